@@ -1,0 +1,50 @@
+"""Time, as everything below the app asks for it, so that a test can hold it in its hand.
+
+``monotonic`` measures how long (leases, backoff), ``time`` says when (timestamps). Whoever waits
+asks :meth:`Clock.timeout` how long to block in real seconds, and is woken through
+:meth:`Clock.watch` when a clock that a test advances has moved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """A source of time. The real one is :data:`SYSTEM`; tests use ``streams.testing.Clock``."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; only differences mean anything."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the epoch, UTC."""
+        ...
+
+    def timeout(self, seconds: float) -> float:
+        """How long to block, in real seconds, so as not to miss ``seconds`` of this clock."""
+        ...
+
+    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
+        """Call ``moved`` (from any thread) whenever the clock jumps; returns the way to stop."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+    def timeout(self, seconds: float) -> float:
+        """Real seconds are this clock's seconds."""
+        return max(0.0, seconds)
+
+    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
+        """Never jumps, so nothing is ever called."""
+        return lambda: None
+
+
+SYSTEM = SystemClock()

@@ -1,0 +1,136 @@
+"""Configuration: a few frozen dataclasses, passed whole; every default is meant for production.
+
+All durations are seconds, all sizes bytes. An impossible value raises
+:class:`~streams.errors.ConfigError` where it is written, not where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from streams.errors import ConfigError
+
+__all__ = ["DeadLetters", "Dedup", "Flow", "OnUnknown", "Retry", "Start"]
+
+OnUnknown = Literal["dead", "skip"]
+"""What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
+
+Start = Literal["earliest", "latest"]
+
+
+def _check(ok: bool, what: str) -> None:
+    if not ok:
+        raise ConfigError(what)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how fast a failing message is tried again.
+
+    Exponential backoff with *full jitter*: before attempt n+1 the message waits a random time
+    between 0 and ``min(cap, delay * 2**(n-1))`` (Marc Brooker, "Exponential Backoff And Jitter",
+    AWS Architecture Blog, 2015).
+
+    :param attempts: how often the handler is called at most, the first call included.
+    :param delay: the first backoff's upper bound in seconds.
+    :param cap: no backoff is longer than this, in seconds.
+    :param never: exception types that are not tried again but dead-lettered at once.
+    :param in_order: True: the failing message's key waits for it (other keys go on). False: the
+        message steps out of its lane and later messages of its key overtake it.
+    """
+
+    attempts: int = 5
+    delay: float = 0.1
+    cap: float = 30.0
+    never: tuple[type[BaseException], ...] = ()
+    in_order: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.attempts >= 1, f"Retry(attempts={self.attempts!r}): at least 1, the first call")
+        _check(self.delay >= 0, f"Retry(delay={self.delay!r}): seconds, not negative")
+        _check(self.cap >= 0, f"Retry(cap={self.cap!r}): seconds, not negative")
+        never = self.never if isinstance(self.never, tuple) else (self.never,)
+        for kind in never:
+            _check(
+                isinstance(kind, type) and issubclass(kind, BaseException),
+                f"Retry(never=...): exception types, got {kind!r}",
+            )
+        object.__setattr__(self, "never", never)
+
+    def bounds(self) -> Iterator[float]:
+        """The upper bound of each backoff in turn, in seconds: ``attempts - 1`` of them."""
+        for n in range(self.attempts - 1):
+            yield min(self.cap, self.delay * 2.0 ** min(n, 1000))
+
+    @property
+    def total(self) -> float:
+        """The longest time in seconds that backoff alone can hold a key."""
+        return sum(self.bounds())
+
+
+@dataclass(frozen=True, slots=True)
+class Dedup:
+    """How many message IDs are remembered, so that a message published twice is handled once.
+
+    :param window: IDs a partition, at least; 0 turns deduplication off.
+    :param cap: IDs in the whole process, at most; the partitions share it evenly when
+        ``window`` times their number would be more.
+    """
+
+    window: int = 10_000
+    cap: int = 2_000_000
+
+    def __post_init__(self) -> None:
+        _check(self.window >= 0, f"Dedup(window={self.window!r}): not negative; 0 turns it off")
+        _check(self.cap >= 1, f"Dedup(cap={self.cap!r}): at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """Where messages go that cannot be handled.
+
+    :param topic: the dead letter topic; ``{topic}`` and ``{group}`` are filled in.
+    :param sequenced: park later messages of a dead message's key behind it.
+    """
+
+    topic: str = "{topic}.{group}.dead"
+    sequenced: bool = False
+
+    def __post_init__(self) -> None:
+        _check(bool(self.topic), "DeadLetters(topic=''): a topic's name is needed")
+        try:
+            self.name("t", "g")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"DeadLetters(topic={self.topic!r}): only {{topic}} and {{group}} are filled in"
+            ) from error
+
+    def name(self, topic: str, group: str) -> str:
+        """The dead letter topic of ``topic`` and ``group``."""
+        return self.topic.format(topic=topic, group=group)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How much is held in memory, how often positions are committed, how long a stop may take.
+
+    :param messages: unsettled messages held by one processor, at most.
+    :param bytes: their bytes (keys and values), the driver's prefetch included, at most; a single
+        larger message is still taken, alone.
+    :param commit: seconds between commits of the positions.
+    :param drain: seconds given to handlers in flight on a stop or a rebalance; then async
+        handlers are cancelled.
+    """
+
+    messages: int = 10_000
+    bytes: int = 64 << 20
+    commit: float = 1.0
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check(self.messages >= 1, f"Flow(messages={self.messages!r}): at least 1")
+        _check(self.bytes >= 1, f"Flow(bytes={self.bytes!r}): at least 1")
+        _check(self.commit > 0, f"Flow(commit={self.commit!r}): seconds, more than 0")
+        _check(self.drain >= 0, f"Flow(drain={self.drain!r}): seconds, not negative")

@@ -1,0 +1,120 @@
+"""Every error this package raises or understands, in one small tree.
+
+Three families:
+
+* what *you* did wrong, found before anything runs: :class:`ConfigError`;
+* what *the log* answered: :class:`LogError` and below. A driver's own exceptions are translated
+  into these once, at the log's boundary, so code above the log never imports a driver;
+* what *a handler* says by raising: :class:`Reject`, :class:`RetryAfter`, :class:`BatchError`.
+
+A codec's errors live in ``stream_codecs`` (a codec knows nothing of streams).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class StreamsError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigError(StreamsError, ValueError):
+    """A declaration that cannot work: a URL, a signature, an option, a key field.
+
+    The message is one line that says what was wrong, where, and what to do.
+    """
+
+
+# -- what the log answered -------------------------------------------------------------------
+
+
+class LogError(StreamsError):
+    """The log could not do what was asked; nothing below says more precisely why."""
+
+
+class Unavailable(LogError):
+    """The log cannot be reached or is busy *now*; the same call may succeed later.
+
+    Nothing was written. Consumers wait and try again by themselves.
+    """
+
+
+class OutcomeUnknown(LogError):
+    """A write was sent and its answer never came: it is *perhaps* in the log.
+
+    Never retried in silence. Publishing again with the same message ID is harmless to consumers
+    that remember it (:class:`~streams.config.Dedup`).
+    """
+
+
+class Fatal(LogError):
+    """The log refuses for good (authentication, corruption, fatal driver state): ``run()`` ends."""
+
+
+class NotFound(LogError, LookupError):
+    """A topic, partition or group that does not exist."""
+
+
+class Mismatch(LogError):
+    """What was declared differs from what the log holds, such as a topic's number of partitions."""
+
+
+class TooLarge(LogError, ValueError):
+    """A record is larger than the log accepts; nothing was written."""
+
+
+class Fenced(LogError):
+    """This member no longer owns the partition: another epoch does. Nothing was committed."""
+
+
+class GroupLive(LogError):
+    """A group's position cannot be moved while members are running, unless forced."""
+
+
+class NotRunning(StreamsError, RuntimeError):
+    """The app is not entered (``async with app``, ``app.connected()``) or already closed."""
+
+
+class ProcessorDied(StreamsError):
+    """A processor ended for a reason other than being stopped; the cause is chained."""
+
+
+class HandlerTimeout(StreamsError, TimeoutError):
+    """A handler ran longer than the processor's ``timeout``; counts as a failed attempt."""
+
+
+# -- what a handler says by raising ------------------------------------------------------------
+
+
+class Reject(StreamsError):
+    """Raised by a handler: do not try again, move the message to the dead letters now."""
+
+    def __init__(self, reason: str = "rejected by its handler") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryAfter(StreamsError):
+    """Raised by a handler: try again after ``seconds`` (instead of the backoff's delay).
+
+    It uses up an attempt like any failure.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not seconds >= 0:
+            raise ValueError(f"RetryAfter needs seconds >= 0, got {seconds!r}")
+        super().__init__(reason or f"asked to be tried again after {seconds:g} s")
+        self.seconds = float(seconds)
+
+
+class BatchError(StreamsError):
+    """Raised by a batch handler: these messages failed, the others of the batch are done.
+
+    :param errors: the failure by index into the batch. :class:`Reject` and :class:`RetryAfter`
+        are understood as values.
+    """
+
+    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        super().__init__(f"{len(errors)} messages of the batch failed")
+        self.errors = dict(errors)

@@ -1,0 +1,46 @@
+"""What may be called what, and where a key goes: the same on every log.
+
+Topic names are Kafka's (``org.apache.kafka.common.internals.Topic``), so that a service can move
+from the embedded log to Kafka without renaming anything.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+from streams.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
+
+
+def check_topic(name: str) -> str:
+    """The name, if a topic may have it.
+
+    :raises ConfigError: otherwise.
+    """
+    if not isinstance(name, str) or not _NAME.match(name) or name in (".", ".."):
+        raise ConfigError(
+            f"topic name {name!r}: use 1 to 249 letters, digits, '.', '_' or '-' (Kafka's rule)"
+        )
+    return name
+
+
+def check_group(name: str) -> str:
+    """The name, if a group may have it.
+
+    :raises ConfigError: otherwise.
+    """
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ConfigError(f"group name {name!r}: use 1 to 249 letters, digits, '.', '_' or '-'")
+    return name
+
+
+def place(key: bytes | None, id: str, partitions: int) -> int:
+    """The partition of a key on the logs that are ours (Kafka has murmur2).
+
+    A keyless message goes by its ID, so that publishing it again lands beside its twin.
+    """
+    if partitions == 1:
+        return 0
+    return crc32(key if key is not None else id.encode("utf-8", "surrogateescape")) % partitions

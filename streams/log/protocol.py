@@ -1,0 +1,401 @@
+"""What a log is: two small protocols, :class:`Log` and :class:`Subscription`, and their vocabulary.
+
+Rules every log keeps (``tests/conformance/`` proves them, one suite over all logs):
+
+* **Offsets are ints with a total order.** Kafka's and SQLite's own numbers; on Redis the entry ID
+  ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared, never counted.
+* **A position is where reading goes on**: every message of the partition with a smaller offset is
+  settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is the next possible
+  entry ID, so the rule holds there too). Kafka's committed offset means the same.
+* **Progress** is a position and an opaque ASCII string of at most :data:`PROGRESS_LIMIT`
+  characters; a log stores and returns it, and knows nothing of what it says.
+* **Every call is synchronous and raises only** :class:`~streams.errors.LogError` and below; a
+  driver's exceptions are translated here. A :class:`Log` may be used from any thread; a
+  :class:`Subscription` belongs to the one thread that polls it, except where a method says so.
+* **Ownership has an epoch.** A commit under an older epoch is refused, and
+  ``Assignment.valid_until`` says until when ownership is certain: past it no handler starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from streams.config import Flow
+from streams.errors import ConfigError, LogError
+from streams.message import Batch, Position, Record
+
+PROGRESS_LIMIT = 4_095
+"""Kafka's offset.metadata.max.bytes is 4,096 and the client sends a trailing NUL."""
+
+TRIM_MARGIN = 10_000
+"""Messages kept below what every group has settled, so that dedup windows can be rebuilt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a log can do, as data. What it cannot is not tested on it, and the app refuses it."""
+
+    name: str
+    durable: bool = True
+    """What was acknowledged survives ``kill -9`` of the process."""
+    processes: bool = True
+    """One group can span several processes."""
+    transactions: bool = False
+    """A handler's own SQL can join the transaction that commits its position."""
+    append_once: bool = False
+    """Writing one message ID twice leaves one entry in the log."""
+    creates_topics: bool = True
+    """A missing topic is created (with one partition unless said otherwise) when declared."""
+    clocked: bool = False
+    """All its time is the app's clock, so that a test can advance it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long messages are kept; whatever any group has not settled is kept regardless.
+
+    :param seconds: drop messages older than this; None keeps them for ever.
+    :param messages: keep about this many messages a partition; None is no bound.
+    """
+
+    seconds: float | None = None
+    messages: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigError(f"Retention(seconds={self.seconds!r}): more than 0, or None")
+        if self.messages is not None and self.messages < 1:
+            raise ConfigError(f"Retention(messages={self.messages!r}): at least 1, or None")
+
+
+class TopicInfo(NamedTuple):
+    """A topic as the log holds it."""
+
+    name: str
+    partitions: int
+    retention: Retention = Retention()
+
+
+class Committed(NamedTuple):
+    """A group's place in one partition: the position, and the engine's opaque progress."""
+
+    position: int
+    progress: str = ""
+
+
+class Commit(NamedTuple):
+    """A place to be stored. ``version`` ascends within an assignment: an older one is stale and
+    is dropped, so that two threads that commit cannot move a group backwards."""
+
+    assignment: Assignment
+    position: int
+    progress: str
+    version: int
+
+
+class MemberInfo(NamedTuple):
+    """A running member of a group."""
+
+    id: str
+    partitions: tuple[tuple[str, int], ...]
+    """Topic and partition of what it owns."""
+
+
+class GroupInfo(NamedTuple):
+    """A group as the log holds it."""
+
+    name: str
+    members: tuple[MemberInfo, ...]
+    positions: Mapping[tuple[str, int], Committed]
+    """By topic and partition; a partition without a position is absent."""
+
+
+class Assignment:
+    """One partition, owned by one subscription under one epoch, until revoked or lost.
+
+    Compared by identity: the same partition coming back is another assignment.
+    """
+
+    __slots__ = ("committed", "epoch", "partition", "position", "state", "topic", "valid_until")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        epoch: int,
+        committed: Committed | None,
+        valid_until: float = float("inf"),
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.epoch = epoch
+        self.committed = committed
+        """What the group had stored when this assignment began."""
+        self.position: int = committed.position if committed else 0
+        """Where reading starts; the listener sets it before ``assigned`` returns."""
+        self.valid_until = valid_until
+        """Monotonic time until which ownership is certain; the subscription moves it on each
+        confirmation, and to minus infinity when the partition is revoked or lost."""
+        self.state: Any = None
+        """The listener's own."""
+
+    def __repr__(self) -> str:
+        return f"<Assignment {self.topic}/{self.partition} epoch {self.epoch}>"
+
+
+class Listener(Protocol):
+    """What a subscription tells its user, always inside ``poll`` or ``close``."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """These partitions are ours: set each one's ``position`` before returning."""
+        ...
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """These go elsewhere once this returns: drain and commit now (commits still count)."""
+        ...
+
+    def lost(self, assignments: Sequence[Assignment]) -> None:
+        """These are somebody else's already: discard, commit nothing."""
+        ...
+
+
+class Subscription(Protocol):
+    """A member of a group, reading the partitions it owns. Used by one thread."""
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        """The next messages, at most ``limit``, without those of paused assignments.
+
+        Takes what is there and blocks only while there is nothing, up to ``timeout`` real
+        seconds. Keeps the membership alive, so call it more often than the session or lease
+        lasts. Each batch names its assignment.
+
+        :raises Unavailable: the log cannot be reached now; poll again after a pause.
+        :raises LogError: anything worse.
+        """
+        ...
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Store these places durably. Those of assignments no longer owned, or stale, are dropped
+        without an error (their loss is told to the listener).
+
+        :raises Unavailable: nothing is known to be stored; commit again later.
+        """
+        ...
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver nothing of these until resumed; they stay owned."""
+        ...
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver these again, from behind the last message delivered."""
+        ...
+
+    def wake(self) -> None:
+        """Make a blocked ``poll`` return soon (any thread)."""
+        ...
+
+    def begin(self) -> Transaction:
+        """A transaction for a handler (any thread).
+
+        :raises ConfigError: the log has none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group. ``listener.revoked`` is called for what is still owned."""
+        ...
+
+
+class Transaction(Protocol):
+    """A handler's own SQL together with the position of what it handled (one thread at a time)."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run one statement; the rows it returns."""
+        ...
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Commit the handler's rows and these places together.
+
+        :raises Fenced: a partition is no longer owned; everything was rolled back.
+        """
+        ...
+
+    def rollback(self) -> None:
+        """Undo everything; harmless when there is nothing to undo."""
+        ...
+
+
+class Reader(Protocol):
+    """A plain, sequential reading of one partition, outside any group (one thread at a time)."""
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the reader holds."""
+        ...
+
+
+Done = Callable[[Sequence["Position | LogError"]], None]
+"""Told once how an append ended: per record its position, or why it is not (known to be) there."""
+
+
+class Log(Protocol):
+    """Topics, appends, reads and groups. Usable from any thread."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this log can do."""
+        ...
+
+    # -- topics
+
+    def create(
+        self,
+        topic: str,
+        partitions: int,
+        retention: Retention = Retention(),
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        """Create a topic. The same again is harmless; ``config`` is the server's own settings.
+
+        :raises Mismatch: it exists with another number of partitions.
+        """
+        ...
+
+    def topic(self, topic: str) -> TopicInfo:
+        """A topic's facts.
+
+        :raises NotFound: there is none of that name.
+        """
+        ...
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        ...
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic with its messages and every group's position in it."""
+        ...
+
+    # -- writing
+
+    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+        """Write records in order. May block; calls ``done`` exactly once, from any thread.
+
+        A key always goes to one partition; a keyless record goes by its ID. Durable when ``done``
+        says so. Never raises for what concerns single records.
+        """
+        ...
+
+    # -- reading
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First position that can be read, and the one the next message will get or exceed."""
+        ...
+
+    def at(self, topic: str, partition: int, time: float) -> int:
+        """Position of the first message the log took at or after ``time``; the end if none."""
+        ...
+
+    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+        """Position of the message ``count`` before ``position``, or the first there is."""
+        ...
+
+    def lag(self, topic: str, partition: int, position: int) -> int | None:
+        """How many messages stand at or behind ``position``; None where it cannot be known."""
+        ...
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """Read from position ``start`` up to, not including, position ``end``."""
+        ...
+
+    # -- groups
+
+    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+        """Give a *new* group its positions, all at once: True where it had none in this topic."""
+        ...
+
+    def group(self, group: str) -> GroupInfo:
+        """A group's members and positions.
+
+        :raises NotFound: there is none of that name.
+        """
+        ...
+
+    def groups(self) -> list[str]:
+        """The names of all groups, sorted."""
+        ...
+
+    def move(
+        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    ) -> None:
+        """Set a group's places in a topic.
+
+        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+            members lose the partitions and start over from the new places.
+        """
+        ...
+
+    def forget(self, group: str) -> None:
+        """Delete a group and its positions.
+
+        :raises GroupLive: it has running members.
+        """
+        ...
+
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        *,
+        flow: Flow = Flow(),
+        window: int = TRIM_MARGIN,
+    ) -> Subscription:
+        """Join a group. ``flow`` sizes the driver's own prefetch; ``window`` is how many messages
+        below the group's position must not be trimmed."""
+        ...
+
+    # -- the rest
+
+    def show(self, offset: int) -> str:
+        """An offset as people write it on this log."""
+        ...
+
+    def parse(self, text: str) -> int:
+        """An offset as :meth:`show` writes it.
+
+        :raises ConfigError: it is none.
+        """
+        ...
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every append so far has been told its outcome.
+
+        :raises Unavailable: some have not, after ``timeout`` seconds.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; what was not acknowledged is told so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a log's module is asked to open: the URL in parts, driver settings, the app's clock."""
+
+    url: str
+    path: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The URL's query."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Driver settings, passed through."""
+    clock: Any = None

@@ -1,0 +1,329 @@
+"""What travels: messages as a handler sees them, batches as a log delivers them, records as they
+are written.
+
+A log delivers *columns* (:class:`Batch`): one list of keys, one of values, one of identities. The
+hot loop then pays for an object per message only where a handler asks for its :class:`Message`,
+which is a view of one row: two references and an index, everything else is looked up when read.
+
+Header names are CloudEvents' (https://cloudevents.io, Kafka protocol binding, binary mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+# A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
+T_co = TypeVar("T_co", covariant=True)
+
+Headers = Sequence[tuple[str, "bytes | None"]]
+"""Headers as they stand on the wire: pairs in order, names may repeat."""
+
+# -- the names on the wire -----------------------------------------------------------------------
+
+ID = "ce_id"
+SOURCE = "ce_source"
+TYPE = "ce_type"
+TIME = "ce_time"
+CORRELATION = "correlationid"
+CAUSATION = "causationid"
+REDRIVE = "streams_redrive"
+"""How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
+
+
+def identity(id: str, source: str | None = None, redrive: str | None = None) -> str:
+    """What deduplication compares: the message ID, plus its source and redrive count if any.
+
+    CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again.
+    """
+    if not source and (not redrive or redrive == "0"):
+        return id
+    return f"{id}\0{source or ''}\0{redrive or '0'}"
+
+
+def identity_of(headers: Headers) -> str | None:
+    """The identity in a message's headers, None where they hold no ID (a foreign message)."""
+    id = source = redrive = None
+    for name, value in headers:
+        if value is None:
+            continue
+        if name == ID:
+            id = value
+        elif name == SOURCE:
+            source = value
+        elif name == REDRIVE:
+            redrive = value
+    if not id:
+        return None
+    return identity(text(id), text(source or b""), text(redrive or b""))
+
+
+def text(data: bytes) -> str:
+    """Bytes of the wire as str; what is not UTF-8 is kept by surrogates, never an error."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+class Position(NamedTuple):
+    """Where one message stands in the log. Offsets of one partition are ordered."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class Raw(NamedTuple):
+    """A message's bytes, exactly as they stand in the log."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Record(msgspec.Struct, gc=False):
+    """One message to be written. The partition is the log's choice unless given.
+
+    ``headers`` holds everything but the ID, which every log writes itself.
+    """
+
+    value: bytes | None
+    key: bytes | None
+    id: str
+    headers: Headers = ()
+    partition: int | None = None
+
+
+class Batch:
+    """Consecutive messages of one partition, as columns of equal length.
+
+    ``offsets`` ascend, with gaps where the log has them. ``ids`` are identities
+    (:func:`identity`), None for a message that carries none. ``times`` are the log's own, in
+    seconds since the epoch. ``assignment`` is what the subscription that polled this batch was
+    given, None for a plain read.
+
+    A log whose driver keeps headers and times inside objects of its own subclasses this and
+    overrides :meth:`headers` and :meth:`time`, so that nothing is converted before it is read.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_times",
+        "assignment",
+        "ids",
+        "keys",
+        "offsets",
+        "partition",
+        "topic",
+        "values",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offsets: Sequence[int],
+        keys: list[bytes | None],
+        values: list[bytes | None],
+        ids: list[str | None],
+        headers: Sequence[Headers | None] | None = None,
+        times: Sequence[float] | None = None,
+        assignment: Any = None,
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offsets = offsets
+        self.keys = keys
+        self.values = values
+        self.ids = ids
+        self._headers = headers
+        self._times = times
+        self.assignment = assignment
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def headers(self, index: int) -> Headers:
+        """The headers of one message, the ID included where there is one."""
+        return (self._headers[index] if self._headers is not None else None) or ()
+
+    def time(self, index: int) -> float:
+        """The log's own time of one message, in seconds since the epoch."""
+        return self._times[index] if self._times is not None else 0.0
+
+    def offset(self, index: int) -> int:
+        """The offset of one message, as the log likes to show it."""
+        return self.offsets[index]
+
+    def id(self, index: int) -> str:
+        """The message ID; a message without one is named by its place."""
+        found = self.ids[index]
+        if found is None:
+            return f"{self.topic}/{self.partition}/{self.offset(index)}"
+        return found.partition("\0")[0]
+
+    def release(self, index: int) -> None:
+        """Let go of one settled message's bytes."""
+        self.keys[index] = self.values[index] = None
+
+    def nbytes(self) -> list[int]:
+        """The size of each message's key and value in bytes."""
+        return [
+            (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
+            for key, value in zip(self.keys, self.values, strict=True)
+        ]
+
+
+class Message(Generic[T_co]):
+    """One message as a handler sees it.
+
+    :param value: the decoded value.
+    :param id: the message ID (CloudEvents ``id``).
+    :param key: the key as text; messages of one key are handled in order.
+    :param topic: the topic it stands in.
+    :param partition: the partition it stands in.
+    :param offset: its place in that partition.
+    :param timestamp: when it happened (``ce_time``), else when the log took it; UTC.
+    :param headers: a mapping of str; where a name repeats, the last one.
+    :param attempt: which call of the handler this is, from 1.
+    """
+
+    __slots__ = ("_batch", "_index", "_transaction", "attempt", "value")
+
+    value: T_co
+    attempt: int
+
+    def __init__(
+        self,
+        value: T_co,
+        *,
+        id: str = "",
+        key: str | None = None,
+        topic: str = "",
+        partition: int = 0,
+        offset: int = 0,
+        timestamp: datetime | None = None,
+        headers: Mapping[str, str] | None = None,
+        attempt: int = 1,
+        raw: Raw | None = None,
+    ) -> None:
+        pairs = [(name, item.encode()) for name, item in (headers or {}).items()]
+        if id and not any(name == ID for name, _ in pairs):
+            pairs.insert(0, (ID, id.encode("utf-8", "surrogateescape")))
+        encoded = key.encode("utf-8", "surrogateescape") if key is not None else None
+        raw = raw or Raw(encoded, value if isinstance(value, bytes) else None, pairs)
+        moment = timestamp or datetime.now(timezone.utc)
+        self.value = value
+        self.attempt = attempt
+        self._index = 0
+        self._transaction: Any = None
+        self._batch = Batch(
+            topic,
+            partition,
+            (offset,),
+            [encoded if key is not None else raw.key],
+            [raw.value],
+            [identity_of(raw.headers) or id or None],
+            [raw.headers],
+            [moment.timestamp()],
+        )
+
+    @property
+    def id(self) -> str:
+        """The message ID; ``topic/partition/offset`` where the message carries none."""
+        return self._batch.id(self._index)
+
+    @property
+    def key(self) -> str | None:
+        """The key as text, None for a keyless message."""
+        key = self._batch.keys[self._index]
+        return None if key is None else text(key)
+
+    @property
+    def topic(self) -> str:
+        """The topic this message stands in."""
+        return self._batch.topic
+
+    @property
+    def partition(self) -> int:
+        """The partition this message stands in."""
+        return self._batch.partition
+
+    @property
+    def offset(self) -> int:
+        """The place in its partition: ordered, not always consecutive."""
+        return self._batch.offset(self._index)
+
+    @property
+    def position(self) -> Position:
+        """Topic, partition and offset together."""
+        return Position(self.topic, self.partition, self.offset)
+
+    @property
+    def timestamp(self) -> datetime:
+        """``ce_time`` where the message carries it, else the time the log took it; UTC."""
+        for name, value in self._batch.headers(self._index):
+            if name == TIME and value:
+                try:
+                    moment = datetime.fromisoformat(text(value))
+                except ValueError:
+                    break
+                return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return datetime.fromtimestamp(self._batch.time(self._index), timezone.utc)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """All headers as text; where a name repeats, the last one."""
+        return {
+            name: "" if value is None else text(value)
+            for name, value in self._batch.headers(self._index)
+        }
+
+    @property
+    def raw(self) -> Raw:
+        """Key, value and headers as bytes, exactly as they stand in the log."""
+        batch, index = self._batch, self._index
+        return Raw(batch.keys[index], batch.values[index], batch.headers(index))
+
+    @property
+    def transaction(self) -> Any:
+        """The transaction that will commit this message's position (SQLite log only).
+
+        ``message.transaction.execute(sql, parameters)`` runs in it: the handler's rows and the
+        position become durable together, or neither does.
+
+        :raises ConfigError: on a log without transactions, or outside a processor.
+        """
+        if self._transaction is None:
+            from streams.errors import ConfigError
+
+            raise ConfigError(
+                "message.transaction: only a message handled by a processor on a sqlite:// log "
+                "has a transaction"
+            )
+        return self._transaction
+
+    def __repr__(self) -> str:
+        # The value stays out: it may hold what must not reach a log line.
+        return (
+            f"<Message {self.id!r} key={self.key!r} at "
+            f"{self.topic}/{self.partition}/{self.offset} attempt {self.attempt}>"
+        )
+
+
+def deliver(
+    value: Any, batch: Batch, index: int, attempt: int, transaction: Any = None
+) -> Message[Any]:
+    """A message as a view of one row of a batch (what the runners build)."""
+    message: Message[Any] = Message.__new__(Message)
+    message.value = value
+    message.attempt = attempt
+    message._batch = batch
+    message._index = index
+    message._transaction = transaction
+    return message
