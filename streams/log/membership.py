@@ -1,0 +1,311 @@
+"""Who owns which partition: even assignment and lease rules, for the logs that have no group
+coordinator of their own (memory, sqlite, redis). Pure: no I/O, no clock, no randomness.
+
+Promises
+--------
+* **even**: where members subscribe to the same topics, what they own differs by at most one
+  partition, over all topics together *and* within each topic (a topic without traffic must not
+  count as a busy one's counterweight). Where subscriptions differ, no move can bring two members'
+  loads closer together.
+* **sticky**: who owns a partition keeps it as far as that evenness allows.
+* **deterministic**: the same input gives the same answer in every member, on every machine, so
+  nobody has to be elected leader.
+* **one owner**: under clocks that run at the same rate, no two members hold a partition at once.
+
+Theory of operation
+-------------------
+The log keeps two small tables a group: *members* (ID, topics, expiry) and *leases* (partition,
+owner, epoch, expiry). Every member, at every heartbeat, in one atomic step of its log: extends its
+own member row and its own leases, reads both tables, calls :func:`plan`, and does what the plan
+says about *itself*:
+
+* ``release``: a live member should have it instead. Drain, commit, then set the lease free; the
+  other one waits. Leases are renewed while their partition drains.
+* ``acquire``: it should be mine and is free, or its lease has expired. Write the lease with the
+  given epoch, under the condition that the stored epoch is still the one before; who loses this
+  race simply plans again.
+* ``renew``: mine, and stays mine.
+
+Nobody ever takes from a living owner, so a rebalance is cooperative: what does not move is never
+interrupted (KIP-429 does the same for Kafka's classic protocol). As every step brings ownership
+nearer to one and the same target, members that act in any order and on old snapshots converge.
+
+A lease ends by release or by expiry, by nothing else: a member whose row is gone but whose lease
+is not over may still be running a handler. The *owner* counts more strictly than the table does:
+it trusts its lease only until ``time before the request was sent + lease - margin``
+(:meth:`Terms.valid_until`), measured on its own monotonic clock, so it stops before anybody else
+may start however long the answer took (Gray and Cheriton, "Leases", SOSP 1989). And as a frozen
+process can wake up at any later time, each taking raises the lease's *epoch* by one, and a commit
+names owner and epoch: an older one is refused. An owner that comes back to find its expired lease
+untouched still is the owner, under the same epoch.
+
+The assignment itself is a semi-matching of partitions to members: from what is owned now, give the
+unowned to the least loaded, then move partitions along shortest paths from a member to one that
+has at least two fewer; when no such path is left, no assignment is more even (Harvey, Ladner,
+Lovász, Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between
+two members then even out each topic without touching the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Part = tuple[str, int]
+"""A topic's name and the number of one of its partitions."""
+
+
+class Member(NamedTuple):
+    """A member as its log stores it. ``expires`` is on the log's own time line, in seconds."""
+
+    id: str
+    topics: Collection[str]
+    expires: float
+
+
+class Lease(NamedTuple):
+    """A partition's lease as its log stores it: ``owner`` is a member's ID, or empty when it was
+    released. The epoch outlives release, and is never used twice."""
+
+    owner: str
+    epoch: int
+    expires: float
+
+
+NEVER = float("inf")
+
+FREE = Lease("", 0, -NEVER)
+"""The lease of a partition that nobody has owned yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long ownership lasts without being confirmed, in seconds."""
+
+    lease: float = 10.0
+
+    @property
+    def heartbeat(self) -> float:
+        """Renew this often: two of three heartbeats may fail before anything is lost."""
+        return self.lease / 3
+
+    @property
+    def margin(self) -> float:
+        """How much earlier than the table the owner itself stops believing in its lease: room for
+        clocks that run at different rates, and for the time between a check and its effect."""
+        return self.lease / 10
+
+    def expires(self, now: float) -> float:
+        """The expiry to write, on the log's time line, when renewing or acquiring at ``now``."""
+        return now + self.lease
+
+    def valid_until(self, sent: float) -> float:
+        """Until when the owner may act, on its own monotonic clock; ``sent`` is the time on that
+        clock before the confirmed request was sent."""
+        return sent + self.lease - self.margin
+
+
+TERMS = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one member should do now about each partition it has or should have."""
+
+    release: tuple[Part, ...] = ()
+    """Mine, to go elsewhere: drain, commit, then release. Renew them until then."""
+    acquire: Mapping[Part, int] = field(default_factory=dict)
+    """Mine to take now: partition to the epoch to write, if the stored one is still one less."""
+    renew: tuple[Part, ...] = ()
+    """Mine, and stays."""
+    again: float = NEVER
+    """When the tables may call for another plan though nobody has written to them: a foreign
+    lease or member row that runs out by then. On the log's time line."""
+
+
+def plan(
+    me: str,
+    now: float,
+    members: Iterable[Member],
+    partitions: Mapping[str, int],
+    leases: Mapping[Part, Lease],
+) -> Plan:
+    """What member ``me`` should do, from one consistent snapshot taken at ``now``.
+
+    :param members: all rows of the group, ``me`` among them (it counts as alive whatever its
+        row's expiry says: it is the one asking).
+    :param partitions: how many partitions each topic has; at least the topics of ``members``.
+    :param leases: the leases of the group; a partition that is absent was never owned.
+    """
+    everyone = list(members)
+    alive = {row.id: row.topics for row in everyone if row.expires > now or row.id == me}
+    owners = {
+        part: lease.owner
+        for part, lease in leases.items()
+        if lease.owner == me or (lease.owner in alive and lease.expires > now)
+    }
+    wanted = target(alive, partitions, owners)
+
+    release: list[Part] = []
+    renew: list[Part] = []
+    acquire: dict[Part, int] = {}
+    others = (row.expires for row in everyone if row.id in alive and row.id != me)
+    again = min(others, default=NEVER)
+    for part, owner in owners.items():
+        if owner == me:
+            (renew if wanted.get(part) == me else release).append(part)
+    for part, owner in wanted.items():
+        lease = leases.get(part, FREE)
+        if owner != me or lease.owner == me:
+            continue
+        if not lease.owner or lease.expires <= now:
+            acquire[part] = lease.epoch + 1
+        else:
+            again = min(again, lease.expires)
+    return Plan(tuple(sorted(release)), acquire, tuple(sorted(renew)), again)
+
+
+def target(
+    members: Mapping[str, Collection[str]],
+    partitions: Mapping[str, int],
+    owners: Mapping[Part, str],
+) -> dict[Part, str]:
+    """Which member should own each partition.
+
+    :param members: the living members' IDs, and the topics each one subscribes to.
+    :param partitions: how many partitions each topic has.
+    :param owners: who owns what now; what is absent has no owner.
+    :returns: an owner for every partition that some member subscribes to.
+    """
+    state = _Assignment(members, partitions, owners)
+    while (path := state.improvement()) is not None:
+        for giver, taker in path:
+            state.hand(giver, taker, state.best_topic(giver, taker))
+    while (exchange := state.exchange()) is not None:
+        giver, taker, there, back = exchange
+        state.hand(giver, taker, there)
+        state.hand(taker, giver, back)
+    return state.result()
+
+
+class _Assignment:
+    """An assignment being improved. All iteration is in sorted order: determinism."""
+
+    def __init__(
+        self,
+        members: Mapping[str, Collection[str]],
+        partitions: Mapping[str, int],
+        owners: Mapping[Part, str],
+    ) -> None:
+        self.owners = owners
+        self.topics = {
+            member: frozenset(topic for topic in topics if partitions.get(topic))
+            for member, topics in sorted(members.items())
+        }
+        self.readers = {
+            topic: [member for member, topics in self.topics.items() if topic in topics]
+            for topic in sorted(partitions)
+        }
+        self.load = dict.fromkeys(self.topics, 0)
+        # What each member holds, by topic.
+        self.held: dict[str, dict[str, list[int]]] = {
+            member: {topic: [] for topic in sorted(topics)}
+            for member, topics in self.topics.items()
+        }
+        unowned: list[Part] = []
+        for topic, readers in self.readers.items():
+            for partition in range(partitions[topic]):
+                owner = owners.get((topic, partition))
+                if owner is not None and topic in self.topics.get(owner, ()):
+                    self.give(owner, topic, partition)
+                elif readers:
+                    unowned.append((topic, partition))
+        for topic, partition in unowned:
+            readers = self.readers[topic]
+            least = min(readers, key=lambda m: (self.load[m], len(self.held[m][topic]), m))
+            self.give(least, topic, partition)
+
+    def give(self, member: str, topic: str, partition: int) -> None:
+        self.held[member][topic].append(partition)
+        self.load[member] += 1
+
+    def result(self) -> dict[Part, str]:
+        return {
+            (topic, partition): member
+            for member, topics in self.held.items()
+            for topic, partitions in topics.items()
+            for partition in partitions
+        }
+
+    # -- moves
+
+    def hand(self, giver: str, taker: str, topic: str) -> None:
+        """Move one partition, by preference one that costs nothing: the taker's own before, or
+        one that is not the giver's yet."""
+
+        def cost(partition: int) -> tuple[bool, bool, int]:
+            owner = self.owners.get((topic, partition))
+            return owner != taker, owner == giver, -partition
+
+        partition = min(self.held[giver][topic], key=cost)
+        self.held[giver][topic].remove(partition)
+        self.load[giver] -= 1
+        self.give(taker, topic, partition)
+
+    def shared(self, giver: str, taker: str) -> Iterator[tuple[int, str]]:
+        """The topics the giver could hand over, with how many more of each it has."""
+        for topic, partitions in self.held[giver].items():
+            if partitions and topic in self.topics[taker]:
+                yield len(partitions) - len(self.held[taker][topic]), topic
+
+    def best_topic(self, giver: str, taker: str) -> str:
+        return max(self.shared(giver, taker), key=lambda found: (found[0], found[1]))[1]
+
+    def improvement(self) -> list[tuple[str, str]] | None:
+        """A shortest chain of moves from a member to one with at least two fewer."""
+        if not self.load or max(self.load.values()) - min(self.load.values()) < 2:
+            return None
+        by_load = sorted(self.load, key=lambda m: (self.load[m], m))
+        for source in reversed(by_load):
+            goal = self.load[source] - 2
+            if self.load[by_load[0]] > goal:
+                return None
+            came: dict[str, str] = {source: source}
+            reached = [source]
+            for member in reached:
+                for other in by_load:
+                    if other in came or next(self.shared(member, other), None) is None:
+                        continue
+                    came[other] = member
+                    reached.append(other)
+                    if self.load[other] <= goal:
+                        return self.chain(came, other)
+        return None
+
+    @staticmethod
+    def chain(came: Mapping[str, str], end: str) -> list[tuple[str, str]]:
+        """The moves that lead to ``end``, the last one first, so that each member gives one of
+        those it held when the path was found."""
+        moves = []
+        while came[end] != end:
+            moves.append((came[end], end))
+            end = came[end]
+        return moves
+
+    def exchange(self) -> tuple[str, str, str, str] | None:
+        """Two members and two topics such that handing one partition of each evens out the
+        first topic and does not harm the second: giver, taker, topic there, topic back."""
+        for topic, readers in self.readers.items():
+            counts = {member: len(self.held[member][topic]) for member in readers}
+            if not counts or max(counts.values()) - min(counts.values()) < 2:
+                continue
+            ordered = sorted(readers, key=lambda m: (counts[m], m))
+            for giver in reversed(ordered):
+                for taker in ordered:
+                    if counts[giver] - counts[taker] < 2:
+                        break
+                    more, back = max(self.shared(taker, giver), default=(0, ""))
+                    if more >= 1:
+                        return giver, taker, topic, back
+        return None
