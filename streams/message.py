@@ -171,6 +171,10 @@ class Batch:
         """Let go of one settled message's bytes."""
         self.keys[index] = self.values[index] = None
 
+    def size(self) -> int:
+        """The bytes of all keys and values together."""
+        return sum(map(len, filter(None, self.values))) + sum(map(len, filter(None, self.keys)))
+
     def nbytes(self) -> list[int]:
         """The size of each message's key and value in bytes."""
         return [

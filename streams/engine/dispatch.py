@@ -1,0 +1,489 @@
+"""Which message may be handled now: key lanes over what was polled.
+
+Rules
+-----
+
+1. A *lane* is a key of one topic and partition, as bytes; a keyless message has its identity for a
+   lane, so that a duplicate of a message in flight waits for its outcome. A message with neither
+   has no lane and never waits.
+2. A lane that is in ``Owned.lanes`` is *busy*: its message is being handled, waits to be tried
+   again, or is being buried. Later messages of a busy lane queue up in it. When the lane's message
+   is settled, the next of its queue goes to ``ready``, before anything that was not looked at yet.
+3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
+4. Lanes outlive the assignment. A partition that is revoked loses its queues, but lanes whose
+   handler is still running stay busy (the *fence*), so when the partition comes back to this
+   process those keys wait.
+5. Nothing starts when ownership is not certain (``now >= valid_until``): everything waits until it
+   is confirmed again, or lost.
+
+A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
+``(segment, index, lane, identity, attempt, alone, burial)``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple, Protocol, TypeAlias
+
+from streams.config import Retry
+from streams.engine.progress import Progress, Segment
+from streams.engine.retry import again
+from streams.engine.window import Window
+
+Lane: TypeAlias = "bytes | str | None"
+
+
+class Burial(NamedTuple):
+    """A message that will not be handled: why, after how many attempts, and how often the write
+    to the dead letters failed so far."""
+
+    error: BaseException
+    attempts: int
+    tries: int = 0
+
+
+Work: TypeAlias = "tuple[Segment, int, Lane, str | None, int, bool, Burial | None]"
+"""Segment, index into it, lane, identity, attempt (from 1), not to be batched with others,
+and, for a message on its way to the dead letters, why."""
+
+
+class Ownership(Protocol):
+    """What the engine reads of an assignment."""
+
+    topic: str
+    partition: int
+    valid_until: float
+
+
+class Owned:
+    """One assignment's state: progress, window and lanes."""
+
+    __slots__ = ("assignment", "lanes", "live", "progress", "version", "window")
+
+    def __init__(
+        self,
+        assignment: Ownership,
+        progress: Progress,
+        window: Window | None,
+        lanes: dict[Lane, deque[Work] | None],
+    ) -> None:
+        self.assignment = assignment
+        self.progress = progress
+        self.window = window
+        """None: deduplication is off."""
+        self.lanes = lanes
+        self.live = True
+        """Not revoked and not lost."""
+        self.version = 0
+        """How many snapshots were taken, so that an older one can be told from a newer."""
+
+
+class Counts:
+    """What happened so far, counted where it is rare."""
+
+    __slots__ = ("buried", "duplicates", "filtered", "handled", "retries")
+
+    def __init__(self) -> None:
+        self.handled = 0
+        self.duplicates = 0
+        self.filtered = 0
+        self.retries = 0
+        self.buried = 0
+
+
+class Dispatcher:
+    """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._owned: dict[tuple[str, int], Owned] = {}
+        self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
+        self._incoming: deque[Segment] = deque()
+        self._segment: Segment | None = None
+        self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
+        self._ready: deque[Work] = deque()
+        self._timers: list[tuple[float, int, Work]] = []
+        self._ticket = 0
+        self.paused = False
+        """Nothing is given out while set; what runs goes on."""
+        self.counts = Counts()
+
+    # -- partitions
+
+    def assign(self, assignment: Ownership, progress: Progress, window: Window | None) -> Owned:
+        """Begin with a partition. Lanes still busy from an earlier assignment stay so."""
+        place = (assignment.topic, assignment.partition)
+        lanes = self._fences.pop(place, {})
+        owned = Owned(assignment, progress, window, lanes)
+        self._owned[place] = owned
+        return owned
+
+    def revoke(self, owned: Owned) -> None:
+        """Give out nothing more of this partition. What runs is still to be reported."""
+        place = (owned.assignment.topic, owned.assignment.partition)
+        owned.live = False
+        if self._owned.get(place) is owned:
+            del self._owned[place]
+        self._incoming = deque(each for each in self._incoming if each.owner is not owned)
+        if self._segment is not None and self._segment.owner is owned:
+            self._segment, self._cursor = None, iter(())
+        waiting = [work for work in self._ready if work[0].owner is owned]
+        waiting += [work for _, _, work in self._timers if work[0].owner is owned]
+        self._ready = deque(work for work in self._ready if work[0].owner is not owned)
+        self._timers = [timer for timer in self._timers if timer[2][0].owner is not owned]
+        self._timers.sort()
+        lanes = owned.lanes
+        for work in waiting:  # their lanes are busy, but nobody is running in them
+            lanes.pop(work[2], None)
+        for lane in lanes:
+            lanes[lane] = None
+        if lanes:
+            self._fences[place] = lanes
+
+    # -- what is there
+
+    def offer(self, segment: Segment) -> None:
+        """Take in a segment (any thread)."""
+        self._incoming.append(segment)
+
+    @property
+    def backlog(self) -> bool:
+        """Something was offered that was not looked at yet."""
+        return bool(self._ready or self._incoming or self._segment is not None)
+
+    def wake(self, now: float) -> None:
+        """Make ready what has waited long enough."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            self._ready.append(heappop(timers)[2])
+
+    @property
+    def due(self) -> float | None:
+        """When the next waiting message may be tried again, in monotonic seconds."""
+        return self._timers[0][0] if self._timers else None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be tried again."""
+        return len(self._timers)
+
+    def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, Lane, int]]:
+        """Topic, partition, lane and attempt of messages waiting to be tried again."""
+        return [
+            (w[0].batch.topic, w[0].batch.partition, w[2], w[4])
+            for _, _, w in sorted(self._timers)[:limit]
+        ]
+
+    # -- dispatch
+
+    def take(self, now: float) -> Work | None:
+        """The next message whose turn has come, or None. Its lane is busy from here on."""
+        if self.paused:
+            return None
+        if self._ready:
+            work = self._ready[0]
+            if now >= work[0].owner.assignment.valid_until:
+                return None
+            self._ready.popleft()
+            return work
+        while True:
+            segment = self._segment
+            if segment is None:
+                segment = self._next_segment()
+                if segment is None:
+                    return None
+            owned = segment.owner
+            if now >= owned.assignment.valid_until:
+                return None
+            lanes, window, holes = owned.lanes, owned.window, segment.holes
+            for index, key, identity in self._cursor:
+                if holes and segment.done[index]:
+                    continue
+                lane: Lane = identity if key is None else key
+                if lane is not None:
+                    if lane in lanes:
+                        queue = lanes[lane]
+                        work = (segment, index, lane, identity, 1, False, None)
+                        if queue is None:
+                            lanes[lane] = deque((work,))
+                        else:
+                            queue.append(work)
+                        continue
+                    if (
+                        identity is not None
+                        and window is not None
+                        and (identity in window.new or identity in window.old)
+                    ):
+                        segment.done[index] = 1
+                        self.counts.duplicates += 1
+                        continue
+                    lanes[lane] = None
+                return (segment, index, lane, identity, 1, False, None)
+            self._segment = None
+
+    def take_batch(self, now: float, limit: int) -> list[Work]:
+        """Up to ``limit`` messages whose turn has come, in order.
+
+        A key may recur within a batch, an identity may not. A message to be handled alone, or to
+        be buried, comes alone.
+        """
+        batch: list[Work] = []
+        mine: set[tuple[int, Lane]] = set()
+        identities: set[str] = set()
+        while len(batch) < limit:
+            work = self.take(now) if self._ready else self._scan(now, mine, identities)
+            if work is None:
+                break
+            if work[5] or work[6] is not None:
+                if batch:
+                    self._ready.appendleft(work)
+                else:
+                    batch.append(work)
+                break
+            owned, lane = work[0].owner, work[2]
+            queue = None
+            while True:
+                batch.append(work)
+                if work[3] is not None:
+                    identities.add(work[3])
+                if lane is None:
+                    break
+                mine.add((id(owned), lane))
+                queue = owned.lanes[lane]
+                if not queue or len(batch) >= limit or queue[0][5]:
+                    break
+                if queue[0][3] in identities or self._settled_before(queue[0]):
+                    break
+                work = queue.popleft()
+            if queue is not None and not queue and lane is not None:
+                owned.lanes[lane] = None
+        return batch
+
+    def _scan(self, now: float, mine: set[tuple[int, Lane]], identities: set[str]) -> Work | None:
+        """Like :meth:`take` without ``ready``; a key that this batch holds is not in its way."""
+        while not self.paused:
+            segment = self._segment or self._next_segment()
+            if segment is None:
+                return None
+            owned = segment.owner
+            if now >= owned.assignment.valid_until:
+                return None
+            lanes = owned.lanes
+            for index, key, identity in self._cursor:
+                if segment.done[index]:
+                    continue
+                lane: Lane = identity if key is None else key
+                work: Work = (segment, index, lane, identity, 1, False, None)
+                if lane is None:
+                    return work
+                if lane in lanes:
+                    queue = lanes[lane]
+                    if queue is not None:
+                        queue.append(work)
+                    elif (
+                        (id(owned), lane) in mine
+                        and identity not in identities
+                        and not self._settled_before(work)
+                    ):
+                        return work
+                    else:
+                        lanes[lane] = deque((work,))
+                elif self._settled_before(work):
+                    segment.done[index] = 1
+                    self.counts.duplicates += 1
+                else:
+                    lanes[lane] = None
+                    return work
+            self._segment = None
+        return None
+
+    def _next_segment(self) -> Segment | None:
+        if not self._incoming:
+            return None
+        segment = self._segment = self._incoming.popleft()
+        self._cursor = zip(range(len(segment)), segment.keys, segment.ids, strict=True)
+        return segment
+
+    def _settled_before(self, work: Work) -> bool:
+        identity, window = work[3], work[0].owner.window
+        return identity is not None and window is not None and identity in window
+
+    def straight(self, now: float) -> tuple[Segment, int] | None:
+        """A segment all of whose messages from an index on may be handled one after the other.
+
+        Given where nothing stands in the way: no lane is busy, nothing was settled before, no
+        identity recurs. The caller reports with :meth:`ran`. For one runner alone.
+        """
+        if self.paused or self._ready:
+            return None
+        if self._segment is not None:
+            return None
+        segment = self._next_segment()
+        if segment is None:
+            return None
+        owned = segment.owner
+        if owned.lanes or segment.holes or now >= owned.assignment.valid_until:
+            return None
+        if owned.window is not None:
+            unique = set(segment.ids)
+            if len(unique) != len(segment):
+                if unique != {None}:
+                    return None
+            elif None in unique or not owned.window.fresh(unique):
+                return None
+        return segment, 0
+
+    def ran(self, segment: Segment, start: int, stop: int) -> None:
+        """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
+
+        What is left of the segment is given out by :meth:`take`.
+        """
+        owned = segment.owner
+        if owned.window is not None and stop > start and segment.ids[start] is not None:
+            owned.window.extend(segment.ids[start:stop])
+        self.counts.handled += stop - start
+        if segment is self._segment:
+            if stop < len(segment):
+                self._cursor = zip(
+                    range(stop, len(segment)), segment.keys[stop:], segment.ids[stop:], strict=True
+                )
+            else:
+                self._segment, self._cursor = None, iter(())
+
+    def refuse(self, segment: Segment) -> None:
+        """What :meth:`straight` gave cannot be run straight after all; give it out one by one."""
+        self.ran(segment, 0, 0)
+
+    # -- outcomes
+
+    def done(self, work: Work) -> None:
+        """The message is settled: handled, or buried with the write confirmed."""
+        segment, index, lane, identity, _, _, burial = work
+        segment.done[index] = 1
+        owned = segment.owner
+        if burial is None:
+            self.counts.handled += 1
+        else:
+            self.counts.buried += 1
+        if identity is not None and owned.window is not None:
+            self._remember(owned, owned.window, identity)
+        if lane is not None:
+            queue = owned.lanes.pop(lane)
+            if queue or not owned.live:
+                self._next(owned, lane, queue)
+
+    def filtered(self, work: Work) -> None:
+        """The message was passed over by a filter: settled, and counts as seen."""
+        self.done(work)
+        self.counts.handled -= 1
+        self.counts.filtered += 1
+
+    def done_batch(self, works: Iterable[Work]) -> None:
+        """These messages, taken as one batch, are settled."""
+        lanes: dict[tuple[int, Lane], Owned] = {}
+        for segment, index, lane, identity, _, _, _ in works:
+            segment.done[index] = 1
+            self.counts.handled += 1
+            owned = segment.owner
+            if identity is not None and owned.window is not None:
+                self._remember(owned, owned.window, identity)
+            if lane is not None:
+                lanes[id(owned), lane] = owned
+        for (_, lane), owned in lanes.items():
+            self._free(owned, lane)
+
+    def split(self, works: Sequence[Work], failing: Iterable[Work] = ()) -> None:
+        """A batch failed as a whole: its messages are to be handled one by one, in order.
+
+        Lanes that also hold one of ``failing`` (reported by :meth:`failed`) stay behind it.
+        """
+        behind = {(id(work[0].owner), work[2]) for work in failing if work[2] is not None}
+        queues: dict[tuple[int, Lane], list[Work]] = {}
+        heads: list[Work] = []
+        for segment, index, lane, identity, attempt, _, burial in works:
+            owned = segment.owner
+            work: Work = (segment, index, lane, identity, attempt, True, burial)
+            place = (id(owned), lane)
+            if lane is None:
+                if owned.live:
+                    heads.append(work)
+            elif not owned.live:
+                self._free(owned, lane)
+            elif place in queues:
+                queues[place].append(work)
+            elif place in behind:
+                queues[place] = [work]
+            else:
+                queues[place] = []
+                heads.append(work)
+        owners = {id(work[0].owner): work[0].owner for work in works}
+        for (owner, lane), queue in queues.items():
+            lanes = owners[owner].lanes
+            if queue:
+                lanes[lane] = deque((*queue, *(lanes[lane] or ())))
+        self._ready.extendleft(reversed(heads))
+
+    def failed(self, work: Work, error: BaseException, now: float, random: float) -> Work | None:
+        """The handler failed. None: the message waits, or is not ours any more. Otherwise no
+        attempt is left: the work to be buried, to be reported by :meth:`done` or :meth:`later`.
+        """
+        segment, index, lane, identity, attempt, _, _ = work
+        delay = again(self._retry, attempt, error, random)
+        if delay is None:
+            return (segment, index, lane, identity, attempt, True, Burial(error, attempt))
+        self.counts.retries += 1
+        if not self._retry.in_order and lane is not None and segment.owner.live:
+            self._free(segment.owner, lane)
+            lane = None
+        self.later((segment, index, lane, identity, attempt + 1, True, None), now + delay)
+        return None
+
+    def later(self, work: Work, due: float) -> None:
+        """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""
+        if not work[0].owner.live:
+            self.abandon(work)
+            return
+        self._ticket += 1
+        heappush(self._timers, (due, self._ticket, work))
+
+    def abandon(self, work: Work) -> None:
+        """The handler stopped without an outcome; the message is not settled."""
+        owned, lane = work[0].owner, work[2]
+        if owned.live:
+            # Not to be overtaken: it stays at the head of its lane.
+            self._ready.appendleft(work)
+        elif lane is not None:
+            self._free(owned, lane)
+
+    # -- lanes
+
+    def _remember(self, owned: Owned, window: Window, identity: str) -> None:
+        window.add(identity)
+        if not owned.live:
+            # Handled after its partition left: if it came back, its second copy is a duplicate.
+            now = self._owned.get((owned.assignment.topic, owned.assignment.partition))
+            if now is not None and now.window is not None:
+                now.window.add(identity)
+
+    def _free(self, owned: Owned, lane: Lane) -> None:
+        """Nobody runs in this lane any more."""
+        if lane in owned.lanes:
+            self._next(owned, lane, owned.lanes.pop(lane))
+
+    def _next(self, owned: Owned, lane: Lane, queue: deque[Work] | None) -> None:
+        """Give the lane, taken out of ``lanes``, to the next of its queue that is no duplicate."""
+        while queue:
+            work = queue.popleft()
+            if self._settled_before(work):
+                work[0].done[work[1]] = 1
+                self.counts.duplicates += 1
+                continue
+            owned.lanes[lane] = queue or None
+            self._ready.append(work)
+            return
+        if not owned.live and not owned.lanes:
+            place = (owned.assignment.topic, owned.assignment.partition)
+            if self._fences.get(place) is owned.lanes:
+                del self._fences[place]

@@ -1,0 +1,356 @@
+"""How far a group is in one partition: position, settled set, floor.
+
+* **position**: every message with a smaller offset is settled. This is what a log commits.
+* **settled set**: ranges of offsets above the position whose messages are settled too, because
+  other keys overtook a slow or failing one. Remembered with the commit, so that a crash does not
+  handle them again (Confluent's Parallel Consumer stores the same kind of map).
+* **floor**: where the group last started or was reset to. Identities below it do not count for
+  deduplication.
+
+Settled set and floor travel as an opaque ASCII string of at most 4,095 characters, in the shorter
+of two forms:
+
+``1r<floor><run>...``   runs: lengths of unsettled and settled stretches in turn
+``1b<floor><bitmap>``   one bit an offset from the position on, base64url
+
+Numbers are written base 32, least digit first, with a continuation bit (64 letters in all). ``~``
+before a number says that it changes the high half of a 128-bit offset (Redis' milliseconds); the
+low half follows as it is. When even the shorter form is too long it is cut: what is forgotten is
+handled again after a crash, which at-least-once allows; nothing is ever skipped.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
+
+from streams.message import Batch
+
+LIMIT = 4_095
+"""Characters of an encoded progress, at most: Kafka's default for commit metadata."""
+
+Range = tuple[int, int]
+"""Offsets from the first to before the second."""
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_DIGIT = {letter: digit for digit, letter in enumerate(_LETTERS)}
+_LOW = (1 << 64) - 1
+_FLIP = bytes([1, 0]) + bytes(254)
+
+
+class Snapshot(NamedTuple):
+    """What can be committed now."""
+
+    position: int
+    progress: str
+    complete: bool
+    """False: the settled set did not fit and was cut."""
+
+
+# -- the text form ------------------------------------------------------------------------------
+
+
+def _number(value: int) -> str:
+    letters = []
+    while True:
+        value, digit = value >> 5, value & 31
+        if not value:
+            letters.append(_LETTERS[digit])
+            return "".join(letters)
+        letters.append(_LETTERS[digit | 32])
+
+
+def _step(value: int, previous: int) -> str:
+    """``value`` written relative to ``previous``, which is not larger."""
+    high = (value >> 64) - (previous >> 64)
+    if high:
+        return f"~{_number(high)}{_number(value & _LOW)}"
+    return _number(value - previous)
+
+
+class _Scanner:
+    """Reads what :func:`_step` wrote; ValueError where it could not have."""
+
+    def __init__(self, text: str, at: int) -> None:
+        self.text = text
+        self.at = at
+
+    def more(self) -> bool:
+        return self.at < len(self.text)
+
+    def number(self) -> int:
+        value = shift = 0
+        while True:
+            if self.at >= len(self.text):
+                raise ValueError("progress ends inside a number")
+            digit = _DIGIT.get(self.text[self.at])
+            if digit is None:
+                raise ValueError(f"progress has {self.text[self.at]!r} in a number")
+            self.at += 1
+            value |= (digit & 31) << shift
+            if digit < 32:
+                return value
+            shift += 5
+
+    def step(self, previous: int) -> int:
+        if self.text.startswith("~", self.at):
+            self.at += 1
+            high = (previous >> 64) + self.number()
+            return (high << 64) | self.number()
+        return previous + self.number()
+
+
+def encode(position: int, floor: int, settled: Sequence[Range], limit: int = LIMIT) -> Snapshot:
+    """Write floor and settled set; ``settled`` ascends, above ``position``, ranges not touching."""
+    head = _step(max(0, floor), 0)
+    runs = ["1r", head]
+    size = 2 + len(head)
+    previous, covered = position, position
+    for start, end in settled:
+        piece = _step(start, previous) + _step(end, start)
+        if size + len(piece) > limit:
+            break
+        runs.append(piece)
+        size += len(piece)
+        previous = covered = end
+    last = settled[-1][1] if settled else position
+    if settled and last >> 64 == position >> 64:
+        # A bitmap wins where runs are short; it needs a letter for six offsets.
+        room = (limit - 2 - len(head)) // 4 * 4 * 6
+        span = min(last - position, room)
+        better = covered < last if span == last - position else position + span > covered
+        if better or (covered == last and 2 + len(head) + -(-span // 6) < size):
+            bits = 0
+            for start, end in settled:
+                low, high = start - position, min(end - position, span)
+                if low >= span:
+                    break
+                bits |= ((1 << (high - low)) - 1) << low
+            packed = bits.to_bytes(-(-span // 8), "little")
+            text = urlsafe_b64encode(packed).decode().rstrip("=")
+            return Snapshot(position, f"1b{head}{text}", span == last - position)
+    return Snapshot(position, "".join(runs), covered == last)
+
+
+def decode(position: int, text: str) -> tuple[int, list[Range]]:
+    """Read floor and settled set back.
+
+    :raises ValueError: the text is not ours (another tool's metadata, or damaged).
+    """
+    if len(text) > LIMIT or text[:2] not in ("1r", "1b"):
+        raise ValueError("progress is not of this toolkit's form")
+    scanner = _Scanner(text, 2)
+    floor = scanner.step(0)
+    if floor > position:
+        raise ValueError("progress has its floor above its position")
+    settled: list[Range] = []
+    if text[1] == "r":
+        previous = position
+        while scanner.more():
+            start = scanner.step(previous)
+            end = scanner.step(start)
+            if end <= start or (settled and start <= settled[-1][1]):
+                raise ValueError("progress has an empty or unordered run")
+            settled.append((start, end))
+            previous = end
+        return floor, settled
+    tail = text[scanner.at :]
+    if any(letter not in _DIGIT for letter in tail):
+        raise ValueError("progress has a bitmap that is not base64url")
+    packed = urlsafe_b64decode(tail + "=" * (-len(tail) % 4))
+    bits = bin(int.from_bytes(packed, "little"))[:1:-1]  # least bit first
+    start = bits.find("1")
+    while start >= 0:
+        end = bits.find("0", start)
+        if end < 0:
+            end = len(bits)
+        settled.append((position + start, position + end))
+        start = bits.find("1", end)
+    return floor, settled
+
+
+# -- the bytes -----------------------------------------------------------------------------------
+
+
+class Segment:
+    """One batch on its way, with a byte a message: 1 once the message is settled."""
+
+    __slots__ = (
+        "_nbytes",
+        "batch",
+        "done",
+        "events",
+        "holes",
+        "ids",
+        "keys",
+        "owner",
+        "size",
+        "values",
+    )
+
+    def __init__(self, owner: Any, batch: Batch) -> None:
+        self.owner = owner
+        """The partition's state it belongs to (:class:`~streams.engine.dispatch.Owned`)."""
+        self.batch = batch
+        self.keys = batch.keys
+        self.values = batch.values
+        self.ids = batch.ids
+        self.events: list[Any] | None = None
+        """The decoded values, where the identity is inside them."""
+        self.done = bytearray(len(batch))
+        self.holes = False
+        """Some messages were settled before they arrived (in an earlier life of the group)."""
+        self._nbytes: list[int] | None = None
+        self.size = batch.size()
+        """Bytes held by the messages that were not released."""
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def release(self) -> None:
+        """Let go of the settled messages' bytes."""
+        if self._nbytes is None:
+            self._nbytes = self.batch.nbytes()
+        release, events = self.batch.release, self.events
+        for index in compress(range(len(self.done)), self.done):
+            release(index)
+            if events is not None:
+                events[index] = None
+        self.size = sum(compress(self._nbytes, self.done.translate(_FLIP)))
+
+
+class _Closed(NamedTuple):
+    """Neighbouring segments that are wholly settled behind one that is not."""
+
+    start: int
+    end: int
+
+
+class Progress:
+    """The progress of one assignment. Every method is for one caller at a time."""
+
+    def __init__(self, position: int, floor: int, settled: Iterable[Range] = ()) -> None:
+        self.position = position
+        self.floor = floor
+        self._segments: list[Segment | _Closed] = []
+        self._tidy = 64
+        """Collapse settled segments once there are more than this."""
+        self._polled = position
+        """Everything below was delivered to :meth:`add`."""
+        self._restored = [(start, end) for start, end in settled if end > position]
+        """Settled before this assignment began, and not yet polled past."""
+
+    def add(self, owner: Any, batch: Batch) -> Segment:
+        """Take in the next batch of this partition; what is settled already is marked so."""
+        segment = Segment(owner, batch)
+        offsets, done = batch.offsets, segment.done
+        if offsets[0] < self._polled:
+            # Delivered before, by a client that seeks back by itself: never a second time.
+            again = sum(1 for offset in offsets if offset < self._polled)
+            done[:again] = b"\1" * again
+            segment.holes = True
+        if self._restored:
+            starts = [start for start, _ in self._restored]
+            for index, offset in enumerate(offsets):
+                at = bisect_right(starts, offset) - 1
+                if at >= 0 and offset < self._restored[at][1]:
+                    done[index] = 1
+                    segment.holes = True
+        self._segments.append(segment)
+        self._polled = max(self._polled, offsets[-1] + 1)
+        if self._restored and self._restored[-1][1] <= self._polled:
+            self._restored = []
+        return segment
+
+    def held(self) -> tuple[int, int]:
+        """How many messages are delivered and not settled, and the bytes not yet let go of."""
+        self._advance()
+        messages = size = 0
+        for segment in self._segments:
+            if isinstance(segment, Segment):
+                left = segment.done.count(0)
+                if left:
+                    messages += left
+                    size += segment.size
+        return messages, size
+
+    def sweep(self) -> None:
+        """Let go of the bytes of settled messages whose neighbours are not settled."""
+        for segment in self._segments:
+            if isinstance(segment, Segment) and segment.done.find(1) >= 0:
+                segment.release()
+
+    def _advance(self) -> None:
+        """Move the position over what is settled; forget and collapse settled segments."""
+        segments = self._segments
+        passed = 0
+        for head in segments:
+            if isinstance(head, _Closed):
+                self.position = max(self.position, head.end)
+            else:
+                first = head.done.find(0)
+                if first >= 0:
+                    if first:
+                        self.position = max(self.position, head.batch.offsets[first])
+                    break
+                self.position = max(self.position, head.batch.offsets[-1] + 1)
+            passed += 1
+        del segments[:passed]
+        if len(segments) > self._tidy:
+            kept: list[Segment | _Closed] = []
+            for segment in segments:
+                if isinstance(segment, Segment):
+                    if segment.done.find(0) >= 0:
+                        kept.append(segment)
+                        continue
+                    offsets = segment.batch.offsets
+                    segment = _Closed(offsets[0], offsets[-1] + 1)
+                if kept and isinstance(kept[-1], _Closed):
+                    segment = _Closed(kept[-1].start, segment.end)
+                    kept.pop()
+                kept.append(segment)
+            self._segments = kept
+            self._tidy = 2 * len(kept) + 64
+
+    def ranges(self) -> list[Range]:
+        """The settled set: what is settled above the position, ascending, none touching."""
+        found: list[Range] = []
+        start: int | None = None  # of the settled range that is open
+        end = 0
+        for segment in self._segments:
+            if isinstance(segment, _Closed):
+                start = segment.start if start is None else start
+                end = segment.end
+                continue
+            done, offsets = segment.done, segment.batch.offsets
+            at = 0
+            while at < len(done):
+                if start is None:
+                    at = done.find(1, at)
+                    if at < 0:
+                        break
+                    start = offsets[at]
+                stop = done.find(0, at)
+                if stop < 0:
+                    end = offsets[-1] + 1
+                    break
+                end = offsets[stop - 1] + 1 if stop else end
+                found.append((start, end))
+                start, at = None, stop
+        if start is not None:
+            found.append((start, end))
+        for low, high in self._restored:
+            low = max(low, self._polled)
+            if low < high:
+                if found and found[-1][1] >= low:
+                    low = found.pop()[0]
+                found.append((low, high))
+        return [(max(low, self.position), high) for low, high in found if high > self.position]
+
+    def snapshot(self, limit: int = LIMIT) -> Snapshot:
+        """What can be committed now."""
+        self._advance()
+        return encode(self.position, self.floor, self.ranges(), limit)

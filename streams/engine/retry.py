@@ -1,0 +1,20 @@
+"""What a failure means: try again when, or bury it."""
+
+from __future__ import annotations
+
+from streams.config import Retry
+from streams.errors import Reject, RetryAfter
+
+
+def again(policy: Retry, attempt: int, error: BaseException, random: float) -> float | None:
+    """Seconds until the next attempt after ``attempt`` (from 1) failed; None: no more, bury it.
+
+    Exponential backoff with full jitter (see :class:`~streams.config.Retry`): ``random`` is
+    a number in [0, 1).
+    """
+    if isinstance(error, Reject) or attempt >= policy.attempts or isinstance(error, policy.never):
+        return None
+    if isinstance(error, RetryAfter):
+        return error.seconds
+    # 2.0**1000 is still a float: the cap decides long before.
+    return random * min(policy.cap, policy.delay * 2.0 ** min(attempt - 1, 1000))

@@ -1,0 +1,72 @@
+"""The dedup window: which identities were settled lately.
+
+Two dicts take turns: new identities go into one, and when it is full the other is forgotten and
+they swap. So at least ``size`` identities are remembered and at most twice as many, and nothing
+is evicted one by one (``del d[next(iter(d))]`` costs ten times the loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from weakref import WeakSet
+
+
+class Window:
+    """The identities settled in one partition, the last ``size`` at least."""
+
+    __slots__ = ("__weakref__", "new", "old", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.new: dict[str, None] = {}
+        self.old: dict[str, None] = {}
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self.new or identity in self.old
+
+    def __len__(self) -> int:
+        return len(self.new) + len(self.old)
+
+    def add(self, identity: str) -> None:
+        """Remember one identity."""
+        self.new[identity] = None
+        if len(self.new) >= self.size:
+            self.turn()
+
+    def extend(self, identities: Iterable[str]) -> None:
+        """Remember many, oldest first."""
+        self.new.update(dict.fromkeys(identities))
+        if len(self.new) >= self.size:
+            self.turn()
+
+    def turn(self) -> None:
+        """Forget the older half."""
+        self.old, self.new = self.new, {}
+
+    def fresh(self, identities: set[str]) -> bool:
+        """True where none of these is remembered."""
+        return self.new.keys().isdisjoint(identities) and self.old.keys().isdisjoint(identities)
+
+
+class Memory:
+    """Shares a cap on remembered identities evenly between all windows of a process."""
+
+    def __init__(self) -> None:
+        self._windows: WeakSet[Window] = WeakSet()
+
+    def window(self, size: int, cap: int) -> Window:
+        """A new window of ``size``, or of its share of ``cap`` if that is less.
+
+        Windows there already shrink with it when their turn comes.
+        """
+        window = Window(size)
+        self._windows.add(window)
+        # A window holds up to twice its size.
+        share = max(1, cap // (2 * len(self._windows)))
+        for each in list(self._windows):
+            each.size = min(each.size, share)
+        return window
+
+
+PROCESS = Memory()
+"""The windows of this process."""
