@@ -39,16 +39,18 @@ process can wake up at any later time, each taking raises the lease's *epoch* by
 names owner and epoch: an older one is refused. An owner that comes back to find its expired lease
 untouched still is the owner, under the same epoch.
 
-The assignment itself is a semi-matching of partitions to members: from what is owned now, give the
-unowned to the least loaded, then move partitions along shortest paths from a member to one that
-has at least two fewer; when no such path is left, no assignment is more even (Harvey, Ladner,
-Lovász, Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between
-two members then even out each topic without touching the totals.
+The assignment itself is a semi-matching of partitions to members, worked out in *numbers* of
+partitions by member and topic: from what is owned now, count the unowned to the least loaded, then
+move one after the other along a shortest path from a member to one that has at least two fewer;
+when no such path is left, no assignment is more even (Harvey, Ladner, Lovász, Tamir,
+"Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between two members then
+even out each topic without touching the totals. Last, the numbers become partitions: each member
+keeps its own up to its number, and what is over fills the others up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -178,19 +180,22 @@ def target(
     :param owners: who owns what now; what is absent has no owner.
     :returns: an owner for every partition that some member subscribes to.
     """
-    state = _Assignment(members, partitions, owners)
-    while (path := state.improvement()) is not None:
+    shares = _Shares(members, partitions, owners)
+    while path := shares.path():
         for giver, taker in path:
-            state.hand(giver, taker, state.best_topic(giver, taker))
-    while (exchange := state.exchange()) is not None:
+            shares.hand(giver, taker, shares.topic_between(giver, taker))
+    while exchange := shares.exchange():
         giver, taker, there, back = exchange
-        state.hand(giver, taker, there)
-        state.hand(taker, giver, back)
-    return state.result()
+        shares.hand(giver, taker, there)
+        shares.hand(taker, giver, back)
+    return shares.settle()
 
 
-class _Assignment:
-    """An assignment being improved. All iteration is in sorted order: determinism."""
+class _Shares:
+    """How many partitions of each topic each member has, being evened out.
+
+    Everything is gone through in sorted order, which is what makes it deterministic.
+    """
 
     def __init__(
         self,
@@ -198,114 +203,106 @@ class _Assignment:
         partitions: Mapping[str, int],
         owners: Mapping[Part, str],
     ) -> None:
-        self.owners = owners
-        self.topics = {
-            member: frozenset(topic for topic in topics if partitions.get(topic))
+        self.share: dict[str, dict[str, int]] = {
+            member: {topic: 0 for topic in sorted(topics) if topic in partitions}
             for member, topics in sorted(members.items())
         }
         self.readers = {
-            topic: [member for member, topics in self.topics.items() if topic in topics]
+            topic: [member for member, topics in self.share.items() if topic in topics]
             for topic in sorted(partitions)
         }
-        self.load = dict.fromkeys(self.topics, 0)
-        # What each member holds, by topic.
-        self.held: dict[str, dict[str, list[int]]] = {
-            member: {topic: [] for topic in sorted(topics)}
-            for member, topics in self.topics.items()
-        }
-        unowned: list[Part] = []
+        self.load = dict.fromkeys(self.share, 0)
+        self.own: dict[tuple[str, str], list[int]] = {}
+        self.unowned: dict[str, list[int]] = {}
         for topic, readers in self.readers.items():
             for partition in range(partitions[topic]):
                 owner = owners.get((topic, partition))
-                if owner is not None and topic in self.topics.get(owner, ()):
-                    self.give(owner, topic, partition)
+                if owner is not None and topic in self.share.get(owner, ()):
+                    self.own.setdefault((owner, topic), []).append(partition)
+                    self.add(owner, topic, 1)
                 elif readers:
-                    unowned.append((topic, partition))
-        for topic, partition in unowned:
-            readers = self.readers[topic]
-            least = min(readers, key=lambda m: (self.load[m], len(self.held[m][topic]), m))
-            self.give(least, topic, partition)
+                    self.unowned.setdefault(topic, []).append(partition)
+        for topic, without in self.unowned.items():
+            for _ in without:
+                self.add(min(self.readers[topic], key=self.burden(topic)), topic, 1)
 
-    def give(self, member: str, topic: str, partition: int) -> None:
-        self.held[member][topic].append(partition)
-        self.load[member] += 1
+    def add(self, member: str, topic: str, count: int) -> None:
+        self.share[member][topic] += count
+        self.load[member] += count
 
-    def result(self) -> dict[Part, str]:
-        return {
-            (topic, partition): member
-            for member, topics in self.held.items()
-            for topic, partitions in topics.items()
-            for partition in partitions
-        }
+    def burden(self, topic: str) -> Callable[[str], tuple[int, int, str]]:
+        return lambda member: (self.load[member], self.share[member][topic], member)
 
-    # -- moves
+    def settle(self) -> dict[Part, str]:
+        """The numbers as partitions, with as few moves as these numbers allow."""
+        found: dict[Part, str] = {}
+        for topic, readers in self.readers.items():
+            over = list(self.unowned.get(topic, ()))
+            for member in readers:
+                own = self.own.get((member, topic), [])
+                kept = self.share[member][topic]
+                over += own[kept:]
+                found.update(dict.fromkeys(((topic, p) for p in own[:kept]), member))
+            over.sort(reverse=True)
+            for member in readers:
+                missing = self.share[member][topic] - len(self.own.get((member, topic), ()))
+                for _ in range(missing):
+                    found[topic, over.pop()] = member
+        return found
+
+    # -- evening out
 
     def hand(self, giver: str, taker: str, topic: str) -> None:
-        """Move one partition, by preference one that costs nothing: the taker's own before, or
-        one that is not the giver's yet."""
-
-        def cost(partition: int) -> tuple[bool, bool, int]:
-            owner = self.owners.get((topic, partition))
-            return owner != taker, owner == giver, -partition
-
-        partition = min(self.held[giver][topic], key=cost)
-        self.held[giver][topic].remove(partition)
-        self.load[giver] -= 1
-        self.give(taker, topic, partition)
+        self.add(giver, topic, -1)
+        self.add(taker, topic, 1)
 
     def shared(self, giver: str, taker: str) -> Iterator[tuple[int, str]]:
         """The topics the giver could hand over, with how many more of each it has."""
-        for topic, partitions in self.held[giver].items():
-            if partitions and topic in self.topics[taker]:
-                yield len(partitions) - len(self.held[taker][topic]), topic
+        for topic, count in self.share[giver].items():
+            if count and topic in self.share[taker]:
+                yield count - self.share[taker][topic], topic
 
-    def best_topic(self, giver: str, taker: str) -> str:
-        return max(self.shared(giver, taker), key=lambda found: (found[0], found[1]))[1]
+    def topic_between(self, giver: str, taker: str) -> str:
+        """The topic in which they differ most."""
+        return max(self.shared(giver, taker))[1]
 
-    def improvement(self) -> list[tuple[str, str]] | None:
-        """A shortest chain of moves from a member to one with at least two fewer."""
-        if not self.load or max(self.load.values()) - min(self.load.values()) < 2:
-            return None
+    def path(self) -> list[tuple[str, str]]:
+        """A shortest chain of moves from a member to one with at least two fewer, last move
+        first, so that each member gives of what it has now; empty if there is none."""
         by_load = sorted(self.load, key=lambda m: (self.load[m], m))
         for source in reversed(by_load):
             goal = self.load[source] - 2
             if self.load[by_load[0]] > goal:
-                return None
-            came: dict[str, str] = {source: source}
+                break
+            came = {source: source}
             reached = [source]
             for member in reached:
                 for other in by_load:
-                    if other in came or next(self.shared(member, other), None) is None:
+                    if other in came or not any(True for _ in self.shared(member, other)):
                         continue
                     came[other] = member
                     reached.append(other)
                     if self.load[other] <= goal:
-                        return self.chain(came, other)
-        return None
-
-    @staticmethod
-    def chain(came: Mapping[str, str], end: str) -> list[tuple[str, str]]:
-        """The moves that lead to ``end``, the last one first, so that each member gives one of
-        those it held when the path was found."""
-        moves = []
-        while came[end] != end:
-            moves.append((came[end], end))
-            end = came[end]
-        return moves
+                        return list(_back(came, other))
+        return []
 
     def exchange(self) -> tuple[str, str, str, str] | None:
-        """Two members and two topics such that handing one partition of each evens out the
+        """Two members and two topics such that handing over one partition of each evens out the
         first topic and does not harm the second: giver, taker, topic there, topic back."""
         for topic, readers in self.readers.items():
-            counts = {member: len(self.held[member][topic]) for member in readers}
-            if not counts or max(counts.values()) - min(counts.values()) < 2:
-                continue
-            ordered = sorted(readers, key=lambda m: (counts[m], m))
+            count = {member: self.share[member][topic] for member in readers}
+            ordered = sorted(readers, key=lambda m: (count[m], m))
             for giver in reversed(ordered):
                 for taker in ordered:
-                    if counts[giver] - counts[taker] < 2:
+                    if count[giver] - count[taker] < 2:
                         break
                     more, back = max(self.shared(taker, giver), default=(0, ""))
                     if more >= 1:
                         return giver, taker, topic, back
         return None
+
+
+def _back(came: Mapping[str, str], end: str) -> Iterator[tuple[str, str]]:
+    while came[end] != end:
+        yield came[end], end
+        end = came[end]

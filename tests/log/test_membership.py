@@ -1,0 +1,314 @@
+"""Assignment and lease rules: what any set of members may do in any order."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streams.log.membership import FREE, TERMS, Lease, Member, Part, Plan, plan, target
+
+TOPICS = ("a", "b", "c")
+NAMES = ("m0", "m1", "m2", "m3", "m4")
+
+topics = st.dictionaries(st.sampled_from(TOPICS), st.integers(1, 9), min_size=1)
+names = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
+
+
+def owners_of(parts: list[Part]) -> st.SearchStrategy[dict[Part, str]]:
+    """An owner for each partition; "gone" is no member, so its partitions have none."""
+    each = st.tuples(*(st.sampled_from([*NAMES, "gone"]) for _ in parts))
+    return each.map(lambda owners: dict(zip(parts, owners, strict=True)))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[dict[str, list[str]], dict[str, int], dict[Part, str]]:
+    """Members with topic sets of their own, partitions, and owners, some of whom are gone."""
+    partitions = draw(topics)
+    members = {
+        name: draw(st.lists(st.sampled_from(sorted(partitions)), unique=True))
+        for name in draw(names)
+    }
+    parts = [(topic, p) for topic, count in partitions.items() for p in range(count)]
+    return members, partitions, draw(owners_of(parts))
+
+
+def spread(counts: Mapping[str, int]) -> int:
+    return max(counts.values()) - min(counts.values())
+
+
+@given(names, topics, st.data())
+def test_alike_subscriptions_are_even_in_each_topic_and_altogether(
+    members: list[str], partitions: dict[str, int], data: st.DataObject
+) -> None:
+    parts = [(topic, p) for topic, count in partitions.items() for p in range(count)]
+    owners = data.draw(owners_of(parts))
+    found = target({member: [*partitions] for member in members}, partitions, owners)
+    assert sorted(found) == sorted(parts)
+    for which in ({*partitions}, *({topic} for topic in partitions)):
+        counts = dict.fromkeys(members, 0)
+        for (topic, _), owner in found.items():
+            counts[owner] += topic in which
+        assert spread(counts) <= 1
+
+
+@given(names, st.integers(1, 20), st.data())
+def test_one_topic_moves_no_partition_more_than_evenness_needs(
+    members: list[str], count: int, data: st.DataObject
+) -> None:
+    owners = data.draw(owners_of([("a", p) for p in range(count)]))
+    found = target({member: ["a"] for member in members}, {"a": count}, owners)
+    moved = sum(owner in members and found[part] != owner for part, owner in owners.items())
+    # The most loaded keep the larger shares; nobody can keep more than its share.
+    least, more = divmod(count, len(members))
+    had = sorted((sum(o == m for o in owners.values()) for m in members), reverse=True)
+    shares = [least + 1] * more + [least] * (len(members) - more)
+    assert moved == sum(max(0, h - share) for h, share in zip(had, shares, strict=True))
+
+
+@given(groups())
+def test_nobody_gives_and_takes_in_one_topic(
+    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]],
+) -> None:
+    members, partitions, owners = group
+    found = target(members, partitions, owners)
+    gave = {(owners[part], part[0]) for part, owner in found.items() if owners[part] != owner}
+    took = {(owner, part[0]) for part, owner in found.items() if owners[part] != owner}
+    assert not gave & took
+
+
+@given(groups())
+def test_an_assignment_that_is_reached_is_kept(
+    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]],
+) -> None:
+    members, partitions, owners = group
+    found = target(members, partitions, owners)
+    assert target(members, partitions, found) == found
+
+
+@given(groups(), st.randoms(use_true_random=False))
+def test_every_member_computes_the_same(
+    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]], random: object
+) -> None:
+    members, partitions, owners = group
+
+    def shuffled(mapping: Mapping[object, object]) -> dict[object, object]:
+        items = list(mapping.items())
+        random.shuffle(items)  # type: ignore[attr-defined]
+        return dict(items)
+
+    again = target(shuffled(members), shuffled(partitions), shuffled(owners))  # type: ignore[arg-type]
+    assert again == target(members, partitions, owners)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([{"a"}, {"b"}, {"a", "b"}]), min_size=1, max_size=3),
+    st.fixed_dictionaries({"a": st.integers(1, 3), "b": st.integers(1, 3)}),
+    st.data(),
+)
+def test_different_subscriptions_are_as_even_as_any_assignment(
+    subscriptions: list[set[str]], partitions: dict[str, int], data: st.DataObject
+) -> None:
+    members = dict(zip(NAMES, subscriptions, strict=False))
+    parts = [
+        (topic, p)
+        for topic, count in partitions.items()
+        for p in range(count)
+        if any(topic in wanted for wanted in subscriptions)
+    ]
+    owners = data.draw(owners_of(parts))
+    found = target(members, partitions, owners)
+    assert sorted(found) == sorted(parts)
+    assert all(part[0] in members[owner] for part, owner in found.items())
+
+    def cost(owners: tuple[str, ...]) -> int:
+        return sum(n * n for n in Counter(owners).values())
+
+    possible = itertools.product(*([m for m in members if t in members[m]] for t, _ in parts))
+    assert cost(tuple(found.values())) == min(map(cost, possible))
+
+
+# -- many members, any interleaving --------------------------------------------------------------
+
+
+@dataclass
+class Running:
+    """A member process: its plan may be old when it acts, its answers may come late."""
+
+    id: str
+    topics: frozenset[str]
+    plan: Plan = field(default_factory=Plan)
+    planned: float = 0.0
+    owns: dict[Part, tuple[int, float]] = field(default_factory=dict)  # epoch, valid until
+
+
+class Group:
+    """The two tables, and what each member does with them, one atomic step at a time."""
+
+    def __init__(self, partitions: dict[str, int]) -> None:
+        self.now = 1000.0
+        self.partitions = partitions
+        self.rows: dict[str, Member] = {}
+        self.leases: dict[Part, Lease] = {}
+        self.members: dict[str, Running] = {}
+        self.frozen: list[Running] = []
+        self.count = itertools.count()
+
+    def join(self, topics: frozenset[str]) -> Running:
+        member = Running(f"m{next(self.count):03}", topics)
+        self.members[member.id] = member
+        self.rows[member.id] = Member(member.id, topics, TERMS.expires(self.now))
+        return member
+
+    def heartbeat(self, member: Running, delay: float = 0.0) -> None:
+        """Renew and read; the request reaches the tables ``delay`` after it was sent."""
+        sent, self.now = self.now, self.now + delay
+        self.rows[member.id] = Member(member.id, member.topics, TERMS.expires(self.now))
+        for part, (epoch, _) in list(member.owns.items()):
+            lease = self.leases.get(part, FREE)
+            if (lease.owner, lease.epoch) == (member.id, epoch):
+                self.leases[part] = lease._replace(expires=TERMS.expires(self.now))
+                member.owns[part] = epoch, TERMS.valid_until(sent)
+            else:
+                del member.owns[part]
+        member.plan = plan(member.id, self.now, self.rows.values(), self.partitions, self.leases)
+
+    def act(self, member: Running, delay: float = 0.0) -> bool:
+        """Carry out the plan, however old it is by now. True if anything changed."""
+        changed = False
+        for part in member.plan.release:
+            held = member.owns.pop(part, None)
+            lease = self.leases.get(part, FREE)
+            if held and (lease.owner, lease.epoch) == (member.id, held[0]):
+                self.leases[part] = Lease("", lease.epoch, -1.0)
+                changed = True
+        sent, self.now = self.now, self.now + delay
+        for part, epoch in member.plan.acquire.items():
+            lease = self.leases.get(part, FREE)
+            if lease.epoch == epoch - 1 and (not lease.owner or lease.expires <= self.now):
+                self.leases[part] = Lease(member.id, epoch, TERMS.expires(self.now))
+                member.owns[part] = epoch, TERMS.valid_until(sent)
+                changed = True
+        member.plan = Plan()
+        return changed
+
+    def believers(self, part: Part) -> list[str]:
+        """Who would start a handler on this partition now."""
+        return [
+            member.id
+            for member in [*self.members.values(), *self.frozen]
+            if part in member.owns and self.now < member.owns[part][1]
+        ]
+
+
+class Membership(RuleBasedStateMachine):
+    """Members join, leave, freeze, and act on old plans with late answers, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = Group({"a": 5, "b": 3})
+
+    def pick(self, data: st.DataObject) -> Running:
+        return self.group.members[data.draw(st.sampled_from(sorted(self.group.members)))]
+
+    @precondition(lambda self: len(self.group.members) < 5)
+    @rule(topics=st.sampled_from([frozenset("ab"), frozenset("a"), frozenset("b")]))
+    def join(self, topics: frozenset[str]) -> None:
+        self.group.join(topics)
+
+    @precondition(lambda self: self.group.members)
+    @rule(data=st.data(), delay=st.sampled_from([0.0, 2.0, 8.0, 30.0]))
+    def heartbeat(self, data: st.DataObject, delay: float) -> None:
+        self.group.heartbeat(self.pick(data), delay)
+
+    @precondition(lambda self: self.group.members)
+    @rule(data=st.data(), delay=st.sampled_from([0.0, 2.0, 8.0, 30.0]))
+    def act(self, data: st.DataObject, delay: float) -> None:
+        self.group.act(self.pick(data), delay)
+
+    @precondition(lambda self: self.group.members)
+    @rule(data=st.data())
+    def turn(self, data: st.DataObject) -> None:
+        member = self.pick(data)
+        self.group.heartbeat(member)
+        self.group.act(member)
+
+    @precondition(lambda self: self.group.members)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        member = self.pick(data)
+        member.plan = Plan(release=tuple(member.owns))
+        self.group.act(member)
+        del self.group.members[member.id], self.group.rows[member.id]
+
+    @precondition(lambda self: self.group.members)
+    @rule(data=st.data())
+    def freeze(self, data: st.DataObject) -> None:
+        """It does nothing any more, and goes on believing what it believed."""
+        self.group.frozen.append(self.group.members.pop(self.pick(data).id))
+
+    @rule(seconds=st.sampled_from([3.0, TERMS.lease - 0.5, TERMS.lease]))
+    def wait(self, seconds: float) -> None:
+        self.group.now += seconds
+
+    @invariant()
+    def no_partition_has_two_owners(self) -> None:
+        for part in self.group.leases:
+            assert len(self.group.believers(part)) <= 1, part
+
+    @invariant()
+    def no_owner_is_older_than_the_lease(self) -> None:
+        for part, lease in self.group.leases.items():
+            for member in self.group.members.values():
+                assert member.owns.get(part, (0, 0.0))[0] <= lease.epoch
+
+    def teardown(self) -> None:
+        """Whatever happened: left alone, the living share everything evenly, and then rest."""
+        group = self.group
+        group.now += TERMS.lease + 1
+        if not group.members:
+            return
+        rounds = 0
+        changed = True
+        for member in group.members.values():  # everybody knows of everybody
+            group.heartbeat(member)
+        while changed:
+            rounds += 1
+            assert rounds < 30, "the group does not come to rest"
+            changed = False
+            for member in group.members.values():
+                group.heartbeat(member)
+            for member in reversed(group.members.values()):
+                changed |= group.act(member)
+            group.now += 0.1
+        owned = {part: lease.owner for part, lease in group.leases.items() if lease.owner}
+        alive = {member.id: member.topics for member in group.members.values()}
+        wanted = target(alive, group.partitions, owned)
+        assert {part: owner for part, owner in owned.items() if part in wanted} == wanted
+
+
+TestMembership = Membership.TestCase
+TestMembership.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_lease_ends_by_release_or_expiry_and_by_nothing_else() -> None:
+    """A member whose row is gone may still be running a handler: its lease is waited for."""
+    leases = {("a", 0): Lease("gone", 7, 105.0)}
+    rows = [Member("me", ["a"], 110.0)]
+    early = plan("me", 104.9, rows, {"a": 1}, leases)
+    assert not early.acquire
+    assert early.again == 105.0
+    assert plan("me", 105.0, rows, {"a": 1}, leases).acquire == {("a", 0): 8}
+
+
+def test_an_expired_lease_that_nobody_took_is_renewed_under_its_epoch() -> None:
+    leases = {("a", 0): Lease("me", 7, 105.0)}
+    found = plan("me", 500.0, [Member("me", ["a"], 105.0)], {"a": 1}, leases)
+    assert found.renew == (("a", 0),)
+    assert not found.acquire
