@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -13,16 +13,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streams.log.membership import FREE, TERMS, Lease, Member, Part, Plan, plan, target
 
-TOPICS = ("a", "b", "c")
-NAMES = ("m0", "m1", "m2", "m3", "m4")
+TOPICS: tuple[str, ...] = ("a", "b", "c")
+NAMES: tuple[str, ...] = ("m0", "m1", "m2", "m3", "m4")
 
 topics = st.dictionaries(st.sampled_from(TOPICS), st.integers(1, 9), min_size=1)
 names = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
 
 
-def owners_of(parts: list[Part]) -> st.SearchStrategy[dict[Part, str]]:
+def owners_of(
+    parts: list[Part], names: Iterable[str] = NAMES
+) -> st.SearchStrategy[dict[Part, str]]:
     """An owner for each partition; "gone" is no member, so its partitions have none."""
-    each = st.tuples(*(st.sampled_from([*NAMES, "gone"]) for _ in parts))
+    each = st.tuples(*(st.sampled_from([*names, "gone"]) for _ in parts))
     return each.map(lambda owners: dict(zip(parts, owners, strict=True)))
 
 
@@ -115,14 +117,14 @@ def test_every_member_computes_the_same(
 def test_different_subscriptions_are_as_even_as_any_assignment(
     subscriptions: list[set[str]], partitions: dict[str, int], data: st.DataObject
 ) -> None:
-    members = dict(zip(NAMES, subscriptions, strict=False))
+    members: dict[str, set[str]] = dict(zip(NAMES, subscriptions, strict=False))
     parts = [
         (topic, p)
         for topic, count in partitions.items()
         for p in range(count)
         if any(topic in wanted for wanted in subscriptions)
     ]
-    owners = data.draw(owners_of(parts))
+    owners = data.draw(owners_of(parts, members))
     found = target(members, partitions, owners)
     assert sorted(found) == sorted(parts)
     assert all(part[0] in members[owner] for part, owner in found.items())
