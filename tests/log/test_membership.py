@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streams.log.membership import FREE, TERMS, Lease, Member, Part, Plan, plan, target
 
-TOPICS: tuple[str, ...] = ("a", "b", "c")
-NAMES: tuple[str, ...] = ("m0", "m1", "m2", "m3", "m4")
+TOPICS = ("a", "b", "c")
+NAMES = ("m0", "m1", "m2", "m3", "m4")
 
-topics = st.dictionaries(st.sampled_from(TOPICS), st.integers(1, 9), min_size=1)
+topics: st.SearchStrategy[dict[str, int]] = st.dictionaries(
+    st.sampled_from(TOPICS), st.integers(1, 9), min_size=1
+)
 names = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
 
 
