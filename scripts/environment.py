@@ -1,0 +1,281 @@
+"""The project's own virtual environment: built once, known to be whole, rebuilt when it is not.
+
+Promises: whatever is installed goes into ``.venv``; an installation that was interrupted is never
+taken for a good one; when nothing has changed, nothing is run but one interpreter, and no network
+is needed.
+
+How: the last thing an installation does is to write a *stamp* into ``.venv``, and the first thing
+the next one does is to remove it. The stamp names what was installed (extras), from what
+(a fingerprint of pyproject.toml, constraints.txt and this folder) and for which interpreter.
+Where the interpreter still fits but the rest differs, pip installs over what is there; where there
+is no stamp, ``.venv`` is in an unknown state and starts over from nothing.
+
+Standard library alone, and Python 3.8 is enough: this runs before anything is installed, under
+whatever ``python3`` is, to find the interpreter that the project needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 11)
+NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3", "python")
+CHOICE = "STREAMS_PYTHON"
+"""Environment variable that names the interpreter to build with, instead of a search."""
+
+_BUILD = ("hatchling", "editables")
+"""The build backend, installed first so that building this package needs no further download."""
+
+_PROBE = """
+import sys
+print("%d.%d.%d" % sys.version_info[:3])
+print(sys.prefix)
+try:
+    import ensurepip, venv
+except ImportError as error:
+    print("no " + str(error).split("'")[1])
+"""
+
+
+class SetupError(Exception):
+    """The environment cannot be built; the message says what to do."""
+
+
+class Interpreter(NamedTuple):
+    """A Python that was seen to run."""
+
+    path: str
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "Python {} ({})".format(".".join(map(str, self.version)), self.path)
+
+
+def say(text: str) -> None:
+    """One line of progress, at once."""
+    print(text, flush=True)
+
+
+# -- finding an interpreter ----------------------------------------------------------------------
+
+
+def probe(path: str) -> Interpreter | str:
+    """The interpreter at ``path``, or why it will not do.
+
+    Only running it tells: a version manager's shim exists for versions that are not selected, and
+    a distribution may leave out what virtual environments need.
+    """
+    try:
+        done = subprocess.run(
+            [path, "-E", "-c", _PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            cwd=ROOT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run ({error})"
+    lines = done.stdout.decode(errors="replace").splitlines()
+    if done.returncode or len(lines) < 2:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return "does not run ({})".format(said[-1] if said else f"exit status {done.returncode}")
+    try:
+        version = tuple(map(int, lines[0].split(".")))
+    except ValueError:
+        return f"does not run (answers {lines[0]!r})"
+    if version < OLDEST:
+        return f"is Python {lines[0]}, too old"
+    if len(lines) > 2:
+        return f"is Python {lines[0]}, but cannot make virtual environments ({lines[2]})"
+    return Interpreter(path, version)
+
+
+def candidates(venv: Path) -> Iterator[str]:
+    """Every interpreter worth a try, the newest names first; none from ``venv`` itself."""
+    seen = set()
+    folders = [folder for folder in os.get_exec_path() if folder]
+    paths = [os.path.join(folder, name) for name in NAMES for folder in folders]
+    for path in [*paths, sys.executable or ""]:
+        real = os.path.realpath(path)
+        inside = os.path.abspath(path).startswith(str(venv) + os.sep)
+        if path and real not in seen and not inside and os.access(path, os.X_OK):
+            seen.add(real)
+            yield path
+
+
+def find(venv: Path) -> Interpreter:
+    """The newest interpreter that runs and can build a virtual environment.
+
+    :raises SetupError: none does; says what was tried and what to install.
+    """
+    chosen = os.environ.get(CHOICE)
+    tried = []
+    for path in [shutil.which(chosen) or chosen] if chosen else candidates(venv):
+        found = probe(path)
+        if isinstance(found, Interpreter):
+            return found
+        tried.append(f"  {path} {found}")
+    lines = [
+        "No Python {}.{} or newer that can build a virtual environment was found.".format(*OLDEST)
+    ]
+    if chosen:
+        lines = [f"{CHOICE}={chosen} cannot be used."]
+    lines += tried
+    lines += [
+        "What helps:",
+        "  Debian, Ubuntu: apt-get install python3 python3-venv   (as root)",
+        "  Fedora:         dnf install python3.13                 (as root)",
+        "  macOS:          brew install python@3.13",
+        f"  elsewhere:      install Python and name it: {CHOICE}=/path/to/python3.13 make test",
+    ]
+    raise SetupError("\n".join(lines))
+
+
+# -- the stamp -----------------------------------------------------------------------------------
+
+
+def fingerprint(root: Path) -> str:
+    """Changes with whatever decides what is installed, and with the folder (paths are absolute)."""
+    digest = hashlib.sha256(str(root).encode())
+    for name in ("pyproject.toml", "constraints.txt"):
+        digest.update(b"\0" + (root / name).read_bytes())
+    return digest.hexdigest()
+
+
+class Environment:
+    """``.venv`` of one checkout.
+
+    :param root: the checkout.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self.folder = root / ".venv"
+        self.bin = self.folder / "bin"
+        self.python = self.bin / "python"
+        self.stamp = self.folder / "installed.json"
+
+    def ensure(self, extras: Sequence[str] = ()) -> None:
+        """Return once the package and these extras are installed.
+
+        :raises SetupError: they cannot be.
+        """
+        with self._alone():
+            state = self._state()
+            wanted = sorted({*extras, *state.get("extras", [])})
+            current = fingerprint(self.root)
+            if state.get("fingerprint") == current and wanted == state["extras"]:
+                return
+            began = time.monotonic()
+            if state:
+                known = state["fingerprint"] == current
+                say("Adding to .venv" if known else "Updating .venv: what is pinned has changed")
+                self.stamp.unlink()
+            else:
+                self._create()
+            self._install(wanted)
+            self._seal({"extras": wanted, "fingerprint": current, "python": self._version()})
+            say(f"Ready in {time.monotonic() - began:.0f} s.")
+
+    def variables(self) -> dict[str, str]:
+        """The process environment in which the tools of ``.venv`` run, and keep to it."""
+        env = dict(os.environ)
+        for name in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
+            env.pop(name, None)
+        env.update(
+            VIRTUAL_ENV=str(self.folder),
+            PATH=str(self.bin) + os.pathsep + env.get("PATH", os.defpath),
+            PIP_USER="0",
+            # Pyright brings its program in its wheel and node in another; it shall fetch nothing
+            # and write nowhere else.
+            PYRIGHT_PYTHON_IGNORE_WARNINGS="1",
+            PYRIGHT_PYTHON_CACHE_DIR=str(self.folder / "cache"),
+        )
+        return env
+
+    # -- steps
+
+    def _state(self) -> dict[str, Any]:
+        """What the stamp says, if it can be believed; else nothing."""
+        try:
+            state = json.loads(self.stamp.read_text(encoding="utf-8"))
+            extras, known, version = state["extras"], state["fingerprint"], state["python"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        chosen = os.environ.get(CHOICE)
+        if chosen:
+            found = probe(shutil.which(chosen) or chosen)
+            if not isinstance(found, Interpreter) or ".".join(map(str, found.version)) != version:
+                return {}
+        if self._version() != version:  # the interpreter below was removed or replaced
+            return {}
+        return {"extras": extras, "fingerprint": known}
+
+    def _version(self) -> str:
+        found = probe(str(self.python))
+        return ".".join(map(str, found.version)) if isinstance(found, Interpreter) else ""
+
+    def _create(self) -> None:
+        interpreter = find(self.folder)
+        if self.folder.is_symlink() or self.folder.is_file():
+            self.folder.unlink()
+        elif self.folder.exists():
+            say("Removing .venv: it was not finished, or its interpreter is gone")
+            shutil.rmtree(self.folder)
+        say(f"Building .venv with {interpreter}")
+        self._run([interpreter.path, "-m", "venv", str(self.folder)], "create .venv")
+
+    def _install(self, extras: Sequence[str]) -> None:
+        what = "this package" + (f" with the extras {', '.join(extras)}" if extras else "")
+        say(f"Installing {what} and what it needs (versions from constraints.txt)")
+        pip = [
+            str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+            "--progress-bar", "off", "--constraint", str(self.root / "constraints.txt"),
+        ]  # fmt: skip
+        self._run([*pip, "--quiet", *_BUILD], "install the build backend")
+        target = str(self.root) + (f"[{','.join(extras)}]" if extras else "")
+        self._run([*pip, "--no-build-isolation", "--editable", target], f"install {what}")
+
+    def _run(self, command: Sequence[str], purpose: str) -> None:
+        status = subprocess.run(
+            command, env=self.variables(), cwd=self.root, check=False
+        ).returncode
+        if status:
+            raise SetupError(
+                f"Could not {purpose} (exit status {status}); the lines above say why.\n"
+                "Nothing is half done: the next run starts over."
+            )
+
+    def _seal(self, state: dict[str, Any]) -> None:
+        """Write the stamp, whole or not at all."""
+        draft = self.stamp.with_suffix(".draft")
+        draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, self.stamp)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """One set-up of this checkout at a time; the lock ends with its process."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks here
+            yield
+            return
+        with open(self.root / "pyproject.toml", "rb") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say("Waiting for another set-up of this folder to finish")
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield
