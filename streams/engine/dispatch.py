@@ -23,7 +23,7 @@ A piece of work is a plain tuple, because an object a message is what the hot lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -96,8 +96,10 @@ class Counts:
 class Dispatcher:
     """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
 
-    def __init__(self, retry: Retry) -> None:
+    def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
+        """``refill`` is called whenever a segment is begun, so there may be room for more."""
         self._retry = retry
+        self.refill = refill
         self._owned: dict[tuple[str, int], Owned] = {}
         self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
         self._incoming: deque[Segment] = deque()
@@ -302,9 +304,22 @@ class Dispatcher:
     def _next_segment(self) -> Segment | None:
         if not self._incoming:
             return None
-        segment = self._segment = self._incoming.popleft()
-        self._cursor = zip(range(len(segment)), segment.keys, segment.ids, strict=True)
+        segment = self._incoming.popleft()
+        self._begin(segment, 0)
+        self.refill()
         return segment
+
+    def _begin(self, segment: Segment, start: int) -> None:
+        """Give out this segment from an index on."""
+        count = len(segment)
+        if start < count:
+            self._segment = segment
+            keys, ids = segment.keys, segment.ids
+            if start:
+                keys, ids = keys[start:], ids[start:]
+            self._cursor = zip(range(start, count), keys, ids, strict=True)
+        else:
+            self._segment, self._cursor = None, iter(())
 
     def _settled_before(self, work: Work) -> bool:
         identity, window = work[3], work[0].owner.window
@@ -345,12 +360,29 @@ class Dispatcher:
             owned.window.extend(segment.ids[start:stop])
         self.counts.handled += stop - start
         if segment is self._segment:
-            if stop < len(segment):
-                self._cursor = zip(
-                    range(stop, len(segment)), segment.keys[stop:], segment.ids[stop:], strict=True
-                )
-            else:
-                self._segment, self._cursor = None, iter(())
+            self._begin(segment, stop)
+
+    def claim(self, segment: Segment, start: int, index: int, stop: int) -> list[Work]:
+        """A straight run that began at ``start`` stumbled: messages before ``index`` are handled,
+        those before ``stop`` are what it stumbled over, as works whose lanes are busy.
+
+        Nothing where the partition was revoked meanwhile.
+        """
+        self.ran(segment, start, index)
+        owned = segment.owner
+        if not owned.live:
+            return []
+        works: list[Work] = []
+        for at in range(index, stop):
+            identity = segment.ids[at]
+            key = segment.keys[at]
+            lane: Lane = identity if key is None else key
+            if lane is not None:
+                owned.lanes[lane] = None
+            works.append((segment, at, lane, identity, 1, False, None))
+        if segment is self._segment:
+            self._begin(segment, stop)
+        return works
 
     def refuse(self, segment: Segment) -> None:
         """What :meth:`straight` gave cannot be run straight after all; give it out one by one."""
@@ -382,6 +414,9 @@ class Dispatcher:
 
     def done_batch(self, works: Iterable[Work]) -> None:
         """These messages, taken as one batch, are settled."""
+        self._settle_all(works, keep=())
+
+    def _settle_all(self, works: Iterable[Work], keep: Collection[tuple[int, Lane]]) -> None:
         lanes: dict[tuple[int, Lane], Owned] = {}
         for segment, index, lane, identity, _, _, _ in works:
             segment.done[index] = 1
@@ -391,39 +426,67 @@ class Dispatcher:
                 self._remember(owned, owned.window, identity)
             if lane is not None:
                 lanes[id(owned), lane] = owned
-        for (_, lane), owned in lanes.items():
-            self._free(owned, lane)
+        for place, owned in lanes.items():
+            if place not in keep:
+                self._free(owned, place[1])
 
-    def split(self, works: Sequence[Work], failing: Iterable[Work] = ()) -> None:
-        """A batch failed as a whole: its messages are to be handled one by one, in order.
-
-        Lanes that also hold one of ``failing`` (reported by :meth:`failed`) stay behind it.
-        """
-        behind = {(id(work[0].owner), work[2]) for work in failing if work[2] is not None}
+    def split(self, works: Sequence[Work]) -> None:
+        """A batch failed as a whole: its messages are to be handled one by one, in order."""
         queues: dict[tuple[int, Lane], list[Work]] = {}
         heads: list[Work] = []
         for segment, index, lane, identity, attempt, _, burial in works:
             owned = segment.owner
             work: Work = (segment, index, lane, identity, attempt, True, burial)
             place = (id(owned), lane)
-            if lane is None:
-                if owned.live:
-                    heads.append(work)
-            elif not owned.live:
-                self._free(owned, lane)
+            if not owned.live:
+                if lane is not None:
+                    self._free(owned, lane)
+            elif lane is None:
+                heads.append(work)
             elif place in queues:
                 queues[place].append(work)
-            elif place in behind:
-                queues[place] = [work]
             else:
                 queues[place] = []
                 heads.append(work)
+        self._queue_first(works, queues)
+        self._ready.extendleft(reversed(heads))
+
+    def batch_failed(
+        self, works: Sequence[Work], errors: Mapping[int, BaseException], now: float, random: float
+    ) -> list[Work]:
+        """Some of a batch failed, by index; the others are settled. What is to be buried."""
+        behind: dict[tuple[int, Lane], list[Work]] = {}
+        settled: list[Work] = []
+        burials: list[Work] = []
+        for index, work in enumerate(works):
+            error = errors.get(index)
+            if error is None:
+                settled.append(work)
+                continue
+            segment, at, lane, identity, attempt, _, _ = work
+            place = (id(segment.owner), lane)
+            if lane is not None and place in behind:
+                # Two of one key failed: the second waits behind the first.
+                behind[place].append((segment, at, lane, identity, attempt + 1, True, None))
+                continue
+            burial = self.failed(work, error, now, random)
+            if burial is not None:
+                burials.append(burial)
+            if segment.owner.live and (self._retry.in_order or burial is not None):
+                behind[place] = []
+        self._queue_first(works, behind)
+        self._settle_all(settled, keep=behind.keys())
+        return burials
+
+    def _queue_first(
+        self, works: Iterable[Work], queues: Mapping[tuple[int, Lane], list[Work]]
+    ) -> None:
+        """Put these works at the front of their lanes' queues; the lanes are busy."""
         owners = {id(work[0].owner): work[0].owner for work in works}
         for (owner, lane), queue in queues.items():
-            lanes = owners[owner].lanes
             if queue:
+                lanes = owners[owner].lanes
                 lanes[lane] = deque((*queue, *(lanes[lane] or ())))
-        self._ready.extendleft(reversed(heads))
 
     def failed(self, work: Work, error: BaseException, now: float, random: float) -> Work | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no

@@ -354,3 +354,21 @@ class Progress:
         """What can be committed now."""
         self._advance()
         return encode(self.position, self.floor, self.ranges(), limit)
+
+    def preview(self, segment: Segment, indexes: Iterable[int]) -> Snapshot:
+        """The snapshot as it will be once these messages of a segment are settled too.
+
+        Nothing is changed: for a transaction that may still be rolled back.
+        """
+        self._advance()
+        marks = [index for index in indexes if not segment.done[index]]
+        for index in marks:
+            segment.done[index] = 1
+        try:
+            ahead = Progress(self.position, self.floor)
+            ahead._segments = list(self._segments)
+            ahead._polled, ahead._restored = self._polled, self._restored
+            return ahead.snapshot()
+        finally:
+            for index in marks:
+                segment.done[index] = 0
