@@ -60,7 +60,7 @@ class Ownership(Protocol):
 class Owned:
     """One assignment's state: progress, window and lanes."""
 
-    __slots__ = ("assignment", "lanes", "live", "progress", "version", "window")
+    __slots__ = ("assignment", "lanes", "live", "pending", "progress", "version", "window")
 
     def __init__(
         self,
@@ -76,6 +76,8 @@ class Owned:
         self.lanes = lanes
         self.live = True
         """Not revoked and not lost."""
+        self.pending = 0
+        """Messages handled or given up, whose writes are not confirmed yet."""
         self.version = 0
         """How many snapshots were taken, so that an older one can be told from a newer."""
 
@@ -325,8 +327,8 @@ class Dispatcher:
         identity, window = work[3], work[0].owner.window
         return identity is not None and window is not None and identity in window
 
-    def straight(self, now: float) -> tuple[Segment, int] | None:
-        """A segment all of whose messages from an index on may be handled one after the other.
+    def straight(self, now: float) -> Segment | None:
+        """A segment all of whose messages may be handled one after the other.
 
         Given where nothing stands in the way: no lane is busy, nothing was settled before, no
         identity recurs. The caller reports with :meth:`ran`. For one runner alone.
@@ -348,7 +350,7 @@ class Dispatcher:
                     return None
             elif None in unique or not owned.window.fresh(unique):
                 return None
-        return segment, 0
+        return segment
 
     def ran(self, segment: Segment, start: int, stop: int) -> None:
         """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
@@ -452,9 +454,17 @@ class Dispatcher:
         self._ready.extendleft(reversed(heads))
 
     def batch_failed(
-        self, works: Sequence[Work], errors: Mapping[int, BaseException], now: float, random: float
+        self,
+        works: Sequence[Work],
+        errors: Mapping[int, BaseException],
+        now: float,
+        random: float,
+        final: Collection[int] = (),
     ) -> list[Work]:
-        """Some of a batch failed, by index; the others are settled. What is to be buried."""
+        """Some of a batch failed, by index; the others are settled. What is to be buried.
+
+        Those in ``final`` are not tried again.
+        """
         behind: dict[tuple[int, Lane], list[Work]] = {}
         settled: list[Work] = []
         burials: list[Work] = []
@@ -465,11 +475,14 @@ class Dispatcher:
                 continue
             segment, at, lane, identity, attempt, _, _ = work
             place = (id(segment.owner), lane)
-            if lane is not None and place in behind:
+            if lane is not None and place in behind and index not in final:
                 # Two of one key failed: the second waits behind the first.
                 behind[place].append((segment, at, lane, identity, attempt + 1, True, None))
                 continue
-            burial = self.failed(work, error, now, random)
+            if index in final:
+                burial: Work | None = self.condemned(work, error)
+            else:
+                burial = self.failed(work, error, now, random)
             if burial is not None:
                 burials.append(burial)
             if segment.owner.live and (self._retry.in_order or burial is not None):
@@ -502,6 +515,11 @@ class Dispatcher:
             lane = None
         self.later((segment, index, lane, identity, attempt + 1, True, None), now + delay)
         return None
+
+    def condemned(self, work: Work, error: BaseException) -> Work:
+        """The message can never be handled: the work to be buried."""
+        segment, index, lane, identity, attempt, _, _ = work
+        return (segment, index, lane, identity, attempt, True, Burial(error, attempt))
 
     def later(self, work: Work, due: float) -> None:
         """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""

@@ -22,7 +22,7 @@ handled again after a crash, which at-least-once allows; nothing is ever skipped
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
@@ -183,6 +183,7 @@ class Segment:
         "batch",
         "done",
         "events",
+        "first",
         "holes",
         "ids",
         "keys",
@@ -203,6 +204,8 @@ class Segment:
         self.done = bytearray(len(batch))
         self.holes = False
         """Some messages were settled before they arrived (in an earlier life of the group)."""
+        self.first = 0
+        """Messages before this index were delivered before: another segment speaks for them."""
         self._nbytes: list[int] | None = None
         self.size = batch.size()
         """Bytes held by the messages that were not released."""
@@ -229,6 +232,11 @@ class _Closed(NamedTuple):
     end: int
 
 
+def _closed(segment: Segment) -> _Closed:
+    offsets = segment.batch.offsets
+    return _Closed(offsets[segment.first], offsets[-1] + 1)
+
+
 class Progress:
     """The progress of one assignment. Every method is for one caller at a time."""
 
@@ -249,8 +257,8 @@ class Progress:
         offsets, done = batch.offsets, segment.done
         if offsets[0] < self._polled:
             # Delivered before, by a client that seeks back by itself: never a second time.
-            again = sum(1 for offset in offsets if offset < self._polled)
-            done[:again] = b"\1" * again
+            segment.first = bisect_left(offsets, self._polled)
+            done[: segment.first] = b"\1" * segment.first
             segment.holes = True
         if self._restored:
             starts = [start for start, _ in self._restored]
@@ -259,7 +267,8 @@ class Progress:
                 if at >= 0 and offset < self._restored[at][1]:
                     done[index] = 1
                     segment.holes = True
-        self._segments.append(segment)
+        if segment.first < len(segment):
+            self._segments.append(segment)
         self._polled = max(self._polled, offsets[-1] + 1)
         if self._restored and self._restored[-1][1] <= self._polled:
             self._restored = []
@@ -269,19 +278,24 @@ class Progress:
         """How many messages are delivered and not settled, and the bytes not yet let go of."""
         self._advance()
         messages = size = 0
-        for segment in self._segments:
+        for at, segment in enumerate(self._segments):
             if isinstance(segment, Segment):
                 left = segment.done.count(0)
                 if left:
                     messages += left
                     size += segment.size
+                else:
+                    self._segments[at] = _closed(segment)
         return messages, size
 
     def sweep(self) -> None:
         """Let go of the bytes of settled messages whose neighbours are not settled."""
-        for segment in self._segments:
+        for at, segment in enumerate(self._segments):
             if isinstance(segment, Segment) and segment.done.find(1) >= 0:
-                segment.release()
+                if segment.done.find(0) < 0:
+                    self._segments[at] = _closed(segment)
+                else:
+                    segment.release()
 
     def _advance(self) -> None:
         """Move the position over what is settled; forget and collapse settled segments."""
@@ -306,8 +320,7 @@ class Progress:
                     if segment.done.find(0) >= 0:
                         kept.append(segment)
                         continue
-                    offsets = segment.batch.offsets
-                    segment = _Closed(offsets[0], offsets[-1] + 1)
+                    segment = _closed(segment)
                 if kept and isinstance(kept[-1], _Closed):
                     segment = _Closed(kept[-1].start, segment.end)
                     kept.pop()
@@ -326,7 +339,7 @@ class Progress:
                 end = segment.end
                 continue
             done, offsets = segment.done, segment.batch.offsets
-            at = 0
+            at = first = segment.first
             while at < len(done):
                 if start is None:
                     at = done.find(1, at)
@@ -337,7 +350,7 @@ class Progress:
                 if stop < 0:
                     end = offsets[-1] + 1
                     break
-                end = offsets[stop - 1] + 1 if stop else end
+                end = offsets[stop - 1] + 1 if stop > first else end
                 found.append((start, end))
                 start, at = None, stop
         if start is not None:
@@ -355,14 +368,14 @@ class Progress:
         self._advance()
         return encode(self.position, self.floor, self.ranges(), limit)
 
-    def preview(self, segment: Segment, indexes: Iterable[int]) -> Snapshot:
-        """The snapshot as it will be once these messages of a segment are settled too.
+    def preview(self, marks: Iterable[tuple[Segment, int]]) -> Snapshot:
+        """The snapshot as it will be once these messages (segment, index) are settled too.
 
         Nothing is changed: for a transaction that may still be rolled back.
         """
         self._advance()
-        marks = [index for index in indexes if not segment.done[index]]
-        for index in marks:
+        fresh = [(segment, index) for segment, index in marks if not segment.done[index]]
+        for segment, index in fresh:
             segment.done[index] = 1
         try:
             ahead = Progress(self.position, self.floor)
@@ -370,5 +383,5 @@ class Progress:
             ahead._polled, ahead._restored = self._polled, self._restored
             return ahead.snapshot()
         finally:
-            for index in marks:
+            for segment, index in fresh:
                 segment.done[index] = 0

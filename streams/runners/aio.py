@@ -1,0 +1,437 @@
+"""Async handlers, on the app's event loop: as many at once as ``concurrency`` says.
+
+Theory of operation
+-------------------
+
+``concurrency`` tasks share one dispatcher; there is no task, future or event a message. A task
+takes the next message whose turn has come and awaits its handler *in place*, so a handler that
+never suspends costs no trip through the loop. Before it awaits, a task makes sure that one other
+is on its way (the *standby*): if the handler suspends, the standby carries on with what is next,
+and wakes a standby of its own. If it does not suspend, one task does everything and the standby
+waits for its turn on the loop, which the running task gives up every few milliseconds.
+
+All of a runner's state is touched on the loop only; what comes from other threads (the pump,
+confirmed writes) arrives through ``call_soon_threadsafe``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from streams.engine.dispatch import Owned, Work
+from streams.engine.progress import Segment
+from streams.errors import HandlerTimeout
+from streams.runners.base import Joint, Runner
+from streams.runners.job import Job, Skip
+
+SLICE = 0.005
+"""Seconds one task keeps the loop to itself, at most, while handlers do not suspend."""
+
+UNSURE = 0.05
+"""Seconds between looks at whether ownership was confirmed again."""
+
+LAST_WORD = 1.0
+"""Real seconds given to cancelled handlers."""
+
+
+class LoopRunner(Runner):
+    """Runs an async handler, ``concurrency`` messages (or batches) at a time."""
+
+    def __init__(
+        self,
+        job: Job,
+        loop: asyncio.AbstractEventLoop,
+        joint: Callable[[], Joint] | None = None,
+    ) -> None:
+        super().__init__(job, joint)
+        self._loop = loop
+        self._tasks: list[asyncio.Task[None]] = []
+        self._parked: list[asyncio.Future[None]] = []
+        self._standby = False
+        """A task was woken and did not run yet."""
+        self._kicked = False
+        self._halted = False
+        self._closed = False
+        self._busy: list[Sequence[Segment]] = [()] * job.concurrency
+        self._ends: list[float | None] = [None] * job.concurrency
+        """When each handler's time is up."""
+        self._reason: list[Literal["timeout", "drain"] | None] = [None] * job.concurrency
+        """Why we cancelled it."""
+        self._tick_at: float | None = None
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._calm = threading.Condition()
+        self._waiters = 0
+        self._unwatch: Callable[[], None] = lambda: None
+
+    # -- the pump's side
+
+    @override
+    def start(self) -> None:
+        self._unwatch = self.job.clock.watch(self._moved)
+        self._tasks = [
+            self._loop.create_task(self._main(slot), name=f"streams-{self.job.name}-{slot}")
+            for slot in range(self.job.concurrency)
+        ]
+
+    @override
+    def enter(self, action: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._entered, action)
+        except RuntimeError:  # the loop is closed: nobody is left to be told
+            return
+
+    def _entered(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as error:
+            self._die(error)
+        self._wake_one()
+        self._tell()
+
+    @override
+    def kick(self) -> None:
+        if not self._kicked and self._parked:
+            self._kicked = True
+            self.enter(self._unkick)
+
+    def _unkick(self) -> None:
+        self._kicked = False
+
+    def _moved(self) -> None:
+        self.enter(self._tick)
+        with self._calm:
+            self._calm.notify_all()
+
+    @override
+    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
+        leaving = set(map(id, owned))
+        revoked = threading.Event()
+
+        def revoke() -> None:
+            for each in owned:
+                self.dispatcher.revoke(each)
+            revoked.set()
+
+        def over() -> bool:
+            return (
+                revoked.is_set()
+                and not any(id(segment.owner) in leaving for busy in self._busy for segment in busy)
+                and (lost or not any(each.pending for each in owned))
+            )
+
+        self.enter(revoke)
+        if self._wait(over, deadline):
+            return True
+        self.enter(
+            lambda: self._cancel(
+                slot
+                for slot, busy in enumerate(self._busy)
+                if any(id(segment.owner) in leaving for segment in busy)
+            )
+        )
+        return self._wait_a_moment(over)
+
+    @override
+    def halt(self) -> None:
+        self._halted = True
+
+    @override
+    def resume(self) -> None:
+        self._halted = False
+        self.enter(lambda: None)
+
+    @override
+    def drain(self, deadline: float) -> bool:
+        def over() -> bool:
+            return not any(self._busy) and not self.sending
+
+        if self._wait(over, deadline):
+            return True
+        self.enter(lambda: self._cancel(range(len(self._busy))))
+        return self._wait_a_moment(over)
+
+    @override
+    def close(self) -> None:
+        self._unwatch()
+        self._halted = self._closed = True
+
+        def cancel() -> None:
+            if self._tick_handle is not None:
+                self._tick_handle.cancel()
+            for task in self._tasks:
+                task.cancel()
+
+        self.enter(cancel)
+
+    def _wait(self, over: Callable[[], bool], deadline: float) -> bool:
+        with self._calm:
+            self._waiters += 1
+            try:
+                while not over():
+                    left = deadline - self._now()
+                    if left <= 0 or self.fatal is not None or self._loop.is_closed():
+                        return over()
+                    self._calm.wait(min(1.0, self.job.clock.timeout(left)))
+                return True
+            finally:
+                self._waiters -= 1
+
+    def _wait_a_moment(self, over: Callable[[], bool]) -> bool:
+        with self._calm:
+            self._waiters += 1
+            try:
+                return self._calm.wait_for(over, LAST_WORD)
+            finally:
+                self._waiters -= 1
+
+    def _tell(self) -> None:
+        if self._waiters:
+            with self._calm:
+                self._calm.notify_all()
+
+    def _cancel(self, slots: Any) -> None:
+        for slot in list(slots):
+            if self._busy[slot] and self._reason[slot] is None:
+                self._reason[slot] = "drain"
+                self._tasks[slot].cancel()
+
+    def _die(self, error: BaseException) -> None:
+        self.fatal = self.fatal or error
+        self._halted = True
+        self.dispatcher.refill()
+
+    # -- time
+
+    def _arm(self, when: float) -> None:
+        """Look again at ``when``, monotonic seconds."""
+        if self._tick_at is not None and self._tick_at <= when:
+            return
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._tick_at = when
+        delay = self.job.clock.timeout(when - self._now())
+        self._tick_handle = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        self._tick_at = self._tick_handle = None
+        if self._closed:
+            return
+        now = self._now()
+        if self.job.timeout is not None:
+            for slot, end in enumerate(self._ends):
+                if end is not None and end <= now and self._reason[slot] is None:
+                    self._reason[slot] = "timeout"
+                    self._tasks[slot].cancel()
+            ends = [
+                end for slot, end in enumerate(self._ends) if end and self._reason[slot] is None
+            ]
+            if ends:
+                self._arm(min(ends))
+        self.dispatcher.wake(now)
+        due = self.dispatcher.due
+        if due is not None:
+            self._arm(due)
+        self._wake_one()
+
+    # -- the tasks
+
+    def _wake_one(self) -> None:
+        parked = self._parked
+        while parked:
+            future = parked.pop()
+            if not future.done():
+                future.set_result(None)
+                self._standby = True
+                return
+
+    async def _park(self) -> None:
+        """Nothing to do for this task: wait to be woken."""
+        if not (self._halted or self.dispatcher.paused):
+            if self.dispatcher.backlog:
+                self._arm(self._now() + UNSURE)
+            elif self.dispatcher.due is not None:
+                self._arm(self.dispatcher.due)
+            self.dispatcher.refill()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._parked.append(future)
+        await future
+        self._standby = False
+
+    async def _main(self, slot: int) -> None:
+        try:
+            if self.job.batch is None:
+                await self._messages(slot)
+            else:
+                await self._batches(slot, self.job.batch)
+        except asyncio.CancelledError:
+            if not self._closed:
+                self._die(asyncio.CancelledError("a runner's task was cancelled from outside"))
+                raise
+        except BaseException as error:
+            # A bug of ours, or SystemExit and the like from a handler: never silently.
+            self._die(error)
+        finally:
+            self._busy[slot] = ()
+            self._tell()
+
+    async def _messages(self, slot: int) -> None:
+        job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
+        function, keep, wants_message = job.function, job.filter, job.wants_message
+        joint = self._joint() if self._joint is not None else None
+        simple = job.results is None and joint is None
+        began = now()
+        while True:
+            moment = now()
+            if moment - began > SLICE:
+                await asyncio.sleep(0)
+                began = moment = now()
+            work = None if self._halted else dispatcher.take(moment)
+            if work is None:
+                await self._park()
+                began = now()
+                continue
+            if work[6] is not None:
+                self.bury(work)
+                continue
+            if not self._standby and self._parked:
+                self._wake_one()
+            segment = work[0]
+            try:
+                event = self.decode(segment, work[1])
+            except Skip:
+                self.skipped(work)
+                continue
+            except Exception as error:
+                self.poison(work, error)
+                continue
+            busy[slot] = (segment,)
+            if job.timeout is not None:
+                self._time(slot, moment + job.timeout)
+            try:
+                if keep is not None and not keep(event):
+                    self.skipped(work)
+                    continue
+                if wants_message:
+                    result = await function(event, self.message(event, work, joint))
+                else:
+                    result = await function(event)
+                if joint is not None and joint.begun:
+                    failure = self.join(joint, [work])
+                    if failure is not None:
+                        self.failed(work, failure)
+                        continue
+                if simple:
+                    dispatcher.done(work)
+                else:
+                    self.succeeded(work, result)
+            except Exception as error:
+                self.failed(work, error)
+                self._arm_retries()
+            except asyncio.CancelledError:
+                self._cancelled(slot, [work])
+            finally:
+                busy[slot] = ()
+                if joint is not None:
+                    joint.rollback()
+                if job.timeout is not None:
+                    self._ends[slot] = None
+                if self._reason[slot] is not None:
+                    self._forgive(slot)
+                if self._waiters:
+                    self._tell()
+
+    async def _batches(self, slot: int, size: int) -> None:
+        job, now, dispatcher = self.job, self._now, self.dispatcher
+        joint = self._joint() if self._joint is not None else None
+        began = now()
+        while True:
+            moment = now()
+            if moment - began > SLICE:
+                await asyncio.sleep(0)
+                began = moment = now()
+            works = [] if self._halted else dispatcher.take_batch(moment, size)
+            if not works:
+                await self._park()
+                began = now()
+                continue
+            if works[0][6] is not None:
+                self.bury(works[0])
+                continue
+            if not self._standby and self._parked:
+                self._wake_one()
+            outcome = self.choose(works)
+            chosen = [works[index] for index in outcome.chosen]
+            self._busy[slot] = [work[0] for work in works]
+            if job.timeout is not None:
+                self._time(slot, moment + job.timeout)
+            try:
+                if chosen and job.wants_message:
+                    pairs = zip(outcome.events, chosen, strict=True)
+                    messages = [self.message(event, work, joint) for event, work in pairs]
+                    outcome.result = await job.function(outcome.events, messages)
+                elif chosen:
+                    outcome.result = await job.function(outcome.events)
+                if joint is not None and joint.begun:
+                    outcome.failure = self.join(joint, chosen)
+            except Exception as error:
+                outcome.failure = error
+            except asyncio.CancelledError:
+                self._cancelled(slot, works)
+                continue
+            finally:
+                self._busy[slot] = ()
+                if joint is not None:
+                    joint.rollback()
+                self._ends[slot] = None
+                if self._reason[slot] is not None:
+                    self._forgive(slot)
+                if self._waiters:
+                    self._tell()
+            self.batch_ended(works, outcome)
+            self._arm_retries()
+
+    def _time(self, slot: int, end: float) -> None:
+        self._ends[slot] = end
+        self._arm(end)
+
+    def _arm_retries(self) -> None:
+        due = self.dispatcher.due
+        if due is not None:
+            self._arm(due)
+
+    def _forgive(self, slot: int) -> None:
+        """We cancelled the handler and it ended otherwise: its outcome counts."""
+        self._reason[slot] = None
+        self._tasks[slot].uncancel()
+
+    def _cancelled(self, slot: int, works: Sequence[Work]) -> None:
+        """A handler ended in CancelledError: ours (time is up), its own doing, or the app's end."""
+        task, reason = self._tasks[slot], self._reason[slot]
+        self._reason[slot] = None
+        if reason is None and task.cancelling():
+            for work in reversed(works):
+                self.dispatcher.abandon(work)
+            raise asyncio.CancelledError
+        if reason is not None:
+            task.uncancel()
+        if reason == "drain":
+            for work in reversed(works):
+                self.dispatcher.abandon(work)
+            return
+        error: Exception
+        if reason == "timeout":
+            error = HandlerTimeout(f"{self.job.name} ran longer than {self.job.timeout:g} s")
+        else:
+            error = RuntimeError(f"{self.job.name} was cancelled from within")
+        if self.job.batch is None:
+            self.failed(works[0], error)
+        else:
+            self.batch_failed(works, error)
+        self._arm_retries()

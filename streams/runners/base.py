@@ -1,0 +1,376 @@
+"""What every runner does with an outcome: settle, publish what was returned, try again, bury.
+
+A runner owns a dispatcher and is the only one to touch it, inside :meth:`Runner.enter`: under its
+lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters are sent
+with a callback, and until it comes the message's lane stays busy and the message unsettled.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import random
+from typing import Any
+
+from streams.engine.dispatch import Dispatcher, Owned, Work
+from streams.engine.progress import Segment
+from streams.errors import BatchError, Fenced, LogError
+from streams.message import Message, deliver
+from streams.runners.job import Job, Outgoing, Skip, Undecodable
+
+logger = logging.getLogger("streams")
+
+BURIAL_PAUSE = 1.0
+"""Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
+
+
+class Joint:
+    """The transaction that a handler may join, offered as ``message.transaction``.
+
+    Begun by its first use. Handed out by the pump, which knows the subscription.
+    """
+
+    def __init__(self, open: Callable[[], Any], commit: Callable[[Any, Sequence[Work]], None]):
+        self._open = open
+        self._commit = commit
+        self._transaction: Any = None
+
+    @property
+    def begun(self) -> bool:
+        """Something was executed since the last outcome."""
+        return self._transaction is not None
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run one SQL statement in the transaction that will commit this message's position.
+
+        :returns: the rows, as tuples.
+        """
+        if self._transaction is None:
+            self._transaction = self._open()
+        rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
+        return rows
+
+    def commit(self, works: Sequence[Work]) -> None:
+        """The handler succeeded."""
+        transaction, self._transaction = self._transaction, None
+        self._commit(transaction, works)
+
+    def rollback(self) -> None:
+        """The handler failed, or its message is not ours any more."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            transaction.rollback()
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """What became of a batch, by index into it."""
+
+    chosen: list[int] = field(default_factory=list)
+    """Given to the handler, in this order."""
+    events: list[Any] = field(default_factory=list)
+    """Their decoded values."""
+    skipped: list[int] = field(default_factory=list)
+    """Not for this handler, or filtered out."""
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    """Not decodable, or their filter raised."""
+    poisoned: set[int] = field(default_factory=set)
+    """Those of ``errors`` that no attempt will change."""
+    result: Any = None
+    failure: BaseException | None = None
+    """What the handler raised."""
+
+
+class Runner(ABC):
+    """Runs a job's handler over what the dispatcher gives out."""
+
+    def __init__(self, job: Job, joint: Callable[[], Joint] | None = None) -> None:
+        self.job = job
+        self.dispatcher = Dispatcher(job.retry)
+        self._joint = joint if job.transactions and job.wants_message else None
+        self._now = job.clock.monotonic
+        self.fatal: BaseException | None = None
+        """What ended this runner, other than being stopped."""
+        self.running = 0
+        """Handlers running, for statistics."""
+        self.sending = 0
+        """Messages whose writes (results, dead letters) are not confirmed yet."""
+
+    # -- what the pump calls, from its thread
+
+    @abstractmethod
+    def enter(self, action: Callable[[], None]) -> None:
+        """Run ``action`` where the dispatcher may be touched: now, or soon (any thread)."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """There may be something to do."""
+
+    @abstractmethod
+    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
+        """Start nothing more of these partitions and wait for what runs, until ``deadline``
+        (monotonic), when async handlers are cancelled. False: something still runs."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to work."""
+
+    @abstractmethod
+    def halt(self) -> None:
+        """Start no further handler (any thread)."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Undo :meth:`halt`."""
+
+    def overdue(self) -> int:
+        """How many handlers run longer than the processor's timeout and cannot be ended."""
+        return 0
+
+    @abstractmethod
+    def drain(self, deadline: float) -> bool:
+        """After :meth:`halt`: wait for what runs until ``deadline``, then cancel what can be.
+        False: something still runs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End for good."""
+
+    # -- one message
+
+    def decode(self, segment: Segment, index: int) -> Any:
+        """The value to be handled.
+
+        :raises Skip: it is not for this handler.
+        """
+        if segment.events is not None:
+            event = segment.events[index]
+            if isinstance(event, Undecodable):
+                raise event.error
+            return event
+        return self.job.decodings[segment.batch.topic].one(segment.batch, index)
+
+    def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
+        """The message around a decoded value."""
+        return deliver(event, work[0].batch, work[1], work[4], joint)
+
+    def choose(self, works: Sequence[Work]) -> BatchOutcome:
+        """Decode and filter a batch."""
+        outcome = BatchOutcome()
+        keep = self.job.filter
+        for index, work in enumerate(works):
+            try:
+                event = self.decode(work[0], work[1])
+            except Skip:
+                outcome.skipped.append(index)
+                continue
+            except Exception as error:
+                outcome.errors[index] = error
+                outcome.poisoned.add(index)
+                continue
+            try:
+                wanted = keep is None or keep(event)
+            except Exception as error:
+                outcome.errors[index] = error
+                continue
+            if wanted:
+                outcome.chosen.append(index)
+                outcome.events.append(event)
+            else:
+                outcome.skipped.append(index)
+        return outcome
+
+    # -- outcomes, where the dispatcher may be touched
+
+    def succeeded(self, work: Work, result: Any, joint: Joint | None = None) -> None:
+        """The handler returned."""
+        if self.job.results is not None and result is not None:
+            try:
+                outgoing = self.job.results(result, work)
+            except Exception as error:
+                self.failed(work, error)
+                return
+            if outgoing:
+                self._send([work], outgoing, lambda errors: self._sent(work, errors))
+                return
+        self.dispatcher.done(work)
+
+    def failed(self, work: Work, error: BaseException) -> None:
+        """The handler raised, or what it returned cannot be written."""
+        burial = self.dispatcher.failed(work, error, self._now(), random())
+        if burial is None:
+            logger.info(
+                "%s: attempt %d of %d failed for %s: %r",
+                self.job.name, work[4], self.job.retry.attempts, where(work), error,
+            )  # fmt: skip
+        else:
+            self.bury(burial)
+
+    def batch_failed(self, works: Sequence[Work], error: BaseException) -> None:
+        """The batch handler raised over all of these."""
+        if isinstance(error, BatchError):
+            wrong = [index for index in error.errors if index not in range(len(works))]
+            if error.errors and not wrong:
+                self._settle_batch(works, error.errors, ())
+                return
+            logger.error(
+                "%s: BatchError names message %r of a batch of %d: taken as a failure of all",
+                self.job.name, wrong[0] if wrong else None, len(works),
+            )  # fmt: skip
+        if len(works) == 1:
+            self.failed(works[0], error)
+            return
+        logger.info("%s: a batch of %d failed, one by one: %r", self.job.name, len(works), error)
+        self.dispatcher.split(works)
+
+    def batch_ended(self, works: Sequence[Work], outcome: BatchOutcome) -> None:
+        """The batch handler returned or raised, over those messages that were for it."""
+        if outcome.failure is not None and len(outcome.chosen) == len(works):
+            self.batch_failed(works, outcome.failure)
+            return
+        if outcome.failure is not None and not isinstance(outcome.failure, BatchError):
+            self.dispatcher.split(works)
+            return
+        errors = dict(outcome.errors)
+        if isinstance(outcome.failure, BatchError):
+            if not set(outcome.failure.errors) <= set(range(len(outcome.chosen))):
+                self.dispatcher.split(works)
+                return
+            errors.update(
+                (outcome.chosen[index], error) for index, error in outcome.failure.errors.items()
+            )
+        self.dispatcher.counts.filtered += len(outcome.skipped)
+        self.dispatcher.counts.handled -= len(outcome.skipped)
+        outgoing: list[Outgoing] = []
+        senders: list[int] = []
+        if self.job.results is not None and outcome.result is not None:
+            try:
+                items = list(outcome.result)
+                if len(items) != len(outcome.chosen):
+                    raise ValueError(
+                        f"{self.job.name} returned {len(items)} results for a batch of "
+                        f"{len(outcome.chosen)} messages: return one for each, None for nothing"
+                    )
+            except Exception as error:
+                errors.update(dict.fromkeys(outcome.chosen, error))
+                items = []
+            for index, item in zip(outcome.chosen, items, strict=False):
+                try:
+                    records = () if item is None else self.job.results(item, works[index])
+                except Exception as error:
+                    errors[index] = error
+                    continue
+                outgoing.extend(records)
+                senders.extend([index] * len(records))
+        if not outgoing:
+            self._settle_batch(works, errors, outcome.poisoned)
+            return
+
+        def sent(answers: Sequence[BaseException | None]) -> None:
+            pairs = zip(senders, answers, strict=True)
+            errors.update((index, answer) for index, answer in pairs if answer is not None)
+            self._settle_batch(works, errors, outcome.poisoned)
+
+        self._send(works, outgoing, sent)
+
+    def _settle_batch(
+        self, works: Sequence[Work], errors: Mapping[int, BaseException], final: Collection[int]
+    ) -> None:
+        if not errors:
+            self.dispatcher.done_batch(works)
+            return
+        now = self._now()
+        for burial in self.dispatcher.batch_failed(works, errors, now, random(), final):
+            self.bury(burial)
+
+    def poison(self, work: Work, error: BaseException) -> None:
+        """The message cannot be decoded: no attempt will change that."""
+        burial = self.dispatcher.condemned(work, error)
+        self.bury(burial)
+
+    def skipped(self, work: Work) -> None:
+        """The message is not for this handler."""
+        self.dispatcher.filtered(work)
+
+    def bury(self, work: Work) -> None:
+        """Write the dead letter of a work that has a burial; the source is settled after that."""
+        burial = work[6]
+        if burial is None or self.job.letter is None:
+            raise RuntimeError("nothing to bury, or nowhere to")
+        logger.warning(
+            "%s: dead letter after %d attempts: %s: %r",
+            self.job.name, burial.attempts, where(work), burial.error,
+        )  # fmt: skip
+        try:
+            letter = self.job.letter(work)
+        except Exception as error:
+            self._unburied(work, error)
+            return
+        self._send([work], [letter], lambda errors: self._buried(work, errors[0]))
+
+    def _buried(self, work: Work, error: BaseException | None) -> None:
+        if error is None:
+            self.dispatcher.done(work)
+        else:
+            self._unburied(work, error)
+
+    def _unburied(self, work: Work, error: BaseException) -> None:
+        burial = work[6]
+        tries = burial.tries + 1 if burial is not None else 1
+        pause = min(60.0, BURIAL_PAUSE * 2.0 ** min(tries - 1, 10))
+        logger.error(
+            "%s: cannot write the dead letter of %s, again in %g s: %r",
+            self.job.name, where(work), pause, error,
+        )  # fmt: skip
+        if burial is not None:
+            work = (*work[:6], burial._replace(tries=tries))
+        self.dispatcher.later(work, self._now() + pause)
+
+    def _send(
+        self,
+        works: Sequence[Work],
+        outgoing: Sequence[Outgoing],
+        sent: Callable[[Sequence[BaseException | None]], None],
+    ) -> None:
+        """Write, and call ``sent`` where the dispatcher may be touched once the log answered."""
+        send = self.job.send
+        if send is None:
+            raise RuntimeError("this job has nothing to write with")
+        self.sending += len(works)
+        for work in works:
+            work[0].owner.pending += 1
+
+        def answered(errors: Sequence[BaseException | None]) -> None:
+            self.sending -= len(works)
+            for work in works:
+                work[0].owner.pending -= 1
+            sent(errors)
+
+        send(outgoing, lambda errors: self.enter(lambda: answered(errors)))
+
+    def _sent(self, work: Work, errors: Sequence[BaseException | None]) -> None:
+        """What this message's handler returned was written, or refused."""
+        error = next((error for error in errors if error is not None), None)
+        if error is None:
+            self.dispatcher.done(work)
+        else:
+            self.failed(work, error)
+
+    def join(self, joint: Joint, works: Sequence[Work]) -> BaseException | None:
+        """Commit the handler's transaction with its messages' places; what went wrong, if so."""
+        try:
+            joint.commit(works)
+        except Fenced as error:
+            logger.warning("%s: rolled back, the partition moved on: %r", self.job.name, error)
+            return error
+        except LogError as error:
+            return error
+        return None
+
+
+def where(work: Work) -> str:
+    """Where a work's message stands, for a log line."""
+    batch = work[0].batch
+    return f"{batch.topic}/{batch.partition}/{batch.offset(work[1])}"

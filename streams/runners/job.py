@@ -1,0 +1,86 @@
+"""What a runner runs: a handler and everything around it that can be decided before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from streams.clock import SYSTEM, Clock
+from streams.config import Dedup, Flow, Retry
+from streams.engine.dispatch import Work
+from streams.message import Batch, Record
+
+Outgoing = tuple[str, Record]
+"""A topic and what is to be written to it."""
+
+Sent = Callable[[Sequence["BaseException | None"]], None]
+"""Told once how a write ended, record by record: None where it is confirmed."""
+
+
+class Skip(Exception):
+    """A message that is not for this handler (a tombstone, an unknown tag): settled unhandled."""
+
+
+class Undecodable:
+    """Stands where a decoded value should, when values are decoded ahead of their turn."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Decoding(Protocol):
+    """How one topic's values become what the handler is declared to take."""
+
+    def fast(self, values: Sequence[bytes | None]) -> Callable[[Any], Any] | None:
+        """The bare decoder, if it is safe for every one of these values; else None."""
+        ...
+
+    def one(self, batch: Batch, index: int) -> Any:
+        """Decode one message.
+
+        :raises Skip: it is not for this handler.
+        :raises Exception: it cannot be decoded (a poison message).
+        """
+        ...
+
+    @property
+    def identify(self) -> Callable[[Any], str] | None:
+        """Reads the message ID from a decoded value, where the topic says it is there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One processor, ready to run."""
+
+    name: str
+    group: str
+    topics: tuple[str, ...]
+    function: Callable[..., Any]
+    asynchronous: bool
+    wants_message: bool
+    decodings: Mapping[str, Decoding]
+    concurrency: int = 1
+    batch: int | None = None
+    filter: Callable[[Any], bool] | None = None
+    timeout: float | None = None
+    retry: Retry = field(default_factory=Retry)
+    dedup: Dedup = field(default_factory=Dedup)
+    flow: Flow = field(default_factory=Flow)
+    clock: Clock = SYSTEM
+    results: Callable[[Any, Work], Sequence[Outgoing]] | None = None
+    """Encodes what the handler returned, for one message; None: it is dropped."""
+    letter: Callable[[Work], Outgoing] | None = None
+    """The dead letter of a work with a burial."""
+    send: Callable[[Sequence[Outgoing], Sent], None] | None = None
+    """Writes derived records until the log has answered; outages are waited out there."""
+    transactions: bool = False
+    """The log lets a handler's own SQL join the commit of its position."""
+
+    @property
+    def bare(self) -> bool:
+        """The handler takes the value and nothing else happens around it."""
+        return not self.wants_message and self.filter is None

@@ -1,0 +1,539 @@
+"""The pump: one thread a processor that polls its subscription, feeds the runner, and commits.
+
+It is the only user of the subscription, so everything a driver wants from one thread (polling,
+committing, rebalance callbacks) happens here, and no handler ever runs here: the process stays in
+its group however slow its handlers are.
+
+Assignment: the start is resolved (and committed before anything is delivered), the settled set is
+read back from the commit, and the dedup window is rebuilt from the log itself. Revocation: nothing
+more is started, what runs is finished up to the drain deadline, a last commit is made, and only
+then the partition goes. Loss: everything is discarded and nothing committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from streams.engine.dispatch import Owned, Work
+from streams.engine.flow import Gate
+from streams.engine.progress import LIMIT, Progress, Range, Segment, decode
+from streams.engine.window import PROCESS, Window
+from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
+from streams.log.protocol import Assignment, Commit, Log, Subscription
+from streams.message import Batch
+from streams.runners.base import Joint, Runner
+from streams.runners.job import Job, Undecodable
+
+logger = logging.getLogger("streams")
+
+POLL = 0.1
+"""Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""
+
+CHUNK = 10_000
+"""Messages polled at once, at most."""
+
+STALL = 0.25
+"""Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
+
+FULL = LIMIT * 3 // 4
+"""Characters of progress from which on a partition takes in no more, until it shrinks."""
+
+
+class PumpStats(NamedTuple):
+    """What the pump knows, for statistics."""
+
+    partitions: int
+    held: int
+    held_bytes: int
+    commits: int
+    rebalances: int
+    losses: int
+    reachable: bool
+
+
+class Pump:
+    """Feeds one runner from one subscription. Started and stopped by the app."""
+
+    def __init__(self, log: Log, job: Job, runner: Runner) -> None:
+        self._log = log
+        self._job = job
+        self._runner = runner
+        self._clock = job.clock
+        self._now = job.clock.monotonic
+        self._owned: dict[int, Owned] = {}
+        """By the identity of the assignment."""
+        self._stored: dict[int, tuple[int, str]] = {}
+        """What was committed last, by the same."""
+        self._full: set[int] = set()
+        """Assignments whose settled set nears its limit."""
+        self._marks = threading.Lock()
+        """Held while progress is read or extended: the pump and transactions both do."""
+        self._room = threading.Event()
+        self._gate = Gate(job.flow)
+        self._subscription: Subscription | None = None
+        self._stopping = threading.Event()
+        self._paused = False
+        self._driver_paused = False
+        self._unstarted = False
+        self._next_commit = 0.0
+        self._thread = threading.Thread(
+            target=self._main, name=f"streams-{job.name}-pump", daemon=True
+        )
+        self.fatal: BaseException | None = None
+        """What ended the processor, other than being stopped."""
+        self.ended = threading.Event()
+        self.on_end: Callable[[], None] = lambda: None
+        self.commits = 0
+        self.rebalances = 0
+        self.losses = 0
+        self.reachable = True
+        self._held = (0, 0)
+        runner.dispatcher.refill = self._room.set
+
+    # -- the app's side
+
+    def start(self) -> None:
+        """Join the group and begin."""
+        self._thread.start()
+
+    def pause(self) -> None:
+        """Start no further handler; stay in the group."""
+        self._paused = True
+        self._runner.halt()
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+        self._paused = False
+        self._runner.resume()
+        self._room.set()
+
+    def stop(self) -> None:
+        """Finish what runs, commit, leave the group: begins that (any thread)."""
+        self._stopping.set()
+        self._room.set()
+        if self._subscription is not None:
+            self._subscription.wake()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the pump has ended."""
+        return self.ended.wait(timeout)
+
+    def stats(self) -> PumpStats:
+        """Figures of this moment."""
+        return PumpStats(
+            len(self._owned),
+            *self._held,
+            self.commits,
+            self.rebalances,
+            self.losses,
+            self.reachable,
+        )
+
+    def joint(self) -> Joint:
+        """A transaction for one worker of the runner."""
+
+        def open() -> Any:
+            if self._subscription is None:
+                raise Unavailable(f"{self._job.name}: not subscribed yet")
+            return self._subscription.begin()
+
+        return Joint(open, self._commit_with)
+
+    # -- the thread
+
+    def _main(self) -> None:
+        try:
+            self._subscription = self._subscribe()
+            if self._subscription is not None:
+                unwatch = self._clock.watch(self._moved)
+                try:
+                    while not self._stopping.is_set() and self._runner.fatal is None:
+                        self._guard(self._turn)
+                    self._finish()
+                finally:
+                    unwatch()
+                    self._subscription.close()
+            self.fatal = self._runner.fatal
+        except BaseException as error:
+            self.fatal = self._runner.fatal or error
+        finally:
+            self._runner.close()
+            self.ended.set()
+            self.on_end()
+
+    def _moved(self) -> None:
+        self._room.set()
+        if self._subscription is not None:
+            self._subscription.wake()
+
+    def _subscribe(self) -> Subscription | None:
+        job = self._job
+        pause = 0.1
+        while not self._stopping.is_set():
+            try:
+                return self._log.subscribe(
+                    job.group, job.topics, self, flow=job.flow, window=job.dedup.window
+                )
+            except Unavailable as error:
+                self._unreachable(error, pause)
+                pause = min(5.0, pause * 2)
+        return None
+
+    def _guard(self, turn: Callable[[], None]) -> None:
+        """An outage is waited out, and said; anything worse ends the processor."""
+        try:
+            turn()
+        except (Fatal, NotFound, Mismatch):
+            raise
+        except Unavailable as error:
+            self._unreachable(error, 0.5)
+        except LogError as error:
+            self._unreachable(error, 2.0)
+        else:
+            if not self.reachable:
+                logger.warning("%s: the log answers again", self._job.name)
+                self.reachable = True
+
+    def _unreachable(self, error: BaseException, pause: float) -> None:
+        if self.reachable:
+            logger.warning("%s: waiting for the log: %s", self._job.name, error)
+        self.reachable = False
+        self._stopping.wait(pause)
+
+    def _turn(self) -> None:
+        subscription = self._subscription
+        if subscription is None:
+            return
+        room = self._take_stock()
+        if room <= 0 or self._paused:
+            self._wait_for_room(subscription)
+            room = self._take_stock()
+        if self._driver_paused and (room > 0 and not self._paused):
+            self._driver_paused = False
+            subscription.resume(self._open_assignments())
+        if room > 0 and not self._paused:
+            batches = subscription.poll(min(room, CHUNK), self._patience())
+        elif self._driver_paused:
+            # Nothing comes, but the membership is kept alive and rebalances are served.
+            batches = subscription.poll(1, 0.0)
+        else:
+            batches = ()
+        if self._unstarted:
+            self._commit(subscription)
+        for batch in batches:
+            self._offer(batch)
+        if batches or self._runner.dispatcher.backlog:
+            self._runner.kick()
+        if self._now() >= self._next_commit:
+            self._commit(subscription)
+
+    def _patience(self) -> float:
+        """How long to block in poll, in real seconds."""
+        return min(POLL, max(0.0, self._clock.timeout(self._next_commit - self._now())))
+
+    def _take_stock(self) -> int:
+        """How many more messages may be taken in."""
+        with self._marks:
+            held = [owned.progress.held() for owned in self._owned.values()]
+        messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
+        if self._gate.room(messages, size) == 0 and messages < self._job.flow.messages:
+            with self._marks:
+                for owned in self._owned.values():
+                    owned.progress.sweep()
+                held = [owned.progress.held() for owned in self._owned.values()]
+            messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
+        self._held = (messages, size)
+        if messages == 0:
+            return self._job.flow.messages  # a single message is taken, however large
+        return self._gate.room(messages, size)
+
+    def _wait_for_room(self, subscription: Subscription) -> None:
+        """Enough is held: wait for the runner. A long wait pauses the driver."""
+        if not self._driver_paused:
+            self._room.clear()
+            if self._take_stock() > 0 and not self._paused:
+                return
+            self._room.wait(STALL)
+            if self._take_stock() <= 0 or self._paused:
+                self._driver_paused = True
+                subscription.pause([each.assignment for each in self._assignments()])
+        else:
+            self._room.clear()
+            self._room.wait(self._patience())
+
+    def _offer(self, batch: Batch) -> None:
+        owned = self._owned.get(id(batch.assignment))
+        if owned is None or not len(batch):
+            return
+        with self._marks:
+            segment = owned.progress.add(owned, batch)
+        identify = self._job.decodings[batch.topic].identify
+        if identify is not None:
+            self._prepare(segment, identify)
+        self._runner.dispatcher.offer(segment)
+
+    def _prepare(self, segment: Segment, identify: Callable[[Any], str]) -> None:
+        """Decode ahead of time: the identity is inside the value."""
+        events, ids = self._decoded(segment.batch, identify)
+        segment.events, segment.ids = events, ids
+        if any(isinstance(event, Undecodable) for event in events):
+            segment.holes = True  # not to be run straight
+
+    def _decoded(
+        self, batch: Batch, identify: Callable[[Any], str]
+    ) -> tuple[list[Any], list[str | None]]:
+        decoding = self._job.decodings[batch.topic]
+        fast = decoding.fast(batch.values)
+        if fast is not None:
+            try:
+                events = list(map(fast, batch.values))
+                return events, list(map(identify, events))
+            except Exception:  # noqa: S110 - which one it was is found below
+                pass
+        events, ids = [], list[str | None]()
+        for index in range(len(batch)):
+            try:
+                event = decoding.one(batch, index)
+                ids.append(identify(event))
+                events.append(event)
+            except Exception as error:
+                events.append(Undecodable(error))
+                del ids[len(events) - 1 :]
+                ids.append(batch.ids[index])
+        return events, ids
+
+    # -- commits
+
+    def _snapshot(self, owned: Owned) -> Commit | None:
+        with self._marks:
+            found = owned.progress.snapshot()
+            owned.version += 1
+            version = owned.version
+        assignment = owned.assignment
+        if not isinstance(assignment, Assignment):
+            raise TypeError("an assignment of another kind")
+        key = id(assignment)
+        if not found.complete or len(found.progress) > FULL:
+            if key not in self._full:
+                self._full.add(key)
+                if self._subscription is not None:
+                    self._subscription.pause([assignment])
+                logger.warning(
+                    "%s: %s/%d takes in no more until its settled set is smaller: "
+                    "%d characters, position %d",
+                    self._job.name, assignment.topic, assignment.partition,
+                    len(found.progress), found.position,
+                )  # fmt: skip
+        elif key in self._full and len(found.progress) * 2 < FULL:
+            self._full.discard(key)
+            if self._subscription is not None and not self._driver_paused:
+                self._subscription.resume([assignment])
+        place = (found.position, found.progress)
+        if self._stored.get(key) == place:
+            return None
+        return Commit(assignment, *place, version)
+
+    def _commit(self, subscription: Subscription) -> None:
+        self._next_commit = self._now() + self._job.flow.commit
+        self._commit_owned(subscription, list(self._owned.values()))
+        self._unstarted = False
+
+    def _commit_owned(self, subscription: Subscription, owned: Sequence[Owned]) -> None:
+        commits = [each for each in map(self._snapshot, owned) if each is not None]
+        if not commits:
+            return
+        subscription.commit(commits)
+        self.commits += 1
+        for commit in commits:
+            self._stored[id(commit.assignment)] = (commit.position, commit.progress)
+
+    def _commit_with(self, transaction: Any, works: Sequence[Work]) -> None:
+        """Commit a handler's transaction together with the places of what it handled."""
+        marks: dict[int, tuple[Owned, list[tuple[Segment, int]]]] = {}
+        for segment, index, *_ in works:
+            owned: Owned = segment.owner
+            marks.setdefault(id(owned), (owned, []))[1].append((segment, index))
+        commits: list[Commit] = []
+        with self._marks:
+            for owned, settled in marks.values():
+                found = owned.progress.preview(settled)
+                owned.version += 1
+                assignment = owned.assignment
+                if isinstance(assignment, Assignment):
+                    place = (found.position, found.progress)
+                    commits.append(Commit(assignment, *place, owned.version))
+        transaction.commit(commits)
+
+    # -- what the subscription tells, inside poll and close
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: these partitions are ours."""
+        self.rebalances += 1
+        for assignment in assignments:
+            progress, window = self._restore(assignment)
+            assignment.position = progress.position
+            owned = self._runner.dispatcher.assign(assignment, progress, window)
+            assignment.state = owned
+            self._owned[id(assignment)] = owned
+            committed = assignment.committed
+            if committed is not None:
+                self._stored[id(assignment)] = (committed.position, committed.progress)
+            if committed is None or committed.position != progress.position:
+                self._unstarted = True
+        if assignments:
+            logger.info("%s: owns %s", self._job.name, names(assignments))
+            if self._driver_paused:
+                # Everything is paused, so the new ones are too.
+                self._driver_paused = False
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: finish and commit these."""
+        self.rebalances += 1
+        leaving = self._leaving(assignments)
+        deadline = self._now() + self._job.flow.drain
+        if not self._runner.drop(leaving, deadline, lost=False):
+            logger.warning(
+                "%s: handlers outlived the drain deadline of %g s; their messages will be handled "
+                "again elsewhere",
+                self._job.name, self._job.flow.drain,
+            )  # fmt: skip
+        try:
+            if self._subscription is not None:
+                self._commit_owned(self._subscription, leaving)
+        except LogError as error:
+            logger.warning("%s: the last commit failed: %s", self._job.name, error)
+        self._forget(assignments)
+        logger.info("%s: gave up %s", self._job.name, names(assignments))
+
+    def lost(self, assignments: Sequence[Assignment]) -> None:
+        """Listener: these are somebody else's."""
+        self.rebalances += 1
+        leaving = self._leaving(assignments)
+        self._forget(assignments)
+        # What runs cannot be taken back; what is async is cancelled at once.
+        self._runner.drop(leaving, self._now(), lost=True)
+        logger.warning("%s: lost %s", self._job.name, names(assignments))
+
+    def _leaving(self, assignments: Sequence[Assignment]) -> list[Owned]:
+        leaving = []
+        for assignment in assignments:
+            assignment.valid_until = float("-inf")
+            owned = self._owned.get(id(assignment))
+            if owned is not None:
+                leaving.append(owned)
+        return leaving
+
+    def _forget(self, assignments: Sequence[Assignment]) -> None:
+        for assignment in assignments:
+            self._owned.pop(id(assignment), None)
+            self._stored.pop(id(assignment), None)
+            self._full.discard(id(assignment))
+
+    def _assignments(self) -> list[Owned]:
+        return list(self._owned.values())
+
+    def _open_assignments(self) -> list[Assignment]:
+        return [
+            owned.assignment
+            for key, owned in self._owned.items()
+            if key not in self._full and isinstance(owned.assignment, Assignment)
+        ]
+
+    def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
+        """Where to go on, and what was settled already."""
+        job, committed = self._job, assignment.committed
+        topic, partition = assignment.topic, assignment.partition
+        first, end = self._log.bounds(topic, partition)
+        settled: list[Range] = []
+        if committed is None:
+            # A partition younger than its group: nothing of it may be missed.
+            position = floor = first
+        else:
+            position = floor = committed.position
+            if committed.progress:
+                try:
+                    floor, settled = decode(position, committed.progress)
+                except ValueError as error:
+                    logger.warning(
+                        "%s: %s/%d was committed by something else (%s): its position %s counts, "
+                        "its dedup window is empty",
+                        job.name, topic, partition, error, self._log.show(position),
+                    )  # fmt: skip
+            if position < first:
+                self.losses += 1
+                logger.error(
+                    "%s: messages of %s/%d were deleted before they were handled: committed "
+                    "position %s, the log begins at %s",
+                    job.name, topic, partition, self._log.show(position), self._log.show(first),
+                )  # fmt: skip
+                position = first
+                settled = [(max(low, first), high) for low, high in settled if high > first]
+        progress = Progress(position, floor, settled)
+        if not job.dedup.window:
+            return progress, None
+        window = PROCESS.window(job.dedup.window, job.dedup.cap)
+        high = min(end, settled[-1][1]) if settled else position
+        low = max(floor, first, self._log.back(topic, partition, position, window.size))
+        if low < high:
+            self._remember(window, topic, partition, low, high, position, settled)
+        return progress, window
+
+    def _remember(
+        self,
+        window: Window,
+        topic: str,
+        partition: int,
+        low: int,
+        high: int,
+        position: int,
+        settled: Sequence[Range],
+    ) -> None:
+        """Rebuild the dedup window from the log: what was settled below ``high``."""
+        identify = self._job.decodings[topic].identify
+        reader = self._log.reader(topic, partition, low, high)
+        ranges = iter(settled)
+        current: Range | None = next(ranges, None)
+        try:
+            while (batch := reader.read(1_000)) is not None:
+                ids = batch.ids if identify is None else self._decoded(batch, identify)[1]
+                for offset, identity in zip(batch.offsets, ids, strict=True):
+                    if identity is None:
+                        continue
+                    if offset >= position:
+                        while current is not None and current[1] <= offset:
+                            current = next(ranges, None)
+                        if current is None or offset < current[0]:
+                            continue
+                    window.add(identity)
+        finally:
+            reader.close()
+
+    # -- the end
+
+    def _finish(self) -> None:
+        """Finish what runs, up to the deadline, and commit."""
+        subscription = self._subscription
+        if subscription is None:
+            return
+        runner, job = self._runner, self._job
+        runner.halt()
+        deadline = self._now() + job.flow.drain
+        while not runner.drain(min(deadline, self._now() + 1.0)):
+            if self._now() >= deadline or runner.fatal is not None:
+                logger.warning(
+                    "%s: handlers outlived the drain deadline of %g s; their messages will be "
+                    "handled again", job.name, job.flow.drain,
+                )  # fmt: skip
+                break
+        try:
+            self._commit(subscription)
+        except LogError as error:
+            logger.warning("%s: the last commit failed: %s", job.name, error)
+
+
+def names(assignments: Sequence[Assignment]) -> str:
+    """Partitions as a log line shows them."""
+    return ", ".join(f"{each.topic}/{each.partition}" for each in assignments) or "nothing"

@@ -1,0 +1,444 @@
+"""Plain handlers, in worker threads: never on the event loop, never in the thread that polls.
+
+``concurrency`` threads share one dispatcher under one lock, which is held only between handlers.
+With one thread, nothing failing and nothing recurring, a whole segment is run *straight*: a loop
+of decode, handler, one byte stored, and a look at the clock, as one would write it by hand. What a
+straight run stumbles over goes the general way, and so does everything behind it until the lanes
+are empty again.
+
+A plain handler cannot be interrupted. One that runs longer than ``timeout`` is reported (a log
+line, ``overdue`` in the health) and its outcome counts when it comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from streams.engine.dispatch import Owned, Work
+from streams.engine.progress import Segment
+from streams.message import deliver
+from streams.runners.base import Joint, Runner, logger
+from streams.runners.job import Job, Skip
+
+UNSURE = 0.05
+"""Seconds between looks at whether ownership was confirmed again."""
+
+Handled = tuple[int, int, "BaseException | None"]
+"""A straight run: where it stopped, before where what it stumbled over ends, and why."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+class ThreadRunner(Runner):
+    """Runs a plain handler, one message or one batch at a time in each of its threads."""
+
+    def __init__(self, job: Job, joint: Callable[[], Joint] | None = None) -> None:
+        super().__init__(job, joint)
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)
+        """Told when there may be something to do."""
+        self._calm = threading.Condition(lock)
+        """Told, if somebody waits, when a handler ended."""
+        self._waiters = 0
+        self._idle = 0
+        self._halted = False
+        self._closed = False
+        self._busy: list[Sequence[Segment]] = [()] * job.concurrency
+        self._since: list[float | None] = [None] * job.concurrency
+        self._reported: set[int] = set()
+        self._threads = [
+            threading.Thread(
+                target=self._main, args=(slot,), name=f"streams-{job.name}-{slot}", daemon=True
+            )
+            for slot in range(job.concurrency)
+        ]
+        self._may_run_straight = (
+            job.concurrency == 1
+            and job.results is None
+            and job.timeout is None
+            and not (job.batch and job.filter)
+        )
+        self._unwatch: Callable[[], None] = lambda: None
+
+    # -- the pump's side
+
+    @override
+    def start(self) -> None:
+        self._unwatch = self.job.clock.watch(self._moved)
+        for thread in self._threads:
+            thread.start()
+
+    @override
+    def enter(self, action: Callable[[], None]) -> None:
+        with self._work:
+            action()
+            self._work.notify()
+            if self._waiters:
+                self._calm.notify_all()
+
+    @override
+    def kick(self) -> None:
+        if self._idle:
+            with self._work:
+                self._work.notify()
+
+    def _moved(self) -> None:
+        with self._work:
+            self._work.notify_all()
+            self._calm.notify_all()
+
+    @override
+    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
+        leaving = set(map(id, owned))
+        with self._work:
+            for each in owned:
+                self.dispatcher.revoke(each)
+            return self._wait(
+                lambda: (
+                    not any(id(segment.owner) in leaving for busy in self._busy for segment in busy)
+                    and (lost or not any(each.pending for each in owned))
+                ),
+                deadline,
+            )
+
+    @override
+    def halt(self) -> None:
+        with self._work:
+            self._halted = True
+
+    @override
+    def resume(self) -> None:
+        with self._work:
+            self._halted = False
+            self._work.notify_all()
+
+    @override
+    def drain(self, deadline: float) -> bool:
+        with self._work:
+            return self._wait(lambda: not any(self._busy) and not self.sending, deadline)
+
+    @override
+    def close(self) -> None:
+        self._unwatch()
+        with self._work:
+            self._halted = self._closed = True
+            self._work.notify_all()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                # A handler that outlived its deadline keeps its thread, which is a daemon.
+                thread.join(timeout=0.2)
+
+    def _wait(self, over: Callable[[], bool], deadline: float) -> bool:
+        self._waiters += 1
+        try:
+            while not over():
+                left = deadline - self._now()
+                if left <= 0 or self.fatal is not None:
+                    return over()
+                self._calm.wait(self.job.clock.timeout(left))
+            return True
+        finally:
+            self._waiters -= 1
+
+    @override
+    def overdue(self) -> int:
+        if self.job.timeout is None:
+            return 0
+        limit = self._now() - self.job.timeout
+        late = {
+            slot for slot, since in enumerate(self._since) if since is not None and since < limit
+        }
+        if late - self._reported:
+            logger.error(
+                "%s: a plain handler runs longer than its timeout of %g s and cannot be "
+                "interrupted; its key waits for it",
+                self.job.name, self.job.timeout,
+            )  # fmt: skip
+        self._reported = late
+        return len(late)
+
+    # -- a worker; the lock is held except while a handler runs
+
+    def _main(self, slot: int) -> None:
+        self._work.acquire()
+        try:
+            joint = self._joint() if self._joint is not None else None
+            while not self._closed:
+                if self._halted or not self._step(slot, joint):
+                    self._idle += 1
+                    self.dispatcher.refill()
+                    self._work.wait(self._patience())
+                    self._idle -= 1
+        except BaseException as error:
+            # A bug of ours, or SystemExit and the like from a handler: never silently.
+            self.fatal = self.fatal or error
+            self._halted = True
+            self.dispatcher.refill()
+        finally:
+            self._busy[slot] = ()
+            self._calm.notify_all()
+            self._work.release()
+
+    def _patience(self) -> float | None:
+        """How long to wait for a notification, in real seconds; None: for ever."""
+        if self._halted or self.dispatcher.paused:
+            return None
+        if self.dispatcher.backlog:
+            return UNSURE
+        due = self.dispatcher.due
+        return None if due is None else self.job.clock.timeout(due - self._now())
+
+    def _step(self, slot: int, joint: Joint | None) -> bool:
+        """Handle what may be handled now; False: there is nothing."""
+        now = self._now()
+        dispatcher = self.dispatcher
+        dispatcher.wake(now)
+        if self._may_run_straight:
+            segment = dispatcher.straight(now)
+            if segment is not None:
+                self._run_straight(segment, slot, joint)
+                return True
+        batch = self.job.batch
+        if batch is None:
+            work = dispatcher.take(now)
+            works = [] if work is None else [work]
+        else:
+            works = dispatcher.take_batch(now, batch)
+        if not works:
+            return False
+        if works[0][6] is not None:
+            self.bury(works[0])
+            return True
+        if self._idle and dispatcher.backlog:
+            self._work.notify()
+        self._begin(slot, [work[0] for work in works], now)
+        try:
+            if batch is None:
+                self._handle(works[0], joint)
+            else:
+                self._handle_batch(works, joint)
+        finally:
+            self._end(slot)
+        return True
+
+    def _begin(self, slot: int, segments: Sequence[Segment], now: float) -> None:
+        self._busy[slot] = segments
+        self._since[slot] = now
+        self.running += 1
+
+    def _end(self, slot: int) -> None:
+        self.running -= 1
+        self._since[slot] = None
+        self._busy[slot] = ()
+        if self._waiters:
+            self._calm.notify_all()
+
+    def _handle(self, work: Work, joint: Joint | None) -> None:
+        job = self.job
+        result: Any = None
+        failure: BaseException | None = None
+        skip = poison = False
+        self._work.release()
+        try:
+            try:
+                event = self.decode(work[0], work[1])
+            except Skip:
+                skip = True
+            except Exception as error:
+                poison, failure = True, error
+            else:
+                if job.filter is not None and not job.filter(event):
+                    skip = True
+                elif job.wants_message:
+                    result = job.function(event, self.message(event, work, joint))
+                else:
+                    result = job.function(event)
+                if joint is not None and joint.begun:
+                    failure = self.join(joint, [work])
+        except Exception as error:
+            failure = error
+        finally:
+            if joint is not None:
+                joint.rollback()
+            self._work.acquire()
+        if poison and failure is not None:
+            self.poison(work, failure)
+        elif failure is not None:
+            self.failed(work, failure)
+        elif skip:
+            self.skipped(work)
+        else:
+            self.succeeded(work, result)
+
+    def _handle_batch(self, works: Sequence[Work], joint: Joint | None) -> None:
+        job = self.job
+        self._work.release()
+        try:
+            outcome = self.choose(works)
+            chosen = [works[index] for index in outcome.chosen]
+            try:
+                if chosen and job.wants_message:
+                    pairs = zip(outcome.events, chosen, strict=True)
+                    messages = [self.message(event, work, joint) for event, work in pairs]
+                    outcome.result = job.function(outcome.events, messages)
+                elif chosen:
+                    outcome.result = job.function(outcome.events)
+                if joint is not None and joint.begun:
+                    outcome.failure = self.join(joint, chosen)
+            except Exception as error:
+                outcome.failure = error
+        finally:
+            if joint is not None:
+                joint.rollback()
+            self._work.acquire()
+        self.batch_ended(works, outcome)
+
+    # -- the straight way
+
+    def _run_straight(self, segment: Segment, slot: int, joint: Joint | None) -> None:
+        dispatcher, job = self.dispatcher, self.job
+        decoding = job.decodings[segment.batch.topic]
+        values: Sequence[Any]
+        if segment.events is not None:
+            values = segment.events
+            decode: Callable[[Any], Any] = _same
+        else:
+            values, fast = segment.values, decoding.fast(segment.values)
+            if fast is None:
+                dispatcher.refuse(segment)
+                return
+            decode = fast
+        self._begin(slot, (segment,), self._now())
+        self._work.release()
+        try:
+            if job.batch is not None:
+                stop, end, error = self._batches(segment, values, decode, job.batch, joint)
+            elif job.bare:
+                stop, end, error = self._bare(segment, values, decode)
+            else:
+                stop, end, error = self._full(segment, values, decode, joint)
+        finally:
+            self._work.acquire()
+            self._end(slot)
+        if error is None:
+            dispatcher.ran(segment, 0, stop)
+            return
+        works = dispatcher.claim(segment, 0, stop, end)
+        if not works:
+            return
+        if job.batch is not None:
+            # Not known yet whose fault it is: decoding or handling, so one by one.
+            self.batch_failed(works, error)
+            return
+        work = works[0]
+        try:
+            self.decode(segment, work[1])
+        except Skip:
+            self.skipped(work)
+        except Exception as undecodable:
+            self.poison(work, undecodable)
+        else:
+            self.failed(work, error)
+
+    def _bare(self, segment: Segment, values: Sequence[Any], decode: Any) -> Handled:
+        """The hot loop: the handler takes the value and nothing else is asked for."""
+        function, now, done = self.job.function, self._now, segment.done
+        assignment = segment.owner.assignment
+        index = 0
+        try:
+            for value in values:
+                if now() >= assignment.valid_until or self._halted:
+                    break
+                function(decode(value))
+                done[index] = 1
+                index += 1
+        except Exception as error:
+            return index, index + 1, error
+        return index, index, None
+
+    def _full(
+        self, segment: Segment, values: Sequence[Any], decode: Any, joint: Joint | None
+    ) -> Handled:
+        """The same with filter, message and transaction."""
+        job, now, done, batch = self.job, self._now, segment.done, segment.batch
+        function, keep, wants_message = job.function, job.filter, job.wants_message
+        assignment = segment.owner.assignment
+        index = filtered = 0
+        failure: BaseException | None = None
+        try:
+            for value in values:
+                if now() >= assignment.valid_until or self._halted:
+                    break
+                event = decode(value)
+                if keep is not None and not keep(event):
+                    filtered += 1
+                elif not wants_message:
+                    function(event)
+                else:
+                    function(event, deliver(event, batch, index, 1, joint))
+                    if joint is not None and joint.begun:
+                        work: Work = (segment, index, None, None, 1, False, None)
+                        failure = self.join(joint, [work])
+                        if failure is not None:
+                            return index, index + 1, failure
+                done[index] = 1
+                index += 1
+        except Exception as error:
+            return index, index + 1, error
+        finally:
+            if joint is not None:
+                joint.rollback()
+            if filtered:
+                self.dispatcher.counts.filtered += filtered
+                self.dispatcher.counts.handled -= filtered
+        return index, index, None
+
+    def _batches(
+        self,
+        segment: Segment,
+        values: Sequence[Any],
+        decode: Any,
+        size: int,
+        joint: Joint | None,
+    ) -> Handled:
+        """The same for a batch handler."""
+        job, now, done, batch = self.job, self._now, segment.done, segment.batch
+        function, wants_message = job.function, job.wants_message
+        assignment = segment.owner.assignment
+        index, count = 0, len(values)
+        end = 0
+        try:
+            while index < count:
+                if now() >= assignment.valid_until or self._halted:
+                    break
+                end = min(count, index + size)
+                events = list(map(decode, values[index:end]))
+                if wants_message:
+                    messages = [
+                        deliver(event, batch, at, 1, joint)
+                        for at, event in enumerate(events, index)
+                    ]
+                    function(events, messages)
+                    if joint is not None and joint.begun:
+                        works: list[Work] = [
+                            (segment, at, None, None, 1, False, None) for at in range(index, end)
+                        ]
+                        failure = self.join(joint, works)
+                        if failure is not None:
+                            return index, end, failure
+                else:
+                    function(events)
+                done[index:end] = b"\1" * (end - index)
+                index = end
+        except Exception as error:
+            return index, end, error
+        finally:
+            if joint is not None:
+                joint.rollback()
+        return index, index, None
