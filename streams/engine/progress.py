@@ -152,7 +152,7 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
         while scanner.more():
             start = scanner.step(previous)
             end = scanner.step(start)
-            if end <= start or (settled and start <= settled[-1][1]):
+            if end <= start or start < previous or (settled and start == previous):
                 raise ValueError("progress has an empty or unordered run")
             settled.append((start, end))
             previous = end
