@@ -1,0 +1,25 @@
+"""``memory://``: the log in this process's memory, with the semantics of the others.
+
+Partitions, retention, groups with several members, cooperative rebalances, leases, fencing epochs:
+all real, so that what passes here is worth something elsewhere; only durability is missing.
+``memory://name`` is one log for everybody in the process who opens that name, and is gone when
+the last one closes it; ``memory://`` is private to who opened it.
+
+All its time is the opener's clock: a test that advances its clock makes leases run out. Whoever
+has to wait, waits on a condition; there are no sleeps and no background threads.
+
+For tests it can fail on demand: :meth:`MemorySubscription.crash` and :meth:`MemoryLog.crash` are
+the ``kill -9`` of a member and of everything that uses one opened log; :meth:`MemoryLog.fault`
+injects errors and delays at named points.
+
+================  ============================================================
+``store``         what is held: topics as columns, groups; plain data
+``subscription``  a member of a group
+``log``           the log protocol, opening, sharing, faults
+================  ============================================================
+"""
+
+from streams.log.memory.log import POINTS, Fault, MemoryLog, open
+from streams.log.memory.subscription import MemorySubscription
+
+__all__ = ["POINTS", "Fault", "MemoryLog", "MemorySubscription", "open"]

@@ -1,0 +1,392 @@
+"""The log protocol in memory: one opener's handle, sharing by name, faults for tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+
+from streams.clock import SYSTEM, Clock, SystemClock
+from streams.config import Flow
+from streams.errors import ConfigError, Fatal, GroupLive, LogError, Unavailable
+from streams.log.memory.store import EVERYTHING, Group, Store, bounded, no_partition, wait_on
+from streams.log.memory.subscription import MemorySubscription
+from streams.log.protocol import (
+    TRIM_MARGIN,
+    Capabilities,
+    Committed,
+    Done,
+    GroupInfo,
+    Listener,
+    MemberInfo,
+    Opened,
+    Retention,
+    TopicInfo,
+)
+from streams.message import Batch, Position, Record
+
+CAPABILITIES = Capabilities("memory", durable=False, processes=False, clocked=True)
+
+Fault = Callable[[str, str], None]
+"""Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
+
+POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "read")
+"""Where a fault can be injected: before and after the write of an append or a commit, and before
+a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
+
+_shared: dict[str, Store] = {}
+_shared_lock = threading.Lock()
+
+
+def open(opened: Opened) -> MemoryLog:
+    """Open ``memory://`` or ``memory://name``.
+
+    :raises ConfigError: there are settings, or the shared log of that name runs on another clock.
+    """
+    if opened.options or opened.config:
+        names = ", ".join(sorted({*opened.options, *opened.config}))
+        raise ConfigError(f"memory:// has no settings, but was given {names}")
+    clock: Clock = opened.clock or SYSTEM
+    name = opened.path
+    with _shared_lock:
+        store = _shared.get(name) if name else None
+        if store is None:
+            store = Store(name, clock)
+            if name:
+                _shared[name] = store
+        elif not _same(store.clock, clock):
+            raise ConfigError(
+                f"memory://{name} is open in this process on another clock: give both the same"
+                " clock, or one of them another name"
+            )
+        store.users += 1
+    return MemoryLog(store)
+
+
+def _same(one: Clock, other: Clock) -> bool:
+    return one is other or (isinstance(one, SystemClock) and isinstance(other, SystemClock))
+
+
+class MemoryLog:
+    """One opener's handle on a memory log."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = store.lock
+        self._subscriptions: set[MemorySubscription] = set()
+        self._fault: Fault | None = None
+        self._closed = ""
+        self._appending = 0
+        self._told = threading.Condition(store.lock)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this log can do."""
+        return CAPABILITIES
+
+    # -- for tests
+
+    def fault(self, hook: Fault | None) -> None:
+        """Call ``hook(point, name)`` at each of :data:`POINTS` from now on; None ends it.
+
+        :class:`~streams.errors.Unavailable` at ``append`` or ``commit.before`` means nothing was
+        written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``, or an error at
+        ``commit.after``, means it was written and the answer got lost.
+        """
+        self._fault = hook
+
+    def point(self, name: str, subject: str) -> None:
+        """Where a fault may strike (no lock is held)."""
+        if self._fault is not None:
+            self._fault(name, subject)
+
+    def crash(self) -> None:
+        """As if the process that opened this log were killed: nothing it does counts any more,
+        its leases run out by the clock. Other openers of the same name go on."""
+        self._end("crashed by a test", MemorySubscription.kill)
+
+    # -- topics
+
+    def create(
+        self,
+        topic: str,
+        partitions: int,
+        retention: Retention = EVERYTHING,
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        """Create a topic; where it exists, a retention that is given replaces its own.
+
+        :raises Mismatch: it exists with another number of partitions.
+        """
+        with self._open():
+            return self.store.create(topic, partitions, retention)
+
+    def topic(self, topic: str) -> TopicInfo:
+        """A topic's facts.
+
+        :raises NotFound: there is none of that name.
+        """
+        with self._open():
+            return self.store.topic(topic).info
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        with self._open():
+            return [topic.info for _, topic in sorted(self.store.topics.items())]
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic with its messages and every group's position in it."""
+        with self._open():
+            self.store.delete(topic)
+
+    # -- writing
+
+    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+        """Write records in order, all in one step; ``done`` is called before this returns."""
+        with self._lock:
+            self._appending += 1
+        try:
+            outcomes = self._append(topic, records)
+        finally:
+            with self._lock:
+                self._appending -= 1
+                self._told.notify_all()
+        done(outcomes)
+
+    def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
+        try:
+            self.point("append", topic)
+            with self._open():
+                outcomes = self.store.append(topic, records)
+            self.point("append.done", topic)
+        except LogError as error:
+            return [error] * len(records)
+        return outcomes
+
+    # -- reading
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First position that can be read, and the one the next message will get."""
+        with self._open():
+            found = self.store.partition(topic, partition)
+            return found.first, found.end
+
+    def at(self, topic: str, partition: int, time: float) -> int:
+        """Position of the first message the log took at or after ``time``; the end if none."""
+        with self._open():
+            return self.store.partition(topic, partition).at(time)
+
+    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+        """Position of the message ``count`` before ``position``, or the first there is."""
+        with self._open():
+            found = self.store.partition(topic, partition)
+            return max(found.first, min(position, found.end) - count)
+
+    def lag(self, topic: str, partition: int, position: int) -> int:
+        """How many messages stand at or behind ``position``."""
+        with self._open():
+            found = self.store.partition(topic, partition)
+            return max(0, found.end - max(position, found.first))
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
+        """Read from position ``start`` up to, not including, position ``end``."""
+        with self._open():
+            self.store.partition(topic, partition)
+        return MemoryReader(self, topic, partition, start, end)
+
+    # -- groups
+
+    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+        """Give a *new* group its positions, all at once: True where it had none in this topic."""
+        with self._open():
+            self._partitions(topic, positions)
+            found = self.store.enter(group)
+            if any(part[0] == topic for part in found.positions):
+                return False
+            for partition, position in positions.items():
+                found.positions[topic, partition] = Committed(position)
+            return True
+
+    def group(self, group: str) -> GroupInfo:
+        """A group's members and positions.
+
+        :raises NotFound: there is none of that name.
+        """
+        with self._open():
+            found = self.store.group(group)
+            members = tuple(
+                MemberInfo(member.id, tuple(sorted(found.held(member.id))))
+                for member in found.living(self.store.clock.monotonic())
+            )
+            return GroupInfo(group, members, dict(found.positions))
+
+    def groups(self) -> list[str]:
+        """The names of all groups, sorted."""
+        with self._open():
+            return self.store.groups()
+
+    def move(
+        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    ) -> None:
+        """Set a group's places in a topic; the group is made if there is none.
+
+        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+            members lose the partitions and start over from the new places.
+        """
+        with self._open():
+            self._partitions(topic, places)
+            found = self.store.enter(group)
+            if not force:
+                self._check_idle(found, "moved")
+            for partition, place in places.items():
+                found.positions[topic, partition] = place
+            found.take_away((topic, partition) for partition in places)
+            self.store.retain(self.store.topic(topic))
+
+    def forget(self, group: str) -> None:
+        """Delete a group and its positions.
+
+        :raises GroupLive: it has running members.
+        :raises NotFound: there is none of that name.
+        """
+        with self._open():
+            self._check_idle(self.store.group(group), "forgotten")
+            self.store.forget(group)
+
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        *,
+        flow: Flow = Flow(),
+        window: int = TRIM_MARGIN,
+    ) -> MemorySubscription:
+        """Join a group. ``window`` is how many messages below the group's position must not be
+        trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
+        with self._open():
+            found = self.store.enter(group)
+            for topic in topics:
+                self.store.topic(topic)
+                found.window[topic] = window
+            subscription = MemorySubscription(self, self.store, found, topics, listener)
+            self._subscriptions.add(subscription)
+            return subscription
+
+    # -- the rest
+
+    def show(self, offset: int) -> str:
+        """An offset as people write it on this log."""
+        return str(offset)
+
+    def parse(self, text: str) -> int:
+        """An offset as :meth:`show` writes it.
+
+        :raises ConfigError: it is none.
+        """
+        if not (text.isascii() and text.isdigit()):
+            raise ConfigError(f"offset {text!r}: a number like 1042 is needed")
+        return int(text)
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every append so far has been told its outcome.
+
+        :raises Unavailable: some have not, after ``timeout`` seconds.
+        """
+        with self._lock:
+            if not self._told.wait_for(lambda: not self._appending, bounded(timeout)):
+                raise Unavailable(f"{self._appending} appends are unfinished after {timeout:g} s")
+
+    def close(self) -> None:
+        """Let go of everything; the last one who closes a shared log drops it."""
+        self._end("closed", MemorySubscription.detach)
+
+    # -- inside
+
+    @contextmanager
+    def _open(self) -> Generator[None, None, None]:
+        with self._lock:
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Refuse when closed (the lock is held)."""
+        if self._closed:
+            raise Fatal(f"memory://{self.store.name}: {self._closed}")
+
+    def left(self, subscription: MemorySubscription) -> None:
+        """A subscription has ended (the lock is held)."""
+        self._subscriptions.discard(subscription)
+
+    def _end(self, why: str, each: Callable[[MemorySubscription, str], None]) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = why
+            for subscription in list(self._subscriptions):
+                each(subscription, why)
+            for topic in self.store.topics.values():  # readers and polls find out
+                topic.wake()
+        with _shared_lock:
+            self.store.users -= 1
+            if not self.store.users:
+                _shared.pop(self.store.name, None)
+                self.store.drop()
+
+    def _partitions(self, topic: str, numbers: Iterable[int]) -> None:
+        count = len(self.store.topic(topic).partitions)
+        for number in numbers:
+            if not 0 <= number < count:
+                raise no_partition(topic, number, count)
+
+    def _check_idle(self, group: Group, what: str) -> None:
+        running = sum(1 for _ in group.living(self.store.clock.monotonic()))
+        if running:
+            raise GroupLive(
+                f"group {group.name!r} cannot be {what}: it has {running} running member"
+                f"{'s' * (running > 1)}; stop them first"
+            )
+
+
+class MemoryReader:
+    """A sequential reading of one partition."""
+
+    def __init__(self, log: MemoryLog, topic: str, partition: int, start: int, end: int) -> None:
+        self._log = log
+        self._topic = topic
+        self._partition = partition
+        self._next = start
+        self._end = end
+        self._arrived = threading.Condition(log.store.lock)
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        log, store = self._log, self._log.store
+        log.point("read", self._topic)
+        until = time.monotonic() + timeout
+        with store.lock:
+            while self._next < self._end:
+                log.check()
+                found = store.partition(self._topic, self._partition)
+                start = max(self._next, found.first)
+                count = min(self._end, found.end) - start
+                if count > 0:
+                    count = min(count, limit)
+                    self._next = start + count
+                    return found.slice(self._topic, self._partition, start, count, None)
+                self._next = start
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise Unavailable(
+                        f"{self._topic}/{self._partition}: nothing came within {timeout:g} s"
+                    )
+                wait_on([store.topic(self._topic)], self._arrived, left)
+        return None
+
+    def close(self) -> None:
+        """Nothing is held; a reader that is closed has reached its end."""
+        self._end = self._next
