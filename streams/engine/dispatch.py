@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streams.config import Retry
 from streams.engine.progress import Progress, Segment
@@ -62,18 +62,13 @@ class Owned:
 
     __slots__ = ("assignment", "lanes", "live", "pending", "progress", "version", "window")
 
-    def __init__(
-        self,
-        assignment: Ownership,
-        progress: Progress,
-        window: Window | None,
-        lanes: dict[Lane, deque[Work] | None],
-    ) -> None:
+    def __init__(self, assignment: Any, progress: Progress, window: Window | None) -> None:
         self.assignment = assignment
+        """An :class:`Ownership`; the log's own object."""
         self.progress = progress
         self.window = window
         """None: deduplication is off."""
-        self.lanes = lanes
+        self.lanes: dict[Lane, deque[Work] | None] = {}
         self.live = True
         """Not revoked and not lost."""
         self.pending = 0
@@ -116,13 +111,11 @@ class Dispatcher:
 
     # -- partitions
 
-    def assign(self, assignment: Ownership, progress: Progress, window: Window | None) -> Owned:
+    def assign(self, owned: Owned) -> None:
         """Begin with a partition. Lanes still busy from an earlier assignment stay so."""
-        place = (assignment.topic, assignment.partition)
-        lanes = self._fences.pop(place, {})
-        owned = Owned(assignment, progress, window, lanes)
+        place = (owned.assignment.topic, owned.assignment.partition)
+        owned.lanes = self._fences.pop(place, owned.lanes)
         self._owned[place] = owned
-        return owned
 
     def revoke(self, owned: Owned) -> None:
         """Give out nothing more of this partition. What runs is still to be reported."""

@@ -192,6 +192,14 @@ class Subscription(Protocol):
         """Deliver these again, from behind the last message delivered."""
         ...
 
+    def keep_alive(self) -> None:
+        """Stay a member without polling: renew what expires, deliver and rebalance nothing.
+
+        Called (by the polling thread, also from inside the listener's ``revoked``) about once a
+        second while handlers are being waited for.
+        """
+        ...
+
     def wake(self) -> None:
         """Make a blocked ``poll`` return soon (any thread)."""
         ...

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 from typing_extensions import override
 
@@ -108,33 +108,62 @@ class LoopRunner(Runner):
             self._calm.notify_all()
 
     @override
-    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
-        leaving = set(map(id, owned))
-        revoked = threading.Event()
+    def call(self, action: Callable[[], None]) -> None:
+        ran = threading.Event()
 
-        def revoke() -> None:
-            for each in owned:
-                self.dispatcher.revoke(each)
-            revoked.set()
+        def run() -> None:
+            action()
+            ran.set()
+
+        self.enter(run)
+        while not ran.wait(0.5):
+            if self._loop.is_closed() or self.fatal is not None:
+                return
+
+    @override
+    def calm(self, owned: Collection[Owned] | None, until: float) -> bool:
+        over = self._over(owned)
+        with self._calm:
+            self._waiters += 1
+            try:
+                while not over():
+                    left = until - self._now()
+                    if left <= 0 or self.fatal is not None or self._loop.is_closed():
+                        return over()
+                    self._calm.wait(min(1.0, self.job.clock.timeout(left)))
+                return True
+            finally:
+                self._waiters -= 1
+
+    def _over(self, owned: Collection[Owned] | None) -> Callable[[], bool]:
+        of = None if owned is None else set(map(id, owned))
 
         def over() -> bool:
-            return (
-                revoked.is_set()
-                and not any(id(segment.owner) in leaving for busy in self._busy for segment in busy)
-                and (lost or not any(each.pending for each in owned))
-            )
+            if of is None or owned is None:
+                return not any(self._busy) and not self.sending
+            running = (id(segment.owner) for busy in self._busy for segment in busy)
+            return of.isdisjoint(running) and not any(each.pending for each in owned)
 
-        self.enter(revoke)
-        if self._wait(over, deadline):
-            return True
-        self.enter(
-            lambda: self._cancel(
-                slot
-                for slot, busy in enumerate(self._busy)
-                if any(id(segment.owner) in leaving for segment in busy)
-            )
-        )
-        return self._wait_a_moment(over)
+        return over
+
+    @override
+    def cancel(self, owned: Collection[Owned] | None) -> bool:
+        of = None if owned is None else set(map(id, owned))
+
+        def cancel() -> None:
+            for slot, busy in enumerate(self._busy):
+                ours = of is None or any(id(segment.owner) in of for segment in busy)
+                if busy and ours and self._reason[slot] is None:
+                    self._reason[slot] = "drain"
+                    self._tasks[slot].cancel()
+
+        self.enter(cancel)
+        with self._calm:
+            self._waiters += 1
+            try:
+                return self._calm.wait_for(self._over(owned), LAST_WORD)
+            finally:
+                self._waiters -= 1
 
     @override
     def halt(self) -> None:
@@ -144,16 +173,6 @@ class LoopRunner(Runner):
     def resume(self) -> None:
         self._halted = False
         self.enter(lambda: None)
-
-    @override
-    def drain(self, deadline: float) -> bool:
-        def over() -> bool:
-            return not any(self._busy) and not self.sending
-
-        if self._wait(over, deadline):
-            return True
-        self.enter(lambda: self._cancel(range(len(self._busy))))
-        return self._wait_a_moment(over)
 
     @override
     def close(self) -> None:
@@ -168,37 +187,10 @@ class LoopRunner(Runner):
 
         self.enter(cancel)
 
-    def _wait(self, over: Callable[[], bool], deadline: float) -> bool:
-        with self._calm:
-            self._waiters += 1
-            try:
-                while not over():
-                    left = deadline - self._now()
-                    if left <= 0 or self.fatal is not None or self._loop.is_closed():
-                        return over()
-                    self._calm.wait(min(1.0, self.job.clock.timeout(left)))
-                return True
-            finally:
-                self._waiters -= 1
-
-    def _wait_a_moment(self, over: Callable[[], bool]) -> bool:
-        with self._calm:
-            self._waiters += 1
-            try:
-                return self._calm.wait_for(over, LAST_WORD)
-            finally:
-                self._waiters -= 1
-
     def _tell(self) -> None:
         if self._waiters:
             with self._calm:
                 self._calm.notify_all()
-
-    def _cancel(self, slots: Any) -> None:
-        for slot in list(slots):
-            if self._busy[slot] and self._reason[slot] is None:
-                self._reason[slot] = "drain"
-                self._tasks[slot].cancel()
 
     def _die(self, error: BaseException) -> None:
         self.fatal = self.fatal or error

@@ -109,9 +109,17 @@ class Runner(ABC):
         """There may be something to do."""
 
     @abstractmethod
-    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
-        """Start nothing more of these partitions and wait for what runs, until ``deadline``
-        (monotonic), when async handlers are cancelled. False: something still runs."""
+    def call(self, action: Callable[[], None]) -> None:
+        """Like :meth:`enter`, and return when it was run (not from the loop, nor inside it)."""
+
+    @abstractmethod
+    def calm(self, owned: Collection[Owned] | None, until: float) -> bool:
+        """Wait until ``until`` (monotonic) for what runs of these partitions, None: of all, with
+        its writes confirmed. False: something still runs."""
+
+    def cancel(self, owned: Collection[Owned] | None) -> bool:
+        """Cancel what runs of these partitions, None: of all. False: something still runs."""
+        return self.calm(owned, float("-inf"))
 
     @abstractmethod
     def start(self) -> None:
@@ -130,13 +138,21 @@ class Runner(ABC):
         return 0
 
     @abstractmethod
-    def drain(self, deadline: float) -> bool:
-        """After :meth:`halt`: wait for what runs until ``deadline``, then cancel what can be.
-        False: something still runs."""
-
-    @abstractmethod
     def close(self) -> None:
         """End for good."""
+
+    def assign(self, owned: Owned) -> None:
+        """Begin with a partition."""
+        self.call(lambda: self.dispatcher.assign(owned))
+
+    def revoke(self, owned: Collection[Owned]) -> None:
+        """Start nothing more of these partitions."""
+
+        def revoke() -> None:
+            for each in owned:
+                self.dispatcher.revoke(each)
+
+        self.call(revoke)
 
     # -- one message
 

@@ -38,6 +38,9 @@ CHUNK = 10_000
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
 
+KEEP_ALIVE = 1.0
+"""Seconds between signs of life while handlers are waited for."""
+
 FULL = LIMIT * 3 // 4
 """Characters of progress from which on a partition takes in no more, until it shrinks."""
 
@@ -63,7 +66,7 @@ class Pump:
         self._runner = runner
         self._clock = job.clock
         self._now = job.clock.monotonic
-        self._owned: dict[int, Owned] = {}
+        self._owned: dict[int, tuple[Assignment, Owned]] = {}
         """By the identity of the assignment."""
         self._stored: dict[int, tuple[int, str]] = {}
         """What was committed last, by the same."""
@@ -237,13 +240,13 @@ class Pump:
     def _take_stock(self) -> int:
         """How many more messages may be taken in."""
         with self._marks:
-            held = [owned.progress.held() for owned in self._owned.values()]
+            held = [owned.progress.held() for _, owned in self._owned.values()]
         messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
         if self._gate.room(messages, size) == 0 and messages < self._job.flow.messages:
             with self._marks:
-                for owned in self._owned.values():
+                for _, owned in self._owned.values():
                     owned.progress.sweep()
-                held = [owned.progress.held() for owned in self._owned.values()]
+                held = [owned.progress.held() for _, owned in self._owned.values()]
             messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
         self._held = (messages, size)
         if messages == 0:
@@ -259,15 +262,16 @@ class Pump:
             self._room.wait(STALL)
             if self._take_stock() <= 0 or self._paused:
                 self._driver_paused = True
-                subscription.pause([each.assignment for each in self._assignments()])
+                subscription.pause([assignment for assignment, _ in self._owned.values()])
         else:
             self._room.clear()
             self._room.wait(self._patience())
 
     def _offer(self, batch: Batch) -> None:
-        owned = self._owned.get(id(batch.assignment))
-        if owned is None or not len(batch):
+        found = self._owned.get(id(batch.assignment))
+        if found is None or not len(batch):
             return
+        owned = found[1]
         with self._marks:
             segment = owned.progress.add(owned, batch)
         identify = self._job.decodings[batch.topic].identify
@@ -307,14 +311,11 @@ class Pump:
 
     # -- commits
 
-    def _snapshot(self, owned: Owned) -> Commit | None:
+    def _snapshot(self, assignment: Assignment, owned: Owned) -> Commit | None:
         with self._marks:
             found = owned.progress.snapshot()
             owned.version += 1
             version = owned.version
-        assignment = owned.assignment
-        if not isinstance(assignment, Assignment):
-            raise TypeError("an assignment of another kind")
         key = id(assignment)
         if not found.complete or len(found.progress) > FULL:
             if key not in self._full:
@@ -341,8 +342,11 @@ class Pump:
         self._commit_owned(subscription, list(self._owned.values()))
         self._unstarted = False
 
-    def _commit_owned(self, subscription: Subscription, owned: Sequence[Owned]) -> None:
-        commits = [each for each in map(self._snapshot, owned) if each is not None]
+    def _commit_owned(
+        self, subscription: Subscription, owned: Sequence[tuple[Assignment, Owned]]
+    ) -> None:
+        found = [self._snapshot(assignment, each) for assignment, each in owned]
+        commits = [commit for commit in found if commit is not None]
         if not commits:
             return
         subscription.commit(commits)
@@ -361,10 +365,8 @@ class Pump:
             for owned, settled in marks.values():
                 found = owned.progress.preview(settled)
                 owned.version += 1
-                assignment = owned.assignment
-                if isinstance(assignment, Assignment):
-                    place = (found.position, found.progress)
-                    commits.append(Commit(assignment, *place, owned.version))
+                place = (found.position, found.progress)
+                commits.append(Commit(owned.assignment, *place, owned.version))
         transaction.commit(commits)
 
     # -- what the subscription tells, inside poll and close
@@ -375,9 +377,10 @@ class Pump:
         for assignment in assignments:
             progress, window = self._restore(assignment)
             assignment.position = progress.position
-            owned = self._runner.dispatcher.assign(assignment, progress, window)
+            owned = Owned(assignment, progress, window)
+            self._runner.assign(owned)
             assignment.state = owned
-            self._owned[id(assignment)] = owned
+            self._owned[id(assignment)] = (assignment, owned)
             committed = assignment.committed
             if committed is not None:
                 self._stored[id(assignment)] = (committed.position, committed.progress)
@@ -393,13 +396,9 @@ class Pump:
         """Listener: finish and commit these."""
         self.rebalances += 1
         leaving = self._leaving(assignments)
-        deadline = self._now() + self._job.flow.drain
-        if not self._runner.drop(leaving, deadline, lost=False):
-            logger.warning(
-                "%s: handlers outlived the drain deadline of %g s; their messages will be handled "
-                "again elsewhere",
-                self._job.name, self._job.flow.drain,
-            )  # fmt: skip
+        owned = [each for _, each in leaving]
+        self._runner.revoke(owned)
+        self._drain(owned)
         try:
             if self._subscription is not None:
                 self._commit_owned(self._subscription, leaving)
@@ -411,19 +410,41 @@ class Pump:
     def lost(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these are somebody else's."""
         self.rebalances += 1
-        leaving = self._leaving(assignments)
+        owned = [each for _, each in self._leaving(assignments)]
         self._forget(assignments)
-        # What runs cannot be taken back; what is async is cancelled at once.
-        self._runner.drop(leaving, self._now(), lost=True)
+        self._runner.revoke(owned)
+        # What runs cannot be taken back; what is async is cancelled.
+        self._runner.cancel(owned)
         logger.warning("%s: lost %s", self._job.name, names(assignments))
 
-    def _leaving(self, assignments: Sequence[Assignment]) -> list[Owned]:
+    def _drain(self, owned: Sequence[Owned] | None) -> None:
+        """Wait for what runs, up to the drain deadline; then cancel what can be cancelled."""
+        runner, limit = self._runner, self._job.flow.drain
+        deadline = self._now() + limit
+        while not runner.calm(owned, min(deadline, self._now() + KEEP_ALIVE)):
+            if runner.fatal is not None:
+                return
+            if self._now() >= deadline:
+                if not runner.cancel(owned):
+                    logger.warning(
+                        "%s: handlers outlived the drain deadline of %g s; their messages will be "
+                        "handled again",
+                        self._job.name, limit,
+                    )  # fmt: skip
+                return
+            if self._subscription is not None:
+                try:
+                    self._subscription.keep_alive()
+                except LogError as error:
+                    logger.warning("%s: waiting for the log: %s", self._job.name, error)
+
+    def _leaving(self, assignments: Sequence[Assignment]) -> list[tuple[Assignment, Owned]]:
         leaving = []
         for assignment in assignments:
             assignment.valid_until = float("-inf")
-            owned = self._owned.get(id(assignment))
-            if owned is not None:
-                leaving.append(owned)
+            found = self._owned.get(id(assignment))
+            if found is not None:
+                leaving.append(found)
         return leaving
 
     def _forget(self, assignments: Sequence[Assignment]) -> None:
@@ -432,15 +453,8 @@ class Pump:
             self._stored.pop(id(assignment), None)
             self._full.discard(id(assignment))
 
-    def _assignments(self) -> list[Owned]:
-        return list(self._owned.values())
-
     def _open_assignments(self) -> list[Assignment]:
-        return [
-            owned.assignment
-            for key, owned in self._owned.items()
-            if key not in self._full and isinstance(owned.assignment, Assignment)
-        ]
+        return [each[0] for key, each in self._owned.items() if key not in self._full]
 
     def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
         """Where to go on, and what was settled already."""
@@ -518,20 +532,12 @@ class Pump:
         subscription = self._subscription
         if subscription is None:
             return
-        runner, job = self._runner, self._job
-        runner.halt()
-        deadline = self._now() + job.flow.drain
-        while not runner.drain(min(deadline, self._now() + 1.0)):
-            if self._now() >= deadline or runner.fatal is not None:
-                logger.warning(
-                    "%s: handlers outlived the drain deadline of %g s; their messages will be "
-                    "handled again", job.name, job.flow.drain,
-                )  # fmt: skip
-                break
+        self._runner.halt()
+        self._drain(None)
         try:
             self._commit(subscription)
         except LogError as error:
-            logger.warning("%s: the last commit failed: %s", job.name, error)
+            logger.warning("%s: the last commit failed: %s", self._job.name, error)
 
 
 def names(assignments: Sequence[Assignment]) -> str:

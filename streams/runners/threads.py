@@ -13,7 +13,7 @@ line, ``overdue`` in the health) and its outcome counts when it comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -94,18 +94,30 @@ class ThreadRunner(Runner):
             self._calm.notify_all()
 
     @override
-    def drop(self, owned: Sequence[Owned], deadline: float, *, lost: bool) -> bool:
-        leaving = set(map(id, owned))
+    def call(self, action: Callable[[], None]) -> None:
+        self.enter(action)
+
+    @override
+    def calm(self, owned: Collection[Owned] | None, until: float) -> bool:
+        of = None if owned is None else set(map(id, owned))
+
+        def over() -> bool:
+            if of is None or owned is None:
+                return not any(self._busy) and not self.sending
+            running = (id(segment.owner) for busy in self._busy for segment in busy)
+            return of.isdisjoint(running) and not any(each.pending for each in owned)
+
         with self._work:
-            for each in owned:
-                self.dispatcher.revoke(each)
-            return self._wait(
-                lambda: (
-                    not any(id(segment.owner) in leaving for busy in self._busy for segment in busy)
-                    and (lost or not any(each.pending for each in owned))
-                ),
-                deadline,
-            )
+            self._waiters += 1
+            try:
+                while not over():
+                    left = until - self._now()
+                    if left <= 0 or self.fatal is not None:
+                        return over()
+                    self._calm.wait(self.job.clock.timeout(left))
+                return True
+            finally:
+                self._waiters -= 1
 
     @override
     def halt(self) -> None:
@@ -119,11 +131,6 @@ class ThreadRunner(Runner):
             self._work.notify_all()
 
     @override
-    def drain(self, deadline: float) -> bool:
-        with self._work:
-            return self._wait(lambda: not any(self._busy) and not self.sending, deadline)
-
-    @override
     def close(self) -> None:
         self._unwatch()
         with self._work:
@@ -133,18 +140,6 @@ class ThreadRunner(Runner):
             if thread.is_alive() and thread is not threading.current_thread():
                 # A handler that outlived its deadline keeps its thread, which is a daemon.
                 thread.join(timeout=0.2)
-
-    def _wait(self, over: Callable[[], bool], deadline: float) -> bool:
-        self._waiters += 1
-        try:
-            while not over():
-                left = deadline - self._now()
-                if left <= 0 or self.fatal is not None:
-                    return over()
-                self._calm.wait(self.job.clock.timeout(left))
-            return True
-        finally:
-            self._waiters -= 1
 
     @override
     def overdue(self) -> int:
