@@ -246,7 +246,7 @@ class Progress:
         self._segments: list[Segment | _Closed] = []
         self._tidy = 64
         """Collapse settled segments once there are more than this."""
-        self._polled = position
+        self.polled = position
         """Everything below was delivered to :meth:`add`."""
         self._restored = [(start, end) for start, end in settled if end > position]
         """Settled before this assignment began, and not yet polled past."""
@@ -255,9 +255,9 @@ class Progress:
         """Take in the next batch of this partition; what is settled already is marked so."""
         segment = Segment(owner, batch)
         offsets, done = batch.offsets, segment.done
-        if offsets[0] < self._polled:
+        if offsets[0] < self.polled:
             # Delivered before, by a client that seeks back by itself: never a second time.
-            segment.first = bisect_left(offsets, self._polled)
+            segment.first = bisect_left(offsets, self.polled)
             done[: segment.first] = b"\1" * segment.first
             segment.holes = True
         if self._restored:
@@ -269,8 +269,8 @@ class Progress:
                     segment.holes = True
         if segment.first < len(segment):
             self._segments.append(segment)
-        self._polled = max(self._polled, offsets[-1] + 1)
-        if self._restored and self._restored[-1][1] <= self._polled:
+        self.polled = max(self.polled, offsets[-1] + 1)
+        if self._restored and self._restored[-1][1] <= self.polled:
             self._restored = []
         return segment
 
@@ -356,7 +356,7 @@ class Progress:
         if start is not None:
             found.append((start, end))
         for low, high in self._restored:
-            low = max(low, self._polled)
+            low = max(low, self.polled)
             if low < high:
                 if found and found[-1][1] >= low:
                     low = found.pop()[0]
@@ -380,7 +380,7 @@ class Progress:
         try:
             ahead = Progress(self.position, self.floor)
             ahead._segments = list(self._segments)
-            ahead._polled, ahead._restored = self._polled, self._restored
+            ahead.polled, ahead._restored = self.polled, self._restored
             return ahead.snapshot()
         finally:
             for segment, index in fresh:

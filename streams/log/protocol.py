@@ -50,6 +50,8 @@ class Capabilities:
     """A missing topic is created (with one partition unless said otherwise) when declared."""
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
+    letters: Mapping[str, str] = field(default_factory=dict)
+    """Settings of a dead letter topic, which must take more than its source's largest record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,6 @@ class Pump:
         self.rebalances = 0
         self.losses = 0
         self.reachable = True
-        self._held = (0, 0)
         runner.dispatcher.refill = self._room.set
 
     # -- the app's side
@@ -126,14 +125,36 @@ class Pump:
 
     def stats(self) -> PumpStats:
         """Figures of this moment."""
+        with self._marks:
+            held = [owned.progress.held() for _, owned in list(self._owned.values())]
         return PumpStats(
             len(self._owned),
-            *self._held,
+            sum(messages for messages, _ in held),
+            sum(size for _, size in held),
             self.commits,
             self.rebalances,
             self.losses,
             self.reachable,
         )
+
+    def busy(self) -> str:
+        """What keeps this processor from being at rest, in words; empty when it is.
+
+        At rest means: everything in the log was polled, and is settled or waits for time to pass.
+        """
+        runner, dispatcher = self._runner, self._runner.dispatcher
+        if not self._owned and self._log.capabilities.clocked:
+            return "owns no partition yet"
+        if runner.running or runner.sending or dispatcher.backlog:
+            return "handlers are running"
+        for assignment, owned in list(self._owned.values()):
+            _, end = self._log.bounds(assignment.topic, assignment.partition)
+            if owned.progress.polled < end:
+                return "messages were not polled yet"
+        due = dispatcher.due
+        if due is not None and due <= self._now():
+            return "messages are due to be tried again"
+        return ""
 
     def joint(self) -> Joint:
         """A transaction for one worker of the runner."""
@@ -248,7 +269,6 @@ class Pump:
                     owned.progress.sweep()
                 held = [owned.progress.held() for _, owned in self._owned.values()]
             messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
-        self._held = (messages, size)
         if messages == 0:
             return self._job.flow.messages  # a single message is taken, however large
         return self._gate.room(messages, size)

@@ -1,0 +1,625 @@
+"""The app: a log's URL, the topics and processors declared on it, and their life.
+
+A life begins with ``async with app`` (or ``app.connected()``, ``app.background()``, ``app.run()``)
+and ends with it: the log is opened, the ``lifespan`` entered, topics checked or created, groups
+given their start, processors started; on the way out handlers finish, positions are committed,
+and everything is closed in reverse. If a processor dies, the body of ``async with app`` is
+cancelled and :class:`~streams.errors.ProcessorDied` raised at its end: nothing stops silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from datetime import datetime
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, get_origin, overload
+
+from typing_extensions import TypeForm
+
+from stream_codecs import Codec
+from streams import letters
+from streams.clock import SYSTEM, Clock
+from streams.config import DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
+from streams.errors import ConfigError, Mismatch, NotFound, NotRunning, ProcessorDied, StreamsError
+from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
+from streams.log.protocol import Log, TopicInfo
+from streams.log.url import open_log, redact
+from streams.message import Headers, Record
+from streams.processor import Options, Processor
+from streams.publisher import Publisher
+from streams.reading import resolve
+from streams.runners.aio import LoopRunner
+from streams.runners.base import Joint, Runner
+from streams.runners.job import Job
+from streams.runners.pump import Pump
+from streams.runners.threads import ThreadRunner
+from streams.topic import Key, Source, Topic
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("streams")
+
+Lifespan = Callable[["Streams"], AbstractAsyncContextManager[Any]]
+
+CLOSING = 10.0
+"""Real seconds for what was published to be acknowledged when an app ends."""
+
+
+class Streams:
+    """Topics and processors on one log.
+
+    :param url: ``sqlite:///file.db``, ``memory://name``, ``redis://host:6379/0`` or
+        ``kafka://host:9092``; from the environment's ``STREAMS_URL`` if not given.
+    :param config: driver settings, passed through.
+    :param lifespan: ``lifespan(app)`` is entered (``async with``) once the log is open and before
+        the first poll; it may open pools and register processors.
+    :raises ConfigError: when the app is entered, for a URL that cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        lifespan: Lifespan | None = None,
+    ) -> None:
+        self._url = url
+        self._config = dict(config or {})
+        self._lifespan = lifespan
+        self.clock: Clock = SYSTEM
+        self.topics: dict[str, Topic[Any]] = {}
+        """Declared topics by name; of several declarations, the last."""
+        self._declared: list[Topic[Any]] = []
+        self.processors: list[Processor[..., Any]] = []
+        """Declared processors, in order."""
+        self._log: Log | None = None
+        self._publisher: Publisher | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stack: AsyncExitStack | None = None
+        self._owner: asyncio.Task[Any] | None = None
+        self._ended: dict[str, asyncio.Future[None]] = {}
+        self._failure: ProcessorDied | None = None
+        self._cancelled_body = False
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<Streams {redact(self.url) if self._url or 'STREAMS_URL' in os.environ else ''!r}>"
+
+    @property
+    def url(self) -> str:
+        """The log's URL.
+
+        :raises ConfigError: none was given and the environment has none.
+        """
+        url = self._url if self._url is not None else os.environ.get("STREAMS_URL", "")
+        if not url:
+            raise ConfigError(
+                "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
+            )
+        return url
+
+    # -- declaring
+
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key: str | Callable[[bytes], Key | None] | None = None,
+        id: str | Callable[[bytes], str] | None = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+    ) -> Topic[bytes]: ...
+
+    @overload
+    def topic(
+        self,
+        name: str,
+        type: TypeForm[T],
+        *,
+        key: str | Callable[[T], Key | None] | None = None,
+        id: str | Callable[[T], str] | None = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+    ) -> Topic[T]: ...
+
+    def topic(
+        self,
+        name: str,
+        type: Any = bytes,
+        *,
+        key: Any = None,
+        id: Any = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+    ) -> Topic[Any]:
+        """Declare a topic; again with another type is allowed.
+
+        :param type: what its values are: a msgspec Struct, dataclass, TypedDict, a tagged union of
+            them, ``str``, ``bytes``, ``dict``, ``Any``...
+        :param key: the field that is the key, or a function of the value.
+        :param id: the field that is the message ID (instead of a header), or a function.
+        :param codec: how values are encoded; JSON, text or bytes by type if not given.
+        :param partitions: how many; created with it if missing, an error if it differs. None uses
+            what exists (a missing topic gets 1; on Kafka it is an error).
+        :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"`` or ``"skip"``.
+        :raises ConfigError: any of these cannot work.
+        """
+        topic: Topic[Any] = Topic(
+            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown
+        )
+        for other in self._declared:
+            both = (partitions, other.partitions)
+            if other.name == name and None not in both and partitions != other.partitions:
+                raise ConfigError(
+                    f"topic {name!r}: declared with {other.partitions} partitions, "
+                    f"and again with {partitions}"
+                )
+        self._declared.append(topic)
+        self.topics[name] = topic
+        return topic
+
+    def processor(
+        self,
+        *topics: Source[Any],
+        group: str,
+        concurrency: int = 1,
+        batch: int | None = None,
+        filter: Callable[[Any], bool] | None = None,
+        to: Topic[Any] | None = None,
+        start: Start | datetime = "earliest",
+        timeout: float | None = None,
+        retry: Retry = Retry(),
+        dedup: Dedup = Dedup(),
+        dead_letters: DeadLetters = DeadLetters(),
+        flow: Flow = Flow(),
+    ) -> Callable[[Callable[P, R]], Processor[P, R]]:
+        """Declare a processor: a decorator for its handler.
+
+        :param group: the consumer group; every group sees every message.
+        :param concurrency: handlers running at once; one key is handled in order whatever it is.
+        :param batch: hand over lists of up to this many messages.
+        :param filter: called with the value; messages for which it is false are passed over.
+        :param to: what the handler returns is published there before the source is settled.
+        :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
+        :param timeout: seconds one call of an async handler may take.
+        :raises ConfigError: any of these, or the handler's signature, cannot work.
+        """
+        options = Options(
+            topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
+            dead_letters, flow,
+        )  # fmt: skip
+
+        def declare(function: Callable[P, R]) -> Processor[P, R]:
+            name = getattr(function, "__name__", type(function).__name__)
+            taken = {each.name for each in self.processors}
+            number = 2
+            unique = name
+            while unique in taken:
+                unique = f"{name}-{number}"
+                number += 1
+            processor = Processor(function, options, unique)
+            for other in self.processors:
+                both = set(other.topics) & set(processor.topics)
+                if other.group == group and both:
+                    raise ConfigError(
+                        f"processor {name}: group {group!r} already reads {sorted(both)[0]!r} in "
+                        f"processor {other.name}; give it a group of its own"
+                    )
+            self.processors.append(processor)
+            return processor
+
+        return declare
+
+    # -- what is there while it lives
+
+    @property
+    def log(self) -> Log:
+        """The open log.
+
+        :raises NotRunning: the app is not entered.
+        """
+        if self._log is None:
+            raise NotRunning("the app is not running: use it inside `async with app:`")
+        return self._log
+
+    @property
+    def publisher(self) -> Publisher:
+        """What publishes for this app.
+
+        :raises NotRunning: the app is not entered.
+        """
+        if self._publisher is None:
+            raise NotRunning("the app is not running: use it inside `async with app:`")
+        return self._publisher
+
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.
+
+        :raises NotRunning: the app is not entered, or this is its loop's own thread (await there).
+        """
+        loop = self._loop
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if loop is None or running is loop:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            if loop is None:
+                raise NotRunning("the app is not running: use it inside `with app.background():`")
+            raise NotRunning("app.wait() on the app's own loop would wait for ever: use await")
+
+        async def wait() -> T:
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(wait(), loop).result()
+
+    def stats(self) -> Stats:
+        """Figures of this moment."""
+        found = {}
+        for processor in self.processors:
+            runner, pump = processor._runner, processor._pump
+            if runner is None or pump is None:
+                continue
+            counts, pumped = runner.dispatcher.counts, pump.stats()
+            found[processor.name] = ProcessorStats(
+                handled=counts.handled,
+                duplicates=counts.duplicates,
+                filtered=counts.filtered,
+                retries=counts.retries,
+                dead_letters=counts.buried,
+                in_flight=pumped.held,
+                in_flight_bytes=pumped.held_bytes,
+                running=runner.running,
+                waiting=runner.dispatcher.waiting,
+                partitions=pumped.partitions,
+                commits=pumped.commits,
+                rebalances=pumped.rebalances,
+                losses=pumped.losses,
+            )
+        published = self._publisher.published if self._publisher is not None else 0
+        return Stats(found, published)
+
+    def health(self) -> Health:
+        """How the app and its processors are."""
+        found = {}
+        for processor in self.processors:
+            runner, pump = processor._runner, processor._pump
+            error = pump.fatal if pump is not None else None
+            found[processor.name] = ProcessorHealth(
+                running=pump is not None and not pump.ended.is_set(),
+                paused=processor.paused,
+                reachable=pump is not None and pump.reachable,
+                overdue=runner.overdue() if runner is not None else 0,
+                error=None if error is None else f"{type(error).__name__}: {error}",
+            )
+        return Health(self._log is not None, found)
+
+    # -- its life
+
+    async def __aenter__(self) -> Self:
+        await self._enter(process=True)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = True
+        stack, self._stack = self._stack, None
+        try:
+            if stack is not None:
+                await stack.__aexit__(kind, error, trace)
+        finally:
+            owner, self._owner = self._owner, None
+            failure, self._failure = self._failure, None
+            ours = self._cancelled_body and isinstance(error, asyncio.CancelledError)
+            if self._cancelled_body and owner is not None:
+                owner.uncancel()
+            self._cancelled_body = False
+        if failure is not None and (error is None or ours):
+            raise failure from failure.__cause__
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Self]:
+        """Publish and read only; no processor runs."""
+        await self._enter(process=False)
+        try:
+            yield self
+        finally:
+            await self.__aexit__(*sys.exc_info())
+
+    @contextmanager
+    def background(self) -> Iterator[Self]:
+        """Run the app on a loop in a thread of its own, for a synchronous service.
+
+        :raises ProcessorDied: at the end, if a processor died meanwhile.
+        """
+        ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        stop: list[Callable[[], object]] = []
+
+        async def live() -> None:
+            over = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            stop.append(lambda: loop.call_soon_threadsafe(over.set))
+            async with self:
+                ready.set_result(None)
+                await over.wait()
+
+        failure: list[BaseException] = []
+
+        def main() -> None:
+            try:
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    runner.run(live())
+            except BaseException as error:
+                if ready.done():
+                    failure.append(error)
+                else:
+                    ready.set_exception(error)
+
+        thread = threading.Thread(target=main, name="streams-background", daemon=True)
+        thread.start()
+        ready.result()
+        try:
+            yield self
+        finally:
+            if thread.is_alive():
+                stop[0]()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    def run(self) -> None:
+        """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
+
+        A fatal error is said in one line and ends the process with status 1 (``SystemExit``).
+        """
+        if not self.processors and self._lifespan is None:
+            raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(self._run())
+        except StreamsError as error:
+            print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
+            raise SystemExit(1) from error
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def stop(number: int) -> None:
+            logger.info("%s: finishing what is in flight", signal.Signals(number).name)
+            over.set()
+            for each in handled:  # a second signal ends the process at once
+                loop.remove_signal_handler(each)
+
+        handled = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, stop, number)
+                handled.append(number)
+            except (NotImplementedError, RuntimeError, ValueError):
+                continue  # Windows, or not the main thread
+        async with self:
+            await over.wait()
+
+    async def _enter(self, *, process: bool) -> None:
+        if self._stack is not None:
+            raise NotRunning("the app is running already: enter it once")
+        self._loop = asyncio.get_running_loop()
+        self._owner = asyncio.current_task()
+        self._failure = None
+        self._cancelled_body = self._stopping = False
+        stack = AsyncExitStack()
+        self._stack = stack
+        try:
+            stack.callback(self._forget)
+            self._log = await asyncio.to_thread(open_log, self.url, self._config, self.clock)
+            stack.push_async_callback(asyncio.to_thread, self._log.close)
+            self._publisher = Publisher(self._log, self.clock)
+            self._publisher.start()
+            stack.push_async_callback(asyncio.to_thread, self._publisher.close, CLOSING)
+            if self._lifespan is not None:
+                await stack.enter_async_context(self._lifespan(self))
+            await asyncio.to_thread(self._prepare_topics)
+            if process:
+                stack.push_async_callback(self._stop)
+                for processor in list(self.processors):
+                    await self._start(processor)
+        except BaseException:
+            self._stack = None
+            await stack.__aexit__(*sys.exc_info())
+            raise
+
+    def _forget(self) -> None:
+        self._log = self._publisher = self._loop = None
+        for processor in self.processors:
+            processor._runner = processor._pump = None
+
+    def _prepare_topics(self) -> None:
+        """Check declared topics against the log, and create what is missing."""
+        wanted: dict[str, int | None] = {}
+        for topic in self._declared:
+            wanted[topic.name] = topic.partitions or wanted.get(topic.name)
+        for name, partitions in wanted.items():
+            self._prepare(name, partitions)
+
+    def _prepare(
+        self, name: str, partitions: int | None, config: Mapping[str, str] | None = None
+    ) -> TopicInfo:
+        log = self.log
+        try:
+            info = log.topic(name)
+        except NotFound:
+            if partitions is None and not log.capabilities.creates_topics:
+                raise
+            return log.create(name, partitions or 1, config=config)
+        if partitions is not None and info.partitions != partitions:
+            raise Mismatch(
+                f"topic {name!r} has {info.partitions} partitions, but is declared with "
+                f"{partitions}; declare {info.partitions}, or leave partitions out"
+            )
+        return info
+
+    async def _start(self, processor: Processor[..., Any]) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._prepare_processor, processor)
+        job = self._job(processor)
+
+        def joint() -> Joint:
+            return pump.joint()
+
+        runner: Runner = (
+            LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)
+        )
+        pump = Pump(self.log, job, runner)
+        ended: asyncio.Future[None] = loop.create_future()
+        self._ended[processor.name] = ended
+
+        def on_end() -> None:
+            try:
+                loop.call_soon_threadsafe(self._pump_ended, processor, pump, ended)
+            except RuntimeError:
+                return  # the loop is closed already
+
+        pump.on_end = on_end
+        processor._runner, processor._pump = runner, pump
+        if processor.paused:
+            pump.pause()
+        runner.start()
+        pump.start()
+
+    def _prepare_processor(self, processor: Processor[..., Any]) -> None:
+        """Create its dead letter topics, and give a new group its start."""
+        log, options = self.log, processor.options
+        letters_config = log.capabilities.letters
+        for source in options.topics:
+            info = log.topic(source.name)
+            dead = options.dead_letters.name(source.name, processor.group)
+            try:
+                log.topic(dead)
+            except NotFound:
+                log.create(dead, info.partitions, config=letters_config)
+            try:
+                positions = log.group(processor.group).positions
+            except NotFound:
+                positions = {}
+            if not any(topic == source.name for topic, _ in positions):
+                now = self.clock.time()
+                log.begin(
+                    processor.group,
+                    source.name,
+                    {
+                        partition: resolve(
+                            log, source.name, partition, options.start, option="start", now=now
+                        )
+                        for partition in range(info.partitions)
+                    },
+                )
+
+    def _job(self, processor: Processor[..., Any]) -> Job:
+        options, log = processor.options, self.log
+        results = None
+        if options.to is not None:
+            target = options.to
+
+            def record(value: Any, id: str, headers: Headers) -> Record:
+                found = target.record(value, id=id)
+                found.headers = [*found.headers, *headers]
+                return found
+
+            results = letters.results(
+                processor.group,
+                target.name,
+                record,
+                several=(get_origin(target.type) or target.type) not in (list, tuple),
+            )
+        return Job(
+            name=processor.name,
+            group=processor.group,
+            topics=processor.topics,
+            function=processor.function,
+            asynchronous=processor.shape.asynchronous,
+            wants_message=processor.shape.wants_message,
+            decodings={topic.name: topic.decoding for topic in options.topics},
+            concurrency=options.concurrency,
+            batch=options.batch,
+            filter=options.filter,
+            timeout=options.timeout,
+            retry=options.retry,
+            dedup=options.dedup,
+            flow=options.flow,
+            clock=self.clock,
+            results=results,
+            letter=letters.letter(
+                processor.group,
+                lambda topic: options.dead_letters.name(topic, processor.group),
+                self.clock,
+            ),
+            send=self.publisher.derive,
+            transactions=log.capabilities.transactions,
+        )
+
+    def _pump_ended(
+        self, processor: Processor[..., Any], pump: Pump, ended: asyncio.Future[None]
+    ) -> None:
+        if not ended.done():
+            ended.set_result(None)
+        error = pump.fatal
+        if error is None and self._stopping:
+            return
+        if error is not None and not isinstance(error, StreamsError):
+            logger.error("processor %s died", processor.name, exc_info=error)
+        if self._failure is not None:
+            return
+        what = f"{type(error).__name__}: {error}" if error is not None else "it ended by itself"
+        self._failure = ProcessorDied(f"processor {processor.name} died: {what}")
+        self._failure.__cause__ = error
+        if self._owner is not None and not self._stopping:
+            self._cancelled_body = True
+            self._owner.cancel()
+
+    async def _stop(self) -> None:
+        """Stop all processors: handlers finish up to their drain deadlines, positions commit."""
+        pumps = [each._pump for each in self.processors if each._pump is not None]
+        for pump in pumps:
+            pump.stop()
+        pending = [future for future in self._ended.values() if not future.done()]
+        if pending:
+            longest = max((each.options.flow.drain for each in self.processors), default=0.0)
+            _, late = await asyncio.wait(pending, timeout=longest + CLOSING)
+            if late:
+                logger.error("%d processors did not end in time and are left behind", len(late))
+        self._ended = {}
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Event loops of uvloop where it is installed, else the standard ones."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,91 @@
+"""What an app tells of itself: typed snapshots, taken at once and never kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorStats:
+    """Figures of one processor since it started.
+
+    :param handled: messages whose handler succeeded.
+    :param duplicates: dropped because their ID had been settled.
+    :param filtered: passed over by the filter, an unknown tag or as a tombstone.
+    :param retries: failed attempts that were followed by another.
+    :param dead_letters: messages moved to the dead letter topic.
+    :param in_flight: messages held and not settled.
+    :param in_flight_bytes: their bytes, as far as they are still held.
+    :param running: handlers running at this moment.
+    :param waiting: messages waiting to be tried again.
+    :param partitions: partitions owned.
+    :param commits: commits acknowledged.
+    :param rebalances: times that partitions came or went.
+    :param losses: times that a committed position had been deleted from the log.
+    """
+
+    handled: int
+    duplicates: int
+    filtered: int
+    retries: int
+    dead_letters: int
+    in_flight: int
+    in_flight_bytes: int
+    running: int
+    waiting: int
+    partitions: int
+    commits: int
+    rebalances: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of an app.
+
+    :param processors: by processor name.
+    :param published: records acknowledged since the app was entered.
+    """
+
+    processors: Mapping[str, ProcessorStats]
+    published: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorHealth:
+    """How one processor is.
+
+    :param running: it polls (or is paused on purpose) and has not ended.
+    :param reachable: the log answered lately.
+    :param overdue: plain handlers that run longer than the processor's timeout.
+    :param error: what ended it, None while it runs.
+    """
+
+    running: bool
+    paused: bool
+    reachable: bool
+    overdue: int
+    error: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Nothing here wants a person."""
+        return self.running and self.reachable and not self.overdue and self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How an app is.
+
+    :param connected: the app is entered and its log open.
+    :param processors: by processor name.
+    """
+
+    connected: bool
+    processors: Mapping[str, ProcessorHealth]
+
+    @property
+    def ok(self) -> bool:
+        """The app is connected and every processor is well."""
+        return self.connected and all(each.ok for each in self.processors.values())

@@ -1,0 +1,191 @@
+"""Processors: a handler, the topics it reads, and how.
+
+A processor is declared with :meth:`streams.Streams.processor` and stays callable as the plain
+function it wraps, so that a unit test calls it like one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+from streams.config import DeadLetters, Dedup, Flow, Retry, Start
+from streams.errors import ConfigError
+from streams.log.names import check_group, check_topic
+from streams.topic import Source, Topic
+
+if TYPE_CHECKING:
+    from streams.runners.base import Runner
+    from streams.runners.pump import Pump
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything :meth:`streams.Streams.processor` was told but the handler."""
+
+    topics: tuple[Source[Any], ...]
+    group: str
+    concurrency: int = 1
+    batch: int | None = None
+    filter: Callable[[Any], bool] | None = None
+    to: Topic[Any] | None = None
+    start: Start | datetime = "earliest"
+    timeout: float | None = None
+    retry: Retry = Retry()
+    dedup: Dedup = Dedup()
+    dead_letters: DeadLetters = DeadLetters()
+    flow: Flow = Flow()
+
+    def check(self, name: str) -> None:
+        """:raises ConfigError: something here cannot work; one line that says what."""
+        at = f"processor {name}"
+        if not self.topics:
+            raise ConfigError(f"{at}: give at least one topic to read")
+        for topic in self.topics:
+            if isinstance(topic, str) or not hasattr(topic, "decoding"):
+                raise ConfigError(f"{at}: {topic!r} is not a topic; use app.topic(...)")
+        names = [topic.name for topic in self.topics]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"{at}: reads a topic twice: {', '.join(names)}")
+        check_group(self.group)
+        for option, least in (("concurrency", 1), ("batch", 1)):
+            value = getattr(self, option)
+            if value is None and option == "batch":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{at}: {option}={value!r}: a whole number from {least}")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigError(f"{at}: timeout={self.timeout!r}: seconds, more than 0")
+        if self.filter is not None and not callable(self.filter):
+            raise ConfigError(f"{at}: filter={self.filter!r}: a function of the value")
+        if self.filter is not None and inspect.iscoroutinefunction(self.filter):
+            raise ConfigError(f"{at}: filter is an async function; use a plain one")
+        if self.to is not None and not isinstance(self.to, Topic):
+            raise ConfigError(f"{at}: to={self.to!r}: a topic from app.topic(...)")
+        if isinstance(self.start, datetime):
+            if self.start.tzinfo is None:
+                raise ConfigError(f"{at}: start={self.start!r} has no time zone")
+        elif self.start not in ("earliest", "latest"):
+            raise ConfigError(
+                f"{at}: start={self.start!r}: 'earliest', 'latest' or a datetime (log time)"
+            )
+        for option, kind in (
+            ("retry", Retry),
+            ("dedup", Dedup),
+            ("dead_letters", DeadLetters),
+            ("flow", Flow),
+        ):
+            if not isinstance(getattr(self, option), kind):
+                raise ConfigError(
+                    f"{at}: {option}={getattr(self, option)!r}: use {kind.__name__}(...)"
+                )
+        for topic_name in names:
+            check_topic(self.dead_letters.name(topic_name, self.group))
+
+
+class Shape(NamedTuple):
+    """How a handler wants to be called."""
+
+    asynchronous: bool
+    wants_message: bool
+
+
+class Processor(Generic[P, R]):
+    """A declared processor. Calling it calls the handler, nothing else."""
+
+    def __init__(self, function: Callable[P, R], options: Options, name: str) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.options = options
+        self.name = name
+        self.group = options.group
+        self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
+        self.shape = shape(function, name, batch=options.batch is not None)
+        options.check(name)
+        self._runner: Runner | None = None
+        self._pump: Pump | None = None
+        self._paused = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the handler, as the plain function it is."""
+        return self.function(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        return functools.partial(self.function, instance)  # type: ignore[arg-type]  # its self
+
+    def __repr__(self) -> str:
+        return f"<Processor {self.name!r} of {', '.join(self.topics)} in group {self.group!r}>"
+
+    def pause(self) -> None:
+        """Start no further handler until :meth:`resume`; the process stays in its group."""
+        self._paused = True
+        if self._pump is not None:
+            self._pump.pause()
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, with the very next message."""
+        self._paused = False
+        if self._pump is not None:
+            self._pump.resume()
+
+    @property
+    def paused(self) -> bool:
+        """Whether :meth:`pause` was called last."""
+        return self._paused
+
+
+def shape(function: Callable[..., Any], name: str, *, batch: bool) -> Shape:
+    """How this handler wants to be called: parameters without a default are counted.
+
+    :raises ConfigError: it cannot be a handler.
+    """
+    what = "(values) or (values, messages)" if batch else "(value) or (value, message)"
+    if not callable(function):
+        raise ConfigError(f"processor {name}: {function!r} is not a function")
+    if inspect.isclass(function):
+        raise ConfigError(f"processor {name}: {name} is a class; give a function {what}")
+    target = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.isasyncgenfunction(target) or (
+        inspect.isgeneratorfunction(target) and inspect.iscoroutinefunction(target)
+    ):
+        raise ConfigError(
+            f"processor {name}: the handler is an async generator; return a list for to= instead"
+        )
+    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
+        getattr(target, "__call__", None)  # noqa: B004 - an object whose call is async
+    )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return Shape(asynchronous, False)  # a builtin such as print or list.append
+    required = 0
+    for parameter in parameters:
+        if parameter.default is not parameter.empty:
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            raise ConfigError(
+                f"processor {name}: parameter {parameter.name!r} is keyword-only without a "
+                f"default; a handler is called as {what}"
+            )
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            required += 1
+    variadic = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    optional = any(
+        each.default is not each.empty and each.kind is not each.KEYWORD_ONLY for each in parameters
+    )
+    if required > 2 or (required == 0 and not (variadic or optional)):
+        raise ConfigError(
+            f"processor {name}: the handler takes {required} parameters; it is called as {what}"
+        )
+    return Shape(asynchronous, required == 2)

@@ -1,0 +1,307 @@
+"""Topics: a name, a type, and how values, keys and message IDs become bytes and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from uuid import UUID
+
+from typing_extensions import TypeForm
+from uuid_utils import uuid7
+
+from stream_codecs import (
+    BindError,
+    Codec,
+    EncodeError,
+    UnknownTag,
+    default_codec,
+    fields_of,
+    includes_none,
+)
+from streams.config import OnUnknown
+from streams.errors import ConfigError
+from streams.log.names import check_topic
+from streams.message import ID, TIME, Batch, Position, Record
+from streams.runners.job import Skip
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.reading import Reading, When
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Key = str | int | UUID | bytes
+"""What may be a key: text, or something with one obvious text."""
+
+
+class Source(Protocol[T_co]):
+    """What a processor can read: a topic of T, or of anything that is a T."""
+
+    @property
+    def name(self) -> str:
+        """The topic's name."""
+        ...
+
+    @property
+    def decoding(self) -> Decoder[T_co]:
+        """How its values are decoded."""
+        ...
+
+
+class Decoder(Generic[T_co]):
+    """Decodes one topic's values for the runners (``runners.job.Decoding``)."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        type: TypeForm[T_co],
+        topic: str,
+        unknown: OnUnknown,
+        identify: Callable[[Any], str] | None,
+    ) -> None:
+        self._bound = codec.bind(type, topic=topic, role="value")
+        self._nullable = includes_none(type)
+        self._skip_unknown = unknown == "skip"
+        self._identify = identify
+
+    @property
+    def identify(self) -> Callable[[Any], str] | None:
+        """Reads the message ID from a decoded value, where the topic says it is there."""
+        return self._identify
+
+    def fast(self, values: Sequence[bytes | None]) -> Callable[[Any], Any] | None:
+        """The bare decoder, if it is safe for every one of these values; else None."""
+        if self._bound.fast is None or None in values or not self._bound.cleared(values):
+            return None
+        return self._bound.fast
+
+    def one(self, batch: Batch, index: int) -> T_co:
+        """Decode one message.
+
+        :raises Skip: a tombstone or an unknown tag that is to be passed over.
+        :raises DecodeError: it cannot be decoded.
+        """
+        data = batch.values[index]
+        if data is None:
+            if self._nullable:
+                return None  # type: ignore[return-value]  # T includes None, so this is a T
+            raise Skip
+        try:
+            if self._bound.needs_headers:
+                return self._bound.decode(data, batch.headers(index))
+            return self._bound.decode(data)
+        except UnknownTag:
+            if self._skip_unknown:
+                raise Skip from None
+            raise
+
+
+class Topic(Generic[T]):
+    """A topic of an app: declared once, published to and read from anywhere in it.
+
+    Made by :meth:`streams.Streams.topic`.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        name: str,
+        type: TypeForm[T] = bytes,  # type: ignore[assignment]  # T is bytes when it is not given
+        *,
+        key: str | Callable[[T], Key | None] | None = None,
+        id: str | Callable[[T], str] | None = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+    ) -> None:
+        self._app = app
+        self.name = check_topic(name)
+        self.type = type
+        if partitions is not None and not (isinstance(partitions, int) and partitions >= 1):
+            raise ConfigError(f"topic {name!r}: partitions={partitions!r}: a whole number from 1")
+        if unknown not in ("dead", "skip"):
+            raise ConfigError(f"topic {name!r}: unknown={unknown!r}: 'dead' or 'skip'")
+        self.partitions = partitions
+        self._key = _reader(name, "key", key, type)
+        self._id = _reader(name, "id", id, type)
+        self._id_in_value = id is not None
+        try:
+            codec = codec if codec is not None else default_codec(type)
+            self._bound = codec.bind(type, topic=name, role="value")
+            identify = _identifier(self._id) if self._id is not None else None
+            self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify)
+        except BindError as error:
+            raise ConfigError(f"topic {name!r}: {error}") from error
+        self._nullable = includes_none(type)
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name!r}>"
+
+    # -- publishing
+
+    def record(
+        self,
+        value: T,
+        *,
+        key: Key | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timestamp: datetime | None = None,
+    ) -> Record:
+        """What would be written for a value.
+
+        :raises EncodeError: the value does not fit the topic's type.
+        """
+        data = None if value is None and self._nullable else self._bound.encode(value)
+        if key is None and self._key is not None and value is not None:
+            key = self._key(value)
+        if id is None:
+            id = str(uuid7()) if self._id is None or value is None else str(self._id(value))
+        elif not isinstance(id, str) or not id or "\0" in id:
+            raise EncodeError(f"message ID {id!r}: a non-empty str without NUL", topic=self.name)
+        pairs: Sequence[tuple[str, bytes | None]] = ()
+        if headers or timestamp is not None:
+            pairs = self._headers(headers or {}, timestamp)
+        return Record(data, _key_bytes(self.name, key), id, pairs)
+
+    def _headers(
+        self, headers: Mapping[str, str], timestamp: datetime | None
+    ) -> list[tuple[str, bytes | None]]:
+        pairs: list[tuple[str, bytes | None]] = []
+        for name, text in headers.items():
+            if name == ID:
+                raise EncodeError(
+                    f"header {ID!r} is the message ID: give it as id=", topic=self.name
+                )
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise EncodeError(f"header {name!r}: names and values are str", topic=self.name)
+            pairs.append((name, text.encode("utf-8", "surrogateescape")))
+        if timestamp is not None:
+            if timestamp.tzinfo is None:
+                raise EncodeError(
+                    f"timestamp {timestamp!r} has no time zone: say datetime.now(timezone.utc)",
+                    topic=self.name,
+                )
+            moment = timestamp.astimezone(timezone.utc)
+            pairs.append((TIME, moment.isoformat().encode()))
+        return pairs
+
+    async def publish(
+        self,
+        value: T,
+        *,
+        key: Key | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timestamp: datetime | None = None,
+    ) -> Position:
+        """Write one message; returns its position once it is durable.
+
+        :param key: messages of one key are handled in order; from the topic's ``key`` if not given.
+        :param id: the message ID; a UUIDv7 if neither given nor named by the topic. The same ID
+            twice within a group's dedup window is handled once.
+        :param timestamp: when it happened, with a time zone; travels as ``ce_time``.
+        :raises EncodeError: the value does not fit the topic's type; nothing was written.
+        :raises Unavailable: the log cannot be reached; nothing was written.
+        :raises OutcomeUnknown: perhaps written; publish again with the same ID.
+        :raises TooLarge: more than the log accepts; nothing was written.
+        """
+        record = self.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
+        return await self._app.publisher.publish(self.name, record)
+
+    async def publish_many(self, values: Iterable[T]) -> list[Position]:
+        """Write many messages in order; their positions once all are durable.
+
+        Nothing is written if one of the values does not fit. Keys and IDs come from the topic's
+        ``key`` and ``id``, else the messages are keyless with fresh IDs.
+
+        :raises LogError: some were not acknowledged (a note says how many).
+        """
+        return await self._app.publisher.publish_many(self.name, self.records(values))
+
+    def records(self, values: Iterable[T]) -> list[Record]:
+        """What would be written for many values, at a price a bulk load can pay."""
+        encode, key, name = self._bound.encode, self._key, self.name
+        if self._id is not None or self._nullable:
+            return [self.record(value) for value in values]
+        if key is None:
+            return [Record(encode(value), None, str(uuid7())) for value in values]
+        records = []
+        for value in values:
+            found = key(value)
+            data = found.encode() if type(found) is str else _key_bytes(name, found)
+            records.append(Record(encode(value), data, str(uuid7())))
+        return records
+
+    # -- reading
+
+    def read(
+        self,
+        start: When = "earliest",
+        end: When = "latest",
+        *,
+        partition: int | None = None,
+        key: Key | None = None,
+        errors: Literal["raise", "skip"] = "raise",
+    ) -> Reading[T]:
+        """Read a range again, without any group: see :class:`streams.reading.Reading`."""
+        from streams.reading import Reading
+
+        wanted = None if key is None else _key_bytes(self.name, key)
+        return Reading(self._app, self, start, end, partition=partition, key=wanted, errors=errors)
+
+
+def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], Any] | None:
+    """Reads a field of a value; checked against the declared type."""
+    if wanted is None:
+        return None
+    if callable(wanted):
+        function: Callable[[Any], Any] = wanted
+        return function
+    if not isinstance(wanted, str) or not wanted:
+        raise ConfigError(f"topic {topic!r}: {option}={wanted!r}: a field's name or a function")
+    known = fields_of(type)
+    if known is None:
+        return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
+    if not known:
+        raise ConfigError(
+            f"topic {topic!r}: {option}={wanted!r}: its values have no fields; give a function"
+        )
+    for kind, names in known:
+        if wanted not in names:
+            raise ConfigError(
+                f"topic {topic!r}: {option}={wanted!r}: {kind.__name__} has no such field, "
+                f"only {', '.join(sorted(names)) or 'none'}"
+            )
+    mappings = [issubclass(kind, dict) for kind, _ in known]
+    if all(mappings):
+        return itemgetter(wanted)
+    if not any(mappings):
+        return attrgetter(wanted)
+    return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
+
+
+def _identifier(read: Callable[[Any], Any]) -> Callable[[Any], str]:
+    def identify(value: Any) -> str:
+        found = read(value)
+        return found if type(found) is str else str(found)
+
+    return identify
+
+
+def _key_bytes(topic: str, key: Any) -> bytes | None:
+    if key is None:
+        return None
+    if isinstance(key, str):
+        return key.encode("utf-8", "surrogateescape")
+    if isinstance(key, bytes):
+        return key
+    if isinstance(key, (int, UUID)) and not isinstance(key, bool):
+        return str(key).encode()
+    raise EncodeError(
+        f"key of type {type(key).__name__}: a key is a str, int, UUID or bytes, or None",
+        topic=topic,
+    )
