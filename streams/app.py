@@ -512,32 +512,37 @@ class Streams:
         pump.start()
 
     def _prepare_processor(self, processor: Processor[..., Any]) -> None:
-        """Create its dead letter topics, and give a new group its start."""
+        """Create its dead letter and retry topics, and give a new group its start."""
         log, options = self.log, processor.options
         letters_config = log.capabilities.letters
         for source in options.topics:
             info = log.topic(source.name)
             dead = options.dead_letters.name(source.name, processor.group)
-            try:
-                log.topic(dead)
-            except NotFound:
-                log.create(dead, info.partitions, config=letters_config)
-            try:
-                positions = log.group(processor.group).positions
-            except NotFound:
-                positions = {}
-            if not any(topic == source.name for topic, _ in positions):
-                now = self.clock.time()
-                log.begin(
-                    processor.group,
-                    source.name,
-                    {
-                        partition: resolve(
-                            log, source.name, partition, options.start, option="start", now=now
-                        )
-                        for partition in range(info.partitions)
-                    },
-                )
+            retry = options.dead_letters.retry(source.name, processor.group)
+            self._begin(processor.group, info, options.start)
+            for name in (dead, retry):
+                try:
+                    beside = log.topic(name)
+                except NotFound:
+                    beside = log.create(name, info.partitions, config=letters_config)
+                if name == retry:
+                    self._begin(processor.group, beside, "earliest")
+
+    def _begin(self, group: str, info: TopicInfo, start: Start | datetime) -> None:
+        """Give a group that is new to this topic its positions there."""
+        log = self.log
+        try:
+            positions = log.group(group).positions
+        except NotFound:
+            positions = {}
+        if any(topic == info.name for topic, _ in positions):
+            return
+        now = self.clock.time()
+        places = {
+            partition: resolve(log, info.name, partition, start, option="start", now=now)
+            for partition in range(info.partitions)
+        }
+        log.begin(group, info.name, places)
 
     def _job(self, processor: Processor[..., Any]) -> Job:
         options, log = processor.options, self.log
@@ -556,14 +561,18 @@ class Streams:
                 record,
                 several=(get_origin(target.type) or target.type) not in (list, tuple),
             )
+        group, letter = processor.group, options.dead_letters
+        sources: dict[str, Source[Any]] = {}
+        for topic in options.topics:
+            sources[topic.name] = sources[letter.retry(topic.name, group)] = topic
         return Job(
             name=processor.name,
-            group=processor.group,
-            topics=processor.topics,
+            group=group,
+            topics=tuple(sources),
             function=processor.function,
             asynchronous=processor.shape.asynchronous,
             wants_message=processor.shape.wants_message,
-            decodings={topic.name: topic.decoding for topic in options.topics},
+            decodings={name: topic.decoding for name, topic in sources.items()},
             concurrency=options.concurrency,
             batch=options.batch,
             filter=options.filter,
@@ -574,9 +583,7 @@ class Streams:
             clock=self.clock,
             results=results,
             letter=letters.letter(
-                processor.group,
-                lambda topic: options.dead_letters.name(topic, processor.group),
-                self.clock,
+                group, lambda topic: letter.name(sources[topic].name, group), self.clock
             ),
             send=self.publisher.derive,
             transactions=log.capabilities.transactions,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from streams.errors import ConfigError
 
@@ -98,6 +98,10 @@ class DeadLetters:
     topic: str = "{topic}.{group}.dead"
     sequenced: bool = False
 
+    RETRY: ClassVar[str] = "{topic}.{group}.retry"
+    """Where dead letters go when they are put back: owned by the group, so that no other group
+    sees them again. Every processor reads it beside its topic."""
+
     def __post_init__(self) -> None:
         _check(bool(self.topic), "DeadLetters(topic=''): a topic's name is needed")
         try:
@@ -110,6 +114,10 @@ class DeadLetters:
     def name(self, topic: str, group: str) -> str:
         """The dead letter topic of ``topic`` and ``group``."""
         return self.topic.format(topic=topic, group=group)
+
+    def retry(self, topic: str, group: str) -> str:
+        """The topic for what is put back from :meth:`name`."""
+        return self.RETRY.format(topic=topic, group=group)
 
 
 @dataclass(frozen=True, slots=True)
