@@ -34,6 +34,7 @@ CHECKS = (
     Step("pyright", ("python", "-m", "pyright")),
     Step("import-linter", ("lint-imports", "--no-logo")),
 )
+SERVERS = Step("servers", ("python", "-m", "tests.servers"))
 
 
 def steps(command: str, arguments: Sequence[str]) -> list[Step]:
@@ -43,10 +44,10 @@ def steps(command: str, arguments: Sequence[str]) -> list[Step]:
     if command == "bench":
         return [Step("benchmarks", ("python", "-m", "benchmarks", *arguments))]
     if command == "faults":
-        return [Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]
+        return [SERVERS, Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]
     if command == "check":
         return list(CHECKS)
-    return [*CHECKS, Step("pytest", ("python", "-m", "pytest", *arguments))]
+    return [*CHECKS, SERVERS, Step("pytest", ("python", "-m", "pytest", *arguments))]
 
 
 def run(environment: Environment, plan: Sequence[Step]) -> int:

@@ -1,0 +1,1 @@
+"""Tests: of pure code by examples and Hypothesis, of everything else on real files and servers."""

@@ -1,0 +1,96 @@
+"""What all tests share: real servers, and how coroutine tests run.
+
+A server that this machine lacks skips the tests that need it, with the command that helps; with
+``CI=true`` they fail instead, so that nothing is passed over in silence where it counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.servers import find
+from tests.servers.find import KafkaAddress, Missing, RedisAddress
+from tests.servers.lifetime import Lifetime
+
+_FOLDER = "STREAMS_TEST_LIFETIME"
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+# No deadline: a test that fails on a busy machine proves nothing. With CI the examples are the
+# same in every run, so that what it says can be repeated.
+settings.register_profile("streams", deadline=None, print_blob=True, derandomize=CI)
+settings.load_profile("streams")
+
+
+class _Owner:
+    """Keeps the servers of a session with several workers, in the process that outlives them."""
+
+    def __init__(self) -> None:
+        self.lifetime = Lifetime()
+        os.environ[_FOLDER] = str(self.lifetime.folder)
+
+    def pytest_unconfigure(self) -> None:
+        os.environ.pop(_FOLDER, None)
+        self.lifetime.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    distributed = config.getoption("numprocesses", None)
+    if distributed and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Owner(), "streams-servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    yield from _or_skip()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    yield from _or_skip()
+
+
+def _or_skip() -> Generator[None]:
+    try:
+        yield
+    except Missing as missing:
+        if CI:
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutine tests run on asyncio; a module that also wants uvloop overrides this."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def lifetime() -> Iterator[Lifetime]:
+    """What servers of one's own are started in: ``with Kafka(lifetime, brokers=3) as kafka:``."""
+    folder = os.environ.get(_FOLDER)
+    opened = Lifetime(Path(folder)) if folder else Lifetime()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(lifetime: Lifetime) -> KafkaAddress:
+    """The session's broker, shared: ``kafka.url``, ``kafka.bootstrap``."""
+    return find.kafka(lifetime)
+
+
+@pytest.fixture(scope="session")
+def redis_server(lifetime: Lifetime) -> RedisAddress:
+    """The session's Redis, shared: ``redis_server.url``."""
+    return find.redis(lifetime)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(lifetime: Lifetime) -> RedisAddress:
+    """The session's Valkey, shared: ``valkey_server.url``."""
+    return find.valkey(lifetime)

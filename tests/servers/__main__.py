@@ -1,0 +1,55 @@
+"""Says which servers the tests will use here, and fetches what has to be fetched once.
+
+The exit status is 1 if one is missing and ``CI`` is set: there a missing server is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.servers import containers, find
+from tests.servers.java import KAFKA_VERSION, Missing, have_jars, jars, java
+from tests.servers.redis import redis_program, valkey_program
+
+
+def _kafka() -> str:
+    if not have_jars():
+        print(f"Fetching Kafka {KAFKA_VERSION} with Maven, once", flush=True)
+    program = java()
+    return f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+
+
+def _version(program: str) -> str:
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    return f"{done.stdout.strip()}, {program}"
+
+
+def main() -> int:
+    """One line for each kind of server; the exit status."""
+    missing = 0
+    for name, variable, local in (
+        ("kafka", find.KAFKA, _kafka),
+        ("redis", find.REDIS, lambda: _version(redis_program())),
+        ("valkey", find.VALKEY, lambda: _version(valkey_program())),
+    ):
+        if os.environ.get(variable):
+            print(f"{name}: {variable}={os.environ[variable]}")
+        elif containers.engine():
+            print(f"{name}: a container")
+        else:
+            try:
+                print(f"{name}: {local()}")
+            except Missing as error:
+                missing += 1
+                print(f"{name}: MISSING, its tests {'fail' if _ci() else 'skip'}: {error}")
+    return 1 if missing and _ci() else 0
+
+
+def _ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""Kafka on this machine: real brokers in KRaft mode, one process each, no ZooKeeper, no container.
+
+Every node is broker and controller, on fixed loopback ports, with its data in the lifetime's
+folder, so that a node can be killed and come back to what it had. Timings which a production
+cluster wants long (sessions, elections) are short here; anything can be set otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.servers.certificates import Certificates, certificates
+from tests.servers.java import jars, java
+from tests.servers.lifetime import Lifetime, Process, free_port
+
+USER = "app"
+PASSWORD = "app-secret"
+MECHANISM = "SCRAM-SHA-512"
+
+SMALL_JAVA = ("-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Starts in two thirds of the time, for it compiles quickly rather than well."""
+FAST_JAVA = ("-Xms1g", "-Xmx1g")
+"""What a server in production comes near to."""
+
+_TOOLS = {
+    "groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "produce": "org.apache.kafka.tools.ConsoleProducer",
+    "consume": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "topics": "org.apache.kafka.tools.TopicCommand",
+    "configs": "kafka.admin.ConfigCommand",
+}
+
+_LOGGING = """\
+status = warn
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d %p %m (%c)%n
+rootLogger.level = {level}
+rootLogger.appenderRef.out.ref = out
+"""
+
+
+def _java_command(options: Sequence[str], level: str, folder: Path) -> list[str]:
+    logging = folder / f"log4j2-{level}.properties"
+    if not logging.exists():
+        logging.write_text(_LOGGING.format(level=level), encoding="utf-8")
+    return [java(), *options, f"-Dlog4j2.configurationFile={logging}", "-cp", f"{jars()}/*"]
+
+
+class Node:
+    """One broker, with its controller.
+
+    :ivar process: what a test kills, pauses and starts again.
+    """
+
+    def __init__(self, id: int, folder: Path) -> None:
+        self.id = id
+        self.folder = folder
+        self.port = free_port()
+        self.controller_port = free_port()
+        self.secure_port = free_port()
+        self.process: Process
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the plain listener."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def properties(self) -> Path:
+        """Its configuration file."""
+        return self.folder / "server.properties"
+
+
+class Kafka:
+    """A cluster of one or more brokers. A context manager: entering starts it, leaving kills it.
+
+    :param lifetime: what it ends with at the latest.
+    :param brokers: how many nodes; with 3, one may be killed at any time.
+    :param secure: open one more listener with TLS and SASL/SCRAM (:meth:`secure_client`).
+    :param config: broker settings on top of ours.
+    :param java_options: the JVM's; ours make it start fast, a benchmark wants :data:`FAST_JAVA`.
+    :raises Missing: this machine has no Java or no jars.
+    """
+
+    def __init__(
+        self,
+        lifetime: Lifetime,
+        *,
+        brokers: int = 1,
+        secure: bool = False,
+        config: Mapping[str, str] | None = None,
+        java_options: Sequence[str] = SMALL_JAVA,
+    ) -> None:
+        self.folder = lifetime.place("kafka")
+        self.certificates: Certificates | None = certificates(self.folder) if secure else None
+        self.nodes: list[Node] = []
+        for number in range(1, brokers + 1):
+            folder = self.folder / f"node-{number}"
+            folder.mkdir()
+            self.nodes.append(Node(number, folder))
+        for node in self.nodes:
+            self._write(node, config or {})
+            command = _java_command(java_options, "info", self.folder)
+            node.process = Process(
+                lifetime,
+                [*command, "kafka.Kafka", str(node.properties)],
+                node.folder / "server.log",
+            )
+        self._format()
+
+    def __enter__(self) -> Kafka:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for place in range(len(self.nodes)):
+            self.kill(place)
+
+    @property
+    def bootstrap(self) -> str:
+        """``bootstrap.servers`` of the plain listener."""
+        return ",".join(node.address for node in self.nodes)
+
+    @property
+    def url(self) -> str:
+        """The same as an app's URL."""
+        return f"kafka://{self.bootstrap}"
+
+    def secure_client(self) -> dict[str, Any]:
+        """Client settings for the listener with TLS and SASL.
+
+        :raises RuntimeError: the cluster was not made with ``secure=True``.
+        """
+        if self.certificates is None:
+            raise RuntimeError("this cluster has no secure listener: Kafka(..., secure=True)")
+        return {
+            "bootstrap.servers": ",".join(f"127.0.0.1:{node.secure_port}" for node in self.nodes),
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": MECHANISM,
+            "sasl.username": USER,
+            "sasl.password": PASSWORD,
+            "ssl.ca.location": str(self.certificates.authority),
+        }
+
+    # -- life
+
+    def start(self) -> None:
+        """Start every node that does not run; returns once all of them serve.
+
+        :raises StartError: one did not come up.
+        """
+        for node in self.nodes:
+            if not node.process.alive:
+                node.process.start()
+        self.wait_ready()
+
+    def stop(self) -> None:
+        """End every node in order (a broker hands over what it leads)."""
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(lambda node: node.process.stop(), self.nodes))
+
+    def kill(self, node: int = 0) -> None:
+        """``kill -9`` of one node, by its place in :attr:`nodes`."""
+        self.nodes[node].process.kill()
+
+    def pause(self, node: int = 0) -> None:
+        """Freeze one node: its connections stay open, nothing answers."""
+        self.nodes[node].process.pause()
+
+    def resume(self, node: int = 0) -> None:
+        """Let a frozen node go on."""
+        self.nodes[node].process.resume()
+
+    def restart(self, node: int = 0) -> None:
+        """Start a node that was killed or stopped again, on its own data; waits until it serves."""
+        self.nodes[node].process.start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once every running node is known to the cluster and answers.
+
+        :raises StartError: one ended, or it took too long.
+        """
+        running = [node for node in self.nodes if node.process.alive]
+        expected = {node.id for node in running}
+        for node in running:
+            admin = AdminClient(
+                {
+                    "bootstrap.servers": node.address,
+                    "log_level": 0,
+                    "reconnect.backoff.ms": 20,
+                    "reconnect.backoff.max.ms": 200,
+                }
+            )
+
+            def ready(admin: AdminClient = admin) -> bool | None:
+                try:
+                    return expected <= set(admin.list_topics(timeout=1).brokers) or None
+                except KafkaException:
+                    return None
+
+            node.process.wait_ready(ready)
+
+    def leader(self, topic: str, partition: int = 0) -> int:
+        """The place in :attr:`nodes` of the node that leads a partition."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        leader = admin.list_topics(topic, timeout=10).topics[topic].partitions[partition].leader
+        return next(place for place, node in enumerate(self.nodes) if node.id == leader)
+
+    def tool(self, name: str, *arguments: str, input: str | None = None) -> str:
+        """What one of Kafka's own command-line tools prints.
+
+        :param name: ``groups``, ``produce``, ``consume``, ``topics``, ``configs`` or a class.
+        :raises subprocess.CalledProcessError: it failed.
+        """
+        command = _java_command(["-Xmx256m", "-XX:TieredStopAtLevel=1"], "error", self.folder)
+        done = subprocess.run(
+            [*command, _TOOLS.get(name, name), "--bootstrap-server", self.bootstrap, *arguments],
+            input=input,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        return done.stdout
+
+    # -- making
+
+    def _write(self, node: Node, config: Mapping[str, str]) -> None:
+        replicas = str(min(3, len(self.nodes)))
+        safe = str(min(2, len(self.nodes)))
+        listeners = {"PLAINTEXT": node.port, "CONTROLLER": node.controller_port}
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": str(node.id),
+            "controller.quorum.voters": ",".join(
+                f"{peer.id}@127.0.0.1:{peer.controller_port}" for peer in self.nodes
+            ),
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": (
+                "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL"
+            ),
+            "log.dirs": str(node.folder / "data"),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": replicas,
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": replicas,
+            "transaction.state.log.min.isr": safe,
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": replicas,
+            "share.coordinator.state.topic.min.isr": safe,
+            "share.coordinator.state.topic.num.partitions": "4",
+            "log.cleaner.dedupe.buffer.size": str(4 << 20),
+            # A broker that was killed may come back only once its old session is over.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            "group.consumer.min.heartbeat.interval.ms": "200",
+            "group.consumer.heartbeat.interval.ms": "500",
+            "group.consumer.min.session.timeout.ms": "1000",
+            "group.consumer.session.timeout.ms": "6000",
+        }
+        if self.certificates is not None:
+            listeners["SASL_SSL"] = node.secure_port
+            name = f"listener.name.sasl_ssl.{MECHANISM.lower()}.sasl.jaas.config"
+            settings |= {
+                "sasl.enabled.mechanisms": MECHANISM,
+                name: "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(self.certificates.both),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(self.certificates.authority),
+            }
+        settings["listeners"] = ",".join(
+            f"{name}://127.0.0.1:{port}" for name, port in listeners.items()
+        )
+        settings |= config
+        text = "".join(f"{name}={value}\n" for name, value in settings.items())
+        node.properties.write_text(text, encoding="utf-8")
+
+    def _format(self) -> None:
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = cluster.replace("-", "A").replace("_", "A")  # a leading dash would be an option
+        arguments = ["kafka.tools.StorageTool", "format", "-t", cluster]
+        if self.certificates is not None:
+            arguments += ["--add-scram", f"{MECHANISM}=[name={USER},password={PASSWORD}]"]
+        command = _java_command(["-XX:TieredStopAtLevel=1"], "error", self.folder)
+
+        def run(node: Node) -> None:
+            subprocess.run(
+                [*command, *arguments, "-c", str(node.properties)],
+                capture_output=True,
+                check=True,
+                timeout=100,
+            )
+
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            list(pool.map(run, self.nodes))
