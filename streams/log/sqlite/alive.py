@@ -1,0 +1,83 @@
+"""Which members still run, asked of the operating system.
+
+Each member holds an exclusive lock on one byte, its number, of a companion file (``…-members``,
+always empty). The kernel drops the lock when the process ends, however it ends, so that what a
+killed member owned is free at once and nobody waits for its lease. A *stopped* process keeps its
+locks: there the lease decides.
+
+POSIX record locks belong to the process: a forked child does not inherit them (``flock`` would
+live on in it). In return, a process sees none of its own, and closing *any* descriptor of the file
+drops all of them; so a process keeps one descriptor and remembers its own members. The file is
+never deleted: somebody may be about to lock it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class Alive:
+    """The members' locks on one log's file, as one process sees them. Usable from any thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}-members"
+        self._fd: int | None = None
+        self._mine: set[int] = set()
+        self._guard = threading.Lock()
+
+    def hold(self, no: int) -> None:
+        """Say that member ``no`` runs in this process, until :meth:`drop` or the process's end."""
+        with self._guard:
+            self._mine.add(no)
+            self._try(no)
+
+    def drop(self, no: int) -> None:
+        """Member ``no`` has left."""
+        with self._guard:
+            if no in self._mine:
+                self._mine.discard(no)
+                self._unlock(no)
+
+    def check(self, no: int) -> bool | None:
+        """Whether the process of member ``no`` is there; None where locks cannot tell."""
+        with self._guard:
+            if no in self._mine:
+                return True
+            free = self._try(no)
+            if free:
+                self._unlock(no)
+            return None if free is None else not free
+
+    def close(self) -> None:
+        """Give up all locks and the file."""
+        with self._guard:
+            self._mine.clear()
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def _try(self, no: int) -> bool | None:
+        """Lock the byte: True if it is ours now, False if another process has it."""
+        if sys.platform == "win32":
+            return None
+        try:
+            if self._fd is None:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, no)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+            return False if self._fd is not None else None
+        except OSError:  # no locks on this file system: leases alone decide
+            return None
+        return True
+
+    def _unlock(self, no: int) -> None:
+        if sys.platform != "win32" and self._fd is not None:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, no)
+            except OSError:
+                return

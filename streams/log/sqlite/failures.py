@@ -1,0 +1,55 @@
+"""SQLite's exceptions, translated once, into one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import apsw
+
+from streams.errors import Fatal, LogError, OutcomeUnknown, Unavailable
+
+_FAILED: list[tuple[type[apsw.Error], type[LogError], str]] = [
+    (
+        apsw.BusyError,
+        Unavailable,
+        "another process is writing and did not finish in time (?timeout= says how long to wait)",
+    ),
+    (apsw.LockedError, Unavailable, "another connection holds it"),
+    (apsw.FullError, Unavailable, "the disk is full: nothing was written; make room"),
+    (apsw.IOError, Unavailable, "the disk cannot be read or written"),
+    (apsw.CantOpenError, Unavailable, "it cannot be opened; see the permissions of its directory"),
+    (apsw.ReadOnlyError, Fatal, "it may only be read; make file and directory writable"),
+    (apsw.PermissionsError, Fatal, "no permission; make file and directory writable"),
+    (apsw.NotADBError, Fatal, "this is not a SQLite database; name another file"),
+    (apsw.CorruptError, Fatal, "the file is damaged; restore it from a backup"),
+    (apsw.ThreadingViolationError, LogError, "a connection was used by two threads at once"),
+    (apsw.ConnectionClosedError, Unavailable, "the log is closed"),
+]
+
+
+def translate(error: apsw.Error, path: str) -> LogError:
+    """What a driver's exception means, as one of ours."""
+    for kind, ours, meaning in _FAILED:
+        if isinstance(error, kind):
+            return ours(f"{path}: {meaning} (SQLite: {error})")
+    return LogError(f"{path}: SQLite: {error}")
+
+
+def translate_commit(error: apsw.Error, path: str) -> LogError:
+    """The same for an exception of COMMIT, where a failing disk leaves the outcome open."""
+    if isinstance(error, apsw.IOError):
+        return OutcomeUnknown(
+            f"{path}: the disk failed while committing; what was written may or may not be there "
+            f"(SQLite: {error})"
+        )
+    return translate(error, path)
+
+
+@contextmanager
+def translated(path: str) -> Generator[None]:
+    """Let no exception of the driver out."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise translate(error, path) from error

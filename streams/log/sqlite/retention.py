@@ -1,0 +1,142 @@
+"""Trimming: dropping what is both older than the topic's retention and settled by every group.
+
+Small steps, so that nobody waits long for the lock: after an append and at a member's heartbeat,
+a bounded number of blocks. What a group's dedup window may have to be rebuilt from (its position
+minus its window) stays, and so does everything a group has not settled.
+
+The pages that become free are used again by the next messages. Where they are many, the file
+gives some back to the file system (``auto_vacuum = INCREMENTAL``, which only a file that this
+package has created has).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import NamedTuple
+
+from streams.errors import LogError, Unavailable
+from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.schema import OFFSETS, place
+
+_STEP = 64
+"""Blocks of a partition dropped in one transaction, at most."""
+
+_EVERY = 0.1
+"""Real seconds between two looks at a topic, at least, unless the clock was moved on."""
+
+_PATIENCE = 0.05
+"""Seconds to wait for the lock: there is always a next time."""
+
+_FREE_PAGES = 1024
+_VACUUM_PAGES = 256
+
+# A partition is kept from where its slowest group still needs it; NULL without any group.
+_PARTITIONS = """
+SELECT p.no, p.first, p.next, (
+    SELECT min(c.position - g.window)
+    FROM streams_places AS c JOIN streams_groups AS g ON g.name = c."group"
+    WHERE c.no = p.no AND c.position IS NOT NULL
+)
+FROM streams_partitions AS p
+WHERE p.topic = ? AND p.first < p.next
+"""
+
+
+class _Cut(NamedTuple):
+    no: int
+    first: int
+
+
+class Trimmer:
+    """Trims the topics of one log. Usable from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._guard = threading.Lock()
+        self._looked: dict[str, tuple[float, float]] = {}
+
+    def now_and_then(self, topic: str) -> None:
+        """Trim a little if it is time; appends and heartbeats call it as often as they like."""
+        now = (time.monotonic(), self._database.clock.monotonic())
+        with self._guard:
+            real, clock = self._looked.get(topic, (-1e9, -1e9))
+            if now[0] < real + _EVERY and now[1] < clock + 1.0:
+                return
+            self._looked[topic] = now
+        try:
+            more = self.trim(topic)
+        except LogError:
+            # Whoever calls has succeeded in what it came for; if the file is broken, the next
+            # append or heartbeat says so.
+            return
+        if more:
+            with self._guard:
+                self._looked.pop(topic, None)
+
+    def trim(self, topic: str) -> bool:
+        """Drop what may go, one step of it; whether there is more."""
+        database = self._database
+        with database.read(snapshot=True) as connection:
+            cuts, _ = self._cuts(connection, topic)
+        if not cuts:
+            return False
+        try:
+            with database.write(_PATIENCE) as connection:
+                # Somebody may have moved a group back meanwhile: look again, under the lock.
+                cuts, more = self._cuts(connection, topic)
+                for no, first in cuts:
+                    connection.execute(
+                        "DELETE FROM streams_blocks"
+                        " WHERE place BETWEEN ?1 AND ?2 AND place + count <= ?2",
+                        (place(no, 0), place(no, first)),
+                    )
+                    connection.execute(
+                        "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, no)
+                    )
+                give_back(connection)
+        except Unavailable:
+            return False
+        return more
+
+    def _cuts(self, connection: Connection, topic: str) -> tuple[list[_Cut], bool]:
+        """The new first offset of each partition that can be trimmed; whether that is not all."""
+        rows = connection.rows(
+            "SELECT seconds, messages FROM streams_topics WHERE name = ?", (topic,)
+        )
+        if not rows or rows[0] == (None, None):
+            return [], False
+        seconds, messages = rows[0]
+        oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
+        cuts: list[_Cut] = []
+        more = False
+        for no, first, end, needed in connection.rows(_PARTITIONS, (topic,)):
+            floor = end if needed is None else min(end, needed)
+            kept = 0 if messages is None else end - messages
+            if first >= floor or (kept <= first and seconds is None):
+                continue
+            found = connection.rows(
+                "SELECT place, count, time FROM streams_blocks"
+                " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
+                (place(no, 0), place(no, floor), _STEP),
+            )
+            cut = first
+            for at, count, taken in found:
+                behind = (at & OFFSETS) + count
+                if behind > kept and taken / 1e6 >= oldest:
+                    cut = max(cut, kept)
+                    break
+                cut = behind
+            else:
+                more = more or len(found) == _STEP
+            if min(cut, floor) > first:
+                cuts.append(_Cut(no, min(cut, floor)))
+        return cuts, more
+
+
+def give_back(connection: Connection) -> None:
+    """Where much of the file is free, shorten it a little."""
+    free = connection.rows("PRAGMA freelist_count")[0][0]
+    pages = connection.rows("PRAGMA page_count")[0][0]
+    if free > max(_FREE_PAGES, pages // 4):
+        connection.rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")

@@ -1,0 +1,445 @@
+"""Members of a group, what each one owns, and commits, which only owners may make.
+
+Theory of operation
+-------------------
+:mod:`streams.log.membership` says who should own what; here are its two tables. A member's row
+says until when it counts as running, and its leases last as long as its row: whoever finds a
+member gone deletes the row and frees what it owned in one transaction, so a lease needs no expiry
+of its own. A member is *gone*
+
+* at once, when the lock that its process held has been dropped by the kernel
+  (:mod:`streams.log.sqlite.alive`), which is how a killed process is noticed;
+* when its row has run out, which is how a stopped one is, and any where locks do not work. As a
+  clock can jump over everybody's expiry at once (a virtual machine that was paused, a test's
+  clock), such a member is under suspicion first, and has a moment to renew its row.
+
+Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
+nobody sets. It begins anew at a restart of the machine, where an expiry may seem to lie far ahead;
+then the locks say that nobody holds it, and where they do not work, that it lies too far.
+
+Every taking raises the epoch of a place, and a commit names the owner and its epoch in the very
+statement that writes, so an owner that was thought gone can commit nothing when it comes back. It
+has believed in its lease only until ``valid_until``, counted from before it asked for it.
+
+A *generation* number of the group changes with everything that calls for another plan; members
+look at it whenever the file has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from streams.errors import Fenced, NotFound
+from streams.log.membership import FREE, NEVER, Lease, Member, Part, plan
+from streams.log.protocol import Assignment, Commit, Committed
+from streams.log.sqlite.alive import Alive
+from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.shared import group_key
+
+NEVER_VALID = float("-inf")
+
+GRACE = 1.5
+"""Real seconds between the suspicion that a member's lease is over and acting on it. A member that
+waits for handlers confirms its lease about once a second."""
+
+
+class Row(NamedTuple):
+    """A member as the file has it."""
+
+    no: int
+    id: str
+    topics: str
+    lease: float
+    expires: float
+
+
+def members(connection: Connection, group: str) -> list[Row]:
+    """All rows of a group."""
+    rows = connection.rows(
+        'SELECT no, id, topics, lease, expires FROM streams_members WHERE "group" = ? ORDER BY no',
+        (group,),
+    )
+    return [Row(*row) for row in rows]
+
+
+def is_running(row: Row, now: float, alive: Alive) -> bool:
+    """Whether a member counts as running, at the monotonic time ``now``."""
+    there = alive.check(row.no)
+    if there is False or row.expires <= now:
+        return False
+    return there is True or row.expires <= now + 2 * row.lease
+
+
+class Changes(NamedTuple):
+    """What a member's step came to, in the order in which it is to be told."""
+
+    lost: list[Assignment]
+    release: list[Assignment]
+    acquired: list[Assignment]
+
+
+class Roster:
+    """One member of a group: its row, its leases, its commits.
+
+    :meth:`beat`, :meth:`commit` and :meth:`store` may be called by any thread, the rest by the one
+    that polls.
+    """
+
+    def __init__(self, database: Database, group: str, topics: Sequence[str], window: int) -> None:
+        self._database = database
+        self._clock = database.clock
+        self._alive = database.shared.alive
+        self._terms = database.settings.terms
+        self.group = group
+        self._topics = sorted(set(topics))
+        self._window = window
+        self._no = 0
+        self.generation = -1
+        """The group's, as of this member's last plan."""
+        self.numbers: dict[Assignment, int] = {}
+        """What this member owns, with each partition's number."""
+        self._given_up: set[Assignment] = set()
+        """Of these, what the listener was told to give up, until the file says so too."""
+        self._versions: dict[Assignment, int] = {}
+        self.doubtful = False
+        """A commit was refused, so something has been lost that the last step did not know of."""
+        self._others: list[Row] = []
+        self._suspects: dict[int, float] = {}
+
+    # -- being a member
+
+    def join(self) -> None:
+        """Become a member; the first plan comes with :meth:`step`.
+
+        :raises NotFound: one of the topics does not exist.
+        """
+        with self._database.write() as connection:
+            self._join(connection)
+        self._tell()
+
+    def beat(self) -> None:
+        """Confirm the membership and what is still owned, without planning."""
+        sent = self._clock.monotonic()
+        with self._database.write(self._terms.margin) as connection:
+            self._renew(connection, sent)
+            mine = self._mine(connection)
+        self._confirm(mine, sent)
+
+    def step(self) -> Changes:
+        """Confirm the membership, and plan again if anything has changed.
+
+        What is to be released stays owned until :meth:`release`.
+        """
+        sent = self._clock.monotonic()
+        release: list[Assignment] = []
+        acquired: dict[Assignment, int] = {}
+        with self._database.write(self._terms.margin) as connection:
+            changed = not self._renew(connection, sent)
+            if changed:
+                self._join(connection)
+            changed |= self._bury(connection, sent)
+            changed |= self._free(connection, self._given_up)
+            mine = self._mine(connection)
+            if changed or self._generation(connection) != self.generation:
+                release, acquired = self._plan(connection, mine, sent)
+            generation = self._generation(connection)
+        self.generation = generation
+        self.doubtful = False
+        self._drop(self._given_up)
+        lost = [a for a, no in self.numbers.items() if mine.get(no) != a.epoch]
+        self._drop(lost)
+        self._confirm(mine, sent)
+        self._versions.update(dict.fromkeys(acquired, -1))
+        self.numbers.update(acquired)
+        if changed or acquired:
+            self._tell()
+        return Changes(lost, release, list(acquired))
+
+    def release(self, assignments: Sequence[Assignment]) -> None:
+        """Let others have these. If that fails, it comes with the next step."""
+        self._given_up |= set(assignments)
+        for assignment in assignments:
+            assignment.valid_until = NEVER_VALID
+        with self._database.write() as connection:
+            self._free(connection, assignments)
+        self._drop(assignments)
+        self._tell()
+
+    def abandon(self) -> None:
+        """Leave it to the others to find this member gone."""
+        self._alive.drop(self._no)
+
+    def leave(self) -> None:
+        """Be no member any more, and own nothing."""
+        try:
+            with self._database.write() as connection:
+                _delete(connection, self.group, self._no)
+        finally:
+            # Even if the file could not be written: the others see that the lock is gone.
+            self._alive.drop(self._no)
+            self._drop(list(self.numbers))
+            self._tell()
+
+    def look(self, connection: Connection) -> bool:
+        """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
+        now = self._clock.monotonic()
+        if any(row.expires <= now for row in self._others):
+            rows = members(connection, self.group)
+            self._others = [row for row in rows if row.no != self._no]
+        return any(self._is_gone(row, now) for row in self._others)
+
+    # -- commits
+
+    def commit(self, commits: Iterable[Commit]) -> None:
+        """Store the places of what is owned; what is not is left out."""
+        stored: list[Commit] = []
+        with self._database.write(committed=lambda: self.stored(stored)) as connection:
+            for commit in commits:
+                try:
+                    if self.store(connection, commit):
+                        stored.append(commit)
+                except Fenced:
+                    continue
+
+    def store(self, connection: Connection, commit: Commit) -> bool:
+        """Write one place within a transaction; False if a newer one is there already.
+
+        :raises Fenced: this member does not own the partition any more.
+        """
+        assignment = commit.assignment
+        no = self.numbers.get(assignment)
+        if no is not None:
+            if commit.version < self._versions.get(assignment, -1):
+                return False
+            connection.execute(_STORE, (*commit[1:3], self.group, no, self._no, assignment.epoch))
+            if connection.changes():
+                return True
+        self.doubtful = True
+        raise Fenced(
+            f"{assignment.topic}/{assignment.partition}: group {self.group!r} has given it to "
+            "another member; nothing was committed"
+        )
+
+    def stored(self, commits: Iterable[Commit]) -> None:
+        """These are in the file now. To be called before anybody else may write."""
+        for commit in commits:
+            if commit.assignment in self._versions:
+                self._versions[commit.assignment] = commit.version
+
+    # -- inside a transaction
+
+    def _join(self, connection: Connection) -> None:
+        known = connection.rows(
+            "SELECT name FROM streams_topics WHERE name IN (SELECT value FROM json_each(?))",
+            (json.dumps(self._topics),),
+        )
+        missing = set(self._topics) - {name for (name,) in known}
+        if missing:
+            raise NotFound(f"there is no topic {min(missing)!r}; create it first")
+        self._alive.drop(self._no)
+        ((self._no,),) = connection.rows(
+            "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
+        )
+        self._alive.hold(self._no)  # before anybody can see the row
+        connection.execute(
+            "INSERT INTO streams_groups (name, window) VALUES (?1, ?2)"
+            " ON CONFLICT DO UPDATE SET window = CASE WHEN EXISTS"
+            ' (SELECT 1 FROM streams_members WHERE "group" = ?1) THEN max(window, ?2) ELSE ?2 END',
+            (self.group, self._window),
+        )
+        connection.execute(
+            "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self._no,
+                self.group,
+                f"{socket.gethostname()}-{os.getpid()}-{self._no}",
+                json.dumps(self._topics),
+                self._terms.lease,
+                self._terms.expires(self._clock.monotonic()),
+            ),
+        )
+        bump(connection, self.group)
+
+    def _renew(self, connection: Connection, sent: float) -> bool:
+        connection.execute(
+            "UPDATE streams_members SET expires = ? WHERE no = ?",
+            (self._terms.expires(sent), self._no),
+        )
+        return connection.changes() > 0
+
+    def _bury(self, connection: Connection, now: float) -> bool:
+        """Delete the members that are gone; whether there were any."""
+        rows = [row for row in members(connection, self.group) if row.no != self._no]
+        gone = [row for row in rows if self._is_gone(row, now)]
+        for row in gone:
+            _delete(connection, self.group, row.no)
+            self._suspects.pop(row.no, None)
+        self._others = [row for row in rows if row not in gone]
+        return bool(gone)
+
+    def _is_gone(self, row: Row, now: float) -> bool:
+        if is_running(row, now, self._alive):
+            self._suspects.pop(row.no, None)
+            return False
+        if self._alive.check(row.no) is False:
+            return True
+        suspected = self._suspects.setdefault(row.no, time.monotonic())
+        return time.monotonic() - suspected >= GRACE
+
+    def _free(self, connection: Connection, assignments: Iterable[Assignment]) -> bool:
+        """Let nobody own these; whether there were any."""
+        numbers = [self.numbers[a] for a in assignments if a in self.numbers]
+        if numbers:
+            connection.execute(
+                'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?'
+                " AND no IN (SELECT value FROM json_each(?))",
+                (self.group, self._no, json.dumps(numbers)),
+            )
+            bump(connection, self.group)
+        return bool(numbers)
+
+    def _mine(self, connection: Connection) -> dict[int, int]:
+        """The epochs of what the file says is ours, by partition number."""
+        return dict(
+            _array(
+                connection,
+                "SELECT json_group_array(json_array(no, epoch)) FROM streams_places"
+                ' WHERE "group" = ? AND owner = ?',
+                (self.group, self._no),
+            )
+        )
+
+    def _generation(self, connection: Connection) -> int:
+        rows = connection.rows(
+            "SELECT generation FROM streams_groups WHERE name = ?", (self.group,)
+        )
+        return int(rows[0][0]) if rows else -1
+
+    def _plan(
+        self, connection: Connection, mine: dict[int, int], sent: float
+    ) -> tuple[list[Assignment], dict[Assignment, int]]:
+        """What to release, and what was just acquired, with its partitions' numbers."""
+        rows = members(connection, self.group)
+        topics = {row.no: json.loads(row.topics) for row in rows}
+        numbers = _partitions(connection, {topic for names in topics.values() for topic in names})
+        parts = {
+            no: (topic, partition)
+            for topic, all_ in numbers.items()
+            for partition, no in enumerate(all_)
+        }
+        held = {no: a for a, no in self.numbers.items() if mine.get(no) == a.epoch}
+        leases: dict[Part, Lease] = {}
+        for no, epoch, owner in _array(
+            connection,
+            "SELECT json_group_array(json_array(no, epoch, owner)) FROM streams_places"
+            ' WHERE "group" = ?',
+            (self.group,),
+        ):
+            # What the file calls ours but we know nothing of (a commit of unknown outcome) is
+            # taken anew; what belongs to nobody's row is free.
+            owned = no in held if owner == self._no else owner in topics
+            if no in parts:
+                leases[parts[no]] = (
+                    Lease(str(owner), epoch, NEVER) if owned else FREE._replace(epoch=epoch)
+                )
+        found = plan(
+            str(self._no),
+            sent,
+            [Member(str(no), names, NEVER) for no, names in topics.items()],
+            {topic: len(all_) for topic, all_ in numbers.items()},
+            leases,
+        )
+        release = [held[numbers[topic][partition]] for topic, partition in found.release]
+        return release, self._acquire(connection, found.acquire, numbers, sent)
+
+    def _acquire(
+        self,
+        connection: Connection,
+        wanted: Mapping[Part, int],
+        numbers: Mapping[str, list[int]],
+        sent: float,
+    ) -> dict[Assignment, int]:
+        if not wanted:
+            return {}
+        taken = {numbers[topic][partition]: (topic, partition) for topic, partition in wanted}
+        connection.execute(
+            'INSERT INTO streams_places ("group", no, epoch, owner)'
+            " SELECT ?, value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true"
+            " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
+            (self.group, self._no, json.dumps([[no, wanted[part]] for no, part in taken.items()])),
+        )
+        committed = _array(
+            connection,
+            "SELECT json_group_array(json_array(no, position, progress)) FROM streams_places"
+            ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
+            (self.group, self._no),
+        )
+        found = {no: Committed(position, progress) for no, position, progress in committed}
+        until = self._terms.valid_until(sent)
+        return {
+            Assignment(topic, partition, wanted[topic, partition], found.get(no), until): no
+            for no, (topic, partition) in taken.items()
+        }
+
+    # -- afterwards
+
+    def _confirm(self, mine: Mapping[int, int], sent: float) -> None:
+        until = self._terms.valid_until(sent)
+        for assignment, no in list(self.numbers.items()):
+            if mine.get(no) == assignment.epoch and assignment not in self._given_up:
+                assignment.valid_until = until
+
+    def _drop(self, assignments: Iterable[Assignment]) -> None:
+        for assignment in list(assignments):
+            assignment.valid_until = NEVER_VALID
+            self.numbers.pop(assignment, None)
+            self._versions.pop(assignment, None)
+            self._given_up.discard(assignment)
+
+    def _tell(self) -> None:
+        self._database.shared.notify([group_key(self.group)])
+
+
+# Never backwards: a reset raises the epoch, so it is never undone by this either.
+_STORE = """
+UPDATE streams_places SET
+    progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
+    position = max(coalesce(position, ?1), ?1)
+WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
+"""
+
+
+def bump(connection: Connection, group: str) -> None:
+    """Have a group's members plan again."""
+    connection.execute(
+        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
+    )
+
+
+def _delete(connection: Connection, group: str, no: int) -> None:
+    connection.execute("DELETE FROM streams_members WHERE no = ?", (no,))
+    connection.execute(
+        'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?', (group, no)
+    )
+    bump(connection, group)
+
+
+def _partitions(connection: Connection, topics: set[str]) -> dict[str, list[int]]:
+    """The partition numbers of each topic."""
+    rows = connection.rows(
+        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
+        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
+        (json.dumps(sorted(topics)),),
+    )
+    return {topic: json.loads(numbers) for topic, numbers in rows}
+
+
+def _array(connection: Connection, sql: str, bindings: tuple[Any, ...]) -> list[Any]:
+    """A result as one JSON array: one step of the statement however long it is (see blocks)."""
+    found: list[Any] = json.loads(connection.rows(sql, bindings)[0][0])
+    return found

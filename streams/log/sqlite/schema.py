@@ -1,0 +1,89 @@
+"""The tables. All names begin with ``streams_``; the rest of the file is the user's.
+
+A handler's own tables may live in the same file, so ``user_version`` and ``application_id`` are
+left to the user, and the schema's version stands in a table of ours.
+
+* A *place* is a partition's number and an offset in one integer, ``no << 40 | offset``: the
+  primary key of the blocks, so that a partition is one range of the table. Partition numbers are
+  never used again, not even after a topic was deleted, so an old one cannot be taken for new.
+* Times are integers of microseconds since the epoch and never go back within a partition.
+* ``streams_places`` holds a group's position in a partition and who owns it there. The epoch
+  outlives every owner; there is no expiry beside it, a lease lasts as long as its owner's row in
+  ``streams_members``.
+* ``generation`` changes whenever members should plan again: one came or went, a partition was
+  released, a group was moved.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = 1
+
+OFFSET_BITS: Final = 40
+
+TABLES: Final = """
+CREATE TABLE IF NOT EXISTS streams_meta (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_topics (
+    name TEXT PRIMARY KEY,
+    partitions INTEGER NOT NULL,
+    seconds REAL,               -- retention by age, NULL for ever
+    messages INTEGER            -- retention by count a partition, NULL without bound
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_partitions (
+    no INTEGER PRIMARY KEY,
+    topic TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    first INTEGER NOT NULL DEFAULT 0,   -- the first offset that can be read
+    next INTEGER NOT NULL DEFAULT 0,    -- the offset of the next message
+    time INTEGER NOT NULL DEFAULT 0,    -- of the last message
+    loose INTEGER NOT NULL DEFAULT 0,   -- how many small blocks stand at the end
+    UNIQUE (topic, partition)
+);
+
+CREATE TABLE IF NOT EXISTS streams_blocks (
+    place INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    time INTEGER NOT NULL,      -- of the last message in it
+    data BLOB NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS streams_groups (
+    name TEXT PRIMARY KEY,
+    window INTEGER NOT NULL DEFAULT 0,      -- messages below the position that are not trimmed
+    generation INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_places (
+    "group" TEXT NOT NULL,
+    no INTEGER NOT NULL,
+    position INTEGER,           -- NULL until something is committed
+    progress TEXT NOT NULL DEFAULT '',
+    epoch INTEGER NOT NULL DEFAULT 0,
+    owner INTEGER,              -- a member's number, NULL when nobody has it
+    PRIMARY KEY ("group", no)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_members (
+    no INTEGER PRIMARY KEY,
+    "group" TEXT NOT NULL,
+    id TEXT NOT NULL,           -- for people: machine, process, number
+    topics TEXT NOT NULL,       -- a JSON array
+    lease REAL NOT NULL,        -- seconds
+    expires REAL NOT NULL       -- on the machine's monotonic clock, in seconds
+);
+"""
+
+
+def place(no: int, offset: int) -> int:
+    """The primary key of an offset in partition number ``no``."""
+    return no << OFFSET_BITS | offset
+
+
+OFFSETS: Final = (1 << OFFSET_BITS) - 1
+"""``place & OFFSETS`` is the offset."""

@@ -1,0 +1,126 @@
+"""The URL of a SQLite log, read once and checked before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import unquote
+
+from streams.errors import ConfigError
+from streams.log.membership import TERMS, Terms
+from streams.log.protocol import Opened
+
+MAX_RECORD = 999_000_000
+"""Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
+and the ID of a record must fit into the same row."""
+
+_OPTIONS = ("synchronous", "lease", "timeout", "max_record")
+_PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_autocheckpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A SQLite log's file and options.
+
+    :param path: the file, absolute.
+    :param synchronous: ``full``: an append is on the disk when it is acknowledged. ``normal``: it
+        survives a killed process, a power cut may take the last ones.
+    :param terms: how long a member owns its partitions without confirming it.
+    :param timeout: seconds to wait while another process or thread writes.
+    :param max_record: bytes of key and value that one record may have.
+    :param pragmas: SQLite's own settings, for every connection.
+    """
+
+    path: str
+    synchronous: Literal["full", "normal"] = "full"
+    terms: Terms = TERMS
+    timeout: float = 10.0
+    max_record: int = MAX_RECORD
+    pragmas: Mapping[str, int] = field(default_factory=dict)
+
+
+def read(opened: Opened) -> Settings:
+    """The settings in a URL such as ``sqlite:///flights.db?synchronous=normal&lease=5``.
+
+    Three slashes: relative to the working directory; four: absolute.
+
+    :raises ConfigError: it cannot be used, and what to write instead.
+    """
+    options = dict(opened.options)
+    for name in options:
+        if name not in _OPTIONS:
+            raise ConfigError(
+                f"{opened.url}: no option {name!r}; a sqlite:// URL takes {', '.join(_OPTIONS)}"
+            )
+    synchronous = options.get("synchronous", "full").lower()
+    if synchronous not in ("full", "normal"):
+        raise ConfigError(
+            f"{opened.url}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
+            "'normal' (a power cut may take the last messages)"
+        )
+    lease = _number(opened.url, options, "lease", 10.0)
+    timeout = _number(opened.url, options, "timeout", 10.0)
+    max_record = _number(opened.url, options, "max_record", MAX_RECORD)
+    if max_record > MAX_RECORD:
+        raise ConfigError(
+            f"{opened.url}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes "
+            "at most"
+        )
+    return Settings(
+        path=_path(opened),
+        synchronous="full" if synchronous == "full" else "normal",
+        terms=Terms(lease),
+        timeout=timeout,
+        max_record=int(max_record),
+        pragmas=_pragmas(opened),
+    )
+
+
+def _number(url: str, options: Mapping[str, str], name: str, default: float) -> float:
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"{url}: {name}={text!r}: a number greater than 0 is needed")
+    return number
+
+
+def _pragmas(opened: Opened) -> dict[str, int]:
+    pragmas: dict[str, int] = {}
+    for name, value in opened.config.items():
+        if name not in _PRAGMAS:
+            raise ConfigError(
+                f"{opened.url}: config={{{name!r}: ...}}: the pragmas that can be set are "
+                f"{', '.join(_PRAGMAS)}"
+            )
+        if not isinstance(value, int):
+            raise ConfigError(f"{opened.url}: config={{{name!r}: {value!r}}}: an integer is needed")
+        pragmas[name] = value
+    return pragmas
+
+
+def _path(opened: Opened) -> str:
+    url = opened.url
+    rest = url.partition("sqlite:")[2].partition("?")[0]
+    if not rest.startswith("///"):
+        raise ConfigError(
+            f"{url}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four)"
+        )
+    name = unquote(rest[3:])
+    if name == ":memory:":
+        raise ConfigError(f"{url}: several connections cannot share it; use memory:// instead")
+    if not name or "\0" in name:
+        raise ConfigError(f"{url}: the file's name is missing, as in sqlite:///streams.db")
+    path = os.path.abspath(name)
+    if os.path.isdir(path):
+        raise ConfigError(f"{url}: {path} is a directory; name a file in it")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"{url}: there is no directory {folder}; create it first")
+    return path
