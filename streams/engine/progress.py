@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -181,6 +181,7 @@ class Segment:
     __slots__ = (
         "_nbytes",
         "batch",
+        "decode",
         "done",
         "events",
         "first",
@@ -199,6 +200,8 @@ class Segment:
         self.keys = batch.keys
         self.values = batch.values
         self.ids = batch.ids
+        self.decode: Callable[[Any], Any] | None = None
+        """The bare decoder, where it is safe for all these values (the runner's own)."""
         self.events: list[Any] | None = None
         """The decoded values, where the identity is inside them."""
         self.done = bytearray(len(batch))

@@ -19,13 +19,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import override
 
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import HandlerTimeout
+from streams.message import deliver
 from streams.runners.base import Joint, Runner
 from streams.runners.job import Job, Skip
 
@@ -37,6 +38,15 @@ UNSURE = 0.05
 
 LAST_WORD = 1.0
 """Real seconds given to cancelled handlers."""
+
+
+_SETTLED: Any = object()
+
+
+def _segments(busy: Segment | Sequence[Segment] | None) -> Sequence[Segment]:
+    if busy is None:
+        return ()
+    return (busy,) if isinstance(busy, Segment) else busy
 
 
 class LoopRunner(Runner):
@@ -57,7 +67,14 @@ class LoopRunner(Runner):
         self._kicked = False
         self._halted = False
         self._closed = False
-        self._busy: list[Sequence[Segment]] = [()] * job.concurrency
+        self._lean = (
+            job.filter is None
+            and job.results is None
+            and job.timeout is None
+            and self._joint is None
+        )
+        self._busy: list[Segment | Sequence[Segment] | None] = [None] * job.concurrency
+        """What each task's handler is running over."""
         self._ends: list[float | None] = [None] * job.concurrency
         """When each handler's time is up."""
         self._reason: list[Literal["timeout", "drain"] | None] = [None] * job.concurrency
@@ -107,6 +124,11 @@ class LoopRunner(Runner):
         with self._calm:
             self._calm.notify_all()
 
+    @property
+    @override
+    def running(self) -> int:
+        return sum(1 for busy in self._busy if busy is not None)
+
     @override
     def call(self, action: Callable[[], None]) -> None:
         ran = threading.Event()
@@ -141,7 +163,7 @@ class LoopRunner(Runner):
         def over() -> bool:
             if of is None or owned is None:
                 return not any(self._busy) and not self.sending
-            running = (id(segment.owner) for busy in self._busy for segment in busy)
+            running = (id(segment.owner) for busy in self._busy for segment in _segments(busy))
             return of.isdisjoint(running) and not any(each.pending for each in owned)
 
         return over
@@ -152,7 +174,7 @@ class LoopRunner(Runner):
 
         def cancel() -> None:
             for slot, busy in enumerate(self._busy):
-                ours = of is None or any(id(segment.owner) in of for segment in busy)
+                ours = of is None or any(id(segment.owner) in of for segment in _segments(busy))
                 if busy and ours and self._reason[slot] is None:
                     self._reason[slot] = "drain"
                     self._tasks[slot].cancel()
@@ -258,7 +280,9 @@ class LoopRunner(Runner):
 
     async def _main(self, slot: int) -> None:
         try:
-            if self.job.batch is None:
+            if self.job.batch is None and self._lean:
+                await self._bare(slot)
+            elif self.job.batch is None:
                 await self._messages(slot)
             else:
                 await self._batches(slot, self.job.batch)
@@ -270,8 +294,74 @@ class LoopRunner(Runner):
             # A bug of ours, or SystemExit and the like from a handler: never silently.
             self._die(error)
         finally:
-            self._busy[slot] = ()
+            self._busy[slot] = None
             self._tell()
+
+    async def _bare(self, slot: int) -> None:
+        """The hot loop: nothing but decode, handler and the engine."""
+        job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
+        function, wants_message = job.function, job.wants_message
+        take, done, parked = dispatcher.take, dispatcher.done, self._parked
+        until = now() + SLICE
+        while True:
+            moment = now()
+            if moment > until:
+                await asyncio.sleep(0)
+                until = now() + SLICE
+                continue
+            work = None if self._halted else take(moment)
+            if work is None:
+                await self._park()
+                until = now() + SLICE
+                continue
+            if parked and not self._standby:
+                self._wake_one()
+            segment, index = work[0], work[1]
+            decode = segment.decode
+            if decode is None or work[6] is not None:
+                event = self._event(work)
+                if event is _SETTLED:
+                    continue
+            else:
+                try:
+                    event = decode(segment.values[index])
+                except Exception:
+                    event = self._event(work)
+                    if event is _SETTLED:
+                        continue
+            busy[slot] = segment
+            try:
+                if wants_message:
+                    await function(event, deliver(event, segment.batch, index, work[4]))
+                else:
+                    await function(event)
+            except Exception as error:
+                busy[slot] = None
+                self.failed(work, error)
+                self._arm_retries()
+            except asyncio.CancelledError:
+                busy[slot] = None
+                self._cancelled(slot, [work])
+            else:
+                busy[slot] = None
+                done(work)
+                if self._reason[slot] is not None:
+                    self._forgive(slot)
+            if self._waiters:
+                self._tell()
+
+    def _event(self, work: Work) -> Any:
+        """The decoded value, or ``_SETTLED`` where there is nothing to be handled."""
+        if work[6] is not None:
+            self.bury(work)
+            return _SETTLED
+        try:
+            return self.decode(work[0], work[1])
+        except Skip:
+            self.skipped(work)
+        except Exception as error:
+            self.poison(work, error)
+        return _SETTLED
 
     async def _messages(self, slot: int) -> None:
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
@@ -289,21 +379,12 @@ class LoopRunner(Runner):
                 await self._park()
                 began = now()
                 continue
-            if work[6] is not None:
-                self.bury(work)
+            event = self._event(work)
+            if event is _SETTLED:
                 continue
             if not self._standby and self._parked:
                 self._wake_one()
-            segment = work[0]
-            try:
-                event = self.decode(segment, work[1])
-            except Skip:
-                self.skipped(work)
-                continue
-            except Exception as error:
-                self.poison(work, error)
-                continue
-            busy[slot] = (segment,)
+            busy[slot] = work[0]
             if job.timeout is not None:
                 self._time(slot, moment + job.timeout)
             try:
@@ -329,7 +410,7 @@ class LoopRunner(Runner):
             except asyncio.CancelledError:
                 self._cancelled(slot, [work])
             finally:
-                busy[slot] = ()
+                busy[slot] = None
                 if joint is not None:
                     joint.rollback()
                 if job.timeout is not None:
@@ -378,7 +459,7 @@ class LoopRunner(Runner):
                 self._cancelled(slot, works)
                 continue
             finally:
-                self._busy[slot] = ()
+                self._busy[slot] = None
                 if joint is not None:
                     joint.rollback()
                 self._ends[slot] = None

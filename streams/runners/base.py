@@ -93,8 +93,6 @@ class Runner(ABC):
         self._now = job.clock.monotonic
         self.fatal: BaseException | None = None
         """What ended this runner, other than being stopped."""
-        self.running = 0
-        """Handlers running, for statistics."""
         self.sending = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
 
@@ -107,6 +105,11 @@ class Runner(ABC):
     @abstractmethod
     def kick(self) -> None:
         """There may be something to do."""
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Handlers running at this moment."""
 
     @abstractmethod
     def call(self, action: Callable[[], None]) -> None:
@@ -166,6 +169,11 @@ class Runner(ABC):
             if isinstance(event, Undecodable):
                 raise event.error
             return event
+        if segment.decode is not None:
+            try:
+                return segment.decode(segment.values[index])
+            except Exception:  # noqa: S110 - the careful way says what is wrong
+                pass
         return self.job.decodings[segment.batch.topic].one(segment.batch, index)
 
     def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:

@@ -294,9 +294,11 @@ class Pump:
         owned = found[1]
         with self._marks:
             segment = owned.progress.add(owned, batch)
-        identify = self._job.decodings[batch.topic].identify
-        if identify is not None:
-            self._prepare(segment, identify)
+        decoding = self._job.decodings[batch.topic]
+        if decoding.identify is None:
+            segment.decode = decoding.fast(batch.values)
+        else:
+            self._prepare(segment, decoding.identify)
         self._runner.dispatcher.offer(segment)
 
     def _prepare(self, segment: Segment, identify: Callable[[Any], str]) -> None:

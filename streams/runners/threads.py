@@ -93,6 +93,11 @@ class ThreadRunner(Runner):
             self._work.notify_all()
             self._calm.notify_all()
 
+    @property
+    @override
+    def running(self) -> int:
+        return sum(1 for busy in self._busy if busy)
+
     @override
     def call(self, action: Callable[[], None]) -> None:
         self.enter(action)
@@ -225,10 +230,8 @@ class ThreadRunner(Runner):
     def _begin(self, slot: int, segments: Sequence[Segment], now: float) -> None:
         self._busy[slot] = segments
         self._since[slot] = now
-        self.running += 1
 
     def _end(self, slot: int) -> None:
-        self.running -= 1
         self._since[slot] = None
         self._busy[slot] = ()
         if self._waiters:
@@ -298,17 +301,15 @@ class ThreadRunner(Runner):
 
     def _run_straight(self, segment: Segment, slot: int, joint: Joint | None) -> None:
         dispatcher, job = self.dispatcher, self.job
-        decoding = job.decodings[segment.batch.topic]
         values: Sequence[Any]
         if segment.events is not None:
             values = segment.events
             decode: Callable[[Any], Any] = _same
         else:
-            values, fast = segment.values, decoding.fast(segment.values)
-            if fast is None:
+            if segment.decode is None:
                 dispatcher.refuse(segment)
                 return
-            decode = fast
+            values, decode = segment.values, segment.decode
         self._begin(slot, (segment,), self._now())
         self._work.release()
         try:
