@@ -152,8 +152,10 @@ class MemorySubscription:
             yield
         finally:
             if not self._ended:
+                now = self._store.clock.monotonic()
+                self._group.refresh(now)
                 self.inside = False
-                self._renew(self._store.clock.monotonic())
+                self._renew(now)
 
     # -- ownership
 
@@ -184,7 +186,10 @@ class MemorySubscription:
 
     def _renew(self, now: float) -> None:
         """Extend all leases: the row's expiry is theirs."""
+        back = self.expires <= now
         self.expires = TERMS.expires(now)
+        if back:  # the others had given it up
+            self._group.changed()
         until = TERMS.valid_until(now)
         for owned in self._held():
             owned.assignment.valid_until = until
@@ -297,6 +302,12 @@ class MemorySubscription:
         for assignment in assignments:
             if owned := self._find(assignment):
                 owned.paused = paused
+
+    def keep_alive(self) -> None:
+        """Stay a member while handlers are waited for outside of poll."""
+        with self._store.lock:
+            if not self._ended and not self.inside:
+                self._renew(self._store.clock.monotonic())
 
     def wake(self) -> None:
         """Make a blocked ``poll``, or the next one, return at once (any thread)."""

@@ -1,0 +1,59 @@
+"""Which tests run on which log, and the world each one gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.conformance.logs import LOGS, Case
+from tests.conformance.world import World
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): what a log must be able to do")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", LOGS, ids=lambda case: case.name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a log cannot do: not a skip, there is nothing to run."""
+    left_out = [item for item in items if not _fits(item)]
+    if left_out:
+        items[:] = [item for item in items if _fits(item)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _fits(item: pytest.Item) -> bool:
+    spec = (
+        item.callspec if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    )
+    case = spec.params.get("case") if spec else None
+    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
+    return not isinstance(case, Case) or all(case.can(need) for need in needs)
+
+
+@pytest.fixture
+def world(case: Case, request: pytest.FixtureRequest) -> Iterator[World]:
+    """One log, opened under a URL of its own, and everything a test does with it."""
+    opened = World(case, request.getfixturevalue(case.url))
+    yield opened
+    opened.close()
+
+
+# -- the URLs of logs.py --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory_url() -> str:
+    return f"memory://{uuid4().hex}"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'log.db'}"

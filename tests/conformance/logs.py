@@ -1,0 +1,39 @@
+"""The logs under test, one line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streams.log.memory.log import CAPABILITIES as MEMORY
+from streams.log.protocol import Capabilities
+from streams.log.sqlite.log import CAPABILITIES as SQLITE
+
+
+@dataclass(frozen=True)
+class Case:
+    """A log under test.
+
+    :param url: the fixture that gives a URL under which nobody else is.
+    :param capabilities: what the log says of itself.
+    :param trims: it applies :class:`~streams.log.protocol.Retention` itself, and at once.
+    :param lease: seconds after which a silent member has lost its partitions, under that URL.
+    """
+
+    url: str
+    capabilities: Capabilities
+    trims: bool = True
+    lease: float = 10.0
+
+    @property
+    def name(self) -> str:
+        return self.capabilities.name
+
+    def can(self, need: str) -> bool:
+        """Whether it has a capability, one of :class:`Capabilities` or of this class."""
+        return bool(getattr(self if hasattr(self, need) else self.capabilities, need))
+
+
+LOGS = [
+    Case("memory_url", MEMORY),
+    Case("sqlite_url", SQLITE),
+]
