@@ -1,0 +1,265 @@
+"""The log protocol on Kafka: one object that holds the clients and shares the work out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from streams.config import Flow
+from streams.errors import ConfigError, LogError
+from streams.log.kafka.admin import Admin
+from streams.log.kafka.errors import translate
+from streams.log.kafka.producer import Appender
+from streams.log.kafka.reading import KafkaReader, Readers
+from streams.log.kafka.settings import Settings, settings
+from streams.log.kafka.subscription import KafkaSubscription
+from streams.log.names import check_group
+from streams.log.protocol import (
+    TRIM_MARGIN,
+    Capabilities,
+    Committed,
+    Done,
+    GroupInfo,
+    Listener,
+    Opened,
+    Retention,
+    TopicInfo,
+)
+from streams.message import Record
+
+logger = logging.getLogger("streams.kafka")
+
+CAPABILITIES = Capabilities("kafka", creates_topics=False)
+
+Client = TypeVar("Client", Consumer, Producer, AdminClient)
+
+
+def open(opened: Opened) -> KafkaLog:
+    """Open ``kafka://`` or ``kafka+ssl://``. Does not wait for a connection.
+
+    :raises ConfigError: the URL or a setting cannot work.
+    """
+    return KafkaLog(settings(opened))
+
+
+class KafkaLog:
+    """See :class:`streams.log.protocol.Log`."""
+
+    def __init__(self, found: Settings) -> None:
+        self._settings = found
+        self._logger = found.given.get("logger") or logger
+        self._subscriptions: set[KafkaSubscription] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        # The driver checks names and values when a client is made, so one of each is made now.
+        self._admin = Admin(found, self._connect(AdminClient, found.admin()))
+        self._readers = Readers(found, lambda conf: self._connect(Consumer, conf))
+        self._appender = Appender(
+            found, lambda conf: self._connect(Producer, conf), self._admin.partitions
+        )
+        self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
+
+    def __repr__(self) -> str:
+        return f"<Kafka log at {self._settings.hosts}>"
+
+    def _connect(self, kind: Callable[..., Client], conf: dict[str, Any]) -> Client:
+        """Make one of the driver's clients; its log lines go to ``streams.kafka``.
+
+        :raises ConfigError: the driver does not take the settings.
+        """
+        conf.pop("logger", None)
+        try:
+            return kind(conf, logger=self._logger)
+        except KafkaException as error:
+            raise translate(error, "settings", self._settings.scrub) from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(self._settings.scrub(f"Kafka, settings: {error}")) from None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this log can do."""
+        return CAPABILITIES
+
+    # -- topics
+
+    def create(
+        self,
+        topic: str,
+        partitions: int,
+        retention: Retention = Retention(),
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        """Create a topic, kept for ever unless ``retention`` says otherwise.
+
+        ``config`` is Kafka's own topic settings, and ``replication.factor``. Where the topic
+        exists it is left as it is.
+
+        :raises Mismatch: it exists with another number of partitions.
+        """
+        return self._admin.create(topic, partitions, retention, config)
+
+    def topic(self, topic: str) -> TopicInfo:
+        """A topic's facts.
+
+        :raises NotFound: there is none of that name.
+        """
+        return self._admin.topic(topic)
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics, by name; Kafka's internal ones are left out."""
+        return self._admin.topics()
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic with its messages and every group's position in it."""
+        self._admin.delete(topic)
+
+    # -- writing
+
+    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+        """Write records in order. Returns once they are queued; ``done`` is called when all of
+        them are confirmed or failed."""
+        self._appender.append(topic, records, done)
+
+    # -- reading
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First position that can be read, and the end of what can be read now."""
+        return self._readers.bounds(topic, partition)
+
+    def at(self, topic: str, partition: int, time: float) -> int:
+        """Position of the first message the log took at or after ``time``; the end if none.
+
+        Kafka's time of a message is when it was published, by the producer's clock (on a topic
+        with ``message.timestamp.type=LogAppendTime``, by the broker's).
+        """
+        return self._readers.at(topic, partition, time)
+
+    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+        """The position ``count`` offsets before ``position``, or the first there is.
+
+        Transaction markers and compacted messages count as well: Kafka cannot tell how many
+        messages a range holds without reading it.
+        """
+        first, end = self.bounds(topic, partition)
+        return max(first, min(position, end) - count)
+
+    def lag(self, topic: str, partition: int, position: int) -> int | None:
+        """How many offsets stand at or behind ``position``, as Kafka's own tools count."""
+        first, end = self.bounds(topic, partition)
+        return max(0, end - max(position, first))
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        """Read from position ``start`` up to, not including, position ``end``."""
+        return self._readers.read(topic, partition, start, end)
+
+    # -- groups
+
+    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+        """Give a *new* group its positions, all at once: True where it had none in this topic.
+
+        :raises GroupLive: the group runs on other topics, so Kafka lets nobody set a position
+            for it; its members find their new partitions without one.
+        """
+        return self._admin.begin(group, topic, positions)
+
+    def group(self, group: str) -> GroupInfo:
+        """A group's members and positions.
+
+        :raises NotFound: there is none of that name.
+        """
+        return self._admin.group(group)
+
+    def groups(self) -> list[str]:
+        """The names of all groups, sorted."""
+        return self._admin.groups()
+
+    def move(
+        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    ) -> None:
+        """Set a group's places in a topic; the group is made if there is none.
+
+        :raises GroupLive: it has running members. Kafka has no way to force it.
+        """
+        self._admin.move(group, topic, places, force=force)
+
+    def forget(self, group: str) -> None:
+        """Delete a group and its positions.
+
+        :raises GroupLive: it has running members.
+        :raises NotFound: there is none of that name.
+        """
+        self._admin.forget(group)
+
+    def subscribe(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        *,
+        flow: Flow = Flow(),
+        window: int = TRIM_MARGIN,
+    ) -> KafkaSubscription:
+        """Join a group. Up to half of ``flow.bytes`` is the driver's own queue; Kafka trims by
+        the topic's settings, so ``window`` has no say.
+
+        :raises NotFound: there is no such topic.
+        """
+        check_group(group)
+        for topic in topics:
+            self._admin.partitions(topic)
+        kip848 = self._settings.kip848
+        session = self._admin.session(group) if kip848 else self._settings.session
+        subscription = KafkaSubscription(
+            self._settings,
+            lambda conf: self._connect(Consumer, conf),
+            group,
+            topics,
+            listener,
+            flow,
+            session,
+        )
+        with self._lock:
+            self._subscriptions.add(subscription)
+        return subscription
+
+    # -- the rest
+
+    def show(self, offset: int) -> str:
+        """An offset as people write it: a number."""
+        return str(offset)
+
+    def parse(self, text: str) -> int:
+        """An offset as :meth:`show` writes it.
+
+        :raises ConfigError: it is none.
+        """
+        if not (text.isascii() and text.isdigit()):
+            raise ConfigError(f"offset {text!r}: a Kafka offset is a number, such as 42")
+        return int(text)
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every append so far has been told its outcome.
+
+        :raises Unavailable: some have not, after ``timeout`` seconds.
+        """
+        self._appender.flush(timeout)
+
+    def close(self) -> None:
+        """Let go of everything; what was not acknowledged is told so."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            subscriptions, self._subscriptions = list(self._subscriptions), set()
+        self._appender.close()
+        for subscription in subscriptions:
+            try:
+                subscription.close()
+            except LogError as error:
+                logger.warning("%s", error)
+        self._readers.close()

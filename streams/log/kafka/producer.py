@@ -1,0 +1,288 @@
+"""Appending: one idempotent producer a log, every write confirmed, nothing lost to a full queue.
+
+``append`` hands records to the driver and returns; a thread of the log serves delivery reports,
+and the last report of an append calls its ``done``. Writes of one partition stay in the order of
+the calls: the driver's own retries keep it (``enable.idempotence``), and calls are let in one at
+a time.
+
+What became of a record:
+
+* a full queue makes ``append`` wait for room (backpressure), never drop;
+* a record the broker or the driver finds too large fails alone (:class:`TooLarge`);
+* a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
+* a fatal state of the driver ends this producer: what it held is told so, the next append makes
+  a new one.
+
+A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
+a key's partition is the driver's business (``partitioner``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
+from streams.log.kafka.errors import error_of, translate
+from streams.log.kafka.settings import Settings
+from streams.log.names import place
+from streams.log.protocol import Done
+from streams.message import ID, Position, Record
+
+logger = logging.getLogger("streams.kafka")
+
+SERVE = 0.1
+"""Seconds that the serving thread blocks at once."""
+
+ROOM = 0.005
+"""Seconds between two looks for room in a full queue."""
+
+_position: Callable[[type[Position], tuple[str, int, int]], Position] = tuple.__new__
+
+
+class Append:
+    """One call's records, until all of them are settled."""
+
+    __slots__ = ("_count", "_next", "done", "over", "results", "scrub", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        count: int,
+        done: Done,
+        over: Callable[[Append], None],
+        scrub: Callable[[str], str],
+    ) -> None:
+        self.topic = topic
+        self.results: list[Any] = [None] * count
+        self.done = done
+        self.over = over
+        self.scrub = scrub
+        self._count = count
+        # Reports come from two threads at once while one of them flushes; next() of this iterator
+        # is one step, where `self.left -= 1` would be several.
+        self._next = itertools.count(1).__next__
+
+    def report(self, index: int, error: KafkaError | None, message: Any) -> None:
+        """The driver's delivery report of one record."""
+        if error is None:
+            self.results[index] = _position(
+                Position, (self.topic, message.partition(), message.offset())
+            )
+        else:
+            self.results[index] = translate(
+                error, f"appending to {self.topic}", self.scrub, write=True
+            )
+        if self._next() == self._count:
+            self.finish()
+
+    def fail(self, index: int, error: StreamsError) -> None:
+        """A record that was never handed over."""
+        self.results[index] = error
+        if self._next() == self._count:
+            self.finish()
+
+    def finish(self) -> None:
+        """All are settled: say so."""
+        try:
+            self.done(self.results)
+        except Exception:
+            logger.exception("%s: what an append's end called failed", self.topic)
+        finally:
+            self.over(self)
+
+
+class Appender:
+    """The producing side of one log (any thread).
+
+    :param connect: makes the driver's producer.
+    :param partitions: how many partitions a topic has.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Producer],
+        partitions: Callable[[str], int],
+    ) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._partitions = partitions
+        self._order = threading.Lock()
+        """Held while records are handed over: calls keep their order."""
+        self._state = threading.Condition()
+        self._pending: set[Append] = set()
+        self._producer: Producer | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
+        # An idempotent producer needs half a second until it may send: not at the first publish.
+        with self._order:
+            self._running()
+
+    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+        """Hand over records in order; ``done`` is called once, when all are settled."""
+        if not records:
+            done([])
+            return
+        append = Append(topic, len(records), done, self._over, self._settings.scrub)
+        with self._state:
+            self._pending.add(append)
+        try:
+            partitions = self._partitions(topic)
+            with self._order:
+                self._hand_over(append, records, partitions)
+        except StreamsError as error:
+            # Nothing was handed over.
+            append.results = [error] * len(records)
+            append.finish()
+
+    def _hand_over(self, append: Append, records: Sequence[Record], partitions: int) -> None:
+        producer = self._running()
+        produce, topic, report = producer.produce, append.topic, append.report
+        for index, record in enumerate(records):
+            try:
+                key, id, part = record.key, record.id, record.partition
+                if part is None:
+                    part = -1 if key is not None else place(None, id, partitions)
+                headers: Any = [(ID, id.encode("utf-8", "surrogateescape"))]
+                if record.headers:
+                    headers += record.headers
+                told = partial(report, index)
+                while True:
+                    try:
+                        produce(topic, record.value, key, part, told, None, 0, headers)
+                        break
+                    except BufferError:
+                        if self._closed:
+                            raise Unavailable("Kafka: this log is closed") from None
+                        time.sleep(ROOM)  # the serving thread makes room
+            except Exception as error:
+                append.fail(index, self._refused(producer, topic, error))
+
+    def _refused(self, producer: Producer, topic: str, error: Exception) -> StreamsError:
+        """Why the driver did not take a record."""
+        if isinstance(error, StreamsError):
+            return error
+        doing = f"appending to {topic}"
+        if not isinstance(error, KafkaException):
+            return LogError(f"Kafka, {doing}: {type(error).__name__}: {error}")
+        found = error_of(error)
+        trouble = translate(error, doing, self._settings.scrub)
+        if found is not None and found.fatal():
+            self._retire(producer)
+            return Unavailable(str(trouble))
+        return trouble
+
+    def _over(self, append: Append) -> None:
+        with self._state:
+            self._pending.discard(append)
+            self._state.notify_all()
+
+    # -- the driver's producer and the thread that serves it
+
+    def _running(self) -> Producer:
+        """The producer, made at first use and after a fatal error (the order lock is held)."""
+        with self._state:
+            if self._closed:
+                raise Unavailable("Kafka: this log is closed")
+            if self._producer is not None:
+                return self._producer
+        conf = self._settings.producer()
+        conf["error_cb"] = self._client_error
+        producer = self._connect(conf)
+        thread = threading.Thread(
+            target=self._serve, args=(producer,), name="streams-kafka-producer", daemon=True
+        )
+        with self._state:
+            self._producer, self._thread = producer, thread
+        thread.start()
+        return producer
+
+    def _serve(self, producer: Producer) -> None:
+        """Serve delivery reports until the producer is retired and holds nothing more."""
+        while True:
+            try:
+                producer.poll(SERVE)
+            except KafkaException as error:
+                trouble = translate(error, "producer", self._settings.scrub)
+                logger.warning("%s; the next append makes a new producer", trouble)
+                self._retire(producer)
+            if self._producer is not producer and not len(producer):
+                return
+
+    def _retire(self, producer: Producer) -> None:
+        """Take no more records into this producer; what it holds is told to have failed."""
+        with self._state:
+            if self._producer is not producer:
+                return
+            self._producer = None
+        try:
+            producer.purge(in_queue=True, in_flight=True, blocking=False)
+        except KafkaException as error:
+            logger.warning("purging the producer: %s", self._settings.scrub(str(error)))
+
+    def _client_error(self, error: KafkaError) -> None:
+        try:
+            if self._user_error is not None:
+                self._user_error(error)
+        except Exception:
+            logger.exception("error_cb raised")
+        logger.debug("producer: %s", self._settings.scrub(str(error.str())))
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every append so far has been told its outcome.
+
+        :raises Unavailable: some have not, after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._state:
+            waiting = set(self._pending)
+            producer = self._producer
+        if waiting and producer is not None:
+            # Does not wait for linger.ms, as the serving thread would.
+            producer.flush(max(0.0, timeout))
+        with self._state:
+            while waiting & self._pending:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Unavailable(
+                        f"Kafka: {len(waiting & self._pending)} appends were not confirmed "
+                        f"within {timeout:g} s"
+                    )
+                self._state.wait(left)
+
+    def close(self) -> None:
+        """Tell every append that is not confirmed how it stands, and end.
+
+        What was not sent was not written (:class:`Unavailable`), of what was sent nobody knows
+        (:class:`OutcomeUnknown`).
+        """
+        with self._state:
+            self._closed = True
+            producer, thread = self._producer, self._thread
+        if producer is not None:
+            self._retire(producer)
+            producer.flush(1.0)
+        if thread is not None:
+            thread.join(1.0)
+        with self._state:
+            left = list(self._pending)
+        for append in left:
+            self._abandon(append)
+
+    def _abandon(self, append: Append) -> None:
+        """The driver owes reports that will not come: never the case unless it is broken."""
+        for index, result in enumerate(append.results):
+            if result is None:
+                append.results[index] = OutcomeUnknown(
+                    f"Kafka, appending to {append.topic}: the log was closed"
+                )
+        append.finish()

@@ -1,0 +1,244 @@
+"""Reading outside any group: bounds, times, and one partition from a position to another.
+
+A reading ends by position and never by a count: transaction markers, aborted messages and
+compacted ones leave gaps. What lies below the end and is no message shows in two ways, and both
+are watched: the driver's own position moves past it, and at the end of the partition it tells
+where that is.
+
+Consumers are dear (threads, connections), so a few that are idle are kept for the next reading.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from streams.errors import LogError, NotFound, Unavailable
+from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.errors import translate
+from streams.log.kafka.settings import MEGABYTE, Settings
+
+logger = logging.getLogger("streams.kafka")
+
+PREFETCH = 16 * MEGABYTE
+"""Bytes that a reading's own queue may hold."""
+
+IDLE = 2
+"""Idle consumers that are kept."""
+
+ANSWER = 10.0
+"""Seconds to wait for a broker's answer."""
+
+_OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+
+
+class Readers:
+    """The consumers of one log that belong to no group (any thread)."""
+
+    def __init__(self, settings: Settings, connect: Callable[[dict[str, Any]], Consumer]) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._idle: list[Consumer] = []
+        self._closed = False
+        self._asking: Consumer | None = None
+
+    def take(self) -> Consumer:
+        """A consumer that reads nothing yet."""
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect(self._settings.reader(PREFETCH))
+
+    def give(self, consumer: Consumer) -> None:
+        """Give one back."""
+        try:
+            consumer.unassign()
+        except KafkaException:
+            consumer.close()
+            return
+        with self._lock:
+            if not self._closed and len(self._idle) < IDLE:
+                self._idle.append(consumer)
+                return
+        consumer.close()
+
+    def close(self) -> None:
+        """Close those that are idle; the others follow when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            asking, self._asking = self._asking, None
+        for consumer in idle:
+            consumer.close()
+        if asking is not None:
+            asking.close()
+
+    def _ask(self) -> Consumer:
+        """The one consumer that only asks questions."""
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            if self._asking is None:
+                self._asking = self._connect(self._settings.reader(MEGABYTE))
+            return self._asking
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First position that can be read, and the end of what is readable: an open transaction
+        ends it, what stands behind its first message is not there yet."""
+        try:
+            return self._ask().get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=ANSWER
+            )
+        except KafkaException as error:
+            raise self._translated(error, f"bounds of {topic}/{partition}") from error
+
+    def at(self, topic: str, partition: int, moment: float) -> int:
+        """Position of the first message at or after ``moment``; the end if there is none."""
+        part = TopicPartition(topic, partition, max(0, round(moment * 1000)))
+        try:
+            (found,) = self._ask().offsets_for_times([part], timeout=ANSWER)
+        except KafkaException as error:
+            raise self._translated(error, f"time in {topic}/{partition}") from error
+        if found.error is not None:
+            raise self._translated(found.error, f"time in {topic}/{partition}")
+        return found.offset if found.offset >= 0 else self.bounds(topic, partition)[1]
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        """Read one partition from ``start`` up to, not including, ``end``."""
+        consumer = self.take()
+        try:
+            consumer.assign([TopicPartition(topic, partition, start)])
+        except KafkaException as error:
+            consumer.close()
+            raise self._translated(error, f"reading {topic}/{partition}") from error
+        return KafkaReader(self, consumer, topic, partition, start, end)
+
+    def _translated(self, error: KafkaException | KafkaError, doing: str) -> Exception:
+        return translate(error, doing, self._settings.scrub)
+
+
+class KafkaReader:
+    """See :class:`streams.log.protocol.Reader`."""
+
+    def __init__(
+        self,
+        readers: Readers,
+        consumer: Consumer,
+        topic: str,
+        partition: int,
+        start: int,
+        end: int,
+    ) -> None:
+        self._readers = readers
+        self._consumer: Consumer | None = consumer
+        self._topic = topic
+        self._partition = partition
+        self._next = start
+        self._end = end
+
+    def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        consumer = self._consumer
+        if consumer is None:
+            raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
+        deadline = time.monotonic() + timeout
+        while self._next < self._end:
+            messages = self._consume(consumer, limit, 0.0)
+            if not messages:
+                self._next = max(self._next, self._position(consumer))
+                left = deadline - time.monotonic()
+                if self._next >= self._end:
+                    break
+                if left <= 0:
+                    raise Unavailable(
+                        f"Kafka, {self._doing}: nothing came within {timeout:g} s from offset "
+                        f"{self._next} (up to {self._end})"
+                    )
+                messages = self._consume(consumer, limit, min(left, 0.1))
+            for bad in errors_of(messages):
+                messages.remove(bad)
+                self._error(bad)
+            for topic, partition, run in runs(messages, None):
+                if (topic, partition) == (self._topic, self._partition):
+                    return self._batch(run)
+        return None
+
+    def _consume(self, consumer: Consumer, limit: int, timeout: float) -> list[Any]:
+        """What is there; blocks for the first message only."""
+        try:
+            if not timeout:
+                return consumer.consume(limit, 0.0)
+            messages: list[Any] = consumer.consume(1, timeout)
+            if messages and limit > 1:
+                messages += consumer.consume(limit - 1, 0.0)
+        except KafkaException as error:
+            raise self._readers._translated(error, self._doing) from error
+        return messages
+
+    @property
+    def _doing(self) -> str:
+        return f"reading {self._topic}/{self._partition}"
+
+    def _batch(self, run: Sequence[Any]) -> KafkaBatch | None:
+        """The run as far as it lies below the end; None if none of it does."""
+        if run[-1].offset() >= self._end:
+            run = [message for message in run if message.offset() < self._end]
+            self._next = self._end
+        else:
+            self._next = run[-1].offset() + 1
+        return KafkaBatch(self._topic, self._partition, run) if run else None
+
+    def _position(self, consumer: Consumer) -> int:
+        (part,) = consumer.position([TopicPartition(self._topic, self._partition)])
+        return part.offset
+
+    def _error(self, bad: Any) -> None:
+        """An error that came in a message's place."""
+        error: KafkaError = bad.error()
+        if (bad.topic(), bad.partition()) not in (
+            (self._topic, self._partition),
+            (None, None),
+            (None, -1),
+        ):
+            return
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._next = max(self._next, bad.offset())
+            return
+        if error.code() in _OUT_OF_RANGE:
+            self._jump(bad.offset())
+            return
+        trouble = self._readers._translated(error, self._doing)
+        if isinstance(trouble, Unavailable):
+            logger.warning("%s", trouble)  # the driver goes on by itself
+            return
+        raise trouble
+
+    def _jump(self, offset: int) -> None:
+        """The start was deleted: what is left of the range is read."""
+        first, end = self._readers.bounds(self._topic, self._partition)
+        if not first > offset:
+            raise NotFound(f"Kafka, {self._doing}: offset {offset} is beyond the log's end, {end}")
+        logger.warning(
+            "%s/%d: offsets %d to %d were deleted before they were read",
+            self._topic, self._partition, offset, first - 1,
+        )  # fmt: skip
+        self._next = max(self._next, first)
+        if self._consumer is not None and self._next < self._end:
+            self._consumer.assign([TopicPartition(self._topic, self._partition, self._next)])
+
+    def close(self) -> None:
+        """Give the consumer back."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            self._readers.give(consumer)

@@ -1,0 +1,435 @@
+"""From a URL and driver settings to the configuration of each Kafka client.
+
+``kafka://host:9092,host2?name=value`` (plain) and ``kafka+ssl://`` (TLS); a user and password in
+the URL mean SASL. Every setting of librdkafka passes through, from the URL's query or from the
+mapping given in code (which wins), except what
+
+* would run or load code that the program did not import (:data:`RUNS_CODE`),
+* would break one of the toolkit's promises (:data:`FIXED`, :data:`OURS`).
+
+Each of those is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
+settings under two names; they are brought to one before anything is checked, so that no check is
+passed by under an alias.
+
+A setting's value appears in no repr and no error if its name says that it is secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from streams.config import Flow
+from streams.errors import ConfigError
+from streams.log.protocol import Opened
+
+Conf = dict[str, Any]
+
+MEGABYTE = 1 << 20
+
+ALIASES: Mapping[str, str] = {
+    "acks": "request.required.acks",
+    "auto.commit.enable": "enable.auto.commit",
+    "batch.size.bytes": "batch.size",
+    "bootstrap.servers": "metadata.broker.list",
+    "compression.codec": "compression.type",
+    "delivery.timeout.ms": "message.timeout.ms",
+    "fetch.message.max.bytes": "max.partition.fetch.bytes",
+    "linger.ms": "queue.buffering.max.ms",
+    "max.in.flight": "max.in.flight.requests.per.connection",
+    "retries": "message.send.max.retries",
+    "sasl.mechanisms": "sasl.mechanism",
+}
+"""Second names of librdkafka's settings, brought to the one on the right."""
+
+RUNS_CODE: Mapping[str, str] = {
+    "interceptors": "it adds code to the client",
+    "plugin.library.paths": "it loads shared libraries",
+    "sasl.kerberos.kinit.cmd": "it is run by a shell",
+    "ssl.engine.id": "it loads an OpenSSL engine",
+    "ssl.engine.location": "it loads a shared library",
+    "ssl.providers": "it loads OpenSSL providers",
+}
+
+_SETTLED = "a position is committed when its message is settled, never by the driver"
+
+FIXED: Mapping[str, tuple[frozenset[str], str]] = {
+    "auto.offset.reset": (
+        frozenset({"error"}),
+        "a position that is gone is reported as loss, never skipped",
+    ),
+    "delivery.report.only.error": (frozenset({"false"}), "each write is confirmed"),
+    "enable.auto.commit": (frozenset({"false"}), _SETTLED),
+    "enable.auto.offset.store": (frozenset({"false"}), _SETTLED),
+    "enable.idempotence": (
+        frozenset({"true"}),
+        "without it the client's own retries write twice and out of order",
+    ),
+    "enable.partition.eof": (frozenset({"false"}), "the toolkit sets it where it needs it"),
+    "produce.offset.report": (frozenset({"true"}), "publish returns the position"),
+    "queuing.strategy": (frozenset({"fifo"}), "the messages of a key stay in order"),
+    "request.required.acks": (
+        frozenset({"all", "-1"}),
+        "a confirmed message would be lost with one broker",
+    ),
+}
+"""Settings that a promise stands on: the values it can live with, and why."""
+
+OURS: Mapping[str, str] = {
+    "default.topic.config": "give its settings one by one",
+    "group.id": "the group is the processor's group=",
+    "log.queue": "the driver's log goes to the logger 'streams.kafka'",
+    "metadata.broker.list": "the brokers stand in the URL: kafka://host:9092,host2:9092",
+    "offset.store.method": "positions are stored in Kafka",
+    "statistics.interval.ms": "the toolkit reads from them until when it owns a partition",
+    "transactional.id": "the toolkit's producer is not transactional",
+}
+
+CALLBACKS = frozenset({"error_cb", "oauth_cb", "stats_cb", "throttle_cb", "logger"})
+"""Callables that code may give (a URL cannot)."""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PRODUCER = _names(
+    """batch.num.messages batch.size compression.level compression.type delivery.report.only.error
+    enable.gapless.guarantee enable.idempotence message.max.bytes message.send.max.retries
+    message.timeout.ms
+    partitioner produce.offset.report queue.buffering.backpressure.threshold
+    queue.buffering.max.kbytes queue.buffering.max.messages queue.buffering.max.ms queuing.strategy
+    request.required.acks request.timeout.ms sticky.partitioning.linger.ms
+    transaction.timeout.ms"""
+)
+"""Settings that only a producer understands."""
+
+CONSUMER = _names(
+    """auto.commit.interval.ms auto.offset.reset check.crcs consume.callback.max.messages
+    coordinator.query.interval.ms enable.auto.commit enable.auto.offset.store enable.partition.eof
+    fetch.error.backoff.ms fetch.max.bytes fetch.min.bytes fetch.queue.backoff.ms fetch.wait.max.ms
+    group.instance.id group.protocol group.protocol.type group.remote.assignor
+    heartbeat.interval.ms isolation.level max.partition.fetch.bytes max.poll.interval.ms
+    partition.assignment.strategy queued.max.messages.kbytes queued.min.messages
+    session.timeout.ms"""
+)
+"""Settings that only a consumer understands."""
+
+MEMBER = _names(
+    """group.instance.id group.protocol group.protocol.type group.remote.assignor
+    heartbeat.interval.ms max.poll.interval.ms partition.assignment.strategy
+    session.timeout.ms"""
+)
+"""Settings of a consumer that is a member of a group (a plain reader is none)."""
+
+PREFETCH = frozenset({"queued.max.messages.kbytes", "queued.min.messages", "fetch.max.bytes"})
+"""Settings that size the driver's own queue; sized from Flow unless given."""
+
+_SECRET = re.compile(
+    r"password|secret|passphrase|\.pem$|sasl\.oauthbearer\.config|extensions", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """What all clients of one log are configured from.
+
+    :param hosts: the brokers, as the URL names them.
+    :param given: the user's settings under their one name, values as librdkafka takes them.
+    :param replication: replicas of a topic that is created; -1 leaves it to the broker.
+    """
+
+    hosts: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    replication: int = -1
+
+    def __repr__(self) -> str:
+        return f"<Kafka settings for {self.hosts}>"
+
+    @property
+    def kip848(self) -> bool:
+        """The group protocol of KIP-848 instead of the classic one."""
+        return str(self.given.get("group.protocol", "classic")).lower() == "consumer"
+
+    @property
+    def eager(self) -> bool:
+        """A classic assignor that takes all partitions away on each rebalance."""
+        strategy = str(self.given.get("partition.assignment.strategy", "cooperative-sticky"))
+        return not self.kip848 and "cooperative" not in strategy
+
+    @property
+    def session(self) -> float:
+        """Seconds after which the broker gives up a silent member (classic protocol)."""
+        return float(self.given.get("session.timeout.ms", 10_000)) / 1000
+
+    @property
+    def max_poll(self) -> float:
+        """Seconds between polls after which the driver leaves the group."""
+        return float(self.given.get("max.poll.interval.ms", 300_000)) / 1000
+
+    @property
+    def linger(self) -> float:
+        """Seconds that the producer waits for more records before it sends a batch."""
+        return float(self.given.get("queue.buffering.max.ms", LINGER_MS)) / 1000
+
+    def scrub(self, text: str) -> str:
+        """The text without any secret that it may quote."""
+        for name, value in self.given.items():
+            if isinstance(value, str) and value and _SECRET.search(name):
+                text = text.replace(value, "***")
+        return text
+
+    # -- one configuration a kind of client
+
+    def _base(self, leave: frozenset[str]) -> Conf:
+        conf: Conf = {
+            "bootstrap.servers": self.hosts,
+            "client.id": "streams",
+            # Nothing but the requests of its group may go to a member's coordinator unseen:
+            # see ownership.py. It is also nobody's business what a service consumes.
+            "enable.metrics.push": False,
+            # A new partition is noticed within a minute instead of five.
+            "topic.metadata.refresh.interval.ms": 60_000,
+            # The reconnects of a restarted broker: often enough to be back within a second.
+            "reconnect.backoff.max.ms": 1_000,
+        }
+        conf.update((k, v) for k, v in self.given.items() if k not in leave)
+        return conf
+
+    def admin(self) -> Conf:
+        """For an AdminClient (which is a producer to librdkafka)."""
+        return self._base(CONSUMER | PRODUCER | {"stats_cb"})
+
+    def producer(self) -> Conf:
+        """For the one producer of a log."""
+        conf = {
+            "enable.idempotence": True,
+            "acks": "all",
+            # As Java clients place keys, so that all of them agree.
+            "partitioner": "murmur2_random",
+            "queue.buffering.max.ms": LINGER_MS,
+            # Java's: long enough for a broker's restart, and then the caller is told.
+            "message.timeout.ms": 120_000,
+            # The topic's own max.message.bytes decides, not the driver: a dead letter is larger
+            # than its source. A batch of several messages stays under the broker's usual 1 MiB
+            # because of batch.size.
+            "message.max.bytes": MESSAGE_BYTES,
+            "batch.size": 1_000_000,
+            # append waits for room past this; the driver's default is 1 GiB.
+            "queue.buffering.max.kbytes": QUEUE_KBYTES,
+        }
+        conf.update(self._base(CONSUMER | {"stats_cb"}))
+        return conf
+
+    def _consumer(self, prefetch: int, leave: frozenset[str]) -> Conf:
+        conf: Conf = {
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "fetch.queue.backoff.ms": BACKOFF_MS,
+            **sized(prefetch),
+        }
+        conf.update(self._base(PRODUCER | leave))
+        # What the driver demands of its sizes, whatever a consumer needs them for.
+        fetch = int(conf["fetch.max.bytes"])
+        conf["message.max.bytes"] = min(1_000_000, fetch)
+        conf.setdefault("receive.message.max.bytes", max(100_000_000, fetch + 1024))
+        return conf
+
+    def reader(self, prefetch: int) -> Conf:
+        """For a consumer outside any group."""
+        conf = self._consumer(prefetch, MEMBER | {"stats_cb"})
+        # A fetch that waits at one partition's end holds up the next reading.
+        conf.setdefault("fetch.wait.max.ms", 10)
+        # The driver asks for a group's name even of a consumer that never joins one.
+        conf["group.id"] = "streams-reader"
+        conf["enable.partition.eof"] = True
+        return conf
+
+    def member(self, group: str, flow: Flow, stats: Callable[[str], None]) -> Conf:
+        """For a member of ``group``; ``stats`` gets the driver's statistics."""
+        conf = self._consumer(prefetched(flow), frozenset())
+        conf["group.id"] = group
+        conf["stats_cb"] = stats
+        # A fetch that waits for idle partitions holds up those that are assigned meanwhile.
+        conf.setdefault("fetch.wait.max.ms", 100)
+        if not self.kip848:
+            conf.setdefault("session.timeout.ms", 10_000)
+            conf.setdefault("heartbeat.interval.ms", min(3_000, int(self.session * 1000 / 3)))
+            conf.setdefault("partition.assignment.strategy", "cooperative-sticky")
+        # A tenth of the session, so that one lost report does not cost the ownership.
+        conf["statistics.interval.ms"] = max(100, min(1_000, int(self.session * 100)))
+        return conf
+
+
+LINGER_MS = 5
+BACKOFF_MS = 5
+MESSAGE_BYTES = 32 * MEGABYTE
+QUEUE_KBYTES = 64 * 1024
+
+
+def prefetched(flow: Flow) -> int:
+    """How many of ``flow.bytes`` the driver's own queue may hold: half, at most 32 MiB.
+
+    More is not faster: past some megabytes the queue only falls out of the processor's cache.
+    """
+    return max(64 * 1024, min(flow.bytes // 2, 32 * MEGABYTE))
+
+
+def sized(prefetch: int) -> Conf:
+    """The driver's queue and fetch sizes, so that they come to ``prefetch`` bytes together.
+
+    The queue's limit is looked at before a fetch is sent, so it is overshot by what one fetch
+    brings; half and half keeps to the sum. (A larger message still comes, alone: KIP-74.)
+    """
+    fetch = max(32 * 1024, prefetch // 2)
+    return {
+        "queued.max.messages.kbytes": max(1, prefetch // 2 // 1024),
+        "queued.min.messages": 100_000,
+        "fetch.max.bytes": fetch,
+        "max.partition.fetch.bytes": min(MEGABYTE, fetch),
+    }
+
+
+# -- reading a URL and a mapping ------------------------------------------------------------------
+
+
+def settings(opened: Opened) -> Settings:
+    """The settings of what was asked to be opened.
+
+    :raises ConfigError: for a URL, a name or a value that cannot work.
+    """
+    scheme, hosts, user, password = _address(opened.url)
+    given: Conf = {}
+    replication = -1
+    for source, pairs in (("URL", opened.options), ("config", opened.config)):
+        for name, value in pairs.items():
+            if name == "replication.factor":
+                replication = _replicas(value)
+                continue
+            given[ALIASES.get(name, name)] = _value(name, value, source)
+    tls = scheme == "kafka+ssl"
+    sasl = user is not None or "sasl.username" in given or "sasl.mechanism" in given
+    if user is not None:
+        given["sasl.username"] = user
+        given["sasl.password"] = password or ""
+    if sasl:
+        given.setdefault("sasl.mechanism", "SCRAM-SHA-512")
+    wanted = {(0, 0): "plaintext", (0, 1): "sasl_plaintext", (1, 0): "ssl", (1, 1): "sasl_ssl"}
+    protocol = wanted[int(tls), int(sasl)]
+    said = str(given.setdefault("security.protocol", protocol)).lower()
+    if said != protocol and opened.url.startswith("kafka+ssl"):
+        raise ConfigError(f"kafka+ssl:// means security.protocol={protocol}, not {said}")
+    found = Settings(hosts, given, replication)
+    _check(found)
+    return found
+
+
+def _address(url: str) -> tuple[str, str, str | None, str | None]:
+    scheme, _, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    path = re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
+    if path.strip("/"):
+        raise ConfigError(f"{scheme}:// URL: nothing may follow the brokers but ?name=value")
+    login, at, brokers = authority.rpartition("@")
+    user = password = None
+    if at:
+        name, _, secret = login.partition(":")
+        user, password = unquote(name), unquote(secret)
+    hosts = []
+    for host in brokers.split(","):
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?", host)
+        if not match or int(match[2] or 1) not in range(1, 65_536):
+            # The host alone is quoted: the rest of the URL may hold a password.
+            raise ConfigError(
+                f"{scheme}:// URL: {host!r} is no broker; write {scheme}://host:9092,host2:9092"
+            )
+        hosts.append(f"{match[1]}:{match[2] or 9092}")
+    return scheme, ",".join(hosts), user, password
+
+
+def _replicas(value: Any) -> int:
+    try:
+        replicas = int(value)
+    except (TypeError, ValueError):
+        replicas = 0
+    if replicas < 1:
+        raise ConfigError(f"replication.factor={value!r}: a number of replicas, at least 1")
+    return replicas
+
+
+def _value(name: str, value: Any, source: str) -> Any:
+    name = ALIASES.get(name, name)
+    if name in RUNS_CODE:
+        raise ConfigError(f"Kafka setting {name} ({source}): not accepted, {RUNS_CODE[name]}")
+    if name in OURS:
+        raise ConfigError(f"Kafka setting {name} ({source}): not accepted, {OURS[name]}")
+    if name in CALLBACKS:
+        if source == "URL" or not (callable(value) or name == "logger"):
+            raise ConfigError(f"Kafka setting {name} ({source}): a callable given in config=")
+        return value
+    if name.endswith("_cb") or callable(value):
+        raise ConfigError(f"Kafka setting {name} ({source}): this callback is the toolkit's own")
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    if not isinstance(value, (str, int, float)):
+        raise ConfigError(
+            f"Kafka setting {name} ({source}): text, a number or a bool, got {type(value).__name__}"
+        )
+    if name in FIXED:
+        allowed, why = FIXED[name]
+        if str(value).lower() not in allowed:
+            raise ConfigError(
+                f"Kafka setting {name} ({source}): must stay {' or '.join(sorted(allowed))}, {why}"
+            )
+    return value
+
+
+def _check(found: Settings) -> None:
+    """What librdkafka would only say later, or not at all."""
+    given = found.given
+    for name in (
+        "session.timeout.ms",
+        "max.poll.interval.ms",
+        "heartbeat.interval.ms",
+        "fetch.max.bytes",
+        "message.max.bytes",
+        "queue.buffering.max.kbytes",
+    ):
+        if name in given and not re.fullmatch(r"[1-9]\d*", str(given[name])):
+            raise ConfigError(f"Kafka setting {name}: a number, more than 0, got {given[name]!r}")
+    room = int(given.get("queue.buffering.max.kbytes", QUEUE_KBYTES)) * 1024
+    if int(given.get("message.max.bytes", MESSAGE_BYTES)) > room // 2:
+        # A message that never finds room would be waited for without end.
+        raise ConfigError(
+            "Kafka setting message.max.bytes: at most half of queue.buffering.max.kbytes "
+            f"({room // 2:,} bytes)"
+        )
+    if found.kip848:
+        for name in ("session.timeout.ms", "heartbeat.interval.ms"):
+            if name in given:
+                raise ConfigError(
+                    f"Kafka setting {name}: with group.protocol=consumer the broker sets it "
+                    f"(group.consumer.{name})"
+                )
+        if "partition.assignment.strategy" in given:
+            raise ConfigError(
+                "Kafka setting partition.assignment.strategy: with group.protocol=consumer the "
+                "broker assigns; use group.remote.assignor"
+            )
+        if "group.instance.id" in given:
+            raise ConfigError(
+                "Kafka setting group.instance.id: not with group.protocol=consumer, where a "
+                "restarted static member is refused until its session ends; use the classic "
+                "protocol"
+            )
+    beat = float(given.get("heartbeat.interval.ms", 3_000)) / 1000
+    if not found.kip848 and "heartbeat.interval.ms" in given and beat * 3 > found.session:
+        raise ConfigError(
+            "Kafka setting heartbeat.interval.ms: at most a third of session.timeout.ms "
+            f"({found.session:g} s)"
+        )

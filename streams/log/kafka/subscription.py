@@ -1,0 +1,577 @@
+"""A member of a Kafka group: one consumer, used by the one thread that polls it.
+
+Theory of operation. The driver fetches and heartbeats in threads of its own; its callbacks run
+inside ``consume`` and ``close``. Three things are arranged so that nothing is skipped:
+
+* A callback never raises: the driver would throw away the messages it was about to return, with
+  its position already behind them. What goes wrong in one is kept and raised by ``poll``.
+* When partitions arrive, the callback only notes them and acknowledges the rebalance. ``poll``
+  then asks for their committed places, tells the listener, and starts to fetch exactly where the
+  listener said, which the driver accepts at any time. So the listener may block, commit, read the
+  log and fail in there, a failure that passes is tried again by the next poll, and no message of
+  an assignment can be older than the assignment: what a partition had in the driver's hands when
+  it went and came back finds no owner and is dropped.
+* ``auto.offset.reset=error``: a position that retention overtook comes as an error. The
+  assignment ends as lost and another begins, whose listener sees the gap between the committed
+  place and the log's start.
+
+Partitions leave inside the callback, because they are gone once it returns: the listener drains
+and commits there. A commit carries the group's generation, so one of a former member is refused
+by the broker; but a live member could still commit a partition that it no longer owns, so commits
+are filtered here by ownership, and by version, under one lock.
+
+How long ownership is certain is in ``ownership.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from streams.config import Flow
+from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
+from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.errors import error_of, kind_of, translate
+from streams.log.kafka.ownership import Ownership
+from streams.log.kafka.settings import Settings, prefetched
+from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
+
+logger = logging.getLogger("streams.kafka")
+
+SLICE = 0.05
+"""Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""
+
+ANSWER = 10.0
+"""Seconds to wait for the coordinator's answer."""
+
+Key = tuple[str, int]
+
+_epochs = itertools.count(1)
+"""One count for the whole process, so that no two assignments of it share an epoch."""
+
+_OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+_TOLD = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+"""The driver's general errors that concern the whole subscription."""
+
+_NO_MEMBER = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError._ASSIGNMENT_LOST,
+    }
+)
+"""A commit's answer that means: this member is none any more, its partitions are lost."""
+
+
+class KafkaSubscription:
+    """See :class:`streams.log.protocol.Subscription`.
+
+    :param session: seconds after which the coordinator gives up a silent member.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Consumer],
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        flow: Flow,
+        session: float,
+    ) -> None:
+        if flow.drain >= settings.max_poll:
+            raise ConfigError(
+                f"Flow(drain={flow.drain:g}): shorter than max.poll.interval.ms "
+                f"({settings.max_poll:g} s), or the group gives this member up while it drains"
+            )
+        self.group = group
+        self.prefetch = prefetched(flow)
+        """Bytes of ``flow.bytes`` that the driver's queue may hold."""
+        self._settings = settings
+        self._listener = listener
+        self._only = topics[0] if len(topics) == 1 else None
+        self._owned: dict[Key, Assignment] = {}
+        self._arriving: dict[Key, None] = {}
+        """Assigned by the group, not yet told to the listener."""
+        self._fetching: set[Key] = set()
+        """What the driver was told to fetch."""
+        self._paused: set[Key] = set()
+        self._stored: dict[Key, tuple[int, Committed]] = {}
+        """Version and place of the last commit of what is owned."""
+        self._commits = threading.Lock()
+        self._woken = threading.Event()
+        self._failure: BaseException | None = None
+        """What broke this subscription for good."""
+        self._trouble: StreamsError | None = None
+        """An error that came along with messages, or through a callback: told by a poll."""
+        self._until = float("-inf")
+        """The ``valid_until`` of all that is owned."""
+        self._connected = False
+        self._closed = False
+        self._ownership = Ownership(session, settings.max_poll, settings.kip848, time.monotonic())
+        self._user_stats: Callable[[str], None] | None = settings.given.get("stats_cb")
+        self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
+        conf = settings.member(group, flow, self._report)
+        conf["error_cb"] = self._client_error
+        self._consumer = connect(conf)
+        try:
+            self._consumer.subscribe(
+                list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose
+            )
+        except KafkaException as error:
+            self._consumer.close()
+            raise self._translated(error, f"subscribing to {', '.join(topics)}") from error
+
+    # -- polling
+
+    def poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
+        """The next messages, at most ``limit``; blocks only while there are none.
+
+        :raises Unavailable: Kafka cannot be reached now; poll again after a pause.
+        :raises LogError: anything worse. What the listener raised comes out as it is.
+        """
+        self._check()
+        self._admit()
+        messages = self._consume(limit, 0.0)
+        if not messages:
+            self._admit()
+            messages = self._wait(limit, timeout)
+        if not messages:
+            self._tell()
+            return ()
+        for bad in errors_of(messages):
+            messages.remove(bad)
+            self._message_error(bad)
+        batches = []
+        owned = self._owned
+        for topic, partition, run in runs(messages, self._only):
+            assignment = owned.get((topic, partition))
+            if assignment is not None and (topic, partition) in self._fetching:
+                batches.append(KafkaBatch(topic, partition, run, assignment))
+        if not batches:
+            self._tell()
+        elif isinstance(self._trouble, Unavailable):
+            self._trouble = None  # it is over
+        return batches
+
+    def _consume(self, limit: int, timeout: float) -> list[Any]:
+        now = time.monotonic()
+        try:
+            messages = self._consumer.consume(limit, timeout)
+        except KafkaException as error:
+            # The driver raises here only what is fatal: its own state, or this member's.
+            self._failure = self._translated(error, f"consuming as group {self.group!r}")
+            raise self._failure from error
+        except RuntimeError as error:
+            raise LogError(f"Kafka, group {self.group!r}: this subscription is closed") from error
+        self._ownership.polled = now
+        self._extend()
+        self._check()
+        return messages
+
+    def _wait(self, limit: int, timeout: float) -> list[Any]:
+        """Block for the first message, in slices, so that :meth:`wake` is heard."""
+        deadline = time.monotonic() + timeout
+        while self._trouble is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._woken.is_set():
+                break
+            if self._fetching and self._fetching <= self._paused:
+                # Nothing can come but a rebalance, and an event wakes at once.
+                self._woken.wait(min(left, SLICE))
+                messages = self._consume(limit, 0.0)
+            else:
+                messages = self._consume(1, min(left, SLICE))
+                if messages and limit > 1:
+                    messages += self._consume(limit - 1, 0.0)
+            if messages:
+                return messages
+            if self._arriving:
+                self._admit()
+        self._woken.clear()
+        return []
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _tell(self) -> None:
+        """Raise what went wrong on the way, once."""
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
+
+    # -- errors
+
+    def _translated(self, error: KafkaException | KafkaError, doing: str) -> StreamsError:
+        return translate(error, doing, self._settings.scrub)
+
+    def _client_error(self, error: KafkaError) -> None:
+        """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
+        try:
+            if self._user_error is not None:
+                self._user_error(error)
+        except Exception:
+            logger.exception("group %s: error_cb raised", self.group)
+        if error.code() not in _TOLD and not error.fatal():
+            # One connection of several, often one that was idle: the driver makes another.
+            logger.debug("group %s: %s", self.group, error.str())
+            return
+        trouble = self._translated(error, f"group {self.group!r}")
+        if isinstance(trouble, Fatal) and self._connected and not error.fatal():
+            # It worked before: a broker that starts up may not know its users yet.
+            trouble = Unavailable(str(trouble))
+        self._trouble = trouble
+
+    def _message_error(self, bad: Any) -> None:
+        """An error that came in a message's place."""
+        error: KafkaError = bad.error()
+        topic, partition = bad.topic(), bad.partition()
+        if error.code() in _OUT_OF_RANGE:
+            self._expired(topic, partition, bad.offset())
+            return
+        where = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
+        trouble = self._translated(error, f"consuming {where}")
+        if kind_of(error) is Fatal and error.fatal():
+            self._failure = trouble
+        elif self._trouble is None or isinstance(self._trouble, Unavailable):
+            self._trouble = trouble
+
+    def _expired(self, topic: str, partition: int, offset: int) -> None:
+        """The log no longer has the position we were at: the listener resolves it anew."""
+        key = (topic, partition)
+        assignment = self._owned.get(key)
+        if assignment is None or key not in self._fetching:
+            return
+        logger.warning(
+            "group %s: %s/%d has no offset %d any more, its position is resolved anew",
+            self.group, topic, partition, offset,
+        )  # fmt: skip
+        self._drop([assignment])
+        self._guard(self._listener.lost, [assignment])
+        self._stop_fetching([key])
+        self._arriving[key] = None
+
+    def _guard(self, tell: Callable[[Sequence[Assignment]], None], what: list[Assignment]) -> None:
+        """Tell the listener; what it raises breaks the subscription, but not the callback."""
+        try:
+            if what:
+                tell(what)
+        except BaseException as error:
+            self._failure = self._failure or error
+
+    # -- statistics and ownership
+
+    def _report(self, text: str) -> None:
+        try:
+            self._ownership.report(text)
+            if self._user_stats is not None:
+                self._user_stats(text)
+        except Exception:
+            logger.exception("group %s: the driver's statistics were not understood", self.group)
+
+    def _extend(self) -> None:
+        """Carry what is confirmed over to what is owned."""
+        until = self._ownership.valid_until
+        if until != self._until:
+            self._until = until
+            for assignment in self._owned.values():
+                assignment.valid_until = until
+
+    # -- what the group decides; called inside consume and close, so nothing may be raised
+
+    def _assign(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        self._ownership.assigned()
+        self._arriving.update(((part.topic, part.partition), None) for part in parts)
+        try:
+            # Accept, but fetch nothing yet.
+            if not self._settings.eager:
+                consumer.incremental_assign([])
+            else:
+                consumer.assign([])
+        except KafkaException as error:
+            self._failure = self._translated(error, f"joining group {self.group!r}")
+
+    def _revoke(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        self._leave(parts, self._listener.revoked)
+
+    def _lose(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        logger.warning("group %s: this member was given up, %d partitions", self.group, len(parts))
+        for part in parts:
+            assignment = self._owned.get((part.topic, part.partition))
+            if assignment is not None:
+                assignment.valid_until = float("-inf")
+        self._leave(parts, self._listener.lost)
+
+    def _leave(
+        self, parts: list[TopicPartition], tell: Callable[[Sequence[Assignment]], None]
+    ) -> None:
+        keys = [(part.topic, part.partition) for part in parts]
+        for key in keys:
+            self._arriving.pop(key, None)
+        leaving = [self._owned[key] for key in keys if key in self._owned]
+        self._guard(tell, leaving)
+        self._drop(leaving)
+        self._stop_fetching(keys)
+
+    def _drop(self, assignments: Iterable[Assignment]) -> None:
+        """These are ours no more."""
+        with self._commits:
+            for assignment in assignments:
+                key = (assignment.topic, assignment.partition)
+                assignment.valid_until = float("-inf")
+                if self._owned.get(key) is assignment:
+                    del self._owned[key]
+                self._stored.pop(key, None)
+                self._paused.discard(key)
+
+    def _stop_fetching(self, keys: Iterable[Key]) -> None:
+        """Take these from the driver (and acknowledge, if a rebalance asks for it)."""
+        gone = [key for key in keys if key in self._fetching]
+        self._fetching.difference_update(gone)
+        try:
+            if not self._settings.eager:
+                self._consumer.incremental_unassign([TopicPartition(*key) for key in gone])
+            else:
+                self._assign_all([])
+        except KafkaException as error:
+            self._failure = self._failure or self._translated(error, f"leaving {gone}")
+
+    def _assign_all(self, more: list[TopicPartition]) -> None:
+        """What is fetched already, where it stands, and ``more`` (the eager protocols know no
+        other way)."""
+        parts = [TopicPartition(*key) for key in sorted(self._fetching)]
+        if parts:
+            parts = self._consumer.position(parts)
+        for part in parts:
+            if part.offset < 0:
+                part.offset = self._owned[part.topic, part.partition].position
+        self._consumer.assign(parts + more)
+        if self._paused:
+            self._consumer.pause([TopicPartition(*key) for key in self._paused])
+
+    # -- partitions that arrive; outside of the driver's callbacks
+
+    def _admit(self) -> None:
+        """Tell the listener what arrived, and fetch from where it says."""
+        if not self._arriving:
+            return
+        keys = list(self._arriving)
+        try:
+            places = self._places(keys)
+        except Unavailable as error:
+            self._trouble = error
+            return
+        until = self._until = self._ownership.valid_until
+        arrived = [
+            Assignment(topic, partition, next(_epochs), places[topic, partition], until)
+            for topic, partition in keys
+        ]
+        for assignment in arrived:
+            key = (assignment.topic, assignment.partition)
+            self._owned[key] = assignment
+            if assignment.committed is not None:
+                self._stored[key] = (-1, assignment.committed)
+        try:
+            self._listener.assigned(arrived)
+            self._fetch(arrived)
+        except BaseException as error:
+            self._drop(arrived)
+            self._guard(self._listener.lost, arrived)
+            if not isinstance(error, Unavailable):
+                self._failure = self._failure or error
+                raise
+            self._trouble = error
+            return
+        self._connected = True
+        for key in keys:
+            self._arriving.pop(key, None)
+
+    def _places(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
+        try:
+            found = self._consumer.committed([TopicPartition(*key) for key in keys], ANSWER)
+        except KafkaException as error:
+            raise self._translated(error, f"positions of group {self.group!r}") from error
+        places: dict[Key, Committed | None] = {}
+        for part in found:
+            if part.error is not None:
+                raise self._translated(part.error, f"positions of group {self.group!r}")
+            places[part.topic, part.partition] = place_of(part)
+        return places
+
+    def _fetch(self, arrived: Sequence[Assignment]) -> None:
+        parts = [TopicPartition(each.topic, each.partition, each.position) for each in arrived]
+        try:
+            if not self._settings.eager:
+                self._consumer.incremental_assign(parts)
+            else:
+                self._assign_all(parts)
+        except KafkaException as error:
+            raise self._translated(error, f"fetching as group {self.group!r}") from error
+        self._fetching.update((each.topic, each.partition) for each in arrived)
+
+    # -- commits
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Store these places durably; stale ones and those of partitions that left are dropped.
+
+        :raises Unavailable: nothing is known to be stored; commit again later.
+        :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
+        """
+        with self._commits:
+            newest: dict[Key, Commit] = {}
+            for commit in commits:
+                assignment = commit.assignment
+                key = (assignment.topic, assignment.partition)
+                if self._owned.get(key) is not assignment:
+                    continue
+                known = newest[key].version if key in newest else self._version(key)
+                if commit.version > known:
+                    newest[key] = commit
+            self._store(
+                {
+                    key: (commit.version, Committed(commit.position, commit.progress))
+                    for key, commit in newest.items()
+                }
+            )
+
+    def _version(self, key: Key) -> int:
+        stored = self._stored.get(key)
+        return stored[0] if stored is not None else -1
+
+    def _store(self, places: dict[Key, tuple[int, Committed]]) -> None:
+        """Commit (the lock is held)."""
+        if not places:
+            return
+        offsets = [
+            TopicPartition(*key, place.position, metadata=place.progress)
+            for key, (_, place) in places.items()
+        ]
+        doing = f"committing positions of group {self.group!r}"
+        now = time.monotonic()
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except RuntimeError as error:
+            raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
+        except KafkaException as error:
+            if self._gone(error_of(error)):
+                return
+            raise self._translated(error, doing) from error
+        failed: KafkaError | None = None
+        for part in answers:
+            key = (part.topic, part.partition)
+            if part.error is None:
+                self._stored[key] = places[key]
+            else:
+                failed = failed or part.error
+        if failed is None:
+            if not self._settings.kip848:
+                # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
+                self._ownership.confirm(now)
+                self._extend()
+        elif not self._gone(failed):
+            raise self._translated(failed, doing)
+
+    def _gone(self, error: KafkaError | None) -> bool:
+        """The answer says that we are no member: nothing is ours, the driver will tell so."""
+        if error is None or error.code() not in _NO_MEMBER:
+            return False
+        logger.warning("group %s: a commit came too late: %s", self.group, error.str())
+        for assignment in self._owned.values():
+            assignment.valid_until = float("-inf")
+        self._ownership.confirmed = float("-inf")
+        return True
+
+    def keep_alive(self) -> None:
+        """Keep ownership certain while nobody polls.
+
+        The driver heartbeats by itself, but its reports are only heard in ``poll``. A classic
+        member proves its membership by committing once more what it committed last; a session of
+        KIP-848 (45 s) outlasts a drain.
+
+        :raises Unavailable: the coordinator did not answer.
+        """
+        ownership = self._ownership
+        if self._settings.kip848:
+            return
+        if ownership.valid_until - time.monotonic() > ownership.session / 2:
+            return
+        with self._commits:
+            for key, stored in self._stored.items():
+                if key in self._owned:
+                    self._store({key: stored})
+                    return
+
+    # -- the rest
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver nothing of these until resumed; what was prefetched is thrown away."""
+        keys = self._current(assignments) - self._paused
+        if keys:
+            self._consumer.pause([TopicPartition(*key) for key in keys])
+            self._paused |= keys
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver these again, from behind the last message delivered."""
+        keys = self._current(assignments) & self._paused
+        if keys:
+            self._consumer.resume([TopicPartition(*key) for key in keys])
+            self._paused -= keys
+
+    def _current(self, assignments: Iterable[Assignment]) -> set[Key]:
+        keys = set()
+        for assignment in assignments:
+            key = (assignment.topic, assignment.partition)
+            if self._owned.get(key) is assignment and key in self._fetching:
+                keys.add(key)
+        return keys
+
+    def wake(self) -> None:
+        """Make a blocked ``poll`` return soon (any thread)."""
+        self._woken.set()
+
+    def begin(self) -> Transaction:
+        """Kafka has no transaction for a handler's SQL."""
+        raise ConfigError("kafka:// has no transaction for a handler's SQL: use sqlite://")
+
+    def close(self) -> None:
+        """Leave the group. ``listener.revoked`` is called for what is still owned.
+
+        A static member (group.instance.id) stays in the group for its session, so that a restart
+        finds its partitions again.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        failure, self._failure = self._failure, None
+        try:
+            self._consumer.close()
+        except KafkaException as error:
+            raise self._translated(error, f"leaving group {self.group!r}") from error
+        finally:
+            left = list(self._owned.values())
+            self._drop(left)
+            # A fatal state ends without the driver's callbacks.
+            self._guard(self._listener.lost, left)
+        raised, self._failure = self._failure, failure or LogError("this subscription is closed")
+        if raised is not None:
+            raise raised
+
+
+def place_of(part: TopicPartition) -> Committed | None:
+    """A committed place as the broker told it, None if there is none."""
+    if part.offset < 0:
+        return None
+    try:
+        progress = part.metadata or ""
+    except UnicodeDecodeError:
+        # Not ours: we write ASCII. The position counts all the same.
+        progress = "?"
+    return Committed(part.offset, progress)
