@@ -1,0 +1,1 @@
+"""Examples that run: each is a program of its own, and the tests run them."""
