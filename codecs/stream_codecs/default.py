@@ -1,0 +1,26 @@
+"""The codec of a topic that names none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import TypeForm
+
+from stream_codecs.errors import BindError
+from stream_codecs.json import Json
+from stream_codecs.plain import Bytes, Text, is_plain
+from stream_codecs.protocol import Codec
+from stream_codecs.shape import describe
+
+__all__ = ["default_codec"]
+
+
+def default_codec(type: TypeForm[Any]) -> Codec:
+    """Bytes as they are, a str as text, everything else as JSON."""
+    try:
+        shape = describe(type)
+    except BindError:
+        return Json()  # which says what is wrong when it is bound
+    if is_plain(shape, bytes):
+        return Bytes()
+    return Text() if is_plain(shape, str) else Json()

@@ -1,0 +1,184 @@
+"""From what a decoder or an encoder raised to the one typed error, without the payload's content.
+
+msgspec's messages are good but may quote the document (``Invalid enum value 'secret'``), and a
+type's own ``__post_init__`` may put anything into a ``ValueError``. So a message passes only if it
+is known to speak of the type alone; of all others, only what kind of failure it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from json import JSONDecodeError
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import inspect
+
+from stream_codecs.errors import DecodeError, EncodeError, UnknownTag
+from stream_codecs.shape import Shape, members, type_name
+
+__all__ = ["Place", "decode_error", "encode_error", "tag_reader"]
+
+
+class Place(NamedTuple):
+    """Where a codec is bound; part of every error."""
+
+    codec: str
+    topic: str
+    role: str
+    type: str
+    """The declared type, as people write it."""
+
+    def error(self, data: bytes, reason: str, **where: Any) -> DecodeError:
+        """A decoding error at this place."""
+        return DecodeError(
+            reason, data=data, codec=self.codec, topic=self.topic, role=self.role, **where
+        )
+
+    def refusal(self, reason: str, **where: Any) -> EncodeError:
+        """An encoding error at this place."""
+        return EncodeError(reason, codec=self.codec, topic=self.topic, role=self.role, **where)
+
+
+_ABOUT_THE_TYPE = re.compile(
+    r"(Expected `[^`]*`"
+    r"|Object missing required field `[^`]*`\Z"
+    r"|Invalid (UUID|decimal|base64|RFC3339|ISO8601|epoch|MessagePack timestamp)"
+    r"|[A-Z][a-z]+ (value )?(is )?out of range)"
+)
+_MALFORMED = re.compile(r"(\w+) is malformed: (.+?)(?: '\\x..')? \(byte (\d+)\)\Z")
+_UNSUPPORTED = re.compile(
+    r"(Encoding objects of type \S+ is unsupported|Integer exceeds 64-bit range"
+    r"|Type is not JSON serializable: \S+|Dict key must be str|Recursion limit reached)\Z"
+)
+
+_NOT_UTF8 = "text that is not UTF-8"
+
+TagReader = Callable[[bytes], "str | int | None"]
+"""The tag of a document, where it is one that the type does not know."""
+
+
+def decode_error(
+    place: Place, data: bytes, exc: Exception, unknown_tag: TagReader | None = None
+) -> DecodeError:
+    """The typed error for what a decoder raised over ``data``.
+
+    :raises MemoryError: that was it; the message is not to blame.
+    """
+    if isinstance(exc, DecodeError):
+        return exc
+    if isinstance(exc, MemoryError):
+        raise exc
+    if isinstance(exc, msgspec.ValidationError):
+        return _invalid(place, data, exc, unknown_tag)
+    if isinstance(exc, UnicodeDecodeError):
+        return place.error(data, _NOT_UTF8, offset=_not_utf8(data))
+    if isinstance(exc, RecursionError):
+        return place.error(data, "nested deeper than this thread's stack allows")
+    if isinstance(exc, msgspec.DecodeError):
+        found = _MALFORMED.match(str(exc))
+        if found:
+            return place.error(data, f"malformed {found[1]}: {found[2]}", offset=int(found[3]))
+        if not data:
+            return place.error(data, "empty")
+        return place.error(data, "ends too early", offset=len(data))
+    if isinstance(exc, JSONDecodeError):  # orjson's, whose messages are fixed texts
+        if not data:
+            return place.error(data, "empty")
+        if not exc.doc:  # it keeps what it could read as text
+            return place.error(data, _NOT_UTF8, offset=_not_utf8(data))
+        offset = len(exc.doc[: exc.pos].encode())
+        return place.error(data, f"malformed JSON: {exc.msg}", offset=offset)
+    return place.error(data, f"refused by {place.type} ({type(exc).__name__})")
+
+
+def _invalid(
+    place: Place, data: bytes, exc: msgspec.ValidationError, unknown_tag: TagReader | None
+) -> DecodeError:
+    message = str(exc)
+    if exc.__cause__ is not None:
+        _, path = _split(message[len(str(exc.__cause__)) :])
+        kind = type(exc.__cause__).__name__
+        return place.error(data, f"refused by the type's own check ({kind})", path=path)
+    if message.startswith("Object contains unknown field"):
+        # Its name, which ends the message or not, could look like a path.
+        return place.error(data, "a field that the type forbids")
+    message, path = _split(message)
+    if unknown_tag is not None:
+        tag = unknown_tag(data)
+        if tag is not None:
+            return UnknownTag(
+                f"a tag that {place.type} does not have",
+                tag=tag,
+                data=data,
+                codec=place.codec,
+                topic=place.topic,
+                role=place.role,
+                path=path,
+            )
+    if _ABOUT_THE_TYPE.match(message):
+        reason = message[0].lower() + message[1:].replace("`", "'")
+        return place.error(data, reason, path=path)
+    return place.error(data, "a value that the type does not have", path=path)
+
+
+def _split(message: str) -> tuple[str, str]:
+    """The message of msgspec and the path it ends with, ``$`` where it names none."""
+    text, found, path = message.rpartition(" - at `")
+    if not found or not path.endswith("`"):
+        return message, "$"
+    return text, path[:-1].replace("`", "")
+
+
+def _not_utf8(data: bytes) -> int | None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc.start
+    return None  # pragma: no cover
+
+
+def tag_reader(shape: Shape, decoder: Callable[[Any], Callable[[bytes], Any]]) -> TagReader | None:
+    """How to find an unknown tag in a document that the type's decoder refused.
+
+    It decodes the document again, to a struct that has the tag and nothing else: slow, but exact,
+    and only done for messages that have failed.
+
+    :param decoder: makes the decoding function for a type.
+    """
+    tagged = [
+        part
+        for part in members(shape)
+        if isinstance(part, inspect.StructType) and part.tag is not None
+    ]
+    if not tagged:
+        return None
+    first = tagged[0]  # one union's structs agree on all of this
+    known = {part.tag for part in tagged}
+    kind = type(first.tag)
+    name = {"tag": first.tag_field or "type"}
+    probe = msgspec.defstruct("Probe", [("tag", kind)], rename=name, array_like=first.array_like)
+    decode = decoder(probe)
+
+    def unknown_tag(data: bytes) -> str | int | None:
+        try:
+            tag: str | int = decode(data).tag
+        except Exception:
+            return None  # the tag is missing or no tag at all, or the document broken further on
+        return None if tag in known else tag
+
+    return unknown_tag
+
+
+def encode_error(place: Place, value: Any, exc: Exception) -> EncodeError:
+    """The typed error for what an encoder raised over ``value``."""
+    what = type_name(type(value))
+    if isinstance(exc, RecursionError):
+        return place.refusal(f"{what} is nested too deeply, or contains itself")
+    if isinstance(exc, UnicodeEncodeError):
+        return place.refusal(f"{what} holds text that is not UTF-8 (a lone surrogate)")
+    message = str(exc)
+    if _UNSUPPORTED.match(message):
+        return place.refusal(f"{what} cannot be encoded: {message}")
+    return place.refusal(f"{what} cannot be encoded ({type(exc).__name__})")

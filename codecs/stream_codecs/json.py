@@ -1,0 +1,74 @@
+"""JSON (RFC 8259): with a declared type through msgspec, without one through orjson."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from typing_extensions import TypeForm
+
+from stream_codecs.depth import json_deeper
+from stream_codecs.limits import Limits
+from stream_codecs.protocol import Bound, Role
+from stream_codecs.shape import describe, is_open
+from stream_codecs.structured import Format, bind
+
+__all__ = ["Json"]
+
+T = TypeVar("T")
+
+_has_array = methodcaller("__contains__", ord("["))
+
+
+def _harmless(values: Sequence[bytes], limit: int) -> bool:
+    # Without arrays a level needs four bytes; see stream_codecs.depth.
+    return max(map(len, values)) <= 4 * limit and not any(map(_has_array, values))
+
+
+def _decoder(type: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(type).decode
+
+
+def _write(value: Any) -> bytes:
+    return orjson.dumps(value, msgspec.to_builtins)
+
+
+_TYPED = Format(
+    name="json",
+    content_type="application/json",
+    encode=msgspec.json.Encoder().encode,
+    decoder=_decoder,
+    deeper=json_deeper,
+    harmless=_harmless,
+    null=b"null",
+)
+
+# Whatever orjson has written it reads, and there is no type to disagree with.
+_UNTYPED = _TYPED._replace(encode=_write, decoder=lambda type: orjson.loads, reread=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Json(Limits):
+    """Values as JSON.
+
+    Fields that the type does not declare are passed over, missing or mistyped ones are errors.
+    ``Any`` and ``object`` stand for untyped JSON: integers are then held to 64 bits when written
+    (beyond that, orjson reads them as floats), and at most 254 levels are written.
+
+    NaN and the infinities cannot be written; msgspec and orjson alone would make them ``null``.
+
+    :param max_size: bytes of one document, decoded or encoded.
+    :param max_depth: levels of nesting, decoded or encoded.
+    """
+
+    def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
+        """Encode and decode values of ``type``.
+
+        :raises BindError: msgspec does not know the type.
+        """
+        format = _UNTYPED if is_open(describe(type)) else _TYPED
+        return bind(format, self, type, topic, role)

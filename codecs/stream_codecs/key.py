@@ -1,0 +1,114 @@
+"""Keys: what decides about partition and order is text, or bytes that are left alone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from msgspec import inspect
+from typing_extensions import TypeForm
+
+from stream_codecs.errors import BindError, DecodeError
+from stream_codecs.explain import Place, encode_error
+from stream_codecs.limits import Size, excess
+from stream_codecs.protocol import Bound, Role
+from stream_codecs.shape import describe, is_open, members, type_name
+
+__all__ = ["Key"]
+
+T = TypeVar("T")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _int(data: bytes) -> int:
+    # int() alone would read " 1_0 ", and then b"10" and b" 1_0 " would be one key to the handler
+    # but two to the log.
+    value = int(data)
+    if str(value).encode() != data:
+        raise ValueError
+    return value
+
+
+def _uuid(data: bytes) -> uuid.UUID:
+    value = uuid.UUID(data.decode("ascii"))
+    if str(value).encode() != data.lower():
+        raise ValueError
+    return value
+
+
+_READERS: dict[type[inspect.Type], Callable[[bytes], Any]] = {
+    inspect.StrType: _text,
+    inspect.IntType: _int,
+    inspect.UUIDType: _uuid,
+    inspect.BytesType: bytes,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key(Size):
+    """A key as text: str as UTF-8, int in decimal, UUID in its canonical form; bytes as they are.
+
+    Equal keys become equal bytes, which is what partition and order go by. Every key can be
+    written, whatever the type it is bound to; bound to ``str``, ``Any`` or a union, keys are read
+    as text, where bytes that are not UTF-8 survive as surrogates ("surrogateescape", PEP 383) and
+    are written back the same.
+
+    :param max_size: bytes of one key.
+    """
+
+    def bind(self, type: TypeForm[T], *, topic: str, role: Role = "key") -> Bound[T]:
+        """Encode and decode keys.
+
+        :raises BindError: ``type`` is none of str, int, UUID and bytes, nor a union of them.
+        """
+        shape = describe(type)
+        kinds = {part.__class__ for part in members(shape)} - {inspect.NoneType}
+        if not is_open(shape) and not (kinds and kinds <= _READERS.keys()):
+            raise BindError(f"a key is str, int, UUID or bytes, not {type_name(type)}")
+        read = _READERS[kinds.pop()] if len(kinds) == 1 and not is_open(shape) else _text
+        return _bind(read, self.max_size, Place("key", topic, role, type_name(type)))
+
+
+def _bind(read: Callable[[bytes], Any], max_size: int, place: Place) -> Bound[Any]:
+    def encode(value: Any) -> bytes:
+        if isinstance(value, str):
+            try:
+                data = value.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as exc:
+                raise encode_error(place, value, exc) from None
+        elif isinstance(value, bytes):
+            data = bytes(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            data = b"%d" % value
+        elif isinstance(value, uuid.UUID):
+            data = str(value).encode()
+        else:
+            raise place.refusal(f"a key is str, int, UUID or bytes, not {type_name(type(value))}")
+        reason = excess(data, max_size)
+        if reason is not None:
+            raise place.refusal(reason)
+        return data
+
+    def decode(data: bytes) -> Any:
+        reason = excess(data, max_size)
+        if reason is not None:
+            raise place.error(data, reason)
+        try:
+            return read(data)
+        except ValueError:
+            pass
+        raise place.error(data, f"does not read as {place.type}")
+
+    def explain(data: bytes, exc: Exception) -> DecodeError:
+        if isinstance(exc, DecodeError):
+            return exc
+        if isinstance(exc, MemoryError):
+            raise exc
+        return place.error(data, f"does not read as {place.type}")
+
+    return Bound(encode, decode, "text/plain; charset=utf-8", explain=explain)

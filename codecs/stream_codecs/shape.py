@@ -1,0 +1,204 @@
+"""What a declared type is made of, as far as codecs and the keys of messages need to know.
+
+All of it rests on :func:`msgspec.inspect.type_info`, so it understands exactly the types that the
+codecs can carry: ``Struct``, dataclass, ``TypedDict``, ``NamedTuple``, unions of them, builtins and
+their generics, ``NewType``, ``Annotated``, and so on. A class it does not know (another
+library's) is a ``CustomType``: only a codec of your own can carry that.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import types
+import typing
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from msgspec import inspect
+from typing_extensions import TypeForm
+
+from stream_codecs.errors import BindError
+
+__all__ = [
+    "Shape",
+    "classes_of",
+    "describe",
+    "fields_of",
+    "includes_none",
+    "is_open",
+    "members",
+    "origin",
+    "tags_of",
+    "type_name",
+    "walk",
+]
+
+Shape: TypeAlias = inspect.Type
+"""A type, taken apart by msgspec."""
+
+Fielded: TypeAlias = (
+    inspect.StructType | inspect.DataclassType | inspect.TypedDictType | inspect.NamedTupleType
+)
+_FIELDED = (
+    inspect.StructType,
+    inspect.DataclassType,
+    inspect.TypedDictType,
+    inspect.NamedTupleType,
+)
+
+
+def type_name(form: TypeForm[Any]) -> str:
+    """A type as people write it, on one line: ``Departed | Cancelled``."""
+    if typing.get_origin(form) in (typing.Union, types.UnionType):
+        return " | ".join(type_name(part) for part in typing.get_args(form))
+    if isinstance(form, type) and not typing.get_args(form):
+        return form.__qualname__.rpartition("<locals>.")[2].replace("NoneType", "None")
+    return " ".join(repr(form).replace("typing.", "").split())
+
+
+def describe(form: TypeForm[Any]) -> Shape:
+    """A type, taken apart.
+
+    :raises BindError: msgspec cannot make sense of it.
+    """
+    try:
+        return inspect.type_info(form)
+    except Exception as exc:  # it evaluates the annotations of others: anything can happen
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        raise BindError(f"cannot use the type {type_name(form)}: {reason}") from exc
+
+
+def members(shape: Shape) -> list[Shape]:
+    """The members of a union, or the type itself, without ``Annotated``'s wrapping."""
+    while isinstance(shape, inspect.Metadata):
+        shape = shape.type
+    if isinstance(shape, inspect.UnionType):
+        return [part for each in shape.types for part in members(each)]
+    return [shape]
+
+
+def walk(shape: Shape) -> Iterator[Shape]:
+    """The type and every type inside it, each once (types may contain themselves)."""
+    seen: set[int] = set()
+    todo = [shape]
+    while todo:
+        part = todo.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        if isinstance(part, _FIELDED):
+            todo += [field.type for field in part.fields]
+        elif isinstance(part, inspect.UnionType):
+            todo += part.types
+        elif isinstance(part, inspect.TupleType):
+            todo += part.item_types
+        elif isinstance(part, inspect.Metadata):
+            todo.append(part.type)
+        elif isinstance(part, inspect.DictType):
+            todo += [part.key_type, part.value_type]
+        elif isinstance(part, inspect.CollectionType):
+            todo.append(part.item_type)
+
+
+def origin(cls: Any) -> type:
+    """The class itself, of a generic class with its arguments filled in."""
+    found: type = typing.get_origin(cls) or cls
+    return found
+
+
+def is_open(shape: Shape) -> bool:
+    """Whether nothing is known about the values of this type (``Any``, ``object``)."""
+    return isinstance(shape, inspect.AnyType) or (
+        isinstance(shape, inspect.CustomType) and shape.cls is object
+    )
+
+
+def includes_none(form: TypeForm[Any]) -> bool:
+    """Whether None is a value of this type, so that a handler of it takes tombstones too."""
+    return any(isinstance(part, inspect.NoneType) or is_open(part) for part in _parts(form))
+
+
+def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
+    """The tags of the type's tagged structs; empty where no message can have an unknown one."""
+    return frozenset(
+        part.tag
+        for part in _parts(form)
+        if isinstance(part, inspect.StructType) and part.tag is not None
+    )
+
+
+def _parts(form: TypeForm[Any]) -> list[Shape]:
+    try:
+        return members(inspect.type_info(form))
+    except Exception:
+        # A type of another library, for a codec of its own: all we can see is a plain union.
+        if typing.get_origin(form) in (typing.Union, types.UnionType):
+            return [part for each in typing.get_args(form) for part in _parts(each)]
+        return [inspect.CustomType(_Foreign)]
+
+
+class _Foreign:
+    """Stands for a type that msgspec cannot make sense of."""
+
+
+def classes_of(shape: Shape) -> tuple[type, ...] | None:
+    """The classes of which a value of this type must be an instance; None where any will do.
+
+    Wider than the type where Python is lenient and the wire cannot tell (an int for a float, a
+    tuple for a list), so an instance may still not fit.
+    """
+    found: list[type] = []
+    for part in members(shape):
+        if isinstance(part, _FIELDED):
+            typed_dict = isinstance(part, inspect.TypedDictType)
+            found.append(dict if typed_dict else origin(part.cls))
+        elif isinstance(part, inspect.EnumType):
+            found.append(part.cls)
+        elif isinstance(part, inspect.LiteralType):
+            found += {type(value) for value in part.values}
+        elif isinstance(part, inspect.CollectionType | inspect.TupleType):
+            found += (list, tuple, set, frozenset)
+        elif type(part) in _CLASSES:
+            found += _CLASSES[type(part)]
+        else:
+            return None
+    return tuple(found)
+
+
+_CLASSES: dict[type[Shape], tuple[type, ...]] = {
+    inspect.NoneType: (type(None),),
+    inspect.BoolType: (bool,),
+    inspect.IntType: (int,),
+    inspect.FloatType: (float, int),
+    inspect.StrType: (str,),
+    inspect.BytesType: (bytes, bytearray, memoryview),
+    inspect.ByteArrayType: (bytes, bytearray, memoryview),
+    inspect.MemoryViewType: (bytes, bytearray, memoryview),
+    inspect.DateTimeType: (datetime.datetime,),
+    inspect.DateType: (datetime.date,),
+    inspect.TimeType: (datetime.time,),
+    inspect.TimeDeltaType: (datetime.timedelta,),
+    inspect.UUIDType: (uuid.UUID,),
+    inspect.DecimalType: (decimal.Decimal,),
+    inspect.DictType: (Mapping,),
+}
+
+
+def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
+    """Every member of the type but None, with the names of its fields as Python spells them.
+
+    A member that has no fields (``int``) comes with an empty set. None where the fields cannot be
+    known: an untyped value, a plain ``dict``, a class of another library.
+    """
+    result: list[tuple[type, set[str]]] = []
+    for part in _parts(form):
+        if isinstance(part, _FIELDED):
+            result.append((origin(part.cls), {field.name for field in part.fields}))
+        elif isinstance(part, inspect.AnyType | inspect.CustomType | inspect.DictType):
+            return None
+        elif not isinstance(part, inspect.NoneType):
+            result.append(((classes_of(part) or (object,))[0], set()))
+    return result

@@ -1,0 +1,191 @@
+"""What JSON and MessagePack have in common: documents with a type, decoded by functions in C.
+
+Theory of operation. Reading: bound size and depth, decode, and only if that fails find out why.
+:func:`bind` puts the three into one ``decode``, and also gives out the bare decoder, for batches
+that are cleared as a whole (see :class:`~stream_codecs.Bound`).
+
+Writing: what ``encode`` returns, ``decode`` accepts; a value for which that is not so is an
+:class:`~stream_codecs.EncodeError`, and no consumer ever finds it. The class of a value and of its
+fields mostly proves it (:mod:`stream_codecs.fits`); where not, the document is decoded again. Size
+and depth are bounded as for reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import isfinite
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import inspect
+from typing_extensions import TypeForm
+
+from stream_codecs.errors import BindError, DecodeError, EncodeError
+from stream_codecs.explain import Place, decode_error, encode_error, tag_reader
+from stream_codecs.fits import compile_fits
+from stream_codecs.limits import Limits, excess, present
+from stream_codecs.protocol import Bound, Role
+from stream_codecs.shape import Shape, classes_of, describe, is_open, type_name, walk
+
+__all__ = ["Format", "bind"]
+
+
+class Format(NamedTuple):
+    """A format of documents: what :func:`bind` needs of it."""
+
+    name: str
+    content_type: str
+    encode: Callable[[Any], bytes]
+    decoder: Callable[[Any], Callable[[bytes], Any]]
+    """Makes the decoding function for a type."""
+    deeper: Callable[[bytes, int], bool]
+    """Whether a document nests deeper than so many levels."""
+    harmless: Callable[[Sequence[bytes], int], bool]
+    """Whether no document of a batch can, by a look at the whole batch."""
+    null: bytes | None = None
+    """As what NaN is written, where the format has none and the encoder hides it."""
+    reread: bool = True
+    """A value may be written that the decoder refuses."""
+
+
+def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: Role) -> Bound[Any]:
+    """Bind a format to a type.
+
+    :raises BindError: msgspec cannot carry the type.
+    """
+    shape = describe(type)
+    _check(shape, type)
+    place = Place(format.name, topic, role, type_name(type))
+    try:
+        fast = format.decoder(type)
+    except Exception as exc:
+        raise BindError(f"cannot use the type {place.type}: {exc}") from exc
+    unknown_tag = tag_reader(shape, format.decoder)
+    max_size, max_depth = limits.max_size, limits.max_depth
+    small = min(max_size, max_depth)
+    deeper, harmless = format.deeper, format.harmless
+
+    def explain(data: bytes, exc: Exception) -> DecodeError:
+        return decode_error(place, data, exc, unknown_tag)
+
+    def too_much(data: bytes) -> str | None:
+        reason = excess(data, max_size)
+        if reason is None and deeper(data, max_depth):
+            reason = f"nested deeper than {max_depth} levels"
+        return reason
+
+    def decode(data: bytes) -> Any:
+        if len(data) > small and (reason := too_much(data)):
+            raise place.error(data, reason)
+        try:
+            return fast(data)
+        except Exception as exc:
+            error = explain(data, exc)
+        # Raised out here, the original, which may quote the payload, is not its context; and
+        # what refers to itself through its traceback would keep the payload alive.
+        try:
+            raise error
+        finally:
+            del error
+
+    def cleared(values: Sequence[bytes | None]) -> bool:
+        found, largest = present(values)
+        return largest <= small or (largest <= max_size and harmless(found, max_depth))
+
+    return Bound(
+        encode=_encoder(format, shape, place, fast, too_much, small),
+        decode=decode,
+        content_type=format.content_type,
+        fast=fast,
+        cleared=cleared,
+        explain=explain,
+    )
+
+
+def _check(shape: Shape, type: TypeForm[Any]) -> None:
+    for part in walk(shape):
+        if isinstance(part, inspect.CustomType) and not is_open(part):
+            raise BindError(
+                f"cannot use the type {type_name(type)}: msgspec does not know "
+                f"{type_name(part.cls)}; use a Struct, dataclass, TypedDict, NamedTuple or "
+                f"builtin, or write a codec for it"
+            )
+
+
+def _encoder(
+    format: Format,
+    shape: Shape,
+    place: Place,
+    read: Callable[[bytes], Any],
+    too_much: Callable[[bytes], str | None],
+    small: int,
+) -> Callable[[Any], bytes]:
+    write = format.encode
+    null = format.null
+    fits = compile_fits(shape, finite=null is not None)
+    classes = classes_of(shape)
+
+    def find_fault(value: Any, data: bytes, sure: bool) -> EncodeError | None:
+        if classes is not None and not isinstance(value, classes):
+            return place.refusal(f"expected {place.type}, got {type_name(type(value))}")
+        reason = too_much(data)
+        if reason is not None:
+            return place.refusal(reason)
+        if sure:
+            return None
+        if null is not None and data.find(null) >= 0 and _has_non_finite(value):
+            return place.refusal("NaN or an infinity, which JSON cannot say")
+        if not format.reread:
+            return None
+        try:
+            read(data)
+        except Exception as exc:
+            fault = decode_error(place, data, exc)
+            return place.refusal(f"does not fit {place.type}: {fault.reason}", path=fault.path)
+        return None
+
+    def encode(value: Any) -> bytes:
+        try:
+            sure = fits(value)
+            data = write(value)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            error = encode_error(place, value, exc)
+        else:
+            if sure and len(data) <= small:
+                return data
+            fault = find_fault(value, data, sure)
+            if fault is None:
+                return data
+            error = fault
+        try:
+            raise error
+        finally:
+            del error
+
+    return encode
+
+
+_NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
+"""A 64-bit float of MessagePack with all bits of its exponent set (IEEE 754)."""
+
+
+def _has_non_finite(value: Any) -> bool:
+    # Hardly ever, so the first look is cheap and only then certain.
+    with suppress(Exception):
+        if not _NON_FINITE.search(msgspec.msgpack.encode(value)):
+            return False
+    todo = [msgspec.to_builtins(value)]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, float):
+            if not isfinite(item):
+                return True
+        elif isinstance(item, dict):
+            todo += item.values()
+        elif isinstance(item, list | tuple | set | frozenset):
+            todo += item
+    return False
