@@ -15,7 +15,7 @@ from streams.message import Batch
 
 T = TypeVar("T")
 
-PATIENCE = 6.0
+PATIENCE = 60.0
 """Seconds until a test gives up on something that should happen; no measure of speed."""
 
 
@@ -243,6 +243,12 @@ class Member:
             if event.member == self.name and event.what == "message"
         ]
 
+    def join(self) -> None:
+        """Wait until it ends, which by itself it does only when something went wrong."""
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
     def close(self) -> None:
         """Leave the group; an error that ended the member before is raised."""
         self._closing = True
@@ -250,8 +256,7 @@ class Member:
         self.subscription.wake()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), f"{self.name} does not come out of poll"
-        if self.error is not None:
-            raise self.error
+        self.join()
 
 
 def part(assignment: Assignment) -> Part:
