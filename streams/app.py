@@ -96,6 +96,8 @@ class Streams:
         self._failure: ProcessorDied | None = None
         self._cancelled_body = False
         self._stopping = False
+        self._gate = threading.Lock()
+        """Handlers with a transaction of their own take turns."""
 
     def __repr__(self) -> str:
         return f"<Streams {redact(self.url) if self._url or 'STREAMS_URL' in os.environ else ''!r}>"
@@ -489,7 +491,7 @@ class Streams:
         job = self._job(processor)
 
         def joint() -> Joint:
-            return pump.joint()
+            return pump.joint(self._gate)
 
         runner: Runner = (
             LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)
@@ -586,7 +588,7 @@ class Streams:
                 group, lambda topic: letter.name(sources[topic].name, group), self.clock
             ),
             send=self.publisher.derive,
-            transactions=log.capabilities.transactions,
+            transactions=log.capabilities.transactions and results is None,
         )
 
     def _pump_ended(
@@ -620,6 +622,9 @@ class Streams:
             if late:
                 logger.error("%d processors did not end in time and are left behind", len(late))
         self._ended = {}
+        for processor in self.processors:
+            if processor._runner is not None:
+                await processor._runner.gone()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

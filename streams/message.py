@@ -307,8 +307,8 @@ class Message(Generic[T_co]):
             from streams.errors import ConfigError
 
             raise ConfigError(
-                "message.transaction: only a message handled by a processor on a sqlite:// log "
-                "has a transaction"
+                "message.transaction: only a message handled by a processor on a sqlite:// log, "
+                "without to=, has a transaction"
             )
         return self._transaction
 

@@ -21,6 +21,7 @@ from streams.clock import Clock
 from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
 from streams.log.protocol import Log
 from streams.message import Position, Record
+from streams.runners.base import joined
 
 logger = logging.getLogger("streams")
 
@@ -107,6 +108,11 @@ class Publisher:
     # -- handing over
 
     def _hand_over(self, order: _Order) -> None:
+        if joined.get():
+            raise NotRunning(
+                "publishing while message.transaction is open would wait for itself: publish "
+                "before the first execute, or return the value with to="
+            )
         with self._changed:
             if self._closing:
                 raise NotRunning("the app is closing or closed: nothing more is published")

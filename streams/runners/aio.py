@@ -209,6 +209,11 @@ class LoopRunner(Runner):
 
         self.enter(cancel)
 
+    @override
+    async def gone(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_WORD)
+
     def _tell(self) -> None:
         if self._waiters:
             with self._calm:

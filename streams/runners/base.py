@@ -7,16 +7,19 @@ with a callback, and until it comes the message's lane stays busy and the messag
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import random
-from typing import Any
+from typing import Any, Self
 
 from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import BatchError, Fenced, LogError
+from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
 from streams.runners.job import Job, Outgoing, Skip, Undecodable
 
@@ -26,16 +29,50 @@ BURIAL_PAUSE = 1.0
 """Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
 
 
+joined: ContextVar[bool] = ContextVar("joined", default=False)
+"""Whether the running handler has its transaction open: publishing would wait for itself."""
+
+GATE_PATIENCE = 60.0
+"""Seconds a plain handler waits for another handler's transaction to end."""
+
+
 class Joint:
     """The transaction that a handler may join, offered as ``message.transaction``.
 
-    Begun by its first use. Handed out by the pump, which knows the subscription.
+    Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so
+    the handlers of a process take turns (``gate``): a plain handler waits in :meth:`execute`; an
+    async one must not block its loop, and waits in ``async with message.transaction:`` instead.
     """
 
-    def __init__(self, open: Callable[[], Any], commit: Callable[[Any, Sequence[Work]], None]):
+    def __init__(
+        self,
+        open: Callable[[], Any],
+        commit: Callable[[Any, Sequence[Work]], None],
+        gate: threading.Lock,
+        *,
+        may_block: bool,
+    ) -> None:
         self._open = open
         self._commit = commit
+        self._gate = gate
+        self._may_block = may_block
+        self._held = False
         self._transaction: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Wait for other handlers' transactions to end; ours ends with the handler."""
+        if not self._held and not self._gate.acquire(blocking=False):
+            waiting = asyncio.ensure_future(asyncio.to_thread(self._gate.acquire))
+            try:
+                await asyncio.shield(waiting)
+            except asyncio.CancelledError:
+                waiting.add_done_callback(lambda _: self._gate.release())
+                raise
+        self._held = True
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
 
     @property
     def begun(self) -> bool:
@@ -48,20 +85,41 @@ class Joint:
         :returns: the rows, as tuples.
         """
         if self._transaction is None:
+            if not self._held:
+                patience = GATE_PATIENCE if self._may_block else 0
+                if not self._gate.acquire(timeout=patience):
+                    raise Unavailable(
+                        "another handler's transaction is open: in an async handler use "
+                        "`async with message.transaction:`, which waits for it"
+                    )
+                self._held = True
             self._transaction = self._open()
+            joined.set(True)
         rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
         return rows
 
     def commit(self, works: Sequence[Work]) -> None:
         """The handler succeeded."""
         transaction, self._transaction = self._transaction, None
-        self._commit(transaction, works)
+        try:
+            self._commit(transaction, works)
+        finally:
+            self._leave()
 
     def rollback(self) -> None:
         """The handler failed, or its message is not ours any more."""
         transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            transaction.rollback()
+        try:
+            if transaction is not None:
+                transaction.rollback()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._held:
+            self._held = False
+            self._gate.release()
+            joined.set(False)
 
 
 @dataclass(slots=True)
@@ -143,6 +201,10 @@ class Runner(ABC):
     @abstractmethod
     def close(self) -> None:
         """End for good."""
+
+    async def gone(self) -> None:
+        """On the app's loop, after :meth:`close`: wait a moment for what lives there to end."""
+        await asyncio.sleep(0)
 
     def assign(self, owned: Owned) -> None:
         """Begin with a partition."""

@@ -80,6 +80,8 @@ class Pump:
         self._stopping = threading.Event()
         self._paused = False
         self._driver_paused = False
+        self._held_back: set[int] = set()
+        """Assignments paused in the driver."""
         self._unstarted = False
         self._next_commit = 0.0
         self._thread = threading.Thread(
@@ -156,15 +158,15 @@ class Pump:
             return "messages are due to be tried again"
         return ""
 
-    def joint(self) -> Joint:
-        """A transaction for one worker of the runner."""
+    def joint(self, gate: threading.Lock) -> Joint:
+        """A transaction for one worker of the runner; ``gate`` is the process's one writer."""
 
         def open() -> Any:
             if self._subscription is None:
                 raise Unavailable(f"{self._job.name}: not subscribed yet")
             return self._subscription.begin()
 
-        return Joint(open, self._commit_with)
+        return Joint(open, self._commit_with, gate, may_block=not self._job.asynchronous)
 
     # -- the thread
 
@@ -235,14 +237,13 @@ class Pump:
         if room <= 0 or self._paused:
             self._wait_for_room(subscription)
             room = self._take_stock()
-        if self._driver_paused and (room > 0 and not self._paused):
-            self._driver_paused = False
-            subscription.resume(self._open_assignments())
         if room > 0 and not self._paused:
+            self._hold_back(subscription, everything=False)
             batches = subscription.poll(min(room, CHUNK), self._patience())
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
             batches = subscription.poll(1, 0.0)
+            self._hold_back(subscription, everything=True)
         else:
             batches = ()
         if self._unstarted:
@@ -281,11 +282,24 @@ class Pump:
                 return
             self._room.wait(STALL)
             if self._take_stock() <= 0 or self._paused:
-                self._driver_paused = True
-                subscription.pause([assignment for assignment, _ in self._owned.values()])
+                self._hold_back(subscription, everything=True)
         else:
             self._room.clear()
             self._room.wait(self._patience())
+
+    def _hold_back(self, subscription: Subscription, *, everything: bool) -> None:
+        """Pause in the driver what must not deliver: everything, or what is full."""
+        self._driver_paused = everything
+        wanted = set(self._owned) if everything else self._full & self._owned.keys()
+        if wanted == self._held_back:
+            return
+        pause = [self._owned[key][0] for key in wanted - self._held_back]
+        resume = [each[0] for key, each in self._owned.items() if key in self._held_back - wanted]
+        self._held_back = wanted
+        if pause:
+            subscription.pause(pause)
+        if resume:
+            subscription.resume(resume)
 
     def _offer(self, batch: Batch) -> None:
         found = self._owned.get(id(batch.assignment))
@@ -342,8 +356,6 @@ class Pump:
         if not found.complete or len(found.progress) > FULL:
             if key not in self._full:
                 self._full.add(key)
-                if self._subscription is not None:
-                    self._subscription.pause([assignment])
                 logger.warning(
                     "%s: %s/%d takes in no more until its settled set is smaller: "
                     "%d characters, position %d",
@@ -352,8 +364,6 @@ class Pump:
                 )  # fmt: skip
         elif key in self._full and len(found.progress) * 2 < FULL:
             self._full.discard(key)
-            if self._subscription is not None and not self._driver_paused:
-                self._subscription.resume([assignment])
         place = (found.position, found.progress)
         if self._stored.get(key) == place:
             return None
@@ -397,7 +407,7 @@ class Pump:
         """Listener: these partitions are ours."""
         self.rebalances += 1
         for assignment in assignments:
-            progress, window = self._restore(assignment)
+            progress, window = self._restored(assignment)
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
             self._runner.assign(owned)
@@ -410,9 +420,6 @@ class Pump:
                 self._unstarted = True
         if assignments:
             logger.info("%s: owns %s", self._job.name, names(assignments))
-            if self._driver_paused:
-                # Everything is paused, so the new ones are too.
-                self._driver_paused = False
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: finish and commit these."""
@@ -474,9 +481,19 @@ class Pump:
             self._owned.pop(id(assignment), None)
             self._stored.pop(id(assignment), None)
             self._full.discard(id(assignment))
+            self._held_back.discard(id(assignment))
 
-    def _open_assignments(self) -> list[Assignment]:
-        return [each[0] for key, each in self._owned.items() if key not in self._full]
+    def _restored(self, assignment: Assignment) -> tuple[Progress, Window | None]:
+        """:meth:`_restore` through outages: a partition that is ours must be served."""
+        pause = 0.1
+        while True:
+            try:
+                return self._restore(assignment)
+            except Unavailable as error:
+                if self._stopping.is_set():
+                    raise
+                self._unreachable(error, pause)
+                pause = min(2.0, pause * 2)
 
     def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
         """Where to go on, and what was settled already."""

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
+from streams.errors import BatchError
 from streams.message import deliver
 from streams.runners.base import Joint, Runner, logger
 from streams.runners.job import Job, Skip
@@ -328,8 +329,8 @@ class ThreadRunner(Runner):
         works = dispatcher.claim(segment, 0, stop, end)
         if not works:
             return
-        if job.batch is not None:
-            # Not known yet whose fault it is: decoding or handling, so one by one.
+        if len(works) > 1:
+            # Not known yet whose fault it is, decoding's or the handler's: one by one.
             self.batch_failed(works, error)
             return
         work = works[0]
@@ -340,7 +341,10 @@ class ThreadRunner(Runner):
         except Exception as undecodable:
             self.poison(work, undecodable)
         else:
-            self.failed(work, error)
+            if isinstance(error, BatchError):
+                self.batch_failed(works, error)
+            else:
+                self.failed(work, error)
 
     def _bare(self, segment: Segment, values: Sequence[Any], decode: Any) -> Handled:
         """The hot loop: the handler takes the value and nothing else is asked for."""
