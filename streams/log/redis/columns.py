@@ -1,0 +1,245 @@
+"""Entries as Redis sends them, ``[[id, [field, value, …]], …]``, made into columns.
+
+Our own entries have the fields ``value``, ``key`` and one for each header, the message ID
+(``ce_id``) first: ``XADD orders * value '{"n":1}' key k1 ce_id 7f3a…``. A tombstone has no
+``value``, a keyless message no ``key``. A header without a value is the field ``null:name``, empty;
+one whose name would be mistaken for any of these is written as ``header:name``.
+
+An entry of somebody else's is read as it stands: with a ``value`` field, as one of ours; without
+(and without a ``ce_id``), its value is the JSON object of all its fields as text, so that
+``XADD orders * amount 5 currency EUR`` is ``{"amount":"5","currency":"EUR"}``; its ``key`` field,
+if it has one, is its key too.
+
+How an entry is read depends on the names of its fields alone, and neighbours mostly have the same
+names. So a whole batch is turned into columns at C speed, and checked to be uniform by counting;
+only where it is not, entries are read one by one. Entry IDs stay as they came until somebody asks
+for a number: turning each into a 128-bit integer would cost as much as all the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import msgspec
+
+from streams.log.redis.keys import EntryId, offset
+from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
+
+Row = list[bytes]
+"""Names and values of one entry's fields, in turn."""
+
+Rows = list[tuple[bytes, Row]]
+"""Entries as they came."""
+
+_VALUE, _KEY = b"value", b"key"
+_ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
+_ESCAPE, _NULL = "header:", "null:"
+_RESERVED = ("value", "key", ID)
+
+
+class Layout(NamedTuple):
+    """Where the fields of one sequence of names stand in a row: the index of the value, or -1."""
+
+    value: int
+    key: int
+    id: int
+    source: int
+    redrive: int
+    headers: tuple[tuple[str, int], ...]
+    """Their names, and where their values are; -1: they have none."""
+
+    @property
+    def foreign(self) -> bool:
+        """Not written by us, nor by somebody who knows of us."""
+        return self.value < 0 and self.id < 0
+
+    @property
+    def plain(self) -> bool:
+        """The message ID alone is the identity."""
+        return self.source < 0 and self.redrive < 0
+
+
+_layouts: dict[tuple[bytes, ...], Layout] = {}
+_MOST_LAYOUTS = 1_000
+"""Names of fields come from outside, so what is remembered of them is bounded."""
+
+
+def layout(names: tuple[bytes, ...]) -> Layout:
+    """Where what stands, for entries whose fields have these names."""
+    found = _layouts.get(names)
+    if found is None:
+        place: dict[bytes, int] = {}
+        headers: list[tuple[str, int]] = []
+        for turn, name in enumerate(names):
+            at = 2 * turn + 1
+            if name not in place:
+                place[name] = at
+                if name in (_VALUE, _KEY):
+                    continue
+            shown = text(name)
+            if shown.startswith(_NULL):
+                headers.append((shown[len(_NULL) :], -1))
+            else:
+                headers.append((shown.removeprefix(_ESCAPE), at))
+        found = Layout(
+            place.get(_VALUE, -1),
+            place.get(_KEY, -1),
+            place.get(_ID, -1),
+            place.get(_SOURCE, -1),
+            place.get(_REDRIVE, -1),
+            tuple(headers),
+        )
+        if found.foreign:
+            found = found._replace(headers=())
+        if len(_layouts) >= _MOST_LAYOUTS:
+            _layouts.clear()
+        _layouts[names] = found
+    return found
+
+
+def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
+    """The names and values of a record's fields, and which of them is the message ID."""
+    names: tuple[bytes | str, ...]
+    id = record.id.encode("utf-8", "surrogateescape")
+    if record.value is not None and record.key is not None:
+        names, values, place = (_VALUE, _KEY, _ID), [record.value, record.key, id], 2
+    elif record.value is not None:
+        names, values, place = (_VALUE, _ID), [record.value, id], 1
+    elif record.key is not None:
+        names, values, place = (_KEY, _ID), [record.key, id], 1
+    else:
+        names, values, place = (_ID,), [id], 0
+    if record.headers:
+        more: list[bytes | str] = []
+        for name, value in record.headers:
+            if value is None:
+                name = _NULL + name
+            elif name in _RESERVED or name.startswith((_ESCAPE, _NULL)):
+                name = _ESCAPE + name
+            more.append(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
+            values.append(b"" if value is None else value)
+        names += tuple(more)
+    return names, values, place
+
+
+class Offsets(Sequence[int]):
+    """Entry IDs as offsets, made when asked for."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Sequence[bytes]) -> None:
+        self.raw = raw
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        if isinstance(index, slice):
+            return Offsets(self.raw[index])
+        return offset(self.raw[index])
+
+    def __iter__(self) -> Iterator[int]:
+        # All of them: read as one JSON list, which is several times as fast.
+        numbers = _numbers.decode(b"[%s]" % b",".join(self.raw).replace(b"-", b","))
+        return iter([high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)])
+
+    def __repr__(self) -> str:
+        return f"<{len(self.raw)} offsets>"
+
+
+_numbers = msgspec.json.Decoder(list[int])
+
+
+class Entries(Batch):
+    """A batch whose headers and times stay inside what Redis sent until they are read."""
+
+    __slots__ = ("_layout", "_rows")
+
+    offsets: Offsets
+
+    def __init__(
+        self, topic: str, partition: int, rows: Sequence[tuple[bytes, Row]], assignment: Any = None
+    ) -> None:
+        raw, data = zip(*rows, strict=True)
+        self.topic = topic
+        self.partition = partition
+        self.offsets = Offsets(raw)
+        self.assignment = assignment
+        self._headers = self._times = None
+        self._rows: list[Row | None] = list(data)
+        self._layout: Layout | None = None
+        self._columns(data)
+
+    def _columns(self, data: Sequence[Row]) -> None:
+        width, count = len(data[0]), len(data)
+        names = tuple(data[0][::2])
+        found = layout(names)
+        if found.foreign or not found.plain or set(map(len, data)) != {width}:
+            return self._mixed(data)
+        columns = list(zip(*data, strict=True))
+        for name, column in zip(names, columns[::2], strict=True):
+            if column.count(name) != count:
+                return self._mixed(data)
+        self._layout = found
+        nothing: list[Any] = [None]
+        self.values = list(columns[found.value]) if found.value > 0 else nothing * count
+        self.keys = list(columns[found.key]) if found.key > 0 else nothing * count
+        if found.id < 0:
+            self.ids = nothing * count
+            return None
+        try:
+            self.ids = list(map(bytes.decode, columns[found.id]))
+        except UnicodeDecodeError:
+            self.ids = list(map(text, columns[found.id]))
+        if "" in self.ids:
+            self.ids = [id or None for id in self.ids]
+        return None
+
+    def _mixed(self, data: Sequence[Row]) -> None:
+        """Entry by entry."""
+        self.keys, self.values, self.ids = [], [], []
+        for row in data:
+            found = layout(tuple(row[::2]))
+            self.keys.append(row[found.key] if found.key > 0 else None)
+            if found.foreign:
+                self.values.append(_as_json(row))
+            else:
+                self.values.append(row[found.value] if found.value > 0 else None)
+            if found.id > 0 and row[found.id]:
+                source = text(row[found.source]) if found.source > 0 else None
+                redrive = text(row[found.redrive]) if found.redrive > 0 else None
+                self.ids.append(identity(text(row[found.id]), source, redrive))
+            else:
+                self.ids.append(None)
+
+    def headers(self, index: int) -> Headers:
+        """The headers of one message; none once it was released."""
+        row = self._rows[index]
+        if row is None:
+            return ()
+        found = self._layout or layout(tuple(row[::2]))
+        return [(name, row[at] if at > 0 else None) for name, at in found.headers]
+
+    def time(self, index: int) -> float:
+        """When the server took the message, in seconds since the epoch: its ID says so."""
+        return (self.offsets[index] >> 64) / 1000
+
+    def offset(self, index: int) -> int:
+        """The offset, which shows itself as the entry ID."""
+        return EntryId(self.offsets[index])
+
+    def release(self, index: int) -> None:
+        """Let go of one settled message's bytes, its headers among them."""
+        self.keys[index] = self.values[index] = self._rows[index] = None
+
+
+def _as_json(row: Row) -> bytes:
+    r"""The fields of a foreign entry; what is not UTF-8 shows as ``\xNN``."""
+    names = (name.decode("utf-8", "backslashreplace") for name in row[::2])
+    values = (value.decode("utf-8", "backslashreplace") for value in row[1::2])
+    return msgspec.json.encode(dict(zip(names, values, strict=True)))

@@ -1,0 +1,116 @@
+"""What is called what in Redis, and how an entry ID is an offset.
+
+A topic ``orders`` with one partition is the stream ``orders``; with more, partition 3 is the
+stream ``{orders:3}``. What else belongs to the partition shares its hash tag, and so stands on the
+same node of a cluster (the tag of a key is what is between the first braces, else all of it: Redis
+Cluster specification, "Hash tags"):
+
+==============================  ===================================================================
+``{orders:3}:group:billing``    hash: lease (owner, epoch, until) and place of a group
+``{orders:3}:ids:0`` … ``:2``   hashes: message ID to entry ID, of the last minutes
+``{orders}:topic``              hash: partitions and retention
+``{group:billing}:members``     hash: member to "expiry topics"
+``{group:billing}:topics``      hash: topic to the positions the group began at
+``streams:topics``              set: the topics created through this toolkit
+``streams:groups``              set: the groups
+==============================  ===================================================================
+
+Names of topics and groups hold no braces and no colons (:mod:`streams.log.names`), so none of
+these can be mistaken for another.
+"""
+
+from __future__ import annotations
+
+import re
+
+from streams.errors import ConfigError
+
+TOPICS = b"streams:topics"
+GROUPS = b"streams:groups"
+
+HIGH = (1 << 128) - 1
+"""The greatest entry ID there can be."""
+_LOW64 = (1 << 64) - 1
+
+
+class Part:
+    """The keys of one partition."""
+
+    __slots__ = ("_tag", "ids", "partition", "stream", "topic")
+
+    def __init__(self, topic: str, partition: int, partitions: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        if partitions == 1:
+            self.stream = topic.encode()
+            self._tag = b"{%s}" % self.stream
+        else:
+            self.stream = self._tag = b"{%s:%d}" % (topic.encode(), partition)
+        self.ids = tuple(b"%s:ids:%d" % (self._tag, turn) for turn in range(3))
+
+    def group(self, group: str) -> bytes:
+        """The hash with a group's lease and place in this partition."""
+        return b"%s:group:%s" % (self._tag, group.encode())
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+def topic_key(topic: str) -> bytes:
+    """The hash with a topic's facts."""
+    return b"{%s}:topic" % topic.encode()
+
+
+def members_key(group: str) -> bytes:
+    """The hash of a group's members."""
+    return b"{group:%s}:members" % group.encode()
+
+
+def topics_key(group: str) -> bytes:
+    """The hash of a group's topics, and where it began in each."""
+    return b"{group:%s}:topics" % group.encode()
+
+
+# -- entry IDs -------------------------------------------------------------------------------------
+
+
+class EntryId(int):
+    """An offset that shows itself as Redis does: ``ms-seq``."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self >> 64}-{self & _LOW64}"
+
+
+def entry_id(offset: int) -> bytes:
+    """An offset as Redis writes it."""
+    offset = min(max(offset, 0), HIGH)
+    return b"%d-%d" % (offset >> 64, offset & _LOW64)
+
+
+def before(position: int) -> bytes:
+    """The entry ID just below a position: what XREAD and XGROUP call the last one read."""
+    return entry_id(position - 1)
+
+
+def offset(id: bytes) -> int:
+    """An entry ID as an offset."""
+    high, _, low = id.partition(b"-")
+    return int(high) << 64 | int(low or 0)
+
+
+_WRITTEN = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?\Z", re.ASCII)
+
+
+def parse(text: str) -> int:
+    """An entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that millisecond.
+
+    :raises ConfigError: it is none.
+    """
+    found = _WRITTEN.match(text)
+    if found:
+        high, low = int(found[1]), int(found[2] or 0)
+        if high <= _LOW64 and low <= _LOW64:
+            return high << 64 | low
+    raise ConfigError(f"{text!r} is no entry ID of Redis: write 1700000000000-0, or its first half")

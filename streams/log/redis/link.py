@@ -1,0 +1,92 @@
+"""One connection to one server: redis-py's, with types, and without anything done twice.
+
+An exception while sending or receiving leaves open what the server has read and what of its answer
+is still to come, so the connection is closed, whatever the exception was.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from redis import connection as driver
+from redis.exceptions import RedisError, ResponseError
+
+from streams.log.redis.errors import translate
+from streams.log.redis.settings import Address, Settings
+
+
+class Link:
+    """A connection, connected. Used by one thread at a time."""
+
+    __slots__ = ("_driver", "address")
+
+    def __init__(self, settings: Settings, address: Address) -> None:
+        """Connect, authenticate, select the database.
+
+        :raises LogError: it could not be made.
+        """
+        self.address = address
+        kind: Any = driver.SSLConnection if settings.tls else driver.Connection
+        self._driver = kind(host=address[0], port=address[1], **settings.connection)
+        try:
+            self._driver.connect()
+        except (RedisError, OSError) as error:
+            raise translate(error, str(self)) from error
+
+    def __str__(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
+
+    def send(self, *args: Any) -> None:
+        """Send one command."""
+        self._driver.send_command(*args)
+
+    def send_all(self, commands: Sequence[Sequence[Any]]) -> None:
+        """Send several commands in as few packets as they fit in."""
+        self._driver.send_packed_command(self._driver.pack_commands(commands))
+
+    def receive(self) -> Any:
+        """The next answer.
+
+        :raises redis.exceptions.ResponseError: the server's error; the connection is in order.
+        """
+        try:
+            return self._driver.read_response(disable_decoding=True)
+        except ResponseError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, *args: Any) -> Any:
+        """Send one command, and wait for its answer."""
+        self.send(*args)
+        return self.receive()
+
+    def readable(self) -> bool:
+        """Whether something has come, or begun to come.
+
+        :raises RedisError: the server closed the connection.
+        """
+        return bool(self._driver.can_read(0))
+
+    @property
+    def open(self) -> bool:
+        """Whether it was not closed."""
+        return bool(self._driver.is_connected)
+
+    @property
+    def socket(self) -> socket.socket:
+        """To wait on.
+
+        :raises OSError: it is closed.
+        """
+        found: socket.socket | None = self._driver._get_socket()
+        if found is None:
+            raise OSError("the connection is closed")
+        return found
+
+    def close(self) -> None:
+        """Close it; harmless when it is."""
+        self._driver.disconnect()

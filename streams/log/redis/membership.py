@@ -1,0 +1,347 @@
+"""A member of a group: its heartbeat, and the leases of its partitions.
+
+Every partition's lease is beside the partition, in the hash that also holds the group's place
+there, so that one script can check the one before it stores the other, on any node of a cluster.
+Safety rests on that hash alone. Who the members are stands in one hash of the group; it only says
+how the partitions should be shared out (:mod:`streams.log.membership`), so it may be late, or lost,
+and nothing worse happens than a rebalance.
+
+All expiries are on the clock of the server that holds them; what is sent here is the time that is
+left. An owner counts its own time from before it asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from streams.errors import LogError, Unavailable
+from streams.log.membership import FREE, Lease, Member, Plan, plan
+from streams.log.protocol import Assignment, Committed
+from streams.log.redis.client import Client, Command, scripted
+from streams.log.redis.columns import Rows
+from streams.log.redis.groups import Groups
+from streams.log.redis.keys import Part, entry_id, members_key, offset, topics_key
+from streams.log.redis.reading import Stream, stream_of
+from streams.log.redis.topics import Topics
+from streams.log.redis.trail import Trail
+
+logger = logging.getLogger("streams")
+
+MANY = 500
+"""Partitions renewed by one script call, where they are all on one server."""
+
+Place = tuple[str, int]
+
+
+class Saved(NamedTuple):
+    """A group's place in a partition, as this member knows it."""
+
+    position: int
+    progress: str = ""
+    read: int | None = None
+
+
+class Owned:
+    """A partition that this member owns."""
+
+    __slots__ = (
+        "assignment",
+        "cursor",
+        "lease",
+        "part",
+        "paused",
+        "rows",
+        "trail",
+        "version",
+    )
+
+    def __init__(self, assignment: Assignment, part: Part, lease: bytes) -> None:
+        self.assignment = assignment
+        self.part = part
+        self.lease = lease
+        self.cursor = b"0-0"
+        """ID of the last entry read."""
+        self.rows: Rows = []
+        """Read, and not delivered yet."""
+        self.trail = Trail(None)
+        self.paused = False
+        self.version = 0
+        """Of the last commit."""
+
+    @property
+    def place(self) -> Place:
+        """Topic and partition."""
+        return self.assignment.topic, self.assignment.partition
+
+
+class Taken(NamedTuple):
+    """A lease that was taken, and what was stored there."""
+
+    part: Part
+    epoch: int
+    saved: Saved | None
+    stream: Stream
+    valid_until: float
+
+
+@dataclass(slots=True)
+class Beat:
+    """What came of a heartbeat."""
+
+    plan: Plan = field(default_factory=Plan)
+    changed: bool = False
+    """The members are not those of the last time."""
+    lost: list[Owned] = field(default_factory=list)
+    """Somebody else's by now, or gone with all that the server had."""
+    adrift: list[Owned] = field(default_factory=list)
+    """Still one's own, but their stream ends below what was read of it."""
+    streams: dict[Place, Stream] = field(default_factory=dict)
+    """What is known of the streams of what is owned."""
+
+
+class Membership:
+    """One member of a group. Used by one thread."""
+
+    def __init__(
+        self,
+        client: Client,
+        topics: Topics,
+        groups: Groups,
+        group: str,
+        names: Sequence[str],
+        window: int,
+    ) -> None:
+        self.me = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+        self._client = client
+        self._topics = topics
+        self._groups = groups
+        self._group = group
+        self._names = tuple(names)
+        self._window = window
+        self.terms = client.settings.terms
+        self._term = int(self.terms.lease * 1000)
+        self._parts = {
+            (part.topic, part.partition): part for n in names for part in topics.parts(n)
+        }
+        self._counts = {name: topics.facts(name).info.partitions for name in names}
+        self._starts = groups.starts(group, names)
+        self.saved: dict[Place, Saved] = {}
+        """Where the group stood last, in all partitions this member ever owned."""
+        self._epochs: dict[Place, int] = {}
+        self._met: frozenset[str] = frozenset()
+        self._beaten = 0.0
+        """When the last heartbeat got through; 0 before the first."""
+        self._careful_until = 0.0
+        """After the server lost everything, members must find each other again: until then only
+        what this member owned before is taken."""
+        self._complained = False
+
+    # -- heartbeats
+
+    def beat(self, owned: Sequence[Owned]) -> Beat:
+        """Say that this member lives, extend its leases, and see who has the others.
+
+        :raises LogError: nothing of that could be done.
+        """
+        found = Beat()
+        sent = time.monotonic()
+        mine = {each.place: each for each in owned}
+        places = list(self._parts)
+        size = 1 if self._client.servers.clustered else MANY
+        chunks = [places[at : at + size] for at in range(0, len(places), size)]
+        answers = self._client.run_all(
+            [self._heartbeat(sent), *(self._renewal(chunk, mine) for chunk in chunks)]
+        )
+        leases: dict[Place, Lease] = {}
+        failure: LogError | None = None
+        for chunk, rows in zip(chunks, answers[1:], strict=True):
+            if isinstance(rows, LogError):
+                failure = rows
+                # What is not known is nobody's to take.
+                leases.update((place, Lease("?", 0, float("inf"))) for place in chunk)
+                continue
+            for place, row in zip(chunk, rows, strict=True):
+                leases[place] = self._lease(found, sent, mine.get(place), place, row)
+        members = answers[0]
+        if isinstance(members, LogError):
+            if isinstance(failure, LogError):
+                raise members
+            failure = members
+        self._complain(failure)
+        for each in mine.values():
+            # Mine until it is known not to be: also what could not be asked for now.
+            if each not in found.lost and leases[each.place].owner == "?":
+                leases[each.place] = Lease(self.me, each.assignment.epoch, float("inf"))
+        if not isinstance(members, LogError):
+            self._meet(found, sent, members, leases)
+        return found
+
+    def renew(self, owned: Sequence[Owned]) -> list[Owned]:
+        """Extend the leases, and nothing else: those that are not one's own any more.
+
+        :raises LogError: it could not be done for any.
+        """
+        beat = self.beat(owned)
+        return [*beat.lost, *beat.adrift]
+
+    def _heartbeat(self, now: float) -> Command:
+        silence = 0.0
+        if self._beaten:
+            silence = min(self.terms.lease, max(0.0, now - self._beaten - self.terms.heartbeat))
+        return scripted(
+            self._group, "beat", [members_key(self._group)],
+            self.me, ",".join(self._names), self._term, int(silence * 1000),
+        )  # fmt: skip
+
+    def _renewal(self, places: Iterable[Place], mine: dict[Place, Owned]) -> Command:
+        keys: list[bytes] = []
+        args: list[Any] = [self.me, self._term, self._group]
+        for place in places:
+            part = self._parts[place]
+            keys += (part.group(self._group), part.stream)
+            owned = mine.get(place)
+            args += (owned.assignment.epoch, owned.cursor) if owned else (0, b"0-0")
+        return scripted(self._group, "renew", keys, *args)
+
+    def _lease(
+        self, found: Beat, sent: float, owned: Owned | None, place: Place, row: Sequence[Any]
+    ) -> Lease:
+        state, owner, epoch = row[0], bytes(row[1]).decode(), int(row[2])
+        self._epochs[place] = max(epoch, self._epochs.get(place, 0))
+        if owned is not None:
+            if state == 0:
+                found.lost.append(owned)
+            else:
+                owned.assignment.valid_until = self.terms.valid_until(sent)
+                found.streams[place] = stream_of(row[4:])
+                if state == 2:
+                    found.adrift.append(owned)
+        if not owner and not epoch:
+            return FREE
+        if owner == self.me and (owned is None or state == 0):
+            # Taken by a request whose answer never came: to be taken again.
+            return Lease("", epoch, sent)
+        return Lease(owner, epoch, sent + row[3] / 1000)
+
+    def _meet(
+        self, found: Beat, sent: float, answer: Sequence[Any], leases: dict[Place, Lease]
+    ) -> None:
+        known, *words = answer
+        if self._beaten and not known:
+            self._start_over(sent)
+        self._beaten = time.monotonic()
+        rows = [
+            Member(bytes(words[at]).decode(), bytes(words[at + 2]).decode().split(","),
+                   sent + words[at + 1] / 1000)
+            for at in range(0, len(words), 3)
+        ]  # fmt: skip
+        met = frozenset(row.id for row in rows)
+        found.changed, self._met = met != self._met, met
+        ours = [row._replace(topics=[t for t in row.topics if t in self._counts]) for row in rows]
+        found.plan = plan(self.me, sent, ours, self._counts, leases)
+        if sent < self._careful_until:
+            known_here = {
+                place: epoch for place, epoch in found.plan.acquire.items() if place in self.saved
+            }
+            found.plan = Plan(found.plan.release, known_here, found.plan.renew, self._careful_until)
+
+    def _start_over(self, now: float) -> None:
+        """The server forgot this member, so it may have lost everything: write again what is
+        known here. What others have written meanwhile stays."""
+        logger.warning("%s: the server has forgotten its members; starting over", self._group)
+        self._careful_until = now + self.terms.lease
+        try:
+            for name in self._names:
+                self._topics.restore(name)
+            self._groups.register(self._group, self._names)
+            key = topics_key(self._group)
+            for name in self._names:
+                begun = " ".join(
+                    f"{partition}:{entry_id(start).decode()}"
+                    for (topic, partition), start in self._starts.items()
+                    if topic == name
+                )
+                if begun:
+                    self._client.run(scripted(self._group, "begin", [key], name, begun))
+        except LogError as error:
+            logger.warning("%s: not all could be written again: %s", self._group, error)
+
+    def _complain(self, failure: LogError | None) -> None:
+        if failure is not None and not self._complained:
+            logger.warning("%s: a part of the servers does not answer: %s", self._group, failure)
+        self._complained = failure is not None
+
+    # -- leases
+
+    def take(self, places: Sequence[Place]) -> list[Taken]:
+        """Take these leases; those that could be taken."""
+        sent = time.monotonic()
+        commands: list[Command] = []
+        for place in places:
+            part = self._parts[place]
+            saved = self.saved.get(place)
+            if saved is None and place in self._starts:
+                saved = Saved(self._starts[place])
+            commands.append(
+                scripted(
+                    str(part), "take", (part.group(self._group), part.stream),
+                    self.me, self._term, self._group, self._window,
+                    entry_id(saved.position) if saved else b"",
+                    saved.progress if saved else "",
+                    "" if saved is None or saved.read is None else saved.read,
+                    self._epochs.get(place, 0),
+                )
+            )  # fmt: skip
+        taken: list[Taken] = []
+        for place, answer in zip(places, self._client.run_all(commands), strict=True):
+            if isinstance(answer, LogError):
+                if not isinstance(answer, Unavailable):
+                    raise answer
+                self._complain(answer)
+                continue
+            if not answer[0]:
+                continue
+            _, epoch, position, progress, read, *stream = answer
+            stored: Saved | None = None
+            if position:
+                text = bytes(progress or b"").decode("ascii", "replace")
+                stored = Saved(offset(position), text, int(read) if read else None)
+                self.saved[place] = stored
+            self._epochs[place] = epoch
+            until = self.terms.valid_until(sent)
+            taken.append(Taken(self._parts[place], epoch, stored, stream_of(stream), until))
+        return taken
+
+    def own(self, taken: Taken) -> Owned:
+        """A taken lease as an assignment."""
+        saved, part = taken.saved, taken.part
+        committed = Committed(saved.position, saved.progress) if saved else None
+        assignment = Assignment(
+            part.topic, part.partition, taken.epoch, committed, taken.valid_until
+        )
+        return Owned(assignment, part, part.group(self._group))
+
+    def release(self, owned: Iterable[Owned]) -> None:
+        """Set leases free; what cannot be told now runs out by itself."""
+        commands = [
+            scripted(str(each.part), "release", [each.lease], self.me, each.assignment.epoch)
+            for each in owned
+        ]
+        for answer in self._client.run_all(commands):
+            if isinstance(answer, LogError):
+                logger.info("%s: a lease was not released: %s", self._group, answer)
+
+    def leave(self) -> None:
+        """Not a member any more; what cannot be told now runs out by itself."""
+        key = members_key(self._group)
+        try:
+            self._client.run(Command(self._group, key, "HDEL", key, self.me))
+        except LogError as error:
+            logger.info("%s: could not take leave: %s", self._group, error)

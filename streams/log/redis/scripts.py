@@ -1,0 +1,33 @@
+"""The Lua scripts, as files beside this module.
+
+What they share stands before each of them (``common.lua``). They are called by their SHA-1 and
+sent whole only where the server does not know them (yet, or any more: SCRIPT FLUSH, a restart, a
+failover). Data reaches them through KEYS and ARGV alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+
+ARGUMENTS = 7_900
+"""Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One script."""
+
+    name: str
+    text: bytes
+    sha: bytes
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in ``scripts/<name>.lua``."""
+    folder = files("streams.log.redis") / "scripts"
+    text = (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

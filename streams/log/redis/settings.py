@@ -1,0 +1,335 @@
+"""The URL of a Redis log and the driver's settings, read once and checked before anything connects.
+
+======================================================  ==========================================
+``redis://[user:password@]host[:port][/db]``            one server (Redis 7.0, Valkey 7.2, or newer)
+``redis+sentinel://[user:password@]host[:port],…/service[/db]``  the primary that Sentinels name
+``redis+cluster://[user:password@]host[:port],…``       a cluster, found from any of its nodes
+``rediss://``, ``rediss+sentinel://``, ``rediss+cluster://``     the same over TLS
+======================================================  ==========================================
+
+Options stand in the query, redis-py's connection settings too where they are plain text or numbers
+(``?lease=5&ssl_ca_certs=ca.pem``); the mapping ``config`` takes those that are objects or secret.
+What would break a promise of this toolkit or load code is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from streams.errors import ConfigError
+from streams.log.membership import TERMS, Terms
+from streams.log.protocol import Opened
+
+Address = tuple[str, int]
+"""Host and port."""
+
+Kind = Literal["single", "sentinel", "cluster"]
+
+PORTS: Mapping[Kind, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
+
+READ_SIZE = 256 * 1024
+"""Bytes asked of the socket at once: redis-py's 32 KiB costs a batch of 1,000 events ten calls
+more; beyond 256 KiB nothing more was gained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A Redis log's servers and options.
+
+    :param name: the URL without its secrets, for messages.
+    :param kind: how the server of a key is found.
+    :param addresses: servers, Sentinels or cluster nodes named by the URL.
+    :param service: the name the Sentinels know the primary by.
+    :param terms: how long a member owns its partitions without confirming it.
+    :param once: seconds for which the log remembers message IDs, so that one written twice is one
+        entry; 0: not at all.
+    :param retry: seconds for which an append is tried again while the server cannot be reached.
+    :param wait: replicas that must have an append before it is acknowledged.
+    :param wait_timeout: seconds given to them.
+    :param connection: keyword arguments of redis-py's connections.
+    :param sentinel: the same, for the Sentinels themselves.
+    """
+
+    name: str
+    kind: Kind
+    addresses: tuple[Address, ...]
+    service: str = ""
+    tls: bool = False
+    terms: Terms = TERMS
+    once: float = 120.0
+    retry: float = 10.0
+    wait: int = 0
+    wait_timeout: float = 1.0
+    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    sentinel: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def read(opened: Opened) -> Settings:
+    """The settings of a URL, its query and the driver's mapping.
+
+    :raises ConfigError: they cannot be used, and what to write instead.
+    """
+    scheme, _, rest = opened.url.partition("://")
+    base, _, how = scheme.partition("+")
+    kind: Kind = "single"
+    if how in ("sentinel", "cluster"):
+        kind = "sentinel" if how == "sentinel" else "cluster"
+    if base not in ("redis", "rediss") or (how and kind == "single"):
+        raise ConfigError(
+            f"{scheme}://: write redis://, redis+sentinel:// or redis+cluster:// (rediss… for TLS)"
+        )
+    # What stands before the last @ is the login, whatever is in it.
+    login, at, place = rest.partition("?")[0].rpartition("@")
+    hosts, _, path = place.partition("/")
+    name = f"{scheme}://{place}"
+    service, db = _path(name, kind, path)
+    tls = base == "rediss"
+
+    own: dict[str, float] = {}
+    driver: dict[str, Any] = {}
+    sentinel: dict[str, Any] = {}
+    for key, text in opened.options.items():
+        if key in _OPTIONS:
+            own[key] = _OPTIONS[key](name, key, text)
+        elif key in _SENTINEL:
+            sentinel[_SENTINEL[key]] = text
+        else:
+            convert = _accepted(name, key, tls)
+            if convert is None:
+                raise ConfigError(
+                    f"{name}: {key} is no text: give it in config={{{key!r}: …}} instead"
+                )
+            driver[key] = convert(name, key, text)
+    for key, value in opened.config.items():
+        if key in _OPTIONS:
+            own[key] = _OPTIONS[key](name, key, str(value))
+        elif key in _SENTINEL:
+            sentinel[_SENTINEL[key]] = value
+        else:
+            convert = _accepted(name, key, tls)
+            driver[key] = convert(name, key, value) if convert and isinstance(value, str) else value
+    if sentinel and kind != "sentinel":
+        raise ConfigError(f"{name}: only redis+sentinel:// has settings for Sentinels")
+
+    if at:
+        username, _, password = login.partition(":")
+        if username:
+            driver["username"] = unquote(username)
+        if password:
+            driver["password"] = unquote(password)
+    if db is not None:
+        driver["db"] = db
+    terms = Terms(own.pop("lease", TERMS.lease))
+    driver.setdefault("socket_timeout", max(0.5, min(5.0, terms.lease / 3)))
+    driver.setdefault("socket_connect_timeout", driver["socket_timeout"])
+    driver.setdefault("socket_read_size", READ_SIZE)
+    # Bytes come as they stand, whatever the driver's defaults become; RESP2 has no push messages
+    # that could come between a request and its answer.
+    driver |= {"protocol": 2, "decode_responses": False}
+    for key in driver:
+        if key.startswith(("ssl_", "socket_")) and kind == "sentinel":
+            sentinel.setdefault(key, driver[key])
+    settings = Settings(
+        name=name,
+        kind=kind,
+        addresses=_addresses(name, hosts, PORTS[kind]),
+        service=service,
+        tls=tls,
+        terms=terms,
+        once=own.get("once", 120.0),
+        retry=own.get("retry", 10.0),
+        wait=int(own.get("wait", 0)),
+        wait_timeout=own.get("wait_timeout", 1.0),
+        connection=driver,
+        sentinel=sentinel,
+    )
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    name = settings.name
+    if settings.kind == "single" and len(settings.addresses) > 1:
+        raise ConfigError(
+            f"{name}: several servers: write redis+cluster:// for a cluster, "
+            "redis+sentinel:// for Sentinels"
+        )
+    if settings.terms.lease < 0.5:
+        raise ConfigError(f"{name}: lease={settings.terms.lease:g}: half a second at least")
+    if 0 < settings.once < 3 * settings.retry:
+        raise ConfigError(
+            f"{name}: once={settings.once:g}: an append is tried again for retry="
+            f"{settings.retry:g} s, and its ID must be remembered three times as long"
+        )
+    timeout = settings.connection["socket_timeout"]
+    if not isinstance(timeout, int | float) or not 0 < timeout <= settings.terms.lease / 2:
+        raise ConfigError(
+            f"{name}: socket_timeout={timeout!r}: a member that waits longer than half its lease "
+            f"({settings.terms.lease:g} s) for an answer may lose its partitions; "
+            "take less, or a longer lease"
+        )
+
+
+# -- the URL ---------------------------------------------------------------------------------------
+
+
+def _path(name: str, kind: Kind, path: str) -> tuple[str, int | None]:
+    steps = [unquote(step) for step in path.split("/") if step]
+    service = ""
+    if kind == "sentinel":
+        if not steps:
+            raise ConfigError(
+                f"{name}: name the service the Sentinels watch: redis+sentinel://host:26379/main"
+            )
+        service = steps.pop(0)
+    if not steps:
+        return service, None
+    if kind == "cluster":
+        raise ConfigError(f"{name}: a cluster has no databases; leave the path out")
+    if len(steps) > 1 or not steps[0].isdecimal():
+        raise ConfigError(f"{name}: the database is a number, as in redis://host:6379/0")
+    return service, int(steps[0])
+
+
+def _addresses(name: str, hosts: str, default: int) -> tuple[Address, ...]:
+    found: list[Address] = []
+    for part in hosts.split(","):
+        try:
+            split = urlsplit("//" + part)
+            host, port = split.hostname, split.port
+        except ValueError:
+            host, port = None, None
+        if not host:
+            raise ConfigError(f"{name}: {part!r} is no host:port")
+        found.append((unquote(host), default if port is None else port))
+    return tuple(found)
+
+
+# -- options and the driver's settings -------------------------------------------------------------
+
+
+def _number(least: float) -> Callable[[str, str, str], float]:
+    def convert(name: str, key: str, text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not least <= number < float("inf"):
+            raise ConfigError(f"{name}: {key}={text!r}: a number from {least:g} on is needed")
+        return number
+
+    return convert
+
+
+def _whole(name: str, key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{name}: {key}={text!r}: a whole number is needed")
+    return int(text)
+
+
+def _truth(name: str, key: str, text: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    found = known.get(text.lower())
+    if found is None:
+        raise ConfigError(f"{name}: {key}={text!r}: write true or false")
+    return found
+
+
+def _text(name: str, key: str, text: str) -> str:
+    return text
+
+
+_Convert = Callable[[str, str, str], Any]
+
+_OPTIONS: Mapping[str, _Convert] = {
+    "lease": _number(0),
+    "once": _number(0),
+    "retry": _number(0),
+    "wait": _whole,
+    "wait_timeout": _number(0.001),
+}
+
+_SENTINEL = {"sentinel_username": "username", "sentinel_password": "password"}
+
+_DRIVER: Mapping[str, _Convert | None] = {
+    "username": _text,
+    "password": _text,
+    "client_name": _text,
+    "socket_timeout": _number(0),
+    "socket_connect_timeout": _number(0),
+    "socket_read_size": _whole,
+    "socket_keepalive": _truth,
+    "socket_keepalive_options": None,
+    "socket_type": None,
+    "driver_info": None,
+    "credential_provider": None,
+}
+"""redis-py's settings for every connection, and how each is read from text; None: not at all."""
+
+_TLS: Mapping[str, _Convert | None] = {
+    "ssl_keyfile": _text,
+    "ssl_certfile": _text,
+    "ssl_password": _text,
+    "ssl_cert_reqs": _text,
+    "ssl_ca_certs": _text,
+    "ssl_ca_path": _text,
+    "ssl_ca_data": _text,
+    "ssl_ciphers": _text,
+    "ssl_check_hostname": _truth,
+    "ssl_min_version": None,
+    "ssl_include_verify_flags": None,
+    "ssl_exclude_verify_flags": None,
+    "ssl_validate_ocsp": _truth,
+    "ssl_validate_ocsp_stapled": _truth,
+    "ssl_ocsp_context": None,
+    "ssl_ocsp_expected_cert": None,
+}
+
+_RETRIES = (
+    "an append sent again by the driver would be written twice; the log retries by message ID"
+)
+_BYTES = "values and headers are bytes of the codec's own"
+_PLACE = "it belongs into the URL"
+_CODE = "it would run code of its own on the connection"
+_PUSH = "answers are read in the order they were asked for, and nothing may come between"
+
+_REFUSED: Mapping[str, str] = {
+    "retry": _RETRIES,
+    "retry_on_timeout": _RETRIES,
+    "retry_on_error": _RETRIES,
+    "decode_responses": _BYTES,
+    "encoding": _BYTES,
+    "encoding_errors": _BYTES,
+    "host": _PLACE,
+    "port": _PLACE,
+    "db": _PLACE,
+    "redis_connect_func": _CODE,
+    "parser_class": _CODE,
+    "command_packer": _CODE,
+    "connection_class": _CODE,
+    "connection_pool": _CODE,
+    "event_dispatcher": _CODE,
+    "protocol": _PUSH,
+    "legacy_responses": _PUSH,
+    "health_check_interval": _PUSH,
+    "maint_notifications_config": _PUSH,
+    "maint_notifications_pool_handler": _PUSH,
+    "single_connection_client": "the log opens the connections it needs",
+    "max_connections": "the log opens the connections it needs",
+}
+
+
+def _accepted(name: str, key: str, tls: bool) -> _Convert | None:
+    if key in _REFUSED:
+        raise ConfigError(f"{name}: {key} cannot be set: {_REFUSED[key]}")
+    if key in _DRIVER:
+        return _DRIVER[key]
+    if key in _TLS:
+        if not tls:
+            raise ConfigError(f"{name}: {key} is for TLS: write rediss:// instead of redis://")
+        return _TLS[key]
+    known = sorted({*_OPTIONS, *_DRIVER, *_TLS, *_SENTINEL})
+    raise ConfigError(f"{name}: no setting {key!r}; there are {', '.join(known)}")

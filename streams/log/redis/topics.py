@@ -1,0 +1,211 @@
+"""Topics: a hash of facts for each that was created here; any other stream has one partition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from streams.errors import ConfigError, LogError, Mismatch, NotFound
+from streams.log.names import check_topic
+from streams.log.protocol import Retention, TopicInfo
+from streams.log.redis.client import Client, Command, scripted
+from streams.log.redis.keys import GROUPS, TOPICS, Part, topic_key, topics_key
+
+MOST = "most"
+"""The one setting of ``create(config=…)``: entries a partition keeps at most, settled or not."""
+
+_PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,249}\Z")
+_SCAN = 1_000
+
+
+class Facts(NamedTuple):
+    """A topic as it is stored."""
+
+    info: TopicInfo
+    most: int | None = None
+
+    @property
+    def trimmed(self) -> bool:
+        """There is something to be trimmed by."""
+        kept = self.info.retention
+        return kept.seconds is not None or kept.messages is not None or self.most is not None
+
+
+class Topics:
+    """The topics of a log. Usable from any thread.
+
+    Facts are remembered: a topic's number of partitions never changes.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known: dict[str, Facts] = {}
+        self._parts: dict[tuple[str, int], Part] = {}
+
+    def create(
+        self,
+        topic: str,
+        partitions: int,
+        retention: Retention,
+        config: Mapping[str, str] | None,
+    ) -> TopicInfo:
+        """See :meth:`streams.log.protocol.Log.create`."""
+        check_topic(topic)
+        if partitions < 1:
+            raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
+        most = _most(topic, config or {})
+        given = "1" if retention != Retention() or most is not None else "0"
+        answer = self._client.run(
+            scripted(
+                topic,
+                "create",
+                (topic_key(topic), topic.encode()),
+                partitions,
+                *("" if bound is None else repr(bound) for bound in retention_of(retention)),
+                "" if most is None else most,
+                given,
+            )
+        )
+        if not answer[0]:
+            raise Mismatch(
+                f"{topic} has {int(answer[1])} partitions, not {partitions}: declare it so, "
+                "or use another name"
+            )
+        self._client.run(Command(topic, TOPICS, "SADD", TOPICS, topic))
+        facts = _facts(topic, answer[1:])
+        self._known[topic] = facts
+        return facts.info
+
+    def facts(self, topic: str, *, fresh: bool = False) -> Facts:
+        """A topic's facts, from memory unless ``fresh``.
+
+        :raises NotFound: there is none of that name.
+        """
+        known = None if fresh else self._known.get(topic)
+        if known is not None:
+            return known
+        check_topic(topic)
+        key = topic_key(topic)
+        stored, kind = self._client.every(
+            [
+                Command(topic, key, "HMGET", key, "partitions", "seconds", "messages", "most"),
+                Command(topic, key, "TYPE", topic),
+            ]
+        )
+        if stored[0] is None and kind == b"none":
+            raise NotFound(f"there is no topic {topic!r}: create it, or publish to it first")
+        if stored[0] is None and kind != b"stream":
+            raise Mismatch(f"the key {topic!r} is a {kind.decode()}, not a stream")
+        found = _facts(topic, stored if stored[0] is not None else (1, None, None, None))
+        self._known[topic] = found
+        return found
+
+    def known(self, topic: str) -> bool:
+        """Whether its facts are in memory."""
+        return topic in self._known
+
+    def all(self) -> list[TopicInfo]:
+        """Every topic: those created here, and every plain stream whose name a topic may have."""
+        names = {bytes(name) for name in self._client.run(_members(TOPICS))}
+        for address in self._client.servers.all():
+            names.update(name for name in self._streams(address) if _PLAIN.match(name))
+        found: list[TopicInfo] = []
+        for name in sorted(names):
+            try:
+                found.append(self.facts(name.decode(), fresh=True).info)
+            except (NotFound, Mismatch):
+                continue  # deleted meanwhile, or another kind of key by now
+        return found
+
+    def _streams(self, address: tuple[str, int]) -> Iterable[bytes]:
+        link, _ = self._client.pool.take(address)
+        cursor = b"0"
+        try:
+            while True:
+                cursor, names = link.ask("SCAN", cursor, "COUNT", _SCAN, "TYPE", "stream")
+                yield from names
+                if cursor == b"0":
+                    break
+        except BaseException:
+            link.close()
+            raise
+        self._client.pool.give(address, link)
+
+    def delete(self, topic: str) -> None:
+        """See :meth:`streams.log.protocol.Log.delete`."""
+        info = self.facts(topic, fresh=True).info
+        groups = [bytes(name).decode() for name in self._client.run(_members(GROUPS))]
+        commands: list[Command] = []
+        for partition in range(info.partitions):
+            part = Part(topic, partition, info.partitions)
+            keys = (part.stream, *part.ids, *map(part.group, groups))
+            commands.append(Command(topic, part.stream, "UNLINK", *keys))
+        for group in groups:
+            key = topics_key(group)
+            commands.append(Command(topic, key, "HDEL", key, topic))
+        commands.append(Command(topic, topic_key(topic), "UNLINK", topic_key(topic)))
+        commands.append(Command(topic, TOPICS, "SREM", TOPICS, topic))
+        self._client.every(commands)
+        self._known.pop(topic, None)
+        for partition in range(info.partitions):
+            self._parts.pop((topic, partition), None)
+
+    def restore(self, topic: str) -> None:
+        """Write a topic's facts again after the server has lost everything."""
+        facts = self._known.get(topic)
+        if facts is None:
+            return
+        info = facts.info
+        config = None if facts.most is None else {MOST: str(facts.most)}
+        try:
+            self.create(topic, info.partitions, info.retention, config)
+        except Mismatch as error:
+            raise LogError(f"{topic} was created anew, otherwise than it was: {error}") from error
+
+    def part(self, topic: str, partition: int) -> Part:
+        """The keys of a partition.
+
+        :raises NotFound: there is no such topic or partition.
+        """
+        found = self._parts.get((topic, partition))
+        if found is None:
+            partitions = self.facts(topic).info.partitions
+            if not 0 <= partition < partitions:
+                raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {partition}")
+            found = self._parts[topic, partition] = Part(topic, partition, partitions)
+        return found
+
+    def parts(self, topic: str) -> list[Part]:
+        """The keys of all its partitions."""
+        return [self.part(topic, each) for each in range(self.facts(topic).info.partitions)]
+
+
+def retention_of(retention: Retention) -> tuple[float | None, int | None]:
+    """Its two bounds."""
+    return retention.seconds, retention.messages
+
+
+def _members(key: bytes) -> Command:
+    return Command(key.decode(), key, "SMEMBERS", key)
+
+
+def _facts(topic: str, stored: Iterable[bytes | int | None]) -> Facts:
+    partitions, seconds, messages, most = stored
+    kept = Retention(float(seconds) if seconds else None, int(messages) if messages else None)
+    return Facts(TopicInfo(topic, int(partitions or 1), kept), int(most) if most else None)
+
+
+def _most(topic: str, config: Mapping[str, str]) -> int | None:
+    for name in config:
+        if name != MOST:
+            raise ConfigError(
+                f"{topic}: config={{{name!r}: …}}: on Redis there is only {MOST!r}, the entries a "
+                "partition keeps at most, whatever groups have settled"
+            )
+    text = config.get(MOST)
+    if text is None:
+        return None
+    if not str(text).isdecimal() or int(text) < 1:
+        raise ConfigError(f"{topic}: {MOST}={text!r}: a number of entries is needed")
+    return int(text)
