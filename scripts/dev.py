@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     environment = Environment(ROOT)
     try:
         environment.ensure([] if command == "demo" else ["dev"])
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     status = run(environment, steps(command, arguments))

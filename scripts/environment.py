@@ -6,9 +6,10 @@ is needed.
 
 How: the last thing an installation does is to write a *stamp* into ``.venv``, and the first thing
 the next one does is to remove it. The stamp names what was installed (extras), from what
-(a fingerprint of pyproject.toml, constraints.txt and this folder) and for which interpreter.
-Where the interpreter still fits but the rest differs, pip installs over what is there; where there
-is no stamp, ``.venv`` is in an unknown state and starts over from nothing.
+(a fingerprint of pyproject.toml and constraints.txt), for which interpreter and where. If only the
+first two differ, pip installs over what is there. If there is no stamp, ``.venv`` is in an unknown
+state; if the interpreter is another or the folder was moved, its scripts point to nowhere: then it
+starts over from nothing.
 
 Standard library alone, and Python 3.8 is enough: this runs before anything is installed, under
 whatever ``python3`` is, to find the interpreter that the project needs.
@@ -147,8 +148,8 @@ def find(venv: Path) -> Interpreter:
 
 
 def fingerprint(root: Path) -> str:
-    """Changes with whatever decides what is installed, and with the folder (paths are absolute)."""
-    digest = hashlib.sha256(str(root).encode())
+    """Changes with whatever decides what is installed."""
+    digest = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         digest.update(b"\0" + (root / name).read_bytes())
     return digest.hexdigest()
@@ -186,7 +187,14 @@ class Environment:
             else:
                 self._create()
             self._install(wanted)
-            self._seal({"extras": wanted, "fingerprint": current, "python": self._version()})
+            self._seal(
+                {
+                    "extras": wanted,
+                    "fingerprint": current,
+                    "folder": str(self.folder),
+                    "python": self._version(),
+                }
+            )
             say(f"Ready in {time.monotonic() - began:.0f} s.")
 
     def variables(self) -> dict[str, str]:
@@ -212,6 +220,7 @@ class Environment:
         try:
             state = json.loads(self.stamp.read_text(encoding="utf-8"))
             extras, known, version = state["extras"], state["fingerprint"], state["python"]
+            folder = state["folder"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         chosen = os.environ.get(CHOICE)
@@ -219,7 +228,8 @@ class Environment:
             found = probe(shutil.which(chosen) or chosen)
             if not isinstance(found, Interpreter) or ".".join(map(str, found.version)) != version:
                 return {}
-        if self._version() != version:  # the interpreter below was removed or replaced
+        # The interpreter below may have been removed or replaced.
+        if folder != str(self.folder) or self._version() != version:
             return {}
         return {"extras": extras, "fingerprint": known}
 
@@ -232,7 +242,7 @@ class Environment:
         if self.folder.is_symlink() or self.folder.is_file():
             self.folder.unlink()
         elif self.folder.exists():
-            say("Removing .venv: it was not finished, or its interpreter is gone")
+            say("Removing .venv: it was not finished, it was moved, or its interpreter is gone")
             shutil.rmtree(self.folder)
         say(f"Building .venv with {interpreter}")
         self._run([interpreter.path, "-m", "venv", str(self.folder)], "create .venv")
@@ -245,7 +255,7 @@ class Environment:
             "--progress-bar", "off", "--constraint", str(self.root / "constraints.txt"),
         ]  # fmt: skip
         self._run([*pip, "--quiet", *_BUILD], "install the build backend")
-        target = str(self.root) + (f"[{','.join(extras)}]" if extras else "")
+        target = "." + (f"[{','.join(extras)}]" if extras else "")
         self._run([*pip, "--no-build-isolation", "--editable", target], f"install {what}")
 
     def _run(self, command: Sequence[str], purpose: str) -> None:
