@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heapreplace
 from types import TracebackType
@@ -63,6 +63,66 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
     return log.parse(when)
 
 
+def ranges(
+    log: Log,
+    topic: str,
+    start: When | Mapping[int, When],
+    end: When,
+    *,
+    partition: int | None = None,
+    now: float,
+) -> dict[int, tuple[int, int]]:
+    """First offset, and the one before which reading ends, by partition.
+
+    :param start: a mapping starts each partition at a place of its own, and reads no other.
+    :raises NotFound: there is no such topic or partition.
+    :raises ConfigError: start or end mean nothing here.
+    """
+    count = log.topic(topic).partitions
+    starts: dict[int, When]
+    if isinstance(start, Mapping):
+        if partition is not None:
+            raise ConfigError("start names its partitions already: leave partition out")
+        starts = dict(start)
+        only = next(iter(starts)) if len(starts) == 1 else None
+        _one_partition(topic, {"end": end}, only, count)
+    else:
+        partition = _one_partition(topic, {"start": start, "end": end}, partition, count)
+        starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
+    found: dict[int, tuple[int, int]] = {}
+    for number, when in starts.items():
+        if not 0 <= number < count:
+            raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
+        first, last = log.bounds(topic, number)
+        low = resolve(log, topic, number, when, option="start", now=now)
+        high = resolve(log, topic, number, end, option="end", now=now)
+        # What is behind the end now is not part of the range, even if an offset says so.
+        found[number] = (max(low, first), min(high, last))
+    return found
+
+
+def _one_partition(
+    topic: str, places: Mapping[str, When], partition: int | None, count: int
+) -> int | None:
+    """The one partition that is meant, None: all of them. An offset belongs to one.
+
+    :raises ConfigError: it is not said which, or two are said.
+    """
+    for option, when in places.items():
+        if isinstance(when, Position):
+            if when.topic != topic or partition not in (None, when.partition):
+                raise ConfigError(f"{option}={when}: a position of another partition")
+            partition = when.partition
+    for option, when in places.items():
+        absolute = isinstance(when, str) and when not in ("earliest", "latest")
+        absolute = absolute or (isinstance(when, int) and when >= 0)
+        if absolute and partition is None and count > 1:
+            raise ConfigError(
+                f"{option}={when!r} is an offset of one partition: say which (partition=...)"
+            )
+    return partition
+
+
 class Reading(Generic[T]):
     """A range of a topic, read once. Give it back with ``with`` when you may stop early."""
 
@@ -84,22 +144,6 @@ class Reading(Generic[T]):
         if errors not in ("raise", "skip"):
             raise ConfigError(f"errors={errors!r}: 'raise' or 'skip'")
         log = app.log
-        info = log.topic(topic.name)
-        for option, when in (("start", start), ("end", end)):
-            absolute = isinstance(when, str) and when not in ("earliest", "latest")
-            absolute = absolute or (isinstance(when, int) and when >= 0)
-            if absolute and partition is None and info.partitions > 1:
-                raise ConfigError(
-                    f"{option}={when!r} is an offset of one partition: say which (partition=...)"
-                )
-            if isinstance(when, Position):
-                if when.topic != topic.name or partition not in (None, when.partition):
-                    raise ConfigError(f"{option}={when}: a position of another partition")
-                partition = when.partition
-        if partition is not None and not 0 <= partition < info.partitions:
-            raise NotFound(
-                f"{topic.name} has partitions 0 to {info.partitions - 1}, not {partition}"
-            )
         self.topic = topic.name
         self.skipped = 0
         """Messages passed over because they cannot be decoded (``errors="skip"``)."""
@@ -107,15 +151,9 @@ class Reading(Generic[T]):
         self._key = key
         self._skip = errors == "skip"
         self._lanes: list[_Lane] = []
-        self.ranges: dict[int, tuple[int, int]] = {}
+        self.ranges = ranges(log, topic.name, start, end, partition=partition, now=app.clock.time())
         """First offset and the one before which reading ends, by partition."""
-        now = app.clock.time()
-        for number in range(info.partitions) if partition is None else (partition,):
-            first, _ = log.bounds(topic.name, number)
-            low = resolve(log, topic.name, number, start, option="start", now=now)
-            high = resolve(log, topic.name, number, end, option="end", now=now)
-            low = max(low, first)
-            self.ranges[number] = (low, high)
+        for number, (low, high) in self.ranges.items():
             if low < high:
                 self._lanes.append(_Lane(log.reader(topic.name, number, low, high)))
         self._messages = self._read()
