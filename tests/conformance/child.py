@@ -18,7 +18,7 @@ from typing import Any
 from streams.log.protocol import Log
 from streams.log.url import open_log
 from tests.conformance.member import Event, History, Member
-from tests.conformance.world import append, record
+from tests.conformance.records import append, record
 
 ROOT = Path(__file__).parents[2]
 

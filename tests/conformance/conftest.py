@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance.logs import LOGS, Case
 from tests.conformance.world import World
+from tests.servers.find import KafkaAddress
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,3 +58,9 @@ def memory_url() -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'log.db'}"
+
+
+@pytest.fixture
+def kafka_url(kafka: KafkaAddress) -> str:
+    # A member that does not poll has lost its partitions soon.
+    return f"{kafka.url}?session.timeout.ms=3000&max.poll.interval.ms=3000"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streams.log.kafka.log import CAPABILITIES as KAFKA
 from streams.log.memory.log import CAPABILITIES as MEMORY
 from streams.log.protocol import Capabilities
 from streams.log.sqlite.log import CAPABILITIES as SQLITE
@@ -36,4 +37,5 @@ class Case:
 LOGS = [
     Case("memory_url", MEMORY),
     Case("sqlite_url", SQLITE),
+    Case("kafka_url", KAFKA, trims=False, lease=3.0),
 ]

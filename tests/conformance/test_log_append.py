@@ -9,7 +9,8 @@ import pytest
 
 from streams.errors import LogError
 from streams.message import ID, REDRIVE, SOURCE, Headers, Position, Record, identity
-from tests.conformance.world import World, append, record
+from tests.conformance.records import append, record
+from tests.conformance.world import World
 
 RECORDS = [
     record(b"plain", b"key"),

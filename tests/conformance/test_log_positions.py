@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from streams.errors import ConfigError, Unavailable
-from tests.conformance.world import World, record
+from tests.conformance.records import record
+from tests.conformance.world import World
 
 
 def written(world: World, count: int) -> tuple[str, list[int]]:

@@ -6,7 +6,8 @@ import pytest
 
 from streams.log.protocol import Retention
 from tests.conformance.child import Child
-from tests.conformance.world import World, record
+from tests.conformance.records import record
+from tests.conformance.world import World
 
 
 @pytest.mark.needs("durable")

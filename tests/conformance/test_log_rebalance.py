@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from streams.log.membership import Part
 from tests.conformance.member import Member
-from tests.conformance.world import World, record
+from tests.conformance.records import record
+from tests.conformance.world import World
 
 
 def until_shared(world: World, members: Sequence[Member], sizes: list[int]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from streams.log.protocol import PROGRESS_LIMIT, Assignment, Commit, Committed
 from tests.conformance.member import PATIENCE, Member
-from tests.conformance.world import World, record
+from tests.conformance.records import record
+from tests.conformance.world import World
 
 
 def numbers(first: int, last: int) -> list[bytes]:

@@ -8,7 +8,8 @@ import pytest
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound
 from streams.log.protocol import Retention
-from tests.conformance.world import World, record
+from tests.conformance.records import record
+from tests.conformance.world import World
 
 
 def test_a_topic_is_found_as_it_was_created(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -12,10 +11,11 @@ from streams.clock import SYSTEM, Clock
 from streams.errors import LogError
 from streams.log.protocol import Log, Retention
 from streams.log.url import open_log
-from streams.message import Batch, Headers, Position, Record
-from tests.conformance.clock import ManualClock
+from streams.message import Batch, Position, Record
+from streams.testing import Clock as ManualClock
 from tests.conformance.logs import Case
-from tests.conformance.member import PATIENCE, History, Member
+from tests.conformance.member import History, Member
+from tests.conformance.records import append, record
 
 
 class World:
@@ -120,32 +120,3 @@ class World:
         real time does it, while the test waits for what follows."""
         if self.manual is not None:
             self.manual.advance(self.case.lease * 1.5)
-
-
-def append(log: Log, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
-    """Write records; how each one ended."""
-    told: list[Sequence[Position | LogError]] = []
-    finished = threading.Event()
-
-    def done(outcomes: Sequence[Position | LogError]) -> None:
-        told.append(outcomes)
-        finished.set()
-
-    log.append(topic, records, done)
-    log.flush(PATIENCE)
-    assert finished.wait(PATIENCE), "flushed, but never told"
-    assert len(told) == 1, "told more than once"
-    assert len(told[0]) == len(records)
-    return told[0]
-
-
-def record(
-    value: bytes | None,
-    key: bytes | None = None,
-    *,
-    id: str | None = None,
-    headers: Headers = (),
-    partition: int | None = None,
-) -> Record:
-    """A record with an ID of its own."""
-    return Record(value, key, uuid4().hex if id is None else id, headers, partition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -35,20 +36,25 @@ POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "rea
 """Where a fault can be injected: before and after the write of an append or a commit, and before
 a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
+_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
+
 _shared: dict[str, Store] = {}
 _shared_lock = threading.Lock()
 
 
 def open(opened: Opened) -> MemoryLog:
-    """Open ``memory://`` or ``memory://name``.
+    """Open ``memory://`` or ``memory://name``. There is no driver, so driver settings, meant for
+    the log that an app runs on elsewhere, are passed over.
 
-    :raises ConfigError: there are settings, or the shared log of that name runs on another clock.
+    :raises ConfigError: the name cannot be one, or the shared log runs on another clock.
     """
-    if opened.options or opened.config:
-        names = ", ".join(sorted({*opened.options, *opened.config}))
-        raise ConfigError(f"memory:// has no settings, but was given {names}")
-    clock: Clock = opened.clock or SYSTEM
     name = opened.path
+    if opened.options or not _NAME.match(name):
+        raise ConfigError(
+            f"{opened.url}: write memory:// for a log of one's own, or memory://name (letters,"
+            " digits, '.', '_', '-') for one that is shared; there are no settings"
+        )
+    clock: Clock = opened.clock or SYSTEM
     with _shared_lock:
         store = _shared.get(name) if name else None
         if store is None:

@@ -1,0 +1,41 @@
+"""Records, and writing them. Apart from the list of logs, so that a child process needs one log."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from uuid import uuid4
+
+from streams.errors import LogError
+from streams.log.protocol import Log
+from streams.message import Headers, Position, Record
+from tests.conformance.member import PATIENCE
+
+
+def append(log: Log, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
+    """Write records; how each one ended."""
+    told: list[Sequence[Position | LogError]] = []
+    finished = threading.Event()
+
+    def done(outcomes: Sequence[Position | LogError]) -> None:
+        told.append(outcomes)
+        finished.set()
+
+    log.append(topic, records, done)
+    log.flush(PATIENCE)
+    assert finished.wait(PATIENCE), "flushed, but never told"
+    assert len(told) == 1, "told more than once"
+    assert len(told[0]) == len(records)
+    return told[0]
+
+
+def record(
+    value: bytes | None,
+    key: bytes | None = None,
+    *,
+    id: str | None = None,
+    headers: Headers = (),
+    partition: int | None = None,
+) -> Record:
+    """A record with an ID of its own."""
+    return Record(value, key, uuid4().hex if id is None else id, headers, partition)
