@@ -1,0 +1,87 @@
+"""Several workers of one group, to be killed and started again at seeded random moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from tests.faults.history import Tail
+
+STALLED = 60.0
+"""Seconds without a newly handled message after which a run has failed."""
+
+
+class Fleet:
+    """Workers that share a group. Use it as a context manager: nothing is left running."""
+
+    def __init__(
+        self, folder: Path, url: str, topic: str, group: str, *, concurrency: int, pause: float
+    ) -> None:
+        self.folder = folder
+        self._command = [
+            sys.executable, "-m", "tests.faults.worker",
+            str(folder), url, topic, group, str(concurrency), str(pause),
+        ]  # fmt: skip
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.tail = Tail(folder)
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+        for worker in self.workers:
+            worker.wait()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """One more worker."""
+        worker = subprocess.Popen(self._command, env={**os.environ})
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def running(self) -> list[subprocess.Popen[bytes]]:
+        """Those that live."""
+        return [worker for worker in self.workers if worker.poll() is None]
+
+    def kill_one(self, random: Random) -> None:
+        """``kill -9`` one of them, and start another in its place."""
+        victim = random.choice(self.running)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        self.start()
+
+    def until(self, over: Callable[[int], bool]) -> int:
+        """Wait until ``over(number of messages handled)``; fails when nothing moves any more."""
+        moved, last = time.monotonic(), -1
+        while True:
+            handled = self.tail.count()
+            if over(handled):
+                return handled
+            if handled != last:
+                moved, last = time.monotonic(), handled
+            elif time.monotonic() - moved > STALLED:
+                raise AssertionError(f"no progress for {STALLED:g} s; {handled} handled")
+            for worker in self.workers:
+                status = worker.poll()
+                if status not in (None, -signal.SIGKILL):
+                    raise AssertionError(f"a worker ended by itself with status {status}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """SIGTERM to all, and wait for them to drain."""
+        running = self.running
+        for worker in running:
+            worker.terminate()
+        for worker in running:
+            status = worker.wait(60)
+            # One that was not yet up has no handler for the signal, and nothing to drain.
+            assert status in (0, -signal.SIGTERM), f"a worker ended with status {status}"

@@ -1,0 +1,119 @@
+"""A worker to be killed: one processor that writes down everything it does.
+
+python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from streams import Flow, Message, Retry, Streams
+from streams.engine.progress import decode
+from streams.log.protocol import Assignment, Listener, Log, Subscription
+from streams.log.protocol import Commit as LogCommit
+from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Started
+
+
+class Watched:
+    """A log whose subscriptions write down assignments and acknowledged commits."""
+
+    def __init__(self, log: Log, recorder: Recorder) -> None:
+        self._log = log
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def subscribe(
+        self, group: str, topics: Sequence[str], listener: Listener, **options: Any
+    ) -> Subscription:
+        recorder = self._recorder
+        assigned = listener.assigned
+
+        def write_down(assignments: Sequence[Assignment]) -> None:
+            for each in assignments:
+                owned = Owned(time.monotonic(), each.topic, each.partition, each.epoch)
+                recorder.write(owned)
+            assigned(assignments)
+
+        listener.assigned = write_down  # type: ignore[method-assign]
+        subscription = self._log.subscribe(group, topics, listener, **options)
+        commit = subscription.commit
+
+        def commit_and_write_down(commits: Sequence[LogCommit]) -> None:
+            asked = time.monotonic()
+            commit(commits)
+            for each in commits:
+                ranges = decode(each.position, each.progress)[1] if each.progress else []
+                recorder.write(
+                    Commit(
+                        time.monotonic(),
+                        asked,
+                        each.assignment.topic,
+                        each.assignment.partition,
+                        each.assignment.epoch,
+                        each.position,
+                        tuple(ranges),
+                    )
+                )
+
+        subscription.commit = commit_and_write_down  # type: ignore[method-assign]
+        return subscription
+
+
+def build(
+    folder: Path, url: str, topic: str, group: str, concurrency: int, pause: float
+) -> Streams:
+    """The app: every handler takes ``pause`` seconds now and then, and one in 100 fails once."""
+    recorder = Recorder(folder)
+    app = Streams(url)
+    source = app.topic(topic, bytes)
+
+    @app.processor(
+        source,
+        group=group,
+        concurrency=concurrency,
+        retry=Retry(attempts=5, delay=0.005, cap=0.02),
+        flow=Flow(commit=0.1, drain=5.0),
+    )
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        what = (message.topic, message.partition, message.offset, message.key, message.id)
+        recorder.write(Started(time.monotonic(), *what, message.attempt))
+        chance = crc32(value)
+        if pause and chance % 10 == 0:
+            await asyncio.sleep(pause)
+        if chance % 100 == 1 and message.attempt == 1:
+            recorder.write(Failed(time.monotonic(), *what))
+            raise ConnectionError("now and then")
+        recorder.write(Effect(time.monotonic(), *what))
+
+    def watch(app: Streams) -> Any:
+        class Lifespan:
+            async def __aenter__(self) -> None:
+                app._log = Watched(app.log, recorder)
+
+            async def __aexit__(self, *exc: object) -> None:
+                return None
+
+        return Lifespan()
+
+    app._lifespan = watch
+    return app
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.ERROR, format="%(process)d %(name)s %(message)s")
+    folder, url, topic, group, concurrency = sys.argv[1:6]
+    pause = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
+    build(Path(folder), url, topic, group, int(concurrency), pause).run()
+
+
+if __name__ == "__main__":
+    main()
