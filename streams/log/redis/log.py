@@ -156,13 +156,14 @@ class RedisLog:
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
     ) -> RedisSubscription:
-        """Join a group: the first poll makes this process a member."""
+        """Join a group; partitions are taken by polling."""
         check_group(group)
         names = list(dict.fromkeys(topics))
         for name in names:
             self._topics.facts(name, fresh=True)
         self._groups.register(group, names)
         membership = Membership(self._client, self._topics, self._groups, group, names, window)
+        membership.join()
         return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
 
     # -- the rest

@@ -145,6 +145,15 @@ class Membership:
 
     # -- heartbeats
 
+    def join(self) -> None:
+        """Become a member, so that the others count this one.
+
+        :raises LogError: that could not be done.
+        """
+        now = time.monotonic()
+        self._client.run(self._heartbeat(now))
+        self._beaten = now
+
     def beat(self, owned: Sequence[Owned]) -> Beat:
         """Say that this member lives, extend its leases, and see who has the others.
 

@@ -83,6 +83,8 @@ class RedisSubscription:
         self._budget = max(1, flow.bytes // 8)
         self._most = max(1, flow.messages)
         self._turn = 0
+        self._failures = 0
+        """Reads that failed since one did not."""
         self._closed = False
 
     # -- polling
@@ -93,6 +95,7 @@ class RedisSubscription:
             raise Unavailable(f"{self._group}: the subscription is closed")
         until = time.monotonic() + timeout
         self._limit = max(1, limit)
+        over = False
         while True:
             now = time.monotonic()
             if now >= self._next_beat or self._gone:
@@ -104,12 +107,11 @@ class RedisSubscription:
                         feed.interrupt()
             batches = self._deliver(self._limit)
             self._ask()
-            if batches:
+            if batches or over:
                 return batches
-            now = time.monotonic()
-            woken = self._waiter.wait(min(until, self._next_beat) - now)
-            if not self._receive() and (woken or time.monotonic() >= until):
-                return ()
+            over = self._waiter.wait(min(until, self._next_beat) - time.monotonic())
+            self._receive()
+            over = over or time.monotonic() >= until
 
     def _deliver(self, limit: int) -> list[Entries]:
         """What was read before, at most ``limit``; partitions take turns at being first."""
@@ -162,9 +164,11 @@ class RedisSubscription:
         # Many connections that wait in vain should not add up to work.
         return max(BLOCK, len(self._feeds) / 20)
 
-    def _receive(self) -> bool:
-        """Take in what has come; whether there was anything."""
-        got = False
+    def _receive(self) -> None:
+        """Take in what has come.
+
+        :raises Unavailable: a read failed, and so did the one before.
+        """
         failure: LogError | None = None
         for feed in self._feeds:
             try:
@@ -174,18 +178,20 @@ class RedisSubscription:
             except Unavailable as error:
                 failure = error
                 continue
+            self._failures = 0
             for owned, rows in answers:
                 if id(owned.assignment) not in self._owned:
                     continue  # given up meanwhile
-                got = True
                 owned.cursor = rows[-1][0]
                 owned.rows = rows if not owned.rows else owned.rows + rows
             if answers:
                 self._measure([rows for _, rows in answers])
-        if failure is not None and not got:
-            # The next poll connects anew, and says so if it cannot.
+        if failure is not None:
+            # Connecting anew mostly helps; where it does not, somebody has to wait a while.
+            self._failures += 1
+            if self._failures > 1:
+                raise failure
             logger.info("%s: reading again: %s", self._group, failure)
-        return got
 
     def _measure(self, answers: Sequence[Rows]) -> None:
         count = size = 0
