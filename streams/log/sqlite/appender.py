@@ -7,6 +7,7 @@ several processes hold each other up as little as possible.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -83,12 +84,12 @@ class Appender:
         if count == 1 and not any(record.partition for record in records):
             indexes = {0: range(len(records))}
         else:
-            lists: dict[int, list[int]] = {}
+            lists: defaultdict[int, list[int]] = defaultdict(list)
             for index, record in enumerate(records):
                 partition = record.partition
                 if partition is None:
                     partition = partition_of(record.key, record.id, count)
-                lists.setdefault(partition, []).append(index)
+                lists[partition].append(index)
             for partition in [p for p in lists if not 0 <= p < count]:
                 error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
                 refused.update(dict.fromkeys(lists.pop(partition), error))

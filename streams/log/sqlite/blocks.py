@@ -62,7 +62,7 @@ _HeaderList = list[list[tuple[str, bytes | None]] | None]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
-_MARKS = (SOURCE.encode(), REDRIVE.encode())
+_SOURCE, _REDRIVE = SOURCE.encode(), REDRIVE.encode()
 
 
 class Encoded(NamedTuple):
@@ -82,8 +82,9 @@ def encode(records: Sequence[Record]) -> bytes:
     )
     try:
         if any(headers):
-            block.headers = msgspec.Raw(_encode(headers))
-            if any(mark in bytes(block.headers) for mark in _MARKS):
+            packed = _encode(headers)
+            block.headers = msgspec.Raw(packed)
+            if _SOURCE in packed or _REDRIVE in packed:
                 block.ids = [_identity(record) for record in records]
         return _encode(block)
     except UnicodeEncodeError:

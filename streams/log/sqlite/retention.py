@@ -25,6 +25,9 @@ _STEP = 64
 _EVERY = 0.1
 """Real seconds between two looks at a topic, at least, unless the clock was moved on."""
 
+_SLACK = 100
+"""Messages that a partition may have too many, at least, before it is worth a transaction."""
+
 _PATIENCE = 0.05
 """Seconds to wait for the lock: there is always a next time."""
 
@@ -113,7 +116,9 @@ class Trimmer:
         for no, first, end, needed in connection.rows(_PARTITIONS, (topic,)):
             floor = end if needed is None else min(end, needed)
             kept = 0 if messages is None else end - messages
-            if first >= floor or (kept <= first and seconds is None):
+            if kept - first < max(_SLACK, (messages or 0) // 10):
+                kept = 0
+            if first >= floor or (not kept and seconds is None):
                 continue
             found = connection.rows(
                 "SELECT place, count, time FROM streams_blocks"

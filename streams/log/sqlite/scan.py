@@ -49,9 +49,6 @@ class Tail:
     ) -> tuple[list[Slice], int]:
         """The next messages below ``end``, at most ``limit``, and how many bytes were read.
 
-        What is left of a block is taken alone, so that whoever reads several partitions in turn
-        has to keep one such rest only.
-
         :param end: an offset up to which the partition is, or once was, filled.
         :param size: stop when this many bytes are reached.
         """
@@ -70,8 +67,9 @@ class Tail:
     ) -> int:
         left, self._left = self._left, None
         if left is not None:
-            self._add(slices, left.first, left.time, left.block, end, limit)
-            return 0
+            limit -= self._add(slices, left.first, left.time, left.block, end, limit)
+            if limit < 1 or self.position >= end:
+                return 0
         read = 0
         cursor = connection.execute(
             _FROM, (_USUAL, place(self.no, 0), place(self.no, self.position), place(self.no, end))

@@ -36,6 +36,9 @@ _LOOK = 0.25
 _GLANCE = 0.05
 """Real seconds between two looks at whether the file has changed, while there is enough to read."""
 
+_RESTS = 16
+"""Partitions of which a part of a block is held in memory, at most."""
+
 
 class _Feed(Tail):
     """What a subscription reads of one assignment."""
@@ -79,6 +82,7 @@ class StoredSubscription:
         self._feeds: dict[Assignment, _Feed] = {}
         self._by_place: dict[tuple[str, int], _Feed] = {}
         self._ready: deque[_Feed] = deque()
+        self._rests: set[_Feed] = set()
         self._ends: dict[str, str] = {}
         self._fresh = False
         self._due = self._beat = float("-inf")
@@ -96,11 +100,12 @@ class StoredSubscription:
             raise Unavailable("the subscription is closed")
         with translated(self._database.path):
             while True:
+                # Read before attending: whoever wakes a poll wants it to have looked since then.
+                woken, self._woken = self._woken, False
                 self._attend()
                 batches = self._take(limit)
                 left = deadline - time.monotonic()
-                if batches or self._woken or left <= 0:
-                    self._woken = False
+                if batches or woken or left <= 0:
                     return batches
                 if self._news.wait(self._connection, min(left, self._until_due())):
                     self._fresh = False
@@ -124,13 +129,20 @@ class StoredSubscription:
                 batch = StoredBatch(assignment.topic, assignment.partition, slices, assignment)
                 batches.append(batch)
                 limit -= len(batch)
-            if feed.position >= feed.end:
-                self._ready.popleft()
-                feed.queued = False
-            elif not feed.ahead:
-                # A rest in memory is taken first, so there is only ever one of them.
-                self._ready.rotate(-1)
+            self._ready.popleft()
+            feed.queued = False
+            self._queue(feed)
+            self._bound_rests(feed)
         return batches
+
+    def _bound_rests(self, feed: _Feed) -> None:
+        """Rests of blocks that were not taken whole are kept in memory, but few of them."""
+        self._rests.discard(feed)
+        if feed.ahead:
+            if len(self._rests) < _RESTS:
+                self._rests.add(feed)
+            else:
+                feed.forget()
 
     def _queue(self, feed: _Feed) -> None:
         if not feed.paused and not feed.queued and feed.position < feed.end:
@@ -139,6 +151,7 @@ class StoredSubscription:
 
     def _unqueue(self, feed: _Feed) -> None:
         feed.forget()
+        self._rests.discard(feed)
         if feed.queued:
             feed.queued = False
             self._ready.remove(feed)
@@ -228,9 +241,15 @@ class StoredSubscription:
                 self._roster.release(changes.acquired)
                 raise
             for assignment in changes.acquired:
-                self._feeds[assignment].position = assignment.position
+                feed = self._feeds[assignment]
+                feed.position = max(assignment.position, self._first(feed.no))
             self._ends.clear()
             self._refresh()
+
+    def _first(self, no: int) -> int:
+        """What was trimmed may be there still, within a block."""
+        rows = self._connection.rows("SELECT first FROM streams_partitions WHERE no = ?", (no,))
+        return rows[0][0] if rows else 0
 
     def _remove(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
