@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -83,10 +84,12 @@ def test_the_makefile_only_calls_the_script() -> None:
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
+    # Not as a part of the make that may be running these tests.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     for target in ("demo", "test", "check", "bench", "faults"):
         done = subprocess.run(
             [make, target, "PYTHON=echo", "ARGS=-k retry"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
+            cwd=ROOT, env=env, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.splitlines()[-1] == f"scripts/dev.py {target} -- -k retry"
 
@@ -105,8 +108,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("streams", "codecs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, source / name)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source / path.name)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index",
          "--no-build-isolation", "--wheel-dir", str(folder), str(source)],
