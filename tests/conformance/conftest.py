@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 
 from tests.conformance.logs import LOGS, Case
 from tests.conformance.world import World
-from tests.servers.find import KafkaAddress
+from tests.servers.find import KafkaAddress, RedisAddress
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import RedisCluster
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,5 +65,12 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def kafka_url(kafka: KafkaAddress) -> str:
-    # A member that does not poll has lost its partitions soon.
-    return f"{kafka.url}?session.timeout.ms=3000&max.poll.interval.ms=3000"
+    # A member that does not poll has lost its partitions soon; and fetches are so small that what
+    # a test writes takes several.
+    settings = {
+        "session.timeout.ms": 3000,
+        "max.poll.interval.ms": 3000,
+        "max.partition.fetch.bytes": 1000,
+        "batch.num.messages": 20,
+    }
+    return f"{kafka.url}?{urlencode(settings)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streams.log.kafka.log import CAPABILITIES as KAFKA
 from streams.log.memory.log import CAPABILITIES as MEMORY
 from streams.log.protocol import Capabilities
+from streams.log.redis.log import CAPABILITIES as REDIS
 from streams.log.sqlite.log import CAPABILITIES as SQLITE
 
 
@@ -38,4 +39,7 @@ LOGS = [
     Case("memory_url", MEMORY),
     Case("sqlite_url", SQLITE),
     Case("kafka_url", KAFKA, trims=False, lease=3.0),
+    Case("redis_url", REDIS, trims=False, lease=2.0),
+    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, lease=2.0),
+    Case("redis_cluster_url", replace(REDIS, name="cluster"), trims=False, lease=2.0),
 ]
