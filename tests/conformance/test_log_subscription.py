@@ -192,6 +192,23 @@ def test_the_commit_of_a_partition_that_was_given_up_is_dropped(world: World) ->
     assert before[gone].valid_until == float("-inf")
 
 
+def test_a_partition_that_came_back_is_another_assignment(world: World) -> None:
+    topic, group = world.topic(2), world.group()
+    member = world.member(group, topic)
+    member.until_owns(2)
+    before = dict(member.owned)
+    guest = world.member(group, topic)
+    guest.until_owns(1)
+    (gone,) = guest.owned
+    world.leave(guest)
+    member.until_owns(2)
+    assert member.owned[gone] is not before[gone]
+    assert member.owned[gone].epoch > before[gone].epoch
+    late = member.place(before[gone], 10**6, "late")
+    member.do(lambda: member.subscription.commit([late]))
+    assert gone not in world.log.group(group).positions
+
+
 # -- revocation -----------------------------------------------------------------------------------
 
 
