@@ -47,7 +47,9 @@ _ABOUT_THE_TYPE = re.compile(
     r"|Invalid (UUID|decimal|base64|RFC3339|ISO8601|epoch|MessagePack timestamp)"
     r"|[A-Z][a-z]+ (value )?(is )?out of range)"
 )
-_MALFORMED = re.compile(r"(\w+) is malformed: (.+?)(?: '\\x..')? \(byte (\d+)\)\Z")
+_MALFORMED = re.compile(
+    r"(JSON|MessagePack)(?: data)? is malformed: (.+?)(?: '\\x..')? \(byte (\d+)\)\Z"
+)
 _UNSUPPORTED = re.compile(
     r"(Encoding objects of type \S+ is unsupported|Integer exceeds 64-bit range"
     r"|Type is not JSON serializable: \S+|Dict key must be str|Recursion limit reached)\Z"
@@ -73,13 +75,18 @@ def decode_error(
     if isinstance(exc, msgspec.ValidationError):
         return _invalid(place, data, exc, unknown_tag)
     if isinstance(exc, UnicodeDecodeError):
-        return place.error(data, _NOT_UTF8, offset=_not_utf8(data))
+        # Its object is the one text in question.
+        at = data.find(exc.object)
+        return place.error(data, _NOT_UTF8, offset=at + exc.start if at >= 0 else None)
     if isinstance(exc, RecursionError):
         return place.error(data, "nested deeper than this thread's stack allows")
     if isinstance(exc, msgspec.DecodeError):
         found = _MALFORMED.match(str(exc))
         if found:
-            return place.error(data, f"malformed {found[1]}: {found[2]}", offset=int(found[3]))
+            kind, reason, offset = found[1], found[2], int(found[3])
+            if kind == "JSON" and reason == "trailing characters":
+                offset -= 1  # it has read the first of them
+            return place.error(data, f"malformed {kind}: {reason}", offset=offset)
         if not data:
             return place.error(data, "empty")
         return place.error(data, "ends too early", offset=len(data))

@@ -14,7 +14,7 @@ from stream_codecs.errors import BindError, DecodeError
 from stream_codecs.explain import Place, encode_error
 from stream_codecs.limits import Size, excess
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import describe, is_open, members, type_name
+from stream_codecs.shape import is_open, parts_of, type_name
 
 __all__ = ["Key"]
 
@@ -66,11 +66,13 @@ class Key(Size):
 
         :raises BindError: ``type`` is none of str, int, UUID and bytes, nor a union of them.
         """
-        shape = describe(type)
-        kinds = {part.__class__ for part in members(shape)} - {inspect.NoneType}
-        if not is_open(shape) and not (kinds and kinds <= _READERS.keys()):
+        parts = parts_of(type)
+        kinds = {part.__class__ for part in parts} - {inspect.NoneType}
+        if any(map(is_open, parts)):
+            kinds = {inspect.StrType}
+        if not kinds or not kinds <= _READERS.keys():
             raise BindError(f"a key is str, int, UUID or bytes, not {type_name(type)}")
-        read = _READERS[kinds.pop()] if len(kinds) == 1 and not is_open(shape) else _text
+        read = _READERS[kinds.pop()] if len(kinds) == 1 else _text
         return _bind(read, self.max_size, Place("key", topic, role, type_name(type)))
 
 

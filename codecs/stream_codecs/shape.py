@@ -30,6 +30,7 @@ __all__ = [
     "is_open",
     "members",
     "origin",
+    "parts_of",
     "tags_of",
     "type_name",
     "walk",
@@ -118,25 +119,26 @@ def is_open(shape: Shape) -> bool:
 
 def includes_none(form: TypeForm[Any]) -> bool:
     """Whether None is a value of this type, so that a handler of it takes tombstones too."""
-    return any(isinstance(part, inspect.NoneType) or is_open(part) for part in _parts(form))
+    return any(isinstance(part, inspect.NoneType) or is_open(part) for part in parts_of(form))
 
 
 def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
     """The tags of the type's tagged structs; empty where no message can have an unknown one."""
     return frozenset(
         part.tag
-        for part in _parts(form)
+        for part in parts_of(form)
         if isinstance(part, inspect.StructType) and part.tag is not None
     )
 
 
-def _parts(form: TypeForm[Any]) -> list[Shape]:
+def parts_of(form: TypeForm[Any]) -> list[Shape]:
+    """The members of a type, also of a union that msgspec cannot decode."""
     try:
         return members(inspect.type_info(form))
     except Exception:
-        # A type of another library, for a codec of its own: all we can see is a plain union.
+        # Perhaps another library's, for a codec of its own: all we can see is a plain union.
         if typing.get_origin(form) in (typing.Union, types.UnionType):
-            return [part for each in typing.get_args(form) for part in _parts(each)]
+            return [part for each in typing.get_args(form) for part in parts_of(each)]
         return [inspect.CustomType(_Foreign)]
 
 
@@ -194,7 +196,7 @@ def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
     known: an untyped value, a plain ``dict``, a class of another library.
     """
     result: list[tuple[type, set[str]]] = []
-    for part in _parts(form):
+    for part in parts_of(form):
         if isinstance(part, _FIELDED):
             result.append((origin(part.cls), {field.name for field in part.fields}))
         elif isinstance(part, inspect.AnyType | inspect.CustomType | inspect.DictType):

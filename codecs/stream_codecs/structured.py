@@ -71,10 +71,9 @@ def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: 
         return decode_error(place, data, exc, unknown_tag)
 
     def too_much(data: bytes) -> str | None:
-        reason = excess(data, max_size)
-        if reason is None and deeper(data, max_depth):
-            reason = f"nested deeper than {max_depth} levels"
-        return reason
+        if len(data) > max_size:
+            return excess(data, max_size)
+        return f"nested deeper than {max_depth} levels" if deeper(data, max_depth) else None
 
     def decode(data: bytes) -> Any:
         if len(data) > small and (reason := too_much(data)):

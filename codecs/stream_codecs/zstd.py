@@ -149,8 +149,11 @@ class _Contexts:
         pieces: list[bytes] = []
         left = self.max_size
         for frame, fills in self._frames(data):
-            if self.zstandard.frame_content_size(frame) > left:
+            declared = self.zstandard.frame_content_size(frame)
+            if declared > left:
                 raise self._too_much()
+            if declared == 0 and fills:  # libzstd is not asked about these
+                raise _Fault("more than its frame declares")
             try:
                 piece = context.decompress(frame, max_output_size=max(1, min(left, fills)))
             except self.zstandard.ZstdError as exc:
