@@ -72,7 +72,7 @@ class Connection(apsw.Connection):
         """Roll back whatever is open."""
         if self.in_transaction:
             try:
-                self.execute("ROLLBACK")
+                self.execute("ROLLBACK", can_cache=False)
             except apsw.Error:
                 # Nothing can be done about it here, and the next BEGIN will say so.
                 return

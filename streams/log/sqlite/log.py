@@ -25,7 +25,7 @@ from streams.log.sqlite import scan, settings
 from streams.log.sqlite.appender import Appender
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.groups import Groups
-from streams.log.sqlite.retention import Trimmer, give_back
+from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import bump
 from streams.log.sqlite.scan import StoredReader
 from streams.log.sqlite.schema import place
@@ -149,7 +149,6 @@ class SqliteLog:
             )
             connection.execute("DELETE FROM streams_partitions WHERE topic = ?", (topic,))
             connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
-            give_back(connection)
         self._database.shared.notify([topic_key(topic), *(group_key(name) for (name,) in groups)])
 
     # -- writing

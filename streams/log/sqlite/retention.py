@@ -33,6 +33,7 @@ _PATIENCE = 0.05
 
 _FREE_PAGES = 1024
 _VACUUM_PAGES = 256
+_INCREMENTAL = 2
 
 # A partition is kept from where its slowest group still needs it; NULL without any group.
 _PARTITIONS = """
@@ -78,12 +79,12 @@ class Trimmer:
                 self._looked.pop(topic, None)
 
     def trim(self, topic: str) -> bool:
-        """Drop what may go, one step of it; whether there is more."""
+        """Drop what may go, one step of it, and shorten the file; whether there is more."""
         database = self._database
         with database.read(snapshot=True) as connection:
             cuts, _ = self._cuts(connection, topic)
-        if not cuts:
-            return False
+            if not cuts and not _hollow(connection):
+                return False
         try:
             with database.write(_PATIENCE) as connection:
                 # Somebody may have moved a group back meanwhile: look again, under the lock.
@@ -97,7 +98,9 @@ class Trimmer:
                     connection.execute(
                         "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, no)
                     )
-                give_back(connection)
+                if _hollow(connection):
+                    more = True
+                    connection.rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         except Unavailable:
             return False
         return more
@@ -139,9 +142,11 @@ class Trimmer:
         return cuts, more
 
 
-def give_back(connection: Connection) -> None:
-    """Where much of the file is free, shorten it a little."""
+def _hollow(connection: Connection) -> bool:
+    """Whether much of the file is free, and can be given back."""
     free = connection.rows("PRAGMA freelist_count")[0][0]
-    pages = connection.rows("PRAGMA page_count")[0][0]
-    if free > max(_FREE_PAGES, pages // 4):
-        connection.rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+    return bool(
+        free > _FREE_PAGES
+        and free > connection.rows("PRAGMA page_count")[0][0] // 4
+        and connection.rows("PRAGMA auto_vacuum")[0][0] == _INCREMENTAL
+    )

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from streams.errors import ConfigError
 from streams.log.membership import TERMS, Terms
 from streams.log.protocol import Opened
+from streams.log.url import redact
 
 MAX_RECORD = 999_000_000
 """Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
@@ -48,25 +49,25 @@ def read(opened: Opened) -> Settings:
 
     :raises ConfigError: it cannot be used, and what to write instead.
     """
+    url = redact(opened.url)
     options = dict(opened.options)
     for name in options:
         if name not in _OPTIONS:
             raise ConfigError(
-                f"{opened.url}: no option {name!r}; a sqlite:// URL takes {', '.join(_OPTIONS)}"
+                f"{url}: no option {name!r}; a sqlite:// URL takes {', '.join(_OPTIONS)}"
             )
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in ("full", "normal"):
         raise ConfigError(
-            f"{opened.url}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
+            f"{url}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(opened.url, options, "lease", 10.0)
-    timeout = _number(opened.url, options, "timeout", 10.0)
-    max_record = _number(opened.url, options, "max_record", MAX_RECORD)
+    lease = _number(url, options, "lease", 10.0)
+    timeout = _number(url, options, "timeout", 10.0)
+    max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:
         raise ConfigError(
-            f"{opened.url}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes "
-            "at most"
+            f"{url}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes at most"
         )
     return Settings(
         path=_path(opened),
@@ -92,22 +93,23 @@ def _number(url: str, options: Mapping[str, str], name: str, default: float) -> 
 
 
 def _pragmas(opened: Opened) -> dict[str, int]:
+    url = redact(opened.url)
     pragmas: dict[str, int] = {}
     for name, value in opened.config.items():
         if name not in _PRAGMAS:
             raise ConfigError(
-                f"{opened.url}: config={{{name!r}: ...}}: the pragmas that can be set are "
+                f"{url}: config={{{name!r}: ...}}: the pragmas that can be set are "
                 f"{', '.join(_PRAGMAS)}"
             )
         if not isinstance(value, int):
-            raise ConfigError(f"{opened.url}: config={{{name!r}: {value!r}}}: an integer is needed")
+            raise ConfigError(f"{url}: config={{{name!r}: {value!r}}}: an integer is needed")
         pragmas[name] = value
     return pragmas
 
 
 def _path(opened: Opened) -> str:
-    url = opened.url
-    rest = url.partition("sqlite:")[2].partition("?")[0]
+    url = redact(opened.url)
+    rest = opened.url.partition("sqlite:")[2].partition("?")[0]
     if not rest.startswith("///"):
         raise ConfigError(
             f"{url}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four)"

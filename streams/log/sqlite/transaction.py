@@ -55,7 +55,11 @@ _PRAGMAS = frozenset(
 
 
 class HandlerConnection(Connection):
-    """A connection that refuses what a handler must not do."""
+    """A connection that refuses what a handler must not do.
+
+    SQLite asks when it prepares a statement, not when it runs one that was prepared before. So our
+    own BEGIN, COMMIT and ROLLBACK are kept out of the connection's cache.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -109,7 +113,10 @@ class StoredTransaction:
         connection.refused = ""
 
         def only_one(_: apsw.Cursor, statement: str, __: Any) -> bool:
-            if not _SPACE.fullmatch(sql, len(sql) - len(sql.lstrip()) + len(statement.strip())):
+            if _SPACE.fullmatch(statement):
+                return True
+            statement = statement.strip()
+            if not _SPACE.fullmatch(sql, sql.find(statement) + len(statement)):
                 raise ConfigError("message.transaction: one statement at a time, not several")
             return True
 
@@ -141,7 +148,7 @@ class StoredTransaction:
         try:
             stored = [commit for commit in commits if self._roster.store(connection, commit)]
             try:
-                connection.execute("COMMIT")
+                connection.execute("COMMIT", can_cache=False)
             except apsw.Error as error:
                 raise translate_commit(error, self._database.path) from error
             self._roster.stored(stored)
@@ -175,7 +182,7 @@ class StoredTransaction:
             except IndexError:
                 connection = HandlerConnection(self._database.settings)
             connection.trusted = True
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE", can_cache=False)
         except BaseException as error:
             turn.release()
             if connection is not None:
@@ -190,7 +197,7 @@ class StoredTransaction:
     def _end(self) -> None:
         self._ended = True
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and not self._database.forked:
             connection.trusted = True
             connection.undo()
             connection.trusted = False

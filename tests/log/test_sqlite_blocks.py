@@ -1,0 +1,92 @@
+"""Blocks: what goes in comes out, however it is cut, merged and sliced."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from streams.log.sqlite import blocks
+from streams.log.sqlite.blocks import Slice, StoredBatch, decode, encode, encode_all, merge
+from streams.message import ID, REDRIVE, SOURCE, Headers, Record, identity, text
+
+# Any text at all: foreign bytes are kept by surrogates.
+words = st.text(st.characters(), max_size=8)
+data = st.none() | st.binary(max_size=20)
+names = words | st.sampled_from([SOURCE, REDRIVE, "traceparent"])
+headers = st.lists(st.tuples(names, data), max_size=3)
+records = st.lists(st.builds(Record, data, data, words, headers), max_size=12)
+
+
+def wire(name: str) -> bytes:
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass")
+
+
+def wanted(record: Record) -> tuple[bytes | None, bytes | None, str | None, list[object]]:
+    found = {name: value for name, value in record.headers if name in (SOURCE, REDRIVE)}
+    id = record.id and identity(
+        record.id, text(found.get(SOURCE) or b""), text(found.get(REDRIVE) or b"")
+    )
+    head: Headers = [(ID, wire(record.id.partition("\0")[0]))] if record.id else []
+    return record.key, record.value, id or None, [*head, *record.headers]
+
+
+def rows(batch: StoredBatch) -> list[tuple[bytes | None, bytes | None, str | None, list[object]]]:
+    return [
+        (batch.keys[i], batch.values[i], batch.ids[i], list(batch.headers(i)))
+        for i in range(len(batch))
+    ]
+
+
+@given(records)
+@example([Record(b"v", None, "\udcff", [("\udc80", None)])])
+@example([Record(b"v", None, "\ud800", ())])
+def test_a_block_holds_what_was_put_in(written: list[Record]) -> None:
+    block = decode(encode(written))
+    batch = StoredBatch("t", 0, [Slice(5, 7_000_000, block, 0, len(written))])
+    assert rows(batch) == [wanted(record) for record in written]
+    assert list(batch.offsets) == list(range(5, 5 + len(written)))
+    assert [batch.time(i) for i in range(len(written))] == [7.0] * len(written)
+
+
+@given(st.lists(records.filter(len), min_size=1, max_size=4), st.data())
+def test_merged_and_sliced_blocks_read_like_the_single_ones(
+    written: list[list[Record]], chance: st.DataObject
+) -> None:
+    parts = [(len(few), 1_000_000 * i, encode(few)) for i, few in enumerate(written, 1)]
+    cut = chance.draw(st.integers(1, len(parts)))
+    whole = [(sum(p[0] for p in parts[:cut]), parts[cut - 1][1], merge(parts[:cut])), *parts[cut:]]
+    flat = [record for few in written for record in few]
+    low = chance.draw(st.integers(0, len(flat) - 1))
+    high = chance.draw(st.integers(low + 1, len(flat)))
+    slices, first = [], 0
+    for count, time, packed in whole:
+        start, stop = max(low, first) - first, min(high, first + count) - first
+        if start < stop:
+            slices.append(Slice(first, time, decode(packed), start, stop))
+        first += count
+    batch = StoredBatch("t", 0, slices)
+    assert rows(batch) == [wanted(record) for record in flat[low:high]]
+    assert list(batch.offsets) == list(range(low, high))
+    times = [float(i) for i, few in enumerate(written, 1) for _ in few]
+    assert [batch.time(i) for i in range(len(batch))] == times[low:high]
+
+
+def test_blocks_are_bounded_in_messages_and_bytes() -> None:
+    small = [Record(b"v", None, str(i)) for i in range(3 * blocks.MESSAGES + 1)]
+    assert [block.messages for block in encode_all(small)] == [blocks.MESSAGES] * 3 + [1]
+    large = [Record(bytes(blocks.BYTES // 3), b"k", str(i)) for i in range(10)]
+    encoded = encode_all([*large, Record(bytes(3 * blocks.BYTES), b"k", "huge"), *large])
+    assert sum(block.messages for block in encoded) == 21
+    assert [b.messages for b in encoded if len(b.data) > blocks.BYTES] == [1]
+
+
+def test_a_batch_can_let_go_of_its_bytes() -> None:
+    block = decode(encode([Record(b"v", b"k", "i", [("h", b"x")])] * 2))
+    batch = StoredBatch("t", 0, [Slice(0, 0, block, 0, 2)])
+    batch.release(0)
+    assert (batch.keys, batch.values) == ([None, b"k"], [None, b"v"])
+    assert batch.headers(0) == ((ID, b"i"), ("h", b"x"))
+    assert batch.size() == 2
