@@ -11,13 +11,15 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
-from streams.errors import ConfigError, LogError
-from streams.log.kafka.admin import Admin
+from streams.errors import ConfigError, GroupLive, LogError
+from streams.log.kafka import moves
 from streams.log.kafka.errors import translate
+from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
-from streams.log.kafka.settings import Settings, settings
+from streams.log.kafka.settings import MESSAGE_BYTES, Settings, settings
 from streams.log.kafka.subscription import KafkaSubscription
+from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -34,7 +36,12 @@ from streams.message import Record
 
 logger = logging.getLogger("streams.kafka")
 
-CAPABILITIES = Capabilities("kafka", creates_topics=False)
+CAPABILITIES = Capabilities(
+    "kafka",
+    creates_topics=False,
+    # Whatever the producer may write at all fits a dead letter topic.
+    letters={"max.message.bytes": str(MESSAGE_BYTES)},
+)
 
 Client = TypeVar("Client", Consumer, Producer, AdminClient)
 
@@ -57,10 +64,11 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._closed = False
         # The driver checks names and values when a client is made, so one of each is made now.
-        self._admin = Admin(found, self._connect(AdminClient, found.admin()))
+        admin = self._connect(AdminClient, found.admin())
+        self._topics, self._groups = Topics(found, admin), Groups(found, admin)
         self._readers = Readers(found, lambda conf: self._connect(Consumer, conf))
         self._appender = Appender(
-            found, lambda conf: self._connect(Producer, conf), self._admin.partitions
+            found, lambda conf: self._connect(Producer, conf), self._topics.partitions
         )
         self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
 
@@ -101,22 +109,24 @@ class KafkaLog:
 
         :raises Mismatch: it exists with another number of partitions.
         """
-        return self._admin.create(topic, partitions, retention, config)
+        return self._topics.create(topic, partitions, retention, config)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
         """
-        return self._admin.topic(topic)
+        return self._topics.topic(topic)
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name; Kafka's internal ones are left out."""
-        return self._admin.topics()
+        return self._topics.topics()
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        self._admin.delete(topic)
+        partitions = self._topics.partitions(topic)
+        self._topics.delete(topic)
+        self._groups.forget_topic(topic, partitions)
 
     # -- writing
 
@@ -154,7 +164,11 @@ class KafkaLog:
         return max(0, end - max(position, first))
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
-        """Read from position ``start`` up to, not including, position ``end``."""
+        """Read from position ``start`` up to, not including, position ``end``.
+
+        :raises NotFound: there is no such topic or partition.
+        """
+        self._topics.check(topic, [partition])
         return self._readers.read(topic, partition, start, end)
 
     # -- groups
@@ -165,27 +179,39 @@ class KafkaLog:
         :raises GroupLive: the group runs on other topics, so Kafka lets nobody set a position
             for it; its members find their new partitions without one.
         """
-        return self._admin.begin(group, topic, positions)
+        check_group(group)
+        self._topics.check(topic, positions)
+        return self._groups.begin(group, topic, positions)
 
     def group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
         """
-        return self._admin.group(group)
+        check_group(group)
+        return self._groups.group(group)
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        return self._admin.groups()
+        return self._groups.names()
 
     def move(
         self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
     ) -> None:
         """Set a group's places in a topic; the group is made if there is none.
 
-        :raises GroupLive: it has running members. Kafka has no way to force it.
+        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+            members lose the partitions and start over from the new places; members that are not
+            this toolkit's refuse.
         """
-        self._admin.move(group, topic, places, force=force)
+        check_group(group)
+        self._topics.check(topic, places)
+        try:
+            self._groups.alter(group, topic, places)
+        except GroupLive:
+            if not force:
+                raise
+            moves.order(self._groups, group, topic, places)
 
     def forget(self, group: str) -> None:
         """Delete a group and its positions.
@@ -193,7 +219,8 @@ class KafkaLog:
         :raises GroupLive: it has running members.
         :raises NotFound: there is none of that name.
         """
-        self._admin.forget(group)
+        check_group(group)
+        self._groups.forget(group)
 
     def subscribe(
         self,
@@ -211,9 +238,9 @@ class KafkaLog:
         """
         check_group(group)
         for topic in topics:
-            self._admin.partitions(topic)
+            self._topics.partitions(topic)
         kip848 = self._settings.kip848
-        session = self._admin.session(group) if kip848 else self._settings.session
+        session = self._groups.session(group) if kip848 else self._settings.session
         subscription = KafkaSubscription(
             self._settings,
             lambda conf: self._connect(Consumer, conf),
@@ -222,6 +249,7 @@ class KafkaLog:
             listener,
             flow,
             session,
+            moves.Desk(self._groups, group),
         )
         with self._lock:
             self._subscriptions.add(subscription)

@@ -271,7 +271,7 @@ class Appender:
         if producer is not None:
             self._retire(producer)
             producer.flush(1.0)
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
         with self._state:
             left = list(self._pending)

@@ -19,6 +19,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.errors import LogError, NotFound, Unavailable
+from streams.log.kafka.asking import ANSWER, ask
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
@@ -30,9 +31,6 @@ PREFETCH = 16 * MEGABYTE
 
 IDLE = 2
 """Idle consumers that are kept."""
-
-ANSWER = 10.0
-"""Seconds to wait for a broker's answer."""
 
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
@@ -81,7 +79,7 @@ class Readers:
         if asking is not None:
             asking.close()
 
-    def _ask(self) -> Consumer:
+    def _asker(self) -> Consumer:
         """The one consumer that only asks questions."""
         with self._lock:
             if self._closed:
@@ -93,23 +91,25 @@ class Readers:
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction
         ends it, what stands behind its first message is not there yet."""
-        try:
-            return self._ask().get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=ANSWER
-            )
-        except KafkaException as error:
-            raise self._translated(error, f"bounds of {topic}/{partition}") from error
+        part = TopicPartition(topic, partition)
+        return ask(
+            f"bounds of {topic}/{partition}",
+            lambda: self._asker().get_watermark_offsets(part, timeout=ANSWER),
+            self._settings.scrub,
+        )
 
     def at(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
-        part = TopicPartition(topic, partition, max(0, round(moment * 1000)))
-        try:
-            (found,) = self._ask().offsets_for_times([part], timeout=ANSWER)
-        except KafkaException as error:
-            raise self._translated(error, f"time in {topic}/{partition}") from error
-        if found.error is not None:
-            raise self._translated(found.error, f"time in {topic}/{partition}")
-        return found.offset if found.offset >= 0 else self.bounds(topic, partition)[1]
+        wanted = TopicPartition(topic, partition, max(0, round(moment * 1000)))
+
+        def question() -> int:
+            (part,) = self._asker().offsets_for_times([wanted], timeout=ANSWER)
+            if part.error is not None:
+                raise KafkaException(part.error)
+            return part.offset
+
+        found = ask(f"time in {topic}/{partition}", question, self._settings.scrub)
+        return found if found >= 0 else self.bounds(topic, partition)[1]
 
     def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""

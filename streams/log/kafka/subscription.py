@@ -36,8 +36,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
+from streams.log.kafka.asking import ANSWER
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.errors import error_of, kind_of, translate
+from streams.log.kafka.groups import place_of
+from streams.log.kafka.moves import Desk
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
@@ -46,9 +49,6 @@ logger = logging.getLogger("streams.kafka")
 
 SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""
-
-ANSWER = 10.0
-"""Seconds to wait for the coordinator's answer."""
 
 Key = tuple[str, int]
 
@@ -74,6 +74,7 @@ class KafkaSubscription:
     """See :class:`streams.log.protocol.Subscription`.
 
     :param session: seconds after which the coordinator gives up a silent member.
+    :param desk: where forced moves of the group are left.
     """
 
     def __init__(
@@ -85,16 +86,19 @@ class KafkaSubscription:
         listener: Listener,
         flow: Flow,
         session: float,
+        desk: Desk,
     ) -> None:
         if flow.drain >= settings.max_poll:
-            raise ConfigError(
-                f"Flow(drain={flow.drain:g}): shorter than max.poll.interval.ms "
-                f"({settings.max_poll:g} s), or the group gives this member up while it drains"
-            )
+            logger.warning(
+                "group %s: a drain may take %g s (Flow.drain), but a member that does not poll for "
+                "%g s (max.poll.interval.ms) is given up: set the drain shorter",
+                group, flow.drain, settings.max_poll,
+            )  # fmt: skip
         self.group = group
         self.prefetch = prefetched(flow)
         """Bytes of ``flow.bytes`` that the driver's queue may hold."""
         self._settings = settings
+        self._desk = desk
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
         self._owned: dict[Key, Assignment] = {}
@@ -138,6 +142,7 @@ class KafkaSubscription:
         :raises LogError: anything worse. What the listener raised comes out as it is.
         """
         self._check()
+        self._take_moves()
         self._admit()
         messages = self._consume(limit, 0.0)
         if not messages:
@@ -193,8 +198,8 @@ class KafkaSubscription:
                     messages += self._consume(limit - 1, 0.0)
             if messages:
                 return messages
-            if self._arriving:
-                self._admit()
+            self._take_moves()
+            self._admit()
         self._woken.clear()
         return []
 
@@ -237,6 +242,8 @@ class KafkaSubscription:
         if error.code() in _OUT_OF_RANGE:
             self._expired(topic, partition, bad.offset())
             return
+        if error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            return  # logged by the driver; the loss is told on its own
         where = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
         trouble = self._translated(error, f"consuming {where}")
         if kind_of(error) is Fatal and error.fatal():
@@ -417,6 +424,34 @@ class KafkaSubscription:
             raise self._translated(error, f"fetching as group {self.group!r}") from error
         self._fetching.update((each.topic, each.partition) for each in arrived)
 
+    def _take_moves(self) -> None:
+        """Start over where somebody forced the group to."""
+        places = self._desk.look(time.monotonic())
+        mine = {key: place for key, place in places.items() if key in self._fetching}
+        if not mine:
+            return
+        assignments = [self._owned[key] for key in mine]
+        logger.warning("group %s: moved by force: %s", self.group, assignments)
+        self._drop(assignments)
+        self._guard(self._listener.lost, assignments)
+        self._stop_fetching(mine)
+        self._arriving.update(dict.fromkeys(mine))
+        offsets = [
+            TopicPartition(*key, place.position, metadata=place.progress)
+            for key, place in mine.items()
+        ]
+        try:
+            with self._commits:
+                answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            for part in answers:
+                if part.error is not None:
+                    raise KafkaException(part.error)
+            self._desk.taken(mine)
+        except KafkaException as error:
+            self._trouble = self._translated(error, f"moving group {self.group!r}")
+        except LogError as error:
+            self._trouble = error
+
     # -- commits
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -563,15 +598,3 @@ class KafkaSubscription:
         raised, self._failure = self._failure, failure or LogError("this subscription is closed")
         if raised is not None:
             raise raised
-
-
-def place_of(part: TopicPartition) -> Committed | None:
-    """A committed place as the broker told it, None if there is none."""
-    if part.offset < 0:
-        return None
-    try:
-        progress = part.metadata or ""
-    except UnicodeDecodeError:
-        # Not ours: we write ASCII. The position counts all the same.
-        progress = "?"
-    return Committed(part.offset, progress)

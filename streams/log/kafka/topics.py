@@ -1,0 +1,212 @@
+"""Topics, through the driver's AdminClient.
+
+Nothing here creates a topic by asking for it (a producer's metadata request does that where the
+broker allows it): only DescribeTopics is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from confluent_kafka import TopicCollection
+
+# Documented there, though the package's __all__ does not list all of them.
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
+from streams.log.kafka.asking import ANSWER, answer, ask, codes
+from streams.log.kafka.settings import Settings
+from streams.log.names import check_topic
+from streams.log.protocol import Retention, TopicInfo
+
+FRESH = 60.0
+"""Seconds for which a topic's number of partitions is believed."""
+
+INTERNAL = frozenset(
+    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
+)
+
+
+class Topics:
+    """The topics of one cluster (any thread)."""
+
+    def __init__(self, settings: Settings, client: AdminClient) -> None:
+        self._settings = settings
+        self._client = client
+        self._counts: dict[str, tuple[int, float]] = {}
+        """Partitions of a topic, and when that was asked."""
+
+    def _ask(self, doing: str, question: Callable[[], Any]) -> Any:
+        return ask(doing, question, self._settings.scrub)
+
+    def create(
+        self,
+        topic: str,
+        partitions: int,
+        retention: Retention,
+        config: Mapping[str, str] | None,
+    ) -> TopicInfo:
+        """Create a topic, or find it as it was declared."""
+        check_topic(topic)
+        if partitions < 1:
+            raise ConfigError(f"topic {topic!r}: {partitions} partitions, at least 1 is needed")
+        if retention.messages is not None:
+            raise ConfigError(
+                f"topic {topic!r}: Retention(messages=...) is nothing Kafka can do; use "
+                "Retention(seconds=...), or config={'retention.bytes': ...}"
+            )
+        settings = {str(name): str(value) for name, value in (config or {}).items()}
+        replicas = int(settings.pop("replication.factor", self._settings.replication))
+        if retention.seconds is not None:
+            settings["retention.ms"] = str(max(1, round(retention.seconds * 1000)))
+        else:
+            settings.setdefault("retention.ms", "-1")
+        new = NewTopic(topic, partitions, replicas, config=settings)
+        try:
+            self._ask(f"creating topic {topic}", lambda: self._create(new))
+        except LogError as error:
+            if "TOPIC_ALREADY_EXISTS" not in codes(error):
+                raise
+            found = self.topic(topic)
+            if found.partitions != partitions:
+                raise Mismatch(
+                    f"topic {topic!r} has {found.partitions} partitions, but {partitions} were "
+                    "declared: declare what it has, or use another name"
+                ) from None
+            return found
+        return self._appeared(topic, partitions)
+
+    def _create(self, new: NewTopic) -> None:
+        futures = self._client.create_topics(
+            [new], operation_timeout=ANSWER, request_timeout=ANSWER
+        )
+        answer(futures[new.topic])
+
+    def _appeared(self, topic: str, partitions: int) -> TopicInfo:
+        """Wait until a new topic is known to the brokers, each partition with its leader."""
+        deadline = time.monotonic() + ANSWER
+        while True:
+            try:
+                found = self._describe(topic)
+                if len(found.partitions) == partitions and all(
+                    each.leader is not None for each in found.partitions
+                ):
+                    return self.topic(topic)
+            except (NotFound, Unavailable):
+                pass
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"Kafka: topic {topic!r} was created, but has no leaders yet")
+            time.sleep(0.02)
+
+    def topic(self, topic: str) -> TopicInfo:
+        """A topic's facts.
+
+        :raises NotFound: there is none of that name.
+        """
+        found = self._describe(topic)
+        return TopicInfo(topic, len(found.partitions), self._retentions([topic])[topic])
+
+    def topics(self) -> list[TopicInfo]:
+        """All topics but Kafka's own, by name."""
+        cluster = self._ask("listing topics", lambda: self._client.list_topics(timeout=ANSWER))
+        names = sorted(set(cluster.topics) - INTERNAL)
+        retentions = self._retentions(names)
+        return [
+            TopicInfo(name, len(cluster.topics[name].partitions), retentions[name])
+            for name in names
+        ]
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has; asked again after a minute.
+
+        :raises NotFound: there is none of that name.
+        """
+        known = self._counts.get(topic)
+        now = time.monotonic()
+        if known is not None and now < known[1] + FRESH:
+            return known[0]
+        try:
+            count = len(self._describe(topic).partitions)
+        except Unavailable:
+            if known is None:
+                raise
+            return known[0]
+        self._counts[topic] = (count, now)
+        return count
+
+    def check(self, topic: str, partitions: Iterable[int]) -> None:
+        """See that a topic has these partitions.
+
+        :raises NotFound: it lacks one, or there is no such topic.
+        """
+        for partition in partitions:
+            count = self.partitions(topic)
+            if partition >= count:
+                self._counts.pop(topic, None)  # it may have grown
+                count = self.partitions(topic)
+            if not 0 <= partition < count:
+                raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
+
+    def _describe(self, topic: str) -> Any:
+        def question() -> Any:
+            futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
+            return answer(futures[topic])
+
+        try:
+            return self._ask(f"asking for topic {topic}", question)
+        except NotFound as error:
+            raise NotFound(
+                f"Kafka has no topic {topic!r}: create it (streams topics create {topic}), or "
+                "declare it with partitions="
+            ) from error
+
+    def _retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
+        """What retention.ms says; nothing where this user may not ask."""
+        found = dict.fromkeys(topics, Retention())
+        if not topics:
+            return found
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        doing = "asking for topics' settings"
+        futures = self._ask(
+            doing, lambda: self._client.describe_configs(resources, request_timeout=ANSWER)
+        )
+        for resource, future in futures.items():
+            try:
+                entry = self._ask(doing, partial(answer, future)).get("retention.ms")
+                kept = int(entry.value) if entry is not None and entry.value else -1
+            except (LogError, ValueError):
+                continue
+            if kept > 0:
+                found[resource.name] = Retention(seconds=kept / 1000)
+        return found
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic; returns once the brokers no longer know it.
+
+        :raises NotFound: there is none of that name.
+        """
+
+        def question() -> None:
+            futures = self._client.delete_topics(
+                [topic], operation_timeout=ANSWER, request_timeout=ANSWER
+            )
+            answer(futures[topic])
+
+        self._describe(topic)
+        self._ask(f"deleting topic {topic}", question)
+        self._counts.pop(topic, None)
+        deadline = time.monotonic() + ANSWER
+        while time.monotonic() < deadline:
+            try:
+                self._describe(topic)
+            except NotFound:
+                return
+            time.sleep(0.02)
