@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.conformance.logs import LOGS, Case
+from tests.conformance.stage import Stage
 from tests.conformance.world import World
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
@@ -74,3 +75,32 @@ def kafka_url(kafka: KafkaAddress) -> str:
         "batch.num.messages": 20,
     }
     return f"{kafka.url}?{urlencode(settings)}"
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisAddress) -> str:
+    return f"{redis_server.url}?lease=2"
+
+
+@pytest.fixture
+def valkey_url(valkey_server: RedisAddress) -> str:
+    return f"{valkey_server.url}?lease=2"
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(lifetime: Lifetime) -> Iterator[RedisCluster]:
+    with RedisCluster(lifetime) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    return f"{redis_cluster.url.replace('redis://', 'redis+cluster://')}?lease=2"
+
+
+@pytest.fixture
+def stage(case: Case, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Apps on one log, under a URL of their own, and what their handlers did."""
+    opened = Stage(case, request.getfixturevalue(case.url))
+    yield opened
+    opened.close()

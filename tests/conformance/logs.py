@@ -18,12 +18,14 @@ class Case:
     :param url: the fixture that gives a URL under which nobody else is.
     :param capabilities: what the log says of itself.
     :param trims: it applies :class:`~streams.log.protocol.Retention` itself, and at once.
+    :param crashes: its subscriptions have a ``crash``, a simulated ``kill -9`` of one member.
     :param lease: seconds after which a silent member has lost its partitions, under that URL.
     """
 
     url: str
     capabilities: Capabilities
     trims: bool = True
+    crashes: bool = False
     lease: float = 10.0
 
     @property
@@ -36,7 +38,7 @@ class Case:
 
 
 LOGS = [
-    Case("memory_url", MEMORY),
+    Case("memory_url", MEMORY, crashes=True),
     Case("sqlite_url", SQLITE),
     Case("kafka_url", KAFKA, trims=False, lease=3.0),
     Case("redis_url", REDIS, trims=False, lease=2.0),

@@ -1,0 +1,219 @@
+"""**at-least-once** and **bounded redelivery**: commits cover what is settled and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from streams import Flow, Message, ProcessorDied, Retry
+from streams.engine.progress import decode
+from streams.log.protocol import Retention
+from tests.conformance.stage import PATIENCE, QUICK, Stage
+from tests.faults.fleet import Fleet
+from tests.faults.history import Recorder, Sent, check, read
+
+
+async def test_the_start_is_committed_before_the_first_delivery(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    found = []
+    handler = stage.recorder(lambda value, message: found.append(stage.places(app)))
+    app.processor(topic, group=stage.group, flow=Flow(commit=3600))(handler)
+    async with app:
+        await stage.publish(topic, 1)
+        await stage.handled(1)
+    assert set(found[0]) == {0, 1}
+    assert all(
+        place.position == stage.anchor.bounds(topic.name, 0)[0] for place in found[0].values()
+    )
+
+
+async def test_a_commit_never_passes_what_is_not_settled(stage: Stage) -> None:
+    app, gate = stage.app(), asyncio.Event()
+    topic = stage.topic(app, partitions=1)
+    handler = stage.recorder(lambda value, _: gate.wait() if value == 3 else None)
+    app.processor(topic, group=stage.group, concurrency=8, flow=QUICK)(handler)
+    async with app:
+        positions = await stage.publish(topic, *range(20), key=lambda value: f"k{value}")
+        await stage.handled(19)
+        stuck = positions[3].offset
+
+        def remembered() -> bool:
+            place = stage.places(app)[0]
+            if not place.progress:
+                return False
+            settled = decode(place.position, place.progress)[1]
+            return bool(settled) and settled[-1][1] > positions[-1].offset
+
+        await stage.until(remembered, "the settled set committed")
+        assert stage.places(app)[0].position <= stuck
+        gate.set()
+        await stage.committed(app)
+
+
+async def test_what_finished_out_of_order_is_not_handled_again(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    never = asyncio.Event()
+    handler = stage.recorder(lambda value, _: never.wait() if value in (0, 5) else None)
+    app.processor(topic, group=stage.group, concurrency=8, flow=Flow(commit=0.05, drain=0.1))(
+        handler
+    )
+    async with app:
+        await stage.publish(topic, *range(10), key=lambda value: f"k{value}")
+        await stage.handled(8)
+    # The drain deadline cancelled 0 and 5; the last commit remembers the other eight.
+    again = stage.app()
+    topic = stage.topic(again, partitions=1)
+    again.processor(topic, group=stage.group, concurrency=8, flow=QUICK)(stage.recorder())
+    async with again:
+        await stage.handled(10)
+        await stage.committed(again)
+    assert sorted(stage.seen.values[8:]) == [0, 5]
+
+
+@pytest.mark.needs("processes", "durable")
+async def test_kill_9_at_any_instant_loses_nothing(stage: Stage, tmp_path: Path) -> None:
+    """A small version of the fault runs, on every log that can be shared by processes."""
+    messages, random = 4_000, Random(7)
+    app = stage.app()
+    topic = stage.topic(app, bytes, partitions=4)
+    recorder = Recorder(tmp_path)
+    async with app.connected():
+        records = [
+            topic.record(str(n).encode(), key=f"k{random.randrange(200)}", id=f"m{n}")
+            for n in range(messages)
+        ]
+        for record, position in zip(
+            records, await app.publisher.publish_many(topic.name, records), strict=True
+        ):
+            key = (record.key or b"").decode()
+            recorder.write(Sent(0.0, *position, key, record.id))
+    await asyncio.to_thread(kill_three_times, stage, tmp_path, messages, random)
+    report = check(read(tmp_path))
+    assert report.anomalies == []
+    assert report.handled == messages
+
+
+def kill_three_times(stage: Stage, folder: Path, messages: int, random: Random) -> None:
+    with Fleet(
+        folder, stage.url, stage.topic_name, stage.group, concurrency=16, pause=0.005
+    ) as fleet:
+        fleet.start()
+        fleet.start()
+        for moment in sorted(random.randrange(200, messages * 3 // 4) for _ in range(3)):
+            fleet.until(lambda handled, moment=moment: handled >= moment)  # type: ignore[misc]
+            fleet.kill_one(random)
+        fleet.until(lambda handled: handled >= messages)
+        fleet.stop()
+
+
+@pytest.mark.needs("crashes")
+async def test_a_crashed_member_loses_nothing(stage: Stage) -> None:
+    """Where one process is the whole world, a member crashes instead of a process."""
+    gate = asyncio.Event()
+    app, other = stage.app(), stage.app()
+    topic = stage.topic(app)
+    blocked = stage.recorder(lambda value, _: gate.wait() if value >= 50 else None)
+    app.processor(topic, group=stage.group, concurrency=100, flow=Flow(drain=0.0))(blocked)
+    stage.topic(other)
+    other.processor(other.topics[topic.name], group=stage.group, concurrency=8, flow=QUICK)(
+        stage.recorder()
+    )
+    async with other.connected():
+        await stage.publish(other.topics[topic.name], *range(100), key=lambda value: f"k{value}")
+    with pytest.raises(ProcessorDied, match="crashed by a test"):
+        async with app:
+            await stage.handled(50)
+            pump = app.processors[0]._pump
+            assert pump is not None
+            subscription = pump._subscription
+            assert subscription is not None
+            subscription.crash()  # type: ignore[attr-defined]
+            await asyncio.sleep(PATIENCE)
+    async with other:
+        await stage.until(lambda: set(range(100)) <= set(stage.seen.values), "all handled")
+        await stage.committed(other)
+
+
+@pytest.mark.needs("trims")
+async def test_what_was_deleted_before_it_was_handled_is_reported(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.anchor.create(stage.topic_name, 1, Retention(messages=100))
+    app = stage.app()
+    topic = stage.topic(app, partitions=None)
+    async with app.connected():
+        await stage.publish(topic, *range(10))
+    first, _ = stage.anchor.bounds(topic.name, 0)
+    assert stage.anchor.begin(stage.group, topic.name, {0: first - 5})
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    with caplog.at_level(logging.ERROR, logger="streams"):
+        async with app:
+            await stage.handled(10)
+            losses = app.stats().processors["handle"].losses
+    assert losses == 1
+    assert "deleted before they were handled" in caplog.text
+
+
+async def test_nothing_is_lost_when_a_handler_raises_what_is_no_exception(stage: Stage) -> None:
+    """SystemExit in a handler ends the processor, loudly; the message is handled next time."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+
+    def leave(value: int, message: Message[int]) -> None:
+        raise SystemExit(3)
+
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder(leave))
+    with pytest.raises(Exception, match="handle died: SystemExit"):
+        async with app:
+            await stage.publish(topic, 1)
+            await asyncio.sleep(30)
+    again = stage.app()
+    topic = stage.topic(again, partitions=1)
+    again.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with again:
+        await stage.handled(1)
+
+
+async def test_a_result_is_confirmed_before_its_source_is_settled(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    out = app.topic(f"{stage.topic_name}-out", int, partitions=2)
+
+    @app.processor(topic, group=stage.group, concurrency=8, to=out, flow=QUICK)
+    async def double(value: int) -> list[int] | int | None:
+        return None if value == 3 else [value, value * 2] if value == 4 else value * 2
+
+    async with app:
+        await stage.publish(topic, *range(6), key=str)
+        await stage.committed(app)
+        found = await asyncio.to_thread(lambda: list(out.read()))
+    assert sorted(message.value for message in found) == [0, 2, 4, 4, 8, 10]
+    # The same message handled again writes the same IDs, so it doubles nothing downstream.
+    ids = {message.id for message in found}
+    await asyncio.to_thread(rewind, stage)
+    again = stage.app()
+    topic = stage.topic(again)
+    again.processor(
+        topic, group=stage.group, to=again.topic(out.name, int), flow=QUICK, retry=Retry(attempts=1)
+    )(lambda value: value * 2 if value not in (3, 4) else None)
+    async with again:
+        await stage.committed(again)
+        found = await asyncio.to_thread(lambda: list(again.topics[out.name].read()))
+    assert {message.id for message in found} == ids
+
+
+def rewind(stage: Stage) -> None:
+    """Put the group back to the beginning."""
+    from streams.log.protocol import Committed
+
+    places = {
+        partition: Committed(stage.anchor.bounds(stage.topic_name, partition)[0])
+        for partition in range(stage.anchor.topic(stage.topic_name).partitions)
+    }
+    stage.anchor.move(stage.group, stage.topic_name, places)
