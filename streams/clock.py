@@ -24,11 +24,13 @@ class Clock(Protocol):
         ...
 
     def timeout(self, seconds: float) -> float:
-        """How long to block, in real seconds, so as not to miss ``seconds`` of this clock."""
+        """How long to block, in real seconds, so as not to miss ``seconds`` of this clock;
+        infinity is allowed, and comes back as it is or as something long."""
         ...
 
     def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
-        """Call ``moved`` (from any thread) whenever the clock jumps; returns the way to stop."""
+        """Call ``moved`` (from any thread, under no lock of the clock's) whenever the clock
+        jumps; returns the way to stop."""
         ...
 
 

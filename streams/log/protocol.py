@@ -12,6 +12,7 @@ Rules every log keeps (``tests/conformance/`` proves them, one suite over all lo
 * **Every call is synchronous and raises only** :class:`~streams.errors.LogError` and below; a
   driver's exceptions are translated here. A :class:`Log` may be used from any thread; a
   :class:`Subscription` belongs to the one thread that polls it, except where a method says so.
+  On a closed log every call raises.
 * **Ownership has an epoch.** A commit under an older epoch is refused, and
   ``Assignment.valid_until`` says until when ownership is certain: past it no handler starts.
 """
@@ -89,7 +90,8 @@ class Committed(NamedTuple):
 
 class Commit(NamedTuple):
     """A place to be stored. ``version`` ascends within an assignment: an older one is stale and
-    is dropped, so that two threads that commit cannot move a group backwards."""
+    is dropped (the same again is accepted), so that two threads that commit cannot move a group
+    backwards."""
 
     assignment: Assignment
     position: int
@@ -299,6 +301,8 @@ class Log(Protocol):
     def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
         """Write records in order. May block; calls ``done`` exactly once, from any thread.
 
+        A missing topic is told as :class:`NotFound` through ``done``.
+
         A key always goes to one partition; a keyless record goes by its ID. Durable when ``done``
         says so. Never raises for what concerns single records.
         """
@@ -357,6 +361,7 @@ class Log(Protocol):
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
+        :raises NotFound: there is none of that name.
         """
         ...
 
@@ -402,10 +407,11 @@ class Log(Protocol):
 class Opened:
     """What a log's module is asked to open: the URL in parts, driver settings, the app's clock."""
 
-    url: str
-    path: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    # None of these is shown: each may hold a password.
+    url: str = field(repr=False)
+    path: str = field(repr=False)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The URL's query."""
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Driver settings, passed through."""
     clock: Any = None

@@ -271,7 +271,7 @@ class Pump:
                 held = [owned.progress.held() for _, owned in self._owned.values()]
             messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
         if messages == 0:
-            return self._job.flow.messages  # a single message is taken, however large
+            size = 0  # a single message is taken, however large
         return self._gate.room(messages, size)
 
     def _wait_for_room(self, subscription: Subscription) -> None:
@@ -308,6 +308,7 @@ class Pump:
         owned = found[1]
         with self._marks:
             segment = owned.progress.add(owned, batch)
+        self._gate.took(len(segment), segment.size)
         decoding = self._job.decodings[batch.topic]
         if decoding.identify is None:
             segment.decode = decoding.fast(batch.values)
