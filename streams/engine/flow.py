@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from streams.config import Flow
 
-
 FIRST = 16
 """Messages taken in before anything is known of their size, at most."""
 

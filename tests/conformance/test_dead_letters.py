@@ -201,7 +201,7 @@ async def test_the_source_waits_until_the_letter_is_written(stage: Stage) -> Non
             else:
                 append(name, records, done)
 
-        app.log.append = refuse  # type: ignore[method-assign]
+        app.log.append = refuse  # type: ignore[method-assign, assignment]
         (first, *_) = await stage.publish(topic, 0, 1, key="k")
         await stage.publish(topic, *range(2, 10), key=str)
         await stage.handled(8)

@@ -110,7 +110,7 @@ async def test_a_processor_that_dies_cancels_the_body(stage: Stage) -> None:
             def poll(limit: int, timeout: float) -> None:
                 raise Fatal("the disk is gone")
 
-            subscription.poll = poll
+            subscription.poll = poll  # type: ignore[method-assign]
             await asyncio.sleep(60)
     current = asyncio.current_task()
     assert current is not None

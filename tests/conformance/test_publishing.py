@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 from uuid import UUID
 
 import pytest
-from stream_codecs import EncodeError
 
-from streams import NotRunning, Streams
+from stream_codecs import EncodeError
+from streams import NotRunning, Position, Streams, Topic
 from tests.conformance.stage import QUICK, Stage
 
 
@@ -123,7 +123,7 @@ async def test_from_another_loop(stage: Stage) -> None:
     assert position.topic == topic.name
 
 
-async def publish(topic):  # type: ignore[no-untyped-def]
+async def publish(topic: Topic[int]) -> Position:
     return await topic.publish(1)
 
 

@@ -6,8 +6,8 @@ import asyncio
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from stream_codecs import DecodeError
 
+from stream_codecs import DecodeError
 from streams import ConfigError, NotFound, NotRunning
 from streams.message import Record
 from tests.conformance.stage import QUICK, Stage

@@ -174,8 +174,9 @@ async def test_a_batch_error_names_those_that_failed(stage: Stage) -> None:
     @app.processor(topic, group=stage.group, batch=10, retry=FAST, flow=QUICK)
     def handle(values: list[int]) -> None:
         calls.append(values)
-        bad = {n: Reject("three") for n, value in enumerate(values) if value == 3}
-        bad |= {n: ConnectionError("seven") for n, value in enumerate(values) if value == 7}  # type: ignore[dict-item]
+        bad: dict[int, Exception] = {}
+        bad |= {n: Reject("three") for n, value in enumerate(values) if value == 3}
+        bad |= {n: ConnectionError("seven") for n, value in enumerate(values) if value == 7}
         if bad:
             raise BatchError(bad)
 
