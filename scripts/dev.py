@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from environment import ROOT, Environment, SetupError, say
+from environment import ROOT, Environment, SetupError, call, say
 
 
 class Step(NamedTuple):
@@ -58,12 +57,8 @@ def run(environment: Environment, plan: Sequence[Step]) -> int:
             say(f"\n--- {step.name}")
         began = time.monotonic()
         program = str(environment.bin / step.command[0])
-        status = subprocess.run(
-            [program, *step.command[1:]],
-            env=environment.variables(),
-            cwd=environment.root,
-            check=False,
-        ).returncode
+        command = [program, *step.command[1:]]
+        status = call(command, environment.variables(), environment.root)
         results.append((step.name, status, time.monotonic() - began))
     if len(plan) > 1:
         say("")

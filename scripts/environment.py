@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,22 @@ class Interpreter(NamedTuple):
 def say(text: str) -> None:
     """One line of progress, at once."""
     print(text, flush=True)
+
+
+def call(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
+    """Run a program to its end; its exit status.
+
+    Ctrl-C in a terminal reaches the program as well, so it is given the time to end in order.
+    """
+    with subprocess.Popen(command, env=env, cwd=folder) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+            raise
+        finally:
+            child.kill()
 
 
 # -- finding an interpreter ----------------------------------------------------------------------
@@ -259,9 +275,7 @@ class Environment:
         self._run([*pip, "--no-build-isolation", "--editable", target], f"install {what}")
 
     def _run(self, command: Sequence[str], purpose: str) -> None:
-        status = subprocess.run(
-            command, env=self.variables(), cwd=self.root, check=False
-        ).returncode
+        status = call(command, self.variables(), self.root)
         if status:
             raise SetupError(
                 f"Could not {purpose} (exit status {status}); the lines above say why.\n"

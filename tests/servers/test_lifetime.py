@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SLEEPER = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
 SESSION = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 from tests.servers.lifetime import Lifetime, Process
 lifetime = Lifetime()
 process = Process(lifetime, {SLEEPER!r}, lifetime.place("p") / "log")
@@ -45,11 +46,14 @@ def test_ends_with_a_session_that_was_killed(ending: signal.Signals) -> None:
         text=True,
         cwd=ROOT,
     ) as session:
-        assert session.stdout is not None
-        folder, pid = session.stdout.readline().split()
-        os.kill(int(pid), 0)
-        session.send_signal(ending)
-        session.wait()
+        try:
+            assert session.stdout is not None
+            folder, pid = session.stdout.readline().split()
+            os.kill(int(pid), 0)
+            session.send_signal(ending)
+            session.wait(60)
+        finally:
+            session.kill()
     until(gone(int(pid), Path(folder)), 30, "the process and its folder are gone")
 
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # dev.py as `python3 scripts/dev.py` runs it, but the interpreter that runs it is no candidate.
 LAUNCH = """
-import runpy, sys
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 sys.executable = ""
 sys.path.insert(0, "scripts")
 sys.argv = ["scripts/dev.py", *sys.argv[1:]]
@@ -222,10 +223,16 @@ def test_an_interrupted_installation_starts_over(machine: Machine, ending: signa
             noted = machine.notes_file.read_text() if machine.notes_file.exists() else ""
             return int(noted.split()[-1]) if "hanging" in noted and noted.endswith("\n") else None
 
-        pip = until(hanging, 60, "pip is at work")
-        running.send_signal(ending)
-        if ending == signal.SIGKILL:
-            os.kill(pip, signal.SIGKILL)
+        try:
+            pip = until(hanging, 60, "pip is at work")
+            if ending == signal.SIGINT:
+                os.killpg(running.pid, ending)  # as a terminal does
+            else:
+                running.kill()
+                os.kill(pip, ending)
+            running.wait(60)
+        finally:
+            running.kill()
     assert running.returncode != 0
     assert not machine.stamp.exists()
 
