@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import enum
 import uuid
 from collections.abc import Callable
 from keyword import iskeyword
@@ -109,7 +108,7 @@ class _Writer:
         cls = _EXACT.get(type(shape))
         if cls is not None and shape == type(shape)():  # no constraint
             return cls
-        if isinstance(shape, inspect.EnumType) and not issubclass(shape.cls, enum.Flag):
+        if isinstance(shape, inspect.EnumType):
             return shape.cls
         return None
 

@@ -81,6 +81,19 @@ class Refined(msgspec.Struct):
     anything: Any
 
 
+class Bounded(msgspec.Struct):
+    """Constraints: the class of a value says nothing."""
+
+    count: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Access(enum.IntFlag):
+    """Combinations are members too, made as needed."""
+
+    READ = 1
+    WRITE = 2
+
+
 class Checked(msgspec.Struct):
     """A type with code of its own, which may say what it was given."""
 

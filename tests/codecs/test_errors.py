@@ -148,6 +148,12 @@ def test_running_out_of_memory_is_not_the_message_s_fault(codec: Codec) -> None:
         bound.explain(b"", MemoryError())
 
 
+def test_where_the_stack_ends_before_the_bound_does() -> None:
+    """Called from deep in a program, on Python 3.11, a decoder may give up within the bound."""
+    error = Json().bind(Any, topic="t").explain(b"[[]]", RecursionError())
+    assert str(error) == "t value: nested deeper than this thread's stack allows (json)"
+
+
 @pytest.mark.parametrize("codec", [Json(), Text(), Key(), Zstd()])
 def test_a_typed_error_explains_itself(codec: Codec) -> None:
     error = DecodeError("no")

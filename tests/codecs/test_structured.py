@@ -20,6 +20,8 @@ from stream_codecs import (
     UnknownTag,
 )
 from tests.codecs.samples import (
+    Access,
+    Bounded,
     Cancelled,
     Checked,
     Departed,
@@ -63,6 +65,8 @@ MOMENT = datetime.datetime(2013, 1, 1, 10, 15, tzinfo=datetime.timezone.utc)
             ),
         ),
         (Refined, Refined("abc", {"a": [1, None]})),
+        (Bounded, Bounded(0)),
+        (Access, Access.READ | Access.WRITE),
         (Checked, Checked(1)),
         (Point, Point(1, 2.5)),
         (Pair, Pair("a", 1)),
@@ -232,7 +236,7 @@ def test_a_broken_document_of_an_unknown_tag_is_poison_not_passed_over() -> None
          "does not fit Order: expected 'float', got 'str'", "$.items[1].price"),
         (Refined, Refined("long", 1), "does not fit Refined: expected 'str' of length <= 3",
          "$.short"),
-        (Checked, msgspec.structs.replace(Checked(1), number=2), None, None),
+        (Bounded, Bounded(-1), "does not fit Bounded: expected 'int' >= 0", "$.count"),
         (int, True, "does not fit int: expected 'int', got 'bool'", "$"),
         (int, "1", "expected int, got str", None),
         (datetime.datetime, "2013-01-01T00:00:00Z", "expected datetime, got str", None),
