@@ -194,16 +194,20 @@ def test_a_forked_child_is_told_to_open_the_log_again(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_damaged_block_is_said_and_never_skipped(tmp_path: Path) -> None:
+def test_a_damaged_block_is_said_and_nothing_skipped(tmp_path: Path) -> None:
     log = opened(tmp_path / "x.db")
     log.create("t", 1)
-    append(log, "t", [record(b"v")])
+    for value in (b"sound", b"damaged"):
+        append(log, "t", [record(value)])
     with log._database.write() as connection:
-        connection.execute("UPDATE streams_blocks SET data = x'93c0'")
-    reader = log.reader("t", 0, 0, 1)
+        connection.execute("UPDATE streams_blocks SET data = x'93c0' WHERE place & 1")
+    reader = log.reader("t", 0, 0, 2)
     for _ in range(2):
         with one_line(Fatal, "damaged"):
-            reader.read(1)
+            reader.read(10)
+    batch = reader.read(1)
+    assert batch is not None
+    assert batch.values == [b"sound"]
     log.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +24,7 @@ PARTITIONS = 4
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+def url(tmp_path: Path) -> str:
     """A log with a topic ``t`` and a table of effects."""
     url = f"sqlite:///{tmp_path}/log.db?timeout=60"
     log = open_log(url)

@@ -102,6 +102,13 @@ def test_who_lost_the_partition_leaves_neither(shop: Shop) -> None:
     shop.member.until_delivered(10 + 7)  # it was told, and starts over from 3
 
 
+def test_neither_an_older_version_nor_a_lower_position_moves_a_group_back(shop: Shop) -> None:
+    first, second = shop.place(8), shop.place(8)._replace(progress="newer")
+    for commit in (second, first, shop.place(5)):
+        shop.subscription.commit([commit])
+    assert shop.world.log.group(shop.group).positions[shop.topic, 0] == Committed(8, "newer")
+
+
 def test_a_stale_place_does_not_go_backwards_but_the_rows_count(shop: Shop) -> None:
     early, late = shop.place(4), shop.place(8)
     shop.subscription.commit([late])

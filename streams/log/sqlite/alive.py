@@ -17,8 +17,25 @@ import os
 import sys
 import threading
 
+from streams.clock import Clock, SystemClock
+
 if sys.platform != "win32":
     import fcntl
+
+
+def timeline(clock: Clock) -> str:
+    """What ``clock.monotonic()`` is counted on: only on one and the same can two compare it.
+
+    The machine's own begins anew at a restart, and differs between time namespaces.
+    """
+    if not isinstance(clock, SystemClock):
+        return f"{os.getpid()}-{id(clock):x}"
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/time')}"
+    except OSError:
+        return ""  # another system: what a restart leaves behind, nobody holds the lock of
 
 
 class Alive:

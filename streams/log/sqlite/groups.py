@@ -104,12 +104,8 @@ class Groups:
             connection.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
 
     def _running(self, connection: Connection, group: str) -> list[Row]:
-        now = self._database.clock.monotonic()
-        return [
-            row
-            for row in members(connection, group)
-            if is_running(row, now, self._database.shared.alive)
-        ]
+        clock, alive = self._database.clock, self._database.shared.alive
+        return [row for row in members(connection, group) if is_running(row, clock, alive)]
 
     def _refuse_live(self, connection: Connection, group: str) -> None:
         running = self._running(connection, group)

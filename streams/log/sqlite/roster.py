@@ -14,8 +14,8 @@ of its own. A member is *gone*
   clock), such a member is under suspicion first, and has a moment to renew its row.
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
-nobody sets. It begins anew at a restart of the machine, where an expiry may seem to lie far ahead;
-then the locks say that nobody holds it, and where they do not work, that it lies too far.
+nobody sets. It begins anew at a restart of the machine, so a row names its timeline
+(:func:`~streams.log.sqlite.alive.timeline`); of a row of another one only the lock can be judged.
 
 Every taking raises the epoch of a place, and a commit names the owner and its epoch in the very
 statement that writes, so an owner that was thought gone can commit nothing when it comes back. It
@@ -34,10 +34,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from streams.clock import Clock
 from streams.errors import Fenced, NotFound
 from streams.log.membership import FREE, NEVER, Lease, Member, Part, plan
 from streams.log.protocol import Assignment, Commit, Committed
-from streams.log.sqlite.alive import Alive
+from streams.log.sqlite.alive import Alive, timeline
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.shared import group_key
 
@@ -54,25 +55,28 @@ class Row(NamedTuple):
     no: int
     id: str
     topics: str
-    lease: float
     expires: float
+    timeline: str
 
 
 def members(connection: Connection, group: str) -> list[Row]:
     """All rows of a group."""
     rows = connection.rows(
-        'SELECT no, id, topics, lease, expires FROM streams_members WHERE "group" = ? ORDER BY no',
+        'SELECT no, id, topics, expires, timeline FROM streams_members WHERE "group" = ?'
+        " ORDER BY no",
         (group,),
     )
     return [Row(*row) for row in rows]
 
 
-def is_running(row: Row, now: float, alive: Alive) -> bool:
-    """Whether a member counts as running, at the monotonic time ``now``."""
+def is_running(row: Row, clock: Clock, alive: Alive) -> bool:
+    """Whether a member counts as running."""
     there = alive.check(row.no)
-    if there is False or row.expires <= now:
+    if there is False:
         return False
-    return there is True or row.expires <= now + 2 * row.lease
+    if row.timeline != timeline(clock):
+        return there is True
+    return row.expires > clock.monotonic()
 
 
 class Changes(NamedTuple):
@@ -142,7 +146,7 @@ class Roster:
             changed = not self._renew(connection, sent)
             if changed:
                 self._join(connection)
-            changed |= self._bury(connection, sent)
+            changed |= self._bury(connection)
             changed |= self._free(connection, self._given_up)
             mine = self._mine(connection)
             if changed or self._generation(connection) != self.generation:
@@ -187,11 +191,10 @@ class Roster:
 
     def look(self, connection: Connection) -> bool:
         """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
-        now = self._clock.monotonic()
-        if any(row.expires <= now for row in self._others):
+        if not all(is_running(row, self._clock, self._alive) for row in self._others):
             rows = members(connection, self.group)
             self._others = [row for row in rows if row.no != self._no]
-        return any(self._is_gone(row, now) for row in self._others)
+        return any(self._is_gone(row) for row in self._others)
 
     # -- commits
 
@@ -259,8 +262,8 @@ class Roster:
                 self.group,
                 f"{socket.gethostname()}-{os.getpid()}-{self._no}",
                 json.dumps(self._topics),
-                self._terms.lease,
                 self._terms.expires(self._clock.monotonic()),
+                timeline(self._clock),
             ),
         )
         bump(connection, self.group)
@@ -272,18 +275,18 @@ class Roster:
         )
         return connection.changes() > 0
 
-    def _bury(self, connection: Connection, now: float) -> bool:
+    def _bury(self, connection: Connection) -> bool:
         """Delete the members that are gone; whether there were any."""
         rows = [row for row in members(connection, self.group) if row.no != self._no]
-        gone = [row for row in rows if self._is_gone(row, now)]
+        gone = [row for row in rows if self._is_gone(row)]
         for row in gone:
             _delete(connection, self.group, row.no)
             self._suspects.pop(row.no, None)
         self._others = [row for row in rows if row not in gone]
         return bool(gone)
 
-    def _is_gone(self, row: Row, now: float) -> bool:
-        if is_running(row, now, self._alive):
+    def _is_gone(self, row: Row) -> bool:
+        if is_running(row, self._clock, self._alive):
             self._suspects.pop(row.no, None)
             return False
         if self._alive.check(row.no) is False:

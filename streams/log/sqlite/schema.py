@@ -74,8 +74,8 @@ CREATE TABLE IF NOT EXISTS streams_members (
     "group" TEXT NOT NULL,
     id TEXT NOT NULL,           -- for people: machine, process, number
     topics TEXT NOT NULL,       -- a JSON array
-    lease REAL NOT NULL,        -- seconds
-    expires REAL NOT NULL       -- on the machine's monotonic clock, in seconds
+    expires REAL NOT NULL,      -- on a monotonic clock, in seconds
+    timeline TEXT NOT NULL      -- which clock that is
 );
 """
 

@@ -28,7 +28,7 @@ from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import Changes, Roster
 from streams.log.sqlite.scan import News, Tail
 from streams.log.sqlite.shared import group_key, topic_key
-from streams.log.sqlite.transaction import HandlerConnection, StoredTransaction
+from streams.log.sqlite.transaction import Pool, StoredTransaction
 
 _LOOK = 0.25
 """Real seconds between two looks at whether the other members still run."""
@@ -78,7 +78,7 @@ class StoredSubscription:
         self._connection = database.take()
         self._news = News(database.shared, [group_key(group), *map(topic_key, self._topics)])
         self._unwatch = self._clock.watch(self._news.event.set)
-        self._pool: list[HandlerConnection] = []
+        self._pool = Pool(database.settings)
         self._feeds: dict[Assignment, _Feed] = {}
         self._by_place: dict[tuple[str, int], _Feed] = {}
         self._ready: deque[_Feed] = deque()
@@ -335,8 +335,7 @@ class StoredSubscription:
         self._unwatch()
         self._news.close()
         self._news.event.set()
-        while self._pool:
-            self._pool.pop().close()
+        self._pool.close()
         try:
             self._connection.close()
         except apsw.Error:

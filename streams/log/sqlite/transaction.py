@@ -86,13 +86,38 @@ class HandlerConnection(Connection):
         return apsw.SQLITE_OK
 
 
+class Pool:
+    """The connections of a subscription's transactions, to be used again. Any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle: list[HandlerConnection] = []
+        self._closed = False
+
+    def take(self) -> HandlerConnection:
+        """A connection of one's own, until given back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return HandlerConnection(self._settings)
+
+    def give(self, connection: HandlerConnection) -> None:
+        """Give a connection back that has nothing open any more."""
+        self._idle.append(connection)
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Close all; those in use close when given back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+
 class StoredTransaction:
-    """One handler's transaction. It begins with the first statement; one thread at a time.
+    """One handler's transaction. It begins with the first statement; one thread at a time."""
 
-    :param pool: connections of the same subscription's transactions that have ended.
-    """
-
-    def __init__(self, database: Database, roster: Roster, pool: list[HandlerConnection]) -> None:
+    def __init__(self, database: Database, roster: Roster, pool: Pool) -> None:
         self._database = database
         self._roster = roster
         self._pool = pool
@@ -177,10 +202,7 @@ class StoredTransaction:
         turn.acquire(self._database.settings.timeout, handler=True)
         connection: HandlerConnection | None = None
         try:
-            try:
-                connection = self._pool.pop()
-            except IndexError:
-                connection = HandlerConnection(self._database.settings)
+            connection = self._pool.take()
             connection.trusted = True
             connection.execute("BEGIN IMMEDIATE", can_cache=False)
         except BaseException as error:
@@ -201,5 +223,5 @@ class StoredTransaction:
             connection.trusted = True
             connection.undo()
             connection.trusted = False
-            self._pool.append(connection)
+            self._pool.give(connection)
             self._database.shared.write.release()
