@@ -126,9 +126,15 @@ def _encoder(
     fits = compile_fits(shape, finite=null is not None)
     classes = classes_of(shape)
 
+    def misfit(value: Any) -> EncodeError | None:
+        if classes is None or isinstance(value, classes):
+            return None
+        return place.refusal(f"expected {place.type}, got {type_name(type(value))}")
+
     def find_fault(value: Any, data: bytes, sure: bool) -> EncodeError | None:
-        if classes is not None and not isinstance(value, classes):
-            return place.refusal(f"expected {place.type}, got {type_name(type(value))}")
+        error = misfit(value)
+        if error is not None:
+            return error
         reason = too_much(data)
         if reason is not None:
             return place.refusal(reason)
@@ -152,7 +158,7 @@ def _encoder(
         except MemoryError:
             raise
         except Exception as exc:
-            error = encode_error(place, value, exc)
+            error = misfit(value) or encode_error(place, value, exc)
         else:
             if sure and len(data) <= small:
                 return data

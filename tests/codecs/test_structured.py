@@ -223,6 +223,7 @@ def test_a_broken_document_of_an_unknown_tag_is_poison_not_passed_over() -> None
     [
         (Departed | Cancelled, Diverted("N1", "UA"), "expected Departed | Cancelled, got Diverted",
          None),
+        (Departed | Cancelled, object(), "expected Departed | Cancelled, got object", None),
         (Departed | Cancelled, None, "expected Departed | Cancelled, got None", None),
         (Departed, {"type": "departed", "tail_number": None, "carrier": "", "delay_minutes": 1},
          "expected Departed, got dict", None),
