@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from streams.config import Flow
-from streams.errors import TooLarge, Unavailable
+from streams.errors import LogError, TooLarge, Unavailable
 from streams.log.protocol import Assignment, Commit, Retention
 from streams.log.sqlite import blocks
 from streams.log.sqlite.log import CAPABILITIES, SqliteLog
@@ -98,6 +98,20 @@ def test_offsets_go_on_after_everything_was_trimmed(world: World) -> None:
     world.log = world.open()
     (position,) = world.append(topic, [b"new"])
     assert position.offset == 5
+
+
+def test_what_a_group_needs_below_its_position_is_kept_to_the_message(world: World) -> None:
+    topic, group = world.topic(retention=Retention(messages=1)), world.group()
+    world.log.begin(group, topic, {0: 0})
+    world.append(topic, [b"%d" % number for number in range(1000)])
+    member = world.member(group, topic, window=300)
+    member.until_delivered(1000)
+    world.leave(member)
+    assert world.manual
+    for _ in range(3):
+        world.manual.advance(5)
+        world.append(topic, [b"more"])
+    assert world.log.bounds(topic, 0) == (700, 1003)
 
 
 def test_the_file_shrinks_again(world: World, tmp_path: Path) -> None:
@@ -212,6 +226,26 @@ def test_deleting_a_topic_takes_it_from_its_readers(world: World) -> None:
     assert [e.what for e in world.history.events].count("lost") == 2
     world.append(other, [b"goes on"])
     member.until_delivered(1)
+
+
+def test_a_deletion_that_was_cut_short_is_finished_when_the_log_is_opened(world: World) -> None:
+    topic, other = world.topic(2), world.topic()
+    for name in (topic, other):
+        for _ in range(200):
+            world.append(name, [bytes(9000)])  # each a block of its own
+    writer = sqlite(world)._database._writer
+    writer.execute(
+        "CREATE TEMP TRIGGER cut AFTER DELETE ON streams_blocks WHEN old.place & 127 = 100"
+        " BEGIN SELECT RAISE(ABORT, 'cut short'); END"
+    )
+    with pytest.raises(LogError, match="cut short"):
+        world.log.delete(topic)
+    assert [info.name for info in world.log.topics()] == [other]
+    assert ask(world, "SELECT count(*) FROM streams_blocks") > 200
+    world.log.close()
+    world.log = world.open()
+    assert ask(world, "SELECT count(*) FROM streams_blocks") == 200
+    assert ask(world, "SELECT count(*) FROM streams_partitions") == 1
 
 
 def test_closing_the_log_frees_what_its_subscriptions_owned(world: World) -> None:

@@ -131,8 +131,8 @@ class Appender:
                 no: (next_, time, loose)
                 for no, next_, time, loose in connection.rows(
                     "SELECT no, next, time, loose FROM streams_partitions"
-                    " WHERE no IN (SELECT value FROM json_each(?))",
-                    (json.dumps(wanted),),
+                    " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
+                    (json.dumps(wanted), topic),
                 )
             }
             if len(state) != len(wanted):

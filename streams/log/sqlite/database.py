@@ -7,6 +7,7 @@ back a checkpoint and the write-ahead log stays small.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -67,6 +68,11 @@ class Connection(apsw.Connection):
     def rows(self, sql: str, bindings: Any = ()) -> list[Any]:
         """Run a statement to its end; its rows."""
         return self.execute(sql, bindings).fetchall()
+
+    def array(self, sql: str, bindings: Any = ()) -> list[Any]:
+        """What a statement gives as one JSON array: one step, however long it is (see blocks)."""
+        found: list[Any] = json.loads(self.rows(sql, bindings)[0][0])
+        return found
 
     def undo(self) -> None:
         """Roll back whatever is open."""

@@ -28,7 +28,6 @@ from streams.log.sqlite.groups import Groups
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import bump
 from streams.log.sqlite.scan import StoredReader
-from streams.log.sqlite.schema import place
 from streams.log.sqlite.shared import group_key, topic_key
 from streams.log.sqlite.subscription import StoredSubscription
 from streams.message import Record
@@ -54,6 +53,11 @@ class SqliteLog:
     def __init__(self, opened: Opened) -> None:
         self._database = Database(settings.read(opened), opened.clock or SYSTEM)
         self._trimmer = Trimmer(self._database)
+        try:
+            self._trimmer.sweep()
+        except BaseException:
+            self._database.close()
+            raise
         self._appender = Appender(self._database, self._trimmer)
         self._groups = Groups(self._database)
         self._guard = threading.Lock()
@@ -130,26 +134,27 @@ class SqliteLog:
         with self._database.write() as connection:
             if _find(connection, topic) is None:
                 raise NotFound(f"there is no topic {topic!r}")
-            numbers = connection.rows(
+            ((first, last),) = connection.rows(
                 "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
-            )[0]
-            bindings = {"first": numbers[0], "last": numbers[1]}
+            )
+            numbers = {"first": first, "last": last}
             groups = connection.rows(
                 'SELECT DISTINCT "group" FROM streams_places WHERE no BETWEEN :first AND :last',
-                bindings,
+                numbers,
             )
             for (group,) in groups:
                 bump(connection, group)
             connection.execute(
-                "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", bindings
+                "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers
             )
             connection.execute(
-                "DELETE FROM streams_blocks WHERE place >= ? AND place < ?",
-                (place(numbers[0], 0), place(numbers[1] + 1, 0)),
+                "UPDATE streams_partitions SET topic = '', partition = no"
+                " WHERE no BETWEEN :first AND :last",
+                numbers,
             )
-            connection.execute("DELETE FROM streams_partitions WHERE topic = ?", (topic,))
             connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
         self._database.shared.notify([topic_key(topic), *(group_key(name) for (name,) in groups)])
+        self._trimmer.sweep()
 
     # -- writing
 

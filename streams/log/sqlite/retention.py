@@ -35,16 +35,24 @@ _FREE_PAGES = 1024
 _VACUUM_PAGES = 256
 _INCREMENTAL = 2
 
-# A partition is kept from where its slowest group still needs it; NULL without any group.
+# Each partition of a topic that has messages: its number, first and next offset, from where its
+# slowest group still needs it (NULL without any group), and the time of its oldest block.
 _PARTITIONS = """
-SELECT p.no, p.first, p.next, (
-    SELECT min(c.position - g.window)
+WITH needed AS (
+    SELECT c.no AS no, min(c.position - g.window) AS floor
     FROM streams_places AS c JOIN streams_groups AS g ON g.name = c."group"
-    WHERE c.no = p.no AND c.position IS NOT NULL
+    WHERE c.position IS NOT NULL GROUP BY c.no
 )
-FROM streams_partitions AS p
+SELECT json_group_array(json_array(p.no, p.first, p.next, n.floor, (
+    SELECT b.time FROM streams_blocks AS b
+    WHERE b.place BETWEEN p.no << 40 AND (p.no << 40) + p.next ORDER BY b.place LIMIT 1
+)))
+FROM streams_partitions AS p LEFT JOIN needed AS n ON n.no = p.no
 WHERE p.topic = ? AND p.first < p.next
 """
+
+
+_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
 
 
 class _Cut(NamedTuple):
@@ -62,21 +70,21 @@ class Trimmer:
 
     def now_and_then(self, topic: str) -> None:
         """Trim a little if it is time; appends and heartbeats call it as often as they like."""
-        now = (time.monotonic(), self._database.clock.monotonic())
+        began, clock = time.monotonic(), self._database.clock.monotonic()
         with self._guard:
-            real, clock = self._looked.get(topic, (-1e9, -1e9))
-            if now[0] < real + _EVERY and now[1] < clock + 1.0:
+            next_, looked = self._looked.get(topic, (0.0, float("-inf")))
+            if began < next_ and clock < looked + 1.0:
                 return
-            self._looked[topic] = now
+            self._looked[topic] = (began + _EVERY, clock)
         try:
             more = self.trim(topic)
         except LogError:
             # Whoever calls has succeeded in what it came for; if the file is broken, the next
             # append or heartbeat says so.
             return
-        if more:
-            with self._guard:
-                self._looked.pop(topic, None)
+        took = time.monotonic() - began
+        with self._guard:
+            self._looked[topic] = (began + (0.0 if more else max(_EVERY, 50 * took)), clock)
 
     def trim(self, topic: str) -> bool:
         """Drop what may go, one step of it, and shorten the file; whether there is more."""
@@ -105,6 +113,28 @@ class Trimmer:
             return False
         return more
 
+    def sweep(self) -> None:
+        """Finish the deletion of topics, a bounded number of blocks in each transaction.
+
+        Deleting leaves the partitions without a topic; what is under way when a process dies goes
+        on with the next deletion, or when the log is opened.
+        """
+        database = self._database
+        while True:
+            with database.read() as connection:
+                found = connection.rows(f"{_DELETED} LIMIT 1")
+            if not found:
+                return
+            (no,) = found[0]
+            with database.write() as connection:
+                connection.execute(
+                    "DELETE FROM streams_blocks WHERE place IN"
+                    " (SELECT place FROM streams_blocks WHERE place BETWEEN ? AND ? LIMIT ?)",
+                    (place(no, 0), place(no, OFFSETS), _STEP),
+                )
+                if connection.changes() < _STEP:
+                    connection.execute("DELETE FROM streams_partitions WHERE no = ?", (no,))
+
     def _cuts(self, connection: Connection, topic: str) -> tuple[list[_Cut], bool]:
         """The new first offset of each partition that can be trimmed; whether that is not all."""
         rows = connection.rows(
@@ -116,12 +146,12 @@ class Trimmer:
         oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
         cuts: list[_Cut] = []
         more = False
-        for no, first, end, needed in connection.rows(_PARTITIONS, (topic,)):
+        for no, first, end, needed, taken in connection.array(_PARTITIONS, (topic,)):
             floor = end if needed is None else min(end, needed)
             kept = 0 if messages is None else end - messages
             if kept - first < max(_SLACK, (messages or 0) // 10):
                 kept = 0
-            if first >= floor or (not kept and seconds is None):
+            if first >= floor or (not kept and taken / 1e6 >= oldest):
                 continue
             found = connection.rows(
                 "SELECT place, count, time FROM streams_blocks"
@@ -137,7 +167,7 @@ class Trimmer:
                 cut = behind
             else:
                 more = more or len(found) == _STEP
-            if min(cut, floor) > first:
+            if cut > first:
                 cuts.append(_Cut(no, min(cut, floor)))
         return cuts, more
 

@@ -32,7 +32,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from streams.clock import Clock
 from streams.errors import Fenced, NotFound
@@ -309,8 +309,7 @@ class Roster:
     def _mine(self, connection: Connection) -> dict[int, int]:
         """The epochs of what the file says is ours, by partition number."""
         return dict(
-            _array(
-                connection,
+            connection.array(
                 "SELECT json_group_array(json_array(no, epoch)) FROM streams_places"
                 ' WHERE "group" = ? AND owner = ?',
                 (self.group, self._no),
@@ -337,8 +336,7 @@ class Roster:
         }
         held = {no: a for a, no in self.numbers.items() if mine.get(no) == a.epoch}
         leases: dict[Part, Lease] = {}
-        for no, epoch, owner in _array(
-            connection,
+        for no, epoch, owner in connection.array(
             "SELECT json_group_array(json_array(no, epoch, owner)) FROM streams_places"
             ' WHERE "group" = ?',
             (self.group,),
@@ -376,8 +374,7 @@ class Roster:
             " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
             (self.group, self._no, json.dumps([[no, wanted[part]] for no, part in taken.items()])),
         )
-        committed = _array(
-            connection,
+        committed = connection.array(
             "SELECT json_group_array(json_array(no, position, progress)) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._no),
@@ -440,9 +437,3 @@ def _partitions(connection: Connection, topics: set[str]) -> dict[str, list[int]
         (json.dumps(sorted(topics)),),
     )
     return {topic: json.loads(numbers) for topic, numbers in rows}
-
-
-def _array(connection: Connection, sql: str, bindings: tuple[Any, ...]) -> list[Any]:
-    """A result as one JSON array: one step of the statement however long it is (see blocks)."""
-    found: list[Any] = json.loads(connection.rows(sql, bindings)[0][0])
-    return found
