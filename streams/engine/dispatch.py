@@ -243,8 +243,9 @@ class Dispatcher:
             queue = None
             while True:
                 batch.append(work)
-                if work[3] is not None:
-                    identities.add(work[3])
+                identity = work[3]
+                if identity is not None:
+                    identities.add(identity)
                 if lane is None:
                     break
                 mine.add((id(owned), lane))

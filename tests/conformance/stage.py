@@ -108,10 +108,11 @@ class Stage:
 
     async def publish(self, topic: Topic[Any], *values: Any, **options: Any) -> list[Any]:
         """Publish one after the other; ``key`` may be a function of the value."""
-        key = options.pop("key", None)
+        key: Any = options.pop("key", None)
+        keys: list[Any] = [key(value) if callable(key) else key for value in values]
         records: list[Record] = [
-            topic.record(value, key=key(value) if callable(key) else key, **options)
-            for value in values
+            topic.record(value, key=each, **options)
+            for value, each in zip(values, keys, strict=True)
         ]
         return list(await topic._app.publisher.publish_many(topic.name, records))
 

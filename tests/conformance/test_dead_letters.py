@@ -247,6 +247,7 @@ async def test_a_letter_is_written_once_however_often_its_message_dies(stage: St
     """The letter's ID is the source's, so a crash between letter and commit doubles nothing."""
     from tests.conformance.test_at_least_once import rewind
 
+    letters: list[Message[Any]] = []
     for _ in range(2):
         app = stage.app()
         topic = stage.topic(app)

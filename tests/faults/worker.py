@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 from streams import Flow, Message, Retry, Streams
@@ -97,7 +97,7 @@ def build(
     def watch(app: Streams) -> Any:
         class Lifespan:
             async def __aenter__(self) -> None:
-                app._log = Watched(app.log, recorder)
+                app._log = cast(Log, Watched(app.log, recorder))
 
             async def __aexit__(self, *exc: object) -> None:
                 return None
