@@ -232,7 +232,7 @@ def test_a_deletion_that_was_cut_short_is_finished_when_the_log_is_opened(world:
     topic, other = world.topic(2), world.topic()
     for name in (topic, other):
         for _ in range(200):
-            world.append(name, [bytes(9000)])  # each a block of its own
+            world.append(name, [record(bytes(9000), partition=0)])  # a block of its own
     writer = sqlite(world)._database._writer
     writer.execute(
         "CREATE TEMP TRIGGER cut AFTER DELETE ON streams_blocks WHEN old.place & 127 = 100"

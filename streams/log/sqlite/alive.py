@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from functools import cache
 
 from streams.clock import Clock, SystemClock
 
@@ -28,8 +29,11 @@ def timeline(clock: Clock) -> str:
 
     The machine's own begins anew at a restart, and differs between time namespaces.
     """
-    if not isinstance(clock, SystemClock):
-        return f"{os.getpid()}-{id(clock):x}"
+    return _machine() if isinstance(clock, SystemClock) else f"{os.getpid()}-{id(clock):x}"
+
+
+@cache
+def _machine() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read().strip()

@@ -74,8 +74,12 @@ class StoredSubscription:
         self._size = max(blocks.BYTES, flow.bytes // 4)
         self._on_close = closed
         self._roster = Roster(database, group, self._topics, window)
-        self._roster.join()
         self._connection = database.take()
+        try:
+            self._roster.join()
+        except BaseException:
+            database.give(self._connection)
+            raise
         self._news = News(database.shared, [group_key(group), *map(topic_key, self._topics)])
         self._unwatch = self._clock.watch(self._news.event.set)
         self._pool = Pool(database.settings)
@@ -240,16 +244,18 @@ class StoredSubscription:
                 self._remove(changes.acquired)
                 self._roster.release(changes.acquired)
                 raise
+            # What was trimmed may be there still, within a block.
+            firsts = self._connection.array(
+                "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
+                " WHERE topic IN (SELECT value FROM json_each(?))",
+                (json.dumps(self._topics),),
+            )
+            first: dict[int, int] = dict(firsts)
             for assignment in changes.acquired:
                 feed = self._feeds[assignment]
-                feed.position = max(assignment.position, self._first(feed.no))
+                feed.position = max(assignment.position, first.get(feed.no, 0))
             self._ends.clear()
             self._refresh()
-
-    def _first(self, no: int) -> int:
-        """What was trimmed may be there still, within a block."""
-        rows = self._connection.rows("SELECT first FROM streams_partitions WHERE no = ?", (no,))
-        return rows[0][0] if rows else 0
 
     def _remove(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
