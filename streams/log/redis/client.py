@@ -32,7 +32,7 @@ from redis.exceptions import (
 
 from streams.errors import Fatal, LogError, Unavailable
 from streams.log.redis.errors import lost, moved_away, translate
-from streams.log.redis.link import Link
+from streams.log.redis.link import Link, packer
 from streams.log.redis.scripts import Script, script
 from streams.log.redis.servers import find
 from streams.log.redis.settings import Address, Settings
@@ -53,7 +53,7 @@ class Command:
     ``again``: it may be done twice.
     """
 
-    __slots__ = ("again", "appends", "args", "key", "script", "where")
+    __slots__ = ("again", "appends", "args", "key", "packed", "script", "where")
 
     def __init__(
         self,
@@ -70,6 +70,8 @@ class Command:
         self.script = script
         self.appends = appends
         self.again = again
+        self.packed: list[bytes] | None = None
+        """As it is sent, where that was worked out ahead."""
 
     def whole(self) -> tuple[Any, ...]:
         """The same with the script's text instead of its hash."""
@@ -219,7 +221,7 @@ class Flight:
                     self._answers[index] = error
                 continue
             try:
-                link.send_all([commands[index].args for index in indexes])
+                self._send(link, [commands[index] for index in indexes])
             except (RedisError, OSError) as error:
                 client.failed(address)
                 self._dropped(indexes, error, idle)
@@ -229,15 +231,30 @@ class Flight:
             else:
                 self._sent.append((address, link, idle, indexes))
 
+    def _send(self, link: Link, commands: Sequence[Command]) -> None:
+        small: list[tuple[Any, ...]] = []
+        for command in commands:
+            if command.packed is None:
+                small.append(command.args)
+                continue
+            if small:
+                link.send_all(small)
+                small = []
+            link.send_packed(command.packed)
+        if small:
+            link.send_all(small)
+
     def _dropped(self, indexes: Iterable[int], error: BaseException, idle: bool) -> None:
         """These were sent, wholly or in part, and will not be answered."""
+        once_more = idle and not isinstance(error, TimeoutError)
         for index in indexes:
             command = self._commands[index]
-            if idle and command.again and not isinstance(error, TimeoutError):
+            if once_more and command.again:
                 try:
                     self._answers[index] = self._client.once_more(command)
                 except LogError as other:
                     self._answers[index] = other
+                    once_more = False
             else:
                 self._answers[index] = translate(error, command.where, unknown=command.appends)
 
@@ -286,6 +303,7 @@ class Client:
         self.settings = settings
         self.servers = find(settings)
         self.pool = Pool(settings)
+        self._pack = packer(settings)
 
     def close(self) -> None:
         """Close the idle connections; whoever uses one still finishes."""
@@ -295,6 +313,10 @@ class Client:
         """A server does not answer or has changed its part."""
         self.pool.clear(address)
         self.servers.failed(address)
+
+    def pack(self, command: Command) -> None:
+        """Work out ahead what is to be sent."""
+        command.packed = self._pack(*command.args)
 
     def launch(self, commands: Sequence[Command]) -> Flight:
         """Send commands, all of a server's in one piece; the servers work at the same time."""

@@ -126,7 +126,7 @@ def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
 class Offsets(Sequence[int]):
     """Entry IDs as offsets, made when asked for."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("__weakref__", "raw")
 
     def __init__(self, raw: Sequence[bytes]) -> None:
         self.raw = raw
@@ -165,23 +165,26 @@ class Entries(Batch):
     def __init__(
         self, topic: str, partition: int, rows: Sequence[tuple[bytes, Row]], assignment: Any = None
     ) -> None:
-        raw, data = zip(*rows, strict=True)
+        raw, data = [row[0] for row in rows], [row[1] for row in rows]
         self.topic = topic
         self.partition = partition
         self.offsets = Offsets(raw)
         self.assignment = assignment
         self._headers = self._times = None
-        self._rows: list[Row | None] = list(data)
+        self._rows: list[Row | None] = [*data]
         self._layout: Layout | None = None
         self._columns(data)
 
     def _columns(self, data: Sequence[Row]) -> None:
-        width, count = len(data[0]), len(data)
+        count = len(data)
         names = tuple(data[0][::2])
         found = layout(names)
-        if found.foreign or not found.plain or set(map(len, data)) != {width}:
+        if found.foreign or not found.plain:
             return self._mixed(data)
-        columns = list(zip(*data, strict=True))
+        try:
+            columns = list(zip(*data, strict=True))
+        except ValueError:  # of different lengths
+            return self._mixed(data)
         for name, column in zip(names, columns[::2], strict=True):
             if column.count(name) != count:
                 return self._mixed(data)

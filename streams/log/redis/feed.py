@@ -62,18 +62,17 @@ class Waiter:
         except OSError:
             pass  # full of wakes already, or closed
 
-    def wait(self, seconds: float) -> bool:
-        """Wait; whether it was woken."""
-        woken = False
-        for fileno, _ in self._poll.poll(max(0.0, seconds) * 1000):
-            if fileno == self._inside.fileno():
-                woken = True
-                try:
-                    while self._inside.recv(4096):
-                        pass
-                except BlockingIOError:
+    def wait(self, seconds: float) -> tuple[set[int], bool]:
+        """Wait: which sockets are readable, and whether it was woken."""
+        readable = {fileno for fileno, _ in self._poll.poll(max(0.0, seconds) * 1000)}
+        woken = self._inside.fileno() in readable
+        if woken:
+            try:
+                while self._inside.recv(4096):
                     pass
-        return woken
+            except BlockingIOError:
+                pass
+        return readable, woken
 
     def close(self) -> None:
         """Give the sockets back."""
@@ -125,21 +124,18 @@ class Feed:
         self.count = count
         self._due = time.monotonic() + block + _OVERDUE
 
-    def ready(self) -> bool:
-        """Whether an answer has begun to come.
+    def ready(self, readable: set[int]) -> bool:
+        """Whether an answer has begun to come. Only one is ever under way, so nothing of it can
+        be in the driver's buffers, or TLS's, while the socket itself has nothing.
 
         :raises LogError: the connection is dead.
         """
-        link = self._link
-        if link is None or not self.asked:
+        if not self.asked:
             return False
-        try:
-            if link.readable():
-                return True
-            if time.monotonic() > self._due:
-                raise OSError("no answer, long after it was due")
-        except (RedisError, OSError) as error:
-            raise self._failed(error) from error
+        if self._fileno in readable:
+            return True
+        if time.monotonic() > self._due:
+            raise self._failed(OSError("no answer, long after it was due"))
         return False
 
     def answer(self) -> list[tuple[Owned, Rows]]:

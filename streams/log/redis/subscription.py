@@ -37,8 +37,8 @@ no faster, and leaves the processor's cache."""
 FIRST = 64
 """Entries asked for at first, while their size is not known."""
 
-SAMPLE = 32
-"""Entries of an answer that are measured."""
+SAMPLE = 8
+"""Entries of each partition's answer that are measured."""
 
 STEADY = 1.0
 """Seconds between heartbeats, at most; and while members come and go:"""
@@ -109,8 +109,8 @@ class RedisSubscription:
             self._ask()
             if batches or over:
                 return batches
-            over = self._waiter.wait(min(until, self._next_beat) - time.monotonic())
-            self._receive()
+            readable, over = self._waiter.wait(min(until, self._next_beat) - time.monotonic())
+            self._receive(readable)
             over = over or time.monotonic() >= until
 
     def _deliver(self, limit: int) -> list[Entries]:
@@ -164,7 +164,7 @@ class RedisSubscription:
         # Many connections that wait in vain should not add up to work.
         return max(BLOCK, len(self._feeds) / 20)
 
-    def _receive(self) -> None:
+    def _receive(self, readable: set[int]) -> None:
         """Take in what has come.
 
         :raises Unavailable: a read failed, and so did the one before.
@@ -172,7 +172,7 @@ class RedisSubscription:
         failure: LogError | None = None
         for feed in self._feeds:
             try:
-                if not feed.ready():
+                if not feed.ready(readable):
                     continue
                 answers = feed.answer()
             except Unavailable as error:

@@ -10,28 +10,42 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from typing import NamedTuple
+from weakref import ref
 
 from streams.log.redis.columns import Offsets
+from streams.log.redis.keys import offset
+
+
+class Span(NamedTuple):
+    """One batch that was read."""
+
+    last: bytes
+    length: int
+    offsets: ref[Offsets]
+    """The batch's own. A position inside a batch means that a message of it is not settled, so
+    somebody still holds it; there is no need to keep it alive here."""
 
 
 class Trail:
     """What was read of one partition and is not committed yet."""
 
-    __slots__ = ("_ahead", "_batches", "total")
+    __slots__ = ("_ahead", "_spans", "total")
 
     def __init__(self, total: int | None) -> None:
         self.total = total
         """Entries ever added up to the last one read; None as long as nothing has told."""
-        self._batches: deque[Offsets] = deque()
+        self._spans: deque[Span] = deque()
         self._ahead = 0
         """Entries in them."""
 
     def add(self, offsets: Offsets) -> None:
         """These were read next."""
-        self._batches.append(offsets)
-        self._ahead += len(offsets)
+        count = len(offsets)
+        self._spans.append(Span(offsets.raw[-1], count, ref(offsets)))
+        self._ahead += count
         if self.total is not None:
-            self.total += len(offsets)
+            self.total += count
 
     def end(self, added: int) -> int:
         """The last entry read is the stream's last, and this many were ever added: how many of
@@ -42,10 +56,14 @@ class Trail:
 
     def below(self, position: int) -> int | None:
         """How many entries lie below a position. Positions are asked for in ascending order."""
-        batches = self._batches
-        while batches and batches[0][-1] < position:
-            self._ahead -= len(batches.popleft())
+        spans = self._spans
+        while spans and offset(spans[0].last) < position:
+            self._ahead -= spans.popleft().length
         if self.total is None:
             return None
-        passed = bisect_left(batches[0], position) if batches else 0
-        return self.total - self._ahead + passed
+        if not spans:
+            return self.total
+        offsets = spans[0].offsets()
+        if offsets is None:
+            return None
+        return self.total - self._ahead + bisect_left(offsets, position)

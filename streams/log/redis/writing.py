@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.protocol import Done
-from streams.log.redis.client import Client, Command, scripted
+from streams.log.redis.client import Client, Command, Flight, scripted
 from streams.log.redis.columns import fields
 from streams.log.redis.errors import Refusing
-from streams.log.redis.keys import EntryId, Part
+from streams.log.redis.keys import EntryId
 from streams.log.redis.scripts import ARGUMENTS
 from streams.log.redis.topics import Topics
 from streams.message import Position, Record
@@ -36,6 +37,9 @@ CHUNK = 1_000
 
 BYTES = 4 << 20
 """Their bytes; a single larger record goes alone."""
+
+WINDOW = 4
+"""Chunks under way at once, of different partitions."""
 
 LARGEST = 512_000_000
 """Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
@@ -141,6 +145,14 @@ class Append:
                 results[index] = behind
 
 
+class _Wave(NamedTuple):
+    """Chunks under way together."""
+
+    flight: Flight
+    spans: list[tuple[int, int, int]]
+    """Of each: its partition, and where its answers begin and end."""
+
+
 class Writer:
     """Writes appends. Usable from any thread."""
 
@@ -185,35 +197,73 @@ class Writer:
         self._closing.set()
 
     def _write(self, work: Append) -> None:
-        pause, most = PAUSE
-        until = time.monotonic() + self._settings.retry
-        while work.lanes:
-            heads = {partition: chunks[-1] for partition, chunks in work.lanes.items()}
-            failed = self._round(work, heads)
-            if not failed:
-                pause, until = PAUSE[0], time.monotonic() + self._settings.retry
-                continue
-            over = time.monotonic() + pause >= until
-            if not over:
-                over = self._closing.wait(pause)
-                pause = min(most, 2 * pause)
-            for partition, chunk in failed.items():
-                if over and chunk.error is not None:
-                    del work.lanes[partition][-1:]
-                    work.fail(partition, chunk, chunk.error)
+        """Send chunks until none is left, several at a time, and whichever failed again.
 
-    def _round(self, work: Append, heads: dict[int, Chunk]) -> dict[int, Chunk]:
-        """Send the first chunk of every partition once; those to be sent again."""
+        While the server writes one chunk, the next is made ready here, and the one before told.
+        """
+        ready, flights = deque(work.lanes), deque[_Wave]()
+        prepared: dict[int, list[Command]] = {}
+        landed: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        pause, until = PAUSE[0], 0.0
+        while True:
+            while ready and len(flights) < WINDOW:
+                flights.append(self._launch(work, ready, prepared))
+            for partition, chunk, entries in landed:
+                work.settle(partition, chunk, entries)
+            landed = []
+            if flights:
+                wave = flights.popleft()
+                for partition, _, _ in wave.spans:
+                    self._prepare(work, partition, prepared)
+                landed = self._land(work, wave, ready, prepared)
+                continue
+            failed = [partition for partition in work.lanes if partition not in ready]
+            if not failed:
+                return
+            now = time.monotonic()
+            if not until:
+                pause, until = PAUSE[0], now + self._settings.retry
+            if now + pause >= until or self._closing.wait(pause):
+                for partition in failed:
+                    self._give_up(work, partition)
+            else:
+                pause = min(PAUSE[1], 2 * pause)
+                ready.extend(failed)
+
+    def _launch(self, work: Append, ready: deque[int], prepared: dict[int, list[Command]]) -> _Wave:
+        """Send the first chunks of some partitions: one large one, or many small ones."""
         commands: list[Command] = []
-        spans: list[tuple[int, Chunk, int, int]] = []
-        for partition, chunk in heads.items():
-            part = self._topics.part(work.topic, partition)
+        spans: list[tuple[int, int, int]] = []
+        size = 0
+        while ready and size < CHUNK // 2:
+            partition = ready.popleft()
+            chunk = work.lanes[partition][-1]
+            size += len(chunk.indexes)
             start = len(commands)
-            commands += self._commands(work, part, chunk)
-            spans.append((partition, chunk, start, len(commands)))
-        answers = self._client.run_all(commands)
-        failed: dict[int, Chunk] = {}
-        for partition, chunk, start, stop in spans:
+            commands += prepared.pop(partition, []) or self._commands(work, partition, chunk)
+            spans.append((partition, start, len(commands)))
+        return _Wave(self._client.launch(commands), spans)
+
+    def _prepare(self, work: Append, partition: int, prepared: dict[int, list[Command]]) -> None:
+        """Make the chunk behind the first one ready to be sent."""
+        chunks = work.lanes[partition]
+        if len(chunks) > 1:
+            prepared[partition] = self._commands(work, partition, chunks[-2])
+
+    def _land(
+        self,
+        work: Append,
+        wave: _Wave,
+        ready: deque[int],
+        prepared: dict[int, list[Command]],
+    ) -> list[tuple[int, Chunk, Sequence[bytes]]]:
+        """Read the answers of one wave: what was written. A partition with more to write is ready
+        again; one whose chunk is to be sent once more is in neither."""
+        answers = wave.flight.land()
+        landed: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        for partition, start, stop in wave.spans:
+            chunks = work.lanes[partition]
+            chunk = chunks[-1]
             try:
                 entries = self._entries(work, answers[start:stop])
             except LogError as error:
@@ -221,18 +271,21 @@ class Writer:
                 if chunk.unknown and not isinstance(error, OutcomeUnknown):
                     error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
                 chunk.error = error
-                if self._again(work, error):
-                    failed[partition] = chunk
-                else:
-                    del work.lanes[partition][-1:]
-                    work.fail(partition, chunk, error)
+                prepared.pop(partition, None)  # that is for the one behind
+                if not self._again(work, error):
+                    self._give_up(work, partition)
                 continue
-            chunks = work.lanes[partition]
+            landed.append((partition, chunk, entries))
             chunks.pop()
-            if not chunks:
+            if chunks:
+                ready.append(partition)
+            else:
                 del work.lanes[partition]
-            work.settle(partition, chunk, entries)
-        return failed
+        return landed
+
+    def _give_up(self, work: Append, partition: int) -> None:
+        chunk = work.lanes[partition].pop()
+        work.fail(partition, chunk, chunk.error or LogError(f"{work.topic}: not written"))
 
     def _again(self, work: Append, error: LogError) -> bool:
         if isinstance(error, OutcomeUnknown):
@@ -259,8 +312,9 @@ class Writer:
         entries: Sequence[bytes] = answers[0] if work.once else answers
         return entries
 
-    def _commands(self, work: Append, part: Part, chunk: Chunk) -> list[Command]:
-        where, records = str(part), work.records
+    def _commands(self, work: Append, partition: int, chunk: Chunk) -> list[Command]:
+        part, records = self._topics.part(work.topic, partition), work.records
+        where = str(part)
         commands: list[Command] = []
         if work.once:
             args: list[Any] = [self._turn]
@@ -289,4 +343,6 @@ class Writer:
             milliseconds = int(self._settings.wait_timeout * 1000)
             call = ("WAIT", self._settings.wait, milliseconds)
             commands.append(Command(where, part.stream, *call, again=False))
+        for command in commands:
+            self._client.pack(command)
         return commands
