@@ -85,9 +85,9 @@ def ranges(
             raise ConfigError("start names its partitions already: leave partition out")
         starts = dict(start)
         only = next(iter(starts)) if len(starts) == 1 else None
-        _one_partition(topic, {"end": end}, only, count)
+        one_partition(topic, {"end": end}, only, count)
     else:
-        partition = _one_partition(topic, {"start": start, "end": end}, partition, count)
+        partition = one_partition(topic, {"start": start, "end": end}, partition, count)
         starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
     found: dict[int, tuple[int, int]] = {}
     for number, when in starts.items():
@@ -101,7 +101,7 @@ def ranges(
     return found
 
 
-def _one_partition(
+def one_partition(
     topic: str, places: Mapping[str, When], partition: int | None, count: int
 ) -> int | None:
     """The one partition that is meant, None: all of them. An offset belongs to one.

@@ -1,0 +1,93 @@
+"""``module:app`` on a command line, as the app it names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from streams.cli.failures import Failed, Misused, debugging, line
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+
+def load(target: str, url: str | None = None) -> Streams:
+    """Import an app. The working directory is looked in first.
+
+    :param target: ``module:app``; both may have dots.
+    :param url: the log to use instead of the app's own.
+    :raises Misused: it is not written so.
+    :raises Failed: it cannot be imported: there is no such module, it fails by itself, or it has
+        no such app.
+    """
+    from streams.app import Streams
+
+    name, colon, attribute = target.partition(":")
+    parts = name.split(".")
+    if not colon or not attribute or not all(part.isidentifier() for part in parts):
+        likely = name.removesuffix(".py").strip("./").replace("/", ".") or "shop"
+        raise Misused(f"{target!r}: an app is written as MODULE:APP, such as {likely}:app")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = _import(name)
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise Failed(f"{target}: {name} has no {attribute!r}; {_apps_of(module, name)}")
+        found = getattr(found, part)
+    if not isinstance(found, Streams):
+        raise Failed(
+            f"{target} is of type {type(found).__name__}, not a Streams app; "
+            f"{_apps_of(module, name)}"
+        )
+    if url:
+        found._url = url
+    return found
+
+
+def _apps_of(module: ModuleType, name: str) -> str:
+    from streams.app import Streams
+
+    apps = [key for key, value in vars(module).items() if isinstance(value, Streams)]
+    if not apps:
+        return f"{module.__file__ or name} declares no app: app = Streams(...)"
+    return f"it has {', '.join(f'{name}:{each}' for each in apps)}"
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing and (name == missing or name.startswith(f"{missing}.")):
+            where = f"looked in {os.getcwd()} and among the installed packages"
+            raise Failed(f"there is no module {missing!r} ({where})") from error
+        raise Failed(_why(name, error)) from error
+    except SyntaxError as error:
+        raise Failed(
+            f"{name} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise Failed(_why(name, error)) from error
+
+
+def _why(name: str, error: BaseException) -> str:
+    """What an exception inside a module says, and the last line of the user's that led there."""
+    from streams.errors import StreamsError
+
+    if debugging():
+        traceback.print_exception(error)
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and not frame.filename.startswith(ours)
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    said = str(error) if isinstance(error, StreamsError) else f"{type(error).__name__}: {error}"
+    return f"{name} cannot be imported: {line(said)}{place}"

@@ -1,0 +1,289 @@
+"""``streams dead``: what could not be handled, and what to do about it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli import show
+from streams.cli.failures import Failed, Misused
+from streams.cli.options import Json, Url, open_url
+
+if TYPE_CHECKING:
+    from streams.cli.redrive import Letters
+    from streams.log.protocol import Log
+    from streams.message import Headers
+    from streams.replay.copying import Row
+
+app = typer.Typer(no_args_is_help=True, help="List, show, retry and purge dead letters.")
+
+Group = Annotated[str, typer.Argument(metavar="GROUP", help="Whose dead letters.")]
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Of which topic.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="TOPIC", help="Their topic, if it is not TOPIC.GROUP.dead as usual."
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N of each partition only."),
+]
+
+
+@app.command("ls")
+def ls(
+    group: Annotated[
+        str | None, typer.Argument(metavar="GROUP", help="Whose; all there are, if not given.")
+    ] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Of which topic.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that were retried or purged.")
+    ] = False,
+    name: Name = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    r"""List the dead letters that wait.
+
+    Without a group and a topic, list where there are any.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead ls[/cyan]
+      [cyan]streams dead ls billing orders[/cyan]
+      [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
+    """
+    if (group is None) != (topic is None):
+        raise Misused("streams dead ls takes a group and its topic, or neither")
+    with open_url(url) as log:
+        if group is None or topic is None:
+            _topics(log, json=json)
+            return
+        letters = _letters(log, group, topic, name)
+        ends = letters.places()
+        with closing(letters.rows(everything=everything)) as rows:
+            found = [_brief(log, row, ends) for row in rows]
+    if json:
+        show.print_json(found)
+        return
+    columns = ["place", "failed_at", "key", "attempts", "error", "source"]
+    show.table(
+        [name.replace("_", " ") for name in columns],
+        [[_cell(each[name]) for name in columns] for each in found],
+    )
+
+
+def _cell(found: Any) -> show.Cell:
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    return found if found is None or isinstance(found, int) else str(found)
+
+
+def _topics(log: Log, *, json: bool) -> None:
+    from streams.cli.redrive import dead_topics, places
+
+    found: list[dict[str, Any]] = []
+    for name in dead_topics(log):
+        waiting, total, oldest = 0, 0, None
+        for partition, place in places(log, name, log.topic(name).partitions).items():
+            first, end = log.bounds(name, partition)
+            waiting += log.lag(name, partition, max(first, place)) or 0
+            total += log.lag(name, partition, first) or 0
+            moment = _time_of(log, name, partition, max(first, place), end)
+            if moment is not None:
+                oldest = moment if oldest is None else min(oldest, moment)
+        age = None if oldest is None else max(0.0, time.time() - oldest)
+        found.append(
+            {"dead_letters": name, "waiting": waiting, "total": total, "oldest_seconds": age}
+        )
+    if json:
+        show.print_json(found)
+        return
+    show.table(
+        ["dead letters", "waiting", "total", "oldest"],
+        [
+            [each["dead_letters"], each["waiting"], each["total"], show.age(each["oldest_seconds"])]
+            for each in found
+        ],
+    )
+
+
+def _time_of(log: Log, topic: str, partition: int, position: int, end: int) -> float | None:
+    if position >= end:
+        return None
+    with closing(log.reader(topic, partition, position, end)) as reader:
+        batch = reader.read(1)
+    return None if batch is None else batch.time(0)
+
+
+@app.command("show")
+def show_letter(
+    group: Group,
+    topic: Topic,
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET or message ID; else the oldest."),
+    ] = None,
+    name: Name = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Show one dead letter whole, with its traceback.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead show billing orders[/cyan]         the oldest that waits
+      [cyan]streams dead show billing orders 3/17[/cyan]
+      [cyan]streams dead show billing orders 3/17 --json | jq .value[/cyan]
+    """
+    with open_url(url) as log:
+        letters = _letters(log, group, topic, name)
+        with closing(letters.rows(everything=which is not None)) as rows:
+            found = next((row for row in rows if which is None or _is(log, row, which)), None)
+            if found is None:
+                what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+                raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
+            whole = _whole(log, found, letters.places())
+    if json:
+        show.print_json(whole)
+        return
+    trace, headers = whole.pop("traceback"), whole.pop("headers")
+    value = {key: whole.pop(key) for key in ("value", "text", "base64") if key in whole}
+    show.mapping({key: _cell(cell) for key, cell in whole.items()})
+    for key, text in headers.items():
+        show.say(f"header {show.clean(key)}: {show.clean(text or '')}")
+    for key, cell in value.items():
+        text = cell if isinstance(cell, str) else show.as_json(cell).decode("utf-8", "replace")
+        show.say(f"\n{key}:\n{show.clean(text.rstrip(), keep=chr(10) + chr(9))}")
+    show.say(f"\n{show.clean(trace or '(no traceback)', keep=chr(10) + chr(9)).rstrip()}")
+
+
+@app.command("retry")
+def retry(
+    group: Group,
+    topic: Topic,
+    limit: Limit = None,
+    name: Name = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Put the dead letters that wait back.
+
+    They go to the topic TOPIC.GROUP.retry, which the group's processors read
+    beside TOPIC: no other group sees them again. A letter is put back once;
+    should it fail again, it is a new dead letter.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead retry billing orders[/cyan]
+      [cyan]streams dead retry billing orders -n 1[/cyan]   try the oldest first
+    """
+    with open_url(url) as log:
+        letters = _letters(log, group, topic, name)
+        done = letters.put_back(limit)
+    _told(letters, done, "retried", json=json)
+    if not json:
+        show.note(f"{show.number(done, 'letter')} put back, to {letters.retry_topic}")
+
+
+@app.command("purge")
+def purge(
+    group: Group,
+    topic: Topic,
+    limit: Limit = None,
+    name: Name = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Set the dead letters that wait aside.
+
+    They are not retried and not listed any more. Nothing is deleted:
+    [cyan]streams dead ls --all[/cyan] lists them.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead purge billing orders[/cyan]
+      [cyan]streams dead purge billing orders -n 10[/cyan]
+    """
+    with open_url(url) as log:
+        letters = _letters(log, group, topic, name)
+        done = letters.set_aside(limit)
+    _told(letters, done, "purged", json=json)
+    if not json:
+        show.note(
+            f"{show.number(done, 'letter')} set aside; streams dead ls --all still lists them"
+        )
+
+
+def _told(letters: Letters, done: int, what: str, *, json: bool) -> None:
+    if json:
+        show.print_json({"group": letters.group, "topic": letters.topic, what: done})
+
+
+def _letters(log: Log, group: str, topic: str, name: str | None) -> Letters:
+    from streams.cli.redrive import Letters
+
+    return Letters(log, group, topic, name)
+
+
+def _is(log: Log, row: Row, which: str) -> bool:
+    place = f"{row.batch.partition}/{log.show(row.position.offset)}"
+    return which in (place, row.batch.id(row.index))
+
+
+def _brief(log: Log, row: Row, waiting: dict[int, int]) -> dict[str, Any]:
+    from streams import letters
+    from streams.cli.redrive import redrives
+
+    batch, index = row.batch, row.index
+    headers = batch.headers(index)
+    source = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
+    kind = (_header(headers, letters.EXCEPTION) or "?").rpartition(".")[2]
+    said = _header(headers, letters.MESSAGE)
+    attempts = _header(headers, letters.ATTEMPTS) or ""
+    return {
+        "place": f"{batch.partition}/{log.show(row.position.offset)}",
+        "failed_at": _moment(_header(headers, letters.TIME), batch.time(index)),
+        "id": show.printable(batch.id(index)),
+        "key": show.readable(batch.keys[index]),
+        "attempts": int(attempts) if attempts.isascii() and attempts.isdigit() else None,
+        "error": f"{kind}: {said}" if said else kind,
+        "source": "/".join(part or "?" for part in source),
+        "redrives": redrives(headers),
+        "waiting": row.position.offset >= waiting[batch.partition],
+    }
+
+
+def _moment(written: str | None, otherwise: float) -> str:
+    try:
+        return show.iso(datetime.fromisoformat(written or "").timestamp())
+    except (ValueError, OverflowError, OSError):
+        return show.iso(otherwise)
+
+
+def _whole(log: Log, row: Row, waiting: dict[int, int]) -> dict[str, Any]:
+    from streams import letters
+    from streams.message import ID
+
+    batch, index = row.batch, row.index
+    headers = batch.headers(index)
+    return {
+        **_brief(log, row, waiting),
+        "headers": {
+            name: show.readable(value)
+            for name, value in headers
+            if name != ID and not name.startswith(letters.PREFIX)
+        },
+        "traceback": _header(headers, letters.STACKTRACE),
+        **show.value(batch.values[index]),
+    }
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    found = [value for each, value in headers if each == name]
+    return show.readable(found[-1]) if found else None

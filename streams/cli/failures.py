@@ -1,0 +1,76 @@
+"""What can go wrong, as one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from streams.errors import ConfigError, GroupLive, StreamsError
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell says it."""
+PIPE_CLOSED = 141
+"""128 + SIGPIPE: whoever read our output has enough (``| head``)."""
+
+
+class Failed(Exception):
+    """A command could not do what it was asked to; its text is the line for the user."""
+
+    status = FAILED
+
+
+class Misused(Failed):
+    """The command line itself cannot be: a value that means nothing, a URL that is missing."""
+
+    status = USAGE
+
+
+class PipeClosed(Exception):
+    """Nobody reads standard output any more."""
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """The line to show for an error, and the status to end with."""
+    if isinstance(error, Failed):
+        return line(str(error)), error.status
+    text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    if isinstance(error, ConfigError):
+        return line(text), USAGE
+    if isinstance(error, GroupLive):
+        return line(f"{text} (--force)"), FAILED
+    if isinstance(error, StreamsError):
+        return line(text), FAILED
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return line(f"{place}{error.strerror}"), FAILED
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line(f"{text} (STREAMS_DEBUG=1 shows where)"), FAILED
+
+
+def line(text: str) -> str:
+    """The text as one line."""
+    return " ".join(text.split())
+
+
+def report(text: str) -> None:
+    """Say on standard error what went wrong."""
+    try:
+        print(f"streams: {text}", file=sys.stderr)  # noqa: T201 - the command's own output
+    except OSError:
+        return  # nobody listens there either
+
+
+def debugging() -> bool:
+    """Tracebacks are wanted."""
+    return os.environ.get("STREAMS_DEBUG", "") not in ("", "0")
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """The error says that nobody reads what we write."""
+    return isinstance(error, BrokenPipeError) or (
+        isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ESHUTDOWN)
+    )

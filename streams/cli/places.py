@@ -1,0 +1,120 @@
+"""Places in a topic, times and durations, as people write them on a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from streams.cli.failures import Misused
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.reading import When
+
+HELP = (
+    "earliest, latest, an offset, a time (2013-01-05T10:00Z), that long ago (90s, 15m, 2h, 7d), "
+    "or -N for N messages before the end"
+)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)\Z", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
+_BACK = re.compile(r"-\d+\Z", re.ASCII)
+_PART = re.compile(r"(\d+)/([^/]+)\Z", re.ASCII)
+_NAMES = {"earliest": "earliest", "beginning": "earliest", "latest": "latest", "end": "latest"}
+
+
+def duration(text: str, option: str) -> float:
+    """``90s``, ``15m``, ``2h``, ``7d``: in seconds.
+
+    :raises Misused: it is none.
+    """
+    found = _DURATION.match(text.strip())
+    if found is None:
+        raise Misused(f"{option} {text!r}: a number with a unit, such as 90s, 15m, 2h, 7d or 4w")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def place(text: str, option: str) -> When:
+    """One place in a topic. An offset stays text: the log knows how its offsets are written.
+
+    :raises Misused: it is none.
+    """
+    text = text.strip()
+    if text.lower() in _NAMES:
+        return _NAMES[text.lower()]
+    if _BACK.match(text):
+        if int(text) == 0:
+            raise Misused(f"{option} {text!r}: -N takes an N from 1; the end is 'latest'")
+        return int(text)
+    if _DURATION.match(text):
+        return timedelta(seconds=duration(text, option))
+    if _DATE.match(text):
+        return moment(text, option)
+    if not re.fullmatch(r"[\x21-\x7e]+", text) or not text[0].isdigit():
+        raise Misused(f"{option} {text!r}: {HELP}")
+    return text
+
+
+def moment(text: str, option: str) -> datetime:
+    """A time with its zone, ISO 8601.
+
+    :raises Misused: it is none.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Misused(
+            f"{option} {text!r}: no such time; write it as 2013-01-05T10:00Z or "
+            "2013-01-05T10:00:00.250-05:00"
+        ) from None
+    if found.tzinfo is None:
+        written = text.replace(" ", "T") if len(text) > 10 else f"{text}T00:00"
+        raise Misused(f"{option} {text!r}: in which time zone? For UTC write {written}Z")
+    return found
+
+
+def places(text: str, option: str) -> When | Mapping[int, When]:
+    """One place, or ``PARTITION/PLACE,PARTITION/PLACE``: partitions with places of their own.
+
+    :raises Misused: it is neither.
+    """
+    if "/" not in text:
+        return place(text, option)
+    found: dict[int, When] = {}
+    for part in text.split(","):
+        pair = _PART.match(part.strip())
+        if pair is None:
+            raise Misused(f"{option} {text!r}: several places are written as 0/1041,1/998")
+        if int(pair[1]) in found:
+            raise Misused(f"{option} {text!r}: partition {pair[1]} is named twice")
+        found[int(pair[1])] = place(pair[2], option)
+    return found
+
+
+def one_partition(
+    found: When | Mapping[int, When] | None, option: str, partition: int | None, count: int
+) -> None:
+    """An offset belongs to one partition: is it said which?
+
+    :raises Misused: it is not, or twice.
+    """
+    if isinstance(found, Mapping):
+        if partition is not None:
+            raise Misused(f"{option} names its partitions already: leave --partition out")
+    elif (
+        isinstance(found, str)
+        and found not in ("earliest", "latest")
+        and partition is None
+        and count > 1
+    ):
+        raise Misused(
+            f"{option} {found}: an offset of which of the {count} partitions? Add --partition N"
+        )
+
+
+def written(log: Log, positions: Mapping[int, int]) -> str:
+    """Positions as :func:`places` reads them."""
+    return ",".join(f"{each}/{log.show(at)}" for each, at in sorted(positions.items()))

@@ -1,0 +1,110 @@
+"""``streams reset``: move a group, so that its processors go on from another place."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli import show
+from streams.cli.options import Json, Partition, Url, open_url
+from streams.cli.places import one_partition, places
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.replay.resetting import Move
+
+
+def reset(
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Whom to move.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="In which topic.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="PLACE",
+            help="earliest, latest, an offset, a time (2013-01-05T10:00Z), that long ago (2h), "
+            "or -N: back by N messages from where it is.",
+        ),
+    ],
+    partition: Partition = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show what would change, and change nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while it runs; its members start over from there.")
+    ] = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Move a group to another place in a topic.
+
+    Stop its processors first: a group that runs is not moved, unless forced.
+    What it handles again counts as new; its dedup window begins empty.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams reset billing orders --to earliest --dry-run[/cyan]
+      [cyan]streams reset billing orders --to 2013-01-05T10:00Z[/cyan]
+      [cyan]streams reset billing orders --to -500[/cyan]        the last 500 again
+      [cyan]streams reset billing orders --to 1041 --partition 3[/cyan]
+      [cyan]streams reset billing orders --to latest[/cyan]      give up what is waiting
+    """
+    from streams.replay.resetting import carry_out, plan
+
+    found = places(to, "--to")
+    with open_url(url) as log:
+        one_partition(found, "--to", partition, log.topic(topic).partitions)
+        moves = plan(log, group, topic, found, partition=partition, now=time.time())
+        live = len(log.group(group).members)
+        if not dry_run:
+            carry_out(log, group, topic, moves, force=force)
+        if json:
+            show.print_json(
+                {
+                    "group": group,
+                    "topic": topic,
+                    "moved": not dry_run,
+                    "members": live,
+                    "partitions": [_json(log, move) for move in moves],
+                }
+            )
+            return
+        show.table(
+            ["partition", "from", "to", "again", "skipped"],
+            [
+                [
+                    str(move.partition),
+                    None if move.before is None else log.show(move.before),
+                    log.show(move.after),
+                    move.again,
+                    move.skipped,
+                ]
+                for move in moves
+            ],
+        )
+    again, skipped = _sum(moves, "again"), _sum(moves, "skipped")
+    said = f"to be handled again: {again}, to be skipped: {skipped}"
+    if dry_run:
+        show.note(f"dry run, nothing was changed: {said}")
+        if live:
+            members = show.number(live, "member")
+            show.note(f"{group} has {members} running: stop them first, or add --force")
+    else:
+        show.note(f"{group} was moved in {topic}: {said}")
+
+
+def _sum(moves: list[Move], name: str) -> str:
+    counts = [getattr(move, name) for move in moves]
+    return show.number(None if None in counts else sum(counts), "message")
+
+
+def _json(log: Log, move: Move) -> dict[str, Any]:
+    return {
+        "partition": move.partition,
+        "from": None if move.before is None else show.offset(log, move.before),
+        "to": show.offset(log, move.after),
+        "again": move.again,
+        "skipped": move.skipped,
+    }

@@ -1,0 +1,141 @@
+"""All commands together, and how each of them ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typing_extensions import override
+
+from streams.cli import dead, groups, publish, replay, reset, run_app, tail, topics
+from streams.cli.failures import (
+    DONE,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    USAGE,
+    PipeClosed,
+    debugging,
+    describe,
+    is_closed_pipe,
+    line,
+    report,
+)
+
+
+class _Root(TyperGroup):
+    """Tells what the library below would swallow: a closed pipe, an interrupt."""
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if is_closed_pipe(error):
+                raise PipeClosed from error
+            raise
+
+
+app = typer.Typer(
+    name="streams",
+    cls=_Root,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from streams import __version__
+
+        typer.echo(f"streams {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Event streams on Kafka, Redis, or a file: run, look, publish, replay, repair.
+
+    Every command takes [cyan]--url[/cyan], or [cyan]STREAMS_URL[/cyan] from the environment:
+    sqlite:///app.db, redis://host:6379/0, kafka://host:9092.
+
+    [bold]First steps[/bold]
+
+      [cyan]export STREAMS_URL=sqlite:///app.db[/cyan]
+      [cyan]streams run shop:app[/cyan]            run the app in shop.py
+      [cyan]streams topics ls[/cyan]               what topics are there
+      [cyan]streams tail orders -f[/cyan]          watch messages arrive
+      [cyan]streams groups show billing[/cyan]     how far a group is
+      [cyan]streams dead ls[/cyan]                 what could not be handled
+    """
+
+
+app.command("run")(run_app.run)
+app.add_typer(topics.app, name="topics")
+app.add_typer(groups.app, name="groups")
+app.command("publish")(publish.publish)
+app.command("tail")(tail.tail)
+app.command("replay")(replay.replay)
+app.command("reset")(reset.reset)
+app.add_typer(dead.app, name="dead")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status."""
+    try:
+        status = _invoke(arguments)
+        sys.stdout.flush()
+    except (PipeClosed, BrokenPipeError):
+        # Python flushes standard output once more at its end: that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    try:
+        found = typer.main.get_command(app).main(
+            list(arguments), prog_name="streams", standalone_mode=False
+        )
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.Abort:
+        report("aborted, nothing was done")
+        return INTERRUPTED
+    except (PipeClosed, BrokenPipeError):
+        raise
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            return _misused(error)
+        text, status = describe(error)
+        if debugging():
+            traceback.print_exc()
+        report(text)
+        return status
+    return found if isinstance(found, int) else DONE
+
+
+def _misused(error: Any) -> int:
+    """The command line could not be read: what is wrong, and where help is."""
+    text = line(str(error.format_message()))
+    if not text:  # a group without a command: its help was shown
+        return USAGE
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "streams")
+    report(f"{text.rstrip('.')}; see {command} --help")
+    return int(getattr(error, "exit_code", USAGE))

@@ -1,0 +1,265 @@
+r"""Output: tables, JSON, messages, progress.
+
+What stands in a message is somebody else's: before it reaches a terminal, whatever could steer the
+terminal is written as an escape (``\x1b``). A person gets tables with colours; when standard
+output is a file or a pipe, the same columns come plain and uncut.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from streams.log.protocol import Log
+    from streams.message import Batch
+
+Cell = str | int | None
+
+
+def write(data: bytes) -> None:
+    """To standard output, as it is."""
+    sys.stdout.buffer.write(data)
+
+
+def as_json(found: Any) -> bytes:
+    """One JSON document on one line."""
+    import orjson
+
+    return orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def print_json(found: Any) -> None:
+    """One JSON document on standard output."""
+    write(as_json(found))
+
+
+def say(text: str) -> None:
+    """A line for people, on standard output."""
+    print(text)  # noqa: T201 - the command's own output
+
+
+def note(text: str) -> None:
+    """A line for people beside the data, on standard error."""
+    print(text, file=sys.stderr)  # noqa: T201 - the command's own output
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Rows under a heading; numbers to the right."""
+    rows = list(rows)
+    if sys.stdout.isatty():
+        _rich_table(columns, rows)
+        return
+    texts = [columns, *([clean(shown(cell)) for cell in row] for row in rows)]
+    texts[0] = [name.upper() for name in columns]
+    widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
+    right = _numeric(columns, rows)
+    for row in texts:
+        cells = [
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
+
+
+def _numeric(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> set[int]:
+    return {at for at in range(len(columns)) if any(isinstance(row[at], int) for row in rows)}
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    right = _numeric(columns, rows)
+    for at, name in enumerate(columns):
+        found.add_column(name, justify="right" if at in right else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*(Text(clean(shown(cell))) for cell in row))
+    Console().print(found)
+
+
+def shown(cell: Cell) -> str:
+    """A cell's text: thousands apart, a dash for what is not there."""
+    if cell is None:
+        return "-"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def number(count: int | None, of: str) -> str:
+    """So many of something; ``of`` is its singular."""
+    if count is None:
+        return f"an unknown number of {of}s"
+    return f"{count:,} {of}" if count == 1 else f"{count:,} {of}s"
+
+
+def clean(text: str, keep: str = "") -> str:
+    """The text without anything that could steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text
+    )
+
+
+def readable(data: bytes | None) -> str | None:
+    r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
+    return None if data is None else data.decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def iso(seconds: float) -> str:
+    """A time of the log, in UTC."""
+    found = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    return found.replace("+00:00", "Z")
+
+
+def age(seconds: float | None) -> str | None:
+    """How long ago, roughly."""
+    if seconds is None:
+        return None
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(0.0, seconds):.1f}s"
+
+
+def offset(log: Log, position: int) -> int | str:
+    """An offset for JSON: a number where the log writes it as one."""
+    text = log.show(position)
+    return int(position) if text == str(int(position)) else text
+
+
+def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
+    """A message for JSON. Its value is the JSON it holds, or ``text``, or ``base64``."""
+    from streams.message import ID
+
+    key, headers = batch.keys[index], batch.headers(index)
+    found: dict[str, Any] = {
+        "topic": batch.topic,
+        "partition": batch.partition,
+        "offset": offset(log, batch.offsets[index]),
+        "time": iso(batch.time(index)),
+        "id": printable(batch.id(index)),
+        "key": readable(key),
+        "headers": {name: readable(value) for name, value in headers if name != ID},
+    }
+    if key is not None and not _is_text(key):
+        del found["key"]
+        found["key_base64"] = base64(key)
+    return {**found, **value(batch.values[index])}
+
+
+def value(data: bytes | None) -> dict[str, Any]:
+    """A value for JSON, without loss: numbers keep their digits."""
+    import msgspec
+    import orjson
+
+    if data is None:
+        return {"value": None, "tombstone": True}
+    try:
+        orjson.loads(data)
+        return {"value": orjson.Fragment(msgspec.json.format(data, indent=-1))}
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        pass
+    return {"text": data.decode()} if _is_text(data) else {"base64": base64(data)}
+
+
+def base64(data: bytes) -> str:
+    """Bytes as base64."""
+    from base64 import b64encode
+
+    return b64encode(data).decode()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
+    """A message for a person: when, where, key, value."""
+    place = f"{batch.partition}/{log.show(batch.offsets[index])}"
+    key, data = readable(batch.keys[index]), batch.values[index]
+    content = "(tombstone)" if data is None else clean(readable(data) or "")
+    cells = [iso(batch.time(index)), place, "-" if key is None else clean(key)]
+    if colour:
+        cells = [
+            f"\x1b[2m{cells[0]}\x1b[0m",
+            f"\x1b[36m{cells[1]}\x1b[0m",
+            f"\x1b[1m{cells[2]}\x1b[0m",
+        ]
+    return f"{'  '.join(cells)}  {content}\n"
+
+
+class Bar:
+    """A progress bar on standard error, where a person looks on; nothing otherwise.
+
+    :param total: how many there will be, None where that is not known.
+    :param quiet: show nothing all the same.
+    """
+
+    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
+        self._what = what
+        self._shown = sys.stderr.isatty() and not quiet
+        self._total = total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._progress.add_task(self._what, total=self._total)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def at(self, done: int, total: int | None = None) -> None:
+        """So many are done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total or self._total)
+
+
+def mapping(found: Mapping[str, Cell]) -> None:
+    """Names and what they say, one a line."""
+    width = max(map(len, found), default=0)
+    for name, cell in found.items():
+        say(f"{name:<{width}}  {clean(shown(cell))}")

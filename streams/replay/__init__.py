@@ -1,0 +1,133 @@
+"""Reading the past again: into a function, into another topic, or by moving a group.
+
+::
+
+    from streams.replay import replay, reset
+
+    async with app.connected():
+        await replay(app, flights, track, start=datetime(2013, 1, 5, tzinfo=timezone.utc))
+        await replay(app, flights, "flights-2", partition=3, start=1041, rate=500)
+        await reset(app, "delays", flights, "earliest")
+
+A replay joins no group, so it moves no position and disturbs nobody. Into a function it runs on
+the same pump, runners and engine as a processor (order per key, concurrency, retries, batches,
+dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from streams.config import Dedup, Retry
+from streams.errors import ConfigError
+from streams.processor import Processor
+from streams.reading import When, ranges
+from streams.replay.copying import copy
+from streams.replay.handling import Handling, handle
+from streams.replay.pace import Pace
+from streams.replay.resetting import Move, reset
+from streams.replay.result import Failure, ReplayFailed, ReplayResult, total
+from streams.topic import Key, Source, Topic, _key_bytes
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+__all__ = ["Failure", "Move", "ReplayFailed", "ReplayResult", "replay", "reset"]
+
+
+async def replay(
+    app: Streams,
+    topic: Source[Any] | str,
+    into: Callable[..., Any] | Topic[Any] | str,
+    *,
+    start: When | Mapping[int, When] = "earliest",
+    end: When = "latest",
+    partition: int | None = None,
+    key: Key | None = None,
+    rate: float | None = None,
+    dedup: Dedup | None = None,
+    retry: Retry | None = None,
+    errors: Literal["stop", "skip"] = "stop",
+    progress: Callable[[ReplayResult], None] | None = None,
+) -> ReplayResult:
+    """Read a range of a topic again, into a function or another topic. No position moves.
+
+    The range is fixed at the call: what is published meanwhile is not part of it.
+
+    :param app: entered (``async with app``, ``app.connected()``).
+    :param into: a processor (its handler runs as declared, but what it returns is not published
+        and nothing becomes a dead letter), a plain or async function of ``(value)`` or
+        ``(value, message)``, called one message after the other; or a topic, to which messages
+        are written as they stand: bytes, key, headers and ID.
+    :param start: a place, or for each partition one (then only these are read).
+    :param end: a place; what stands there is not read.
+    :param key: only messages of this key.
+    :param rate: messages a second, at most.
+    :param dedup: the window in which a message ID is handled once. The processor's own if not
+        given, 10,000 for a function, none into a topic. It begins empty.
+    :param retry: how often a failing message is tried. The processor's own if not given, once for
+        a function.
+    :param errors: ``"stop"`` at the first message that fails for good, or ``"skip"`` it.
+    :param progress: called about ten times a second with the figures so far.
+    :raises ReplayFailed: a message failed; what it holds says how to go on.
+    :raises NotFound: there is no such topic or partition.
+    :raises ConfigError: some of this means nothing here.
+    """
+    if errors not in ("stop", "skip"):
+        raise ConfigError(f"errors={errors!r}: 'stop' or 'skip'")
+    Pace(rate)
+    name = topic if isinstance(topic, str) else topic.name
+    wanted = None if key is None else _key_bytes(name, key)
+    how = Handling(rate, dedup, retry, errors == "skip", progress)
+    log, now = app.log, app.clock.time()
+    into_topic = isinstance(into, (str, Topic))
+    if isinstance(into, str):
+        target = into
+    elif isinstance(into, Topic):
+        target = into.name
+    else:
+        target = ""
+    if into_topic and target == name:
+        raise ConfigError(f"replay of {name} into itself would double every message in it")
+    source = None if into_topic else source_of(app, topic, into)
+    if into_topic:
+        await asyncio.to_thread(log.topic, target)
+
+    def survey() -> tuple[dict[int, tuple[int, int]], int | None]:
+        found = ranges(log, name, start, end, partition=partition, now=now)
+        return found, total(log, name, found)
+
+    found, messages = await asyncio.to_thread(survey)
+    if source is None:
+        return await copy(app, name, target, found, key=wanted, total=messages, how=how)
+    if not callable(into):
+        raise ConfigError(f"into={into!r}: a function, a processor or a topic")
+    return await handle(app, source, name, into, found, key=wanted, total=messages, how=how)
+
+
+def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[Any]:
+    """How the topic's values are decoded.
+
+    A topic's name is looked up in the processor, its dead letter and retry topics included, and
+    then among the app's topics.
+
+    :raises ConfigError: nothing says of what type they are.
+    """
+    if not isinstance(topic, str):
+        return topic
+    if isinstance(into, Processor):
+        letters = into.options.dead_letters
+        for source in into.options.topics:
+            beside = (letters.name(source.name, into.group), letters.retry(source.name, into.group))
+            if topic == source.name or topic in beside:
+                return source
+        if topic not in app.topics and len(into.options.topics) == 1:
+            return into.options.topics[0]
+    if topic in app.topics:
+        return app.topics[topic]
+    known = ", ".join(sorted(app.topics)) or "none"
+    raise ConfigError(
+        f"topic {topic!r}: of what type its values are is not known; declared are: {known}"
+    )

@@ -1,0 +1,44 @@
+"""A limit of messages a second, kept over real time."""
+
+from __future__ import annotations
+
+import time
+
+from streams.errors import ConfigError
+
+BURST = 0.1
+"""Seconds' worth of messages that may be caught up at once."""
+
+
+class Pace:
+    """A token bucket that holds a tenth of a second's messages, one at least.
+
+    :param rate: messages a second; None is no limit.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ConfigError(f"rate={rate!r}: messages a second, more than 0, or None")
+        self._rate = rate
+        self._burst = max(1.0, (rate or 0.0) * BURST)
+        self._tokens = 1.0
+        self._since = time.monotonic()
+
+    def room(self, wanted: int) -> int:
+        """How many of ``wanted`` messages may go now."""
+        if self._rate is None:
+            return wanted
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
+        self._since = now
+        return min(wanted, int(self._tokens))
+
+    def spend(self, messages: int) -> None:
+        """So many went."""
+        self._tokens -= messages
+
+    def delay(self) -> float:
+        """Seconds until the next message may go."""
+        if self._rate is None:
+            return 0.0
+        return max(0.0, (1.0 - self._tokens) / self._rate)

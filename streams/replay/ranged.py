@@ -1,0 +1,274 @@
+"""A range of a topic as a subscription, so that a replay runs on the same pump, runners and engine
+as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are theirs.
+
+It belongs to no group: it owns every partition of its range from its first poll on, and what it is
+told to commit it only remembers, as the place where another replay would go on.
+
+Messages of several partitions come in the order of the log's time. Where only one handler runs at
+a time that order is exact, so a message follows all older ones whatever their partition; otherwise
+slices of some hundred messages are taken in turn, since keys are all that is ordered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heapify, heapreplace
+from typing import Any, NoReturn, cast
+
+from streams.errors import ConfigError
+from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
+from streams.message import Batch
+from streams.replay.pace import Pace
+
+CHUNK = 1_000
+"""Messages read at once from a partition, and given out at once."""
+
+SLICE = 250
+"""Messages taken from one partition before another has its turn, where that need not be exact."""
+
+LOOK = 0.005
+"""Seconds between looks at whether everything is settled, once all was given out."""
+
+
+class RangeFeed:
+    """The subscription. Polled by one thread.
+
+    :param key: give out messages of this key only.
+    :param exact: merge partitions message by message.
+    :param idle: called, again and again, once everything was given out.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        ranges: Mapping[int, tuple[int, int]],
+        *,
+        key: bytes | None,
+        exact: bool,
+        pace: Pace,
+        idle: Callable[[], None],
+    ) -> None:
+        self._pace = pace
+        self._exact = exact
+        self._idle = idle
+        self._wake = threading.Event()
+        self._listener: Listener | None = None
+        self._began = False
+        self._paused: set[int] = set()
+        self.positions = {partition: low for partition, (low, _) in ranges.items()}
+        """By partition, where to go on: everything before was handled or passed over."""
+        self.read = 0
+        """Messages given out."""
+        self._parts = [
+            _Part(
+                Assignment(topic, partition, 0, Committed(low)),
+                log.reader(topic, partition, low, high),
+                key,
+            )
+            for partition, (low, high) in ranges.items()
+            if low < high
+        ]
+        self._heap: list[tuple[float, int, _Part]] | None = None
+        """Open parts with something to give, the earliest first; None: to be built."""
+
+    @property
+    def scanned(self) -> int:
+        """Messages looked at."""
+        return sum(part.scanned for part in self._parts)
+
+    def listen(self, listener: Listener) -> Subscription:
+        """Begin to be polled by this listener's owner."""
+        self._listener = listener
+        return self
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        """The next messages of the range; nothing, once there are no more."""
+        if not self._began and self._listener is not None:
+            self._began = True
+            self._listener.assigned([part.assignment for part in self._parts])
+        room = self._pace.room(min(limit, CHUNK))
+        if room <= 0:
+            self._wait(min(timeout, self._pace.delay()))
+            return ()
+        batches = self._take(room)
+        if batches:
+            taken = sum(map(len, batches))
+            self._pace.spend(taken)
+            self.read += taken
+        else:
+            self._wait(min(timeout, LOOK))
+            if all(part.ended for part in self._parts):
+                self._idle()
+        return batches
+
+    def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _take(self, room: int) -> list[Batch]:
+        if self._heap is None:
+            self._heap = [
+                (part.time, number, part)
+                for number, part in enumerate(self._parts)
+                if part.assignment.partition not in self._paused and part.load()
+            ]
+            heapify(self._heap)
+        heap = self._heap
+        batches: list[Batch] = []
+        while room > 0 and heap:
+            _, number, part = heap[0]
+            if len(heap) == 1:
+                batch = part.take(room, float("inf"))
+            elif self._exact:
+                other = min(heap[1:3])
+                # Of two at the same time, the lower partition's comes first.
+                batch = part.take(room, other[0], including=number < other[1])
+            else:
+                batch = part.take(min(room, SLICE), float("inf"))
+            batches.append(batch)
+            room -= len(batch)
+            if not part.loaded:
+                # What was taken goes out before more is read, which may fail.
+                self._heap = None
+                break
+            heapreplace(heap, (part.time, number, part))
+        return batches
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Remember where to go on."""
+        for commit in commits:
+            self.positions[commit.assignment.partition] = commit.position
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Give out nothing of these until resumed."""
+        self._paused.update(each.partition for each in assignments)
+        self._heap = None
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Go on with these."""
+        self._paused.difference_update(each.partition for each in assignments)
+        self._heap = None
+
+    def keep_alive(self) -> None:
+        """Nothing expires here."""
+
+    def wake(self) -> None:
+        """End a wait in :meth:`poll`."""
+        self._wake.set()
+
+    def begin(self) -> NoReturn:
+        """There is no position that a transaction could be committed with."""
+        raise ConfigError("a replay commits no position: reset the group to use transactions")
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._began and self._listener is not None:
+            self._began = False
+            self._listener.revoked([part.assignment for part in self._parts])
+        for part in self._parts:
+            part.close()
+
+
+class _Part:
+    """One partition of the range: the batch at hand, and the next message in it."""
+
+    def __init__(self, assignment: Assignment, reader: Reader, key: bytes | None) -> None:
+        self.assignment = assignment
+        self._reader = reader
+        self._key = key
+        self._batch: Batch | None = None
+        self._at = 0
+        self.scanned = 0
+        self.ended = False
+
+    @property
+    def loaded(self) -> bool:
+        """There is a next message at hand."""
+        return self._batch is not None
+
+    @property
+    def time(self) -> float:
+        """The log's time of the next message."""
+        return 0.0 if self._batch is None else self._batch.time(self._at)
+
+    def load(self) -> bool:
+        """Have a next message at hand; False at the end of the range."""
+        while self._batch is None and not self.ended:
+            batch = self._reader.read(CHUNK)
+            if batch is None:
+                self.close()
+                break
+            self.scanned += len(batch)
+            if self._key is not None:
+                rows = [row for row, key in enumerate(batch.keys) if key == self._key]
+                batch = batch if len(rows) == len(batch) else _select(batch, rows)
+            if len(batch):
+                self._batch, self._at = batch, 0
+        return not self.ended
+
+    def take(self, limit: int, before: float, *, including: bool = False) -> Batch:
+        """The next message, and those behind it that the log took before a time."""
+        batch = self._batch
+        if batch is None:
+            raise ValueError("nothing is loaded")
+        start, end = self._at, min(len(batch), self._at + limit)
+        if before < float("inf"):
+            stop = start + 1
+            while stop < end:
+                time = batch.time(stop)
+                if time > before or (time == before and not including):
+                    break
+                stop += 1
+            end = stop
+        if end == len(batch):
+            self._batch = None
+        self._at = end
+        part = batch if end - start == len(batch) else _select(batch, range(start, end))
+        part.assignment = self.assignment
+        return part
+
+    def close(self) -> None:
+        """Read no more."""
+        if not self.ended:
+            self.ended = True
+            self._reader.close()
+
+
+def _select(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch as a batch of their own."""
+    ids = batch.ids
+    return Batch(
+        batch.topic,
+        batch.partition,
+        [batch.offset(row) for row in rows],
+        [batch.keys[row] for row in rows],
+        [batch.values[row] for row in rows],
+        [ids[row] for row in rows],
+        [batch.headers(row) for row in rows],
+        [batch.time(row) for row in rows],
+    )
+
+
+class _LogOfRange:
+    """The log, but for subscribing: that gives the range."""
+
+    def __init__(self, log: Log, feed: RangeFeed) -> None:
+        self._log = log
+        self._feed = feed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def subscribe(
+        self, group: str, topics: Sequence[str], listener: Listener, **_: object
+    ) -> Subscription:
+        """No group is joined."""
+        return self._feed.listen(listener)
+
+
+def log_of_range(log: Log, feed: RangeFeed) -> Log:
+    """What a pump is given instead of the log, so that it reads the range."""
+    return cast(Log, _LogOfRange(log, feed))

@@ -1,0 +1,92 @@
+"""What a replay has to tell: figures, failures, and where to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from streams.errors import StreamsError
+from streams.log.protocol import Log
+from streams.message import Position
+
+KEPT = 100
+"""Failures kept with their errors; more are only counted."""
+
+
+class Failure(NamedTuple):
+    """A message that could not be handled, or not be written."""
+
+    position: Position
+    id: str
+    key: str | None
+    attempts: int
+    """How often the handler was called; 1 for what cannot be decoded, or written."""
+    error: BaseException
+
+    def __str__(self) -> str:
+        key = f", key {self.key!r}" if self.key is not None else ""
+        return f"{self.position} (ID {self.id!r}{key}): {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """Figures of a replay.
+
+    :param total: messages in the range, None where the log cannot know.
+    :param scanned: of these, looked at so far; with ``key=`` also those of other keys.
+    :param read: of these, taken.
+    :param handled: handled, or written to the other topic.
+    :param duplicates: passed over because their ID had been handled in this replay.
+    :param filtered: passed over by the processor's filter, an unknown tag or as a tombstone.
+    :param retries: failed attempts that were followed by another.
+    :param failed: given up; with ``errors="skip"`` they were passed over.
+    :param failures: what became of these, the first hundred.
+    :param positions: by partition, where a replay that goes on has to start.
+    """
+
+    total: int | None
+    scanned: int = 0
+    read: int = 0
+    handled: int = 0
+    duplicates: int = 0
+    filtered: int = 0
+    retries: int = 0
+    failed: int = 0
+    failures: tuple[Failure, ...] = ()
+    positions: Mapping[int, int] = field(default_factory=dict)
+
+
+class ReplayFailed(StreamsError):
+    """A message could not be handled and the replay stopped there.
+
+    ``replay(..., start=error.result.positions)`` goes on with that message; what was handled
+    behind it already, being of other keys, is handled again.
+    """
+
+    def __init__(self, failure: Failure, result: ReplayResult) -> None:
+        super().__init__(
+            f"replay stopped at {failure}; {result.handled} messages were done; go on with "
+            "start=error.result.positions, or pass such messages over with errors='skip'"
+        )
+        self.failure = failure
+        self.result = result
+
+
+def count(log: Log, topic: str, partition: int, low: int, high: int) -> int | None:
+    """Messages from position ``low`` to before ``high``; None where the log cannot know."""
+    if low >= high:
+        return 0
+    behind, rest = log.lag(topic, partition, low), log.lag(topic, partition, high)
+    return None if behind is None or rest is None else max(0, behind - rest)
+
+
+def total(log: Log, topic: str, ranges: Mapping[int, tuple[int, int]]) -> int | None:
+    """Messages in all these ranges; None where the log cannot know."""
+    found = 0
+    for partition, (low, high) in ranges.items():
+        part = count(log, topic, partition, low, high)
+        if part is None:
+            return None
+        found += part
+    return found
