@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 
-from streams.log.redis.keys import EntryId, offset
-from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
+from streams.log.redis.keys import offset, show
+from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, identity_of, text
 
 Row = list[bytes]
 """Names and values of one entry's fields, in turn."""
@@ -36,6 +36,10 @@ _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
 _ESCAPE, _NULL = "header:", "null:"
 _RESERVED = ("value", "key", ID)
+_ALL = (_VALUE, _KEY, _ID)
+_KEYLESS = (_VALUE, _ID)
+_TOMBSTONE = (_KEY, _ID)
+_BARE = (_ID,)
 
 
 class Layout(NamedTuple):
@@ -99,20 +103,27 @@ def layout(names: tuple[bytes, ...]) -> Layout:
 
 
 def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
-    """The names and values of a record's fields, and which of them is the message ID."""
+    """The names and values of a record's fields, and which of the values is its identity.
+
+    Where the message ID alone is not (there is a source or a redrive count), the identity is one
+    more value, which has no name and is not written.
+    """
     names: tuple[bytes | str, ...]
     id = record.id.encode("utf-8", "surrogateescape")
     if record.value is not None and record.key is not None:
-        names, values, place = (_VALUE, _KEY, _ID), [record.value, record.key, id], 2
+        names, values, place = _ALL, [record.value, record.key, id], 2
     elif record.value is not None:
-        names, values, place = (_VALUE, _ID), [record.value, id], 1
+        names, values, place = _KEYLESS, [record.value, id], 1
     elif record.key is not None:
-        names, values, place = (_KEY, _ID), [record.key, id], 1
+        names, values, place = _TOMBSTONE, [record.key, id], 1
     else:
-        names, values, place = (_ID,), [id], 0
+        names, values, place = _BARE, [id], 0
     if record.headers:
         more: list[bytes | str] = []
+        special = False
         for name, value in record.headers:
+            if name in (SOURCE, REDRIVE):
+                special = True
             if value is None:
                 name = _NULL + name
             elif name in _RESERVED or name.startswith((_ESCAPE, _NULL)):
@@ -120,7 +131,19 @@ def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
             more.append(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
             values.append(b"" if value is None else value)
         names += tuple(more)
+        if special:
+            place = len(values)
+            values.append(identity_of_record(record).encode("utf-8", "surrogateescape"))
     return names, values, place
+
+
+def identity_of_record(record: Record) -> str:
+    """What deduplication will compare."""
+    special = [header for header in record.headers if header[0] in (SOURCE, REDRIVE)]
+    if not special:
+        return record.id
+    found = identity_of([(ID, record.id.encode("utf-8", "surrogateescape")), *special])
+    return found or record.id
 
 
 class Offsets(Sequence[int]):
@@ -232,9 +255,11 @@ class Entries(Batch):
         """When the server took the message, in seconds since the epoch: its ID says so."""
         return (self.offsets[index] >> 64) / 1000
 
-    def offset(self, index: int) -> int:
-        """The offset, which shows itself as the entry ID."""
-        return EntryId(self.offsets[index])
+    def id(self, index: int) -> str:
+        """The message ID; a message without one is named by its place, as Redis writes it."""
+        if self.ids[index] is None:
+            return f"{self.topic}/{self.partition}/{show(self.offsets[index])}"
+        return super().id(index)
 
     def release(self, index: int) -> None:
         """Let go of one settled message's bytes, its headers among them."""

@@ -74,13 +74,12 @@ def topics_key(group: str) -> bytes:
 # -- entry IDs -------------------------------------------------------------------------------------
 
 
-class EntryId(int):
-    """An offset that shows itself as Redis does: ``ms-seq``."""
+def show(offset: int) -> str:
+    """An offset as people read it: ``ms-seq``.
 
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return f"{self >> 64}-{self & _LOW64}"
+    Offsets themselves stay plain integers: serializers refuse subclasses of int.
+    """
+    return f"{offset >> 64}-{offset & _LOW64}"
 
 
 def entry_id(offset: int) -> bytes:

@@ -49,7 +49,7 @@ class Stream(NamedTuple):
 
     def read_below(self, position: int) -> int | None:
         """How many of the entries ever added have a smaller offset; None where that is unknown."""
-        if position > self.last:
+        if position > self.last or not self.added:
             return self.added
         if self.length and position <= self.first and self.deleted < self.first:
             return self.removed
@@ -97,12 +97,15 @@ class Reading:
         """See :meth:`streams.log.protocol.Log.bounds`.
 
         Any position between the last entry that is gone and the first that is there may be called
-        the first one: reading from it misses nothing. Redis does not keep the ID of the last one
-        that XTRIM took. But a group that has read as many entries as are gone has read just those,
-        so its position is proved to be such a one, and is told: otherwise whoever compares a
-        group's place with the beginning would see a loss in every gap.
+        the first one: reading from it misses nothing. As long as nothing is gone, that is 0-0.
+        Redis does not keep the ID of the last one that XTRIM took; but a group that has read as
+        many entries as are gone has read just those, so its position is proved to be such a one,
+        and is told: otherwise whoever compares a group's place with the beginning would see a loss
+        in every gap.
         """
         found, groups = self.stream(self._topics.part(topic, partition))
+        if not found.removed:
+            return 0, found.end
         if not found.length:
             return found.end, found.end
         first = found.first

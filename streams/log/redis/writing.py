@@ -25,9 +25,8 @@ import msgspec
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.protocol import Done
 from streams.log.redis.client import Client, Command, Flight, scripted
-from streams.log.redis.columns import fields
+from streams.log.redis.columns import fields, identity_of_record
 from streams.log.redis.errors import Refusing
-from streams.log.redis.keys import EntryId
 from streams.log.redis.scripts import ARGUMENTS
 from streams.log.redis.topics import Topics
 from streams.message import Position, Record
@@ -82,7 +81,7 @@ class Append:
         for index, record in enumerate(self.records):
             value, key, id = record.value, record.key, record.id
             headers = record.headers
-            width = 3 + len(headers)
+            width = 4 + len(headers)
             size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
             for _, data in headers:
                 size += len(data) if data is not None else 0
@@ -103,6 +102,8 @@ class Append:
                 self.results[index] = LogError(f"{self.topic} has no partition {at}")
                 continue
             chunk, ids, args, bytes_ = open_.get(at) or self._chunk(at)
+            if headers:
+                id = identity_of_record(record)
             if self.once and id in ids:
                 chunk.echoes.append((index, ids[id]))
                 continue
@@ -130,7 +131,7 @@ class Append:
         numbers = _numbers.decode(b"[%s]" % b",".join(entries).replace(b"-", b","))
         pairs = zip(*[iter(numbers)] * 2, strict=True)
         for index, (high, low) in zip(chunk.indexes, pairs, strict=True):
-            results[index] = Position(topic, partition, EntryId(high << 64 | low))
+            results[index] = Position(topic, partition, high << 64 | low)
         for index, at in chunk.echoes:
             results[index] = results[chunk.indexes[at]]
 
@@ -336,7 +337,7 @@ class Writer:
         else:
             for index in chunk.indexes:
                 names, values, _ = fields(records[index])
-                pairs = [item for pair in zip(names, values, strict=True) for item in pair]
+                pairs = [item for pair in zip(names, values, strict=False) for item in pair]
                 call: tuple[Any, ...] = ("XADD", part.stream, "*", *pairs)
                 commands.append(Command(where, part.stream, *call, appends=True, again=False))
         if self._settings.wait:

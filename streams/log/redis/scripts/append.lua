@@ -1,9 +1,10 @@
--- Append records, each message ID once.
+-- Append records, each identity (message ID, with source and redrive count if any) once.
 --
--- KEYS  stream, and three hashes of message ID to entry ID that take turns: the current one, the
+-- KEYS  stream, and three hashes of identity to entry ID that take turns: the current one, the
 --       one before, and the one that is thrown away.
 -- ARGV  turn (ms), then runs of records with the same fields: number of records, of fields, which
---       field is the message ID (from 0), the fields' names, the values record by record.
+--       value is the identity (from 0; it may stand behind the fields'), the fields' names, the
+--       values record by record.
 -- Returns the entry IDs in order; where the ID was known, the one it got then.
 --
 -- Nothing is written before the first record is certain to be accepted: a server that refuses
@@ -20,15 +21,16 @@ local at = 2
 while at <= total do
   local count, width, place = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local names = at + 2
+  local stride = math.max(width, place + 1)
   at = names + width + 1
-  runs[#runs + 1] = { count, width, names, at }
+  runs[#runs + 1] = { count, width, names, at, stride }
   for _ = 1, count do
     ids[#ids + 1] = ARGV[at + place]
-    at = at + width
+    at = at + stride
   end
 end
 
--- Field '' of a hash says which round it is of; a message ID is never empty.
+-- Field '' of a hash says which round it is of; an identity is never empty.
 local known, older
 if call('HGET', current, '') == mark then known = call('HMGET', current, unpack(ids)) end
 if call('HGET', previous, '') == string.format('%.0f', round - 1) then
@@ -45,7 +47,7 @@ end
 local entries, new = {}, {}
 local n, m = 0, 0
 for _, run in ipairs(runs) do
-  local count, width, names, from = run[1], run[2], run[3], run[4]
+  local count, width, names, from, stride = run[1], run[2], run[3], run[4], run[5]
   local fields = {}
   for f = 1, width do fields[2 * f - 1] = ARGV[names + f] end
   for _ = 1, count do
@@ -58,7 +60,7 @@ for _, run in ipairs(runs) do
       m = m + 2
     end
     entries[n] = entry
-    from = from + width
+    from = from + stride
   end
 end
 
