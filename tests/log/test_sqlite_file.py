@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
 import pytest
 
+from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.errors import LogError, TooLarge, Unavailable
 from streams.log.protocol import Assignment, Commit, Retention
 from streams.log.sqlite import blocks
 from streams.log.sqlite.log import CAPABILITIES, SqliteLog
+from streams.log.sqlite.subscription import StoredSubscription
+from streams.log.url import open_log
 from streams.message import Position
 from tests.conformance.logs import Case
 from tests.conformance.records import append, record
@@ -64,6 +68,42 @@ def test_messages_published_one_by_one_are_merged_into_blocks(world: World) -> N
     assert found == [(n, b"%d" % n, b"%d" % n, start + n) for n in range(5 * blocks.SMALL_MESSAGES)]
     for offset in (0, 63, 64, 100):
         assert world.log.at(topic, 0, start + offset) == offset
+
+
+class Wall:
+    """A clock that somebody sets."""
+
+    now = 0.0
+    monotonic = staticmethod(time.monotonic)
+    timeout = staticmethod(SYSTEM.timeout)
+    watch = staticmethod(SYSTEM.watch)
+
+    def time(self) -> float:
+        return self.now
+
+
+def test_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
+    wall = Wall()
+    log = open_log(f"sqlite:///{tmp_path}/log.db", clock=wall)
+    log.create("t", 1)
+    for wall.now in (500.0, 400.0, 450.0, 550.0):
+        append(log, "t", [record(b"v")])
+    batch = log.reader("t", 0, 0, 4).read(4)
+    assert batch is not None
+    assert [batch.time(index) for index in range(4)] == [500.0, 500.0, 500.0, 550.0]
+    assert log.at("t", 0, 500.5) == 3
+    log.close()
+
+
+def test_an_append_wakes_the_pollers_of_its_process_without_their_looking(world: World) -> None:
+    topic = world.topic()
+    subscription = world.open().subscribe(world.group(), [topic], Silent())
+    subscription.poll(1, 0)
+    assert isinstance(subscription, StoredSubscription)
+    subscription._news.event.clear()
+    world.append(topic, [b"v"])
+    assert subscription._news.event.is_set()
+    subscription.close()
 
 
 def test_readers_are_not_disturbed_by_merging(world: World) -> None:
