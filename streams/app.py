@@ -42,8 +42,9 @@ from streams.processor import Options, Processor
 from streams.publisher import Publisher
 from streams.reading import resolve
 from streams.runners.aio import LoopRunner
-from streams.runners.base import Joint, Runner
+from streams.runners.base import Runner
 from streams.runners.job import Job
+from streams.runners.joint import Joint, Turns
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
 from streams.topic import Key, Source, Topic
@@ -96,7 +97,7 @@ class Streams:
         self._failure: ProcessorDied | None = None
         self._cancelled_body = False
         self._stopping = False
-        self._gate = threading.Lock()
+        self._turns = Turns()
         """Handlers with a transaction of their own take turns."""
 
     def __repr__(self) -> str:
@@ -491,7 +492,7 @@ class Streams:
         job = self._job(processor)
 
         def joint() -> Joint:
-            return pump.joint(self._gate)
+            return pump.joint(self._turns)
 
         runner: Runner = (
             LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)

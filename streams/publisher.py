@@ -21,7 +21,7 @@ from streams.clock import Clock
 from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.runners.base import joined
+from streams.runners.joint import joined
 
 logger = logging.getLogger("streams")
 
@@ -69,7 +69,6 @@ class Publisher:
         self._ticket = 0
         self._waiting = False
         self._closing = False
-        self._hasty = False
         self._thread = threading.Thread(target=self._main, name="streams-publisher", daemon=True)
         self._unwatch: Callable[[], None] = lambda: None
         self._unanswered = 0
@@ -108,11 +107,6 @@ class Publisher:
     # -- handing over
 
     def _hand_over(self, order: _Order) -> None:
-        if joined.get():
-            raise NotRunning(
-                "publishing while message.transaction is open would wait for itself: publish "
-                "before the first execute, or return the value with to="
-            )
         with self._changed:
             if self._closing:
                 raise NotRunning("the app is closing or closed: nothing more is published")
@@ -124,6 +118,7 @@ class Publisher:
 
     async def publish(self, topic: str, record: Record) -> Position:
         """Append one record; its position once it is durable."""
+        _check_may_wait()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = loop.create_future()
         self._hand_over(_Order(topic, (record,), None, future, loop, single=True))
@@ -131,6 +126,7 @@ class Publisher:
 
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
         """Append records in order; their positions once all are durable."""
+        _check_may_wait()
         if not records:
             return []
         loop = asyncio.get_running_loop()
@@ -272,6 +268,14 @@ class Publisher:
                 loop.call_soon_threadsafe(_resolve, each)
             except RuntimeError:
                 continue  # that loop is closed: nobody waits any more
+
+
+def _check_may_wait() -> None:
+    if joined():
+        raise NotRunning(
+            "publishing while message.transaction is open would wait for itself: publish "
+            "before the first execute, or return the value with to="
+        )
 
 
 def _by_topic(orders: Sequence[_Order]) -> dict[str, list[_Order]]:

@@ -27,8 +27,9 @@ from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import HandlerTimeout
 from streams.message import deliver
-from streams.runners.base import Joint, Runner
+from streams.runners.base import Runner
 from streams.runners.job import Job, Skip
+from streams.runners.joint import Joint
 
 SLICE = 0.005
 """Seconds one task keeps the loop to itself, at most, while handlers do not suspend."""
@@ -410,9 +411,13 @@ class LoopRunner(Runner):
                 else:
                     self.succeeded(work, result)
             except Exception as error:
+                if joint is not None:
+                    joint.rollback()  # before anything is written elsewhere
                 self.failed(work, error)
                 self._arm_retries()
             except asyncio.CancelledError:
+                if joint is not None:
+                    joint.rollback()
                 self._cancelled(slot, [work])
             finally:
                 busy[slot] = None
@@ -461,6 +466,8 @@ class LoopRunner(Runner):
             except Exception as error:
                 outcome.failure = error
             except asyncio.CancelledError:
+                if joint is not None:
+                    joint.rollback()
                 self._cancelled(slot, works)
                 continue
             finally:

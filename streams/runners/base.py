@@ -9,117 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import random
-from typing import Any, Self
+from typing import Any
 
 from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import BatchError, Fenced, LogError, Unavailable
+from streams.errors import BatchError, Fenced, LogError
 from streams.message import Message, deliver
 from streams.runners.job import Job, Outgoing, Skip, Undecodable
+from streams.runners.joint import Joint
 
 logger = logging.getLogger("streams")
 
+
+class MovedOn(Fenced):
+    """A handler's transaction was rolled back because its partition is another member's now."""
+
+
 BURIAL_PAUSE = 1.0
 """Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
-
-
-joined: ContextVar[bool] = ContextVar("joined", default=False)
-"""Whether the running handler has its transaction open: publishing would wait for itself."""
-
-GATE_PATIENCE = 60.0
-"""Seconds a plain handler waits for another handler's transaction to end."""
-
-
-class Joint:
-    """The transaction that a handler may join, offered as ``message.transaction``.
-
-    Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so
-    the handlers of a process take turns (``gate``): a plain handler waits in :meth:`execute`; an
-    async one must not block its loop, and waits in ``async with message.transaction:`` instead.
-    """
-
-    def __init__(
-        self,
-        open: Callable[[], Any],
-        commit: Callable[[Any, Sequence[Work]], None],
-        gate: threading.Lock,
-        *,
-        may_block: bool,
-    ) -> None:
-        self._open = open
-        self._commit = commit
-        self._gate = gate
-        self._may_block = may_block
-        self._held = False
-        self._transaction: Any = None
-
-    async def __aenter__(self) -> Self:
-        """Wait for other handlers' transactions to end; ours ends with the handler."""
-        if not self._held and not self._gate.acquire(blocking=False):
-            waiting = asyncio.ensure_future(asyncio.to_thread(self._gate.acquire))
-            try:
-                await asyncio.shield(waiting)
-            except asyncio.CancelledError:
-                waiting.add_done_callback(lambda _: self._gate.release())
-                raise
-        self._held = True
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        return None
-
-    @property
-    def begun(self) -> bool:
-        """Something was executed since the last outcome."""
-        return self._transaction is not None
-
-    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """Run one SQL statement in the transaction that will commit this message's position.
-
-        :returns: the rows, as tuples.
-        """
-        if self._transaction is None:
-            if not self._held:
-                patience = GATE_PATIENCE if self._may_block else 0
-                if not self._gate.acquire(timeout=patience):
-                    raise Unavailable(
-                        "another handler's transaction is open: in an async handler use "
-                        "`async with message.transaction:`, which waits for it"
-                    )
-                self._held = True
-            self._transaction = self._open()
-            joined.set(True)
-        rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
-        return rows
-
-    def commit(self, works: Sequence[Work]) -> None:
-        """The handler succeeded."""
-        transaction, self._transaction = self._transaction, None
-        try:
-            self._commit(transaction, works)
-        finally:
-            self._leave()
-
-    def rollback(self) -> None:
-        """The handler failed, or its message is not ours any more."""
-        transaction, self._transaction = self._transaction, None
-        try:
-            if transaction is not None:
-                transaction.rollback()
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        if self._held:
-            self._held = False
-            self._gate.release()
-            joined.set(False)
 
 
 @dataclass(slots=True)
@@ -285,6 +196,10 @@ class Runner(ABC):
 
     def failed(self, work: Work, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
+        if isinstance(error, MovedOn):
+            # Whoever owns it handles it: that is no failure, whatever the attempt.
+            self.dispatcher.abandon(work)
+            return
         burial = self.dispatcher.failed(work, error, self._now(), random())
         if burial is None:
             logger.info(
@@ -296,6 +211,9 @@ class Runner(ABC):
 
     def batch_failed(self, works: Sequence[Work], error: BaseException) -> None:
         """The batch handler raised over all of these."""
+        if isinstance(error, MovedOn):
+            self.dispatcher.split(works)
+            return
         if isinstance(error, BatchError):
             wrong = [index for index in error.errors if index not in range(len(works))]
             if error.errors and not wrong:
@@ -450,7 +368,9 @@ class Runner(ABC):
             joint.commit(works)
         except Fenced as error:
             logger.warning("%s: rolled back, the partition moved on: %r", self.job.name, error)
-            return error
+            for work in works:  # start nothing more of it until the log has said what holds
+                work[0].owner.assignment.valid_until = float("-inf")
+            return MovedOn(str(error))
         except LogError as error:
             return error
         return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from streams.engine.dispatch import Owned, Work
@@ -24,8 +24,9 @@ from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
 from streams.message import Batch
-from streams.runners.base import Joint, Runner
+from streams.runners.base import Runner
 from streams.runners.job import Job, Undecodable
+from streams.runners.joint import Joint, Turns
 
 logger = logging.getLogger("streams")
 
@@ -74,6 +75,8 @@ class Pump:
         """Assignments whose settled set nears its limit."""
         self._marks = threading.Lock()
         """Held while progress is read or extended: the pump and transactions both do."""
+        self._joining: list[Owned] = []
+        """Partitions whose place a handler's transaction is storing at this moment."""
         self._room = threading.Event()
         self._gate = Gate(job.flow)
         self._subscription: Subscription | None = None
@@ -158,15 +161,15 @@ class Pump:
             return "messages are due to be tried again"
         return ""
 
-    def joint(self, gate: threading.Lock) -> Joint:
-        """A transaction for one worker of the runner; ``gate`` is the process's one writer."""
+    def joint(self, turns: Turns) -> Joint:
+        """The transactions of one worker of the runner."""
 
         def open() -> Any:
             if self._subscription is None:
                 raise Unavailable(f"{self._job.name}: not subscribed yet")
             return self._subscription.begin()
 
-        return Joint(open, self._commit_with, gate, may_block=not self._job.asynchronous)
+        return Joint(open, self._commit_with, turns, may_block=not self._job.asynchronous)
 
     # -- the thread
 
@@ -350,6 +353,10 @@ class Pump:
 
     def _snapshot(self, assignment: Assignment, owned: Owned) -> Commit | None:
         with self._marks:
+            if owned in self._joining:
+                # Taken now, stored after it, this would take its messages back; what is settled
+                # by now is in its own commit.
+                return None
             found = owned.progress.snapshot()
             owned.version += 1
             version = owned.version
@@ -400,7 +407,23 @@ class Pump:
                 owned.version += 1
                 place = (found.position, found.progress)
                 commits.append(Commit(owned.assignment, *place, owned.version))
-        transaction.commit(commits)
+                self._joining.append(owned)
+        try:
+            transaction.commit(commits)
+        except BaseException:
+            self._joined(marks.values(), settled=False)
+            raise
+        self._joined(marks.values(), settled=True)
+
+    def _joined(
+        self, marks: Collection[tuple[Owned, list[tuple[Segment, int]]]], *, settled: bool
+    ) -> None:
+        with self._marks:
+            for owned, works in marks:
+                self._joining.remove(owned)
+                if settled:
+                    for segment, index in works:
+                        segment.done[index] = 1
 
     # -- what the subscription tells, inside poll and close
 

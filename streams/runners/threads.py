@@ -22,8 +22,9 @@ from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import BatchError
 from streams.message import deliver
-from streams.runners.base import Joint, Runner, logger
+from streams.runners.base import Runner, logger
 from streams.runners.job import Job, Skip
+from streams.runners.joint import Joint
 
 UNSURE = 0.05
 """Seconds between looks at whether ownership was confirmed again."""
