@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 
-from streams.log.redis.keys import offset, show
+from streams.log.redis.keys import EntryId, offset
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, identity_of, text
 
 Row = list[bytes]
@@ -255,11 +255,9 @@ class Entries(Batch):
         """When the server took the message, in seconds since the epoch: its ID says so."""
         return (self.offsets[index] >> 64) / 1000
 
-    def id(self, index: int) -> str:
-        """The message ID; a message without one is named by its place, as Redis writes it."""
-        if self.ids[index] is None:
-            return f"{self.topic}/{self.partition}/{show(self.offsets[index])}"
-        return super().id(index)
+    def offset(self, index: int) -> int:
+        """The offset, which shows itself as the entry ID."""
+        return EntryId(self.offsets[index])
 
     def release(self, index: int) -> None:
         """Let go of one settled message's bytes, its headers among them."""

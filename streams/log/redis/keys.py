@@ -74,12 +74,16 @@ def topics_key(group: str) -> bytes:
 # -- entry IDs -------------------------------------------------------------------------------------
 
 
-def show(offset: int) -> str:
-    """An offset as people read it: ``ms-seq``.
+class EntryId(int):
+    """An offset that shows itself as Redis writes it: ``ms-seq``.
 
-    Offsets themselves stay plain integers: serializers refuse subclasses of int.
+    Only where it is shown: serializers refuse subclasses of int, so positions have plain ones.
     """
-    return f"{offset >> 64}-{offset & _LOW64}"
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self >> 64}-{self & _LOW64}"
 
 
 def entry_id(offset: int) -> bytes:

@@ -19,7 +19,7 @@ from streams.log.protocol import (
 )
 from streams.log.redis.client import Client
 from streams.log.redis.groups import Groups
-from streams.log.redis.keys import parse, show
+from streams.log.redis.keys import EntryId, parse
 from streams.log.redis.membership import Membership
 from streams.log.redis.reading import Reading, RedisReader
 from streams.log.redis.settings import Settings
@@ -170,7 +170,7 @@ class RedisLog:
 
     def show(self, offset: int) -> str:
         """An offset as Redis writes it: ``ms-seq``."""
-        return show(offset)
+        return str(EntryId(offset))
 
     def parse(self, text: str) -> int:
         """An offset as :meth:`show` writes it.
