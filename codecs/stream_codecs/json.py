@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from typing import Any, TypeVar
 
@@ -33,10 +34,6 @@ def _decoder(type: Any) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(type).decode
 
 
-def _write(value: Any) -> bytes:
-    return orjson.dumps(value, msgspec.to_builtins)
-
-
 _TYPED = Format(
     name="json",
     content_type="application/json",
@@ -48,7 +45,11 @@ _TYPED = Format(
 )
 
 # Whatever orjson has written it reads, and there is no type to disagree with.
-_UNTYPED = _TYPED._replace(encode=_write, decoder=lambda type: orjson.loads, reread=False)
+_UNTYPED = _TYPED._replace(
+    encode=partial(orjson.dumps, default=msgspec.to_builtins),
+    decoder=lambda type: orjson.loads,
+    reread=False,
+)
 
 
 @dataclass(frozen=True, slots=True)

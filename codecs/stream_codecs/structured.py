@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -174,15 +173,20 @@ def _encoder(
     return encode
 
 
+_as_msgpack = msgspec.msgpack.Encoder().encode
+
 _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 """A 64-bit float of MessagePack with all bits of its exponent set (IEEE 754)."""
 
 
 def _has_non_finite(value: Any) -> bool:
-    # Hardly ever, so the first look is cheap and only then certain.
-    with suppress(Exception):
-        if not _NON_FINITE.search(msgspec.msgpack.encode(value)):
-            return False
+    # Hardly ever, so the first look is cheap and only the second one certain.
+    try:
+        perhaps = _NON_FINITE.search(_as_msgpack(value)) is not None
+    except Exception:  # MessagePack cannot say all that JSON can
+        perhaps = True
+    if not perhaps:
+        return False
     todo = [msgspec.to_builtins(value)]
     while todo:
         item = todo.pop()
