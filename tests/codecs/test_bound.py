@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,7 +28,15 @@ from stream_codecs import (
     UnknownTag,
     Zstd,
 )
-from tests.codecs.samples import Cancelled, Departed, Diverted, Node, nested_json, nested_msgpack
+from tests.codecs.samples import (
+    Cancelled,
+    Departed,
+    Diverted,
+    Node,
+    Row,
+    nested_json,
+    nested_msgpack,
+)
 
 T = TypeVar("T")
 
@@ -76,6 +86,16 @@ def test_a_codec_of_two_functions_is_a_codec() -> None:
     assert (one, none) == (1, None)
     assert isinstance(error, DecodeError)
     assert (error.data, str(error)) == (b"x", "cannot be decoded: ValueError")
+
+
+def test_the_codec_in_the_documentation_works() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    namespace: dict[str, Any] = {}
+    exec(example, namespace)
+    bound: Bound[Row] = namespace["Pydantic"]().bind(Row, topic="t")
+    assert bound.decode(bound.encode({"name": "a"})) == {"name": "a"}
+    assert isinstance(bound.decode_many([b"{}"])[0], DecodeError)
 
 
 SMALL = b'{"type":"cancelled","tail_number":null,"carrier":"UA"}'
