@@ -46,7 +46,10 @@ def steps(command: str, arguments: Sequence[str]) -> list[Step]:
         return [SERVERS, Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]
     if command == "check":
         return list(CHECKS)
-    return [*CHECKS, SERVERS, Step("pytest", ("python", "-m", "pytest", *arguments))]
+    # Much of a test's time is waiting for a server, and the servers are shared by all workers.
+    workers = str(min(4, os.cpu_count() or 1))
+    spread = ("-n", workers, "--dist", "worksteal")
+    return [*CHECKS, SERVERS, Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]
 
 
 def run(environment: Environment, plan: Sequence[Step]) -> int:

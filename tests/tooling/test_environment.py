@@ -297,7 +297,7 @@ def test_all_families_run_and_the_first_failure_is_the_status(machine: Machine) 
     (machine.folder / "failing").write_text("mypy pytest")
     done = machine.dev("test", "--", "-k", "retry")
     assert done.returncode == 3
-    ran = [note for note in machine.notes() if not note.startswith("pip")]
+    *ran, tests = [note for note in machine.notes() if not note.startswith("pip")]
     assert ran == [
         "ruff check .",
         "ruff format --check .",
@@ -305,8 +305,9 @@ def test_all_families_run_and_the_first_failure_is_the_status(machine: Machine) 
         "python -m pyright",
         "lint-imports --no-logo",
         "python -m tests.servers",
-        "python -m pytest -k retry",
     ]
+    assert tests.startswith("python -m pytest -n ")
+    assert tests.endswith(" -k retry")
     summary = done.stdout[done.stdout.rindex("ruff check") :].splitlines()
     assert [line.split()[-1] for line in summary if "FAILED" not in line] == ["ok"] * 5
     assert [line.split()[0] for line in summary if "FAILED" in line] == ["mypy", "pytest"]
