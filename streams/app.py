@@ -22,6 +22,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from datetime import datetime
 from types import TracebackType
@@ -97,6 +98,7 @@ class Streams:
         self._failure: ProcessorDied | None = None
         self._cancelled_body = False
         self._stopping = False
+        self._entering = threading.Lock()
         self._turns = Turns()
         """Handlers with a transaction of their own take turns."""
 
@@ -330,11 +332,11 @@ class Streams:
         trace: TracebackType | None,
     ) -> None:
         self._stopping = True
-        stack, self._stack = self._stack, None
         try:
-            if stack is not None:
-                await stack.__aexit__(kind, error, trace)
+            if self._stack is not None:
+                await self._stack.__aexit__(kind, error, trace)
         finally:
+            self._stack = None  # only now may it be entered again
             owner, self._owner = self._owner, None
             failure, self._failure = self._failure, None
             ours = self._cancelled_body and isinstance(error, asyncio.CancelledError)
@@ -350,8 +352,11 @@ class Streams:
         await self._enter(process=False)
         try:
             yield self
-        finally:
-            await self.__aexit__(*sys.exc_info())
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        else:  # and not sys.exc_info(): there may be an error that is handled further out
+            await self.__aexit__(None, None, None)
 
     @contextmanager
     def background(self) -> Iterator[Self]:
@@ -360,12 +365,12 @@ class Streams:
         :raises ProcessorDied: at the end, if a processor died meanwhile.
         """
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
-        stop: list[Callable[[], object]] = []
+        stopping: list[Callable[[], object]] = []
 
         async def live() -> None:
             over = asyncio.Event()
             loop = asyncio.get_running_loop()
-            stop.append(lambda: loop.call_soon_threadsafe(over.set))
+            stopping.append(lambda: loop.call_soon_threadsafe(over.set))
             async with self:
                 ready.set_result(None)
                 await over.wait()
@@ -384,12 +389,13 @@ class Streams:
 
         thread = threading.Thread(target=main, name="streams-background", daemon=True)
         thread.start()
-        ready.result()
         try:
+            ready.result()
             yield self
         finally:
-            if thread.is_alive():
-                stop[0]()
+            for stop in stopping:
+                with suppress(RuntimeError):  # the loop is closed: it ended by itself
+                    stop()
             thread.join()
         if failure:
             raise failure[0]
@@ -429,45 +435,61 @@ class Streams:
             await over.wait()
 
     async def _enter(self, *, process: bool) -> None:
-        if self._stack is not None:
-            raise NotRunning("the app is running already: enter it once")
+        with self._entering:
+            if self._stack is not None:
+                raise NotRunning("the app is running already: enter it once")
+            stack = self._stack = AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self._owner = asyncio.current_task()
         self._failure = None
         self._cancelled_body = self._stopping = False
-        stack = AsyncExitStack()
-        self._stack = stack
         try:
             stack.callback(self._forget)
-            self._log = await asyncio.to_thread(open_log, self.url, self._config, self.clock)
-            stack.push_async_callback(asyncio.to_thread, self._log.close)
-            self._publisher = Publisher(self._log, self.clock)
+            stack.push_async_callback(self._close_log)
+            await to_the_end(asyncio.to_thread(self._open_log))
+            self._publisher = Publisher(self.log, self.clock)
             self._publisher.start()
-            stack.push_async_callback(asyncio.to_thread, self._publisher.close, CLOSING)
+            closing = self._publisher.close
+            stack.push_async_callback(lambda: to_the_end(asyncio.to_thread(closing, CLOSING)))
             if self._lifespan is not None:
+                # So that it may publish; what is still missing then is its own to create.
+                await to_the_end(asyncio.to_thread(self._prepare_topics, missing_ok=True))
                 await stack.enter_async_context(self._lifespan(self))
-            await asyncio.to_thread(self._prepare_topics)
+            await to_the_end(asyncio.to_thread(self._prepare_topics))
             if process:
                 stack.push_async_callback(self._stop)
                 for processor in list(self.processors):
                     await self._start(processor)
         except BaseException:
-            self._stack = None
-            await stack.__aexit__(*sys.exc_info())
+            try:
+                await stack.__aexit__(*sys.exc_info())
+            finally:
+                self._stack = None
             raise
+
+    def _open_log(self) -> None:
+        self._log = open_log(self.url, self._config, self.clock)
+
+    async def _close_log(self) -> None:
+        if self._log is not None:
+            await to_the_end(asyncio.to_thread(self._log.close))
 
     def _forget(self) -> None:
         self._log = self._publisher = self._loop = None
         for processor in self.processors:
             processor._runner = processor._pump = None
 
-    def _prepare_topics(self) -> None:
+    def _prepare_topics(self, *, missing_ok: bool = False) -> None:
         """Check declared topics against the log, and create what is missing."""
         wanted: dict[str, int | None] = {}
         for topic in self._declared:
             wanted[topic.name] = topic.partitions or wanted.get(topic.name)
         for name, partitions in wanted.items():
-            self._prepare(name, partitions)
+            try:
+                self._prepare(name, partitions)
+            except NotFound:
+                if not missing_ok:
+                    raise
 
     def _prepare(
         self, name: str, partitions: int | None, config: Mapping[str, str] | None = None
@@ -488,7 +510,7 @@ class Streams:
 
     async def _start(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._prepare_processor, processor)
+        await to_the_end(asyncio.to_thread(self._prepare_processor, processor))
         job = self._job(processor)
 
         def joint() -> Joint:
@@ -612,20 +634,53 @@ class Streams:
             self._owner.cancel()
 
     async def _stop(self) -> None:
-        """Stop all processors: handlers finish up to their drain deadlines, positions commit."""
-        pumps = [each._pump for each in self.processors if each._pump is not None]
-        for pump in pumps:
-            pump.stop()
-        pending = [future for future in self._ended.values() if not future.done()]
-        if pending:
-            longest = max((each.options.flow.drain for each in self.processors), default=0.0)
-            _, late = await asyncio.wait(pending, timeout=longest + CLOSING)
-            if late:
-                logger.error("%d processors did not end in time and are left behind", len(late))
+        """Stop all processors: handlers finish up to their drain deadlines, positions commit.
+
+        Cancelled meanwhile it does the same, without patience for handlers.
+        """
+        for processor in self.processors:
+            if processor._pump is not None:
+                processor._pump.stop()
+        await to_the_end(self._stopped(), self._hurry)
+
+    def _hurry(self) -> None:
+        for processor in self.processors:
+            if processor._runner is not None:
+                processor._runner.hurry()
+
+    async def _stopped(self) -> None:
+        late = {future for future in self._ended.values() if not future.done()}
+        longest = max((each.options.flow.drain for each in self.processors), default=0.0)
+        if late:
+            _, late = await asyncio.wait(late, timeout=longest + CLOSING)
+        if late:
+            self._hurry()
+            _, late = await asyncio.wait(late, timeout=CLOSING)
+        if late:
+            logger.error("%d processors did not end in time and are left behind", len(late))
         self._ended = {}
         for processor in self.processors:
             if processor._runner is not None:
                 await processor._runner.gone()
+
+
+async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:
+    """Await what must not be left half done; a cancellation calls ``hurry`` and comes after it."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while True:
+        try:
+            result = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True
+            hurry()
+        else:
+            break
+    if cancelled:
+        raise asyncio.CancelledError
+    return result
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -151,7 +151,9 @@ class LoopRunner(Runner):
             try:
                 while not over():
                     left = until - self._now()
-                    if left <= 0 or self.fatal is not None or self._loop.is_closed():
+                    if left <= 0 or self.hurried or self.fatal is not None:
+                        return over()
+                    if self._loop.is_closed():
                         return over()
                     self._calm.wait(min(1.0, self.job.clock.timeout(left)))
                 return True
@@ -194,7 +196,7 @@ class LoopRunner(Runner):
 
     @override
     def resume(self) -> None:
-        self._halted = False
+        self._halted = self._closed or self.fatal is not None
         self.enter(lambda: None)
 
     @override
@@ -273,6 +275,8 @@ class LoopRunner(Runner):
 
     async def _park(self) -> None:
         """Nothing to do for this task: wait to be woken."""
+        if self._closed:
+            raise asyncio.CancelledError  # it was cancelled, and its handler would not hear of it
         if not (self._halted or self.dispatcher.paused):
             if self.dispatcher.backlog:
                 self._arm(self._now() + UNSURE)

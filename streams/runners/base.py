@@ -64,6 +64,8 @@ class Runner(ABC):
         """What ended this runner, other than being stopped."""
         self.sending = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
+        self.hurried = False
+        """Nobody waits for handlers any more."""
 
     # -- what the pump calls, from its thread
 
@@ -116,6 +118,11 @@ class Runner(ABC):
     async def gone(self) -> None:
         """On the app's loop, after :meth:`close`: wait a moment for what lives there to end."""
         await asyncio.sleep(0)
+
+    def hurry(self) -> None:
+        """Whoever waits in :meth:`calm` waits no more (any thread)."""
+        self.hurried = True
+        self.enter(lambda: None)
 
     def assign(self, owned: Owned) -> None:
         """Begin with a partition."""

@@ -81,6 +81,8 @@ class Pump:
         self._gate = Gate(job.flow)
         self._subscription: Subscription | None = None
         self._stopping = threading.Event()
+        self._switch = threading.Lock()
+        self._finishing = False
         self._paused = False
         self._driver_paused = False
         self._held_back: set[int] = set()
@@ -114,7 +116,9 @@ class Pump:
     def resume(self) -> None:
         """Go on after :meth:`pause`."""
         self._paused = False
-        self._runner.resume()
+        with self._switch:
+            if not self._finishing:
+                self._runner.resume()
         self._room.set()
 
     def stop(self) -> None:
@@ -477,7 +481,7 @@ class Pump:
         while not runner.calm(owned, min(deadline, self._now() + KEEP_ALIVE)):
             if runner.fatal is not None:
                 return
-            if self._now() >= deadline:
+            if self._now() >= deadline or runner.hurried:
                 if not runner.cancel(owned):
                     logger.warning(
                         "%s: handlers outlived the drain deadline of %g s; their messages will be "
@@ -595,7 +599,9 @@ class Pump:
         subscription = self._subscription
         if subscription is None:
             return
-        self._runner.halt()
+        with self._switch:
+            self._finishing = True
+            self._runner.halt()
         self._drain(None)
         try:
             self._commit(subscription)

@@ -119,7 +119,7 @@ class ThreadRunner(Runner):
             try:
                 while not over():
                     left = until - self._now()
-                    if left <= 0 or self.fatal is not None:
+                    if left <= 0 or self.hurried or self.fatal is not None:
                         return over()
                     self._calm.wait(self.job.clock.timeout(left))
                 return True
@@ -134,7 +134,7 @@ class ThreadRunner(Runner):
     @override
     def resume(self) -> None:
         with self._work:
-            self._halted = False
+            self._halted = self._closed or self.fatal is not None
             self._work.notify_all()
 
     @override
