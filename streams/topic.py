@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from uuid import UUID
 
@@ -14,11 +14,14 @@ from uuid_utils import uuid7
 from stream_codecs import (
     BindError,
     Codec,
+    DecodeError,
     EncodeError,
     UnknownTag,
     default_codec,
     fields_of,
     includes_none,
+    tags_of,
+    type_name,
 )
 from streams.config import OnUnknown
 from streams.errors import ConfigError
@@ -97,6 +100,10 @@ class Decoder(Generic[T_co]):
             if self._skip_unknown:
                 raise Skip from None
             raise
+        except DecodeError:
+            raise
+        except Exception as error:  # a codec of the user's own may raise anything
+            raise self._bound.explain(data, error) from error
 
 
 class Topic(Generic[T]):
@@ -124,6 +131,10 @@ class Topic(Generic[T]):
             raise ConfigError(f"topic {name!r}: partitions={partitions!r}: a whole number from 1")
         if unknown not in ("dead", "skip"):
             raise ConfigError(f"topic {name!r}: unknown={unknown!r}: 'dead' or 'skip'")
+        if unknown == "skip" and codec is None and not tags_of(type):
+            raise ConfigError(
+                f"topic {name!r}: unknown='skip' is for tagged types; {type_name(type)} has no tags"
+            )
         self.partitions = partitions
         self._key = _reader(name, "key", key, type)
         self._id = _reader(name, "id", id, type)
@@ -159,7 +170,13 @@ class Topic(Generic[T]):
         if key is None and self._key is not None and value is not None:
             key = self._key(value)
         if id is None:
-            id = str(uuid7()) if self._id is None or value is None else str(self._id(value))
+            if self._id is None or value is None:
+                id = str(uuid7())
+            else:
+                found = self._id(value)
+                if found is None or found == "":
+                    raise EncodeError("the value's message ID is empty", topic=self.name)
+                id = str(found)
         elif not isinstance(id, str) or not id or "\0" in id:
             raise EncodeError(f"message ID {id!r}: a non-empty str without NUL", topic=self.name)
         pairs: Sequence[tuple[str, bytes | None]] = ()
@@ -278,7 +295,7 @@ def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], 
             )
     mappings = [issubclass(kind, dict) for kind, _ in known]
     if all(mappings):
-        return itemgetter(wanted)
+        return lambda value: value.get(wanted)  # absent where it is NotRequired: no key
     if not any(mappings):
         return attrgetter(wanted)
     return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
@@ -287,6 +304,8 @@ def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], 
 def _identifier(read: Callable[[Any], Any]) -> Callable[[Any], str]:
     def identify(value: Any) -> str:
         found = read(value)
+        if found is None or found == "":
+            raise DecodeError("the value's message ID is empty")
         return found if type(found) is str else str(found)
 
     return identify
@@ -295,12 +314,15 @@ def _identifier(read: Callable[[Any], Any]) -> Callable[[Any], str]:
 def _key_bytes(topic: str, key: Any) -> bytes | None:
     if key is None:
         return None
-    if isinstance(key, str):
-        return key.encode("utf-8", "surrogateescape")
+    if type(key) is str:
+        try:
+            return key.encode()
+        except UnicodeEncodeError:
+            raise EncodeError("key holds a lone surrogate, which is no text", topic=topic) from None
     if isinstance(key, bytes):
         return key
-    if isinstance(key, (int, UUID)) and not isinstance(key, bool):
-        return str(key).encode()
+    if isinstance(key, (int, str, UUID)) and not isinstance(key, bool):
+        return _key_bytes(topic, str(key))
     raise EncodeError(
         f"key of type {type(key).__name__}: a key is a str, int, UUID or bytes, or None",
         topic=topic,

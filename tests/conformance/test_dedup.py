@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from stream_codecs import EncodeError
 from streams import Dedup, Message
+from streams.message import Record
 from tests.conformance.stage import QUICK, Stage
 from tests.conformance.test_at_least_once import rewind
 
@@ -224,3 +226,23 @@ async def test_the_window_is_bounded(stage: Stage) -> None:
         assert owned.window is not None
         assert len(owned.window) <= 100
     assert stage.seen.values.count(0) == 2
+
+
+async def test_an_empty_id_inside_the_payload_is_no_identity(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, dict, id="number", partitions=1)
+    handled: list[int] = []
+
+    @app.processor(topic, group=stage.group, flow=QUICK)
+    async def handle(order: dict[str, Any]) -> None:
+        handled.append(order["amount"])
+
+    async with app:
+        with pytest.raises(EncodeError, match="ID is empty"):
+            await topic.publish({"number": None, "amount": 1})
+        for n, body in enumerate((b'{"number":null,"amount":1}', b'{"number":"","amount":2}')):
+            await app.publisher.publish(topic.name, Record(body, b"k", f"foreign-{n}"))
+        await topic.publish({"number": "o1", "amount": 3})
+        await stage.committed(app)
+        assert len(await stage.letters(app)) == 2
+    assert handled == [3]
