@@ -265,12 +265,12 @@ class Environment:
 
     def _install(self, extras: Sequence[str]) -> None:
         what = "this package" + (f" with the extras {', '.join(extras)}" if extras else "")
-        say(f"Installing {what} and what it needs (versions from constraints.txt)")
+        say(f"Installing {what} and what it needs (pinned; a minute or so if it is to be fetched)")
         pip = [
             str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-            "--progress-bar", "off", "--constraint", str(self.root / "constraints.txt"),
+            "--quiet", "--constraint", str(self.root / "constraints.txt"),
         ]  # fmt: skip
-        self._run([*pip, "--quiet", *_BUILD], "install the build backend")
+        self._run([*pip, *_BUILD], "install the build backend")
         target = "." + (f"[{','.join(extras)}]" if extras else "")
         self._run([*pip, "--no-build-isolation", "--editable", target], f"install {what}")
 
