@@ -315,7 +315,7 @@ class Streams:
                 paused=processor.paused,
                 reachable=pump is not None and pump.reachable,
                 overdue=runner.overdue() if runner is not None else 0,
-                error=None if error is None else f"{type(error).__name__}: {error}",
+                error=None if error is None else describe(error),
             )
         return Health(self._log is not None, found)
 
@@ -403,7 +403,8 @@ class Streams:
     def run(self) -> None:
         """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
 
-        A fatal error is said in one line and ends the process with status 1 (``SystemExit``).
+        A fatal error is said in one line and ends the process with status 1 (``SystemExit``). A
+        second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
         if not self.processors and self._lifespan is None:
             raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
@@ -413,26 +414,33 @@ class Streams:
         except StreamsError as error:
             print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
             raise SystemExit(1) from error
+        except KeyboardInterrupt:
+            print("streams: interrupted, not everything was finished", file=sys.stderr)  # noqa: T201
+            raise SystemExit(130) from None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
-        def stop(number: int) -> None:
-            logger.info("%s: finishing what is in flight", signal.Signals(number).name)
+        def told(name: str) -> None:
+            logger.info("%s: finishing what is in flight", name)
             over.set()
-            for each in handled:  # a second signal ends the process at once
-                loop.remove_signal_handler(each)
 
-        handled = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, stop, number)
-                handled.append(number)
-            except (NotImplementedError, RuntimeError, ValueError):
-                continue  # Windows, or not the main thread
-        async with self:
-            await over.wait()
+        def stop(number: int, frame: object) -> None:
+            loop.call_soon_threadsafe(told, signal.Signals(number).name)
+            # Not the loop's own handlers: the second signal counts also while the loop is blocked.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            async with self:
+                await over.wait()
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     async def _enter(self, *, process: bool) -> None:
         with self._entering:
@@ -626,7 +634,7 @@ class Streams:
             logger.error("processor %s died", processor.name, exc_info=error)
         if self._failure is not None:
             return
-        what = f"{type(error).__name__}: {error}" if error is not None else "it ended by itself"
+        what = describe(error) if error is not None else "it ended by itself"
         self._failure = ProcessorDied(f"processor {processor.name} died: {what}")
         self._failure.__cause__ = error
         if self._owner is not None and not self._stopping:
@@ -681,6 +689,11 @@ async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: Non
     if cancelled:
         raise asyncio.CancelledError
     return result
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line's words."""
+    return f"{type(error).__name__}: {letters.words(error)}".removesuffix(": ")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -74,7 +74,7 @@ def error_headers(
     topic, partition, offset = place
     pairs = [
         (EXCEPTION, f"{kind.__module__}.{kind.__qualname__}"[:256]),
-        (MESSAGE, _cut(str(error), _MESSAGE_BYTES)),
+        (MESSAGE, _cut(words(error), _MESSAGE_BYTES)),
         (TOPIC, topic),
         (PARTITION, str(partition)),
         (OFFSET, offset),
@@ -87,6 +87,14 @@ def error_headers(
     trace = "".join(traceback.format_exception(error))
     stack = _tail(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
     return [*encoded[:2], (STACKTRACE, stack), *encoded[2:]]
+
+
+def words(error: BaseException) -> str:
+    """What an error says; some classes' ``__str__`` fails itself, and that must not matter."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its str() raised {type(failure).__name__})"
 
 
 def _cut(text: str, size: int) -> str:

@@ -57,7 +57,8 @@ def run(
         app.run()
     except SystemExit as ended:  # said already, in one line
         misused = isinstance(ended.__cause__, ConfigError)
-        raise typer.Exit(USAGE if misused else FAILED) from None
+        status = ended.code if isinstance(ended.code, int) else FAILED
+        raise typer.Exit(USAGE if misused else status) from None
     except KeyboardInterrupt:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streams import Flow, NotRunning, ProcessorDied, Streams
+from streams import Flow, NotRunning, ProcessorDied, Retry, Streams
 from streams.testing import Clock, harness
 from tests.runners.support import QUICK, until
 
@@ -230,3 +230,22 @@ async def test_a_stuck_handler_under_a_tests_clock_does_not_hold_its_exit() -> N
     with pytest.raises(asyncio.CancelledError):
         await life
     assert left() == []
+
+
+async def test_an_error_without_words_is_a_dead_letter_all_the_same() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    app = Streams("memory://")
+    topic = app.topic("t", int)
+
+    @app.processor(topic, group="g", retry=Retry(attempts=1), flow=QUICK)
+    async def handle(value: int) -> None:
+        raise Mute
+
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        (letter,) = await h.dead(topic, group="g")
+    assert letter.headers["__streams.errors.message"] == "(its str() raised RuntimeError)"

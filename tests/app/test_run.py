@@ -1,0 +1,113 @@
+"""``app.run()`` in processes of their own: signals, deaths, and what is said of them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, signal, sys, threading, time
+from contextlib import asynccontextmanager
+from streams import Streams
+
+@asynccontextmanager
+async def lifespan(app):
+    await topic.publish(1)
+    try:
+        yield
+    finally:
+        print("left", flush=True)
+
+app = Streams("memory://", lifespan=lifespan)
+topic = app.topic("t", int)
+how = sys.argv[1]
+
+def watch():
+    while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        time.sleep(0.01)
+    print("told", flush=True)
+
+def begin():
+    if how not in ("returns", "dies"):
+        threading.Thread(target=watch, daemon=True).start()
+    print("begun", flush=True)
+    if how == "dies":
+        raise SystemExit(5)
+
+if how == "plain":
+    @app.processor(topic, group="g")
+    def handle(value):
+        begin()
+        time.sleep(3600)
+else:
+    @app.processor(topic, group="g")
+    async def handle(value):
+        begin()
+        if how == "blocks":
+            time.sleep(3600)
+        elif how == "waits":
+            await asyncio.Event().wait()
+
+app.run()
+"""
+
+
+@contextmanager
+def running(how: str) -> Iterator[subprocess.Popen[str]]:
+    """The program, once its handler has begun."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-c", PROGRAM, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT}/codecs"},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    with running("returns") as process:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "left\n", "")
+
+
+@pytest.mark.parametrize("how", ["waits", "plain", "blocks"])
+def test_a_second_signal_ends_it_at_once(how: str) -> None:
+    with running(how) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == (1 if how == "blocks" else 130)
+    last = err.splitlines()[-1]
+    assert last == (
+        "streams: processor handle died: KeyboardInterrupt"
+        if how == "blocks"  # it was raised inside the handler
+        else "streams: interrupted, not everything was finished"
+    )
+
+
+def test_a_dead_processor_ends_it_with_one_clear_line() -> None:
+    with running("dies") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "left\n")
+    assert err.splitlines()[-1] == "streams: processor handle died: SystemExit: 5"
+    assert "never awaited" not in err
