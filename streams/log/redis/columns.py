@@ -77,7 +77,7 @@ def layout(names: tuple[bytes, ...]) -> Layout:
         headers: list[tuple[str, int]] = []
         for turn, name in enumerate(names):
             at = 2 * turn + 1
-            if name not in place:
+            if name not in place or name in (_SOURCE, _REDRIVE):
                 place[name] = at
                 if name in (_VALUE, _KEY):
                     continue

@@ -46,7 +46,7 @@ class Settings:
     :param terms: how long a member owns its partitions without confirming it.
     :param once: seconds for which the log remembers message IDs, so that one written twice is one
         entry; 0: not at all.
-    :param retry: seconds for which an append is tried again while the server cannot be reached.
+    :param timeout: seconds for which an append is tried while the server cannot be reached.
     :param wait: replicas that must have an append before it is acknowledged.
     :param wait_timeout: seconds given to them.
     :param connection: keyword arguments of redis-py's connections.
@@ -60,7 +60,7 @@ class Settings:
     tls: bool = False
     terms: Terms = TERMS
     once: float = 120.0
-    retry: float = 10.0
+    timeout: float = 10.0
     wait: int = 0
     wait_timeout: float = 1.0
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -140,7 +140,7 @@ def read(opened: Opened) -> Settings:
         tls=tls,
         terms=terms,
         once=own.get("once", 120.0),
-        retry=own.get("retry", 10.0),
+        timeout=own.get("timeout", 10.0),
         wait=int(own.get("wait", 0)),
         wait_timeout=own.get("wait_timeout", 1.0),
         connection=driver,
@@ -159,10 +159,10 @@ def _check(settings: Settings) -> None:
         )
     if settings.terms.lease < 0.5:
         raise ConfigError(f"{name}: lease={settings.terms.lease:g}: half a second at least")
-    if 0 < settings.once < 3 * settings.retry:
+    if 0 < settings.once < 3 * settings.timeout:
         raise ConfigError(
-            f"{name}: once={settings.once:g}: an append is tried again for retry="
-            f"{settings.retry:g} s, and its ID must be remembered three times as long"
+            f"{name}: once={settings.once:g}: an append is tried again for timeout="
+            f"{settings.timeout:g} s, and its ID must be remembered three times as long"
         )
     timeout = settings.connection["socket_timeout"]
     if not isinstance(timeout, int | float) or not 0 < timeout <= settings.terms.lease / 2:
@@ -247,7 +247,7 @@ _Convert = Callable[[str, str, str], Any]
 _OPTIONS: Mapping[str, _Convert] = {
     "lease": _number(0),
     "once": _number(0),
-    "retry": _number(0),
+    "timeout": _number(0),
     "wait": _whole,
     "wait_timeout": _number(0.001),
 }

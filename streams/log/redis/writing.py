@@ -5,7 +5,7 @@ chunk is in the log altogether or not at all. A partition has one chunk under wa
 later one can never overtake an earlier one that has to be sent again. Partitions go side by side.
 
 A chunk that got no answer is sent again, with the same message IDs, until it gets one or
-``settings.retry`` seconds are over: where it had been written, the answer is what it got then.
+``timeout`` seconds are over: where it had been written, the answer is what it got then.
 So a lost answer, a failover or a restart ends in a certain outcome, and only if it lasts too long
 in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered, so nothing that
 was sent is ever sent again.
@@ -42,6 +42,9 @@ WINDOW = 4
 
 LARGEST = 512_000_000
 """Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
+
+FIELDS = 3_900
+"""Fields of one entry at most: name and value each are an argument of one XADD."""
 
 PAUSE = 0.05, 1.0
 """Seconds before a chunk is sent again: at first, and at most."""
@@ -85,12 +88,14 @@ class Append:
             size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
             for _, data in headers:
                 size += len(data) if data is not None else 0
-            if size > LARGEST or not id:
-                self.results[index] = (
-                    TooLarge(f"{self.topic}: a record of {size} bytes; at most {LARGEST}")
-                    if id
-                    else LogError(f"{self.topic}: a record without an ID")
+            if size > LARGEST or width > FIELDS:
+                what = f"{size} bytes and {len(headers)} headers"
+                self.results[index] = TooLarge(
+                    f"{self.topic}: a record of {what}; at most {LARGEST} and {FIELDS - 4}"
                 )
+                continue
+            if not id:
+                self.results[index] = LogError(f"{self.topic}: a record without an ID")
                 continue
             at = record.partition
             if at is None:
@@ -223,7 +228,7 @@ class Writer:
                 return
             now = time.monotonic()
             if not until:
-                pause, until = PAUSE[0], now + self._settings.retry
+                pause, until = PAUSE[0], now + self._settings.timeout
             if now + pause >= until or self._closing.wait(pause):
                 for partition in failed:
                     self._give_up(work, partition)

@@ -64,20 +64,24 @@ for _, run in ipairs(runs) do
   end
 end
 
+-- A hash stays one round longer than it is asked for: as long as there are writers, they throw it
+-- away, without a pause; the server's own expiry may block for a hash of a million IDs.
+local function keep(hash, of)
+  call('PEXPIREAT', hash, string.format('%.0f', (of + 3) * turn))
+end
+
 if m > 0 then
   if not known then
     call('UNLINK', current, KEYS[2 + (round - 2) % 3])
     call('HSET', current, '', mark)
-    -- One round longer than it is asked for: as long as there are writers, they throw it away,
-    -- without a pause; the server's own expiry may block for a hash of a million IDs.
-    call('PEXPIREAT', current, string.format('%.0f', (round + 3) * turn))
+    keep(current, round)
   end
   call('HSET', current, unpack(new))
-else
+elseif known then
   -- Whoever waits for replicas after this waits for the last write of its own connection, so there
   -- must be one, though all was there already.
-  local hash, of = current, round
-  if not known then hash, of = previous, round - 1 end
-  call('HSET', hash, '', string.format('%.0f', of))
+  keep(current, round)
+else
+  keep(previous, round - 1)
 end
 return entries

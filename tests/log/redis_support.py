@@ -1,0 +1,228 @@
+"""What the tests of the Redis log share: a member that the test polls, and a proxy that cuts."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from streams.errors import LogError, Unavailable
+from streams.log.protocol import Assignment, Commit, Committed
+from streams.log.redis import RedisLog
+from streams.log.url import open_log
+from streams.message import Batch, Position, Record
+
+PATIENCE = 60.0
+"""Seconds until a test gives up on something that should happen; no measure of speed."""
+
+
+def open_redis(url: str, **config: Any) -> RedisLog:
+    """The log at a URL."""
+    log = open_log(url, config)
+    assert isinstance(log, RedisLog)
+    return log
+
+
+def name(kind: str) -> str:
+    """A name nobody else has."""
+    return f"{kind}-{uuid4().hex[:8]}"
+
+
+def record(
+    value: bytes | None, key: bytes | None = None, id: str | None = None, **more: Any
+) -> Record:
+    """A record, with an ID of its own unless one is given."""
+    return Record(value, key, id or uuid4().hex, **more)
+
+
+def outcomes(log: RedisLog, topic: str, records: Sequence[Record]) -> list[Position | LogError]:
+    """Append; how each record ended."""
+    told: list[Sequence[Position | LogError]] = []
+    log.append(topic, records, told.append)
+    (found,) = told
+    return list(found)
+
+
+def append(log: RedisLog, topic: str, records: Iterable[Record | bytes]) -> list[Position]:
+    """Append records, or values; their positions."""
+    found = outcomes(log, topic, [record(r) if isinstance(r, bytes) else r for r in records])
+    positions = [each for each in found if isinstance(each, Position)]
+    assert len(positions) == len(found), found
+    return positions
+
+
+def until(done: Callable[[], Any], what: str) -> Any:
+    """Wait until something is true, and return it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := done():
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"never happened: {what}")
+
+
+class Member:
+    """A member of a group that polls when the test says so."""
+
+    def __init__(self, log: RedisLog, group: str, topics: str | list[str], **options: Any) -> None:
+        self.log = log
+        self.owned: dict[tuple[str, int], Assignment] = {}
+        self.events: list[tuple[str, int]] = []
+        """What it was told, and of which partition."""
+        self.values: list[bytes | None] = []
+        self.versions = itertools.count(1)
+        names = [topics] if isinstance(topics, str) else topics
+        self.subscription = log.subscribe(group, names, self, **options)
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        for each in assignments:
+            first, _ = self.log.bounds(each.topic, each.partition)
+            each.position = first if each.committed is None else each.committed.position
+            self.owned[each.topic, each.partition] = each
+            self.events.append(("assigned", each.partition))
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        for each in assignments:
+            del self.owned[each.topic, each.partition]
+            self.events.append(("revoked", each.partition))
+
+    def lost(self, assignments: Sequence[Assignment]) -> None:
+        for each in assignments:
+            del self.owned[each.topic, each.partition]
+            self.events.append(("lost", each.partition))
+
+    def poll(self, limit: int = 1_000, timeout: float = 0.05) -> Sequence[Batch]:
+        """One poll; an outage is no news."""
+        try:
+            batches = self.subscription.poll(limit, timeout)
+        except Unavailable:
+            time.sleep(0.01)
+            return ()
+        for batch in batches:
+            self.values += batch.values
+        return batches
+
+    def poll_until(self, done: Callable[[], Any], what: str) -> Any:
+        """Poll until something is true, and return it."""
+        return until(lambda: self.poll() is None or done(), what)
+
+    def owns(self, count: int) -> None:
+        """Poll until it owns that many partitions."""
+        self.poll_until(lambda: len(self.owned) == count, f"owning {count}")
+
+    def commit(self, assignment: Assignment, position: int, progress: str = "") -> None:
+        """Commit a place."""
+        version = next(self.versions)
+        self.subscription.commit([Commit(assignment, position, progress, version)])
+
+    def take_in(self, count: int) -> None:
+        """Poll until that many messages have come in all, and commit them."""
+
+        def more() -> bool:
+            for batch in self.poll():
+                self.commit(batch.assignment, batch.offsets[-1] + 1)
+            return len(self.values) >= count
+
+        until(more, f"{count} messages, not {len(self.values)}")
+
+
+def position(log: RedisLog, group: str, topic: str, partition: int = 0) -> Committed:
+    """Where a group stands."""
+    return log.group(group).positions[topic, partition]
+
+
+class Proxy:
+    """Stands between a client and a server on loopback. Used as a context manager.
+
+    ``cut_reply(n)``: let the next ``n`` requests through and close instead of answering them.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._cuts = 0
+        self._word = b""
+        self.cut = 0
+        """Answers that were not passed on."""
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Proxy:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # shutdown() ends a blocking accept() where close() alone would not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut_all()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def cut_reply(self, count: int, word: bytes) -> None:
+        """Do not pass on the answers to the next requests that hold a word, but close."""
+        with self._lock:
+            self._cuts, self._word = count, word
+
+    def cut_all(self) -> None:
+        """Close every connection, in the midst of whatever it was."""
+        with self._lock:
+            sockets = list(self._sockets)
+        for each in sockets:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server))
+            except OSError:
+                client.close()
+                continue
+            with self._lock:
+                self._sockets |= {client, server}
+            doomed = threading.Event()
+            self._start(self._pump, client, server, doomed, True)
+            self._start(self._pump, server, client, doomed, False)
+
+    def _pump(
+        self, source: socket.socket, target: socket.socket, doomed: threading.Event, asks: bool
+    ) -> None:
+        try:
+            while data := source.recv(65536):
+                if asks:
+                    with self._lock:
+                        if self._cuts and self._word in data:
+                            self._cuts -= 1
+                            doomed.set()
+                elif doomed.is_set():
+                    self.cut += 1
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        for each in (source, target):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        with self._lock:
+            self._sockets.discard(source)
+        source.close()

@@ -1,0 +1,322 @@
+"""Appending on real servers: one entry per message ID, and never a false success."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from streams.errors import (
+    Fatal,
+    LogError,
+    Mismatch,
+    NotFound,
+    OutcomeUnknown,
+    TooLarge,
+    Unavailable,
+)
+from streams.log.redis import RedisLog
+from streams.log.redis.columns import identity_of_record
+from streams.message import ID, REDRIVE, SOURCE, Position, Record
+from tests.log.redis_support import Proxy, append, name, open_redis, outcomes, record, until
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis, redis_program, valkey_program
+
+
+@pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
+def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
+    with Redis(lifetime, request.param(), ("--enable-protected-configs", "local")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Redis) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def log(server: Redis) -> Iterator[RedisLog]:
+    log = open_redis(server.url)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def topic(log: RedisLog) -> str:
+    return log.create(name("topic"), 1).name
+
+
+@pytest.fixture
+def proxy(server: Redis) -> Iterator[Proxy]:
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy, query: str = "") -> RedisLog:
+    return open_redis(f"redis://127.0.0.1:{proxy.port}?{query}")
+
+
+# -- one entry per message ID ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 4])
+def test_a_lost_answer_leaves_one_entry(
+    topic: str, proxy: Proxy, client: redis.Redis, cuts: int
+) -> None:
+    log = through(proxy)
+    records = [record(b"%d" % n, b"k") for n in range(10)]
+    (first,) = append(log, topic, records[:1])
+    proxy.cut_reply(cuts, b"EVALSHA")
+    positions = append(log, topic, records)
+    assert proxy.cut == cuts
+    assert positions[0] == first
+    assert positions == sorted(set(positions))
+    assert client.xlen(topic) == 10
+    assert append(log, topic, records) == positions
+    assert client.xlen(topic) == 10
+    log.close()
+
+
+def test_an_outcome_that_stays_unknown_is_said_and_asking_again_is_harmless(
+    topic: str, proxy: Proxy, client: redis.Redis
+) -> None:
+    log = through(proxy, "timeout=0.2")
+    records = [record(b"%d" % n) for n in range(3)]
+    append(log, topic, [b"first"])
+    proxy.cut_reply(1_000, b"EVALSHA")
+    assert {type(each) for each in outcomes(log, topic, records)} == {OutcomeUnknown}
+    proxy.cut_reply(0, b"")
+    append(log, topic, records)
+    assert client.xlen(topic) == 4
+    log.close()
+
+
+def test_without_memory_of_ids_nothing_is_sent_twice(
+    topic: str, proxy: Proxy, client: redis.Redis
+) -> None:
+    log = through(proxy, "once=0")
+    assert not log.capabilities.append_once
+    append(log, topic, [b"first"])
+    proxy.cut_reply(1, b"XADD")
+    assert {type(each) for each in outcomes(log, topic, [record(b"second")])} == {OutcomeUnknown}
+    assert client.xlen(topic) == 2
+    log.close()
+
+
+def test_a_twin_gets_the_place_of_the_first(log: RedisLog, topic: str, client: redis.Redis) -> None:
+    records = [record(b"%d" % n, id=f"m{n % 3}") for n in range(9)]
+    positions = append(log, topic, records)
+    assert positions == positions[:3] * 3
+    assert client.xlen(topic) == 3
+
+
+def test_source_and_redrive_count_are_part_of_the_identity(
+    log: RedisLog, topic: str, client: redis.Redis
+) -> None:
+    variants: list[list[tuple[str, bytes | None]]] = [
+        [],
+        [(SOURCE, b"here")],
+        [(SOURCE, b"there"), ("h", b"x")],
+        [(REDRIVE, b"1")],
+        [(REDRIVE, b"0")],
+    ]
+    records = [Record(b"v", None, "same", headers) for headers in variants]
+    positions = append(log, topic, records * 2)
+    assert positions[5:] == positions[:5]
+    # A redrive count of 0 is as good as none.
+    assert positions[4] == positions[0]
+    assert client.xlen(topic) == len({identity_of_record(each) for each in records}) == 4
+    # What is compared is not written.
+    batch = log.reader(topic, 0, *log.bounds(topic, 0)).read(10)
+    assert batch is not None
+    found = [list(batch.headers(index)) for index in range(len(batch))]
+    assert found == [[(ID, b"same"), *headers] for headers in variants[:4]]
+
+
+def test_ids_are_forgotten_in_the_end(server: Redis, client: redis.Redis) -> None:
+    log = open_redis(f"{server.url}?once=0.5&timeout=0.1")
+    topic = log.create(name("topic"), 1).name
+    (first,) = append(log, topic, [record(b"v", id="m")])
+    until(lambda: append(log, topic, [record(b"v", id="m")]) != [first], "the ID is forgotten")
+    kept = client.keys(f"{{{topic}}}:ids:*")
+    assert isinstance(kept, list)
+    assert 1 <= len(kept) <= 2
+    assert all(client.pttl(key) > 0 for key in kept)
+    log.close()
+
+
+def test_a_stream_that_was_deleted_takes_its_ids_along(
+    log: RedisLog, topic: str, client: redis.Redis
+) -> None:
+    append(log, topic, [record(b"v", id="m")])
+    client.delete(topic)
+    append(log, topic, [record(b"v", id="m")])
+    assert client.xlen(topic) == 1
+    log.delete(topic)
+    log.create(topic, 1)
+    append(log, topic, [record(b"v", id="m")])
+    assert client.xlen(topic) == 1
+
+
+# -- never a false success -------------------------------------------------------------------------
+
+
+def test_a_full_memory_is_back_pressure(log: RedisLog, topic: str, client: redis.Redis) -> None:
+    append(log, topic, [record(b"v", id="before")])
+    client.config_set("maxmemory", 1_000_000)
+    try:
+        before = client.xlen(topic)
+        found = outcomes(log, topic, [record(b"x" * 1_000) for _ in range(2_500)])
+        assert all(isinstance(each, Unavailable) for each in found)
+        assert "maxmemory" in str(found[0])
+        assert client.xlen(topic) == before
+        # What was there already is acknowledged all the same.
+        assert isinstance(outcomes(log, topic, [record(b"v", id="before")])[0], Position)
+    finally:
+        client.config_set("maxmemory", 0)
+    append(log, topic, [b"again"])
+
+
+def test_a_disk_that_fails_is_back_pressure(
+    log: RedisLog, topic: str, client: redis.Redis, tmp_path: Path
+) -> None:
+    folder = str(client.config_get("dir")["dir"])
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    client.config_set("dir", str(gone))
+    gone.rmdir()
+    client.config_set("save", "3600 1")
+    try:
+        client.bgsave()
+        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "saving fails")
+        (found,) = outcomes(log, topic, [record(b"v")])
+        assert isinstance(found, Unavailable)
+        assert "disk" in str(found)
+        assert not client.exists(topic)
+    finally:
+        client.config_set("dir", folder)
+        client.config_set("save", "")
+    append(log, topic, [b"again"])
+
+
+def test_too_few_replicas_are_back_pressure(log: RedisLog, topic: str, client: redis.Redis) -> None:
+    client.config_set("min-replicas-to-write", 1)
+    try:
+        (found,) = outcomes(log, topic, [record(b"v")])
+        assert isinstance(found, Unavailable)
+        assert not client.exists(topic)
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+    append(log, topic, [b"again"])
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(
+    log: RedisLog, topic: str, client: redis.Redis
+) -> None:
+    append(log, topic, [b"1"])
+    client.script_flush()
+    append(log, topic, [b"%d" % n for n in range(3_000)])
+    assert client.xlen(topic) == 3_001
+
+
+def test_a_server_that_is_gone_is_unavailable_and_a_closed_log_too(
+    lifetime: Lifetime, server: Redis
+) -> None:
+    with Redis(lifetime, server.program) as gone:
+        log = open_redis(f"{gone.url}?timeout=0.2")
+        topic = log.create(name("topic"), 1).name
+    with pytest.raises(Unavailable):
+        log.topics()
+    assert type(outcomes(log, topic, [record(b"v")])[0]) is Unavailable
+    log.close()
+    assert type(outcomes(log, topic, [record(b"v")])[0]) is Unavailable
+
+
+def test_waiting_for_replicas(
+    lifetime: Lifetime, server: Redis, topic: str, client: redis.Redis
+) -> None:
+    log = open_redis(f"{server.url}?wait=1&wait_timeout=0.1&timeout=0.3")
+    (found,) = outcomes(log, topic, [record(b"v", id="m")])
+    assert isinstance(found, OutcomeUnknown)
+    assert "replicas" in str(found)
+    log.close()
+    log = open_redis(f"{server.url}?wait=1&wait_timeout=3")
+    options = ("--replicaof", f"127.0.0.1 {server.port}")
+    with Redis(lifetime, server.program, options) as replica, replica.client() as follower:
+        until(lambda: follower.info("replication")["master_link_status"] == "up", "it follows")
+        append(log, topic, [record(b"v", id="m")])
+        assert follower.xlen(topic) == client.xlen(topic) == 1
+    log.close()
+
+
+# -- shapes and sizes ------------------------------------------------------------------------------
+
+
+def test_order_and_place_over_many_chunks(log: RedisLog, client: redis.Redis) -> None:
+    topic = log.create(name("topic"), 3).name
+    shapes: list[list[tuple[str, bytes | None]]] = [[], [("a", b"1")], [("b", None)], []]
+    records = [
+        record(
+            b"%d" % n if n % 7 else None,
+            b"k%d" % (n % 50) if n % 5 else None,
+            headers=shapes[n % 4] if n > 3_000 else [],
+        )
+        for n in range(12_000)
+    ]
+    positions = append(log, topic, records)
+    places = [each.partition for each in positions]
+    assert set(places) == {0, 1, 2}
+    keys: dict[bytes, int] = {}
+    for each, place in zip(records, places, strict=True):
+        if each.key is not None:
+            assert keys.setdefault(each.key, place) == place
+    for partition in range(3):
+        own = [p for p in positions if p.partition == partition]
+        assert own == sorted(set(own))
+        ids = [r.id for r, p in zip(records, places, strict=True) if p == partition]
+        reader = log.reader(topic, partition, *log.bounds(topic, partition))
+        read: list[str | None] = []
+        while (batch := reader.read(1_000)) is not None:
+            read += batch.ids
+        assert read == ids
+
+
+def test_a_record_that_cannot_be_fails_alone(log: RedisLog, topic: str) -> None:
+    many = [(f"h{n}", b"") for n in range(4_000)]
+    found = outcomes(
+        log,
+        topic,
+        [record(b"1"), record(b"2", headers=many), Record(b"3", None, ""), record(b"4")],
+    )
+    assert [type(each) for each in found] == [Position, TooLarge, LogError, Position]
+    found = outcomes(log, topic, [record(b"5", partition=1), record(b"6", partition=0)])
+    assert [type(each) for each in found] == [LogError, Position]
+
+
+def test_a_large_record_goes_alone(log: RedisLog, topic: str, client: redis.Redis) -> None:
+    append(log, topic, [b"s", b"x" * 9_000_000, b"s", b"y" * 5_000_000, b"s"])
+    assert client.xlen(topic) == 5
+
+
+def test_what_is_no_stream_is_no_topic(log: RedisLog, client: redis.Redis) -> None:
+    topic = name("topic")
+    client.set(topic, "text")
+    with pytest.raises(Mismatch, match="string"):
+        log.topic(topic)
+    with pytest.raises(Mismatch):
+        log.create(topic, 1)
+    (found,) = outcomes(log, topic, [record(b"v")])
+    assert isinstance(found, Mismatch)
+    (found,) = outcomes(log, name("topic"), [record(b"v")])
+    assert isinstance(found, NotFound)
+
+
+def test_a_login_that_is_refused_is_fatal_and_shows_no_password(server: Redis) -> None:
+    log = open_redis(f"redis://someone:pa55word@{server.address}")
+    with pytest.raises(Fatal, match="check user and password") as found:
+        log.topics()
+    assert "pa55word" not in str(found.value)
+    log.close()
