@@ -14,6 +14,7 @@ import pytest
 from streams.errors import ConfigError, Fenced, LogError, Unavailable
 from streams.log.protocol import Commit, Committed
 from streams.log.sqlite.log import CAPABILITIES
+from streams.log.url import open_log
 from streams.message import Position, Record
 from tests.conformance.logs import Case
 from tests.conformance.member import Member
@@ -57,7 +58,7 @@ def outcomes(shop: Shop, records: Sequence[Record]) -> list[Position | LogError]
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    world = World(Case("", CAPABILITIES), f"sqlite:///{tmp_path}/log.db?timeout=0.3")
+    world = World(Case("", CAPABILITIES), f"sqlite:///{tmp_path}/log.db?timeout=60")
     yield Shop(world)
     world.close()
 
@@ -253,13 +254,17 @@ def test_a_transaction_dropped_on_the_floor_does_not_block_the_file(shop: Shop) 
     shop.world.append(shop.topic, [b"more"])
 
 
-def test_a_transaction_that_lasts_holds_up_other_writers_for_so_long(shop: Shop) -> None:
+def test_a_transaction_that_lasts_holds_up_other_writers_for_so_long(
+    shop: Shop, tmp_path: Path
+) -> None:
+    hasty = open_log(f"sqlite:///{tmp_path}/log.db?timeout=0.1", clock=shop.world.clock)
     transaction = shop.subscription.begin()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     told: list[object] = []
-    writer = threading.Thread(target=lambda: told.extend(outcomes(shop, [record(b"v")])))
+    writer = threading.Thread(target=hasty.append, args=[shop.topic, [record(b"v")], told.extend])
     writer.start()
     writer.join()
     assert isinstance(told[0], Unavailable)
     assert "handler" in str(told[0])
     transaction.rollback()
+    hasty.close()

@@ -134,15 +134,17 @@ class Roster:
             mine = self._mine(connection)
         self._confirm(mine, sent)
 
-    def step(self) -> Changes:
+    def step(self, patience: float) -> Changes:
         """Confirm the membership, and plan again if anything has changed.
 
         What is to be released stays owned until :meth:`release`.
+
+        :param patience: seconds to wait while others write.
         """
         sent = self._clock.monotonic()
         release: list[Assignment] = []
         acquired: dict[Assignment, int] = {}
-        with self._database.write(self._terms.margin) as connection:
+        with self._database.write(patience) as connection:
             changed = not self._renew(connection, sent)
             if changed:
                 self._join(connection)

@@ -204,13 +204,14 @@ class StoredSubscription:
     # -- membership
 
     def _step(self) -> None:
-        terms = self._database.settings.terms
-        now = self._clock.monotonic()
+        settings, now = self._database.settings, self._clock.monotonic()
+        terms = settings.terms
+        # As long as what is owned is certain there is better to do than to wait for a writer.
+        sure = bool(self._feeds) and self._sure(now)
         try:
-            changes = self._roster.step()
+            changes = self._roster.step(terms.margin if sure else settings.timeout)
         except Unavailable:
-            # Somebody writes for long. There may be time until ownership runs out.
-            if not self._sure(now):
+            if not sure:
                 raise
             self._due = now + terms.heartbeat / 10
             return
