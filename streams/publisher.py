@@ -252,7 +252,7 @@ class Publisher:
         at = 0
         with self._changed:
             self._unanswered -= len(orders)
-        self.published += len(answers)
+            self.published += sum(isinstance(answer, Position) for answer in answers)
         for order in orders:
             end = at + len(order.records)
             part, at = answers[at:end], end

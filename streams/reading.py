@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heapreplace
@@ -34,6 +35,8 @@ When = Literal["earliest", "latest"] | datetime | timedelta | int | str | Positi
 offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a position
 (its partition is meant), or, as a negative int, that many messages before the end."""
 
+PLACES = "'earliest', 'latest', a datetime, a timedelta, an offset, or -N for N before the end"
+
 CHUNK = 1_000
 """Messages read at once from a partition."""
 
@@ -43,6 +46,8 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
 
     :raises ConfigError: it means none.
     """
+    if isinstance(when, bool) or not isinstance(when, (str, int, datetime, timedelta, Position)):
+        raise ConfigError(f"{option}={when!r} is no place in a topic: {PLACES}")
     first, end = log.bounds(topic, partition)
     if isinstance(when, Position):
         return when.offset
@@ -50,10 +55,10 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
         return log.at(topic, partition, now - when.total_seconds())
     if isinstance(when, datetime):
         if when.tzinfo is None:
-            raise ConfigError(f"{option}={when!r} has no time zone")
+            raise ConfigError(
+                f"{option}={when!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
+            )
         return log.at(topic, partition, when.timestamp())
-    if isinstance(when, bool):
-        raise ConfigError(f"{option}={when!r} is no place in a topic")
     if isinstance(when, int):
         return log.back(topic, partition, end, -when) if when < 0 else when
     if when == "earliest":
@@ -115,7 +120,10 @@ def one_partition(
             partition = when.partition
     for option, when in places.items():
         absolute = isinstance(when, str) and when not in ("earliest", "latest")
-        absolute = absolute or (isinstance(when, int) and when >= 0)
+        if absolute and not str(when)[:1].isdigit():
+            raise ConfigError(f"{option}={when!r} is no place in a topic: {PLACES}")
+        number = isinstance(when, int) and not isinstance(when, bool)
+        absolute = absolute or (number and when >= 0)
         if absolute and partition is None and count > 1:
             raise ConfigError(
                 f"{option}={when!r} is an offset of one partition: say which (partition=...)"
@@ -157,13 +165,16 @@ class Reading(Generic[T]):
             if low < high:
                 self._lanes.append(_Lane(log.reader(topic.name, number, low, high)))
         self._messages = self._read()
+        self._hop = threading.Lock()
+        """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
 
     def close(self) -> None:
         """Give back what the reading holds; reading on afterwards ends at once."""
-        for lane in self._lanes:
-            lane.close()
-        self._lanes = []
-        self._messages.close()
+        with self._hop:
+            for lane in self._lanes:
+                lane.close()
+            self._lanes = []
+            self._messages.close()
 
     # -- iteration
 
@@ -200,13 +211,14 @@ class Reading(Generic[T]):
     def _chunk(self) -> list[Message[T] | BaseException]:
         """What the next thread hop brings; an error comes where it happened."""
         chunk: list[Message[T] | BaseException] = []
-        try:
-            for message in self._messages:
-                chunk.append(message)
-                if len(chunk) == CHUNK:
-                    break
-        except Exception as error:
-            chunk.append(error)
+        with self._hop:
+            try:
+                for message in self._messages:
+                    chunk.append(message)
+                    if len(chunk) == CHUNK:
+                        break
+            except Exception as error:
+                chunk.append(error)
         return chunk
 
     def _read(self) -> Generator[Message[T], None, None]:
