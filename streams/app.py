@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import logging
 import os
 import signal
@@ -81,8 +82,12 @@ class Streams:
         lifespan: Lifespan | None = None,
     ) -> None:
         self._url = url
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(
+                f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
+            )
         self._config = dict(config or {})
-        self._lifespan = lifespan
+        self._lifespan = None if lifespan is None else _check_lifespan(lifespan)
         self.clock: Clock = SYSTEM
         self.topics: dict[str, Topic[Any]] = {}
         """Declared topics by name; of several declarations, the last."""
@@ -212,6 +217,13 @@ class Streams:
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
             dead_letters, flow,
         )  # fmt: skip
+
+        for topic in (*topics, to):
+            if isinstance(topic, Topic) and topic._app is not self:
+                raise ConfigError(
+                    f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
+                    "declare it with this app's .topic(...)"
+                )
 
         def declare(function: Callable[P, R]) -> Processor[P, R]:
             name = getattr(function, "__name__", type(function).__name__)
@@ -670,6 +682,22 @@ class Streams:
         for processor in self.processors:
             if processor._runner is not None:
                 await processor._runner.gone()
+
+
+def _check_lifespan(lifespan: Lifespan) -> Lifespan:
+    how = "write `@asynccontextmanager async def lifespan(app): ... yield ...`"
+    if not callable(lifespan):
+        raise ConfigError(f"Streams(lifespan={lifespan!r}): not a function; {how}")
+    name = getattr(lifespan, "__name__", repr(lifespan))
+    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
+        raise ConfigError(f"Streams(lifespan={name}): not a context manager; {how}")
+    try:
+        inspect.signature(lifespan).bind(None)
+    except TypeError as error:
+        raise ConfigError(f"Streams(lifespan={name}): it is called with the app: {how}") from error
+    except ValueError:
+        pass  # a builtin that does not tell its parameters
+    return lifespan
 
 
 async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:

@@ -25,6 +25,14 @@ def _check(ok: bool, what: str) -> None:
         raise ConfigError(what)
 
 
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often and how fast a failing message is tried again.
@@ -48,14 +56,18 @@ class Retry:
     in_order: bool = True
 
     def __post_init__(self) -> None:
-        _check(self.attempts >= 1, f"Retry(attempts={self.attempts!r}): at least 1, the first call")
-        _check(self.delay >= 0, f"Retry(delay={self.delay!r}): seconds, not negative")
-        _check(self.cap >= 0, f"Retry(cap={self.cap!r}): seconds, not negative")
-        never = self.never if isinstance(self.never, tuple) else (self.never,)
+        _check(
+            _whole(self.attempts, 1),
+            f"Retry(attempts={self.attempts!r}): a whole number from 1; 1 is the first call alone",
+        )
+        _check(_seconds(self.delay), f"Retry(delay={self.delay!r}): seconds, not negative")
+        _check(_seconds(self.cap), f"Retry(cap={self.cap!r}): seconds, not negative")
+        several = isinstance(self.never, (tuple, list, set, frozenset))
+        never = tuple(self.never) if several else (self.never,)
         for kind in never:
             _check(
                 isinstance(kind, type) and issubclass(kind, BaseException),
-                f"Retry(never=...): exception types, got {kind!r}",
+                f"Retry(never=...): a tuple of exception types, not {kind!r}",
             )
         object.__setattr__(self, "never", never)
 
@@ -83,8 +95,11 @@ class Dedup:
     cap: int = 2_000_000
 
     def __post_init__(self) -> None:
-        _check(self.window >= 0, f"Dedup(window={self.window!r}): not negative; 0 turns it off")
-        _check(self.cap >= 1, f"Dedup(cap={self.cap!r}): at least 1")
+        _check(
+            _whole(self.window, 0),
+            f"Dedup(window={self.window!r}): a whole number of message IDs; 0 turns it off",
+        )
+        _check(_whole(self.cap, 1), f"Dedup(cap={self.cap!r}): a whole number from 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,10 @@ class DeadLetters:
     sees them again. Every processor reads it beside its topic."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.topic), "DeadLetters(topic=''): a topic's name is needed")
+        _check(
+            isinstance(self.topic, str) and bool(self.topic),
+            f"DeadLetters(topic={self.topic!r}): a topic's name is needed, as a str",
+        )
         try:
             self.name("t", "g")
         except (KeyError, IndexError, ValueError) as error:
@@ -138,7 +156,10 @@ class Flow:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        _check(self.messages >= 1, f"Flow(messages={self.messages!r}): at least 1")
-        _check(self.bytes >= 1, f"Flow(bytes={self.bytes!r}): at least 1")
-        _check(self.commit > 0, f"Flow(commit={self.commit!r}): seconds, more than 0")
-        _check(self.drain >= 0, f"Flow(drain={self.drain!r}): seconds, not negative")
+        _check(_whole(self.messages, 1), f"Flow(messages={self.messages!r}): a whole number from 1")
+        _check(_whole(self.bytes, 1), f"Flow(bytes={self.bytes!r}): a whole number from 1")
+        _check(
+            _seconds(self.commit) and self.commit > 0,
+            f"Flow(commit={self.commit!r}): seconds, more than 0",
+        )
+        _check(_seconds(self.drain), f"Flow(drain={self.drain!r}): seconds, not negative")

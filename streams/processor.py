@@ -49,7 +49,7 @@ class Options:
         if not self.topics:
             raise ConfigError(f"{at}: give at least one topic to read")
         for topic in self.topics:
-            if isinstance(topic, str) or not hasattr(topic, "decoding"):
+            if not (hasattr(topic, "name") and hasattr(topic, "decoding")):
                 raise ConfigError(f"{at}: {topic!r} is not a topic; use app.topic(...)")
         names = [topic.name for topic in self.topics]
         if len(set(names)) != len(names):
@@ -61,8 +61,9 @@ class Options:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{at}: {option}={value!r}: a whole number from {least}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ConfigError(f"{at}: timeout={self.timeout!r}: seconds, more than 0")
+        seconds = self.timeout
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+            raise ConfigError(f"{at}: timeout={seconds!r}: seconds, more than 0")
         if self.filter is not None and not callable(self.filter):
             raise ConfigError(f"{at}: filter={self.filter!r}: a function of the value")
         if self.filter is not None and inspect.iscoroutinefunction(self.filter):
@@ -86,8 +87,15 @@ class Options:
                 raise ConfigError(
                     f"{at}: {option}={getattr(self, option)!r}: use {kind.__name__}(...)"
                 )
+        taken = {*names, *([self.to.name] if self.to is not None else [])}
         for topic_name in names:
-            check_topic(self.dead_letters.name(topic_name, self.group))
+            retry = check_topic(self.dead_letters.retry(topic_name, self.group))
+            dead = check_topic(self.dead_letters.name(topic_name, self.group))
+            if dead in taken or dead == retry:
+                raise ConfigError(
+                    f"{at}: dead letters would go to {dead!r}, which it reads or writes itself; "
+                    "give DeadLetters(topic=...) another name"
+                )
 
 
 class Shape(NamedTuple):
@@ -106,9 +114,11 @@ class Processor(Generic[P, R]):
         self.options = options
         self.name = name
         self.group = options.group
-        self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
-        self.shape = shape(function, name, batch=options.batch is not None)
         options.check(name)
+        self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
+        self.shape = shape(
+            function, name, batch=options.batch is not None, returns=options.to is not None
+        )
         self._runner: Runner | None = None
         self._pump: Pump | None = None
         self._paused = False
@@ -143,9 +153,10 @@ class Processor(Generic[P, R]):
         return self._paused
 
 
-def shape(function: Callable[..., Any], name: str, *, batch: bool) -> Shape:
+def shape(function: Callable[..., Any], name: str, *, batch: bool, returns: bool = False) -> Shape:
     """How this handler wants to be called: parameters without a default are counted.
 
+    :param returns: what it returns is published (``to=``).
     :raises ConfigError: it cannot be a handler.
     """
     what = "(values) or (values, messages)" if batch else "(value) or (value, message)"
@@ -156,15 +167,17 @@ def shape(function: Callable[..., Any], name: str, *, batch: bool) -> Shape:
     target = function
     while isinstance(target, functools.partial):
         target = target.func
-    if inspect.isasyncgenfunction(target) or (
-        inspect.isgeneratorfunction(target) and inspect.iscoroutinefunction(target)
-    ):
+    call = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    if inspect.isasyncgenfunction(target) or inspect.isasyncgenfunction(call):
         raise ConfigError(
             f"processor {name}: the handler is an async generator; return a list for to= instead"
         )
-    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
-        getattr(target, "__call__", None)  # noqa: B004 - an object whose call is async
-    )
+    if not returns and (inspect.isgeneratorfunction(target) or inspect.isgeneratorfunction(call)):
+        raise ConfigError(
+            f"processor {name}: the handler is a generator, and without to= nothing would run it; "
+            "take out the yield, or say where to=... what it yields goes"
+        )
+    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

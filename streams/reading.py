@@ -122,8 +122,8 @@ def one_partition(
         absolute = isinstance(when, str) and when not in ("earliest", "latest")
         if absolute and not str(when)[:1].isdigit():
             raise ConfigError(f"{option}={when!r} is no place in a topic: {PLACES}")
-        number = isinstance(when, int) and not isinstance(when, bool)
-        absolute = absolute or (number and when >= 0)
+        if isinstance(when, int) and not isinstance(when, bool):
+            absolute = when >= 0
         if absolute and partition is None and count > 1:
             raise ConfigError(
                 f"{option}={when!r} is an offset of one partition: say which (partition=...)"

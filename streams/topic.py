@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from inspect import isclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from uuid import UUID
@@ -127,13 +128,18 @@ class Topic(Generic[T]):
         self._app = app
         self.name = check_topic(name)
         self.type = type
-        if partitions is not None and not (isinstance(partitions, int) and partitions >= 1):
+        whole = isinstance(partitions, int) and not isinstance(partitions, bool)
+        if partitions is not None and not (whole and partitions >= 1):
             raise ConfigError(f"topic {name!r}: partitions={partitions!r}: a whole number from 1")
         if unknown not in ("dead", "skip"):
             raise ConfigError(f"topic {name!r}: unknown={unknown!r}: 'dead' or 'skip'")
         if unknown == "skip" and codec is None and not tags_of(type):
             raise ConfigError(
                 f"topic {name!r}: unknown='skip' is for tagged types; {type_name(type)} has no tags"
+            )
+        if codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
+            raise ConfigError(
+                f"topic {name!r}: codec={codec!r}: give a codec, such as stream_codecs.Json()"
             )
         self.partitions = partitions
         self._key = _reader(name, "key", key, type)
@@ -188,6 +194,11 @@ class Topic(Generic[T]):
         self, headers: Mapping[str, str], timestamp: datetime | None
     ) -> list[tuple[str, bytes | None]]:
         pairs: list[tuple[str, bytes | None]] = []
+        if not isinstance(headers, Mapping):
+            raise EncodeError(
+                f"headers of type {type(headers).__name__}: a mapping of str is needed",
+                topic=self.name,
+            )
         for name, text in headers.items():
             if name == ID:
                 raise EncodeError(
@@ -197,6 +208,11 @@ class Topic(Generic[T]):
                 raise EncodeError(f"header {name!r}: names and values are str", topic=self.name)
             pairs.append((name, text.encode("utf-8", "surrogateescape")))
         if timestamp is not None:
+            if not isinstance(timestamp, datetime):
+                raise EncodeError(
+                    f"timestamp of type {type(timestamp).__name__}: a datetime is needed",
+                    topic=self.name,
+                )
             if timestamp.tzinfo is None:
                 raise EncodeError(
                     f"timestamp {timestamp!r} has no time zone: say datetime.now(timezone.utc)",
@@ -248,9 +264,10 @@ class Topic(Generic[T]):
             return [Record(encode(value), None, str(uuid7())) for value in values]
         records = []
         for value in values:
+            data = encode(value)  # first: only a value that fits is asked for its key
             found = key(value)
-            data = found.encode() if type(found) is str else _key_bytes(name, found)
-            records.append(Record(encode(value), data, str(uuid7())))
+            at = found.encode() if type(found) is str else _key_bytes(name, found)
+            records.append(Record(data, at, str(uuid7())))
         return records
 
     # -- reading
@@ -289,9 +306,11 @@ def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], 
         )
     for kind, names in known:
         if wanted not in names:
+            there = (
+                f"it has {', '.join(sorted(names))}" if names else "it has none; give a function"
+            )
             raise ConfigError(
-                f"topic {topic!r}: {option}={wanted!r}: {kind.__name__} has no such field, "
-                f"only {', '.join(sorted(names)) or 'none'}"
+                f"topic {topic!r}: {option}={wanted!r}: {kind.__name__} has no such field, {there}"
             )
     mappings = [issubclass(kind, dict) for kind, _ in known]
     if all(mappings):
@@ -326,4 +345,5 @@ def _key_bytes(topic: str, key: Any) -> bytes | None:
     raise EncodeError(
         f"key of type {type(key).__name__}: a key is a str, int, UUID or bytes, or None",
         topic=topic,
+        role="key",
     )
