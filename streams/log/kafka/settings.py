@@ -193,8 +193,9 @@ class Settings:
             "enable.metrics.push": False,
             # A new partition is noticed within a minute instead of five.
             "topic.metadata.refresh.interval.ms": 60_000,
-            # The reconnects of a restarted broker: often enough to be back within a second.
+            # A restarted broker is found again within a second, a frozen one given up after 15.
             "reconnect.backoff.max.ms": 1_000,
+            "socket.timeout.ms": 15_000,
         }
         conf.update((k, v) for k, v in self.given.items() if k not in leave)
         return conf

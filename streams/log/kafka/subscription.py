@@ -18,9 +18,8 @@ inside ``consume`` and ``close``. Three things are arranged so that nothing is s
 Partitions leave inside the callback, because they are gone once it returns: the listener drains
 and commits there. A commit carries the group's generation, so one of a former member is refused
 by the broker; but a live member could still commit a partition that it no longer owns, so commits
-are filtered here by ownership, and by version, under one lock.
-
-How long ownership is certain is in ``ownership.py``.
+are filtered by ownership and version in ``commits.py``. How long ownership is certain is in
+``ownership.py``.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.asking import ANSWER
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
 from streams.log.kafka.groups import place_of
 from streams.log.kafka.moves import Desk
@@ -107,9 +107,6 @@ class KafkaSubscription:
         self._fetching: set[Key] = set()
         """What the driver was told to fetch."""
         self._paused: set[Key] = set()
-        self._stored: dict[Key, tuple[int, Committed]] = {}
-        """Version and place of the last commit of what is owned."""
-        self._commits = threading.Lock()
         self._woken = threading.Event()
         self._failure: BaseException | None = None
         """What broke this subscription for good."""
@@ -124,7 +121,13 @@ class KafkaSubscription:
         self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
         conf = settings.member(group, flow, self._report)
         conf["error_cb"] = self._client_error
-        self._consumer = connect(conf)
+        conf["on_commit"] = self._committed
+        self._consumer = consumer = connect(conf)
+        self._commits = Commits(
+            lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
+            self._places,
+            consumer.memberid,
+        )
         try:
             self._consumer.subscribe(
                 list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose
@@ -296,6 +299,8 @@ class KafkaSubscription:
 
     def _assign(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         self._ownership.assigned()
+        if self._closed:
+            return
         self._arriving.update(((part.topic, part.partition), None) for part in parts)
         try:
             # Accept, but fetch nothing yet.
@@ -311,6 +316,7 @@ class KafkaSubscription:
 
     def _lose(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         logger.warning("group %s: this member was given up, %d partitions", self.group, len(parts))
+        self._commits.lost()
         for part in parts:
             assignment = self._owned.get((part.topic, part.partition))
             if assignment is not None:
@@ -330,14 +336,14 @@ class KafkaSubscription:
 
     def _drop(self, assignments: Iterable[Assignment]) -> None:
         """These are ours no more."""
-        with self._commits:
-            for assignment in assignments:
-                key = (assignment.topic, assignment.partition)
-                assignment.valid_until = float("-inf")
-                if self._owned.get(key) is assignment:
-                    del self._owned[key]
-                self._stored.pop(key, None)
-                self._paused.discard(key)
+        gone = list(assignments)
+        self._commits.disowns(gone)
+        for assignment in gone:
+            key = (assignment.topic, assignment.partition)
+            assignment.valid_until = float("-inf")
+            if self._owned.get(key) is assignment:
+                del self._owned[key]
+            self._paused.discard(key)
 
     def _stop_fetching(self, keys: Iterable[Key]) -> None:
         """Take these from the driver (and acknowledge, if a rebalance asks for it)."""
@@ -376,16 +382,16 @@ class KafkaSubscription:
         except Unavailable as error:
             self._trouble = error
             return
+        except Gone:
+            return  # the driver will tell so
         until = self._until = self._ownership.valid_until
         arrived = [
             Assignment(topic, partition, next(_epochs), places[topic, partition], until)
             for topic, partition in keys
         ]
         for assignment in arrived:
-            key = (assignment.topic, assignment.partition)
-            self._owned[key] = assignment
-            if assignment.committed is not None:
-                self._stored[key] = (-1, assignment.committed)
+            self._owned[assignment.topic, assignment.partition] = assignment
+        self._commits.owns(arrived)
         try:
             self._listener.assigned(arrived)
             self._fetch(arrived)
@@ -405,6 +411,9 @@ class KafkaSubscription:
         try:
             found = self._consumer.committed([TopicPartition(*key) for key in keys], ANSWER)
         except KafkaException as error:
+            cause = error_of(error)
+            if cause is not None and cause.code() in _NO_MEMBER:
+                raise Gone from error
             raise self._translated(error, f"positions of group {self.group!r}") from error
         places: dict[Key, Committed | None] = {}
         for part in found:
@@ -436,17 +445,11 @@ class KafkaSubscription:
         self._guard(self._listener.lost, assignments)
         self._stop_fetching(mine)
         self._arriving.update(dict.fromkeys(mine))
-        offsets = [
-            TopicPartition(*key, place.position, metadata=place.progress)
-            for key, place in mine.items()
-        ]
         try:
-            with self._commits:
-                answers = self._consumer.commit(offsets=offsets, asynchronous=False)
-            for part in answers:
-                if part.error is not None:
-                    raise KafkaException(part.error)
+            self._commits.place(mine)
             self._desk.taken(mine)
+        except Gone:
+            pass  # the driver will tell so; whoever owns them next finds the move
         except KafkaException as error:
             self._trouble = self._translated(error, f"moving group {self.group!r}")
         except LogError as error:
@@ -460,89 +463,44 @@ class KafkaSubscription:
         :raises Unavailable: nothing is known to be stored; commit again later.
         :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
         """
-        with self._commits:
-            newest: dict[Key, Commit] = {}
-            for commit in commits:
-                assignment = commit.assignment
-                key = (assignment.topic, assignment.partition)
-                if self._owned.get(key) is not assignment:
-                    continue
-                known = newest[key].version if key in newest else self._version(key)
-                if commit.version > known:
-                    newest[key] = commit
-            self._store(
-                {
-                    key: (commit.version, Committed(commit.position, commit.progress))
-                    for key, commit in newest.items()
-                }
-            )
-
-    def _version(self, key: Key) -> int:
-        stored = self._stored.get(key)
-        return stored[0] if stored is not None else -1
-
-    def _store(self, places: dict[Key, tuple[int, Committed]]) -> None:
-        """Commit (the lock is held)."""
-        if not places:
-            return
-        offsets = [
-            TopicPartition(*key, place.position, metadata=place.progress)
-            for key, (_, place) in places.items()
-        ]
-        doing = f"committing positions of group {self.group!r}"
         now = time.monotonic()
+        doing = f"committing positions of group {self.group!r}"
         try:
-            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            stored = self._commits.commit(commits)
         except RuntimeError as error:
             raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
+        except Gone:
+            # Nothing is ours any more; the driver will tell so, too.
+            logger.warning("group %s: a commit came too late, this member was given up", self.group)
+            self._ownership.confirmed = float("-inf")
+            self._extend()
+            return
+        except Unavailable as error:
+            raise Unavailable(f"Kafka, {doing}: {error}") from error
         except KafkaException as error:
-            if self._gone(error_of(error)):
-                return
             raise self._translated(error, doing) from error
-        failed: KafkaError | None = None
-        for part in answers:
-            key = (part.topic, part.partition)
-            if part.error is None:
-                self._stored[key] = places[key]
-            else:
-                failed = failed or part.error
-        if failed is None:
-            if not self._settings.kip848:
-                # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
-                self._ownership.confirm(now)
-                self._extend()
-        elif not self._gone(failed):
-            raise self._translated(failed, doing)
+        if stored and not self._settings.kip848:
+            # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
+            self._ownership.confirm(now)
+            self._extend()
 
-    def _gone(self, error: KafkaError | None) -> bool:
-        """The answer says that we are no member: nothing is ours, the driver will tell so."""
-        if error is None or error.code() not in _NO_MEMBER:
-            return False
-        logger.warning("group %s: a commit came too late: %s", self.group, error.str())
-        for assignment in self._owned.values():
-            assignment.valid_until = float("-inf")
-        self._ownership.confirmed = float("-inf")
-        return True
+    def _committed(self, error: KafkaError | None, parts: list[TopicPartition]) -> None:
+        """The driver's on_commit: how a commit ended, told inside a poll."""
+        self._commits.told(error, parts)
+        failed = error or next((part.error for part in parts if part.error is not None), None)
+        if failed is None:
+            return
+        if failed.code() in _NO_MEMBER:
+            self._ownership.confirmed = float("-inf")
+        elif kind_of(failed) is not Unavailable:
+            self._trouble = self._translated(failed, f"positions of group {self.group!r}")
 
     def keep_alive(self) -> None:
-        """Keep ownership certain while nobody polls.
+        """Nothing is needed: the driver heartbeats by itself.
 
-        The driver heartbeats by itself, but its reports are only heard in ``poll``. A classic
-        member proves its membership by committing once more what it committed last; a session of
-        KIP-848 (45 s) outlasts a drain.
-
-        :raises Unavailable: the coordinator did not answer.
+        Its reports are heard in ``poll`` only, so a drain longer than the session (of the classic
+        protocol: KIP-848's is 45 s) leaves the partitions that stay uncertain until it is over.
         """
-        ownership = self._ownership
-        if self._settings.kip848:
-            return
-        if ownership.valid_until - time.monotonic() > ownership.session / 2:
-            return
-        with self._commits:
-            for key, stored in self._stored.items():
-                if key in self._owned:
-                    self._store({key: stored})
-                    return
 
     # -- the rest
 
@@ -580,21 +538,29 @@ class KafkaSubscription:
         """Leave the group. ``listener.revoked`` is called for what is still owned.
 
         A static member (group.instance.id) stays in the group for its session, so that a restart
-        finds its partitions again.
+        finds its partitions again. Does not wait longer than some seconds for a coordinator that
+        does not answer: the session ends the membership then.
         """
         if self._closed:
             return
         self._closed = True
         failure, self._failure = self._failure, None
-        try:
-            self._consumer.close()
-        except KafkaException as error:
-            raise self._translated(error, f"leaving group {self.group!r}") from error
-        finally:
-            left = list(self._owned.values())
-            self._drop(left)
-            # A fatal state ends without the driver's callbacks.
-            self._guard(self._listener.lost, left)
+        left = list(self._owned.values())
+        self._guard(self._listener.revoked, left)
+        self._drop(left)
+        self._arriving.clear()
+        # What the driver still calls back has nothing to do any more.
+        closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
+        closing.start()
+        closing.join(ANSWER)
+        if closing.is_alive():
+            logger.warning("group %s: its coordinator does not answer, left without", self.group)
         raised, self._failure = self._failure, failure or LogError("this subscription is closed")
         if raised is not None:
             raise raised
+
+    def _close(self) -> None:
+        try:
+            self._consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            logger.warning("group %s: %s", self.group, self._settings.scrub(str(error)))
