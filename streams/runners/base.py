@@ -227,8 +227,8 @@ class Runner(ABC):
                 self._settle_batch(works, error.errors, ())
                 return
             logger.error(
-                "%s: BatchError names message %r of a batch of %d: taken as a failure of all",
-                self.job.name, wrong[0] if wrong else None, len(works),
+                "%s: BatchError names %s of a batch of %d: taken as a failure of all",
+                self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(works),
             )  # fmt: skip
         if len(works) == 1:
             self.failed(works[0], error)
@@ -246,7 +246,8 @@ class Runner(ABC):
             return
         errors = dict(outcome.errors)
         if isinstance(outcome.failure, BatchError):
-            if not set(outcome.failure.errors) <= set(range(len(outcome.chosen))):
+            named = set(outcome.failure.errors)
+            if not named or not named <= set(range(len(outcome.chosen))):
                 self.dispatcher.split(works)
                 return
             errors.update(

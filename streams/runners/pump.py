@@ -337,8 +337,8 @@ class Pump:
         fast = decoding.fast(batch.values)
         if fast is not None:
             try:
-                events = list(map(fast, batch.values))
-                return events, list(map(identify, events))
+                events = [fast(value) for value in batch.values]
+                return events, [identify(event) for event in events]
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
         events, ids = [], list[str | None]()

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from types import CoroutineType, GeneratorType
 from typing import Any
 
 from typing_extensions import override
 
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import BatchError
+from streams.errors import BatchError, ConfigError
 from streams.message import deliver
 from streams.runners.base import Runner, logger
 from streams.runners.job import Job, Skip
@@ -35,6 +36,15 @@ Handled = tuple[int, int, "BaseException | None"]
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _listed(result: Any) -> Any:
+    """A generator's values: its code is the handler's, so it runs where the handler does."""
+    return list(result) if hasattr(result, "__next__") else result
+
+
+class _Misused(BaseException):
+    """Not the message's fault: the handler cannot be run like this at all."""
 
 
 class ThreadRunner(Runner):
@@ -67,6 +77,22 @@ class ThreadRunner(Runner):
             and not (job.batch and job.filter)
         )
         self._unwatch: Callable[[], None] = lambda: None
+        self._function: Callable[..., Any] = self._first
+
+    def _first(self, *given: Any) -> Any:
+        """The handler, until it returned once: what it returned tells whether anything ran."""
+        result = self.job.function(*given)
+        wrong = ""
+        if isinstance(result, CoroutineType):
+            result.close()
+            wrong = "a coroutine: make what wraps the handler an `async def` too"
+        elif isinstance(result, GeneratorType) and self.job.results is None:
+            wrong = "a generator, which nobody would run: say with to= where its values go"
+        if wrong:
+            self.fatal = ConfigError(f"processor {self.job.name}: the handler returned {wrong}")
+            raise _Misused
+        self._function = self.job.function
+        return result
 
     # -- the pump's side
 
@@ -256,9 +282,11 @@ class ThreadRunner(Runner):
                 if job.filter is not None and not job.filter(event):
                     skip = True
                 elif job.wants_message:
-                    result = job.function(event, self.message(event, work, joint))
+                    result = self._function(event, self.message(event, work, joint))
                 else:
-                    result = job.function(event)
+                    result = self._function(event)
+                if job.results is not None:
+                    result = _listed(result)
                 if joint is not None and joint.begun:
                     failure = self.join(joint, [work])
         except Exception as error:
@@ -286,9 +314,11 @@ class ThreadRunner(Runner):
                 if chosen and job.wants_message:
                     pairs = zip(outcome.events, chosen, strict=True)
                     messages = [self.message(event, work, joint) for event, work in pairs]
-                    outcome.result = job.function(outcome.events, messages)
+                    outcome.result = self._function(outcome.events, messages)
                 elif chosen:
-                    outcome.result = job.function(outcome.events)
+                    outcome.result = self._function(outcome.events)
+                if job.results is not None and outcome.result is not None:
+                    outcome.result = [_listed(each) for each in outcome.result]
                 if joint is not None and joint.begun:
                     outcome.failure = self.join(joint, chosen)
             except Exception as error:
@@ -349,7 +379,7 @@ class ThreadRunner(Runner):
 
     def _bare(self, segment: Segment, values: Sequence[Any], decode: Any) -> Handled:
         """The hot loop: the handler takes the value and nothing else is asked for."""
-        function, now, done = self.job.function, self._now, segment.done
+        function, now, done = self._function, self._now, segment.done
         assignment = segment.owner.assignment
         index = 0
         try:
@@ -368,7 +398,7 @@ class ThreadRunner(Runner):
     ) -> Handled:
         """The same with filter, message and transaction."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
-        function, keep, wants_message = job.function, job.filter, job.wants_message
+        function, keep, wants_message = self._function, job.filter, job.wants_message
         assignment = segment.owner.assignment
         index = filtered = 0
         failure: BaseException | None = None
@@ -410,7 +440,7 @@ class ThreadRunner(Runner):
     ) -> Handled:
         """The same for a batch handler."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
-        function, wants_message = job.function, job.wants_message
+        function, wants_message = self._function, job.wants_message
         assignment = segment.owner.assignment
         index, count = 0, len(values)
         end = 0
