@@ -28,7 +28,7 @@ async def test_an_id_published_twice_is_handled_once(stage: Stage) -> None:
         await stage.committed(app)
         duplicates = app.stats().processors["handle"].duplicates
     assert sorted(stage.seen.values) == [*range(50), 999]
-    assert duplicates == 100
+    assert duplicates == (0 if stage.case.capabilities.append_once else 100)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -90,7 +90,7 @@ async def test_a_failed_message_is_not_swallowed_by_its_own_twin(stage: Stage) -
         duplicates = app.stats().processors["handle"].duplicates
     assert stage.seen.values == [1]
     assert stage.seen.attempts[1] == [1, 2, 3]
-    assert duplicates == 2
+    assert duplicates == (0 if stage.case.capabilities.append_once else 2)
 
 
 async def test_after_a_restart(stage: Stage) -> None:

@@ -157,7 +157,7 @@ async def test_stats_and_health_are_typed_snapshots(stage: Stage) -> None:
 
 async def test_several_processors_in_one_app(stage: Stage) -> None:
     app = stage.app()
-    one, two = stage.topic(app), app.topic(f"{stage.topic_name}-2", int)
+    one, two = stage.topic(app), app.topic(f"{stage.topic_name}-2", int, partitions=1)
     got: dict[str, list[int]] = {"both": [], "one": []}
 
     @app.processor(one, two, group=f"{stage.group}-both", flow=QUICK)
