@@ -119,11 +119,12 @@ class Dispatcher:
 
     def revoke(self, owned: Owned) -> None:
         """Give out nothing more of this partition. What runs is still to be reported."""
+        if not owned.live:
+            return  # its lanes may be the next assignment's already
         place = (owned.assignment.topic, owned.assignment.partition)
         owned.live = False
         if self._owned.get(place) is owned:
             del self._owned[place]
-        self._incoming = deque(each for each in self._incoming if each.owner is not owned)
         if self._segment is not None and self._segment.owner is owned:
             self._segment, self._cursor = None, iter(())
         waiting = [work for work in self._ready if work[0].owner is owned]
@@ -298,12 +299,13 @@ class Dispatcher:
         return None
 
     def _next_segment(self) -> Segment | None:
-        if not self._incoming:
-            return None
-        segment = self._incoming.popleft()
-        self._begin(segment, 0)
-        self.refill()
-        return segment
+        while self._incoming:
+            segment = self._incoming.popleft()
+            if segment.owner.live:
+                self._begin(segment, 0)
+                self.refill()
+                return segment
+        return None
 
     def _begin(self, segment: Segment, start: int) -> None:
         """Give out this segment from an index on."""
