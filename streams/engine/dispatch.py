@@ -60,7 +60,16 @@ class Ownership(Protocol):
 class Owned:
     """One assignment's state: progress, window and lanes."""
 
-    __slots__ = ("assignment", "lanes", "live", "pending", "progress", "version", "window")
+    __slots__ = (
+        "assignment",
+        "freed",
+        "lanes",
+        "live",
+        "pending",
+        "progress",
+        "version",
+        "window",
+    )
 
     def __init__(self, assignment: Any, progress: Progress, window: Window | None) -> None:
         self.assignment = assignment
@@ -71,6 +80,8 @@ class Owned:
         self.lanes: dict[Lane, deque[Work] | None] = {}
         self.live = True
         """Not revoked and not lost."""
+        self.freed: set[Lane] = set()
+        """Once revoked: the lanes whose handlers have ended since."""
         self.pending = 0
         """Messages handled or given up, whose writes are not confirmed yet."""
         self.version = 0
@@ -400,9 +411,12 @@ class Dispatcher:
         if identity is not None and owned.window is not None:
             self._remember(owned, owned.window, identity)
         if lane is not None:
-            queue = owned.lanes.pop(lane)
-            if queue or not owned.live:
-                self._next(owned, lane, queue)
+            if owned.live:
+                queue = owned.lanes.pop(lane)
+                if queue:
+                    self._next(owned, lane, queue)
+            else:
+                self._free(owned, lane)
 
     def filtered(self, work: Work) -> None:
         """The message was passed over by a filter: settled, and counts as seen."""
@@ -546,6 +560,12 @@ class Dispatcher:
 
     def _free(self, owned: Owned, lane: Lane) -> None:
         """Nobody runs in this lane any more."""
+        if not owned.live:
+            # A batch may report a lane message by message. The first time it becomes free, and
+            # from then on it belongs to the assignment that came after.
+            if lane in owned.freed:
+                return
+            owned.freed.add(lane)
         if lane in owned.lanes:
             self._next(owned, lane, owned.lanes.pop(lane))
 
