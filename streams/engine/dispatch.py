@@ -426,21 +426,26 @@ class Dispatcher:
 
     def done_batch(self, works: Iterable[Work]) -> None:
         """These messages, taken as one batch, are settled."""
-        self._settle_all(works, keep=())
+        works = list(works)
+        self._settle(works)
+        self._free_lanes(works)
 
-    def _settle_all(self, works: Iterable[Work], keep: Collection[tuple[int, Lane]]) -> None:
-        lanes: dict[tuple[int, Lane], Owned] = {}
-        for segment, index, lane, identity, _, _, _ in works:
+    def _settle(self, works: Iterable[Work]) -> None:
+        for segment, index, _, identity, _, _, _ in works:
             segment.done[index] = 1
             self.counts.handled += 1
             owned = segment.owner
             if identity is not None and owned.window is not None:
                 self._remember(owned, owned.window, identity)
-            if lane is not None:
-                lanes[id(owned), lane] = owned
-        for place, owned in lanes.items():
-            if place not in keep:
-                self._free(owned, place[1])
+
+    def _free_lanes(
+        self, works: Iterable[Work], keep: Collection[tuple[int, Lane]] = ()
+    ) -> None:
+        """Nobody runs in these works' lanes any more, but for some."""
+        lanes = {(id(work[0].owner), work[2]): work[0].owner for work in works}
+        for (owner, lane), owned in lanes.items():
+            if lane is not None and (owner, lane) not in keep:
+                self._free(owned, lane)
 
     def split(self, works: Sequence[Work]) -> None:
         """A batch failed as a whole: its messages are to be handled one by one, in order."""
@@ -473,7 +478,8 @@ class Dispatcher:
     ) -> list[Work]:
         """Some of a batch failed, by index; the others are settled. What is to be buried.
 
-        Those in ``final`` are not tried again.
+        Those in ``final`` are not tried again. Where several of one key failed, the first keeps
+        the lane and the others wait behind it, each to be tried again or buried in its turn.
         """
         behind: dict[tuple[int, Lane], list[Work]] = {}
         settled: list[Work] = []
@@ -484,21 +490,28 @@ class Dispatcher:
                 settled.append(work)
                 continue
             segment, at, lane, identity, attempt, _, _ = work
-            place = (id(segment.owner), lane)
-            if lane is not None and place in behind and index not in final:
-                # Two of one key failed: the second waits behind the first.
-                behind[place].append((segment, at, lane, identity, attempt + 1, True, None))
-                continue
-            if index in final:
-                burial: Work | None = self.condemned(work, error)
+            live = segment.owner.live
+            delay = None if index in final else again(self._retry, attempt, error, random)
+            if delay is None:
+                work = self.condemned(work, error)
             else:
-                burial = self.failed(work, error, now, random)
-            if burial is not None:
-                burials.append(burial)
-            if segment.owner.live and (self._retry.in_order or burial is not None):
+                self.counts.retries += 1
+                if not self._retry.in_order:
+                    lane = None
+                work = (segment, at, lane, identity, attempt + 1, True, None)
+            place = (id(segment.owner), lane)
+            if lane is not None and live and place in behind:
+                behind[place].append(work)
+                continue
+            if delay is None:
+                burials.append(work)
+            elif live:
+                self.later(work, now + delay)
+            if lane is not None and (live or delay is None):
                 behind[place] = []
+        self._settle(settled)
         self._queue_first(works, behind)
-        self._settle_all(settled, keep=behind.keys())
+        self._free_lanes(works, keep=behind.keys())
         return burials
 
     def _queue_first(
@@ -515,16 +528,8 @@ class Dispatcher:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
         attempt is left: the work to be buried, to be reported by :meth:`done` or :meth:`later`.
         """
-        segment, index, lane, identity, attempt, _, _ = work
-        delay = again(self._retry, attempt, error, random)
-        if delay is None:
-            return (segment, index, lane, identity, attempt, True, Burial(error, attempt))
-        self.counts.retries += 1
-        if not self._retry.in_order and lane is not None and segment.owner.live:
-            self._free(segment.owner, lane)
-            lane = None
-        self.later((segment, index, lane, identity, attempt + 1, True, None), now + delay)
-        return None
+        burials = self.batch_failed((work,), {0: error}, now, random)
+        return burials[0] if burials else None
 
     def condemned(self, work: Work, error: BaseException) -> Work:
         """The message can never be handled: the work to be buried."""
