@@ -101,6 +101,10 @@ class Counts:
         self.buried = 0
 
 
+def _offset(work: Work) -> int:
+    return work[0].batch.offsets[work[1]]
+
+
 class Dispatcher:
     """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
 
@@ -549,6 +553,13 @@ class Dispatcher:
         owned, lane = work[0].owner, work[2]
         if owned.live:
             # Not to be overtaken: it stays at the head of its lane.
+            for at, other in enumerate(self._ready if lane is not None else ()):
+                if other[2] == lane and other[0].owner is owned:
+                    # Of the same batch: whichever stands first in the log goes first.
+                    first, second = sorted((work, other), key=_offset)
+                    self._ready[at] = first
+                    self._queue_first((second,), {(id(owned), lane): [second]})
+                    return
             self._ready.appendleft(work)
         elif lane is not None:
             self._free(owned, lane)
