@@ -370,7 +370,11 @@ class Dispatcher:
         """
         owned = segment.owner
         if owned.window is not None and stop > start and segment.ids[start] is not None:
-            owned.window.extend(segment.ids[start:stop])
+            identities = segment.ids[start:stop]
+            owned.window.extend(identities)
+            heir = None if owned.live else self._heir(owned)
+            if heir is not None:
+                heir.extend(identities)
         self.counts.handled += stop - start
         if segment is self._segment:
             self._begin(segment, stop)
@@ -568,11 +572,15 @@ class Dispatcher:
 
     def _remember(self, owned: Owned, window: Window, identity: str) -> None:
         window.add(identity)
-        if not owned.live:
-            # Handled after its partition left: if it came back, its second copy is a duplicate.
-            now = self._owned.get((owned.assignment.topic, owned.assignment.partition))
-            if now is not None and now.window is not None:
-                now.window.add(identity)
+        heir = None if owned.live else self._heir(owned)
+        if heir is not None:
+            heir.add(identity)
+
+    def _heir(self, owned: Owned) -> Window | None:
+        """The window of a partition that left and came back: what a handler of the earlier
+        assignment still settles comes a second time, and is a duplicate then."""
+        now = self._owned.get((owned.assignment.topic, owned.assignment.partition))
+        return None if now is None else now.window
 
     def _free(self, owned: Owned, lane: Lane) -> None:
         """Nobody runs in this lane any more."""
