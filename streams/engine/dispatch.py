@@ -111,6 +111,7 @@ class Dispatcher:
     def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
         """``refill`` is called whenever a segment is begun, so there may be room for more."""
         self._retry = retry
+        self._loose = not retry.in_order
         self.refill = refill
         self._owned: dict[tuple[str, int], Owned] = {}
         self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
@@ -210,11 +211,11 @@ class Dispatcher:
             owned = segment.owner
             if now >= owned.assignment.valid_until:
                 return None
-            lanes, window, holes = owned.lanes, owned.window, segment.holes
+            lanes, window, holes, loose = owned.lanes, owned.window, segment.holes, self._loose
             for index, key, identity in self._cursor:
                 if holes and segment.done[index]:
                     continue
-                lane: Lane = identity if key is None else key
+                lane: Lane = identity if key is None or (loose and identity in lanes) else key
                 if lane is not None:
                     if lane in lanes:
                         queue = lanes[lane]
@@ -270,6 +271,8 @@ class Dispatcher:
                     break
                 if queue[0][3] in identities or self._settled_before(queue[0]):
                     break
+                if self._loose and lane != queue[0][3] and queue[0][3] in owned.lanes:
+                    break
                 work = queue.popleft()
             if queue is not None and not queue and lane is not None:
                 owned.lanes[lane] = None
@@ -284,11 +287,11 @@ class Dispatcher:
             owned = segment.owner
             if now >= owned.assignment.valid_until:
                 return None
-            lanes = owned.lanes
+            lanes, loose = owned.lanes, self._loose
             for index, key, identity in self._cursor:
                 if segment.done[index]:
                     continue
-                lane: Lane = identity if key is None else key
+                lane: Lane = identity if key is None or (loose and identity in lanes) else key
                 work: Work = (segment, index, lane, identity, 1, False, None)
                 if lane is None:
                     return work
@@ -504,8 +507,8 @@ class Dispatcher:
                 work = self.condemned(work, error)
             else:
                 self.counts.retries += 1
-                if not self._retry.in_order:
-                    lane = None
+                if self._loose and live and type(lane) is bytes:
+                    lane = self._step_out(segment.owner, identity)
                 work = (segment, at, lane, identity, attempt + 1, True, None)
             place = (id(segment.owner), lane)
             if lane is not None and live and place in behind:
@@ -522,6 +525,14 @@ class Dispatcher:
         self._free_lanes(works, keep=behind.keys())
         return burials
 
+    def _step_out(self, owned: Owned, identity: str | None) -> Lane:
+        """A message out of its key's order has its identity for a lane, so that a duplicate of
+        it, under whichever key, still waits for its outcome."""
+        if identity is None or owned.window is None or identity in owned.lanes:
+            return None
+        owned.lanes[identity] = None
+        return identity
+
     def _queue_first(
         self, works: Iterable[Work], queues: Mapping[tuple[int, Lane], list[Work]]
     ) -> None:
@@ -531,6 +542,13 @@ class Dispatcher:
             if queue:
                 lanes = owners[owner].lanes
                 lanes[lane] = deque((*queue, *(lanes[lane] or ())))
+
+    def _queue_last(self, owned: Owned, work: Work) -> None:
+        queue = owned.lanes[work[2]]
+        if queue is None:
+            owned.lanes[work[2]] = deque((work,))
+        else:
+            queue.append(work)
 
     def failed(self, work: Work, error: BaseException, now: float, random: float) -> Work | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
@@ -600,6 +618,10 @@ class Dispatcher:
             if self._settled_before(work):
                 work[0].done[work[1]] = 1
                 self.counts.duplicates += 1
+                continue
+            twin = work[3]
+            if self._loose and twin is not None and twin != lane and twin in owned.lanes:
+                self._queue_last(owned, (*work[:2], twin, *work[3:]))
                 continue
             owned.lanes[lane] = queue or None
             self._ready.append(work)
