@@ -377,7 +377,7 @@ class Dispatcher:
             owned.window.extend(identities)
             heir = None if owned.live else self._heir(owned)
             if heir is not None:
-                heir.extend(identities)
+                heir.extend(filter(None, identities))
         self.counts.handled += stop - start
         if segment is self._segment:
             self._begin(segment, stop)
@@ -449,9 +449,7 @@ class Dispatcher:
             if identity is not None and owned.window is not None:
                 self._remember(owned, owned.window, identity)
 
-    def _free_lanes(
-        self, works: Iterable[Work], keep: Collection[tuple[int, Lane]] = ()
-    ) -> None:
+    def _free_lanes(self, works: Iterable[Work], keep: Collection[tuple[int, Lane]] = ()) -> None:
         """Nobody runs in these works' lanes any more, but for some."""
         lanes = {(id(work[0].owner), work[2]): work[0].owner for work in works}
         for (owner, lane), owned in lanes.items():
