@@ -87,7 +87,8 @@ def _start(
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     from testcontainers.core.container import DockerContainer
 
-    container: Any = DockerContainer(image).with_bind_ports(inside, port)
+    container: Any = DockerContainer(image)
+    container.ports[f"{inside}/tcp"] = ("127.0.0.1", port)  # reachable from this machine only
     for name, value in environment.items():
         container.with_env(name, value)
     container.start()

@@ -12,6 +12,7 @@ kills or pauses starts its own :class:`~tests.servers.kafka.Kafka` or
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ def _first(container: Callable[[], str], process: Callable[[], str]) -> dict[str
             return {"address": container(), "origin": "container"}
         except Exception as error:  # whatever the engine says: an image that cannot be had, ...
             trouble = f"a container did not start ({error}); "
+            logging.getLogger(__name__).warning("%strying a local process", trouble)
     try:
         return {"address": process(), "origin": "process"}
     except Missing as error:
