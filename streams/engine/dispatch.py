@@ -377,7 +377,7 @@ class Dispatcher:
             owned.window.extend(identities)
             heir = None if owned.live else self._heir(owned)
             if heir is not None:
-                heir.extend(filter(None, identities))
+                heir.extend([each for each in identities if each is not None])
         self.counts.handled += stop - start
         if segment is self._segment:
             self._begin(segment, stop)

@@ -7,17 +7,19 @@ is evicted one by one (``del d[next(iter(d))]`` costs ten times the loop).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from weakref import WeakSet
 
 
 class Window:
     """The identities settled in one partition, the last ``size`` at least."""
 
-    __slots__ = ("__weakref__", "new", "old", "size")
+    __slots__ = ("__weakref__", "cap", "new", "old", "size", "wanted")
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.wanted = size
+        self.cap = 2 * size
+        """Identities that all windows of the process together may hold."""
         self.new: dict[str, None] = {}
         self.old: dict[str, None] = {}
 
@@ -33,11 +35,16 @@ class Window:
         if len(self.new) >= self.size:
             self.turn()
 
-    def extend(self, identities: Iterable[str]) -> None:
+    def extend(self, identities: Sequence[str]) -> None:
         """Remember many, oldest first."""
-        self.new.update(dict.fromkeys(identities))
-        if len(self.new) >= self.size:
-            self.turn()
+        start = 0
+        while start < len(identities):
+            # As many as there is room for, so that a large batch keeps to the bound as well.
+            stop = start + max(1, self.size - len(self.new))
+            self.new.update(dict.fromkeys(identities[start:stop]))
+            start = stop
+            if len(self.new) >= self.size:
+                self.turn()
 
     def turn(self) -> None:
         """Forget the older half."""
@@ -57,14 +64,16 @@ class Memory:
     def window(self, size: int, cap: int) -> Window:
         """A new window of ``size``, or of its share of ``cap`` if that is less.
 
-        Windows there already shrink with it when their turn comes.
+        Windows there already shrink with it when their turn comes, and grow again when it is
+        found here that others are gone.
         """
         window = Window(size)
+        window.cap = cap
         self._windows.add(window)
-        # A window holds up to twice its size.
-        share = max(1, cap // (2 * len(self._windows)))
-        for each in list(self._windows):
-            each.size = min(each.size, share)
+        windows = list(self._windows)
+        for each in windows:
+            # A window holds up to twice its size.
+            each.size = max(1, min(each.wanted, each.cap // (2 * len(windows))))
         return window
 
 
