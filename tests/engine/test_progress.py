@@ -1,0 +1,417 @@
+"""Progress: the text form keeps what it is given, and never claims what was not settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from weakref import WeakSet
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, encode
+from streams.log.protocol import PROGRESS_LIMIT
+from tests.engine.support import Tracked, batch, runs
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~"
+
+# Distances between offsets: Kafka's and SQLite's integers with gaps, and Redis' entry IDs, whose
+# high half is a time in milliseconds and whose low half is mostly small, but need not be.
+small = st.integers(1, 70)
+kafka_step = small | st.integers(1, 1 << 40)
+redis_step = small | st.builds(
+    lambda ms, seq: (ms << 64) | seq,
+    st.integers(0, 1 << 30),
+    st.integers(1, 3) | st.integers(1, (1 << 64) - 1),
+)
+kafka_start = st.integers(0, 5) | st.integers(0, 1 << 62)
+redis_start = st.builds(
+    lambda ms, seq: (ms << 64) | seq,
+    st.integers(0, 1 << 44),
+    st.integers(0, 5) | st.integers((1 << 64) - 5, (1 << 64) - 1) | st.integers(0, (1 << 64) - 1),
+)
+
+
+@st.composite
+def places(draw: st.DrawFn, most: int = 80) -> tuple[int, int, list[Range]]:
+    """A position, a floor, and a settled set, of one kind of log."""
+    start, step = draw(st.sampled_from([(kafka_start, kafka_step), (redis_start, redis_step)]))
+    position = draw(start)
+    floor = draw(st.just(position) | st.just(0) | st.integers(0, position))
+    settled: list[Range] = []
+    at = position
+    for gap, length in draw(st.lists(st.tuples(step, step), max_size=most)):
+        settled.append((at + gap, at + gap + length))
+        at += gap + length
+    return position, floor, settled
+
+
+def within(inner: Sequence[Range], outer: Sequence[Range]) -> bool:
+    return all(
+        any(low <= start and end <= high for low, high in outer) for start, end in inner
+    )
+
+
+def test_the_limit_is_the_logs() -> None:
+    assert LIMIT == PROGRESS_LIMIT == 4_095
+
+
+@pytest.mark.parametrize(
+    ("position", "floor", "settled", "text"),
+    [
+        (0, 0, [], "1rA"),
+        (100, 100, [], "1rkD"),
+        (100, 100, [(101, 200)], "1rkDBjD"),
+        (7, 0, [(9, 10), (11, 12), (13, 14), (15, 16), (17, 18)], "1bAVAU"),
+        ((5 << 64) | 2, 3 << 64, [(6 << 64, (6 << 64) | 4)], "1r~DA~BAE"),
+    ],
+)
+def test_what_is_stored_stays_readable_for_later_versions(
+    position: int, floor: int, settled: list[Range], text: str
+) -> None:
+    assert encode(position, floor, settled) == (position, text, True)
+    assert decode(position, text) == (floor, settled)
+
+
+@runs(300)
+@given(places())
+@example((0, 0, [(1, 2)]))
+@example(((1 << 64) - 1, 0, [((1 << 64), (1 << 64) + 1)]))
+@example((0, 0, [((1 << 64) - 1, 1 << 64)]))
+def test_what_fits_comes_back_whole(place: tuple[int, int, list[Range]]) -> None:
+    position, floor, settled = place
+    snapshot = encode(position, floor, settled)
+    assert snapshot.position == position
+    assert snapshot.complete  # 80 ranges fit, whatever their offsets are
+    assert len(snapshot.progress) <= LIMIT
+    assert set(snapshot.progress) <= set(ALPHABET)
+    assert decode(position, snapshot.progress) == (floor, settled)
+
+
+@runs(300)
+@given(places(), st.integers(40, 300))
+def test_what_does_not_fit_is_forgotten_never_invented(
+    place: tuple[int, int, list[Range]], limit: int
+) -> None:
+    position, floor, settled = place
+    snapshot = encode(position, floor, settled, limit)
+    assert len(snapshot.progress) <= limit
+    found = decode(position, snapshot.progress)
+    assert found[0] == floor
+    if snapshot.complete:
+        assert found[1] == settled
+    else:
+        assert found[1] != settled
+        assert within(found[1], settled)
+        assert len(snapshot.progress) > limit - 60  # cut no shorter than it had to be
+
+
+@pytest.mark.parametrize("first", [0, 1, 1_234_567_890_123, 1_700_000_000_000 << 64])
+def test_ten_thousand_gaps_fit(first: int) -> None:
+    settled = [(first + at, first + at + 1) for at in range(1, 20_001, 2)]
+    snapshot = encode(first, 0, settled)
+    assert snapshot.complete
+    assert len(snapshot.progress) <= LIMIT
+    assert decode(first, snapshot.progress) == (0, settled)
+
+
+def test_thirty_thousand_gaps_are_cut() -> None:
+    settled = [(at, at + 1) for at in range(1, 60_001, 2)]
+    snapshot = encode(0, 0, settled)
+    assert not snapshot.complete
+    assert LIMIT - 8 < len(snapshot.progress) <= LIMIT
+    kept = decode(0, snapshot.progress)[1]
+    assert kept == settled[: len(kept)]
+    assert len(kept) > 12_000
+
+
+foreign = (
+    st.text(max_size=40)
+    | st.text(ALPHABET, max_size=60)
+    | st.builds(str.__add__, st.sampled_from(["1r", "1b"]), st.text(ALPHABET, max_size=60))
+)
+
+
+@runs(500)
+@given(st.integers(0, 1 << 70), foreign)
+@example(5, "")
+@example(5, "1r")
+@example(5, '{"leader": 1}')
+@example((1 << 64) | 5, "1rA~AB~AC")
+def test_foreign_text_is_refused_with_one_error(position: int, text: str) -> None:
+    try:
+        floor, settled = decode(position, text)
+    except ValueError:
+        return
+    # By chance it could have been ours: then it says something that makes sense.
+    assert 0 <= floor <= position
+    assert all(position <= start < end for start, end in settled)
+    assert all(end < start for (_, end), (start, _) in pairwise(settled))
+
+
+@runs(200)
+@given(places(), st.data())
+def test_damaged_text_is_refused_with_one_error(
+    place: tuple[int, int, list[Range]], data: st.DataObject
+) -> None:
+    text = encode(*place).progress
+    at = data.draw(st.integers(0, len(text)))
+    damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(small) :]
+    try:
+        decode(place[0], damaged)
+    except ValueError:
+        pass
+
+
+def test_text_over_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="form"):
+        decode(0, "1bA" + "A" * LIMIT)
+
+
+def test_a_floor_above_the_position_is_refused() -> None:
+    with pytest.raises(ValueError, match="floor"):
+        decode(5, encode(6, 6, []).progress)
+
+
+class Versus(RuleBasedStateMachine):
+    """Progress beside a set of settled offsets, through deliveries, settling and restarts."""
+
+    @initialize(
+        first=st.sampled_from([0, 7, 1_700_000_000_000 << 64]),
+        steps=st.lists(st.sampled_from([1, 1, 1, 2, 9, (3 << 64) + 1]), min_size=1, max_size=70),
+    )
+    def begin(self, first: int, steps: list[int]) -> None:
+        self.log = [first]
+        for step in steps:
+            self.log.append(self.log[-1] + (step if first >> 64 else step & 0xFFFF))
+        self.settled: set[int] = set()  # as the group sees it
+        self.floor = first
+        self.stored = encode(first, first, [])
+        self.start(first, [])
+
+    def start(self, position: int, settled: list[Range]) -> None:
+        self.progress = Progress(position, self.floor, settled)
+        self.next = next((i for i, offset in enumerate(self.log) if offset >= position), len(self.log))
+        self.delivered = self.next
+        self.flights: dict[int, tuple[Segment, int]] = {}  # what is not settled
+        self.alive: WeakSet[Tracked] = WeakSet()
+        self.last = position
+
+    def covered(self, position: int, ranges: Sequence[Range]) -> set[int]:
+        return {
+            offset
+            for offset in self.log
+            if offset < position or any(start <= offset < end for start, end in ranges)
+        }
+
+    @precondition(lambda self: self.delivered < len(self.log))
+    @rule(count=st.integers(1, 9))
+    def deliver(self, count: int) -> None:
+        self.add(self.log[self.delivered : self.delivered + count], 0)
+
+    @precondition(lambda self: self.delivered > self.next)
+    @rule(back=st.integers(1, 12), count=st.integers(1, 15))
+    def deliver_again(self, back: int, count: int) -> None:
+        """A client seeks back by itself."""
+        start = max(self.next, self.delivered - back)
+        self.add(self.log[start : start + count], self.delivered - start)
+
+    def add(self, offsets: list[int], known: int) -> None:
+        segment = self.progress.add(
+            None, batch(offsets, values=[bytes(o % 7 + 1) for o in offsets], alive=self.alive)
+        )
+        assert segment.size == sum(o % 7 + 1 for o in offsets)
+        for index, offset in enumerate(offsets):
+            again = index < known
+            assert segment.done[index] == (again or offset in self.settled)
+            assert segment.holes or not segment.done[index]
+            if not segment.done[index]:
+                self.flights[offset] = (segment, index)
+        self.delivered = max(self.delivered, self.log.index(offsets[-1]) + 1)
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data(), most=st.integers(1, 20))
+    def settle(self, data: st.DataObject, most: int) -> None:
+        for _ in range(min(most, len(self.flights))):
+            offset = data.draw(st.sampled_from(sorted(self.flights)))
+            self.settle_one(offset)
+
+    def settle_one(self, offset: int) -> None:
+        segment, index = self.flights.pop(offset)
+        segment.done[index] = 1
+        self.settled.add(offset)
+
+    @rule()
+    def settle_all_but_the_first(self) -> None:
+        for offset in sorted(self.flights)[1:]:
+            self.settle_one(offset)
+
+    @rule(limit=st.sampled_from([LIMIT, LIMIT, 60]))
+    def snapshot(self, limit: int) -> None:
+        snapshot = self.progress.snapshot(limit)
+        floor, ranges = decode(snapshot.position, snapshot.progress)
+        covered = self.covered(snapshot.position, ranges)
+        truth = self.settled | set(self.log[: self.next])
+        assert floor == self.floor
+        assert len(snapshot.progress) <= limit
+        assert covered <= truth
+        if snapshot.complete:
+            assert covered == truth
+        assert snapshot.position >= self.last, "a position moved backwards"
+        ahead = [o for o in self.log[: self.delivered] if o >= snapshot.position]
+        assert not ahead or ahead[0] not in self.settled, "a position stayed behind"
+        self.last = snapshot.position
+        self.stored = snapshot
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data())
+    def preview(self, data: st.DataObject) -> None:
+        """What would be, if these were settled: seen without settling them."""
+        chosen = data.draw(st.lists(st.sampled_from(sorted(self.flights)), unique=True))
+        before = self.progress.snapshot()
+        _, ranges = decode(before.position, before.progress)
+        ahead = self.progress.preview(self.flights[offset] for offset in chosen)
+        assert self.progress.snapshot() == before
+        _, after = decode(ahead.position, ahead.progress)
+        assert self.covered(ahead.position, after) == self.covered(
+            before.position, ranges
+        ) | set(chosen)
+
+    @rule()
+    def restart(self) -> None:
+        """A crash: what was not in the last snapshot is forgotten, and only that."""
+        floor, ranges = decode(self.stored.position, self.stored.progress)
+        self.floor = floor
+        self.settled = self.covered(self.stored.position, ranges)
+        self.start(self.stored.position, ranges)
+
+    @rule()
+    def sweep(self) -> None:
+        """Nothing but unsettled messages is held, and only what is held is counted."""
+        self.progress.sweep()
+        held = self.progress.held()
+        assert held == (len(self.flights), sum(o % 7 + 1 for o in self.flights))
+
+    @invariant()
+    def what_is_counted_is_what_is_held(self) -> None:
+        if hasattr(self, "progress"):
+            messages, size = self.progress.held()
+            assert messages == len(self.flights)
+            assert size == sum(each.size() for each in self.alive)
+
+
+TestVersus = Versus.TestCase
+TestVersus.settings = runs(60, steps=40)
+
+
+# -- what is kept behind a message that does not come to an end
+
+
+def stuck(segments: int, each: int, settle: Callable[[int, bytearray], None]) -> Iterator[Progress]:
+    """A progress whose first message stays unsettled while ``segments`` more arrive."""
+    progress = Progress(0, 0)
+    progress.add(None, batch([0]))
+    for number in range(segments):
+        first = 1 + number * each
+        settle(number, progress.add(None, batch(range(first, first + each))).done)
+        yield progress
+
+
+def all_of_it(_: int, done: bytearray) -> None:
+    done[:] = b"\1" * len(done)
+
+
+def test_135_000_settled_segments_behind_a_stuck_one_are_kept_as_one_range() -> None:
+    kept = 0
+    for number, progress in enumerate(stuck(135_000, 2, all_of_it)):
+        if number % 20 == 0:
+            snapshot = progress.snapshot()
+            kept = max(kept, len(progress._segments))
+            assert snapshot.position == 0
+    assert kept < 150
+    assert decode(0, progress.snapshot().progress) == (0, [(1, 270_001)])
+    assert len(progress.snapshot().progress) < 20
+
+
+def test_segments_that_pile_up_between_commits_are_collapsed_by_the_next() -> None:
+    *_, progress = stuck(5_000, 2, all_of_it)
+    progress.snapshot()
+    assert len(progress._segments) == 2
+    assert progress.ranges() == [(1, 10_001)]
+
+
+def test_open_segments_among_settled_ones_are_kept_and_nothing_else() -> None:
+    def mostly(number: int, done: bytearray) -> None:
+        all_of_it(number, done)
+        if number % 100 == 50:
+            done[1] = 0
+
+    *_, progress = stuck(1_000, 3, mostly)
+    progress.snapshot()
+    assert len(progress._segments) == 1 + 10 + 11  # the stuck one, the open ones, those between
+    gaps = [2 + number * 3 for number in range(50, 1_000, 100)]
+    bounds = [1, *(at for gap in gaps for at in (gap, gap + 1)), 3_001]
+    assert progress.ranges() == list(zip(bounds[::2], bounds[1::2], strict=True))
+    assert progress.held() == (11, 0)
+
+
+def test_a_stuck_head_that_is_settled_at_last_moves_the_position_over_everything() -> None:
+    progress = Progress(0, 0)
+    head = progress.add(None, batch([0]))
+    for number in range(200):
+        all_of_it(0, progress.add(None, batch([2 * number + 1, 2 * number + 2])).done)
+    progress.snapshot()
+    head.done[0] = 1
+    assert progress.snapshot() == (401, "1rA", True)
+    assert not progress._segments
+
+
+def test_a_settled_segment_holds_no_bytes() -> None:
+    alive: WeakSet[Tracked] = WeakSet()
+    progress = Progress(0, 0)
+    progress.add(None, batch([0], values=[b"x" * 10]))
+    for number in range(50):
+        offsets = [3 * number + at for at in (1, 2, 3)]
+        made = batch(offsets, values=[b"x" * 1_000] * 3, alive=alive)
+        all_of_it(0, progress.add(None, made).done)
+        del made
+    assert progress.held() == (1, 10)
+    assert not alive
+
+
+def test_sweeping_lets_go_of_settled_messages_only() -> None:
+    progress = Progress(0, 0)
+    made = batch([0, 1, 2], [b"key", None, b"k"], values=[b"12", b"3456", b"7"])
+    segment = progress.add(None, made)
+    assert progress.held() == (3, 11)
+    segment.done[1] = 1
+    assert progress.held() == (2, 11)
+    progress.sweep()
+    assert progress.held() == (2, 7)
+    assert (made.keys, made.values) == ([b"key", None, b"k"], [b"12", None, b"7"])
+    segment.done[0] = 1
+    progress.sweep()
+    assert progress.held() == (1, 2)
+    assert (made.keys, made.values) == ([None, None, b"k"], [None, None, b"7"])
+
+
+def test_values_decoded_ahead_are_let_go_of_too() -> None:
+    progress = Progress(0, 0)
+    segment = progress.add(None, batch([0, 1]))
+    segment.events = ["first", "second"]
+    segment.done[0] = 1
+    progress.sweep()
+    assert segment.events == [None, "second"]
+
+
+def test_what_was_settled_in_an_earlier_life_outlasts_a_gap_in_the_log() -> None:
+    """The settled messages 5 to 9 expired meanwhile: the position moves past them."""
+    progress = Progress(3, 0, [(5, 10)])
+    all_of_it(0, progress.add(None, batch([3, 4])).done)
+    assert decode(5, progress.snapshot().progress) == (0, [(5, 10)])
+    segment = progress.add(None, batch([20]))
+    assert segment.done == b"\0"
+    segment.done[0] = 1
+    assert progress.snapshot()[:2] == (21, "1rA")
