@@ -90,7 +90,7 @@ class StoredSubscription:
         self._ends: dict[str, str] = {}
         self._fresh = False
         self._due = self._beat = float("-inf")
-        self._look_at = self._glance_at = 0.0
+        self._look_at = self._glance_at = self._hold = 0.0
         self._woken = False
         self._closed = False
 
@@ -175,7 +175,7 @@ class StoredSubscription:
             self._look_at = now + _LOOK
             if self._roster.look(self._connection):
                 self._due = float("-inf")
-        if self._roster.doubtful or self._clock.monotonic() >= self._due:
+        if now >= self._hold and (self._roster.doubtful or self._clock.monotonic() >= self._due):
             self._step()
 
     def _refresh(self) -> None:
@@ -199,7 +199,8 @@ class StoredSubscription:
 
     def _until_due(self) -> float:
         """Real seconds until something has to be attended to."""
-        return min(_LOOK, self._clock.timeout(max(0.0, self._due - self._clock.monotonic())))
+        due = self._clock.timeout(max(0.0, self._due - self._clock.monotonic()))
+        return min(_LOOK, max(due, self._hold - time.monotonic()))
 
     # -- membership
 
@@ -213,7 +214,7 @@ class StoredSubscription:
         except Unavailable:
             if not sure:
                 raise
-            self._due = now + terms.heartbeat / 10
+            self._hold = time.monotonic() + _LOOK
             return
         self._due = self._beat = now + terms.heartbeat
         self._tell(changes)
