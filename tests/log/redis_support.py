@@ -74,7 +74,11 @@ class Member:
         self.events: list[tuple[str, int]] = []
         """What it was told, and of which partition."""
         self.values: list[bytes | None] = []
+        self.batches: list[Batch] = []
+        """All that was delivered."""
         self.versions = itertools.count(1)
+        self.ahead: dict[int, tuple[Assignment, int]] = {}
+        """What was delivered and is not committed."""
         names = [topics] if isinstance(topics, str) else topics
         self.subscription = log.subscribe(group, names, self, **options)
 
@@ -104,6 +108,8 @@ class Member:
             return ()
         for batch in batches:
             self.values += batch.values
+            self.batches.append(batch)
+            self.ahead[id(batch.assignment)] = (batch.assignment, batch.offsets[-1] + 1)
         return batches
 
     def poll_until(self, done: Callable[[], Any], what: str) -> Any:
@@ -119,12 +125,21 @@ class Member:
         version = next(self.versions)
         self.subscription.commit([Commit(assignment, position, progress, version)])
 
+    def commit_all(self) -> None:
+        """Commit what was delivered; an outage is no news."""
+        for assignment, place in list(self.ahead.values()):
+            try:
+                self.commit(assignment, place)
+            except Unavailable:
+                return
+            del self.ahead[id(assignment)]
+
     def take_in(self, count: int) -> None:
         """Poll until that many messages have come in all, and commit them."""
 
         def more() -> bool:
-            for batch in self.poll():
-                self.commit(batch.assignment, batch.offsets[-1] + 1)
+            self.poll()
+            self.commit_all()
             return len(self.values) >= count
 
         until(more, f"{count} messages, not {len(self.values)}")

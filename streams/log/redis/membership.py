@@ -57,6 +57,7 @@ class Owned:
         "lease",
         "part",
         "paused",
+        "recounted",
         "rows",
         "trail",
         "version",
@@ -71,6 +72,8 @@ class Owned:
         self.rows: Rows = []
         """Read, and not delivered yet."""
         self.trail = Trail(None)
+        self.recounted = False
+        """The trail knows better than what was last committed."""
         self.paused = False
         self.version = 0
         """Of the last commit."""
@@ -136,8 +139,8 @@ class Membership:
         """Where the group stood last, in all partitions this member ever owned."""
         self._epochs: dict[Place, int] = {}
         self._met: frozenset[str] = frozenset()
-        self._beaten = 0.0
-        """When the last heartbeat got through; 0 before the first."""
+        self._joined = False
+        """The server has been told of this member."""
         self._careful_until = 0.0
         """After the server lost everything, members must find each other again: until then only
         what this member owned before is taken."""
@@ -150,9 +153,8 @@ class Membership:
 
         :raises LogError: that could not be done.
         """
-        now = time.monotonic()
-        self._client.run(self._heartbeat(now))
-        self._beaten = now
+        self._client.run(self._heartbeat())
+        self._joined = True
 
     def beat(self, owned: Sequence[Owned]) -> Beat:
         """Say that this member lives, extend its leases, and see who has the others.
@@ -166,7 +168,7 @@ class Membership:
         size = 1 if self._client.servers.clustered else MANY
         chunks = [places[at : at + size] for at in range(0, len(places), size)]
         answers = self._client.run_all(
-            [self._heartbeat(sent), *(self._renewal(chunk, mine) for chunk in chunks)]
+            [self._heartbeat(), *(self._renewal(chunk, mine) for chunk in chunks)]
         )
         leases: dict[Place, Lease] = {}
         failure: LogError | None = None
@@ -200,14 +202,9 @@ class Membership:
         beat = self.beat(owned)
         return [*beat.lost, *beat.adrift]
 
-    def _heartbeat(self, now: float) -> Command:
-        silence = 0.0
-        if self._beaten:
-            silence = min(self.terms.lease, max(0.0, now - self._beaten - self.terms.heartbeat))
-        return scripted(
-            self._group, "beat", [members_key(self._group)],
-            self.me, ",".join(self._names), self._term, int(silence * 1000),
-        )  # fmt: skip
+    def _heartbeat(self) -> Command:
+        key = members_key(self._group)
+        return scripted(self._group, "beat", [key], self.me, ",".join(self._names), self._term)
 
     def _renewal(self, places: Iterable[Place], mine: dict[Place, Owned]) -> Command:
         keys: list[bytes] = []
@@ -216,7 +213,13 @@ class Membership:
             part = self._parts[place]
             keys += (part.group(self._group), part.stream)
             owned = mine.get(place)
-            args += (owned.assignment.epoch, owned.cursor) if owned else (0, b"0-0")
+            if owned is None:
+                args += (0, b"0-0", "")
+                continue
+            read: int | None = None
+            if owned.recounted and place in self.saved:
+                read = owned.trail.below(self.saved[place].position)
+            args += (owned.assignment.epoch, owned.cursor, "" if read is None else read)
         return scripted(self._group, "renew", keys, *args)
 
     def _lease(
@@ -229,9 +232,12 @@ class Membership:
                 found.lost.append(owned)
             else:
                 owned.assignment.valid_until = self.terms.valid_until(sent)
+                owned.recounted = False
                 found.streams[place] = stream_of(row[4:])
                 if state == 2:
                     found.adrift.append(owned)
+                elif state == 3:
+                    owned.trail.total = None
         if not owner and not epoch:
             return FREE
         if owner == self.me and (owned is None or state == 0):
@@ -243,9 +249,9 @@ class Membership:
         self, found: Beat, sent: float, answer: Sequence[Any], leases: dict[Place, Lease]
     ) -> None:
         known, *words = answer
-        if self._beaten and not known:
+        if self._joined and not known:
             self._start_over(sent)
-        self._beaten = time.monotonic()
+        self._joined = True
         rows = [
             Member(bytes(words[at]).decode(), bytes(words[at + 2]).decode().split(","),
                    sent + words[at + 1] / 1000)
@@ -262,9 +268,13 @@ class Membership:
             found.plan = Plan(found.plan.release, known_here, found.plan.renew, self._careful_until)
 
     def _start_over(self, now: float) -> None:
-        """The server forgot this member, so it may have lost everything: write again what is
-        known here. What others have written meanwhile stays."""
-        logger.warning("%s: the server has forgotten its members; starting over", self._group)
+        """The server does not know this member: others took it for dead, or all is lost there.
+        Write again what is known here; what others have written meanwhile stays."""
+        logger.warning(
+            "%s: not a member any more, as this process stood still or the server has lost its "
+            "data; joining again",
+            self._group,
+        )
         self._careful_until = now + self.terms.lease
         try:
             for name in self._names:

@@ -267,7 +267,9 @@ class RedisSubscription:
             else:
                 owned.version = commit.version
                 owned.assignment.valid_until = self._membership.terms.valid_until(sent)
-                if answer == 1:
+                if answer == 3:
+                    owned.trail.total, saved = None, saved._replace(read=None)
+                if answer != 2:
                     self._membership.saved[owned.place] = saved
         if failure is not None:
             raise failure
@@ -323,6 +325,9 @@ class RedisSubscription:
             stream = streams.get(owned.place)
             if stream is None or owned.rows or entry_id(stream.last) != owned.cursor:
                 continue
+            if owned.trail.total == stream.added:
+                continue
+            owned.recounted = True
             missing = owned.trail.end(stream.added)
             if missing:
                 logger.error(

@@ -91,16 +91,20 @@ local function groups_of(stream)
 end
 
 -- Make a native group stand where ours does, so that Redis's own tools tell the truth. `read` is
--- the number of entries ever added below the position, empty where that is not known.
-local function show(stream, group, position, read)
+-- the number of entries ever added below the position, empty where that is not known. True where
+-- there was no such group: then the stream may be another one than was counted, so `read` counts
+-- only if it is `certain`.
+local function show(stream, group, position, read, certain)
   local args = { 'SETID', stream, group, before(position) }
   if read ~= '' then
     args[5], args[6] = 'ENTRIESREAD', read
   end
   local there = redis.pcall('XGROUP', unpack(args))
-  if type(there) == 'table' and there['err'] then
-    args[1] = 'CREATE'
-    table.insert(args, 5, 'MKSTREAM')
-    call('XGROUP', unpack(args))
+  if type(there) ~= 'table' or not there['err'] then return false end
+  args = { 'CREATE', stream, group, before(position), 'MKSTREAM' }
+  if certain and read ~= '' then
+    args[6], args[7] = 'ENTRIESREAD', read
   end
+  call('XGROUP', unpack(args))
+  return true
 end

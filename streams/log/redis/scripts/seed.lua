@@ -5,5 +5,5 @@
 
 if call('HEXISTS', KEYS[1], 'position') == 1 then return 0 end
 call('HSET', KEYS[1], 'position', ARGV[2], 'progress', '', 'read', ARGV[3])
-show(KEYS[2], ARGV[1], ARGV[2], ARGV[3])
+show(KEYS[2], ARGV[1], ARGV[2], ARGV[3], true)
 return 1

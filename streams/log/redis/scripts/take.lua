@@ -25,9 +25,11 @@ if position ~= '' then
     -- lost the stream's tail: what comes next is new. Without, it is another stream: all is new.
     position = native and after(now_there.last) or '0-0'
     progress, read = '', ''
-    native = nil
+    show(stream, group, position, '')
+  elseif not native then
+    show(stream, group, position, '')
+    read = ''
   end
-  if not native then show(stream, group, position, read) end
   call('HSET', lease, 'position', position, 'progress', progress, 'read', read)
 end
 call('HSET', lease, 'owner', me, 'epoch', epoch, 'until', string.format('%.0f', now + ARGV[2]),

@@ -1,0 +1,541 @@
+"""Groups on real servers: who owns what, what Redis's own tools show, and what outlives a fault."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from streams.errors import GroupLive
+from streams.log.protocol import Committed
+from streams.log.redis import RedisLog, subscription
+from tests.log.redis_support import (
+    PATIENCE,
+    Member,
+    Proxy,
+    append,
+    name,
+    open_redis,
+    position,
+    record,
+    until,
+)
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis, redis_program, valkey_program
+
+SHORT = "lease=1&socket_timeout=0.5"
+
+
+@pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
+def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
+    with Redis(lifetime, request.param()) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Redis) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def log(server: Redis) -> Iterator[RedisLog]:
+    log = open_redis(f"{server.url}?{SHORT}")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def members() -> Iterator[list[Member]]:
+    """Those that are to be closed at the end."""
+    found: list[Member] = []
+    yield found
+    for member in found:
+        member.subscription.close()
+
+
+def native(client: redis.Redis, topic: str, group: str) -> dict[str, Any]:
+    """A group as XINFO GROUPS shows it."""
+    rows: Any = client.xinfo_groups(topic)
+    (found,) = [row for row in rows if row["name"] == group.encode()]
+    return dict(found)
+
+
+# -- what others see, and what others write --------------------------------------------------------
+
+
+def test_redis_tools_show_where_the_group_stands(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(10)])]
+    log.begin(group, topic, {0: offsets[3]})
+    shown = native(client, topic, group)
+    assert (shown["entries-read"], shown["lag"]) == (3, 7)
+    member = Member(log, group, topic)
+    members.append(member)
+    member.owns(1)
+    member.poll_until(lambda: len(member.values) == 7, "the rest")
+    (assignment,) = member.owned.values()
+    for count in (3, 4, 8, 10):
+        place = offsets[count] if count < 10 else offsets[9] + 1
+        member.commit(assignment, place, "progress")
+        shown = native(client, topic, group)
+        assert shown["last-delivered-id"].decode() == log.show(place - 1)
+        assert (shown["entries-read"], shown["lag"]) == (count, 10 - count)
+        assert log.lag(topic, 0, place) == 10 - count
+        assert position(log, group, topic) == Committed(place, "progress")
+
+
+def test_a_stream_of_others_is_consumed_as_it_is(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = name("topic"), name("group")
+    client.xadd(topic, {"amount": "5", "currency": "EUR"})
+    assert log.topic(topic).partitions == 1
+    assert topic in [each.name for each in log.topics()]
+    log.begin(group, topic, {0: log.bounds(topic, 0)[0]})
+    member = Member(log, group, topic)
+    members.append(member)
+    member.take_in(1)
+    client.xadd(topic, {"value": "plain", "key": "k"})
+    (entry,) = append(log, topic, [b"ours"])
+    member.take_in(3)
+    assert msgspec.json.decode(member.values[0] or b"") == {"amount": "5", "currency": "EUR"}
+    assert member.values[1:] == [b"plain", b"ours"]
+    assert native(client, topic, group)["lag"] == 0
+    assert position(log, group, topic).position == entry.offset + 1
+
+
+def test_our_entries_are_plain_fields(log: RedisLog, client: redis.Redis) -> None:
+    topic = log.create(name("topic"), 1).name
+    append(log, topic, [record(b"v", b"k", "m1", headers=[("ce_type", b"t"), ("none", None)])])
+    rows: Any = client.xrange(topic)
+    assert rows[0][1] == {
+        b"value": b"v",
+        b"key": b"k",
+        b"ce_id": b"m1",
+        b"ce_type": b"t",
+        b"null:none": b"",
+    }
+
+
+# -- blocking and being woken ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["wake", "message"])
+def test_a_blocked_poll_is_ended(log: RedisLog, members: list[Member], how: str) -> None:
+    topic = log.create(name("topic"), 2).name
+    member = Member(log, name("group"), topic)
+    members.append(member)
+    member.owns(2)
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(member.subscription.poll(10, 10_000.0)))
+    thread.start()
+    if how == "wake":
+        member.subscription.wake()
+    else:
+        append(log, topic, [b"came"])
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert [batch.values for batch in ended[0]] == ([[b"came"]] if how == "message" else [])
+
+
+@pytest.mark.parametrize("rights", ["+@all", "+@all -client|unblock", "+@all -client|id"])
+def test_what_is_resumed_is_read_though_a_read_is_blocked(
+    server: Redis,
+    client: redis.Redis,
+    members: list[Member],
+    monkeypatch: pytest.MonkeyPatch,
+    rights: str,
+) -> None:
+    # So long that the test would fail if it had to be waited for.
+    monkeypatch.setattr(subscription, "BLOCK", 10_000.0)
+    user = name("user")
+    client.acl_setuser(user, enabled=True, passwords=["+pw"], keys=["*"], commands=rights.split())
+    log = open_redis(f"redis://{user}:pw@{server.address}?{SHORT}")
+    topic = log.create(name("topic"), 2).name
+    member = Member(log, name("group"), topic)
+    member.owns(2)
+    first = member.owned[topic, 0]
+    member.subscription.pause([first])
+    append(log, topic, [record(b"other", partition=1), record(b"paused", partition=0)])
+    member.poll_until(lambda: member.values == [b"other"], "the other partition")
+    # A read is under way that does not include the paused partition.
+    member.poll()
+    assert member.values == [b"other"]
+    member.subscription.resume([first])
+    member.poll_until(lambda: member.values == [b"other", b"paused"], "what was paused")
+    member.subscription.close()
+    log.close()
+
+
+def test_an_idle_member_asks_for_little(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic = log.create(name("topic"), 4).name
+    member = Member(log, name("group"), topic)
+    members.append(member)
+    member.owns(4)
+    quiet = time.monotonic() + 3.5  # until nothing has changed for a while
+    member.poll_until(lambda: time.monotonic() > quiet, "quiet")
+
+    def asked() -> int:
+        return int(client.info("stats")["total_commands_processed"])
+
+    before = asked()
+    for _ in range(20):
+        member.poll(timeout=0.05)
+    # A heartbeat is two scripts of a dozen commands; a second has three at this lease.
+    assert asked() - before < 300
+
+
+# -- one owner -------------------------------------------------------------------------------------
+
+
+def test_who_was_replaced_can_do_nothing_any_more(
+    server: Redis, log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
+    old = Member(log, group, topic)
+    old.owns(1)
+    (stale,) = old.owned.values()
+    old.poll_until(lambda: len(old.values) == 5, "all")
+    old.commit(stale, offsets[1])
+    # It is frozen: it neither polls nor answers, and its lease runs out.
+    other = open_redis(f"{server.url}?{SHORT}")
+    new = Member(other, group, topic)
+    members.append(new)
+    new.owns(1)
+    (fresh,) = new.owned.values()
+    assert fresh.epoch > stale.epoch
+    assert fresh.committed == Committed(offsets[1])
+    assert stale.valid_until < time.monotonic()
+    new.poll_until(lambda: len(new.values) == 4, "what was not committed")
+    new.commit(fresh, offsets[2])
+    # It wakes up.
+    old.commit(stale, offsets[4])
+    assert position(log, group, topic) == Committed(offsets[2])
+    assert stale.valid_until == float("-inf")
+    old.poll()
+    assert old.events == [("assigned", 0), ("lost", 0)]
+    old.commit(stale, offsets[4])
+    old.subscription.keep_alive()
+    old.subscription.close()
+    owner = client.hget(f"{{{topic}}}:group:{group}", "owner")
+    assert isinstance(owner, bytes)
+    assert owner.decode() in [each.id for each in log.group(group).members]
+    new.commit(fresh, offsets[3])
+    assert position(log, group, topic) == Committed(offsets[3])
+
+
+def test_an_older_commit_cannot_undo_a_newer_one(log: RedisLog, members: list[Member]) -> None:
+    """Also where it was delayed on the way: the server itself compares."""
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
+    member = Member(log, group, topic)
+    members.append(member)
+    member.owns(1)
+    (assignment,) = member.owned.values()
+    (owned,) = member.subscription._owned.values()
+    first = next(member.versions)
+    member.commit(assignment, offsets[3])
+    owned.version = 0
+    member.versions = iter([first, 10])  # type: ignore[assignment]
+    member.commit(assignment, offsets[4])
+    assert position(log, group, topic) == Committed(offsets[3])
+    member.commit(assignment, offsets[2])
+    assert position(log, group, topic) == Committed(offsets[3])
+
+
+def test_keeping_alive_is_enough_to_stay(
+    server: Redis, log: RedisLog, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    busy = Member(log, group, topic)
+    members.append(busy)
+    busy.owns(1)
+    waiting = Member(open_redis(f"{server.url}?{SHORT}"), group, topic)
+    members.append(waiting)
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        busy.subscription.keep_alive()
+        waiting.poll()
+    assert waiting.owned == {}
+    (assignment,) = busy.owned.values()
+    assert assignment.valid_until > time.monotonic()
+
+
+def test_a_group_is_moved_from_under_its_members_only_by_force(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
+    member = Member(log, group, topic)
+    members.append(member)
+    member.take_in(5)
+    with pytest.raises(GroupLive):
+        log.move(group, topic, {0: Committed(offsets[1])})
+    with pytest.raises(GroupLive):
+        log.forget(group)
+    log.move(group, topic, {0: Committed(offsets[3])}, force=True)
+    assert native(client, topic, group)["lag"] == 2
+    member.take_in(7)
+    assert member.values[5:] == [b"3", b"4"]
+    assert ("lost", 0) in member.events
+
+
+def test_a_group_that_began_is_taken_up_where_it_should_begin(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    """Also if who began it was killed before the partitions were told."""
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
+    log.begin(group, topic, {0: offsets[2]})
+    client.delete(f"{{{topic}}}:group:{group}")
+    assert position(log, group, topic) == Committed(offsets[2])
+    member = Member(log, group, topic)
+    members.append(member)
+    member.take_in(3)
+    assert member.values == [b"2", b"3", b"4"]
+
+
+# -- what the server loses -------------------------------------------------------------------------
+
+
+def test_a_server_that_lost_everything_is_gone_on_with(lifetime: Lifetime, server: Redis) -> None:
+    with Redis(lifetime, server.program) as own, own.client() as client:
+        log = open_redis(f"{own.url}?{SHORT}")
+        topic, group = log.create(name("topic"), 2).name, name("group")
+        log.begin(group, topic, {0: 0, 1: 0})
+        one, two = Member(log, group, topic), Member(log, group, topic)
+        until(
+            lambda: one.poll() is two.poll() or len(one.owned) == len(two.owned) == 1, "shared out"
+        )
+        append(log, topic, [record(b"old", partition=n) for n in (0, 1)])
+        one.take_in(1)
+        two.take_in(1)
+        epochs = {each: a.epoch for m in (one, two) for each, a in m.owned.items()}
+        owners = (set(one.owned), set(two.owned))
+        client.flushall()
+        append(log, topic, [record(b"new%d" % n, partition=n % 2) for n in range(6)])
+        expected = {b"old", *(b"new%d" % n for n in range(6))}
+        until(
+            lambda: one.poll() is two.poll() or {*one.values, *two.values} == expected,
+            "what came after",
+        )
+        # Who owned a partition knew where the group stood, and has it again.
+        until(
+            lambda: (
+                one.poll() is two.poll()
+                or (
+                    (set(one.owned), set(two.owned)) == owners and len(one.events + two.events) >= 6
+                )
+            ),
+            "the same owners",
+        )
+        assert (one.values + two.values).count(b"old") == 2, "what was committed is settled"
+        for member in (one, two):
+            assert [what for what, _ in member.events[:2]] == ["assigned", "lost"]
+            for place, assignment in member.owned.items():
+                assert assignment.epoch > epochs[place]
+                assert assignment.committed is not None
+        assert log.topic(topic).partitions == 2
+        assert log.groups() == [group]
+        assert topic in [each.name for each in log.topics()]
+        for member in (one, two):
+            member.subscription.close()
+        log.close()
+
+
+@pytest.mark.parametrize("lost", ["native group", "hash", "stream", "stream and group"])
+def test_a_part_that_was_lost_is_made_again(
+    log: RedisLog, client: redis.Redis, members: list[Member], lost: str
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    member = Member(log, group, topic)
+    members.append(member)
+    append(log, topic, [b"%d" % n for n in range(5)])
+    member.take_in(5)
+    place = position(log, group, topic)
+    if lost == "native group":
+        client.xgroup_destroy(topic, group)
+    if lost.startswith("stream"):
+        client.delete(topic)
+    if lost in ("hash", "stream and group"):
+        client.delete(f"{{{topic}}}:group:{group}")
+    (entry,) = append(log, topic, [b"5"])
+
+    def committed() -> bool:
+        member.poll()
+        member.commit_all()
+        places = log.group(group).positions
+        return places.get((topic, 0)) == Committed(entry.offset + 1)
+
+    until(committed, "what came after is settled")
+    assert place.position < entry.offset
+    # What was not committed may have come twice, nothing else.
+    assert set(member.values[5:]) == {b"5"}
+    member.poll_until(lambda: native(client, topic, group)["lag"] == 0, "the tools agree")
+
+
+def test_another_stream_of_the_name_is_read_from_its_beginning(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    member = Member(log, group, topic)
+    members.append(member)
+    append(log, topic, [b"%d" % n for n in range(5)])
+    member.take_in(5)
+    client.delete(topic)
+    for number in (1, 2):
+        client.xadd(topic, {"value": b"small %d" % number}, id=f"{number}-0")
+    member.take_in(7)
+    assert member.values[5:] == [b"small 1", b"small 2"]
+    assert position(log, group, topic).position == (2 << 64) + 1
+
+
+def test_entries_trimmed_before_they_were_read_are_a_loss(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    first = Member(log, group, topic)
+    append(log, topic, [b"%d" % n for n in range(5)])
+    first.take_in(5)
+    first.subscription.close()
+    # Nothing but what the group has read is gone: whatever the gap, it is none.
+    client.xtrim(topic, maxlen=0, approximate=False)
+    append(log, topic, [b"%d" % n for n in range(5, 10)])
+    assert position(log, group, topic).position >= log.bounds(topic, 0)[0]
+    # Two of the five that it has not read go.
+    client.xtrim(topic, maxlen=3, approximate=False)
+    begins = log.bounds(topic, 0)[0]
+    assert position(log, group, topic).position < begins
+    second = Member(log, group, topic)
+    members.append(second)
+    second.owns(1)
+    (assignment,) = second.owned.values()
+    assert assignment.committed is not None
+    assert assignment.committed.position < begins
+    second.take_in(3)
+    assert second.values == [b"7", b"8", b"9"]
+    assert position(log, group, topic).position >= log.bounds(topic, 0)[0]
+
+
+def test_entries_trimmed_under_a_running_member_are_reported(
+    log: RedisLog,
+    client: redis.Redis,
+    members: list[Member],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    member = Member(log, group, topic)
+    members.append(member)
+    append(log, topic, [b"0"])
+    member.take_in(1)
+    (assignment,) = member.owned.values()
+    (owned,) = member.subscription._owned.values()
+    member.subscription.pause([assignment])
+    append(log, topic, [b"1"])
+    # The read that was under way has this one; there is no other while it is paused.
+    member.poll_until(lambda: owned.rows, "it is read")
+    append(log, topic, [b"%d" % n for n in range(2, 100)])
+    client.xtrim(topic, maxlen=0, approximate=False)
+    append(log, topic, [b"last"])
+    member.subscription.resume([assignment])
+    with caplog.at_level(logging.ERROR, "streams"):
+        member.take_in(3)
+        member.poll_until(lambda: caplog.records, "a report")
+    assert member.values == [b"0", b"1", b"last"]
+    assert "98 messages" in caplog.text
+    member.poll_until(lambda: native(client, topic, group)["lag"] == 0, "the tools agree")
+
+
+# -- faults on the way -----------------------------------------------------------------------------
+
+
+def test_a_cut_connection_loses_and_repeats_nothing(server: Redis, log: RedisLog) -> None:
+    topic, group = log.create(name("topic"), 2).name, name("group")
+    values = [b"%06d" % n for n in range(8_000)]
+    append(log, topic, [record(each, partition=n % 2) for n, each in enumerate(values)])
+    with Proxy(server.port) as proxy:
+        cut = open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")
+        member = Member(cut, group, topic)
+        member.owns(2)
+        for count in range(500, 8_001, 500):
+            member.take_in(count)
+            proxy.cut_all()
+        assert sorted(filter(None, member.values)) == values
+        for partition in range(2):
+            own = [v for v in member.values if v is not None and int(v) % 2 == partition]
+            assert own == sorted(own)
+        member.subscription.close()
+        cut.close()
+
+
+def test_a_server_that_was_frozen_changes_no_owner(lifetime: Lifetime, server: Redis) -> None:
+    with Redis(lifetime, server.program) as own:
+        log = open_redis(f"{own.url}?{SHORT}")
+        topic, group = log.create(name("topic"), 2).name, name("group")
+        both = [Member(log, group, topic), Member(log, group, topic)]
+
+        def poll() -> bool | None:
+            for member in both:
+                member.poll()
+            return None
+
+        until(lambda: poll() or all(len(m.owned) == 1 for m in both), "shared out")
+        quiet = time.monotonic() + 1
+        until(lambda: poll() or time.monotonic() > quiet, "quiet")
+        events = [list(member.events) for member in both]
+        assignments = [a for m in both for a in m.owned.values()]
+        own.pause()
+        over = time.monotonic() + 3  # three leases
+        until(lambda: poll() or time.monotonic() > over, "all leases over")
+        assert all(each.valid_until < time.monotonic() for each in assignments)
+        own.resume()
+        until(
+            lambda: poll() or all(a.valid_until > time.monotonic() for a in assignments),
+            "confirmed again",
+        )
+        assert [list(member.events) for member in both] == events
+        for member in both:
+            member.subscription.close()
+        log.close()
+
+
+def test_what_was_acknowledged_outlives_a_killed_server(lifetime: Lifetime, server: Redis) -> None:
+    durable = ("--appendonly", "yes", "--appendfsync", "always")
+    with Redis(lifetime, server.program, durable) as own:
+        log = open_redis(f"{own.url}?{SHORT}")
+        topic, group = log.create(name("topic"), 1).name, name("group")
+        member = Member(log, group, topic)
+        acknowledged: list[bytes] = []
+        stop = threading.Event()
+
+        def publish() -> None:
+            while not stop.is_set():
+                value = b"%d" % len(acknowledged)
+                append(log, topic, [record(value)])  # rides through the restart
+                acknowledged.append(value)
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        for goal in (50, 100):
+            member.take_in(goal)
+            own.kill()
+            own.restart()
+        member.poll_until(lambda: len(member.values) > 150, "more")
+        stop.set()
+        publisher.join(PATIENCE)
+        member.poll_until(lambda: len(member.values) >= len(acknowledged), "all of them")
+        assert member.values == acknowledged
+        member.subscription.close()
+        log.close()
