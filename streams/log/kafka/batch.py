@@ -37,15 +37,16 @@ class KafkaBatch(Batch):
     _found: list[str | None] | None
 
     def __init__(
-        self, topic: str, partition: int, messages: Sequence[KMessage], assignment: Any = None
+        self, topic: str, partition: int, messages: list[Any], assignment: Any = None
     ) -> None:
+        """``messages`` is the batch's own from here on."""
         self.topic = topic
         self.partition = partition
         self.offsets: Sequence[int] = list(map(_offset, messages))  # type: ignore[arg-type]
         self.keys = list(map(_key, messages))
         self.values = list(map(_value, messages))
         self.assignment = assignment
-        self._messages = list(messages)
+        self._messages = messages
         self._found = None
         self._headers = None
         self._times = None
@@ -103,9 +104,7 @@ def errors_of(messages: Sequence[KMessage]) -> list[KMessage]:
     return [message for message in messages if message.error() is not None]
 
 
-def runs(
-    messages: Sequence[KMessage], only: str | None
-) -> Iterator[tuple[str, int, Sequence[KMessage]]]:
+def runs(messages: list[Any], only: str | None) -> Iterator[tuple[str, int, list[Any]]]:
     """Cut what was polled into runs of one partition.
 
     :param only: the one topic there is; None if there are several.

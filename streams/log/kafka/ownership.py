@@ -9,7 +9,7 @@ what it sends and receives, and shows the counts in its statistics, with a monot
 Theory of operation. Let a *snapshot* be one statistics report. If between two snapshots the count
 of heartbeats to the coordinator grew, one was sent after the first snapshot was taken. If a later
 snapshot shows nothing outstanding there, nothing timed out, retried or disconnected since, no
-search for another coordinator, and a member that is still in its steady state, that heartbeat was
+search for another coordinator, no rebalance, and a member in its steady state, that heartbeat was
 answered, and answered well. So ownership was certain *at the first snapshot's time*, and it is
 certain for one session from there. That is later known, and a little earlier dated, than the
 truth; it errs only to the safe side. In detail:
@@ -66,6 +66,7 @@ class Member(msgspec.Struct):
 
     state: str = ""
     join_state: str = ""
+    rebalance_cnt: int = 0
 
 
 class Snapshot(msgspec.Struct):
@@ -146,6 +147,7 @@ class Ownership:
             broker.rxerrs,
             broker.txerrs,
             broker.txretries,
+            snapshot.cgrp.rebalance_cnt,
             sum(each.req.get("FindCoordinator", 0) for each in snapshot.brokers.values()),
         )
         steady = snapshot.cgrp.state == "up" and snapshot.cgrp.join_state == "steady"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -190,7 +190,7 @@ class KafkaReader:
     def _doing(self) -> str:
         return f"reading {self._topic}/{self._partition}"
 
-    def _batch(self, run: Sequence[Any]) -> KafkaBatch | None:
+    def _batch(self, run: list[Any]) -> KafkaBatch | None:
         """The run as far as it lies below the end; None if none of it does."""
         if run[-1].offset() >= self._end:
             run = [message for message in run if message.offset() < self._end]

@@ -364,29 +364,27 @@ def _replicas(value: Any) -> int:
 
 
 def _value(name: str, value: Any, source: str) -> Any:
+    """The value as the driver takes it, if it may be set at all."""
+    said = f"Kafka setting {name} ({source})"
     name = ALIASES.get(name, name)
     if name in RUNS_CODE:
-        raise ConfigError(f"Kafka setting {name} ({source}): not accepted, {RUNS_CODE[name]}")
+        raise ConfigError(f"{said}: not accepted, {RUNS_CODE[name]}")
     if name in OURS:
-        raise ConfigError(f"Kafka setting {name} ({source}): not accepted, {OURS[name]}")
+        raise ConfigError(f"{said}: not accepted, {OURS[name]}")
     if name in CALLBACKS:
         if source == "URL" or not (callable(value) or name == "logger"):
-            raise ConfigError(f"Kafka setting {name} ({source}): a callable given in config=")
+            raise ConfigError(f"{said}: a callable given in config=")
         return value
     if name.endswith("_cb") or callable(value):
-        raise ConfigError(f"Kafka setting {name} ({source}): this callback is the toolkit's own")
+        raise ConfigError(f"{said}: this callback is the toolkit's own")
     if isinstance(value, bool):
         value = "true" if value else "false"
     if not isinstance(value, (str, int, float)):
-        raise ConfigError(
-            f"Kafka setting {name} ({source}): text, a number or a bool, got {type(value).__name__}"
-        )
+        raise ConfigError(f"{said}: text, a number or a bool, got {type(value).__name__}")
     if name in FIXED:
         allowed, why = FIXED[name]
         if str(value).lower() not in allowed:
-            raise ConfigError(
-                f"Kafka setting {name} ({source}): must stay {' or '.join(sorted(allowed))}, {why}"
-            )
+            raise ConfigError(f"{said}: must stay {' or '.join(sorted(allowed))}, {why}")
     return value
 
 

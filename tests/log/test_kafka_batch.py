@@ -1,0 +1,87 @@
+"""The driver's messages as columns."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+from confluent_kafka import Message as KMessage
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.log.kafka.batch import KafkaBatch, errors_of, identities, runs
+from streams.message import identity, identity_of
+
+
+def message(offset: int = 0, topic: str = "t", partition: int = 0, **more: Any) -> Any:
+    return KMessage(topic=topic, partition=partition, offset=offset, **more)
+
+
+def test_columns_are_read_from_the_drivers_objects() -> None:
+    messages = [
+        message(3, key=b"k", value=b"v", headers=[("ce_id", b"a")], timestamp=(1, 1500)),
+        message(7, value=None, headers=[("x", None)], timestamp=(1, 2500)),
+    ]
+    batch = KafkaBatch("t", 0, messages, "owner")
+    assert (list(batch.offsets), batch.keys, batch.values) == ([3, 7], [b"k", None], [b"v", None])
+    assert batch.assignment == "owner"
+    assert batch.ids == ["a", None]
+    assert [batch.id(0), batch.id(1)] == ["a", "t/0/7"]
+    assert (batch.headers(0), batch.headers(1)) == ([("ce_id", b"a")], [("x", None)])
+    assert (batch.time(0), batch.time(1)) == (1.5, 2.5)
+    assert (len(batch), batch.nbytes()) == (2, [2, 0])
+
+
+def test_an_id_can_be_read_without_making_all_of_them() -> None:
+    batch = KafkaBatch("t", 0, [message(headers=[("ce_id", b"a"), ("ce_source", b"s")])])
+    assert batch.id(0) == "a"
+    assert batch._found is None
+    assert batch.ids == [identity("a", "s")]
+
+
+def test_what_is_released_is_let_go() -> None:
+    batch = KafkaBatch("t", 0, [message(1, key=b"k", value=b"v"), message(2, value=b"w")])
+    batch.release(0)
+    assert batch.keys == [None, None]
+    assert batch.values == [None, b"w"]
+    assert (batch.headers(0), batch.time(0), batch.ids) == ((), 0.0, [None, None])
+
+
+pairs = st.lists(
+    st.tuples(
+        st.sampled_from(["ce_id", "ce_source", "streams_redrive", "other"]),
+        st.none() | st.sampled_from([b"", b"a", b"\xff\xfe", "ü".encode(), b"1"]),
+    ),
+    max_size=3,
+)
+
+
+@given(st.lists(st.none() | pairs, max_size=5))
+def test_the_fast_way_to_identities_finds_what_the_plain_one_finds(
+    headers: list[list[tuple[str, bytes | None]] | None],
+) -> None:
+    messages = [message(headers=each) for each in headers]
+    assert identities(messages) == [identity_of(each or ()) for each in headers]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2)), max_size=12))
+def test_what_was_polled_is_cut_into_runs_of_one_partition(places: list[tuple[str, int]]) -> None:
+    messages = [message(n, topic, partition) for n, (topic, partition) in enumerate(places)]
+    found = list(runs(messages, None))
+    assert [each for _, _, run in found for each in run] == messages
+    for topic, partition, run in found:
+        assert {(each.topic(), each.partition()) for each in run} == {(topic, partition)}
+    for one, other in pairwise(found):
+        assert one[:2] != other[:2]
+    if len({topic for topic, _ in places}) == 1:
+        assert [run[1:] for run in runs(messages, places[0][0])] == [run[1:] for run in found]
+
+
+@pytest.mark.parametrize("bad", [[], [0], [1], [0, 2], [0, 1, 2]])
+def test_errors_are_told_from_messages(bad: list[int]) -> None:
+    messages = [
+        message(n, error=KafkaError(KafkaError._TRANSPORT) if n in bad else None) for n in range(3)
+    ]
+    assert errors_of(messages) == [messages[n] for n in bad]
