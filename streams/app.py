@@ -298,10 +298,11 @@ class Streams:
             if runner is None or pump is None:
                 continue
             counts, pumped = runner.dispatcher.counts, pump.stats()
+            handled, filtered = runner.tally()
             found[processor.name] = ProcessorStats(
-                handled=counts.handled,
+                handled=handled,
                 duplicates=counts.duplicates,
-                filtered=counts.filtered,
+                filtered=filtered,
                 retries=counts.retries,
                 dead_letters=counts.buried,
                 in_flight=pumped.held,

@@ -82,6 +82,11 @@ class Runner(ABC):
     def running(self) -> int:
         """Handlers running at this moment."""
 
+    def tally(self) -> tuple[int, int]:
+        """How many messages were handled and how many filtered out, at this moment."""
+        counts = self.dispatcher.counts
+        return counts.handled, counts.filtered
+
     @abstractmethod
     def call(self, action: Callable[[], None]) -> None:
         """Like :meth:`enter`, and return when it was run (not from the loop, nor inside it)."""

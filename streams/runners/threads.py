@@ -76,6 +76,10 @@ class ThreadRunner(Runner):
             and job.timeout is None
             and not (job.batch and job.filter)
         )
+        self._straight: Segment | None = None
+        """What is being run straight; nobody counts it before it ends."""
+        self._passed = 0
+        """How many of it were filtered out so far."""
         self._unwatch: Callable[[], None] = lambda: None
         self._function: Callable[..., Any] = self._first
 
@@ -125,6 +129,16 @@ class ThreadRunner(Runner):
     @override
     def running(self) -> int:
         return sum(1 for busy in self._busy if busy)
+
+    @override
+    def tally(self) -> tuple[int, int]:
+        with self._work:
+            handled, filtered = super().tally()
+            if self._straight is not None:
+                passed = self._passed
+                handled += self._straight.done.count(1) - passed
+                filtered += passed
+            return handled, filtered
 
     @override
     def call(self, action: Callable[[], None]) -> None:
@@ -343,6 +357,7 @@ class ThreadRunner(Runner):
                 return
             values, decode = segment.values, segment.decode
         self._begin(slot, (segment,), self._now())
+        self._straight, self._passed = segment, 0
         self._work.release()
         try:
             if job.batch is not None:
@@ -354,6 +369,9 @@ class ThreadRunner(Runner):
         finally:
             self._work.acquire()
             self._end(slot)
+            self._straight = None
+            dispatcher.counts.filtered += self._passed
+            dispatcher.counts.handled -= self._passed  # a straight run counts them all
         if error is None:
             dispatcher.ran(segment, 0, stop)
             return
@@ -400,7 +418,7 @@ class ThreadRunner(Runner):
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
         function, keep, wants_message = self._function, job.filter, job.wants_message
         assignment = segment.owner.assignment
-        index = filtered = 0
+        index = 0
         failure: BaseException | None = None
         try:
             for value in values:
@@ -408,7 +426,7 @@ class ThreadRunner(Runner):
                     break
                 event = decode(value)
                 if keep is not None and not keep(event):
-                    filtered += 1
+                    self._passed += 1
                 elif not wants_message:
                     function(event)
                 else:
@@ -425,9 +443,6 @@ class ThreadRunner(Runner):
         finally:
             if joint is not None:
                 joint.rollback()
-            if filtered:
-                self.dispatcher.counts.filtered += filtered
-                self.dispatcher.counts.handled -= filtered
         return index, index, None
 
     def _batches(

@@ -243,3 +243,33 @@ async def test_a_batch_error_that_names_nobody_is_everybodys(asynchronous: bool)
         stats = app.stats().processors[processor.name]
         assert len(await h.dead(topic, group="g")) == 2
     assert (stats.handled, stats.filtered, stats.dead_letters) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+async def test_a_long_straight_run_is_counted_while_it_runs(filtered: bool) -> None:
+    app, step, counted = Streams("memory://"), threading.Semaphore(0), list[tuple[int, int]]()
+    topic = app.topic("t", int, partitions=1)
+
+    @app.processor(topic, group="g", filter=(lambda value: value % 2 == 0) if filtered else None)
+    def handle(value: int) -> None:
+        step.acquire(timeout=30)
+
+    handle.pause()
+    async with harness(app) as h:
+        await topic.publish_many(range(10))
+        handle.resume()
+
+        def now() -> tuple[int, int]:
+            stats = app.stats().processors["handle"]
+            return stats.handled, stats.filtered
+
+        for done in range(5):
+            wanted = (done, done) if filtered else (done, 0)
+            await until(functools.partial(lambda wanted: now() == wanted, wanted))
+            counted.append(now())
+            step.release()
+        step.release(10)
+        await h.settled()
+        counted.append(now())
+    ends = (5, 5) if filtered else (10, 0)
+    assert counted == [*((n, n) if filtered else (n, 0) for n in range(5)), ends]
