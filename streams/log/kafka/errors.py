@@ -89,6 +89,10 @@ _HINTS: Mapping[int, str] = {
     KafkaError._SSL: "check ssl.ca.location, and that this is the broker's TLS port",
     KafkaError._ALL_BROKERS_DOWN: "is Kafka running, and is the address right?",
     KafkaError._RESOLVE: "is the host's name right?",
+    KafkaError._TIMED_OUT: "is Kafka running, and is the address right?",
+    KafkaError.MSG_SIZE_TOO_LARGE: (
+        "see the topic's max.message.bytes; where it is below 1 MB, batch.size must be, too"
+    ),
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user needs an ACL for the topic",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "this user needs an ACL for the group",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: (

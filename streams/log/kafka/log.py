@@ -15,6 +15,7 @@ from streams.errors import ConfigError, GroupLive, LogError
 from streams.log.kafka import moves
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
+from streams.log.kafka.lines import Lines
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
 from streams.log.kafka.settings import MESSAGE_BYTES, Settings, settings
@@ -59,7 +60,7 @@ class KafkaLog:
 
     def __init__(self, found: Settings) -> None:
         self._settings = found
-        self._logger = found.given.get("logger") or logger
+        self._lines = found.given.get("logger") or Lines(logger)
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -82,7 +83,7 @@ class KafkaLog:
         """
         conf.pop("logger", None)
         try:
-            return kind(conf, logger=self._logger)
+            return kind(conf, logger=self._lines)
         except KafkaException as error:
             raise translate(error, "settings", self._settings.scrub) from None
         except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -25,6 +25,8 @@ from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
 
 logger = logging.getLogger("streams.kafka")
+
+T = TypeVar("T")
 
 PREFETCH = 16 * MEGABYTE
 """Bytes that a reading's own queue may hold."""
@@ -92,24 +94,33 @@ class Readers:
         """First position that can be read, and the end of what is readable: an open transaction
         ends it, what stands behind its first message is not there yet."""
         part = TopicPartition(topic, partition)
-        return ask(
+        return self._ask(
             f"bounds of {topic}/{partition}",
-            lambda: self._asker().get_watermark_offsets(part, timeout=ANSWER),
-            self._settings.scrub,
+            topic,
+            lambda asker: asker.get_watermark_offsets(part, timeout=ANSWER),
         )
 
     def at(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
         wanted = TopicPartition(topic, partition, max(0, round(moment * 1000)))
 
-        def question() -> int:
-            (part,) = self._asker().offsets_for_times([wanted], timeout=ANSWER)
+        def question(asker: Consumer) -> int:
+            (part,) = asker.offsets_for_times([wanted], timeout=ANSWER)
             if part.error is not None:
                 raise KafkaException(part.error)
             return part.offset
 
-        found = ask(f"time in {topic}/{partition}", question, self._settings.scrub)
+        found = self._ask(f"time in {topic}/{partition}", topic, question)
         return found if found >= 0 else self.bounds(topic, partition)[1]
+
+    def _ask(self, doing: str, topic: str, question: Callable[[Consumer], T]) -> T:
+        asker, scrub = self._asker(), self._settings.scrub
+        try:
+            return ask(doing, lambda: question(asker), scrub)
+        except NotFound:
+            # A partition that is new, to a client that has not heard of it yet.
+            ask(doing, lambda: asker.list_topics(topic, timeout=ANSWER), scrub)
+            return ask(doing, lambda: question(asker), scrub)
 
     def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""

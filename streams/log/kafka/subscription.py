@@ -126,7 +126,7 @@ class KafkaSubscription:
         self._commits = Commits(
             lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
             self._places,
-            consumer.memberid,
+            self._member,
         )
         try:
             self._consumer.subscribe(
@@ -483,6 +483,13 @@ class KafkaSubscription:
             # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
             self._ownership.confirm(now)
             self._extend()
+
+    def _member(self) -> str | None:
+        """Who we are in the group; None where the driver has left it, unpolled for too long."""
+        ownership = self._ownership
+        if time.monotonic() > ownership.polled + ownership.patience:
+            return None
+        return self._consumer.memberid()
 
     def _committed(self, error: KafkaError | None, parts: list[TopicPartition]) -> None:
         """The driver's on_commit: how a commit ended, told inside a poll."""
