@@ -171,9 +171,17 @@ class Batch:
         """Let go of one settled message's bytes."""
         self.keys[index] = self.values[index] = None
 
-    def size(self) -> int:
-        """The bytes of all keys and values together."""
-        return sum(map(len, filter(None, self.values))) + sum(map(len, filter(None, self.keys)))
+    def measure(self) -> tuple[int, int]:
+        """The bytes of all keys and values together, and of the largest value: -1 where one of
+        them is null."""
+        values: list[Any] = self.values
+        try:
+            sizes = list(map(len, values))
+            largest = max(sizes)
+        except TypeError:
+            sizes = [len(value) for value in values if value is not None]
+            largest = -1
+        return sum(sizes) + sum(map(len, filter(None, self.keys))), largest
 
     def nbytes(self) -> list[int]:
         """The size of each message's key and value in bytes."""

@@ -76,11 +76,15 @@ class Decoder(Generic[T_co]):
         """Reads the message ID from a decoded value, where the topic says it is there."""
         return self._identify
 
-    def fast(self, values: Sequence[bytes | None]) -> Callable[[Any], Any] | None:
-        """The bare decoder, if it is safe for every one of these values; else None."""
-        if self._bound.fast is None or None in values or not self._bound.cleared(values):
+    def fast(self, values: Sequence[bytes | None], largest: int) -> Callable[[Any], Any] | None:
+        """The bare decoder, if it is safe for every one of these values; else None.
+
+        ``largest`` is the largest one's size in bytes, -1 where one is null.
+        """
+        bound = self._bound
+        if bound.fast is None or largest < 0:
             return None
-        return self._bound.fast
+        return bound.fast if largest <= bound.small or bound.cleared(values) else None
 
     def one(self, batch: Batch, index: int) -> T_co:
         """Decode one message.

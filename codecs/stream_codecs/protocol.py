@@ -68,6 +68,8 @@ class Bound(NamedTuple, Generic[T]):
     :param fast: ``decode`` without any check, at the speed of C; it raises whatever it likes.
     :param cleared: True where no value of this batch can be too large or too deep, so that
         ``fast`` may be used for all of it. Null values are ignored.
+    :param small: a batch whose largest value has at most this many bytes, and that holds no null,
+        is cleared without being asked for.
     :param explain: the typed error for what ``decode`` or ``fast`` raised over these bytes.
         Running out of memory is not the message's fault: a :class:`MemoryError` is raised again.
     """
@@ -79,6 +81,7 @@ class Bound(NamedTuple, Generic[T]):
     fast: Callable[[bytes], T] | None = None
     cleared: Callable[[Sequence[bytes | None]], bool] = _never
     explain: Callable[[bytes, Exception], DecodeError] = _explain
+    small: int = 0
 
     def decoder(self, values: Sequence[bytes | None]) -> Callable[..., T]:
         """The cheapest safe decoder for this batch: ``fast`` where it is cleared, else ``decode``.

@@ -99,6 +99,7 @@ def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: 
         fast=fast,
         cleared=cleared,
         explain=explain,
+        small=small,
     )
 
 

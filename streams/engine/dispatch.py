@@ -358,12 +358,13 @@ class Dispatcher:
         if owned.lanes or segment.holes or now >= owned.assignment.valid_until:
             return None
         if owned.window is not None:
-            unique = set(segment.ids)
+            unique = dict.fromkeys(segment.ids)
             if len(unique) != len(segment):
-                if unique != {None}:
+                if unique != {None: None}:
                     return None
             elif None in unique or not owned.window.fresh(unique):
                 return None
+            segment.unique = unique
         return segment
 
     def ran(self, segment: Segment, start: int, stop: int) -> None:
@@ -374,7 +375,11 @@ class Dispatcher:
         owned = segment.owner
         if owned.window is not None and stop > start and segment.ids[start] is not None:
             identities = segment.ids[start:stop]
-            owned.window.extend(identities)
+            if stop - start == len(segment) and segment.unique is not None:
+                owned.window.absorb(segment.unique)
+            else:
+                owned.window.extend(identities)
+            segment.unique = None
             heir = None if owned.live else self._heir(owned)
             if heir is not None:
                 heir.extend([each for each in identities if each is not None])
@@ -419,10 +424,17 @@ class Dispatcher:
             self.counts.handled += 1
         else:
             self.counts.buried += 1
+        live = owned.live
         if identity is not None and owned.window is not None:
-            self._remember(owned, owned.window, identity)
+            if live:  # as in _remember, without the calls: this is the hot loop
+                window = owned.window
+                window.new[identity] = None
+                if len(window.new) >= window.size:
+                    window.turn()
+            else:
+                self._remember(owned, owned.window, identity)
         if lane is not None:
-            if owned.live:
+            if live:
                 queue = owned.lanes.pop(lane)
                 if queue:
                     self._next(owned, lane, queue)

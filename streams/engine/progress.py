@@ -188,8 +188,10 @@ class Segment:
         "holes",
         "ids",
         "keys",
+        "largest",
         "owner",
         "size",
+        "unique",
         "values",
     )
 
@@ -204,14 +206,17 @@ class Segment:
         """The bare decoder, where it is safe for all these values (the runner's own)."""
         self.events: list[Any] | None = None
         """The decoded values, where the identity is inside them."""
+        self.unique: dict[str | None, None] | None = None
+        """The identities, while the segment is run straight: they are known to differ."""
         self.done = bytearray(len(batch))
         self.holes = False
         """Some messages were settled before they arrived (in an earlier life of the group)."""
         self.first = 0
         """Messages before this index were delivered before: another segment speaks for them."""
         self._nbytes: list[int] | None = None
-        self.size = batch.size()
-        """Bytes held by the messages that were not released."""
+        self.size, self.largest = batch.measure()
+        """Bytes held by the messages that were not released. ``largest``: the largest value's
+        bytes, -1 where one is null."""
 
     def __len__(self) -> int:
         return len(self.done)

@@ -46,11 +46,18 @@ class Window:
             if len(self.new) >= self.size:
                 self.turn()
 
+    def absorb(self, identities: dict[str | None, None]) -> None:
+        """Remember many that are known to differ from each other, in the form that is cheapest."""
+        if len(self.new) + len(identities) < self.size:
+            self.new.update(identities)  # type: ignore[arg-type]  # whoever has them knows: no None
+        else:
+            self.extend(list(identities))  # type: ignore[arg-type]  # as above
+
     def turn(self) -> None:
         """Forget the older half."""
         self.old, self.new = self.new, {}
 
-    def fresh(self, identities: set[str]) -> bool:
+    def fresh(self, identities: dict[str | None, None]) -> bool:
         """True where none of these is remembered."""
         return self.new.keys().isdisjoint(identities) and self.old.keys().isdisjoint(identities)
 

@@ -34,8 +34,11 @@ class Undecodable:
 class Decoding(Protocol):
     """How one topic's values become what the handler is declared to take."""
 
-    def fast(self, values: Sequence[bytes | None]) -> Callable[[Any], Any] | None:
-        """The bare decoder, if it is safe for every one of these values; else None."""
+    def fast(self, values: Sequence[bytes | None], largest: int) -> Callable[[Any], Any] | None:
+        """The bare decoder, if it is safe for every one of these values; else None.
+
+        ``largest`` is the largest one's size in bytes, -1 where one is null.
+        """
         ...
 
     def one(self, batch: Batch, index: int) -> Any:

@@ -318,7 +318,7 @@ class Pump:
         self._gate.took(len(segment), segment.size)
         decoding = self._job.decodings[batch.topic]
         if decoding.identify is None:
-            segment.decode = decoding.fast(batch.values)
+            segment.decode = decoding.fast(batch.values, segment.largest)
         else:
             self._prepare(segment, decoding.identify)
         self._runner.dispatcher.offer(segment)
@@ -334,7 +334,7 @@ class Pump:
         self, batch: Batch, identify: Callable[[Any], str]
     ) -> tuple[list[Any], list[str | None]]:
         decoding = self._job.decodings[batch.topic]
-        fast = decoding.fast(batch.values)
+        fast = decoding.fast(batch.values, batch.measure()[1])
         if fast is not None:
             try:
                 events = [fast(value) for value in batch.values]

@@ -8,7 +8,7 @@ processes: the log, what was committed, which effects took place. The machine in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -262,7 +262,9 @@ class Group:
         """Whether one more failure is the last."""
         return isinstance(error, Reject) or entry.failures + 1 >= self.retry.attempts
 
-    def fail(self, tenure: Tenure, entry: Entry, error: BaseException, now: float, r: float) -> None:
+    def fail(
+        self, tenure: Tenure, entry: Entry, error: BaseException, now: float, r: float
+    ) -> None:
         """It failed and is to be tried again: when?"""
         entry.failures += 1
         entry.alone = True
@@ -332,11 +334,6 @@ class Group:
         for sent in log:
             del self.effects[partition, sent.offset]
             del self.excuses[partition, sent.offset]
-
-    def forget(self, flying: Iterable[Tenure]) -> None:
-        """Tenures that ended and of which nothing runs any more."""
-        flying = set(map(id, flying))
-        self.tenures = [t for t in self.tenures if t.live or id(t) in flying]
 
     def judge(self) -> None:
         """Everything is done: nothing was lost, and nothing happened more often than it may."""

@@ -58,15 +58,24 @@ class Machine(RuleBasedStateMachine):
         window=st.sampled_from([0, 2, 1_000, 1_000]),
         keys=st.integers(1, 3),
         most=st.sampled_from([100, 3, 1]),
+        plain=st.booleans(),
         rough=st.booleans(),
     )
     def begin(
-        self, attempts: int, in_order: bool, window: int, keys: int, most: int, rough: bool
+        self,
+        attempts: int,
+        in_order: bool,
+        window: int,
+        keys: int,
+        most: int,
+        plain: bool,
+        rough: bool,
     ) -> None:
         self.retry = Retry(attempts=attempts, delay=1.0, cap=3.0, in_order=in_order)
         self.group = Group(2, self.retry, window)
         self.keys: list[bytes | None] = [None, *KEYS[:keys]]
         self.most = 1 if self.mode == "straight" else most  # handlers at once
+        self.plain = plain  # no duplicates, nothing foreign
         self.rough = rough
         self.now = 100.0
         self.published = 0
@@ -103,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         """Messages are published, and some of what there is is delivered."""
         partition = data.draw(partitions)
         for key, kind in data.draw(arrivals):
-            self.publish(partition, key, kind)
+            self.publish(partition, key, "new" if self.plain else kind)
         self.deliver(partition, data.draw(st.sampled_from([20, 5, 2])))
 
     def deliver_some(self, data: st.DataObject) -> None:
@@ -551,7 +560,6 @@ class Machine(RuleBasedStateMachine):
         for tenure in self.group.tenures:
             assert not tenure.owned.lanes, "a lane that nobody runs in is busy"
             assert not tenure.live or tenure.progress.held() == (0, 0)
-        self.group.forget(())
 
     def step_on(self) -> None:
         if self.run is not None:

@@ -49,9 +49,7 @@ def places(draw: st.DrawFn, most: int = 80) -> tuple[int, int, list[Range]]:
 
 
 def within(inner: Sequence[Range], outer: Sequence[Range]) -> bool:
-    return all(
-        any(low <= start and end <= high for low, high in outer) for start, end in inner
-    )
+    return all(any(low <= start and end <= high for low, high in outer) for start, end in inner)
 
 
 def test_the_limit_is_the_logs() -> None:
@@ -193,7 +191,9 @@ class Versus(RuleBasedStateMachine):
 
     def start(self, position: int, settled: list[Range]) -> None:
         self.progress = Progress(position, self.floor, settled)
-        self.next = next((i for i, offset in enumerate(self.log) if offset >= position), len(self.log))
+        self.next = next(
+            (i for i, offset in enumerate(self.log) if offset >= position), len(self.log)
+        )
         self.delivered = self.next
         self.flights: dict[int, tuple[Segment, int]] = {}  # what is not settled
         self.alive: WeakSet[Tracked] = WeakSet()
@@ -275,9 +275,9 @@ class Versus(RuleBasedStateMachine):
         ahead = self.progress.preview(self.flights[offset] for offset in chosen)
         assert self.progress.snapshot() == before
         _, after = decode(ahead.position, ahead.progress)
-        assert self.covered(ahead.position, after) == self.covered(
-            before.position, ranges
-        ) | set(chosen)
+        assert self.covered(ahead.position, after) == self.covered(before.position, ranges) | set(
+            chosen
+        )
 
     @rule()
     def restart(self) -> None:
@@ -299,7 +299,7 @@ class Versus(RuleBasedStateMachine):
         if hasattr(self, "progress"):
             messages, size = self.progress.held()
             assert messages == len(self.flights)
-            assert size == sum(each.size() for each in self.alive)
+            assert size == sum(each.measure()[0] for each in self.alive)
 
 
 TestVersus = Versus.TestCase

@@ -40,7 +40,9 @@ class Worse(Hopeless):
 )
 def test_again(attempt: int, error: Exception, random: float, delay: float | None) -> None:
     policy = Retry(attempts=5, delay=0.1, cap=0.5, never=(Hopeless,))
-    assert again(policy, attempt, error, random) == (None if delay is None else pytest.approx(delay))
+    assert again(policy, attempt, error, random) == (
+        None if delay is None else pytest.approx(delay)
+    )
 
 
 def test_one_attempt_is_no_retry() -> None:
