@@ -29,6 +29,10 @@ class Gate:
         mean = bytes / messages
         self._mean = max(mean, (7 * self._mean + mean) / 8)
 
+    def heavy(self, bytes: int) -> bool:
+        """Whether so many bytes are what keeps the gate from opening."""
+        return bytes * 2 > self._bytes
+
     def room(self, messages: int, bytes: int) -> int:
         """How many more messages may be taken in while this much is held; 0 while shut."""
         if messages >= self._messages or bytes >= self._bytes:

@@ -271,7 +271,7 @@ class Pump:
         with self._marks:
             held = [owned.progress.held() for _, owned in self._owned.values()]
         messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
-        if self._gate.room(messages, size) == 0 and messages < self._job.flow.messages:
+        if self._gate.heavy(size) and self._gate.room(messages, size) == 0:
             with self._marks:
                 for _, owned in self._owned.values():
                     owned.progress.sweep()
