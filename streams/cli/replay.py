@@ -179,7 +179,7 @@ def _run(
     json: bool,
 ) -> None:
     """The range into a handler or a topic, and what came of it."""
-    from streams.app import Streams
+    from streams.app import Streams, loop_factory
     from streams.cli.logs import warnings
     from streams.config import Dedup
     from streams.replay import ReplayFailed, ReplayResult
@@ -232,7 +232,8 @@ def _run(
 
     with show.Bar(f"replaying {found.topic}") as bar:
         try:
-            result = asyncio.run(go(app))
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                result = runner.run(go(app))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
     for failure in result.failures[:SHOWN]:

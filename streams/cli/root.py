@@ -15,6 +15,7 @@ from typing_extensions import override
 from streams.cli import dead, groups, publish, replay, reset, run_app, tail, topics
 from streams.cli.failures import (
     DONE,
+    FAILED,
     INTERRUPTED,
     PIPE_CLOSED,
     USAGE,
@@ -116,7 +117,7 @@ def _invoke(arguments: Sequence[str]) -> int:
         return ended.exit_code
     except typer.Abort:
         report("aborted, nothing was done")
-        return INTERRUPTED
+        return FAILED
     except (PipeClosed, BrokenPipeError):
         raise
     except Exception as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from streams.cli.apps import load
-from streams.cli.failures import FAILED, USAGE, Failed, debugging, describe, line
+from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
 from streams.cli.options import Url
 
 logger = logging.getLogger("streams")
@@ -64,5 +64,7 @@ def run(
     except Exception as error:
         if debugging():
             raise
-        text, _ = describe(error)
-        raise Failed(f"{target} failed: {line(text)}") from error
+        text, status = describe(error)
+        if status == USAGE:
+            raise Misused(f"{target}: {text}") from error
+        raise Failed(f"{target} failed: {text}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -113,7 +114,7 @@ class _Printer:
     def __init__(self, log: Log, *, json: bool) -> None:
         self._log = log
         self._json = json
-        self._colour = not json and sys.stdout.isatty()
+        self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def rows(self, rows: Iterable[Row]) -> None:
         """Print these."""

@@ -175,6 +175,8 @@ class _Copying:
         finally:
             # The thread that reads is let finish, so that nobody closes the rows under it.
             await asyncio.wait([coming])
+            if self._how.progress is not None:
+                self._how.progress(self.result())
 
     async def _next(self) -> list[Row]:
         room = self._pace.room(CHUNK)

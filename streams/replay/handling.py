@@ -207,14 +207,16 @@ async def handle(
     waiting = asyncio.ensure_future(ended.wait())
     try:
         while not waiting.done():
-            await asyncio.wait([waiting], timeout=LOOK)
             if how.progress is not None:
                 how.progress(result())
+            await asyncio.wait([waiting], timeout=LOOK)
     finally:
         # Cancelled: what runs is finished, up to the processor's drain deadline.
         pump.stop()
         await waiting
         await runner.gone()
+        if how.progress is not None:
+            how.progress(result())
     if pump.fatal is not None:
         if isinstance(pump.fatal, StreamsError):
             raise pump.fatal

@@ -1,0 +1,83 @@
+"""Places, durations and values between text and meaning."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.cli import show
+from streams.cli.failures import Misused
+from streams.cli.places import places
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("earliest", "earliest"),
+        ("Beginning", "earliest"),
+        ("end", "latest"),
+        ("1041", "1041"),
+        ("1700000000000-0", "1700000000000-0"),
+        ("-5", -5),
+        ("90s", timedelta(seconds=90)),
+        ("1.5h", timedelta(minutes=90)),
+        ("7d", timedelta(days=7)),
+        ("2013-01-05T10:00Z", datetime(2013, 1, 5, 10, tzinfo=timezone.utc)),
+        (
+            "2013-01-05 10:00:00.5-05:00",
+            datetime(2013, 1, 5, 10, 0, 0, 500_000, timezone(timedelta(hours=-5))),
+        ),
+        ("0/1041,3/latest", {0: "1041", 3: "latest"}),
+        ("2/1700000000000-7", {2: "1700000000000-7"}),
+    ],
+)
+def test_a_place_is_read_as_it_is_written(text: str, meaning: object) -> None:
+    assert places(text, "--to") == meaning
+
+
+@given(st.text(max_size=12) | st.from_regex(r"[-0-9/,.:TZsmhd]{1,12}", fullmatch=True))
+def test_whatever_is_written_is_a_place_or_misused(text: str) -> None:
+    with suppress(Misused):
+        assert places(text, "--to") is not None
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(_JSON, st.sampled_from([None, 2]))
+def test_a_json_value_is_shown_without_loss(value: Any, indent: int | None) -> None:
+    data = json.dumps(value, indent=indent).encode()
+    line = show.as_json(show.value(data))
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {"value": value}
+
+
+@given(st.binary(max_size=40))
+def test_any_value_can_be_had_back(data: bytes) -> None:
+    found = json.loads(show.as_json(show.value(data)))
+    (name,) = found
+    if name == "base64":
+        assert base64.b64decode(found["base64"]) == data
+    elif name == "text":
+        assert found["text"].encode() == data
+    else:
+        assert found["value"] == json.loads(data)
+
+
+@given(st.text())
+def test_nothing_that_could_steer_a_terminal_is_left(text: str) -> None:
+    assert show.clean(text).isprintable()
+    kept = show.clean(text, keep="\n\t")
+    assert kept.replace("\n", "").replace("\t", "").isprintable()
