@@ -51,7 +51,7 @@ def append(log: RedisLog, topic: str, records: Iterable[Record | bytes]) -> list
     """Append records, or values; their positions."""
     found = outcomes(log, topic, [record(r) if isinstance(r, bytes) else r for r in records])
     positions = [each for each in found if isinstance(each, Position)]
-    assert len(positions) == len(found), found
+    assert len(positions) == len(found), {str(e) for e in found if not isinstance(e, Position)}
     return positions
 
 
@@ -125,14 +125,15 @@ class Member:
         version = next(self.versions)
         self.subscription.commit([Commit(assignment, position, progress, version)])
 
-    def commit_all(self) -> None:
-        """Commit what was delivered; an outage is no news."""
+    def commit_all(self) -> bool:
+        """Commit what was delivered; whether that was possible."""
         for assignment, place in list(self.ahead.values()):
             try:
                 self.commit(assignment, place)
             except Unavailable:
-                return
+                return False
             del self.ahead[id(assignment)]
+        return True
 
     def take_in(self, count: int) -> None:
         """Poll until that many messages have come in all, and commit them."""

@@ -27,7 +27,7 @@ from streams.log.protocol import Assignment, Committed
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.columns import Rows
 from streams.log.redis.groups import Groups
-from streams.log.redis.keys import Part, entry_id, members_key, offset, topics_key
+from streams.log.redis.keys import Part, before, entry_id, members_key, offset, topics_key
 from streams.log.redis.reading import Stream, stream_of
 from streams.log.redis.topics import Topics
 from streams.log.redis.trail import Trail
@@ -346,6 +346,20 @@ class Membership:
             part.topic, part.partition, taken.epoch, committed, taken.valid_until
         )
         return Owned(assignment, part, part.group(self._group))
+
+    def show(self, owned: Sequence[Owned]) -> None:
+        """Make native groups where this one has no place yet, so that until its first commit
+        nothing is trimmed that it has not read."""
+        commands: list[Command] = []
+        for each in owned:
+            position, total = each.assignment.position, each.trail.total
+            read = () if total is None else ("ENTRIESREAD", total)
+            stream, last = each.part.stream, before(position)
+            call = ("XGROUP", "CREATE", stream, self._group, last, "MKSTREAM", *read)
+            commands.append(Command(str(each.part), stream, *call))
+        for answer in self._client.run_all(commands):
+            if isinstance(answer, LogError) and "BUSYGROUP" not in str(answer):
+                logger.info("%s: not shown by Redis's own tools yet: %s", self._group, answer)
 
     def release(self, owned: Iterable[Owned]) -> None:
         """Set leases free; what cannot be told now runs out by itself."""

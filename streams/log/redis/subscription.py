@@ -373,6 +373,7 @@ class RedisSubscription:
             raise
         for owned, each in own:
             self._start(owned, each)
+        self._membership.show([owned for owned, each in own if each.saved is None])
 
     def _start(self, owned: Owned, taken: Taken) -> None:
         position = owned.assignment.position

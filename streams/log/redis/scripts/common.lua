@@ -37,8 +37,9 @@ local function step(digits, by)
   local at = #digits
   while at > 0 and string.sub(digits, at, at) == over do at = at - 1 end
   if at == 0 then return '1' .. string.rep(under, #digits) end
-  local digit = string.byte(digits, at) + by
-  return string.sub(digits, 1, at - 1) .. string.char(digit) .. string.rep(under, #digits - at)
+  local digit = string.char(string.byte(digits, at) + by)
+  if at == 1 and digit == '0' then digit = '' end
+  return string.sub(digits, 1, at - 1) .. digit .. string.rep(under, #digits - at)
 end
 
 -- The next possible entry ID, and the one before.

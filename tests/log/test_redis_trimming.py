@@ -1,0 +1,167 @@
+"""Retention on real servers: what may go, and what stays whatever the retention."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from streams.errors import ConfigError
+from streams.log.protocol import Committed, Retention
+from streams.log.redis import RedisLog
+from tests.log.redis_support import Member, append, name, open_redis
+from tests.servers.find import RedisAddress
+
+NODE = 100
+"""Entries of one node of a stream's tree (stream-node-max-entries): only whole ones are dropped."""
+
+
+@pytest.fixture(params=["redis_server", "valkey_server"])
+def address(request: pytest.FixtureRequest) -> RedisAddress:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, RedisAddress)
+    return found
+
+
+@pytest.fixture
+def log(address: RedisAddress) -> Iterator[RedisLog]:
+    log = open_redis(address.url)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def client(address: RedisAddress) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(address.url) as client:
+        yield client
+
+
+def trim(log: RedisLog, topic: str) -> int:
+    """Have its turn at trimming now."""
+    return log._trimmer.trim(log._topics.part(topic, 0))
+
+
+def filled(log: RedisLog, retention: Retention, count: int = 3_000, **config: str) -> str:
+    topic = log.create(name("topic"), 1, retention, config).name
+    log._trimmer._next[topic, 0] = float("inf")  # only when the test says so
+    append(log, topic, [b"%d" % n for n in range(count)])
+    return topic
+
+
+def test_the_newest_stay(log: RedisLog, client: redis.Redis) -> None:
+    topic = filled(log, Retention(messages=500))
+    trim(log, topic)
+    assert 500 <= client.xlen(topic) < 500 + NODE
+    reader = log.reader(topic, 0, *log.bounds(topic, 0))
+    batch = reader.read(10_000)
+    assert batch is not None
+    assert batch.values[-500:] == [b"%d" % n for n in range(2_500, 3_000)]
+
+
+def test_the_young_stay(log: RedisLog, client: redis.Redis) -> None:
+    topic = filled(log, Retention(seconds=3600))
+    assert trim(log, topic) == 0
+    old = filled(log, Retention(seconds=1e-6))
+    trim(log, old)
+    assert client.xlen(old) < NODE
+
+
+@pytest.mark.parametrize(
+    ("settled", "window"), [(0, 0), (2_000, 0), (2_000, 1_500), (2_000, 5_000)]
+)
+def test_what_a_group_has_not_settled_stays_and_its_window_too(
+    log: RedisLog, client: redis.Redis, settled: int, window: int
+) -> None:
+    topic, group = filled(log, Retention(messages=1)), name("group")
+    log.begin(group, topic, {0: log.bounds(topic, 0)[0]})
+    member = Member(log, group, topic, window=window)
+    member.owns(1)
+    (assignment,) = member.owned.values()
+    member.poll_until(lambda: len(member.values) == 3_000, "all")
+    offsets = [offset for batch in member.batches for offset in batch.offsets]
+    if settled:
+        member.commit(assignment, offsets[settled])
+    member.subscription.close()
+    trim(log, topic)
+    kept = 3_000 - max(0, settled - window)
+    assert kept <= client.xlen(topic) < kept + NODE
+    assert log.group(group).positions[topic, 0].position >= log.bounds(topic, 0)[0]
+
+
+def test_a_group_that_waits_for_its_first_member_keeps_everything(
+    log: RedisLog, client: redis.Redis
+) -> None:
+    topic, group = log.create(name("topic"), 1, Retention(messages=1)).name, name("group")
+    log.begin(group, topic, {0: 0})
+    log._trimmer._next[topic, 0] = float("inf")
+    append(log, topic, [b"%d" % n for n in range(500)])
+    assert trim(log, topic) == 0
+    log.move(group, topic, {0: Committed(log.bounds(topic, 0)[1])})
+    trim(log, topic)
+    assert client.xlen(topic) < NODE
+    log.forget(group)
+
+
+def test_what_a_group_of_others_has_pending_stays(log: RedisLog, client: redis.Redis) -> None:
+    topic = filled(log, Retention(messages=1))
+    client.xgroup_create(topic, "theirs", id="0")
+    assert trim(log, topic) == 0
+    client.xreadgroup("theirs", "consumer", {topic: ">"}, count=2_000)
+    assert trim(log, topic) == 0, "nothing of it is acknowledged"
+    entries: Any = client.xrange(topic, count=1_000)
+    client.xack(topic, "theirs", *(entry[0] for entry in entries))
+    trim(log, topic)
+    assert 2_000 <= client.xlen(topic) < 2_000 + NODE
+
+
+def test_a_hard_bound_overrides_groups_and_says_so(
+    log: RedisLog, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, group = filled(log, Retention(), most="1000"), name("group")
+    log.begin(group, topic, {0: 0})
+    with caplog.at_level(logging.WARNING, "streams"):
+        trim(log, topic)
+    assert 1_000 <= client.xlen(topic) < 1_000 + NODE
+    assert "had not settled" in caplog.text
+    assert log.group(group).positions[topic, 0].position < log.bounds(topic, 0)[0]
+    with pytest.raises(ConfigError, match="most"):
+        log.create(name("topic"), 1, config={"retention.ms": "1"})
+    with pytest.raises(ConfigError, match="number"):
+        log.create(name("topic"), 1, config={"most": "many"})
+
+
+def test_one_step_is_bounded(
+    log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = filled(log, Retention(messages=1))
+    monkeypatch.setattr("streams.log.redis.trimming.STEP", 1_000)
+    monkeypatch.setattr("streams.log.redis.trimming.TURNS", 2)
+    assert 1_000 < trim(log, topic) <= 2_000
+
+
+def test_appending_and_owning_trim_by_themselves(log: RedisLog, client: redis.Redis) -> None:
+    topic = log.create(name("topic"), 1, Retention(messages=10)).name
+    append(log, topic, [b"%d" % n for n in range(1_000)])
+    assert client.xlen(topic) < 10 + NODE
+    old = filled(log, Retention(messages=10), 1_000)
+    log._trimmer._next.clear()
+    member = Member(log, name("group"), old, window=0)
+    member.take_in(1_000)
+    log._trimmer._next.clear()
+    member.poll_until(lambda: client.xlen(old) < 10 + NODE, "it trims what it owns")
+    member.subscription.close()
+
+
+def test_a_retention_is_kept_with_the_topic(log: RedisLog, address: RedisAddress) -> None:
+    topic, kept = name("topic"), Retention(seconds=1.5, messages=7)
+    log.create(topic, 2, kept, {"most": "9"})
+    other = open_redis(address.url)
+    assert other.topic(topic) == (topic, 2, kept)
+    # Declaring it again without one changes nothing; with one, it counts.
+    assert other.create(topic, 2).retention == kept
+    assert other.create(topic, 2, Retention(messages=8)).retention == Retention(messages=8)
+    assert log.topic(topic).retention == Retention(messages=8)
+    other.close()
