@@ -78,6 +78,17 @@ def kafka_url(kafka: KafkaAddress) -> str:
 
 
 @pytest.fixture
+def kip848_url(kafka: KafkaAddress) -> str:
+    settings = {
+        "group.protocol": "consumer",
+        "max.poll.interval.ms": 3000,
+        "max.partition.fetch.bytes": 1000,
+        "batch.num.messages": 20,
+    }
+    return f"{kafka.url}?{urlencode(settings)}"
+
+
+@pytest.fixture
 def redis_url(redis_server: RedisAddress) -> str:
     return f"{redis_server.url}?lease=2"
 

@@ -41,6 +41,7 @@ LOGS = [
     Case("memory_url", MEMORY, crashes=True),
     Case("sqlite_url", SQLITE),
     Case("kafka_url", KAFKA, trims=False, lease=3.0),
+    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, lease=3.0),
     Case("redis_url", REDIS, trims=False, lease=2.0),
     Case("valkey_url", replace(REDIS, name="valkey"), trims=False, lease=2.0),
     Case("redis_cluster_url", replace(REDIS, name="cluster"), trims=False, lease=2.0),

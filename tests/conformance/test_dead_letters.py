@@ -239,6 +239,7 @@ async def test_what_is_put_back_is_handled_again_by_this_group_alone(stage: Stag
         record = Record(letter.raw.value, b"k", letter.id, [*kept, (REDRIVE, b"1")])
         await app.publisher.publish(retry, record)
         await stage.handled(1)
+        await stage.until(lambda: other)
     assert stage.seen.values == [1]
     assert other == [1]
 

@@ -75,14 +75,15 @@ class Topics:
         except LogError as error:
             if "TOPIC_ALREADY_EXISTS" not in codes(error):
                 raise
-            found = self.topic(topic)
+            # Somebody else may have created it just now.
+            found = self._appeared(topic)
             if found.partitions != partitions:
                 raise Mismatch(
                     f"topic {topic!r} has {found.partitions} partitions, but {partitions} were "
                     "declared: declare what it has, or use another name"
                 ) from None
             return found
-        return self._appeared(topic, partitions)
+        return self._appeared(topic)
 
     def _create(self, new: NewTopic) -> None:
         futures = self._client.create_topics(
@@ -90,15 +91,13 @@ class Topics:
         )
         answer(futures[new.topic])
 
-    def _appeared(self, topic: str, partitions: int) -> TopicInfo:
+    def _appeared(self, topic: str) -> TopicInfo:
         """Wait until a new topic is known to the brokers, each partition with its leader."""
         deadline = time.monotonic() + ANSWER
         while True:
             try:
                 found = self._describe(topic)
-                if len(found.partitions) == partitions and all(
-                    each.leader is not None for each in found.partitions
-                ):
+                if all(each.leader is not None for each in found.partitions):
                     return self.topic(topic)
             except (NotFound, Unavailable):
                 pass
