@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.faults.history import Tail
+from tests.faults.history import Life, Tail
 
 STALLED = 60.0
 """Seconds without a newly handled message after which a run has failed."""
@@ -29,6 +29,10 @@ class Fleet:
             str(folder), url, topic, group, str(concurrency), str(pause),
         ]  # fmt: skip
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.frozen: set[int] = set()
+        """Process IDs of those that ever were."""
+        self._left: set[int] = set()
+        """Process IDs of those that were asked to end."""
         self.tail = Tail(folder)
 
     def __enter__(self) -> Fleet:
@@ -59,6 +63,26 @@ class Fleet:
         victim.wait()
         self.start()
 
+    # -- frozen, gone, come
+
+    def freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP: it holds its connections and says nothing. Its lives are exempt from now on."""
+        self.frozen.add(worker.pid)
+        worker.send_signal(signal.SIGSTOP)
+
+    def thaw(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGCONT."""
+        worker.send_signal(signal.SIGCONT)
+
+    def leave_one(self, random: Random) -> None:
+        """SIGTERM to one of them, and wait until it has drained and left."""
+        worker = random.choice(self.running)
+        self._terminate([worker])
+
+    def exempt(self, lives: list[Life]) -> list[str]:
+        """Those lives that were frozen."""
+        return [life.name for life in lives if int(life.name.split("-")[1]) in self.frozen]
+
     def until(self, over: Callable[[int], bool]) -> int:
         """Wait until ``over(number of messages handled)``; fails when nothing moves any more."""
         moved, last = time.monotonic(), -1
@@ -72,16 +96,19 @@ class Fleet:
                 raise AssertionError(f"no progress for {STALLED:g} s; {handled} handled")
             for worker in self.workers:
                 status = worker.poll()
-                if status not in (None, -signal.SIGKILL):
+                if status not in (None, -signal.SIGKILL) and worker.pid not in self._left:
                     raise AssertionError(f"a worker ended by itself with status {status}")
             time.sleep(0.01)
 
     def stop(self) -> None:
         """SIGTERM to all, and wait for them to drain."""
-        running = self.running
-        for worker in running:
+        self._terminate(self.running)
+
+    def _terminate(self, workers: list[subprocess.Popen[bytes]]) -> None:
+        for worker in workers:
+            self._left.add(worker.pid)
             worker.terminate()
-        for worker in running:
+        for worker in workers:
             status = worker.wait(60)
             # One that was not yet up has no handler for the signal, and nothing to drain.
             assert status in (0, -signal.SIGTERM), f"a worker ended with status {status}"

@@ -13,7 +13,7 @@ import os
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -204,13 +204,16 @@ def check(lives: list[Life], *, exempt: Iterable[str] = ()) -> Report:
     """Look for every anomaly.
 
     :param exempt: lives that were frozen or cut off: handlers that were already running when
-        they lost a partition may end late and beside the new owner's.
+        they lost a partition may end late and beside the new owner's; and a commit that such a
+        life wrote down after somebody else had taken the partition says nothing (it may have
+        been answered long before).
     """
     report = Report(lives=len(lives))
     late = set(exempt)
     sent: dict[tuple[str, int, int], Sent] = {}
     effects: list[tuple[Effect, Life]] = []
     commits: dict[Place, list[Commit]] = defaultdict(list)
+    doubtful: list[tuple[Commit, str]] = []
     owners: dict[Place, list[tuple[float, int, str]]] = defaultdict(list)
     starts: list[tuple[Started, Life]] = []
     for life in lives:
@@ -219,6 +222,8 @@ def check(lives: list[Life], *, exempt: Iterable[str] = ()) -> Report:
                 sent[event.topic, event.partition, event.offset] = event
             elif isinstance(event, Effect):
                 effects.append((event, life))
+            elif isinstance(event, Commit) and life.name in late:
+                doubtful.append((event, life.name))
             elif isinstance(event, Commit):
                 commits[event.topic, event.partition].append(event)
             elif isinstance(event, Owned):
@@ -226,6 +231,12 @@ def check(lives: list[Life], *, exempt: Iterable[str] = ()) -> Report:
                 owners[where].append((event.at, event.epoch, life.name))
             elif isinstance(event, Started):
                 starts.append((event, life))
+    for each in owners.values():
+        each.sort()
+    for commit, name in doubtful:
+        where = (commit.topic, commit.partition)
+        if holder(owners[where], commit.at) == name:
+            commits[where].append(commit)
     effects.sort(key=lambda each: each[0].at)
     starts.sort(key=lambda each: each[0].at)
     report.sent = len({each.id for each in sent.values()})
@@ -373,16 +384,33 @@ def _fences(
     owners: dict[Place, list[tuple[float, int, str]]],
     late: set[str],
 ) -> None:
-    for each in owners.values():
-        each.sort()
     for start, life in starts:
-        holders = owners[start.topic, start.partition]
-        at = bisect_right([when for when, _, _ in holders], start.at) - 1
-        if at >= 0 and holders[at][2] != life.name and life.name not in late:
+        owner = holder(owners[start.topic, start.partition], start.at)
+        if owner not in (None, life.name) and life.name not in late:
             report.fenced.append(f"{place(start)} was begun by {life.name}, fenced by then")
 
 
-def events(lives: list[Life]) -> Iterator[Event]:
-    """All events of all lives."""
+def holder(owners: list[tuple[float, int, str]], moment: float) -> str | None:
+    """Whose a partition was at a moment; ``owners`` ascend."""
+    at = bisect_right(owners, moment, key=lambda each: each[0]) - 1
+    return owners[at][2] if at >= 0 else None
+
+
+def late_effects(lives: list[Life], name: str) -> dict[Place, int]:
+    """How many effects one life had in each partition after somebody else had taken it."""
+    owners: dict[Place, list[tuple[float, int, str]]] = defaultdict(list)
+    found: dict[Place, int] = defaultdict(int)
     for life in lives:
-        yield from life.events
+        for event in life.events:
+            if isinstance(event, Owned):
+                owners[event.topic, event.partition].append((event.at, event.epoch, life.name))
+    for each in owners.values():
+        each.sort()
+    for life in lives:
+        if life.name == name:
+            for event in life.events:
+                if isinstance(event, Effect):
+                    where = (event.topic, event.partition)
+                    if holder(owners[where], event.at) != name:
+                        found[where] += 1
+    return dict(found)

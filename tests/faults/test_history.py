@@ -20,6 +20,7 @@ from tests.faults.history import (
     Started,
     check,
     covers,
+    late_effects,
     read,
 )
 
@@ -152,6 +153,20 @@ def test_a_frozen_life_may_end_what_it_had_begun() -> None:
     start_when_fenced(history)
     assert judge(history).fenced
     assert not judge(history, "first").fenced
+
+
+def test_late_effects_of_a_frozen_life_are_counted_and_its_late_commits_say_nothing() -> None:
+    history = sound()
+    start_when_fenced(history)
+    history["first"] += [commit(90, 1)]
+    assert judge(history).backwards
+    assert not judge(history, "first").backwards
+    lives = [Life(name, events) for name, events in history.items()]
+    assert late_effects(lives, "second") == {}
+    before = sum(late_effects(lives, "first").values())
+    history["first"] += [effect(91, 4)]
+    lives = [Life(name, events) for name, events in history.items()]
+    assert sum(late_effects(lives, "first").values()) == before + 1
 
 
 def test_a_failed_attempt_is_no_effect() -> None:

@@ -51,6 +51,8 @@ class Watched:
             asked = time.monotonic()
             commit(commits)
             for each in commits:
+                if each.assignment.valid_until == float("-inf"):
+                    continue  # no longer owned: dropped, not stored
                 ranges = decode(each.position, each.progress)[1] if each.progress else []
                 recorder.write(
                     Commit(

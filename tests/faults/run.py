@@ -1,0 +1,138 @@
+"""One fault run: names of its own, a folder for its history, and how it is judged at the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+from streams.errors import LogError
+from streams.log.protocol import Log
+from streams.log.url import open_log
+from tests.faults.fleet import Fleet
+from tests.faults.ground import Ground
+from tests.faults.history import Life, Report, check, read
+from tests.faults.load import Load, audit
+from tests.faults.sizes import SEED
+from tests.servers.lifetime import until
+
+logger = logging.getLogger("tests.faults")
+
+PARTITIONS = 4
+
+
+class Run:
+    """What a test does to one topic and one group.
+
+    :ivar log: our own look at the log, past the proxy.
+    """
+
+    def __init__(self, ground: Ground, folder: Path) -> None:
+        self.ground = ground
+        self.folder = folder
+        self.random = Random(SEED)
+        name = uuid4().hex[:8]
+        self.topic = f"faults-{name}"
+        self.group = f"group-{name}"
+        self.log: Log = open_log(ground.direct)
+        self.log.create(self.topic, PARTITIONS)
+
+    def load(self, messages: int, *, rate: float | None = None, url: str = "") -> Load:
+        """Publish to the topic; see :class:`Load`."""
+        return Load(
+            url or self.ground.direct, self.topic, self.folder, self.random,
+            messages=messages, rate=rate, partitions=PARTITIONS,
+        )  # fmt: skip
+
+    def fleet(self, *, concurrency: int = 16, pause: float = 0.005, url: str = "") -> Fleet:
+        """Workers of the group; see :class:`Fleet`."""
+        return Fleet(
+            self.folder, url or self.ground.direct, self.topic, self.group,
+            concurrency=concurrency, pause=pause,
+        )  # fmt: skip
+
+    # -- at the end
+
+    def at_end(self) -> bool:
+        """The group has committed the end of every partition."""
+        try:
+            places = self.log.group(self.group).positions
+            for partition in range(PARTITIONS):
+                first, end = self.log.bounds(self.topic, partition)
+                place = places.get((self.topic, partition))
+                if end > first and (place is None or place.position < end):
+                    return False
+        except LogError:
+            return False
+        return True
+
+    def judge(self, fleet: Fleet, acknowledged: int, *, audited: bool = True) -> Report:
+        """Wait until the group is at the end, stop the workers, and check their history.
+
+        :param audited: compare what was acknowledged with what stands in the log, too.
+        """
+        fleet.until(lambda handled: handled >= acknowledged)
+        until(self.at_end, 60, f"{self.group} has committed the end of {self.topic}")
+        fleet.stop()
+        assert self.at_end(), "the group was moved backwards at the end"
+        lives = read(self.folder)
+        report = check(lives, exempt=fleet.exempt(lives))
+        logger.warning(
+            "%s, seed %d: %d sent, %d handled, %d redelivered, %d lives",
+            self.ground.name, SEED, report.sent, report.handled, report.redelivered,
+            report.lives - 1,
+        )  # fmt: skip
+        assert report.anomalies == []
+        assert report.handled == report.sent == acknowledged
+        if audited:
+            assert self.audit(lives) == []
+        return report
+
+    def audit(self, lives: list[Life]) -> list[str]:
+        """What was acknowledged and is not in the log (or, on Redis, is there twice)."""
+        return audit(self.log, self.topic, lives, once=self.ground.once)
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        """Look at the group's stored positions all the time; they must never go back.
+
+        Gives the list of what was seen to go wrong.
+        """
+        wrong: list[str] = []
+        over = threading.Event()
+        log = open_log(self.ground.direct)
+
+        def watch() -> None:
+            seen: dict[Any, int] = {}
+            while not over.wait(0.05):
+                try:
+                    positions = log.group(self.group).positions
+                except LogError:
+                    continue  # not there yet, or not to be reached
+                for key, place in positions.items():
+                    if place.position < seen.get(key, -1):
+                        wrong.append(f"{key} from {seen[key]} to {place.position}")
+                    seen[key] = place.position
+
+        thread = threading.Thread(target=watch, name="tests-watch")
+        thread.start()
+        try:
+            yield wrong
+        finally:
+            over.set()
+            thread.join()
+            log.close()
+
+    def close(self) -> None:
+        self.log.close()
+
+
+def wait(seconds: float) -> None:
+    """Let a fault last: the one thing in a fault run that is a time and not a condition."""
+    time.sleep(seconds)
