@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -179,6 +178,8 @@ def _run(
     json: bool,
 ) -> None:
     """The range into a handler or a topic, and what came of it."""
+    import asyncio
+
     from streams.app import Streams, loop_factory
     from streams.cli.logs import warnings
     from streams.config import Dedup
