@@ -102,6 +102,8 @@ class Streams:
         self._ended: dict[str, asyncio.Future[None]] = {}
         self._failure: ProcessorDied | None = None
         self._cancelled_body = False
+        self._started = False
+        """Entered, past the point where processors can be declared."""
         self._stopping = False
         self._entering = threading.Lock()
         self._turns = Turns()
@@ -224,6 +226,12 @@ class Streams:
                     f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
                     "declare it with this app's .topic(...)"
                 )
+
+        if self._started:
+            raise NotRunning(
+                "the app's processors are running already: declare them before it is entered, or "
+                "in its lifespan"
+            )
 
         def declare(function: Callable[P, R]) -> Processor[P, R]:
             name = getattr(function, "__name__", type(function).__name__)
@@ -477,6 +485,7 @@ class Streams:
                 await to_the_end(asyncio.to_thread(self._prepare_topics, missing_ok=True))
                 await stack.enter_async_context(self._lifespan(self))
             await to_the_end(asyncio.to_thread(self._prepare_topics))
+            self._started = True
             if process:
                 stack.push_async_callback(self._stop)
                 for processor in list(self.processors):
@@ -496,6 +505,7 @@ class Streams:
             await to_the_end(asyncio.to_thread(self._log.close))
 
     def _forget(self) -> None:
+        self._started = False
         self._log = self._publisher = self._loop = None
         for processor in self.processors:
             processor._runner = processor._pump = None

@@ -12,7 +12,8 @@ A codec's errors live in ``stream_codecs`` (a codec knows nothing of streams).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class StreamsError(Exception):
@@ -111,10 +112,19 @@ class RetryAfter(StreamsError):
 class BatchError(StreamsError):
     """Raised by a batch handler: these messages failed, the others of the batch are done.
 
+    Of two messages of one key, the later one counts as done although the earlier one failed: a
+    handler that must keep them in order names both.
+
     :param errors: the failure by index into the batch. :class:`Reject` and :class:`RetryAfter`
         are understood as values.
+    :param results: with ``to=``, what is to be published for the others: an item a message, those
+        of failed ones are not looked at. Without it a processor that publishes runs the batch
+        again one by one, because it cannot know the results of those that are done.
     """
 
-    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+    def __init__(
+        self, errors: Mapping[int, BaseException], results: Sequence[Any] | None = None
+    ) -> None:
         super().__init__(f"{len(errors)} messages of the batch failed")
         self.errors = dict(errors)
+        self.results = results

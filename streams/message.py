@@ -192,7 +192,10 @@ class Batch:
 
 
 class Message(Generic[T_co]):
-    """One message as a handler sees it.
+    """One message as a handler sees it: a view, to be used while the handler runs.
+
+    Keep the parts you need, not the message: once it is settled, its key and bytes may be let go
+    of (``value``, ``attempt``, ``topic``, ``partition``, ``offset`` and ``id`` stay).
 
     :param value: the decoded value.
     :param id: the message ID (CloudEvents ``id``).

@@ -109,7 +109,7 @@ class Processor(Generic[P, R]):
     """A declared processor. Calling it calls the handler, nothing else."""
 
     def __init__(self, function: Callable[P, R], options: Options, name: str) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
         self.function = function
         self.options = options
         self.name = name

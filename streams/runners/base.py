@@ -17,7 +17,7 @@ from typing import Any
 
 from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import BatchError, Fenced, LogError
+from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
 from streams.runners.job import Job, Outgoing, Skip, Undecodable
 from streams.runners.joint import Joint
@@ -28,6 +28,13 @@ logger = logging.getLogger("streams")
 class MovedOn(Fenced):
     """A handler's transaction was rolled back because its partition is another member's now."""
 
+
+class Postponed(Unavailable):
+    """A handler's transaction was rolled back because the log could not be reached."""
+
+
+POSTPONED = 1.0
+"""Seconds before such a message is handled again; it uses up no attempt."""
 
 BURIAL_PAUSE = 1.0
 """Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
@@ -212,6 +219,10 @@ class Runner(ABC):
             # Whoever owns it handles it: that is no failure, whatever the attempt.
             self.dispatcher.abandon(work)
             return
+        if isinstance(error, Postponed):
+            logger.warning("%s: rolled back %s: %s", self.job.name, where(work), error)
+            self.dispatcher.later(work, self._now() + POSTPONED)
+            return
         burial = self.dispatcher.failed(work, error, self._now(), random())
         if burial is None:
             logger.info(
@@ -225,6 +236,9 @@ class Runner(ABC):
         """The batch handler raised over all of these."""
         if isinstance(error, MovedOn):
             self.dispatcher.split(works)
+            return
+        if isinstance(error, BatchError) and self.job.results is not None and len(works) > 1:
+            self.dispatcher.split(works)  # what the others would have returned is not known
             return
         if isinstance(error, BatchError):
             wrong = [index for index in error.errors if index not in range(len(works))]
@@ -243,8 +257,14 @@ class Runner(ABC):
 
     def batch_ended(self, works: Sequence[Work], outcome: BatchOutcome) -> None:
         """The batch handler returned or raised, over those messages that were for it."""
-        if outcome.failure is not None and len(outcome.chosen) == len(works):
-            self.batch_failed(works, outcome.failure)
+        failure = outcome.failure
+        if isinstance(failure, BatchError) and failure.results is not None:
+            outcome.result = list(failure.results)
+        elif failure is not None and len(outcome.chosen) == len(works):
+            self.batch_failed(works, failure)
+            return
+        elif isinstance(failure, BatchError) and self.job.results is not None:
+            self.dispatcher.split(works)
             return
         if outcome.failure is not None and not isinstance(outcome.failure, BatchError):
             self.dispatcher.split(works)
@@ -274,6 +294,8 @@ class Runner(ABC):
                 errors.update(dict.fromkeys(outcome.chosen, error))
                 items = []
             for index, item in zip(outcome.chosen, items, strict=False):
+                if index in errors:
+                    continue
                 try:
                     records = () if item is None else self.job.results(item, works[index])
                 except Exception as error:
@@ -384,6 +406,8 @@ class Runner(ABC):
             for work in works:  # start nothing more of it until the log has said what holds
                 work[0].owner.assignment.valid_until = float("-inf")
             return MovedOn(str(error))
+        except Unavailable as error:
+            return Postponed(str(error))
         except LogError as error:
             return error
         return None
