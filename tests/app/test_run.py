@@ -64,7 +64,7 @@ app.run()
 def running(how: str) -> Iterator[subprocess.Popen[str]]:
     """The program, once its handler has begun."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", PROGRAM, how],
+        [sys.executable, "-W", "default", "-c", PROGRAM, how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
