@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 
-from streams.errors import ConfigError, GroupLive, StreamsError
+from streams.errors import ConfigError, StreamsError
 
 DONE = 0
 FAILED = 1
@@ -40,8 +40,6 @@ def describe(error: BaseException) -> tuple[str, int]:
     text = "; ".join([str(error), *getattr(error, "__notes__", ())])
     if isinstance(error, ConfigError):
         return line(text), USAGE
-    if isinstance(error, GroupLive):
-        return line(f"{text} (--force)"), FAILED
     if isinstance(error, StreamsError):
         return line(text), FAILED
     if isinstance(error, OSError) and error.strerror:

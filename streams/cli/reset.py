@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
+from streams.cli.failures import Failed
 from streams.cli.options import Json, Partition, Url, open_url
 from streams.cli.places import one_partition, places
 
@@ -51,6 +52,7 @@ def reset(
       [cyan]streams reset billing orders --to 1041 --partition 3[/cyan]
       [cyan]streams reset billing orders --to latest[/cyan]      give up what is waiting
     """
+    from streams.errors import GroupLive
     from streams.replay.resetting import carry_out, plan
 
     found = places(to, "--to")
@@ -59,7 +61,10 @@ def reset(
         moves = plan(log, group, topic, found, partition=partition, now=time.time())
         live = len(log.group(group).members)
         if not dry_run:
-            carry_out(log, group, topic, moves, force=force)
+            try:
+                carry_out(log, group, topic, moves, force=force)
+            except GroupLive as error:
+                raise Failed(f"{error} (--force)") from error
         if json:
             show.print_json(
                 {

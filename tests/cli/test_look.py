@@ -207,3 +207,4 @@ def test_members_are_seen_while_they_run(shell: Shell) -> None:
         assert "--force" in live.err
         refused = shell("groups", "delete", "billing", "--yes")
         assert refused.status == 1
+        assert "--force" not in refused.err
