@@ -427,9 +427,9 @@ class Streams:
         A fatal error is said in one line and ends the process with status 1 (``SystemExit``). A
         second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
-        if not self.processors and self._lifespan is None:
-            raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
         try:
+            if not self.processors and self._lifespan is None:
+                raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(self._run())
         except StreamsError as error:

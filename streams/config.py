@@ -107,7 +107,8 @@ class DeadLetters:
     """Where messages go that cannot be handled.
 
     :param topic: the dead letter topic; ``{topic}`` and ``{group}`` are filled in.
-    :param sequenced: park later messages of a dead message's key behind it.
+    :param sequenced: park later messages of a dead message's key behind it. Not in this version:
+        True is refused.
     """
 
     topic: str = "{topic}.{group}.dead"
@@ -118,6 +119,11 @@ class DeadLetters:
     sees them again. Every processor reads it beside its topic."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.sequenced is False,
+            f"DeadLetters(sequenced={self.sequenced!r}): this version cannot park a key behind its "
+            "dead letter; leave it out, and put dead letters back with `streams dead retry`",
+        )
         _check(
             isinstance(self.topic, str) and bool(self.topic),
             f"DeadLetters(topic={self.topic!r}): a topic's name is needed, as a str",

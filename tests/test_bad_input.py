@@ -431,10 +431,19 @@ async def test_partitions_that_the_log_does_not_have(tmp_path: Path) -> None:
     said(caught.value, "'orders'", "has 2 partitions", "declared with 3", "declare 2")
 
 
-def test_nothing_to_run() -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_nothing_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
         Streams("memory://").run()
-    said(caught.value, "nothing to run", "@app.processor(...)")
+    assert ended.value.code == 1
+    assert ended.value.__cause__ is not None
+    said(ended.value.__cause__, "nothing to run", "@app.processor(...)")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_this_version_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        DeadLetters(sequenced=True)
+    said(caught.value, "cannot park", "leave it out")
 
 
 def test_a_fatal_error_ends_a_program_with_one_line_and_status_1(tmp_path: Path) -> None:
