@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
-from streams.errors import ConfigError, GroupLive, LogError
+from streams.errors import ConfigError, GroupLive
 from streams.log.kafka import moves
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
@@ -289,6 +289,6 @@ class KafkaLog:
         for subscription in subscriptions:
             try:
                 subscription.close()
-            except LogError as error:
-                logger.warning("%s", error)
+            except Exception:
+                logger.exception("group %s: leaving it", subscription.group)
         self._readers.close()

@@ -171,12 +171,12 @@ class KafkaSubscription:
 
     def _consume(self, limit: int, timeout: float) -> list[Any]:
         now = time.monotonic()
+        messages: list[Any] = []
         try:
             messages = self._consumer.consume(limit, timeout)
         except KafkaException as error:
             # The driver raises here only what is fatal: its own state, or this member's.
             self._failure = self._translated(error, f"consuming as group {self.group!r}")
-            raise self._failure from error
         except RuntimeError as error:
             raise LogError(f"Kafka, group {self.group!r}: this subscription is closed") from error
         self._ownership.polled = now
@@ -207,8 +207,14 @@ class KafkaSubscription:
         return []
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        """Raise what broke this subscription; a member that is fenced owns nothing any more."""
+        if self._failure is None:
+            return
+        if isinstance(self._failure, Fatal):
+            left = list(self._owned.values())
+            self._drop(left)
+            self._guard(self._listener.lost, left)
+        raise self._failure
 
     def _tell(self) -> None:
         """Raise what went wrong on the way, once."""
@@ -233,7 +239,10 @@ class KafkaSubscription:
             logger.debug("group %s: %s", self.group, error.str())
             return
         trouble = self._translated(error, f"group {self.group!r}")
-        if isinstance(trouble, Fatal) and self._connected and not error.fatal():
+        if error.fatal():
+            self._failure = self._failure or trouble
+            return
+        if isinstance(trouble, Fatal) and self._connected:
             # It worked before: a broker that starts up may not know its users yet.
             trouble = Unavailable(str(trouble))
         self._trouble = trouble
@@ -249,8 +258,8 @@ class KafkaSubscription:
             return  # logged by the driver; the loss is told on its own
         where = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
         trouble = self._translated(error, f"consuming {where}")
-        if kind_of(error) is Fatal and error.fatal():
-            self._failure = trouble
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._failure = self._failure or trouble
         elif self._trouble is None or isinstance(self._trouble, Unavailable):
             self._trouble = trouble
 
@@ -332,7 +341,7 @@ class KafkaSubscription:
         leaving = [self._owned[key] for key in keys if key in self._owned]
         self._guard(tell, leaving)
         self._drop(leaving)
-        self._stop_fetching(keys)
+        self._stop_fetching(keys, rebalance=True)
 
     def _drop(self, assignments: Iterable[Assignment]) -> None:
         """These are ours no more."""
@@ -345,13 +354,15 @@ class KafkaSubscription:
                 del self._owned[key]
             self._paused.discard(key)
 
-    def _stop_fetching(self, keys: Iterable[Key]) -> None:
-        """Take these from the driver (and acknowledge, if a rebalance asks for it)."""
+    def _stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
+        """Take these from the driver, and acknowledge if it is in a rebalance."""
         gone = [key for key in keys if key in self._fetching]
         self._fetching.difference_update(gone)
         try:
             if not self._settings.eager:
                 self._consumer.incremental_unassign([TopicPartition(*key) for key in gone])
+            elif rebalance:
+                self._consumer.unassign()
             else:
                 self._assign_all([])
         except KafkaException as error:

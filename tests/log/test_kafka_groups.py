@@ -1,0 +1,218 @@
+"""Kafka groups: static members, other assignors, members that are not ours, forced moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from streams.errors import ConfigError, Fatal, GroupLive
+from streams.log.kafka import moves
+from streams.log.kafka.log import CAPABILITIES
+from streams.log.protocol import Assignment, Committed
+from streams.log.url import open_log
+from tests.conformance.logs import Case
+from tests.conformance.member import PATIENCE, Member
+from tests.conformance.records import record
+from tests.conformance.world import World
+from tests.servers.find import KafkaAddress
+
+CASE = Case("kafka_url", CAPABILITIES, trims=False)
+
+
+@pytest.fixture
+def world(kafka: KafkaAddress) -> Iterator[World]:
+    opened = World(CASE, f"{kafka.url}?session.timeout.ms=6000")
+    yield opened
+    opened.close()
+
+
+def named(world: World, **settings: str) -> Any:
+    """A handle with settings of its own."""
+    query = "&".join(f"{name.replace('_', '.')}={value}" for name, value in settings.items())
+    log = open_log(f"{world.url}&{query}")
+    world._logs.append(log)
+    return log
+
+
+def shared(world: World, members: Sequence[Member], sizes: list[int]) -> None:
+    world.history.until(
+        lambda: sorted(len(member.owned) for member in members) == sizes, f"shares of {sizes}"
+    )
+
+
+def test_a_static_member_that_comes_back_takes_over_what_it_had(world: World) -> None:
+    topic, group = world.topic(4), world.group()
+    logs = [named(world, group_instance_id=f"worker-{n}") for n in range(2)]
+    members = [world.member(group, topic, log=log) for log in logs]
+    shared(world, members, [2, 2])
+    before = set(members[0].owned)
+    world.leave(members[0])  # stays in the group
+    assert len(world.log.group(group).members) == 2
+    again = world.member(group, topic, log=logs[0])
+    # No session has to end for that, and nobody else is disturbed.
+    again.until_owns(2)
+    assert set(again.owned) == before
+    told = [e.what for e in world.history.events if e.member == members[1].name]
+    assert "revoked" not in told[told.index("assigned") :] or told.count("assigned") == 1
+    assert len(members[1].owned) == 2
+
+
+def test_a_second_member_of_one_instance_id_ends_the_first(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    first = world.member(group, topic, log=named(world, group_instance_id="one"))
+    first.until_owns(1)
+    second = world.member(group, topic, log=named(world, group_instance_id="one"))
+    second.until_owns(1)
+    world.history.until(lambda: first.error is not None, "the first is told")
+    with pytest.raises(Fatal, match=r"group\.instance\.id"):
+        world.leave(first)
+    assert not first.owned
+
+
+@pytest.mark.parametrize("strategy", ["range", "roundrobin"])
+def test_eager_assignors_work_too(world: World, strategy: str) -> None:
+    topic, group = world.topic(4), world.group()
+    log = named(world, partition_assignment_strategy=strategy)
+    one = world.member(group, topic, log=log)
+    one.until_owns(4)
+    world.append(topic, [record(b"%d" % i, b"%d" % (i % 7)) for i in range(100)])
+    one.until_delivered(100)
+    two = world.member(group, topic, log=log)
+    shared(world, [one, two], [2, 2])
+    quiet = next(iter(one.owned.values()))
+    one.do(lambda: one.subscription.pause([quiet]))
+    world.append(topic, [record(b"%d" % i, b"%d" % (i % 7)) for i in range(100, 200)])
+    one.do(lambda: one.subscription.resume([quiet]))
+    world.history.until(lambda: len(world.history.values()) >= 200, "all is delivered")
+    for partition in range(4):
+        assert world.history.values((topic, partition)) == world.values(topic, partition)
+    world.leave(two)
+    one.until_owns(4)
+
+
+def test_members_that_are_not_ours_share_the_group(kafka: KafkaAddress, world: World) -> None:
+    topic, group = world.topic(4), world.group()
+    ours = world.member(group, topic)
+    ours.until_owns(4)
+    theirs = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": group,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6000,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    theirs.subscribe([topic])
+    deadline = time.monotonic() + PATIENCE
+    while len(theirs.assignment()) != 2 and time.monotonic() < deadline:
+        theirs.consume(1, 0.1)
+    assert len(theirs.assignment()) == 2
+    ours.until_owns(2)
+    mine = {partition for _, partition in ours.owned}
+    world.append(topic, [record(b"%d" % p, partition=p) for p in range(4)])
+    ours.until_delivered(2)
+    got: list[Any] = []
+    while len(got) < 2 and time.monotonic() < deadline:
+        got += theirs.consume(10, 0.1)
+    assert {message.partition() for message in got} == {0, 1, 2, 3} - mine
+    theirs.close()
+    ours.until_owns(4)
+
+
+def test_a_member_with_another_assignor_is_told_why_it_cannot_join(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    world.member(group, topic).until_owns(1)
+    log = named(world, partition_assignment_strategy="range")
+    stranger = world.member(group, topic, log=log)
+    world.history.until(lambda: stranger.error is not None, "it is refused")
+    with pytest.raises(Fatal, match=r"partition\.assignment\.strategy"):
+        world.leave(stranger)
+
+
+def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) -> None:
+    def drain(assignments: Sequence[Assignment]) -> None:
+        raise ZeroDivisionError("while draining")
+
+    topic, group = world.topic(2), world.group()
+    old = world.member(group, topic, drain=drain)
+    old.until_owns(2)
+    new = world.member(group, topic)
+    world.history.until(lambda: old.error is not None, "poll raises")
+    with pytest.raises(ZeroDivisionError):
+        world.leave(old)
+    new.until_owns(1)  # the partition went all the same
+
+
+# -- moving ---------------------------------------------------------------------------------------
+
+
+def test_members_that_do_not_look_cannot_be_forced(
+    kafka: KafkaAddress, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves, "PATIENCE", 1.0)
+    topic, group = world.topic(), world.group()
+    world.log.begin(group, topic, {0: 0})
+    theirs = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+    theirs.subscribe([topic])
+    deadline = time.monotonic() + PATIENCE
+    while not theirs.assignment() and time.monotonic() < deadline:
+        theirs.consume(1, 0.1)
+    with pytest.raises(GroupLive, match="stop them first"):
+        world.log.move(group, topic, {0: Committed(5)}, force=True)
+    theirs.close()
+    assert world.position(group, topic) == 0
+    assert world.log.groups().count(moves.desk(group)) == 0
+    world.log.move(group, topic, {0: Committed(5)}, force=True)
+    assert world.position(group, topic) == 5
+
+
+def test_a_move_keeps_progress_of_full_length(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    member = world.member(group, topic)
+    member.until_owns(1)
+    place = Committed(0, "x" * 4095)
+    world.log.move(group, topic, {0: place}, force=True)
+    world.history.until(lambda: len(member.past) == 2, "it started over")
+    assert member.past[1].committed == place
+
+
+def test_a_running_group_cannot_begin_in_another_topic(world: World) -> None:
+    topic, other, group = world.topic(), world.topic(), world.group()
+    world.member(group, topic).until_owns(1)
+    with pytest.raises(GroupLive):
+        world.log.begin(group, other, {0: 0})
+
+
+# -- what is asked for wrongly --------------------------------------------------------------------
+
+
+def test_a_drain_that_outlasts_the_membership_is_warned_of(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = named(world, max_poll_interval_ms="6000")
+    member = world.member(world.group(), world.topic(), log=log)
+    member.until_owns(1)
+    assert "max.poll.interval.ms" in caplog.text
+
+
+def test_there_is_no_transaction(world: World) -> None:
+    member = world.member(world.group(), world.topic())
+    with pytest.raises(ConfigError, match="sqlite"):
+        member.subscription.begin()
+
+
+def test_a_plain_tool_sees_the_position_as_it_is(kafka: KafkaAddress, world: World) -> None:
+    topic, group = world.topic(), world.group()
+    world.append(topic, [b"1", b"2", b"3"])
+    member = world.member(group, topic, limit=2)
+    member.until_delivered(3)
+    member.do(lambda: None)
+    plain = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+    (part,) = plain.committed([TopicPartition(topic, 0)], PATIENCE)
+    plain.close()
+    assert part.offset == 3
