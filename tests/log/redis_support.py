@@ -114,7 +114,12 @@ class Member:
 
     def poll_until(self, done: Callable[[], Any], what: str) -> Any:
         """Poll until something is true, and return it."""
-        return until(lambda: self.poll() is None or done(), what)
+
+        def look() -> Any:
+            self.poll()
+            return done()
+
+        return until(look, what)
 
     def owns(self, count: int) -> None:
         """Poll until it owns that many partitions."""

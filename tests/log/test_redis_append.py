@@ -27,7 +27,8 @@ from tests.servers.redis import Redis, redis_program, valkey_program
 
 @pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
 def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
-    with Redis(lifetime, request.param(), ("--enable-protected-configs", "local")) as server:
+    options = ("--enable-protected-configs", "local", "--repl-diskless-sync-delay", "0")
+    with Redis(lifetime, request.param(), options) as server:
         yield server
 
 

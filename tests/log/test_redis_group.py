@@ -12,9 +12,10 @@ import msgspec
 import pytest
 import redis
 
-from streams.errors import GroupLive
-from streams.log.protocol import Committed
+from streams.errors import GroupLive, Unavailable
+from streams.log.protocol import Committed, Retention
 from streams.log.redis import RedisLog, subscription
+from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
     Member,
@@ -22,6 +23,7 @@ from tests.log.redis_support import (
     append,
     name,
     open_redis,
+    outcomes,
     position,
     record,
     until,
@@ -456,6 +458,32 @@ def test_entries_trimmed_under_a_running_member_are_reported(
     assert member.values == [b"0", b"1", b"last"]
     assert "98 messages" in caplog.text
     member.poll_until(lambda: native(client, topic, group)["lag"] == 0, "the tools agree")
+
+
+def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
+    lifetime: Lifetime, server: Redis
+) -> None:
+    with Redis(lifetime, server.program) as own, own.client() as client:
+        log = open_redis(f"{own.url}?{SHORT}")
+        topic, group = log.create(name("topic"), 1, Retention(messages=100)).name, name("group")
+        first = Member(log, group, topic, window=0)
+        first.owns(1)
+        append(log, topic, [b"x" * 1_000 for _ in range(5_000)])
+        client.config_set("maxmemory", 3_000_000)
+        assert isinstance(outcomes(log, topic, [record(b"refused")])[0], Unavailable)
+        # Members come and go, take, renew, commit, and trim.
+        first.take_in(1_000)
+        first.subscription.close()
+        second = Member(log, group, topic, window=0)
+        second.poll_until(lambda: len(second.values) == 5_000 - len(first.values), "the rest")
+        until(second.commit_all, "all is committed")
+        assert position(log, group, topic).position == log.bounds(topic, 0)[1]
+        log._trimmer._next.clear()
+        second.poll_until(
+            lambda: isinstance(outcomes(log, topic, [record(b"again")])[0], Position), "room"
+        )
+        second.subscription.close()
+        log.close()
 
 
 # -- faults on the way -----------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from tests.log.redis_support import (
     outcomes,
     position,
     record,
-    until,
 )
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import (
@@ -108,11 +107,9 @@ def test_a_failover_is_followed(lifetime: Lifetime, program: str) -> None:
         wanted = [b"%d" % n for n in range(21)]
         # What was committed last may not have reached the replica: then it comes again.
         assert list(dict.fromkeys(member.values)) == wanted
-        until(
+        member.poll_until(
             lambda: (
-                member.poll() is not None
-                and member.commit_all()
-                and log.lag(topic, 0, position(log, group, topic).position) == 0
+                member.commit_all() and log.lag(topic, 0, position(log, group, topic).position) == 0
             ),
             "the new primary has the place",
         )

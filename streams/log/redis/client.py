@@ -94,6 +94,11 @@ def scripted(
     return Command(where, keys[0], *call, script=found, appends=appends, again=again)
 
 
+REST = 0.1, 1.0
+"""Seconds for which a server that could not be connected to is not tried again, at first and at
+most: many partitions on it must not each wait for the same timeout."""
+
+
 class Pool:
     """Idle connections by server."""
 
@@ -103,6 +108,8 @@ class Pool:
         self._idle: dict[Address, list[Link]] = {}
         self._closed = False
         self._greeted = False
+        self._resting: dict[Address, tuple[float, float, LogError]] = {}
+        """Servers that are left alone: until when, for how long, and why."""
         self._process = os.getpid()
 
     def take(self, address: Address) -> tuple[Link, bool]:
@@ -131,7 +138,16 @@ class Pool:
         """
         with self._lock:
             self._check()
-        link = Link(self._settings, address)
+            until, rest, why = self._resting.get(address, (0.0, 0.0, None))
+        if why is not None and time.monotonic() < until:
+            raise type(why)(str(why)) from why
+        try:
+            link = Link(self._settings, address)
+        except LogError as error:
+            rest = min(REST[1], max(REST[0], 2 * rest))
+            self._resting[address] = (time.monotonic() + rest, rest, error)
+            raise
+        self._resting.pop(address, None)
         if not self._greeted:
             self._greet(link, address)
         return link

@@ -63,12 +63,13 @@ TABLE = (
     Row(redis.ResponseError, "", LogError),
     Row(redis.ConnectionError, "", Unavailable),
     Row(redis.TimeoutError, "", Unavailable),
+    Row(redis.InvalidResponse, "", Unavailable, "it does not speak Redis's protocol"),
     Row(OSError, "", Unavailable),
     Row(redis.DataError, "", LogError),
     Row(redis.RedisError, "", LogError),
 )
 
-LOST = (redis.ConnectionError, redis.TimeoutError, OSError)
+LOST = (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError)
 """The connection failed, rather than the server refused (unless the class is also in ANSWERED)."""
 
 ANSWERED = (redis.AuthenticationError, redis.BusyLoadingError, redis.MaxConnectionsError)

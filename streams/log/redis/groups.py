@@ -32,10 +32,21 @@ class Groups:
         self._reading = reading
 
     def register(self, group: str, topics: Sequence[str] = ()) -> None:
-        """Have a group known, and its topics."""
+        """Have a group known, and its topics. Writes only what is missing, so that a member can
+        come back while the server takes no writes that need memory."""
         key = topics_key(group)
-        commands = [Command(group, GROUPS, "SADD", GROUPS, group)]
-        commands += [Command(group, key, "HSETNX", key, topic, "") for topic in topics]
+        known, fields = self._client.every(
+            [
+                Command(group, GROUPS, "SISMEMBER", GROUPS, group),
+                Command(group, key, "HKEYS", key),
+            ]
+        )
+        commands = [] if known else [Command(group, GROUPS, "SADD", GROUPS, group)]
+        commands += [
+            Command(group, key, "HSETNX", key, topic, "")
+            for topic in topics
+            if topic.encode() not in fields
+        ]
         self._client.every(commands)
 
     def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:

@@ -88,7 +88,7 @@ class RedisLog:
     def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
         """Write records in order; ``done`` is called before this returns."""
         self._writer.append(topic, records, done)
-        if records and self._topics.known(topic):
+        if records and self._topics.trimmed(topic):
             for part in self._topics.parts(topic):
                 self._trimmer.turn(part)
 

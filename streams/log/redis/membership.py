@@ -145,8 +145,19 @@ class Membership:
         """After the server lost everything, members must find each other again: until then only
         what this member owned before is taken."""
         self._complained = False
+        self._next_look = 0.0
+        """When the streams are looked at again."""
 
     # -- heartbeats
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions its topics have."""
+        return len(self._parts)
+
+    def look(self) -> None:
+        """Look at the streams at the next heartbeat: something may have happened to them."""
+        self._next_look = 0.0
 
     def join(self) -> None:
         """Become a member, so that the others count this one.
@@ -163,12 +174,13 @@ class Membership:
         """
         found = Beat()
         sent = time.monotonic()
+        look = sent >= self._next_look
         mine = {each.place: each for each in owned}
         places = list(self._parts)
         size = 1 if self._client.servers.clustered else MANY
         chunks = [places[at : at + size] for at in range(0, len(places), size)]
         answers = self._client.run_all(
-            [self._heartbeat(), *(self._renewal(chunk, mine) for chunk in chunks)]
+            [self._heartbeat(), *(self._renewal(chunk, mine, look) for chunk in chunks)]
         )
         leases: dict[Place, Lease] = {}
         failure: LogError | None = None
@@ -186,6 +198,8 @@ class Membership:
                 raise members
             failure = members
         self._complain(failure)
+        if look and failure is None:
+            self._next_look = sent + self.terms.lease
         for each in mine.values():
             # Mine until it is known not to be: also what could not be asked for now.
             if each not in found.lost and leases[each.place].owner == "?":
@@ -206,9 +220,9 @@ class Membership:
         key = members_key(self._group)
         return scripted(self._group, "beat", [key], self.me, ",".join(self._names), self._term)
 
-    def _renewal(self, places: Iterable[Place], mine: dict[Place, Owned]) -> Command:
+    def _renewal(self, places: Iterable[Place], mine: dict[Place, Owned], look: bool) -> Command:
         keys: list[bytes] = []
-        args: list[Any] = [self.me, self._term, self._group]
+        args: list[Any] = [self.me, self._term, self._group, int(look)]
         for place in places:
             part = self._parts[place]
             keys += (part.group(self._group), part.stream)
@@ -233,10 +247,12 @@ class Membership:
             else:
                 owned.assignment.valid_until = self.terms.valid_until(sent)
                 owned.recounted = False
-                found.streams[place] = stream_of(row[4:])
+                if len(row) > 4:
+                    found.streams[place] = stream_of(row[4:])
                 if state == 2:
                     found.adrift.append(owned)
                 elif state == 3:
+                    self._next_look = 0.0
                     owned.trail.total = None
         if not owner and not epoch:
             return FREE
@@ -355,10 +371,10 @@ class Membership:
             position, total = each.assignment.position, each.trail.total
             read = () if total is None else ("ENTRIESREAD", total)
             stream, last = each.part.stream, before(position)
-            call = ("XGROUP", "CREATE", stream, self._group, last, "MKSTREAM", *read)
+            call = ("XGROUP", "CREATE", stream, self._group, last, *read)
             commands.append(Command(str(each.part), stream, *call))
         for answer in self._client.run_all(commands):
-            if isinstance(answer, LogError) and "BUSYGROUP" not in str(answer):
+            if isinstance(answer, Unavailable):
                 logger.info("%s: not shown by Redis's own tools yet: %s", self._group, answer)
 
     def release(self, owned: Iterable[Owned]) -> None:

@@ -7,6 +7,7 @@ failover). Data reaches them through KEYS and ARGV alone.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
@@ -14,6 +15,11 @@ from importlib.resources import files
 
 ARGUMENTS = 7_900
 """Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
+
+
+NEEDED: Set[str] = {"beat", "commit", "release", "renew", "take", "trim"}
+"""What must go on when ``maxmemory`` is reached: they write next to nothing, and without them
+nobody could take anything out. (Redis 7.0, "Eval flags".)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +35,6 @@ class Script:
 def script(name: str) -> Script:
     """The script in ``scripts/<name>.lua``."""
     folder = files("streams.log.redis") / "scripts"
-    text = (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    start = b"#!lua flags=allow-oom\n" if name in NEEDED else b""
+    text = start + (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

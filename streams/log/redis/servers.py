@@ -138,6 +138,8 @@ class Cluster:
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._nodes: set[Address] = set(settings.addresses)
         self._fresh = False
+        self._answers: Address | None = None
+        """Who answered last."""
 
     def of(self, key: bytes) -> Address:
         """The node that has a key's slot."""
@@ -173,7 +175,8 @@ class Cluster:
     def _learn(self, first: Address | None = None) -> None:
         """Ask the nodes one after the other for the slots. Called with the lock held."""
         last: LogError | None = None
-        asked = sorted(self._nodes, key=lambda node: (node != first, node))
+        good = self._answers
+        asked = sorted(self._nodes, key=lambda node: (node != first, node != good, node))
         for node in asked:
             try:
                 link = Link(self._settings, node)
@@ -193,7 +196,7 @@ class Cluster:
                 host = bytes(primary[0] or b"").decode() or node[0]
                 address = (host, int(primary[1]))
                 slots[low : high + 1] = [address] * (high + 1 - low)
-            self._slots = slots
+            self._slots, self._answers = slots, node
             self._nodes = {
                 *self._settings.addresses,
                 *(address for address in slots if address is not None),

@@ -41,7 +41,7 @@ SAMPLE = 8
 """Entries of each partition's answer that are measured."""
 
 STEADY = 1.0
-"""Seconds between heartbeats, at most; and while members come and go:"""
+"""Seconds between heartbeats, if it is not thousands of partitions; while members come and go:"""
 RESTLESS = 0.1
 
 SOME = 32
@@ -187,6 +187,7 @@ class RedisSubscription:
             if answers:
                 self._measure([rows for _, rows in answers])
         if failure is not None:
+            self._membership.look()
             # Connecting anew mostly helps; where it does not, somebody has to wait a while.
             self._failures += 1
             if self._failures > 1:
@@ -269,6 +270,7 @@ class RedisSubscription:
                 owned.assignment.valid_until = self._membership.terms.valid_until(sent)
                 if answer == 3:
                     owned.trail.total, saved = None, saved._replace(read=None)
+                    self._membership.look()
                 if answer != 2:
                     self._membership.saved[owned.place] = saved
         if failure is not None:
@@ -286,7 +288,8 @@ class RedisSubscription:
     def _beat(self) -> None:
         """A heartbeat, and what follows from it."""
         now = self._renewed = time.monotonic()
-        steady = min(STEADY, self._membership.terms.heartbeat)
+        member = self._membership
+        steady = min(max(STEADY, member.partitions / 500), member.terms.heartbeat)
         # Also where this one fails, the next is not to come at once.
         self._next_beat = now + min(steady, 2 * RESTLESS)
         self._tell_lost()

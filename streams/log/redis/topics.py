@@ -101,9 +101,10 @@ class Topics:
         self._known[topic] = found
         return found
 
-    def known(self, topic: str) -> bool:
-        """Whether its facts are in memory."""
-        return topic in self._known
+    def trimmed(self, topic: str) -> bool:
+        """Whether it is known to have something to be trimmed by."""
+        known = self._known.get(topic)
+        return known is not None and known.trimmed
 
     def all(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""

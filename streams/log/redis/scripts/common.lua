@@ -94,7 +94,7 @@ end
 -- Make a native group stand where ours does, so that Redis's own tools tell the truth. `read` is
 -- the number of entries ever added below the position, empty where that is not known. True where
 -- there was no such group: then the stream may be another one than was counted, so `read` counts
--- only if it is `certain`.
+-- only if it is `certain`. A stream that is not there is not made: somebody may have deleted it.
 local function show(stream, group, position, read, certain)
   local args = { 'SETID', stream, group, before(position) }
   if read ~= '' then
@@ -102,9 +102,12 @@ local function show(stream, group, position, read, certain)
   end
   local there = redis.pcall('XGROUP', unpack(args))
   if type(there) ~= 'table' or not there['err'] then return false end
-  args = { 'CREATE', stream, group, before(position), 'MKSTREAM' }
+  -- Nor is a group made above the end of a stream: that is another stream, to be read anew.
+  local now_there = facts(stream)
+  if not now_there.there or compare(position, after(now_there.last)) > 0 then return true end
+  args = { 'CREATE', stream, group, before(position) }
   if certain and read ~= '' then
-    args[6], args[7] = 'ENTRIESREAD', read
+    args[5], args[6] = 'ENTRIESREAD', read
   end
   call('XGROUP', unpack(args))
   return true

@@ -17,11 +17,16 @@ local removed = there.added - there.length
 local limit = tonumber(ARGV[4])
 local most, below = there.length, after(there.last)
 
+local native = groups_of(stream)
 local windows = {}
 for i = 2, #KEYS do
-  windows[ARGV[3 + i]] = call('HGET', KEYS[i], 'window')
+  local name = ARGV[3 + i]
+  local have = call('HMGET', KEYS[i], 'window', 'position')
+  windows[name] = have[1] or (have[2] and 0)
+  -- It has not been shown yet: how much it has read is not known.
+  if have[2] and not native[name] then most = 0 end
 end
-for name, group in pairs(groups_of(stream)) do
+for name, group in pairs(native) do
   local position = after(group['last-delivered-id'])
   if group['pending'] > 0 then
     local oldest = call('XPENDING', stream, name)[2]
