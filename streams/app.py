@@ -435,9 +435,6 @@ class Streams:
         except StreamsError as error:
             print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
             raise SystemExit(1) from error
-        except KeyboardInterrupt:
-            print("streams: interrupted, not everything was finished", file=sys.stderr)  # noqa: T201
-            raise SystemExit(130) from None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -447,10 +444,16 @@ class Streams:
             logger.info("%s: finishing what is in flight", name)
             over.set()
 
+        def at_once(number: int, frame: object) -> None:
+            # KeyboardInterrupt would be raised wherever the loop is: inside a runner's task it is
+            # taken for the processor's death, and the way out then waits for handlers.
+            os.write(2, b"streams: interrupted, not everything was finished\n")
+            os._exit(130)
+
         def stop(number: int, frame: object) -> None:
             loop.call_soon_threadsafe(told, signal.Signals(number).name)
             # Not the loop's own handlers: the second signal counts also while the loop is blocked.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, at_once)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
         before: dict[signal.Signals, Any] = {}

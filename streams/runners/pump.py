@@ -338,14 +338,15 @@ class Pump:
         if fast is not None:
             try:
                 events = [fast(value) for value in batch.values]
-                return events, [identify(event) for event in events]
+                pairs = zip(events, batch.ids, strict=True)
+                return events, [named(identify(event), wire) for event, wire in pairs]
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
         events, ids = [], list[str | None]()
         for index in range(len(batch)):
             try:
                 event = decoding.one(batch, index)
-                ids.append(identify(event))
+                ids.append(named(identify(event), batch.ids[index]))
                 events.append(event)
             except Exception as error:
                 events.append(Undecodable(error))
@@ -607,6 +608,13 @@ class Pump:
             self._commit(subscription)
         except LogError as error:
             logger.warning("%s: the last commit failed: %s", self._job.name, error)
+
+
+def named(id: str, wire: str | None) -> str:
+    """The identity of a message whose ID is in its value: source and redrive count, if any, are
+    still what its headers say."""
+    at = -1 if wire is None else wire.find("\0")
+    return id if wire is None or at < 0 else id + wire[at:]
 
 
 def names(assignments: Sequence[Assignment]) -> str:

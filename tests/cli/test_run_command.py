@@ -79,20 +79,27 @@ def test_the_first_signal_lets_handlers_finish(shell: Shell, number: signal.Sign
         assert log.group("slow").positions["slow", 0].position == 1
 
 
-def test_the_second_signal_ends_it_at_once(shell: Shell) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_the_second_signal_ends_it_at_once(
+    shell: Shell, number: signal.Signals, status: int
+) -> None:
     shell.write("slow.py", SLOW)
     publish(shell, "stuck")
     with shell.start("run", "slow:app") as process:
         eventually(lambda: shell.read("seen.txt"))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.stderr is not None
         said = b""
         while b"finishing what is in flight" not in said:
             said = process.stderr.readline()
             assert said
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == status
     assert b"Traceback" not in out + err
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from stream_codecs import EncodeError
 from streams import Dedup, Message
-from streams.message import Record
+from streams.message import REDRIVE, Record
 from tests.conformance.stage import QUICK, Stage
 from tests.conformance.test_at_least_once import rewind
 
@@ -246,3 +246,21 @@ async def test_an_empty_id_inside_the_payload_is_no_identity(stage: Stage) -> No
         await stage.committed(app)
         assert len(await stage.letters(app)) == 2
     assert handled == [3]
+
+
+async def test_a_redrive_of_an_id_inside_the_payload_is_handled_again(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, id="number", partitions=1)
+    amounts: list[int] = []
+
+    @app.processor(topic, group=stage.group, flow=QUICK)
+    async def handle(order: Order) -> None:
+        amounts.append(order.amount)
+
+    async with app:
+        for redrive in (b"0", b"1", b"2", b"2"):
+            record = topic.record(Order("o1", 5), key="k")
+            record.headers = [(REDRIVE, redrive)]
+            await app.publisher.publish(topic.name, record)
+        await stage.committed(app)
+    assert amounts == [5, 5, 5]
