@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, NotFound, TooLarge
@@ -24,6 +24,17 @@ from streams.log.sqlite.shared import topic_key
 from streams.message import Position, Record
 
 Outcomes = Sequence["Position | LogError"]
+
+
+# One statement for many rows, as each step of a statement may cost a turn (see blocks.py).
+_INSERT = [
+    f"INSERT INTO streams_blocks VALUES {', '.join(['(?, ?, ?, ?)'] * count)}"  # noqa: S608
+    for count in range(17)
+]
+_UPDATE = """
+UPDATE streams_partitions SET next = u.value ->> 0, time = u.value ->> 1, loose = u.value ->> 2
+FROM json_each(?) AS u WHERE no = u.value ->> 3
+"""
 
 
 class _Run(NamedTuple):
@@ -129,8 +140,9 @@ class Appender:
         with self._database.write() as connection:
             state = {
                 no: (next_, time, loose)
-                for no, next_, time, loose in connection.rows(
-                    "SELECT no, next, time, loose FROM streams_partitions"
+                for no, next_, time, loose in connection.array(
+                    "SELECT json_group_array(json_array(no, next, time, loose))"
+                    " FROM streams_partitions"
                     " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
                     (json.dumps(wanted), topic),
                 )
@@ -150,10 +162,10 @@ class Appender:
                     merging.append((no, loose))
                     loose = 0
                 updates.append((offset, time, loose, no))
-            connection.executemany("INSERT INTO streams_blocks VALUES (?, ?, ?, ?)", rows)
-            connection.executemany(
-                "UPDATE streams_partitions SET next = ?, time = ?, loose = ? WHERE no = ?", updates
-            )
+            for start in range(0, len(rows), len(_INSERT) - 1):
+                some = rows[start : start + len(_INSERT) - 1]
+                connection.execute(_INSERT[len(some)], tuple(chain.from_iterable(some)))
+            connection.execute(_UPDATE, (json.dumps(updates),))
             for no, loose in merging:
                 _merge(connection, no, loose)
         self._database.shared.notify([topic_key(topic)])

@@ -162,7 +162,7 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def decode(data: bytes) -> Block:
+def decode(data: bytes | memoryview) -> Block:
     """The block in a row.
 
     :raises Fatal: it is damaged.
@@ -171,6 +171,8 @@ def decode(data: bytes) -> Block:
         block = _decode(data)
     except msgspec.MsgspecError as error:
         raise Fatal(f"a block of messages is damaged: {error}; restore a backup") from error
+    # A Raw keeps all of the data it was cut from, the values included.
+    block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NONE
     for index, (id, _) in (block.odd or {}).items():
         block.ids[index] = id.decode("utf-8", "surrogatepass") or None
     return block

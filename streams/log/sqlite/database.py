@@ -112,6 +112,9 @@ class Database:
         """Make the file ours, whatever other processes do to it at the same time."""
         connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # these two say something to a
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # new file only
+        encoding = connection.pragma("encoding")
+        if encoding != "UTF-8":
+            raise Fatal(f"{self.path}: its encoding is {encoding}; only UTF-8 can be used")
         mode = self._write_ahead(connection)
         if mode != "wal":
             raise Fatal(f"{self.path}: SQLite cannot use a write-ahead log here (it is {mode!r})")

@@ -25,6 +25,9 @@ _STEP = 64
 _EVERY = 0.1
 """Real seconds between two looks at a topic, at least, unless the clock was moved on."""
 
+_SELDOM = 1.0
+"""The same of a topic that keeps everything."""
+
 _SLACK = 100
 """Messages that a partition may have too many, at least, before it is worth a transaction."""
 
@@ -77,22 +80,26 @@ class Trimmer:
                 return
             self._looked[topic] = (began + _EVERY, clock)
         try:
-            more = self.trim(topic)
+            pause = self.trim(topic)
         except LogError:
             # Whoever calls has succeeded in what it came for; if the file is broken, the next
             # append or heartbeat says so.
             return
         took = time.monotonic() - began
         with self._guard:
-            self._looked[topic] = (began + (0.0 if more else max(_EVERY, 50 * took)), clock)
+            self._looked[topic] = (began + (max(pause, 50 * took) if pause else 0.0), clock)
 
-    def trim(self, topic: str) -> bool:
-        """Drop what may go, one step of it, and shorten the file; whether there is more."""
+    def trim(self, topic: str) -> float:
+        """Drop what may go, one step of it, and shorten the file.
+
+        :returns: real seconds after which to look again, 0 if there is more to do.
+        """
         database = self._database
         with database.read(snapshot=True) as connection:
-            cuts, _ = self._cuts(connection, topic)
+            keeps_all = self._retention(connection, topic) == (None, None)
+            cuts, more = self._cuts(connection, topic)
             if not cuts and not _hollow(connection):
-                return False
+                return _SELDOM if keeps_all else _EVERY
         try:
             with database.write(_PATIENCE) as connection:
                 # Somebody may have moved a group back meanwhile: look again, under the lock.
@@ -110,8 +117,8 @@ class Trimmer:
                     more = True
                     connection.rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         except Unavailable:
-            return False
-        return more
+            return _EVERY
+        return 0.0 if more else _EVERY
 
     def sweep(self) -> None:
         """Finish the deletion of topics, a bounded number of blocks in each transaction.
@@ -135,14 +142,18 @@ class Trimmer:
                 if connection.changes() < _STEP:
                     connection.execute("DELETE FROM streams_partitions WHERE no = ?", (no,))
 
-    def _cuts(self, connection: Connection, topic: str) -> tuple[list[_Cut], bool]:
-        """The new first offset of each partition that can be trimmed; whether that is not all."""
+    @staticmethod
+    def _retention(connection: Connection, topic: str) -> tuple[float | None, int | None]:
         rows = connection.rows(
             "SELECT seconds, messages FROM streams_topics WHERE name = ?", (topic,)
         )
-        if not rows or rows[0] == (None, None):
+        return rows[0] if rows else (None, None)
+
+    def _cuts(self, connection: Connection, topic: str) -> tuple[list[_Cut], bool]:
+        """The new first offset of each partition that can be trimmed; whether that is not all."""
+        seconds, messages = self._retention(connection, topic)
+        if (seconds, messages) == (None, None):
             return [], False
-        seconds, messages = rows[0]
         oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
         cuts: list[_Cut] = []
         more = False

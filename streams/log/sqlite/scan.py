@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable
@@ -14,16 +15,27 @@ from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.schema import OFFSETS, place
 from streams.log.sqlite.shared import Shared, topic_key
 
-_USUAL = 4 * blocks.BYTES
+_USUAL = 2 * blocks.BYTES
 """A block larger than this is fetched alone, once it is known that there is room for it."""
 
+_MOST = 64
+"""Blocks fetched at once, at most."""
+
+# The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
+# what each is, and the data of all in a row. A large one is left out, but listed.
 _FROM = """
-SELECT place, count, time, CASE WHEN length(data) <= ?1 THEN data END
-FROM streams_blocks
-WHERE place >= coalesce(
-    (SELECT max(place) FROM streams_blocks WHERE place BETWEEN ?2 AND ?3), ?3
-) AND place < ?4
-ORDER BY place
+SELECT json_group_array(json_array(b.place, b.count, b.time, length(b.data))),
+    CAST(group_concat(CASE WHEN length(b.data) <= :usual THEN b.data END, '') AS BLOB)
+FROM (
+    SELECT place FROM streams_blocks
+    WHERE place < :end AND place >= coalesce((
+        SELECT place FROM (
+            SELECT place, count FROM streams_blocks
+            WHERE place BETWEEN :partition AND :position ORDER BY place DESC LIMIT 1
+        ) WHERE place + count > :position
+    ), :position)
+    ORDER BY place LIMIT :most
+) AS wanted JOIN streams_blocks AS b ON b.place = wanted.place
 """
 
 
@@ -34,6 +46,8 @@ class Tail:
         self.no = no
         self.position = position
         self._left: Slice | None = None
+        self._count = 1
+        """Messages in a block, about, as far as has been seen."""
 
     @property
     def ahead(self) -> bool:
@@ -70,30 +84,47 @@ class Tail:
             limit -= self._add(slices, left.first, left.time, left.block, end, limit)
             if limit < 1 or self.position >= end:
                 return 0
-        read = 0
-        cursor = connection.execute(
-            _FROM, (_USUAL, place(self.no, 0), place(self.no, self.position), place(self.no, end))
-        )
-        try:
-            for at, count, time_, data in cursor:
-                first = at & OFFSETS
-                if first + count <= self.position:
-                    continue
-                if data is None:
-                    if slices:
-                        break
-                    rows = connection.rows("SELECT data FROM streams_blocks WHERE place = ?", (at,))
-                    data = rows[0][0]
-                limit -= self._add(slices, first, time_, blocks.decode(data), end, limit)
-                read += len(data)
-                if limit < 1 or read >= size or self.position >= end:
-                    break
+        most = max(1, min(_MOST, size // blocks.BYTES, -(-limit // self._count)))
+        found, data = self._fetch(connection, end, most)
+        at = read = 0
+        for place_, _, time_, length in found:
+            if length <= _USUAL:
+                packed = data[at : at + length]
+                at += length
+            elif slices:
+                break
             else:
+                packed = connection.rows(
+                    "SELECT data FROM streams_blocks WHERE place = ?", (place_,)
+                )[0][0]
+            block = blocks.decode(packed)
+            limit -= self._add(slices, place_ & OFFSETS, time_, block, end, limit)
+            read += length
+            if limit < 1 or read >= size or self.position >= end:
+                break
+        else:
+            if len(found) < most:
                 # Nothing more stands below `end`: whatever else was there has been trimmed.
                 self.position = end
-        finally:
-            cursor.close(True)
         return read
+
+    def _fetch(
+        self, connection: Connection, end: int, most: int
+    ) -> tuple[list[tuple[int, int, int, int]], memoryview]:
+        bindings = {
+            "usual": _USUAL,
+            "partition": place(self.no, 0),
+            "position": place(self.no, self.position),
+            "end": place(self.no, end),
+            "most": most,
+        }
+        cursor = connection.execute(_FROM, bindings)
+        listed, data = next(cursor)
+        cursor.close(True)  # not asking for a second row, of which there is none, saves a step
+        found = json.loads(listed)
+        if found:
+            self._count = max(1, sum(count for _, count, _, _ in found) // len(found))
+        return found, memoryview(data or b"")
 
     def _add(
         self, slices: list[Slice], first: int, time: int, block: blocks.Block, end: int, limit: int
