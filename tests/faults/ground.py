@@ -57,6 +57,7 @@ class Ground:
     def heal(self) -> None:
         """Undo what a run may have left."""
         self.proxy.delay = 0.0
+        self.proxy.block(b"")
         self.proxy.open()
         self.server.resume()
 

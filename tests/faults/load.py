@@ -48,7 +48,7 @@ class Load:
         self._url = url
         self._topic = topic
         self._random = random
-        self._messages = messages
+        self.messages = messages
         self._rate = rate
         self._partitions = partitions
         self._keys = keys
@@ -103,7 +103,7 @@ class Load:
         async with app.connected():
             self._ready.set()
             began = time.monotonic()
-            for start in range(0, self._messages, self._chunk):
+            for start in range(0, self.messages, self._chunk):
                 if self._rate:
                     due = began + start / self._rate - time.monotonic()
                     if due > 0:
@@ -116,7 +116,7 @@ class Load:
                         key=f"k{self._random.randrange(self._keys)}",
                         id=f"m{number}",
                     )
-                    for number in range(start, min(start + self._chunk, self._messages))
+                    for number in range(start, min(start + self._chunk, self.messages))
                 ]
                 await self._insist(app, records)
 

@@ -6,6 +6,7 @@ it works for Redis as it is, and for Kafka where the broker advertises the proxy
 
 * :meth:`Proxy.cut` resets every connection (new ones are let in);
 * :meth:`Proxy.shut` resets them and lets no new one in until :meth:`Proxy.open`;
+* :meth:`Proxy.block` resets a connection instead of letting a certain request through;
 * :attr:`Proxy.delay` holds back each piece, in both directions, without changing the order;
 * :meth:`Proxy.lose_reply` lets a request through, waits until the server has answered it, throws
   the answer away and resets the connection: what was asked for is done, and the client cannot know.
@@ -65,6 +66,7 @@ class Proxy:
         self._shut = False
         self._marker = b""
         self._lost = threading.Event()
+        self._blocked = b""
         self.delay = 0.0
         """Seconds that each piece is held back."""
         self.cuts = 0
@@ -113,6 +115,17 @@ class Proxy:
             self._shut = False
 
         self._do(open)
+
+    def block(self, marker: bytes) -> None:
+        """Reset each connection in whose requests ``marker`` stands, before the server has it.
+
+        Empty: let everything through again. A marker is found only within one piece.
+        """
+
+        def block() -> None:
+            self._blocked = marker
+
+        self._do(block)
 
     def lose_reply(self, marker: bytes) -> threading.Event:
         """Of the next request in which ``marker`` stands, lose the reply; set once it is lost.
@@ -196,6 +209,10 @@ class Proxy:
     ) -> None:
         while piece := await reader.read(PIECE):
             await self._hold()
+            if self._blocked and self._blocked in piece:
+                self.cuts += 1
+                link.cut()
+                return
             if self._marker and self._marker in piece:
                 self._marker, link.losing = b"", True
             writer.write(piece)

@@ -57,6 +57,13 @@ class Run:
             concurrency=concurrency, pause=pause,
         )  # fmt: skip
 
+    def owners(self) -> int:
+        """How many members own partitions; 0 while that cannot be known."""
+        try:
+            return sum(bool(each.partitions) for each in self.log.group(self.group).members)
+        except LogError:
+            return 0
+
     # -- at the end
 
     def at_end(self) -> bool:

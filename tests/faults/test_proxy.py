@@ -96,6 +96,17 @@ def test_nothing_passes_while_it_is_shut(proxy: Proxy, echo: Echo) -> None:
     assert echo.lines == [b"b\n"]
 
 
+def test_what_is_blocked_does_not_reach_the_server(proxy: Proxy, echo: Echo) -> None:
+    proxy.block(b"dead")
+    with connect(proxy) as one, connect(proxy) as other:
+        assert ask(one, b"alive\n") == b"alive\n"
+        with pytest.raises(ConnectionError):
+            ask(one, b"a dead letter\n")
+        proxy.block(b"")
+        assert ask(other, b"a dead letter\n") == b"a dead letter\n"
+    assert echo.lines == [b"alive\n", b"a dead letter\n"]
+
+
 def test_a_delay_holds_back_both_ways_and_keeps_the_order(proxy: Proxy) -> None:
     proxy.delay = 0.05
     with connect(proxy) as one:

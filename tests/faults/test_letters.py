@@ -1,0 +1,57 @@
+"""The dead letter topic cannot be reached: the source waits, other keys go on, and it recovers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from streams import DeadLetters, Flow, Message, Reject, Retry, Streams
+from tests.faults.load import stored
+from tests.faults.run import Run, wait
+from tests.faults.sizes import sizes
+from tests.servers.lifetime import until
+
+
+@sizes(2.0, 20.0)
+async def test_nothing_is_settled_before_its_dead_letter_is_written(run: Run, size: float) -> None:
+    app = Streams(run.ground.through)
+    topic = app.topic(run.topic, bytes)
+    letters = DeadLetters().name(run.topic, run.group)
+    seen: list[str] = []
+    poisoned = asyncio.Event()
+
+    @app.processor(
+        topic, group=run.group, concurrency=8, retry=Retry(attempts=2, delay=0.01),
+        flow=Flow(commit=0.1),
+    )  # fmt: skip
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        if value == b"poison":
+            # From here on, no request that names the dead letter topic arrives.
+            run.ground.proxy.block(letters.encode())
+            poisoned.set()
+            raise Reject("cannot be handled")
+        seen.append(message.id)
+
+    async with app:
+        poison = await topic.publish(b"poison", key="bad", id="poison")
+        await poisoned.wait()
+        after = [
+            await topic.publish(b"fine", key="good", id=f"fine{number}") for number in range(50)
+        ]
+        await asyncio.to_thread(until, lambda: len(seen) == len(after), 60, "others go on")
+        await asyncio.to_thread(wait, size)
+
+        def position() -> int:
+            place = run.log.group(run.group).positions[run.topic, poison.partition]
+            return place.position
+
+        assert await asyncio.to_thread(position) <= poison.offset
+        assert await asyncio.to_thread(stored, run.log, letters) == {}
+        run.ground.proxy.block(b"")
+        await asyncio.to_thread(until, run.at_end, 60, "the source is settled")
+        found = await asyncio.to_thread(stored, run.log, letters)
+    assert set(found.values()) == {"poison"}
+    assert len(seen) == len(after), "nothing was handled twice"
+    if run.ground.once:
+        assert len(found) == 1
+
+
