@@ -100,10 +100,15 @@ def test_an_identity_has_source_and_redrive_count() -> None:
 
 
 def test_what_was_released_is_gone() -> None:
-    batch = entries([[b"value", b"v", b"key", b"k", b"ce_id", b"i"]] * 2)
-    batch.release(0)
-    assert (batch.keys[0], batch.values[0], batch.headers(0)) == (None, None, ())
-    assert (batch.keys[1], batch.values[1], batch.headers(1)) == (b"k", b"v", [("ce_id", b"i")])
+    plain: Row = [b"value", b"v", b"key", b"k", b"ce_id", b"i", b"h", b"x"]
+    for rows in ([plain, plain], [plain, [b"value", b"v"], plain]):
+        batch = entries(rows)
+        batch.release(0)
+        assert (batch.keys[0], batch.values[0]) == (None, None)
+        assert not {b"x", b"v", b"k"} & {value for _, value in batch.headers(0)}
+        assert (batch.keys[-1], batch.values[-1]) == (b"k", b"v")
+        last = len(batch) - 1
+        assert list(batch.headers(last)) == [("ce_id", b"i"), ("h", b"x")]
 
 
 @given(st.lists(st.integers(0, (1 << 128) - 1), min_size=1))
