@@ -1,8 +1,8 @@
 """The servers of the fault runs: started at first use, one of each kind a session.
 
-A test asks for ``ground`` and says with ``on(...)`` or ``sizes(...)`` on which logs it runs: what a log does not
-support is not collected there. :func:`~tests.faults.sizes.sizes` gives each run two sizes: a short one, which every
-``make test`` runs, and a long one behind ``make faults``.
+A test asks for ``ground`` and says with ``on(...)`` or ``sizes(...)`` on which logs it runs: what a
+log does not support is not collected there. :func:`~tests.faults.sizes.sizes` gives each run two
+sizes: a short one, which every ``make test`` runs, and a long one behind ``make faults``.
 """
 
 from __future__ import annotations

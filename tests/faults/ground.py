@@ -106,4 +106,3 @@ def proxied_redis(lifetime: Lifetime, stack: ExitStack, *, lease: float = 2.0) -
         f"{server.url}?lease={lease:g}", f"redis://127.0.0.1:{proxy.port}?lease={lease:g}",
         lease,
     )  # fmt: skip
-

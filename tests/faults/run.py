@@ -33,7 +33,7 @@ class Run:
     :ivar log: our own look at the log, past the proxy.
     """
 
-    def __init__(self, ground: Ground, folder: Path) -> None:
+    def __init__(self, ground: Ground, folder: Path, *, create: bool = True) -> None:
         self.ground = ground
         self.folder = folder
         self.random = Random(SEED)
@@ -41,7 +41,8 @@ class Run:
         self.topic = f"faults-{name}"
         self.group = f"group-{name}"
         self.log: Log = open_log(ground.direct)
-        self.log.create(self.topic, PARTITIONS)
+        if create:
+            self.log.create(self.topic, PARTITIONS)
 
     def load(self, messages: int, *, rate: float | None = None, url: str = "") -> Load:
         """Publish to the topic; see :class:`Load`."""

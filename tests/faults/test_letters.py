@@ -53,5 +53,3 @@ async def test_nothing_is_settled_before_its_dead_letter_is_written(run: Run, si
     assert len(seen) == len(after), "nothing was handled twice"
     if run.ground.once:
         assert len(found) == 1
-
-

@@ -80,7 +80,10 @@ class Turnover(NamedTuple):
 @sizes(Turnover(4, 1.0, 3_000, 500), Turnover(60, 1.0, 60_000, 900))
 def test_a_member_joins_or_leaves_every_second(run: Run, size: Turnover) -> None:
     """Nothing lost, order kept, progress throughout."""
-    with run.fleet(concurrency=CONCURRENCY) as fleet, run.load(size.messages, rate=size.rate) as load:
+    with (
+        run.fleet(concurrency=CONCURRENCY) as fleet,
+        run.load(size.messages, rate=size.rate) as load,
+    ):
         fleet.start()
         fleet.start()
         fleet.until(lambda handled: handled >= 1)
@@ -94,5 +97,3 @@ def test_a_member_joins_or_leaves_every_second(run: Run, size: Turnover) -> None
             if before < load.acknowledged:  # there was something to do: something was done
                 fleet.until(lambda handled, before=before: handled > before)  # type: ignore[misc]
         run.judge(fleet, load.finish())
-
-

@@ -1,0 +1,221 @@
+"""What only Kafka can do to us: leaders that die, metadata that is not ours, positions that expired."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from streams import DeadLetters, Flow, Message, Retry, Streams
+from streams.errors import LogError
+from streams.log.protocol import Committed
+from tests.faults.conftest import kafka_ground
+from tests.faults.ground import KAFKA, Ground
+from tests.faults.load import stored
+from tests.faults.proxy import Proxy
+from tests.faults.run import PARTITIONS, Run
+from tests.faults.sizes import on
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime, free_port, until
+
+ADDRESS = "bootstrap.servers"
+
+
+def bootstrap(ground: Ground) -> str:
+    return ground.direct.removeprefix("kafka://").partition("?")[0]
+
+
+def commit(run: Run, places: dict[int, tuple[int, str]]) -> None:
+    """As a client that is not ours: positions with any metadata."""
+    consumer = Consumer(
+        {ADDRESS: bootstrap(run.ground), "group.id": run.group, "enable.auto.commit": False,
+         "log_level": 0}
+    )  # fmt: skip
+    parts = [
+        TopicPartition(run.topic, partition, position, metadata=text)
+        for partition, (position, text) in places.items()
+    ]
+    consumer.commit(offsets=parts, asynchronous=False)
+    consumer.close()
+
+
+FOREIGN = [
+    "", "null", "1", '{"lag": 3}', "1r", "1b!!", "1rA~", "\u00e9", "2rAAAA", "1r" + "A" * 4_000,
+    "1b" + base64.urlsafe_b64encode(os.urandom(600)).decode(),
+]  # fmt: skip
+
+
+@on("kafka")
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
+async def test_metadata_that_is_not_ours_costs_redelivery_at_most(run: Run, text: str) -> None:
+    app = Streams(run.ground.direct)
+    topic = app.topic(run.topic, bytes)
+    calls: list[str] = []
+
+    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        calls.append(message.id)
+
+    async with app.connected():
+        records = [topic.record(b"x", key=f"k{n}", id=f"m{n}") for n in range(100)]
+        positions = await app.publisher.publish_many(topic.name, records)
+    await asyncio.to_thread(commit, run, {p: (5, text) for p in range(PARTITIONS)})
+    async with app:
+        await asyncio.to_thread(until, run.at_end, 60, "handled and committed")
+    behind = {f"m{n}" for n, each in enumerate(positions) if each.offset >= 5}
+    # Unless the text says by chance that something is settled, everything behind is handled, once.
+    assert len(calls) == len(set(calls))
+    if text.startswith("1"):
+        assert set(calls) <= behind
+    else:
+        assert set(calls) == behind
+
+
+@on("kafka")
+async def test_ten_thousand_gaps_wait_at_intake_and_lose_nothing(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every other message hangs: the map of what is settled nears its limit, intake waits."""
+    name = f"{run.topic}-gaps"
+    run.log.create(name, 1)
+    app = Streams(run.ground.direct)
+    topic = app.topic(name, bytes)
+    gate = asyncio.Event()
+    calls: list[str] = []
+    messages = 30_000
+
+    @app.processor(
+        topic,
+        group=run.group,
+        concurrency=12_000,
+        flow=Flow(messages=25_000, commit=0.1, drain=5.0),
+    )
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        if message.offset % 2 == 0:
+            await gate.wait()
+        calls.append(message.id)
+
+    async with app:
+        records = [topic.record(b"x", key=f"k{n}", id=f"m{n}") for n in range(messages)]
+        await app.publisher.publish_many(name, records)
+
+        def text() -> Committed | None:
+            try:
+                return run.log.group(run.group).positions.get((name, 0))
+            except LogError:
+                return None
+
+        def full() -> bool:
+            place = text()
+            return place is not None and len(place.progress) > 3_000
+
+        await asyncio.to_thread(until, full, 60, "the map is nearly full")
+        place = text()
+        assert place is not None
+        assert place.position <= 2
+        assert len(place.progress) <= 4_095
+        assert "takes in no more until its settled set is smaller" in caplog.text
+        assert len(calls) < messages
+        gate.set()
+
+        def over() -> bool:
+            place = text()
+            return place is not None and place.position >= messages
+
+        await asyncio.to_thread(until, over, 90, "all handled once the handlers go on")
+    assert len(calls) == len(set(calls)) == messages
+
+
+@on("kafka")
+async def test_a_position_that_expired_is_reported_and_an_old_timestamp_is_kept(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Streams(run.ground.direct)
+    topic = app.topic(run.topic, bytes)
+    calls: list[str] = []
+
+    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        calls.append(message.id)
+
+    async with app.connected():
+        old = topic.record(
+            b"old", key="k", id="old", timestamp=datetime(2001, 9, 9, tzinfo=timezone.utc)
+        )
+        (where,) = await app.publisher.publish_many(topic.name, [old])
+        for number in range(9):
+            await topic.publish(b"x", key="k", id=f"m{number}")
+    await asyncio.to_thread(commit, run, {where.partition: (0, "")})
+    admin = AdminClient({ADDRESS: bootstrap(run.ground), "log_level": 0})
+    # What retention does: everything below 5 is deleted.
+    part = TopicPartition(run.topic, where.partition, 5)
+    for future in admin.delete_records([part]).values():
+        await asyncio.to_thread(future.result, 30)
+    assert where.offset == 0
+    with caplog.at_level(logging.ERROR, logger="streams"):
+        async with app:
+            await asyncio.to_thread(until, lambda: len(calls) == 5, 60, "what is left is handled")
+            assert app.stats().processors["work"].losses == 1
+    assert "deleted before they were handled" in caplog.text
+    assert calls == [f"m{number}" for number in range(4, 9)]
+
+
+@on("kafka")
+async def test_a_poison_message_of_the_largest_size_becomes_a_dead_letter(run: Run) -> None:
+    app = Streams(run.ground.direct)
+    topic = app.topic(run.topic, bytes)
+
+    @app.processor(topic, group=run.group, retry=Retry(attempts=1), flow=Flow(commit=0.1))
+    async def work(value: bytes) -> None:
+        raise ValueError("poison " * 5_000)
+
+    # The broker's own limit (message.max.bytes: 1,048,588) with the batch's overhead.
+    value = os.urandom(1_048_588 - 200)
+    async with app:
+        await topic.publish(value, key="k", id="large")
+        await asyncio.to_thread(until, run.at_end, 60, "settled")
+        letters = app.topic(DeadLetters().name(run.topic, run.group), bytes)
+        (letter,) = await asyncio.to_thread(lambda: list(letters.read()))
+    assert letter.value == value
+    assert letter.id == "large"
+
+
+@pytest.fixture
+def three_brokers(lifetime: Lifetime) -> Any:
+    with Kafka(lifetime, brokers=3) as cluster, Proxy(free_port()) as proxy:
+        settings = {**KAFKA, "topic.metadata.refresh.interval.ms": 1000}
+        yield cluster, kafka_ground(cluster, proxy, settings, 3.0)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+def test_the_leader_of_three_brokers_is_killed(three_brokers: Any, tmp_path: Path) -> None:
+    """min.insync.replicas=2: every acknowledged write is kept, and is delivered."""
+    cluster, ground = three_brokers
+    run = Run(ground, tmp_path, create=False)
+    admin = AdminClient({ADDRESS: cluster.bootstrap, "log_level": 0})
+    new = NewTopic(run.topic, PARTITIONS, 3, config={"min.insync.replicas": "2"})
+    admin.create_topics([new])[run.topic].result(30)
+    with run.fleet() as fleet, run.load(30_000, rate=800) as load:
+        fleet.start()
+        fleet.start()
+        until(lambda: run.owners() == 2, 60, "both own partitions")
+        for partition in range(3):
+            before = fleet.tail.count()
+            place = cluster.leader(run.topic, partition)
+            cluster.kill(place)
+            least = min(before + 2_000, load.messages)
+            fleet.until(lambda handled, least=least: handled >= least)  # type: ignore[misc]
+            cluster.restart(place)
+        run.judge(fleet, load.finish())
+    assert len(stored(run.log, run.topic)) >= 30_000
+    run.close()
