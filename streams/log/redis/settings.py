@@ -125,7 +125,8 @@ def read(opened: Opened) -> Settings:
     terms = Terms(own.pop("lease", TERMS.lease))
     driver.setdefault("socket_timeout", max(0.5, min(5.0, terms.lease / 3)))
     driver.setdefault("socket_connect_timeout", driver["socket_timeout"])
-    driver.setdefault("socket_read_size", READ_SIZE)
+    # A cluster has a connection for each partition, and each has a buffer of that size.
+    driver.setdefault("socket_read_size", READ_SIZE // 4 if kind == "cluster" else READ_SIZE)
     # Bytes come as they stand, whatever the driver's defaults become; RESP2 has no push messages
     # that could come between a request and its answer.
     driver |= {"protocol": 2, "decode_responses": False}
