@@ -1,4 +1,4 @@
-"""What only Kafka can do to us: leaders that die, metadata that is not ours, positions that expired."""
+"""What only Kafka can do: leaders that die, metadata not ours, positions that expired."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 from streams import DeadLetters, Flow, Message, Retry, Streams
 from streams.errors import LogError
 from streams.log.protocol import Committed
-from tests.faults.conftest import kafka_ground
-from tests.faults.ground import KAFKA, Ground
+from tests.faults.ground import KAFKA, Ground, kafka_ground
 from tests.faults.load import stored
 from tests.faults.proxy import Proxy
 from tests.faults.run import PARTITIONS, Run
@@ -68,7 +67,7 @@ async def test_metadata_that_is_not_ours_costs_redelivery_at_most(run: Run, text
     async with app.connected():
         records = [topic.record(b"x", key=f"k{n}", id=f"m{n}") for n in range(100)]
         positions = await app.publisher.publish_many(topic.name, records)
-    await asyncio.to_thread(commit, run, {p: (5, text) for p in range(PARTITIONS)})
+    await asyncio.to_thread(commit, run, dict.fromkeys(range(PARTITIONS), (5, text)))
     async with app:
         await asyncio.to_thread(until, run.at_end, 60, "handled and committed")
     behind = {f"m{n}" for n, each in enumerate(positions) if each.offset >= 5}
