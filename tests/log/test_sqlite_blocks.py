@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -81,6 +83,14 @@ def test_blocks_are_bounded_in_messages_and_bytes() -> None:
     encoded = encode_all([*large, Record(bytes(3 * blocks.BYTES), b"k", "huge"), *large])
     assert sum(block.messages for block in encoded) == 21
     assert [b.messages for b in encoded if len(b.data) > blocks.BYTES] == [1]
+
+
+def test_a_block_keeps_nothing_of_the_bytes_it_was_made_from() -> None:
+    data = encode([Record(b"v" * 1000, b"k", "i", [("h", b"x")])])
+    before = sys.getrefcount(data)
+    block = decode(data)
+    assert sys.getrefcount(data) == before
+    assert block.values == [b"v" * 1000]
 
 
 def test_a_batch_can_let_go_of_its_bytes() -> None:

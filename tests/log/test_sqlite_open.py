@@ -95,6 +95,14 @@ def test_what_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_database_in_utf_16_cannot_hold_a_log(tmp_path: Path) -> None:
+    connection = apsw.Connection(str(tmp_path / "x.db"))
+    connection.execute("PRAGMA encoding = 'UTF-16le'; CREATE TABLE theirs (x)")
+    connection.close()
+    with one_line(Fatal, "UTF-16le"):
+        opened(tmp_path / "x.db")
+
+
 def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     opened(tmp_path / "x.db").close()
     with apsw.Connection(str(tmp_path / "x.db")) as connection:

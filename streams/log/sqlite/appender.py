@@ -26,11 +26,10 @@ from streams.message import Position, Record
 Outcomes = Sequence["Position | LogError"]
 
 
-# One statement for many rows, as each step of a statement may cost a turn (see blocks.py).
-_INSERT = [
-    f"INSERT INTO streams_blocks VALUES {', '.join(['(?, ?, ?, ?)'] * count)}"  # noqa: S608
-    for count in range(17)
-]
+# A statement for many rows, as each step of a statement may cost a turn (see blocks.py). SQLite
+# copies the rows of such a one once more, so that for few it does not pay.
+_FEW, _MANY = 4, 16
+_INSERT = "INSERT INTO streams_blocks VALUES (?, ?, ?, ?)"
 _UPDATE = """
 UPDATE streams_partitions SET next = u.value ->> 0, time = u.value ->> 1, loose = u.value ->> 2
 FROM json_each(?) AS u WHERE no = u.value ->> 3
@@ -162,9 +161,7 @@ class Appender:
                     merging.append((no, loose))
                     loose = 0
                 updates.append((offset, time, loose, no))
-            for start in range(0, len(rows), len(_INSERT) - 1):
-                some = rows[start : start + len(_INSERT) - 1]
-                connection.execute(_INSERT[len(some)], tuple(chain.from_iterable(some)))
+            _insert(connection, rows)
             connection.execute(_UPDATE, (json.dumps(updates),))
             for no, loose in merging:
                 _merge(connection, no, loose)
@@ -198,6 +195,16 @@ class Appender:
         under way in other threads: the turn to write comes after them."""
         self._database.shared.write.acquire(timeout)
         self._database.shared.write.release()
+
+
+def _insert(connection: Connection, rows: Sequence[tuple[int, int, int, bytes]]) -> None:
+    if len(rows) <= _FEW:
+        connection.executemany(_INSERT, rows)
+        return
+    for start in range(0, len(rows), _MANY):
+        some = rows[start : start + _MANY]
+        more = ", (?, ?, ?, ?)" * (len(some) - 1)
+        connection.execute(_INSERT + more, tuple(chain.from_iterable(some)))
 
 
 def _merge(connection: Connection, no: int, count: int) -> None:

@@ -22,7 +22,8 @@ _MOST = 64
 """Blocks fetched at once, at most."""
 
 # The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
-# what each is, and the data of all in a row. A large one is left out, but listed.
+# what each is, and the data of all, one after the other. A large one is left out, but listed.
+# In a UTF-8 database (no other is opened) group_concat takes the bytes of a BLOB as they are.
 _FROM = """
 SELECT json_group_array(json_array(b.place, b.count, b.time, length(b.data))),
     CAST(group_concat(CASE WHEN length(b.data) <= :usual THEN b.data END, '') AS BLOB)
