@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import GroupLive, LogError, NotFound, Unavailable
-from streams.log.kafka.asking import ANSWER, answer, ask, codes
+from streams.log.kafka.asking import ANSWER, Asking, codes
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import Settings
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
@@ -36,12 +36,11 @@ Key = tuple[str, int]
 class Groups:
     """The groups of one cluster (any thread)."""
 
-    def __init__(self, settings: Settings, client: AdminClient) -> None:
+    def __init__(self, settings: Settings, client: AdminClient, asking: Asking) -> None:
         self._settings = settings
         self._client = client
-
-    def _ask(self, doing: str, question: Callable[[], Any]) -> Any:
-        return ask(doing, question, self._settings.scrub)
+        self._ask = asking.ask
+        self._answer = asking.answer
 
     def session(self, group: str) -> float:
         """Seconds after which a broker gives up a silent member of a KIP-848 group.
@@ -52,7 +51,7 @@ class Groups:
 
         def question() -> Any:
             futures = self._client.describe_configs([resource], request_timeout=ANSWER)
-            return answer(futures[resource])
+            return self._answer(futures[resource])
 
         try:
             found = self._ask(f"asking for the session of group {group}", question)
@@ -66,7 +65,7 @@ class Groups:
         """The names of all groups, sorted."""
         doing = "listing groups"
         found = self._ask(
-            doing, lambda: answer(self._client.list_consumer_groups(request_timeout=ANSWER))
+            doing, lambda: self._answer(self._client.list_consumer_groups(request_timeout=ANSWER))
         )
         if found.errors and not found.valid:
             raise translate(found.errors[0], doing, self._settings.scrub)
@@ -89,7 +88,7 @@ class Groups:
 
         def question() -> Any:
             futures = self._client.describe_consumer_groups([group], request_timeout=ANSWER)
-            return answer(futures[group])
+            return self._answer(futures[group])
 
         try:
             found = self._ask(f"asking for group {group}", question)
@@ -108,7 +107,7 @@ class Groups:
         """A group's places, in these partitions or in all; none if there is no such group."""
 
         def question() -> Any:
-            return answer(self.ask_positions(group, parts))
+            return self._answer(self.ask_positions(group, parts))
 
         try:
             found = self._ask(f"asking for the positions of group {group}", question)
@@ -139,7 +138,7 @@ class Groups:
             futures = self._client.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, parts)], request_timeout=ANSWER
             )
-            answer(futures[group])
+            self._answer(futures[group])
 
         try:
             self._ask(f"moving group {group} in {topic}", question)
@@ -184,7 +183,7 @@ class Groups:
 
         def question() -> None:
             futures = self._client.delete_consumer_groups([group], request_timeout=ANSWER)
-            answer(futures[group])
+            self._answer(futures[group])
 
         try:
             self._ask(f"deleting group {group}", question)
@@ -201,16 +200,15 @@ class Groups:
         left = self.names()
         while left and time.monotonic() < deadline:
             asked = [(group, self.ask_positions(group, parts)) for group in left]
-            left = [group for group, future in asked if _holds(future)]
+            left = [group for group, future in asked if self._holds(future)]
             if left:
                 time.sleep(0.02)
 
-
-def _holds(future: Any) -> bool:
-    try:
-        return bool(places(answer(future)))
-    except KafkaException:
-        return False
+    def _holds(self, future: Any) -> bool:
+        try:
+            return bool(places(self._answer(future)))
+        except (KafkaException, TimeoutError):
+            return False
 
 
 def places(found: Any) -> dict[Key, Committed]:

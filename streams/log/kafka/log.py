@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from streams.config import Flow
 from streams.errors import ConfigError, GroupLive
 from streams.log.kafka import moves
+from streams.log.kafka.asking import Asking
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.lines import Lines
@@ -64,26 +65,29 @@ class KafkaLog:
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
+        asking = Asking(found.scrub)
         # The driver checks names and values when a client is made, so one of each is made now.
         admin = self._connect(AdminClient, found.admin())
-        self._topics, self._groups = Topics(found, admin), Groups(found, admin)
-        self._readers = Readers(found, lambda conf: self._connect(Consumer, conf))
-        self._appender = Appender(
-            found, lambda conf: self._connect(Producer, conf), self._topics.partitions
-        )
+        self._topics, self._groups = Topics(found, admin, asking), Groups(found, admin, asking)
+        self._readers = Readers(found, lambda conf: self._connect(Consumer, conf), asking)
         self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
+        self._appender = Appender(
+            found,
+            lambda conf: self._connect(Producer, conf, logger=self._lines),
+            self._topics.partitions,
+            asking.refused,
+        )
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
 
-    def _connect(self, kind: Callable[..., Client], conf: dict[str, Any]) -> Client:
-        """Make one of the driver's clients; its log lines go to ``streams.kafka``.
+    def _connect(self, kind: Callable[..., Client], conf: dict[str, Any], **more: Any) -> Client:
+        """Make one of the driver's clients.
 
         :raises ConfigError: the driver does not take the settings.
         """
-        conf.pop("logger", None)
         try:
-            return kind(conf, logger=self._lines)
+            return kind(conf, **more)
         except KafkaException as error:
             raise translate(error, "settings", self._settings.scrub) from None
         except (TypeError, ValueError) as error:
@@ -244,7 +248,7 @@ class KafkaLog:
         session = self._groups.session(group) if kip848 else self._settings.session
         subscription = KafkaSubscription(
             self._settings,
-            lambda conf: self._connect(Consumer, conf),
+            lambda conf: self._connect(Consumer, conf, logger=self._lines),
             group,
             topics,
             listener,

@@ -21,7 +21,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from streams.errors import GroupLive, LogError
-from streams.log.kafka.asking import answer
+from streams.log.kafka.asking import brought
 from streams.log.kafka.groups import OURS, Groups, places
 from streams.log.protocol import Committed
 
@@ -89,7 +89,7 @@ class Desk:
                 return {}
             asked, self._asked = self._asked, None
             try:
-                found = places(answer(asked))
+                found = places(brought(asked))
             except KafkaException:
                 return {}  # whoever may not ask, or cannot just now, is not moved
             return {key: place for key, place in found.items() if place.progress != TAKEN}

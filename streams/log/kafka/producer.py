@@ -104,6 +104,7 @@ class Appender:
 
     :param connect: makes the driver's producer.
     :param partitions: how many partitions a topic has.
+    :param refused: told of a login or a certificate that is refused.
     """
 
     def __init__(
@@ -111,10 +112,12 @@ class Appender:
         settings: Settings,
         connect: Callable[[dict[str, Any]], Producer],
         partitions: Callable[[str], int],
+        refused: Callable[[KafkaError], None],
     ) -> None:
         self._settings = settings
         self._connect = connect
         self._partitions = partitions
+        self._refused = refused
         self._order = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._state = threading.Condition()
@@ -165,9 +168,9 @@ class Appender:
                             raise Unavailable("Kafka: this log is closed") from None
                         time.sleep(ROOM)  # the serving thread makes room
             except Exception as error:
-                append.fail(index, self._refused(producer, topic, error))
+                append.fail(index, self._not_taken(producer, topic, error))
 
-    def _refused(self, producer: Producer, topic: str, error: Exception) -> StreamsError:
+    def _not_taken(self, producer: Producer, topic: str, error: Exception) -> StreamsError:
         """Why the driver did not take a record."""
         if isinstance(error, StreamsError):
             return error
@@ -235,6 +238,8 @@ class Appender:
                 self._user_error(error)
         except Exception:
             logger.exception("error_cb raised")
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refused(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:

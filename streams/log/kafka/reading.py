@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.errors import LogError, NotFound, Unavailable
-from streams.log.kafka.asking import ANSWER, ask
+from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
@@ -40,13 +40,16 @@ _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 class Readers:
     """The consumers of one log that belong to no group (any thread)."""
 
-    def __init__(self, settings: Settings, connect: Callable[[dict[str, Any]], Consumer]) -> None:
+    def __init__(
+        self, settings: Settings, connect: Callable[[dict[str, Any]], Consumer], asking: Asking
+    ) -> None:
         self._settings = settings
+        self._asking = asking
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
         self._closed = False
-        self._asking: Consumer | None = None
+        self._questioner: Consumer | None = None
 
     def take(self) -> Consumer:
         """A consumer that reads nothing yet."""
@@ -75,20 +78,20 @@ class Readers:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            asking, self._asking = self._asking, None
+            questioner, self._questioner = self._questioner, None
         for consumer in idle:
             consumer.close()
-        if asking is not None:
-            asking.close()
+        if questioner is not None:
+            questioner.close()
 
     def _asker(self) -> Consumer:
         """The one consumer that only asks questions."""
         with self._lock:
             if self._closed:
                 raise LogError("Kafka: this log is closed")
-            if self._asking is None:
-                self._asking = self._connect(self._settings.reader(MEGABYTE))
-            return self._asking
+            if self._questioner is None:
+                self._questioner = self._connect(self._settings.reader(MEGABYTE))
+            return self._questioner
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction
@@ -114,13 +117,13 @@ class Readers:
         return found if found >= 0 else self.bounds(topic, partition)[1]
 
     def _ask(self, doing: str, topic: str, question: Callable[[Consumer], T]) -> T:
-        asker, scrub = self._asker(), self._settings.scrub
+        asker, ask = self._asker(), self._asking.ask
         try:
-            return ask(doing, lambda: question(asker), scrub)
+            return ask(doing, lambda: question(asker))
         except NotFound:
             # A partition that is new, to a client that has not heard of it yet.
-            ask(doing, lambda: asker.list_topics(topic, timeout=ANSWER), scrub)
-            return ask(doing, lambda: question(asker), scrub)
+            ask(doing, lambda: asker.list_topics(topic, timeout=ANSWER))
+            return ask(doing, lambda: question(asker))
 
     def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""

@@ -118,6 +118,10 @@ CONSUMER = _names(
 )
 """Settings that only a consumer understands."""
 
+SERVED = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
+"""What makes the driver queue events for whoever polls the client: nobody does regularly where
+only questions are asked, so they would pile up. The producer and the members tell enough."""
+
 MEMBER = _names(
     """group.instance.id group.protocol group.protocol.type group.remote.assignor
     heartbeat.interval.ms max.poll.interval.ms partition.assignment.strategy
@@ -202,7 +206,7 @@ class Settings:
 
     def admin(self) -> Conf:
         """For an AdminClient (which is a producer to librdkafka)."""
-        return self._base(CONSUMER | PRODUCER | {"stats_cb"})
+        return {**self._base(CONSUMER | PRODUCER | SERVED), "log_level": 0}
 
     def producer(self) -> Conf:
         """For the one producer of a log."""
@@ -222,7 +226,7 @@ class Settings:
             # append waits for room past this; the driver's default is 1 GiB.
             "queue.buffering.max.kbytes": QUEUE_KBYTES,
         }
-        conf.update(self._base(CONSUMER | {"stats_cb"}))
+        conf.update(self._base(CONSUMER | {"stats_cb", "logger"}))
         return conf
 
     def _consumer(self, prefetch: int, leave: frozenset[str]) -> Conf:
@@ -243,7 +247,8 @@ class Settings:
 
     def reader(self, prefetch: int) -> Conf:
         """For a consumer outside any group."""
-        conf = self._consumer(prefetch, MEMBER | {"stats_cb"})
+        conf = self._consumer(prefetch, MEMBER | SERVED)
+        conf["log_level"] = 0
         # A fetch that waits at one partition's end holds up the next reading.
         conf.setdefault("fetch.wait.max.ms", 10)
         # The driver asks for a group's name even of a consumer that never joins one.
@@ -253,7 +258,7 @@ class Settings:
 
     def member(self, group: str, flow: Flow, stats: Callable[[str], None]) -> Conf:
         """For a member of ``group``; ``stats`` gets the driver's statistics."""
-        conf = self._consumer(prefetched(flow), frozenset())
+        conf = self._consumer(prefetched(flow), frozenset({"logger"}))
         conf["group.id"] = group
         conf["stats_cb"] = stats
         # A fetch that waits for idle partitions holds up those that are assigned meanwhile.

@@ -245,7 +245,8 @@ class KafkaSubscription:
         if isinstance(trouble, Fatal) and self._connected:
             # It worked before: a broker that starts up may not know its users yet.
             trouble = Unavailable(str(trouble))
-        self._trouble = trouble
+        if not isinstance(self._trouble, Fatal):
+            self._trouble = trouble  # what else is said of it: that all brokers are down
 
     def _message_error(self, bad: Any) -> None:
         """An error that came in a message's place."""

@@ -7,7 +7,7 @@ broker allows it): only DescribeTopics is asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
-from streams.log.kafka.asking import ANSWER, answer, ask, codes
+from streams.log.kafka.asking import ANSWER, Asking, codes
 from streams.log.kafka.settings import Settings
 from streams.log.names import check_topic
 from streams.log.protocol import Retention, TopicInfo
@@ -38,14 +38,13 @@ INTERNAL = frozenset(
 class Topics:
     """The topics of one cluster (any thread)."""
 
-    def __init__(self, settings: Settings, client: AdminClient) -> None:
+    def __init__(self, settings: Settings, client: AdminClient, asking: Asking) -> None:
         self._settings = settings
         self._client = client
+        self._ask = asking.ask
+        self._answer = asking.answer
         self._counts: dict[str, tuple[int, float]] = {}
         """Partitions of a topic, and when that was asked."""
-
-    def _ask(self, doing: str, question: Callable[[], Any]) -> Any:
-        return ask(doing, question, self._settings.scrub)
 
     def create(
         self,
@@ -89,7 +88,7 @@ class Topics:
         futures = self._client.create_topics(
             [new], operation_timeout=ANSWER, request_timeout=ANSWER
         )
-        answer(futures[new.topic])
+        self._answer(futures[new.topic])
 
     def _appeared(self, topic: str) -> TopicInfo:
         """Wait until a new topic is known to the brokers, each partition with its leader."""
@@ -157,7 +156,7 @@ class Topics:
     def _describe(self, topic: str) -> Any:
         def question() -> Any:
             futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
-            return answer(futures[topic])
+            return self._answer(futures[topic])
 
         try:
             return self._ask(f"asking for topic {topic}", question)
@@ -179,7 +178,7 @@ class Topics:
         )
         for resource, future in futures.items():
             try:
-                entry = self._ask(doing, partial(answer, future)).get("retention.ms")
+                entry = self._ask(doing, partial(self._answer, future)).get("retention.ms")
                 kept = int(entry.value) if entry is not None and entry.value else -1
             except (LogError, ValueError):
                 continue
@@ -197,7 +196,7 @@ class Topics:
             futures = self._client.delete_topics(
                 [topic], operation_timeout=ANSWER, request_timeout=ANSWER
             )
-            answer(futures[topic])
+            self._answer(futures[topic])
 
         self._describe(topic)
         self._ask(f"deleting topic {topic}", question)
