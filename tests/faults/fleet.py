@@ -93,12 +93,19 @@ class Fleet:
             if handled != last:
                 moved, last = time.monotonic(), handled
             elif time.monotonic() - moved > STALLED:
+                self.explain()
                 raise AssertionError(f"no progress for {STALLED:g} s; {handled} handled")
             for worker in self.workers:
                 status = worker.poll()
                 if status not in (None, -signal.SIGKILL) and worker.pid not in self._left:
                     raise AssertionError(f"a worker ended by itself with status {status}")
             time.sleep(0.01)
+
+    def explain(self) -> None:
+        """Have every worker write to stderr what each of its threads is at."""
+        for worker in self.running:
+            worker.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)  # for people to read: nothing waits for it
 
     def stop(self) -> None:
         """SIGTERM to all, and wait for them to drain."""

@@ -41,6 +41,8 @@ class Run:
         self.topic = f"faults-{name}"
         self.group = f"group-{name}"
         self.log: Log = open_log(ground.direct)
+        self._not_yet = ""
+        """Why :meth:`at_end` said no."""
         if create:
             self.log.create(self.topic, PARTITIONS)
 
@@ -75,8 +77,10 @@ class Run:
                 first, end = self.log.bounds(self.topic, partition)
                 place = places.get((self.topic, partition))
                 if end > first and (place is None or place.position < end):
+                    self._not_yet = f"{partition} is at {place}, its end is {end}"
                     return False
-        except LogError:
+        except LogError as error:
+            self._not_yet = repr(error)
             return False
         return True
 
@@ -86,7 +90,11 @@ class Run:
         :param audited: compare what was acknowledged with what stands in the log, too.
         """
         fleet.until(lambda handled: handled >= acknowledged)
-        until(self.at_end, 60, f"{self.group} has committed the end of {self.topic}")
+        try:
+            until(self.at_end, 60, f"{self.group} has committed the end of {self.topic}")
+        except TimeoutError as error:
+            fleet.explain()
+            raise AssertionError(f"{error}: {self._not_yet}") from error
         fleet.stop()
         assert self.at_end(), "the group was moved backwards at the end"
         lives = read(self.folder)

@@ -6,7 +6,9 @@ python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS]
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -111,6 +113,7 @@ def build(
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGUSR1)  # what every thread does, where a run stands still
     logging.basicConfig(level=logging.ERROR, format="%(process)d %(name)s %(message)s")
     folder, url, topic, group, concurrency = sys.argv[1:6]
     pause = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
