@@ -199,7 +199,7 @@ class Subscription(Protocol):
     def keep_alive(self) -> None:
         """Stay a member without polling: renew what expires, deliver and rebalance nothing.
 
-        Called (by the polling thread, also from inside the listener's ``revoked``) about once a
+        Called (by the polling thread, also from inside the listener) about once a
         second while handlers are being waited for.
         """
         ...

@@ -435,7 +435,11 @@ class Pump:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours."""
         self.rebalances += 1
+        alive = self._now()
         for assignment in assignments:
+            if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
+                self._keep_alive()
+                alive = self._now()
             progress, window = self._restored(assignment)
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
@@ -490,11 +494,14 @@ class Pump:
                         self._job.name, limit,
                     )  # fmt: skip
                 return
-            if self._subscription is not None:
-                try:
-                    self._subscription.keep_alive()
-                except LogError as error:
-                    logger.warning("%s: waiting for the log: %s", self._job.name, error)
+            self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        if self._subscription is not None:
+            try:
+                self._subscription.keep_alive()
+            except LogError as error:
+                logger.warning("%s: waiting for the log: %s", self._job.name, error)
 
     def _leaving(self, assignments: Sequence[Assignment]) -> list[tuple[Assignment, Owned]]:
         leaving = []
