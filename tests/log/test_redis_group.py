@@ -275,6 +275,22 @@ def test_keeping_alive_is_enough_to_stay(
     assert assignment.valid_until > time.monotonic()
 
 
+def test_members_that_read_different_topics_agree(log: RedisLog, members: list[Member]) -> None:
+    one, two = (log.create(name("topic"), 4).name for _ in range(2))
+    group = name("group")
+    members += [Member(log, group, one), Member(log, group, [one, two])]
+
+    def shared_out() -> bool:
+        for member in members:
+            member.poll()
+        return [len(member.owned) for member in members] == [4, 4]
+
+    # Who has another topic to itself leaves this one to the other.
+    until(shared_out, "all is owned, evenly")
+    assert {topic for topic, _ in members[0].owned} == {one}
+    assert {topic for topic, _ in members[1].owned} == {two}
+
+
 def test_a_group_is_moved_from_under_its_members_only_by_force(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:

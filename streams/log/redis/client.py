@@ -324,6 +324,7 @@ class Client:
     def close(self) -> None:
         """Close the idle connections; whoever uses one still finishes."""
         self.pool.close()
+        self.servers.close()
 
     def failed(self, address: Address) -> None:
         """A server does not answer or has changed its part."""

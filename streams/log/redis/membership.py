@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from streams.errors import LogError, Unavailable
+from streams.errors import LogError, NotFound, Unavailable
 from streams.log.membership import FREE, Lease, Member, Plan, plan
 from streams.log.protocol import Assignment, Committed
 from streams.log.redis.client import Client, Command, scripted
@@ -130,10 +130,10 @@ class Membership:
         self._window = window
         self.terms = client.settings.terms
         self._term = int(self.terms.lease * 1000)
-        self._parts = {
-            (part.topic, part.partition): part for n in names for part in topics.parts(n)
-        }
-        self._counts = {name: topics.facts(name).info.partitions for name in names}
+        self._parts: dict[Place, Part] = {}
+        """Of all topics that any member reads: who takes what depends on all of them."""
+        self._counts: dict[str, int] = {}
+        self._consider(self._names)
         self._starts = groups.starts(group, names)
         self.saved: dict[Place, Saved] = {}
         """Where the group stood last, in all partitions this member ever owned."""
@@ -166,6 +166,23 @@ class Membership:
         """
         self._client.run(self._heartbeat())
         self._joined = True
+
+    def _consider(self, names: Iterable[str]) -> bool:
+        """Look after these topics, whoever reads them; whether they are others than before."""
+        counts: dict[str, int] = {}
+        parts: dict[Place, Part] = {}
+        for name in sorted({*names, *self._names}):
+            try:
+                own = self._topics.parts(name)
+            except NotFound:
+                if name in self._names:
+                    raise
+                continue  # deleted, and its readers do not know yet
+            counts[name] = len(own)
+            parts.update(((name, part.partition), part) for part in own)
+        changed = counts != self._counts
+        self._counts, self._parts = counts, parts
+        return changed
 
     def beat(self, owned: Sequence[Owned]) -> Beat:
         """Say that this member lives, extend its leases, and see who has the others.
@@ -275,8 +292,11 @@ class Membership:
         ]  # fmt: skip
         met = frozenset(row.id for row in rows)
         found.changed, self._met = met != self._met, met
-        ours = [row._replace(topics=[t for t in row.topics if t in self._counts]) for row in rows]
-        found.plan = plan(self.me, sent, ours, self._counts, leases)
+        if self._consider(topic for row in rows for topic in row.topics):
+            # Of some topics it is not known yet who has what: the next heartbeat asks.
+            found.changed = True
+            return
+        found.plan = plan(self.me, sent, rows, self._counts, leases)
         if sent < self._careful_until:
             known_here = {
                 place: epoch for place, epoch in found.plan.acquire.items() if place in self.saved

@@ -46,6 +46,10 @@ class Servers(Protocol):
         """A server does not answer, or is not the one to ask any more: ask again who is."""
         ...
 
+    def close(self) -> None:
+        """Nobody will ask any more."""
+        ...
+
 
 class Single:
     """One server."""
@@ -71,6 +75,9 @@ class Single:
 
     def failed(self, address: Address) -> None:
         """There is no other."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Sentinels:
@@ -126,6 +133,10 @@ class Sentinels:
             if self._known == address:
                 self._known = None
 
+    def close(self) -> None:
+        """Let go of the Sentinels."""
+        self._sentinel.close()
+
 
 class Cluster:
     """The nodes of a cluster, by slot."""
@@ -171,6 +182,9 @@ class Cluster:
     def failed(self, address: Address) -> None:
         """Ask the others."""
         self._fresh = False
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _learn(self, first: Address | None = None) -> None:
         """Ask the nodes one after the other for the slots. Called with the lock held."""

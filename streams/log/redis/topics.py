@@ -24,6 +24,8 @@ class Facts(NamedTuple):
 
     info: TopicInfo
     most: int | None = None
+    ours: bool = True
+    """It was created here; else it is a stream of others."""
 
     @property
     def trimmed(self) -> bool:
@@ -97,7 +99,10 @@ class Topics:
             raise NotFound(f"there is no topic {topic!r}: create it, or publish to it first")
         if stored[0] is None and kind != b"stream":
             raise Mismatch(f"the key {topic!r} is a {kind.decode()}, not a stream")
-        found = _facts(topic, stored if stored[0] is not None else (1, None, None, None))
+        if stored[0] is None:
+            found = Facts(TopicInfo(topic, 1), ours=False)
+        else:
+            found = _facts(topic, stored)
         self._known[topic] = found
         return found
 
@@ -155,7 +160,7 @@ class Topics:
     def restore(self, topic: str) -> None:
         """Write a topic's facts again after the server has lost everything."""
         facts = self._known.get(topic)
-        if facts is None:
+        if facts is None or not facts.ours:
             return
         info = facts.info
         config = None if facts.most is None else {MOST: str(facts.most)}
