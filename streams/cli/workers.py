@@ -1,0 +1,320 @@
+"""``streams run --workers N``: a supervisor of processes that share an app's groups.
+
+Promises: N workers run, each an interpreter of its own; one that dies is started again, after 1 s
+and then twice as long each time up to 30 s, from the beginning once it lived a minute. SIGINT or
+SIGTERM is passed on and all workers may drain; a second signal ends everything at once. Workers
+whose app cannot be loaded, or that keep dying at their start, end the supervisor with one line.
+
+Theory of operation. The supervisor never imports the app: what an import opens belongs to one
+process. It starts the first worker alone, and the others once that one has loaded the app, so that
+a bad app is said once and not N times. Both are joined by a socket, the worker's standard input at
+its start: the worker writes a byte when the app is loaded, and drains when it reads the end, for
+then the supervisor is gone, however it went. Workers have process groups of their own: Ctrl-C in a
+terminal reaches the supervisor alone, and the one signal it passes on is not their second.
+
+On Kafka's classic protocol workers are static members (KIP-345): a broker that sees an instance
+return within its session gives it back what it had, without a rebalance. For that an instance ID
+must be the same after a restart and unique in its group, so it is made of the host, the app, the
+worker's number, and a slot: the number of a lock file that a second supervisor of the same app on
+this machine finds taken. KIP-848 has no need of it, and the toolkit refuses it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from streams.cli.failures import DONE, FAILED, INTERRUPTED, Misused, report
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+logger = logging.getLogger("streams")
+
+LOADED = b"+"
+INSTANCE = "group.instance.id"
+NUMBER = "STREAMS_WORKER"
+"""Where an app finds its worker's number, from 1, in the environment."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a supervisor bears the deaths of a worker; all times in seconds."""
+
+    first: float = 1.0
+    """The wait before a worker is started again."""
+    longest: float = 30.0
+    """The wait doubles up to this."""
+    steady: float = 60.0
+    """A worker that lived so long is waited for as at first."""
+    start: float = 10.0
+    """A worker that dies sooner died at its start."""
+    tries: int = 5
+    """So many deaths at the start in a row, while no other worker lives on, are enough."""
+
+    def delay(self, deaths: int) -> float:
+        """The wait after so many deaths in a row, at least one."""
+        return min(self.first * 2.0 ** min(deaths - 1, 32), self.longest)
+
+
+# -- the supervisor -------------------------------------------------------------------------------
+
+
+def supervise(target: str, workers: int, url: str | None, level: str | None) -> int:
+    """Run an app in so many workers until a signal; the exit status."""
+    command = [sys.executable, "-m", "streams.cli", "run", target]
+    if level is not None:
+        command += ["--log-level", level]
+    environment = dict(os.environ)
+    if url:  # not an argument: others on the machine see those, and a URL may hold a password
+        environment["STREAMS_URL"] = url
+    lock, slot = claim(target)
+    try:
+        tags = [f"{slot}.{number}" for number in range(1, workers + 1)]
+        commands = [[*command, "--worker", tag] for tag in tags]
+        return asyncio.run(Supervisor(target, commands, environment).run())
+    finally:
+        os.close(lock)
+
+
+def claim(target: str) -> tuple[int, int]:
+    """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
+
+    It is held while the descriptor is open. Where files cannot be locked the slot is always 1.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return os.open(os.devnull, os.O_RDONLY), 1
+    folder = tempfile.gettempdir()
+    for slot in count(1):
+        path = os.path.join(folder, f"streams-{os.getuid()}-{_word(target)}-{slot}.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return lock, slot
+    raise AssertionError("unreachable: slots have no end")
+
+
+class Supervisor:
+    """Keeps a process running for each command.
+
+    :param name: what runs, for its lines.
+    :param commands: a worker's words each.
+    :param environment: the workers'.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        commands: Sequence[Sequence[str]],
+        environment: Mapping[str, str],
+        patience: Patience = Patience(),
+    ) -> None:
+        self._name = name
+        self._commands = commands
+        self._environment = environment
+        self._patience = patience
+        self._alive: dict[int, tuple[Process, socket.socket, float]] = {}
+        self._signal = signal.SIGTERM
+        self._over = asyncio.Event()
+        self._failed = False
+
+    async def run(self) -> int:
+        """Until a signal, or until it is hopeless; the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._told, number)
+        try:
+            first = await self._start(1)
+            if not await self._loads(1) and not self._over.is_set():
+                return self._refused(await first.wait())
+            numbers = range(1, len(self._commands) + 1)
+            await asyncio.gather(*map(self._keep, numbers))
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            for process, *_ in self._alive.values():  # only after an error of our own
+                process.kill()
+        return FAILED if self._failed else DONE
+
+    def _told(self, number: signal.Signals) -> None:
+        if not self._over.is_set():
+            logger.info("%s: %d workers finish what is in flight", number.name, len(self._alive))
+            self._stop(number)
+            return
+        for process, *_ in self._alive.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+        report("interrupted, not everything was finished")
+        if number == signal.SIGTERM:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            os.kill(os.getpid(), number)
+        os._exit(INTERRUPTED)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._over.set()
+        for process, *_ in self._alive.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _start(self, number: int) -> Process:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *self._commands[number - 1],
+                stdin=theirs.fileno(),
+                env={**self._environment, NUMBER: str(number)},
+                process_group=0,
+            )
+        self._alive[number] = (process, ours, time.monotonic())
+        logger.info("worker %d is process %d", number, process.pid)
+        if self._over.is_set():  # told while it was being started
+            with suppress(ProcessLookupError):
+                process.send_signal(self._signal)
+        return process
+
+    async def _loads(self, number: int) -> bool:
+        """Wait until a worker has loaded the app; False if it ended instead."""
+        ours = self._alive[number][1]
+        try:
+            return await asyncio.get_running_loop().sock_recv(ours, 1) == LOADED
+        except OSError:
+            return False
+
+    def _refused(self, status: int) -> int:
+        """The first worker could not load the app. What it said itself is not said again."""
+        self._alive.pop(1)[1].close()
+        if status in (DONE, FAILED, 2):
+            return status or FAILED
+        report(f"{self._name}: the first worker {_ending(status)} while it loaded the app")
+        return FAILED
+
+    async def _keep(self, number: int) -> None:
+        """Let one worker run until it is over, in one process after another."""
+        patience = self._patience
+        deaths = early = 0
+        while True:
+            if number not in self._alive:
+                await self._start(number)
+            process, ours, born = self._alive[number]
+            status = await process.wait()
+            life = time.monotonic() - born
+            ours.close()
+            del self._alive[number]
+            if self._over.is_set():
+                # Whoever had no handler for the signal yet had nothing in flight either.
+                if status not in (DONE, -self._signal, INTERRUPTED):
+                    logger.error("worker %d %s", number, _ending(status))
+                    self._failed = True
+                return
+            deaths = 1 if life >= patience.steady else deaths + 1
+            early = early + 1 if life < patience.start else 0
+            if early >= patience.tries and not self._anyone_lives_on():
+                report(
+                    f"{self._name}: workers do not stay alive: one died {early} times in a row "
+                    f"within {patience.start:g} s of its start, at last it {_ending(status)}"
+                )
+                self._failed = True
+                self._stop(signal.SIGTERM)
+                return
+            delay = patience.delay(deaths)
+            logger.warning("worker %d %s: again in %g s", number, _ending(status), delay)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._over.wait(), delay)
+            if self._over.is_set():
+                return
+
+    def _anyone_lives_on(self) -> bool:
+        now = time.monotonic()
+        return any(now - born >= self._patience.start for _, _, born in self._alive.values())
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"ended with status {status}" if status else "ended by itself"
+
+
+# -- a worker -------------------------------------------------------------------------------------
+
+
+class Worker:
+    """What a process that a supervisor started does beside running its app.
+
+    :param tag: ``slot.number``, the same after a restart.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        # Standard input is what it would be without a supervisor; children must not hold ours.
+        self._supervisor = socket.socket(fileno=os.dup(0))
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+
+    def loaded(self, target: str, app: Streams) -> None:
+        """Fit the app for its place among others, and tell the supervisor that it is there.
+
+        :raises Misused: the app's log is one process's own.
+        :raises ConfigError: it has no URL, or one that cannot be.
+        """
+        if app.url.lower().startswith("memory:"):
+            raise Misused(f"{target}: memory:// is one process's own: --workers needs another log")
+        instance(app, f"{socket.gethostname()}-{target}", self._tag)
+        with suppress(OSError):  # it is gone: the thread will see
+            self._supervisor.sendall(LOADED)
+        threading.Thread(target=self._watch, name="streams-supervisor", daemon=True).start()
+
+    def _watch(self) -> None:
+        with suppress(OSError):
+            self._supervisor.recv(1)
+        logger.warning("the supervisor is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def instance(app: Streams, name: str, tag: str) -> None:
+    """Make the app's members static ones on Kafka's classic protocol.
+
+    The user's ``group.instance.id`` takes the place of ``name``; ``tag`` follows it, so that
+    workers differ. Nothing is done where two processors share a group, for their members would
+    share the ID as well, and two members with one ID throw each other out.
+    """
+    from streams.log.url import _options
+
+    url, config = app.url, app._config
+    if not url.lower().startswith(("kafka:", "kafka+ssl:")):
+        return
+    given = {**_options(url, url.partition("?")[2]), **config}
+    if str(given.get("group.protocol", "classic")).lower() != "classic":
+        return
+    groups = [each.group for each in app.processors]
+    if len(set(groups)) < len(groups):
+        return
+    config[INSTANCE] = f"{_word(str(given.get(INSTANCE, name)))}-{tag}"
+
+
+def _word(text: str) -> str:
+    """The text as a part of a name: of letters that Kafka and file systems take."""
+    return re.sub(r"[^A-Za-z0-9._-]", ".", text)[-200:]
