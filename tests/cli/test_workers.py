@@ -1,0 +1,313 @@
+"""``streams run --workers``: real processes, killed, told to stop, and never able to start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from streams import Streams
+from streams.cli.workers import Patience, Supervisor, claim, instance
+from streams.errors import NotFound
+from streams.message import Record
+from tests.cli.conftest import Shell, eventually
+
+COUNTING = """
+import os
+
+from streams import Streams
+
+app = Streams("sqlite:///shop.db?lease=2")
+numbers = app.topic("numbers", int, partitions=4)
+
+
+@app.processor(numbers, group="count")
+def count(value):
+    with open("seen.txt", "a") as file:
+        file.write(f"{value} {os.environ['STREAMS_WORKER']} {os.getpid()}\\n")
+"""
+
+SLOW = """
+import asyncio
+import os
+
+from streams import Streams
+
+app = Streams("sqlite:///shop.db")
+
+
+def note(text):
+    with open("seen.txt", "a") as file:
+        file.write(f"{text}\\n")
+
+
+@app.processor(app.topic("numbers", int, partitions=4), group="count", concurrency=4)
+async def wait(value):
+    note("begin")
+    await asyncio.sleep(600 if os.path.exists("stuck") else 0.3)
+    note("end")
+"""
+
+
+def publish(shell: Shell, numbers: range) -> None:
+    """Into all four partitions by turns."""
+    with shell.log() as log:
+        records = [Record(str(n).encode(), str(n).encode(), f"n{n}", [], n % 4) for n in numbers]
+        log.append("numbers", records, lambda answers: None)
+
+
+def seen(shell: Shell) -> list[list[str]]:
+    return [line.split() for line in shell.read("seen.txt")]
+
+
+def owners(shell: Shell) -> set[str]:
+    """The members of the group that own a partition."""
+    with shell.log() as log:
+        try:
+            members = log.group("count").members
+        except NotFound:
+            return set()
+    return {each.id for each in members if each.partitions}
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def counting(shell: Shell) -> Shell:
+    shell.write("counting.py", COUNTING)
+    with shell.log() as log:
+        log.create("numbers", 4)
+    return shell
+
+
+def test_workers_share_partitions_and_a_killed_one_comes_back(counting: Shell) -> None:
+    with counting.start("run", "counting:app", "--workers", "2") as process:
+        eventually(lambda: len(owners(counting)) == 2)
+        publish(counting, range(40))
+        eventually(lambda: len({line[0] for line in seen(counting)}) == 40)
+        pids = {worker: int(pid) for _, worker, pid in seen(counting)}
+        assert pids.keys() == {"1", "2"}
+        os.kill(pids["2"], signal.SIGKILL)
+        publish(counting, range(40, 80))
+        eventually(lambda: len({line[0] for line in seen(counting)}) == 80)
+        eventually(lambda: len(owners(counting)) == 2 and not alive(pids["2"]))
+        publish(counting, range(80, 120))
+        eventually(lambda: len({line[0] for line in seen(counting)}) == 120)
+        after = {worker: int(pid) for _, worker, pid in seen(counting)}
+        assert after.keys() == {"1", "2"}
+        assert after["1"] == pids["1"]
+        assert after["2"] != pids["2"]
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "worker 2 was killed by SIGKILL: again in 1 s" in err.decode()
+    assert not any(alive(pid) for pid in after.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+def test_the_first_signal_drains_all_workers(counting: Shell, number: signal.Signals) -> None:
+    counting.write("slow.py", SLOW)
+    with counting.start("run", "slow:app", "--workers", "2") as process:
+        eventually(lambda: len(owners(counting)) == 2)
+        publish(counting, range(4))
+        eventually(lambda: counting.read("seen.txt"))
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    lines = counting.read("seen.txt")
+    assert lines.count("begin") == lines.count("end") >= 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_the_second_signal_ends_everything_at_once(
+    counting: Shell, number: signal.Signals, status: int
+) -> None:
+    counting.write("slow.py", SLOW)
+    counting.write("stuck", "")
+    publish(counting, range(4))
+    with counting.start("run", "slow:app", "--workers", "2") as process:
+        eventually(lambda: counting.read("seen.txt"))
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = b""
+        while b"finish what is in flight" not in said:
+            said = process.stderr.readline()
+            assert said
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)  # the workers held its end: they are gone
+    assert process.returncode == status
+    assert b"not everything was finished" in err
+
+
+def test_workers_drain_when_their_supervisor_is_killed(counting: Shell) -> None:
+    with counting.start("run", "counting:app", "--workers", "2") as process:
+        eventually(lambda: len(owners(counting)) == 2)
+        process.kill()
+        _, err = process.communicate(timeout=30)
+    assert err.decode().count("the supervisor is gone") == 2
+    assert not owners(counting)  # given back, not left to expire
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "status", "words"),
+    [
+        ("missing", None, 1, "there is no module 'missing'"),
+        ("broken", "1 / 0\n", 1, "ZeroDivisionError"),
+        ("private", "import streams\napp = streams.Streams('memory://')\n", 2, "one process's own"),
+        ("dead", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", 1, "SIGKILL"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_said_once(
+    shell: Shell, module: str, text: str | None, status: int, words: str
+) -> None:
+    if text is not None:
+        shell.write(f"{module}.py", text)
+    shell.environment.pop("STREAMS_URL")
+    ended = shell("run", f"{module}:app", "--workers", "4", "--log-level", "error")
+    assert (ended.status, ended.out) == (status, "")
+    (line,) = ended.err.splitlines()
+    assert line.startswith("streams: ")
+    assert words in line
+
+
+# -- the supervisor alone, with patience that a test has
+
+LOADS = "import os; os.write(0, b'+'); "
+
+
+def supervised(
+    *programs: str, patience: Patience, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A supervisor of these Python programs, in a process of its own."""
+    commands = [[sys.executable, "-c", program] for program in programs]
+    text = (
+        "import asyncio, sys\n"
+        "from streams.cli.logs import set_up\n"
+        "from streams.cli.workers import Patience, Supervisor\n"
+        "set_up(None)\n"
+        f"sys.exit(asyncio.run(Supervisor('shop:app', {commands!r}, {dict(environment or {})!r},"
+        f" {patience!r}).run()))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_workers_that_keep_dying_at_their_start_end_it() -> None:
+    patience = Patience(first=0.01, longest=0.04, start=30)
+    # The second lives, though not for so long that it would count; it is drained.
+    lives = LOADS + "import signal; signal.pause()"
+    ended = supervised(LOADS + "raise SystemExit(3)", lives, patience=patience)
+    assert ended.returncode == 1
+    *before, last = ended.stderr.splitlines()
+    waits = [line.rpartition(" again in ")[2] for line in before if "worker 1 ended" in line]
+    assert waits == ["0.01 s", "0.02 s", "0.04 s", "0.04 s"]
+    assert last == (
+        "streams: shop:app: workers do not stay alive: one died 5 times in a row within 30 s of "
+        "its start, at last it ended with status 3"
+    )
+
+
+def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
+    patience = Patience(first=0.01, longest=0.01, start=1.0, tries=2)
+    tries = str(tmp_path / "tries")
+    # Its first life is as long as the other needs to count; the eighth ends the supervisor.
+    dies = (
+        f"{LOADS}import signal, time\n"
+        f"with open({tries!r}, 'a') as file: file.write('x'); life = file.tell()\n"
+        "if life == 1: time.sleep(1.5)\n"
+        "if life == 8: os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n"
+        "raise SystemExit(1)\n"
+    )
+    ended = supervised(dies, "import signal; signal.pause()", patience=patience)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("worker 1 ended with status 1") == 7
+
+
+def test_the_wait_doubles_up_to_its_limit() -> None:
+    waits = [Patience().delay(deaths) for deaths in (1, 2, 3, 4, 5, 6, 7, 5000)]
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+class Noting(Patience):
+    """Notes what it is asked, and ends the supervisor at the third question."""
+
+    def delay(self, deaths: int) -> float:
+        asked.append(deaths)
+        if len(asked) % 3 == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+
+asked: list[int] = []
+
+
+@pytest.mark.parametrize(("steady", "expected"), [(0.0, [1, 1, 1]), (60.0, [1, 2, 3])])
+def test_a_long_life_starts_the_waits_anew(steady: float, expected: list[int]) -> None:
+    async def run() -> int:
+        patience = Noting(steady=steady)
+        return await Supervisor("app", [[sys.executable, "-c", LOADS]], {}, patience).run()
+
+    asked.clear()
+    assert asyncio.run(run()) == 0
+    assert asked == expected
+
+
+# -- names of static members
+
+
+def test_a_second_supervisor_on_this_machine_has_a_slot_of_its_own() -> None:
+    name = f"test-{os.getpid()}:app"
+    first, slot = claim(name)
+    second, other = claim(name)
+    assert (slot, other) == (1, 2)
+    os.close(first)
+    again, slot = claim(name)
+    assert slot == 1
+    os.close(second)
+    os.close(again)
+
+
+@pytest.mark.parametrize(
+    ("url", "config", "expected"),
+    [
+        ("kafka://host", {}, "node-shop.app-1.2"),
+        ("kafka+ssl://host?group.instance.id=blue", {}, "blue-1.2"),
+        ("kafka://host?group.instance.id=blue", {"group.instance.id": "green"}, "green-1.2"),
+        ("kafka://host?group.protocol=consumer", {}, None),
+        ("kafka://host", {"group.protocol": "consumer"}, None),
+        ("redis://host", {}, None),
+    ],
+)
+def test_instance_ids(url: str, config: dict[str, str], expected: str | None) -> None:
+    app = Streams(url, config=config)
+    instance(app, "node-shop:app", "1.2")
+    assert app._config.get("group.instance.id") == expected
+
+
+def test_two_processors_of_a_group_do_not_share_an_instance_id() -> None:
+    app = Streams("kafka://host")
+    for name in ("one", "two"):
+
+        @app.processor(app.topic(name), group="both")
+        def handle(value: bytes) -> None:
+            return
+
+    instance(app, "node-shop:app", "1.2")
+    assert "group.instance.id" not in app._config
