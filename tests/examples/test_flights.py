@@ -72,6 +72,24 @@ def test_a_small_file_gives_the_plain_counts(small: Path, url: str) -> None:
     assert ("killed the worker" in done.stderr) is (not url)
 
 
+@pytest.mark.parametrize(
+    ("server", "setting"),  # so that the killed worker is taken for dead a little sooner
+    [("kafka", "session.timeout.ms=6000"), ("redis_server", "lease=3")],
+)
+def test_real_servers_give_the_same_counts(
+    small: Path, server: str, setting: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"{request.getfixturevalue(server).url}?{setting}"
+    done = demo("--data", str(small), "--json", "--url", url)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = counted(small)
+    assert {name: found[name] for name in expected} == expected
+    assert sum(each["flights"] for each in found["carriers"].values()) == expected["flights"]
+    assert (found["order_violations"], found["lost"], found["dead_letters"]) == (0, 0, 5)
+    assert "killed the worker" in done.stderr
+
+
 def test_a_person_gets_a_table(small: Path) -> None:
     done = demo("--data", str(small), "--url", "memory://")
     assert done.returncode == 0, done.stderr
