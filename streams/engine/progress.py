@@ -233,6 +233,15 @@ class Segment:
         self.size = sum(compress(self._nbytes, self.done.translate(_FLIP)))
 
 
+def _put(found: list[Range], start: int, end: int) -> None:
+    """Append a range. A byte may be set while the bytes are looked through, so what was the end of
+    one range can be the beginning of the next: they are one."""
+    if found and start <= found[-1][1]:
+        start, last = found.pop()
+        end = max(end, last)
+    found.append((start, end))
+
+
 class _Closed(NamedTuple):
     """Neighbouring segments that are wholly settled behind one that is not."""
 
@@ -359,10 +368,10 @@ class Progress:
                     end = offsets[-1] + 1
                     break
                 end = offsets[stop - 1] + 1 if stop > first else end
-                found.append((start, end))
+                _put(found, start, end)
                 start, at = None, stop
         if start is not None:
-            found.append((start, end))
+            _put(found, start, end)
         for low, high in self._restored:
             low = max(low, self.polled)
             if low < high:
