@@ -21,8 +21,8 @@ from tests.docs.run import compiled
 NEEDS_SERVERS = {"kafka.md", "redis.md"}
 """Their blocks are compiled and their commands read; the rest is in tests/log and conformance."""
 
-COMPILED_ONLY = NEEDS_SERVERS | {"cli.md"}
-"""The same; what cli.md shows is of an app of its own, and run by tests/cli."""
+COMPILED_ONLY = NEEDS_SERVERS | {"cli.md", "scaling.md"}
+"""The same; what these two show is of an app of its own, and run by tests/cli and tests/interop."""
 
 ALL = [(page, block) for page in PAGES for block in blocks(page)]
 
