@@ -325,7 +325,9 @@ def all_of_it(_: int, done: bytearray) -> None:
 
 def test_135_000_settled_segments_behind_a_stuck_one_are_kept_as_one_range() -> None:
     kept = 0
-    for number, progress in enumerate(stuck(135_000, 2, all_of_it)):
+    progress = Progress(0, 0)
+    for number, each in enumerate(stuck(135_000, 2, all_of_it)):
+        progress = each
         if number % 20 == 0:
             snapshot = progress.snapshot()
             kept = max(kept, len(progress._segments))
