@@ -145,6 +145,9 @@ class Machine(RuleBasedStateMachine):
         partition = data.draw(partitions)
         ending = data.draw(st.sampled_from(["lost", "lost", "cut", "drained"]))
         late = data.draw(st.booleans())
+        for gone in self.group.tenures:
+            if not gone.live:
+                self.dispatcher.revoke(gone.owned)  # twice does no harm
         tenure = self.group.live(partition)
         if tenure is not None:
             self.dispatcher.revoke(tenure.owned)
@@ -157,10 +160,9 @@ class Machine(RuleBasedStateMachine):
             if ending != "lost":
                 self.group.commit(tenure)
             self.group.end(tenure)
-            self.dispatcher.revoke(tenure.owned)  # twice does no harm
         if data.draw(st.integers(0, 3)):
             self.assign_all()
-            self.deliver(partition, 9)
+            self.deliver(partition, 20)
 
     def crash(self, data: st.DataObject) -> None:
         """kill -9: nothing of this process is left. Perhaps the group is moved meanwhile."""
@@ -179,6 +181,8 @@ class Machine(RuleBasedStateMachine):
             self.dispatcher.paused = True
         else:
             tenure.ownership.valid_until = self.now
+        if data.draw(st.booleans()):
+            self.arrive(data)
         self.take()
         if data.draw(st.integers(0, 2)):
             self.resume()
@@ -410,8 +414,23 @@ class Machine(RuleBasedStateMachine):
         self.note_drops()
         if segment is None:
             return False
+        self.may_run_straight(segment)
         self.run, self.at, self.within = (segment, self.by_owner[id(segment.owner)]), 0, False
         return True
+
+    def may_run_straight(self, segment: Segment) -> None:
+        """All of it may be handled in turn, with nothing looked at in between."""
+        tenure = self.by_owner[id(segment.owner)]
+        entries = [tenure.entries[offset] for offset in segment.batch.offsets]
+        identities = [e.sent.identity for e in entries if e.sent.identity is not None]
+        assert not self.dispatcher.paused
+        assert tenure.live
+        assert self.now < tenure.ownership.valid_until
+        assert tenure.window is None or len(set(identities)) == len(identities)
+        for entry in entries:
+            assert entry.state == "queued"
+            assert not any(self.group.blockers(tenure, entry, entries))
+            assert not tenure.remembers(entry.sent.identity)
 
     def entry_at(self, index: int) -> Entry:
         if self.run is None:
@@ -432,7 +451,7 @@ class Machine(RuleBasedStateMachine):
                 self.within = True
             return
         self.within = False
-        if data.draw(st.integers(0, 3)) < 3:
+        if data.draw(st.integers(0, 4)) < 4:
             segment.done[self.at] = 1
             self.group.settle(tenure, self.entry_at(self.at), remember=False)
             self.at += 1
@@ -494,7 +513,7 @@ class Machine(RuleBasedStateMachine):
         yield 4 * busy, self.fail
         yield 1 * busy, self.leave
         yield 4 * bool(self.burials), self.bury
-        yield 12 * (self.run is not None), self.go_on
+        yield 20 * (self.run is not None), self.go_on
         yield 1 * (self.run is not None), self.stop
         yield 2, self.pass_time
         yield 1, self.deliver_some
@@ -527,14 +546,11 @@ class Machine(RuleBasedStateMachine):
                 self.step_on()
             self.ran(self.at)
         self.resume()
+        self.end_handlers()
+        assert not self.dispatcher._fences, "a fence that nobody takes down"
         self.assign_all()
         for _ in range(1_000):
-            while self.flights:
-                self.succeed(self.flights[0])
-            while self.burials:
-                flight = self.burials.pop()
-                self.dispatcher.done(flight.works[0])
-                self.settle(flight.tenures[0], flight.entries[0], "buried")
+            self.end_handlers()
             self.deliver(0, 50)
             self.deliver(1, 50)
             self.now += 100.0
@@ -556,10 +572,17 @@ class Machine(RuleBasedStateMachine):
         assert not dispatcher.backlog
         assert dispatcher.due is None
         assert dispatcher.waiting == 0
-        assert not dispatcher._fences, "a fence that nobody takes down"
         for tenure in self.group.tenures:
             assert not tenure.owned.lanes, "a lane that nobody runs in is busy"
             assert not tenure.live or tenure.progress.held() == (0, 0)
+
+    def end_handlers(self) -> None:
+        while self.flights:
+            self.succeed(self.flights[0])
+        while self.burials:
+            flight = self.burials.pop()
+            self.dispatcher.done(flight.works[0])
+            self.settle(flight.tenures[0], flight.entries[0], "buried")
 
     def step_on(self) -> None:
         if self.run is not None:
