@@ -168,6 +168,8 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._cuts = 0
         self._word = b""
+        self.refusing = False
+        """Close new connections at once."""
         self.cut = 0
         """Answers that were not passed on."""
         self._lock = threading.Lock()
@@ -212,6 +214,9 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self.refusing:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(("127.0.0.1", self._server))
             except OSError:

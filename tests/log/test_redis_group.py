@@ -15,6 +15,7 @@ import redis
 from streams.errors import GroupLive, Unavailable
 from streams.log.protocol import Committed, Retention
 from streams.log.redis import RedisLog, subscription
+from streams.log.redis.feed import Feed
 from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
@@ -520,6 +521,37 @@ def test_a_cut_connection_loses_and_repeats_nothing(server: Redis, log: RedisLog
         for partition in range(2):
             own = [v for v in member.values if v is not None and int(v) % 2 == partition]
             assert own == sorted(own)
+        member.subscription.close()
+        cut.close()
+
+
+def test_what_was_read_is_delivered_though_no_more_can_be_asked_for(
+    server: Redis, log: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    with Proxy(server.port) as proxy:
+        cut = open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")
+        member = Member(cut, group, topic)
+        member.owns(1)
+        ask = Feed.ask
+
+        def ask_in_vain(feed: Feed, *args: Any) -> None:
+            # The connection breaks after the answer was read, and there is no other.
+            proxy.refusing = True
+            proxy.cut_all()
+            feed.drop()
+            ask(feed, *args)
+
+        (feed,) = member.subscription._feeds
+        until(lambda: not member.poll() and feed.asked, "a read is under way")
+        monkeypatch.setattr(Feed, "ask", ask_in_vain)
+        append(log, topic, [b"1", b"2"])
+        member.poll_until(lambda: proxy.refusing, "the connection breaks")
+        monkeypatch.undo()
+        proxy.refusing = False
+        append(log, topic, [b"3"])
+        member.take_in(3)
+        assert member.values == [b"1", b"2", b"3"]
         member.subscription.close()
         cut.close()
 

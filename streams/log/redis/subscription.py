@@ -106,7 +106,12 @@ class RedisSubscription:
                     if self._leaves_out(feed):
                         feed.interrupt()
             batches = self._deliver(self._limit)
-            self._ask()
+            try:
+                self._ask()
+            except LogError:
+                # What is handed out is handed out; if it is not over, the next poll will say so.
+                if not batches:
+                    raise
             if batches or over:
                 return batches
             readable, over = self._waiter.wait(min(until, self._next_beat) - time.monotonic())
