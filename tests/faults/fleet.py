@@ -44,10 +44,13 @@ class Fleet:
                 worker.kill()
         for worker in self.workers:
             worker.wait()
+            if worker.stdin is not None:
+                worker.stdin.close()
 
     def start(self) -> subprocess.Popen[bytes]:
         """One more worker."""
-        worker = subprocess.Popen(self._command, env={**os.environ})
+        # It ends when its end of this pipe does, however we ended.
+        worker = subprocess.Popen(self._command, env={**os.environ}, stdin=subprocess.PIPE)
         self.workers.append(worker)
         return worker
 

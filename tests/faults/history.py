@@ -386,7 +386,8 @@ def _fences(
 ) -> None:
     for start, life in starts:
         owner = holder(owners[start.topic, start.partition], start.at)
-        if owner not in (None, life.name) and life.name not in late:
+        # One that was frozen may write down, once it goes on, what it owned long before.
+        if owner not in (None, life.name) and not {owner, life.name} & late:
             report.fenced.append(f"{place(start)} was begun by {life.name}, fenced by then")
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
 from uuid import uuid4
 
 from streams.errors import LogError
@@ -19,6 +18,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.ground import Ground
 from tests.faults.history import Life, Report, check, read
 from tests.faults.load import Load, audit
+from tests.faults.looks import KafkaLook, LogLook, Look
 from tests.faults.sizes import SEED
 from tests.servers.lifetime import until
 
@@ -41,6 +41,7 @@ class Run:
         self.topic = f"faults-{name}"
         self.group = f"group-{name}"
         self.log: Log = open_log(ground.direct)
+        self._look = self.look()
         self._not_yet = ""
         """Why :meth:`at_end` said no."""
         if create:
@@ -60,23 +61,30 @@ class Run:
             concurrency=concurrency, pause=pause,
         )  # fmt: skip
 
+    def look(self) -> Look:
+        """Another look at the group, for one thread."""
+        if self.ground.name == "kafka":
+            bootstrap = self.ground.direct.removeprefix("kafka://").partition("?")[0]
+            return KafkaLook(bootstrap, self.group, self.topic, PARTITIONS)
+        return LogLook(self.log, self.group, self.topic)
+
     def owners(self) -> int:
         """How many members own partitions; 0 while that cannot be known."""
-        try:
-            return sum(bool(each.partitions) for each in self.log.group(self.group).members)
-        except LogError:
-            return 0
+        return self._look.owners()
 
     # -- at the end
 
     def at_end(self) -> bool:
         """The group has committed the end of every partition."""
+        places = self._look.positions()
+        if places is None:
+            self._not_yet = "the group's positions cannot be read"
+            return False
         try:
-            places = self.log.group(self.group).positions
             for partition in range(PARTITIONS):
                 first, end = self.log.bounds(self.topic, partition)
-                place = places.get((self.topic, partition))
-                if end > first and (place is None or place.position < end):
+                place = places.get(partition)
+                if end > first and (place is None or place < end):
                     self._not_yet = f"{partition} is at {place}, its end is {end}"
                     return False
         except LogError as error:
@@ -122,19 +130,15 @@ class Run:
         """
         wrong: list[str] = []
         over = threading.Event()
-        log = open_log(self.ground.direct)
+        look = self.look()
 
         def watch() -> None:
-            seen: dict[Any, int] = {}
+            seen: dict[int, int] = {}
             while not over.wait(0.05):
-                try:
-                    positions = log.group(self.group).positions
-                except LogError:
-                    continue  # not there yet, or not to be reached
-                for key, place in positions.items():
-                    if place.position < seen.get(key, -1):
-                        wrong.append(f"{key} from {seen[key]} to {place.position}")
-                    seen[key] = place.position
+                for key, position in (look.positions() or {}).items():
+                    if position < seen.get(key, -1):
+                        wrong.append(f"{key} from {seen[key]} to {position}")
+                    seen[key] = position
 
         thread = threading.Thread(target=watch, name="tests-watch")
         thread.start()
@@ -143,9 +147,10 @@ class Run:
         finally:
             over.set()
             thread.join()
-            log.close()
+            look.close()
 
     def close(self) -> None:
+        self._look.close()
         self.log.close()
 
 

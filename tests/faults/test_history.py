@@ -155,6 +155,15 @@ def test_a_frozen_life_may_end_what_it_had_begun() -> None:
     assert not judge(history, "first").fenced
 
 
+def test_what_a_frozen_life_writes_down_late_accuses_nobody_else() -> None:
+    history = sound()
+    history["second"] += handled(21, 5)
+    history["publisher"] += [sent(5)]
+    history["frozen"] = [Owned(20, T, 0, 1)]
+    assert judge(history).fenced
+    assert judge(history, "frozen").anomalies == []
+
+
 def test_late_effects_of_a_frozen_life_are_counted_and_its_late_commits_say_nothing() -> None:
     history = sound()
     start_when_fenced(history)

@@ -31,7 +31,7 @@ def begin(run: Run, fleet: Fleet, load: Load) -> None:
     until(lambda: load.acknowledged >= 400, 60, "publishing goes on")
 
 
-# On Kafka only the long one: under load a run was seen to stand still, and it is not known why.
+# On Kafka only the long one: librdkafka can abort a worker there (docs/faults.md, "What fails").
 @sizes(Outage(1, 0.0, 6_000, 1_500), Outage(5, 0.0, 60_000, 1_000), logs=("redis",))
 def test_the_server_is_killed_and_started_again_under_load(run: Run, size: Outage) -> None:
     """Every acknowledged publish is delivered; everybody recovers by themselves."""
@@ -57,7 +57,7 @@ def test_the_server_stands_still(run: Run, size: Outage) -> None:
         run.judge(fleet, load.finish())
 
 
-# On Redis only the long one: under load a run was seen to stand still, and it is not known why.
+# On Redis only the long one: a cut can lose a batch there (docs/faults.md, "What fails").
 @sizes(Outage(5, 0.3, 6_000, 1_500), Outage(60, 0.5, 60_000, 1_000), logs=("kafka",))
 def test_connections_are_cut(run: Run, size: Outage) -> None:
     """The same, with publisher and workers behind a proxy that resets their connections."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +114,14 @@ def build(
     return app
 
 
+def end_with_parent() -> None:
+    """Whoever started this was killed: nobody is left to stop it."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
     faulthandler.register(signal.SIGUSR1)  # what every thread does, where a run stands still
     logging.basicConfig(level=logging.ERROR, format="%(process)d %(name)s %(message)s")
     folder, url, topic, group, concurrency = sys.argv[1:6]
