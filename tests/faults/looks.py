@@ -24,7 +24,8 @@ class Look(Protocol):
     """How one group is looked at."""
 
     def positions(self) -> dict[int, int] | None:
-        """Committed positions by partition; None while they cannot be known."""
+        """Committed positions by partition; None while they cannot be known (or, where the log
+        tells such a group apart, while there is no such group)."""
         ...
 
     def owners(self) -> int:

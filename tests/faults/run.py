@@ -72,6 +72,10 @@ class Run:
         """How many members own partitions; 0 while that cannot be known."""
         return self._look.owners()
 
+    def known(self) -> dict[int, int] | None:
+        """The group's positions; None while they cannot be known."""
+        return self._look.positions()
+
     # -- at the end
 
     def at_end(self) -> bool:
