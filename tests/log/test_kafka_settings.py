@@ -8,7 +8,15 @@ import pytest
 
 from streams.config import Flow
 from streams.errors import ConfigError
-from streams.log.kafka.settings import CONSUMER, PRODUCER, Settings, prefetched, settings, sized
+from streams.log.kafka.settings import (
+    CONSUMER,
+    OVERHEAD,
+    PRODUCER,
+    Settings,
+    prefetched,
+    settings,
+    sized,
+)
 from streams.log.protocol import Opened
 from streams.log.url import open_log
 
@@ -208,8 +216,14 @@ def test_the_prefetch_stays_within_its_share_of_the_flow(size: int) -> None:
     share = prefetched(Flow(bytes=size))
     assert share <= max(64 * 1024, size // 2)
     conf = sized(share)
-    assert conf["queued.max.messages.kbytes"] * 1024 + conf["fetch.max.bytes"] <= share
     assert conf["max.partition.fetch.bytes"] <= conf["fetch.max.bytes"]
+    # A full queue, and the fetch that was under way when it became full, of messages of any size.
+    for message in (100, 200, 1_000, 10_000):
+        count = min(
+            conf["queued.max.messages.kbytes"] * 1024 // message, conf["queued.min.messages"]
+        )
+        fetched = conf["fetch.max.bytes"] // message
+        assert (count + fetched) * (message + OVERHEAD) <= share
 
 
 def test_a_message_that_never_finds_room_is_refused_at_once() -> None:

@@ -8,19 +8,23 @@ order, so what is read is what the commit did.
 
 A commit that could not be read back is *perhaps* stored, now or when the driver tries again, and
 the next one must not overtake it: until its end is known, the next says
-:class:`~streams.errors.Unavailable`. What was sent once is never followed by something older.
+:class:`~streams.errors.Unavailable`. What was sent once is never followed by something older; and
+should the driver tell that an old one landed late, the newest is sent once more.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams.errors import Unavailable
 from streams.log.protocol import Assignment, Commit, Committed
+
+logger = logging.getLogger("streams.kafka")
 
 Key = tuple[str, int]
 Send = Callable[[list[TopicPartition]], None]
@@ -37,7 +41,7 @@ class Gone(Exception):
 class _Place:
     """What is known of one assignment's place."""
 
-    __slots__ = ("assignment", "sent", "stored")
+    __slots__ = ("assignment", "latest", "sent", "stored")
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -45,6 +49,8 @@ class _Place:
         """The newest version that is stored for certain."""
         self.sent = -1
         """The newest version that was handed to the driver."""
+        self.latest: Committed | None = None
+        """The place of that version."""
 
 
 class Commits:
@@ -104,9 +110,10 @@ class Commits:
             self._versions = {
                 key: (self._places[key], each.version) for key, each in newest.items()
             }
-            for place, version in self._versions.values():
-                place.sent = version
-            self._make({k: Committed(each.position, each.progress) for k, each in newest.items()})
+            places = {k: Committed(each.position, each.progress) for k, each in newest.items()}
+            for key, (place, version) in self._versions.items():
+                place.sent, place.latest = version, places[key]
+            self._make(places)
             return True
 
     def place(self, places: Mapping[Key, Committed]) -> None:
@@ -121,12 +128,7 @@ class Commits:
 
     def _make(self, places: Mapping[Key, Committed]) -> None:
         member = self._member()
-        self._send(
-            [
-                TopicPartition(*key, place.position, metadata=place.progress)
-                for key, place in places.items()
-            ]
-        )
+        self._send(_parts(places))
         self._sent, self._since = dict(places), time.monotonic()
         if not self._seen():
             if self._member() != member or not member:
@@ -159,13 +161,37 @@ class Commits:
     def told(self, error: KafkaError | None, parts: Sequence[TopicPartition]) -> None:
         """The driver tells, in a poll, how a commit ended."""
         ended = {(part.topic, part.partition): part for part in parts}
-        if not self._sent or not all(
+        if self._sent and all(
             key in ended and ended[key].offset == place.position
             for key, place in self._sent.items()
         ):
-            return  # one that was read back before
-        self._end(stored=error is None and all(part.error is None for part in parts))
+            self._end(stored=error is None and all(part.error is None for part in parts))
+        if error is None:
+            self._mend(ended)
+
+    def _mend(self, ended: Mapping[Key, TopicPartition]) -> None:
+        """Where a commit that nobody waited for landed behind a newer one, repeat the newer."""
+        behind = {
+            key: place.latest
+            for key, place in self._places.items()
+            if place.latest is not None
+            and (part := ended.get(key)) is not None
+            and part.error is None
+            and part.offset < place.latest.position
+        }
+        if behind:
+            try:
+                self._send(_parts(behind))
+            except KafkaException as error:
+                logger.warning("positions were not committed again: %s", error)
 
     def lost(self) -> None:
         """This member's generation is over: whatever it sent, nothing more will come of it."""
         self._sent, self._versions = {}, {}
+
+
+def _parts(places: Mapping[Key, Committed]) -> list[TopicPartition]:
+    return [
+        TopicPartition(*key, place.position, metadata=place.progress)
+        for key, place in places.items()
+    ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
-    KafkaException,
     TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -21,6 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streams.errors import GroupLive, LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
 from streams.log.kafka.errors import translate
+from streams.log.kafka.places import Places
 from streams.log.kafka.settings import Settings
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 
@@ -36,9 +35,12 @@ Key = tuple[str, int]
 class Groups:
     """The groups of one cluster (any thread)."""
 
-    def __init__(self, settings: Settings, client: AdminClient, asking: Asking) -> None:
+    def __init__(
+        self, settings: Settings, client: AdminClient, places: Places, asking: Asking
+    ) -> None:
         self._settings = settings
         self._client = client
+        self._places = places
         self._ask = asking.ask
         self._answer = asking.answer
 
@@ -87,8 +89,7 @@ class Groups:
         """Who is in the group, and whether it exists at all."""
 
         def question() -> Any:
-            futures = self._client.describe_consumer_groups([group], request_timeout=ANSWER)
-            return self._answer(futures[group])
+            return self._answer(self.exists(group))
 
         try:
             found = self._ask(f"asking for group {group}", question)
@@ -99,28 +100,17 @@ class Groups:
             parts = member.assignment.topic_partitions if member.assignment is not None else ()
             owned = tuple(sorted((part.topic, part.partition) for part in parts))
             members.append(MemberInfo(member.member_id, owned))
-        return tuple(members), found.state is not ConsumerGroupState.DEAD
+        return tuple(members), alive(found)
+
+    def exists(self, group: str) -> Any:
+        """The driver's future of a description, for :func:`alive`."""
+        return self._client.describe_consumer_groups([group], request_timeout=ANSWER)[group]
 
     # -- positions
 
     def positions(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
-
-        def question() -> Any:
-            return self._answer(self.ask_positions(group, parts))
-
-        try:
-            found = self._ask(f"asking for the positions of group {group}", question)
-        except NotFound:
-            return {}
-        return places(found)
-
-    def ask_positions(self, group: str, parts: Sequence[Key] | None = None) -> Any:
-        """The driver's future of the same."""
-        wanted = [TopicPartition(*part) for part in parts] if parts is not None else None
-        return self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=ANSWER
-        )[group]
+        return self._places.of(group, parts)
 
     def alter(self, group: str, topic: str, moved: Mapping[int, Committed]) -> None:
         """Set a group's places in a topic.
@@ -192,38 +182,7 @@ class Groups:
         except LogError as error:
             raise self._live(group, error) from error
 
-    def forget_topic(self, topic: str, partitions: int) -> None:
-        """Wait until no group has a position in a topic that was deleted: the coordinators
-        forget them by themselves, in their own time."""
-        parts = [(topic, partition) for partition in range(partitions)]
-        deadline = time.monotonic() + ANSWER
-        left = self.names()
-        while left and time.monotonic() < deadline:
-            asked = [(group, self.ask_positions(group, parts)) for group in left]
-            left = [group for group, future in asked if self._holds(future)]
-            if left:
-                time.sleep(0.02)
 
-    def _holds(self, future: Any) -> bool:
-        try:
-            return bool(places(self._answer(future)))
-        except (KafkaException, TimeoutError):
-            return False
-
-
-def places(found: Any) -> dict[Key, Committed]:
-    """The places in an answer."""
-    pairs = (((part.topic, part.partition), place_of(part)) for part in found.topic_partitions)
-    return {key: place for key, place in pairs if place is not None}
-
-
-def place_of(part: TopicPartition) -> Committed | None:
-    """A committed place as the driver tells it, None if there is none."""
-    if part.offset < 0:
-        return None
-    try:
-        progress = part.metadata or ""
-    except UnicodeDecodeError:
-        # Not ours: we write ASCII. The position counts all the same.
-        progress = "?"
-    return Committed(part.offset, progress)
+def alive(description: Any) -> bool:
+    """Whether the group that was described exists."""
+    return description.state is not ConsumerGroupState.DEAD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
@@ -17,6 +18,7 @@ from streams.log.kafka.asking import Asking
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.lines import Lines
+from streams.log.kafka.places import Places
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
 from streams.log.kafka.settings import MESSAGE_BYTES, Settings, settings
@@ -68,8 +70,10 @@ class KafkaLog:
         asking = Asking(found.scrub)
         # The driver checks names and values when a client is made, so one of each is made now.
         admin = self._connect(AdminClient, found.admin())
-        self._topics, self._groups = Topics(found, admin, asking), Groups(found, admin, asking)
-        self._readers = Readers(found, lambda conf: self._connect(Consumer, conf), asking)
+        consumer = partial(self._connect, Consumer)
+        self._topics = Topics(found, admin, asking)
+        self._groups = Groups(found, admin, Places(found, consumer, asking), asking)
+        self._readers = Readers(found, consumer, asking)
         self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
         self._appender = Appender(
             found,
@@ -129,9 +133,7 @@ class KafkaLog:
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        partitions = self._topics.partitions(topic)
         self._topics.delete(topic)
-        self._groups.forget_topic(topic, partitions)
 
     # -- writing
 

@@ -2,10 +2,11 @@
 
 Kafka lets nobody set the positions of a group that has members, and no client can send members
 away. So the new places are written as the positions of a second group, *the desk*
-(``__streams.move.{group}``), where each running member looks every :data:`EVERY` seconds, without
-waiting for the answer. The owner of a partition found there gives the partition up as lost,
-commits the new place itself, marks it as taken, and starts over. Whoever ordered the move waits
-until all its places are marked, and clears the desk.
+(``__streams.move.{group}``). Each running member asks every :data:`EVERY` seconds whether there is
+such a group, without waiting for the answer, and only then reads what it says. The owner of a
+partition found there gives the partition up as lost, commits the new place itself, marks it as
+taken, and starts over. Whoever ordered the move waits until all its places are marked, and clears
+the desk.
 
 A place that is marked has a progress that no log accepts (it is not ASCII), so the two cannot be
 mistaken. Members that are not ours never look, and the order is withdrawn.
@@ -15,14 +16,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaException
 
 from streams.errors import GroupLive, LogError
 from streams.log.kafka.asking import brought
-from streams.log.kafka.groups import OURS, Groups, places
+from streams.log.kafka.groups import OURS, Groups, alive
 from streams.log.protocol import Committed
 
 logger = logging.getLogger("streams.kafka")
@@ -65,7 +66,7 @@ def order(groups: Groups, group: str, topic: str, moved: Mapping[int, Committed]
                     f"{', '.join(f'{topic}/{partition}' for topic, partition in waiting)} within "
                     f"{PATIENCE:g} s (only members that run this toolkit do): stop them first"
                 )
-            time.sleep(0.1)
+            time.sleep(0.25)
     finally:
         try:
             groups.forget(name)
@@ -74,7 +75,7 @@ def order(groups: Groups, group: str, topic: str, moved: Mapping[int, Committed]
 
 
 class Desk:
-    """A member's view of its group's desk; nothing here waits but :meth:`taken`."""
+    """A member's view of its group's desk. Looking whether there is one does not wait."""
 
     def __init__(self, groups: Groups, group: str) -> None:
         self._groups = groups
@@ -82,25 +83,27 @@ class Desk:
         self._next = time.monotonic() + EVERY
         self._asked: Any = None
 
-    def look(self, now: float) -> Mapping[Key, Committed]:
-        """The places that wait, if an answer has come; asks when it is time."""
-        if self._asked is not None:
-            if not self._asked.done():
+    def look(self, now: float, parts: Collection[Key]) -> Mapping[Key, Committed]:
+        """The places that wait for the owner of ``parts``; asks for a desk when it is time."""
+        if self._asked is None:
+            if parts and now >= self._next:
+                self._next = now + EVERY
+                self._asked = self._ask()
+            return {}
+        if not self._asked.done():
+            return {}
+        asked, self._asked = self._asked, None
+        try:
+            if not alive(brought(asked)):
                 return {}
-            asked, self._asked = self._asked, None
-            try:
-                found = places(brought(asked))
-            except KafkaException:
-                return {}  # whoever may not ask, or cannot just now, is not moved
-            return {key: place for key, place in found.items() if place.progress != TAKEN}
-        if now >= self._next:
-            self._next = now + EVERY
-            self._asked = self._ask()
-        return {}
+            found = self._groups.positions(self._name, list(parts))
+        except (KafkaException, LogError):
+            return {}  # whoever may not ask, or cannot just now, is not moved
+        return {key: place for key, place in found.items() if place.progress != TAKEN}
 
     def _ask(self) -> Any:
         try:
-            return self._groups.ask_positions(self._name)
+            return self._groups.exists(self._name)
         except KafkaException:
             return None
 

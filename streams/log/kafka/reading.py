@@ -174,7 +174,7 @@ class KafkaReader:
                 left = deadline - time.monotonic()
                 if self._next >= self._end:
                     break
-                if left <= 0:
+                if left < 0.001:
                     raise Unavailable(
                         f"Kafka, {self._doing}: nothing came within {timeout:g} s from offset "
                         f"{self._next} (up to {self._end})"

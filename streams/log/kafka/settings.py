@@ -256,6 +256,10 @@ class Settings:
         conf["enable.partition.eof"] = True
         return conf
 
+    def bystander(self, group: str) -> Conf:
+        """For a consumer that asks about a group and never joins it."""
+        return {**self.reader(64 * 1024), "group.id": group}
+
     def member(self, group: str, flow: Flow, stats: Callable[[str], None]) -> Conf:
         """For a member of ``group``; ``stats`` gets the driver's statistics."""
         conf = self._consumer(prefetched(flow), frozenset({"logger"}))
@@ -272,14 +276,18 @@ class Settings:
         return conf
 
 
-LINGER_MS = 5
+LINGER_MS = 1
 BACKOFF_MS = 5
 MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024
 
 
+OVERHEAD = 350
+"""Bytes that the driver spends on each message in its queue, beside key and value (measured)."""
+
+
 def prefetched(flow: Flow) -> int:
-    """How many of ``flow.bytes`` the driver's own queue may hold: half, at most 32 MiB.
+    """How many of ``flow.bytes`` the driver's own queue may take up: half, at most 32 MiB.
 
     More is not faster: past some megabytes the queue only falls out of the processor's cache.
     """
@@ -287,15 +295,17 @@ def prefetched(flow: Flow) -> int:
 
 
 def sized(prefetch: int) -> Conf:
-    """The driver's queue and fetch sizes, so that they come to ``prefetch`` bytes together.
+    """The driver's queue and fetch sizes, so that they take up ``prefetch`` bytes together.
 
-    The queue's limit is looked at before a fetch is sent, so it is overshot by what one fetch
-    brings; half and half keeps to the sum. (A larger message still comes, alone: KIP-74.)
+    The queue's limits are looked at before a fetch is sent, so they are overshot by what one fetch
+    brings; and small messages take up more than their own size. A quarter for the queue's bytes,
+    an eighth for a fetch and a limit by count keep the sum for messages of 100 bytes and more.
+    (A message larger than all that still comes, alone: KIP-74.)
     """
-    fetch = max(32 * 1024, prefetch // 2)
+    fetch = prefetch // 8
     return {
-        "queued.max.messages.kbytes": max(1, prefetch // 2 // 1024),
-        "queued.min.messages": 100_000,
+        "queued.max.messages.kbytes": max(1, prefetch // 4 // 1024),
+        "queued.min.messages": prefetch // 1280,
         "fetch.max.bytes": fetch,
         "max.partition.fetch.bytes": min(MEGABYTE, fetch),
     }

@@ -39,9 +39,10 @@ from streams.log.kafka.asking import ANSWER
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
-from streams.log.kafka.groups import place_of
 from streams.log.kafka.moves import Desk
 from streams.log.kafka.ownership import Ownership
+from streams.log.kafka.partitions import Key, Partitions, key_of, keys_of
+from streams.log.kafka.places import places
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
 
@@ -49,8 +50,6 @@ logger = logging.getLogger("streams.kafka")
 
 SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""
-
-Key = tuple[str, int]
 
 _epochs = itertools.count(1)
 """One count for the whole process, so that no two assignments of it share an epoch."""
@@ -101,12 +100,6 @@ class KafkaSubscription:
         self._desk = desk
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
-        self._owned: dict[Key, Assignment] = {}
-        self._arriving: dict[Key, None] = {}
-        """Assigned by the group, not yet told to the listener."""
-        self._fetching: set[Key] = set()
-        """What the driver was told to fetch."""
-        self._paused: set[Key] = set()
         self._woken = threading.Event()
         self._failure: BaseException | None = None
         """What broke this subscription for good."""
@@ -123,6 +116,7 @@ class KafkaSubscription:
         conf["error_cb"] = self._client_error
         conf["on_commit"] = self._committed
         self._consumer = consumer = connect(conf)
+        self._parts = Partitions(consumer, settings.eager)
         self._commits = Commits(
             lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
             self._places,
@@ -158,10 +152,10 @@ class KafkaSubscription:
             messages.remove(bad)
             self._message_error(bad)
         batches = []
-        owned = self._owned
+        owned, fetched = self._parts.owned, self._parts.fetched
         for topic, partition, run in runs(messages, self._only):
             assignment = owned.get((topic, partition))
-            if assignment is not None and (topic, partition) in self._fetching:
+            if assignment is not None and (topic, partition) in fetched:
                 batches.append(KafkaBatch(topic, partition, run, assignment))
         if not batches:
             self._tell()
@@ -189,9 +183,9 @@ class KafkaSubscription:
         deadline = time.monotonic() + timeout
         while self._trouble is None:
             left = deadline - time.monotonic()
-            if left <= 0 or self._woken.is_set():
-                break
-            if self._fetching and self._fetching <= self._paused:
+            if left < 0.001 or self._woken.is_set():
+                break  # to the driver, less than a millisecond is none: it would be a busy loop
+            if self._parts.silent:
                 # Nothing can come but a rebalance, and an event wakes at once.
                 self._woken.wait(min(left, SLICE))
                 messages = self._consume(limit, 0.0)
@@ -211,7 +205,7 @@ class KafkaSubscription:
         if self._failure is None:
             return
         if isinstance(self._failure, Fatal):
-            left = list(self._owned.values())
+            left = list(self._parts.owned.values())
             self._drop(left)
             self._guard(self._listener.lost, left)
         raise self._failure
@@ -267,8 +261,8 @@ class KafkaSubscription:
     def _expired(self, topic: str, partition: int, offset: int) -> None:
         """The log no longer has the position we were at: the listener resolves it anew."""
         key = (topic, partition)
-        assignment = self._owned.get(key)
-        if assignment is None or key not in self._fetching:
+        assignment = self._parts.owned.get(key)
+        if assignment is None or key not in self._parts.fetched:
             return
         logger.warning(
             "group %s: %s/%d has no offset %d any more, its position is resolved anew",
@@ -276,8 +270,8 @@ class KafkaSubscription:
         )  # fmt: skip
         self._drop([assignment])
         self._guard(self._listener.lost, [assignment])
-        self._stop_fetching([key])
-        self._arriving[key] = None
+        self._stop([key])
+        self._parts.arriving[key] = None
 
     def _guard(self, tell: Callable[[Sequence[Assignment]], None], what: list[Assignment]) -> None:
         """Tell the listener; what it raises breaks the subscription, but not the callback."""
@@ -302,7 +296,7 @@ class KafkaSubscription:
         until = self._ownership.valid_until
         if until != self._until:
             self._until = until
-            for assignment in self._owned.values():
+            for assignment in self._parts.owned.values():
                 assignment.valid_until = until
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
@@ -311,13 +305,8 @@ class KafkaSubscription:
         self._ownership.assigned()
         if self._closed:
             return
-        self._arriving.update(((part.topic, part.partition), None) for part in parts)
         try:
-            # Accept, but fetch nothing yet.
-            if not self._settings.eager:
-                consumer.incremental_assign([])
-            else:
-                consumer.assign([])
+            self._parts.arrive(parts)
         except KafkaException as error:
             self._failure = self._translated(error, f"joining group {self.group!r}")
 
@@ -327,70 +316,43 @@ class KafkaSubscription:
     def _lose(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         logger.warning("group %s: this member was given up, %d partitions", self.group, len(parts))
         self._commits.lost()
-        for part in parts:
-            assignment = self._owned.get((part.topic, part.partition))
-            if assignment is not None:
-                assignment.valid_until = float("-inf")
+        for key in keys_of(parts):
+            if key in self._parts.owned:
+                self._parts.owned[key].valid_until = float("-inf")
         self._leave(parts, self._listener.lost)
 
     def _leave(
         self, parts: list[TopicPartition], tell: Callable[[Sequence[Assignment]], None]
     ) -> None:
-        keys = [(part.topic, part.partition) for part in parts]
+        keys, owned = keys_of(parts), self._parts.owned
         for key in keys:
-            self._arriving.pop(key, None)
-        leaving = [self._owned[key] for key in keys if key in self._owned]
+            self._parts.arriving.pop(key, None)
+        leaving = [owned[key] for key in keys if key in owned]
         self._guard(tell, leaving)
         self._drop(leaving)
-        self._stop_fetching(keys, rebalance=True)
+        self._stop(keys, rebalance=True)
 
-    def _drop(self, assignments: Iterable[Assignment]) -> None:
+    def _drop(self, assignments: list[Assignment]) -> None:
         """These are ours no more."""
-        gone = list(assignments)
-        self._commits.disowns(gone)
-        for assignment in gone:
-            key = (assignment.topic, assignment.partition)
-            assignment.valid_until = float("-inf")
-            if self._owned.get(key) is assignment:
-                del self._owned[key]
-            self._paused.discard(key)
+        self._commits.disowns(assignments)
+        self._parts.disown(assignments)
 
-    def _stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
-        """Take these from the driver, and acknowledge if it is in a rebalance."""
-        gone = [key for key in keys if key in self._fetching]
-        self._fetching.difference_update(gone)
+    def _stop(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
         try:
-            if not self._settings.eager:
-                self._consumer.incremental_unassign([TopicPartition(*key) for key in gone])
-            elif rebalance:
-                self._consumer.unassign()
-            else:
-                self._assign_all([])
+            self._parts.stop(keys, rebalance=rebalance)
         except KafkaException as error:
-            self._failure = self._failure or self._translated(error, f"leaving {gone}")
-
-    def _assign_all(self, more: list[TopicPartition]) -> None:
-        """What is fetched already, where it stands, and ``more`` (the eager protocols know no
-        other way)."""
-        parts = [TopicPartition(*key) for key in sorted(self._fetching)]
-        if parts:
-            parts = self._consumer.position(parts)
-        for part in parts:
-            if part.offset < 0:
-                part.offset = self._owned[part.topic, part.partition].position
-        self._consumer.assign(parts + more)
-        if self._paused:
-            self._consumer.pause([TopicPartition(*key) for key in self._paused])
+            doing = f"giving up partitions of group {self.group!r}"
+            self._failure = self._failure or self._translated(error, doing)
 
     # -- partitions that arrive; outside of the driver's callbacks
 
     def _admit(self) -> None:
         """Tell the listener what arrived, and fetch from where it says."""
-        if not self._arriving:
+        keys = list(self._parts.arriving)
+        if not keys:
             return
-        keys = list(self._arriving)
         try:
-            places = self._places(keys)
+            committed = self._places(keys)
         except Unavailable as error:
             self._trouble = error
             return
@@ -398,15 +360,17 @@ class KafkaSubscription:
             return  # the driver will tell so
         until = self._until = self._ownership.valid_until
         arrived = [
-            Assignment(topic, partition, next(_epochs), places[topic, partition], until)
+            Assignment(topic, partition, next(_epochs), committed[topic, partition], until)
             for topic, partition in keys
         ]
-        for assignment in arrived:
-            self._owned[assignment.topic, assignment.partition] = assignment
+        self._parts.owned.update((key_of(each), each) for each in arrived)
         self._commits.owns(arrived)
         try:
             self._listener.assigned(arrived)
-            self._fetch(arrived)
+            self._parts.fetch(arrived)
+        except KafkaException as error:
+            self._failure = self._translated(error, f"fetching as group {self.group!r}")
+            raise self._failure from error
         except BaseException as error:
             self._drop(arrived)
             self._guard(self._listener.lost, arrived)
@@ -417,46 +381,32 @@ class KafkaSubscription:
             return
         self._connected = True
         for key in keys:
-            self._arriving.pop(key, None)
+            self._parts.arriving.pop(key, None)
 
     def _places(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
+        """Where the group is in these.
+
+        :raises Gone: this member was given up.
+        """
         try:
-            found = self._consumer.committed([TopicPartition(*key) for key in keys], ANSWER)
+            return places(self._consumer.committed([TopicPartition(*key) for key in keys], ANSWER))
         except KafkaException as error:
             cause = error_of(error)
             if cause is not None and cause.code() in _NO_MEMBER:
                 raise Gone from error
             raise self._translated(error, f"positions of group {self.group!r}") from error
-        places: dict[Key, Committed | None] = {}
-        for part in found:
-            if part.error is not None:
-                raise self._translated(part.error, f"positions of group {self.group!r}")
-            places[part.topic, part.partition] = place_of(part)
-        return places
-
-    def _fetch(self, arrived: Sequence[Assignment]) -> None:
-        parts = [TopicPartition(each.topic, each.partition, each.position) for each in arrived]
-        try:
-            if not self._settings.eager:
-                self._consumer.incremental_assign(parts)
-            else:
-                self._assign_all(parts)
-        except KafkaException as error:
-            raise self._translated(error, f"fetching as group {self.group!r}") from error
-        self._fetching.update((each.topic, each.partition) for each in arrived)
 
     def _take_moves(self) -> None:
         """Start over where somebody forced the group to."""
-        places = self._desk.look(time.monotonic())
-        mine = {key: place for key, place in places.items() if key in self._fetching}
+        mine = self._desk.look(time.monotonic(), self._parts.fetched)
         if not mine:
             return
-        assignments = [self._owned[key] for key in mine]
+        assignments = [self._parts.owned[key] for key in mine]
         logger.warning("group %s: moved by force: %s", self.group, assignments)
         self._drop(assignments)
         self._guard(self._listener.lost, assignments)
-        self._stop_fetching(mine)
-        self._arriving.update(dict.fromkeys(mine))
+        self._stop(mine)
+        self._parts.arriving.update(dict.fromkeys(mine))
         try:
             self._commits.place(mine)
             self._desk.taken(mine)
@@ -525,25 +475,11 @@ class KafkaSubscription:
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed; what was prefetched is thrown away."""
-        keys = self._current(assignments) - self._paused
-        if keys:
-            self._consumer.pause([TopicPartition(*key) for key in keys])
-            self._paused |= keys
+        self._parts.pause(assignments)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again, from behind the last message delivered."""
-        keys = self._current(assignments) & self._paused
-        if keys:
-            self._consumer.resume([TopicPartition(*key) for key in keys])
-            self._paused -= keys
-
-    def _current(self, assignments: Iterable[Assignment]) -> set[Key]:
-        keys = set()
-        for assignment in assignments:
-            key = (assignment.topic, assignment.partition)
-            if self._owned.get(key) is assignment and key in self._fetching:
-                keys.add(key)
-        return keys
+        self._parts.resume(assignments)
 
     def wake(self) -> None:
         """Make a blocked ``poll`` return soon (any thread)."""
@@ -564,10 +500,10 @@ class KafkaSubscription:
             return
         self._closed = True
         failure, self._failure = self._failure, None
-        left = list(self._owned.values())
+        left = list(self._parts.owned.values())
         self._guard(self._listener.revoked, left)
         self._drop(left)
-        self._arriving.clear()
+        self._parts.arriving.clear()
         # What the driver still calls back has nothing to do any more.
         closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
         closing.start()

@@ -23,16 +23,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
+from streams.log.kafka.places import INTERNAL
 from streams.log.kafka.settings import Settings
 from streams.log.names import check_topic
 from streams.log.protocol import Retention, TopicInfo
 
 FRESH = 60.0
 """Seconds for which a topic's number of partitions is believed."""
-
-INTERNAL = frozenset(
-    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
-)
 
 
 class Topics:

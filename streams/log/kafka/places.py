@@ -1,0 +1,88 @@
+"""Reading where a group is, whoever is in it.
+
+The AdminClient's ListConsumerGroupOffsets is not used: while a coordinator moves or starts up, its
+answer makes librdkafka 2.16 read the group state that only a consumer has, and the process dies
+(seen: SIGSEGV in rd_kafka_handle_OffsetFetch). A consumer that never joins its group asks the same
+safely. It must be told the partitions, so all those of existing topics are asked for; Kafka
+answers with those that have a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from streams.log.kafka.asking import ANSWER, Asking
+from streams.log.kafka.settings import Settings
+from streams.log.protocol import Committed
+
+INTERNAL = frozenset(
+    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
+)
+"""Kafka's own topics."""
+
+Key = tuple[str, int]
+
+
+class Places:
+    """The places of any group (any thread)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Consumer],
+        asking: Asking,
+    ) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._asking = asking
+
+    def of(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
+        """A group's places, in these partitions or in all; none if there is no such group."""
+        if parts is not None and not parts:
+            return {}
+        consumer = self._connect(self._settings.bystander(group))
+
+        def question() -> Mapping[Key, Committed | None]:
+            asked = parts if parts is not None else _all(consumer)
+            wanted = [TopicPartition(*part) for part in asked]
+            return places(consumer.committed(wanted, ANSWER)) if wanted else {}
+
+        try:
+            found = self._asking.ask(f"asking for the positions of group {group}", question)
+        finally:
+            consumer.close()
+        return {key: place for key, place in found.items() if place is not None}
+
+
+def _all(consumer: Consumer) -> list[Key]:
+    topics = consumer.list_topics(timeout=ANSWER).topics
+    return [
+        (name, part) for name in topics if name not in INTERNAL for part in topics[name].partitions
+    ]
+
+
+def places(parts: Sequence[TopicPartition]) -> dict[Key, Committed | None]:
+    """Committed places, as the driver tells them; None where there is none.
+
+    :raises KafkaException: one of them could not be read.
+    """
+    found: dict[Key, Committed | None] = {}
+    for part in parts:
+        if part.error is not None:
+            raise KafkaException(part.error)
+        found[part.topic, part.partition] = _place(part)
+    return found
+
+
+def _place(part: TopicPartition) -> Committed | None:
+    if part.offset < 0:
+        return None
+    try:
+        progress = part.metadata or ""
+    except UnicodeDecodeError:
+        # Not ours: we write ASCII. The position counts all the same.
+        progress = "?"
+    return Committed(part.offset, progress)

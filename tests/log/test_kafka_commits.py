@@ -1,0 +1,163 @@
+"""Which commits reach the coordinator, and in what order, while answers come late or never."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from confluent_kafka import KafkaError, TopicPartition
+
+from streams.errors import Unavailable
+from streams.log.kafka.commits import Commits, Gone
+from streams.log.kafka.partitions import Key, keys_of
+from streams.log.protocol import Assignment, Commit, Committed
+
+KEY = ("t", 0)
+
+
+class Coordinator:
+    """A coordinator and the driver before it, which may hold requests back."""
+
+    def __init__(self) -> None:
+        self.places: dict[Key, Committed] = {}
+        self.sent: list[list[TopicPartition]] = []
+        self.held: list[list[TopicPartition]] = []
+        self.history: list[int] = []
+        self.frozen = False
+        self.refuses = False
+        self.member: str | None = "m"
+        self.commits = Commits(self.send, self.read, lambda: self.member)
+
+    def send(self, parts: list[TopicPartition]) -> None:
+        self.sent.append(parts)
+        if self.frozen:
+            self.held.append(parts)
+        else:
+            self.land(parts)
+
+    def land(self, parts: list[TopicPartition]) -> None:
+        if self.refuses:
+            return
+        for part in parts:
+            place = Committed(part.offset, part.metadata or "")
+            self.places[part.topic, part.partition] = place
+            self.history.append(part.offset)
+
+    def read(self, keys: Sequence[Key]) -> Mapping[Key, Committed | None]:
+        if self.frozen:
+            raise Unavailable("no answer")
+        return {key: self.places.get(key) for key in keys}
+
+
+def assignment(partition: int = 0) -> Assignment:
+    return Assignment("t", partition, 1, None)
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator()
+
+
+def test_only_what_is_owned_and_newer_is_sent(coordinator: Coordinator) -> None:
+    mine, stranger, commits = assignment(), assignment(), coordinator.commits
+    commits.owns([mine])
+    assert commits.commit([Commit(mine, 5, "a", 2)])
+    assert not commits.commit([Commit(mine, 9, "", 2), Commit(mine, 1, "", 1)])
+    assert not commits.commit([Commit(stranger, 9, "", 9)])
+    assert commits.commit(
+        [Commit(mine, 6, "b", 3), Commit(mine, 8, "c", 5), Commit(mine, 7, "", 4)]
+    )
+    assert coordinator.places == {KEY: Committed(8, "c")}
+    commits.disowns([stranger])
+    assert commits.commit([Commit(mine, 9, "", 6)])
+    commits.disowns([mine])
+    assert not commits.commit([Commit(mine, 10, "", 7)])
+    assert coordinator.history == [5, 8, 9]
+
+
+def test_the_same_may_be_tried_again_after_it_failed(coordinator: Coordinator) -> None:
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+    coordinator.refuses = True
+    with pytest.raises(Unavailable, match="did not take"):
+        commits.commit([Commit(mine, 5, "", 1)])
+    coordinator.refuses = False
+    commits.told(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
+    assert commits.commit([Commit(mine, 5, "", 1)])
+
+
+def test_a_commit_without_an_answer_is_not_overtaken(coordinator: Coordinator) -> None:
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+    coordinator.frozen = True
+    with pytest.raises(Unavailable):
+        commits.commit([Commit(mine, 5, "", 1)])
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            commits.commit([Commit(mine, 6, "", 2)])
+    coordinator.frozen = False
+    with pytest.raises(Unavailable, match="not been answered"):
+        commits.commit([Commit(mine, 6, "", 2)])
+    coordinator.land(coordinator.held.pop())  # now it is
+    assert commits.commit([Commit(mine, 6, "", 2)])
+    assert coordinator.history == [5, 6]
+
+
+def test_the_driver_tells_that_a_commit_failed_and_the_next_may_go(
+    coordinator: Coordinator,
+) -> None:
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+    coordinator.frozen = True
+    with pytest.raises(Unavailable):
+        commits.commit([Commit(mine, 5, "", 1)])
+    coordinator.frozen = False
+    commits.told(KafkaError(KafkaError._TIMED_OUT), coordinator.held.pop())
+    assert commits.commit([Commit(mine, 6, "", 2)])
+    assert coordinator.history == [6]
+
+
+def test_one_that_lands_late_is_followed_by_the_newest_again(coordinator: Coordinator) -> None:
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+    coordinator.frozen = True
+    with pytest.raises(Unavailable):
+        commits.commit([Commit(mine, 5, "old", 1)])
+    coordinator.frozen = False
+    late = coordinator.held.pop()
+    commits.lost()  # nobody waits for it any more, but the driver still has it
+    commits.commit([Commit(mine, 8, "new", 2)])
+    coordinator.land(late)
+    assert coordinator.places[KEY] == Committed(5, "old")
+    commits.told(None, late)
+    assert coordinator.places[KEY] == Committed(8, "new")
+    sent = len(coordinator.sent)
+    commits.told(None, coordinator.sent[-1])
+    assert len(coordinator.sent) == sent  # and that is the end of it
+
+
+def test_a_former_members_commit_counts_for_nothing(coordinator: Coordinator) -> None:
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+
+    def send(parts: list[TopicPartition]) -> None:
+        coordinator.member = None  # what the driver learns from the answer
+
+    commits._send = send
+    with pytest.raises(Gone):
+        commits.commit([Commit(mine, 5, "", 1)])
+    commits.lost()
+    again = assignment()
+    coordinator.member = "another"
+    commits._send = coordinator.send
+    commits.owns([again])
+    assert commits.commit([Commit(again, 5, "", 0)])
+
+
+def test_places_between_two_assignments_are_stored_for_nobody(coordinator: Coordinator) -> None:
+    coordinator.commits.place({KEY: Committed(3, "moved")})
+    assert coordinator.places == {KEY: Committed(3, "moved")}
+    assert keys_of(coordinator.sent[0]) == [KEY]
+    coordinator.refuses = True
+    with pytest.raises(Unavailable):
+        coordinator.commits.place({KEY: Committed(4)})
