@@ -88,6 +88,8 @@ class Pump:
         self._held_back: set[int] = set()
         """Assignments paused in the driver."""
         self._unstarted = False
+        self._polled: list[Batch] = []
+        """Polled, and not offered yet: the start is committed before anything is delivered."""
         self._next_commit = 0.0
         self._thread = threading.Thread(
             target=self._main, name=f"streams-{job.name}-pump", daemon=True
@@ -244,17 +246,19 @@ class Pump:
         if room <= 0 or self._paused:
             self._wait_for_room(subscription)
             room = self._take_stock()
-        if room > 0 and not self._paused:
+        if self._polled:
+            # An outage between a poll and the commit of the start: reading went on past these.
+            subscription.keep_alive()
+        elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
-            batches = subscription.poll(min(room, CHUNK), self._patience())
+            self._polled.extend(subscription.poll(min(room, CHUNK), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
-            batches = subscription.poll(1, 0.0)
+            self._polled.extend(subscription.poll(1, 0.0))
             self._hold_back(subscription, everything=True)
-        else:
-            batches = ()
         if self._unstarted:
             self._commit(subscription)
+        batches, self._polled = self._polled, []
         for batch in batches:
             self._offer(batch)
         if batches or self._runner.dispatcher.backlog:
