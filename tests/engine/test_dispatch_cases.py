@@ -172,6 +172,17 @@ def test_nothing_starts_once_ownership_is_not_certain() -> None:
     assert places(all_taken(case, 10.0)) == [1, 2]
 
 
+def test_what_waits_is_named_soonest_first() -> None:
+    case = Case()
+    case.offer("a1", "b2", "-3")
+    works = all_taken(case)
+    for work, random in zip(works, (0.9, 0.1, 0.5), strict=True):
+        case.fail(work, random=random)
+    assert case.dispatcher.waiting == 3
+    assert case.dispatcher.due == 0.1
+    assert case.dispatcher.waiting_keys(2) == [("orders", 0, b"b", 2), ("orders", 0, "-3", 2)]
+
+
 # -- out of order
 
 

@@ -62,10 +62,9 @@ def test_a_message_larger_than_the_bound_is_still_taken_alone() -> None:
     st.integers(1, 50),
     st.integers(1, 5_000),
     st.lists(st.lists(st.integers(0, 300), min_size=1, max_size=60), max_size=30),
-    st.randoms(),
 )
 def test_never_more_than_the_bound_of_messages_and_it_opens_again(
-    messages: int, bytes: int, polls: list[list[int]], random: object
+    messages: int, bytes: int, polls: list[list[int]]
 ) -> None:
     made = Gate(Flow(messages=messages, bytes=bytes), share=1.0)
     held: list[int] = []
