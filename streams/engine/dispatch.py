@@ -12,9 +12,15 @@ Rules
 3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
 4. Lanes outlive the assignment. A partition that is revoked loses its queues, but lanes whose
    handler is still running stay busy (the *fence*), so when the partition comes back to this
-   process those keys wait.
+   process those keys wait. Both assignments share one dict of lanes for that; a batch that
+   outlived its partition frees each of its lanes once.
 5. Nothing starts when ownership is not certain (``now >= valid_until``): everything waits until it
    is confirmed again, or lost.
+6. A lane has one holder: the message that is handled, waits or is buried. A batch may hold several
+   messages of a key; once its outcome is known, the first that is not settled keeps the lane and
+   the others queue up behind it.
+7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
+   lane from then on, so that its duplicates, whatever their key, still wait for it.
 
 A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
 ``(segment, index, lane, identity, attempt, alone, burial)``.
