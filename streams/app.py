@@ -491,9 +491,14 @@ class Streams:
             self._started = True
             if process:
                 stack.push_async_callback(self._stop)
-                for processor in list(self.processors):
+                processors = list(self.processors)
+                for processor in processors:
+                    # All before the first starts: Kafka gives no start to a group that is live.
+                    await to_the_end(asyncio.to_thread(self._prepare_processor, processor))
+                for processor in processors:
                     await self._start(processor)
         except BaseException:
+            self._stopping = True  # what ends from here on ends because of this error
             try:
                 await stack.__aexit__(*sys.exc_info())
             finally:
@@ -544,7 +549,6 @@ class Streams:
 
     async def _start(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
-        await to_the_end(asyncio.to_thread(self._prepare_processor, processor))
         job = self._job(processor)
 
         def joint() -> Joint:
