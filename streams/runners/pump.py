@@ -568,7 +568,7 @@ class Pump:
         if not job.dedup.window:
             return progress, None
         window = PROCESS.window(job.dedup.window, job.dedup.cap)
-        high = min(end, settled[-1][1]) if settled else position
+        high = min(end, settled[-1][1] if settled else position)
         low = max(floor, first, self._log.back(topic, partition, position, window.size))
         if low < high:
             self._remember(window, topic, partition, low, high, position, settled)
