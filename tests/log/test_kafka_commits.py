@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
 from streams.errors import Unavailable
+from streams.log.kafka import commits as module
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.partitions import Key, keys_of
 from streams.log.protocol import Assignment, Commit, Committed
@@ -24,7 +25,8 @@ class Coordinator:
         self.held: list[list[TopicPartition]] = []
         self.history: list[int] = []
         self.frozen = False
-        self.refuses = False
+        self.refuses = 0
+        """How many more it refuses."""
         self.member: str | None = "m"
         self.commits = Commits(self.send, self.read, lambda: self.member)
 
@@ -36,7 +38,8 @@ class Coordinator:
             self.land(parts)
 
     def land(self, parts: list[TopicPartition]) -> None:
-        if self.refuses:
+        if self.refuses > 0:
+            self.refuses -= 1
             return
         for part in parts:
             place = Committed(part.offset, part.metadata or "")
@@ -75,13 +78,27 @@ def test_only_what_is_owned_and_newer_is_sent(coordinator: Coordinator) -> None:
     assert coordinator.history == [5, 8, 9]
 
 
-def test_the_same_may_be_tried_again_after_it_failed(coordinator: Coordinator) -> None:
+def test_a_commit_that_is_refused_for_a_moment_is_tried_again(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, commits = assignment(), coordinator.commits
     commits.owns([mine])
-    coordinator.refuses = True
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    coordinator.refuses = 3
+    assert commits.commit([Commit(mine, 5, "", 1)])
+    assert len(coordinator.sent) == 4
+    assert coordinator.history == [5]
+
+
+def test_the_same_may_be_tried_again_after_it_failed(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INSISTS", 0.0)
+    mine, commits = assignment(), coordinator.commits
+    commits.owns([mine])
+    coordinator.refuses = 1
     with pytest.raises(Unavailable, match="did not take"):
         commits.commit([Commit(mine, 5, "", 1)])
-    coordinator.refuses = False
     commits.told(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
     assert commits.commit([Commit(mine, 5, "", 1)])
 
@@ -154,10 +171,13 @@ def test_a_former_members_commit_counts_for_nothing(coordinator: Coordinator) ->
     assert commits.commit([Commit(again, 5, "", 0)])
 
 
-def test_places_between_two_assignments_are_stored_for_nobody(coordinator: Coordinator) -> None:
+def test_places_between_two_assignments_are_stored_for_nobody(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INSISTS", 0.0)
     coordinator.commits.place({KEY: Committed(3, "moved")})
     assert coordinator.places == {KEY: Committed(3, "moved")}
     assert keys_of(coordinator.sent[0]) == [KEY]
-    coordinator.refuses = True
+    coordinator.refuses = 1
     with pytest.raises(Unavailable):
         coordinator.commits.place({KEY: Committed(4)})

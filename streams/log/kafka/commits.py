@@ -30,6 +30,13 @@ Key = tuple[str, int]
 Send = Callable[[list[TopicPartition]], None]
 Read = Callable[[Sequence[Key]], Mapping[Key, "Committed | None"]]
 
+INSISTS = 3.0
+"""Seconds for which a commit that is refused is tried again: the driver ends a rebalance by itself
+meanwhile, and learns the generation under which it is taken."""
+
+PAUSE = 0.1
+"""Seconds between two tries."""
+
 FORGOTTEN = 120.0
 """Seconds after which the driver has surely given up a commit, if it never tells."""
 
@@ -127,15 +134,20 @@ class Commits:
             self._make(places)
 
     def _make(self, places: Mapping[Key, Committed]) -> None:
-        member = self._member()
-        self._send(_parts(places))
-        self._sent, self._since = dict(places), time.monotonic()
-        if not self._seen():
+        """Commit; a coordinator in a rebalance refuses, so it is asked again for a while."""
+        member, start = self._member(), time.monotonic()
+        self._sent, self._since = dict(places), start
+        while True:
+            self._send(_parts(places))
+            if self._seen():
+                return
             if self._member() != member or not member:
                 raise Gone
-            raise Unavailable(
-                "the coordinator did not take the positions (a rebalance, most likely)"
-            )
+            if time.monotonic() > start + INSISTS:
+                raise Unavailable(
+                    "the coordinator did not take the positions (a rebalance, most likely)"
+                )
+            time.sleep(PAUSE)
 
     def _settle(self) -> None:
         """See that the commit before has ended."""
