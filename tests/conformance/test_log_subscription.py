@@ -278,6 +278,26 @@ def test_a_paused_partition_is_silent_and_stays_owned(world: World) -> None:
     assert world.history.values((topic, 0)) == world.values(topic, 0)
 
 
+def test_a_partition_that_was_paused_when_it_left_comes_back_unpaused(world: World) -> None:
+    topic, group = world.topic(2), world.group()
+    member = world.member(group, topic)
+    member.until_owns(2)
+    member.do(lambda: member.subscription.pause(list(member.owned.values())))
+    other = world.member(group, topic)
+    other.until_owns(1)
+    member.until_owns(1)
+    (kept,) = member.owned.values()
+    other.do(lambda: other.subscription.pause(list(other.owned.values())))
+    world.leave(other)
+    member.until_owns(2)
+    assert member.owned[topic, kept.partition] is kept
+    world.append(topic, [record(b"%d" % i, partition=i % 2) for i in range(20)])
+    member.until_delivered(10)
+    back = 1 - kept.partition
+    assert world.history.values((topic, back)) == world.values(topic, back)
+    assert world.history.values((topic, kept.partition)) == []
+
+
 def test_pausing_a_thousand_times_skips_and_repeats_nothing(world: World) -> None:
     topic, group = world.topic(3), world.group()
     member = world.member(group, topic, limit=7)

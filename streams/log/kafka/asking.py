@@ -99,16 +99,11 @@ class Asking:
                     raise refusal from None
                 if time.monotonic() > start + ANSWER + 5:
                     raise
-        return brought(future)
-
-
-def brought(future: Any) -> Any:
-    """What a future that is done holds; errors of parts of it are raised, too."""
-    found = future.result(0)
-    for part in getattr(found, "topic_partitions", None) or ():
-        if part.error is not None:
-            raise KafkaException(part.error)
-    return found
+        found = future.result(0)
+        for part in getattr(found, "topic_partitions", None) or ():
+            if part.error is not None:
+                raise KafkaException(part.error)
+        return found
 
 
 def codes(error: BaseException | None) -> set[str]:

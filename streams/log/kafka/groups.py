@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streams.errors import GroupLive, LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
 from streams.log.kafka.errors import translate
-from streams.log.kafka.places import Places
+from streams.log.kafka.places import Bystander, Places
 from streams.log.kafka.settings import Settings
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 
@@ -89,7 +89,8 @@ class Groups:
         """Who is in the group, and whether it exists at all."""
 
         def question() -> Any:
-            return self._answer(self.exists(group))
+            futures = self._client.describe_consumer_groups([group], request_timeout=ANSWER)
+            return self._answer(futures[group])
 
         try:
             found = self._ask(f"asking for group {group}", question)
@@ -100,17 +101,17 @@ class Groups:
             parts = member.assignment.topic_partitions if member.assignment is not None else ()
             owned = tuple(sorted((part.topic, part.partition) for part in parts))
             members.append(MemberInfo(member.member_id, owned))
-        return tuple(members), alive(found)
-
-    def exists(self, group: str) -> Any:
-        """The driver's future of a description, for :func:`alive`."""
-        return self._client.describe_consumer_groups([group], request_timeout=ANSWER)[group]
+        return tuple(members), found.state is not ConsumerGroupState.DEAD
 
     # -- positions
 
     def positions(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
         return self._places.of(group, parts)
+
+    def bystander(self, group: str) -> Bystander:
+        """Somebody who asks for one group's places again and again."""
+        return self._places.bystander(group)
 
     def alter(self, group: str, topic: str, moved: Mapping[int, Committed]) -> None:
         """Set a group's places in a topic.
@@ -181,8 +182,3 @@ class Groups:
             raise NotFound(f"Kafka has no group {group!r}") from error
         except LogError as error:
             raise self._live(group, error) from error
-
-
-def alive(description: Any) -> bool:
-    """Whether the group that was described exists."""
-    return description.state is not ConsumerGroupState.DEAD

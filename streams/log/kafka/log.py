@@ -73,7 +73,7 @@ class KafkaLog:
         consumer = partial(self._connect, Consumer)
         self._topics = Topics(found, admin, asking)
         self._groups = Groups(found, admin, Places(found, consumer, asking), asking)
-        self._readers = Readers(found, consumer, asking)
+        self._readers = Readers(found, consumer, asking, self._topics.check)
         self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
         self._appender = Appender(
             found,

@@ -2,28 +2,31 @@
 
 Kafka lets nobody set the positions of a group that has members, and no client can send members
 away. So the new places are written as the positions of a second group, *the desk*
-(``__streams.move.{group}``). Each running member asks every :data:`EVERY` seconds whether there is
-such a group, without waiting for the answer, and only then reads what it says. The owner of a
-partition found there gives the partition up as lost, commits the new place itself, marks it as
-taken, and starts over. Whoever ordered the move waits until all its places are marked, and clears
-the desk.
+(``__streams.move.{group}``). Each running member asks every :data:`EVERY` seconds whether anything
+lies there for its topics: a move of a topic always has an entry for partition 0, so that is one
+small question however many partitions there are. The owner of a partition found there gives the
+partition up as lost, commits the new place itself, marks it as taken, and starts over. Whoever
+ordered the move waits until all its places are marked, and clears the desk.
 
 A place that is marked has a progress that no log accepts (it is not ASCII), so the two cannot be
 mistaken. Members that are not ours never look, and the order is withdrawn.
+
+Asked is through a consumer that never joins, in a thread of its own: polling must not wait for the
+answer, and the AdminClient, which would not wait either, aborts the whole process when the
+coordinator dies while it is asked (librdkafka's issue 4605).
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from queue import SimpleQueue
 
-from confluent_kafka import KafkaException
-
-from streams.errors import GroupLive, LogError
-from streams.log.kafka.asking import brought
-from streams.log.kafka.groups import OURS, Groups, alive
+from streams.errors import GroupLive, StreamsError
+from streams.log.kafka.groups import OURS, Groups
+from streams.log.kafka.places import Bystander
 from streams.log.protocol import Committed
 
 logger = logging.getLogger("streams.kafka")
@@ -52,7 +55,7 @@ def order(groups: Groups, group: str, topic: str, moved: Mapping[int, Committed]
     :raises GroupLive: they do not look for it; nothing was moved that is not marked.
     """
     name = desk(group)
-    groups.alter(name, topic, moved)
+    groups.alter(name, topic, {0: Committed(0, TAKEN), **moved})
     deadline = time.monotonic() + PATIENCE
     try:
         while True:
@@ -70,42 +73,37 @@ def order(groups: Groups, group: str, topic: str, moved: Mapping[int, Committed]
     finally:
         try:
             groups.forget(name)
-        except LogError as error:
+        except StreamsError as error:
             logger.warning("group %s: its desk was not cleared: %s", group, error)
 
 
 class Desk:
-    """A member's view of its group's desk. Looking whether there is one does not wait."""
+    """A member's view of its group's desk. Looking never waits."""
 
     def __init__(self, groups: Groups, group: str) -> None:
         self._groups = groups
         self._name = desk(group)
-        self._next = time.monotonic() + EVERY
-        self._asked: Any = None
+        self._found: Mapping[Key, Committed] = {}
+        self._asks = False
+        """The thread wants to know which partitions to ask for."""
+        self._parts: SimpleQueue[tuple[Key, ...] | None] = SimpleQueue()
+        """What it is told; None: the member leaves."""
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._watch, name=f"streams-kafka-desk-{group}", daemon=True
+        )
+        self._thread.start()
 
-    def look(self, now: float, parts: Collection[Key]) -> Mapping[Key, Committed]:
-        """The places that wait for the owner of ``parts``; asks for a desk when it is time."""
-        if self._asked is None:
-            if parts and now >= self._next:
-                self._next = now + EVERY
-                self._asked = self._ask()
-            return {}
-        if not self._asked.done():
-            return {}
-        asked, self._asked = self._asked, None
-        try:
-            if not alive(brought(asked)):
-                return {}
-            found = self._groups.positions(self._name, list(parts))
-        except (KafkaException, LogError):
-            return {}  # whoever may not ask, or cannot just now, is not moved
-        return {key: place for key, place in found.items() if place.progress != TAKEN}
-
-    def _ask(self) -> Any:
-        try:
-            return self._groups.exists(self._name)
-        except KafkaException:
-            return None
+    def look(self, parts: Collection[Key]) -> Mapping[Key, Committed]:
+        """The places that wait for the owner of ``parts``, as far as is known."""
+        if self._asks:
+            self._asks = False
+            self._parts.put(tuple(parts))
+        found = self._found
+        if not found:
+            return found
+        self._found = {}
+        return {key: place for key, place in found.items() if key in parts}
 
     def taken(self, moved: Mapping[Key, Committed]) -> None:
         """Mark places as taken.
@@ -117,3 +115,32 @@ class Desk:
             topics.setdefault(topic, {})[partition] = Committed(place.position, TAKEN)
         for topic, marked in topics.items():
             self._groups.alter(self._name, topic, marked)
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._closed.set()
+        self._parts.put(None)
+
+    def _watch(self) -> None:
+        bystander: Bystander | None = None
+        while not self._closed.wait(EVERY):
+            self._asks = True
+            parts = self._parts.get()
+            if not parts:
+                continue
+            try:
+                if bystander is None:
+                    bystander = self._groups.bystander(self._name)
+                self._found = _waiting(bystander, parts)
+            except StreamsError as error:
+                # Whoever may not ask, or cannot just now, is not moved.
+                logger.debug("group %s: its desk: %s", self._name, error)
+        if bystander is not None:
+            bystander.close()
+
+
+def _waiting(bystander: Bystander, parts: Collection[Key]) -> Mapping[Key, Committed]:
+    if not bystander.places([(topic, 0) for topic in sorted({topic for topic, _ in parts})]):
+        return {}
+    found = bystander.places(list(parts))
+    return {key: place for key, place in found.items() if place.progress != TAKEN}

@@ -59,7 +59,6 @@ class Partitions:
             assignment.valid_until = float("-inf")
             if self.owned.get(key) is assignment:
                 del self.owned[key]
-            self.paused.discard(key)
 
     def fetch(self, assignments: Sequence[Assignment]) -> None:
         """Fetch these, each from its position."""
@@ -74,6 +73,11 @@ class Partitions:
         """Fetch these no more, and acknowledge if it is in a rebalance."""
         gone = [key for key in keys if key in self.fetched]
         self.fetched.difference_update(gone)
+        paused = self.paused.intersection(gone)
+        if paused:
+            # The driver would remember it, and deliver nothing should the partition come back.
+            self._consumer.resume([TopicPartition(*key) for key in paused])
+            self.paused -= paused
         if not self._eager:
             self._consumer.incremental_unassign([TopicPartition(*key) for key in gone])
         elif rebalance:

@@ -41,20 +41,42 @@ class Places:
 
     def of(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
+        bystander = self.bystander(group)
+        try:
+            return bystander.places(parts)
+        finally:
+            bystander.close()
+
+    def bystander(self, group: str) -> Bystander:
+        """Somebody who asks about one group again and again."""
+        return Bystander(self._connect(self._settings.bystander(group)), group, self._asking)
+
+
+class Bystander:
+    """A consumer that asks about its group and never joins it (one thread)."""
+
+    def __init__(self, consumer: Consumer, group: str, asking: Asking) -> None:
+        self._consumer = consumer
+        self._group = group
+        self._asking = asking
+
+    def places(self, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
+        """The group's places, in these partitions or in all."""
         if parts is not None and not parts:
             return {}
-        consumer = self._connect(self._settings.bystander(group))
+        consumer = self._consumer
 
         def question() -> Mapping[Key, Committed | None]:
             asked = parts if parts is not None else _all(consumer)
             wanted = [TopicPartition(*part) for part in asked]
             return places(consumer.committed(wanted, ANSWER)) if wanted else {}
 
-        try:
-            found = self._asking.ask(f"asking for the positions of group {group}", question)
-        finally:
-            consumer.close()
+        found = self._asking.ask(f"asking for the positions of group {self._group}", question)
         return {key: place for key, place in found.items() if place is not None}
+
+    def close(self) -> None:
+        """Let go of the consumer."""
+        self._consumer.close()
 
 
 def _all(consumer: Consumer) -> list[Key]:

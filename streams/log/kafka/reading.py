@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -38,13 +38,21 @@ _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class Readers:
-    """The consumers of one log that belong to no group (any thread)."""
+    """The consumers of one log that belong to no group (any thread).
+
+    :param check: raises NotFound where a topic lacks a partition, as its controller knows it.
+    """
 
     def __init__(
-        self, settings: Settings, connect: Callable[[dict[str, Any]], Consumer], asking: Asking
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Consumer],
+        asking: Asking,
+        check: Callable[[str, Sequence[int]], None],
     ) -> None:
         self._settings = settings
         self._asking = asking
+        self._check = check
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
@@ -100,6 +108,7 @@ class Readers:
         return self._ask(
             f"bounds of {topic}/{partition}",
             topic,
+            partition,
             lambda asker: asker.get_watermark_offsets(part, timeout=ANSWER),
         )
 
@@ -113,17 +122,22 @@ class Readers:
                 raise KafkaException(part.error)
             return part.offset
 
-        found = self._ask(f"time in {topic}/{partition}", topic, question)
+        found = self._ask(f"time in {topic}/{partition}", topic, partition, question)
         return found if found >= 0 else self.bounds(topic, partition)[1]
 
-    def _ask(self, doing: str, topic: str, question: Callable[[Consumer], T]) -> T:
+    def _ask(self, doing: str, topic: str, partition: int, question: Callable[[Consumer], T]) -> T:
         asker, ask = self._asker(), self._asking.ask
         try:
             return ask(doing, lambda: question(asker))
         except NotFound:
-            # A partition that is new, to a client that has not heard of it yet.
+            # A partition that is new, to a client that has not heard of it yet...
             ask(doing, lambda: asker.list_topics(topic, timeout=ANSWER))
+        try:
             return ask(doing, lambda: question(asker))
+        except NotFound as error:
+            # ...or to a broker that has not.
+            self._check(topic, [partition])
+            raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
 
     def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""

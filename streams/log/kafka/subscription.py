@@ -398,7 +398,7 @@ class KafkaSubscription:
 
     def _take_moves(self) -> None:
         """Start over where somebody forced the group to."""
-        mine = self._desk.look(time.monotonic(), self._parts.fetched)
+        mine = self._desk.look(self._parts.fetched)
         if not mine:
             return
         assignments = [self._parts.owned[key] for key in mine]
@@ -500,6 +500,7 @@ class KafkaSubscription:
             return
         self._closed = True
         failure, self._failure = self._failure, None
+        self._desk.close()
         left = list(self._parts.owned.values())
         self._guard(self._listener.revoked, left)
         self._drop(left)
