@@ -1,0 +1,28 @@
+"""The integration patterns, each on any log and each usable alone.
+
+Façades over topics and processors: what is promised about order, redelivery, duplicates, retries
+and memory is what a processor promises. Names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+_HOME: dict[str, str] = {}
+"""Where each name is."""
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(home), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

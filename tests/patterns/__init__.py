@@ -1,0 +1,1 @@
+"""The integration patterns, each by one suite over the logs it runs on."""
