@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -26,6 +27,7 @@ from contextlib import (
     suppress,
 )
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, get_origin, overload
 
@@ -35,7 +37,16 @@ from stream_codecs import Codec
 from streams import letters
 from streams.clock import SYSTEM, Clock
 from streams.config import DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
-from streams.errors import ConfigError, Mismatch, NotFound, NotRunning, ProcessorDied, StreamsError
+from streams.errors import (
+    ConfigError,
+    GroupLive,
+    Mismatch,
+    NotFound,
+    NotRunning,
+    ProcessorDied,
+    StreamsError,
+    Unavailable,
+)
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.protocol import Log, TopicInfo
 from streams.log.url import open_log, redact
@@ -106,6 +117,10 @@ class Streams:
         """Entered, past the point where processors can be declared."""
         self._stopping = False
         self._entering = threading.Lock()
+        self._starts: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+        """By group, where to begin what could not be begun for it, as it is live."""
+        self._over: asyncio.Event | None = None
+        """Set by a signal, of an app that runs by itself; such a one waits for its server."""
         self._turns = Turns()
         """Handlers with a transaction of their own take turns."""
 
@@ -424,8 +439,9 @@ class Streams:
     def run(self) -> None:
         """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
 
-        A fatal error is said in one line and ends the process with status 1 (``SystemExit``). A
-        second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
+        A server that cannot be reached yet is waited for, with a warning at each attempt. A fatal
+        error is said in one line and ends the process with status 1 (``SystemExit``). A second
+        signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
         try:
             if not self.processors and self._lifespan is None:
@@ -438,7 +454,7 @@ class Streams:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        over = asyncio.Event()
+        over = self._over = asyncio.Event()
 
         def told(name: str) -> None:
             logger.info("%s: finishing what is in flight", name)
@@ -463,6 +479,7 @@ class Streams:
             async with self:
                 await over.wait()
         finally:
+            self._over = None
             for each, handler in before.items():
                 signal.signal(each, handler)
 
@@ -478,23 +495,23 @@ class Streams:
         try:
             stack.callback(self._forget)
             stack.push_async_callback(self._close_log)
-            await to_the_end(asyncio.to_thread(self._open_log))
+            await self._reach(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
             self._publisher.start()
             closing = self._publisher.close
             stack.push_async_callback(lambda: to_the_end(asyncio.to_thread(closing, CLOSING)))
             if self._lifespan is not None:
                 # So that it may publish; what is still missing then is its own to create.
-                await to_the_end(asyncio.to_thread(self._prepare_topics, missing_ok=True))
+                await self._reach(partial(self._prepare_topics, missing_ok=True))
                 await stack.enter_async_context(self._lifespan(self))
-            await to_the_end(asyncio.to_thread(self._prepare_topics))
+            await self._reach(self._prepare_topics)
             self._started = True
             if process:
                 stack.push_async_callback(self._stop)
                 processors = list(self.processors)
                 for processor in processors:
                     # All before the first starts: Kafka gives no start to a group that is live.
-                    await to_the_end(asyncio.to_thread(self._prepare_processor, processor))
+                    await self._reach(partial(self._prepare_processor, processor))
                 for processor in processors:
                     await self._start(processor)
         except BaseException:
@@ -504,6 +521,24 @@ class Streams:
             finally:
                 self._stack = None
             raise
+
+    async def _reach(self, ask: Callable[[], None]) -> None:
+        """Ask the log something, off the loop; :meth:`run` asks until there is an answer."""
+        pause = 0.5
+        while True:
+            try:
+                await to_the_end(asyncio.to_thread(ask))
+                return
+            except Unavailable as error:
+                if self._over is None or self._over.is_set():
+                    raise
+                logger.warning("%s; trying again in %g s", error, pause)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._over.wait()
+                if self._over.is_set():
+                    raise
+                pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
         self._log = open_log(self.url, self._config, self.clock)
@@ -515,6 +550,7 @@ class Streams:
     def _forget(self) -> None:
         self._started = False
         self._log = self._publisher = self._loop = None
+        self._starts.clear()
         for processor in self.processors:
             processor._runner = processor._pump = None
 
@@ -594,18 +630,21 @@ class Streams:
     def _begin(self, group: str, info: TopicInfo, start: Start | datetime) -> None:
         """Give a group that is new to this topic its positions there."""
         log = self.log
-        try:
-            positions = log.group(group).positions
-        except NotFound:
-            positions = {}
-        if any(topic == info.name for topic, _ in positions):
+        if log.places(group, info.name):
             return
         now = self.clock.time()
         places = {
             partition: resolve(log, info.name, partition, start, option="start", now=now)
             for partition in range(info.partitions)
         }
-        log.begin(group, info.name, places)
+        try:
+            log.begin(group, info.name, places)
+        except GroupLive:
+            # Members of the release before this one run, without this topic. Whoever of us gets a
+            # partition begins it there.
+            self._starts[group].update(
+                ((info.name, partition), place) for partition, place in places.items()
+            )
 
     def _job(self, processor: Processor[..., Any]) -> Job:
         options, log = processor.options, self.log
@@ -649,6 +688,7 @@ class Streams:
                 group, lambda topic: letter.name(sources[topic].name, group), self.clock
             ),
             send=self.publisher.derive,
+            starts=self._starts[group],
             transactions=log.capabilities.transactions and results is None,
         )
 

@@ -115,6 +115,10 @@ class GroupInfo(NamedTuple):
     positions: Mapping[tuple[str, int], Committed]
     """By topic and partition; a partition without a position is absent."""
 
+    def places(self, topic: str) -> dict[int, Committed]:
+        """Those of one topic, by partition."""
+        return {part: place for (name, part), place in self.positions.items() if name == topic}
+
 
 class Assignment:
     """One partition, owned by one subscription under one epoch, until revoked or lost.
@@ -341,6 +345,10 @@ class Log(Protocol):
 
         :raises NotFound: there is none of that name.
         """
+        ...
+
+    def places(self, group: str, topic: str) -> dict[int, Committed]:
+        """Where a group is in one topic, by partition; nothing if it never was there."""
         ...
 
     def groups(self) -> list[str]:

@@ -80,6 +80,9 @@ class Job:
     """The dead letter of a work with a burial."""
     send: Callable[[Sequence[Outgoing], Sent], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
+    starts: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Where to begin in partitions in which the group has no place yet: those of a topic that is
+    new to a group which is live. Others begin at the log's start."""
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

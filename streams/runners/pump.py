@@ -543,7 +543,7 @@ class Pump:
         settled: list[Range] = []
         if committed is None:
             # A partition younger than its group: nothing of it may be missed.
-            position = floor = first
+            position = floor = max(first, job.starts.get((topic, partition), first))
         else:
             position = floor = committed.position
             if committed.progress:

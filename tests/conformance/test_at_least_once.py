@@ -220,3 +220,33 @@ def rewind(stage: Stage) -> None:
         for partition in range(stage.anchor.topic(stage.topic_name).partitions)
     }
     stage.anchor.move(stage.group, stage.topic_name, places)
+
+
+async def test_a_topic_that_is_added_to_a_live_group_begins_where_it_was_told(stage: Stage) -> None:
+    """A rolling release: members that know one more topic join those that do not."""
+    before, after, other = stage.app(), stage.app(), stage.app()
+    before.processor(stage.topic(before), group=stage.group)(stage.recorder())
+    added = other.topic(f"{stage.topic_name}-added", int, partitions=2)
+    seen: list[int] = []
+
+    @after.processor(
+        stage.topic(after), after.topic(added.name, int), group=stage.group, start="latest"
+    )
+    async def also(value: int) -> None:
+        seen.append(value)
+
+    async with other.connected(), before:
+        await stage.until(lambda: before.stats().processors["handle"].partitions, "it is live")
+        await stage.publish(added, *range(10))
+        async with after:
+            await stage.publish(added, *range(10, 20))
+            await stage.until(lambda: len(seen) >= 10, "what came later is handled")
+            await stage.until(
+                lambda: all(
+                    stage.places(after, added.name)[part].position
+                    == stage.anchor.bounds(added.name, part)[1]
+                    for part in range(2)
+                ),
+                "it is committed",
+            )
+    assert sorted(seen) == list(range(10, 20))

@@ -31,8 +31,7 @@ def begin(run: Run, fleet: Fleet, load: Load) -> None:
     until(lambda: load.acknowledged >= 400, 60, "publishing goes on")
 
 
-# On Kafka only the long one: librdkafka can abort a worker there (docs/faults.md, "What fails").
-@sizes(Outage(1, 0.0, 6_000, 1_500), Outage(5, 0.0, 60_000, 1_000), logs=("redis",))
+@sizes(Outage(1, 0.0, 6_000, 1_500), Outage(5, 0.0, 60_000, 1_000))
 def test_the_server_is_killed_and_started_again_under_load(run: Run, size: Outage) -> None:
     """Every acknowledged publish is delivered; everybody recovers by themselves."""
     with run.fleet() as fleet, run.load(size.messages, rate=size.rate) as load:

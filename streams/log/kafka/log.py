@@ -198,6 +198,13 @@ class KafkaLog:
         check_group(group)
         return self._groups.group(group)
 
+    def places(self, group: str, topic: str) -> dict[int, Committed]:
+        """Where a group is in one topic, by partition; nothing if it never was there."""
+        check_group(group)
+        parts = [(topic, part) for part in range(self._topics.partitions(topic))]
+        found = self._groups.positions(group, parts)
+        return {partition: place for (_, partition), place in found.items()}
+
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
         return self._groups.names()

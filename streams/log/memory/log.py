@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from streams.clock import SYSTEM, Clock, SystemClock
 from streams.config import Flow
-from streams.errors import ConfigError, Fatal, GroupLive, LogError, Unavailable
+from streams.errors import ConfigError, Fatal, GroupLive, LogError, NotFound, Unavailable
 from streams.log.memory.store import EVERYTHING, Group, Store, bounded, no_partition, wait_on
 from streams.log.memory.subscription import MemorySubscription
 from streams.log.protocol import (
@@ -226,6 +226,13 @@ class MemoryLog:
                 for member in found.living(self.store.clock.monotonic())
             )
             return GroupInfo(group, members, dict(found.positions))
+
+    def places(self, group: str, topic: str) -> dict[int, Committed]:
+        """Where a group is in one topic, by partition; nothing if it never was there."""
+        try:
+            return self.group(group).places(topic)
+        except NotFound:
+            return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streams.config import Flow
+from streams.errors import NotFound
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -126,6 +127,13 @@ class RedisLog:
         :raises NotFound: there is none of that name.
         """
         return self._groups.group(group)
+
+    def places(self, group: str, topic: str) -> dict[int, Committed]:
+        """Where a group is in one topic, by partition; nothing if it never was there."""
+        try:
+            return self.group(group).places(topic)
+        except NotFound:
+            return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""

@@ -210,6 +210,13 @@ class SqliteLog:
         """
         return self._groups.info(group)
 
+    def places(self, group: str, topic: str) -> dict[int, Committed]:
+        """Where a group is in one topic, by partition; nothing if it never was there."""
+        try:
+            return self.group(group).places(topic)
+        except NotFound:
+            return {}
+
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
         return self._groups.names()
