@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from streams import Streams
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -107,3 +111,58 @@ def test_a_dead_processor_ends_it_with_one_clear_line() -> None:
     assert (process.returncode, out) == (1, "left\n")
     assert err.splitlines()[-1] == "streams: processor handle died: SystemExit: 5"
     assert "never awaited" not in err
+
+
+WAITING = """
+import sys
+from streams import Streams
+
+app = Streams(sys.argv[1])
+
+@app.processor(app.topic("t", int), group="g")
+async def handle(value):
+    print("handled", value, flush=True)
+
+app.run()
+"""
+
+
+@contextmanager
+def waiting(url: str) -> Iterator[subprocess.Popen[str]]:
+    """An app whose server is not there, once it has said so."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT}/codecs"},
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "trying again in" in process.stderr.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(lifetime: Lifetime) -> None:
+    server = Redis(lifetime)
+    with waiting(server.url) as process, server:
+        app = Streams(server.url)
+        topic = app.topic("t", int)
+        async with app.connected():
+            await topic.publish(7)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "handled 7\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_signal_ends_the_waiting(lifetime: Lifetime) -> None:
+    with waiting(Redis(lifetime).url) as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("streams: ")
+    assert "refused" in err.splitlines()[-1]
