@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -110,11 +110,18 @@ class Streams:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack: AsyncExitStack | None = None
         self._owner: asyncio.Task[Any] | None = None
-        self._ended: dict[str, asyncio.Future[None]] = {}
+        self._ended: dict[Processor[..., Any], asyncio.Future[None]] = {}
         self._failure: ProcessorDied | None = None
         self._cancelled_body = False
         self._started = False
         """Entered, past the point where processors can be declared."""
+        self._processing = False
+        """Processors run, or are being started: one that is declared now starts by itself."""
+        self._starting: set[Processor[..., Any]] = set()
+        """Declared on the running app, and not begun yet."""
+        self._retiring: set[Processor[..., Any]] = set()
+        """Told to stop while the app goes on."""
+        self._chores: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._entering = threading.Lock()
         self._starts: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)
@@ -249,25 +256,36 @@ class Streams:
             )
 
         def declare(function: Callable[P, R]) -> Processor[P, R]:
-            name = getattr(function, "__name__", type(function).__name__)
-            taken = {each.name for each in self.processors}
-            number = 2
-            unique = name
-            while unique in taken:
-                unique = f"{name}-{number}"
-                number += 1
-            processor = Processor(function, options, unique)
-            for other in self.processors:
-                both = set(other.topics) & set(processor.topics)
-                if other.group == group and both:
-                    raise ConfigError(
-                        f"processor {name}: group {group!r} already reads {sorted(both)[0]!r} in "
-                        f"processor {other.name}; give it a group of its own"
-                    )
-            self.processors.append(processor)
-            return processor
+            return self._declare(function, options)
 
         return declare
+
+    def _declare(
+        self,
+        function: Callable[P, R],
+        options: Options,
+        kind: Callable[[Callable[P, R], Options, str], Processor[P, R]] = Processor,
+    ) -> Processor[P, R]:
+        """Declare a processor; on a running app it is :meth:`start_processor`'s to begin it."""
+        name = getattr(function, "__name__", type(function).__name__)
+        taken = {each.name for each in self.processors}
+        number = 2
+        unique = name
+        while unique in taken:
+            unique = f"{name}-{number}"
+            number += 1
+        processor = kind(function, options, unique)
+        for other in self.processors:
+            both = set(other.topics) & set(processor.topics)
+            if other.group == options.group and both:
+                raise ConfigError(
+                    f"processor {name}: group {options.group!r} already reads {sorted(both)[0]!r} "
+                    f"in processor {other.name}; give it a group of its own"
+                )
+        self.processors.append(processor)
+        if self._processing:
+            self._starting.add(processor)
+        return processor
 
     # -- what is there while it lives
 
@@ -344,6 +362,8 @@ class Streams:
         """How the app and its processors are."""
         found = {}
         for processor in self.processors:
+            if processor in self._starting:
+                continue
             runner, pump = processor._runner, processor._pump
             error = pump.fatal if pump is not None else None
             found[processor.name] = ProcessorHealth(
@@ -509,9 +529,10 @@ class Streams:
             if process:
                 stack.push_async_callback(self._stop)
                 processors = list(self.processors)
+                self._processing = True
                 for processor in processors:
                     # All before the first starts: Kafka gives no start to a group that is live.
-                    await self._reach(partial(self._prepare_processor, processor))
+                    await self._reach(partial(processor.prepare, self))
                 for processor in processors:
                     await self._start(processor)
         except BaseException:
@@ -548,11 +569,13 @@ class Streams:
             await to_the_end(asyncio.to_thread(self._log.close))
 
     def _forget(self) -> None:
-        self._started = False
+        self._started = self._processing = False
+        self._starting.clear()
         self._log = self._publisher = self._loop = None
         self._starts.clear()
-        for processor in self.processors:
+        for processor in (*self.processors, *self._retiring):
             processor._runner = processor._pump = None
+        self._retiring.clear()
 
     def _prepare_topics(self, *, missing_ok: bool = False) -> None:
         """Check declared topics against the log, and create what is missing."""
@@ -585,7 +608,7 @@ class Streams:
 
     async def _start(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
-        job = self._job(processor)
+        job = processor.job(self)
 
         def joint() -> Joint:
             return pump.joint(self._turns)
@@ -593,9 +616,9 @@ class Streams:
         runner: Runner = (
             LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)
         )
-        pump = Pump(self.log, job, runner)
+        pump = Pump(processor.source(self), job, runner)
         ended: asyncio.Future[None] = loop.create_future()
-        self._ended[processor.name] = ended
+        self._ended[processor] = ended
 
         def on_end() -> None:
             try:
@@ -609,6 +632,64 @@ class Streams:
             pump.pause()
         runner.start()
         pump.start()
+
+    # -- one processor, while the app goes on
+
+    async def start_processor(self, processor: Processor[..., Any]) -> None:
+        """Begin with a processor that was declared on the running app: its topics, its group's
+        start, then itself. Outages of the log are waited out.
+
+        :raises NotRunning: no processors run here.
+        :raises LogError: the log refuses; the processor stays declared and does not run.
+        """
+        if not self._processing:
+            raise NotRunning("the app runs no processors: enter it with `async with app:`")
+        pause = 0.5
+        while True:
+            try:
+                await to_the_end(asyncio.to_thread(self._prepare_topics))
+                await to_the_end(asyncio.to_thread(processor.prepare, self))
+                break
+            except Unavailable as error:
+                logger.warning("%s: %s; trying again in %g s", processor.name, error, pause)
+                await asyncio.sleep(pause)
+                pause = min(5.0, 2 * pause)
+        if self._processing and processor in self._starting:
+            self._starting.discard(processor)
+            await self._start(processor)
+
+    async def stop_processor(self, processor: Processor[..., Any]) -> None:
+        """Stop a processor and take its declaration back; the others go on.
+
+        What it handles is finished (for its ``Flow(drain=)`` seconds at most) and committed, and
+        it leaves its group. Nothing of it runs once this has returned.
+        """
+        self._starting.discard(processor)
+        if processor in self.processors:
+            self.processors.remove(processor)
+        runner, pump, ended = processor._runner, processor._pump, self._ended.get(processor)
+        if runner is None or pump is None or ended is None:
+            return
+        self._retiring.add(processor)
+        pump.stop()
+        for patience in (processor.options.flow.drain + CLOSING, CLOSING):
+            await asyncio.wait({ended}, timeout=patience)
+            if ended.done():
+                break
+            runner.hurry()
+        else:
+            logger.error("processor %s did not end in time and is left behind", processor.name)
+        await runner.gone()
+        self._ended.pop(processor, None)
+        self._retiring.discard(processor)
+        processor._runner = processor._pump = None
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something beside the app's body, until the app is left at the latest (loop only)."""
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        return task
 
     def _prepare_processor(self, processor: Processor[..., Any]) -> None:
         """Create its dead letter and retry topics, and give a new group its start."""
@@ -698,7 +779,7 @@ class Streams:
         if not ended.done():
             ended.set_result(None)
         error = pump.fatal
-        if error is None and self._stopping:
+        if error is None and (self._stopping or processor in self._retiring):
             return
         if error is not None and not isinstance(error, StreamsError):
             logger.error("processor %s died", processor.name, exc_info=error)
@@ -722,13 +803,21 @@ class Streams:
         await to_the_end(self._stopped(), self._hurry)
 
     def _hurry(self) -> None:
-        for processor in self.processors:
+        for processor in (*self.processors, *self._retiring):
             if processor._runner is not None:
                 processor._runner.hurry()
 
     async def _stopped(self) -> None:
+        self._processing = False
+        chores = list(self._chores)
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        for processor in self.processors:  # one of them may have begun meanwhile
+            if processor._pump is not None:
+                processor._pump.stop()
         late = {future for future in self._ended.values() if not future.done()}
-        longest = max((each.options.flow.drain for each in self.processors), default=0.0)
+        longest = max((each.options.flow.drain for each in self._ended), default=0.0)
         if late:
             _, late = await asyncio.wait(late, timeout=longest + CLOSING)
         if late:
@@ -736,10 +825,10 @@ class Streams:
             _, late = await asyncio.wait(late, timeout=CLOSING)
         if late:
             logger.error("%d processors did not end in time and are left behind", len(late))
-        self._ended = {}
-        for processor in self.processors:
+        for processor in self._ended:
             if processor._runner is not None:
                 await processor._runner.gone()
+        self._ended = {}
 
 
 def _check_lifespan(lifespan: Lifespan) -> Lifespan:

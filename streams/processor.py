@@ -19,7 +19,10 @@ from streams.log.names import check_group, check_topic
 from streams.topic import Source, Topic
 
 if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
     from streams.runners.base import Runner
+    from streams.runners.job import Job
     from streams.runners.pump import Pump
 
 P = ParamSpec("P")
@@ -146,6 +149,20 @@ class Processor(Generic[P, R]):
         self._paused = False
         if self._pump is not None:
             self._pump.resume()
+
+    # -- what the app asks when it starts it
+
+    def prepare(self, app: Streams) -> None:
+        """See to it that there is what it needs in the log (off the loop)."""
+        app._prepare_processor(self)
+
+    def job(self, app: Streams) -> Job:
+        """What its runner runs."""
+        return app._job(self)
+
+    def source(self, app: Streams) -> Log:
+        """The log that it subscribes to."""
+        return app.log
 
     @property
     def paused(self) -> bool:

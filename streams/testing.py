@@ -24,7 +24,7 @@ from streams.app import Streams
 from streams.clock import SYSTEM
 from streams.clock import Clock as ClockProtocol
 from streams.config import DeadLetters
-from streams.errors import NotRunning, ProcessorDied
+from streams.errors import ProcessorDied
 from streams.log.protocol import Log
 from streams.message import Message
 from streams.topic import Topic
@@ -127,7 +127,7 @@ class Harness:
         for processor in app.processors:
             pump = processor._pump
             if pump is None:
-                raise NotRunning("the harness is not entered")
+                return f"processor {processor.name} is being started"
             if pump.fatal is not None or pump.ended.is_set():
                 raise ProcessorDied(f"processor {processor.name} ended: {pump.fatal!r}")
             busy = pump.busy()
