@@ -46,7 +46,11 @@ class Retry:
     :param cap: no backoff is longer than this, in seconds.
     :param never: exception types that are not tried again but dead-lettered at once.
     :param in_order: True: the failing message's key waits for it (other keys go on). False: the
-        message steps out of its lane and later messages of its key overtake it.
+        message waits in the group's delay topic, ``{topic}.{group}.delay``, and comes back when it
+        is due; later messages of its key overtake it, and its attempts survive a restart.
+    :param durable: with ``in_order``: attempts survive a restart too. A keyless message, which has
+        no order to lose, waits in the delay topic; a message with a key keeps its lane, and each
+        of its failures is noted in the log before the next attempt.
     """
 
     attempts: int = 5
@@ -54,6 +58,7 @@ class Retry:
     cap: float = 30.0
     never: tuple[type[BaseException], ...] = ()
     in_order: bool = True
+    durable: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -70,11 +75,19 @@ class Retry:
                 f"Retry(never=...): a tuple of exception types, not {kind!r}",
             )
         object.__setattr__(self, "never", never)
+        for name in ("in_order", "durable"):
+            value = getattr(self, name)
+            _check(isinstance(value, bool), f"Retry({name}={value!r}): True or False")
 
     def bounds(self) -> Iterator[float]:
         """The upper bound of each backoff in turn, in seconds: ``attempts - 1`` of them."""
         for n in range(self.attempts - 1):
             yield min(self.cap, self.delay * 2.0 ** min(n, 1000))
+
+    @property
+    def logged(self) -> bool:
+        """Attempts are counted in the log."""
+        return self.durable or not self.in_order
 
     @property
     def total(self) -> float:

@@ -17,9 +17,10 @@ from typing import Any
 
 from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
+from streams.engine.retry import again
 from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
-from streams.runners.job import Job, Outgoing, Skip, Undecodable
+from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
 from streams.runners.joint import Joint
 
 logger = logging.getLogger("streams")
@@ -170,7 +171,12 @@ class Runner(ABC):
 
     def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
         """The message around a decoded value."""
-        return deliver(event, work[0].batch, work[1], work[4], joint)
+        return deliver(event, work[0].batch, work[1], self.attempt(work), joint)
+
+    def attempt(self, work: Work) -> int:
+        """Which attempt this is, from 1; those before a restart count where the log knows them."""
+        late = self.job.late
+        return work[4] if late is None else work[4] + late.attempts(work[0].batch, work[1])
 
     def choose(self, works: Sequence[Work]) -> BatchOutcome:
         """Decode and filter a batch."""
@@ -222,6 +228,9 @@ class Runner(ABC):
         if isinstance(error, Postponed):
             logger.warning("%s: rolled back %s: %s", self.job.name, where(work), error)
             self.dispatcher.later(work, self._now() + POSTPONED)
+            return
+        if self.job.late is not None:
+            self._settle_batch([work], {0: error}, ())
             return
         burial = self.dispatcher.failed(work, error, self._now(), random())
         if burial is None:
@@ -320,9 +329,68 @@ class Runner(ABC):
         if not errors:
             self.dispatcher.done_batch(works)
             return
+        if self.job.late is not None:
+            self._log_attempts(self.job.late, works, errors, final)
+            return
+        self._settle_failed(works, errors, final)
+
+    def _settle_failed(
+        self, works: Sequence[Work], errors: Mapping[int, BaseException], final: Collection[int]
+    ) -> None:
         now = self._now()
         for burial in self.dispatcher.batch_failed(works, errors, now, random(), final):
             self.bury(burial)
+
+    def _log_attempts(
+        self,
+        late: Late,
+        works: Sequence[Work],
+        errors: Mapping[int, BaseException],
+        final: Collection[int],
+    ) -> None:
+        """Failures whose attempts are counted in the log: once that is written, those messages
+        that wait elsewhere are settled, and the others wait in their lanes or are buried."""
+        works, left, hopeless = list(works), dict(errors), set(final)
+        aside: list[int] = []
+        outgoing: list[Outgoing] = []
+        for index, error in errors.items():
+            work = works[index]
+            attempt = self.attempt(work)
+            works[index] = work = (*work[:4], attempt, *work[5:])
+            delay = None if index in final else again(self.job.retry, attempt, error, random())
+            if delay is None:
+                hopeless.add(index)
+                continue
+            logger.info(
+                "%s: attempt %d of %d failed for %s: %r",
+                self.job.name, attempt, self.job.retry.attempts, where(work), error,
+            )  # fmt: skip
+            record, leaves = late.failing(work, attempt, delay)
+            outgoing.append(record)
+            aside.append(index if leaves else -1)
+
+        def written(answers: Sequence[BaseException | None]) -> None:
+            counts = self.dispatcher.counts
+            for index, answer in zip(aside, answers, strict=True):
+                if index < 0:
+                    if answer is not None:
+                        logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
+                elif answer is None:
+                    del left[index]
+                    counts.retries += 1
+                    counts.handled -= 1  # it is settled here, and was not handled
+                else:
+                    left[index] = answer
+                    hopeless.add(index)
+            if left:
+                self._settle_failed(works, left, hopeless)
+            else:
+                self.dispatcher.done_batch(works)
+
+        if outgoing:
+            self._send(works, outgoing, written)
+        else:
+            self._settle_failed(works, left, hopeless)
 
     def poison(self, work: Work, error: BaseException) -> None:
         """The message cannot be decoded: no attempt will change that."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Work
+from streams.log.protocol import Assignment
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -55,6 +56,41 @@ class Decoding(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Told which partitions a processor owns, in its pump's thread; what else hangs on them."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """These are ours; nothing of them was handled yet."""
+        ...
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """These are given up, with everything handled and committed, or lost."""
+        ...
+
+    def busy(self) -> str:
+        """What keeps it from being at rest, in words; empty when only time may change anything
+        (any thread)."""
+        ...
+
+
+class Late(Protocol):
+    """Keeps the count of a failing message's attempts in the log, and perhaps the message too
+    (see :class:`~streams.config.Retry`). Asked where outcomes are reported."""
+
+    def attempts(self, batch: Batch, index: int) -> int:
+        """How often a message that was just taken up failed before."""
+        ...
+
+    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing, bool]:
+        """What to write before ``work``, failed for the ``attempt``-th time, is tried again.
+
+        True: it is the message itself, which waits elsewhere for ``delay`` seconds and is settled
+        here. False: it is a note of the count; the message waits in its lane. From then on
+        :meth:`attempts` of it is 0, the attempt being part of the work.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One processor, ready to run."""
@@ -83,6 +119,9 @@ class Job:
     starts: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Where to begin in partitions in which the group has no place yet: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
+    late: Late | None = None
+    """Counts attempts in the log."""
+    watch: Watch | None = None
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

@@ -165,7 +165,7 @@ class Pump:
         due = dispatcher.due
         if due is not None and due <= self._now():
             return "messages are due to be tried again"
-        return ""
+        return "" if self._job.watch is None else self._job.watch.busy()
 
     def joint(self, turns: Turns) -> Joint:
         """The transactions of one worker of the runner."""
@@ -455,6 +455,8 @@ class Pump:
                 self._stored[id(assignment)] = (committed.position, committed.progress)
             if committed is None or committed.position != progress.position:
                 self._unstarted = True
+        if self._job.watch is not None:
+            self._job.watch.assigned(assignments)
         if assignments:
             logger.info("%s: owns %s", self._job.name, names(assignments))
 
@@ -471,6 +473,8 @@ class Pump:
         except LogError as error:
             logger.warning("%s: the last commit failed: %s", self._job.name, error)
         self._forget(assignments)
+        if self._job.watch is not None:
+            self._job.watch.revoked(assignments)
         logger.info("%s: gave up %s", self._job.name, names(assignments))
 
     def lost(self, assignments: Sequence[Assignment]) -> None:
@@ -481,6 +485,8 @@ class Pump:
         self._runner.revoke(owned)
         # What runs cannot be taken back; what is async is cancelled.
         self._runner.cancel(owned)
+        if self._job.watch is not None:
+            self._job.watch.revoked(assignments)
         logger.warning("%s: lost %s", self._job.name, names(assignments))
 
     def _drain(self, owned: Sequence[Owned] | None) -> None:

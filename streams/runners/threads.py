@@ -74,6 +74,7 @@ class ThreadRunner(Runner):
             job.concurrency == 1
             and job.results is None
             and job.timeout is None
+            and job.late is None
             and not (job.batch and job.filter)
         )
         self._straight: Segment | None = None
@@ -401,10 +402,10 @@ class ThreadRunner(Runner):
         assignment = segment.owner.assignment
         index = 0
         try:
-            for value in values:
+            for event in map(decode, values):
                 if now() >= assignment.valid_until or self._halted:
                     break
-                function(decode(value))
+                function(event)
                 done[index] = 1
                 index += 1
         except Exception as error:
