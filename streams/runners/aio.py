@@ -72,6 +72,7 @@ class LoopRunner(Runner):
             job.filter is None
             and job.results is None
             and job.timeout is None
+            and job.late is None
             and self._joint is None
         )
         self._busy: list[Segment | Sequence[Segment] | None] = [None] * job.concurrency
