@@ -8,9 +8,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from streams.patterns.saga import (
+        ContextConflict,
+        FailedCompensation,
+        SagaError,
+        SagaFailedError,
+        SagaOrchestrator,
+        SagaStatus,
+        SagaStep,
+        SagaStoppedError,
+        StepCall,
+        StepError,
+        StepTimeout,
+        UnknownSaga,
+    )
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "ContextConflict": "streams.patterns.saga",
+    "FailedCompensation": "streams.patterns.saga",
+    "SagaError": "streams.patterns.saga",
+    "SagaFailedError": "streams.patterns.saga",
+    "SagaOrchestrator": "streams.patterns.saga",
+    "SagaStatus": "streams.patterns.saga",
+    "SagaStep": "streams.patterns.saga",
+    "SagaStoppedError": "streams.patterns.saga",
+    "StepCall": "streams.patterns.saga",
+    "StepError": "streams.patterns.saga",
+    "StepTimeout": "streams.patterns.saga",
+    "UnknownSaga": "streams.patterns.saga",
+}
 """Where each name is."""
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,0 +1,38 @@
+"""Sagas: steps over several services that are all done, or all taken back.
+
+A saga is a row of steps, each with a compensation that undoes it. There is no transaction around
+them: when one fails, those before it are compensated in reverse. In memory, or durable: then
+whatever process owns the saga ID's partition goes on with it, also after ``kill -9``, and each step
+is called *at least* once, always under the same idempotency key.
+"""
+
+from streams.patterns.saga.entry import Failure, Status
+from streams.patterns.saga.errors import (
+    ContextConflict,
+    FailedCompensation,
+    SagaError,
+    SagaFailedError,
+    SagaStoppedError,
+    StepError,
+    StepTimeout,
+    UnknownSaga,
+)
+from streams.patterns.saga.orchestrator import SagaOrchestrator, SagaStatus
+from streams.patterns.saga.step import SagaStep, StepCall
+
+__all__ = [
+    "ContextConflict",
+    "FailedCompensation",
+    "Failure",
+    "SagaError",
+    "SagaFailedError",
+    "SagaOrchestrator",
+    "SagaStatus",
+    "SagaStep",
+    "SagaStoppedError",
+    "Status",
+    "StepCall",
+    "StepError",
+    "StepTimeout",
+    "UnknownSaga",
+]

@@ -1,0 +1,173 @@
+"""The context of a saga: copied for every call, so that nobody shares one, and merged again.
+
+Within a saga the context is *stored* between steps: as a deep copy in memory, as the encoded
+document of its declared type in a durable saga. Every call of a step gets a context made from what
+is stored, and what it leaves is stored anew: a step that fails half-way leaves no trace in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol
+
+import msgspec
+from typing_extensions import TypeForm
+
+from stream_codecs import BindError, Json, type_name
+from streams.errors import ConfigError
+from streams.patterns.saga.errors import ContextConflict
+
+__all__ = ["CONTEXT_BYTES", "Contexts", "Copied", "Encoded", "merge"]
+
+CONTEXT_BYTES = 512 << 10
+"""The largest context of a durable saga in bytes: with what is around it, it must fit into one
+message of Kafka's default size."""
+
+_DEPTH = 500
+"""Levels of nesting; the journal's own come around them."""
+
+
+class Contexts(Protocol):
+    """How contexts are stored between steps."""
+
+    def store(self, context: Any) -> Any:
+        """What is kept of a context.
+
+        :raises Exception: it cannot be kept.
+        """
+        ...
+
+    def load(self, stored: Any) -> Any:
+        """A context of one's own.
+
+        :raises Exception: what was kept is no context (any more).
+        """
+        ...
+
+
+class Copied:
+    """Contexts of a saga that lives in this process's memory: deep copies."""
+
+    def store(self, context: Any) -> Any:
+        """A copy: whoever made the context may go on changing it.
+
+        :raises ConfigError: it holds what cannot be copied, such as a connection or a lock.
+        """
+        try:
+            return deepcopy(context)
+        except Exception as error:
+            raise ConfigError(
+                f"the saga's context cannot be copied ({error}): keep connections and the like "
+                "out of it, and in the steps"
+            ) from error
+
+    def load(self, stored: Any) -> Any:
+        """A copy of the copy."""
+        return deepcopy(stored)
+
+
+class Encoded:
+    """Contexts of a durable saga: JSON documents of the declared type, bounded both ways.
+
+    :raises ConfigError: the type cannot be carried.
+    """
+
+    def __init__(self, type: TypeForm[Any], saga: str) -> None:
+        try:
+            codec = Json(max_size=CONTEXT_BYTES, max_depth=_DEPTH)
+            self._bound = codec.bind(type, topic=f"context of saga {saga}")
+        except BindError as error:
+            raise ConfigError(f"saga {saga!r}: context={type_name(type)}: {error}") from error
+
+    def store(self, context: Any) -> msgspec.Raw:
+        """:raises EncodeError: it does not fit the declared type, or is too large."""
+        return msgspec.Raw(self._bound.encode(context))
+
+    def load(self, stored: Any) -> Any:
+        """:raises DecodeError: it is of another type."""
+        return self._bound.decode(bytes(stored))
+
+
+def merge(base: Any, left: Sequence[tuple[str, Any]]) -> Any:
+    """The context after steps that ran side by side, each on a copy of ``base``.
+
+    What a step changed counts, field by field; what it left alone does not.
+
+    :param left: steps' names and the contexts they left.
+    :raises ContextConflict: two changed one field differently.
+    """
+    if len(left) == 1:
+        return left[0][1]
+    read = _reader(base)
+    if read is None or any(type(context) is not type(base) for _, context in left):
+        return _one_changed(base, left)
+    before = read(base)
+    changes: dict[Any, tuple[str, Any]] = {}
+    for step, context in left:
+        after = read(context)
+        for name in {**before, **after}:
+            value = after.get(name, _GONE)
+            if _same(before.get(name, _GONE), value):
+                continue
+            known = changes.setdefault(name, (step, value))
+            if not _same(known[1], value):
+                raise ContextConflict(
+                    f"steps {known[0]!r} and {step!r} both changed {name!r} of the context, "
+                    "each to a value of its own"
+                )
+    return _changed(base, {name: value for name, (_, value) in changes.items()})
+
+
+_GONE: Any = object()
+
+
+def _reader(context: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
+    """How the fields of such a context are read; None if it has none."""
+    if isinstance(context, Mapping):
+        return lambda each: each
+    if isinstance(context, msgspec.Struct):
+        names = context.__struct_fields__
+        return lambda each: {name: getattr(each, name) for name in names}
+    if is_dataclass(context):
+        declared = [field.name for field in fields(context)]
+        return lambda each: {name: getattr(each, name) for name in declared}
+    if hasattr(context, "__dict__"):
+        return vars
+    return None
+
+
+def _changed(base: Any, changes: Mapping[Any, Any]) -> Any:
+    if isinstance(base, Mapping):
+        found: Any = copy(base)
+        for name, value in changes.items():
+            if value is _GONE:
+                del found[name]
+            else:
+                found[name] = value
+        return found
+    if isinstance(base, msgspec.Struct):
+        return msgspec.structs.replace(base, **changes)
+    found = copy(base)
+    for name, value in changes.items():
+        if value is _GONE:
+            object.__delattr__(found, name)
+        else:
+            object.__setattr__(found, name, value)  # frozen or not: it is our own copy
+    return found
+
+
+def _one_changed(base: Any, left: Sequence[tuple[str, Any]]) -> Any:
+    changed = [(step, context) for step, context in left if not _same(base, context)]
+    for step, context in changed[1:]:
+        if not _same(changed[0][1], context):
+            raise ContextConflict(
+                f"steps {changed[0][0]!r} and {step!r} both changed the context, which has no "
+                "fields to be merged"
+            )
+    return changed[0][1] if changed else base
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or bool(one == other)

@@ -1,0 +1,175 @@
+"""One entry of a saga's journal: all there is to know about the saga after one transition.
+
+Entry ``n + 1`` is what became of entry ``n``, and their IDs say so: whoever else writes an entry of
+that number, a process that was thought dead or a command that came at the same time, was too late,
+and deduplication drops what it wrote. So the first of a number in the log is the one that counts,
+for the owner of the saga and for whoever reads the journal.
+
+On the wire an entry is a JSON object; a saga is started by writing ``{"saga": ID, "context":
+{...}}`` under that ID as key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+
+from streams.patterns.saga.errors import SagaError, StepError
+
+__all__ = ["ENDED", "Entry", "Failure", "Status", "abandoned", "failure", "resumed"]
+
+Status = Literal[
+    "running", "compensating", "completed", "compensated", "failed", "stopped", "abandoned"
+]
+"""Where a saga stands:
+
+* ``running``: forward; ``compensating``: backward;
+* ``completed``: every step is done; ``compensated``: one failed, all before it is undone;
+* ``failed``: one failed, and a compensation did too: something is left to be undone;
+* ``stopped``: it cannot go on with the code there is (a step is missing, say);
+* ``abandoned``: somebody said so.
+"""
+
+ENDED = frozenset({"completed", "compensated", "failed", "stopped", "abandoned"})
+"""Nobody goes on by himself."""
+
+OVER = frozenset({"completed", "compensated", "abandoned"})
+"""And nothing is left to be done."""
+
+_TEXT = 1 << 10
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step or a compensation raised last, and how often it had been called."""
+
+    step: str
+    kind: str
+    message: str = ""
+    attempts: int = 1
+
+    @property
+    def error(self) -> StepError:
+        """As an exception."""
+        return StepError(self.kind, self.message)
+
+
+def failure(step: str, error: BaseException, attempts: int) -> Failure:
+    """A failure to be written down: the type's name, and at most 1 KiB of what was said."""
+    try:
+        said = str(error)
+    except Exception as broken:
+        said = f"(its str() raised {type(broken).__name__})"
+    data = said.encode("utf-8", "backslashreplace")
+    if len(data) > _TEXT:
+        said = data[: _TEXT - 3].decode("utf-8", "ignore") + "..."
+    else:
+        said = data.decode()
+    return Failure(step, type(error).__name__[:200], said, attempts)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A saga after one transition."""
+
+    saga: str
+    """The saga's ID."""
+    n: int = 0
+    """Transitions so far."""
+    status: Status = "running"
+    context: Any
+    """As it is stored; see :mod:`streams.patterns.saga.contexts`."""
+    plan: tuple[tuple[str, ...], ...] = ()
+    """The steps by name, groups of parallel ones together, as they were when the saga began. Empty
+    before anybody who has the steps has seen it."""
+    stage: int = 0
+    """Which group of the plan is at hand, while it goes forward."""
+    done: tuple[str, ...] = ()
+    """Steps that are done, and not compensated."""
+    attempts: dict[str, int] = {}
+    """Of the steps at hand, how many calls have failed."""
+    last: tuple[Failure, ...] = ()
+    """Their last failures."""
+    due: float = 0.0
+    """Not to be gone on with before, in seconds since the epoch."""
+    failure: Failure | None = None
+    """Why it goes backward."""
+    uncompensated: tuple[Failure, ...] = ()
+    """Compensations that failed for good, in the order they were tried."""
+    error: str = ""
+    """Why it was stopped or abandoned."""
+    stood: Status | None = None
+    """What its status was before that."""
+    at: float = 0.0
+    """When this entry was made, in seconds since the epoch."""
+
+    @property
+    def ended(self) -> bool:
+        """Nobody goes on with it by himself."""
+        return self.status in ENDED
+
+    @property
+    def over(self) -> bool:
+        """Nothing is left to be done."""
+        return self.status in OVER
+
+    @property
+    def identity(self) -> str:
+        """The message ID: first in the log counts."""
+        return f"{self.saga}/{self.n}"
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps at hand: to be executed, or the one to be compensated."""
+        way = self.stood if self.status in ("stopped", "abandoned") else self.status
+        if way == "running" and self.stage < len(self.plan):
+            return tuple(name for name in self.plan[self.stage] if name not in self.done)
+        if way == "compensating":
+            return self.done[-1:]
+        if way == "failed":
+            return tuple(each.step for each in self.uncompensated)
+        return ()
+
+    def next(self, at: float, **changes: Any) -> Self:
+        """The entry that follows."""
+        return msgspec.structs.replace(self, n=self.n + 1, at=at, **changes)
+
+
+class Stored(Entry, frozen=True, kw_only=True, omit_defaults=True):
+    """An entry as it stands in the log: its context is a document of its own within it."""
+
+    context: msgspec.Raw
+
+
+E = TypeVar("E", bound=Entry)
+
+
+def resumed(entry: E, at: float) -> E:
+    """A saga that stands still, going on where it stood.
+
+    :raises SagaError: there is nothing to be resumed.
+    """
+    if entry.status == "stopped":
+        way = entry.stood or "running"
+        return entry.next(at, status=way, error="", stood=None, attempts={}, last=(), due=0.0)
+    if entry.status == "failed":
+        # Undone from the end, so the first that was tried is tried first again.
+        left = tuple(each.step for each in reversed(entry.uncompensated))
+        return entry.next(
+            at, status="compensating", done=left, uncompensated=(), attempts={}, last=(), due=0.0
+        )
+    if entry.over:
+        raise SagaError(f"saga {entry.saga} is {entry.status}: there is nothing to resume")
+    raise SagaError(
+        f"saga {entry.saga} is {entry.status}: whoever owns it goes on with it by himself"
+    )
+
+
+def abandoned(entry: E, at: float, reason: str = "") -> E:
+    """A saga that nobody goes on with any more: no step, and no compensation.
+
+    :raises SagaError: it is over.
+    """
+    if entry.over:
+        raise SagaError(f"saga {entry.saga} is {entry.status} already")
+    stood = entry.stood if entry.status == "stopped" else entry.status
+    return entry.next(at, status="abandoned", stood=stood, error=reason, due=0.0)

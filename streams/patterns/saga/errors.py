@@ -1,0 +1,110 @@
+"""How a saga can end other than well, and what its step raised when only its text is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from streams.errors import StreamsError
+
+__all__ = [
+    "ContextConflict",
+    "FailedCompensation",
+    "SagaError",
+    "SagaFailedError",
+    "SagaStoppedError",
+    "StepError",
+    "StepTimeout",
+    "UnknownSaga",
+]
+
+
+class SagaError(StreamsError):
+    """Base of what sagas raise."""
+
+
+class UnknownSaga(SagaError, LookupError):
+    """There is no saga of that ID in the log (any more)."""
+
+
+class StepTimeout(SagaError, TimeoutError):
+    """A step or its compensation ran longer than its ``timeout``: it may have had its effect."""
+
+
+class StepError(SagaError):
+    """What a step of a durable saga raised, as the log kept it: its type's name and its text.
+
+    :param kind: the name of the exception's type.
+    :param message: what it said, cut to 1 KiB.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}" if message else kind)
+        self.kind = kind
+        self.message = message
+
+
+class ContextConflict(SagaError):
+    """Two steps of a parallel group gave one field of the context different values."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCompensation:
+    """A compensation that failed for good: what it should have undone is not undone.
+
+    :param step: the step's name.
+    :param error: what its last attempt raised.
+    :param attempts: how often it was called.
+    """
+
+    step: str
+    error: BaseException
+    attempts: int
+
+
+class SagaFailedError(SagaError):
+    """A step failed for good, and what was done before it was compensated.
+
+    :param saga_id: which saga.
+    :param step: the step that failed.
+    :param cause: what it raised; a :class:`StepError` if the saga is durable.
+    :param failed_compensations: those that failed in turn, in the order they were tried.
+    :param context: the context after the last compensation.
+    """
+
+    def __init__(
+        self,
+        saga_id: str,
+        step: str,
+        cause: BaseException,
+        failed_compensations: tuple[FailedCompensation, ...] = (),
+        context: Any = None,
+    ) -> None:
+        what = "everything before it was compensated"
+        if failed_compensations:
+            names = ", ".join(each.step for each in failed_compensations)
+            what = f"not compensated: {names}"
+        said = str(cause)
+        kind = "" if isinstance(cause, StepError) else type(cause).__name__
+        why = ": ".join(part for part in (kind, said) if part)
+        super().__init__(f"saga {saga_id}: step {step!r} failed: {why} ({what})")
+        self.saga_id = saga_id
+        self.step = step
+        self.cause = cause
+        self.failed_compensations = failed_compensations
+        self.context = context
+
+
+class SagaStoppedError(SagaError):
+    """A durable saga stands still with an error, or was abandoned: nobody goes on with it.
+
+    :param saga_id: which saga.
+    :param status: ``"stopped"`` or ``"abandoned"``.
+    :param reason: why, in one line.
+    """
+
+    def __init__(self, saga_id: str, status: str, reason: str) -> None:
+        super().__init__(f"saga {saga_id} is {status}{f': {reason}' if reason else ''}")
+        self.saga_id = saga_id
+        self.status = status
+        self.reason = reason

@@ -1,0 +1,379 @@
+"""The orchestrator: one place that knows a saga's steps, their order, and how to take them back.
+
+In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
+name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
+(:mod:`streams.patterns.saga.durable`). Both take the same course
+(:mod:`streams.patterns.saga.course`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from typing_extensions import TypeForm
+
+from streams.clock import SYSTEM
+from streams.config import Dedup, Flow
+from streams.errors import ConfigError
+from streams.patterns.saga.contexts import Contexts, Copied, Encoded
+from streams.patterns.saga.course import Course, Errors
+from streams.patterns.saga.durable import Durable, check_id, new_id
+from streams.patterns.saga.entry import Entry, Failure, Status, Stored, abandoned, resumed
+from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
+from streams.patterns.saga.step import Action, SagaStep
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+__all__ = ["SagaOrchestrator", "SagaStatus"]
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class SagaStatus(Generic[C]):
+    """Where a durable saga stands.
+
+    :param id: the saga's ID.
+    :param status: ``running`` (forward), ``compensating`` (backward), ``completed``,
+        ``compensated``, ``failed`` (a compensation failed), ``stopped`` (it cannot go on with the
+        code there is) or ``abandoned``.
+    :param steps: the steps at hand: to be executed, or to be compensated.
+    :param done: steps that are done and not compensated.
+    :param failure: why it goes or went backward.
+    :param failed_compensations: compensations that failed for good.
+    :param retrying: the last failures of the steps at hand, which are tried again.
+    :param reason: why it was stopped or abandoned.
+    :param updated: when it came to stand there; UTC.
+    """
+
+    id: str
+    status: Status
+    steps: tuple[str, ...]
+    done: tuple[str, ...]
+    failure: Failure | None
+    failed_compensations: tuple[Failure, ...]
+    retrying: tuple[Failure, ...]
+    reason: str
+    updated: datetime
+    _stored: Any = field(repr=False)
+    _load: Callable[[Any], C] = field(repr=False)
+
+    @property
+    def context(self) -> C:
+        """The context as it is now.
+
+        :raises DecodeError: it is not of the declared type.
+        """
+        return self._load(self._stored)
+
+
+class SagaOrchestrator(Generic[C]):
+    """Runs sagas: steps in order, and when one fails, the compensations of those before it.
+
+    Without an app sagas live in memory, and contexts are of any type that can be copied::
+
+        saga = SagaOrchestrator().add_step(SagaStep("reserve", reserve, release))
+
+    With an app they are durable: declare the orchestrator before the app is entered.
+
+    :param app: the app on whose log the journals stand.
+    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is ``NAME``,
+        and it is in every idempotency key.
+    :param context: the type of their context, which msgspec can carry.
+    :param partitions: of the journal's topic; None uses what exists (see ``app.topic``).
+    :param concurrency: how many sagas are at a step at once in this process.
+    :param dedup: how far back a second start of one saga ID is noticed.
+    :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
+        stops or partitions move. Then they are cancelled, and called again by the next owner.
+    :raises ConfigError: any of these cannot work.
+    """
+
+    @overload
+    def __init__(self: SagaOrchestrator[Any]) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        app: Streams,
+        name: str,
+        *,
+        context: TypeForm[C],
+        partitions: int | None = None,
+        concurrency: int = 64,
+        dedup: Dedup = Dedup(),
+        flow: Flow = Flow(),
+    ) -> None: ...
+
+    def __init__(
+        self,
+        app: Streams | None = None,
+        name: str | None = None,
+        *,
+        context: Any = None,
+        partitions: int | None = None,
+        concurrency: int = 64,
+        dedup: Dedup = Dedup(),
+        flow: Flow = Flow(),
+    ) -> None:
+        self._durable: Durable | None = None
+        if app is None:
+            if name is not None or context is not None:
+                raise ConfigError(
+                    "SagaOrchestrator: a durable saga needs all of app, name and context=; one "
+                    "in memory takes none of them"
+                )
+            self._course = Course("saga", Copied(), lambda: SYSTEM, undo_cancelled=True)
+            return
+        if not isinstance(name, str) or context is None:
+            raise ConfigError(
+                "SagaOrchestrator(app, name, context=...): a durable saga needs a name and the "
+                "type of its context"
+            )
+        contexts: Contexts = Encoded(context, name)
+        self._course = Course(name, contexts, lambda: app.clock, undo_cancelled=False)
+        self._durable = Durable(
+            app, name, self._course,
+            partitions=partitions, concurrency=concurrency, dedup=dedup, flow=flow,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        names = ", ".join("|".join(group) for group in self._course.plan)
+        return f"<SagaOrchestrator {self._course.name!r}: {names}>"
+
+    # -- declaring
+
+    @overload
+    def add_step(self, step: SagaStep[C], /) -> Self: ...
+
+    @overload
+    def add_step(
+        self, step: str, execute: Action[C], compensate: Action[C] | None = None, **options: Any
+    ) -> Self: ...
+
+    def add_step(
+        self,
+        step: SagaStep[C] | str,
+        execute: Any = None,
+        compensate: Any = None,
+        **options: Any,
+    ) -> Self:
+        """Add a step after those that are there: a :class:`SagaStep`, or a name and what else
+        makes one.
+
+        :raises ConfigError: it cannot work, or there is one of that name already.
+        """
+        if not isinstance(step, SagaStep):
+            step = SagaStep(step, execute, compensate, **options)
+        elif execute is not None or compensate is not None or options:
+            raise ConfigError("add_step takes a SagaStep, or what makes one, not both")
+        return self.add_parallel(step)
+
+    def add_parallel(self, *steps: SagaStep[C]) -> Self:
+        """Add a group of steps that run side by side; the next begins when all are done.
+
+        Each gets a context of its own, and what they changed is merged, field by field: two that
+        change one field differently are a failure. If one fails for good, the others are let
+        finish; compensations run one after the other.
+
+        :raises ConfigError: there is one of that name already.
+        """
+        if not steps:
+            raise ConfigError("add_parallel: give at least one step")
+        taken = set(self._course.steps)
+        for step in steps:
+            if not isinstance(step, SagaStep):
+                raise ConfigError(f"{step!r} is not a SagaStep")
+            if step.name in taken:
+                raise ConfigError(f"there is a step {step.name!r} already: names are unlike")
+            taken.add(step.name)
+        self._course.add(steps)
+        return self
+
+    @property
+    def steps(self) -> tuple[SagaStep[C], ...]:
+        """The steps, in order."""
+        return tuple(self._course.steps.values())
+
+    # -- running
+
+    async def execute(self, context: C, *, id: str | None = None) -> C:
+        """Run a saga to its end; the context its last step left.
+
+        The context that is given is not touched. In memory, cancelling this call fails the step
+        at hand: what was done is compensated, and then the cancellation goes on. A durable saga
+        goes on whether or not somebody waits for it here.
+
+        :param id: the saga's ID, part of every idempotency key; a fresh one if not given. A
+            durable saga of that ID is not started twice: the one there is is waited for.
+        :raises SagaFailedError: a step failed; what was done before it was compensated.
+        :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
+        :raises ConfigError: there are no steps, or the context cannot be copied.
+        :raises EncodeError: the context does not fit the declared type.
+        """
+        if self._durable is not None:
+            entry: Entry = await self._durable.run(id, context)
+            return self._result(entry, {})
+        if not self._course.plan:
+            raise ConfigError("the saga has no steps: add_step(...) first")
+        stored = self._course.contexts.store(context)
+        saga_id = new_id() if id is None else check_id(id)
+        errors: Errors = {}
+        begun = Entry(saga=saga_id, context=stored, plan=self._course.plan)
+        entry = await self._run(begun, errors)
+        for error in errors.values():
+            if isinstance(error, asyncio.CancelledError):
+                self._note(error, entry, errors)
+                raise error
+        return self._result(entry, errors)
+
+    async def start(self, context: C, *, id: str | None = None) -> str:
+        """Start a durable saga; its ID, once that it is started is durable.
+
+        :param id: the saga's ID; a fresh one if not given. A second start of one ID is dropped,
+            as far back as ``dedup`` remembers.
+        :raises ConfigError: the saga is not durable.
+        :raises EncodeError: the context does not fit the declared type.
+        """
+        durable = self._needs_log("start")
+        saga_id = new_id() if id is None else check_id(id)
+        await durable.start(saga_id, context)
+        return saga_id
+
+    async def _run(self, entry: Entry, errors: Errors) -> Entry:
+        """In memory: forward as long as it goes, and then to the end whatever comes."""
+        course = self._course
+        while entry.status == "running":
+            try:
+                await asyncio.sleep(max(0.0, entry.due - course.now()))
+            except asyncio.CancelledError as error:
+                entry = course.given_up(entry, error, errors)
+            else:
+                entry = await course.advance(entry, errors)
+        if entry.status == "compensating":
+            return await _shielded(self._undo(entry, errors))
+        return entry
+
+    async def _undo(self, entry: Entry, errors: Errors) -> Entry:
+        while entry.status == "compensating":
+            await asyncio.sleep(max(0.0, entry.due - self._course.now()))
+            entry = await self._course.advance(entry, errors)
+        return entry
+
+    def _result(self, entry: Entry, errors: Errors) -> C:
+        if entry.status in ("stopped", "abandoned"):
+            raise SagaStoppedError(entry.saga, entry.status, entry.error)
+        context: C = self._course.contexts.load(entry.context)
+        if entry.failure is None:
+            return context
+        error = self._failed(entry, errors, context)
+        raise error from error.cause
+
+    def _failed(self, entry: Entry, errors: Errors, context: Any) -> SagaFailedError:
+        failure = entry.failure
+        assert failure is not None  # noqa: S101 - whoever calls this has looked
+        cause = errors.get((failure.step, False), failure.error)
+        failed = tuple(
+            FailedCompensation(each.step, errors.get((each.step, True), each.error), each.attempts)
+            for each in entry.uncompensated
+        )
+        return SagaFailedError(entry.saga, failure.step, cause, failed, context)
+
+    def _note(self, cancelled: BaseException, entry: Entry, errors: Errors) -> None:
+        """A cancellation says what it left undone, if anything."""
+        left = ", ".join(each.step for each in entry.uncompensated)
+        if left:
+            cancelled.add_note(f"saga {entry.saga} was cancelled; not compensated: {left}")
+
+    # -- looking, and putting right
+
+    async def status(self, id: str) -> SagaStatus[C]:
+        """Where a durable saga stands. Reads the journal of all sagas of this name.
+
+        :raises UnknownSaga: the log knows none of that ID (any more).
+        """
+        journal = self._needs_log("status").journal
+        return self._status((await asyncio.to_thread(journal.latest, id)).entry)
+
+    async def list(self, *statuses: Status) -> list[SagaStatus[C]]:
+        """Where all sagas of this name stand, in the order in which they came to stand there.
+
+        :param statuses: only those; if none is given, all that are not over, which are those that
+            run, go backward, have failed or were stopped.
+        """
+        journal = self._needs_log("list").journal
+
+        def wanted(entry: Entry) -> bool:
+            return entry.status in statuses if statuses else not entry.over
+
+        found = await asyncio.to_thread(journal.all, wanted)
+        return [self._status(entry) for entry in found]
+
+    async def resume(self, id: str) -> SagaStatus[C]:
+        """Go on with a saga that was stopped, from where it stood; or try the compensations of a
+        failed one again.
+
+        :raises UnknownSaga: the log knows none of that ID.
+        :raises SagaError: there is nothing to be resumed.
+        """
+        return await self._command("resume", id, lambda last: resumed(last, self._course.now()))
+
+    async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
+        """Take no further step of a saga, neither forward nor backward.
+
+        A step that is being called at this moment is not interrupted, but nothing follows on it.
+
+        :raises UnknownSaga: the log knows none of that ID.
+        :raises SagaError: the saga is over.
+        """
+        return await self._command(
+            "abandon", id, lambda last: abandoned(last, self._course.now(), reason)
+        )
+
+    async def _command(self, what: str, id: str, make: Callable[[Stored], Stored]) -> SagaStatus[C]:
+        journal = self._needs_log(what).journal
+        return self._status(await asyncio.to_thread(journal.command, id, make))
+
+    def _status(self, entry: Stored) -> SagaStatus[C]:
+        return SagaStatus(
+            id=entry.saga,
+            status=entry.status,
+            steps=entry.steps,
+            done=entry.done,
+            failure=entry.failure,
+            failed_compensations=entry.uncompensated,
+            retrying=entry.last,
+            reason=entry.error,
+            updated=datetime.fromtimestamp(entry.at, timezone.utc),
+            _stored=entry.context,
+            _load=self._course.contexts.load,
+        )
+
+    def _needs_log(self, what: str) -> Durable:
+        if self._durable is None:
+            raise ConfigError(
+                f"{what}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
+            )
+        return self._durable
+
+
+async def _shielded(work: Any) -> Entry:
+    """What must not be left half done: a cancellation comes after it."""
+    task: asyncio.Task[Entry] = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while True:
+        try:
+            entry = await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        else:
+            break
+    if cancelled is not None:
+        raise cancelled
+    return entry

@@ -1,0 +1,166 @@
+"""A saga's steps: what they are called, what they do and undo, and how often they are tried."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from streams.config import Retry
+from streams.errors import ConfigError
+
+__all__ = ["Action", "SagaStep", "StepCall"]
+
+C = TypeVar("C")
+
+Action = (
+    Callable[[C], Awaitable[C | None] | C | None]
+    | Callable[[C, "StepCall"], Awaitable[C | None] | C | None]
+)
+"""What a step does: takes the context, or the context and the call, and returns None (it changed
+the context in place) or the context that takes its place."""
+
+ONCE = Retry(attempts=1)
+"""A step that fails has failed, unless its own policy says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """One call of a step, for those that ask for it with a second parameter.
+
+    :param saga: the orchestrator's name.
+    :param saga_id: which saga.
+    :param step: the step's name.
+    :param attempt: which call of this step it is, from 1. A crash can make a call come again
+        under the same number.
+    :param compensating: it is the compensation that is called.
+    """
+
+    saga: str
+    saga_id: str
+    step: str
+    attempt: int = 1
+    compensating: bool = False
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every call of this step in this saga, and for no other; the compensation
+        has one of its own. Whoever has an effect once per key has it once per saga."""
+        key = f"{self.saga}/{self.saga_id}/{self.step}"
+        return f"{key}/undo" if self.compensating else key
+
+
+@dataclass(frozen=True)
+class SagaStep(Generic[C]):
+    """One step of a saga.
+
+    :param name: unlike that of any other step of the saga. A durable saga finds its steps by it,
+        so it must outlive the code around it.
+    :param execute: ``(context)`` or ``(context, call)``, async or plain (a plain one runs in a
+        worker thread). It changes the context, or returns the one to go on with.
+    :param compensate: undoes it, called the same way; None where there is nothing to undo.
+    :param retry: how a failing ``execute`` is tried again; once is the rule. ``Reject`` and
+        ``RetryAfter`` mean what they mean in a handler.
+    :param compensation_retry: the same for ``compensate``.
+    :param timeout: seconds for one call of either, which must then be async.
+    :param compensate_failed: when ``execute`` has failed for good, call its own ``compensate``
+        too: it may have had a part of its effect, or all of it with the answer lost.
+    :raises ConfigError: any of these cannot work.
+    """
+
+    name: str
+    execute: Action[C]
+    compensate: Action[C] | None = None
+    retry: Retry = ONCE
+    compensation_retry: Retry = Retry()
+    timeout: float | None = None
+    compensate_failed: bool = False
+
+    def __post_init__(self) -> None:
+        at = f"saga step {self.name!r}"
+        if not isinstance(self.name, str) or not self.name or len(self.name) > 200:
+            raise ConfigError(f"{at}: a step's name is a str of 1 to 200 characters")
+        if not self.name.isprintable():
+            raise ConfigError(f"{at}: a step's name is printable text on one line")
+        for option in ("retry", "compensation_retry"):
+            found: object = getattr(self, option)
+            if not isinstance(found, Retry):
+                raise ConfigError(f"{at}: {option}={found!r}: use Retry(...)")
+            if not found.in_order:
+                raise ConfigError(f"{at}: {option}: in_order=False means nothing within a saga")
+        seconds: object = self.timeout
+        if seconds is not None:
+            number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+            if not number or not seconds > 0:  # type: ignore[operator]  # it is a number here
+                raise ConfigError(f"{at}: timeout={seconds!r}: seconds, more than 0")
+        if self.compensate_failed and self.compensate is None:
+            raise ConfigError(f"{at}: compensate_failed=True without a compensate")
+        object.__setattr__(self, "_execute", _callable(at, "execute", self.execute, seconds))
+        if self.compensate is not None:
+            found = _callable(at, "compensate", self.compensate, seconds)
+            object.__setattr__(self, "_compensate", found)
+
+    def action(self, call: StepCall) -> Callable[[Any], Any]:
+        """The function of the context that this call means."""
+        shape: Shape = getattr(self, "_compensate" if call.compensating else "_execute")
+        return partial(shape.function, call=call)
+
+    def asynchronous(self, call: StepCall) -> bool:
+        """Whether that function is a coroutine function."""
+        shape: Shape = getattr(self, "_compensate" if call.compensating else "_execute")
+        return shape.asynchronous
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an action wants to be called: always ``function(context, call=...)`` from outside."""
+
+    function: Callable[..., Any]
+    asynchronous: bool
+
+
+def _callable(at: str, option: str, function: Any, timeout: object) -> Shape:
+    """:raises ConfigError: it cannot be called as an action is."""
+    what = "(context) or (context, call)"
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigError(f"{at}: {option}={function!r}: give a function {what}")
+    target = function
+    while isinstance(target, partial):
+        target = target.func
+    call = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    for kind in (inspect.isasyncgenfunction, inspect.isgeneratorfunction):
+        if kind(target) or kind(call):
+            raise ConfigError(f"{at}: {option} is a generator, and nothing would run it")
+    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
+    if timeout is not None and not asynchronous:
+        raise ConfigError(
+            f"{at}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make it "
+            "async def, or leave timeout out"
+        )
+    return Shape(_with_call(at, option, function, what), asynchronous)
+
+
+def _with_call(at: str, option: str, function: Any, what: str) -> Callable[..., Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return lambda context, call: function(context)
+    needed = 0
+    for each in parameters:
+        if each.default is not each.empty:
+            continue
+        if each.kind is each.KEYWORD_ONLY:
+            raise ConfigError(f"{at}: {option} needs {each.name!r} by keyword; it is called {what}")
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
+            needed += 1
+    may_take_one = needed == 1 or any(
+        each.kind is not each.KEYWORD_ONLY and each.kind is not each.VAR_KEYWORD
+        for each in parameters
+    )
+    if needed > 2 or not may_take_one:
+        raise ConfigError(f"{at}: {option} takes {needed} parameters; it is called {what}")
+    if needed == 2:
+        return lambda context, call: function(context, call)
+    return lambda context, call: function(context)
