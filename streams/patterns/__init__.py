@@ -39,7 +39,20 @@ _HOME: dict[str, str] = {
 }
 """Where each name is."""
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "ContextConflict",
+    "FailedCompensation",
+    "SagaError",
+    "SagaFailedError",
+    "SagaOrchestrator",
+    "SagaStatus",
+    "SagaStep",
+    "SagaStoppedError",
+    "StepCall",
+    "StepError",
+    "StepTimeout",
+    "UnknownSaga",
+]
 
 
 def __getattr__(name: str) -> object:

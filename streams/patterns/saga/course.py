@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from random import random
 from typing import Any, NamedTuple
 
@@ -330,8 +330,9 @@ class Course:
             return await found if inspect.isawaitable(found) else found
         if step.timeout is None:
             return await action(context)
+        limit = asyncio.timeout(None)
         try:
-            async with _limited(self._clock(), step.timeout) as limit:
+            async with limit, _clocked(limit, self._clock(), step.timeout):
                 return await action(context)
         except TimeoutError:
             if not limit.expired():
@@ -366,37 +367,35 @@ def _replaced(context: Any, returned: Any, step: str) -> Any:
     )
 
 
-@asynccontextmanager
-async def _limited(clock: Clock, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-    """``asyncio.timeout`` by the app's clock."""
+@contextmanager
+def _clocked(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[None]:
+    """Let ``limit`` end after so many seconds of the app's clock."""
     loop = asyncio.get_running_loop()
     end = clock.monotonic() + seconds
     handle: asyncio.TimerHandle | None = None
     over = False
-    async with asyncio.timeout(None) as limit:
 
-        def look() -> None:
-            nonlocal handle
-            if handle is not None:
-                handle.cancel()
-            if over:
-                return
-            left = end - clock.monotonic()
-            if left <= 0:
-                handle = None
-                limit.reschedule(loop.time())
-            else:
-                handle = loop.call_later(clock.timeout(left), look)
+    def look() -> None:
+        nonlocal handle
+        if handle is not None:
+            handle.cancel()
+        if over:
+            return
+        left = end - clock.monotonic()
+        if left <= 0:
+            limit.reschedule(loop.time())
+        else:
+            handle = loop.call_later(clock.timeout(left), look)
 
-        look()
-        unwatch = clock.watch(lambda: _soon(loop, look))
-        try:
-            yield limit
-        finally:
-            over = True
-            unwatch()
-            if handle is not None:
-                handle.cancel()
+    look()
+    unwatch = clock.watch(lambda: _soon(loop, look))
+    try:
+        yield
+    finally:
+        over = True
+        unwatch()
+        if handle is not None:
+            handle.cancel()
 
 
 def _soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
