@@ -56,6 +56,16 @@ def open_log(url: str, config: Mapping[str, Any] | None = None, clock: Clock | N
         driver is not installed.
     :raises LogError: the log itself could not be opened.
     """
+    scheme, opened = read(url, config, clock)
+    log: Log = driver(scheme).open(opened)
+    return log
+
+
+def read(url: str, config: Mapping[str, Any] | None, clock: Clock | None) -> tuple[str, Opened]:
+    """The scheme of a URL, and all of it that is the same for every log.
+
+    :raises ConfigError: it is not one of :data:`FORMS`.
+    """
     found = _URL.match(url) if isinstance(url, str) else None
     if found is None:
         shown = repr(redact(url)) if isinstance(url, str) else f"of type {type(url).__name__}"
@@ -71,8 +81,7 @@ def open_log(url: str, config: Mapping[str, Any] | None = None, clock: Clock | N
         config=dict(config or {}),
         clock=clock or SYSTEM,
     )
-    log: Log = _module(scheme).open(opened)
-    return log
+    return scheme, opened
 
 
 def _forms() -> str:
@@ -94,10 +103,14 @@ def _options(url: str, query: str) -> dict[str, str]:
     return options
 
 
-def _module(scheme: str) -> Any:
+def driver(scheme: str, part: str = "") -> Any:
+    """The package of a scheme, or a module in it, imported only now.
+
+    :raises ConfigError: what it needs is not installed.
+    """
     name = _MODULES[scheme]
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(f"{name}.{part}" if part else name)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if not isinstance(error, ModuleNotFoundError) or missing in ("", "streams"):
