@@ -8,6 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streams.patterns.backpressure import BackpressureController, NotAcquired
+    from streams.patterns.idempotency import (
+        ClaimLost,
+        DeduplicatedConsumer,
+        IdempotencyStore,
+        IdempotentProcessor,
+        InProgress,
+        KeyReused,
+        OperationFailed,
+    )
     from streams.patterns.saga import (
         ContextConflict,
         FailedCompensation,
@@ -24,8 +34,17 @@ if TYPE_CHECKING:
     )
 
 _HOME: dict[str, str] = {
+    "BackpressureController": "streams.patterns.backpressure",
+    "ClaimLost": "streams.patterns.idempotency",
     "ContextConflict": "streams.patterns.saga",
+    "DeduplicatedConsumer": "streams.patterns.idempotency",
     "FailedCompensation": "streams.patterns.saga",
+    "IdempotencyStore": "streams.patterns.idempotency",
+    "IdempotentProcessor": "streams.patterns.idempotency",
+    "InProgress": "streams.patterns.idempotency",
+    "KeyReused": "streams.patterns.idempotency",
+    "NotAcquired": "streams.patterns.backpressure",
+    "OperationFailed": "streams.patterns.idempotency",
     "SagaError": "streams.patterns.saga",
     "SagaFailedError": "streams.patterns.saga",
     "SagaOrchestrator": "streams.patterns.saga",
@@ -40,8 +59,17 @@ _HOME: dict[str, str] = {
 """Where each name is."""
 
 __all__ = [
+    "BackpressureController",
+    "ClaimLost",
     "ContextConflict",
+    "DeduplicatedConsumer",
     "FailedCompensation",
+    "IdempotencyStore",
+    "IdempotentProcessor",
+    "InProgress",
+    "KeyReused",
+    "NotAcquired",
+    "OperationFailed",
     "SagaError",
     "SagaFailedError",
     "SagaOrchestrator",

@@ -13,6 +13,7 @@ Cluster specification, "Hash tags"):
 ``{group:billing}:topics``      hash: topic to the positions the group began at
 ``streams:topics``              set: the topics created through this toolkit
 ``streams:groups``              set: the groups
+``streams:claims:NAME:KEY``     hash: a claim, or what came of it (:mod:`streams.log.redis.claims`)
 ==============================  ===================================================================
 
 Names of topics and groups hold no braces and no colons (:mod:`streams.log.names`), so none of

@@ -17,9 +17,20 @@ ARGUMENTS = 7_900
 """Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
 
 
-NEEDED: Set[str] = {"beat", "commit", "release", "renew", "take", "trim"}
+NEEDED: Set[str] = {
+    "beat",
+    "claim_done",
+    "claim_release",
+    "claim_renew",
+    "commit",
+    "release",
+    "renew",
+    "take",
+    "trim",
+}
 """What must go on when ``maxmemory`` is reached: they write next to nothing, and without them
-nobody could take anything out. (Redis 7.0, "Eval flags".)"""
+nobody could take anything out. (Redis 7.0, "Eval flags".) So does the outcome of a claim: what was
+done once must be known as done, and no new claims are let in meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

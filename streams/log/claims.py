@@ -1,0 +1,165 @@
+"""Claims: who may do a thing that is to be done once, and what came of it.
+
+A log's servers can also keep *claims*. Under a key stands nothing, a claim (somebody works on it,
+until its lease ends), or an outcome (bytes, until their time is over). :class:`Claims` is what a
+log's package implements, in its module ``claims``; Kafka has no such thing.
+
+Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
+
+* **One request is atomic**, whoever else asks at the same time, in whatever process. Requests of
+  one call are done in order as far as they concern the same key.
+* **A claim is known by its token**, which its owner makes up. Renewing, completing and releasing
+  name the token and are refused once another one has the key. Asking the same thing again under
+  the same token is harmless, so a request whose answer was lost may be repeated.
+* **A lease is over when its time has passed**: then whoever asks next gets the claim. Until
+  somebody does, the former owner may still renew it or complete it: nobody else has begun, and an
+  outcome that is known is better than work done twice. After :data:`GRACE` it is forgotten.
+* **What is over is removed** by the implementation itself.
+
+Requests are handed over many at a time, so that they share a transaction or a round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from streams.clock import Clock
+from streams.errors import ConfigError, LogError
+from streams.log.url import driver, read, redact
+
+__all__ = [
+    "GRACE",
+    "Claim",
+    "Claims",
+    "Complete",
+    "Entry",
+    "Forget",
+    "Look",
+    "Put",
+    "Release",
+    "Renew",
+    "Request",
+    "open_claims",
+]
+
+GRACE = 600.0
+"""Seconds for which a claim whose lease is over is still known to its owner, if nobody takes it."""
+
+_KEEPERS = ("memory", "sqlite", "redis")
+
+
+class Claim(NamedTuple):
+    """Take the key for ``lease`` seconds. Answer: None, it is yours; else what stands there."""
+
+    key: bytes
+    token: str
+    lease: float
+    fingerprint: str = ""
+
+
+class Renew(NamedTuple):
+    """From now on for ``lease`` seconds more. Answer: whether it was still yours."""
+
+    key: bytes
+    token: str
+    lease: float
+
+
+class Complete(NamedTuple):
+    """Put the outcome in the claim's place for ``ttl`` seconds. Answer: whether it was yours."""
+
+    key: bytes
+    token: str
+    value: bytes
+    ttl: float
+
+
+class Release(NamedTuple):
+    """Give the key back without an outcome. Answer: whether it was yours."""
+
+    key: bytes
+    token: str
+
+
+class Look(NamedTuple):
+    """What stands there. Answer: an :class:`Entry`, or None."""
+
+    key: bytes
+
+
+class Put(NamedTuple):
+    """Put an outcome there for ``ttl`` seconds, whatever it replaces. Answer: True."""
+
+    key: bytes
+    value: bytes
+    ttl: float
+
+
+class Forget(NamedTuple):
+    """Remove what stands there. Answer: whether anything did."""
+
+    key: bytes
+
+
+Request = Claim | Renew | Complete | Release | Look | Put | Forget
+
+
+class Entry(NamedTuple):
+    """What stands under a key.
+
+    :param fingerprint: of the request, as its claim named it; empty if it named none.
+    :param value: the outcome, None while somebody works on it.
+    :param left: seconds until the lease is over, or the outcome is forgotten.
+    """
+
+    fingerprint: str
+    value: bytes | None
+    left: float
+
+
+Answer = Entry | bool | None
+
+
+class Claims(Protocol):
+    """Where claims are kept. Used by one thread at a time; nothing is opened before it is used."""
+
+    @property
+    def clock(self) -> Clock:
+        """What leases are counted on, or runs like it (a server's clock is the machine's)."""
+        ...
+
+    @property
+    def immediate(self) -> bool:
+        """Whether :meth:`run` never waits for anything, so that an event loop may call it."""
+        ...
+
+    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+        """Every request's answer in order, or why there is none.
+
+        :raises LogError: nothing of it was done.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+def open_claims(
+    url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None
+) -> Claims:
+    """Claims kept where a log's URL leads to.
+
+    :param config: driver settings, passed through.
+    :param clock: for what is kept in this process or on this machine; the machine's own if None.
+    :raises ConfigError: it is no log's URL, or that log keeps no claims.
+    """
+    scheme, opened = read(url, config, clock)
+    if not scheme.startswith(_KEEPERS):
+        raise ConfigError(
+            f"{redact(url)}: {scheme} cannot say who came first; keep claims in Redis "
+            "(redis://host:6379/0), a file (sqlite:///claims.db) or memory://"
+        )
+    claims: Claims = driver(scheme, "claims").open_claims(opened)
+    return claims

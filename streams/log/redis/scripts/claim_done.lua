@@ -1,0 +1,14 @@
+-- Put the outcome in the place of one's own claim.
+--
+-- KEYS  the entry.
+-- ARGV  token, for how long the outcome is kept (ms), the outcome.
+-- Returns 1 (also where that was done before), or 0 where it is not one's own any more.
+
+local have = call('HMGET', KEYS[1], 'token', 'value')
+if have[1] ~= ARGV[1] then return 0 end
+if not have[2] then
+  call('HDEL', KEYS[1], 'until')
+  call('HSET', KEYS[1], 'value', ARGV[3])
+  call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 1

@@ -1,0 +1,11 @@
+-- Extend the lease of one's own claim.
+--
+-- KEYS  the entry.
+-- ARGV  token, lease (ms), for how long a claim that is over is kept (ms).
+-- Returns 1, or 0 where it is not one's own any more.
+
+local have = call('HMGET', KEYS[1], 'token', 'value')
+if have[1] ~= ARGV[1] or have[2] then return 0 end
+call('HSET', KEYS[1], 'until', string.format('%.0f', clock() + ARGV[2]))
+call('PEXPIRE', KEYS[1], ARGV[2] + ARGV[3])
+return 1

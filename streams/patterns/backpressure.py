@@ -1,0 +1,211 @@
+"""Backpressure for what a service calls: so many at once, so many bytes at once, the rest in line.
+
+Promises
+--------
+* **Never above the maximum.** A place that is given back goes to the next in line at that very
+  moment, before it has woken up; nobody can slip in between.
+* **First come, first served**, also by weight: a large one waits for its room, and those behind
+  it wait with it.
+* **Nothing leaks.** Whoever is cancelled while it waits, or just as its turn has come, leaves its
+  place to the next; ``async with`` and :meth:`~BackpressureController.with_backpressure` give it
+  back however the work ends.
+
+This is for calls that a service makes by itself: a database with few connections, a slow API. What
+a processor takes from its log is bounded already (``concurrency=``, ``Flow``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar, overload
+
+from streams.errors import ConfigError, StreamsError
+from streams.patterns.operation import call, check, is_plain, to_the_end
+
+__all__ = ["BackpressureController", "NotAcquired"]
+
+R = TypeVar("R")
+
+
+class NotAcquired(StreamsError, RuntimeError):
+    """A place was released that nobody holds: a bug at the caller, one release too many."""
+
+
+class BackpressureController:
+    """Bounds how much runs at once. Belongs to one event loop.
+
+    :param max_concurrency: places, 1 at least.
+    :param max_bytes: bound for the sizes of those that have a place, together; None: no bound. One
+        that is larger than the bound is let in when no other bytes are.
+    :raises ConfigError: a bound cannot be.
+    """
+
+    def __init__(self, max_concurrency: int, *, max_bytes: int | None = None) -> None:
+        _check_bound("max_concurrency", max_concurrency)
+        if max_bytes is not None:
+            _check_bound("max_bytes", max_bytes)
+        self.max_concurrency = max_concurrency
+        self.max_bytes = max_bytes
+        self._pending = 0
+        self._bytes = 0
+        self._held: Counter[int] = Counter()
+        """How many places are held, by size."""
+        self._line: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<BackpressureController {self._pending} of {self.max_concurrency}, "
+            f"{len(self._line)} waiting>"
+        )
+
+    @property
+    def pending(self) -> int:
+        """How many have a place: acquired, or given to somebody who is about to wake up."""
+        return self._pending
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in line."""
+        return len(self._line)
+
+    @property
+    def pending_bytes(self) -> int:
+        """The sizes of those that have a place, together."""
+        return self._bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The sizes of those that stand in line, together."""
+        return sum(self._line.values())
+
+    async def acquire(self, size: int = 0) -> None:
+        """Wait for a place; give it back with ``release(size)``.
+
+        Cancelled, it holds none. For a limit to the wait, put ``asyncio.timeout`` around it.
+
+        :param size: bytes, or whatever ``max_bytes`` counts.
+        :raises ConfigError: ``size`` cannot be.
+        """
+        if not _is_whole(size, 0):
+            raise ConfigError(f"acquire(size={size!r}): a whole number, not negative")
+        loop = self._here()
+        if not self._line and self._fits(size):
+            self._take(size)
+            return
+        turn: asyncio.Future[None] = loop.create_future()
+        self._line[turn] = size
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.release(size)  # its turn had come, and it will not use it
+            else:
+                self._line.pop(turn, None)
+                self._let_in()  # those behind it may be smaller
+            raise
+
+    def release(self, size: int = 0) -> None:
+        """Give a place back; whoever is next in line has it at once.
+
+        :param size: as it was acquired.
+        :raises NotAcquired: no place of that size is held. Nothing changed.
+        """
+        if self._held[size] < 1:
+            what = "release()" if size == 0 else f"release({size!r})"
+            raise NotAcquired(
+                f"{what}: no place of that size is held ({self._pending} are); release once for "
+                "each acquire, with the same size"
+            )
+        self._held[size] -= 1
+        if not self._held[size]:
+            del self._held[size]
+        self._pending -= 1
+        self._bytes -= size
+        self._let_in()
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.release()
+
+    @asynccontextmanager
+    async def sized(self, size: int) -> AsyncIterator[None]:
+        """``async with controller.sized(len(data)):`` holds a place of that size."""
+        await self.acquire(size)
+        try:
+            yield
+        finally:
+            self.release(size)
+
+    @overload
+    async def with_backpressure(
+        self, operation: Callable[[], Awaitable[R]], *, size: int = ...
+    ) -> R: ...
+    @overload
+    async def with_backpressure(self, operation: Callable[[], R], *, size: int = ...) -> R: ...
+    async def with_backpressure(self, operation: Callable[[], Any], *, size: int = 0) -> Any:
+        """Run ``operation`` when there is a place for it, and return what it returns.
+
+        :param operation: ``async def`` without parameters, a lambda around a call of one, or a
+            plain function, which runs in a worker thread and holds its place until it ends, also
+            when the caller is cancelled.
+        :param size: bytes, or whatever ``max_bytes`` counts.
+        """
+        check(operation, "with_backpressure(operation)")
+        await self.acquire(size)
+        try:
+            work = call(operation)
+            return await (to_the_end(work) if is_plain(operation) else work)
+        finally:
+            self.release(size)
+
+    # -- the line
+
+    def _here(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._pending or self._line:
+                raise RuntimeError(
+                    "this BackpressureController is in use on another event loop; make one for each"
+                )
+            self._loop = loop
+        return loop
+
+    def _fits(self, size: int) -> bool:
+        if self._pending >= self.max_concurrency:
+            return False
+        if self.max_bytes is None or not size or not self._bytes:
+            return True
+        return self._bytes + size <= self.max_bytes
+
+    def _take(self, size: int) -> None:
+        self._pending += 1
+        self._bytes += size
+        self._held[size] += 1
+
+    def _let_in(self) -> None:
+        while self._line:
+            turn, size = next(iter(self._line.items()))
+            if turn.cancelled():  # its task has not run since
+                del self._line[turn]
+                continue
+            if not self._fits(size):
+                return
+            del self._line[turn]
+            self._take(size)
+            turn.set_result(None)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_bound(name: str, value: object) -> None:
+    if not _is_whole(value, 1):
+        raise ConfigError(f"BackpressureController({name}={value!r}): a whole number from 1")

@@ -1,0 +1,92 @@
+"""Handling each message ID once, in one process, wherever the messages come from.
+
+A processor of this package does that by itself (``Dedup``), and remembers through restarts. This
+is for what comes some other way: a webhook, another client's consumer, a callback.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from streams.errors import ConfigError
+from streams.message import REDRIVE, SOURCE, identity
+from streams.patterns.idempotency.flights import Flight, Flights
+from streams.patterns.operation import call, check, is_plain, to_the_end
+
+__all__ = ["DeduplicatedConsumer"]
+
+
+class DeduplicatedConsumer:
+    """Calls a handler once a message ID. Belongs to one event loop.
+
+    A message is known by what a processor knows it by: its ID, its ``ce_source`` if it has one,
+    and how often it was put back from the dead letters.
+
+    :param max_size: how many IDs are remembered; the one handled longest ago goes first.
+    """
+
+    def __init__(self, max_size: int = 10_000) -> None:
+        if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+            raise ConfigError(f"DeduplicatedConsumer(max_size={max_size!r}): a whole number from 1")
+        self.max_size = max_size
+        self.handled = 0
+        """Calls of a handler that succeeded."""
+        self.duplicates = 0
+        """Messages that were not handled, as another one with their ID had been."""
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._flights: Flights[None] = Flights()
+
+    def __len__(self) -> int:
+        """How many IDs are remembered."""
+        return len(self._seen)
+
+    def __contains__(self, message: Any) -> bool:
+        """Whether this message would be a duplicate."""
+        return _identity(message) in self._seen
+
+    async def process(self, message: Any, handler: Callable[[Any], Any]) -> bool:
+        """Call ``handler(message)`` unless the message's ID was handled: whether it was called.
+
+        A duplicate that comes while the first is being handled waits for it: where that succeeds
+        there is nothing to do, where it fails this one is handled. What the handler raises is
+        raised here, and the ID stays unseen.
+
+        :param message: a :class:`~streams.Message`, or anything with an ``id``.
+        :param handler: ``async def`` or plain (it then runs in a worker thread).
+        :raises ConfigError: the message has no ID.
+        """
+        check(handler, "process(message, handler)")
+        id = _identity(message)
+
+        async def lead(flight: Flight[None]) -> None:
+            work = self._handle(id, message, handler)
+            await (to_the_end(work) if is_plain(handler) else work)
+
+        mine = False
+        if id not in self._seen:
+            _, mine = await self._flights.join(id, lead)
+        if not mine:
+            self.duplicates += 1
+        return mine
+
+    async def _handle(self, id: str, message: Any, handler: Callable[[Any], Any]) -> None:
+        await call(handler, message)
+        self.handled += 1
+        self._seen[id] = None
+        if len(self._seen) > self.max_size:
+            self._seen.popitem(last=False)
+
+
+def _identity(message: Any) -> str:
+    id = getattr(message, "id", None)
+    if not isinstance(id, str) or not id:
+        raise ConfigError(
+            f"DeduplicatedConsumer: a {type(message).__name__} with id={id!r}; a message has an id "
+            "that is a str and not empty"
+        )
+    headers = getattr(message, "headers", None)
+    if not headers:
+        return id
+    return identity(id, headers.get(SOURCE), headers.get(REDRIVE))

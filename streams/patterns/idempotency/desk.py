@@ -1,0 +1,169 @@
+"""The way from coroutines to where claims are kept: one thread that takes all that was asked.
+
+What is asked while one call runs goes into the next, so many concurrent callers share a
+transaction or a round trip. Requests are done in the order in which they were asked. Claims that
+never wait for anything are asked directly, without a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from streams.errors import Fatal, LogError, NotRunning
+from streams.log.claims import Answer, Claims, Request
+
+logger = logging.getLogger("streams")
+
+MOST = 1000
+"""Requests in one call."""
+
+
+class _Order:
+    """A request, and who waits for its answer, if anybody does."""
+
+    __slots__ = ("future", "loop", "request")
+
+    def __init__(
+        self,
+        request: Request,
+        loop: asyncio.AbstractEventLoop | None = None,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
+        self.request = request
+        self.loop = loop
+        self.future = future
+
+
+class Desk:
+    """Asks on behalf of everybody. Usable from any thread and any loop."""
+
+    def __init__(self, claims: Claims, name: str) -> None:
+        self.clock = claims.clock
+        self._claims = claims
+        self._name = name
+        self._changed = threading.Condition()
+        self._orders: list[_Order] = []
+        self._idle = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._process = 0
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to a request.
+
+        Cancelled or not, it will be done; what is asked after it is done after it.
+
+        :raises LogError: there is none.
+        :raises NotRunning: the desk is closed.
+        """
+        if self._claims.immediate:
+            return self._directly(request)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._hand_over(_Order(request, loop, future))
+        return await future
+
+    def tell(self, request: Request) -> None:
+        """Have a request done after those before it, whatever comes of it."""
+        try:
+            if self._claims.immediate:
+                self._directly(request)
+            else:
+                self._hand_over(_Order(request))
+        except (LogError, NotRunning):
+            return
+
+    async def close(self) -> None:
+        """Finish what was asked, and let go of the claims."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify()
+        if self._thread is None or self._process != os.getpid():
+            self._claims.close()
+        else:
+            await asyncio.to_thread(self._thread.join)
+
+    def _directly(self, request: Request) -> Answer:
+        if self._closed:
+            raise self._is_closed()
+        (answer,) = self._claims.run((request,))
+        if isinstance(answer, LogError):
+            raise answer
+        return answer
+
+    def _hand_over(self, order: _Order) -> None:
+        with self._changed:
+            if self._closed:
+                raise self._is_closed()
+            if self._thread is None:
+                self._process = os.getpid()
+                self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+                self._thread.start()
+            elif self._process != os.getpid():
+                raise Fatal(f"{self._name}: used before os.fork(); open it again in the child")
+            self._orders.append(order)
+            if self._idle:
+                self._idle = False
+                self._changed.notify()
+
+    def _is_closed(self) -> NotRunning:
+        return NotRunning(f"{self._name}: closed")
+
+    # -- the thread
+
+    def _main(self) -> None:
+        while True:
+            with self._changed:
+                while not self._orders and not self._closed:
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+                orders, self._orders = self._orders[:MOST], self._orders[MOST:]
+            if not orders:
+                break
+            self._answer(orders, self._run([order.request for order in orders]))
+        try:
+            self._claims.close()
+        except LogError as error:
+            logger.warning("%s: %s", self._name, error)
+
+    def _run(self, requests: Sequence[Request]) -> Sequence[Answer | LogError]:
+        try:
+            return self._claims.run(requests)
+        except LogError as error:
+            return [error] * len(requests)
+        except Exception as error:
+            logger.exception("%s: the log failed in an unexpected way", self._name)
+            return [LogError(f"{self._name}: {error!r}")] * len(requests)
+
+    def _answer(self, orders: Sequence[_Order], answers: Sequence[Answer | LogError]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for order, answer in zip(orders, answers, strict=True):
+            if order.loop is not None and order.future is not None:
+                by_loop.setdefault(order.loop, []).append((order.future, answer))
+        for loop, each in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, each)
+            except RuntimeError:
+                continue  # that loop is closed: nobody waits any more
+
+
+def _resolve(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    """On the loop of those who wait."""
+    for future, answer in answered:
+        if future.done():
+            continue
+        if isinstance(answer, LogError):
+            # Each its own, as a traceback grows on it where it is raised.
+            error = type(answer)(str(answer))
+            error.__cause__ = answer
+            future.set_exception(error)
+        else:
+            future.set_result(answer)

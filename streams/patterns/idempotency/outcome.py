@@ -1,0 +1,50 @@
+"""An outcome as it is stored: one byte that says which kind, and the codec's bytes.
+
+``=`` and the result, as its type's codec writes it, so that None, 0 and "" are results like any
+other; ``!`` and a JSON object of what failed for good. Nothing in it says what class to make.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from streams.patterns.idempotency.errors import OperationFailed
+
+_RESULT = b"="
+_FAILURE = b"!"
+
+LONGEST = 2_000
+"""Characters of an exception's text that are stored."""
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    kind: str
+    reason: str
+
+
+_read_failure = msgspec.json.Decoder(_Failure).decode
+
+
+def result(data: bytes) -> bytes:
+    """A result, encoded, as it is stored."""
+    return _RESULT + data
+
+
+def failure(error: BaseException) -> bytes:
+    """A failure that is an outcome, as it is stored."""
+    reason = " ".join(str(error).encode("utf-8", "replace").decode().split())[:LONGEST]
+    return _FAILURE + msgspec.json.encode(_Failure(type(error).__name__, reason))
+
+
+def read(key: str, stored: bytes, decode: Any) -> Any:
+    """The result in what was stored.
+
+    :raises OperationFailed: it is a failure.
+    :raises stream_codecs.DecodeError: it does not fit the type.
+    """
+    if stored.startswith(_FAILURE):
+        failed = _read_failure(stored[1:])
+        raise OperationFailed(key, failed.kind, failed.reason)
+    return decode(stored[1:])

@@ -1,0 +1,246 @@
+"""Where outcomes are kept under idempotency keys, and the claims of those who work on them.
+
+Memory (``memory://``), a file (``sqlite:///claims.db``, which may be a log's) or Redis
+(``redis://…``, also Sentinel and cluster). The three do the same, as one suite of tests shows.
+Values are written by a codec, JSON unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import msgspec
+from typing_extensions import TypeForm
+
+from stream_codecs import Bound, Codec, default_codec
+from streams.clock import Clock
+from streams.errors import ConfigError
+from streams.log.claims import (
+    Claim,
+    Complete,
+    Entry,
+    Forget,
+    Look,
+    Put,
+    Release,
+    Renew,
+    open_claims,
+)
+from streams.log.url import redact
+from streams.patterns.idempotency import outcome
+from streams.patterns.idempotency.desk import Desk
+
+__all__ = ["DAY", "IdempotencyStore"]
+
+T = TypeVar("T")
+
+DAY = 86_400.0
+"""Seconds for which outcomes are kept unless said otherwise."""
+
+LEASE = 30.0
+"""Seconds for which a claim lasts without being renewed, unless said otherwise."""
+
+LONGEST_KEY = 1_024
+"""Bytes of a key."""
+
+LONGEST_TIME = 100 * 365 * DAY
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
+
+
+class IdempotencyStore:
+    """Outcomes and claims by key. Usable from any thread and any loop; close it when done.
+
+    Nothing is opened before the first request. ``async with`` closes it at the end.
+
+    :param url: ``memory://`` (this store alone), ``memory://name`` (shared in the process),
+        ``sqlite:///file.db`` (shared on the machine) or ``redis://…``. Options are the log's.
+    :param name: keys of one name are one namespace: letters, digits, ``.``, ``_``, ``-``.
+    :param config: driver settings, as in ``Streams(config=...)``.
+    :param clock: an app's or a test's clock, for memory and SQLite; Redis has the server's.
+    :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka).
+    """
+
+    def __init__(
+        self,
+        url: str = "memory://",
+        *,
+        name: str = "default",
+        config: Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise ConfigError(
+                f"IdempotencyStore(name={name!r}): 1 to 100 letters, digits, '.', '_', '-'"
+            )
+        self.name = name
+        self._desk = Desk(open_claims(url, config, clock), f"idempotency store {name}")
+        self._url = redact(url)
+        self._prefix = name.encode() + b":"
+        self._plain = bind(Any, None)
+
+    def __repr__(self) -> str:
+        return f"<IdempotencyStore {self.name!r} in {self._url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish what was asked for, and let go of file and connections."""
+        await self._desk.close()
+
+    @property
+    def clock(self) -> Clock:
+        """What leases are counted on."""
+        return self._desk.clock
+
+    # -- outcomes
+
+    async def get(self, key: str, default: Any = None, *, type: TypeForm[Any] = Any) -> Any:
+        """The outcome under a key; ``default`` where there is none (yet).
+
+        :param type: what the value is decoded as; without one, as JSON comes.
+        :raises OperationFailed: the outcome is a failure.
+        :raises LogError: the store cannot be reached.
+        """
+        found = await self._desk.ask(Look(self.place(key)))
+        if not isinstance(found, Entry) or found.value is None:
+            return default
+        bound = self._plain if type is Any else bind(type, None)
+        return outcome.read(key, found.value, bound.decode)
+
+    async def set(
+        self, key: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
+    ) -> None:
+        """Put an outcome under a key, whatever stands there; whoever has a claim loses it.
+
+        :param ttl: seconds for which it is kept.
+        :raises EncodeError: the value cannot be written as its type.
+        :raises LogError: the store cannot be reached.
+        """
+        bound = self._plain if type is Any else bind(type, None)
+        data = outcome.result(bound.encode(value))
+        await self._desk.ask(Put(self.place(key), data, seconds("ttl", ttl)))
+
+    async def forget(self, key: str) -> bool:
+        """Remove what stands under a key, outcome or claim; whether anything did.
+
+        :raises LogError: the store cannot be reached.
+        """
+        return bool(await self._desk.ask(Forget(self.place(key))))
+
+    # -- the atomic three, and renewing
+
+    async def claim(
+        self, key: str, *, lease: float = LEASE, fingerprint: object = None
+    ) -> str | None:
+        """Take a key to work on: a token, or None where somebody has it or it has an outcome.
+
+        :param lease: seconds after which somebody else may take it, unless :meth:`renew` is called.
+        :param fingerprint: of the request, for others to compare; see
+            :meth:`IdempotentProcessor.process`.
+        :raises LogError: the store cannot be reached.
+        """
+        token = new_token()
+        mark = digest(fingerprint)
+        request = Claim(self.place(key), token, seconds("lease", lease), mark)
+        return token if await self._desk.ask(request) is None else None
+
+    async def complete(
+        self,
+        key: str,
+        token: str,
+        value: Any,
+        ttl: float = DAY,
+        *,
+        type: TypeForm[Any] = Any,
+    ) -> bool:
+        """Put the outcome in the claim's place: True, or False where the key is another's by now.
+
+        :raises EncodeError: the value cannot be written as its type.
+        :raises LogError: the store cannot be reached.
+        """
+        bound = self._plain if type is Any else bind(type, None)
+        data = outcome.result(bound.encode(value))
+        request = Complete(self.place(key), token, data, seconds("ttl", ttl))
+        return bool(await self._desk.ask(request))
+
+    async def release(self, key: str, token: str) -> bool:
+        """Give a key back without an outcome: True, or False where it is another's by now.
+
+        :raises LogError: the store cannot be reached.
+        """
+        return bool(await self._desk.ask(Release(self.place(key), token)))
+
+    async def renew(self, key: str, token: str, lease: float = LEASE) -> bool:
+        """Keep a key for ``lease`` seconds from now: True, or False where it is another's by now.
+
+        :raises LogError: the store cannot be reached.
+        """
+        request = Renew(self.place(key), token, seconds("lease", lease))
+        return bool(await self._desk.ask(request))
+
+    def place(self, key: str) -> bytes:
+        """A key as it is stored, within this store's name.
+
+        :raises ConfigError: it cannot be one.
+        """
+        if not isinstance(key, str) or not key:
+            raise ConfigError(f"idempotency key {key!r}: a str that is not empty")
+        data = key.encode("utf-8", "surrogateescape")
+        if len(data) > LONGEST_KEY:
+            raise ConfigError(
+                f"idempotency key {key[:40]!r}…: {len(data)} bytes; {LONGEST_KEY} at most: "
+                "use a hash of it"
+            )
+        return self._prefix + data
+
+
+def bind(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
+    """The codec's functions for outcomes of a type."""
+    codec = codec if codec is not None else default_codec(type)
+    return codec.bind(type, topic="idempotency store")
+
+
+def new_token() -> str:
+    """A name for a claim, nobody else's."""
+    return uuid4().hex
+
+
+def digest(fingerprint: object) -> str:
+    """A fingerprint in a few characters; empty for None, which is never compared.
+
+    :raises ConfigError: it cannot be written as JSON.
+    """
+    if fingerprint is None:
+        return ""
+    if isinstance(fingerprint, bytes):
+        data = b"b" + fingerprint
+    else:
+        try:
+            data = b"j" + msgspec.json.encode(fingerprint, order="deterministic")
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = type(fingerprint).__name__
+            raise ConfigError(
+                f"fingerprint of type {kind}: bytes, or what JSON can hold ({error})"
+            ) from None
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def seconds(what: str, value: float) -> float:
+    """A time that can be.
+
+    :raises ConfigError: it cannot.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value <= LONGEST_TIME:
+        raise ConfigError(f"{what}={value!r}: seconds, more than 0 and at most 100 years")
+    return float(value)

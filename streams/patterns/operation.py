@@ -1,0 +1,68 @@
+"""Calling what a user gives to be called once: ``async def``, a lambda around one, or a plain one.
+
+A plain function runs in a worker thread, as plain handlers do, so that it never holds up the loop.
+No thread can be interrupted: whoever runs one waits for its end, also when cancelled meanwhile, and
+is cancelled then (:func:`to_the_end`), so that nothing is given free that is still in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from streams.errors import ConfigError
+
+R = TypeVar("R")
+
+
+def check(operation: object, what: str) -> None:
+    """Refuse what cannot be called.
+
+    :param what: the call as people should write it.
+    :raises ConfigError: it is, most likely, the result of a call.
+    """
+    if callable(operation):
+        return
+    if inspect.iscoroutine(operation):
+        operation.close()  # nobody will await it, and Python would warn of that
+    raise ConfigError(
+        f"{what}: give the function itself, or a lambda around the call, not a "
+        f"{type(operation).__name__}"
+    )
+
+
+def is_plain(operation: Callable[..., Any]) -> bool:
+    """Whether it blocks whoever calls it. A lambda does not: it binds arguments to a call."""
+    while isinstance(operation, functools.partial):
+        operation = operation.func
+    call = getattr(operation, "__call__", None)  # noqa: B004 - an object may be called as well
+    asynchronous = inspect.iscoroutinefunction(operation) or inspect.iscoroutinefunction(call)
+    return not asynchronous and getattr(operation, "__name__", "") != "<lambda>"
+
+
+async def call(operation: Callable[..., Any], *args: Any) -> Any:
+    """Call it where it belongs, and await what it returns if that can be awaited."""
+    if is_plain(operation):
+        result = await asyncio.to_thread(operation, *args)
+    else:
+        result = operation(*args)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await ``work``, and let it end before a cancellation is passed on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # looked at: the cancellation is what the caller gets
+    raise cancelled
