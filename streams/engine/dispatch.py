@@ -122,9 +122,11 @@ class Dispatcher:
         self._owned: dict[tuple[str, int], Owned] = {}
         self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
         self._incoming: deque[Segment] = deque()
-        self._segment: Segment | None = None
+        self.segment: Segment | None = None
+        """What is given out now; None between two segments."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
-        self._ready: deque[Work] = deque()
+        self.ready: deque[Work] = deque()
+        """Messages whose turn has come: behind another of their key, or after a pause."""
         self._timers: list[tuple[float, int, Work]] = []
         self._ticket = 0
         self.paused = False
@@ -147,11 +149,11 @@ class Dispatcher:
         owned.live = False
         if self._owned.get(place) is owned:
             del self._owned[place]
-        if self._segment is not None and self._segment.owner is owned:
-            self._segment, self._cursor = None, iter(())
-        waiting = [work for work in self._ready if work[0].owner is owned]
+        if self.segment is not None and self.segment.owner is owned:
+            self.segment, self._cursor = None, iter(())
+        waiting = [work for work in self.ready if work[0].owner is owned]
         waiting += [work for _, _, work in self._timers if work[0].owner is owned]
-        self._ready = deque(work for work in self._ready if work[0].owner is not owned)
+        self.ready = deque(work for work in self.ready if work[0].owner is not owned)
         self._timers = [timer for timer in self._timers if timer[2][0].owner is not owned]
         self._timers.sort()
         lanes = owned.lanes
@@ -171,13 +173,13 @@ class Dispatcher:
     @property
     def backlog(self) -> bool:
         """Something was offered that was not looked at yet."""
-        return bool(self._ready or self._incoming or self._segment is not None)
+        return bool(self.ready or self._incoming or self.segment is not None)
 
     def wake(self, now: float) -> None:
         """Make ready what has waited long enough."""
         timers = self._timers
         while timers and timers[0][0] <= now:
-            self._ready.append(heappop(timers)[2])
+            self.ready.append(heappop(timers)[2])
 
     @property
     def due(self) -> float | None:
@@ -202,14 +204,14 @@ class Dispatcher:
         """The next message whose turn has come, or None. Its lane is busy from here on."""
         if self.paused:
             return None
-        if self._ready:
-            work = self._ready[0]
+        if self.ready:
+            work = self.ready[0]
             if now >= work[0].owner.assignment.valid_until:
                 return None
-            self._ready.popleft()
+            self.ready.popleft()
             return work
         while True:
-            segment = self._segment
+            segment = self.segment
             if segment is None:
                 segment = self._next_segment()
                 if segment is None:
@@ -241,7 +243,7 @@ class Dispatcher:
                         continue
                     lanes[lane] = None
                 return (segment, index, lane, identity, 1, False, None)
-            self._segment = None
+            self.segment = None
 
     def take_batch(self, now: float, limit: int) -> list[Work]:
         """Up to ``limit`` messages whose turn has come, in order.
@@ -253,12 +255,12 @@ class Dispatcher:
         mine: set[tuple[int, Lane]] = set()
         identities: set[str] = set()
         while len(batch) < limit:
-            work = self.take(now) if self._ready else self._scan(now, mine, identities)
+            work = self.take(now) if self.ready else self._scan(now, mine, identities)
             if work is None:
                 break
             if work[5] or work[6] is not None:
                 if batch:
-                    self._ready.appendleft(work)
+                    self.ready.appendleft(work)
                 else:
                     batch.append(work)
                 break
@@ -287,7 +289,7 @@ class Dispatcher:
     def _scan(self, now: float, mine: set[tuple[int, Lane]], identities: set[str]) -> Work | None:
         """Like :meth:`take` without ``ready``; a key that this batch holds is not in its way."""
         while not self.paused:
-            segment = self._segment or self._next_segment()
+            segment = self.segment or self._next_segment()
             if segment is None:
                 return None
             owned = segment.owner
@@ -319,7 +321,7 @@ class Dispatcher:
                 else:
                     lanes[lane] = None
                     return work
-            self._segment = None
+            self.segment = None
         return None
 
     def _next_segment(self) -> Segment | None:
@@ -335,13 +337,13 @@ class Dispatcher:
         """Give out this segment from an index on."""
         count = len(segment)
         if start < count:
-            self._segment = segment
+            self.segment = segment
             keys, ids = segment.keys, segment.ids
             if start:
                 keys, ids = keys[start:], ids[start:]
             self._cursor = zip(range(start, count), keys, ids, strict=True)
         else:
-            self._segment, self._cursor = None, iter(())
+            self.segment, self._cursor = None, iter(())
 
     def _settled_before(self, work: Work) -> bool:
         identity, window = work[3], work[0].owner.window
@@ -353,9 +355,9 @@ class Dispatcher:
         Given where nothing stands in the way: no lane is busy, nothing was settled before, no
         identity recurs. The caller reports with :meth:`ran`. For one runner alone.
         """
-        if self.paused or self._ready:
+        if self.paused or self.ready:
             return None
-        if self._segment is not None:
+        if self.segment is not None:
             return None
         segment = self._next_segment()
         if segment is None:
@@ -364,13 +366,14 @@ class Dispatcher:
         if owned.lanes or segment.holes or now >= owned.assignment.valid_until:
             return None
         if owned.window is not None:
-            unique = dict.fromkeys(segment.ids)
-            if len(unique) != len(segment):
-                if unique != {None: None}:
+            unique: set[Any] = set(segment.ids)
+            if None in unique:
+                if len(unique) > 1:
                     return None
-            elif None in unique or not owned.window.fresh(unique):
+            elif len(unique) != len(segment) or not owned.window.fresh(unique):
                 return None
-            segment.unique = unique
+            else:
+                segment.unique = unique
         return segment
 
     def ran(self, segment: Segment, start: int, stop: int) -> None:
@@ -381,8 +384,9 @@ class Dispatcher:
         owned = segment.owner
         if owned.window is not None and stop > start and segment.ids[start] is not None:
             identities = segment.ids[start:stop]
-            if stop - start == len(segment) and segment.unique is not None:
-                owned.window.absorb(segment.unique)
+            unique = segment.unique if stop - start == len(segment) else None
+            if unique is not None and len(unique) <= owned.window.size:
+                owned.window.absorb(unique)
             else:
                 owned.window.extend(identities)
             segment.unique = None
@@ -390,7 +394,7 @@ class Dispatcher:
             if heir is not None:
                 heir.extend([each for each in identities if each is not None])
         self.counts.handled += stop - start
-        if segment is self._segment:
+        if segment is self.segment:
             self._begin(segment, stop)
 
     def claim(self, segment: Segment, start: int, index: int, stop: int) -> list[Work]:
@@ -411,7 +415,7 @@ class Dispatcher:
             if lane is not None:
                 owned.lanes[lane] = None
             works.append((segment, at, lane, identity, 1, False, None))
-        if segment is self._segment:
+        if segment is self.segment:
             self._begin(segment, stop)
         return works
 
@@ -434,7 +438,7 @@ class Dispatcher:
         if identity is not None and owned.window is not None:
             if live:  # as in _remember, without the calls: this is the hot loop
                 window = owned.window
-                window.new[identity] = None
+                window.new.add(identity)
                 if len(window.new) >= window.size:
                     window.turn()
             else:
@@ -493,7 +497,7 @@ class Dispatcher:
                 queues[place] = []
                 heads.append(work)
         self._queue_first(works, queues)
-        self._ready.extendleft(reversed(heads))
+        self.ready.extendleft(reversed(heads))
 
     def batch_failed(
         self,
@@ -591,14 +595,14 @@ class Dispatcher:
         owned, lane = work[0].owner, work[2]
         if owned.live:
             # Not to be overtaken: it stays at the head of its lane.
-            for at, other in enumerate(self._ready if lane is not None else ()):
+            for at, other in enumerate(self.ready if lane is not None else ()):
                 if other[2] == lane and other[0].owner is owned:
                     # Of the same batch: whichever stands first in the log goes first.
                     first, second = sorted((work, other), key=_offset)
-                    self._ready[at] = first
+                    self.ready[at] = first
                     self._queue_first((second,), {(id(owned), lane): [second]})
                     return
-            self._ready.appendleft(work)
+            self.ready.appendleft(work)
         elif lane is not None:
             self._free(owned, lane)
 
@@ -640,7 +644,7 @@ class Dispatcher:
                 self._queue_last(owned, (*work[:2], twin, *work[3:]))
                 continue
             owned.lanes[lane] = queue or None
-            self._ready.append(work)
+            self.ready.append(work)
             return
         if not owned.live and not owned.lanes:
             place = (owned.assignment.topic, owned.assignment.partition)

@@ -206,7 +206,7 @@ class Segment:
         """The bare decoder, where it is safe for all these values (the runner's own)."""
         self.events: list[Any] | None = None
         """The decoded values, where the identity is inside them."""
-        self.unique: dict[str | None, None] | None = None
+        self.unique: set[str] | None = None
         """The identities, while the segment is run straight: they are known to differ."""
         self.done = bytearray(len(batch))
         self.holes = False

@@ -10,6 +10,13 @@ is on its way (the *standby*): if the handler suspends, the standby carries on w
 and wakes a standby of its own. If it does not suspend, one task does everything and the standby
 waits for its turn on the loop, which the running task gives up every few milliseconds.
 
+Where nothing stands in the way of a whole segment (no key of its partition is busy, nothing in it
+was seen before), a task handles it *straight*: one handler after the other, no lane marked, because
+nobody else looks. As soon as anybody does, because a handler suspended or the pump has something to
+say, the run is *interrupted*: what it handled is recorded, the lane of the message in flight is
+marked, and the rest of the segment is given out as usual. So whatever touches the dispatcher calls
+:meth:`LoopRunner._interrupt` first.
+
 All of a runner's state is touched on the loop only; what comes from other threads (the pump,
 confirmed writes) arrives through ``call_soon_threadsafe``.
 """
@@ -50,6 +57,24 @@ def _segments(busy: Segment | Sequence[Segment] | None) -> Sequence[Segment]:
     return (busy,) if isinstance(busy, Segment) else busy
 
 
+class Straight:
+    """A segment that one task handles message by message."""
+
+    __slots__ = ("index", "over", "resting", "segment", "slot", "work")
+
+    def __init__(self, segment: Segment, slot: int) -> None:
+        self.segment = segment
+        self.slot = slot
+        self.index = 0
+        """The message in flight; while resting, the next one."""
+        self.resting = False
+        """Between two messages, to let others have the loop."""
+        self.over = False
+        """It was interrupted."""
+        self.work: Work | None = None
+        """Once interrupted: the message in flight."""
+
+
 class LoopRunner(Runner):
     """Runs an async handler, ``concurrency`` messages (or batches) at a time."""
 
@@ -66,6 +91,7 @@ class LoopRunner(Runner):
         self._standby = False
         """A task was woken and did not run yet."""
         self._kicked = False
+        self._straight: Straight | None = None
         self._halted = False
         self._closed = False
         self._lean = (
@@ -106,6 +132,7 @@ class LoopRunner(Runner):
 
     def _entered(self, action: Callable[[], None]) -> None:
         try:
+            self._interrupt()
             action()
         except BaseException as error:
             self._die(error)
@@ -116,10 +143,14 @@ class LoopRunner(Runner):
     def kick(self) -> None:
         if not self._kicked and self._parked:
             self._kicked = True
-            self.enter(self._unkick)
+            try:
+                self._loop.call_soon_threadsafe(self._unkick)
+            except RuntimeError:  # the loop is closed
+                return
 
     def _unkick(self) -> None:
         self._kicked = False
+        self._wake_one()
 
     def _moved(self) -> None:
         self.enter(self._tick)
@@ -130,6 +161,16 @@ class LoopRunner(Runner):
     @override
     def running(self) -> int:
         return sum(1 for busy in self._busy if busy is not None)
+
+    @override
+    def tally(self) -> tuple[int, int]:
+        while True:
+            run = self._straight
+            handled, filtered = super().tally()
+            if run is not None:
+                handled += run.segment.done.count(1)
+            if self._straight is run:
+                return handled, filtered
 
     @override
     def call(self, action: Callable[[], None]) -> None:
@@ -278,7 +319,7 @@ class LoopRunner(Runner):
         """Nothing to do for this task: wait to be woken."""
         if self._closed:
             raise asyncio.CancelledError  # it was cancelled, and its handler would not hear of it
-        if not (self._halted or self.dispatcher.paused):
+        if not (self._halted or self.dispatcher.paused or self._straight is not None):
             if self.dispatcher.backlog:
                 self._arm(self._now() + UNSURE)
             elif self.dispatcher.due is not None:
@@ -320,7 +361,23 @@ class LoopRunner(Runner):
                 await asyncio.sleep(0)
                 until = now() + SLICE
                 continue
-            work = None if self._halted else take(moment)
+            if self._straight is not None:
+                if self._straight.resting:
+                    await self._park()
+                    until = now() + SLICE
+                    continue
+                self._interrupt()
+            work = None
+            if not self._halted:
+                if dispatcher.segment is None:
+                    segment = dispatcher.straight(moment)
+                    if segment is not None:
+                        if segment.decode is None:
+                            dispatcher.refuse(segment)
+                        else:
+                            await self._run_straight(slot, segment)
+                            continue
+                work = take(moment)
             if work is None:
                 await self._park()
                 until = now() + SLICE
@@ -347,9 +404,7 @@ class LoopRunner(Runner):
                 else:
                     await function(event)
             except Exception as error:
-                busy[slot] = None
-                self.failed(work, error)
-                self._arm_retries()
+                self._failed(slot, work, error)
             except asyncio.CancelledError:
                 busy[slot] = None
                 self._cancelled(slot, [work])
@@ -360,6 +415,89 @@ class LoopRunner(Runner):
                     self._forgive(slot)
             if self._waiters:
                 self._tell()
+
+    def _failed(self, slot: int, work: Work, error: Exception) -> None:
+        self._busy[slot] = None
+        self.failed(work, error)
+        self._arm_retries()
+
+    async def _run_straight(self, slot: int, segment: Segment) -> None:
+        """Handle a whole segment, or as much of it as nobody interrupts."""
+        job, now, dispatcher, parked = self.job, self._now, self.dispatcher, self._parked
+        function, wants_message, decode = job.function, job.wants_message, segment.decode
+        values, done, batch = segment.values, segment.done, segment.batch
+        assignment = segment.owner.assignment
+        run = self._straight = Straight(segment, slot)
+        self._busy[slot] = segment
+        index = 0
+        until = now() + SLICE
+        if parked and not self._standby:
+            self._wake_one()
+        try:
+            for value in values:
+                moment = now()
+                if moment > until:
+                    run.index, run.resting = index, True
+                    await asyncio.sleep(0)
+                    if run.over:
+                        return
+                    run.resting = False
+                    if dispatcher.ready:
+                        break
+                    if parked and not self._standby:
+                        self._wake_one()
+                    moment = now()
+                    until = moment + SLICE
+                if moment >= assignment.valid_until or self._halted:
+                    break
+                run.index = index
+                try:
+                    event = decode(value)  # type: ignore[misc]
+                except Exception:
+                    self._interrupt()
+                    if run.work is not None:
+                        dispatcher.abandon(run.work)  # what is wrong is found in its turn
+                    return
+                if wants_message:
+                    await function(event, deliver(event, batch, index, 1))
+                else:
+                    await function(event)
+                if run.over:
+                    if run.work is not None:
+                        dispatcher.done(run.work)
+                    if self._reason[slot] is not None:
+                        self._forgive(slot)
+                    return
+                done[index] = 1
+                index += 1
+            self._straight = None
+            dispatcher.ran(segment, 0, index)
+        except Exception as error:
+            self._interrupt()
+            if run.work is not None:
+                self._failed(slot, run.work, error)
+        except asyncio.CancelledError:
+            if run.resting:
+                raise
+            self._interrupt()
+            self._busy[slot] = None
+            self._cancelled(slot, [] if run.work is None else [run.work])
+        finally:
+            self._busy[slot] = None
+            if self._waiters:
+                self._tell()
+
+    def _interrupt(self) -> None:
+        """Somebody is about to look at the dispatcher: nothing runs straight any more."""
+        run, self._straight = self._straight, None
+        if run is None:
+            return
+        run.over = True
+        if run.resting:
+            self._busy[run.slot] = None
+            self.dispatcher.ran(run.segment, 0, run.index)
+        else:
+            (run.work,) = self.dispatcher.claim(run.segment, 0, run.index, run.index + 1)
 
     def _event(self, work: Work) -> Any:
         """The decoded value, or ``_SETTLED`` where there is nothing to be handled."""
