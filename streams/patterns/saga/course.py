@@ -332,8 +332,9 @@ class Course:
             return await action(context)
         limit = asyncio.timeout(None)
         try:
-            async with limit, _clocked(limit, self._clock(), step.timeout):
-                return await action(context)
+            async with limit:
+                with _clocked(limit, self._clock(), step.timeout):
+                    return await action(context)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -376,13 +377,14 @@ def _clocked(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[N
     over = False
 
     def look() -> None:
-        nonlocal handle
+        nonlocal handle, over
         if handle is not None:
             handle.cancel()
         if over:
             return
         left = end - clock.monotonic()
         if left <= 0:
+            over = True
             limit.reschedule(loop.time())
         else:
             handle = loop.call_later(clock.timeout(left), look)
