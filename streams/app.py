@@ -28,6 +28,7 @@ from contextlib import (
 )
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, get_origin, overload
 
@@ -69,6 +70,11 @@ R = TypeVar("R")
 logger = logging.getLogger("streams")
 
 Lifespan = Callable[["Streams"], AbstractAsyncContextManager[Any]]
+
+_LATE = "streams.patterns.delay.late"
+"""What keeps failing messages and their attempts in the log, for ``Retry(in_order=False)`` and
+``Retry(durable=True)``. It is made of topics and processors, so it stands above this module and is
+looked up by name, like the names of :mod:`streams`."""
 
 CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
@@ -282,6 +288,8 @@ class Streams:
                     f"processor {name}: group {options.group!r} already reads {sorted(both)[0]!r} "
                     f"in processor {other.name}; give it a group of its own"
                 )
+        if options.retry.logged:
+            processor.late = import_module(_LATE).keep(self, processor)
         self.processors.append(processor)
         if self._processing:
             self._starting.add(processor)
@@ -651,9 +659,13 @@ class Streams:
                 await to_the_end(asyncio.to_thread(processor.prepare, self))
                 break
             except Unavailable as error:
+                if processor not in self._starting:
+                    return  # it was stopped meanwhile
                 logger.warning("%s: %s; trying again in %g s", processor.name, error, pause)
                 await asyncio.sleep(pause)
                 pause = min(5.0, 2 * pause)
+        for companion in processor.companions:
+            await self.start_processor(companion)
         if self._processing and processor in self._starting:
             self._starting.discard(processor)
             await self._start(processor)
@@ -669,6 +681,8 @@ class Streams:
             self.processors.remove(processor)
         runner, pump, ended = processor._runner, processor._pump, self._ended.get(processor)
         if runner is None or pump is None or ended is None:
+            for companion in processor.companions:
+                await self.stop_processor(companion)
             return
         self._retiring.add(processor)
         pump.stop()
@@ -683,6 +697,8 @@ class Streams:
         self._ended.pop(processor, None)
         self._retiring.discard(processor)
         processor._runner = processor._pump = None
+        for companion in processor.companions:
+            await self.stop_processor(companion)
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something beside the app's body, until the app is left at the latest (loop only)."""
@@ -695,6 +711,8 @@ class Streams:
         """Create its dead letter and retry topics, and give a new group its start."""
         log, options = self.log, processor.options
         letters_config = log.capabilities.letters
+        if processor.late is not None:
+            processor.late.prepare(log)
         for source in options.topics:
             info = log.topic(source.name)
             dead = options.dead_letters.name(source.name, processor.group)
@@ -769,6 +787,8 @@ class Streams:
                 group, lambda topic: letter.name(sources[topic].name, group), self.clock
             ),
             send=self.publisher.derive,
+            late=processor.late,
+            watch=processor.late,
             starts=self._starts[group],
             transactions=log.capabilities.transactions and results is None,
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.runners.base import Runner
-    from streams.runners.job import Job
+    from streams.runners.job import Job, Kept
     from streams.runners.pump import Pump
 
 P = ParamSpec("P")
@@ -122,6 +122,10 @@ class Processor(Generic[P, R]):
         self.shape = shape(
             function, name, batch=options.batch is not None, returns=options.to is not None
         )
+        self.late: Kept | None = None
+        """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
+        self.companions: list[Processor[..., Any]] = []
+        """Processors that work for this one: they start before it and stop after it."""
         self._runner: Runner | None = None
         self._pump: Pump | None = None
         self._paused = False

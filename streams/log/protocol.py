@@ -53,6 +53,8 @@ class Capabilities:
     """All its time is the app's clock, so that a test can advance it."""
     letters: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
+    compacted: Mapping[str, str] = field(default_factory=dict)
+    """Settings of a topic of which only the last record of each key is kept, on logs that can."""
 
 
 @dataclass(frozen=True, slots=True)

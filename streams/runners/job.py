@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Work
-from streams.log.protocol import Assignment
+from streams.log.protocol import Assignment, Log
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -88,6 +88,14 @@ class Late(Protocol):
         here. False: it is a note of the count; the message waits in its lane. From then on
         :meth:`attempts` of it is 0, the attempt being part of the work.
         """
+        ...
+
+
+class Kept(Late, Watch, Protocol):
+    """A :class:`Late` that is also told which partitions are owned."""
+
+    def prepare(self, log: Log) -> None:
+        """Create what it needs in the log; blocks."""
         ...
 
 

@@ -45,6 +45,8 @@ CAPABILITIES = Capabilities(
     creates_topics=False,
     # Whatever the producer may write at all fits a dead letter topic.
     letters={"max.message.bytes": str(MESSAGE_BYTES)},
+    # Nothing younger than an hour is compacted: what is said of a key is heard before it goes.
+    compacted={"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"},
 )
 
 Client = TypeVar("Client", Consumer, Producer, AdminClient)
@@ -67,19 +69,20 @@ class KafkaLog:
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
-        asking = Asking(found.scrub)
         # The driver checks names and values when a client is made, so one of each is made now.
         admin = self._connect(AdminClient, found.admin())
+        self._asking = asking = Asking(found, admin)
         consumer = partial(self._connect, Consumer)
         self._topics = Topics(found, admin, asking)
         self._groups = Groups(found, admin, Places(found, consumer, asking), asking)
         self._readers = Readers(found, consumer, asking, self._topics.check)
-        self._connect(Consumer, found.member("streams", Flow(), lambda _: None)).close()
+        trial = {**found.member("streams", Flow(), lambda _: None), "log_level": 0}
+        self._connect(Consumer, trial).close()
         self._appender = Appender(
             found,
             lambda conf: self._connect(Producer, conf, logger=self._lines),
             self._topics.partitions,
-            asking.refused,
+            asking.told,
         )
 
     def __repr__(self) -> str:
@@ -264,6 +267,7 @@ class KafkaLog:
             flow,
             session,
             moves.Desk(self._groups, group),
+            self._asking,
         )
         with self._lock:
             self._subscriptions.add(subscription)

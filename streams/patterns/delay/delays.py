@@ -1,0 +1,211 @@
+"""Delayed delivery: publish now, delivered when due."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+from uuid_utils import uuid7
+
+from streams.app import to_the_end
+from streams.errors import ConfigError
+from streams.log.names import check_topic
+from streams.log.protocol import Log
+from streams.message import Position, Record
+from streams.patterns.delay import wire
+from streams.patterns.delay.late import PENDING
+from streams.patterns.delay.owner import Figures, make_topic, own
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.topic import Key, Topic
+
+T = TypeVar("T")
+
+Delay = float | timedelta
+
+
+class Scheduled(NamedTuple):
+    """A message that was taken in for later."""
+
+    id: str
+    """Its message ID, by which it can be cancelled."""
+    due: datetime
+    position: Position
+    """Where it stands in the delay topic."""
+
+
+class Delays:
+    """Delivers messages to topics of an app when they are due.
+
+    Declared on an app, it is a processor of it: whatever process runs the app delivers, and
+    several share the partitions. Messages are due in order within a partition of the delay topic,
+    and go to their topic under their own ID, key and headers.
+
+    :param app: whose topics messages may go to: those it declares, no others.
+    :param name: the delay topic, and the group that keeps it.
+    :param partitions: how many the delay topic has if it is created here; 1 if not given.
+    :param pending: messages a partition whose due time is held in memory at once (about 200 bytes
+        each); of those beyond it the log is read again when their time comes near.
+    :raises ConfigError: any of these cannot work.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        name: str = "delays",
+        *,
+        partitions: int | None = None,
+        pending: int = PENDING,
+    ) -> None:
+        for option, value in (("partitions", partitions), ("pending", pending)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not whole:
+                raise ConfigError(f"Delays({option}={value!r}): a whole number from 1")
+        self.name = check_topic(name)
+        self._app = app
+        self._partitions = partitions or 1
+        self._door = Door(app)
+        self._desk = own(
+            app, self.name, lambda log: self._partitions, app.topics.__contains__, pending
+        )
+
+    def __repr__(self) -> str:
+        return f"<Delays {self.name!r}>"
+
+    async def publish(
+        self,
+        topic: Topic[T],
+        value: T,
+        *,
+        delay: Delay | None = None,
+        at: datetime | None = None,
+        key: Key | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timestamp: datetime | None = None,
+    ) -> Scheduled:
+        """Publish a value to ``topic`` later; returns once that is durable.
+
+        An ID that is pending already is replaced: it is due at the new time, with the new value.
+
+        :param delay: in so many seconds (or a timedelta).
+        :param at: at this time, with a time zone; give one of the two.
+        :raises ConfigError: the time means nothing, or the topic is another app's.
+        :raises EncodeError: the value does not fit the topic's type; nothing was written.
+        :raises LogError: as :meth:`streams.Topic.publish`.
+        """
+        if self._app.topics.get(topic.name) is None or topic._app is not self._app:
+            raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
+        due = due_at(self._app.clock.time(), delay, at)
+        record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
+        return await self._door.put(self.name, self._partitions, topic.name, record, due)
+
+    async def cancel(self, id: str, *, within: float = 30.0) -> wire.Outcome:
+        """Ask that a message be not delivered; the answer says what happened.
+
+        ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
+        could not be delivered and is a dead letter. ``"unknown"``: no such message is pending, nor
+        was among the last 10,000 or so.
+
+        :param within: seconds to wait for an answer.
+        :raises TimeoutError: nobody answered; the request stands, and may be answered later.
+        :raises LogError: the request could not be written.
+        """
+        return await self._door.cancel(self.name, self._partitions, id, within)
+
+    def stats(self) -> Figures:
+        """What is pending and was delivered in this process."""
+        return self._desk.stats()
+
+
+class Door:
+    """Where messages are handed in for later, and requests made."""
+
+    def __init__(self, app: Streams) -> None:
+        self._app = app
+        self._made: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
+
+    async def put(self, name: str, partitions: int, to: str, record: Record, due: int) -> Scheduled:
+        """Write an entry to the delay topic ``name``."""
+        await self._ensure(name, partitions)
+        entry = wire.entry(record, to, due)
+        position = await self._app.publisher.publish(name, entry)
+        moment = datetime.fromtimestamp(due / 1000, timezone.utc)
+        return Scheduled(record.id, moment, position)
+
+    async def cancel(self, name: str, partitions: int, id: str, within: float) -> wire.Outcome:
+        """Write a request and wait for its answer."""
+        if not isinstance(id, str) or not id:
+            raise ConfigError(f"cancel({id!r}): a message ID is needed, as a str")
+        await self._ensure(name, partitions)
+        request = str(uuid7())
+        place = await self._app.publisher.publish(name, wire.request(id, request))
+        loop = asyncio.get_running_loop()
+        give_up, pause, start = loop.time() + within, 0.005, place.offset
+        log = self._app.log
+        while True:
+            answer, start = await asyncio.to_thread(_answer, log, place, start, request)
+            if answer is not None:
+                return answer
+            if loop.time() >= give_up:
+                raise TimeoutError(
+                    f"cancelling {id!r}: no answer within {within:g} s; is a process running that "
+                    f"keeps {name!r}?"
+                )
+            await asyncio.sleep(pause)
+            pause = min(0.5, pause * 1.5)
+
+    async def _ensure(self, name: str, partitions: int) -> None:
+        """The delay topic is there, with its floor below what is about to be written."""
+        log = self._app.log
+        made = self._made.setdefault(log, set())
+        if name not in made:
+            await to_the_end(asyncio.to_thread(make_topic, log, name, partitions))
+            made.add(name)
+
+
+def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
+    """When that is, in milliseconds since the epoch.
+
+    :raises ConfigError: it is no time, or not said, or said twice.
+    """
+    if (delay is None) == (at is None):
+        raise ConfigError("give delay= (seconds) or at= (a datetime), one of the two")
+    if at is not None:
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise ConfigError(f"at={at!r}: a datetime with a time zone is needed")
+        moment = at.timestamp()
+    else:
+        seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if not number or not 0 <= seconds < wire.FAR / 2000:
+            raise ConfigError(f"delay={delay!r}: seconds (or a timedelta), not negative")
+        moment = now + seconds
+    return max(0, math.ceil(moment * 1000))
+
+
+def _answer(log: Log, place: Position, start: int, request: str) -> tuple[wire.Outcome | None, int]:
+    """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
+    _, end = log.bounds(place.topic, place.partition)
+    if start >= end:
+        return None, start
+    reader = log.reader(place.topic, place.partition, start, end)
+    try:
+        while (batch := reader.read(1_000)) is not None:
+            for index in range(len(batch)):
+                if batch.values[index] is not None:
+                    continue
+                what, answers = wire.said(batch.headers(index))
+                if answers == request and (found := wire.outcome(what)) is not None:
+                    return found, end
+    finally:
+        reader.close()
+    return None, end
+
+
+__all__ = ["Delay", "Delays", "Door", "Scheduled", "due_at"]

@@ -1,0 +1,227 @@
+"""Attempts that are counted in the log: ``Retry(in_order=False)`` and ``Retry(durable=True)``.
+
+A message that gives its order up, or has none, waits in the group's delay topic,
+``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``, which its processor
+reads anyway, with the number of its attempts in a header. It holds nothing up meanwhile, takes no
+memory, and is counted as settled where it failed: its ID with the redrive count is its identity,
+so each attempt is a message of its own to deduplication.
+
+A message that keeps its order stays in its lane. Each failure is noted in
+``{topic}.{group}.attempts``, in the partition of the same number, before the next attempt. The
+partition's next owner reads the notes that are younger than the oldest message that is not
+settled. Notes are kept for :data:`KEPT` seconds; older ones count for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from streams.engine.dispatch import Work
+from streams.errors import LogError, NotFound
+from streams.letters import ATTEMPTS, PREFIX, header
+from streams.log.names import check_topic
+from streams.log.protocol import Assignment, Log, Retention
+from streams.message import ID, REDRIVE, TIME, Batch, Headers, Record
+from streams.patterns.delay import wire
+from streams.patterns.delay.owner import Desk, own
+from streams.processor import Processor
+from streams.runners.job import Outgoing
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+logger = logging.getLogger("streams.delay")
+
+PENDING = 200_000
+"""Messages a partition whose due time is held in memory at once."""
+
+KEPT = 7 * 86_400.0
+"""Seconds for which a note counts."""
+
+SKEW = 3600.0
+"""Seconds by which the clocks of those who publish may differ."""
+
+_TRIES = 5
+
+
+def delay_topic(topic: str, group: str) -> str:
+    """Where messages of ``topic`` wait that ``group`` handles later."""
+    return f"{topic}.{group}.delay"
+
+
+def keep(app: Streams, processor: Processor[..., Any]) -> Kept:
+    """Declare what keeps a processor's late messages, and make it the processor's companion."""
+    return Kept(app, processor)
+
+
+class Kept:
+    """See :class:`streams.runners.job.Kept`."""
+
+    def __init__(self, app: Streams, processor: Processor[..., Any]) -> None:
+        options = processor.options
+        self._app = app
+        self._group = group = processor.group
+        self._loose = not options.retry.in_order
+        self._delays: dict[str, str] = {}
+        """The delay topic, by the topic read."""
+        self._back: dict[str, str] = {}
+        """The topic through which messages come back, by the topic read."""
+        self._notes: dict[str, str] = {}
+        """The topic of notes, by the topic read."""
+        self._counts: dict[tuple[str, int, int], int] = {}
+        """Attempts of messages of a partition's former owner, by place."""
+        self.desks: dict[str, Desk] = {}
+        """Who keeps the delay topic, by source topic."""
+        for source in options.topics:
+            delay = check_topic(delay_topic(source.name, group))
+            retry = options.dead_letters.retry(source.name, group)
+            for name in (source.name, retry):
+                self._delays[name], self._back[name] = delay, retry
+                self._notes[name] = check_topic(f"{source.name}.{group}.attempts")
+            desk = self.desks[source.name] = own(
+                app, delay, _partitions(source.name), {source.name, retry}.__contains__, PENDING
+            )
+            if desk.owner is not None:
+                processor.companions.append(desk.owner)
+
+    def prepare(self, log: Log) -> None:
+        """Create the topics of notes, where messages may wait in their lanes; blocks."""
+        if self._loose:
+            return
+        for topic, notes in self._notes.items():
+            if topic not in self.desks:
+                continue
+            try:
+                log.topic(notes)
+            except NotFound:
+                log.create(notes, log.topic(topic).partitions, Retention(seconds=KEPT))
+
+    # -- asked by the runner
+
+    def attempts(self, batch: Batch, index: int) -> int:
+        """How often a message that was just taken up failed before."""
+        if self._counts:
+            noted = self._counts.get((batch.topic, batch.partition, batch.offsets[index]))
+            if noted is not None:
+                return noted
+        return 0 if batch.topic in self.desks else _count(batch.headers(index))
+
+    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing, bool]:
+        """The message as it comes back, or a note of its attempts."""
+        batch, index = work[0].batch, work[1]
+        if self._loose or batch.keys[index] is None:
+            return self._again(batch, index, attempt, delay), True
+        place = (batch.topic, batch.partition, batch.offsets[index])
+        if self._counts.get(place) or _count(batch.headers(index)):
+            self._counts[place] = 0  # from now on it is part of the work
+        name = "/".join(map(str, place))
+        note = Record(
+            str(attempt).encode(), name.encode(), f"{name}/{attempt}", (), batch.partition
+        )
+        return (self._notes[batch.topic], note), False
+
+    def _again(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
+        headers = batch.headers(index)
+        found = header(headers, REDRIVE) or "0"
+        redrive = int(found) + 1 if found.isascii() and found.isdigit() else 1
+        kept = [
+            (name, value)
+            for name, value in headers
+            if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
+        ]
+        if not any(name == TIME for name, _ in kept):
+            when = datetime.fromtimestamp(batch.time(index), timezone.utc)
+            kept.append((TIME, when.isoformat().encode()))
+        kept += [(REDRIVE, str(redrive).encode()), (ATTEMPTS, str(attempt).encode())]
+        id = batch.id(index)
+        record = Record(batch.values[index], batch.keys[index], id, kept)
+        due = min(math.ceil((self._app.clock.time() + delay) * 1000), wire.FAR)
+        known = wire.copy_name(id, headers, redrive)
+        back = self._back[batch.topic]
+        copy = wire.entry(record, back, due, known=known, id=f"{known}/{self._group}")
+        return self._delays[batch.topic], copy
+
+    # -- told by the pump
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Watch: read what the former owners noted."""
+        if self._loose:
+            return
+        for assignment in assignments:
+            for tries in range(1, _TRIES + 1):
+                try:
+                    self._read(assignment)
+                    break
+                except LogError as error:
+                    if tries == _TRIES:
+                        logger.error(
+                            "%s: attempts of waiting messages start over: %s", assignment, error
+                        )
+                    else:
+                        time.sleep(0.1 * tries)
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Watch: forget what was noted of these."""
+        gone = {(each.topic, each.partition) for each in assignments}
+        kept = {place: n for place, n in self._counts.items() if place[:2] not in gone}
+        self._counts = kept
+
+    def busy(self) -> str:
+        """Watch: nothing happens here by itself."""
+        return ""
+
+    def _read(self, assignment: Assignment) -> None:
+        log, topic, partition = self._app.log, assignment.topic, assignment.partition
+        notes = self._notes[topic]
+        if partition >= log.topic(notes).partitions:
+            return
+        first, end = log.bounds(notes, partition)
+        _, last = log.bounds(topic, partition)
+        if first >= end or assignment.position >= last:
+            return
+        source = log.reader(topic, partition, assignment.position, last)
+        try:
+            oldest = source.read(1)
+        finally:
+            source.close()
+        if oldest is None:
+            return
+        start = max(first, log.at(notes, partition, oldest.time(0) - SKEW))
+        if start >= end:
+            return
+        reader = log.reader(notes, partition, start, end)
+        counts: dict[tuple[str, int, int], int] = {}
+        try:
+            while (batch := reader.read(1_000)) is not None:
+                for key, value in zip(batch.keys, batch.values, strict=True):
+                    place = _place(key)
+                    if place is None or place[0] != topic or place[2] < assignment.position:
+                        continue
+                    if value is not None and value.isdigit():
+                        counts[place] = max(counts.get(place, 0), int(value))
+        finally:
+            reader.close()
+        self._counts |= counts
+
+
+def _partitions(topic: str) -> Any:
+    return lambda log: log.topic(topic).partitions
+
+
+def _count(headers: Headers) -> int:
+    """The attempts in a message's headers."""
+    found = header(headers, ATTEMPTS) or "0"
+    return int(found) if found.isascii() and found.isdigit() and len(found) < 10 else 0
+
+
+def _place(key: bytes | None) -> tuple[str, int, int] | None:
+    try:
+        topic, partition, offset = (key or b"").decode().rsplit("/", 2)
+        return topic, int(partition), int(offset)
+    except ValueError:
+        return None

@@ -1,0 +1,152 @@
+"""What stands in a delay topic: entries, marks, requests; pure.
+
+Everything is keyed by the message's ID, so that on a compacted topic only the last word about a
+message stays:
+
+* an *entry*: the message's bytes, with headers that say when it is due, where it goes, and the
+  key it has there. A later entry of the same ID replaces the earlier one;
+* a *mark*: a null value (a tombstone, for whoever compacts), saying what became of the entry:
+  ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). A mark is the last word
+  about every entry of its ID that stands before it;
+* a *request* to cancel, answered by a mark that names it: ``cancelled``, or ``delivered`` where it
+  was too late, or ``unknown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Literal, NamedTuple, cast
+from uuid import uuid4
+
+from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
+
+DUE = "streams_delay_due"
+"""When an entry is due: milliseconds since the epoch, in decimal."""
+TO = "streams_delay_to"
+"""The topic it goes to."""
+KEY = "streams_delay_key"
+"""The message's own key; absent for a keyless one."""
+NULL = "streams_delay_null"
+"""The message's value is null (which in a compacted topic would end the entry)."""
+MESSAGE = "streams_delay_id"
+"""The message's own ID, where the entry's key says more than that."""
+MARK = "streams_delay"
+"""What a record without :data:`DUE` is: a request (:data:`CANCEL`), or a mark's outcome."""
+ANSWERS = "streams_delay_of"
+"""The request that a mark answers."""
+
+CANCEL = "cancel"
+
+Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
+
+_OURS = frozenset({DUE, TO, KEY, NULL, MESSAGE, MARK, ANSWERS, ID})
+
+FAR = 1 << 60
+"""No time is later than this, in milliseconds."""
+
+
+class Entry(NamedTuple):
+    """A message to be delivered, as it stands in the delay topic."""
+
+    key: bytes
+    """What the entry is known by."""
+    to: str
+    due: int
+    record: Record
+    """What is written to ``to``."""
+
+
+def entry(
+    record: Record, to: str, due: int, *, known: str | None = None, id: str | None = None
+) -> Record:
+    """The entry of a message.
+
+    :param record: the message, as it will be written to ``to``.
+    :param known: what the entry is known by; the message's ID if not given.
+    :param id: the ID of the entry itself; a fresh one if not given.
+    """
+    headers: list[tuple[str, bytes | None]] = [(DUE, str(due).encode()), (TO, to.encode())]
+    if record.key is not None:
+        headers.append((KEY, record.key))
+    if record.value is None:
+        headers.append((NULL, b"1"))
+    if known is not None and known != record.id:
+        headers.append((MESSAGE, _bytes(record.id)))
+    headers += [pair for pair in record.headers if pair[0] not in _OURS]
+    return Record(record.value or b"", _bytes(known or record.id), id or str(uuid4()), headers)
+
+
+def parse(key: bytes | None, value: bytes | None, headers: Headers) -> Entry | None:
+    """The entry in a record; None where there is none, or where it makes no sense."""
+    found = {name: data for name, data in headers if name in _OURS}
+    due, to = due_of(headers), found.get(TO)
+    if key is None or value is None or due is None or to is None:
+        return None
+    rest = [pair for pair in headers if pair[0] not in _OURS]
+    id = text(found.get(MESSAGE) or key)
+    payload = None if found.get(NULL) else value
+    return Entry(key, text(to), due, Record(payload, found.get(KEY), id, rest))
+
+
+def due_of(headers: Headers) -> int | None:
+    """When an entry is due; None: this is no entry."""
+    for name, value in headers:
+        if name == DUE and value is not None:
+            return int(value) if value.isdigit() and len(value) < 19 else None
+    return None
+
+
+def mark(key: bytes, outcome: Outcome, id: str, answers: str | None = None) -> Record:
+    """The last word about the entries of an ID so far."""
+    headers: list[tuple[str, bytes | None]] = [(MARK, outcome.encode())]
+    if answers is not None:
+        headers.append((ANSWERS, _bytes(answers)))
+    return Record(None, key, id, headers)
+
+
+def request(message_id: str, id: str) -> Record:
+    """Asks that a message be not delivered."""
+    return Record(b"", _bytes(message_id), id, [(MARK, CANCEL.encode())])
+
+
+def said(headers: Headers) -> tuple[str | None, str | None]:
+    """What a record that is no entry says, and which request it answers."""
+    what = answers = None
+    for name, value in headers:
+        if value is not None and name == MARK:
+            what = text(value)
+        elif value is not None and name == ANSWERS:
+            answers = text(value)
+    return what, answers
+
+
+def outcome(what: str | None) -> Outcome | None:
+    """An outcome, if that is one."""
+    if what in ("cancelled", "delivered", "unknown", "dead"):
+        return cast("Outcome", what)
+    return None
+
+
+def digest(key: bytes) -> int:
+    """A name for an ID that takes as little memory as a position does. 120 bits: two of a billion
+    IDs have one in common with a chance of less than one in 10**18."""
+    return int.from_bytes(blake2b(key, digest_size=15).digest())
+
+
+def copy_name(id: str, headers: Headers, redrive: int) -> str:
+    """What the entry of a message's next attempt is known by: source, ID and redrive count are its
+    identity, so that each attempt has an entry of its own."""
+    source = next((text(value) for name, value in headers if name == SOURCE and value), "")
+    return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
+
+
+def without(
+    headers: Headers, names: Sequence[str] = (ID, REDRIVE)
+) -> list[tuple[str, bytes | None]]:
+    """All headers but some."""
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
