@@ -103,7 +103,8 @@ class Shelf:
                 self._put(key, _Row("", "", value, now + ttl))
                 return True
             case Forget(key):
-                return self._rows.pop(key, None) is not None and row is not None
+                self._rows.pop(key, None)
+                return row is not None
 
     def _put(self, key: bytes, row: _Row) -> None:
         self._tickets += 1

@@ -84,6 +84,10 @@ class _Row(NamedTuple):
             return self.lease - now.monotonic
         return self.until - now.time
 
+    def gone(self, now: _Now) -> bool:
+        """It is as if it had been deleted already."""
+        return self.left(now) <= (0 if self.value is not None else -GRACE)
+
     def seen(self, now: _Now) -> Entry | None:
         """As others see it."""
         left = self.left(now)
@@ -163,7 +167,7 @@ class SqliteClaims:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | Look) and request.key not in written:
-                    row = _find(connection, request.key)
+                    row = _find(connection, request.key, now)
                     found = row.seen(now) if row else None
                     if isinstance(request, Look) or (row and found and _stands(row, request)):
                         answers[index] = found
@@ -173,9 +177,11 @@ class SqliteClaims:
         return left
 
 
-def _find(connection: Connection, key: bytes) -> _Row | None:
-    rows = connection.rows(_FIND, (key,))
-    return _Row(*rows[0]) if rows else None
+def _find(connection: Connection, key: bytes, now: _Now) -> _Row | None:
+    for found in connection.rows(_FIND, (key,)):
+        row = _Row(*found)
+        return None if row.gone(now) else row
+    return None
 
 
 def _stands(row: _Row, claim: Claim) -> bool:
@@ -185,7 +191,7 @@ def _stands(row: _Row, claim: Claim) -> bool:
 
 def _one(connection: Connection, request: Request, now: _Now) -> Answer:
     """Do one request within a transaction."""
-    row = _find(connection, request.key)
+    row = _find(connection, request.key, now)
     mine = row is not None and row.token == getattr(request, "token", None)
     match request:
         case Claim(key, token, lease, fingerprint):
@@ -217,7 +223,7 @@ def _one(connection: Connection, request: Request, now: _Now) -> Answer:
             return True
         case Forget(key):
             connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
-            return row is not None and (row.value is None or row.left(now) > 0)
+            return row is not None
 
 
 def _claimed(
