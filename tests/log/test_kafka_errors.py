@@ -1,6 +1,12 @@
-"""The driver's errors become ours by one table."""
+"""The driver's errors become ours by one table, and what it says of connections one clear line."""
 
 from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -16,8 +22,12 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.log.kafka import errors
-from streams.log.kafka.errors import CODES, WRITES, kind_of, translate
+from streams.log.kafka import asking, errors, topics
+from streams.log.kafka.errors import CODES, WRITES, Said, connection, kind_of, translate
+from streams.log.kafka.lines import QUIET, Lines
+from streams.log.kafka.log import KafkaLog
+from streams.log.url import open_log
+from tests.servers.lifetime import free_port
 
 
 @pytest.mark.parametrize(
@@ -74,3 +84,223 @@ def test_a_message_is_one_line_with_what_was_tried_what_failed_and_what_to_do() 
 
 def test_an_exception_without_an_error_is_still_ours() -> None:
     assert type(translate(KafkaException("odd"), "trying")) is LogError
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+SAID = [
+    (
+        (
+            "127.0.0.1:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection "
+            "refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
+        ),
+        "127.0.0.1:9092: connection refused",
+    ),
+    (
+        (
+            "sasl_ssl://kafka.example:9093/2: Connect to ipv6#[::1]:9093 failed: "
+            "Connection refused (after 12ms in state CONNECT)"
+        ),
+        "kafka.example:9093: connection refused",
+    ),
+    (
+        (
+            "nosuch.invalid:9092/bootstrap: Failed to resolve 'nosuch.invalid:9092': Name "
+            "or service not known (after 1ms in state CONNECT)"
+        ),
+        "nosuch.invalid:9092: name or service not known",
+    ),
+    (
+        (
+            "ssl://[::1]:9093/bootstrap: SSL handshake failed: error:0A000086:SSL "
+            "routines::certificate verify failed: broker certificate could not be "
+            "verified, verify that ssl.ca.location is correctly configured or root CA "
+            "certificates are installed (after 5ms in state X)"
+        ),
+        "[::1]:9093: SSL handshake failed: certificate verify failed",
+    ),
+    (
+        (
+            "sasl_ssl://h:9092/bootstrap: SSL handshake failed: Disconnected: SSL "
+            "connection closed by peer: connecting to a PLAINTEXT broker listener? (after "
+            "2ms in state SSL_HANDSHAKE)"
+        ),
+        (
+            "h:9092: disconnected: SSL connection closed by peer: connecting to a "
+            "PLAINTEXT broker listener?"
+        ),
+    ),
+    (
+        (
+            "h:80/bootstrap: Receive failed: Invalid response size 1213486160 "
+            "(0..100000000): increase receive.message.max.bytes (after 2ms in state "
+            "APIVERSION_QUERY)"
+        ),
+        "h:80: what answers there does not speak Kafka's protocol",
+    ),
+    (
+        ("GroupCoordinator: h:9092: Connect to ipv4#127.0.0.1:9092 failed: Connection refused"),
+        "h:9092: connection refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), SAID)
+def test_of_a_connection_the_address_and_the_reason_are_left(line: str, said: str) -> None:
+    found = connection(line)
+    assert found is not None
+    assert str(found) == said
+
+
+@pytest.mark.parametrize("line", ["1/1 brokers are down", "Local: Timed out", ""])
+def test_a_line_that_is_of_no_connection_is_none(line: str) -> None:
+    assert connection(line) is None
+
+
+@pytest.mark.parametrize(
+    ("hosts", "said", "tls", "words", "not_said"),
+    [
+        ("localhost:9092", [("localhost:9092", "connection refused")], False,
+         ("localhost:9092: connection refused; is Kafka running", "docker compose up -d",
+          "sqlite:///"), ()),
+        ("kafka1:9092,kafka2:9092", [("kafka1:9092", "x"), ("kafka2:9092", "y")], False,
+         ("kafka1:9092: x; kafka2:9092: y; is Kafka running",), ("docker", "sqlite")),
+        ("h:9092", [], False, ("no answer from h:9092", "is the address right"), ("docker",)),
+        ("h:9092", [("h:9092", errors.CLOSED)], False, ("kafka+ssl://", "login"), ("running",)),
+        ("h:9092", [("h:9092", errors.CLOSED)], True, ("want a login",), ("kafka+ssl://",)),
+        ("h:9092", [("h:9092", "a PLAINTEXT listener?")], True, ("it is kafka://",), ("login",)),
+    ],
+)  # fmt: skip
+def test_what_no_broker_answers_says_where_why_and_what_to_look_at(
+    hosts: str,
+    said: list[tuple[str, str]],
+    tls: bool,
+    words: tuple[str, ...],
+    not_said: tuple[str, ...],
+) -> None:
+    error = errors.unreachable("asking", hosts, [Said(*each) for each in said], tls=tls)
+    assert type(error) is Unavailable
+    assert "\n" not in str(error)
+    assert [word for word in words if word not in str(error)] == []
+    assert [word for word in not_said if word in str(error)] == []
+
+
+@pytest.fixture
+def closing() -> Iterator[int]:
+    """The port of a server that hangs up on whoever calls, as one for TLS does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    link, _ = server.accept()
+                except OSError:
+                    return
+                with link:
+                    link.recv(1024)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_where_nobody_listens_that_is_said_soon(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    port = free_port()
+    log = open_log(f"kafka://127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: connection refused; is Kafka runn"):
+        log.topics()
+    assert time.monotonic() - start < asking.ANSWER  # it was not waited for to the end
+    log.close()
+    # Nothing past Python's logging, and there one line, which is no warning.
+    assert capfd.readouterr().err == ""
+    lines = [each for each in caplog.records if "refused" in each.getMessage()]
+    assert [each.levelno for each in lines if each.levelno > logging.DEBUG] == [logging.INFO]
+
+
+def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
+    log = open_log(f"kafka://127.0.0.1:{closing}")
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{closing}: it closes .*kafka\\+ssl://"):
+        log.topic("orders")
+    log.close()
+
+
+def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "GRACE", 0.0)
+    monkeypatch.setattr(topics, "ANSWER", 1.0)
+    for answered in (False, True):
+        log = open_log(f"kafka://127.0.0.1:{free_port()}")
+        assert isinstance(log, KafkaLog)
+        log._asking._reached = answered
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match="connection refused"):
+            log.topics()
+        took = time.monotonic() - start
+        log.close()
+        assert took >= 0.9 or not answered
+
+
+# -- the driver's own log lines --------------------------------------------------------------------
+
+REFUSED = (
+    "[thrd:h:9092/bootstrap]: h:9092/bootstrap: Connect to ipv4#1.2.3.4:9092 failed: Connection "
+    "refused (after {}ms in state CONNECT)"
+)
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tell(lines: Lines, level: int, facility: str, line: str, client: str = "streams#c-1") -> None:
+    lines.log(level, "%s [%s] %s", facility, client, line)
+
+
+def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    clock = Hand()
+    lines = Lines(logging.getLogger("streams.kafka"), clock)
+    for second in range(200):
+        clock.now = float(second)
+        for client in ("streams#producer-1", "streams#consumer-2"):
+            tell(lines, logging.ERROR, "FAIL", REFUSED.format(second), client)
+    assert [each.getMessage() for each in caplog.records] == [
+        "h:9092: connection refused",
+        "h:9092: connection refused (and 59 more like this)",
+        "h:9092: connection refused (and 119 more like this)",
+    ]
+    assert {each.levelno for each in caplog.records} == {logging.INFO}
+    caplog.clear()
+    clock.now += 3 * QUIET[1]  # it was mended meanwhile
+    for second in range(100):
+        clock.now += 1
+        tell(lines, logging.ERROR, "FAIL", REFUSED.format(second))
+    assert len(caplog.records) == 3  # at once, after 30 s, after 60 s more
+
+
+def test_an_idle_connection_that_ends_is_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    lines = Lines(logging.getLogger("streams.kafka"))
+    tell(lines, logging.INFO, "FAIL", "[thrd:h:9092/1]: h:9092/1: Disconnected (after 600000ms)")
+    (found,) = caplog.records
+    assert (found.levelno, found.getMessage()) == (logging.DEBUG, "h:9092: disconnected")
+
+
+def test_other_lines_keep_their_level_and_their_text(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(logging.getLogger("streams.kafka"))
+    tell(lines, logging.WARNING, "MAXPOLL", "[thrd:main]: Application maximum poll interval")
+    (found,) = caplog.records
+    assert found.levelno == logging.WARNING
+    assert found.getMessage() == "MAXPOLL [streams#c-1] Application maximum poll interval"

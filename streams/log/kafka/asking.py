@@ -12,9 +12,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
-from streams.errors import LogError, Unavailable
-from streams.log.kafka.errors import error_of, kind_of, translate
+from streams.errors import LogError, StreamsError, Unavailable
+from streams.log.kafka.errors import (
+    CLOSED,
+    Said,
+    connection,
+    error_of,
+    kind_of,
+    translate,
+    unreachable,
+)
+from streams.log.kafka.settings import Settings
 
 T = TypeVar("T")
 
@@ -45,30 +55,108 @@ _PASSES = frozenset(
 )
 
 
+_ABSENT = frozenset(
+    {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._TRANSPORT,
+    }
+)
+"""What the driver says where no broker answers."""
+
+GRACE = 1.5
+"""Seconds that brokers get to be reached for the first time, once a try failed: a host's name may
+stand for several addresses, which are tried in turn."""
+
+
 class Asking:
     """How one log asks its brokers (any thread).
 
-    Of a login or a certificate that is refused only the client that is served hears, so it is
-    noted here: whoever waits for an answer then need not wait any longer, and is told the reason.
+    Why no connection can be made, only the clients that are served hear, so it is noted here
+    (:meth:`told`): whoever waits for an answer need not wait until the driver gives up, and is told
+    the reason. That holds until a broker answered for the first time; later an outage is waited
+    for, as it passes.
+
+    :param settings: for the brokers' names, and what no error may show.
+    :param admin: asks the first question.
     """
 
-    def __init__(self, scrub: Callable[[str], str]) -> None:
-        self._scrub = scrub
+    def __init__(self, settings: Settings, admin: AdminClient) -> None:
+        self._settings = settings
+        self._admin = admin
         self._refusal: tuple[KafkaError, float] | None = None
+        """A login or a certificate that is refused, and when."""
+        self._said: dict[str, tuple[Said, float]] = {}
+        """What was said last of each broker's connection."""
+        self._down = float("-inf")
+        """When no broker could be reached."""
+        self._reached = False
 
-    def refused(self, error: KafkaError) -> None:
-        """Note why no connection can be made."""
-        self._refusal = (error, time.monotonic())
+    def told(self, error: KafkaError) -> None:
+        """Note what a client's ``error_cb`` was told."""
+        now = time.monotonic()
+        code = error.code()
+        said = connection(self._settings.scrub(str(error.str())))
+        if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refusal = (error, now)
+        elif code == KafkaError._ALL_BROKERS_DOWN:
+            self._down = now
+        elif said is not None:
+            self._said[said.address] = (said, now)
+
+    def absent(self, doing: str, since: float) -> StreamsError:
+        """The error for what no broker answered.
+
+        :param since: what was noted from this moment on says why.
+        """
+        refusal = self._refused_since(since)
+        if refusal is not None:
+            return self._translated(refusal, doing)
+        settings = self._settings
+        said = [said for said, at in list(self._said.values()) if at > since]
+        if not said and self._down > since:
+            said = [Said(settings.hosts, CLOSED)]
+        return unreachable(doing, settings.hosts, said, tls=settings.tls)
 
     def _refused_since(self, moment: float) -> KafkaException | None:
         refusal = self._refusal
         return KafkaException(refusal[0]) if refusal is not None and refusal[1] > moment else None
+
+    def _translated(self, error: KafkaException, doing: str) -> StreamsError:
+        return translate(error, doing, self._settings.scrub)
+
+    def _knock(self, doing: str) -> None:
+        """See that there is a broker at all, once.
+
+        :raises LogError: none answers, or it lets nobody in.
+        """
+        start = time.monotonic()
+        recent = start - ANSWER
+        future = self._admin.describe_cluster(request_timeout=ANSWER)
+        while not self._reached:
+            try:
+                future.result(_AGAIN)
+                self._reached = True
+            except TimeoutError:
+                now = time.monotonic()
+                down = now > start + GRACE and self._down > recent
+                if down or now > start + ANSWER or self._refused_since(recent):
+                    raise self.absent(doing, recent) from None
+            except KafkaException as error:
+                found = error_of(error)
+                if found is not None and kind_of(found) is Unavailable:
+                    raise self.absent(doing, recent) from error
+                self._reached = True  # it answered
 
     def ask(self, doing: str, question: Callable[[], T]) -> T:
         """What ``question`` returns.
 
         :raises LogError: translated from what the driver raised.
         """
+        if not self._reached:
+            self._knock(doing)
         start = time.monotonic()
         while True:
             try:
@@ -79,11 +167,11 @@ class Asking:
                     if time.monotonic() < start + ANSWER:
                         time.sleep(_AGAIN)
                         continue
-                elif found is not None and kind_of(found) is Unavailable:
-                    error = self._refused_since(start - ANSWER) or error
-                raise translate(error, doing, self._scrub) from error
+                elif found is not None and found.code() in _ABSENT:
+                    raise self.absent(doing, start - ANSWER) from error
+                raise self._translated(error, doing) from error
             except TimeoutError as error:
-                raise Unavailable(f"Kafka, {doing}: no answer within {ANSWER:g} s") from error
+                raise self.absent(doing, start - ANSWER) from error
             except (TypeError, ValueError) as error:
                 raise LogError(f"Kafka, {doing}: {error}") from error
 

@@ -3,11 +3,16 @@
 What an error *means* depends on whether a write may already be in the log, so writes have a short
 table of their own that is asked first. A code in no table goes by what the driver itself says
 about it (fatal, worth trying again).
+
+What the driver says of a connection is cut down to the broker's address and the reason
+(:func:`connection`); the names of its threads, states and durations help nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -22,6 +27,7 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
+from streams.log.away import advice
 
 Kind = type[StreamsError]
 
@@ -87,9 +93,9 @@ _HINTS: Mapping[int, str] = {
     KafkaError.SASL_AUTHENTICATION_FAILED: "check user, password and sasl.mechanism",
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "set sasl.mechanism to one the broker offers",
     KafkaError._SSL: "check ssl.ca.location, and that this is the broker's TLS port",
-    KafkaError._ALL_BROKERS_DOWN: "is Kafka running, and is the address right?",
+    KafkaError._ALL_BROKERS_DOWN: advice("Kafka", ["elsewhere"]),
     KafkaError._RESOLVE: "is the host's name right?",
-    KafkaError._TIMED_OUT: "is Kafka running, and is the address right?",
+    KafkaError._TIMED_OUT: advice("Kafka", ["elsewhere"]),
     KafkaError.MSG_SIZE_TOO_LARGE: (
         "see the topic's max.message.bytes; where it is below 1 MB, batch.size must be, too"
     ),
@@ -149,11 +155,75 @@ def translate(
     if error is None:
         return LogError(scrub(f"Kafka, {doing}: {_line(str(raised))}"))
     text = _line(error.str() or error.name())
+    said = connection(text)
     hint = _HINTS.get(error.code())
     return kind_of(error, write=write)(
-        scrub(f"Kafka, {doing}: {text}" + (f"; {hint}" if hint else ""))
+        scrub(f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else ""))
     )
 
 
 def _line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """What the driver says of one broker's connection."""
+
+    address: str
+    """``host:port``."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.address}: {self.why}"
+
+
+_SAID = re.compile(
+    r"(?:GroupCoordinator: )?(?:(?:plaintext|ssl|sasl_plaintext|sasl_ssl)://)?"
+    r"(?P<address>\S+:\d+)(?:/(?:bootstrap|\d+))?: (?P<why>.+)",
+    re.IGNORECASE,
+)
+_NOISE = re.compile(
+    r" \(after \d+ms.*|: receive 0 after POLLIN|error:[0-9A-F]+:SSL routines::"
+    r"|: broker certificate could not be verified, verify that ssl\.ca\.location.*"
+    r"|^Connect to \S+ failed: |^Failed to resolve '\S+': |^SSL handshake failed: (?=disconn)",
+    re.IGNORECASE,
+)
+
+
+def connection(text: str) -> Said | None:
+    """The broker's address and the reason, from a line of the driver's; None if it is no such."""
+    found = _SAID.fullmatch(_line(text))
+    if found is None:
+        return None
+    why = _NOISE.sub("", found["why"])
+    if "Invalid response size" in why:
+        why = "what answers there does not speak Kafka's protocol"
+    if "not valid in current SASL state" in why:
+        why = "it takes no login (SASL)"
+    if why[1:2].islower():  # no acronym
+        why = why[0].lower() + why[1:]
+    return Said(found["address"], why)
+
+
+def unreachable(doing: str, hosts: str, said: Iterable[Said], *, tls: bool) -> Unavailable:
+    """The error for a question that no broker answered.
+
+    :param hosts: the brokers, as the URL names them.
+    :param said: what the driver said of its connections meanwhile.
+    :param tls: connections are encrypted.
+    """
+    text = "; ".join(dict.fromkeys(map(str, said))) or f"no answer from {hosts}"
+    if "PLAINTEXT" in text:
+        hint = "without TLS it is kafka://"
+    elif CLOSED in text:
+        hint = f"does it want {'' if tls else 'TLS (kafka+ssl://) or '}a login (user:password@)?"
+    else:
+        hint = advice("Kafka", hosts.split(","))
+    return Unavailable(f"Kafka, {doing}: {text}; {hint}")
+
+
+CLOSED = "it closes the connection"
+"""What the driver tells only as the number of brokers that are down."""

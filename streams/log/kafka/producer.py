@@ -112,7 +112,7 @@ class Appender:
 
     :param connect: makes the driver's producer.
     :param partitions: how many partitions a topic has.
-    :param refused: told of a login or a certificate that is refused.
+    :param told: told of connections, logins and certificates that fail.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class Appender:
         settings: Settings,
         connect: Callable[[dict[str, Any]], Producer],
         partitions: Callable[[str], int],
-        refused: Callable[[KafkaError], None],
+        told: Callable[[KafkaError], None],
     ) -> None:
         self._settings = settings
         self._connect = connect
         self._partitions = partitions
-        self._refused = refused
+        self._told = told
         self._order = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._state = threading.Condition()
@@ -251,8 +251,7 @@ class Appender:
                 self._user_error(error)
         except Exception:
             logger.exception("error_cb raised")
-        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._refused(error)
+        self._told(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:

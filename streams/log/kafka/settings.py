@@ -179,6 +179,11 @@ class Settings:
         """Seconds that the producer waits for more records before it sends a batch."""
         return float(self.given.get("queue.buffering.max.ms", LINGER_MS)) / 1000
 
+    @property
+    def tls(self) -> bool:
+        """Connections are encrypted."""
+        return "ssl" in str(self.given.get("security.protocol", "")).lower()
+
     def scrub(self, text: str) -> str:
         """The text without any secret that it may quote."""
         for name, value in self.given.items():
@@ -356,6 +361,10 @@ def _address(url: str) -> tuple[str, str, str | None, str | None]:
     if at:
         name, _, secret = login.partition(":")
         user, password = unquote(name), unquote(secret)
+    if not brokers:
+        raise ConfigError(
+            f"{scheme}:// URL: there is no broker in it; write {scheme}://localhost:9092"
+        )
     hosts = []
     for host in brokers.split(","):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?", host)

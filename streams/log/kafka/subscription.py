@@ -35,7 +35,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
-from streams.log.kafka.asking import ANSWER
+from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
@@ -74,6 +74,7 @@ class KafkaSubscription:
 
     :param session: seconds after which the coordinator gives up a silent member.
     :param desk: where forced moves of the group are left.
+    :param asking: knows why no broker can be reached.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class KafkaSubscription:
         flow: Flow,
         session: float,
         desk: Desk,
+        asking: Asking,
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -98,6 +100,7 @@ class KafkaSubscription:
         """Bytes of ``flow.bytes`` that the driver's queue may hold."""
         self._settings = settings
         self._desk = desk
+        self._asking = asking
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
         self._woken = threading.Event()
@@ -228,14 +231,18 @@ class KafkaSubscription:
                 self._user_error(error)
         except Exception:
             logger.exception("group %s: error_cb raised", self.group)
+        self._asking.told(error)
         if error.code() not in _TOLD and not error.fatal():
             # One connection of several, often one that was idle: the driver makes another.
             logger.debug("group %s: %s", self.group, error.str())
             return
-        trouble = self._translated(error, f"group {self.group!r}")
+        doing = f"group {self.group!r}"
+        trouble = self._translated(error, doing)
         if error.fatal():
             self._failure = self._failure or trouble
             return
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            trouble = self._asking.absent(doing, time.monotonic() - ANSWER)
         if isinstance(trouble, Fatal) and self._connected:
             # It worked before: a broker that starts up may not know its users yet.
             trouble = Unavailable(str(trouble))
