@@ -283,7 +283,7 @@ class Streams:
         processor = kind(function, options, unique)
         for other in self.processors:
             both = set(other.topics) & set(processor.topics)
-            if other.group == options.group and both:
+            if other.group == options.group and both and not processor.shares:
                 raise ConfigError(
                     f"processor {name}: group {options.group!r} already reads {sorted(both)[0]!r} "
                     f"in processor {other.name}; give it a group of its own"
@@ -581,8 +581,9 @@ class Streams:
         self._starting.clear()
         self._log = self._publisher = self._loop = None
         self._starts.clear()
-        for processor in (*self.processors, *self._retiring):
+        for processor in (*self.processors, *self._ended):
             processor._runner = processor._pump = None
+        self._ended.clear()
         self._retiring.clear()
 
     def _prepare_topics(self, *, missing_ok: bool = False) -> None:
@@ -606,7 +607,8 @@ class Streams:
         except NotFound:
             if partitions is None and not log.capabilities.creates_topics:
                 raise
-            return log.create(name, partitions or 1, config=config)
+            spread = self.topics[name].spread if name in self.topics else 1
+            return log.create(name, partitions or spread, config=config)
         if partitions is not None and info.partitions != partitions:
             raise Mismatch(
                 f"topic {name!r} has {info.partitions} partitions, but is declared with "
@@ -817,13 +819,16 @@ class Streams:
 
         Cancelled meanwhile it does the same, without patience for handlers.
         """
-        for processor in self.processors:
-            if processor._pump is not None:
-                processor._pump.stop()
+        self._stop_pumps()
         await to_the_end(self._stopped(), self._hurry)
 
+    def _stop_pumps(self) -> None:
+        for processor in self._ended:  # those that run, also if they are declared no more
+            if processor._pump is not None:
+                processor._pump.stop()
+
     def _hurry(self) -> None:
-        for processor in (*self.processors, *self._retiring):
+        for processor in self._ended:
             if processor._runner is not None:
                 processor._runner.hurry()
 
@@ -833,9 +838,7 @@ class Streams:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
-        for processor in self.processors:  # one of them may have begun meanwhile
-            if processor._pump is not None:
-                processor._pump.stop()
+        self._stop_pumps()  # one may have begun meanwhile
         late = {future for future in self._ended.values() if not future.done()}
         longest = max((each.options.flow.drain for each in self._ended), default=0.0)
         if late:
@@ -848,7 +851,6 @@ class Streams:
         for processor in self._ended:
             if processor._runner is not None:
                 await processor._runner.gone()
-        self._ended = {}
 
 
 def _check_lifespan(lifespan: Lifespan) -> Lifespan:

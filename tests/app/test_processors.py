@@ -152,3 +152,36 @@ async def test_where_no_processors_run_none_is_started() -> None:
             await app.start_processor(processor)
     await app.stop_processor(processor)
     assert app.processors == []
+
+
+async def test_one_that_is_about_to_stop_when_the_app_is_left_stops_with_it() -> None:
+    app = Streams("memory://")
+    topic = app.topic("t", int)
+
+    @app.processor(topic, group="g", flow=QUICK)
+    async def handle(value: int) -> None: ...
+
+    async with app:
+        app.processors.remove(handle)
+        chore = app._chore(app.stop_processor(handle))  # and it is cancelled before its first step
+        # Left behind it would be waited for, longer than a test may take.
+    assert chore.cancelled()
+    assert not [each for each in threading.enumerate() if "handle" in each.name]
+
+
+async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, asked = Streams("memory://"), threading.Event()
+
+    def fails(self: Processor[..., Any], app: Streams) -> None:
+        app._starting.clear()
+        asked.set()
+        raise Unavailable("not now")
+
+    async def handle(value: int) -> None: ...
+
+    async with app:
+        monkeypatch.setattr(Processor, "prepare", fails)
+        await app.start_processor(declared(app, handle))
+    assert asked.is_set()
