@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.patterns.backpressure import BackpressureController, NotAcquired
+    from streams.patterns.bus import (
+        Event,
+        EventBus,
+        EventFilter,
+        FilteredSubscriber,
+        PatternEventBus,
+        Subscription,
+    )
     from streams.patterns.idempotency import (
         ClaimLost,
         DeduplicatedConsumer,
@@ -38,13 +46,18 @@ _HOME: dict[str, str] = {
     "ClaimLost": "streams.patterns.idempotency",
     "ContextConflict": "streams.patterns.saga",
     "DeduplicatedConsumer": "streams.patterns.idempotency",
+    "Event": "streams.patterns.bus",
+    "EventBus": "streams.patterns.bus",
+    "EventFilter": "streams.patterns.bus",
     "FailedCompensation": "streams.patterns.saga",
+    "FilteredSubscriber": "streams.patterns.bus",
     "IdempotencyStore": "streams.patterns.idempotency",
     "IdempotentProcessor": "streams.patterns.idempotency",
     "InProgress": "streams.patterns.idempotency",
     "KeyReused": "streams.patterns.idempotency",
     "NotAcquired": "streams.patterns.backpressure",
     "OperationFailed": "streams.patterns.idempotency",
+    "PatternEventBus": "streams.patterns.bus",
     "SagaError": "streams.patterns.saga",
     "SagaFailedError": "streams.patterns.saga",
     "SagaOrchestrator": "streams.patterns.saga",
@@ -54,6 +67,7 @@ _HOME: dict[str, str] = {
     "StepCall": "streams.patterns.saga",
     "StepError": "streams.patterns.saga",
     "StepTimeout": "streams.patterns.saga",
+    "Subscription": "streams.patterns.bus",
     "UnknownSaga": "streams.patterns.saga",
 }
 """Where each name is."""
@@ -63,13 +77,18 @@ __all__ = [
     "ClaimLost",
     "ContextConflict",
     "DeduplicatedConsumer",
+    "Event",
+    "EventBus",
+    "EventFilter",
     "FailedCompensation",
+    "FilteredSubscriber",
     "IdempotencyStore",
     "IdempotentProcessor",
     "InProgress",
     "KeyReused",
     "NotAcquired",
     "OperationFailed",
+    "PatternEventBus",
     "SagaError",
     "SagaFailedError",
     "SagaOrchestrator",
@@ -79,6 +98,7 @@ __all__ = [
     "StepCall",
     "StepError",
     "StepTimeout",
+    "Subscription",
     "UnknownSaga",
 ]
 

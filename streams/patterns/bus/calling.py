@@ -1,0 +1,112 @@
+"""Calling handlers, and telling somebody when one fails.
+
+An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
+block the loop. An error of one handler goes to the bus's error hook and to nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from streams.errors import ConfigError
+from streams.patterns.bus.event import Event
+
+logger = logging.getLogger("streams.bus")
+
+Handler = Callable[[Event], Any]
+"""Called with an :class:`Event`; ``async def`` or plain. What it returns is not used."""
+
+ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
+"""Called on the loop with what was raised, over which event, by which handler (None: the event's
+data cannot be decoded); ``async def``, or plain and quick."""
+
+
+def check_handler(handler: Handler) -> bool:
+    """Whether a handler is async.
+
+    :raises ConfigError: it cannot be called with an event.
+    """
+    how = "give a function of one event, `async def handle(event): ...` or plain"
+    if not callable(handler) or inspect.isclass(handler):
+        raise ConfigError(f"handler {handler!r}: {how}")
+    target: Any = handler
+    while isinstance(target, functools.partial):
+        target = target.func
+    call = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    for each in (target, call):
+        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise ConfigError(f"handler {name_of(handler)}: a generator would not be run; {how}")
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError as error:
+        raise ConfigError(f"handler {name_of(handler)}: {error}; {how}") from error
+    except ValueError:
+        pass  # a builtin that does not tell its parameters
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
+
+
+def check_hook(hook: ErrorHook | None) -> ErrorHook:
+    """The hook, or what stands for it: a line in the log.
+
+    :raises ConfigError: it cannot be one.
+    """
+    if hook is None:
+        return log_error
+    if not callable(hook):
+        raise ConfigError(f"on_error={hook!r}: a function of (error, event, handler)")
+    try:
+        inspect.signature(hook).bind(None, None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"on_error={name_of(hook)}: {error}; it is called as (error, event, handler)"
+        ) from error
+    except ValueError:
+        pass
+    return hook
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function as a log line names it."""
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
+    """What is done with an error where no hook was given."""
+    what = "cannot be decoded" if handler is None else f"failed in {name_of(handler)}"
+    logger.error("%r %s: %r", event, what, error, exc_info=error)
+
+
+async def call(handler: Handler, event: Event, *, asynchronous: bool) -> None:
+    """Run a handler.
+
+    :raises Exception: what it raised. A cancellation that is not ours but came out of what it
+        awaited is a failure like others, and comes as ``RuntimeError``.
+    """
+    try:
+        if asynchronous:
+            await handler(event)
+            return
+        result = await asyncio.to_thread(handler, event)
+        if inspect.isawaitable(result):  # a lambda around a coroutine function
+            await result
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError(f"{name_of(handler)} was cancelled from within") from error
+
+
+async def report(hook: ErrorHook, error: Exception, event: Event, handler: Handler | None) -> None:
+    """Tell the hook. Its own failure is logged, beside what it was told, and stops nobody."""
+    try:
+        result = hook(error, event, handler)
+        if inspect.isawaitable(result):
+            await result
+    except Exception as failure:
+        logger.error("the error hook %s failed: %r", name_of(hook), failure, exc_info=failure)
+        log_error(error, event, handler)

@@ -1,0 +1,174 @@
+"""What a bus carries, and how it stands on the wire.
+
+An event is an ordinary message of the bus's log topic: its data is the value, its topic the header
+``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``correlationid``, what
+caused it ``causationid``. So any client can publish to a bus and read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+from streams.message import CAUSATION, CORRELATION, TIME, TYPE, Batch, Message, text
+from streams.runners.job import Decoding, Skip
+
+__all__ = ["Event", "EventDecoding", "EventSource", "Unreadable", "caused"]
+
+TRACE = ("traceparent", "tracestate")
+"""Headers of W3C Trace Context, which travel from an event to what it causes."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One event as its handlers see it. Handlers in one process share it: change nothing in it.
+
+    :param topic: the topic it was published to, whatever pattern the handler was subscribed under.
+    :param data: what was published; from a log, decoded as the bus's ``type`` says.
+    :param id: the event's ID, the same for every handler, in every attempt, after every crash.
+    :param key: events of one key are handled in order, one at a time; None: they have no order.
+    :param timestamp: when it happened; UTC.
+    :param headers: all its headers; where a name repeats, the last one.
+    :param attempt: which call for this handler this is, from 1.
+    :param message: the log's message it came as, with its place and, on SQLite, its
+        ``transaction``; for durable subscribers only.
+    """
+
+    topic: str
+    data: Any
+    id: str
+    key: str | None
+    timestamp: datetime
+    headers: Mapping[str, str]
+    attempt: int = 1
+    message: Message[Any] | None = None
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What this event belongs to (``correlationid``): a saga, a request."""
+        return self.headers.get(CORRELATION)
+
+    @property
+    def causation_id(self) -> str | None:
+        """The ID of the event that caused this one (``causationid``)."""
+        return self.headers.get(CAUSATION)
+
+    def __repr__(self) -> str:
+        # The data stays out: it may hold what must not reach a log line.
+        return f"<Event {self.topic} {self.id!r} key={self.key!r} attempt {self.attempt}>"
+
+
+class Unreadable:
+    """Stands where an event's data should, when it cannot be decoded."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def caused(cause: Event) -> dict[str, str]:
+    """The headers of what an event causes."""
+    headers = {name: cause.headers[name] for name in TRACE if name in cause.headers}
+    headers[CORRELATION] = cause.correlation_id or cause.id
+    headers[CAUSATION] = cause.id
+    return headers
+
+
+def topic_of(batch: Batch, index: int) -> str:
+    """The topic of an event in the log; empty for a message that names none."""
+    found = ""
+    for name, value in batch.headers(index):
+        if name == TYPE and value:
+            found = text(value)
+    return found
+
+
+def _moment(batch: Batch, index: int, headers: Mapping[str, str]) -> datetime:
+    stated = headers.get(TIME)
+    if stated:
+        try:
+            moment = datetime.fromisoformat(stated)
+        except ValueError:
+            pass
+        else:
+            return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return datetime.fromtimestamp(batch.time(index), timezone.utc)
+
+
+class EventDecoding:
+    """Makes events of a bus's messages, and passes over those that nobody here wants before
+    anything of them is decoded (``runners.job.Decoding``).
+
+    :param wants: told an event's topic.
+    :param data: decodes the data.
+    :param unreadable: data that cannot be decoded becomes :class:`Unreadable` instead of an error.
+    """
+
+    def __init__(
+        self, wants: Callable[[str], bool], data: Decoding, *, unreadable: bool = False
+    ) -> None:
+        self._wants = wants
+        self._data = data
+        self._unreadable = unreadable
+
+    def fast(self, values: Sequence[bytes | None], largest: int) -> None:
+        """There is no short way: the topic stands in the headers."""
+        return
+
+    @property
+    def identify(self) -> None:
+        """An event's ID is a header."""
+        return
+
+    def one(self, batch: Batch, index: int) -> Event:
+        """The event of one message.
+
+        :raises Skip: nobody here wants it.
+        :raises Exception: its data cannot be decoded.
+        """
+        topic = topic_of(batch, index)
+        if not self._wants(topic):
+            raise Skip
+        try:
+            data = self._data.one(batch, index)
+        except Skip:
+            raise
+        except Exception as error:
+            if not self._unreadable:
+                raise
+            data = Unreadable(error)
+        key = batch.keys[index]
+        headers = {
+            name: "" if value is None else text(value) for name, value in batch.headers(index)
+        }
+        return Event(
+            topic=topic,
+            data=data,
+            id=batch.id(index),
+            key=None if key is None else text(key),
+            timestamp=_moment(batch, index, headers),
+            headers=headers,
+        )
+
+
+class EventSource:
+    """A bus's log topic as a processor reads it (:class:`streams.topic.Source`)."""
+
+    def __init__(self, name: str, decoding: EventDecoding) -> None:
+        self.name = name
+        self.decoding: Any = decoding
+
+
+class Nothing:
+    """Decodes nothing, for a bus without a log (``runners.job.Decoding``)."""
+
+    identify = None
+
+    def fast(self, values: Any, largest: int) -> None:
+        """There is nothing to decode."""
+
+    def one(self, batch: Any, index: int) -> Any:
+        """There is nothing to decode."""

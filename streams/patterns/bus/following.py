@@ -1,0 +1,215 @@
+"""Reading a topic from now on, in no group: what ephemeral subscribers get.
+
+A :class:`Follow` is a subscription over plain readers: it owns every partition, starts where each
+ended when the app was entered, and commits nothing. A processor fed with it has the runners, flow
+control and dedup of any other, and leaves nothing behind in the log: no group that would keep
+messages from being trimmed, no dead letter topic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from typing_extensions import override
+
+from streams.config import Retry
+from streams.errors import ConfigError, NotRunning, Unavailable
+from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
+from streams.message import Batch
+from streams.processor import Options, Processor
+from streams.runners.job import Job
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+END = 1 << 128
+"""A position that no message reaches."""
+
+SILENCE = 1.0
+"""Real seconds without a message after which the log is asked whether it is there at all."""
+
+
+class Follow:
+    """The subscription. Made anywhere, polled by one thread."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        """Note where each partition ends: everything behind that is delivered.
+
+        :raises LogError: the log does not say.
+        """
+        self._log = log
+        self._listener: Listener | None = None
+        self._began = False
+        self._next = 0
+        self._heard = time.monotonic()
+        self._parts = [
+            _Part(log, Assignment(topic, partition, 0, Committed(log.bounds(topic, partition)[1])))
+            for partition in range(log.topic(topic).partitions)
+        ]
+
+    def listen(self, listener: Listener) -> Subscription:
+        """Begin to be polled by this listener's owner."""
+        self._listener = listener
+        return self
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        """What has come, of all partitions in turn; waits up to ``timeout`` while nothing has.
+
+        :raises Unavailable: the log cannot be reached now.
+        """
+        if not self._began and self._listener is not None:
+            self._began = True
+            self._listener.assigned([part.assignment for part in self._parts])
+        open_ = [part for part in self._parts if not part.paused]
+        batches: list[Batch] = []
+        for part in open_ if len(open_) > 1 else ():
+            if limit > 0 and (batch := part.read(limit, 0.0)) is not None:
+                batches.append(batch)
+                limit -= len(batch)
+        if not batches and open_:
+            # One is waited for at a time, so the others must not wait long.
+            self._next += 1
+            part = open_[self._next % len(open_)]
+            began, wait = time.monotonic(), timeout / len(open_)
+            batch = part.read(limit, wait)
+            if batch is not None:
+                batches.append(batch)
+            else:
+                self._nothing(part, early=time.monotonic() - began < wait / 2)
+        if batches:
+            self._heard = time.monotonic()
+        elif not open_:
+            time.sleep(min(timeout, 0.01))  # everything is paused: the pump has little to ask
+        return batches
+
+    def _nothing(self, part: _Part, *, early: bool) -> None:
+        """A reader says the same of silence and of an outage: the log's answer tells them apart."""
+        now = time.monotonic()
+        if early or now - self._heard > SILENCE:
+            self._log.bounds(part.assignment.topic, part.assignment.partition)
+            self._heard = now
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Nothing is kept."""
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver nothing of these until resumed."""
+        self._set_paused(assignments, paused=True)
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Go on with these."""
+        self._set_paused(assignments, paused=False)
+
+    def _set_paused(self, assignments: Iterable[Assignment], *, paused: bool) -> None:
+        for assignment in assignments:
+            self._parts[assignment.partition].paused = paused
+
+    def keep_alive(self) -> None:
+        """Nothing expires here."""
+
+    def wake(self) -> None:
+        """A poll is short enough."""
+
+    def begin(self) -> NoReturn:
+        """There is no position that a transaction could be committed with."""
+        raise ConfigError("an ephemeral subscriber has no transaction: give it a group")
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._began and self._listener is not None:
+            self._began = False
+            self._listener.revoked([part.assignment for part in self._parts])
+        for part in self._parts:
+            part.close()
+
+
+class _Part:
+    """One partition, read on and on."""
+
+    def __init__(self, log: Log, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.paused = False
+        self._log = log
+        self._reader: Reader | None = None
+
+    def read(self, limit: int, timeout: float) -> Batch | None:
+        """What is there, at most ``limit``; None if nothing came within ``timeout`` seconds."""
+        assignment = self.assignment
+        try:
+            if self._reader is None:
+                self._reader = self._log.reader(
+                    assignment.topic, assignment.partition, assignment.position, END
+                )
+            batch = self._reader.read(limit, timeout)
+        except Unavailable:
+            return None
+        if batch is not None:
+            batch.assignment = assignment
+        return batch
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class _Following:
+    """The log, but for subscribing: that gives what is followed."""
+
+    def __init__(self, log: Log, follow: Follow) -> None:
+        self._log = log
+        self._follow = follow
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def subscribe(
+        self, group: str, topics: Sequence[str], listener: Listener, **_: object
+    ) -> Subscription:
+        """No group is joined."""
+        return self._follow.listen(listener)
+
+
+class Follower(Processor[..., Any]):
+    """A processor that follows its one topic. Its handler must not fail: nothing is tried again,
+    and there is nowhere to put what cannot be handled.
+
+    :param restarted: told each time before it is found out where the topic ends.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: Options,
+        name: str,
+        restarted: Callable[[], None],
+    ) -> None:
+        super().__init__(function, options, name)
+        self._restarted = restarted
+        self._follow: Follow | None = None
+
+    @override
+    def prepare(self, app: Streams) -> None:
+        self._restarted()
+        self._follow = Follow(app.log, self.topics[0])
+
+    @override
+    def job(self, app: Streams) -> Job:
+        job, topic = super().job(app), self.topics[0]
+        return replace(
+            job,
+            topics=(topic,),
+            decodings={topic: job.decodings[topic]},
+            retry=Retry(attempts=1),
+            letter=None,
+            transactions=False,
+        )
+
+    @override
+    def source(self, app: Streams) -> Log:
+        if self._follow is None:
+            raise NotRunning(f"processor {self.name} was not prepared")
+        return cast(Log, _Following(app.log, self._follow))

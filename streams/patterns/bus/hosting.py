@@ -1,0 +1,102 @@
+"""A bus's processors in its app: there as long as they are wanted, also while the app runs."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from streams.app import Streams
+from streams.processor import Processor
+
+logger = logging.getLogger("streams.bus")
+
+
+class Hosted:
+    """A processor of a bus in its app, declared at once; on a running app also started.
+
+    :param declare: declares it.
+    """
+
+    def __init__(self, app: Streams, declare: Callable[[], Processor[..., Any]]) -> None:
+        self._app = app
+        self._processor = declare()
+        self._began: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._over: concurrent.futures.Future[None] = concurrent.futures.Future()
+        if self._processor in app._starting:
+            self.spawn(self._begin, settle(self._began))
+        else:
+            self._began.set_result(None)
+
+    @property
+    def begun(self) -> bool:
+        """Nobody has to wait for it."""
+        return self._began.done()
+
+    async def began(self) -> None:
+        """Wait until it runs.
+
+        :raises LogError: it cannot.
+        """
+        await asyncio.shield(asyncio.wrap_future(self._began))
+
+    async def ended(self) -> None:
+        """Wait until nothing of it runs, after :meth:`end`."""
+        await asyncio.shield(asyncio.wrap_future(self._over))
+
+    def end(self) -> None:
+        """Begin nothing more, and take it out of the app (any thread)."""
+        app, processor = self._app, self._processor
+        processor.pause()
+        app._starting.discard(processor)
+        with suppress(ValueError):
+            app.processors.remove(processor)
+        self.spawn(lambda: app.stop_processor(processor), settle(self._over))
+
+    async def _begin(self) -> None:
+        try:
+            await self._app.start_processor(self._processor)
+        except Exception as error:
+            logger.error("%s cannot be started: %r", self._processor.name, error, exc_info=error)
+            self._began.set_exception(error)
+
+    def spawn(
+        self, work: Callable[[], Coroutine[Any, Any, None]], done: Callable[[], None]
+    ) -> None:
+        """Run something on the app's loop (any thread); the app's end cancels it.
+
+        :param done: called once it has ended, however that was, or cannot be run.
+        """
+        loop = self._app._loop
+        if loop is None:
+            done()
+            return
+
+        def begin() -> None:
+            # Not a `finally` in the work: what is cancelled before its first step has none.
+            self._app._chore(work()).add_done_callback(lambda _: done())
+
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            begin()
+            return
+        try:
+            loop.call_soon_threadsafe(begin)
+        except RuntimeError:
+            done()
+
+
+def settle(future: concurrent.futures.Future[None]) -> Callable[[], None]:
+    """Ends a future that has not ended."""
+
+    def end() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return end

@@ -1,0 +1,129 @@
+"""Who is subscribed: the handle a subscriber holds, and the handler behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Hashable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from streams.config import DeadLetters, Dedup, Flow, Retry, Start
+from streams.message import Message
+from streams.patterns.bus.calling import Handler, name_of
+from streams.patterns.bus.event import Event
+from streams.patterns.bus.hosting import Hosted
+from streams.patterns.bus.trie import Trie
+
+if TYPE_CHECKING:
+    from streams.patterns.bus.bus import EventBus
+
+Accepts = Callable[[Event], bool]
+
+
+class Durable(TypedDict, total=False):
+    """What a durable subscriber may say, as :meth:`streams.Streams.processor` has it."""
+
+    start: Start | datetime
+    concurrency: int
+    timeout: float | None
+    retry: Retry
+    dedup: Dedup
+    dead_letters: DeadLetters
+    flow: Flow
+
+
+class Subscription:
+    """What :meth:`EventBus.subscribe` returns: call it to unsubscribe.
+
+    Unsubscribing is safe at any time, also from a handler, also twice. No call begins after it;
+    one that runs goes on to its end.
+    """
+
+    def __init__(
+        self, bus: EventBus, topic: str, receiver: Receiver, accepts: Accepts | None
+    ) -> None:
+        self.topic = topic
+        """The topic or pattern that was subscribed to."""
+        self.active = True
+        """It was not unsubscribed."""
+        self._bus = bus
+        self._receiver = receiver
+        self.accepts = accepts
+        """What it wants of what fits its topic; None: everything."""
+        self._ticket = 0
+        self._since: concurrent.futures.Future[dict[int, int]] | None = None
+        """Where each partition ended when it joined a reading that was under way already."""
+
+    @property
+    def handler(self) -> Handler:
+        """What is called."""
+        return self._receiver.handler
+
+    @property
+    def group(self) -> str | None:
+        """The consumer group of a durable subscriber."""
+        return self._receiver.group
+
+    def __call__(self) -> None:
+        """Unsubscribe."""
+        self._bus._unsubscribe(self)
+
+    async def ready(self) -> None:
+        """Wait until everything published from now on, by anybody, will be delivered.
+
+        Only a subscriber that joined a running app has to be waited for.
+
+        :raises LogError: the log refuses its group or topics: it gets nothing.
+        """
+        await self._bus._ready(self)
+
+    async def closed(self) -> None:
+        """After unsubscribing, wait until a durable subscriber has finished what it was handling,
+        committed it and left its group. Not to be awaited by its own handler."""
+        hosted = self._receiver.hosted
+        if hosted is not None and not self._receiver.wanted:
+            await hosted.ended()
+
+    def takes(self, event: Event) -> bool:
+        """Whether this subscription still wants this event, which fits its topic."""
+        return self.active and (self.accepts is None or self.accepts(event))
+
+    async def begins_before(self, message: Message[Any]) -> bool:
+        """Whether an ephemeral subscriber was there when this was published."""
+        if self._since is None:
+            return True
+        ends = await asyncio.shield(asyncio.wrap_future(self._since))
+        return message.offset >= ends.get(message.partition, 0)
+
+    def __repr__(self) -> str:
+        group = "" if self.group is None else f" group={self.group!r}"
+        return f"<Subscription {name_of(self.handler)} to {self.topic!r}{group}>"
+
+
+class Receiver:
+    """One handler of a bus, in one group or in none, with everything it is subscribed to.
+
+    It gets one call an event, however many of its subscriptions fit.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        group: str | None,
+        options: Durable,
+        trie: Trie[Subscription],
+        *,
+        asynchronous: bool,
+    ) -> None:
+        self.handler = handler
+        self.group = group
+        self.options = options
+        self.trie = trie
+        """Where its subscriptions are: a durable one's own, the others' together."""
+        self.asynchronous = asynchronous
+        self.key: Hashable = None
+        """Under which the bus finds it."""
+        self.wanted = 0
+        """Its active subscriptions."""
+        self.hosted: Hosted | None = None
