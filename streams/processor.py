@@ -111,6 +111,9 @@ class Shape(NamedTuple):
 class Processor(Generic[P, R]):
     """A declared processor. Calling it calls the handler, nothing else."""
 
+    shares = False
+    """Another processor of the app may read its topic in the same group: two members of it."""
+
     def __init__(self, function: Callable[P, R], options: Options, name: str) -> None:
         functools.update_wrapper(self, function, updated=())
         self.function = function

@@ -117,6 +117,9 @@ class Topic(Generic[T]):
     Made by :meth:`streams.Streams.topic`.
     """
 
+    spread = 1
+    """Partitions it is created with where nobody said how many."""
+
     def __init__(
         self,
         app: Streams,

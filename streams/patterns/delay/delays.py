@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Delay = float | timedelta
+
+Count = Callable[[Log], int]
+"""How many partitions a delay topic gets if it must be made; blocks."""
 
 
 class Scheduled(NamedTuple):
@@ -70,9 +73,7 @@ class Delays:
         self._app = app
         self._partitions = partitions or 1
         self._door = Door(app)
-        self._desk = own(
-            app, self.name, lambda log: self._partitions, app.topics.__contains__, pending
-        )
+        self._desk = own(app, self.name, self._count, app.topics.__contains__, pending)
 
     def __repr__(self) -> str:
         return f"<Delays {self.name!r}>"
@@ -103,7 +104,7 @@ class Delays:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
-        return await self._door.put(self.name, self._partitions, topic.name, record, due)
+        return await self._door.put(self.name, self._count, topic.name, record, due)
 
     async def cancel(self, id: str, *, within: float = 30.0) -> wire.Outcome:
         """Ask that a message be not delivered; the answer says what happened.
@@ -116,7 +117,10 @@ class Delays:
         :raises TimeoutError: nobody answered; the request stands, and may be answered later.
         :raises LogError: the request could not be written.
         """
-        return await self._door.cancel(self.name, self._partitions, id, within)
+        return await self._door.cancel(self.name, self._count, id, within)
+
+    def _count(self, log: Log) -> int:
+        return self._partitions
 
     def stats(self) -> Figures:
         """What is pending and was delivered in this process."""
@@ -130,7 +134,9 @@ class Door:
         self._app = app
         self._made: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
 
-    async def put(self, name: str, partitions: int, to: str, record: Record, due: int) -> Scheduled:
+    async def put(
+        self, name: str, partitions: Count, to: str, record: Record, due: int
+    ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
         await self._ensure(name, partitions)
         entry = wire.entry(record, to, due)
@@ -138,7 +144,7 @@ class Door:
         moment = datetime.fromtimestamp(due / 1000, timezone.utc)
         return Scheduled(record.id, moment, position)
 
-    async def cancel(self, name: str, partitions: int, id: str, within: float) -> wire.Outcome:
+    async def cancel(self, name: str, partitions: Count, id: str, within: float) -> wire.Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise ConfigError(f"cancel({id!r}): a message ID is needed, as a str")
@@ -160,12 +166,12 @@ class Door:
             await asyncio.sleep(pause)
             pause = min(0.5, pause * 1.5)
 
-    async def _ensure(self, name: str, partitions: int) -> None:
+    async def _ensure(self, name: str, partitions: Count) -> None:
         """The delay topic is there, with its floor below what is about to be written."""
         log = self._app.log
         made = self._made.setdefault(log, set())
         if name not in made:
-            await to_the_end(asyncio.to_thread(make_topic, log, name, partitions))
+            await to_the_end(asyncio.to_thread(lambda: make_topic(log, name, partitions(log))))
             made.add(name)
 
 

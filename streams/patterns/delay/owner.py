@@ -105,6 +105,8 @@ def floor_group(name: str) -> str:
 class Owner(Processor[..., Any]):
     """The processor that keeps a delay topic."""
 
+    shares = True
+
     def __init__(
         self, desk: Desk, function: Callable[..., Any], options: Options, name: str
     ) -> None:

@@ -1,0 +1,378 @@
+"""A message queue on topics and processors: work that is shared out, tried again, and never lost.
+
+A queue is a topic, its consumers are the members of one group (named as the queue), and what is
+promised is what a processor promises:
+
+* a message is handled at least once; a consumer that is killed while it handles loses nothing;
+* several consumers share a queue by its partitions; each runs exactly as many handlers at once as
+  it was told;
+* messages of one key are handled in order; a message that fails holds up its key, one without a
+  key nothing; how often it was tried survives restarts;
+* after its last retry a message goes to the dead letters with its error. There always are some:
+  without a ``dead_letter_queue`` they are the topic ``{queue}.{queue}.dead``.
+
+There are no priorities: a log cannot keep them honestly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from weakref import WeakKeyDictionary
+
+from streams.app import to_the_end
+from streams.config import DeadLetters, Flow, Retry
+from streams.errors import ConfigError, NotRunning
+from streams.log.names import check_group, check_topic
+from streams.log.protocol import Log
+from streams.message import Message
+from streams.patterns.delay.delays import Delay, Door, due_at
+from streams.patterns.delay.late import delay_topic
+from streams.patterns.delay.wire import Outcome
+from streams.processor import Options, Processor, shape
+from streams.topic import Topic
+
+if TYPE_CHECKING:
+    from stream_codecs import Codec
+    from streams.app import Streams
+    from streams.topic import Key
+
+T_co = TypeVar("T_co", covariant=True)
+
+logger = logging.getLogger("streams")
+
+SPREAD = 8
+"""Partitions of a queue that is created, where nobody said how many: so many consumers can share
+it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMessage(Generic[T_co]):
+    """What a handler of a queue sees."""
+
+    id: str
+    """The message ID: the same at each attempt."""
+    timestamp: datetime
+    """When it was published, UTC."""
+    data: T_co
+    retries: int
+    """How often it failed before; 0 at first."""
+    queue: str
+    key: str | None = None
+
+
+Handler = Callable[[QueueMessage[Any]], Awaitable[None]] | Callable[[QueueMessage[Any]], None]
+"""``async def`` (on the app's loop) or plain ``def`` (in worker threads)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerConfig:
+    """How a consumer works.
+
+    :param concurrency: handlers running at once, exactly, as far as there are messages whose key
+        is free.
+    :param max_retries: how often a failing message is tried again.
+    :param retry_delay: seconds: before retry n, counted from 0, a message waits a random time up
+        to ``retry_delay * 2**n``.
+    :param dead_letter_queue: where a message goes after its last retry; None:
+        ``{queue}.{queue}.dead``.
+    :param retry_cap: no wait before a retry is longer, in seconds.
+    :param never: exception types that no retry would help.
+    :param timeout: seconds one call of an async handler may take.
+    :param drain: seconds that :meth:`MessageConsumer.stop` leaves to what is in flight.
+    :raises ConfigError: any of these cannot work.
+    """
+
+    concurrency: int = 1
+    max_retries: int = 4
+    retry_delay: float = 0.1
+    dead_letter_queue: str | None = None
+    retry_cap: float = 30.0
+    never: tuple[type[BaseException], ...] = ()
+    timeout: float | None = None
+    drain: float = 30.0
+    retry: Retry = field(init=False, repr=False)
+    dead_letters: DeadLetters = field(init=False, repr=False)
+    flow: Flow = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("max_retries", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"ConsumerConfig({name}={value!r}): a whole number from {least}")
+        for name in ("retry_delay", "retry_cap", "drain", "timeout"):
+            value = getattr(self, name)
+            if value is None and name == "timeout":
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or value < 0 or (name == "timeout" and value == 0):
+                more = "more than 0" if name == "timeout" else "not negative"
+                raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {more}")
+        letters = DeadLetters()
+        if self.dead_letter_queue is not None:
+            name = check_topic(self.dead_letter_queue)
+            letters = DeadLetters(topic=name)
+        retry = Retry(
+            attempts=self.max_retries + 1,
+            delay=self.retry_delay,
+            cap=self.retry_cap,
+            never=self.never,
+            durable=True,
+        )
+        object.__setattr__(self, "retry", retry)
+        object.__setattr__(self, "dead_letters", letters)
+        object.__setattr__(self, "flow", Flow(drain=self.drain))
+
+
+class _Queue(Topic[Any]):
+    spread = SPREAD
+
+
+class _Worker(Processor[..., Any]):
+    shares = True
+
+
+class MessageQueue:
+    """Queues of an app, by name.
+
+    :param app: the app whose log they are on.
+    :param partitions: how many each has. Not given: a queue that exists is used as it is, and a
+        new one gets 8 (on Kafka a missing one is an error).
+    """
+
+    def __init__(self, app: Streams, *, partitions: int | None = None) -> None:
+        self._app = app
+        self._partitions = partitions
+        self._topics: dict[str, Topic[Any]] = {}
+        self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
+        self._door = Door(app)
+
+    def __repr__(self) -> str:
+        return f"<MessageQueue on {self._app!r}>"
+
+    def declare(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+    ) -> None:
+        """Say what a queue's data are; a queue that is not declared takes anything JSON can say.
+
+        :param type: what its data are, as for :meth:`streams.Streams.topic`.
+        :param partitions: how many it has, if others than this object's.
+        :raises ConfigError: any of these cannot work, or the queue is in use already.
+        """
+        if queue in self._topics:
+            raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
+        count = self._partitions if partitions is None else partitions
+        topic = _Queue(self._app, check_group(queue), type, codec=codec, partitions=count)
+        self._app._declared.append(topic)
+        self._app.topics[queue] = self._topics[queue] = topic
+
+    def topic(self, queue: str) -> Topic[Any]:
+        """The topic that a queue is."""
+        if queue not in self._topics:
+            self.declare(queue)
+        return self._topics[queue]
+
+    async def publish(
+        self,
+        queue: str,
+        data: Any,
+        *,
+        key: Key | None = None,
+        delay: Delay | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Put a message into a queue; returns its ID once it is durable.
+
+        :param key: messages of one key are handled one at a time, in order. A delayed one takes
+            its place in that order when it is due.
+        :param delay: it is not handled before so many seconds (or a timedelta) have passed.
+        :param id: the message ID, made if not given; the same twice is handled once.
+        :raises EncodeError: the data do not fit the queue's type; nothing was written.
+        :raises LogError: as :meth:`streams.Topic.publish`.
+        """
+        topic = self.topic(queue)
+        await self._prepared(queue)
+        now = self._app.clock.time()
+        due = None if delay is None else due_at(now, delay, None)
+        when = datetime.fromtimestamp(now, timezone.utc)
+        record = topic.record(data, key=key, id=id, headers=headers, timestamp=when)
+        if due is None:
+            await self._app.publisher.publish(queue, record)
+        else:
+            waiting = delay_topic(queue, queue)
+            await self._door.put(waiting, _count_of(queue), queue, record, due)
+        return record.id
+
+    async def cancel(self, queue: str, id: str, *, within: float = 30.0) -> Outcome:
+        """Ask that a delayed message be not delivered: see :meth:`streams.Delays.cancel`.
+
+        A running consumer of the queue answers.
+        """
+        self.topic(queue)
+        await self._prepared(queue)
+        return await self._door.cancel(delay_topic(queue, queue), _count_of(queue), id, within)
+
+    def subscribe(
+        self, queue: str, handler: Handler, config: ConsumerConfig = ConsumerConfig()
+    ) -> MessageConsumer:
+        """A consumer that starts with the app; on a running app, at once.
+
+        Await what is returned to know that it runs.
+        """
+        consumer = MessageConsumer(self, config)
+        consumer._declare(queue, handler)
+        if self._app._processing:
+            consumer._starting = self._app._chore(consumer._start())
+            consumer._starting.add_done_callback(consumer._told)
+        return consumer
+
+    async def _prepared(self, queue: str) -> None:
+        """The queue is there, with its partitions."""
+        ready = self._ready.setdefault(self._app.log, set())
+        if queue not in ready:
+            await to_the_end(asyncio.to_thread(self._app._prepare_topics))
+            ready.add(queue)
+
+
+class MessageConsumer:
+    """A consumer of one queue at a time, to be started and stopped while the app runs."""
+
+    def __init__(self, queue: MessageQueue, config: ConsumerConfig = ConsumerConfig()) -> None:
+        if not isinstance(queue, MessageQueue):
+            raise ConfigError(f"MessageConsumer({queue!r}): give a MessageQueue")
+        if not isinstance(config, ConsumerConfig):
+            raise ConfigError(f"MessageConsumer(config={config!r}): use ConsumerConfig(...)")
+        self._queue = queue
+        self._app = queue._app
+        self._config = config
+        self._worker: Processor[..., Any] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any] | None] = set()
+        """Those that run a handler."""
+
+    def __repr__(self) -> str:
+        of = "" if self._worker is None else f" of {self._worker.topics[0]!r}"
+        return f"<MessageConsumer{of}>"
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        if self._starting is not None:
+            yield from asyncio.shield(self._starting).__await__()
+        return self
+
+    @property
+    def running(self) -> bool:
+        """It was started, and not stopped."""
+        return self._worker is not None
+
+    async def start(self, queue_name: str, handler: Handler) -> None:
+        """Begin to handle a queue's messages; returns once that has begun.
+
+        :param handler: called with a :class:`QueueMessage`; ``async def`` or plain ``def``.
+        :raises NotRunning: the app is not entered, or publishes only.
+        :raises ConfigError: it runs already, or the handler cannot be called.
+        :raises LogError: the log refuses.
+        """
+        if not self._app._processing:
+            raise NotRunning(
+                "the app does not run: start a consumer inside `async with app:`, or declare it "
+                "before with queue.subscribe(...)"
+            )
+        self._declare(queue_name, handler)
+        await self._start()
+
+    async def stop(self) -> None:
+        """Take in no more, finish what is in flight, commit, and leave.
+
+        Nothing of it runs once this has returned. A handler that is not finished after
+        ``ConsumerConfig(drain=)`` seconds is cancelled, and its message handled again by others.
+
+        :raises ConfigError: called by one of its own handlers, which it would wait for.
+        """
+        if asyncio.current_task() in self._tasks:
+            raise ConfigError(
+                "a handler cannot wait for the end of its own consumer: use "
+                "asyncio.create_task(consumer.stop())"
+            )
+        worker, self._worker = self._worker, None
+        starting, self._starting = self._starting, None
+        if starting is not None and not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+        if worker is not None:
+            await to_the_end(self._app.stop_processor(worker))
+
+    # -- inside
+
+    def _declare(self, queue: str, handler: Handler) -> None:
+        if self._worker is not None:
+            raise ConfigError(f"{self!r} runs already: stop it first, or make another consumer")
+        topic, config = self._queue.topic(queue), self._config
+        options = Options(
+            (topic,),
+            queue,
+            concurrency=config.concurrency,
+            timeout=config.timeout,
+            retry=config.retry,
+            dead_letters=config.dead_letters,
+            flow=config.flow,
+        )
+        self._worker = self._app._declare(self._wrapped(queue, handler), options, _Worker)
+
+    async def _start(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        try:
+            await self._app.start_processor(worker)
+        except BaseException:
+            self._worker = None
+            await self._app.stop_processor(worker)
+            raise
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        """It was started beside the app's body: what went wrong is not kept back."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%r could not be started: %s", self, error)
+
+    def _wrapped(self, queue: str, handler: Any) -> Callable[..., Any]:
+        """The processor's handler around the consumer's."""
+        name = getattr(handler, "__name__", type(handler).__name__)
+        form = shape(handler, name, batch=False)
+        if form.wants_message:
+            raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")
+        tasks = self._tasks
+
+        def message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
+            return QueueMessage(
+                source.id, source.timestamp, data, source.attempt - 1, queue, source.key
+            )
+
+        async def handle(data: Any, source: Message[Any]) -> None:
+            task = asyncio.current_task()
+            tasks.add(task)
+            try:
+                await handler(message(data, source))
+            finally:
+                tasks.discard(task)
+
+        def plain(data: Any, source: Message[Any]) -> Any:
+            # What it returns is looked at by the runner: a coroutine would be a mistake.
+            return handler(message(data, source))
+
+        wrapped = handle if form.asynchronous else plain
+        wrapped.__name__ = name
+        return wrapped
+
+
+def _count_of(queue: str) -> Callable[[Log], int]:
+    return lambda log: log.topic(queue).partitions
