@@ -13,7 +13,7 @@ from typing import Any
 from redis import connection as driver
 from redis.exceptions import RedisError, ResponseError
 
-from streams.log.redis.errors import translate
+from streams.log.redis.errors import unreachable
 from streams.log.redis.settings import Address, Settings
 
 
@@ -41,7 +41,7 @@ class Link:
         try:
             self._driver.connect()
         except (RedisError, OSError) as error:
-            raise translate(error, str(self)) from error
+            raise unreachable(error, *address, tls=settings.tls) from error
 
     def __str__(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"

@@ -112,7 +112,8 @@ class Sentinels:
                     host, port = self._sentinel.discover_master(settings.service)
                 except MasterNotFoundError as error:
                     raise Unavailable(
-                        f"{settings.name}: no Sentinel names a primary for {settings.service!r} now"
+                        f"{settings.name}: no Sentinel answers that names a primary for "
+                        f"{settings.service!r}; are they running, and is the name right?"
                     ) from error
                 except (RedisError, OSError) as error:
                     raise translate(error, settings.name) from error

@@ -30,6 +30,12 @@ Kind = Literal["single", "sentinel", "cluster"]
 
 PORTS: Mapping[Kind, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
+EXAMPLES: Mapping[Kind, str] = {
+    "single": "redis://localhost:6379/0",
+    "sentinel": "redis+sentinel://localhost:26379/main",
+    "cluster": "redis+cluster://localhost:6379",
+}
+
 READ_SIZE = 128 * 1024
 """Bytes asked of the socket at once. A message took 1,530 ns with redis-py's 32 KiB, 1,440 with
 64 KiB, 1,290 with 128 KiB, 1,300 with 256 KiB and 1,350 with 1 MiB (200-byte events, two cores)."""
@@ -136,7 +142,7 @@ def read(opened: Opened) -> Settings:
     settings = Settings(
         name=name,
         kind=kind,
-        addresses=_addresses(name, hosts, PORTS[kind]),
+        addresses=_addresses(name, hosts, kind),
         service=service,
         tls=tls,
         terms=terms,
@@ -195,7 +201,7 @@ def _path(name: str, kind: Kind, path: str) -> tuple[str, int | None]:
     return service, int(steps[0])
 
 
-def _addresses(name: str, hosts: str, default: int) -> tuple[Address, ...]:
+def _addresses(name: str, hosts: str, kind: Kind) -> tuple[Address, ...]:
     found: list[Address] = []
     for part in hosts.split(","):
         try:
@@ -204,8 +210,8 @@ def _addresses(name: str, hosts: str, default: int) -> tuple[Address, ...]:
         except ValueError:
             host, port = None, None
         if not host:
-            raise ConfigError(f"{name}: {part!r} is no host:port")
-        found.append((unquote(host), default if port is None else port))
+            raise ConfigError(f"{name}: {part!r} is no host:port; write {EXAMPLES[kind]}")
+        found.append((unquote(host), PORTS[kind] if port is None else port))
     return tuple(found)
 
 
