@@ -22,9 +22,12 @@ _AGAIN = 0.1
 
 
 @asynccontextmanager
-async def kept(desk: Desk, key: str, place: bytes, token: str, lease: float) -> AsyncIterator[None]:
-    """Keep a claim during the block, from now on.
+async def kept(
+    desk: Desk, key: str, place: bytes, token: str, lease: float, since: float
+) -> AsyncIterator[None]:
+    """Keep a claim during the block.
 
+    :param since: when it was asked for, at the latest: the lease counts from then.
     :raises ClaimLost: it was lost, and the block cancelled.
     """
     why: list[str] = []
@@ -33,7 +36,7 @@ async def kept(desk: Desk, key: str, place: bytes, token: str, lease: float) -> 
         async with scope:
 
             async def renew() -> None:
-                why.append(await _renew(desk, place, token, lease))
+                why.append(await _renew(desk, place, token, lease, since))
                 scope.reschedule(asyncio.get_running_loop().time())
 
             renewing = asyncio.create_task(renew())
@@ -47,13 +50,13 @@ async def kept(desk: Desk, key: str, place: bytes, token: str, lease: float) -> 
         raise ClaimLost(key, why[0]) from None
 
 
-async def _renew(desk: Desk, place: bytes, token: str, lease: float) -> str:
+async def _renew(desk: Desk, place: bytes, token: str, lease: float, since: float) -> str:
     """Renew it again and again; ends when it is lost, and says why."""
     clock = desk.clock
-    ends = clock.monotonic() + lease
-    rest = lease / 3
+    ends = since + lease
+    due = since + lease / 3
     while True:
-        await sleep(clock, rest)
+        await sleep(clock, due - clock.monotonic())
         asked = clock.monotonic()
         patience = clock.timeout(max(ends - asked, lease / 3))
         try:
@@ -63,12 +66,12 @@ async def _renew(desk: Desk, place: bytes, token: str, lease: float) -> str:
             if clock.monotonic() >= ends:
                 said = str(error) or "no answer"
                 return f"it could not be renewed in time ({said})"
-            rest = _AGAIN * lease
+            due = clock.monotonic() + _AGAIN * lease
             continue
         if not mine:
             return "somebody else has taken it over"
         ends = asked + lease
-        rest = lease / 3
+        due = asked + lease / 3
 
 
 async def sleep(clock: Clock, seconds: float) -> None:

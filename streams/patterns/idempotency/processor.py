@@ -159,6 +159,7 @@ class IdempotentProcessor(Generic[T]):
         token = new_token()
         pause, longest = LOOKS
         while True:
+            asked = self._desk.clock.monotonic()
             try:
                 there = await self._desk.ask(Claim(place, token, self.lease, mark))
             except NotRunning:
@@ -169,7 +170,7 @@ class IdempotentProcessor(Generic[T]):
                 raise
             if not isinstance(there, Entry):
                 flight.running = True
-                work = self._execute(key, place, token, operation, mark, failed)
+                work = self._execute(key, place, token, asked, operation, mark, failed)
                 return await (to_the_end(work) if is_plain(operation) else work)
             if _differ(there.fingerprint, mark):
                 raise KeyReused(key)
@@ -186,12 +187,13 @@ class IdempotentProcessor(Generic[T]):
         key: str,
         place: bytes,
         token: str,
+        asked: float,
         operation: Callable[[], Any],
         mark: str,
         failed: list[Exception],
     ) -> _Stored:
         """Run the operation under the claim, and store its outcome."""
-        async with kept(self._desk, key, place, token, self.lease):
+        async with kept(self._desk, key, place, token, self.lease, asked):
             try:
                 result = await call(operation)
             except self._errors as error:
