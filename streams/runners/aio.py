@@ -92,6 +92,8 @@ class LoopRunner(Runner):
         """A task was woken and did not run yet."""
         self._kicked = False
         self._straight: Straight | None = None
+        self._active = -1
+        """The task that ran last: another one finds that it had suspended."""
         self._halted = False
         self._closed = False
         self._lean = (
@@ -354,17 +356,18 @@ class LoopRunner(Runner):
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
         function, wants_message = job.function, job.wants_message
         take, done, parked = dispatcher.take, dispatcher.done, self._parked
-        until = now() + SLICE
+        until = 0.0
         while True:
             moment = now()
-            if moment > until:
+            if self._active != slot:
+                self._active, until = slot, moment + SLICE
+            elif moment > until:
                 await asyncio.sleep(0)
                 until = now() + SLICE
                 continue
             if self._straight is not None:
                 if self._straight.resting:
                     await self._park()
-                    until = now() + SLICE
                     continue
                 self._interrupt()
             work = None
@@ -380,7 +383,6 @@ class LoopRunner(Runner):
                 work = take(moment)
             if work is None:
                 await self._park()
-                until = now() + SLICE
                 continue
             if parked and not self._standby:
                 self._wake_one()
@@ -517,16 +519,18 @@ class LoopRunner(Runner):
         function, keep, wants_message = job.function, job.filter, job.wants_message
         joint = self._joint() if self._joint is not None else None
         simple = job.results is None and joint is None
-        began = now()
+        until = 0.0
         while True:
             moment = now()
-            if moment - began > SLICE:
+            if self._active != slot:
+                self._active, until = slot, moment + SLICE
+            elif moment > until:
                 await asyncio.sleep(0)
-                began = moment = now()
+                until = now() + SLICE
+                continue
             work = None if self._halted else dispatcher.take(moment)
             if work is None:
                 await self._park()
-                began = now()
                 continue
             event = self._event(work)
             if event is _SETTLED:
@@ -576,16 +580,18 @@ class LoopRunner(Runner):
     async def _batches(self, slot: int, size: int) -> None:
         job, now, dispatcher = self.job, self._now, self.dispatcher
         joint = self._joint() if self._joint is not None else None
-        began = now()
+        until = 0.0
         while True:
             moment = now()
-            if moment - began > SLICE:
+            if self._active != slot:
+                self._active, until = slot, moment + SLICE
+            elif moment > until:
                 await asyncio.sleep(0)
-                began = moment = now()
+                until = now() + SLICE
+                continue
             works = [] if self._halted else dispatcher.take_batch(moment, size)
             if not works:
                 await self._park()
-                began = now()
                 continue
             if works[0][6] is not None:
                 self.bury(works[0])
