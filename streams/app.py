@@ -666,6 +666,9 @@ class Streams:
                 logger.warning("%s: %s; trying again in %g s", processor.name, error, pause)
                 await asyncio.sleep(pause)
                 pause = min(5.0, 2 * pause)
+            except BaseException:
+                self._starting.discard(processor)  # so that its health is that it does not run
+                raise
         for companion in processor.companions:
             await self.start_processor(companion)
         if self._processing and processor in self._starting:
