@@ -1,24 +1,28 @@
-"""What only Redis can do to us: everything deleted, groups gone, entries trimmed, memory full."""
+"""What only Redis can do to us: everything deleted, groups gone, entries trimmed, memory or disk
+full."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis as Client
 
 from streams import Flow, Message, Streams
-from streams.errors import LogError, OutcomeUnknown
+from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.protocol import Assignment, Commit
 from streams.log.url import open_log
 from streams.message import Position, Record
-from tests.faults.load import answers
+from tests.faults.load import answers, stored
 from tests.faults.run import PARTITIONS, Run
 from tests.faults.sizes import on
-from tests.servers.lifetime import until
+from tests.servers.lifetime import Lifetime, until
 from tests.servers.redis import Redis
 
 QUICK = Flow(commit=0.05)
@@ -160,6 +164,115 @@ async def test_memory_is_full(run: Run) -> None:
         finally:
             plain.config_set("maxmemory", 0)
     assert sorted(calls) == sorted([*acknowledged, "last"])
+
+
+ROOM = 256 * 1024
+"""Bytes to which the append-only file may grow."""
+
+
+class FullDisk(Redis):
+    """A server whose append-only file finds no more room.
+
+    The limit is the process's own (RLIMIT_FSIZE): a write fails with EFBIG as it would with ENOSPC,
+    and root is not exempt.
+    """
+
+    def __init__(self, lifetime: Lifetime, fsync: str) -> None:
+        super().__init__(lifetime, options=("--appendonly", "yes", "--appendfsync", fsync))
+        self._free = self.process.command
+        # The signal would end it; what is ignored stays so in the program that sh becomes.
+        cramp = f"trap '' XFSZ; ulimit -S -f {ROOM // 512}; exec \"$@\""
+        self.process.command = ["sh", "-c", cramp, "sh", *self._free]
+
+    def __enter__(self) -> FullDisk:
+        self.start()
+        return self
+
+    def mend(self) -> None:
+        """There is room again; a server that ended is started."""
+        self.process.command = self._free
+        if self.process.alive:
+            if sys.platform == "linux":
+                _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        else:
+            self.restart()
+
+
+# Only Linux lets another process's limit be raised: elsewhere a server that lives on stays cramped.
+POLICIES = ["always", *(["everysec"] if sys.platform == "linux" else [])]
+
+
+@pytest.mark.parametrize("fsync", POLICIES)
+async def test_the_disk_is_full(
+    fsync: str, lifetime: Lifetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was acknowledged is there afterwards, the rest was said to have failed.
+
+    With ``everysec`` the server refuses writes until there is room; with ``always`` it ends.
+    """
+    name = f"disk-{uuid4().hex[:8]}"
+    calls: list[str] = []
+    acknowledged: list[str] = []
+    with FullDisk(lifetime, fsync) as server:
+        app = Streams(f"{server.url}?lease=2&timeout=1")
+        topic = app.topic(name, bytes, partitions=2)
+
+        @app.processor(topic, group=name, concurrency=8, flow=QUICK)
+        async def work(value: bytes, message: Message[bytes]) -> None:
+            calls.append(message.id)
+
+        async def publish(number: int) -> LogError | None:
+            """Why it failed, if it did."""
+            record = topic.record(b"x" * 10_000, key=f"k{number}", id=f"m{number}")
+            (answer,) = await answers(app, name, [record])
+            if isinstance(answer, LogError):
+                return answer
+            acknowledged.append(record.id)
+            return None
+
+        async def refusal() -> tuple[int, LogError]:
+            for number in range(1_000):
+                if (error := await publish(number)) is not None:
+                    return number, error
+            raise AssertionError("the disk never was full")
+
+        async def insist(number: int) -> None:
+            while (error := await publish(number)) is not None:
+                assert isinstance(error, (Unavailable, OutcomeUnknown))
+                await asyncio.sleep(0.1)
+
+        def caught_up() -> bool:
+            places = app.log.places(name, name)
+            return all(places[part].position >= app.log.bounds(name, part)[1] for part in range(2))
+
+        with caplog.at_level(logging.WARNING, logger="streams"):
+            async with app:
+                number, error = await refusal()
+                why = "cannot write to its disk" if fsync == "everysec" else "connection"
+                if fsync == "everysec":
+                    assert isinstance(error, Unavailable), "it is known to be refused"
+                    assert why in str(error)
+                    assert await publish(number) is not None, "it stays full"
+                else:
+                    assert isinstance(error, (Unavailable, OutcomeUnknown))
+                    await wait_for(lambda: not server.process.alive, "the server gives up")
+                await wait_for(lambda: why in caplog.text, "the group says what it waits for")
+                server.mend()
+                for again in (number, number + 1):
+                    await insist(again)
+                await wait_for(lambda: set(acknowledged) <= set(calls), "goes on by itself")
+                await wait_for(caught_up, "commits")
+        assert len(acknowledged) > 5
+        assert set(calls) == set(acknowledged)
+        # What was handled and could not be committed any more may come again.
+        assert all(calls.count(id) <= 2 for id in acknowledged)
+        # It is on the disk, each once.
+        server.stop()
+        server.restart()
+        log = open_log(server.url)
+        assert sorted(stored(log, name).values()) == sorted(acknowledged)
+        log.close()
 
 
 class Hears:

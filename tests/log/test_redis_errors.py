@@ -107,6 +107,12 @@ def test_a_connection_that_cannot_be_made(
     assert not_said not in str(found)
 
 
+def test_one_that_was_reached_before_needs_no_advice() -> None:
+    error = redis.ConnectionError("Connection closed by server.")
+    found = unreachable(error, "h", 6379, tls=False, known=True)
+    assert str(found) == "Redis at h:6379: connection closed by server"
+
+
 def test_on_this_machine_how_to_have_one_or_do_without() -> None:
     text = str(unreachable(redis.ConnectionError("x"), "localhost", 6379, tls=False))
     assert "docker compose up -d" in text

@@ -142,7 +142,7 @@ class Pool:
         if why is not None and time.monotonic() < until:
             raise type(why)(str(why)) from why
         try:
-            link = Link(self._settings, address)
+            link = Link(self._settings, address, known=self._greeted)
         except LogError as error:
             rest = min(REST[1], max(REST[0], 2 * rest))
             self._resting[address] = (time.monotonic() + rest, rest, error)

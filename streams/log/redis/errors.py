@@ -141,14 +141,17 @@ def translate(error: BaseException, where: str, *, unknown: bool = False) -> Log
 _CLOSED = re.compile("closed by server|reset by peer|EOF occurred|wrong version number", re.I)
 
 
-def unreachable(error: BaseException, host: str, port: int, *, tls: bool) -> LogError:
+def unreachable(
+    error: BaseException, host: str, port: int, *, tls: bool, known: bool = False
+) -> LogError:
     """The error for a connection that could not be made.
 
     :param tls: it was to be encrypted.
+    :param known: such a connection was made before.
     """
     where = f"Redis at {host}:{port}"
     found = translate(error, where)
-    if type(found) is not Unavailable or isinstance(error, ANSWERED):
+    if known or type(found) is not Unavailable or isinstance(error, ANSWERED):
         return found
     closed = _CLOSED.search(str(found)) or (tls and isinstance(error, redis.TimeoutError))
     if not closed:

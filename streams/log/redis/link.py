@@ -30,9 +30,10 @@ class Link:
 
     __slots__ = ("_driver", "address")
 
-    def __init__(self, settings: Settings, address: Address) -> None:
+    def __init__(self, settings: Settings, address: Address, *, known: bool = False) -> None:
         """Connect, authenticate, select the database.
 
+        :param known: such a connection was made before, so its port is the right one.
         :raises LogError: it could not be made.
         """
         self.address = address
@@ -41,7 +42,7 @@ class Link:
         try:
             self._driver.connect()
         except (RedisError, OSError) as error:
-            raise unreachable(error, *address, tls=settings.tls) from error
+            raise unreachable(error, *address, tls=settings.tls, known=known) from error
 
     def __str__(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"
