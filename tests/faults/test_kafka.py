@@ -191,7 +191,7 @@ async def test_a_poison_message_of_the_largest_size_becomes_a_dead_letter(run: R
 @pytest.fixture
 def three_brokers(lifetime: Lifetime) -> Any:
     with Kafka(lifetime, brokers=3) as cluster, Proxy(free_port()) as proxy:
-        settings = {**KAFKA, "topic.metadata.refresh.interval.ms": 1000}
+        settings = {**KAFKA, "replication.factor": 3, "topic.metadata.refresh.interval.ms": 1000}
         yield cluster, kafka_ground(cluster, proxy, settings, 3.0)
 
 
