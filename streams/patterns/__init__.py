@@ -17,6 +17,13 @@ if TYPE_CHECKING:
         PatternEventBus,
         Subscription,
     )
+    from streams.patterns.choreography import (
+        ChoreographySaga,
+        SagaEvent,
+        SagaState,
+        SagaTracker,
+        create_handler,
+    )
     from streams.patterns.delay import Delays, Scheduled
     from streams.patterns.idempotency import (
         ClaimLost,
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOME: dict[str, str] = {
     "BackpressureController": "streams.patterns.backpressure",
+    "ChoreographySaga": "streams.patterns.choreography",
     "ClaimLost": "streams.patterns.idempotency",
     "ConsumerConfig": "streams.patterns.queue",
     "ContextConflict": "streams.patterns.saga",
@@ -71,22 +79,27 @@ _HOME: dict[str, str] = {
     "PatternEventBus": "streams.patterns.bus",
     "QueueMessage": "streams.patterns.queue",
     "SagaError": "streams.patterns.saga",
+    "SagaEvent": "streams.patterns.choreography",
     "SagaFailedError": "streams.patterns.saga",
     "SagaOrchestrator": "streams.patterns.saga",
+    "SagaState": "streams.patterns.choreography",
     "SagaStatus": "streams.patterns.saga",
     "SagaStep": "streams.patterns.saga",
     "SagaStoppedError": "streams.patterns.saga",
+    "SagaTracker": "streams.patterns.choreography",
     "Scheduled": "streams.patterns.delay",
     "StepCall": "streams.patterns.saga",
     "StepError": "streams.patterns.saga",
     "StepTimeout": "streams.patterns.saga",
     "Subscription": "streams.patterns.bus",
     "UnknownSaga": "streams.patterns.saga",
+    "create_handler": "streams.patterns.choreography",
 }
 """Where each name is."""
 
 __all__ = [
     "BackpressureController",
+    "ChoreographySaga",
     "ClaimLost",
     "ConsumerConfig",
     "ContextConflict",
@@ -108,17 +121,21 @@ __all__ = [
     "PatternEventBus",
     "QueueMessage",
     "SagaError",
+    "SagaEvent",
     "SagaFailedError",
     "SagaOrchestrator",
+    "SagaState",
     "SagaStatus",
     "SagaStep",
     "SagaStoppedError",
+    "SagaTracker",
     "Scheduled",
     "StepCall",
     "StepError",
     "StepTimeout",
     "Subscription",
     "UnknownSaga",
+    "create_handler",
 ]
 
 

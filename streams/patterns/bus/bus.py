@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -160,6 +160,46 @@ class EventBus:
         named[TYPE] = topic
         await self._topic.publish(data, key=key, id=id, headers=named, timestamp=timestamp)
         return id
+
+    async def answer(
+        self,
+        cause: Event,
+        topic: str,
+        data: Any,
+        *,
+        id: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """:meth:`publish` what follows from an event. While the log is out of reach it is written
+        again, until it is there. Its key is the event's, or else what that belongs to.
+
+        :param id: derived from the cause's, so that writing it again does no harm.
+        :raises LogError: the log refuses it.
+        """
+        key = cause.key or cause.correlation_id or cause.id
+        if self._topic is None or self.app is None:
+            await self.publish(topic, data, key=key, id=id, headers=headers, cause=cause)
+            return
+        named = self._headers(headers, cause) | {TYPE: check_topic(topic)}
+        record = self._topic.record(data, key=key, id=id, headers=named)
+        await self._reachable()
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def told(errors: Sequence[BaseException | None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(tell, errors[0])
+
+        def tell(error: BaseException | None) -> None:
+            if written.done():
+                return
+            if error is None:
+                written.set_result(None)
+            else:
+                written.set_exception(error)
+
+        self.app.publisher.derive([(self.name, record)], told)
+        await written
 
     def _headers(self, headers: Mapping[str, str] | None, cause: Event | None) -> dict[str, str]:
         found = {} if cause is None else caused(cause)

@@ -26,7 +26,7 @@ ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
 data cannot be decoded); ``async def``, or plain and quick."""
 
 
-def check_handler(handler: Handler) -> bool:
+def check_handler(handler: Callable[..., Any]) -> bool:
     """Whether a handler is async.
 
     :raises ConfigError: it cannot be called with an event.

@@ -1,0 +1,510 @@
+"""Sagas without a conductor: each step listens to events and answers with one.
+
+A step is a durable subscriber of a bus: it hears an event, does its work, and publishes that it
+succeeded or failed; what happens next is the business of whoever listens to that. The saga's ID
+travels with every event as ``correlationid``, what caused it as ``causationid``; an event's data is
+plain data, so subscribers that know nothing of sagas see ordinary events.
+
+Over a log a step is at-least-once. Its answer's ID follows from the event's ID and the step's name,
+success or failure alike: a step that is run again after a crash answers under the same ID, and of
+two answers the first counts, at every subscriber that remembers IDs.
+
+A :class:`SagaTracker` watches a bus and knows which sagas are open, done, failed and stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
+from uuid import NAMESPACE_URL, uuid5
+
+import msgspec
+from uuid_utils import uuid7
+
+from stream_codecs import EncodeError
+from streams.clock import SYSTEM
+from streams.config import Retry
+from streams.errors import ConfigError, Reject
+from streams.letters import words
+from streams.message import CORRELATION
+from streams.patterns.bus import Durable, Event, EventBus, Subscription
+from streams.patterns.bus.calling import check_handler, name_of
+from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
+from streams.reading import When
+
+__all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
+
+logger = logging.getLogger("streams.choreography")
+
+STEP = "saga_step"
+STATUS = "saga_status"
+ERROR = "saga_error"
+"""The headers of a saga's events, beside ``correlationid`` and ``causationid``."""
+
+ERROR_CHARACTERS = 1_000
+"""What travels of an error's words, at most."""
+
+GROUP_CHARACTERS = 100
+"""A group's name that is made of topics is at most this long."""
+
+
+class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """An event as a step of a saga sees it.
+
+    :param saga_id: which saga it belongs to.
+    :param step_name: the step that published it; the event's topic where that was no step.
+    :param status: what that step says of itself; ``"started"`` where that was no step.
+    :param data: the event's data.
+    :param error: of a failure, the type and words of what the step raised.
+    :param event: the event itself: its ID is the same in every attempt, so it can serve as an
+        idempotency key.
+    """
+
+    saga_id: str
+    step_name: str
+    status: Literal["started", "succeeded", "failed"]
+    data: Any
+    error: str | None = None
+    event: Event | None = None
+
+    @classmethod
+    def of(cls, event: Event) -> SagaEvent:
+        """An event's part in a saga. One that belongs to none is the start of its own."""
+        status: Any = event.headers.get(STATUS)
+        return cls(
+            saga_id=event.correlation_id or event.id,
+            step_name=event.headers.get(STEP) or event.topic,
+            status=status if status in ("succeeded", "failed") else "started",
+            data=event.data,
+            error=event.headers.get(ERROR),
+            event=event,
+        )
+
+    def __repr__(self) -> str:
+        # The data stays out: it may hold what must not reach a log line.
+        return f"<SagaEvent {self.saga_id!r} {self.step_name} {self.status}>"
+
+
+Execute = Callable[[SagaEvent], Any]
+"""A step's work, ``async def`` or plain: what it returns is the answer's data, None stands for the
+data it got. Raising :class:`~streams.errors.Reject` fails the step at once."""
+
+
+class ChoreographySaga:
+    """One saga, to be started.
+
+    :param saga_id: names it, on every event; a UUIDv7 if not given.
+    """
+
+    def __init__(self, bus: EventBus, saga_id: str | None = None) -> None:
+        if not isinstance(bus, EventBus):
+            raise ConfigError(f"ChoreographySaga({bus!r}, ...): an EventBus is needed")
+        if saga_id is not None and not (isinstance(saga_id, str) and saga_id):
+            raise ConfigError(f"ChoreographySaga(..., {saga_id!r}): the saga's ID, a non-empty str")
+        self.bus = bus
+        self.saga_id = saga_id if saga_id is not None else str(uuid7())
+
+    async def start(self, topic: str, data: Any = None, *, step_name: str = "start") -> str:
+        """Publish the event that starts the saga; its ID.
+
+        The ID follows from the saga's and the topic, so a saga that is started twice over a log
+        runs once. On a local bus this returns when all has happened that follows from it.
+
+        :raises ConfigError, EncodeError, LogError: as :meth:`EventBus.publish`.
+        """
+        headers = {CORRELATION: self.saga_id, STEP: step_name, STATUS: "started"}
+        id = derived(self.saga_id, "start", topic)
+        return await self.bus.publish(topic, data, key=self.saga_id, id=id, headers=headers)
+
+    @staticmethod
+    def create_handler(
+        bus: EventBus,
+        listen_to: str,
+        execute: Execute,
+        on_success: str | None,
+        on_failure: str | None,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        **options: Unpack[Durable],
+    ) -> Subscription:
+        """:func:`create_handler`."""
+        return create_handler(
+            bus, listen_to, execute, on_success, on_failure, name=name, group=group, **options
+        )
+
+    def __repr__(self) -> str:
+        return f"<ChoreographySaga {self.saga_id!r} on {self.bus!r}>"
+
+
+def create_handler(
+    bus: EventBus,
+    listen_to: str,
+    execute: Execute,
+    on_success: str | None,
+    on_failure: str | None,
+    *,
+    name: str | None = None,
+    group: str | None = None,
+    **options: Unpack[Durable],
+) -> Subscription:
+    """Make a step: hear an event, do something, publish what came of it. Calling what is returned
+    ends it.
+
+    Over a log a step that raises is tried again as ``retry=`` says (:class:`~streams.Retry`, five
+    attempts unless told otherwise), then it has failed. On a local bus the first attempt decides.
+
+    :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of the events it hears.
+    :param execute: its work, called with a :class:`SagaEvent`; what it returns is the data of
+        ``on_success``, and if that is None the data it got.
+    :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.
+    :param on_failure: the topic of its answer if it fails, with the data it got; None: the event
+        becomes a dead letter (on a local bus the error hook is told).
+    :param name: the step's name; that of the function if not given.
+    :param group: the step's consumer group; made of the topics if not given. A step that keeps its
+        group misses nothing when its code is renamed.
+    :param options: as in :meth:`EventBus.subscribe`.
+    :raises ConfigError: any of these cannot work.
+    """
+    if not isinstance(bus, EventBus):
+        raise ConfigError(f"create_handler({bus!r}, ...): an EventBus is needed")
+    asynchronous = check_handler(execute)
+    for topic in (on_success, on_failure):
+        if topic is not None:
+            check_topic(topic)
+    step = Step(
+        bus,
+        execute,
+        asynchronous,
+        on_success,
+        on_failure,
+        name=_step_name(name, execute, listen_to),
+        group=group or _group(check_pattern(listen_to), on_success),
+        retry=options.get("retry", Retry()),
+    )
+
+    async def handle(event: Event) -> None:
+        await step.handle(event)
+
+    handle.__name__ = step.name  # by which statistics and log lines know it
+    return bus.subscribe(listen_to, handle, group=step.group, **options)
+
+
+class Step:
+    """What a step does with an event."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        execute: Execute,
+        asynchronous: bool,
+        on_success: str | None,
+        on_failure: str | None,
+        *,
+        name: str,
+        group: str,
+        retry: Retry,
+    ) -> None:
+        self._bus = bus
+        self._execute = execute
+        self._asynchronous = asynchronous
+        self._on_success = on_success
+        self._on_failure = on_failure
+        self._retry = retry
+        self.name = name
+        self.group = group
+
+    async def handle(self, event: Event) -> None:
+        """Execute, and answer."""
+        heard = SagaEvent.of(event)
+        try:
+            result = await self._run(heard)
+        except Exception as error:
+            if self._on_failure is None or not self._final(error, event):
+                raise
+            logger.warning(
+                "saga %s: step %s failed over %r: %r", heard.saga_id, self.name, event, error
+            )
+            await self._answer(event, self._on_failure, "failed", event.data, error)
+            return
+        if self._on_success is not None:
+            try:
+                data = event.data if result is None else result
+                await self._answer(event, self._on_success, "succeeded", data)
+            except EncodeError as error:
+                # What it returned cannot be written, and never will be.
+                if self._on_failure is None:
+                    raise Reject(f"step {self.name}: {error}") from error
+                await self._answer(event, self._on_failure, "failed", event.data, error)
+
+    async def _run(self, heard: SagaEvent) -> Any:
+        if self._asynchronous:
+            return await self._execute(heard)
+        result = await asyncio.to_thread(self._execute, heard)
+        return await result if inspect.isawaitable(result) else result
+
+    def _final(self, error: Exception, event: Event) -> bool:
+        """Whether nobody will try again."""
+        if self._bus.app is None or isinstance(error, (Reject, *self._retry.never)):
+            return True
+        return event.attempt >= self._retry.attempts
+
+    async def _answer(
+        self,
+        event: Event,
+        topic: str,
+        status: str,
+        data: Any,
+        error: Exception | None = None,
+    ) -> None:
+        headers = {STEP: self.name, STATUS: status}
+        if error is not None:
+            said = f"{type(error).__name__}: {words(error)}"[:ERROR_CHARACTERS]
+            headers[ERROR] = said.encode("utf-8", "replace").decode()
+        id = derived(event.id, self.group, self.name)
+        await self._bus.answer(event, topic, data, id=id, headers=headers)
+
+
+def derived(*parts: str) -> str:
+    """An ID that follows from these, always the same."""
+    return str(uuid5(NAMESPACE_URL, "\0".join(parts)))
+
+
+def _step_name(name: str | None, execute: Execute, listen_to: str) -> str:
+    if name is not None:
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
+            raise ConfigError(f"create_handler(name={name!r}): the step's name, a non-empty str")
+        return name
+    found = name_of(execute)
+    return listen_to if found == "<lambda>" else found
+
+
+def _group(listen_to: str, on_success: str | None) -> str:
+    made = re.sub(r"[^A-Za-z0-9._-]", "_", f"{listen_to}.to.{on_success or 'end'}")
+    if len(made) > GROUP_CHARACTERS:
+        made = f"{made[:GROUP_CHARACTERS]}-{derived(listen_to, on_success or '')[:8]}"
+    return made
+
+
+class SagaState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tracker knows of a saga.
+
+    :param status: ``"open"``, ``"done"`` or ``"failed"``.
+    :param step_name: the step that spoke last.
+    :param topic: what it published.
+    :param started: when the saga's first event happened, as far as the tracker has seen.
+    :param updated: when its last event happened.
+    :param error: what the last step that failed said.
+    """
+
+    saga_id: str
+    status: Literal["open", "done", "failed"]
+    step_name: str
+    topic: str
+    started: datetime
+    updated: datetime
+    error: str | None = None
+
+
+class SagaTracker:
+    """Watches a bus and answers which sagas are open, done, failed, stuck.
+
+    It is an observer: an ephemeral subscriber, and over a log a reader of what was before. All it
+    knows is in memory; what is made anew knows the same after reading the log again. Every number
+    of trackers may watch one bus.
+
+    :param done: topic or topics (patterns) with which a saga is done.
+    :param failed: those with which it has failed; None: the answer of any step that failed. An end
+        may be overtaken by a later one.
+    :param topics: what it watches at all, a topic or pattern.
+    :param stuck_after: an open saga without an event for so many seconds is stuck.
+    :param keep: how many sagas that have ended are remembered; open ones all are.
+    :raises ConfigError: any of these cannot work.
+    """
+
+    def __init__(
+        self,
+        bus: EventBus,
+        *,
+        done: str | Iterable[str],
+        failed: str | Iterable[str] | None = None,
+        topics: str = WILD,
+        stuck_after: float = 300.0,
+        keep: int = 10_000,
+    ) -> None:
+        if not isinstance(bus, EventBus):
+            raise ConfigError(f"SagaTracker({bus!r}, ...): an EventBus is needed")
+        if isinstance(stuck_after, bool) or not (
+            isinstance(stuck_after, (int, float)) and stuck_after > 0
+        ):
+            raise ConfigError(f"SagaTracker(stuck_after={stuck_after!r}): seconds, more than 0")
+        if isinstance(keep, bool) or not (isinstance(keep, int) and keep >= 0):
+            raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
+        self.bus = bus
+        self._topics = check_pattern(topics)
+        self._done = _trie(done)
+        self._failed = None if failed is None else _trie(failed)
+        self._stuck_after = float(stuck_after)
+        self._keep = keep
+        self._open: dict[str, SagaState] = {}
+        self._ended: OrderedDict[str, SagaState] = OrderedDict()
+        """The one that changed last comes last."""
+        self._outcomes: dict[str, datetime] = {}
+        """When ended sagas came to their end."""
+        self._subscription: Subscription | None = None
+
+    # -- its life
+
+    async def start(self, since: When | None = "earliest") -> None:
+        """Begin to watch.
+
+        :param since: over a log, from where on it is read first (:meth:`streams.Topic.read`); None
+            leaves that out.
+        :raises NotRunning: the bus's app is not entered.
+        """
+        if self._subscription is not None:
+            raise ConfigError("SagaTracker: it watches already")
+        subscription = self._subscription = self.bus._subscribe(
+            self._topics, self._watch, None, None, {}
+        )
+        try:
+            await subscription.ready()
+            if self.bus.app is not None and since is not None:
+                # What comes meanwhile is seen twice, which changes nothing.
+                async for event in self.bus.read(self._topics, since):
+                    self.see(event)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Watch no more; what it knows stays."""
+        if self._subscription is not None:
+            self._subscription()
+            self._subscription = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def _watch(self, event: Event) -> None:
+        self.see(event)
+
+    def see(self, event: Event) -> None:
+        """Take an event in. Again, or later than a younger one, it does no harm.
+
+        Events of no saga are passed over: those without ``correlationid``, and those of a saga
+        that is not known by an event of a step.
+        """
+        saga_id = event.correlation_id
+        if not saga_id:
+            return
+        before = self._open.get(saga_id) or self._ended.get(saga_id)
+        if before is None and STATUS not in event.headers:
+            return
+        heard = SagaEvent.of(event)
+        state = SagaState(
+            saga_id=saga_id,
+            status="open",
+            step_name=heard.step_name,
+            topic=event.topic,
+            started=event.timestamp,
+            updated=event.timestamp,
+            error=heard.error,
+        )
+        if before is not None:
+            state = _merged(before, state)
+        end = self._end(event.topic, heard.status)
+        if end is not None and event.timestamp >= self._outcomes.get(saga_id, event.timestamp):
+            self._outcomes[saga_id] = event.timestamp
+            state = msgspec.structs.replace(state, status=end)
+        self._put(state)
+
+    def _end(self, topic: str, status: str) -> Literal["done", "failed"] | None:
+        if self._done.match(topic):
+            return "done"
+        if status == "failed" if self._failed is None else self._failed.match(topic):
+            return "failed"
+        return None
+
+    def _put(self, state: SagaState) -> None:
+        saga_id = state.saga_id
+        if state.status == "open":
+            self._open[saga_id] = state
+            return
+        self._open.pop(saga_id, None)
+        self._ended[saga_id] = state
+        self._ended.move_to_end(saga_id)
+        while len(self._ended) > self._keep:
+            oldest, _ = self._ended.popitem(last=False)
+            self._outcomes.pop(oldest, None)
+
+    # -- what it answers
+
+    def get(self, saga_id: str) -> SagaState | None:
+        """One saga; None if it is not known, or no longer."""
+        return self._open.get(saga_id) or self._ended.get(saga_id)
+
+    def open(self) -> list[SagaState]:
+        """Those that have not ended, the stuck ones among them; the oldest first."""
+        return _oldest_first(self._open.values())
+
+    def stuck(self) -> list[SagaState]:
+        """Those of :meth:`open` of which nothing was heard for too long."""
+        app = self.bus.app
+        limit = (SYSTEM if app is None else app.clock).time() - self._stuck_after
+        return [each for each in self.open() if each.updated.timestamp() < limit]
+
+    def done(self) -> list[SagaState]:
+        """Those that came to their good end."""
+        return _oldest_first(each for each in self._ended.values() if each.status == "done")
+
+    def failed(self) -> list[SagaState]:
+        """Those that failed."""
+        return _oldest_first(each for each in self._ended.values() if each.status == "failed")
+
+    def forget(self, saga_id: str) -> bool:
+        """Know nothing of a saga any more, such as one that was given up. False: it was unknown."""
+        self._outcomes.pop(saga_id, None)
+        found = self._open.pop(saga_id, None) or self._ended.pop(saga_id, None)
+        return found is not None
+
+
+def _trie(topics: str | Iterable[str]) -> Trie[bool]:
+    found: Trie[bool] = Trie()
+    for topic in (topics,) if isinstance(topics, str) else topics:
+        found.add(topic, True)
+    return found
+
+
+def _merged(before: SagaState, now: SagaState) -> SagaState:
+    """Two sights of one saga as one, in whatever order they were seen."""
+    older, younger = sorted((before, now), key=lambda each: each.updated)
+    return SagaState(
+        saga_id=before.saga_id,
+        status=before.status,
+        step_name=younger.step_name,
+        topic=younger.topic,
+        started=min(before.started, now.started),
+        updated=younger.updated,
+        error=younger.error or older.error,
+    )
+
+
+def _oldest_first(states: Iterable[SagaState]) -> list[SagaState]:
+    return sorted(states, key=lambda each: (each.started, each.saga_id))
