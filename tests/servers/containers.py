@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from tests.servers.lifetime import Lifetime, StartError, free_port, until
 
 KAFKA_IMAGE = "apache/kafka:4.3.1"
-REDIS_IMAGE = "redis:8"
-VALKEY_IMAGE = "valkey/valkey:9"
+REDIS_IMAGE = "redis:8.2.3"
+VALKEY_IMAGE = "valkey/valkey:9.0.0"
 
 _REMOVE = "import docker, sys; docker.from_env().containers.get(sys.argv[1]).remove(force=True)"
 
