@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from streams.cli import dead, groups, publish, replay, reset, run_app, tail, topics
+from streams.cli import dead, groups, publish, replay, reset, run_app, saga, tail, topics
 from streams.cli.failures import (
     DONE,
     FAILED,
@@ -92,6 +92,7 @@ app.command("tail")(tail.tail)
 app.command("replay")(replay.replay)
 app.command("reset")(reset.reset)
 app.add_typer(dead.app, name="dead")
+app.add_typer(saga.app, name="saga")
 
 
 def run(arguments: Sequence[str]) -> int:

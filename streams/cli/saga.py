@@ -1,0 +1,244 @@
+"""``streams saga``: where durable sagas stand, and what to do about those that stand still.
+
+The journal says all there is to know, so no app is needed: what is written here is what the
+running app goes on with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli import show
+from streams.cli.failures import Failed
+from streams.cli.options import Json, Url, Yes, confirm, open_url
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.patterns.saga.entry import Entry, Failure
+    from streams.patterns.saga.journal import Journal
+
+app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
+
+Name = Annotated[str, typer.Argument(metavar="SAGA", help="The orchestrator's name.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The saga's ID.")]
+
+
+@app.command("ls", hidden=True)  # as the other groups of commands call it
+@app.command("list")
+def ls(
+    name: Annotated[
+        str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    r"""List the sagas that are not over, the one that moved last at the end.
+
+    They run, go backward ([cyan]compensating[/cyan]), could not be undone whole
+    ([cyan]failed[/cyan]), or cannot go on with the code there is ([cyan]stopped[/cyan]).
+
+    [bold]Examples[/bold]
+
+      [cyan]streams saga list[/cyan]
+      [cyan]streams saga list orders --all[/cyan]
+      [cyan]streams saga list --json | jq '.\[] | select(.status == "stopped")'[/cyan]
+    """
+    from streams.patterns.saga.journal import Journal
+
+    found: list[dict[str, Any]] = []
+    with open_url(url) as log, _told():
+        for each in _names(log) if name is None else (name,):
+            entries = Journal(log, each).all(lambda entry: everything or not entry.over)
+            found += [_brief(each, entry) for entry in entries]
+    if json:
+        show.print_json(found)
+        return
+    show.table(
+        ["saga", "id", "status", "at", "since", "why"],
+        [
+            [
+                each["saga"],
+                each["id"],
+                each["status"],
+                ", ".join(each["steps"]) or None,
+                show.age(each["seconds"]),
+                each["why"],
+            ]
+            for each in found
+        ],
+    )
+
+
+@app.command("status")
+def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+    """Show where a saga stands, and its context.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams saga status orders o-17[/cyan]
+      [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
+    """
+    with _journal(url, name) as journal:
+        entry = journal.latest(id).entry
+    whole = _whole(name, entry)
+    if json:
+        show.print_json(whole)
+        return
+    context = whole.pop("context")
+    rows = {key: _cell(found) for key, found in whole.items() if key not in ("why", "plan")}
+    show.mapping({key: found for key, found in rows.items() if found not in ("", None)})
+    show.say("plan: " + ", ".join(" | ".join(map(show.clean, group)) for group in whole["plan"]))
+    show.say(f"context: {show.clean(show.as_json(context).decode('utf-8', 'replace').rstrip())}")
+
+
+@app.command("resume")
+def resume(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+    """Go on with a saga that stands still.
+
+    One that was stopped goes on where it stood: deploy what it was stopped for
+    first. Of one that failed, the compensations that failed are tried again.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams saga resume orders o-17[/cyan]
+    """
+    from streams.patterns.saga.entry import resumed
+
+    with _journal(url, name) as journal:
+        entry = journal.command(id, lambda last: resumed(last, time.time()))
+    _done(name, entry, json=json)
+
+
+@app.command("abandon")
+def abandon(
+    name: Name,
+    id: Id,
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
+    ] = "",
+    yes: Yes = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Take no further step of a saga, neither forward nor backward.
+
+    What it has done stays done. A step that is being called at this moment
+    finishes, and nothing follows on it.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams saga abandon orders o-17 --reason "refunded by hand"[/cyan]
+      [cyan]streams saga abandon orders o-17 --yes[/cyan]
+    """
+    from streams.patterns.saga.entry import abandoned
+
+    with _journal(url, name) as journal:
+        last = journal.latest(id).entry
+        abandoned(last, time.time())  # refused before anybody is asked
+        left = ", ".join(last.done) or "nothing"
+        confirm(
+            f"Abandon saga {show.clean(id)}, which is {last.status}? Not undone: "
+            f"{show.clean(left)}.",
+            yes=yes,
+        )
+        entry = journal.command(id, lambda last: abandoned(last, time.time(), reason))
+    _done(name, entry, json=json)
+
+
+def _names(log: Log) -> list[str]:
+    """The names of all sagas that the log has a journal of."""
+    from streams.patterns.saga.journal import SUFFIX
+
+    return [
+        info.name.removesuffix(SUFFIX)
+        for info in log.topics()
+        if info.name.endswith(SUFFIX) and info.name != SUFFIX
+    ]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is not there is no fault of the program's."""
+    from streams.patterns.saga.errors import SagaError
+
+    try:
+        yield
+    except SagaError as error:
+        raise Failed(str(error)) from error
+
+
+@contextmanager
+def _journal(url: str | None, name: str) -> Iterator[Journal]:
+    from streams.patterns.saga.journal import Journal
+
+    with open_url(url) as log, _told():
+        yield Journal(log, name)
+
+
+def _done(name: str, entry: Entry, *, json: bool) -> None:
+    if json:
+        show.print_json(_brief(name, entry))
+    else:
+        show.say(f"{show.clean(entry.saga)}: {entry.status}")
+
+
+def _said(failure: Failure) -> str:
+    return f"{failure.step}: {failure.error}"
+
+
+def _brief(name: str, entry: Entry) -> dict[str, Any]:
+    why = entry.error
+    if not why and entry.last:
+        why = "; ".join(map(_said, entry.last))
+    if not why and entry.uncompensated:
+        why = "; ".join(f"not compensated: {_said(each)}" for each in entry.uncompensated)
+    if not why and entry.failure is not None:
+        why = _said(entry.failure)
+    return {
+        "saga": name,
+        "id": show.printable(entry.saga),
+        "status": entry.status,
+        "steps": list(entry.steps),
+        "seconds": max(0.0, time.time() - entry.at) if entry.at else None,
+        "why": why or None,
+    }
+
+
+def _whole(name: str, entry: Entry) -> dict[str, Any]:
+    import orjson
+
+    def failure(found: Failure) -> dict[str, Any]:
+        return {
+            "step": found.step,
+            "error": str(found.error),
+            "attempts": found.attempts,
+        }
+
+    return {
+        **_brief(name, entry),
+        "updated": show.iso(entry.at) if entry.at else None,
+        "done": list(entry.done),
+        "plan": [list(group) for group in entry.plan],
+        "failure": None if entry.failure is None else failure(entry.failure),
+        "failed_compensations": [failure(each) for each in entry.uncompensated],
+        "retrying": [failure(each) for each in entry.last],
+        "reason": entry.error or None,
+        "transitions": entry.n,
+        "context": orjson.loads(bytes(entry.context)),
+    }
+
+
+def _cell(found: Any) -> show.Cell:
+    if isinstance(found, list):
+        return "; ".join(str(_cell(each)) for each in found)
+    if isinstance(found, dict):
+        return f"{found['step']}: {found['error']} (attempt {found['attempts']})"
+    if isinstance(found, float):
+        return show.age(found)
+    return found if found is None or isinstance(found, int) else str(found)
