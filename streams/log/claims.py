@@ -59,7 +59,8 @@ class Claim(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """From now on for ``lease`` seconds more. Answer: whether it was still yours."""
+    """From now on for ``lease`` seconds more. Answer: whether it was still yours; what you have
+    completed is, and stays as it is (a completion's answer may have been lost)."""
 
     key: bytes
     token: str

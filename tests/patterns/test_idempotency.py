@@ -441,6 +441,24 @@ async def test_who_will_not_wait_still_gets_what_is_there(store: IdempotencyStor
     assert results == ["there"] * 20
 
 
+async def test_who_takes_over_has_not_begun_yet(store: IdempotencyStore) -> None:
+    """Nor will it, as there is an outcome: who will not wait asks for that."""
+    processor, later = IdempotentProcessor(store), Work()
+
+    async def overtaken() -> None:
+        await store.set("k", "there")
+        raise ValueError
+
+    first = asyncio.create_task(processor.process("k", overtaken))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(processor.process("k", later))
+    with pytest.raises(ValueError):
+        await first
+    assert await processor.process("k", later, wait=False) == "there"
+    assert await second == "there"
+    assert later.runs == 0
+
+
 async def test_many_who_will_not_wait_are_one_execution(store: IdempotencyStore) -> None:
     processor, work = IdempotentProcessor(store, wait=False), Work()
     calls = [asyncio.create_task(processor.process("k", work)) for _ in range(50)]
@@ -489,26 +507,6 @@ async def test_a_cancelled_waiter_disturbs_nobody(store: IdempotencyStore) -> No
     assert results[::2] == ["done"] * 5
     assert all(isinstance(each, asyncio.CancelledError) for each in results[1::2])
     assert work.runs == 1
-
-
-async def test_who_is_cancelled_as_its_turn_comes_passes_it_on(store: IdempotencyStore) -> None:
-    processor = IdempotentProcessor(store)
-    first, second = Work(ValueError("no")), Work()
-    second.go.set()
-    calls = [asyncio.create_task(processor.process("k", first))]
-    await first.begun()
-    calls += [asyncio.create_task(processor.process("k", second)) for _ in range(3)]
-    await until(lambda: len(processor._flights.get("k").waiting) == 3, "in line")  # type: ignore[union-attr]
-
-    def strike(_: object) -> None:
-        calls[1].cancel()
-
-    calls[0].add_done_callback(strike)
-    first.go.set()
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert isinstance(results[0], ValueError)
-    assert results[2:] == ["done", "done"]
-    assert not processor._flights
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -110,6 +110,27 @@ async def test_a_cancelled_handler_leaves_the_id_unseen() -> None:
     assert await second is True
 
 
+async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    consumer, good = DeduplicatedConsumer(), Handler()
+    good.go.set()
+    calls: list[asyncio.Task[bool]] = []
+
+    async def fail(message: Any) -> None:
+        await until(lambda: len(calls) == 4, "all there")
+        # It runs before the second one, whose turn it is then, has woken up.
+        asyncio.get_running_loop().call_soon(calls[1].cancel)
+        raise ValueError("no")
+
+    calls.append(asyncio.create_task(consumer.process(Event("a"), fail)))
+    await asyncio.sleep(0)
+    calls += [asyncio.create_task(consumer.process(Event("a"), good)) for _ in range(3)]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    assert isinstance(results[0], ValueError)
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert results[2:] == [True, False]
+    assert len(consumer._flights) == 0
+
+
 async def test_as_many_ids_as_were_asked_for_are_remembered() -> None:
     consumer = DeduplicatedConsumer(max_size=3)
 

@@ -79,10 +79,11 @@ class Shelf:
                 self._put(key, _Row(token, fingerprint, None, now + lease))
                 return None
             case Renew(_, _, lease):
-                if row is None or not mine or row.value is not None:
+                if row is None or not mine:
                     return False
-                row.until = now + lease
-                row.expires = row.until + GRACE
+                if row.value is None:
+                    row.until = now + lease
+                    row.expires = row.until + GRACE
                 return True
             case Complete(key, token, value, ttl):
                 if row is None or not mine:

@@ -201,9 +201,10 @@ def _one(connection: Connection, request: Request, now: _Now) -> Answer:
             _claimed(connection, key, token, fingerprint, lease, now)
             return None
         case Renew(key, token, lease):
-            if row is None or not mine or row.value is not None:
+            if row is None or not mine:
                 return False
-            _claimed(connection, key, token, row.fingerprint, lease, now)
+            if row.value is None:
+                _claimed(connection, key, token, row.fingerprint, lease, now)
             return True
         case Complete(key, token, value, ttl):
             if row is None or not mine:

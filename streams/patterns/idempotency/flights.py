@@ -51,7 +51,6 @@ class Flights(Generic[R]):
             found = await self._wait(place, flight)
             if found is not None:
                 return found[0], False
-        flight.mark, flight.running = "", False
         try:
             result = await lead(flight)
         except BaseException:

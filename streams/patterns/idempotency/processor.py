@@ -122,7 +122,7 @@ class IdempotentProcessor(Generic[T]):
         failed: list[Exception] = []
 
         async def lead(flight: Flight[_Stored]) -> _Stored:
-            flight.mark = mark
+            flight.mark, flight.running = mark, False
             return await self._lead(key, place, operation, mark, patient, flight, failed)
 
         flight = self._flights.get(key)

@@ -2,10 +2,12 @@
 --
 -- KEYS  the entry.
 -- ARGV  token, lease (ms), for how long a claim that is over is kept (ms).
--- Returns 1, or 0 where it is not one's own any more.
+-- Returns 1 (also where one has completed it: that stays as it is), or 0 where it is not one's own any more.
 
 local have = call('HMGET', KEYS[1], 'token', 'value')
-if have[1] ~= ARGV[1] or have[2] then return 0 end
-call('HSET', KEYS[1], 'until', string.format('%.0f', clock() + ARGV[2]))
-call('PEXPIRE', KEYS[1], ARGV[2] + ARGV[3])
+if have[1] ~= ARGV[1] then return 0 end
+if not have[2] then
+  call('HSET', KEYS[1], 'until', string.format('%.0f', clock() + ARGV[2]))
+  call('PEXPIRE', KEYS[1], ARGV[2] + ARGV[3])
+end
 return 1
