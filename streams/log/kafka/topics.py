@@ -94,6 +94,7 @@ class Topics:
             try:
                 found = self._describe(topic)
                 if all(each.leader is not None for each in found.partitions):
+                    self._counts[topic] = (len(found.partitions), time.monotonic())
                     return self.topic(topic)
             except (NotFound, Unavailable):
                 pass
@@ -106,8 +107,9 @@ class Topics:
 
         :raises NotFound: there is none of that name.
         """
-        found = self._describe(topic)
-        return TopicInfo(topic, len(found.partitions), self._retentions([topic])[topic])
+        count = len(self._describe(topic).partitions)
+        self._counts[topic] = (count, time.monotonic())
+        return TopicInfo(topic, count, self._retentions([topic])[topic])
 
     def topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
@@ -155,13 +157,21 @@ class Topics:
             futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
             return self._answer(futures[topic])
 
-        try:
-            return self._ask(f"asking for topic {topic}", question)
-        except NotFound as error:
-            raise NotFound(
-                f"Kafka has no topic {topic!r}: create it (streams topics create {topic}), or "
-                "declare it with partitions="
-            ) from error
+        # Of several brokers, one may not have heard yet of a topic that another has told us of.
+        known = self._counts.get(topic)
+        deadline = time.monotonic() + ANSWER
+        while True:
+            try:
+                return self._ask(f"asking for topic {topic}", question)
+            except NotFound as error:
+                now = time.monotonic()
+                if known is not None and now < min(deadline, known[1] + FRESH):
+                    time.sleep(0.05)
+                    continue
+                raise NotFound(
+                    f"Kafka has no topic {topic!r}: create it (streams topics create {topic}), or "
+                    "declare it with partitions="
+                ) from error
 
     def _retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What retention.ms says; nothing where this user may not ask."""
@@ -196,8 +206,8 @@ class Topics:
             self._answer(futures[topic])
 
         self._describe(topic)
-        self._ask(f"deleting topic {topic}", question)
         self._counts.pop(topic, None)
+        self._ask(f"deleting topic {topic}", question)
         deadline = time.monotonic() + ANSWER
         while time.monotonic() < deadline:
             try:
