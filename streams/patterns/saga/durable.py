@@ -4,9 +4,10 @@ Each entry of the journal is a message. Its handler calls what the entry says is
 *returns* the next entry, which the processor publishes before the message counts as settled
 (``to=``). So the processor's own promises are the saga's: the owner of the saga ID's partition
 goes on with it, one entry after the other; killed at any instant, the entry that was not settled
-is handled again, by whoever owns the partition then; what was written twice under one number is
-dropped by deduplication; and an entry that is due later waits as a message does that is tried
-again later. There is nothing to be kept in memory, and no state but the journal.
+is handled again, by whoever owns the partition then, unless the journal says already what became of
+it (:mod:`streams.patterns.saga.tail`); what was written twice under one number is dropped by
+deduplication; and an entry that is due later waits as a message does that is tried again later.
+There is no state but the journal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from streams.patterns.saga.course import Course
 from streams.patterns.saga.entry import Entry, Stored
 from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal import Journal, topic_name
+from streams.patterns.saga.tail import Tails
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -63,6 +65,7 @@ class Durable:
         self._places: dict[int, int] = {}
         """From where on the journal was not looked at, by partition, while somebody waits."""
         self._looking: asyncio.Task[None] | None = None
+        self._tails = Tails()
         self.processor = app.processor(
             self.topic,
             group=name,
@@ -85,6 +88,8 @@ class Durable:
             if entry.ended:
                 self._tell(entry)
                 return None
+            if await self._tails.followed(self.journal, entry, message):
+                return None  # what became of it is behind it in the log
             wait = entry.due - self._course.now()
             if wait > 0 and message.attempt == 1:
                 raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")

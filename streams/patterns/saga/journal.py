@@ -27,6 +27,13 @@ SUFFIX = ".saga"
 
 _CHUNK = 1_000
 
+
+class _Number(msgspec.Struct, gc=False):
+    saga: str
+    n: int = 0
+
+
+_decode_slim = msgspec.json.Decoder(_Number).decode
 _decode = msgspec.json.Decoder(Stored).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -91,6 +98,27 @@ class Journal:
             if offset < end:
                 found += [each.entry for each in self._between(None, partition, offset, end)]
                 places[partition] = end
+        return found
+
+    def numbers(self, partition: int, start: int | None) -> dict[str, int]:
+        """The number of the last entry of every saga that is under way, from an offset on.
+
+        Sagas that were only started are left out: however many wait, they take no memory.
+        """
+        first, end = self._log.bounds(self.topic, partition)
+        found: dict[str, int] = {}
+        start = first if start is None else max(first, start)
+        if start >= end:
+            return found
+        with closing(self._log.reader(self.topic, partition, start, end)) as reader:
+            while (batch := reader.read(_CHUNK)) is not None:
+                for value in batch.values:
+                    try:
+                        number = _decode_slim(value or b"")
+                    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                        continue
+                    if number.n > found.get(number.saga, 0):
+                        found[number.saga] = number.n
         return found
 
     def command(self, id: str, make: Callable[[Stored], Stored]) -> Stored:

@@ -1,0 +1,88 @@
+"""Run the example; see ``python -m examples.orders --help``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from tempfile import TemporaryDirectory
+
+from examples.orders.demo import run
+from examples.orders.saga import DATABASE, URL, Order, create
+from streams.errors import StreamsError
+from streams.patterns import SagaFailedError
+
+
+def main() -> int:
+    """The process's exit status: 0, 1 where the books are wrong or an order failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.orders",
+        description="Orders over three services, all done or all taken back.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser("demo", help="place orders, kill workers, look at the books")
+    for each in (parser, demo):
+        each.add_argument("--orders", type=int, default=60, metavar="N", help="how many (60)")
+        each.add_argument("--kills", type=int, default=4, metavar="N", help="how often (4)")
+        each.add_argument("--seed", type=int, default=1, metavar="N", help="of when (1)")
+        each.add_argument("--url", help="the log; a temporary SQLite file if not given")
+    work = commands.add_parser("work", help="carry orders out until Ctrl-C")
+    work.add_argument("--quiet", action="store_true", help="say nothing of orders that failed")
+    order = commands.add_parser("order", help="place one order and wait for its end")
+    order.add_argument("customer", help="who; for 'far...' nobody delivers")
+    order.add_argument("sku", help="what: cup or pot")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.ERROR if getattr(arguments, "quiet", False) else logging.WARNING,
+        format="%(message)s",
+    )
+    try:
+        if arguments.command == "work":
+            create(URL, DATABASE)[0].run()
+            return 0
+        if arguments.command == "order":
+            return asyncio.run(_order(arguments.customer, arguments.sku))
+        return _demo(arguments)
+    except StreamsError as error:
+        print(f"orders: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _order(customer: str, sku: str) -> int:
+    app, orders = create(URL, DATABASE)
+    async with app.connected():
+        try:
+            done = await orders.execute(Order(customer, sku))
+        except SagaFailedError as error:
+            print(f"not ordered: {error}")
+            return 1
+    print(f"ordered: parcel {done.parcel}, {done.receipt}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    with TemporaryDirectory() as folder:
+        outcome = asyncio.run(
+            run(
+                arguments.url or f"sqlite:///{folder}/orders.db",
+                f"{folder}/services.db",
+                arguments.orders,
+                arguments.kills,
+                arguments.seed,
+                lambda line: print(f"· {line}"),
+            )
+        )
+    found = ", ".join(f"{count} {status}" for status, count in sorted(outcome.statuses.items()))
+    print(f"{found}, with {outcome.kills} kills")
+    for error in outcome.errors:
+        print(f"WRONG: {error}")
+    if not outcome.errors:
+        print("the books of stock, bank and carrier agree")
+    return 1 if outcome.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

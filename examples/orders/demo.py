@@ -1,0 +1,149 @@
+"""Orders while workers are killed, and then the books of stock, bank and carrier."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.orders.saga import PRICE, Order, create
+from examples.orders.services import Services
+from streams.patterns import SagaOrchestrator, SagaStatus
+from streams.patterns.saga import Status
+
+CUPS, MONEY = 20, 3 * PRICE
+"""There are not enough cups for everybody, nor does everybody have the money for all he orders."""
+
+PATIENCE = 120.0
+
+OVER: tuple[Status, ...] = ("completed", "compensated")
+
+ROOT = Path(__file__).parents[2]
+
+
+class Outcome(NamedTuple):
+    """What became of the orders, and what is wrong with the books."""
+
+    statuses: Counter[str]
+    kills: int
+    errors: list[str]
+
+
+def orders_of(count: int) -> dict[str, Order]:
+    """Orders of a few customers, by ID: some far away, some for more than they have."""
+    customers = ["ada", "bob", "cyd", "dan", "eve", "far-fay"]
+    return {
+        f"o{n:04}": Order(customers[n % len(customers)], ("cup", "pot")[n % 3 == 0])
+        for n in range(count)
+    }
+
+
+async def run(
+    url: str, database: str, count: int, kills: int, seed: int, say: Callable[[str], None]
+) -> Outcome:
+    """Place orders, kill workers while they carry them out, and look at the books."""
+    services = Services(database)
+    wanted = orders_of(count)
+    services.fill("cup", CUPS)
+    services.fill("pot", count)
+    for customer in {order.customer for order in wanted.values()}:
+        services.deposit(customer, MONEY)
+    app, orders = create(url, database)
+    async with app.connected():
+        for id, order in wanted.items():
+            await orders.start(order, id=id)
+        say(f"{count} orders are placed")
+        async with _workers(url, database) as workers:
+            for number, limit in enumerate(_moments(count, kills, random.Random(seed))):
+                await _over(orders, limit)
+                workers.kill(number % 2)
+                say(f"a worker was killed when {limit} orders were over")
+            await _over(orders, count)
+        found = await orders.list("completed", "compensated", "failed", "stopped")
+    errors = audit(wanted, found, services)
+    return Outcome(Counter(each.status for each in found), kills, errors)
+
+
+def _moments(count: int, kills: int, random: random.Random) -> list[int]:
+    return sorted(random.randrange(count * 3 // 4) for _ in range(kills))
+
+
+async def _over(orders: SagaOrchestrator[Order], count: int) -> None:
+    """Wait until so many orders are over."""
+    async with asyncio.timeout(PATIENCE):
+        while len(await orders.list(*OVER)) < count:  # noqa: ASYNC110 - workers end them
+            await asyncio.sleep(0.05)
+
+
+class _Workers:
+    """Two processes that carry orders out; one that was killed is started again."""
+
+    def __init__(self, url: str, database: str) -> None:
+        self._environment = {
+            **os.environ,
+            "STREAMS_URL": url,
+            "ORDERS_DB": database,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "codecs")]),
+        }
+        self._running = [self._start(), self._start()]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "examples.orders", "work", "--quiet"]
+        return subprocess.Popen(command, env=self._environment)
+
+    def kill(self, number: int) -> None:
+        """``kill -9``, whatever it is doing."""
+        self._end(self._running[number], signal.SIGKILL)
+        self._running[number] = self._start()
+
+    def close(self) -> None:
+        for worker in self._running:
+            self._end(worker, signal.SIGTERM)
+
+    def _end(self, worker: subprocess.Popen[bytes], how: signal.Signals) -> None:
+        worker.send_signal(how)
+        try:
+            worker.wait(30)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+@asynccontextmanager
+async def _workers(url: str, database: str) -> AsyncIterator[_Workers]:
+    workers = await asyncio.to_thread(_Workers, url, database)
+    try:
+        yield workers
+    finally:
+        await asyncio.to_thread(workers.close)
+
+
+def audit(
+    wanted: dict[str, Order], found: Sequence[SagaStatus[Order]], services: Services
+) -> list[str]:
+    """Whether the three services agree: what was not shipped was not paid, and is in stock."""
+    errors = [f"{each.id} is {each.status}" for each in found if each.status not in OVER]
+    errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in found}]
+    done = [each for each in found if each.status == "completed"]
+    parcels = services.parcels()
+    sent = sorted(each.context.parcel or "" for each in done)
+    if sent != sorted(parcels):
+        errors.append(f"{len(parcels)} parcels were sent for {len(done)} orders")
+    for sku, left in services.pieces().items():
+        first = CUPS if sku == "cup" else len(wanted)
+        out = sum(1 for each in done if each.context.sku == sku)
+        if left != first - out:
+            errors.append(f"{sku}: {left} left of {first}, and {out} sent")
+    for customer, cents in services.balances().items():
+        paid = sum(each.context.cents for each in done if each.context.customer == customer)
+        if cents != MONEY - paid:
+            errors.append(f"{customer}: {cents} left of {MONEY}, and {paid} to pay")
+    return errors

@@ -1,0 +1,64 @@
+"""The saga: reserve, charge, ship; and how each is taken back.
+
+One place knows the whole order. The steps are plain functions, because the services block; the
+call's idempotency key goes to the service as it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from examples.orders.services import Declined, OutOfStock, Services, Undeliverable
+from streams import Retry, Streams
+from streams.patterns import SagaOrchestrator, SagaStep, StepCall
+
+PRICE = 1200
+"""Cents; everything costs the same here."""
+
+
+class Order(msgspec.Struct):
+    """What a saga is about, and what its steps have found out."""
+
+    customer: str
+    sku: str
+    cents: int = PRICE
+    receipt: str | None = None
+    parcel: str | None = None
+
+
+def create(url: str, database: str) -> tuple[Streams, SagaOrchestrator[Order]]:
+    """An app on a log, and the orders that it carries out at the services of a file."""
+    services = Services(database)
+    app = Streams(url)
+    orders = SagaOrchestrator(app, "orders", context=Order, partitions=4, concurrency=16)
+
+    def reserve(order: Order, call: StepCall) -> None:
+        services.reserve(call.idempotency_key, order.sku)
+
+    def release(order: Order, call: StepCall) -> None:
+        services.release(call.idempotency_key, order.sku)
+
+    def charge(order: Order, call: StepCall) -> None:
+        order.receipt = services.charge(call.idempotency_key, order.customer, order.cents)
+
+    def refund(order: Order, call: StepCall) -> None:
+        services.refund(call.idempotency_key, order.customer, order.cents)
+
+    def ship(order: Order, call: StepCall) -> None:
+        order.parcel = services.ship(call.idempotency_key, order.customer, order.sku)
+
+    def patient(*final: type[Exception]) -> Retry:
+        """A service may be busy; what it has decided it has decided."""
+        return Retry(attempts=5, delay=0.2, never=final)
+
+    orders.add_step(SagaStep("reserve", reserve, release, retry=patient(OutOfStock)))
+    orders.add_step(SagaStep("charge", charge, refund, retry=patient(Declined)))
+    # The last step: whatever fails before it is undone, and nothing after it can fail.
+    orders.add_step(SagaStep("ship", ship, retry=patient(Undeliverable)))
+    return app, orders
+
+
+URL = os.environ.get("STREAMS_URL", "sqlite:///orders.db")
+DATABASE = os.environ.get("ORDERS_DB", "services.db")

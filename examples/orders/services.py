@@ -1,0 +1,170 @@
+"""Stock, bank and carrier, each as a service of somebody else's would be.
+
+They share one SQLite file here and know nothing of sagas or streams. What they do for one
+*idempotency key* they do once: asked again under that key they give the answer they gave. That is
+all a saga needs of a service to have its effects once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS stock (sku TEXT PRIMARY KEY, pieces INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS accounts (customer TEXT PRIMARY KEY, cents INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS parcels (number TEXT PRIMARY KEY, customer TEXT, sku TEXT);
+"""
+
+
+class OutOfStock(Exception):
+    """There is no such piece left."""
+
+
+class Declined(Exception):
+    """The customer has not that much."""
+
+
+class Undeliverable(Exception):
+    """Nobody carries a parcel there."""
+
+
+class Services:
+    """All three, on one file. Calls block; usable from any thread and any process."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._open() as file:
+            file.executescript(f"PRAGMA journal_mode=WAL; {SCHEMA}")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as file:
+            yield file
+
+    def _once(self, key: str, act: Callable[[sqlite3.Connection], str]) -> str:
+        """Act, and remember the answer under the key: both are in the file, or neither is."""
+        with self._open() as file:
+            file.execute("BEGIN IMMEDIATE")
+            try:
+                known = file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+                answer = str(known[0]) if known else act(file)
+                if not known:
+                    file.execute("INSERT INTO answers VALUES (?, ?)", (key, answer))
+            except BaseException:
+                file.execute("ROLLBACK")
+                raise
+            file.execute("COMMIT")
+        return answer
+
+    # -- what is there at first
+
+    def fill(self, sku: str, pieces: int) -> None:
+        """So many pieces more in stock."""
+        with self._open() as file:
+            file.execute(
+                "INSERT INTO stock VALUES (?1, ?2) ON CONFLICT DO UPDATE SET pieces = pieces + ?2",
+                (sku, pieces),
+            )
+
+    def deposit(self, customer: str, cents: int) -> None:
+        """So much more in a customer's account."""
+        with self._open() as file:
+            file.execute(
+                "INSERT INTO accounts VALUES (?1, ?2) ON CONFLICT DO UPDATE SET cents = cents + ?2",
+                (customer, cents),
+            )
+
+    # -- stock
+
+    def reserve(self, key: str, sku: str) -> None:
+        """Set a piece aside.
+
+        :raises OutOfStock: there is none.
+        """
+
+        def act(file: sqlite3.Connection) -> str:
+            taken = file.execute(
+                "UPDATE stock SET pieces = pieces - 1 WHERE sku = ? AND pieces > 0", (sku,)
+            )
+            if taken.rowcount == 0:
+                raise OutOfStock(f"no {sku} left")
+            return sku
+
+        self._once(key, act)
+
+    def release(self, key: str, sku: str) -> None:
+        """Put a piece back."""
+
+        def act(file: sqlite3.Connection) -> str:
+            file.execute("UPDATE stock SET pieces = pieces + 1 WHERE sku = ?", (sku,))
+            return sku
+
+        self._once(key, act)
+
+    # -- bank
+
+    def charge(self, key: str, customer: str, cents: int) -> str:
+        """Take money; the receipt.
+
+        :raises Declined: there is not enough.
+        """
+
+        def act(file: sqlite3.Connection) -> str:
+            paid = file.execute(
+                "UPDATE accounts SET cents = cents - ?1 WHERE customer = ?2 AND cents >= ?1",
+                (cents, customer),
+            )
+            if paid.rowcount == 0:
+                raise Declined(f"{customer} cannot pay {cents}")
+            return f"receipt {key}"
+
+        return self._once(key, act)
+
+    def refund(self, key: str, customer: str, cents: int) -> None:
+        """Give money back."""
+
+        def act(file: sqlite3.Connection) -> str:
+            file.execute(
+                "UPDATE accounts SET cents = cents + ? WHERE customer = ?", (cents, customer)
+            )
+            return f"refund {key}"
+
+        self._once(key, act)
+
+    # -- carrier
+
+    def ship(self, key: str, customer: str, sku: str) -> str:
+        """Send a parcel; its number.
+
+        :raises Undeliverable: nobody carries it there.
+        """
+
+        def act(file: sqlite3.Connection) -> str:
+            if customer.startswith("far"):
+                raise Undeliverable(f"nobody drives to {customer}")
+            count = file.execute("SELECT count(*) FROM parcels").fetchone()[0]
+            number = f"P{count + 1:05}"
+            file.execute("INSERT INTO parcels VALUES (?, ?, ?)", (number, customer, sku))
+            return number
+
+        return self._once(key, act)
+
+    # -- the books
+
+    def pieces(self) -> dict[str, int]:
+        """What is left in stock."""
+        with self._open() as file:
+            return dict(file.execute("SELECT sku, pieces FROM stock"))
+
+    def balances(self) -> dict[str, int]:
+        """What customers have, in cents."""
+        with self._open() as file:
+            return dict(file.execute("SELECT customer, cents FROM accounts"))
+
+    def parcels(self) -> dict[str, tuple[str, str]]:
+        """Customer and SKU of every parcel, by its number."""
+        with self._open() as file:
+            return {row[0]: (row[1], row[2]) for row in file.execute("SELECT * FROM parcels")}
