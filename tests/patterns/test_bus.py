@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
 import pytest
 
+from stream_codecs import EncodeError
+from streams import ConfigError, Retry, Streams
 from streams.patterns import Event, EventBus, EventFilter, FilteredSubscriber, PatternEventBus
-from tests.patterns.bus_world import QUICK, World, world
+from tests.patterns.bus_world import QUICK, Calls, World, world
 
 __all__ = ["world"]
 
@@ -71,8 +75,6 @@ async def test_plain_handlers_run_beside_the_loop(world: World) -> None:
 
 @pytest.mark.parametrize("durable", [False, True])
 async def test_a_failure_reaches_the_hook_and_stops_nobody(world: World, durable: bool) -> None:
-    from streams import Retry
-
     bus = world.bus()
     options: dict[str, Any] = {"group": world.group, "flow": QUICK} if durable else {}
     if durable:
@@ -301,6 +303,21 @@ async def test_what_an_event_causes_names_it(world: World) -> None:
     assert (second.correlation_id, second.causation_id) == ("c-1", "q2")
 
 
+async def test_everybody_hears_of_the_cause_before_the_effect(world: World) -> None:
+    bus = world.bus()
+
+    async def answer(event: Event) -> None:
+        if event.data < 5:
+            await bus.publish(f"n.{event.data + 1}", event.data + 1, key="k", cause=event)
+
+    bus.subscribe("n.*", answer)
+    bus.subscribe("n.*", world.calls.take)
+    async with world.running(bus):
+        await bus.publish("n.0", 0, key="k")
+        await world.until(lambda: len(world.calls.got) == 6)
+    assert [data for _, data in world.calls.got] == list(range(6))
+
+
 class Paid(msgspec.Struct, tag="paid"):
     amount: int
     currency: str = "EUR"
@@ -413,3 +430,140 @@ async def test_bound_methods_are_one_handler(world: World) -> None:
 def test_kinds_of_bus() -> None:
     assert issubclass(PatternEventBus, EventBus)
     assert repr(EventBus()) == "<EventBus 'events' local>"
+    assert "secret" not in repr(EventBus(Streams("redis://user:secret@host/0")))
+
+
+class Holder:
+    """Something that cannot be hashed and can be called."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    async def __call__(self, event: Event) -> None:
+        self.got.append(event.data)
+
+
+async def test_a_handler_that_cannot_be_hashed(world: World) -> None:
+    bus, holder = world.bus(), Holder()
+    first = bus.subscribe("a", holder)
+    bus.subscribe("*", holder)
+    async with world.running(bus):
+        await bus.publish("a", 1, key="k")
+        first()
+        await bus.publish("b", 2, key="k")
+        await world.until(lambda: len(holder.got) >= 2)
+    assert holder.got == [1, 2]
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_publish_that_cannot_be_is_refused_before_anything_happens(local: bool) -> None:
+    app = None if local else Streams("memory://")
+    bus, got = PatternEventBus(app), list[Event]()
+    bus.subscribe("*", got.append)
+    publish: Any = bus.publish
+    naive = datetime(2024, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
+    cases: list[tuple[type[Exception], dict[str, Any]]] = [
+        (ConfigError, {"topic": "a.*"}),
+        (ConfigError, {"topic": ""}),
+        (EncodeError, {"topic": "a", "id": ""}),
+        (EncodeError, {"topic": "a", "id": 7}),
+        (EncodeError, {"topic": "a", "key": 1.5}),
+        (EncodeError, {"topic": "a", "headers": [("a", "b")]}),
+        (EncodeError, {"topic": "a", "headers": {"n": 1}}),
+        (EncodeError, {"topic": "a", "headers": {"ce_type": "b"}}),
+        (EncodeError, {"topic": "a", "headers": {"ce_id": "b"}}),
+        (EncodeError, {"topic": "a", "timestamp": naive}),
+        (EncodeError, {"topic": "a", "timestamp": "today"}),
+    ]
+    async with app if app is not None else nullcontext():
+        for kind, wrong in cases:
+            with pytest.raises(kind) as caught:
+                await publish(data=1, **wrong)
+            assert "\n" not in str(caught.value)
+        if app is not None:
+            assert app.log.bounds("events", 0)[1] == 0
+    assert got == []
+
+
+class Unfit:
+    def __call__(self) -> None: ...
+
+
+async def generator(event: Event) -> Any:
+    yield
+
+
+def two(one: Event, other: Event) -> None: ...
+
+
+def fine(event: Event) -> None: ...
+
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "pattern on a bus without": lambda bus: bus.subscribe("a.*", fine),
+    "topic": lambda bus: bus.subscribe("a b", fine),
+    "no topic": lambda bus: bus.subscribe(None, fine),
+    "no handler": lambda bus: bus.subscribe("a", None),
+    "a class": lambda bus: bus.subscribe("a", Unfit),
+    "its call takes nothing": lambda bus: bus.subscribe("a", Unfit()),
+    "takes two": lambda bus: bus.subscribe("a", two),
+    "a generator": lambda bus: bus.subscribe("a", generator),
+    "group": lambda bus: bus.subscribe("a", fine, group="a b"),
+    "option without group": lambda bus: bus.subscribe("a", fine, concurrency=2),
+    "unknown option": lambda bus: bus.subscribe("a", fine, group="g", fast=True),
+    "option's value": lambda bus: bus.subscribe("a", fine, group="g", concurrency=0),
+    "option's type": lambda bus: bus.subscribe("a", fine, group="g", retry=5),
+    "filter's topic": lambda bus: EventFilter(topic="a*"),
+    "filter's expression": lambda bus: EventFilter(topic=re.compile(b"a")),  # type: ignore[arg-type]
+    "filter's type": lambda bus: EventFilter(type=7),  # type: ignore[arg-type]
+    "filter's attributes": lambda bus: EventFilter(attributes=["a"]),  # type: ignore[arg-type]
+    "no filter": lambda bus: FilteredSubscriber(bus, "a"),  # type: ignore[arg-type]
+    "no bus": lambda bus: FilteredSubscriber("bus", EventFilter()),  # type: ignore[arg-type]
+    "hook": lambda bus: EventBus(on_error=3),  # type: ignore[arg-type]
+    "hook's parameters": lambda bus: EventBus(on_error=fine),  # type: ignore[arg-type]
+    "app": lambda bus: EventBus("sqlite:///x.db"),  # type: ignore[arg-type]
+    "name": lambda bus: EventBus(name="a b"),
+    "concurrency": lambda bus: EventBus(concurrency=0),
+    "partitions": lambda bus: EventBus(Streams("memory://"), partitions=0),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("local", [True, False])
+def test_bad_input_is_said_in_one_line(what: str, local: bool) -> None:
+    app = None if local else Streams("memory://")
+    bus = EventBus(app)
+    with pytest.raises(ConfigError) as caught:
+        WRONG[what](bus)
+    assert "\n" not in str(caught.value)
+    assert app is None or app.processors == []
+    assert not bus._receivers
+    assert not bus._groups
+    assert len(bus._direct) == 0
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_group_has_one_handler(local: bool) -> None:
+    app = None if local else Streams("memory://")
+    bus = PatternEventBus(app)
+    first = bus.subscribe("a", fine, group="g", concurrency=4)
+    second = bus.subscribe("b.*", fine, group="g")  # one topic more
+    with pytest.raises(ConfigError, match="give take a group of its own"):
+        bus.subscribe("c", Calls().take, group="g")
+    with pytest.raises(ConfigError, match="other options"):
+        bus.subscribe("c", fine, group="g", concurrency=5)
+    assert app is None or len(app.processors) == 1
+    first()
+    assert app is None or len(app.processors) == 1
+    second()
+    assert app is None or app.processors == []
+    bus.subscribe("c", Calls().take, group="g")  # the group is free again
+    assert app is None or len(app.processors) == 1
+
+
+def test_two_buses_in_one_process_are_two() -> None:
+    one, other = EventBus(), EventBus()
+    one.subscribe("a", fine)
+    assert not other._receivers

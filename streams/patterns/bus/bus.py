@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, ClassVar, Unpack
@@ -60,6 +61,9 @@ from streams.reading import Reading, When
 from streams.topic import Key, Topic, _key_bytes
 
 __all__ = ["EventBus", "PatternEventBus"]
+
+_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
+"""A handler runs here, and others were given the same event."""
 
 PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
@@ -138,7 +142,8 @@ class EventBus:
         """Publish an event; its ID, once it is durable (over a log) or handled (local).
 
         :param topic: such as ``"order.paid"``.
-        :param key: events of one key are handled in order at every subscriber.
+        :param key: over a log, events of one key are handled in order and one at a time at every
+            subscriber. A local bus calls its handlers in the order of the publishes.
         :param id: the event's ID; a UUIDv7 if not given. Over a log the same ID twice is handled
             once by each group that remembers it (:class:`~streams.config.Dedup`).
         :param timestamp: when it happened, with a time zone.
@@ -154,7 +159,11 @@ class EventBus:
         if id is None:
             id = str(uuid7())
         if self._topic is None:
-            await self._deliver(self._local(topic, data, key, id, named, timestamp))
+            event = self._local(topic, data, key, id, named, timestamp)
+            if _beside_others.get():
+                # Whoever is told of the event that this one follows from hears that one first.
+                await asyncio.sleep(0)
+            await self._deliver(event)
             return id
         await self._reachable()
         named[TYPE] = topic
@@ -462,7 +471,12 @@ class EventBus:
         if len(fitting) == 1:
             await self._call(found, event, message)
         else:
-            await asyncio.gather(*(self._call(each, event, message) for each in fitting.values()))
+            calls = (self._call(each, event, message) for each in fitting.values())
+            await asyncio.gather(*(self._beside_others(each) for each in calls))
+
+    async def _beside_others(self, work: Awaitable[None]) -> None:
+        _beside_others.set(True)
+        await work
 
     async def _call(
         self, subscriptions: list[Subscription], event: Event, message: Message[Any] | None
