@@ -1,5 +1,15 @@
-"""Throughput, measured beside the loop one would write by hand: ``python -m benchmarks``.
+"""What the toolkit costs, measured beside the loop one would write by hand and beside its peers.
 
-Each figure alternates with its baseline in one run and is told as the median ratio with its
-spread, because a machine's speed drifts and a ratio does not.
+``python -m benchmarks`` (or ``make bench``). Each figure alternates with its baselines in one run
+and is told as the median ratio with its spread, because a machine's speed drifts and a ratio does
+not. Where to look:
+
+* :mod:`~benchmarks.baseline`: the loops by hand, for a sceptic to read;
+* :mod:`~benchmarks.ours`: the same with the toolkit;
+* :mod:`~benchmarks.cases`: what is measured against what, and the ratio it should reach;
+* :mod:`~benchmarks.measure`: how a case becomes rows;
+* ``peers/``: other toolkits, each in an environment of its own;
+* ``report/``: the table, the JSON and the page.
+
+Neither this package nor ``tests/servers``, whose servers it starts, is shipped.
 """

@@ -1,102 +1,303 @@
-"""Run the benchmarks: ``python -m benchmarks [--quick] [--log memory] [--json FILE]``."""
+"""The command line: ``python -m benchmarks [--quick] [--log kafka] [--peer all] [--save FOLDER]``.
+
+Exit status: 0 when everything asked for was measured, whatever the figures (a benchmark is not a
+test); 1 when something could not be; 2 for a command line that cannot work; 130 when interrupted.
+What was measured until then is told in any case.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import signal
 import sys
-from importlib.metadata import version
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, cast
+from uuid import uuid4
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from benchmarks.cases import Case, Embedded
+from benchmarks import machine
+from benchmarks.cases import FULL, LOGS, QUICK, SERVED, Case, Place, Sizes, cases
+from benchmarks.measure import Row, measure
+from benchmarks.peers.install import PEERS, Installed, PeerMissing, install
+from benchmarks.process import MeasureError, Worker
+from benchmarks.report.page import page
+from benchmarks.report.table import markdown, table
+from benchmarks.servers import Missing, Servers, StartError
 
-LOGS = ("memory", "sqlite")
-
-
-def measure(case: Case, repeats: int) -> dict[str, Any]:
-    """Ours and the baseline in turn; the median ratio and its spread."""
-    ours, theirs = [], []
-    for _ in range(repeats):
-        theirs.append(case.baseline())
-        ours.append(case.ours())
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    ratio = statistics.median(ratios)
-    return {
-        "case": case.name,
-        "log": case.log,
-        "ratio": round(ratio, 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-        "figure": round(statistics.median(ours)),
-        "baseline": round(statistics.median(theirs)),
-        "target": case.target,
-        "met": None if case.target is None else ratio >= case.target,
-    }
+REPEATS = 5
 
 
-def machine() -> dict[str, str]:
-    """What a figure depends on."""
-    packages = ("streams-toolkit", "msgspec", "orjson", "apsw")
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        **{package: version(package) for package in packages},
-    }
+class Unusable(Exception):
+    """What was asked for cannot be had here; the message is for the person who asked."""
 
 
-def main() -> int:
-    """The process's exit status: always 0; a benchmark is not a test."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer messages and repeats")
-    parser.add_argument("--log", choices=LOGS, action="append", help="only this log; repeatable")
-    parser.add_argument("--case", action="append", help="only cases whose name holds this text")
-    parser.add_argument("--repeats", type=int, help="measurements a case (5; 3 with --quick)")
-    parser.add_argument("--messages", type=int, help="messages in a log (400,000; quick: 100,000)")
-    parser.add_argument("--json", type=Path, help="also write the rows as JSON to this file")
-    arguments = parser.parse_args()
-    repeats = arguments.repeats or (3 if arguments.quick else 5)
-    messages = arguments.messages or (100_000 if arguments.quick else 400_000)
-    console = Console(highlight=False)
-    rows: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for log in arguments.log or LOGS:
-            filling = progress.add_task(f"{log}: filling", total=None)
-            world = Embedded(log, messages)
-            progress.remove_task(filling)
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process's exit status."""
+    arguments = _parse(argv)
+    console = Console(stderr=True, highlight=False)
+    rows: list[Row] = []
+    status = 0
+    try:
+        if arguments.source is not None:
+            rows = _read(arguments.source)
+        else:
+            signal.signal(signal.SIGTERM, _interrupted)
+            status = _run(arguments, rows, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        status = 130
+    except Unusable as error:
+        console.print(f"benchmarks: {error}", markup=False)
+        status = 1
+    if rows:
+        _tell(arguments, rows)
+    return status
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        number = int(text.replace(",", "").replace("_", ""))
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text}: at least {least:,}")
+        return number
+
+    whole.__name__ = "whole number"
+    return whole
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="What the toolkit costs, beside loops by hand and beside its peers.",
+        epilog="Servers come from STREAMS_TEST_KAFKA and STREAMS_TEST_REDIS, a container or a "
+        "process; `python -m tests.servers` says what this machine has.",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer messages, no server, no peer: under 2 minutes")
+    add("--log", choices=LOGS, action="append", help="only this one; repeatable")
+    add("--case", action="append", metavar="TEXT", help="only cases with this text in their name")
+    add(
+        "--peer", action="append", choices=[*PEERS, "all"],
+        help="also measure this peer (made ready at its first use); repeatable",
+    )  # fmt: skip
+    add("--repeats", type=_whole(1), default=REPEATS, help=f"turns a case ({REPEATS})")
+    add("--messages", type=_whole(1_000), help=f"in a topic ({FULL.messages:,})")
+    add(
+        "--backlog", type=_whole(0),
+        help=f"messages of the backlog case ({FULL.backlog:,}; a full run: 10,000,000; 0: none)",
+    )  # fmt: skip
+    add("--list", action="store_true", help="the cases that would be measured, and no more")
+    add("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    add("--html", type=Path, metavar="FILE", help="also write the page")
+    add("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
+    add(
+        "--save", type=Path, metavar="FOLDER",
+        help="write all three there: results.json, results.html, results.md",
+    )  # fmt: skip
+    add(
+        "--from", dest="source", type=Path, metavar="FILE",
+        help="measure nothing: tell what an earlier --json wrote",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.save is not None:
+        arguments.json = arguments.json or arguments.save / "results.json"
+        arguments.html = arguments.html or arguments.save / "results.html"
+        arguments.markdown = arguments.markdown or arguments.save / "results.md"
+    for file in (arguments.json, arguments.html, arguments.markdown):
+        if file is not None and file.is_dir():
+            parser.error(f"{file} is a folder, a file's name is needed")
+    return arguments
+
+
+def _sizes(arguments: argparse.Namespace) -> Sizes:
+    sizes = QUICK if arguments.quick else FULL
+    if arguments.messages is not None:
+        slow = max(200, min(sizes.slow, arguments.messages // 20))
+        sizes = replace(sizes, messages=arguments.messages, slow=slow)
+        sizes = replace(
+            sizes,
+            publish=min(sizes.publish, arguments.messages),
+            share=min(sizes.share, arguments.messages),
+        )
+    if arguments.backlog is not None:
+        sizes = replace(sizes, backlog=arguments.backlog)
+    return sizes
+
+
+def _read(source: Path) -> list[Row]:
+    try:
+        rows = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Unusable(f"{source}: {error.strerror}") from error
+    except ValueError as error:
+        raise Unusable(f"{source} is no JSON: {error}") from error
+    wanted = Row.__annotations__.keys()
+    for row in rows if isinstance(rows, list) else [None]:
+        if not isinstance(row, dict) or not wanted <= row.keys():
+            raise Unusable(f"{source} is no list of rows as --json writes them")
+    return cast("list[Row]", rows)
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> int:
+    """Measure what was asked for; fills ``rows``."""
+    sizes = _sizes(arguments)
+    logs = list(dict.fromkeys(arguments.log or _default_logs(arguments.quick)))
+    status = 0
+    with ExitStack() as stack:
+        servers = stack.enter_context(Servers())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-"))
+        if arguments.list:
+            places = [_place(log, "", folder) for log in logs]
+            for case in _chosen(places, sizes, arguments.case):
+                print(f"{case.log}: {case.name}")
+            return 0
+        peers = _peers(arguments, console)
+        places = []
+        for log in logs:
             try:
-                cases = [
-                    case
-                    for case in world.cases()
-                    if not arguments.case or any(text in case.name for text in arguments.case)
-                ]
-                task = progress.add_task(log, total=len(cases))
-                for case in cases:
-                    progress.update(task, description=f"{log}: {case.name}")
-                    rows.append(measure(case, repeats))
-                    progress.advance(task)
-            finally:
-                world.close()
-    table = Table(title=f"Messages a second, median of {repeats}, beside the loop by hand")
-    for column in ("log", "case", "ours", "by hand", "ratio", "spread", "target"):
-        table.add_column(column, justify="left" if column in ("log", "case") else "right")
-    for row in rows:
-        low, high = row["spread"]
-        style = None if row["met"] in (True, None) else "yellow"
-        table.add_row(
-            row["log"], row["case"], f"{row['figure']:,}", f"{row['baseline']:,}",
-            f"{row['ratio']:.2f}", f"{low:.2f}-{high:.2f}", f"{row['target']}", style=style,
-        )  # fmt: skip
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    return 0
+                url = servers.url(log) if log in SERVED else ""
+            except (Missing, StartError) as error:
+                if arguments.log:
+                    raise Unusable(f"{log}: {error}") from error
+                console.print(f"{log} is left out: {error}", markup=False)
+                continue
+            places.append(_place(log, url, folder))
+        wanted = _chosen(places, sizes, arguments.case)
+        if not wanted:
+            raise Unusable("no case has such a name; --list shows them")
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        facts = {"when": when, **machine.describe(), **servers.versions}
+        load = machine.load()
+        if load is not None:
+            facts["load at the start"] = str(load)
+        with _progress(console) as progress:
+            total = progress.add_task("", total=len(wanted))
+            for place in places:
+                mine = [case for case in wanted if case.log == place.log]
+                if mine and place.log not in ("memory", "codecs"):
+                    progress.update(total, description=f"{place.log}: filling")
+                    _fill(place, sizes)
+                for case in mine:
+
+                    def report(what: str, case: Case = case) -> None:
+                        said = f"{case.log}: {case.name}: {what}"
+                        progress.update(total, description=said)
+
+                    found = measure(case, arguments.repeats, peers, facts, report)
+                    for row in found:
+                        if row["error"] is not None:
+                            status = 1
+                            said = f"{row['log']}: {row['case']} against {row['against']} failed"
+                            console.print(f"{said}: {row['error']}", markup=False)
+                    rows += found
+                    progress.advance(total)
+    return status
+
+
+def _default_logs(quick: bool) -> list[str]:
+    return [log for log in LOGS if not (quick and log in SERVED)]
+
+
+def _place(log: str, url: str, folder: str) -> Place:
+    if log == "memory":
+        url = f"memory://bench-{uuid4().hex}"
+    elif log == "sqlite":
+        url = f"sqlite:///{folder}/log.db"
+    return Place(log, url, f"orders-{uuid4().hex[:8]}", f"{folder}/by-hand.db", folder)
+
+
+def _chosen(places: Sequence[Place], sizes: Sizes, texts: Sequence[str] | None) -> list[Case]:
+    return [
+        case
+        for place in places
+        for case in cases(place, sizes)
+        if not texts or any(text.casefold() in case.name.casefold() for text in texts)
+    ]
+
+
+def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, Installed]:
+    names = arguments.peer or []
+    wanted = list(PEERS) if "all" in names else list(dict.fromkeys(names))
+    found: dict[str, Installed] = {}
+    for name in wanted:
+        with console.status(f"{PEERS[name].title}: being made ready"):
+            try:
+                found[name] = install(name)
+            except PeerMissing as error:
+                if "all" not in names:
+                    raise Unusable(f"{name}: {error}") from error
+                console.print(f"{name} is left out: {error}", markup=False)
+    return found
+
+
+def _fill(place: Place, sizes: Sizes) -> None:
+    """The topic that all cases read, and for SQLite the table by hand."""
+    try:
+        with Worker() as worker:
+            worker.ask("fill", url=place.url, topic=place.topic, messages=sizes.messages)
+            if place.log == "sqlite":
+                worker.ask("sqlite_fill", path=place.file, messages=sizes.messages)
+    except MeasureError as error:
+        raise Unusable(f"{place.log} could not be filled: {error}") from error
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+    )
+
+
+# -- telling --------------------------------------------------------------------------------------
+
+
+def _tell(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=240)
+    turns = max(len(row["ratios"]) for row in rows)
+    console.print(table(rows, f"Ours beside theirs: medians of {turns} turns"))
+    facts = ", ".join(f"{name} {value}" for name, value in rows[0]["machine"].items())
+    console.print(facts, markup=False, soft_wrap=True)
+    texts: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+        (arguments.json, lambda: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"),
+        (arguments.html, lambda: page(rows)),
+        (arguments.markdown, lambda: f"{markdown(rows)}\n{facts}\n"),
+    )
+    for file, text in texts:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,186 @@
-"""The loops one would write by hand, for a sceptic to read: they do the same work as ours.
+"""The loops one would write by hand. They do the same work as ours, with the same client settings.
 
-Each decodes to the same typed Struct, looks at key, partition, offset and message ID, drops an ID
-it has seen in a bounded window, calls a function, and stores its position once a second.
+Each decodes a message to the same typed Struct, reads its key, partition, offset and message ID
+(from the header, or from the payload, as ours does beside it), passes over an ID that it has seen
+in a bounded window, calls a function, and commits its positions once a second. None of them keeps
+order beyond one message after the other, retries, buries, drains or survives a rebalance: that is
+the difference which the ratios price.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apsw
 import msgspec
+import redis
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from uuid_utils import uuid7
 
-from benchmarks.orders import Order
+from benchmarks.orders import PARTITIONS, Order, Ping
 
-WINDOW = 10_000
+Handle = Callable[[Order], None]
+HandleMany = Callable[[list[Order]], None]
+Over = Callable[[], bool]
+Commit = Callable[[dict[Any, Any]], object]
+
+Row = tuple[int, Any, Any, Any, bytes]
+"""Partition, offset, message ID, key, value."""
+
+WINDOW = 10_000 * PARTITIONS
+"""Message IDs remembered, at least: 10,000 a partition."""
 COMMIT = 1.0
+"""Seconds between commits."""
+BATCH = 1_000
+"""Messages asked of a client at once: for these loops larger batches are not faster."""
 
-Row = tuple[int, int, str, bytes, bytes]
-"""Partition, offset, ID, key, value."""
+KAFKA_CONSUMER: dict[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",
+    "isolation.level": "read_committed",
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": 10_000,
+    "fetch.queue.backoff.ms": 5,
+    "fetch.wait.max.ms": 100,
+    "queued.max.messages.kbytes": 8_192,
+    "queued.min.messages": 26_214,
+    "fetch.max.bytes": 4_194_304,
+    "max.partition.fetch.bytes": 1_048_576,
+}
+"""What ours sets too (a test compares them); ``auto.offset.reset`` alone differs, as ours places
+a new group itself."""
+
+KAFKA_PRODUCER: dict[str, Any] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    "partitioner": "murmur2_random",
+    "queue.buffering.max.ms": 1,
+    "batch.size": 1_000_000,
+    "queue.buffering.max.kbytes": 65_536,
+}
+
+REDIS_READ_SIZE = 128 * 1024
+"""``socket_read_size`` of redis-py, as ours sets it."""
 
 
-def by_hand(batches: Iterator[list[Row]], function: Callable[[Order], None], commit: Any) -> None:
-    """Handle every message of every batch."""
+# -- Kafka ----------------------------------------------------------------------------------------
+
+
+def kafka(consumer: Consumer, topic: str, function: Handle, over: Over, *, header: bool) -> None:
+    """One message after the other; the ID from the header ``ce_id``, else from the payload."""
     decode = msgspec.json.Decoder(Order).decode
-    new: dict[str, None] = {}
-    old: dict[str, None] = {}
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
     positions: dict[int, int] = {}
+    next_commit = time.monotonic() + COMMIT
+    while not over():
+        # With a timeout consume() waits for the *whole* batch: take what is there instead.
+        batch: list[Any] = consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)
+        for message in batch:
+            if message.error():
+                raise KafkaException(message.error())
+            _key, partition, offset = message.key(), message.partition(), message.offset()
+            if header:
+                id = None
+                for name, value in message.headers():
+                    if name == "ce_id":
+                        id = value
+                if id in new or id in old:
+                    continue
+                event = decode(message.value())
+            else:
+                event = decode(message.value())
+                id = event.order_id
+                if id in new or id in old:
+                    continue
+            function(event)
+            new[id] = None
+            positions[partition] = offset + 1
+        if len(new) >= WINDOW:
+            old, new = new, {}
+        if positions and time.monotonic() >= next_commit:
+            consumer.commit(offsets=_places(topic, positions), asynchronous=True)
+            next_commit = time.monotonic() + COMMIT
+    consumer.commit(offsets=_places(topic, positions), asynchronous=False)
+
+
+def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Over) -> None:
+    """The same for a function that takes lists, the ID from the header."""
+    decode = msgspec.json.Decoder(Order).decode
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    positions: dict[int, int] = {}
+    next_commit = time.monotonic() + COMMIT
+    while not over():
+        events = []
+        batch: list[Any] = consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)
+        for message in batch:
+            if message.error():
+                raise KafkaException(message.error())
+            _key, partition, offset = message.key(), message.partition(), message.offset()
+            id = None
+            for name, value in message.headers():
+                if name == "ce_id":
+                    id = value
+            if id in new or id in old:
+                continue
+            events.append(decode(message.value()))
+            new[id] = None
+            positions[partition] = offset + 1
+        if events:
+            function(events)
+        if len(new) >= WINDOW:
+            old, new = new, {}
+        if positions and time.monotonic() >= next_commit:
+            consumer.commit(offsets=_places(topic, positions), asynchronous=True)
+            next_commit = time.monotonic() + COMMIT
+    consumer.commit(offsets=_places(topic, positions), asynchronous=False)
+
+
+def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size: int) -> None:
+    """Encode, a fresh ID in a header, produce; every ``size`` messages wait until all of them are
+    acknowledged, and keep where each came to stand."""
+    encode = msgspec.json.encode
+    places: list[tuple[int, int]] = []
+
+    def acknowledged(error: Any, message: Any) -> None:
+        if error is not None:
+            raise KafkaException(error)
+        places.append((message.partition(), message.offset()))
+
+    for start in range(0, len(orders), size):
+        for each in orders[start : start + size]:
+            producer.produce(
+                topic,
+                encode(each),
+                each.customer.encode(),
+                on_delivery=acknowledged,
+                headers=[("ce_id", str(uuid7()).encode())],
+            )
+            producer.poll(0)
+        producer.flush()
+    assert len(places) == len(orders)
+
+
+def _places(topic: str, positions: dict[int, int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition, offset) for partition, offset in positions.items()]
+
+
+# -- rows: what a list, a table and a stream come down to -----------------------------------------
+
+
+def rows(batches: Iterator[list[Row]], function: Handle, commit: Commit) -> None:
+    """One message after the other."""
+    decode = msgspec.json.Decoder(Order).decode
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    positions: dict[Any, Any] = {}
     next_commit = time.monotonic() + COMMIT
     for batch in batches:
         for partition, offset, id, _key, value in batch:
@@ -35,7 +188,7 @@ def by_hand(batches: Iterator[list[Row]], function: Callable[[Order], None], com
                 continue
             function(decode(value))
             new[id] = None
-            positions[partition] = offset + 1
+            positions[partition] = offset
         if len(new) >= WINDOW:
             old, new = new, {}
         if time.monotonic() >= next_commit:
@@ -44,14 +197,12 @@ def by_hand(batches: Iterator[list[Row]], function: Callable[[Order], None], com
     commit(positions)
 
 
-def batches_by_hand(
-    batches: Iterator[list[Row]], function: Callable[[list[Order]], None], commit: Any
-) -> None:
+def rows_batches(batches: Iterator[list[Row]], function: HandleMany, commit: Commit) -> None:
     """The same for a function that takes lists."""
     decode = msgspec.json.Decoder(Order).decode
-    new: dict[str, None] = {}
-    old: dict[str, None] = {}
-    positions: dict[int, int] = {}
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    positions: dict[Any, Any] = {}
     next_commit = time.monotonic() + COMMIT
     for batch in batches:
         events = []
@@ -60,7 +211,7 @@ def batches_by_hand(
                 continue
             events.append(decode(value))
             new[id] = None
-            positions[partition] = offset + 1
+            positions[partition] = offset
         function(events)
         if len(new) >= WINDOW:
             old, new = new, {}
@@ -70,14 +221,17 @@ def batches_by_hand(
     commit(positions)
 
 
-def from_list(rows: list[Row], size: int = 1_000) -> Iterator[list[Row]]:
+def from_list(whole: list[Row]) -> Iterator[list[Row]]:
     """Batches of a list: what stands in memory."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    for start in range(0, len(whole), BATCH):
+        yield whole[start : start + BATCH]
+
+
+# -- SQLite ---------------------------------------------------------------------------------------
 
 
 class SqliteFile:
-    """A table one would make for the purpose, and the loop over it with apsw."""
+    """A table one would make for the purpose, read and written with apsw."""
 
     def __init__(self, path: str) -> None:
         self._connection = apsw.Connection(path)
@@ -88,15 +242,15 @@ class SqliteFile:
             "CREATE TABLE IF NOT EXISTS positions (partition INTEGER PRIMARY KEY, position INTEGER)"
         )
 
-    def append(self, rows: list[Row]) -> None:
+    def append(self, whole: list[Row]) -> None:
         """Write rows in one transaction."""
         with self._connection:
             self._connection.executemany(
                 "INSERT INTO records (partition, id, key, value) VALUES (?, ?, ?, ?)",
-                [(partition, id, key, value) for partition, _, id, key, value in rows],
+                [(partition, id, key, value) for partition, _, id, key, value in whole],
             )
 
-    def batches(self, size: int = 1_000) -> Iterator[list[Row]]:
+    def batches(self) -> Iterator[list[Row]]:
         """All rows, read on by number."""
         last = 0
         query = (
@@ -104,24 +258,173 @@ class SqliteFile:
             "WHERE number > ? ORDER BY number LIMIT ?"
         )
         while True:
-            rows: list[Any] = self._connection.execute(query, (last, size)).fetchall()
-            if not rows:
+            found: list[Any] = self._connection.execute(query, (last, BATCH)).fetchall()
+            if not found:
                 return
-            last = rows[-1][1]
-            yield rows
+            last = found[-1][1]
+            yield found
 
-    def commit(self, positions: dict[int, int]) -> None:
+    def commit(self, positions: dict[Any, Any]) -> None:
         """Store the positions."""
         with self._connection:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items())
             )
 
-    def clear(self) -> None:
-        """Forget all rows."""
-        with self._connection:
-            self._connection.execute("DELETE FROM records")
+    def publish(self, orders: Sequence[Order], size: int) -> None:
+        """Encode, fresh IDs, ``size`` rows a transaction."""
+        encode = msgspec.json.encode
+        for start in range(0, len(orders), size):
+            self.append(
+                [
+                    (
+                        zlib.crc32(key := each.customer.encode()) % PARTITIONS,
+                        None,
+                        str(uuid7()),
+                        key,
+                        encode(each),
+                    )
+                    for each in orders[start : start + size]
+                ]
+            )
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+# -- Redis ----------------------------------------------------------------------------------------
+
+
+def redis_in_turn(
+    client: redis.Redis, streams: Sequence[bytes], group: str, function: Handle, over: Over
+) -> None:
+    """As redis-py's documentation has it: XREADGROUP, handle, XACK."""
+    decode = msgspec.json.Decoder(Order).decode
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    wanted: dict[Any, Any] = dict.fromkeys(streams, ">")
+    while not over():
+        reply: Any = client.xreadgroup(group, "by-hand", wanted, count=BATCH, block=100)
+        for stream, entries in reply:
+            for _entry, fields in entries:
+                id, _key = fields[b"ce_id"], fields[b"key"]
+                if id in new or id in old:
+                    continue
+                function(decode(fields[b"value"]))
+                new[id] = None
+            client.xack(stream, group, *[entry for entry, _ in entries])
+            if len(new) >= WINDOW:
+                old, new = new, {}
+
+
+def redis_ahead(connection: Any, streams: Sequence[bytes], over: Over) -> Iterator[list[Row]]:
+    """Batches for :func:`rows`, read on redis-py's connection level: without its callbacks for
+    replies, from positions of our own, and the next batch asked for before this one is handled."""
+    last: dict[bytes, bytes] = dict.fromkeys(streams, b"0")
+    number = {stream: partition for partition, stream in enumerate(streams)}
+
+    def ask() -> None:
+        connection.send_command(
+            "XREAD", "COUNT", BATCH, "BLOCK", 100, "STREAMS", *last, *last.values()
+        )
+
+    ask()
+    while not over():
+        reply: Any = connection.read_response(disable_decoding=True)
+        for stream, entries in reply or ():
+            last[stream] = entries[-1][0]
+        ask()
+        for stream, entries in reply or ():
+            partition = number[stream]
+            # XADD stream * value ... key ... ce_id ...
+            yield [(partition, entry, each[5], each[3], each[1]) for entry, each in entries]
+    connection.read_response(disable_decoding=True)
+
+
+def redis_publish(
+    client: redis.Redis, streams: Sequence[bytes], orders: Sequence[Order], size: int
+) -> None:
+    """Encode, fresh IDs, ``size`` times XADD in one pipeline."""
+    encode = msgspec.json.encode
+    for start in range(0, len(orders), size):
+        with client.pipeline(transaction=False) as pipeline:
+            for each in orders[start : start + size]:
+                key = each.customer.encode()
+                pipeline.xadd(
+                    streams[zlib.crc32(key) % len(streams)],
+                    {"value": encode(each), "key": key, "ce_id": str(uuid7())},
+                )
+            pipeline.execute()
+
+
+# -- latency: one event at a time -----------------------------------------------------------------
+
+
+def kafka_pings(consumer: Consumer, function: Callable[[Ping], None], over: Over) -> None:
+    """The poll loop of every tutorial."""
+    decode = msgspec.json.Decoder(Ping).decode
+    while not over():
+        message: Any = consumer.poll(0.1)
+        if message is None:
+            continue
+        if message.error():
+            raise KafkaException(message.error())
+        function(decode(message.value()))
+
+
+def redis_pings(
+    client: redis.Redis, streams: Sequence[bytes], function: Callable[[Ping], None], over: Over
+) -> None:
+    """XREAD with BLOCK, from what it read last."""
+    decode = msgspec.json.Decoder(Ping).decode
+    last: dict[Any, Any] = dict.fromkeys(streams, b"0")
+    while not over():
+        reply: Any = client.xread(last, count=BATCH, block=100)
+        for stream, entries in reply:
+            for entry, fields in entries:
+                function(decode(fields[b"value"]))
+                last[stream] = entry
+
+
+# -- many who wait for their own message ----------------------------------------------------------
+
+
+class Futures:
+    """``await publish(...)`` over Kafka's client: a future a message, a thread that polls."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        self._thread = threading.Thread(target=self._poll)
+        self._thread.start()
+
+    async def publish(self, topic: str, order: Order) -> tuple[int, int]:
+        """Where it came to stand, once it is acknowledged."""
+        future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+
+        def acknowledged(error: Any, message: Any) -> None:
+            if error is not None:
+                self._loop.call_soon_threadsafe(future.set_exception, KafkaException(error))
+            else:
+                place = message.partition(), message.offset()
+                self._loop.call_soon_threadsafe(future.set_result, place)
+
+        self._producer.produce(
+            topic,
+            msgspec.json.encode(order),
+            order.customer.encode(),
+            on_delivery=acknowledged,
+            headers=[("ce_id", str(uuid7()).encode())],
+        )
+        return await future
+
+    def _poll(self) -> None:
+        while not self._over:
+            self._producer.poll(0.1)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over = True
+        self._thread.join()

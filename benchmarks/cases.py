@@ -1,256 +1,505 @@
-"""What is measured: each case is our figure and its baseline, both in messages a second."""
+"""What is measured against what, and the ratio each should reach: the table of all benchmarks.
+
+A *case* is one thing done with the toolkit and its *rivals*: the same by hand, by a peer, or a
+limit that arithmetic sets. Each rival gives one row. A target is a promise about the ratio of ours
+to the rival; rivals without one are there to be compared with.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import msgspec
+from benchmarks import baseline
+from benchmarks.orders import KEYS, PARTITIONS
+from streams.config import Flow
+from streams.log.kafka.settings import settings as kafka_settings
+from streams.log.protocol import Opened
 
-from benchmarks.baseline import Row, SqliteFile, batches_by_hand, by_hand, from_list
-from benchmarks.orders import Order, customer, order
-from streams import Streams
-from streams.app import loop_factory
+LOGS = ("memory", "sqlite", "redis", "kafka", "codecs")
+"""What ``--log`` takes: four logs, and the codecs, which need none."""
+SERVED = ("redis", "kafka")
+"""Logs that need a server."""
 
-PARTITIONS = 4
+WAIT = 0.005
+"""Seconds that a handler waits where it does."""
+RATE = 1_000
+"""Messages a second where latency is measured."""
+WORK = 50e-6
+"""Seconds of CPU that a handler takes where processes share the work."""
+
+Settings = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of doing what a case is about.
+
+    :param name: what it is called in a table.
+    :param task: a task of :mod:`benchmarks.worker`, or of a peer's program.
+    :param peer: the peer that runs it; empty: a worker of ours.
+    :param prepare: a task that is run once before, in the same process.
+    :param fresh: every measurement in a new process.
+    :param settings: what it runs with, as it is shown.
+    """
+
+    name: str
+    task: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    peer: str = ""
+    prepare: tuple[str, Mapping[str, Any]] | None = None
+    fresh: bool = False
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A rival that needs no run: what arithmetic, or a promise, allows."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a measurement's answer.
+
+    :param key: its name there.
+    :param better: whether more or less of it is better; a target is a bound on that side.
+    :param scale: what it is multiplied by to be shown.
+    """
+
+    key: str
+    unit: str
+    better: Literal["more", "less"] = "more"
+    scale: float = 1.0
+
+
+RATE_OF = Metric("rate", "messages/s")
+P50 = Metric("p50", "ms", "less")
+P99 = Metric("p99", "ms", "less")
+PERCENT = Metric("percent", "% of a core", "less")
+GROWTH = Metric("growth", "MiB", "less", 1 / (1 << 20))
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What ours is measured against.
+
+    :param target: the ratio that ours should reach: at least that, or at most where less is better.
+    :param suffix: what is added to the case's name, where one case gives several figures.
+    """
+
+    side: Side | Limit
+    target: float | None = None
+    metric: Metric = RATE_OF
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table."""
+    """One thing, done by ours and by its rivals in turn.
+
+    :param check: run once beside: its answer's ``violations`` of a key's order are told.
+    """
 
     name: str
     log: str
-    ours: Callable[[], float]
-    baseline: Callable[[], float]
-    target: float | None = None
-    unit: str = "messages/s"
+    ours: Side
+    rivals: Sequence[Rival]
+    check: Side | None = None
+    concurrency: int | None = None
 
 
-class Counter:
-    """Counts messages and knows when the first and the last came."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
 
-    def __init__(self, messages: int) -> None:
-        self._left = messages
-        self._messages = messages
-        self._began = 0.0
-        self._ended = 0.0
-        self.over = threading.Event()
+    :param messages: in the topic that most cases read.
+    :param waiting: seconds that a case with waiting handlers takes.
+    :param backlog: messages of the backlog case, a tenth as many keys.
+    :param publish: messages that are published.
+    :param pings: messages whose latency is taken.
+    :param idle: seconds of doing nothing.
+    :param share: messages that processes share.
+    :param slow: messages for peers that take their time.
+    """
 
-    def one(self, value: Any = None) -> None:
-        """One message was handled."""
-        self._left -= 1
-        if self._left <= 0:
-            self._end()
-        elif not self._began:
-            self._began = time.perf_counter()
-
-    def many(self, values: list[Any]) -> None:
-        """A batch was handled."""
-        self._left -= len(values)
-        if self._left <= 0:
-            self._end()
-        elif not self._began:
-            self._messages -= len(values)
-            self._began = time.perf_counter()
-
-    def _end(self) -> None:
-        self._ended = time.perf_counter()
-        self.over.set()
-
-    @property
-    def rate(self) -> float:
-        """Messages a second, from the first to the last."""
-        return (self._messages - 1) / (self._ended - self._began)
+    messages: int
+    waiting: float
+    backlog: int
+    publish: int
+    pings: int
+    idle: float
+    share: int
+    slow: int
 
 
-class Embedded:
-    """The embedded logs, filled once: every measurement reads it all in a group of its own."""
+FULL = Sizes(1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000)
+QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000)
 
-    def __init__(self, log: str, messages: int) -> None:
-        self.log = log
-        self.messages = messages
-        self._folder = tempfile.TemporaryDirectory(prefix="streams-bench-")
-        folder = Path(self._folder.name)
-        name = uuid4().hex
-        self.url = f"memory://{name}" if log == "memory" else f"sqlite:///{folder / 'log.db'}"
-        self._anchor = Streams(self.url)
-        self._topic = "orders"
-        self._file = SqliteFile(str(folder / "raw.db"))
-        encode = msgspec.json.encode
-        orders = [order(number) for number in range(messages)]
-        self._rows: list[Row] = [
-            (n % PARTITIONS, n, f"{n:032x}", each.customer.encode(), encode(each))
-            for n, each in enumerate(orders)
-        ]
-        if log == "sqlite":
-            self._file.append(self._rows)
-        self._orders = orders
-        self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._anchor.__aenter__())
-        self._loop.run_until_complete(self._fill())
 
-    def close(self) -> None:
-        """Let go of the logs."""
-        self._loop.run_until_complete(self._anchor.__aexit__(None, None, None))
-        self._loop.close()
-        self._file.close()
-        self._folder.cleanup()
+@dataclass(frozen=True)
+class Place:
+    """Where a log is.
 
-    async def _fill(self) -> None:
-        app = Streams(self.url)
-        topic = app.topic(self._topic, Order, key=customer, partitions=PARTITIONS)
-        async with app.connected():
-            for start in range(0, self.messages, 10_000):
-                await topic.publish_many(self._orders[start : start + 10_000])
+    :param url: the log's.
+    :param topic: the topic with all orders.
+    :param file: the table by hand, for SQLite.
+    :param folder: for files that a case makes.
+    """
 
-    # -- consuming
+    log: str
+    url: str
+    topic: str
+    file: str = ""
+    folder: str = ""
 
-    def consume(self, handler: Callable[..., Any], messages: int, **options: Any) -> float:
-        """Run a processor over the whole topic; ``handler`` is given a counter."""
-        counter = Counter(messages)
-        app = Streams(self.url)
-        topic = app.topic(self._topic, Order, key=customer)
-        app.processor(topic, group=uuid4().hex, **options)(handler(counter))
 
-        async def run() -> None:
-            async with app:
-                await asyncio.to_thread(counter.over.wait, 600)
+def _text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(run())
-        return counter.rate
 
-    def plain(self) -> float:
-        """A plain handler."""
-        return self.consume(lambda counter: counter.one, self.messages)
+def ours_on_kafka() -> dict[str, Any]:
+    """The client settings that ours gives a consumer, without what differs by address and group."""
+    found = kafka_settings(Opened("kafka://localhost", ""))
+    member = found.member("group", Flow(), lambda text: None)
+    hidden = ("bootstrap.servers", "group.id", "stats_cb")
+    return {name: value for name, value in member.items() if name not in hidden}
 
-    def batch(self) -> float:
-        """A batch handler."""
-        return self.consume(lambda counter: counter.many, self.messages, batch=1_000)
 
-    def asynchronous(self) -> float:
-        """An async handler that does not wait, 64 at once, in order per key."""
+def _ours(place: Place, what: str) -> Settings:
+    said = {"processor": f"{what}; Flow(), Retry(), Dedup(), DeadLetters() as they come"}
+    if place.log == "kafka":
+        said["client"] = _text(ours_on_kafka())
+    return said
 
-        def make(counter: Counter) -> Callable[[Order], Any]:
-            async def handle(value: Order) -> None:
-                counter.one()
 
-            return handle
+def _by_hand(place: Place, ours: Side) -> Callable[..., Side]:
+    """Makes the loop of this log: ``loop(batch=..., header=...)``."""
+    messages = ours.arguments["messages"]
 
-        return self.consume(make, self.messages, concurrency=64)
+    def loop(**more: Any) -> Side:
+        if place.log == "kafka":
+            given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+            said = {"client": _text(baseline.KAFKA_CONSUMER)}
+            return Side("by hand", "kafka", given, settings=said)
+        if place.log == "redis":
+            given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+            said = {"client": "redis-py's connection, XREAD one batch ahead, hiredis"}
+            return Side("by hand, reading ahead", "redis_ahead", given, settings=said)
+        if place.log == "sqlite":
+            given = {"path": place.file, "messages": messages, **more}
+            said = {"client": "apsw, WAL, synchronous=FULL, SELECT of 1,000 rows"}
+            return Side("by hand", "sqlite", given, settings=said)
+        return Side("by hand", "listed", {"messages": messages, **more}, settings={"": "a list"})
 
-    def waiting(self, concurrency: int, seconds: float = 0.005) -> float:
-        """An async handler that waits 5 ms."""
+    return loop
 
-        def make(counter: Counter) -> Callable[[Order], Any]:
-            async def handle(value: Order) -> None:
-                await asyncio.sleep(seconds)
-                counter.one()
 
-            return handle
+def cases(place: Place, sizes: Sizes) -> list[Case]:
+    """All cases of a log, rivals of peers among them."""
+    if place.log == "codecs":
+        return _codecs()
+    found = [*_consuming(place, sizes), *_waiting(place, sizes)]
+    if place.log != "memory":
+        found += _publishing(place, sizes)
+    if place.log in SERVED:
+        found.append(_latency(place, sizes, "plain", 1))
+        found.append(_latency(place, sizes, "async", 64))
+    found.append(_idle(place, sizes))
+    if place.log == "kafka":
+        if sizes.backlog:
+            found += _backlog(place, sizes)
+        found.append(_sharing(place, sizes))
+    return found
 
-        messages = min(self.messages, int(concurrency / seconds * 2))
-        return self.consume(make, messages, concurrency=concurrency)
 
-    def threads(self, concurrency: int, seconds: float = 0.005) -> float:
-        """A plain handler that waits 5 ms, in threads."""
+def _consume(place: Place, messages: int, what: str, **more: Any) -> Side:
+    arguments = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+    prepare = None
+    if place.log == "memory":
+        given = {"url": place.url, "topic": place.topic, "messages": messages}
+        prepare = ("fill", given)
+    return Side("streams", "consume", arguments, prepare=prepare, settings=_ours(place, what))
 
-        def make(counter: Counter) -> Callable[[Order], Any]:
-            lock = threading.Lock()
 
-            def handle(value: Order) -> None:
-                time.sleep(seconds)
-                with lock:
-                    counter.one()
+def _faststream(place: Place, client: str, mode: str, messages: int, **more: Any) -> Side:
+    named = {"ordered": "ordered, at least once", "default": "default, at most once"}
+    name = f"FastStream {client}, {named.get(mode, mode)}"
+    topic = place.topic if client != "redis" else f"{place.topic}-faststream"
+    arguments = {
+        "client": client, "url": place.url, "topic": topic, "messages": messages, "mode": mode,
+        **more,
+    }  # fmt: skip
+    return Side(name, "consume", arguments, peer="faststream")
 
-            return handle
 
-        messages = min(self.messages, int(concurrency / seconds * 2))
-        return self.consume(make, messages, concurrency=concurrency)
+def _peer(place: Place, name: str, peer: str, messages: int, **more: Any) -> Side:
+    given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+    return Side(name, "consume", given, peer=peer)
 
-    def loop(self) -> float:
-        """The loop by hand."""
-        counter = Counter(self.messages)
-        if self.log == "memory":
-            by_hand(from_list(self._rows), counter.one, lambda positions: None)
-        else:
-            by_hand(self._file.batches(), counter.one, self._file.commit)
-        return counter.rate
 
-    def batch_loop(self) -> float:
-        """The batch loop by hand."""
-        counter = Counter(self.messages)
-        if self.log == "memory":
-            batches_by_hand(from_list(self._rows), counter.many, lambda positions: None)
-        else:
-            batches_by_hand(self._file.batches(), counter.many, self._file.commit)
-        return counter.rate
+def _consuming(place: Place, sizes: Sizes) -> list[Case]:
+    log, count = place.log, sizes.messages
+    plain = _consume(place, count, "a plain handler, concurrency=1")
+    batch = _consume(place, count, "a plain handler, batch=1000", shape="batch")
+    at_once = _consume(
+        place, count, "an async handler, concurrency=64", shape="async", concurrency=64
+    )
+    loop = _by_hand(place, plain)
+    slow, medium = sizes.slow, min(count, sizes.slow * 10)
+    if log == "kafka":
+        in_payload = _consume(
+            place, count, "a plain handler, concurrency=1, id=order_id", id="order_id"
+        )
+        by_header, by_payload = loop(header=True), loop(header=False)
+        return [
+            Case(
+                "plain handler, ID in a header", log, plain,
+                (
+                    Rival(by_header, 0.85),
+                    Rival(_peer(place, "Quix Streams", "quix", medium), 4.0),
+                ),
+            ),
+            Case("plain handler, ID in the payload", log, in_payload, (Rival(by_payload, 0.85),)),
+            Case(
+                "batch handler", log, batch,
+                (
+                    Rival(loop(batch=True), 0.90),
+                    Rival(_faststream(place, "aiokafka", "batch", medium)),
+                    Rival(_faststream(place, "confluent", "batch", medium)),
+                ),
+            ),
+            Case(
+                "async handler that does not wait, 64 at once", log, at_once,
+                (
+                    Rival(by_header, 0.65),
+                    Rival(_faststream(place, "aiokafka", "ordered", slow), 80),
+                    Rival(_faststream(place, "confluent", "ordered", slow), 80),
+                    Rival(_faststream(place, "aiokafka", "default", slow)),
+                    Rival(_faststream(place, "confluent", "default", slow)),
+                    Rival(_peer(place, "aiokafka, a loop by hand", "aiokafka", medium)),
+                    Rival(
+                        _peer(
+                            place, "Parallel Consumer (JVM), key order", "parallel-consumer",
+                            medium, concurrency=64,
+                        ),
+                        15,
+                    ),
+                ),
+                concurrency=64,
+            ),
+        ]  # fmt: skip
+    if log == "redis":
+        given = {"url": place.url, "topic": place.topic, "messages": count}
+        said = {"client": "redis-py, XREADGROUP of 1,000 a stream, XACK, hiredis"}
+        in_turn = Side("by hand, in turn", "redis_in_turn", given, settings=said)
+        return [
+            Case("plain handler", log, plain, (Rival(in_turn, 1.5), Rival(loop(), 0.85))),
+            Case(
+                "batch handler", log, batch,
+                (Rival(loop(batch=True)), Rival(_faststream(place, "redis", "batch", medium))),
+            ),
+            Case(
+                "async handler that does not wait, 64 at once", log, at_once,
+                (Rival(loop()), Rival(_faststream(place, "redis", "ordered", slow))),
+                concurrency=64,
+            ),
+        ]  # fmt: skip
+    target = 0.80 if log == "memory" else 0.85
+    return [
+        Case("plain handler", log, plain, (Rival(loop(), target),)),
+        Case("batch handler", log, batch, (Rival(loop(batch=True)),)),
+        Case(
+            "async handler that does not wait, 64 at once", log, at_once, (Rival(loop()),),
+            concurrency=64,
+        ),
+    ]  # fmt: skip
 
-    # -- publishing
 
-    def publish(self) -> float:
-        """``publish_many`` in thousands, acknowledged."""
-        app = Streams(self.url)
-        topic = app.topic(f"bulk-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
-        count = min(self.messages, 50_000)
+def _waiting(place: Place, sizes: Sizes) -> list[Case]:
+    found = []
+    for concurrency, target in ((64, 0.96), (256, 0.94), (1024, 0.70)):
+        if place.log in ("memory", "sqlite") and concurrency == 1024:
+            continue
+        limit = concurrency / WAIT
+        count = min(sizes.messages, int(limit * sizes.waiting))
+        what = f"an async handler, concurrency={concurrency}"
+        side = _consume(
+            place, count, what, shape="async", concurrency=concurrency, wait=WAIT, skip=concurrency
+        )
+        name = f"async handler that waits 5 ms, {concurrency} at once"
+        rivals = [Rival(Limit("the limit", limit), target)]
+        if place.log == "kafka":
+            slow = {"concurrency": concurrency, "wait": WAIT}
+            title = f"Parallel Consumer (JVM), key order, {concurrency} threads"
+            rivals.append(
+                Rival(_peer(place, title, "parallel-consumer", min(count, sizes.slow * 4), **slow))
+            )
+            if concurrency == 64:
+                few = max(100, sizes.slow // 10)
+                side_ = _faststream(
+                    place, "aiokafka", "ordered", few, wait=WAIT, workers=PARTITIONS
+                )
+                rivals.append(Rival(side_))
+        check = Side(
+            "streams", "keeps_order",
+            {
+                "url": place.url, "topic": place.topic, "messages": max(2, count // 4),
+                "concurrency": concurrency, "wait": WAIT,
+            },
+            prepare=side.prepare,
+        )  # fmt: skip
+        found.append(Case(name, place.log, side, tuple(rivals), check, concurrency))
+    limit = 64 / WAIT
+    count = min(sizes.messages, int(limit * sizes.waiting))
+    side = _consume(
+        place, count, "a plain handler, concurrency=64", shape="threads", concurrency=64,
+        wait=WAIT, skip=64,
+    )  # fmt: skip
+    name = "plain handler that waits 5 ms, 64 threads"
+    found.append(Case(name, place.log, side, (Rival(Limit("the limit", limit), 0.90),)))
+    return found
 
-        async def run() -> float:
-            async with app.connected():
-                began = time.perf_counter()
-                for start in range(0, count, 1_000):
-                    await topic.publish_many(self._orders[start : start + 1_000])
-                return count / (time.perf_counter() - began)
 
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(run())
-
-    def publish_by_hand(self) -> float:
-        """Encoding, fresh IDs, and apsw's executemany in thousands."""
-        from uuid_utils import uuid7
-
-        encode = msgspec.json.encode
-        count = min(self.messages, 50_000)
-        self._file.clear()
-        began = time.perf_counter()
-        for start in range(0, count, 1_000):
-            rows: list[Row] = [
-                (n % PARTITIONS, n, str(uuid7()), each.customer.encode(), encode(each))
-                for n, each in enumerate(self._orders[start : start + 1_000])
-            ]
-            self._file.append(rows)
-        rate = count / (time.perf_counter() - began)
-        self._file.clear()
-        self._file.append(self._rows)
-        return rate
-
-    def cases(self) -> list[Case]:
-        """All cases of this log, with the ratio each should reach."""
-        log = self.log
-        loop_target = 0.8 if log == "memory" else 0.85
-        found = [
-            Case("plain handler", log, self.plain, self.loop, loop_target),
-            Case("batch handler", log, self.batch, self.batch_loop, 0.9),
-            Case("async handler, 64 at once", log, self.asynchronous, self.loop, 0.65),
-            _limit("async handler that waits 5 ms, 64 at once", log, self.waiting, 64, 0.96),
-            _limit("async handler that waits 5 ms, 256 at once", log, self.waiting, 256, 0.94),
-            _limit("plain handler that waits 5 ms, 64 threads", log, self.threads, 64, 0.90),
-        ]
-        if log == "sqlite":
-            found.append(Case("publish_many", log, self.publish, self.publish_by_hand, 0.8))
+def _publishing(place: Place, sizes: Sizes) -> list[Case]:
+    log, count = place.log, sizes.publish
+    size = 10_000 if log == "kafka" else 1_000
+    given: dict[str, Any] = {"messages": count, "size": min(size, count)}
+    where: dict[str, Any] = {"url": place.url}
+    said = {
+        "kafka": _text(baseline.KAFKA_PRODUCER),
+        "redis": "redis-py, pipelines of XADD, hiredis",
+        "sqlite": "apsw, WAL, synchronous=FULL, executemany",
+    }[log]
+    task, at = (
+        ("sqlite_publish", {"folder": place.folder})
+        if log == "sqlite"
+        else (f"{log}_publish", where)
+    )
+    found = [
+        Case(
+            f"publish_many, {size:,} at a time", log,
+            Side("streams", "publish_many", {**where, **given}, settings={"client": "defaults"}),
+            (Rival(Side("by hand", task, {**at, **given}, settings={"client": said}), 0.80),),
+        )
+    ]  # fmt: skip
+    if log not in SERVED:
         return found
+    tasks = min(1_000, count)
+    each = {"messages": max(tasks, count // 2), "tasks": tasks}
+    few = {"messages": max(tasks, count // 10), "tasks": tasks, "topic": f"{place.topic}-each"}
+    rivals = []
+    for client in ("aiokafka", "confluent") if log == "kafka" else ("redis",):
+        arguments = {"client": client, **where, **few}
+        side = Side(f"FastStream {client}", "publish", arguments, peer="faststream")
+        rivals.append(Rival(side, 5.0))
+    if log == "kafka":
+        side = Side("aiokafka, send_and_wait", "publish", {**where, **few}, peer="aiokafka")
+        rivals.append(Rival(side))
+        by_hand = Side(
+            "by hand, a future a message", "kafka_publish_each", {**where, **each},
+            settings={"client": said},
+        )  # fmt: skip
+        rivals.append(Rival(by_hand))
+    ours = Side("streams", "publish_each", {**where, **each}, settings={"client": "defaults"})
+    found.append(Case(f"{tasks:,} concurrent `await publish`", log, ours, tuple(rivals)))
+    return found
 
 
-def _limit(
-    name: str, log: str, measure: Callable[[int], float], concurrency: int, target: float
-) -> Case:
-    """A case whose baseline is what arithmetic allows."""
-    limit = concurrency / 0.005
-    return Case(name, log, lambda: measure(concurrency), lambda: limit, target)
+def _latency(place: Place, sizes: Sizes, shape: str, concurrency: int) -> Case:
+    given: dict[str, Any] = {"url": place.url, "messages": sizes.pings, "rate": RATE}
+    more = {"shape": shape, "concurrency": concurrency}
+    what = f"{'an async' if shape == 'async' else 'a plain'} handler, concurrency={concurrency}"
+    ours = Side("streams", "latency", {**given, **more}, settings=_ours(place, what))
+    said = baseline.KAFKA_CONSUMER if place.log == "kafka" else {"XREAD": "BLOCK 100"}
+    hand = Side(
+        "by hand, a poll loop", f"{place.log}_latency", given, settings={"client": _text(said)}
+    )
+    target = 1.25 if shape == "plain" else None
+    return Case(
+        f"latency at {RATE:,} a second, {shape} handler", place.log, ours,
+        (Rival(hand, target, P50, ", p50"), Rival(hand, target, P99, ", p99")),
+    )  # fmt: skip
+
+
+def _idle(place: Place, sizes: Sizes) -> Case:
+    ours = Side(
+        "streams", "idle", {"url": place.url, "seconds": sizes.idle},
+        settings=_ours(place, "an async handler, concurrency=64, an empty topic"),
+    )  # fmt: skip
+    rivals = [Rival(Limit("1 % of a core", 1.0), 1.0, PERCENT)]
+    if place.log == "kafka":
+        hand = Side("by hand, a poll loop", "kafka_idle", ours.arguments)
+        rivals.append(Rival(hand, None, PERCENT))
+    return Case("idle processor", place.log, ours, tuple(rivals))
+
+
+def _backlog(place: Place, sizes: Sizes) -> list[Case]:
+    found = []
+    keys = max(KEYS, sizes.backlog // 10)
+    large = Place(place.log, place.url, f"{place.topic}-backlog")
+    for shape, more in (("plain", {}), ("async", {"concurrency": 64})):
+        what = f"{'an async handler, concurrency=64' if more else 'a plain handler'}"
+        big = _consume(large, sizes.backlog, what, shape=shape, **more)
+        small = _consume(place, sizes.messages, what, shape=shape, **more)
+        prepare = (
+            "fill",
+            {"url": large.url, "topic": large.topic, "messages": sizes.backlog, "keys": keys},
+        )
+        ours = Side(
+            "streams", "consume", big.arguments, fresh=True, settings=big.settings,
+            prepare=prepare if shape == "plain" else None,
+        )  # fmt: skip
+        name = f"streams, {sizes.messages:,} messages, {KEYS:,} keys"
+        rival = Side(name, "consume", small.arguments, fresh=True, settings=small.settings)
+        found.append(
+            Case(
+                f"backlog of {sizes.backlog:,}, {keys:,} keys, {shape} handler", place.log, ours,
+                (
+                    Rival(rival, 0.85),
+                    Rival(Limit("Flow.bytes", Flow().bytes), 1.0, GROWTH, ", memory"),
+                ),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _sharing(place: Place, sizes: Sizes) -> Case:
+    given = {"url": place.url, "topic": place.topic, "messages": sizes.share, "work": WORK}
+    topic = f"{place.topic}-shared"
+    fill = ("fill", {"url": place.url, "topic": topic, "messages": sizes.share})
+    what = _ours(place, "a plain handler that works for 50 µs, concurrency=1")
+    both = Side(
+        "streams, two processes", "share", {**given, "topic": topic, "processes": 2},
+        prepare=fill, settings=what,
+    )  # fmt: skip
+    one = Side("streams, one process", "share", {**both.arguments, "processes": 1}, settings=what)
+    name = f"two processes, {PARTITIONS} partitions, a handler of 50 µs"
+    return Case(name, place.log, both, (Rival(one, 1.7),))
+
+
+def _codecs() -> list[Case]:
+    encode = Metric("encode", "calls/s")
+    decode = Metric("decode", "calls/s")
+    size = Metric("size", "bytes", "less")
+
+    def side(name: str, title: str) -> Side:
+        return Side(title, "codec", {"name": name})
+
+    json, packed = side("JSON", "stream_codecs.Json"), side("MessagePack", "MessagePack")
+    found = []
+    for name, title in (("msgspec", "msgspec"), ("orjson", "orjson"), ("json", "json")):
+        untyped = "" if name == "msgspec" else ", untyped"
+        other = side(name, title + untyped)
+        rivals = (Rival(other, None, encode, ", encode"), Rival(other, None, decode, ", decode"))
+        found.append(Case(f"JSON against {title}", "codecs", json, rivals))
+    all_three = (
+        Rival(json, None, size, ", size"),
+        Rival(json, None, encode, ", encode"),
+        Rival(json, None, decode, ", decode"),
+    )
+    found.append(Case("MessagePack against JSON", "codecs", packed, all_three))
+    return found

@@ -1,0 +1,101 @@
+"""Handlers that count, and the clock they stop. The same objects serve ours, loops and peers.
+
+It knows the standard library alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+class Counter:
+    """Counts messages and knows when the first and the last of them came.
+
+    What is measured begins with message ``skip + 1``, so that joining a group, filling a prefetch
+    and compiling code are left out where they would weigh.
+
+    :param messages: how many to wait for; what comes after them is not looked at.
+    """
+
+    def __init__(self, messages: int, skip: int = 1) -> None:
+        if messages <= skip:
+            raise ValueError(f"{messages} messages are too few to measure")
+        self._left = messages
+        self._begin = messages - skip
+        self._measured = messages - skip
+        self._began = 0.0
+        self._ended = 0.0
+        self._cpu = 0.0
+        self.over = threading.Event()
+
+    def one(self, value: Any = None) -> None:
+        """One message was handled."""
+        self._left = left = self._left - 1
+        if left == self._begin:
+            self._start()
+        elif left == 0:
+            self._end()
+
+    def many(self, values: Sequence[Any]) -> None:
+        """A batch was handled."""
+        before = self._left
+        self._left = left = before - len(values)
+        if left <= self._begin < before:
+            self._measured = left
+            self._start()
+        if left <= 0 < before:
+            self._measured -= left
+            self._end()
+
+    def _start(self) -> None:
+        self._began = time.perf_counter()
+        self._cpu = time.process_time()
+
+    def _end(self) -> None:
+        self._ended = time.perf_counter()
+        self._cpu = time.process_time() - self._cpu
+        self.over.set()
+
+    @property
+    def result(self) -> dict[str, float]:
+        """Messages a second from the first measured one to the last, and this process's CPU time
+        for each of them in microseconds."""
+        seconds = self._ended - self._began
+        return {
+            "rate": self._measured / seconds,
+            "seconds": seconds,
+            "messages": self._measured,
+            "cpu_us": self._cpu / self._measured * 1e6,
+        }
+
+
+class OrderCheck:
+    """Whether the orders of each customer came one after the other, and never two at once."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+        self._running: set[str] = set()
+        self.violations = 0
+
+    def begin(self, customer: str, order_id: str) -> None:
+        """A handler starts."""
+        if customer in self._running or self._last.get(customer, "") >= order_id:
+            self.violations += 1
+        self._running.add(customer)
+        self._last[customer] = order_id
+
+    def end(self, customer: str) -> None:
+        """A handler has returned."""
+        self._running.discard(customer)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """``p0`` to ``p100`` of some measurements, by nearest rank; and ``p99.9``."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    found = {f"p{percent}": ordered[round(last * percent / 100)] for percent in range(101)}
+    found["p99.9"] = ordered[round(last * 0.999)]
+    return found

@@ -1,0 +1,210 @@
+"""From a case to rows: ours and its rivals in turn, each turn's ratio, their median and spread.
+
+A machine's speed drifts, so two figures that were taken apart cannot be compared; those of one turn
+can. Every other turn goes backwards, so that nobody always runs first. A side that fails is told
+in its row, and the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypedDict
+
+from benchmarks.cases import Case, Limit, Rival, Side
+from benchmarks.peers.install import Installed
+from benchmarks.process import MeasureError, Worker
+
+Answer = dict[str, Any]
+Report = Callable[[str], None]
+"""Is told what is being measured now."""
+
+
+class Row(TypedDict):
+    """One line of the table: ours against one rival.
+
+    Ratios are ours divided by the rival's, so where ``better`` is ``less`` a small one is good.
+    ``target``, ``met``, and all figures of a side that failed, are None where there is none.
+    """
+
+    case: str
+    log: str
+    against: str
+    unit: str
+    better: str
+    ratio: float | None
+    spread: list[float] | None
+    figure: float | None
+    baseline: float | None
+    target: float | None
+    met: bool | None
+    ratios: list[float]
+    error: str | None
+    concurrency: int | None
+    violations: int | None
+    settings: dict[str, dict[str, str]]
+    details: dict[str, Any]
+    machine: dict[str, str]
+
+
+class _Runner:
+    """Runs the sides of one case; workers live as long as the case."""
+
+    def __init__(self, peers: Mapping[str, Installed], stack: ExitStack) -> None:
+        self._peers = peers
+        self._stack = stack
+        self._workers: dict[str, Worker] = {}
+
+    def run(self, side: Side) -> Answer:
+        """One measurement.
+
+        :raises MeasureError: it did not come about.
+        """
+        if side.peer:
+            return self._peers[side.peer].run(side.task, side.arguments)
+        if side.fresh:
+            with Worker() as worker:
+                return worker.ask(side.task, **side.arguments)
+        return self._worker(side).ask(side.task, **side.arguments)
+
+    def prepare(self, side: Side) -> None:
+        """What stands before the first measurement."""
+        if side.prepare is not None:
+            task, arguments = side.prepare
+            worker = self._worker(side)
+            worker.ask(task, **arguments)
+
+    def _worker(self, side: Side) -> Worker:
+        worker = self._workers.get(side.name)
+        if worker is None:
+            worker = self._workers[side.name] = self._stack.enter_context(Worker())
+        return worker
+
+
+def measure(
+    case: Case,
+    repeats: int,
+    peers: Mapping[str, Installed],
+    machine: Mapping[str, str],
+    report: Report = lambda what: None,
+) -> list[Row]:
+    """All rows of a case; rivals of peers that are not in ``peers`` are left out."""
+    rivals = [r for r in case.rivals if isinstance(r.side, Limit) or _there(r.side, peers)]
+    if not rivals:
+        return []
+    sides: dict[str, Side] = {case.ours.name: case.ours}
+    for rival in rivals:
+        if isinstance(rival.side, Side):
+            sides[rival.side.name] = rival.side
+    answers: dict[str, list[Answer]] = {name: [] for name in sides}
+    failures: dict[str, str] = {}
+    violations: int | None = None
+    with ExitStack() as stack:
+        runner = _Runner(peers, stack)
+        for name, side in sides.items():
+            report(f"{name}: preparing")
+            _attempt(failures, name, lambda side=side: runner.prepare(side))  # type: ignore[misc]
+        for turn in range(repeats):
+            order = list(sides) if turn % 2 == 0 else list(reversed(sides))
+            for name in order:
+                if name in failures or case.ours.name in failures:
+                    continue
+                report(f"{name} ({turn + 1} of {repeats})")
+                side = sides[name]
+                answer = _attempt(failures, name, lambda side=side: runner.run(side))  # type: ignore[misc]
+                if answer is not None:
+                    answers[name].append(answer)
+        if case.check is not None and case.ours.name not in failures:
+            report("is order kept?")
+            check = case.check
+            checked = _attempt(failures, case.ours.name, lambda: runner.run(check))
+            violations = checked["violations"] if checked is not None else None
+    return [_row(case, rival, answers, failures, violations, machine) for rival in rivals]
+
+
+def _there(side: Side, peers: Mapping[str, Installed]) -> bool:
+    return not side.peer or side.peer in peers
+
+
+def _attempt(failures: dict[str, str], name: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except MeasureError as error:
+        failures[name] = str(error)
+        return None
+
+
+def _row(
+    case: Case,
+    rival: Rival,
+    answers: Mapping[str, Sequence[Answer]],
+    failures: Mapping[str, str],
+    violations: int | None,
+    machine: Mapping[str, str],
+) -> Row:
+    metric, name = rival.metric, rival.side.name
+    ours = [answer[metric.key] * metric.scale for answer in answers[case.ours.name]]
+    settings = {"ours": dict(case.ours.settings)}
+    details: dict[str, Any] = _details(answers[case.ours.name], "ours")
+    if isinstance(rival.side, Limit):
+        theirs = [rival.side.value * metric.scale] * len(ours)
+    else:
+        found = answers[name]
+        theirs = [answer[metric.key] * metric.scale for answer in found]
+        last = found[-1].get("settings") if found else None
+        settings["baseline"] = dict(last or rival.side.settings)
+        details |= _details(found, "baseline")
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=False) if other]
+    error = failures.get(case.ours.name) or failures.get(name)
+    row: Row = {
+        "case": case.name + rival.suffix,
+        "log": case.log,
+        "against": name,
+        "unit": metric.unit,
+        "better": metric.better,
+        "ratio": None,
+        "spread": None,
+        "figure": None,
+        "baseline": None,
+        "target": rival.target,
+        "met": None,
+        "ratios": [_rounded(ratio) for ratio in ratios],
+        "error": error,
+        "concurrency": case.concurrency,
+        "violations": violations,
+        "settings": settings,
+        "details": details,
+        "machine": dict(machine),
+    }
+    if ratios and error is None:
+        ratio = statistics.median(ratios)
+        row["ratio"] = _rounded(ratio)
+        row["spread"] = [_rounded(min(ratios)), _rounded(max(ratios))]
+        row["figure"] = _rounded(statistics.median(ours))
+        row["baseline"] = _rounded(statistics.median(theirs))
+        if rival.target is not None:
+            met = ratio >= rival.target if metric.better == "more" else ratio <= rival.target
+            row["met"] = met and not violations
+    return row
+
+
+def _details(answers: Sequence[Answer], whose: str) -> dict[str, Any]:
+    """What plots are made of: the last measurement's curves, and CPU time a message."""
+    if not answers:
+        return {}
+    last = answers[-1]
+    kept: dict[str, Any] = {
+        key: last[key] for key in ("quantiles", "memory", "shares") if key in last
+    }
+    if "cpu_us" in last:
+        kept["cpu_us"] = _rounded(statistics.median(answer["cpu_us"] for answer in answers))
+    return {whose: kept} if kept else {}
+
+
+def _rounded(value: float) -> float:
+    """Four digits that count."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    return round(value, max(0, 3 - math.floor(math.log10(abs(value)))))

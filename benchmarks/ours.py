@@ -1,0 +1,450 @@
+"""The same with the toolkit: what a user would write, with every promise and default on.
+
+Each function is a task of a worker process (:mod:`benchmarks.worker`): it is given plain values
+and answers plain values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.counting import Counter, OrderCheck, percentiles
+from benchmarks.machine import Memory
+from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, customer, order, ping
+from benchmarks.process import Worker
+from streams import Streams
+from streams.app import loop_factory
+
+Answer = dict[str, Any]
+
+LIMIT = 900.0
+"""Seconds after which a measurement is given up."""
+
+
+class Stuck(Exception):
+    """A measurement did not end; the message says how far it came."""
+
+
+def _run(main: Callable[[], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        return await main()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(run())
+
+
+async def _reached(over: threading.Event, app: Streams) -> None:
+    if not await asyncio.to_thread(over.wait, LIMIT):
+        raise Stuck(f"not over within {LIMIT:g} s: {app.stats()}")
+
+
+# -- making a log ----------------------------------------------------------------------------------
+
+_anchors: list[tuple[asyncio.Runner, AsyncExitStack]] = []
+"""What keeps a log in memory alive for as long as this process."""
+
+
+def fill(url: str, topic: str, messages: int, keys: int = KEYS) -> Answer:
+    """Publish the orders 0 to ``messages``; a log in memory stays until the process ends."""
+
+    async def anchor(stack: AsyncExitStack) -> None:
+        app = Streams(url)
+        orders = app.topic(topic, Order, key=customer, partitions=PARTITIONS)
+        await stack.enter_async_context(app.connected())
+        for start in range(0, messages, 10_000):
+            end = min(start + 10_000, messages)
+            await orders.publish_many([order(number, keys) for number in range(start, end)])
+
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    stack = AsyncExitStack()
+    runner.run(anchor(stack))
+    if url.startswith("memory:"):
+        _anchors.append((runner, stack))
+        gc.collect()
+        gc.freeze()  # what stands in the log is no work for the collector while we measure
+    else:
+        runner.run(stack.aclose())
+        runner.close()
+    return {}
+
+
+def create(url: str, topic: str) -> Answer:
+    """An empty topic."""
+    return fill(url, topic, 0)
+
+
+# -- consuming ------------------------------------------------------------------------------------
+
+
+def _handler(shape: str, counter: Counter, wait: float) -> Callable[..., Any]:
+    if shape == "plain":
+        return counter.one
+    if shape == "batch":
+        return counter.many
+    if shape == "threads":
+        lock = threading.Lock()
+
+        def in_a_thread(value: Order) -> None:
+            time.sleep(wait)
+            with lock:
+                counter.one()
+
+        return in_a_thread
+
+    one = counter.one
+    if not wait:
+
+        async def at_once(value: Order) -> None:
+            one()
+
+        return at_once
+
+    async def later(value: Order) -> None:
+        await asyncio.sleep(wait)
+        one()
+
+    return later
+
+
+def consume(
+    url: str,
+    topic: str,
+    messages: int,
+    shape: str = "plain",
+    concurrency: int = 1,
+    wait: float = 0.0,
+    skip: int = 1,
+    id: str | None = None,
+) -> Answer:
+    """Run a processor in a new group over ``messages`` of a topic.
+
+    :param shape: ``plain``, ``batch``, ``async`` or ``threads``.
+    :param wait: seconds that a handler waits.
+    :param id: the field with the message ID; None: it travels in a header.
+    """
+    counter = Counter(messages, skip)
+    app = Streams(url)
+    orders = app.topic(topic, Order, key=customer, id=id)
+    batch = 1_000 if shape == "batch" else None
+    app.processor(orders, group=f"bench-{uuid4().hex}", concurrency=concurrency, batch=batch)(
+        _handler(shape, counter, wait)
+    )
+
+    async def main() -> Memory:
+        async with app:
+            with Memory() as memory:
+                await _reached(counter.over, app)
+            return memory
+
+    memory: Memory = _run(main)
+    return {**counter.result, "growth": memory.growth, "memory": memory.curve()}
+
+
+def keeps_order(
+    url: str, topic: str, messages: int, concurrency: int, wait: float, shape: str = "async"
+) -> Answer:
+    """The same with a handler that looks whether each key's orders come one after the other."""
+    counter, check, lock = Counter(messages), OrderCheck(), threading.Lock()
+    app = Streams(url)
+    orders = app.topic(topic, Order, key=customer)
+
+    async def later(value: Order) -> None:
+        check.begin(value.customer, value.order_id)
+        await asyncio.sleep(wait)
+        check.end(value.customer)
+        counter.one()
+
+    def in_a_thread(value: Order) -> None:
+        with lock:
+            check.begin(value.customer, value.order_id)
+        time.sleep(wait)
+        with lock:
+            check.end(value.customer)
+            counter.one()
+
+    handler: Any = in_a_thread if shape == "threads" else later
+    app.processor(orders, group=f"bench-{uuid4().hex}", concurrency=concurrency)(handler)
+
+    async def main() -> None:
+        async with app:
+            await _reached(counter.over, app)
+
+    _run(main)
+    return {"violations": check.violations, "messages": messages}
+
+
+# -- publishing -----------------------------------------------------------------------------------
+
+
+def publish_many(url: str, messages: int, size: int) -> Answer:
+    """``publish_many`` of ``size`` at a time into a new topic, each time until acknowledged."""
+    app = Streams(url)
+    topic = app.topic(f"bulk-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
+    values = [order(number) for number in range(messages)]
+
+    async def main() -> float:
+        async with app.connected():
+            await topic.publish_many(values[:size])  # connections stand
+            began = time.perf_counter()
+            for start in range(0, messages, size):
+                await topic.publish_many(values[start : start + size])
+            return messages / (time.perf_counter() - began)
+
+    return {"rate": _run(main)}
+
+
+def publish_each(url: str, messages: int, tasks: int) -> Answer:
+    """``tasks`` coroutines that each publish one message after the other."""
+    app = Streams(url)
+    topic = app.topic(f"each-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
+
+    async def main() -> float:
+        async with app.connected():
+            return await concurrently(topic.publish, messages, tasks)
+
+    return {"rate": _run(main)}
+
+
+async def concurrently(
+    publish: Callable[[Order], Awaitable[Any]], messages: int, tasks: int
+) -> float:
+    """Messages a second that ``tasks`` coroutines get acknowledged together."""
+    share = messages // tasks
+    await publish(order(0))  # connections stand
+
+    async def one(number: int) -> None:
+        for turn in range(share):
+            await publish(order(number * share + turn))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in range(tasks)))
+    return share * tasks / (time.perf_counter() - began)
+
+
+# -- latency --------------------------------------------------------------------------------------
+
+
+class Arrivals:
+    """Takes the time of each ping; the first ``skip`` warm everything up."""
+
+    def __init__(self, messages: int, skip: int) -> None:
+        self._left = messages
+        self._skip = skip
+        self.milliseconds: list[float] = []
+        self.over = threading.Event()
+
+    def one(self, value: Ping) -> None:
+        """A ping has come to its handler."""
+        if self._skip:
+            self._skip -= 1
+            return
+        self.milliseconds.append((time.monotonic_ns() - value.sent) / 1e6)
+        self._left -= 1
+        if self._left == 0:
+            self.over.set()
+
+    @property
+    def result(self) -> Answer:
+        """Quantiles in milliseconds."""
+        found = {name: round(value, 3) for name, value in percentiles(self.milliseconds).items()}
+        return {"p50": found["p50"], "p99": found["p99"], "quantiles": found}
+
+
+def latency(
+    url: str, messages: int, rate: int, shape: str = "plain", concurrency: int = 1
+) -> Answer:
+    """From the call of publish in another process to the handler's start here."""
+    arrivals = Arrivals(messages, skip=rate // 2)
+    app = Streams(url)
+    name = f"pings-{uuid4().hex}"
+    pings = app.topic(name, Ping, key=customer, partitions=PARTITIONS)
+    one = arrivals.one
+
+    async def at_once(value: Ping) -> None:
+        one(value)
+
+    handler: Any = at_once if shape == "async" else one
+    app.processor(pings, group=f"bench-{uuid4().hex}", concurrency=concurrency)(handler)
+
+    async def main() -> None:
+        async with app:
+            with Worker() as other:
+                count = messages + rate // 2
+                await asyncio.to_thread(
+                    other.ask, "pace", url=url, topic=name, messages=count, rate=rate
+                )
+                await _reached(arrivals.over, app)
+
+    _run(main)
+    return arrivals.result
+
+
+def pace(url: str, topic: str, messages: int, rate: int) -> Answer:
+    """Publish ``rate`` pings a second, each by ``await publish`` in a task of its own."""
+    app = Streams(url)
+    pings = app.topic(topic, Ping, key=customer)
+
+    async def main() -> None:
+        async with app.connected():
+            running: set[asyncio.Task[Any]] = set()
+
+            async def one(number: int) -> None:
+                await pings.publish(ping(time.monotonic_ns(), number))
+
+            begin = time.monotonic() + 0.1
+            for number in range(messages):
+                due = begin + number / rate
+                while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(left)
+                task = asyncio.create_task(one(number))
+                running.add(task)
+                task.add_done_callback(running.discard)
+            await asyncio.gather(*running)
+
+    _run(main)
+    return {}
+
+
+# -- doing nothing --------------------------------------------------------------------------------
+
+
+def idle(url: str, seconds: float) -> Answer:
+    """A processor on an empty topic: the process's CPU time in percent of a core."""
+    app = Streams(url)
+    topic = app.topic(f"idle-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
+
+    async def handle(value: Order) -> None: ...
+
+    app.processor(topic, group=f"bench-{uuid4().hex}", concurrency=64)(handle)
+
+    async def main() -> float:
+        async with app:
+            while not app.stats().processors["handle"].partitions:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1)  # joining is over
+            began, cpu = time.perf_counter(), time.process_time()
+            await asyncio.sleep(seconds)
+            return (time.process_time() - cpu) / (time.perf_counter() - began) * 100
+
+    return {"percent": _run(main)}
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+class Member:
+    """One process of a group, started paused; its handler works for some microseconds of CPU."""
+
+    def __init__(self, url: str, topic: str, group: str, turns: int) -> None:
+        self.handled = 0
+        self.first = self.last = 0.0
+        app = Streams(url)
+        orders = app.topic(topic, Order, key=customer)
+
+        def handle(value: Order) -> None:
+            for _ in range(turns):
+                pass
+            if not self.handled:
+                self.first = time.perf_counter()
+            self.handled += 1
+            self.last = time.perf_counter()
+
+        self.processor = app.processor(orders, group=group)(handle)
+        self.processor.pause()
+        self.app = app
+        self.life = app.background()
+        self.life.__enter__()
+
+
+_members: list[Member] = []
+
+
+def join(url: str, topic: str, group: str, turns: int) -> Answer:
+    """Become a member of a group, and handle nothing yet."""
+    _members.append(Member(url, topic, group, turns))
+    return {}
+
+
+def look() -> Answer:
+    """How far this member is."""
+    member = _members[-1]
+    (stats,) = member.app.stats().processors.values()
+    return {
+        "partitions": stats.partitions,
+        "handled": member.handled,
+        "first": member.first,
+        "last": member.last,
+    }
+
+
+def go() -> Answer:
+    """Begin to handle."""
+    _members[-1].processor.resume()
+    return {}
+
+
+def leave() -> Answer:
+    """Leave the group."""
+    _members.pop().life.__exit__(None, None, None)
+    return {}
+
+
+def turns_of(seconds: float) -> int:
+    """How often a loop that does nothing turns in so much CPU time on this machine."""
+    turns = 200_000
+    best = float("inf")
+    for _ in range(5):
+        began = time.thread_time()
+        for _ in range(turns):
+            pass
+        best = min(best, time.thread_time() - began)
+    return max(1, round(turns * seconds / best))
+
+
+def share(url: str, topic: str, messages: int, processes: int, work: float) -> Answer:
+    """``processes`` members of one group over a topic, each message ``work`` seconds of CPU."""
+    group, turns = f"bench-{uuid4().hex}", turns_of(work)
+    members = [Worker() for _ in range(processes)]
+    try:
+        for member in members:
+            member.ask("join", url=url, topic=topic, group=group, turns=turns)
+        _until(members, _settled)
+        time.sleep(1)
+        _until(members, _settled)  # and it is still so
+        for member in members:
+            member.ask("go")
+        seen = _until(members, lambda seen: sum(s["handled"] for s in seen) >= messages)
+        handled = sum(s["handled"] for s in seen)
+        busy = [s for s in seen if s["handled"]]
+        seconds = max(s["last"] for s in busy) - min(s["first"] for s in busy)
+        for member in members:
+            member.ask("leave")
+        return {"rate": handled / seconds, "shares": [s["handled"] for s in seen]}
+    finally:
+        for member in members:
+            member.close()
+
+
+def _settled(seen: list[Answer]) -> bool:
+    """Whether the group's partitions are shared out: the topic's, and as many for what is put back
+    from its dead letters."""
+    owned = [each["partitions"] for each in seen]
+    return bool(sum(owned) == 2 * PARTITIONS and min(owned) > 0)
+
+
+def _until(members: list[Worker], wanted: Callable[[list[Answer]], bool]) -> list[Answer]:
+    ends = time.monotonic() + LIMIT
+    while True:
+        seen = [member.ask("look") for member in members]
+        if wanted(seen):
+            return seen
+        if time.monotonic() > ends:
+            raise Stuck(f"not over within {LIMIT:g} s: {seen}")
+        time.sleep(0.1)

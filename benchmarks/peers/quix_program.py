@@ -1,0 +1,53 @@
+"""Quix Streams: a streaming dataframe whose function counts.
+
+Its default JSON deserializer gives untyped dicts, and it looks for no duplicates. The client
+settings are ours; positions are committed once a second, as ours are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import tempfile
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.counting import Counter
+from benchmarks.peers.program import Answer, main
+
+CONFIG = {
+    "fetch.queue.backoff.ms": 5,
+    "fetch.wait.max.ms": 100,
+    "queued.max.messages.kbytes": 8_192,
+    "queued.min.messages": 26_214,
+    "fetch.max.bytes": 4_194_304,
+    "max.partition.fetch.bytes": 1_048_576,
+}
+
+
+def consume(url: str, topic: str, messages: int) -> Answer:
+    """A plain function over ``messages`` of a topic."""
+    quix: Any = importlib.import_module("quixstreams")
+    counter = Counter(messages)
+    app = quix.Application(
+        broker_address=url.partition("://")[2],
+        consumer_group=f"quix-{uuid4().hex}",
+        auto_offset_reset="earliest",
+        commit_interval=1.0,
+        consumer_extra_config=CONFIG,
+        loglevel=logging.ERROR,
+        state_dir=tempfile.mkdtemp(prefix="quix-"),
+    )
+    frame = app.dataframe(app.topic(topic, value_deserializer="json", key_deserializer="bytes"))
+    frame.update(counter.one)
+    app.run(count=messages, collect=False)
+    settings = {
+        "toolkit": f"Quix Streams {quix.__version__}",
+        "app": "at-least-once, commit_interval=1, value_deserializer=json (to dicts), no dedup",
+        "client": ", ".join(f"{name}={value}" for name, value in CONFIG.items()),
+    }
+    return {**counter.result, "settings": settings}
+
+
+if __name__ == "__main__":
+    main({"consume": consume})

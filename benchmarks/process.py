@@ -1,0 +1,160 @@
+"""Measurements run in processes of their own, so that nothing of one is left to the next.
+
+A :class:`Worker` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked, one at
+a time, and ends when whoever started it does. A peer's program is run once (:func:`run_once`) and
+answers with its last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LIMIT = 1_800.0
+"""Seconds for one measurement, at most."""
+
+
+class MeasureError(Exception):
+    """A measurement did not come about; the message says why, in the process's own words."""
+
+
+def _environment(root: Path = ROOT) -> dict[str, str]:
+    paths = [str(root), str(root / "codecs"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+class Worker:
+    """A process that measures. A context manager."""
+
+    def __init__(self) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            cwd=ROOT,
+            env=_environment(),
+        )
+        self._rest = b""
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, task: str, /, **arguments: Any) -> dict[str, Any]:
+        """What a task answers.
+
+        :raises MeasureError: it failed, the process ended, or it took too long.
+        """
+        assert self._popen.stdin is not None
+        line = json.dumps({"task": task, "arguments": arguments}).encode() + b"\n"
+        try:
+            self._popen.stdin.write(line)
+            self._popen.stdin.flush()
+        except OSError as error:
+            raise self._ended(task) from error
+        answer: dict[str, Any] = json.loads(self._line(task))
+        if "error" in answer:
+            raise MeasureError(f"{task}: {answer['error']}")
+        return answer
+
+    def _line(self, task: str) -> bytes:
+        assert self._popen.stdout is not None
+        out = self._popen.stdout.fileno()
+        ends = time.monotonic() + LIMIT
+        while b"\n" not in self._rest:
+            left = ends - time.monotonic()
+            if left <= 0:
+                self._popen.kill()
+                raise MeasureError(f"{task}: not over within {LIMIT:g} s")
+            if select.select([out], [], [], min(left, 1.0))[0]:
+                more = os.read(out, 1 << 16)
+                if not more:
+                    raise self._ended(task)
+                self._rest += more
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _ended(self, task: str) -> MeasureError:
+        status = self._popen.wait()
+        return MeasureError(f"{task}: the process ended (status {status}): {_tail(self._said)}")
+
+    def close(self) -> None:
+        """End it."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        try:
+            self._popen.stdin.close()
+        except OSError:
+            pass  # it has ended
+        try:
+            self._popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        self._popen.stdout.close()
+        self._said.close()
+
+
+def run_once(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a program to its end; what its last line says, a JSON object.
+
+    Its standard input stays open as long as this process lives: a program that reads it learns
+    when it is left alone.
+
+    :raises MeasureError: it failed, or its last line is something else.
+    """
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as out:
+        popen = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=said,
+            cwd=ROOT,
+            env={**_environment(), **(environment or {})},
+        )
+        assert popen.stdin is not None
+        name = Path(command[0]).name
+        try:
+            status = popen.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise MeasureError(f"{name}: not over within {LIMIT:g} s") from None
+        finally:
+            if popen.poll() is None:
+                popen.kill()
+                popen.wait()
+            popen.stdin.close()
+        out.seek(0)
+        lines = out.read().decode(errors="replace").splitlines()
+        if status:
+            raise MeasureError(f"{name} ended with status {status}: {_tail(said)}")
+        try:
+            answer = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            raise MeasureError(f"{name} gave no figures: {_tail(said)}") from None
+        if not isinstance(answer, dict):
+            raise MeasureError(f"{name} gave no figures but {lines[-1][:200]}")
+        if "error" in answer:
+            raise MeasureError(f"{name}: {answer['error']}")
+        return answer
+
+
+def _tail(said: Any) -> str:
+    said.seek(0)
+    lines = said.read().decode(errors="replace").strip().splitlines()
+    return " | ".join(lines[-3:]) or "it said nothing"

@@ -1,0 +1,51 @@
+"""How figures are written, the same in every report."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Row
+
+NOTHING = "-"
+"""Stands where there is no figure."""
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A figure with as many digits as mean something."""
+    if value is None:
+        return NOTHING
+    if unit == "messages/s" or abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def ratio(row: Row) -> str:
+    """The median ratio."""
+    return NOTHING if row["ratio"] is None else _short(row["ratio"])
+
+
+def spread(row: Row) -> str:
+    """The lowest and the highest ratio."""
+    if row["spread"] is None:
+        return NOTHING
+    low, high = row["spread"]
+    return f"{_short(low)}-{_short(high)}"
+
+
+def target(row: Row) -> str:
+    """What the ratio should be."""
+    if row["target"] is None:
+        return ""
+    return f"{'≥' if row['better'] == 'more' else '≤'} {row['target']:g}"
+
+
+def verdict(row: Row) -> str:
+    """What became of the target."""
+    if row["error"] is not None:
+        return "failed"
+    said = {True: "met", False: "missed", None: ""}[row["met"]]
+    if row["violations"]:
+        return f"{said}, {row['violations']:,} out of order".removeprefix(", ")
+    return said
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,64 @@
+"""A process that measures: ``python -m benchmarks.worker``, asked over its standard input.
+
+One line a question, ``{"task": name, "arguments": {...}}``, one line an answer: what the task
+returned, or ``{"error": why}``. It ends with its standard input, in the midst of a task too, so
+that nothing is left behind by a run that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from typing import Any
+
+from benchmarks import hand, ours
+
+TASKS = {
+    task.__name__: task
+    for task in (
+        ours.fill, ours.create, ours.consume, ours.keeps_order, ours.publish_many,
+        ours.publish_each, ours.latency, ours.pace, ours.idle, ours.share, ours.join, ours.look,
+        ours.go, ours.leave,
+        hand.kafka, hand.kafka_publish, hand.kafka_publish_each, hand.kafka_latency,
+        hand.kafka_pace, hand.kafka_idle, hand.redis_in_turn, hand.redis_ahead, hand.redis_publish,
+        hand.redis_latency, hand.redis_pace, hand.listed, hand.sqlite_fill, hand.sqlite,
+        hand.sqlite_publish, hand.codec,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    """Answer until the questions end."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # Answers go where standard output went; what a task prints by itself does not.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(questions,), daemon=True).start()
+    while True:
+        question = json.loads(questions.get())
+        print(json.dumps(_answer(question)), file=answers, flush=True)
+
+
+def _read(questions: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        questions.put(line)
+    os._exit(0)
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    task: Any = TASKS[question["task"]]
+    try:
+        answer: dict[str, Any] = task(**question["arguments"])
+    except Exception as error:
+        logging.getLogger("benchmarks").exception("%s failed", question["task"])
+        return {"error": f"{type(error).__name__}: {error}"}
+    return answer
+
+
+if __name__ == "__main__":
+    main()
