@@ -8,6 +8,7 @@ each message; :class:`Fetcher` measures both and reads on as long as that is che
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -97,18 +98,17 @@ def _pick(
     batch: Batch, positions: Sequence[int], at: int, found: dict[int, Row | None]
 ) -> tuple[int, int]:
     """Take what is wanted from a batch; the next that is wanted, and the bytes taken."""
-    size = 0
-    for index, offset in enumerate(batch.offsets):
-        while at < len(positions) and positions[at] < offset:
-            found[positions[at]] = None  # compacted away
-            at += 1
-        if at == len(positions):
-            break
-        if positions[at] == offset:
+    offsets, size = batch.offsets, 0
+    last = offsets[-1]
+    while at < len(positions) and (position := positions[at]) <= last:
+        index = bisect_left(offsets, position)
+        if offsets[index] == position:
             value = batch.values[index]
-            found[offset] = Row(batch.keys[index], value, batch.headers(index))
+            found[position] = Row(batch.keys[index], value, batch.headers(index))
             size += len(value or b"")
-            at += 1
+        else:
+            found[position] = None  # compacted away
+        at += 1
     return at, size
 
 

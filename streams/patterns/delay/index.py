@@ -55,6 +55,9 @@ class Index:
         """The earliest entry that was dropped."""
         self._dropped_from: int | None = None
         """The lowest position of those that were dropped."""
+        self._after: Slot = 0
+        self._until = 0
+        """What stands before this position, and is due before that, is over."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -72,6 +75,8 @@ class Index:
                 return
             self._drop(name, before)
         new = slot(due, position)
+        if position < self._until and new < self._after:
+            return
         if self.horizon is not None and new >= self.horizon:
             self._forgot(position)
             return
@@ -156,9 +161,15 @@ class Index:
             return known
         return self._dropped_from if known is None else min(known, self._dropped_from)
 
-    def clear(self) -> None:
-        """Forget everything, to be filled again from the log."""
+    def clear(self, after: Slot | None = None, until: int = 0) -> None:
+        """Forget everything, to be filled again from the log.
+
+        :param after: the horizon of an index that was :attr:`exhausted`: what was due before it is
+            over, so that it takes no room from what comes next, as far as it stands before
+        :param until: this position.
+        """
         self.__init__(self._limit)  # type: ignore[misc]
+        self._after, self._until = after or 0, until
 
     # -- inside
 

@@ -47,8 +47,11 @@ T = TypeVar("T")
 
 logger = logging.getLogger("streams.delay")
 
-BATCH = 1_000
-"""Messages delivered at once, at most."""
+HEAR = 1_000
+"""Records of the delay topic taken in at once, at most."""
+
+BATCH = 4_000
+"""Messages delivered at once, at most: the more, the closer together they stand in the log."""
 
 BYTES = 4 << 20
 """Their bytes, at most; a single larger one goes alone."""
@@ -148,7 +151,7 @@ def own(
     options = Options(
         (source,),
         name,
-        batch=BATCH,
+        batch=HEAR,
         # What is known is known by position; and an ID that comes again replaces.
         dedup=Dedup(window=0),
         retry=Retry(),
@@ -290,6 +293,8 @@ class Lane:
         """Below this position everything is known."""
         self._behind: list[Said] = []
         """Said while a scan runs."""
+        self._after: Slot | None = None
+        """What was due before this is over."""
         self._size = BATCH
         self._floor = -1
         self._floor_at = float("-inf")
@@ -323,6 +328,7 @@ class Lane:
             while not self.stopped:
                 await self._patiently(self._scan)
                 await self._serve()
+                self._after = self.index.horizon
         except asyncio.CancelledError:
             if not self.stopped:
                 raise
@@ -351,10 +357,10 @@ class Lane:
         """Read the partition from its floor on."""
         self.resting = False
         self._ready.clear()
-        self.index.clear()
         self._desk.figures.scans += 1
         start, end = await asyncio.to_thread(self._range)
         self._scanned = self._heard = max(end, self._heard)
+        self.index.clear(self._after, self._scanned)
         self._begun.set()
         source = fetch.scan(self._log, self._topic, self._partition, start, self._scanned)
         while (chunk := await asyncio.to_thread(next, source, None)) is not None:

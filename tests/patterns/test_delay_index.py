@@ -1,0 +1,229 @@
+"""What is known to be pending, beside a naive model that remembers everything; and the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import given
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streams.message import Record
+from streams.patterns.delay import wire
+from streams.patterns.delay.index import Index, due_of, position_of, slot
+from streams.patterns.delay.owner import Recent
+
+NAMES = st.integers(0, 12)
+DUES = st.integers(0, 20)
+
+
+class Pending(RuleBasedStateMachine):
+    """A log of entries and marks, and an index that is filled from it again when it runs dry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = 3
+        self.index = Index(self.limit)
+        self.log: list[tuple[int, int | None]] = []
+        """Name and due time, None for a mark; the position is the place in the list."""
+        self.out: dict[int, int] = {}
+        """What was given out, by slot: its name."""
+
+    def pending(self, end: int | None = None) -> dict[int, int]:
+        """What the log says: slots by name."""
+        found: dict[int, int] = {}
+        for position, (name, due) in enumerate(self.log[:end]):
+            found.pop(name, None)
+            if due is not None:
+                found[name] = slot(due, position)
+        return found
+
+    @rule(name=NAMES, due=DUES)
+    def add(self, name: int, due: int) -> None:
+        self.index.add(name, due, len(self.log))
+        self.log.append((name, due))
+
+    @rule(name=NAMES)
+    def mark(self, name: int) -> None:
+        self.index.remove(name, len(self.log))
+        self.log.append((name, None))
+
+    @rule(now=DUES, count=st.integers(1, 4))
+    def take(self, now: int, count: int) -> None:
+        given = self.index.take(now, count)
+        known = self.pending()
+        names = {each: name for name, each in known.items()}
+        horizon = self.index.horizon
+        wanted = sorted(
+            each
+            for each in known.values()
+            if due_of(each) <= now and each not in self.out and (horizon is None or each < horizon)
+        )
+        assert given == wanted[:count]
+        self.out.update({each: names[each] for each in given})
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        each = data.draw(st.sampled_from(sorted(self.out)))
+        name = self.out.pop(each)
+        self.index.done(name, each)
+        self.index.remove(name, len(self.log))
+        self.log.append((name, None))
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        each = data.draw(st.sampled_from(sorted(self.out)))
+        del self.out[each]
+        self.index.put_back([each])
+
+    @precondition(lambda self: self.index.exhausted)
+    @rule()
+    def read_again(self) -> None:
+        before = self.index.horizon
+        self.index.clear(before, len(self.log))
+        self.fill()
+        # It comes forward.
+        assert self.index.horizon is None or before is None or self.index.horizon > before
+
+    @rule()
+    def restart(self) -> None:
+        self.out.clear()
+        self.index = Index(self.limit)
+        self.fill()
+
+    def fill(self) -> None:
+        for position, (name, due) in enumerate(self.log):
+            if due is None:
+                self.index.remove(name, position)
+            else:
+                self.index.add(name, due, position)
+
+    @invariant()
+    def bounded(self) -> None:
+        assert len(self.index) <= self.limit + max(self.limit // 4, 1) + len(self.out) + 1
+
+    @invariant()
+    def nothing_is_below_the_floor(self) -> None:
+        known = self.pending()
+        lowest = self.index.lowest
+        if known:
+            assert lowest is not None
+            assert lowest <= min(map(position_of, known.values()))
+
+    @invariant()
+    def the_next_is_known(self) -> None:
+        horizon = self.index.horizon
+        free = [
+            each
+            for each in self.pending().values()
+            if each not in self.out and (horizon is None or each < horizon)
+        ]
+        assert self.index.next_due == (due_of(min(free)) if free else None)
+        # What is not here is behind the horizon.
+        missing = set(self.pending().values()) - set(free) - set(self.out)
+        assert not missing or (horizon is not None and min(missing) >= horizon)
+
+    @invariant()
+    def each_is_found_by_its_name(self) -> None:
+        horizon = self.index.horizon
+        for name, each in self.pending().items():
+            if horizon is None or each < horizon:
+                assert self.index.find(name) == each
+                assert self.index.is_out(each) == (each in self.out)
+
+
+TestPending = Pending.TestCase
+
+
+def test_many_removals_do_not_pile_up() -> None:
+    index = Index(100_000)
+    for name in range(10_000):
+        index.add(name, 5, name)
+    for name in range(9_999):
+        assert index.remove(name, 20_000)
+    assert len(index._heap) < 5_000
+    assert index.take(10, 5) == [slot(5, 9_999)]
+
+
+def test_what_vanished_is_forgotten() -> None:
+    index = Index(10)
+    index.add(1, 5, 0)
+    index.add(2, 5, 1)
+    first, second = index.take(10, 5)
+    index.vanished([first])
+    index.put_back([first, second])
+    assert len(index) == 1
+    assert index.take(10, 5) == [second]
+
+
+def test_a_position_of_redis_fits() -> None:
+    position = (1_900_000_000_000 << 64) | (1 << 63)
+    each = slot(1_900_000_000_000, position)
+    assert (due_of(each), position_of(each)) == (1_900_000_000_000, position)
+    assert slot(2, position) > slot(1, position + 1)
+
+
+def test_recent_outcomes_are_bounded() -> None:
+    recent = Recent(10)
+    for name in range(100):
+        recent.add(name, "delivered")
+    assert recent.get(99) == "delivered"
+    assert recent.get(95) == "delivered"
+    assert recent.get(1) is None
+
+
+HEADERS: Any = st.lists(
+    st.tuples(st.sampled_from(["ce_time", "other", "streams_redrive"]), st.none() | st.binary()),
+    max_size=3,
+)
+
+
+@given(
+    value=st.none() | st.binary(),
+    key=st.none() | st.binary(),
+    id=st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1),
+    headers=HEADERS,
+    due=st.integers(0, 10**15),
+    known=st.none() | st.just("known"),
+)
+def test_an_entry_comes_back_as_it_was(
+    value: bytes | None,
+    key: bytes | None,
+    id: str,
+    headers: list[tuple[str, bytes | None]],
+    due: int,
+    known: str | None,
+) -> None:
+    record = Record(value, key, id, headers)
+    entry = wire.entry(record, "to", due, known=known)
+    assert entry.value is not None  # a null value would be a mark to whoever compacts
+    assert entry.key == (known or id).encode()
+    found = wire.parse(entry.key, entry.value, [("ce_id", entry.id.encode()), *entry.headers])
+    assert found is not None
+    assert (found.to, found.due) == ("to", due)
+    again = found.record
+    assert (again.value, again.key, again.id) == (value, key, id)
+    assert list(again.headers) == headers
+    assert wire.due_of(entry.headers) == due
+
+
+def test_what_is_no_entry_is_none() -> None:
+    for headers in (
+        [],
+        [(wire.DUE, b"5")],
+        [(wire.DUE, b"soon"), (wire.TO, b"t")],
+        [(wire.DUE, b"-5"), (wire.TO, b"t")],
+        [(wire.DUE, b"9" * 30), (wire.TO, b"t")],
+    ):
+        assert wire.parse(b"k", b"v", headers) is None
+    assert wire.parse(b"k", None, [(wire.DUE, b"5"), (wire.TO, b"t")]) is None
+
+
+def test_a_header_that_is_ours_cannot_be_smuggled_in() -> None:
+    record = Record(b"v", None, "m", [(wire.TO, b"elsewhere"), (wire.DUE, b"0")])
+    entry = wire.entry(record, "here", 7)
+    found = wire.parse(entry.key, entry.value, entry.headers)
+    assert found is not None
+    assert (found.to, found.due) == ("here", 7)
