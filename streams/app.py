@@ -37,7 +37,7 @@ from typing_extensions import TypeForm
 from stream_codecs import Codec
 from streams import letters
 from streams.clock import SYSTEM, Clock
-from streams.config import DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
+from streams.config import RETRY_PARTITIONS, DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
 from streams.errors import (
     ConfigError,
     GroupLive,
@@ -723,11 +723,11 @@ class Streams:
             dead = options.dead_letters.name(source.name, processor.group)
             retry = options.dead_letters.retry(source.name, processor.group)
             self._begin(processor.group, info, options.start)
-            for name in (dead, retry):
+            for name, partitions in ((dead, info.partitions), (retry, RETRY_PARTITIONS)):
                 try:
                     beside = log.topic(name)
                 except NotFound:
-                    beside = log.create(name, info.partitions, config=letters_config)
+                    beside = log.create(name, partitions, config=letters_config)
                 if name == retry:
                     self._begin(processor.group, beside, "earliest")
 

@@ -157,6 +157,12 @@ class DeadLetters:
         return self.RETRY.format(topic=topic, group=group)
 
 
+RETRY_PARTITIONS = 1
+"""Partitions of a topic for what is put back. Order is a matter of keys, not of partitions; and
+Kafka's assignors share out the *sum* of a member's partitions: as many of these as of the source,
+and the second member to join would get all the source's and the first be left with these (seen)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """How much is held in memory, how often positions are committed, how long a stop may take.

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streams.cli.failures import Failed
-from streams.config import DeadLetters
+from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.errors import NotFound
 from streams.letters import PREFIX, header
 from streams.log.protocol import Committed
@@ -115,11 +115,7 @@ class Letters:
         try:
             log.topic(self.retry_topic)
         except NotFound:
-            try:
-                count = log.topic(self.topic).partitions
-            except NotFound:
-                count = self.partitions
-            log.create(self.retry_topic, count, config=log.capabilities.letters)
+            log.create(self.retry_topic, RETRY_PARTITIONS, config=log.capabilities.letters)
 
     def _put_back(self, partition: int, rows: Sequence[Row], before: int) -> int:
         answers = append(self.log, self.retry_topic, [record_again(row) for row in rows])

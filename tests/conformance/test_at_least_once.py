@@ -250,3 +250,21 @@ async def test_a_topic_that_is_added_to_a_live_group_begins_where_it_was_told(st
                 "it is committed",
             )
     assert sorted(seen) == list(range(10, 20))
+
+
+async def test_members_that_join_one_by_one_share_the_source_evenly(stage: Stage) -> None:
+    """The retry topic, which every member reads as well, does not count against the source."""
+    apps = [stage.app() for _ in range(2)]
+    for app in apps:
+        app.processor(stage.topic(app, partitions=4), group=stage.group)(stage.recorder())
+
+    def shares() -> list[int]:
+        members = stage.anchor.group(stage.group).members
+        return sorted(
+            sum(topic == stage.topic_name for topic, _ in member.partitions) for member in members
+        )
+
+    async with apps[0]:
+        await stage.until(lambda: shares() == [4], "the first has all")
+        async with apps[1]:
+            await stage.until(lambda: shares() == [2, 2], "they share")
