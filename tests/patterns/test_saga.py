@@ -436,6 +436,24 @@ async def test_a_cancelled_saga_is_compensated_before_the_cancellation_goes_on(
     assert diary.lines == ["undo begun", "undo ended"]
 
 
+async def test_a_step_that_is_cut_off_has_failed_and_the_cancellation_is_not_lost(
+    diary: Diary,
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(context: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    saga = SagaOrchestrator().add_step(diary.step("a")).add_step("hang", hang, retry=FAST)
+    task = asyncio.create_task(saga.execute({}))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert diary.lines == ["do a", "undo a"]
+
+
 async def test_a_step_that_ends_in_spite_of_being_cancelled_is_undone_as_well(
     diary: Diary,
 ) -> None:
@@ -576,6 +594,23 @@ async def test_what_is_returned_must_be_a_context(diary: Diary) -> None:
         await saga.execute({})
     # It had its effect: it is not tried again, and it is undone.
     assert diary.lines == ["do odd", "undo odd"]
+
+
+async def test_a_compensation_that_leaves_no_context_is_called_once_and_recorded(
+    diary: Diary,
+) -> None:
+    async def undo(context: Any) -> Any:
+        diary.write("undo odd")
+        return "undone"
+
+    saga = SagaOrchestrator().add_step(diary.step("a"))
+    saga.add_step(SagaStep("odd", nothing, undo, compensation_retry=FAST))
+    diary.failing["do c"] = 1
+    with pytest.raises(SagaFailedError) as caught:
+        await saga.add_step(diary.step("c")).execute({})
+    assert diary.lines == ["do a", "do c", "undo odd", "undo a"]
+    (failed,) = caught.value.failed_compensations
+    assert "returned a str" in str(failed.error)
 
 
 async def test_errors_are_of_one_family() -> None:
