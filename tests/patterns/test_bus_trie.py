@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from streams import ConfigError
+from streams.patterns import Event, PatternEventBus
 from streams.patterns.bus.trie import Trie, check_pattern, check_topic, regex
 
 LEVELS = st.sampled_from(["a", "b", "c"])
@@ -104,6 +105,12 @@ class AgainstNaive(RuleBasedStateMachine):
 TestAgainstNaive = AgainstNaive.TestCase
 
 
+def others(count: int) -> list[str]:
+    """So many patterns that our topics do not fit, of every shape."""
+    shapes = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")
+    return [shapes[n % len(shapes)].format(n) for n in range(count)]
+
+
 def visits(patterns: list[str], topic: str) -> int:
     trie: Trie[int] = Trie()
     for number, pattern in enumerate(patterns):
@@ -114,10 +121,6 @@ def visits(patterns: list[str], topic: str) -> int:
 
 @pytest.mark.parametrize("topic", ["order.eu.paid", "order.paid", "x", "a.b.c.d.e.f"])
 def test_a_lookup_costs_the_same_among_ten_and_among_ten_thousand_patterns(topic: str) -> None:
-    def others(count: int) -> list[str]:
-        shapes = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")
-        return [shapes[n % len(shapes)].format(n) for n in range(count)]
-
     few, many = visits(others(12), topic), visits(others(10_000), topic)
     assert few == many
     assert visits([*others(10_000), "order.*"], topic) == many  # nor by one that fits
@@ -164,3 +167,32 @@ def test_a_long_path_needs_no_recursion() -> None:
         assert trie.remove(path, ticket)
     finally:
         sys.setrecursionlimit(limit)
+
+
+async def publishes(patterns: int, times: int) -> float:
+    """Nodes looked at by one publish to a bus with so many patterns that do not fit."""
+    bus, got = PatternEventBus(), list[int]()
+
+    async def never(event: Event) -> None:
+        raise AssertionError(event.topic)
+
+    async def take(event: Event) -> None:
+        got.append(event.data)
+
+    for pattern in others(patterns):
+        bus.subscribe(pattern, never)
+    bus.subscribe("order.*.paid", take)
+    before = bus._direct.visited
+    for number in range(times):
+        await bus.publish("order.eu.paid", number)
+    assert len(got) == times
+    return (bus._direct.visited - before) / times
+
+
+async def test_a_publish_costs_the_same_among_ten_and_among_ten_thousand_patterns() -> None:
+    assert await publishes(12, 10) == await publishes(10_000, 2_000) == 6
+
+
+@pytest.mark.faults
+async def test_a_million_publishes_among_ten_thousand_patterns() -> None:
+    assert await publishes(10_000, 1_000_000) == await publishes(12, 10)
