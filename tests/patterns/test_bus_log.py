@@ -70,6 +70,34 @@ async def test_a_durable_subscriber_that_comes_back_to_a_running_app(logged: Wor
     assert sorted(logged.calls.got) == [("n", 1), ("n", 2), ("n", 3)]
 
 
+@pytest.mark.parametrize("plain", [False, True])
+async def test_unsubscribing_in_the_middle_loses_nothing(logged: World, plain: bool) -> None:
+    """Nobody wants what comes behind, and it is not settled for that."""
+    bus, got, subscriptions = logged.bus(partitions=1), list[int](), list[Any]()
+
+    def stops(event: Event) -> None:
+        got.append(event.data)
+        if event.data % 3 == 0:
+            subscriptions.pop()()
+
+    async def stops_too(event: Event) -> None:
+        stops(event)
+
+    handler: Any = stops if plain else stops_too
+    async with logged.running(bus):
+        await asyncio.gather(*(bus.publish("n", n, key=str(n)) for n in range(10)))
+        order = [event.data async for event in bus.read()]
+        seen = 0
+        while len(got) < 10:
+            subscription = bus.subscribe("n", handler, group=logged.group, flow=QUICK)
+            subscriptions.append(subscription)
+            await logged.until(lambda: not subscription.active or len(got) == 10)  # noqa: B023
+            await subscription.closed()
+            assert len(got) > seen
+            seen = len(got)
+    assert got == order
+
+
 async def test_what_was_not_finished_comes_again(logged: World) -> None:
     attempts = list[int]()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import ConfigError, Flow, Reject, Retry, Streams
+from streams import ConfigError, Flow, Reject, Retry, Streams, Unavailable
+from streams.log.memory import MemoryLog
 from streams.patterns import (
     ChoreographySaga,
     Event,
@@ -24,6 +25,7 @@ from streams.patterns import (
 )
 from streams.testing import Clock, harness
 from tests.patterns.bus_world import QUICK, World, logged, world
+from tests.runners.support import until
 
 __all__ = ["logged", "world"]
 
@@ -304,6 +306,39 @@ async def test_stuck_after_a_time() -> None:
         tracker.stop()
 
 
+async def test_an_answer_waits_out_an_outage_and_costs_no_attempt() -> None:
+    app, clock = Streams("memory://"), Clock()
+    bus, runs, answers = EventBus(app), list[int](), list[Event]()
+    refused = list[str]()
+
+    async def step(heard: SagaEvent) -> None:
+        assert heard.event is not None
+        runs.append(heard.event.attempt)
+
+        def fault(point: str, name: str) -> None:
+            if point == "append" and name == "events" and len(refused) < 4:
+                refused.append(name)
+                raise Unavailable("cut off")
+
+        cast(MemoryLog, app.log).fault(fault)
+
+    async def look(event: Event) -> None:
+        answers.append(event)
+
+    create_handler(bus, "a", step, "yes", "no", retry=Retry(attempts=1))
+    bus.subscribe("yes", look)
+    bus.subscribe("no", look)
+    async with harness(app, clock=clock):
+        await ChoreographySaga(bus, "s").start("a", 1)
+        for tries in range(1, 5):
+            await until(lambda tries=tries: len(refused) == tries)  # type: ignore[misc]
+            await until(lambda: app.publisher._later)
+            clock.advance(10)
+        await until(lambda: answers)
+    assert runs == [1]
+    assert [(event.topic, event.data) for event in answers] == [("yes", 1)]
+
+
 async def test_a_result_that_cannot_be_written_is_a_failure() -> None:
     app = Streams("memory://")
     bus, answers = EventBus(app), list[Event]()
@@ -369,7 +404,7 @@ def test_the_order_in_which_a_tracker_sees_events_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("until", "options", "status"),
+    ("seen", "options", "status"),
     [
         (2, {}, "open"),
         (3, {}, "failed"),  # any step's failure, where no topics are said
@@ -381,9 +416,9 @@ def test_the_order_in_which_a_tracker_sees_events_does_not_matter(
         (6, {"done": "never"}, "failed"),
     ],
 )
-def test_how_a_saga_ends(until: int, options: dict[str, Any], status: str) -> None:
+def test_how_a_saga_ends(seen: int, options: dict[str, Any], status: str) -> None:
     found = tracker(**options)
-    for event in STORY[:until]:
+    for event in STORY[:seen]:
         found.see(event)
     state = found.get("s")
     assert isinstance(state, SagaState)
