@@ -410,6 +410,19 @@ async def test_a_fingerprint_is_told_to_those_who_come_together(store: Idempoten
         assert each == calls[0] if i % 2 == calls[0] else isinstance(each, KeyReused)
 
 
+async def test_a_fingerprint_is_compared_with_what_others_found(store: IdempotencyStore) -> None:
+    processor, calls = IdempotentProcessor(store), []  # type: ignore[var-annotated]
+    await processor.process("k", instant(1, calls), fingerprint=b"one")
+    results = await asyncio.gather(
+        processor.process("k", instant(2, calls)),
+        processor.process("k", instant(3, calls), fingerprint=b"two"),
+        return_exceptions=True,
+    )
+    assert results[0] == 1
+    assert isinstance(results[1], KeyReused)
+    assert calls == [1]
+
+
 # -- not waiting ----------------------------------------------------------------------------------
 
 
