@@ -305,6 +305,16 @@ class Progress:
                     self._segments[at] = _closed(segment)
         return messages, size
 
+    def oldest(self) -> float | None:
+        """When the log took the first message that is delivered and not settled, in seconds since
+        the epoch; None where there is none."""
+        self._advance()
+        head = self._segments[0] if self._segments else None
+        if not isinstance(head, Segment):
+            return None
+        first = head.done.find(0)
+        return None if first < 0 else head.batch.time(first)
+
     def sweep(self) -> None:
         """Let go of the bytes of settled messages whose neighbours are not settled."""
         for at, segment in enumerate(self._segments):

@@ -361,9 +361,13 @@ class LoopRunner(Runner):
             moment = now()
             if self._active != slot:
                 self._active, until = slot, moment + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
                 until = now() + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
                 continue
             if self._straight is not None:
                 if self._straight.resting:
@@ -428,6 +432,8 @@ class LoopRunner(Runner):
         job, now, dispatcher, parked = self.job, self._now, self.dispatcher, self._parked
         function, wants_message, decode = job.function, job.wants_message, segment.decode
         values, done, batch = segment.values, segment.done, segment.batch
+        if self.timing is not None:
+            function = self.timing.pick(function)
         assignment = segment.owner.assignment
         run = self._straight = Straight(segment, slot)
         self._busy[slot] = segment
@@ -524,9 +530,13 @@ class LoopRunner(Runner):
             moment = now()
             if self._active != slot:
                 self._active, until = slot, moment + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
                 until = now() + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
                 continue
             work = None if self._halted else dispatcher.take(moment)
             if work is None:
@@ -579,15 +589,20 @@ class LoopRunner(Runner):
 
     async def _batches(self, slot: int, size: int) -> None:
         job, now, dispatcher = self.job, self._now, self.dispatcher
+        function = job.function
         joint = self._joint() if self._joint is not None else None
         until = 0.0
         while True:
             moment = now()
             if self._active != slot:
                 self._active, until = slot, moment + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
                 until = now() + SLICE
+                if self.timing is not None:
+                    function = self.timing.pick(job.function)
                 continue
             works = [] if self._halted else dispatcher.take_batch(moment, size)
             if not works:
@@ -607,9 +622,9 @@ class LoopRunner(Runner):
                 if chosen and job.wants_message:
                     pairs = zip(outcome.events, chosen, strict=True)
                     messages = [self.message(event, work, joint) for event, work in pairs]
-                    outcome.result = await job.function(outcome.events, messages)
+                    outcome.result = await function(outcome.events, messages)
                 elif chosen:
-                    outcome.result = await job.function(outcome.events)
+                    outcome.result = await function(outcome.events)
                 if joint is not None and joint.begun:
                     outcome.failure = self.join(joint, chosen)
             except Exception as error:

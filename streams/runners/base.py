@@ -22,6 +22,7 @@ from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
 from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
 from streams.runners.joint import Joint
+from streams.runners.timing import Timing
 
 logger = logging.getLogger("streams")
 
@@ -74,6 +75,8 @@ class Runner(ABC):
         """Messages whose writes (results, dead letters) are not confirmed yet."""
         self.hurried = False
         """Nobody waits for handlers any more."""
+        self.timing: Timing | None = None
+        """Takes the time of handlers' calls, where somebody asked for it."""
 
     # -- what the pump calls, from its thread
 
@@ -157,6 +160,9 @@ class Runner(ABC):
 
         :raises Skip: it is not for this handler.
         """
+        late = self.job.late
+        if late is not None and late.moved(segment.batch, index):
+            raise Skip
         if segment.events is not None:
             event = segment.events[index]
             if isinstance(event, Undecodable):
@@ -365,9 +371,12 @@ class Runner(ABC):
                 "%s: attempt %d of %d failed for %s: %r",
                 self.job.name, attempt, self.job.retry.attempts, where(work), error,
             )  # fmt: skip
-            record, leaves = late.failing(work, attempt, delay)
-            outgoing.append(record)
-            aside.append(index if leaves else -1)
+            copy, note = late.failing(work, attempt, delay)
+            if copy is not None:
+                outgoing.append(copy)
+                aside.append(index)
+            outgoing.append(note)
+            aside.append(-1)
 
         def written(answers: Sequence[BaseException | None]) -> None:
             counts = self.dispatcher.counts

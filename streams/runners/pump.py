@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from streams.engine.dispatch import Owned, Work
@@ -27,6 +28,7 @@ from streams.message import Batch
 from streams.runners.base import Runner
 from streams.runners.job import Job, Undecodable
 from streams.runners.joint import Joint, Turns
+from streams.runners.timing import Durations, Histogram
 
 logger = logging.getLogger("streams")
 
@@ -47,6 +49,22 @@ FULL = LIMIT * 3 // 4
 """Characters of progress from which on a partition takes in no more, until it shrinks."""
 
 
+class Place(NamedTuple):
+    """How far a processor is in a partition that it owns.
+
+    :param position: everything below is settled.
+    :param polled: everything below was taken in.
+    :param oldest: when the log took the first message that is taken in and not settled, in seconds
+        since the epoch; None where there is none.
+    """
+
+    topic: str
+    partition: int
+    position: int
+    polled: int
+    oldest: float | None
+
+
 class PumpStats(NamedTuple):
     """What the pump knows, for statistics."""
 
@@ -57,6 +75,8 @@ class PumpStats(NamedTuple):
     rebalances: int
     losses: int
     reachable: bool
+    places: tuple[Place, ...]
+    commit_seconds: Durations
 
 
 class Pump:
@@ -100,6 +120,7 @@ class Pump:
         self.ended = threading.Event()
         self.on_end: Callable[[], None] = lambda: None
         self.commits = 0
+        self._commit_times = Histogram()
         self.rebalances = 0
         self.losses = 0
         self.reachable = True
@@ -137,16 +158,20 @@ class Pump:
 
     def stats(self) -> PumpStats:
         """Figures of this moment."""
+        everything = list(self._owned.values())
         with self._marks:
-            held = [owned.progress.held() for _, owned in list(self._owned.values())]
+            held = [owned.progress.held() for _, owned in everything]
+            places = tuple(_place(assignment, owned.progress) for assignment, owned in everything)
         return PumpStats(
-            len(self._owned),
+            len(everything),
             sum(messages for messages, _ in held),
             sum(size for _, size in held),
             self.commits,
             self.rebalances,
             self.losses,
             self.reachable,
+            places,
+            self._commit_times.read(),
         )
 
     def busy(self) -> str:
@@ -196,6 +221,9 @@ class Pump:
         except BaseException as error:
             self.fatal = self._runner.fatal or error
         finally:
+            left = [assignment for assignment, _ in self._owned.values()]
+            if self._job.watch is not None and left:
+                self._job.watch.revoked(left)
             self._runner.close()
             self.ended.set()
             self.on_end()
@@ -399,7 +427,9 @@ class Pump:
         commits = [commit for commit in found if commit is not None]
         if not commits:
             return
+        began = perf_counter()
         subscription.commit(commits)
+        self._commit_times.add(perf_counter() - began)
         self.commits += 1
         for commit in commits:
             self._stored[id(commit.assignment)] = (commit.position, commit.progress)
@@ -626,6 +656,11 @@ class Pump:
             self._commit(subscription)
         except LogError as error:
             logger.warning("%s: the last commit failed: %s", self._job.name, error)
+
+
+def _place(assignment: Assignment, progress: Progress) -> Place:
+    oldest = progress.oldest()  # first, as it moves the position
+    return Place(assignment.topic, assignment.partition, progress.position, progress.polled, oldest)
 
 
 def named(id: str, wire: str | None) -> str:

@@ -99,6 +99,13 @@ class ThreadRunner(Runner):
         self._function = self.job.function
         return result
 
+    def _handler(self) -> Callable[..., Any]:
+        """What to call for the next segment or message."""
+        function = self._function
+        if self.timing is None or function == self._first:
+            return function
+        return self.timing.pick(function)
+
     # -- the pump's side
 
     @override
@@ -297,9 +304,9 @@ class ThreadRunner(Runner):
                 if job.filter is not None and not job.filter(event):
                     skip = True
                 elif job.wants_message:
-                    result = self._function(event, self.message(event, work, joint))
+                    result = self._handler()(event, self.message(event, work, joint))
                 else:
-                    result = self._function(event)
+                    result = self._handler()(event)
                 if job.results is not None:
                     result = _listed(result)
                 if joint is not None and joint.begun:
@@ -329,9 +336,9 @@ class ThreadRunner(Runner):
                 if chosen and job.wants_message:
                     pairs = zip(outcome.events, chosen, strict=True)
                     messages = [self.message(event, work, joint) for event, work in pairs]
-                    outcome.result = self._function(outcome.events, messages)
+                    outcome.result = self._handler()(outcome.events, messages)
                 elif chosen:
-                    outcome.result = self._function(outcome.events)
+                    outcome.result = self._handler()(outcome.events)
                 if job.results is not None and outcome.result is not None:
                     outcome.result = [_listed(each) for each in outcome.result]
                 if joint is not None and joint.begun:
@@ -398,7 +405,7 @@ class ThreadRunner(Runner):
 
     def _bare(self, segment: Segment, values: Sequence[Any], decode: Any) -> Handled:
         """The hot loop: the handler takes the value and nothing else is asked for."""
-        function, now, done = self._function, self._now, segment.done
+        function, now, done = self._handler(), self._now, segment.done
         assignment = segment.owner.assignment
         index = 0
         try:
@@ -417,7 +424,7 @@ class ThreadRunner(Runner):
     ) -> Handled:
         """The same with filter, message and transaction."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
-        function, keep, wants_message = self._function, job.filter, job.wants_message
+        function, keep, wants_message = self._handler(), job.filter, job.wants_message
         assignment = segment.owner.assignment
         index = 0
         failure: BaseException | None = None
@@ -456,7 +463,7 @@ class ThreadRunner(Runner):
     ) -> Handled:
         """The same for a batch handler."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
-        function, wants_message = self._function, job.wants_message
+        function, wants_message = self._handler(), job.wants_message
         assignment = segment.owner.assignment
         index, count = 0, len(values)
         end = 0

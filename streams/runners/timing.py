@@ -1,0 +1,119 @@
+"""How long calls take, in buckets: a few additions where something ended, read by whoever asks.
+
+A handler's calls are timed only where somebody asked (:meth:`streams.Streams.measure`), and then in
+*stretches*: a runner fetches what to call for the next segment, slice of the loop, or message, and
+now and then it is given a handler that takes its own time. What a timed stretch shows counts for
+those since the last one, so quantiles and rates are those of all calls. A handler that takes long
+against two looks at the clock is timed every time.
+
+Durations are real seconds (``time.perf_counter``), whatever clock the app runs on.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, NamedTuple
+
+BOUNDS = (
+    0.000_01, 0.000_1, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+)  # fmt: skip
+"""Upper bounds of the buckets, in seconds."""
+
+EVERY = 16
+"""One stretch in so many is timed, of a handler that is quick."""
+
+QUICK = 0.000_05
+"""Seconds of a call below which timing each would be felt."""
+
+
+class Durations(NamedTuple):
+    """Durations seen so far.
+
+    :param counts: how many fell into each bucket: those up to the bound of the same index in
+        :data:`BOUNDS`, and above the one before; the last are longer than every bound.
+    :param total: all of them together, in seconds.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
+    total: float = 0.0
+
+    @property
+    def number(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+
+class Histogram:
+    """Counts durations (any thread)."""
+
+    __slots__ = ("_counts", "_lock", "_total")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self._total = 0.0
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Something took so long, ``times`` times."""
+        at = bisect_left(BOUNDS, seconds)
+        with self._lock:
+            self._counts[at] += times
+            self._total += seconds * times
+
+    def read(self) -> Durations:
+        """What was counted so far."""
+        with self._lock:
+            return Durations(tuple(self._counts), self._total)
+
+
+class Timing:
+    """Times the calls of one handler, now and then."""
+
+    def __init__(self, *, asynchronous: bool) -> None:
+        self._around = self._around_async if asynchronous else self._around_plain
+        self._histogram = Histogram()
+        self._every = 1
+        self._passed = 0
+        """Stretches since the last that was timed."""
+
+    def read(self) -> Durations:
+        """The handler's calls so far, those that failed included."""
+        return self._histogram.read()
+
+    def pick(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, or the same with a clock around it: what to call for the next stretch."""
+        self._passed += 1
+        if self._passed < self._every:
+            return function
+        times, self._passed = self._passed, 0
+        return self._around(function, times)
+
+    def _took(self, seconds: float, times: int) -> None:
+        self._histogram.add(seconds, times)
+        self._every = EVERY if seconds < QUICK else 1
+
+    def _around_async(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
+        async def timed(*given: Any) -> Any:
+            began = perf_counter()
+            try:
+                return await function(*given)
+            finally:
+                self._took(perf_counter() - began, times)
+
+        return timed
+
+    def _around_plain(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
+        def timed(*given: Any) -> Any:
+            began = perf_counter()
+            try:
+                result = function(*given)
+                # A generator's code is the handler's: it runs here, not where its values are sent.
+                return list(result) if hasattr(result, "__next__") else result
+            finally:
+                self._took(perf_counter() - began, times)
+
+        return timed
