@@ -309,6 +309,7 @@ class MessageConsumer:
             starting.cancel()
             await asyncio.wait({starting})
         if worker is not None:
+            worker.pause()  # from this moment on no handler begins
             await to_the_end(self._app.stop_processor(worker))
 
     # -- inside

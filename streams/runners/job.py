@@ -81,13 +81,17 @@ class Late(Protocol):
         """How often a message that was just taken up failed before."""
         ...
 
-    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing, bool]:
+    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing | None, Outgoing]:
         """What to write before ``work``, failed for the ``attempt``-th time, is tried again.
 
-        True: it is the message itself, which waits elsewhere for ``delay`` seconds and is settled
-        here. False: it is a note of the count; the message waits in its lane. From then on
-        :meth:`attempts` of it is 0, the attempt being part of the work.
+        The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
+        it waits in its lane, and :meth:`attempts` of it is 0 from then on, the attempt being part
+        of the work. And a note of what happened.
         """
+        ...
+
+    def moved(self, batch: Batch, index: int) -> bool:
+        """The message waits elsewhere, as a former owner of its partition noted."""
         ...
 
 

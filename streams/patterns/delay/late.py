@@ -3,13 +3,15 @@
 A message that gives its order up, or has none, waits in the group's delay topic,
 ``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``, which its processor
 reads anyway, with the number of its attempts in a header. It holds nothing up meanwhile, takes no
-memory, and is counted as settled where it failed: its ID with the redrive count is its identity,
-so each attempt is a message of its own to deduplication.
+memory, and is settled where it failed: its ID with the redrive count is its identity, so each
+attempt is a message of its own to deduplication.
 
-A message that keeps its order stays in its lane. Each failure is noted in
-``{topic}.{group}.attempts``, in the partition of the same number, before the next attempt. The
-partition's next owner reads the notes that are younger than the oldest message that is not
-settled. Notes are kept for :data:`KEPT` seconds; older ones count for nothing.
+A message that keeps its order stays in its lane.
+
+Either is noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
+message is settled or tried again. The partition's next owner reads the notes that are younger than
+the oldest message that is not settled: it counts on, and passes over what waits elsewhere already.
+Notes are kept for :data:`KEPT` seconds; older ones count for nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ KEPT = 7 * 86_400.0
 
 SKEW = 3600.0
 """Seconds by which the clocks of those who publish may differ."""
+
+MOVED = 1 << 30
+"""A note that says: the message waits elsewhere. More attempts than there can be."""
 
 _TRIES = 5
 
@@ -90,9 +95,7 @@ class Kept:
                 processor.companions.append(desk.owner)
 
     def prepare(self, log: Log) -> None:
-        """Create the topics of notes, where messages may wait in their lanes; blocks."""
-        if self._loose:
-            return
+        """Create the topics of notes; blocks."""
         for topic, notes in self._notes.items():
             if topic not in self.desks:
                 continue
@@ -111,19 +114,29 @@ class Kept:
                 return noted
         return 0 if batch.topic in self.desks else _count(batch.headers(index))
 
-    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing, bool]:
-        """The message as it comes back, or a note of its attempts."""
+    def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing | None, Outgoing]:
+        """The message as it comes back, if it leaves; and a note."""
         batch, index = work[0].batch, work[1]
         if self._loose or batch.keys[index] is None:
-            return self._again(batch, index, attempt, delay), True
+            return self._again(batch, index, attempt, delay), self._note(batch, index, MOVED)
         place = (batch.topic, batch.partition, batch.offsets[index])
         if self._counts.get(place) or _count(batch.headers(index)):
             self._counts[place] = 0  # from now on it is part of the work
-        name = "/".join(map(str, place))
+        return None, self._note(batch, index, attempt)
+
+    def moved(self, batch: Batch, index: int) -> bool:
+        """The message waits in the delay topic, or did."""
+        counts = self._counts
+        if not counts:
+            return False
+        return counts.get((batch.topic, batch.partition, batch.offsets[index])) == MOVED
+
+    def _note(self, batch: Batch, index: int, attempt: int) -> Outgoing:
+        name = f"{batch.topic}/{batch.partition}/{batch.offsets[index]}"
         note = Record(
             str(attempt).encode(), name.encode(), f"{name}/{attempt}", (), batch.partition
         )
-        return (self._notes[batch.topic], note), False
+        return self._notes[batch.topic], note
 
     def _again(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
         headers = batch.headers(index)
@@ -150,8 +163,6 @@ class Kept:
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Watch: read what the former owners noted."""
-        if self._loose:
-            return
         for assignment in assignments:
             for tries in range(1, _TRIES + 1):
                 try:
