@@ -53,7 +53,7 @@ from streams.log.protocol import Log, TopicInfo
 from streams.log.url import open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
-from streams.publisher import Publisher
+from streams.publisher import Observer, Publisher
 from streams.reading import resolve
 from streams.runners.aio import LoopRunner
 from streams.runners.base import Runner
@@ -61,6 +61,7 @@ from streams.runners.job import Job
 from streams.runners.joint import Joint, Turns
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
+from streams.runners.timing import NONE, Timing
 from streams.topic import Key, Source, Topic
 
 T = TypeVar("T")
@@ -136,6 +137,12 @@ class Streams:
         """Set by a signal, of an app that runs by itself; such a one waits for its server."""
         self._turns = Turns()
         """Handlers with a transaction of their own take turns."""
+        self._measured = False
+        """Handlers' calls are timed."""
+        self._wraps: list[Callable[[Job], Job]] = []
+        """What is put around each processor's job when it starts (tracing)."""
+        self._observer: Observer | None = None
+        """What is entered around each call that publishes (tracing)."""
 
     def __repr__(self) -> str:
         return f"<Streams {redact(self.url) if self._url or 'STREAMS_URL' in os.environ else ''!r}>"
@@ -339,6 +346,18 @@ class Streams:
 
         return asyncio.run_coroutine_threadsafe(wait(), loop).result()
 
+    def measure(self) -> None:
+        """Take the time of handlers' calls from now on, for :meth:`stats`; now and then of quick
+        ones, so that it is not felt."""
+        self._measured = True
+        for processor in self.processors:
+            if processor._runner is not None:
+                self._time(processor._runner)
+
+    def _time(self, runner: Runner) -> None:
+        if self._measured and runner.timing is None:
+            runner.timing = Timing(asynchronous=runner.job.asynchronous)
+
     def stats(self) -> Stats:
         """Figures of this moment."""
         found = {}
@@ -362,6 +381,9 @@ class Streams:
                 commits=pumped.commits,
                 rebalances=pumped.rebalances,
                 losses=pumped.losses,
+                commit_seconds=pumped.commit_seconds,
+                handler_seconds=NONE if runner.timing is None else runner.timing.read(),
+                places=pumped.places,
             )
         published = self._publisher.published if self._publisher is not None else 0
         return Stats(found, published)
@@ -381,7 +403,7 @@ class Streams:
                 overdue=runner.overdue() if runner is not None else 0,
                 error=None if error is None else describe(error),
             )
-        return Health(self._log is not None, found)
+        return Health(self._log is not None, found, self._stopping)
 
     # -- its life
 
@@ -525,6 +547,7 @@ class Streams:
             stack.push_async_callback(self._close_log)
             await self._reach(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
+            self._publisher.observer = self._observer
             self._publisher.start()
             closing = self._publisher.close
             stack.push_async_callback(lambda: to_the_end(asyncio.to_thread(closing, CLOSING)))
@@ -619,6 +642,8 @@ class Streams:
     async def _start(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
         job = processor.job(self)
+        for wrap in self._wraps:
+            job = wrap(job)
 
         def joint() -> Joint:
             return pump.joint(self._turns)
@@ -626,6 +651,7 @@ class Streams:
         runner: Runner = (
             LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)
         )
+        self._time(runner)
         pump = Pump(processor.source(self), job, runner)
         ended: asyncio.Future[None] = loop.create_future()
         self._ended[processor] = ended

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from streams.runners.pump import Place
+from streams.runners.timing import NONE, Durations
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessorStats:
@@ -23,6 +26,10 @@ class ProcessorStats:
     :param commits: commits acknowledged.
     :param rebalances: times that partitions came or went.
     :param losses: times that a committed position had been deleted from the log.
+    :param commit_seconds: how long the log took to acknowledge commits.
+    :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
+        :meth:`streams.Streams.measure` was called.
+    :param places: how far it is in each partition that it owns.
     """
 
     handled: int
@@ -38,6 +45,9 @@ class ProcessorStats:
     commits: int
     rebalances: int
     losses: int
+    commit_seconds: Durations = NONE
+    handler_seconds: Durations = NONE
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +90,12 @@ class Health:
 
     :param connected: the app is entered and its log open.
     :param processors: by processor name.
+    :param stopping: it is on its way out and takes in nothing more.
     """
 
     connected: bool
     processors: Mapping[str, ProcessorHealth]
+    stopping: bool = False
 
     @property
     def ok(self) -> bool:

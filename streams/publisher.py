@@ -14,6 +14,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import Any
 
@@ -32,6 +33,12 @@ PAUSE = 0.1
 """Seconds before a derived record is written again (times 2 each time, to 10)."""
 
 Answers = Sequence["Position | LogError"]
+
+Observer = Callable[
+    [str, Sequence[Record]], AbstractContextManager[Callable[[Sequence[Position]], None]]
+]
+"""Entered around each call that publishes, with the topic and the records, to which it may add
+headers; what it yields is told where they landed."""
 
 
 class _Order:
@@ -72,6 +79,7 @@ class Publisher:
         self._thread = threading.Thread(target=self._main, name="streams-publisher", daemon=True)
         self._unwatch: Callable[[], None] = lambda: None
         self._unanswered = 0
+        self.observer: Observer | None = None
         self.published = 0
         """Records acknowledged so far."""
 
@@ -118,6 +126,14 @@ class Publisher:
 
     async def publish(self, topic: str, record: Record) -> Position:
         """Append one record; its position once it is durable."""
+        if self.observer is None:
+            return await self._publish(topic, record)
+        with self.observer(topic, (record,)) as landed:
+            position = await self._publish(topic, record)
+            landed((position,))
+        return position
+
+    async def _publish(self, topic: str, record: Record) -> Position:
         _check_may_wait()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = loop.create_future()
@@ -126,6 +142,14 @@ class Publisher:
 
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
         """Append records in order; their positions once all are durable."""
+        if self.observer is None or not records:
+            return await self._publish_many(topic, records)
+        with self.observer(topic, records) as landed:
+            positions = await self._publish_many(topic, records)
+            landed(positions)
+        return positions
+
+    async def _publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
         _check_may_wait()
         if not records:
             return []

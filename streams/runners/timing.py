@@ -47,6 +47,10 @@ class Durations(NamedTuple):
         return sum(self.counts)
 
 
+NONE = Durations()
+"""Nothing was timed."""
+
+
 class Histogram:
     """Counts durations (any thread)."""
 
