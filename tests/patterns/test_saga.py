@@ -445,13 +445,34 @@ async def test_a_step_that_is_cut_off_has_failed_and_the_cancellation_is_not_los
         begun.set()
         await asyncio.Event().wait()
 
-    saga = SagaOrchestrator().add_step(diary.step("a")).add_step("hang", hang, retry=FAST)
+    saga = SagaOrchestrator().add_step(diary.step("a")).add_step("hang", hang)
     task = asyncio.create_task(saga.execute({}))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert diary.lines == ["do a", "undo a"]
+
+
+async def test_a_failure_beside_it_does_not_hide_a_cancellation(diary: Diary) -> None:
+    begun, gate = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def stubborn(context: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        assert gate.wait(30)
+
+    async def fail(context: Any) -> None:
+        raise Broken
+
+    saga = SagaOrchestrator().add_parallel(SagaStep("a", stubborn), SagaStep("b", fail))
+    task = asyncio.create_task(saga.execute({}))
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_step_that_ends_in_spite_of_being_cancelled_is_undone_as_well(

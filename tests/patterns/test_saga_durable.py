@@ -23,7 +23,8 @@ from streams.patterns import (
     StepError,
     UnknownSaga,
 )
-from streams.patterns.saga.entry import Entry, Stored
+from streams.patterns.saga.entry import Entry, Stored, abandoned
+from streams.patterns.saga.journal import Journal
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, Stage
 
@@ -241,6 +242,24 @@ async def test_commands_at_the_same_time_make_one_course(stage: Stage, name: str
         lost = [each for each in ended if isinstance(each, BaseException)]
         assert [str(each) for each in lost] == ["saga s is abandoned already"] * 3
         assert (await shop.saga.status("s")).reason == won.reason
+
+
+async def test_a_command_that_came_second_looks_again(stage: Stage, name: str) -> None:
+    shop = Shop(stage, name)
+    tries: list[int] = []
+    async with shop.app.connected():
+        await shop.saga.start(Order(1), id="s")
+        journal = Journal(shop.app.log, name)
+
+        def overtaken(last: Stored) -> Stored:
+            tries.append(last.n)
+            if len(tries) == 1:
+                journal.command("s", lambda last: last.next(1.0, status="stopped"))
+            return abandoned(last, 2.0)
+
+        entry = await asyncio.to_thread(journal.command, "s", overtaken)
+        assert (tries, entry.n) == ([0, 1], 2)
+        assert (await shop.saga.status("s")).status == "abandoned"
 
 
 async def test_attempts_are_counted_across_restarts(stage: Stage, name: str) -> None:

@@ -156,11 +156,12 @@ class Course:
             errors[blamed, False] = error
             final.append(failure(blamed, error, 1))
             self._tell(entry, final[-1], "failed", None)
-        if cancelled is not None and not final:
-            # Every step had its effect before it could be interrupted; whoever cancelled does not
-            # know, and takes it that nothing is done.
-            errors[names[-1], False] = cancelled
-            final.append(failure(names[-1], cancelled, 1))
+        if cancelled is not None:
+            errors["", False] = cancelled
+            if not final:
+                # Every step had its effect before it could be interrupted; whoever cancelled does
+                # not know, and takes it that nothing is done.
+                final.append(failure(names[-1], cancelled, 1))
         now = self.now()
         if final:
             undo = self._undoable((*done, *partial))
