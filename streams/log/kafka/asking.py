@@ -118,6 +118,8 @@ class Asking:
         said = [said for said, at in list(self._said.values()) if at > since]
         if not said and self._down > since:
             said = [Said(settings.hosts, CLOSED)]
+        if not said and self._reached:
+            return Unavailable(f"Kafka, {doing}: no answer within {ANSWER:g} s")
         return unreachable(doing, settings.hosts, said, tls=settings.tls)
 
     def _refused_since(self, moment: float) -> KafkaException | None:

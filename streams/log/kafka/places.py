@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.settings import Settings
@@ -69,10 +69,22 @@ class Bystander:
         def question() -> Mapping[Key, Committed | None]:
             asked = parts if parts is not None else _all(consumer)
             wanted = [TopicPartition(*part) for part in asked]
-            return places(consumer.committed(wanted, ANSWER)) if wanted else {}
+            try:
+                return places(consumer.committed(wanted, ANSWER)) if wanted else {}
+            except KafkaException as error:
+                raise self._refused() or error from None
 
         found = self._asking.ask(f"asking for the positions of group {self._group}", question)
         return {key: place for key, place in found.items() if place is not None}
+
+    def _refused(self) -> KafkaException | None:
+        """That this user may not ask about the group comes only as an event; the question itself
+        just finds no coordinator in time."""
+        for event in self._consumer.consume(100, 0):
+            error = event.error()
+            if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                return KafkaException(error)
+        return None
 
     def close(self) -> None:
         """Let go of the consumer."""

@@ -1,0 +1,193 @@
+"""What docs/kafka.md says of settings, rights and TLS, compared with the code and a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from streams import Flow, Retry, Streams
+from streams.errors import ConfigError, Fatal
+from streams.log.kafka import places
+from streams.log.kafka import settings as module
+from streams.log.kafka.settings import CALLBACKS, FIXED, OURS, RUNS_CODE, Settings
+from streams.log.protocol import Committed
+from streams.log.url import open_log
+from tests.docs.blocks import ROOT, Block, blocks, commands
+from tests.servers.java import Missing
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime, until
+
+PAGE = ROOT / "docs" / "kafka.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = blocks(PAGE)
+TOOLS = {"kafka-configs.sh": "configs", "kafka-acls.sh": "org.apache.kafka.tools.AclCommand"}
+
+
+def section(title: str) -> str:
+    """The text between a heading and the next one."""
+    found = re.search(rf"^#+ {title}\n(.*?)(?=^#)", TEXT, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found[1]
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def defaults() -> dict[str, Any]:
+    """What a producer and a member are given where nothing is set."""
+    plain = Settings("h")
+    member = plain.member("g", Flow(), lambda _: None)
+    del member["message.max.bytes"]  # means the producer's everywhere else
+    return {**member, **plain.producer()}
+
+
+def test_the_table_of_settings_is_what_clients_are_given() -> None:
+    named = module.ALIASES
+    rows = re.findall(r"^\| `([\w.]+)` \| (\S+) \| (\S+) \|", section("Settings"), re.MULTILINE)
+    given = {name: str(value).lower() for name, value in defaults().items()}
+    for name, here, theirs in rows:
+        assert given.pop(named.get(name, name)) == here, name
+        assert here != theirs or name == "max.partition.fetch.bytes"
+    documented = set(re.findall(r"`([\w.]+)`", TEXT))
+    # The rest is a promise's (refused below), or a callback, or librdkafka's own default.
+    same = {"batch.size": "1000000", "isolation.level": "read_committed"}
+    same |= {"heartbeat.interval.ms": "3000", "receive.message.max.bytes": "100000000"}
+    for name, value in given.items():
+        assert name in CALLBACKS or name in documented or name == "acks" or same[name] == value
+
+
+def test_what_may_not_be_set_is_listed_and_refused() -> None:
+    listed = set(re.findall(r"`([\w.]+)`", section("What may not be set")))
+    listed -= {"all", "config"} | CALLBACKS
+    refused = {*FIXED, *OURS, *RUNS_CODE}
+    assert {module.ALIASES.get(name, name) for name in listed} == refused
+    for name in listed:
+        with pytest.raises(ConfigError, match=re.escape(name)):
+            open_log("kafka://h", {name: "no such value"})
+
+
+# -- the walk through TLS, a login and rights ------------------------------------------------------
+
+
+def block_with(text: str) -> Block:
+    (found,) = [each for each in BLOCKS if text in each.text and each.language != "python"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def walked(
+    lifetime: Lifetime, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Kafka, str]]:
+    """A broker that was set up by the page's blocks, and the URL it ends with."""
+    if shutil.which("openssl") is None:
+        raise Missing("openssl was not found (apt-get install openssl)")
+    folder = tmp_path_factory.mktemp("walk")
+    for line in block_with("openssl req").text.splitlines():
+        subprocess.run(["sh", "-c", line], cwd=folder, check=True, capture_output=True, timeout=60)
+    said = block_with("ssl.keystore.type").text.replace("/etc/kafka", str(folder))
+    config = dict(line.split("=", 1) for line in said.splitlines())
+    with Kafka(lifetime, secure=True, config=config) as broker:
+        for line in commands(block_with("kafka-acls.sh")):
+            program, *words = shlex.split(line)
+            at = words.index("--bootstrap-server")
+            assert words[at + 1] == "localhost:9092"
+            broker.tool(TOOLS[program], *words[:at], *words[at + 2 :])
+        url = re.search(r"STREAMS_URL='(.*)'", TEXT)
+        assert url
+        secure = broker.secure_client()["bootstrap.servers"].replace("127.0.0.1", "localhost")
+        there = url[1].replace("localhost:9093", secure).replace("=ca.pem", f"={folder}/ca.pem")
+        yield broker, there
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+async def test_these_rights_are_enough_for_a_service(
+    walked: tuple[Kafka, str], protocol: str
+) -> None:
+    """Publishing, handling, a dead letter, reading, and moving a group that is stopped."""
+    _, url = walked
+    settings = {"group.protocol": protocol}
+    app = Streams(f"{url}&{urlencode(settings)}")
+    orders = app.topic("orders", dict[str, Any], key="customer", partitions=4)
+    seen: list[int] = []
+
+    @app.processor(orders, group="billing", retry=Retry(attempts=1), flow=Flow(commit=0.1))
+    async def bill(order: dict[str, Any]) -> None:
+        seen.append(order["n"])
+        if order["n"] == 3:
+            raise ValueError("no")
+
+    def settled() -> bool:
+        log = app.log
+        found = log.places("billing", "orders")
+        return all(log.lag("orders", part, found[part].position) == 0 for part in range(4))
+
+    def letters() -> int:
+        topic = "orders.billing.dead"
+        return sum(app.log.bounds(topic, p)[1] for p in range(app.log.topic(topic).partitions))
+
+    async with app:
+        for n in range(6):
+            await orders.publish({"customer": f"c{n}", "n": n})
+        await asyncio.to_thread(
+            until, lambda: set(seen) == set(range(6)) and settled(), 60, "all is settled"
+        )
+        assert await asyncio.to_thread(letters) >= 1
+
+    def look() -> None:
+        log = open_log(url)
+        assert "billing" in log.groups()
+        assert {"orders", "orders.billing.dead"} <= {each.name for each in log.topics()}
+        log.move("billing", "orders", {0: Committed(log.bounds("orders", 0)[1])})
+        with pytest.raises(Fatal, match="needs an ACL for the group"):
+            log.forget("billing")
+        with pytest.raises(Fatal, match="needs an ACL for the topic"):
+            log.delete("orders")
+        with pytest.raises(Fatal, match="needs an ACL for the topic"):
+            log.create("others", 1)
+        log.close()
+
+    await asyncio.to_thread(look)
+
+
+def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
+    walked: tuple[Kafka, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The driver waits so long for a coordinator that it is not told of.
+    monkeypatch.setattr(places, "ANSWER", 2.0)
+    _, url = walked
+    log = open_log(url)
+    with pytest.raises(Fatal, match="needs an ACL for the group"):
+        log.begin("others", "orders", {0: 0})
+    log.close()
+
+
+def test_what_a_wrong_url_says_is_what_the_page_explains(
+    walked: tuple[Kafka, str],
+) -> None:
+    broker, url = walked
+    explained = re.findall(
+        r"^\| `([^`]+)` \|", section("TLS, logins and rights, step by step"), re.MULTILINE
+    )
+    place = broker.secure_client()["bootstrap.servers"]
+    wrong = {
+        "it closes the connection; does it want TLS …": f"kafka://{place}",
+        "connecting to a PLAINTEXT broker listener?": f"kafka+ssl://{broker.bootstrap}",
+        "certificate verify failed": f"kafka+ssl://{place}",
+        "SASL authentication error": url.replace("shop-secret", "wrong"),
+        "connection refused": "kafka://127.0.0.1:1",
+    }
+    for text, tried in wrong.items():
+        assert text in explained
+        log = open_log(tried)
+        with pytest.raises(Exception, match=re.escape(text.removesuffix(" …"))) as caught:
+            log.topics()
+        assert "wrong" not in str(caught.value)
+        log.close()
