@@ -12,11 +12,12 @@ import typer
 from streams.cli import show
 from streams.cli.failures import Failed, Misused
 from streams.cli.options import Json, Url, open_url
+from streams.config import DeadLetters
 
 if TYPE_CHECKING:
-    from streams.cli.redrive import Letters
     from streams.log.protocol import Log
     from streams.message import Headers
+    from streams.patterns.deadletters.redriving import Letters
     from streams.replay.copying import Row
 
 app = typer.Typer(no_args_is_help=True, help="List, show, retry and purge dead letters.")
@@ -65,9 +66,9 @@ def ls(
             _topics(log, json=json)
             return
         letters = _letters(log, group, topic, name)
-        ends = letters.places()
         with closing(letters.rows(everything=everything)) as rows:
-            found = [_brief(log, row, ends) for row in rows]
+            ours = (row for row in rows if _of(row, group, topic))
+            found = [_brief(log, row, waiting=rows.waits(row)) for row in ours]
     if json:
         show.print_json(found)
         return
@@ -85,16 +86,20 @@ def _cell(found: Any) -> show.Cell:
 
 
 def _topics(log: Log, *, json: bool) -> None:
-    from streams.cli.redrive import dead_topics, places
+    from streams.patterns.deadletters.redriving import dead_topics, dealt
 
     found: list[dict[str, Any]] = []
     for name in dead_topics(log):
         waiting, total, oldest = 0, 0, None
-        for partition, place in places(log, name, log.topic(name).partitions).items():
+        for partition, done in dealt(log, name, log.topic(name).partitions).items():
             first, end = log.bounds(name, partition)
-            waiting += log.lag(name, partition, max(first, place)) or 0
+            place = max(first, done.position)
+            waiting += log.lag(name, partition, place) or 0
+            for low, high in done.ranges:
+                picked = (log.lag(name, partition, low), log.lag(name, partition, high))
+                waiting -= (picked[0] or 0) - (picked[1] or 0)
             total += log.lag(name, partition, first) or 0
-            moment = _time_of(log, name, partition, max(first, place), end)
+            moment = _time_of(log, name, partition, place, end)
             if moment is not None:
                 oldest = moment if oldest is None else min(oldest, moment)
         age = None if oldest is None else max(0.0, time.time() - oldest)
@@ -144,11 +149,12 @@ def show_letter(
     with open_url(url) as log:
         letters = _letters(log, group, topic, name)
         with closing(letters.rows(everything=which is not None)) as rows:
-            found = next((row for row in rows if which is None or _is(log, row, which)), None)
+            ours = (row for row in rows if _of(row, group, topic))
+            found = next((row for row in ours if which is None or _is(log, row, which)), None)
             if found is None:
                 what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
                 raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
-            whole = _whole(log, found, letters.places())
+            whole = _whole(log, found, waiting=rows.waits(found))
     if json:
         show.print_json(whole)
         return
@@ -184,11 +190,13 @@ def retry(
       [cyan]streams dead retry billing orders -n 1[/cyan]   try the oldest first
     """
     with open_url(url) as log:
-        letters = _letters(log, group, topic, name)
-        done = letters.put_back(limit)
-    _told(letters, done, "retried", json=json)
+        retry_topic = DeadLetters().retry(topic, group)
+        done = _letters(log, group, topic, name).put_back(
+            lambda row: retry_topic, wanted=lambda row: _of(row, group, topic), limit=limit
+        )
+    _told(group, topic, done, "retried", json=json)
     if not json:
-        show.note(f"{show.number(done, 'letter')} put back, to {letters.retry_topic}")
+        show.note(f"{show.number(done, 'letter')} put back, to {retry_topic}")
 
 
 @app.command("purge")
@@ -212,23 +220,31 @@ def purge(
     """
     with open_url(url) as log:
         letters = _letters(log, group, topic, name)
-        done = letters.set_aside(limit)
-    _told(letters, done, "purged", json=json)
+        done = letters.set_aside(wanted=lambda row: _of(row, group, topic), limit=limit)
+    _told(group, topic, done, "purged", json=json)
     if not json:
         show.note(
             f"{show.number(done, 'letter')} set aside; streams dead ls --all still lists them"
         )
 
 
-def _told(letters: Letters, done: int, what: str, *, json: bool) -> None:
+def _told(group: str, topic: str, done: int, what: str, *, json: bool) -> None:
     if json:
-        show.print_json({"group": letters.group, "topic": letters.topic, what: done})
+        show.print_json({"group": group, "topic": topic, what: done})
 
 
 def _letters(log: Log, group: str, topic: str, name: str | None) -> Letters:
-    from streams.cli.redrive import Letters
+    from streams.patterns.deadletters.redriving import Letters
 
-    return Letters(log, group, topic, name)
+    return Letters(log, name or DeadLetters().name(topic, group))
+
+
+def _of(row: Row, group: str, topic: str) -> bool:
+    """A letter is of this group and topic; one topic may hold those of several."""
+    from streams.patterns.deadletters.redriving import source_of
+
+    said_topic, said_group = source_of(row.batch.headers(row.index))
+    return said_topic in (None, topic) and said_group in (None, group)
 
 
 def _is(log: Log, row: Row, which: str) -> bool:
@@ -236,9 +252,9 @@ def _is(log: Log, row: Row, which: str) -> bool:
     return which in (place, row.batch.id(row.index))
 
 
-def _brief(log: Log, row: Row, waiting: dict[int, int]) -> dict[str, Any]:
+def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
-    from streams.cli.redrive import redrives
+    from streams.patterns.deadletters.redriving import redrives
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
@@ -255,7 +271,7 @@ def _brief(log: Log, row: Row, waiting: dict[int, int]) -> dict[str, Any]:
         "error": f"{kind}: {said}" if said else kind,
         "source": "/".join(part or "?" for part in source),
         "redrives": redrives(headers),
-        "waiting": row.position.offset >= waiting[batch.partition],
+        "waiting": waiting,
     }
 
 
@@ -266,14 +282,14 @@ def _moment(written: str | None, otherwise: float) -> str:
         return show.iso(otherwise)
 
 
-def _whole(log: Log, row: Row, waiting: dict[int, int]) -> dict[str, Any]:
+def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
     from streams.message import ID
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     return {
-        **_brief(log, row, waiting),
+        **_brief(log, row, waiting=waiting),
         "headers": {
             name: show.readable(value)
             for name, value in headers

@@ -40,7 +40,7 @@ def ls(
             info = log.group(name)
             topics = sorted({topic for topic, _ in info.positions})
             if topics == [name] and not everything:
-                continue  # see streams.cli.redrive
+                continue  # see streams.patterns.deadletters.redriving
             found.append(
                 {
                     "group": name,

@@ -214,7 +214,7 @@ def _append(log: Log, topic: str, records: Sequence[Record], before: int) -> int
 
     :raises Failed: some were not acknowledged.
     """
-    from streams.cli.redrive import append
+    from streams.patterns.deadletters.redriving import append
 
     if not records:
         return 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SagaTracker,
         create_handler,
     )
+    from streams.patterns.deadletters import DeadLetter, DeadLetterManager, ReprocessStopped
     from streams.patterns.delay import Delays, Scheduled
     from streams.patterns.idempotency import (
         ClaimLost,
@@ -61,6 +62,8 @@ _HOME: dict[str, str] = {
     "ClaimLost": "streams.patterns.idempotency",
     "ConsumerConfig": "streams.patterns.queue",
     "ContextConflict": "streams.patterns.saga",
+    "DeadLetter": "streams.patterns.deadletters",
+    "DeadLetterManager": "streams.patterns.deadletters",
     "DeduplicatedConsumer": "streams.patterns.idempotency",
     "Delays": "streams.patterns.delay",
     "Event": "streams.patterns.bus",
@@ -78,6 +81,7 @@ _HOME: dict[str, str] = {
     "OperationFailed": "streams.patterns.idempotency",
     "PatternEventBus": "streams.patterns.bus",
     "QueueMessage": "streams.patterns.queue",
+    "ReprocessStopped": "streams.patterns.deadletters",
     "SagaError": "streams.patterns.saga",
     "SagaEvent": "streams.patterns.choreography",
     "SagaFailedError": "streams.patterns.saga",
@@ -103,6 +107,8 @@ __all__ = [
     "ClaimLost",
     "ConsumerConfig",
     "ContextConflict",
+    "DeadLetter",
+    "DeadLetterManager",
     "DeduplicatedConsumer",
     "Delays",
     "Event",
@@ -120,6 +126,7 @@ __all__ = [
     "OperationFailed",
     "PatternEventBus",
     "QueueMessage",
+    "ReprocessStopped",
     "SagaError",
     "SagaEvent",
     "SagaFailedError",

@@ -31,13 +31,12 @@ def serve(shell: Shell, until: object) -> None:
 
 def waiting(shell: Shell) -> int:
     """Dead letters of billing that nobody dealt with."""
-    from streams.cli.redrive import Letters
+    from streams.patterns.deadletters.redriving import Letters
 
     with shell.log() as log:
         if "orders.billing.dead" not in [info.name for info in log.topics()]:
             return 0
-        ranges = Letters(log, "billing", "orders").ranges()
-        return sum(high - low for low, high in ranges.values())
+        return Letters(log, "orders.billing.dead").waiting()
 
 
 def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, run: Run) -> None:

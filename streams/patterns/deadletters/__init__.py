@@ -1,0 +1,7 @@
+"""Dead letters: what could not be handled, looked at, put back and set aside."""
+
+from streams.patterns.deadletters.letter import DeadLetter
+from streams.patterns.deadletters.manager import DeadLetterManager
+from streams.patterns.deadletters.redriving import ReprocessStopped
+
+__all__ = ["DeadLetter", "DeadLetterManager", "ReprocessStopped"]

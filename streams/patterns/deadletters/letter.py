@@ -1,0 +1,141 @@
+"""A dead letter as people look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from streams.letters import (
+    ATTEMPTS,
+    EXCEPTION,
+    MESSAGE,
+    OFFSET,
+    PARTITION,
+    PREFIX,
+    STACKTRACE,
+    TIME,
+    header,
+)
+from streams.message import Batch, Headers, Message, Position, deliver
+from streams.patterns.deadletters.redriving import redrives, source_of
+from streams.replay.copying import Row
+from streams.runners.job import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be handled, and why."""
+
+    original_message: Message[Any] = field(repr=False)
+    """The message with its key, ID and headers, and the place where it failed. Its value is what
+    the app declares for that topic; its bytes, where they cannot be decoded or the app does not
+    declare it. ``original_message.raw`` has the bytes in any case."""
+    error: str
+    """What went wrong: the exception's type and text."""
+    failed_at: datetime
+    """When it was given up, UTC."""
+    retry_count: int
+    """How often it was tried again after its first failure, before it was given up."""
+    queue: str
+    """The topic or queue that it is of."""
+    group: str | None
+    """The consumer group that could not handle it; None where nobody said."""
+    redrives: int
+    """How often it was put back before: the loop counter."""
+    position: Position
+    """Where the letter itself stands."""
+    waiting: bool
+    """Nobody put it back or set it aside yet."""
+    traceback: str = field(default="", repr=False)
+
+    @property
+    def id(self) -> str:
+        """The message ID."""
+        return self.original_message.id
+
+    @property
+    def key(self) -> str | None:
+        """The key of the message."""
+        return self.original_message.key
+
+
+def read(
+    row: Row, *, waiting: bool, decodings: Mapping[str, Decoding], parse: Callable[[str], int]
+) -> DeadLetter:
+    """The letter that a row of a dead letter topic is.
+
+    :param decodings: how values are decoded, by topic.
+    :param parse: reads an offset as the log writes it.
+    """
+    batch, index = row.batch, row.index
+    headers = batch.headers(index)
+    topic, group = source_of(headers)
+    kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
+    said = header(headers, MESSAGE)
+    attempts = _number(header(headers, ATTEMPTS)) or 1
+    return DeadLetter(
+        original_message=_original(batch, index, headers, topic, attempts, decodings, parse),
+        error=f"{kind}: {said}" if said else kind,
+        failed_at=_moment(header(headers, TIME), batch.time(index)),
+        retry_count=attempts - 1,
+        queue=topic or batch.topic,
+        group=group,
+        redrives=redrives(headers),
+        position=row.position,
+        waiting=waiting,
+        traceback=header(headers, STACKTRACE) or "",
+    )
+
+
+def _original(
+    batch: Batch,
+    index: int,
+    headers: Headers,
+    topic: str | None,
+    attempts: int,
+    decodings: Mapping[str, Decoding],
+    parse: Callable[[str], int],
+) -> Message[Any]:
+    """The message as it stood where it failed."""
+    place, offset = header(headers, OFFSET), 0
+    try:
+        offset = parse(place) if place else 0
+    except Exception:  # written by another tool: the place is not known
+        place = None
+    if not place:
+        topic, offset = topic or batch.topic, batch.offsets[index]
+    own = [pair for pair in headers if not pair[0].startswith(PREFIX)]
+    value = batch.values[index]
+    was = Batch(
+        topic or batch.topic,
+        _number(header(headers, PARTITION)) if place else batch.partition,
+        (offset,),
+        [batch.keys[index]],
+        [value],
+        [batch.ids[index] or batch.id(index)],
+        [own],
+        [batch.time(index)],
+    )
+    decoding = decodings.get(topic or "")
+    event: Any = value
+    if decoding is not None:
+        try:
+            event = decoding.one(was, 0)
+        except Exception:
+            event = value  # this is perhaps why it is here
+    return deliver(event, was, 0, attempts)
+
+
+def _number(written: str | None) -> int:
+    fine = written is not None and written.isascii() and written.isdigit() and len(written) < 10
+    return int(written) if fine and written is not None else 0
+
+
+def _moment(written: str | None, otherwise: float) -> datetime:
+    try:
+        found = datetime.fromisoformat(written or "")
+    except ValueError:
+        return datetime.fromtimestamp(otherwise, timezone.utc)
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

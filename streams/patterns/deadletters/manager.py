@@ -1,0 +1,289 @@
+"""Dead letters in code: look at them, put them back, set them aside, write one by hand.
+
+What ``streams dead`` does on the command line, on the same records; see
+:mod:`streams.patterns.deadletters.redriving` for how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from streams.app import to_the_end
+from streams.config import DeadLetters
+from streams.errors import ConfigError, NotFound, Reject
+from streams.letters import PREFIX, error_headers
+from streams.log.names import check_group, check_topic
+from streams.message import ID, Message, Position, Record
+from streams.patterns.deadletters.letter import DeadLetter, read
+from streams.patterns.deadletters.redriving import Letters, source_of
+from streams.patterns.queue import QueueMessage
+from streams.topic import Topic
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+    from streams.replay.copying import Row
+
+Filter = Callable[[DeadLetter], bool]
+"""Which letters are meant; a plain function, called in a worker thread."""
+
+
+class DeadLetterManager:
+    """The dead letters in one topic.
+
+    :param app: the app on whose log they are; to be used while it is entered or connected.
+    :param name: their topic: ``orders.billing.dead`` for what group ``billing`` could not handle
+        of ``orders``, ``jobs.jobs.dead`` for the queue ``jobs``, or whatever
+        ``DeadLetters(topic=)`` or ``ConsumerConfig(dead_letter_queue=)`` says.
+    :raises ConfigError: it cannot be a topic's name.
+    """
+
+    def __init__(self, app: Streams, name: str) -> None:
+        self._app = app
+        self.name = check_topic(name)
+
+    def __repr__(self) -> str:
+        return f"<DeadLetterManager {self.name!r}>"
+
+    async def move_to_dead_letter(
+        self,
+        message: Message[Any] | QueueMessage[Any],
+        error: BaseException | str,
+        source_queue: str | Topic[Any],
+        *,
+        group: str | None = None,
+    ) -> Position:
+        """Write a dead letter; returns its position once it is durable.
+
+        The message keeps its bytes, key, headers and ID, so that writing it again, because a
+        first try had no answer, makes no second message when it is put back.
+
+        :param error: why; its text is stored.
+        :param source_queue: the topic or queue that the message is of.
+        :param group: who could not handle it, and gets it when it is put back. Not given: the one
+            group of this app that reads ``source_queue``, if there is one.
+        :raises ConfigError: the message has no bytes, and the app does not declare the topic.
+        :raises LogError: as :meth:`streams.Topic.publish`.
+        """
+        topic = source_queue.name if isinstance(source_queue, Topic) else check_topic(source_queue)
+        group = self._group(topic) if group is None else check_group(group)
+        if isinstance(error, str):
+            error = Reject(error)
+        if not isinstance(error, BaseException):
+            raise ConfigError(f"move_to_dead_letter(error={error!r}): an exception, or a text")
+        record, attempts, place = self._record(message, topic)
+        when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
+        kept = [pair for pair in record.headers if not pair[0].startswith(PREFIX)]
+        record.headers = [*kept, *error_headers(error, attempts, group or "", place, when)]
+        await to_the_end(asyncio.to_thread(self._make, topic))
+        return await self._app.publisher.publish(self.name, record)
+
+    async def get_dead_letters(
+        self, limit: int = 100, *, filter: Filter | None = None, everything: bool = False
+    ) -> list[DeadLetter]:
+        """The letters that wait, oldest first; none where there is no such topic yet.
+
+        :param limit: so many at most.
+        :param filter: only those for which it is true.
+        :param everything: also those that were put back or set aside.
+        :raises ConfigError: ``limit`` or ``filter`` cannot be.
+        :raises LogError: the log cannot be read.
+        """
+        _check_limit("get_dead_letters", limit)
+        _check_filter("get_dead_letters", filter)
+        return await asyncio.to_thread(self._get, limit, filter, everything)
+
+    async def reprocess(
+        self,
+        target: str | Topic[Any] | None = None,
+        filter: Filter | None = None,
+        *,
+        limit: int | None = None,
+    ) -> int:
+        """Put the letters that wait back, those of a key in the order in which they failed.
+
+        Each is handled once within the dedup window, also when this is killed midway and called
+        again. A message that fails again is a new letter, whose ``redrives`` is one more: a
+        ``filter`` such as ``lambda letter: letter.redrives < 3`` ends a loop.
+
+        :param target: the topic they go to. Not given: the retry topic of the group that could
+            not handle them, which this group alone reads.
+        :param filter: only those for which it is true.
+        :param limit: so many of each partition, the oldest, at most.
+        :returns: how many.
+        :raises NotFound: there is no such dead letter topic, or no topic ``target``.
+        :raises ConfigError: ``target`` is not given, and a letter does not say which group's it
+            is, or is of a topic that this app does not declare.
+        :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
+            one there than can be noted. What was put back is marked so.
+        """
+        _check_limit("reprocess", limit)
+        _check_filter("reprocess", filter)
+        name = target.name if isinstance(target, Topic) else target
+        if name is not None and check_topic(name) == self.name:
+            raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
+        return await self._deal(partial(self._reprocess, name, filter, limit))
+
+    async def purge(self, filter: Filter | None = None, *, limit: int | None = None) -> int:
+        """Set the letters that wait aside: they are not put back and not listed any more.
+
+        Nothing is deleted: ``get_dead_letters(everything=True)`` still has them.
+
+        :param filter: only those for which it is true.
+        :param limit: so many of each partition, the oldest, at most.
+        :returns: how many.
+        :raises NotFound: there is no such dead letter topic.
+        :raises ReprocessStopped: more were picked out one here, one there than can be noted.
+        """
+        _check_limit("purge", limit)
+        _check_filter("purge", filter)
+        return await self._deal(partial(self._purge, filter, limit))
+
+    # -- inside, off the loop
+
+    async def _deal(self, work: Callable[[threading.Event], int]) -> int:
+        stop = threading.Event()
+        # What was written is to be marked, also if whoever asked is cancelled.
+        return await to_the_end(asyncio.to_thread(work, stop), stop.set)
+
+    def _get(self, limit: int, filter: Filter | None, everything: bool) -> list[DeadLetter]:
+        try:
+            rows = Letters(self._app.log, self.name).rows(everything=everything)
+        except NotFound:
+            return []
+        found: list[DeadLetter] = []
+        try:
+            for row in rows:
+                letter = self._letter(row, waiting=rows.waits(row))
+                if filter is None or filter(letter):
+                    found.append(letter)
+                    if len(found) >= limit:
+                        break
+        finally:
+            rows.close()
+        return found
+
+    def _reprocess(
+        self,
+        target: str | None,
+        filter: Filter | None,
+        limit: int | None,
+        stop: threading.Event,
+    ) -> int:
+        log = self._app.log
+        letters = Letters(log, self.name)
+        if target is not None:
+            log.topic(target)
+        return letters.put_back(
+            self._destination if target is None else lambda row: target,
+            wanted=self._wanted(filter),
+            limit=limit,
+            stop=stop,
+        )
+
+    def _purge(self, filter: Filter | None, limit: int | None, stop: threading.Event) -> int:
+        letters = Letters(self._app.log, self.name)
+        return letters.set_aside(wanted=self._wanted(filter), limit=limit, stop=stop)
+
+    def _wanted(self, filter: Filter | None) -> Callable[[Row], bool] | None:
+        if filter is None:
+            return None
+        return lambda row: bool(filter(self._letter(row, waiting=True)))
+
+    def _letter(self, row: Row, *, waiting: bool) -> DeadLetter:
+        decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
+        return read(row, waiting=waiting, decodings=decodings, parse=self._app.log.parse)
+
+    def _destination(self, row: Row) -> str:
+        """The retry topic of a letter's group. A header alone says nothing: the app declares the
+        topic, and its name is made here."""
+        topic, group = source_of(row.batch.headers(row.index))
+        group = group or (None if topic is None else self._group(topic))
+        if topic is None or group is None:
+            missing = "topic" if topic is None else "group"
+            raise ConfigError(
+                f"{row.position}: this letter does not say which {missing}'s it is; "
+                "say where it goes: reprocess(target=...)"
+            )
+        if topic not in self._app.topics:
+            raise ConfigError(
+                f"{row.position}: this letter is of topic {topic!r}, which this app does not "
+                "declare; declare it with app.topic(...), or say reprocess(target=...)"
+            )
+        return check_topic(DeadLetters().retry(topic, check_group(group)))
+
+    def _group(self, topic: str) -> str | None:
+        """The one group whose dead letters of ``topic`` come here, or that reads it."""
+        reading = [each for each in self._app.processors if topic in each.topics]
+        burying = [
+            each
+            for each in reading
+            if each.options.dead_letters.name(topic, each.group) == self.name
+        ]
+        groups = {each.group for each in burying or reading}
+        return groups.pop() if len(groups) == 1 else None
+
+    def _record(
+        self, message: Message[Any] | QueueMessage[Any], topic: str
+    ) -> tuple[Record, int, tuple[str, int, str]]:
+        """The letter's record without its error, the attempts, and where the message stood."""
+        if isinstance(message, QueueMessage):
+            record = self._encoded(
+                topic, message.data, key=message.key, id=message.id, timestamp=message.timestamp
+            )
+            return record, message.retries + 1, (topic, 0, "")
+        if not isinstance(message, Message):
+            raise ConfigError(
+                f"move_to_dead_letter({type(message).__name__}): give the message that failed, a "
+                "Message or QueueMessage"
+            )
+        show = self._app.log.show
+        place = (message.topic or topic, message.partition, show(message.offset))
+        raw = message.raw
+        headers = [pair for pair in raw.headers if pair[0] != ID]
+        if raw.value is None and message.value is not None:  # made by hand
+            record = self._encoded(topic, message.value, key=raw.key, id=message.id)
+            record.headers = [*headers, *record.headers]
+        else:
+            record = Record(raw.value, raw.key, message.id, headers)
+        return record, message.attempt, place
+
+    def _encoded(self, topic: str, value: Any, **options: Any) -> Record:
+        declared = self._app.topics.get(topic)
+        if declared is None:
+            raise ConfigError(
+                f"move_to_dead_letter: how a value of topic {topic!r} is written is not known; "
+                "declare it with app.topic(...)"
+            )
+        return declared.record(value, **options)
+
+    def _make(self, topic: str) -> None:
+        """Create the dead letter topic, with as many partitions as its source."""
+        log: Log = self._app.log
+        try:
+            log.topic(self.name)
+        except NotFound:
+            try:
+                partitions = log.topic(topic).partitions
+            except NotFound:
+                partitions = 1
+            log.create(self.name, partitions, config=log.capabilities.letters)
+
+
+def _check_limit(what: str, limit: object) -> None:
+    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
+    if not whole and not (limit is None and what != "get_dead_letters"):
+        raise ConfigError(f"{what}(limit={limit!r}): a whole number from 1")
+
+
+def _check_filter(what: str, filter: object) -> None:
+    if filter is None:
+        return
+    if not callable(filter) or inspect.iscoroutinefunction(filter):
+        raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")

@@ -1,0 +1,46 @@
+"""A process that puts dead letters back, and is killed after so many chunks.
+
+``python -m tests.patterns.deadletters_child URL DEAD TOPIC CHUNK CHUNKS BEFORE``: puts letters
+back by ``CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is written; in
+both cases before it is noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from streams import Streams
+from streams.patterns import DeadLetterManager
+from streams.patterns.deadletters import redriving
+
+
+async def main(url: str, dead: str, topic: str, chunk: int, chunks: int, when: str) -> None:
+    redriving.CHUNK = chunk
+    left = chunks
+    append = redriving.append
+
+    def failing(log: Any, topic: str, records: Sequence[Any]) -> Any:
+        nonlocal left
+        left -= 1
+        if not left and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answers = append(log, topic, records)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answers
+
+    redriving.append = failing
+    app = Streams(url)
+    app.topic(topic, int)
+    async with app.connected():
+        await DeadLetterManager(app, dead).reprocess()
+
+
+if __name__ == "__main__":
+    url, dead, topic, chunk, chunks, when = sys.argv[1:]
+    asyncio.run(main(url, dead, topic, int(chunk), int(chunks), when))
