@@ -49,6 +49,20 @@ def open_url(url: str | None) -> Iterator[Log]:
         yield log
 
 
+def address(text: str) -> tuple[str, int]:
+    """``HOST:PORT``, ``[IPV6]:PORT``, or ``:PORT`` for all of this machine's addresses.
+
+    :raises Misused: it is not written so.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not (port.isascii() and port.isdecimal()) or (":" in bare and bare == host):
+        raise Misused(f"{text!r}: an address is written as HOST:PORT, such as 0.0.0.0:9100")
+    if int(port) > 65_535:
+        raise Misused(f"{text!r}: there is no port {port}; the last one is 65535")
+    return bare or "0.0.0.0", int(port)  # noqa: S104 - asked for
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is lost.
 

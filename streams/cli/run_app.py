@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streams.cli.apps import load
 from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
-from streams.cli.options import Url
+from streams.cli.options import Url, address
+
+if TYPE_CHECKING:
+    from streams.app import Streams
 
 logger = logging.getLogger("streams")
+
+
+@contextmanager
+def _monitored(app: Streams, place: tuple[str, int] | None) -> Iterator[None]:
+    """Serve metrics and health meanwhile, where that is wanted."""
+    if place is None:
+        yield
+        return
+    from streams.patterns.monitoring import MonitoringServer
+
+    with MonitoringServer(app, *place) as server:
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        logger.info("metrics and health on http://%s:%d", host, server.port)
+        yield
 
 
 class Level(StrEnum):
@@ -31,6 +50,15 @@ def run(
         Level | None,
         typer.Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            "--http",
+            envvar="STREAMS_HTTP",
+            metavar="HOST:PORT",
+            help="Serve /metrics, /healthz and /readyz there.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-w", min=1, metavar="N", help="Run in N processes."),
@@ -44,7 +72,8 @@ def run(
     exit status is 1 if a processor died.
 
     With --workers the app runs in that many processes, which share its
-    groups; one that dies is started again.
+    groups; one that dies is started again. With --http as well, worker N
+    listens on PORT + N - 1.
 
     [bold]Examples[/bold]
 
@@ -52,16 +81,19 @@ def run(
       [cyan]streams run shop.events:app --log-level debug[/cyan]
       [cyan]streams run shop:app --url sqlite:///test.db[/cyan]
       [cyan]streams run shop:app --workers 4[/cyan]
+      [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
     from streams.cli.logs import set_up
     from streams.cli.workers import Worker, supervise
     from streams.errors import ConfigError
     from streams.log.url import redact
 
+    place_of_http = None if not http else address(http)
     level = None if log_level is None else getattr(logging, log_level.name.upper())
     if workers is not None and worker is None:
         set_up(level)
-        raise typer.Exit(supervise(target, workers, url, log_level and log_level.value))
+        level_name = log_level and log_level.value
+        raise typer.Exit(supervise(target, workers, url, level_name, place_of_http))
     place = None if worker is None else Worker(worker)
     app = load(target, url)
     set_up(level)
@@ -71,7 +103,8 @@ def run(
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:
-        app.run()
+        with _monitored(app, place_of_http):
+            app.run()
     except SystemExit as ended:  # said already, in one line
         misused = isinstance(ended.__cause__, ConfigError)
         status = ended.code if isinstance(ended.code, int) else FAILED

@@ -74,8 +74,22 @@ class Patience:
 # -- the supervisor -------------------------------------------------------------------------------
 
 
-def supervise(target: str, workers: int, url: str | None, level: str | None) -> int:
-    """Run an app in so many workers until a signal; the exit status."""
+def supervise(
+    target: str,
+    workers: int,
+    url: str | None,
+    level: str | None,
+    http: tuple[str, int] | None = None,
+) -> int:
+    """Run an app in so many workers until a signal; the exit status.
+
+    :param http: where the first serves its metrics; each other has the port after the one before.
+    :raises Misused: there are not so many ports.
+    """
+    if http is not None and http[1] and http[1] + workers - 1 > 65_535:
+        raise Misused(
+            f"--http {http[0]}:{http[1]}: {workers} workers need as many ports from there"
+        )
     command = [sys.executable, "-m", "streams.cli", "run", target]
     if level is not None:
         command += ["--log-level", level]
@@ -85,10 +99,20 @@ def supervise(target: str, workers: int, url: str | None, level: str | None) -> 
     lock, slot = claim(target)
     try:
         tags = [f"{slot}.{number}" for number in range(1, workers + 1)]
-        commands = [[*command, "--worker", tag] for tag in tags]
+        commands = [
+            [*command, *_http(http, number), "--worker", tag] for number, tag in enumerate(tags)
+        ]
         return asyncio.run(Supervisor(target, commands, environment).run())
     finally:
         os.close(lock)
+
+
+def _http(place: tuple[str, int] | None, number: int) -> list[str]:
+    """The words that tell a worker, counted from 0, where to serve its metrics."""
+    if place is None:
+        return []
+    host = f"[{place[0]}]" if ":" in place[0] else place[0]
+    return ["--http", f"{host}:{place[1] + number if place[1] else 0}"]
 
 
 def claim(target: str) -> tuple[int, int]:

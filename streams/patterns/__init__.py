@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         KeyReused,
         OperationFailed,
     )
+    from streams.patterns.monitoring import MetricsCollector, MonitoringServer, instrument
     from streams.patterns.queue import (
         ConsumerConfig,
         MessageConsumer,
@@ -77,6 +78,8 @@ _HOME: dict[str, str] = {
     "KeyReused": "streams.patterns.idempotency",
     "MessageConsumer": "streams.patterns.queue",
     "MessageQueue": "streams.patterns.queue",
+    "MetricsCollector": "streams.patterns.monitoring",
+    "MonitoringServer": "streams.patterns.monitoring",
     "NotAcquired": "streams.patterns.backpressure",
     "OperationFailed": "streams.patterns.idempotency",
     "PatternEventBus": "streams.patterns.bus",
@@ -98,6 +101,7 @@ _HOME: dict[str, str] = {
     "Subscription": "streams.patterns.bus",
     "UnknownSaga": "streams.patterns.saga",
     "create_handler": "streams.patterns.choreography",
+    "instrument": "streams.patterns.monitoring",
 }
 """Where each name is."""
 
@@ -122,6 +126,8 @@ __all__ = [
     "KeyReused",
     "MessageConsumer",
     "MessageQueue",
+    "MetricsCollector",
+    "MonitoringServer",
     "NotAcquired",
     "OperationFailed",
     "PatternEventBus",
@@ -143,6 +149,7 @@ __all__ = [
     "Subscription",
     "UnknownSaga",
     "create_handler",
+    "instrument",
 ]
 
 

@@ -1,0 +1,177 @@
+"""An app's figures for Prometheus: a collector that reads them when somebody scrapes.
+
+Counters begin at 0 with each start of a processor, as Prometheus expects of a process. What the log
+did not answer in time is missing from that scrape (``streams_backlog_known`` is 0 then), so an
+alert can tell "nothing waits" from "nobody knows".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, TypeAlias
+
+from typing_extensions import override
+
+from streams.app import Streams
+from streams.errors import ConfigError
+from streams.health import Health, Stats
+from streams.patterns.monitoring.backlog import Backlog, Question
+from streams.runners.timing import BOUNDS, Durations
+
+try:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
+    from prometheus_client.registry import Collector
+    from prometheus_client.utils import floatToGoString
+except ImportError as error:
+    raise ConfigError(
+        "metrics need the package prometheus-client: pip install 'streams-toolkit[prometheus]'"
+    ) from error
+
+PATIENCE = 3.0
+"""Seconds that a scrape waits for the log. Prometheus gives a scrape 10 by default."""
+
+_PROCESSOR = ("processor", "group")
+_PARTITION = ("processor", "group", "topic", "partition")
+
+_COUNTERS = (
+    ("handled", "streams_messages_handled", "Messages whose handler succeeded"),
+    ("duplicates", "streams_messages_duplicate", "Messages dropped, their ID being settled"),
+    ("filtered", "streams_messages_filtered", "Messages passed over by a filter"),
+    ("retries", "streams_retries", "Failed attempts that were followed by another"),
+    ("dead_letters", "streams_dead_letters", "Messages moved to the dead letter topic"),
+    ("commits", "streams_commits", "Commits acknowledged by the log"),
+    ("rebalances", "streams_rebalances", "Times that partitions came or went"),
+    ("losses", "streams_losses", "Times that a position had been deleted from the log"),
+)
+"""An attribute of ProcessorStats, a metric's name and what it says."""
+
+_GAUGES = (
+    ("in_flight", "streams_in_flight_messages", "Messages held and not settled"),
+    ("in_flight_bytes", "streams_in_flight_bytes", "Bytes of the messages held"),
+    ("running", "streams_handlers_running", "Handlers running at this moment"),
+    ("waiting", "streams_retries_waiting", "Messages waiting to be tried again"),
+    ("partitions", "streams_partitions_owned", "Partitions owned"),
+)
+
+_HEALTH = (
+    ("running", "streams_processor_up", "1 while the processor polls, or is paused on purpose"),
+    ("paused", "streams_processor_paused", "1 while the processor is paused on purpose"),
+    ("reachable", "streams_log_reachable", "1 while the log answers the processor"),
+    ("overdue", "streams_handlers_overdue", "Plain handlers that outlive the timeout"),
+)
+
+_DURATIONS = (
+    ("handler_seconds", "streams_handler_seconds", "How long calls of the handler take"),
+    ("commit_seconds", "streams_commit_seconds", "How long the log takes to acknowledge a commit"),
+)
+
+Labels: TypeAlias = Sequence[str]
+
+
+class MetricsCollector(Collector):
+    """The metrics of one app. Register it: ``prometheus_client.REGISTRY.register(...)``.
+
+    From then on the app takes the time of handlers' calls (:meth:`streams.Streams.measure`).
+
+    :param app: before or after it is entered; what does not run has no figures.
+    :param patience: seconds that a scrape waits for the log at most.
+    :raises ConfigError: the app is none.
+    """
+
+    def __init__(self, app: Streams, *, patience: float = PATIENCE) -> None:
+        if not isinstance(app, Streams):
+            raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
+        if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience <= 0:
+            raise ConfigError(f"MetricsCollector(patience={patience!r}): seconds, more than 0")
+        self._app = app
+        self._patience = patience
+        self._question = Question(app)
+        app.measure()
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics without figures, so that a registry finds names given twice."""
+        return [*_families(Stats({}, 0), Health(False, {}), {}), *_backlogs(None, {})]
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        """Read the figures, and ask the log how far behind each partition is."""
+        app = self._app
+        stats, health = app.stats(), app.health()
+        groups = {each.name: each.group for each in list(app.processors)}
+        yield from _families(stats, health, groups)
+        known = health.connected and not health.stopping
+        yield from _backlogs(self._question.ask(stats, self._patience) if known else None, groups)
+
+
+def _families(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
+    """All metrics but those that the log is asked for."""
+    figures = [(_of(name, groups), found) for name, found in stats.processors.items()]
+    for attribute, name, says in _COUNTERS:
+        counter = CounterMetricFamily(name, says, labels=_PROCESSOR)
+        for labels, found in figures:
+            counter.add_metric(labels, getattr(found, attribute))
+        yield counter
+    for attribute, name, says in _GAUGES:
+        gauge = GaugeMetricFamily(name, says, labels=_PROCESSOR)
+        for labels, found in figures:
+            gauge.add_metric(labels, getattr(found, attribute))
+        yield gauge
+    for attribute, name, says in _DURATIONS:
+        histogram = HistogramMetricFamily(name, says, labels=_PROCESSOR)
+        for labels, found in figures:
+            durations: Durations = getattr(found, attribute)
+            histogram.add_metric(labels, _buckets(durations), durations.total)
+        yield histogram
+    for attribute, name, says in _HEALTH:
+        gauge = GaugeMetricFamily(name, says, labels=_PROCESSOR)
+        for processor, how in health.processors.items():
+            gauge.add_metric(_of(processor, groups), int(getattr(how, attribute)))
+        yield gauge
+    published = CounterMetricFamily("streams_published", "Records published and acknowledged")
+    published.add_metric([], stats.published)
+    yield published
+    connected = GaugeMetricFamily("streams_app_up", "1 while the app is entered and not stopping")
+    connected.add_metric([], int(health.connected and not health.stopping))
+    yield connected
+
+
+def _backlogs(found: Sequence[Backlog] | None, groups: dict[str, str]) -> Iterator[Metric]:
+    known = GaugeMetricFamily(
+        "streams_backlog_known", "1 where the log said in time how far behind the processors are"
+    )
+    known.add_metric([], int(found is not None))
+    yield known
+    lag = GaugeMetricFamily(
+        "streams_lag_messages",
+        "Messages from the first that is not settled to the partition's end",
+        labels=_PARTITION,
+    )
+    age = GaugeMetricFamily(
+        "streams_oldest_unsettled_seconds",
+        "Age of the first message that is not settled",
+        labels=_PARTITION,
+    )
+    for each in found or ():
+        labels = [*_of(each.processor, groups), each.topic, str(each.partition)]
+        if each.lag is not None:
+            lag.add_metric(labels, each.lag)
+        if each.age is not None:
+            age.add_metric(labels, each.age)
+    yield lag
+    yield age
+
+
+def _of(processor: str, groups: dict[str, str]) -> Labels:
+    return (processor, groups.get(processor, ""))
+
+
+def _buckets(durations: Durations) -> list[Any]:
+    """Upper bounds with how many were not longer, as Prometheus counts them."""
+    bounds = map(floatToGoString, BOUNDS)
+    return list(zip([*bounds, "+Inf"], accumulate(durations.counts), strict=True))

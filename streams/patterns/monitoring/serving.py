@@ -1,0 +1,224 @@
+"""``/metrics``, ``/healthz`` and ``/readyz`` over HTTP, in threads of their own.
+
+* ``/metrics``: what Prometheus scrapes; the process's other metrics in ``prometheus_client``'s
+  registry come with it. 501 where the package is not installed.
+* ``/healthz``: 200 while a restart would not help: no processor died, and the event loop answers.
+* ``/readyz``: 200 while messages are handled: the app is entered and not stopping, every processor
+  runs and its log answers.
+
+The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
+what should not leave the process. There is no login: listen where only those come who may look.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+from typing_extensions import override
+
+from streams.app import Streams
+from streams.errors import ConfigError
+from streams.health import Health
+
+logger = logging.getLogger("streams")
+
+STUCK = 5.0
+"""Seconds after which an event loop that does not answer counts as stuck."""
+
+IDLE = 10.0
+"""Seconds that a client may take over its request."""
+
+Answer = tuple[HTTPStatus, str, bytes]
+"""Status, content type, body."""
+
+
+class MonitoringServer:
+    """Serves an app's metrics and health until it is closed; also a context manager.
+
+    :param app: entered or not: what does not run yet is not ready.
+    :param host: the address to listen on; ``"0.0.0.0"`` is all of IPv4, ``"::"`` all.
+    :param port: 0 is one that is free; :attr:`port` says which.
+    :param stuck: seconds after which a loop that does not answer fails ``/healthz``.
+    :raises ConfigError: it cannot listen there.
+    """
+
+    def __init__(
+        self, app: Streams, host: str = "127.0.0.1", port: int = 9100, *, stuck: float = STUCK
+    ) -> None:
+        if not isinstance(app, Streams):
+            raise ConfigError(f"MonitoringServer({app!r}): a Streams app is needed")
+        self._app = app
+        self._stuck = stuck
+        self._metrics, self._withdraw = _metrics_of(app)
+        routes = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
+        try:
+            self._server = _Server(host, port, routes)
+        except (OSError, OverflowError, UnicodeError) as error:
+            self._withdraw()
+            why = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
+        self.host = host
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="streams-http", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._withdraw()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- the three pages
+
+    def _healthz(self, accept: str) -> Answer:
+        health = self._app.health()
+        stuck = not self._loop_answers()
+        died = any(each.error is not None for each in health.processors.values())
+        return _said(not died and not stuck, health, loop="stuck" if stuck else "ok")
+
+    def _readyz(self, accept: str) -> Answer:
+        health = self._app.health()
+        working = all(
+            each.running and each.reachable and each.error is None
+            for each in health.processors.values()
+        )
+        return _said(health.connected and not health.stopping and working, health)
+
+    def _loop_answers(self) -> bool:
+        loop = self._app._loop
+        if loop is None:
+            return True  # not entered yet, or not any more
+        answered = threading.Event()
+        try:
+            loop.call_soon_threadsafe(answered.set)
+        except RuntimeError:  # it was closed just now
+            return True
+        return answered.wait(self._stuck)
+
+
+def _said(well: bool, health: Health, **more: str) -> Answer:
+    found = {
+        "ok": well,
+        **more,
+        "connected": health.connected,
+        "stopping": health.stopping,
+        "processors": {
+            name: {
+                "running": each.running,
+                "paused": each.paused,
+                "reachable": each.reachable,
+                "overdue": each.overdue,
+                "error": None if each.error is None else each.error.partition(":")[0],
+            }
+            for name, each in health.processors.items()
+        },
+    }
+    status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
+    return status, "application/json", json.dumps(found).encode() + b"\n"
+
+
+def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], None]]:
+    """What answers ``/metrics``, and what undoes the registration."""
+    try:
+        from prometheus_client import REGISTRY
+        from prometheus_client.exposition import choose_encoder
+
+        from streams.patterns.monitoring.prometheus import MetricsCollector
+    except (ImportError, ConfigError):
+        logger.warning(
+            "/metrics has nothing to say: pip install 'streams-toolkit[prometheus]' for it"
+        )
+        missing = b"the package prometheus-client is not installed\n"
+        return lambda accept: (HTTPStatus.NOT_IMPLEMENTED, "text/plain", missing), lambda: None
+
+    def answer(accept: str) -> Answer:
+        encode, kind = choose_encoder(accept)
+        return HTTPStatus.OK, kind, encode(REGISTRY)
+
+    collector = MetricsCollector(app)
+    try:
+        REGISTRY.register(collector)
+    except ValueError:  # the app's own code has registered one
+        return answer, lambda: None
+    return answer, lambda: REGISTRY.unregister(collector)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, routes: dict[str, Callable[[str], Answer]]) -> None:
+        self.routes = routes
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        self.address_family = found[0][0]
+        super().__init__((host, port), _Request)
+
+    @override
+    def server_bind(self) -> None:
+        # Not HTTPServer's, which asks DNS for this machine's name.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("http %s went away: %r", client_address[0], sys.exc_info()[1])
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    server_version = "streams"
+    sys_version = ""
+    timeout = IDLE
+
+    def do_GET(self) -> None:
+        route = self.server.routes.get(self.path.partition("?")[0])
+        if route is None:
+            pages = " ".join(self.server.routes)
+            answer: Answer = HTTPStatus.NOT_FOUND, "text/plain", f"there are {pages}\n".encode()
+        else:
+            try:
+                answer = route(self.headers.get("Accept", ""))
+            except Exception:
+                logger.exception("%s could not be answered", self.path)
+                answer = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"see the log\n"
+        status, kind, body = answer
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug("http %s: %s", self.client_address[0], format % args)
