@@ -73,9 +73,9 @@ class KafkaLog:
         admin = self._connect(AdminClient, found.admin())
         self._asking = asking = Asking(found, admin)
         consumer = partial(self._connect, Consumer)
-        self._topics = Topics(found, admin, asking)
+        self._readers = Readers(found, consumer, asking, lambda *part: self._topics.check(*part))
+        self._topics = Topics(found, admin, self._readers.metadata, asking)
         self._groups = Groups(found, admin, Places(found, consumer, asking), asking)
-        self._readers = Readers(found, consumer, asking, self._topics.check)
         trial = {**found.member("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial).close()
         self._appender = Appender(

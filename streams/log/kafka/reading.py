@@ -17,6 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
@@ -100,6 +103,16 @@ class Readers:
             if self._questioner is None:
                 self._questioner = self._connect(self._settings.reader(MEGABYTE))
             return self._questioner
+
+    def metadata(self, topic: str) -> TopicMetadata:
+        """A topic's partitions and their leaders, as a broker tells them.
+
+        :raises KafkaException: not answered, or there is no such topic.
+        """
+        found: TopicMetadata = self._asker().list_topics(topic, timeout=ANSWER).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return found
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction

@@ -1,17 +1,12 @@
-"""Topics, through the driver's AdminClient.
-
-Nothing here creates a topic by asking for it (a producer's metadata request does that where the
-broker allows it): only DescribeTopics is asked.
+"""Topics: making, changing and listing them through the driver's AdminClient, and asking for one
+through a consumer, whose metadata requests (unlike a producer's) create nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-from confluent_kafka import TopicCollection
 
 # Documented there, though the package's __all__ does not list all of them.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -19,6 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
     NewTopic,  # pyright: ignore[reportPrivateImportUsage]
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
@@ -33,11 +29,22 @@ FRESH = 60.0
 
 
 class Topics:
-    """The topics of one cluster (any thread)."""
+    """The topics of one cluster (any thread).
 
-    def __init__(self, settings: Settings, client: AdminClient, asking: Asking) -> None:
+    :param metadata: a topic's partitions, as a broker tells them. That is asked again and again
+        while a service runs, so not through the AdminClient (see ``moves.py``).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: AdminClient,
+        metadata: Callable[[str], TopicMetadata],
+        asking: Asking,
+    ) -> None:
         self._settings = settings
         self._client = client
+        self._metadata = metadata
         self._ask = asking.ask
         self._answer = asking.answer
         self._counts: dict[str, tuple[int, float]] = {}
@@ -93,7 +100,7 @@ class Topics:
         while True:
             try:
                 found = self._describe(topic)
-                if all(each.leader is not None for each in found.partitions):
+                if all(each.leader >= 0 for each in found.partitions.values()):
                     self._counts[topic] = (len(found.partitions), time.monotonic())
                     return self.topic(topic)
             except (NotFound, Unavailable):
@@ -152,17 +159,13 @@ class Topics:
             if not 0 <= partition < count:
                 raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
 
-    def _describe(self, topic: str) -> Any:
-        def question() -> Any:
-            futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
-            return self._answer(futures[topic])
-
+    def _describe(self, topic: str) -> TopicMetadata:
         # Of several brokers, one may not have heard yet of a topic that another has told us of.
         known = self._counts.get(topic)
         deadline = time.monotonic() + ANSWER
         while True:
             try:
-                return self._ask(f"asking for topic {topic}", question)
+                return self._ask(f"asking for topic {topic}", lambda: self._metadata(topic))
             except NotFound as error:
                 now = time.monotonic()
                 if known is not None and now < min(deadline, known[1] + FRESH):
