@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from stream_codecs import EncodeError
-from streams import ConfigError, Dedup, Flow, Retry, Streams
+from streams import ConfigError, Dedup, Flow, LogError, Retry, Streams, Unavailable
+from streams.log.protocol import Assignment, Committed
+from streams.message import Batch, Message, deliver
 from streams.patterns import (
     SagaError,
     SagaFailedError,
@@ -23,8 +25,9 @@ from streams.patterns import (
     StepError,
     UnknownSaga,
 )
-from streams.patterns.saga.entry import Entry, Stored, abandoned
+from streams.patterns.saga.entry import Entry, Stored, abandoned, resumed
 from streams.patterns.saga.journal import Journal
+from streams.patterns.saga.tail import Tails
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, Stage
 
@@ -502,6 +505,57 @@ def test_one_name_twice_in_an_app_is_an_error() -> None:
     SagaOrchestrator(app, "orders", context=Order, dedup=Dedup(window=100))
     with pytest.raises(ConfigError, match="already reads"):
         SagaOrchestrator(app, "orders", context=Order)
+
+
+async def test_what_was_written_when_a_partition_came_is_looked_up_each_time_it_comes() -> None:
+    async with memory(SagaStep("a", nothing)) as (saga, h):
+        journal = Journal(h.log, "orders")
+        await saga.start(Order(1), id="s")
+        await h.settled()  # entries 0 and 1
+
+        def message(number: int, assignment: Assignment | None) -> Message[Stored]:
+            batch = Batch(journal.topic, 0, (number,), [b"s"], [b""], [None], assignment=assignment)
+            return deliver(None, batch, 0, 1)
+
+        async def followed(number: int, assignment: Assignment | None) -> bool:
+            entry = Stored(saga="s", n=number, context=msgspec.Raw(b"{}"))
+            return await tails.followed(journal, entry, message(number, assignment))
+
+        tails = Tails()
+        first = Assignment(journal.topic, 0, 1, Committed(0))
+        assert await followed(0, first)
+        assert not await followed(1, first)
+        await h.app.topics[journal.topic].publish(
+            Stored(saga="s", n=2, status="abandoned", context=msgspec.Raw(b"{}"))
+        )
+        assert not await followed(1, first)
+        assert await followed(1, Assignment(journal.topic, 0, 2, Committed(1)))
+        assert not await followed(0, Assignment(journal.topic, 0, 3, Committed(3)))
+        assert not await followed(0, None)
+
+
+async def test_a_journal_that_could_not_be_read_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Exception] = [LogError("odd"), Unavailable("away")]
+    numbers = Journal.numbers
+
+    def failing(journal: Journal, partition: int, start: int | None) -> dict[str, int]:
+        if answers:
+            raise answers.pop(0)
+        return numbers(journal, partition, start)
+
+    monkeypatch.setattr(Journal, "numbers", failing)
+    monkeypatch.setattr("streams.patterns.saga.tail.PAUSE", 0.001)
+    async with memory(SagaStep("a", nothing)) as (saga, _):
+        assert await saga.execute(Order(1)) == Order(1)
+    assert answers == []
+
+
+def test_a_stopped_saga_is_resumed_the_way_it_went() -> None:
+    entry = Entry(saga="s", n=4, context=None, status="stopped", stood="compensating", done=("a",))
+    back = resumed(entry, 1.0)
+    assert (back.status, back.n, back.steps, back.stood) == ("compensating", 5, ("a",), None)
 
 
 def test_an_entry_says_which_steps_are_at_hand() -> None:

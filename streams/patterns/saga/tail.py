@@ -46,7 +46,11 @@ class Tails:
             start = assignment.position if message.topic == journal.topic else None
             work = _numbers(journal, message.partition, start)
             held = self._read[place] = (assignment, asyncio.ensure_future(work))
-        numbers = await asyncio.shield(held[1])
+        try:
+            numbers = await asyncio.shield(held[1])
+        except Exception:
+            self._read.pop(place, None)  # whoever tries again reads again
+            raise
         last = numbers.get(entry.saga, -1)
         if last <= entry.n:
             numbers.pop(entry.saga, None)
