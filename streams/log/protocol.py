@@ -83,6 +83,22 @@ class TopicInfo(NamedTuple):
     retention: Retention = Retention()
 
 
+class Fact(NamedTuple):
+    """A setting, of the log or of its servers, that decides whether an acknowledged message can be
+    lost.
+
+    :param name: as the server calls it.
+    :param value: as it is now.
+    :param enough: False: messages can be lost by it. None: it cannot be known from here.
+    :param advice: what to do or to think of; may be said of what is enough, too.
+    """
+
+    name: str
+    value: str
+    enough: bool | None
+    advice: str = ""
+
+
 class Committed(NamedTuple):
     """A group's place in one partition: the position, and the engine's opaque progress."""
 
@@ -296,6 +312,14 @@ class Log(Protocol):
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
+        ...
+
+    def durability(self, topic: str) -> tuple[Fact, ...]:
+        """What decides whether an acknowledged message of this topic can be lost, as it is now.
+
+        :raises NotFound: there is none of that name, and its settings are its own.
+        :raises Unavailable: the servers do not answer.
+        """
         ...
 
     def delete(self, topic: str) -> None:

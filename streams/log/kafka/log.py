@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.config import Flow
 from streams.errors import ConfigError, GroupLive
-from streams.log.kafka import moves
+from streams.log.kafka import durability, moves
 from streams.log.kafka.asking import Asking
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
@@ -30,6 +30,7 @@ from streams.log.protocol import (
     Capabilities,
     Committed,
     Done,
+    Fact,
     GroupInfo,
     Listener,
     Opened,
@@ -70,7 +71,7 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._closed = False
         # The driver checks names and values when a client is made, so one of each is made now.
-        admin = self._connect(AdminClient, found.admin())
+        self._admin = admin = self._connect(AdminClient, found.admin())
         self._asking = asking = Asking(found, admin)
         consumer = partial(self._connect, Consumer)
         self._readers = Readers(found, consumer, asking, lambda *part: self._topics.check(*part))
@@ -133,6 +134,13 @@ class KafkaLog:
     def topics(self) -> list[TopicInfo]:
         """All topics, by name; Kafka's internal ones are left out."""
         return self._topics.topics()
+
+    def durability(self, topic: str) -> tuple[Fact, ...]:
+        """How many brokers have a topic, and how many must.
+
+        :raises NotFound: there is none of that name.
+        """
+        return durability.facts(self._admin, self._asking, topic)
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""

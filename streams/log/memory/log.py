@@ -18,6 +18,7 @@ from streams.log.protocol import (
     Capabilities,
     Committed,
     Done,
+    Fact,
     GroupInfo,
     Listener,
     MemberInfo,
@@ -140,6 +141,11 @@ class MemoryLog:
         """All topics, by name."""
         with self._open():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
+
+    def durability(self, topic: str) -> tuple[Fact, ...]:
+        """Nothing is kept."""
+        advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
+        return (Fact("storage", "this process's memory", False, advice),)
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""

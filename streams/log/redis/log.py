@@ -13,14 +13,16 @@ from streams.log.protocol import (
     Capabilities,
     Committed,
     Done,
+    Fact,
     GroupInfo,
     Listener,
     Retention,
     TopicInfo,
 )
+from streams.log.redis import durability
 from streams.log.redis.client import Client
 from streams.log.redis.groups import Groups
-from streams.log.redis.keys import EntryId, parse
+from streams.log.redis.keys import EntryId, parse, topic_key
 from streams.log.redis.membership import Membership
 from streams.log.redis.reading import Reading, RedisReader
 from streams.log.redis.settings import Settings
@@ -79,6 +81,10 @@ class RedisLog:
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         return self._topics.all()
+
+    def durability(self, topic: str) -> tuple[Fact, ...]:
+        """How the server that has the topic's facts keeps what it is given."""
+        return durability.facts(self._client, topic, topic_key(topic))
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""

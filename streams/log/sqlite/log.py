@@ -14,6 +14,7 @@ from streams.log.protocol import (
     Capabilities,
     Committed,
     Done,
+    Fact,
     GroupInfo,
     Listener,
     Log,
@@ -21,7 +22,7 @@ from streams.log.protocol import (
     Retention,
     TopicInfo,
 )
-from streams.log.sqlite import scan, settings
+from streams.log.sqlite import durability, scan, settings
 from streams.log.sqlite.appender import Appender
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.groups import Groups
@@ -128,6 +129,10 @@ class SqliteLog:
         with self._database.read() as connection:
             rows = connection.rows(f"{_TOPICS} ORDER BY name")
         return [_info(*row) for row in rows]
+
+    def durability(self, topic: str) -> tuple[Fact, ...]:
+        """How the file is written, and what it lies on; the same for every topic."""
+        return durability.facts(self._database)
 
     def delete(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
