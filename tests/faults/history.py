@@ -141,14 +141,22 @@ def read(folder: Path) -> list[Life]:
 
 
 class Tail:
-    """Counts different messages with an effect, reading files on as they grow."""
+    """Follows a history while it is written: how many different messages had an effect, and which
+    lives own partitions."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._at: dict[Path, int] = {}
         self.ids: set[str] = set()
+        self._owners: dict[Place, tuple[float, Path]] = {}
+
+    def owners(self, topic: str) -> int:
+        """How many lives were the last to be assigned one of the topic's partitions."""
+        self.count()
+        return len({life for (name, _), (_, life) in self._owners.items() if name == topic})
 
     def count(self) -> int:
+        """How many different messages had an effect."""
         for path in self._folder.glob("*.jsonl"):
             at = self._at.get(path, 0)
             with path.open("rb") as file:
@@ -161,6 +169,12 @@ class Tail:
                     event = _decode(line)
                     if isinstance(event, Effect):
                         self.ids.add(event.id)
+                elif line.startswith(b'["owned"'):
+                    event = _decode(line)
+                    if isinstance(event, Owned):
+                        place = (event.topic, event.partition)
+                        last = self._owners.get(place, (0.0, path))
+                        self._owners[place] = max(last, (event.at, path))
         return len(self.ids)
 
 

@@ -16,7 +16,7 @@ from streams.log.protocol import Log
 from streams.log.url import open_log
 from tests.faults.fleet import Fleet
 from tests.faults.ground import Ground
-from tests.faults.history import Life, Report, check, read
+from tests.faults.history import Life, Report, Tail, check, read
 from tests.faults.load import Load, audit
 from tests.faults.looks import KafkaLook, LogLook, Look
 from tests.faults.sizes import SEED
@@ -42,6 +42,7 @@ class Run:
         self.group = f"group-{name}"
         self.log: Log = open_log(ground.direct)
         self._look = self.look()
+        self._tail = Tail(folder)
         self._not_yet = ""
         """Why :meth:`at_end` said no."""
         if create:
@@ -69,8 +70,8 @@ class Run:
         return LogLook(self.log, self.group, self.topic)
 
     def owners(self) -> int:
-        """How many members own partitions; 0 while that cannot be known."""
-        return self._look.owners()
+        """How many workers own partitions, by what they wrote down."""
+        return self._tail.owners(self.topic)
 
     def known(self) -> dict[int, int] | None:
         """The group's positions; None while they cannot be known."""
