@@ -18,7 +18,7 @@ from streams.patterns import ConsumerConfig, MessageConsumer, MessageQueue, Queu
 
 async def main(url: str, name: str, what: str) -> None:
     app = Streams(url)
-    config = ConsumerConfig(concurrency=2, max_retries=6, retry_delay=0.01, retry_cap=0.02)
+    config = ConsumerConfig(concurrency=2, max_retries=40, retry_delay=0.01, retry_cap=0.02)
     consumer = MessageConsumer(MessageQueue(app), config)
 
     async def handle(message: QueueMessage[Any]) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +95,12 @@ class Kept:
                 processor.companions.append(desk.owner)
 
     def prepare(self, log: Log) -> None:
-        """Create the topics of notes; blocks."""
-        for topic, notes in self._notes.items():
-            if topic not in self.desks:
-                continue
-            try:
-                log.topic(notes)
-            except NotFound:
-                log.create(notes, log.topic(topic).partitions, Retention(seconds=KEPT))
+        """Create the topics of notes, and those through which messages come back, each with as
+        many partitions as its source: as many members can share the work; blocks."""
+        for topic in self.desks:
+            count = log.topic(topic).partitions
+            _make(log, self._notes[topic], count, Retention(seconds=KEPT))
+            _make(log, self._back[topic], count, config=log.capabilities.letters)
 
     # -- asked by the runner
 
@@ -218,6 +216,19 @@ class Kept:
         finally:
             reader.close()
         self._counts |= counts
+
+
+def _make(
+    log: Log,
+    name: str,
+    partitions: int,
+    retention: Retention = Retention(),
+    config: Mapping[str, str] | None = None,
+) -> None:
+    try:
+        log.topic(name)
+    except NotFound:
+        log.create(name, partitions, retention, config)
 
 
 def _partitions(topic: str) -> Any:
