@@ -291,6 +291,29 @@ def test_memory_does_not_grow() -> None:
     claims.close()
 
 
+def test_memory_keeps_nothing_of_what_is_released() -> None:
+    claims = open_claims("memory://", clock=Clock())
+    assert isinstance(claims, MemoryClaims)
+    for i in range(1000):
+        claims.run([Claim(b"t:%d" % i, "a", 30.0), Release(b"t:%d" % i, "a")])
+    assert len(claims.shelf) == 0
+    assert len(claims.shelf._ends) < 100
+    claims.close()
+
+
+def test_memory_forgets_what_was_renewed_and_given_up() -> None:
+    clock = Clock()
+    claims = open_claims("memory://", clock=clock)
+    assert isinstance(claims, MemoryClaims)
+    claims.run([Claim(b"t:k", "a", 30.0), Renew(b"t:k", "a", 5000.0)])
+    clock.advance(30 + GRACE)
+    assert isinstance(ask(claims, Look(b"t:k")), Entry)
+    clock.advance(5000)
+    assert ask(claims, Look(b"t:k")) is None
+    assert len(claims.shelf) == 0
+    claims.close()
+
+
 def test_a_file_does_not_grow(tmp_path: Path) -> None:
     clock = Clock()
     path = tmp_path / "claims.db"
@@ -341,8 +364,13 @@ def test_a_clock_that_is_set_takes_nobodys_claim(tmp_path: Path) -> None:
 
 def test_a_claim_from_before_a_restart_ends_by_the_time_of_day(tmp_path: Path) -> None:
     """Another clock stands for the machine's after a restart: its monotonic time is no measure."""
+
+    class Restarted(Clock):
+        def monotonic(self) -> float:
+            return super().monotonic() + 1000
+
     url = f"sqlite:///{tmp_path / 'claims.db'}"
-    before, after = Clock(), Clock()
+    before, after = Clock(), Restarted()
     after.advance(20)
     claims = open_claims(url, clock=before)
     ask(claims, Claim(b"k", "a", 30.0))
@@ -363,6 +391,7 @@ def test_in_redis_everything_expires(valkey_server: RedisAddress) -> None:
         ask(claims, Claim(name + b":claim", "a", 30.0))
         ask(claims, Claim(name + b":renewed", "a", 30.0))
         ask(claims, Renew(name + b":renewed", "a", 60.0))
+        ask(claims, Claim(name + b":put", "a", 30.0))
         ask(claims, Put(name + b":put", b"x", 100.0))
         ask(claims, Claim(name + b":done", "a", 30.0))
         ask(claims, Complete(name + b":done", "a", b"x", 50.0))
@@ -375,7 +404,9 @@ def test_in_redis_everything_expires(valkey_server: RedisAddress) -> None:
         assert 99 < left(b":put") <= 100
         assert 49 < left(b":done") <= 50
         # As the module says that it looks.
-        assert set(client.hgetall(PREFIX + name + b":done")) == {b"token", b"fingerprint", b"value"}
+        for what in (b":done", b":put"):
+            fields = set(client.hgetall(PREFIX + name + what))
+            assert fields == {b"token", b"fingerprint", b"value"}
     claims.close()
 
 
