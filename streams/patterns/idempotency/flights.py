@@ -24,7 +24,7 @@ class Flight(Generic[R]):
         self.mark = ""
         """What the leader says of its call."""
         self.running = False
-        """The leader knows that the work has begun, here or elsewhere."""
+        """The leader has begun the work."""
 
 
 class Flights(Generic[R]):

@@ -176,7 +176,6 @@ class IdempotentProcessor(Generic[T]):
                 raise KeyReused(key)
             if there.value is not None:
                 return _Stored(there.fingerprint, there.value)
-            flight.running = True
             if not patient:
                 raise InProgress(key, there.left)
             await asyncio.sleep(min(pause, self._desk.clock.timeout(there.left)))
