@@ -101,17 +101,11 @@ class ConsumerConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("max_retries", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"ConsumerConfig({name}={value!r}): a whole number from {least}")
+            count: Any = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ConfigError(f"ConsumerConfig({name}={count!r}): a whole number from {least}")
         for name in ("retry_delay", "retry_cap", "drain", "timeout"):
-            value = getattr(self, name)
-            if value is None and name == "timeout":
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or value < 0 or (name == "timeout" and value == 0):
-                more = "more than 0" if name == "timeout" else "not negative"
-                raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {more}")
+            _check_seconds(name, getattr(self, name), optional=name == "timeout")
         letters = DeadLetters()
         if self.dead_letter_queue is not None:
             name = check_topic(self.dead_letter_queue)
@@ -126,6 +120,16 @@ class ConsumerConfig:
         object.__setattr__(self, "retry", retry)
         object.__setattr__(self, "dead_letters", letters)
         object.__setattr__(self, "flow", Flow(drain=self.drain))
+
+
+def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
+    """An optional time is a limit, which cannot be 0."""
+    if value is None and optional:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value >= 0 or (optional and value == 0):
+        least = "more than 0" if optional else "not negative"
+        raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 
 class _Queue(Topic[Any]):

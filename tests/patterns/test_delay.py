@@ -77,8 +77,8 @@ async def test_messages_come_when_due_in_due_order_as_they_were(stage: Stage) ->
         await stage.handled(3)
         await stage.committed(again)
     assert [value for value, _, _ in handled] == [2, 3, 1]
-    due = {1: 0.9, 2: 0.3, 3: 0.6}
-    assert all(late >= due[value] for value, late, _ in handled)
+    dues = {1: 0.9, 2: 0.3, 3: 0.6}
+    assert all(late >= dues[value] for value, late, _ in handled)
     assert [what for _, _, what in handled] == [
         (f"m{value}", f"k{value}", "red", happened) for value in (2, 3, 1)
     ]
@@ -252,14 +252,15 @@ async def test_what_makes_no_sense_is_refused(stage: Stage) -> None:
     topic = stage.topic(app, partitions=1)
     foreign = other.topic("foreign", int)
     delays = delays_of(stage, app)
+    wrongs: list[dict[str, Any]] = [
+        {}, {"delay": 1, "at": soon(1)}, {"delay": -1}, {"delay": "1"}, {"delay": True},
+        {"delay": float("nan")}, {"delay": float("inf")}, {"at": 5},
+        {"at": datetime(2030, 1, 1)},  # noqa: DTZ001
+    ]  # fmt: skip
     async with app.connected():
-        for wrong in (
-            {}, {"delay": 1, "at": soon(1)}, {"delay": -1}, {"delay": "1"}, {"delay": True},
-            {"delay": float("nan")}, {"delay": float("inf")}, {"at": datetime(2030, 1, 1)},  # noqa: DTZ001
-            {"at": 5},
-        ):  # fmt: skip
+        for wrong in wrongs:
             with pytest.raises(ConfigError):
-                await delays.publish(topic, 1, **wrong)  # type: ignore[arg-type]
+                await delays.publish(topic, 1, **wrong)
         with pytest.raises(ConfigError, match="not declared on this app"):
             await delays.publish(foreign, 1, delay=1)
         with pytest.raises(ConfigError, match="message ID"):

@@ -487,7 +487,8 @@ async def test_a_declared_queue_has_a_type(memory_url: str) -> None:
         got.append(message.data)
 
     async with harness(app, url=memory_url) as running:
-        await queue.subscribe("mails", handle)
+        consumer = await queue.subscribe("mails", handle)
+        assert consumer.running
         await queue.publish("mails", Mail("ada"))
         with pytest.raises(EncodeError):
             await queue.publish("mails", "ada")
@@ -505,17 +506,19 @@ async def test_what_cannot_work_is_refused(memory_url: str) -> None:
 
     app = Streams(memory_url)
     queue = MessageQueue(app)
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"concurrency": 0}, {"concurrency": True}, {"max_retries": -1}, {"max_retries": 1.5},
         {"retry_delay": -1}, {"retry_delay": "1"}, {"timeout": 0}, {"drain": None},
+        {"retry_delay": float("nan")}, {"timeout": float("nan")},
         {"dead_letter_queue": "no spaces"},
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises(ConfigError):
-            ConsumerConfig(**wrong)  # type: ignore[arg-type]
+            ConsumerConfig(**wrong)
     with pytest.raises(ConfigError):
-        MessageConsumer(app)  # type: ignore[arg-type]
+        _ = MessageConsumer(app)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
-        MessageConsumer(queue, FAST.retry)  # type: ignore[arg-type]
+        _ = MessageConsumer(queue, FAST.retry)  # type: ignore[arg-type]
 
     async def handle(message: QueueMessage[Any]) -> None: ...
 

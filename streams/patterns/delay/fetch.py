@@ -51,7 +51,8 @@ class Fetcher:
         :raises LogError: the log refuses, or cannot be reached.
         """
         found: dict[int, Row | None] = {}
-        size = at = 0
+        size = at = idle = 0
+        step = FIRST
         reader: Reader | None = None
         try:
             while at < len(positions):

@@ -527,7 +527,8 @@ class Lane:
                 dead.append((slot, key, answer))
         if dead:
             await self._bury(dead, rows)
-            ended += [(slot, key, "dead") for slot, key, _ in dead]
+            for slot, key, _ in dead:
+                ended.append((slot, key, "dead"))
         await self._mark(ended)
 
     async def _mark(self, ended: Sequence[tuple[Slot, bytes, wire.Outcome]]) -> None:

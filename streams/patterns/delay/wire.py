@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
@@ -39,6 +39,13 @@ ANSWERS = "streams_delay_of"
 CANCEL = "cancel"
 
 Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
+
+_OUTCOMES: dict[str, Outcome] = {
+    "cancelled": "cancelled",
+    "delivered": "delivered",
+    "unknown": "unknown",
+    "dead": "dead",
+}
 
 _OURS = frozenset({DUE, TO, KEY, NULL, MESSAGE, MARK, ANSWERS, ID})
 
@@ -123,9 +130,7 @@ def said(headers: Headers) -> tuple[str | None, str | None]:
 
 def outcome(what: str | None) -> Outcome | None:
     """An outcome, if that is one."""
-    if what in ("cancelled", "delivered", "unknown", "dead"):
-        return cast("Outcome", what)
-    return None
+    return _OUTCOMES.get(what or "")
 
 
 def digest(key: bytes) -> int:
