@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from streams.cli import dead, groups, publish, replay, reset, run_app, saga, tail, topics
+from streams.cli import dead, doctor, groups, publish, replay, reset, run_app, saga, tail, topics
 from streams.cli.failures import (
     DONE,
     FAILED,
@@ -85,6 +85,7 @@ def _root(
 
 
 app.command("run")(run_app.run)
+app.command("doctor")(doctor.doctor)
 app.add_typer(topics.app, name="topics")
 app.add_typer(groups.app, name="groups")
 app.command("publish")(publish.publish)
