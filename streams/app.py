@@ -77,6 +77,10 @@ _LATE = "streams.patterns.delay.late"
 ``Retry(durable=True)``. It is made of topics and processors, so it stands above this module and is
 looked up by name, like the names of :mod:`streams`."""
 
+_SEQUENCE = "streams.patterns.deadletters.sequence"
+"""What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
+name for the same reason."""
+
 CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
@@ -297,6 +301,8 @@ class Streams:
                 )
         if options.retry.logged:
             processor.late = import_module(_LATE).keep(self, processor)
+        if options.dead_letters.sequenced:
+            processor.sequence = import_module(_SEQUENCE).keep(self, processor)
         self.processors.append(processor)
         if self._processing:
             self._starting.add(processor)
@@ -744,6 +750,8 @@ class Streams:
         letters_config = log.capabilities.letters
         if processor.late is not None:
             processor.late.prepare(log)
+        if processor.sequence is not None:
+            processor.sequence.prepare(log)
         for source in options.topics:
             info = log.topic(source.name)
             dead = options.dead_letters.name(source.name, processor.group)
@@ -820,8 +828,11 @@ class Streams:
             send=self.publisher.derive,
             late=processor.late,
             watch=processor.late,
+            sequence=processor.sequence,
             starts=self._starts[group],
-            transactions=log.capabilities.transactions and results is None,
+            transactions=(
+                log.capabilities.transactions and results is None and processor.sequence is None
+            ),
         )
 
     def _pump_ended(

@@ -120,8 +120,9 @@ class DeadLetters:
     """Where messages go that cannot be handled.
 
     :param topic: the dead letter topic; ``{topic}`` and ``{group}`` are filled in.
-    :param sequenced: park later messages of a dead message's key behind it. Not in this version:
-        True is refused.
+    :param sequenced: a dead message closes its key: it and later messages of that key are kept in
+        ``{topic}.{group}.parked``, in order, until it is retried, edited or dropped (``streams dead
+        keys``). Messages without a key go to the dead letter topic as ever.
     """
 
     topic: str = "{topic}.{group}.dead"
@@ -133,9 +134,8 @@ class DeadLetters:
 
     def __post_init__(self) -> None:
         _check(
-            self.sequenced is False,
-            f"DeadLetters(sequenced={self.sequenced!r}): this version cannot park a key behind its "
-            "dead letter; leave it out, and put dead letters back with `streams dead retry`",
+            isinstance(self.sequenced, bool),
+            f"DeadLetters(sequenced={self.sequenced!r}): True or False",
         )
         _check(
             isinstance(self.topic, str) and bool(self.topic),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.runners.base import Runner
-    from streams.runners.job import Job, Kept
+    from streams.runners.job import Job, Kept, Ordered
     from streams.runners.pump import Pump
 
 P = ParamSpec("P")
@@ -90,6 +90,11 @@ class Options:
                 raise ConfigError(
                     f"{at}: {option}={getattr(self, option)!r}: use {kind.__name__}(...)"
                 )
+        if self.dead_letters.sequenced and not self.retry.in_order:
+            raise ConfigError(
+                f"{at}: Retry(in_order=False) gives the order up that DeadLetters(sequenced=True) "
+                "keeps; leave one of them out"
+            )
         taken = {*names, *([self.to.name] if self.to is not None else [])}
         for topic_name in names:
             retry = check_topic(self.dead_letters.retry(topic_name, self.group))
@@ -127,6 +132,8 @@ class Processor(Generic[P, R]):
         )
         self.late: Kept | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
+        self.sequence: Ordered | None = None
+        """Keeps keys closed behind dead messages, if its dead letters are sequenced."""
         self.companions: list[Processor[..., Any]] = []
         """Processors that work for this one: they start before it and stop after it."""
         self._runner: Runner | None = None

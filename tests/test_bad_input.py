@@ -440,10 +440,17 @@ def test_nothing_to_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_what_this_version_cannot_do_is_refused() -> None:
+def test_order_cannot_be_kept_and_given_up_at_once() -> None:
+    app = Streams("memory://")
+    orders = app.topic("orders", Placed)
     with pytest.raises(ConfigError) as caught:
-        DeadLetters(sequenced=True)
-    said(caught.value, "cannot park", "leave it out")
+        app.processor(
+            orders, group="g", retry=Retry(in_order=False), dead_letters=DeadLetters(sequenced=True)
+        )(print)
+    said(caught.value, "gives the order up", "leave one of them out")
+    with pytest.raises(ConfigError) as caught:
+        DeadLetters(sequenced="yes")  # type: ignore[arg-type]
+    said(caught.value, "sequenced='yes'", "True or False")
 
 
 def test_a_fatal_error_ends_a_program_with_one_line_and_status_1(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ Rules
    the others queue up behind it.
 7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
    lane from then on, so that its duplicates, whatever their key, still wait for it.
+8. A message that comes back another way than from its partition (:meth:`Dispatcher.insert`) goes
+   before whatever waits in its key's lane. It has no identity: it was settled in its partition.
 
 A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
 ``(segment, index, lane, identity, attempt, alone, burial)``.
@@ -169,6 +171,26 @@ class Dispatcher:
     def offer(self, segment: Segment) -> None:
         """Take in a segment (any thread)."""
         self._incoming.append(segment)
+
+    def insert(self, segment: Segment) -> None:
+        """Give these messages out, each before whatever else of its key waits, alone and in order.
+
+        They are not part of their partition's progress, and no duplicate is looked for.
+        """
+        owned = segment.owner
+        if not owned.live:
+            return
+        queues: dict[bytes | None, list[Work]] = {}
+        for index, key in enumerate(segment.keys):
+            queues.setdefault(key, []).append((segment, index, key, None, 1, True, None))
+        for key, queue in queues.items():
+            if key is None:
+                self.ready.extend(queue)
+            elif key in owned.lanes:
+                owned.lanes[key] = deque((*queue, *(owned.lanes[key] or ())))
+            else:
+                owned.lanes[key] = deque(queue[1:]) or None
+                self.ready.append(queue[0])
 
     @property
     def backlog(self) -> bool:

@@ -242,6 +242,14 @@ def _put(found: list[Range], start: int, end: int) -> None:
     found.append((start, end))
 
 
+def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range]:
+    """A settled set together with single offsets; ascending, none touching."""
+    found: list[Range] = []
+    for start, end in sorted([*settled, *((offset, offset + 1) for offset in offsets)]):
+        _put(found, start, end)
+    return found
+
+
 class _Closed(NamedTuple):
     """Neighbouring segments that are wholly settled behind one that is not."""
 

@@ -101,6 +101,7 @@ class LoopRunner(Runner):
             and job.results is None
             and job.timeout is None
             and job.late is None
+            and job.sequence is None
             and self._joint is None
         )
         self._busy: list[Segment | Sequence[Segment] | None] = [None] * job.concurrency
@@ -512,6 +513,8 @@ class LoopRunner(Runner):
         if work[6] is not None:
             self.bury(work)
             return _SETTLED
+        if self.job.sequence is not None and self.park(work):
+            return _SETTLED
         try:
             return self.decode(work[0], work[1])
         except Skip:
@@ -524,7 +527,7 @@ class LoopRunner(Runner):
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
         function, keep, wants_message = job.function, job.filter, job.wants_message
         joint = self._joint() if self._joint is not None else None
-        simple = job.results is None and joint is None
+        simple = job.results is None and joint is None and job.sequence is None
         until = 0.0
         while True:
             moment = now()
@@ -610,6 +613,9 @@ class LoopRunner(Runner):
                 continue
             if works[0][6] is not None:
                 self.bury(works[0])
+                continue
+            works = self.unparked(works)
+            if not works:
                 continue
             if not self._standby and self._parked:
                 self._wake_one()

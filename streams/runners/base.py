@@ -179,9 +179,15 @@ class Runner(ABC):
         """The message around a decoded value."""
         return deliver(event, work[0].batch, work[1], self.attempt(work), joint)
 
+    def _late(self, work: Work) -> Late | None:
+        """What counts this message's attempts in the log. Of one that has come back from behind a
+        dead one they are not."""
+        sequence = self.job.sequence
+        return None if sequence is not None and sequence.back(work) else self.job.late
+
     def attempt(self, work: Work) -> int:
         """Which attempt this is, from 1; those before a restart count where the log knows them."""
-        late = self.job.late
+        late = self._late(work)
         return work[4] if late is None else work[4] + late.attempts(work[0].batch, work[1])
 
     def choose(self, works: Sequence[Work]) -> BatchOutcome:
@@ -223,7 +229,84 @@ class Runner(ABC):
             if outgoing:
                 self._send([work], outgoing, lambda errors: self._sent(work, errors))
                 return
-        self.dispatcher.done(work)
+        self.settle(work)
+
+    def settle(self, work: Work, *, filtered: bool = False) -> None:
+        """The message was handled, or passed over, and what its handler returned is written."""
+        sequence = self.job.sequence
+        if sequence is not None and sequence.back(work) and work[0].owner.live:
+            # Not its partition's progress but a record says that it was handled.
+            record = sequence.done(work)
+            self._send([work], [record], lambda errors: self._noted(work, errors[0], filtered))
+        elif filtered:
+            self.dispatcher.filtered(work)
+        else:
+            self.dispatcher.done(work)
+
+    def _noted(self, work: Work, error: BaseException | None, filtered: bool) -> None:
+        sequence = self.job.sequence
+        if error is not None:
+            logger.error("%s: %s was handled, and not noted: %r", self.job.name, where(work), error)
+            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
+        elif sequence is None or not sequence.written(work):
+            self.dispatcher.abandon(work)
+        elif filtered:
+            self.dispatcher.filtered(work)
+        else:
+            self.dispatcher.done(work)
+
+    # -- keys that are closed behind a dead message
+
+    def park(self, work: Work) -> bool:
+        """Whether the message is not to be handled now, because its key is closed."""
+        sequence = self.job.sequence
+        if sequence is None:
+            return False
+        try:
+            parking = sequence.parking(work)
+        except Unavailable as error:
+            logger.error("%s: %s waits: %s", self.job.name, where(work), error)
+            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
+            return True
+        if parking is None:
+            return False
+        if parking.record is not None:
+            self._send([work], [parking.record], lambda errors: self._put_behind(work, errors[0]))
+        else:
+            self.dispatcher.done(work)
+            self.dispatcher.counts.handled -= 1
+            self.dispatcher.counts.duplicates += parking.settled
+        return True
+
+    def _put_behind(self, work: Work, error: BaseException | None) -> None:
+        sequence = self.job.sequence
+        if error is not None:
+            if sequence is not None:
+                sequence.refused(work)
+            logger.error(
+                "%s: cannot be parked behind a dead message of its key, again in %g s: %s: %r",
+                self.job.name, BURIAL_PAUSE, where(work), error,
+            )  # fmt: skip
+            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
+        elif sequence is None or not sequence.written(work):
+            self.dispatcher.abandon(work)
+        else:
+            self.dispatcher.done(work)
+            self.dispatcher.counts.handled -= 1
+
+    def unparked(self, works: list[Work]) -> list[Work]:
+        """Those of what was taken that are to be handled now. Of a key that is closed, all are
+        looked at one by one, in order."""
+        sequence = self.job.sequence
+        if sequence is None or not works:
+            return works
+        if len(works) == 1:
+            return [] if self.park(works[0]) else works
+        closed = {(id(work[0].owner), work[2]) for work in works if sequence.closed(work)}
+        if not closed:
+            return works
+        self.dispatcher.split([w for w in works if (id(w[0].owner), w[2]) in closed])
+        return [work for work in works if (id(work[0].owner), work[2]) not in closed]
 
     def failed(self, work: Work, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
@@ -235,7 +318,7 @@ class Runner(ABC):
             logger.warning("%s: rolled back %s: %s", self.job.name, where(work), error)
             self.dispatcher.later(work, self._now() + POSTPONED)
             return
-        if self.job.late is not None:
+        if self._late(work) is not None:
             self._settle_batch([work], {0: error}, ())
             return
         burial = self.dispatcher.failed(work, error, self._now(), random())
@@ -332,11 +415,16 @@ class Runner(ABC):
     def _settle_batch(
         self, works: Sequence[Work], errors: Mapping[int, BaseException], final: Collection[int]
     ) -> None:
+        sequence = self.job.sequence
         if not errors:
-            self.dispatcher.done_batch(works)
+            if sequence is not None and sequence.back(works[0]):  # it comes alone
+                self.settle(works[0])
+            else:
+                self.dispatcher.done_batch(works)
             return
-        if self.job.late is not None:
-            self._log_attempts(self.job.late, works, errors, final)
+        late = self._late(works[0])
+        if late is not None:
+            self._log_attempts(late, works, errors, final)
             return
         self._settle_failed(works, errors, final)
 
@@ -408,7 +496,7 @@ class Runner(ABC):
 
     def skipped(self, work: Work) -> None:
         """The message is not for this handler."""
-        self.dispatcher.filtered(work)
+        self.settle(work, filtered=True)
 
     def bury(self, work: Work) -> None:
         """Write the dead letter of a work that has a burial; the source is settled after that."""
@@ -419,18 +507,28 @@ class Runner(ABC):
             "%s: dead letter after %d attempts: %s: %r",
             self.job.name, burial.attempts, where(work), burial.error,
         )  # fmt: skip
+        if self.job.sequence is not None and not work[0].owner.live:
+            self.dispatcher.abandon(work)  # whoever owns it now decides what becomes of its key
+            return
         try:
             letter = self.job.letter(work)
+            if self.job.sequence is not None:
+                letter = self.job.sequence.buried(work, letter)
         except Exception as error:
             self._unburied(work, error)
             return
         self._send([work], [letter], lambda errors: self._buried(work, errors[0]))
 
     def _buried(self, work: Work, error: BaseException | None) -> None:
-        if error is None:
-            self.dispatcher.done(work)
-        else:
+        sequence = self.job.sequence
+        if error is not None:
+            if sequence is not None:
+                sequence.refused(work)
             self._unburied(work, error)
+        elif sequence is not None and not sequence.written(work):
+            self.dispatcher.abandon(work)  # it is not settled: what was written counts for nobody
+        else:
+            self.dispatcher.done(work)
 
     def _unburied(self, work: Work, error: BaseException) -> None:
         burial = work[6]
@@ -470,7 +568,7 @@ class Runner(ABC):
         """What this message's handler returned was written, or refused."""
         error = next((error for error in errors if error is not None), None)
         if error is None:
-            self.dispatcher.done(work)
+            self.settle(work)
         else:
             self.failed(work, error)
 

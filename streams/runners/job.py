@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
-from streams.engine.dispatch import Work
+from streams.engine.dispatch import Owned, Work
+from streams.engine.progress import Segment
 from streams.log.protocol import Assignment, Log
 from streams.message import Batch, Record
 
@@ -95,6 +96,98 @@ class Late(Protocol):
         ...
 
 
+class Parking(NamedTuple):
+    """A message that is not to be handled now."""
+
+    record: Outgoing | None
+    """Settled once this is written; None: it needs no writing."""
+    settled: bool = True
+    """False: it came back too early, and comes back again."""
+
+
+class KeyOrder(Protocol):
+    """Keeps keys closed behind a dead message (see :class:`~streams.config.DeadLetters`).
+
+    The pump's thread says what is owned and fetches what comes back; the runner asks, of each
+    message whose turn has come, whether it is to be handled.
+    """
+
+    wake: Callable[[], None]
+    """Makes the pump come round soon (any thread); set by the pump."""
+
+    # -- the pump's side
+
+    def begin(
+        self, assignment: Assignment, position: int, *, fresh: bool, alive: Callable[[], None]
+    ) -> Collection[int]:
+        """Learn which keys of a partition are closed, before anything of it is handled.
+
+        :param fresh: the group stands where it was started or reset to.
+        :param alive: to be called now and then.
+        :returns: offsets from ``position`` on whose messages are settled: dead or parked.
+        :raises Unavailable: the log cannot be reached; to be called again.
+        """
+        ...
+
+    def own(self, assignment: Assignment, owned: Owned) -> None:
+        """From now on its messages are handled."""
+        ...
+
+    def gone(self, assignments: Sequence[Assignment]) -> None:
+        """These are given up or lost."""
+        ...
+
+    def turn(self) -> Sequence[Segment]:
+        """What has come back and is to be handled, each before anything else of its key."""
+        ...
+
+    def busy(self) -> str:
+        """What keeps it from being at rest, in words (any thread)."""
+        ...
+
+    # -- the runner's side, where outcomes are reported
+
+    def parking(self, work: Work) -> Parking | None:
+        """None: the message is to be handled."""
+        ...
+
+    def closed(self, work: Work) -> bool:
+        """:meth:`parking` has something to say of the message."""
+        ...
+
+    def back(self, work: Work) -> bool:
+        """The message has come back by :meth:`turn`."""
+        ...
+
+    def buried(self, work: Work, letter: Outgoing) -> Outgoing:
+        """What to write of a dead message: ``letter``, or what closes its key.
+
+        :raises Unavailable: more cannot be held; try again later.
+        """
+        ...
+
+    def done(self, work: Work) -> Outgoing:
+        """What to write when a message that has come back was handled."""
+        ...
+
+    def written(self, work: Work) -> bool:
+        """What :meth:`parking`, :meth:`buried` or :meth:`done` wanted is confirmed. False: it
+        counts for nobody, since the partition is not owned any more."""
+        ...
+
+    def refused(self, work: Work) -> None:
+        """The log refuses it."""
+        ...
+
+
+class Ordered(KeyOrder, Protocol):
+    """A :class:`KeyOrder` that an app can set up."""
+
+    def prepare(self, log: Log) -> None:
+        """Create what it needs in the log; blocks."""
+        ...
+
+
 class Kept(Late, Watch, Protocol):
     """A :class:`Late` that is also told which partitions are owned."""
 
@@ -134,6 +227,8 @@ class Job:
     late: Late | None = None
     """Counts attempts in the log."""
     watch: Watch | None = None
+    sequence: KeyOrder | None = None
+    """Keeps keys closed behind dead messages."""
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

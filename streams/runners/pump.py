@@ -15,12 +15,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from streams.engine.dispatch import Owned, Work
 from streams.engine.flow import Gate
-from streams.engine.progress import LIMIT, Progress, Range, Segment, decode
+from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
@@ -125,6 +126,8 @@ class Pump:
         self.losses = 0
         self.reachable = True
         runner.dispatcher.refill = self._room.set
+        if job.sequence is not None:
+            job.sequence.wake = self._wake
 
     # -- the app's side
 
@@ -191,6 +194,8 @@ class Pump:
         due = dispatcher.due
         if due is not None and due <= self._now():
             return "messages are due to be tried again"
+        if self._job.sequence is not None and (busy := self._job.sequence.busy()):
+            return busy
         return "" if self._job.watch is None else self._job.watch.busy()
 
     def joint(self, turns: Turns) -> Joint:
@@ -224,11 +229,17 @@ class Pump:
             left = [assignment for assignment, _ in self._owned.values()]
             if self._job.watch is not None and left:
                 self._job.watch.revoked(left)
+            if self._job.sequence is not None:
+                self._job.sequence.gone(left)
             self._runner.close()
             self.ended.set()
             self.on_end()
 
     def _moved(self) -> None:
+        self._wake()
+
+    def _wake(self) -> None:
+        """Come round soon (any thread)."""
         self._room.set()
         if self._subscription is not None:
             self._subscription.wake()
@@ -276,8 +287,10 @@ class Pump:
             self._wait_for_room(subscription)
             room = self._take_stock()
         if self._polled:
-            # An outage between a poll and the commit of the start: reading went on past these.
-            subscription.keep_alive()
+            # An outage between a poll and the commit of the start: reading went on past these. Still
+            # polled, because a rebalance is served there, without which the commit may be refused.
+            self._polled.extend(subscription.poll(1, 0.0))
+            self._hold_back(subscription, everything=True)
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
             self._polled.extend(subscription.poll(min(room, CHUNK), self._patience()))
@@ -290,6 +303,9 @@ class Pump:
         batches, self._polled = self._polled, []
         for batch in batches:
             self._offer(batch)
+        if self._job.sequence is not None:
+            for segment in self._job.sequence.turn():
+                self._runner.enter(partial(self._runner.dispatcher.insert, segment))
         if batches or self._runner.dispatcher.backlog:
             self._runner.kick()
         if self._now() >= self._next_commit:
@@ -479,6 +495,8 @@ class Pump:
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
             self._runner.assign(owned)
+            if self._job.sequence is not None:
+                self._job.sequence.own(assignment, owned)
             assignment.state = owned
             self._owned[id(assignment)] = (assignment, owned)
             committed = assignment.committed
@@ -554,6 +572,8 @@ class Pump:
         return leaving
 
     def _forget(self, assignments: Sequence[Assignment]) -> None:
+        if self._job.sequence is not None:
+            self._job.sequence.gone(assignments)
         for assignment in assignments:
             self._owned.pop(id(assignment), None)
             self._stored.pop(id(assignment), None)
@@ -601,6 +621,16 @@ class Pump:
                 )  # fmt: skip
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
+        if job.sequence is not None:
+            settled = with_offsets(
+                settled,
+                job.sequence.begin(
+                    assignment,
+                    position,
+                    fresh=floor >= position and not settled,
+                    alive=self._keep_alive,
+                ),
+            )
         progress = Progress(position, floor, settled)
         if not job.dedup.window:
             return progress, None

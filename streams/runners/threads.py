@@ -75,6 +75,7 @@ class ThreadRunner(Runner):
             and job.results is None
             and job.timeout is None
             and job.late is None
+            and job.sequence is None
             and not (job.batch and job.filter)
         )
         self._straight: Segment | None = None
@@ -265,6 +266,10 @@ class ThreadRunner(Runner):
         if works[0][6] is not None:
             self.bury(works[0])
             return True
+        if self.job.sequence is not None:
+            works = self.unparked(works)
+            if not works:
+                return True
         if self._idle and dispatcher.backlog:
             self._work.notify()
         self._begin(slot, [work[0] for work in works], now)

@@ -1,0 +1,416 @@
+"""Keys that wait behind a dead message: what is written of them, and what follows from it.
+
+``DeadLetters(sequenced=True)``: once a message of a key is dead, later messages of that key are
+*parked* behind it until it is retried, edited or dropped; then they are handled in their original
+order, and the key opens again. Everything about the keys of partition p of ``orders`` stands in
+partition p of ``orders.billing.parked``, and the state is what follows from reading that in order:
+:class:`State` reads, and does nothing else. Whoever reads the same records comes to the same state.
+
+Rules
+-----
+
+1. **Records.** An *owner* record opens the tenure of whoever owns the source partition. A *dead*
+   record is a message that could not be handled, a *waits* record one that is parked: both hold its
+   bytes, headers and source offset. A *done* record says that the message of a source offset was
+   handled. *retry*, *edit* and *drop* are commands; anybody may write them.
+2. **The fence.** Dead, waits and done records carry their writer's tenure, and count only while no
+   other has begun. The next owner writes its owner record first, and reads up to it: what a former
+   owner still writes stands behind it and counts for nobody, ever. Such a one can commit nothing
+   in the source either, so the same message comes to the new owner.
+3. **A key** has a queue of source offsets, ascending; it is *closed* while the queue is not empty.
+   Only the head can be dead. A waits record behind the last offset is appended; a record of an
+   offset that was queued before is the same message written again, and changes nothing, except
+   that a dead record of the head's offset says that the head failed (once more).
+4. **Commands** name the head's record (its position here), so that a command that was meant for an
+   earlier state does nothing. They act on a dead head only: retry lets it be handled again, edit
+   puts other bytes in its place and does the same, drop takes it away.
+5. **Who acts.** No command asks anybody to do something: each is a record that changes the state.
+   The owner reads the records as they come, and hands out the head of every queue that is not dead.
+
+What a crash can do
+-------------------
+
+Each step is one record, so it is there or it is not.
+
+* Before the dead record: the source is not settled; the message is handled again.
+* After it, before the source's position is committed: the source offset counts as settled, because
+  it stands here (:attr:`State.sources`). The same for a parked message.
+* A message that came back was handled, and its done record was not written: it is handled again, as
+  any message whose position was not committed (at-least-once). The done record is confirmed before
+  the next message of the key begins, so that is one message a key. What its handler returned
+  (``to=``) is written before that, under IDs derived from the message.
+* It failed again, and its dead record was not written: it is handled again.
+* A reset of the group makes messages come again that are done here: an owner record that is *fresh*
+  (the group stands where it was started or reset to) lets all that is done be forgotten. What waits
+  goes on waiting.
+
+An owner that was frozen may finish the handlers it had begun beside its successor's, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, NamedTuple, get_args
+
+from streams.letters import PREFIX as ERRORS
+from streams.letters import header
+from streams.message import ID, REDRIVE, Headers, Record
+
+PREFIX = "__streams.parked."
+
+WHAT = PREFIX + "what"
+OWNER = PREFIX + "owner"
+OFFSET = PREFIX + "offset"
+TIME = PREFIX + "time"
+NAME = PREFIX + "id"
+OF = PREFIX + "of"
+FRESH = PREFIX + "fresh"
+
+What = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
+
+Command = Literal["retry", "edit", "drop"]
+
+_KNOWN: tuple[str, ...] = get_args(What)
+
+
+def parked_topic(topic: str, group: str) -> str:
+    """Where the closed keys of a topic and group stand."""
+    return f"{topic}.{group}.parked"
+
+
+class Said(NamedTuple):
+    """What one record says."""
+
+    what: str
+    owner: str
+    offset: int
+    """In the source."""
+    of: int
+    """The record that a command is about."""
+    fresh: bool
+
+
+def said(headers: Headers) -> Said | None:
+    """What a record says; None where it says nothing of ours."""
+    what = header(headers, WHAT)
+    if what not in _KNOWN:
+        return None
+    return Said(
+        what,
+        header(headers, OWNER) or "",
+        _number(headers, OFFSET),
+        _number(headers, OF),
+        header(headers, FRESH) == "1",
+    )
+
+
+def _number(headers: Headers, name: str) -> int:
+    found = header(headers, name) or ""
+    return int(found) if found.isascii() and found.isdigit() and len(found) < 50 else -1
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+def _pair(name: str, value: object) -> tuple[str, bytes | None]:
+    return name, str(value).encode("utf-8", "surrogateescape")
+
+
+def owner_record(owner: str, partition: int, *, fresh: bool) -> Record:
+    """Opens a tenure."""
+    headers = [_pair(WHAT, "owner"), _pair(OWNER, owner), _pair(FRESH, int(fresh))]
+    return Record(None, None, f"{owner}/owner", headers, partition)
+
+
+def entry_record(
+    what: Literal["dead", "waits"],
+    owner: str,
+    partition: int,
+    offset: int,
+    message: Record,
+    when: float,
+) -> Record:
+    """A message that is dead, or waits behind one that is."""
+    redrive = header(message.headers, REDRIVE) or "0"
+    headers = [
+        *without(message.headers),
+        _pair(WHAT, what),
+        _pair(OWNER, owner),
+        _pair(OFFSET, offset),
+        _pair(TIME, when),
+        _pair(NAME, message.id),
+    ]
+    # Under an ID of its own: a log may keep one record of each ID.
+    id = f"{owner}/{offset}/{what}/{redrive}"
+    return Record(message.value, message.key, id, headers, partition)
+
+
+def done_record(owner: str, partition: int, offset: int, key: bytes) -> Record:
+    """The message of that source offset was handled."""
+    headers = [_pair(WHAT, "done"), _pair(OWNER, owner), _pair(OFFSET, offset)]
+    return Record(None, key, f"{owner}/{offset}/done", headers, partition)
+
+
+def command_record(
+    command: Command, of: int, partition: int, key: bytes, id: str, edited: Record | None = None
+) -> Record:
+    """What is to become of the dead message of a key.
+
+    :param of: the position of its record.
+    :param edited: it, with other bytes, for ``edit``.
+    """
+    headers: list[tuple[str, bytes | None]] = [] if edited is None else list(edited.headers)
+    headers = [pair for pair in headers if pair[0] not in (ID, WHAT, OWNER, OF)]
+    headers += [_pair(WHAT, command), _pair(OF, of)]
+    value = None if edited is None else edited.value
+    return Record(value, key, id, headers, partition)
+
+
+def without(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """A message's own headers: nothing of ours, and not its ID."""
+    return [pair for pair in headers if pair[0] != ID and not pair[0].startswith(PREFIX)]
+
+
+class Original(NamedTuple):
+    """The message in a record, as it stood in its source."""
+
+    id: str
+    offset: int
+    time: float
+    headers: list[tuple[str, bytes | None]]
+    """As its handler is to see them, the ID first."""
+
+
+def original(headers: Headers) -> Original:
+    """The message in a dead, waits or edit record. One that was dead is counted as put back."""
+    own = without(headers)
+    if header(headers, WHAT) != "waits":
+        found = header(own, REDRIVE) or "0"
+        redrive = int(found) + 1 if found.isascii() and found.isdigit() and len(found) < 10 else 1
+        own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
+        own.append(_pair(REDRIVE, redrive))
+    id = header(headers, NAME) or ""
+    try:
+        when = float(header(headers, TIME) or 0)
+    except ValueError:
+        when = 0.0
+    return Original(id, _number(headers, OFFSET), when, [_pair(ID, id), *own])
+
+
+# -- the state -----------------------------------------------------------------------------------
+
+
+class Queue:
+    """What waits of one closed key."""
+
+    __slots__ = ("dead", "generation", "given", "old", "positions", "sources")
+
+    def __init__(self, generation: int) -> None:
+        self.sources: deque[int] = deque()
+        """Source offsets, ascending."""
+        self.positions: deque[int] = deque()
+        """Where their records stand; -1 for one that was written and not read yet."""
+        self.dead = False
+        """The head waits for a command."""
+        self.old = False
+        """The group was reset since: messages before the head come again."""
+        self.generation = generation
+        """Changes when what was handed out is handed out no more."""
+        self.given = 0
+        """How many from the head on are handed out."""
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def first(self) -> int:
+        """The lowest position that is needed of it; -1 where none is known."""
+        known = [self.positions[at] for at in range(min(2, len(self.positions)))]
+        return min((each for each in known if each >= 0), default=-1)
+
+
+class State:
+    """The closed keys of one partition, as they follow from the records that were read.
+
+    :param owner: whose tenure it is where reading begins; empty where that is not known.
+    :param since: source offsets from there on are kept in :attr:`sources`.
+    """
+
+    def __init__(self, owner: str = "", since: int | None = None) -> None:
+        self.owner = owner
+        self.keys: dict[bytes, Queue] = {}
+        self.held = 0
+        """Messages in all queues."""
+        self.sources: dict[int, int] = {}
+        """Source offsets that were dead or parked and not forgotten since, from ``since`` on,
+        and where their first record stands."""
+        self.moving: dict[bytes, Queue] = {}
+        """Those of :attr:`keys` whose head is not dead: it is to be handled."""
+        self.tenures: list[tuple[int, str]] = []
+        """Where tenures began, ascending."""
+        self._since = since
+        self._early: dict[int, int] = {}
+        """Source offsets whose done record was written and not read yet, and where the message
+        stands: it counts as needed until then, in case that record counts for nobody."""
+        self._generation = 0
+
+    # -- reading
+
+    def read(self, position: int, key: bytes | None, record: Said) -> None:
+        """The next record."""
+        what = record.what
+        if what == "owner":
+            self._begun(position, record)
+        elif key is None:
+            return
+        elif what in ("retry", "edit", "drop"):
+            self._commanded(position, key, record)
+        elif self.owner and record.owner != self.owner:
+            return  # the fence
+        elif what == "done":
+            self._early.pop(record.offset, None)
+            self.done(key, record.offset)
+        else:
+            self._entered(position, key, record)
+
+    def _begun(self, position: int, record: Said) -> None:
+        self.owner = record.owner
+        self.tenures.append((position, record.owner))
+        if record.fresh:
+            waiting = {offset for queue in self.keys.values() for offset in queue.sources}
+            kept = {each: at for each, at in self.sources.items() if each in waiting}
+            self.sources = kept
+            for queue in self.keys.values():
+                queue.old = True
+
+    def _entered(self, position: int, key: bytes, record: Said) -> None:
+        offset, dead = record.offset, record.what == "dead"
+        if self._since is not None and offset >= self._since:
+            self.sources.setdefault(offset, position)
+        queue = self.keys.get(key)
+        if queue is None:
+            queue = self._closed(key)
+        if not queue.sources or offset > queue.sources[-1]:
+            self._append(queue, offset, position)
+            if dead and len(queue) == 1:
+                self._died(key, queue)
+            return
+        if offset == queue.sources[0]:
+            if dead:
+                queue.positions[0] = position
+                self._died(key, queue)
+            elif queue.positions[0] < 0:
+                queue.positions[0] = position
+            return
+        # One of ours that was written and not read until now: they come in order.
+        for at in range(len(queue) - 1, 0, -1):
+            if queue.sources[at] == offset:
+                if queue.positions[at] < 0:
+                    queue.positions[at] = position
+                return
+
+    def _commanded(self, position: int, key: bytes, record: Said) -> None:
+        queue = self.keys.get(key)
+        if queue is None or not queue.dead or queue.positions[0] != record.of or record.of < 0:
+            return
+        if record.what == "drop":
+            self._pop(key, queue)
+            return
+        queue.dead = False
+        self.moving[key] = queue
+        if record.what == "edit":
+            queue.positions[0] = position
+
+    # -- what the owner knows before it reads it
+
+    def expect(self, key: bytes, offset: int, *, dead: bool) -> None:
+        """The owner is about to write this; for a head that came back, nothing changes yet."""
+        queue = self.keys.get(key)
+        if queue is None:
+            queue = self._closed(key)
+        if not queue.sources or offset > queue.sources[-1]:
+            self._append(queue, offset, -1)
+            if dead and len(queue) == 1:
+                self._died(key, queue)
+
+    def unexpect(self, key: bytes, offset: int) -> None:
+        """It was refused, and is not there."""
+        queue = self.keys.get(key)
+        if queue is None or queue.sources[-1] != offset or queue.positions[-1] >= 0:
+            return
+        queue.sources.pop()
+        queue.positions.pop()
+        self.held -= 1
+        if not queue.sources:
+            del self.keys[key]
+            self.moving.pop(key, None)
+
+    def done(self, key: bytes, offset: int, *, early: bool = False) -> None:
+        """The message of that offset was handled, or is not there any more.
+
+        :param early: the record that says so is written, and not read yet.
+        """
+        queue = self.keys.get(key)
+        if queue is not None and queue.sources[0] == offset:
+            if early:
+                self._early[offset] = queue.positions[0]
+            self._pop(key, queue)
+
+    @property
+    def unread(self) -> bool:
+        """There is something to be read, or may be."""
+        return bool(self.keys or self._early)
+
+    def recall(self, queue: Queue) -> None:
+        """What was handed out of a queue is not to be handled."""
+        self._generation += 1
+        queue.generation = self._generation
+        queue.given = 0
+
+    # -- inside
+
+    def _closed(self, key: bytes) -> Queue:
+        self._generation += 1
+        queue = self.keys[key] = self.moving[key] = Queue(self._generation)
+        return queue
+
+    def _append(self, queue: Queue, offset: int, position: int) -> None:
+        queue.sources.append(offset)
+        queue.positions.append(position)
+        self.held += 1
+
+    def _died(self, key: bytes, queue: Queue) -> None:
+        queue.dead = True
+        self.moving.pop(key, None)
+        self.recall(queue)
+
+    def _pop(self, key: bytes, queue: Queue) -> None:
+        queue.sources.popleft()
+        queue.positions.popleft()
+        queue.dead = False
+        queue.given = max(0, queue.given - 1)
+        self.held -= 1
+        if queue.sources:
+            self.moving[key] = queue
+        else:
+            del self.keys[key]
+            self.moving.pop(key, None)
+
+    # -- how much of it must be read again
+
+    def floor(self, at: int, settled: int) -> tuple[int, str]:
+        """From where on the next owner is to read, and whose tenure it is there.
+
+        :param at: everything below was read.
+        :param settled: the source's committed position: of what is below, nothing comes again.
+        """
+        for offset in [each for each in self.sources if each < settled]:
+            del self.sources[offset]
+        needed = [queue.first for queue in self.keys.values()]
+        needed += [*self.sources.values(), *self._early.values()]
+        found = min((each for each in needed if each >= 0), default=at)
+        found = min(found, at)
+        while len(self.tenures) > 1 and self.tenures[1][0] < found:
+            del self.tenures[0]
+        owner = next((name for begun, name in reversed(self.tenures) if begun < found), "")
+        return found, owner

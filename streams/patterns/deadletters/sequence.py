@@ -1,0 +1,515 @@
+"""Who keeps keys closed: the owner of a source partition, beside its processor.
+
+The rules, and what a crash can do, stand at the head of :mod:`streams.patterns.deadletters.parked`.
+This is their I/O. For each source partition that is owned there is a *shelf*, which
+
+1. opens its tenure and reads the partition's records from the *floor* on, before anything of the
+   partition is handled; the floor is the place of a group without members, named as the topic;
+2. says of each message whose turn has come whether its key is closed, and what to write then;
+3. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
+   processor, in the key's lane, before whatever else of the key waits there;
+4. moves the floor.
+
+In memory there are keys, offsets and positions, never payloads, and :data:`HELD` messages a
+partition at most: at the bound, what would be parked waits in its lane instead. Payloads are
+fetched a few (:data:`AHEAD`) of a key ahead.
+
+The pump's thread begins, reads and fetches; what the runner asks needs no I/O. A lock a shelf
+stands between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from streams.engine.dispatch import Owned, Work
+from streams.engine.progress import Segment
+from streams.errors import LogError, Mismatch, NotFound, OutcomeUnknown, Unavailable
+from streams.log.names import check_topic
+from streams.log.protocol import Assignment, Committed, Log, Retention
+from streams.message import Batch, Record
+from streams.patterns.deadletters import parked
+from streams.patterns.deadletters.parked import Queue, State, parked_topic
+from streams.patterns.deadletters.redriving import append
+from streams.patterns.delay.fetch import Fetcher, Row
+from streams.processor import Processor
+from streams.runners.job import Outgoing, Parking
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+logger = logging.getLogger("streams.dead")
+
+HELD = 500_000
+"""Messages in the queues of a partition's closed keys, at most."""
+
+AHEAD = 64
+"""Messages of one key that are fetched ahead, at most."""
+
+FETCH = 1_000
+"""Messages of a partition that are fetched at once, at most."""
+
+BYTES = 4 << 20
+"""Their bytes, at most; a single larger one is fetched alone."""
+
+CHUNK = 1_000
+"""Records read at once, at most."""
+
+LOOK = 0.25
+"""Real seconds between two looks at what was said, while keys are closed."""
+
+FLOOR = 5.0
+"""Real seconds between two moves of the floor, at least."""
+
+TRIMMED = Retention(messages=10_000)
+"""How the topic is kept on a log that trims: everything from the floor on, and a little."""
+
+
+class Returned(Segment):
+    """Parked messages on their way to the handler, as they stood in their source."""
+
+    __slots__ = ("generations",)
+
+    def __init__(self, owner: Owned, batch: Batch, generations: list[int]) -> None:
+        super().__init__(owner, batch)
+        self.ids = [None] * len(batch)  # deduplication saw them when they were parked
+        self.generations = generations
+
+
+def keep(app: Streams, processor: Processor[..., Any]) -> Shelves:
+    """What keeps a processor's closed keys."""
+    return Shelves(app, processor)
+
+
+class Shelves:
+    """See :class:`streams.runners.job.Ordered`."""
+
+    def __init__(self, app: Streams, processor: Processor[..., Any]) -> None:
+        self._app = app
+        self._group = processor.group
+        self._topics = {
+            topic: check_topic(parked_topic(topic, processor.group)) for topic in processor.topics
+        }
+        self._shelves: dict[tuple[str, int], Shelf] = {}
+        self.wake: Callable[[], None] = lambda: None
+
+    def prepare(self, log: Log) -> None:
+        """Create the topics of closed keys, with as many partitions as their sources."""
+        for topic, name in self._topics.items():
+            make_topic(log, name, log.topic(topic).partitions, topic)
+
+    # -- the pump's side
+
+    def begin(
+        self, assignment: Assignment, position: int, *, fresh: bool, alive: Callable[[], None]
+    ) -> Collection[int]:
+        """Open a tenure, and read what is closed."""
+        name = self._topics.get(assignment.topic)
+        if name is None:
+            return ()
+        now = self._app.clock.monotonic
+        shelf = Shelf(self._app.log, assignment, name, self._group, now)
+        shelf.begin(position, fresh=fresh, alive=alive)
+        self._shelves[assignment.topic, assignment.partition] = shelf
+        return list(shelf.state.sources)
+
+    def own(self, assignment: Assignment, owned: Owned) -> None:
+        """From now on its messages are handled."""
+        shelf = self._shelves.get((assignment.topic, assignment.partition))
+        if shelf is not None and shelf.assignment is assignment:
+            shelf.owned = owned
+
+    def gone(self, assignments: Sequence[Assignment]) -> None:
+        """These are given up or lost."""
+        for each in assignments:
+            place = (each.topic, each.partition)
+            shelf = self._shelves.get(place)
+            if shelf is not None and shelf.assignment is each:
+                del self._shelves[place]
+
+    def turn(self) -> Sequence[Segment]:
+        """Read on, and fetch what is to be handled."""
+        now = time.monotonic()
+        found = (shelf.turn(now) for shelf in list(self._shelves.values()))
+        return [segment for segment in found if segment is not None]
+
+    def busy(self) -> str:
+        """What keeps it from being at rest, in words (any thread)."""
+        for shelf in list(self._shelves.values()):
+            if shelf.moving:
+                return "parked messages are coming back"
+            if shelf.behind:
+                return "what was said of closed keys was not read yet"
+        return ""
+
+    # -- the runner's side
+
+    def parking(self, work: Work) -> Parking | None:
+        """None: the message is to be handled."""
+        shelf = self._shelf(work)
+        return None if shelf is None else shelf.parking(work)
+
+    def closed(self, work: Work) -> bool:
+        """Its key is closed, or it has come back."""
+        shelf = self._shelf(work)
+        key = work[0].keys[work[1]]
+        return shelf is not None and key is not None and key in shelf.state.keys
+
+    def back(self, work: Work) -> bool:
+        """The message has come back by :meth:`turn`."""
+        return type(work[0]) is Returned
+
+    def buried(self, work: Work, letter: Outgoing) -> Outgoing:
+        """A dead message closes its key; one without a key goes to the dead letters."""
+        shelf = self._shelf(work)
+        return letter if shelf is None else shelf.buried(work, letter)
+
+    def done(self, work: Work) -> Outgoing:
+        """Says that a message that has come back was handled."""
+        segment, index = work[0], work[1]
+        shelf, key = self._shelf(work), segment.keys[index]
+        if shelf is None or key is None:
+            raise Unavailable(f"{segment.batch.topic}: not owned any more")
+        return shelf.name, parked.done_record(
+            shelf.owner, shelf.partition, segment.batch.offsets[index], key
+        )
+
+    def written(self, work: Work) -> bool:
+        """What was wanted for this message is confirmed."""
+        segment, index = work[0], work[1]
+        if segment.batch.topic not in self._topics or segment.keys[index] is None:
+            return True  # an ordinary dead letter
+        shelf = self._shelf(work)
+        if not segment.owner.live or shelf is None:
+            return False
+        if type(segment) is Returned and work[6] is None and shelf.handled(work):
+            self.wake()
+        return True
+
+    def refused(self, work: Work) -> None:
+        """The log refuses it."""
+        shelf = self._shelf(work)
+        if shelf is not None and type(work[0]) is not Returned:
+            shelf.refused(work)
+
+    def _shelf(self, work: Work) -> Shelf | None:
+        batch = work[0].batch
+        shelf = self._shelves.get((batch.topic, batch.partition))
+        return shelf if shelf is not None and shelf.owned is work[0].owner else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """A message that is to be fetched and handled."""
+
+    key: bytes
+    queue: Queue
+    generation: int
+    source: int
+    position: int
+
+
+class Shelf:
+    """The closed keys of one source partition that is owned."""
+
+    def __init__(
+        self,
+        log: Log,
+        assignment: Assignment,
+        name: str,
+        group: str,
+        now: Callable[[], float],
+    ) -> None:
+        self._log = log
+        self._now = now
+        self._group = group
+        self.assignment = assignment
+        self.name = name
+        self.partition = assignment.partition
+        self.owner = uuid4().hex
+        self.state = State()
+        self.owned: Owned | None = None
+        self._lock = threading.Lock()
+        self._at = 0
+        """Everything below was read."""
+        self._fetcher = Fetcher(log, name, assignment.partition)
+        self._look = 0.0
+        self._hurry = False
+        self._floor = -1
+        self._floor_at = time.monotonic() + FLOOR
+        self._moved_at = -1
+        """Where reading stood when the floor could go no further."""
+
+    # -- the pump's side
+
+    def begin(self, position: int, *, fresh: bool, alive: Callable[[], None]) -> None:
+        """Open the tenure; read everything up to its record."""
+        log, name, partition = self._log, self.name, self.partition
+        first, _ = log.bounds(name, partition)
+        place = log.places(name, name).get(partition)
+        start, tenure = (first, "") if place is None else (place.position, place.progress)
+        if start < first:  # not ours to know whose tenure it was there
+            start, tenure = first, ""
+        opening = parked.owner_record(self.owner, partition, fresh=fresh)
+        (answer,) = append(log, name, [opening])
+        if isinstance(answer, OutcomeUnknown):
+            raise Unavailable(str(answer)) from answer
+        if isinstance(answer, LogError):
+            raise answer
+        self.state = State(tenure, since=position)
+        if tenure:
+            self.state.tenures.append((start - 1, tenure))
+        self._at = start
+        self._read(answer.offset + 1, alive)
+        self._floor = start
+        if self.state.keys:
+            logger.info("%s/%d: %d keys are closed", name, partition, len(self.state.keys))
+
+    def _read(self, end: int, alive: Callable[[], None] = lambda: None) -> None:
+        """Read up to a position."""
+        if self._at >= end:
+            return
+        reader = self._log.reader(self.name, self.partition, self._at, end)
+        try:
+            while (batch := reader.read(CHUNK)) is not None:
+                alive()
+                records = [
+                    (batch.offsets[at], batch.keys[at], parked.said(batch.headers(at)))
+                    for at in range(len(batch))
+                ]
+                with self._lock:
+                    for position, key, record in records:
+                        if record is not None:
+                            self.state.read(position, key, record)
+                self._at = batch.offsets[-1] + 1
+            self._at = end
+        finally:
+            reader.close()
+
+    def turn(self, now: float) -> Segment | None:
+        """Read on where there is a reason to; what is to be handled next."""
+        state = self.state
+        if state.unread and (now >= self._look or self._hurry):
+            self._look, self._hurry = now + LOOK, False
+            self._read(self._log.bounds(self.name, self.partition)[1])
+        if now >= self._floor_at:
+            self._floor_at = now + FLOOR
+            self._move_floor()
+        return self._fetch() if state.moving else None
+
+    @property
+    def moving(self) -> bool:
+        """Some key's messages are to be handled, and not handed out yet."""
+        with self._lock:
+            return any(not queue.given for queue in self.state.moving.values())
+
+    @property
+    def behind(self) -> bool:
+        """Keys are closed, and something was said since the last look."""
+        return bool(self.state.keys) and self._at < self._log.bounds(self.name, self.partition)[1]
+
+    def _wanted(self) -> list[_Next]:
+        found: list[_Next] = []
+        with self._lock:
+            for key, queue in self.state.moving.items():
+                if queue.given > AHEAD // 2:
+                    continue
+                for at in range(queue.given, min(len(queue), AHEAD)):
+                    if queue.positions[at] < 0:
+                        break
+                    found.append(
+                        _Next(key, queue, queue.generation, queue.sources[at], queue.positions[at])
+                    )
+                if len(found) >= FETCH:
+                    break
+        return found
+
+    def _fetch(self) -> Segment | None:
+        """The messages that are to be handled next, those of a key in order."""
+        owned, wanted = self.owned, self._wanted()
+        if owned is None or not wanted:
+            return None
+        rows, _ = self._fetcher.fetch(sorted(each.position for each in wanted), BYTES)
+        chosen: list[tuple[_Next, Row]] = []
+        ended: set[bytes] = set()
+        with self._lock:
+            for each in wanted:
+                queue = each.queue
+                if each.key in ended or self.state.keys.get(each.key) is not queue:
+                    continue
+                given = queue.given
+                if (
+                    queue.generation != each.generation
+                    or each.position not in rows
+                    or given >= len(queue)
+                    or queue.sources[given] != each.source
+                ):
+                    ended.add(each.key)
+                    continue
+                row = rows[each.position]
+                if row is None:
+                    ended.add(each.key)
+                    if given == 0:
+                        self._vanished(each)
+                    continue
+                queue.given += 1
+                chosen.append((each, row))
+        return self._returned(owned, chosen) if chosen else None
+
+    def _vanished(self, each: _Next) -> None:
+        logger.error(
+            "%s/%d: the message parked at %s was deleted before it was handled",
+            self.name, self.partition, self._log.show(each.position),
+        )  # fmt: skip
+        self.state.done(each.key, each.source)
+
+    def _returned(self, owned: Owned, chosen: Sequence[tuple[_Next, Row]]) -> Segment:
+        found = [parked.original(row.headers) for _, row in chosen]
+        batch = Batch(
+            self.assignment.topic,
+            self.partition,
+            [each.source for each, _ in chosen],
+            [each.key for each, _ in chosen],
+            [row.value for _, row in chosen],
+            [each.id for each in found],
+            [each.headers for each in found],
+            [each.time for each in found],
+        )
+        return Returned(owned, batch, [each.generation for each, _ in chosen])
+
+    def _move_floor(self) -> None:
+        """Say from where on the next owner is to read; never back."""
+        if self._now() >= self.assignment.valid_until or self._at == self._moved_at:
+            return
+        log, name, topic = self._log, self.name, self.assignment.topic
+        place = log.places(self._group, topic).get(self.partition)
+        if place is None:
+            return
+        with self._lock:
+            at = self._at
+            floor, tenure = self.state.floor(at, place.position)
+        if floor > self._floor:
+            before = log.places(name, name).get(self.partition)
+            if before is None or before.position < floor:
+                log.move(name, name, {self.partition: Committed(floor, tenure)}, force=True)
+            self._floor = floor
+        if floor >= at:
+            self._moved_at = at
+
+    # -- the runner's side
+
+    def parking(self, work: Work) -> Parking | None:
+        """None: the message is to be handled."""
+        segment, index = work[0], work[1]
+        key = segment.keys[index]
+        if key is None:
+            return None
+        if isinstance(segment, Returned):
+            return self._checked(key, segment, index)
+        if key not in self.state.keys:
+            return None
+        offset = segment.batch.offsets[index]
+        with self._lock:
+            queue = self.state.keys.get(key)
+            if queue is None or (queue.old and offset < queue.sources[0]):
+                return None
+            if offset <= queue.sources[-1]:
+                return Parking(None)  # it was settled before the head was
+            self._check_room()
+            self.state.expect(key, offset, dead=False)
+        batch = segment.batch
+        headers = parked.without(batch.headers(index))
+        record = Record(batch.values[index], key, batch.id(index), headers)
+        entry = parked.entry_record(
+            "waits", self.owner, self.partition, offset, record, batch.time(index)
+        )
+        return Parking((self.name, entry))
+
+    def _checked(self, key: bytes, segment: Returned, index: int) -> Parking | None:
+        """Whether a message that has come back is still its key's turn."""
+        with self._lock:
+            queue = self.state.keys.get(key)
+            if (
+                queue is not None
+                and not queue.dead
+                and queue.generation == segment.generations[index]
+                and queue.sources[0] == segment.batch.offsets[index]
+            ):
+                return None
+        return Parking(None, settled=False)
+
+    def buried(self, work: Work, letter: Outgoing) -> Outgoing:
+        """What closes its key, or keeps it closed."""
+        segment, index = work[0], work[1]
+        batch, key = segment.batch, segment.keys[index]
+        if key is None:
+            return letter
+        offset = batch.offsets[index]
+        if type(segment) is not Returned:
+            with self._lock:
+                queue = self.state.keys.get(key)
+                if queue is not None and offset < queue.sources[0]:
+                    return letter  # handled again after a reset, before what is parked
+                self._check_room()
+                self.state.expect(key, offset, dead=True)
+        entry = parked.entry_record(
+            "dead", self.owner, self.partition, offset, letter[1], batch.time(index)
+        )
+        return self.name, entry
+
+    def _check_room(self) -> None:
+        if self.state.held >= HELD:
+            raise Unavailable(
+                f"{self.name}/{self.partition} holds {HELD} messages of closed keys: retry or drop "
+                "the dead ones, see streams dead keys"
+            )
+
+    def handled(self, work: Work) -> bool:
+        """A message that came back was handled, and that is written. True: more of its key is to
+        be fetched."""
+        segment, index = work[0], work[1]
+        key = segment.keys[index]
+        if key is None:
+            return False
+        with self._lock:
+            self.state.done(key, segment.batch.offsets[index], early=True)
+            queue = self.state.keys.get(key)
+            if queue is None or queue.given:
+                return False
+            self._hurry = True
+            return True
+
+    def refused(self, work: Work) -> None:
+        """It is not written."""
+        segment, index = work[0], work[1]
+        key = segment.keys[index]
+        if key is not None:
+            with self._lock:
+                self.state.unexpect(key, segment.batch.offsets[index])
+
+
+def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
+    """Create a topic of closed keys, or find it; blocks.
+
+    :raises Mismatch: it has not as many partitions as its source.
+    """
+    capabilities = log.capabilities
+    try:
+        info = log.topic(name)
+    except NotFound:
+        info = log.create(name, partitions, config=capabilities.letters)
+    if info.partitions != partitions:
+        raise Mismatch(
+            f"topic {name!r} has {info.partitions} partitions, but {source!r}, whose closed keys "
+            f"it holds, has {partitions}"
+        )
+    if not log.places(name, name):  # before anything may be trimmed
+        log.begin(name, name, {part: log.bounds(name, part)[0] for part in range(partitions)})
+    if not capabilities.compacted and info.retention != TRIMMED:
+        log.create(name, partitions, TRIMMED)
