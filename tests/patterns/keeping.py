@@ -32,7 +32,7 @@ class Place:
         self.name = f"test-{uuid4().hex[:12]}"
         self.clock = Clock() if kind in ("memory", "sqlite") else None
         self.lease = 30.0 if self.clock else 0.4
-        """Seconds of a lease that is to end within the test."""
+        """Seconds of what is to end within the test; nothing may hang on its not ending sooner."""
         self._anchor = self.claims()
         """What is in memory lasts as long as somebody holds it."""
 
@@ -49,7 +49,7 @@ class Place:
         if self.clock:
             self.clock.advance(seconds)
         else:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds + 0.05)  # its clock is another one
 
     def left(self, key: str) -> float:
         """Seconds until the claim or the outcome under a key is over; 0 where there is none."""
