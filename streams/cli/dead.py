@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +19,14 @@ from streams.config import DeadLetters
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers
+    from streams.patterns.deadletters.closed import Head, Heads
     from streams.patterns.deadletters.redriving import Letters
     from streams.replay.copying import Row
 
-app = typer.Typer(no_args_is_help=True, help="List, show, retry and purge dead letters.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, retry and purge dead letters; decide what closes a key.",
+)
 
 Group = Annotated[str, typer.Argument(metavar="GROUP", help="Whose dead letters.")]
 Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Of which topic.")]
@@ -30,6 +36,7 @@ Name = Annotated[
         "--name", metavar="TOPIC", help="Their topic, if it is not TOPIC.GROUP.dead as usual."
     ),
 ]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The closed key.")]
 Limit = Annotated[
     int | None,
     typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N of each partition only."),
@@ -134,6 +141,10 @@ def show_letter(
         str | None,
         typer.Argument(metavar="WHICH", help="PARTITION/OFFSET or message ID; else the oldest."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", "-k", metavar="KEY", help="What closes this key, instead."),
+    ] = None,
     name: Name = None,
     url: Url = None,
     json: Json = False,
@@ -145,28 +156,43 @@ def show_letter(
       [cyan]streams dead show billing orders[/cyan]         the oldest that waits
       [cyan]streams dead show billing orders 3/17[/cyan]
       [cyan]streams dead show billing orders 3/17 --json | jq .value[/cyan]
+      [cyan]streams dead show billing orders --key c-17[/cyan]
     """
+    if key is not None and (which is not None or name is not None):
+        raise Misused("streams dead show takes --key, or WHICH and --name")
     with open_url(url) as log:
-        letters = _letters(log, group, topic, name)
-        with closing(letters.rows(everything=which is not None)) as rows:
-            ours = (row for row in rows if _of(row, group, topic))
-            found = next((row for row in ours if which is None or _is(log, row, which)), None)
-            if found is None:
-                what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
-                raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
-            whole = _whole(log, found, waiting=rows.waits(found))
+        if key is None:
+            whole = _whole_letter(log, group, topic, which, name)
+        else:
+            head = next(_heads(log, group, topic).all(_bytes(key)), None)
+            if head is None:
+                raise Failed(f"key {key!r} is not closed; see streams dead keys {group} {topic}")
+            whole = {**_closed(log, head), **_whole(log, head.row, waiting=head.dead)}
     if json:
         show.print_json(whole)
         return
     trace, headers = whole.pop("traceback"), whole.pop("headers")
-    value = {key: whole.pop(key) for key in ("value", "text", "base64") if key in whole}
-    show.mapping({key: _cell(cell) for key, cell in whole.items()})
-    for key, text in headers.items():
-        show.say(f"header {show.clean(key)}: {show.clean(text or '')}")
-    for key, cell in value.items():
+    value = {part: whole.pop(part) for part in ("value", "text", "base64") if part in whole}
+    show.mapping({part: _cell(cell) for part, cell in whole.items()})
+    for header, text in headers.items():
+        show.say(f"header {show.clean(header)}: {show.clean(text or '')}")
+    for part, cell in value.items():
         text = cell if isinstance(cell, str) else show.as_json(cell).decode("utf-8", "replace")
-        show.say(f"\n{key}:\n{show.clean(text.rstrip(), keep=chr(10) + chr(9))}")
+        show.say(f"\n{part}:\n{show.clean(text.rstrip(), keep=chr(10) + chr(9))}")
     show.say(f"\n{show.clean(trace or '(no traceback)', keep=chr(10) + chr(9)).rstrip()}")
+
+
+def _whole_letter(
+    log: Log, group: str, topic: str, which: str | None, name: str | None
+) -> dict[str, Any]:
+    letters = _letters(log, group, topic, name)
+    with closing(letters.rows(everything=which is not None)) as rows:
+        ours = (row for row in rows if _of(row, group, topic))
+        found = next((row for row in ours if which is None or _is(log, row, which)), None)
+        if found is None:
+            what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+            raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
+        return _whole(log, found, waiting=rows.waits(found))
 
 
 @app.command("retry")
@@ -174,6 +200,11 @@ def retry(
     group: Group,
     topic: Topic,
     limit: Limit = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", "-k", metavar="KEY", help="A closed key, instead; repeatable."),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
     name: Name = None,
     url: Url = None,
     json: Json = False,
@@ -184,11 +215,22 @@ def retry(
     beside TOPIC: no other group sees them again. A letter is put back once;
     should it fail again, it is a new dead letter.
 
+    With --key or --keys: let the message that closes a key be handled again,
+    and then those that wait behind it.
+
     [bold]Examples[/bold]
 
       [cyan]streams dead retry billing orders[/cyan]
       [cyan]streams dead retry billing orders -n 1[/cyan]   try the oldest first
+      [cyan]streams dead retry billing orders --key c-17[/cyan]
     """
+    if key and keys:
+        raise Misused("streams dead retry takes --key or --keys, not both")
+    if key or keys:
+        if limit is not None or name is not None:
+            raise Misused("streams dead retry: --limit and --name are not for closed keys")
+        _retry_keys(group, topic, key or [], url, json=json)
+        return
     with open_url(url) as log:
         retry_topic = DeadLetters().retry(topic, group)
         done = _letters(log, group, topic, name).put_back(
@@ -197,6 +239,143 @@ def retry(
     _told(group, topic, done, "retried", json=json)
     if not json:
         show.note(f"{show.number(done, 'letter')} put back, to {retry_topic}")
+
+
+def _retry_keys(group: str, topic: str, names: list[str], url: str | None, *, json: bool) -> None:
+    with open_url(url) as log:
+        heads = _heads(log, group, topic)
+        if names:
+            chosen = [heads.one(_bytes(each)) for each in dict.fromkeys(names)]
+        else:
+            chosen = [head for head in heads.all() if head.dead]
+        for head in chosen:
+            heads.command("retry", head)
+    _decided(group, topic, len(chosen), "retried", json=json)
+
+
+@app.command("keys")
+def closed_keys(
+    group: Group,
+    topic: Topic,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
+    ] = 1_000,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """List the closed keys, and what closes them.
+
+    A processor with DeadLetters(sequenced=True) closes a key when a message of
+    it is dead: later messages of that key are parked behind it, until it is
+    retried, edited or dropped.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead keys billing orders[/cyan]
+      [cyan]streams dead retry billing orders --key c-17[/cyan]   handle it again
+      [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
+      [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
+    """
+    with open_url(url) as log:
+        found = [_closed(log, head) for head in _heads(log, group, topic).all(limit=limit)]
+    if json:
+        show.print_json(found)
+        return
+    columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
+    show.table(
+        [name.replace("_", " ") for name in columns],
+        [[_cell(each[name]) for name in columns] for each in found],
+    )
+
+
+@app.command("edit")
+def edit(
+    group: Group,
+    topic: Topic,
+    key: Key,
+    value: Annotated[
+        str | None, typer.Option("--value", metavar="TEXT", help="What its value is to be.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."
+        ),
+    ] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Put another value in the place of the message that closes a key.
+
+    It keeps its key, headers and ID, and is handled, and then those that wait
+    behind it.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
+      [cyan]streams dead show billing orders --key c-17 --json | jq -c .value > v.json[/cyan]
+      [cyan]streams dead edit billing orders c-17 -f v.json[/cyan]
+    """
+    if (value is None) == (file is None):
+        raise Misused("streams dead edit takes --value or --file")
+    if value is not None:
+        data = _bytes(value)
+    elif file == Path("-"):
+        data = sys.stdin.buffer.read()
+    else:
+        data = b"" if file is None else file.read_bytes()
+    with open_url(url) as log:
+        heads = _heads(log, group, topic)
+        heads.command("edit", heads.one(_bytes(key)), data)
+    _decided(group, topic, 1, "edited", json=json)
+
+
+@app.command("drop")
+def drop(
+    group: Group,
+    topic: Topic,
+    key: Key,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Let go of the message that closes a key.
+
+    Those that wait behind it are handled. The log keeps it as long as it keeps
+    TOPIC.GROUP.parked.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead drop billing orders c-17[/cyan]
+    """
+    with open_url(url) as log:
+        heads = _heads(log, group, topic)
+        heads.command("drop", heads.one(_bytes(key)))
+    _decided(group, topic, 1, "dropped", json=json)
+
+
+def _decided(group: str, topic: str, count: int, what: str, *, json: bool) -> None:
+    _told(group, topic, count, what, json=json)
+    if not json:
+        show.note(
+            f"{show.number(count, 'key')} {what}; whoever owns the partition follows, once it runs"
+        )
+
+
+def _heads(log: Log, group: str, topic: str) -> Heads:
+    from streams.patterns.deadletters.closed import Heads
+
+    return Heads(log, group, topic)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _closed(log: Log, head: Head) -> dict[str, Any]:
+    brief = _brief(log, head.row, waiting=head.dead)
+    if not head.dead and brief["error"] == "?":
+        brief["error"] = brief["failed_at"] = None
+    return {**brief, "parked": head.parked, "state": "dead" if head.dead else "coming back"}
 
 
 @app.command("purge")

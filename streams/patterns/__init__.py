@@ -24,7 +24,14 @@ if TYPE_CHECKING:
         SagaTracker,
         create_handler,
     )
-    from streams.patterns.deadletters import DeadLetter, DeadLetterManager, ReprocessStopped
+    from streams.patterns.deadletters import (
+        ClosedKey,
+        ClosedKeys,
+        DeadLetter,
+        DeadLetterManager,
+        NotClosed,
+        ReprocessStopped,
+    )
     from streams.patterns.delay import Delays, Scheduled
     from streams.patterns.idempotency import (
         ClaimLost,
@@ -61,6 +68,8 @@ _HOME: dict[str, str] = {
     "BackpressureController": "streams.patterns.backpressure",
     "ChoreographySaga": "streams.patterns.choreography",
     "ClaimLost": "streams.patterns.idempotency",
+    "ClosedKey": "streams.patterns.deadletters",
+    "ClosedKeys": "streams.patterns.deadletters",
     "ConsumerConfig": "streams.patterns.queue",
     "ContextConflict": "streams.patterns.saga",
     "DeadLetter": "streams.patterns.deadletters",
@@ -81,6 +90,7 @@ _HOME: dict[str, str] = {
     "MetricsCollector": "streams.patterns.monitoring",
     "MonitoringServer": "streams.patterns.monitoring",
     "NotAcquired": "streams.patterns.backpressure",
+    "NotClosed": "streams.patterns.deadletters",
     "OperationFailed": "streams.patterns.idempotency",
     "PatternEventBus": "streams.patterns.bus",
     "QueueMessage": "streams.patterns.queue",
@@ -109,6 +119,8 @@ __all__ = [
     "BackpressureController",
     "ChoreographySaga",
     "ClaimLost",
+    "ClosedKey",
+    "ClosedKeys",
     "ConsumerConfig",
     "ContextConflict",
     "DeadLetter",
@@ -129,6 +141,7 @@ __all__ = [
     "MetricsCollector",
     "MonitoringServer",
     "NotAcquired",
+    "NotClosed",
     "OperationFailed",
     "PatternEventBus",
     "QueueMessage",

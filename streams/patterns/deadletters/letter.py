@@ -62,16 +62,23 @@ class DeadLetter:
 
 
 def read(
-    row: Row, *, waiting: bool, decodings: Mapping[str, Decoding], parse: Callable[[str], int]
+    row: Row,
+    *,
+    waiting: bool,
+    decodings: Mapping[str, Decoding],
+    parse: Callable[[str], int],
+    of: tuple[str | None, str | None] = (None, None),
 ) -> DeadLetter:
     """The letter that a row of a dead letter topic is.
 
     :param decodings: how values are decoded, by topic.
     :param parse: reads an offset as the log writes it.
+    :param of: the topic and the group, where the letter does not say.
     """
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     topic, group = source_of(headers)
+    topic, group = topic or of[0], group or of[1]
     kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
     said = header(headers, MESSAGE)
     attempts = _number(header(headers, ATTEMPTS)) or 1

@@ -181,10 +181,13 @@ class Original(NamedTuple):
     """As its handler is to see them, the ID first."""
 
 
-def original(headers: Headers) -> Original:
-    """The message in a dead, waits or edit record. One that was dead is counted as put back."""
+def original(headers: Headers, *, again: bool = True) -> Original:
+    """The message in a dead, waits or edit record.
+
+    :param again: as it is to be handled: if it was dead, counted as put back, without its error.
+    """
     own = without(headers)
-    if header(headers, WHAT) != "waits":
+    if again and header(headers, WHAT) != "waits":
         found = header(own, REDRIVE) or "0"
         redrive = int(found) + 1 if found.isascii() and found.isdigit() and len(found) < 10 else 1
         own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]

@@ -1,0 +1,284 @@
+"""Closed keys as seen by people: what closes them, and what is to become of it.
+
+``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
+the same records as the owner of the partition (:mod:`streams.patterns.deadletters.parked`), without
+being one, and writes commands. A command names the dead message as it was seen, so that given
+twice, or too late, it does nothing; the owner follows it as soon as one runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from streams.app import to_the_end
+from streams.errors import ConfigError, NotFound, StreamsError
+from streams.log.names import check_group, check_topic
+from streams.message import Batch, Record, text
+from streams.patterns.deadletters import parked
+from streams.patterns.deadletters.letter import DeadLetter, read
+from streams.patterns.deadletters.parked import Command, State, parked_topic
+from streams.patterns.deadletters.redriving import append
+from streams.patterns.delay.fetch import Fetcher
+from streams.replay.copying import Row
+from streams.topic import Topic, _key_bytes
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+    from streams.topic import Key
+
+BYTES = 16 << 20
+"""Bytes of dead messages looked at at once, about."""
+
+
+class NotClosed(StreamsError, LookupError):
+    """No message of that key waits for a decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A closed key, with what closes it."""
+
+    key: bytes
+    partition: int
+    position: int
+    """Where the record of its first message stands."""
+    dead: bool
+    """It waits for a decision. False: it was decided, and its messages are coming back."""
+    parked: int
+    """Messages that wait behind the first one."""
+    row: Row = field(repr=False)
+    """The first message, as a dead letter would hold it."""
+    record: Record = field(repr=False)
+    """The same, as it stands."""
+
+
+class Heads:
+    """The closed keys of a topic and group, read from the log; blocks.
+
+    :raises NotFound: there is no topic of closed keys.
+    """
+
+    def __init__(self, log: Log, group: str, topic: str) -> None:
+        self.log = log
+        self.name = parked_topic(topic, group)
+        try:
+            self.partitions = log.topic(self.name).partitions
+        except NotFound:
+            raise NotFound(
+                f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
+                "ran with DeadLetters(sequenced=True)"
+            ) from None
+
+    def states(self) -> Iterator[tuple[int, State]]:
+        """By partition, what follows from its records."""
+        for partition in range(self.partitions):
+            yield partition, state(self.log, self.name, partition)
+
+    def all(self, key: bytes | None = None, limit: int | None = None) -> Iterator[Head]:
+        """Those that are closed, the one that was closed first in each partition first.
+
+        :param key: this one only.
+        :param limit: so many at most.
+        """
+        left = limit
+        for partition, found in self.states():
+            places = {
+                queue.positions[0]: (each, queue)
+                for each, queue in found.keys.items()
+                if key is None or each == key
+            }
+            wanted = sorted(places)[: 1 << 62 if left is None else left]
+            fetcher = Fetcher(self.log, self.name, partition)
+            while wanted:
+                rows, _ = fetcher.fetch(wanted, BYTES)
+                for position in sorted(rows):
+                    row, (each, queue) = rows[position], places[position]
+                    if row is None:
+                        continue
+                    record = Record(row.value, each, "", row.headers, partition)
+                    yield Head(
+                        each,
+                        partition,
+                        position,
+                        queue.dead,
+                        len(queue) - 1,
+                        self._row(record, position),
+                        record,
+                    )
+                    left = None if left is None else left - 1
+                wanted = [each for each in wanted if each not in rows]
+
+    def one(self, key: bytes) -> Head:
+        """The one of that key.
+
+        :raises NotClosed: it is open, or is being handled.
+        """
+        head = next(self.all(key), None)
+        if head is None:
+            raise NotClosed(f"key {text(key)!r} is not closed in {self.name}")
+        if not head.dead:
+            raise NotClosed(
+                f"key {text(key)!r}: its messages are coming back, no decision is waited for"
+            )
+        return head
+
+    def command(self, command: Command, head: Head, value: bytes | None = None) -> None:
+        """Say what is to become of a dead message.
+
+        :param value: other bytes for it, for ``edit``.
+        :raises LogError: it is not written, or not known to be; saying it again does no harm.
+        """
+        edited = None
+        if command == "edit":
+            edited = Record(value, head.key, "", head.record.headers)
+        id = f"{command}/{uuid4().hex}"
+        record = parked.command_record(command, head.position, head.partition, head.key, id, edited)
+        (answer,) = append(self.log, self.name, [record])
+        if isinstance(answer, BaseException):
+            raise answer
+
+    def _row(self, record: Record, position: int) -> Row:
+        found = parked.original(record.headers, again=False)
+        batch = Batch(
+            self.name,
+            record.partition or 0,
+            (position,),
+            [record.key],
+            [record.value],
+            [found.id],
+            [found.headers],
+            [found.time],
+        )
+        return Row(batch, 0)
+
+
+def state(log: Log, name: str, partition: int) -> State:
+    """What follows from a partition's records, from the floor to the end."""
+    first, end = log.bounds(name, partition)
+    place = log.places(name, name).get(partition)
+    start, tenure = (first, "") if place is None else (place.position, place.progress)
+    found = State(tenure if start >= first else "")
+    if max(first, start) >= end:
+        return found
+    reader = log.reader(name, partition, max(first, start), end)
+    try:
+        while (batch := reader.read(1_000)) is not None:
+            for index, position in enumerate(batch.offsets):
+                record = parked.said(batch.headers(index))
+                if record is not None:
+                    found.read(position, batch.keys[index], record)
+    finally:
+        reader.close()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedKey:
+    """A key that is closed, and what closes it."""
+
+    key: str
+    letter: DeadLetter
+    """Its first message. Where ``dead`` is false, the error is the last one there was, if any."""
+    parked: int
+    """Messages that wait behind it."""
+    dead: bool
+    """It waits to be retried, edited or dropped. False: its messages are coming back already."""
+
+
+class ClosedKeys:
+    """The closed keys of a processor with ``DeadLetters(sequenced=True)``.
+
+    :param app: the app on whose log they are; to be used while it is entered or connected.
+    :param topic: what the processor reads.
+    :param group: its group.
+    """
+
+    def __init__(self, app: Streams, topic: str | Topic[Any], group: str) -> None:
+        self._app = app
+        self.topic = topic.name if isinstance(topic, Topic) else check_topic(topic)
+        self.group = check_group(group)
+
+    def __repr__(self) -> str:
+        return f"<ClosedKeys of {self.topic!r} in group {self.group!r}>"
+
+    async def keys(self, limit: int = 100) -> list[ClosedKey]:
+        """Those that are closed, and why.
+
+        :param limit: so many at most.
+        :raises NotFound: no such processor ran.
+        """
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ConfigError(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
+        return await asyncio.to_thread(self._keys, limit)
+
+    async def retry(self, key: Key) -> None:
+        """Let a key's dead message be handled again, then those that wait behind it.
+
+        Should it fail again, the key is closed again by it.
+
+        :raises NotClosed: none of that key waits for a decision.
+        """
+        await self._say("retry", key, None)
+
+    async def edit(self, key: Key, value: Any) -> None:
+        """Put another value in the place of a key's dead message, and let that be handled.
+
+        :param value: bytes as they are to stand, or what the app's topic takes.
+        :raises NotClosed: none of that key waits for a decision.
+        :raises EncodeError: the value does not fit the topic's type.
+        """
+        if not isinstance(value, bytes):
+            declared = self._app.topics.get(self.topic)
+            if declared is None:
+                raise ConfigError(
+                    f"ClosedKeys.edit: how a value of topic {self.topic!r} is written is not "
+                    "known; declare it with app.topic(...), or give bytes"
+                )
+            value = declared.record(value, key=key, id="edited").value
+        await self._say("edit", key, value)
+
+    async def drop(self, key: Key) -> None:
+        """Let a key's dead message go, and handle those that wait behind it. Nothing is deleted:
+        it stays in the log as long as that keeps it.
+
+        :raises NotClosed: none of that key waits for a decision.
+        """
+        await self._say("drop", key, None)
+
+    # -- inside
+
+    async def _say(self, command: Command, key: Key, value: bytes | None) -> None:
+        name = _key_bytes(self.topic, key)
+        if name is None:
+            raise ConfigError(f"ClosedKeys.{command}: a message without a key closes nothing")
+        await to_the_end(asyncio.to_thread(self._command, command, name, value))
+
+    def _command(self, command: Command, key: bytes, value: bytes | None) -> None:
+        heads = Heads(self._app.log, self.group, self.topic)
+        heads.command(command, heads.one(key), value)
+
+    def _keys(self, limit: int) -> list[ClosedKey]:
+        log = self._app.log
+        decodings: Mapping[str, Any] = {
+            name: topic.decoding for name, topic in self._app.topics.items()
+        }
+        return [
+            ClosedKey(
+                text(head.key),
+                read(
+                    head.row,
+                    waiting=head.dead,
+                    decodings=decodings,
+                    parse=log.parse,
+                    of=(self.topic, self.group),
+                ),
+                head.parked,
+                head.dead,
+            )
+            for head in Heads(log, self.group, self.topic).all(limit=limit)
+        ]
