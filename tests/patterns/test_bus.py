@@ -73,16 +73,23 @@ async def test_plain_handlers_run_beside_the_loop(world: World) -> None:
     assert world.calls.errors == []
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("durable", [False, True])
-async def test_a_failure_reaches_the_hook_and_stops_nobody(world: World, durable: bool) -> None:
+async def test_a_failure_reaches_the_hook_and_stops_nobody(
+    world: World, durable: bool, plain: bool
+) -> None:
     bus = world.bus()
     options: dict[str, Any] = {"group": world.group, "flow": QUICK} if durable else {}
     if durable:
         options["retry"] = Retry(attempts=1)
 
-    async def fails(event: Event) -> None:
+    def fails_plainly(event: Event) -> None:
         raise ValueError(f"no {event.topic}")
 
+    async def fails_too(event: Event) -> None:
+        fails_plainly(event)
+
+    fails: Any = fails_plainly if plain else fails_too
     bus.subscribe("a.*", fails, **options)
     bus.subscribe("a.*", world.calls.take)
     async with world.running(bus):
@@ -310,8 +317,9 @@ async def test_everybody_hears_of_the_cause_before_the_effect(world: World) -> N
         if event.data < 5:
             await bus.publish(f"n.{event.data + 1}", event.data + 1, key="k", cause=event)
 
-    bus.subscribe("n.*", answer)
-    bus.subscribe("n.*", world.calls.take)
+    for number in range(5):
+        bus.subscribe(f"n.{number}", answer)
+    bus.subscribe("n.*", world.calls.take)  # the last event has no other subscriber
     async with world.running(bus):
         await bus.publish("n.0", 0, key="k")
         await world.until(lambda: len(world.calls.got) == 6)
@@ -363,6 +371,47 @@ async def test_filters_look_at_the_event_itself(world: World) -> None:
         "header": {a},
     }
     assert dict(got["expression"]) == {"order.eu.paid": a, "order.us.paid": b}
+
+
+FILTERS: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),
+    ({"topic": "order.eu.paid"}, True),
+    ({"topic": "order.*.paid"}, True),
+    ({"topic": "order"}, False),
+    ({"topic": "*.paid"}, False),
+    ({"topic": re.compile(r"\w+\.eu")}, True),
+    ({"topic": re.compile(r"order$")}, False),
+    ({"topic": re.compile(r"eu")}, False),  # from the beginning
+    ({"type": dict}, True),
+    ({"type": (list, str)}, False),
+    ({"type": dict | list}, True),
+    ({"type": "paid"}, True),
+    ({"type": "unpaid"}, False),
+    ({"attributes": {"n": 1, "currency": "EUR"}}, True),
+    ({"attributes": {"n": 1, "currency": "USD"}}, False),
+    ({"attributes": {"currency": re.compile("E.R")}}, True),
+    ({"attributes": {"currency": re.compile("U")}}, False),  # in full
+    ({"attributes": {"n": re.compile("1")}}, False),  # of text
+    ({"attributes": {"missing": None}}, False),
+    ({"attributes": {"tenant": "a"}}, True),
+    ({"attributes": {"n": lambda n: n == 1}}, True),
+    ({"topic": "order.*", "type": dict, "attributes": {"n": 2}}, False),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FILTERS)))
+def test_what_a_filter_lets_through(number: int) -> None:
+    wanted, yes = FILTERS[number]
+    data = {"n": 1, "currency": "EUR", "type": "paid"}
+    event = Event(
+        topic="order.eu.paid",
+        data=data,
+        id="1",
+        key=None,
+        timestamp=datetime.now(timezone.utc),
+        headers={"tenant": "a", "n": "2"},
+    )
+    assert EventFilter(**wanted).matches(event) is yes
 
 
 async def test_a_filter_that_fails_is_its_subscribers_failure(world: World) -> None:

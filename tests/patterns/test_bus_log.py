@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -11,8 +12,11 @@ import pytest
 
 from streams import ConfigError, Fatal, Flow, Message, NotRunning, Retry, Streams, Unavailable
 from streams.log.memory import MemoryLog
-from streams.log.protocol import TopicInfo
+from streams.log.protocol import Assignment, TopicInfo
+from streams.log.url import open_log
+from streams.message import Record
 from streams.patterns import Event, EventBus, PatternEventBus
+from streams.patterns.bus.following import Follow
 from streams.processor import Processor
 from streams.testing import Clock, harness
 from tests.patterns.bus_world import QUICK, World, logged
@@ -325,11 +329,47 @@ async def test_the_harness_waits_for_all_subscribers() -> None:
         stats = app.stats().processors
         assert stats["events"].handled == 1
         assert stats["fails_first"].retries == 1
-    got.clear()
-    async with harness(app) as h:  # another log, whose positions begin anew
-        await bus.publish("a", 1)
+
+
+async def test_the_next_life_may_have_another_log() -> None:
+    """Its positions begin anew, so those of the life before mean nothing."""
+    app = Streams("memory://")
+    bus, got = EventBus(app), list[int]()
+
+    async def watch(event: Event) -> None:
+        got.append(event.data)
+
+    bus.subscribe("b", watch)
+    async with harness(app) as h:
+        for number in range(3):
+            await bus.publish("a", number)
+        await bus.subscribe("a", watch).ready()
+        await bus.publish("a", 3)
         await h.settled()
-    assert "ephemeral" in got
+        assert got == [3]
+    async with harness(app) as h:
+        await bus.publish("a", 4)
+        await h.settled()
+    assert got == [3, 4]
+
+
+async def test_what_is_just_being_handed_over_when_nobody_wants_it_is_not_passed_over() -> None:
+    """A durable event that is passed over counts as settled."""
+    app = Streams("memory://")
+    bus = PatternEventBus(app)
+    one = bus.subscribe("a.*", print, group="g")
+    two = bus.subscribe("b", print, group="g")
+    (processor,) = app.processors
+    (source,) = processor.options.topics
+    wants, accepts = cast(Any, source.decoding)._wants, processor.options.filter
+    assert accepts is not None
+    assert (wants("a.b"), wants("b"), wants("c")) == (True, True, False)
+    one()
+    assert (wants("a.b"), wants("b")) == (False, True)  # it is no longer asked for
+    two()
+    assert wants("b")  # it stops: what it has not handled stays for when it comes back
+    event = Event(topic="b", data=1, id="1", key=None, timestamp=Clock().now(), headers={})
+    assert accepts(event)
 
 
 async def test_an_outage_is_waited_out_and_told() -> None:
@@ -416,6 +456,55 @@ async def test_a_paused_reading_goes_on() -> None:
         await until(lambda: got == [1])
 
 
+def test_what_is_followed_by_partition() -> None:
+    log = open_log("memory://")
+    log.create("t", 3)
+    told: list[list[int]] = []
+
+    class Ear:
+        def assigned(self, assignments: Sequence[Assignment]) -> None:
+            told.append([each.position for each in assignments])
+
+        def revoked(self, assignments: Sequence[Assignment]) -> None:
+            told.append([each.partition for each in assignments])
+
+        def lost(self, assignments: Sequence[Assignment]) -> None:
+            raise AssertionError("nothing is lost here")
+
+    def write(value: bytes, partition: int) -> None:
+        log.append("t", [Record(value, None, value.decode(), partition=partition)], lambda _: None)
+
+    def polled(limit: int = 10) -> list[bytes | None]:
+        return [value for batch in follow.poll(limit, 0.0) for value in batch.values]
+
+    write(b"before", 1)
+    follow = Follow(log, "t")
+    subscription = follow.listen(Ear())
+    assert polled() == []
+    assert told == [[0, 1, 0]]
+    for partition in range(3):
+        write(f"p{partition}".encode(), partition)
+    assert polled(2) == [b"p0", b"p1"]
+    assert polled(2) == [b"p2"]
+    parts = [part.assignment for part in follow._parts]
+    follow.pause(parts[1:])
+    for partition in range(3):
+        write(f"q{partition}".encode(), partition)
+    assert polled() == [b"q0"]
+    follow.pause(parts[:1])
+    assert polled() == []
+    follow.resume(parts)
+    assert polled() == [b"q1", b"q2"]
+    follow.commit(())
+    follow.keep_alive()
+    with pytest.raises(ConfigError, match="no transaction"):
+        subscription.begin()
+    subscription.close()
+    subscription.close()
+    assert told[1:] == [[0, 1, 2]]
+    log.close()
+
+
 async def test_a_start_that_is_refused_is_told_to_whoever_waits(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -496,6 +585,7 @@ async def test_two_buses_of_one_name_on_one_app() -> None:
     with pytest.raises(ConfigError, match="already reads"):
         one.subscribe("a", watch, group="g")
         two.subscribe("a", watch, group="g")
+    assert "g" not in two._groups  # what was refused left nothing behind
     async with harness(app) as h:
         await one.publish("a", 1)
         await h.settled()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 END = 1 << 128
 """A position that no message reaches."""
 
+LOOK = 0.05
+"""Real seconds between looks at a partition, where there are several and nothing comes."""
+
 SILENCE = 1.0
 """Real seconds without a message after which the log is asked whether it is there at all."""
 
@@ -43,7 +46,6 @@ class Follow:
         self._log = log
         self._listener: Listener | None = None
         self._began = False
-        self._next = 0
         self._heard = time.monotonic()
         self._parts = [
             _Part(log, Assignment(topic, partition, 0, Committed(log.bounds(topic, partition)[1])))
@@ -70,10 +72,9 @@ class Follow:
                 batches.append(batch)
                 limit -= len(batch)
         if not batches and open_:
-            # One is waited for at a time, so the others must not wait long.
-            self._next += 1
-            part = open_[self._next % len(open_)]
-            began, wait = time.monotonic(), timeout / len(open_)
+            # A reader waits for its own partition alone: the others are looked at soon again.
+            part, wait = open_[0], timeout if len(open_) == 1 else min(timeout, LOOK)
+            began = time.monotonic()
             batch = part.read(limit, wait)
             if batch is not None:
                 batches.append(batch)
