@@ -26,11 +26,17 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     handled: list[int] = []
     over = asyncio.Event()
     failures = 3
+    polls = polled = 0
 
     def strike(point: str, subject: str) -> None:
-        nonlocal failures
+        nonlocal failures, polls, polled
+        polls += point == "poll"
         if point == "commit.before" and failures:
             failures -= 1
+            # Unless it is polled meanwhile, a member is not told of rebalances, and the place of a
+            # former generation is refused for ever.
+            assert polls > polled or failures == 2
+            polled = polls
             assert not handled, "delivered before its start was committed"
             raise Unavailable("the log is away for a moment")
 
