@@ -94,6 +94,7 @@ async def test_a_processor_that_died_is_told_without_its_words() -> None:
     async def die(value: int) -> None:
         raise SystemExit("password=hunter2")
 
+    found: list[tuple[int, Any]] = []
     with MonitoringServer(app, port=0) as server:
         with pytest.raises(ProcessorDied):
             async with app:
@@ -103,6 +104,7 @@ async def test_a_processor_that_died_is_told_without_its_words() -> None:
                 except asyncio.CancelledError:
                     found = [await asyncio.shield(ask(server, page)) for page in PAGES]
                     raise
+        assert len(found) == len(PAGES)
         for status, said in found:
             assert (status, said["ok"]) == (503, False)
             assert said["processors"]["die"]["error"] == "SystemExit"
