@@ -124,12 +124,15 @@ class ConsumerConfig:
 
 def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
     """An optional time is a limit, which cannot be 0."""
-    if value is None and optional:
+    if value is None:
+        fine = optional
+    else:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fine = number and (value > 0 or (value == 0 and not optional))
+    if fine:
         return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not value >= 0 or (optional and value == 0):
-        least = "more than 0" if optional else "not negative"
-        raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
+    least = "more than 0" if optional else "not negative"
+    raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 
 class _Queue(Topic[Any]):

@@ -18,7 +18,7 @@ import pytest
 
 from streams import ConfigError, Flow, Message, Streams
 from streams.patterns import Delays
-from streams.patterns.delay import owner, wire
+from streams.patterns.delay import fetch, owner, wire
 from streams.testing import Clock, harness
 from tests.conformance.stage import QUICK, Stage
 from tests.patterns.delay_child import SOURCE, declare
@@ -321,6 +321,8 @@ async def test_a_log_that_trims_keeps_what_is_pending(
         log_ = running.log
         await delays.publish(topic, -1, delay=DAY, id="far")
         await pass_through(15_000)
+        running.clock.advance(2)
+        await pass_through(500)
         assert log_.bounds("delays", 0)[0] == 0
         assert await delays.cancel("far") == "cancelled"
         await pass_through(15_000)
@@ -329,6 +331,61 @@ async def test_a_log_that_trims_keeps_what_is_pending(
         assert log_.bounds("delays", 0)[0] > 0
         first, end = log_.bounds("delays", 0)
         assert end - first < 45_000
+
+
+async def test_payloads_are_bounded_and_due_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "BYTES", 100)
+    app = Streams("memory://")
+    topic = app.topic("wanted", bytes)
+    delays = Delays(app)
+    came: list[int] = []
+
+    @app.processor(topic, group="g")
+    async def handle(value: bytes) -> None:
+        came.append(int(value))
+
+    async with harness(app, clock=Clock()) as running:
+        for number in reversed(range(40)):  # the last to be due stands first
+            await delays.publish(topic, b"%030d" % number, delay=number + 1)
+        await delays.publish(topic, b"%0300d" % 40, delay=50)
+        running.clock.advance(3600)
+        while delays.stats().delivered < 41:
+            await running.settled()
+    assert came == list(range(41))
+
+
+async def test_payloads_are_found_by_position(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, bytes, partitions=1)
+    async with app.connected():
+        places = []
+        for low in range(0, 300, 100):
+            places += await topic.publish_many([b"%d" % n for n in range(low, low + 100)])
+            await asyncio.sleep(0.002)  # on Redis what stands in another millisecond has a gap
+        positions = [place.offset for place in places]
+        look = fetch.Fetcher(app.log, topic.name, 0)
+
+        def found(wanted: list[int], most: int = 1 << 20) -> tuple[list[bytes | None], bool]:
+            rows, whole = look.fetch(wanted, most)
+            assert list(rows) == wanted[: len(rows)]
+            return [None if row is None else row.value for row in rows.values()], whole
+
+        await asyncio.to_thread(found, positions)
+        for wanted in ([0], [299], [3, 4, 5, 150, 298], list(range(0, 300, 7)), list(range(300))):
+            values, whole = await asyncio.to_thread(found, [positions[each] for each in wanted])
+            assert values == [b"%d" % each for each in wanted]
+            assert whole
+        values, whole = await asyncio.to_thread(found, positions, 40)
+        assert not whole
+        assert 0 < len(values) < 300
+        # Where positions have gaps, what stands in none of them is not there.
+        gap = positions[99] + 1
+        if gap < positions[100]:
+            wanted = [positions[99], gap, positions[100], positions[299] + 1]
+            values, _ = await asyncio.to_thread(found, wanted)
+            assert values == [b"99", None, b"100", None]
+        else:
+            assert stage.case.name != "redis"
 
 
 # -- real processes, killed

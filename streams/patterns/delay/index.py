@@ -78,8 +78,7 @@ class Index:
         if position < self._until and new < self._after:
             return
         if self.horizon is not None and new >= self.horizon:
-            self._forgot(position)
-            return
+            return  # it stands behind what was dropped before
         self._slots[name] = new
         heappush(self._heap, new)
         if len(self._slots) > self._limit + max(self._limit // 4, 1):
@@ -186,10 +185,6 @@ class Index:
         while gone and heap and heap[0] in gone:
             gone.discard(heappop(heap))
 
-    def _forgot(self, position: int) -> None:
-        lowest = self._dropped_from
-        self._dropped_from = position if lowest is None else min(lowest, position)
-
     def _shrink(self) -> None:
         """Drop those that are due last."""
         kept = sorted(each for each in self._heap if each not in self._gone)
@@ -199,7 +194,9 @@ class Index:
         if not dropped:
             return
         self.horizon = dropped[0]
-        self._forgot(min(map(position_of, dropped)))
+        lowest = min(map(position_of, dropped))
+        before = self._dropped_from
+        self._dropped_from = lowest if before is None else min(lowest, before)
         horizon, out = self.horizon, self._out
         self._slots = {
             name: each for name, each in self._slots.items() if each < horizon or each in out
