@@ -226,6 +226,26 @@ async def test_a_step_is_tried_again_before_it_has_failed(logged: World) -> None
     assert sorted(attempts) == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("error", [Reject("no"), KeyError("never tried again")])
+async def test_some_failures_are_final(logged: World, error: Exception) -> None:
+    bus, attempts = logged.bus(), list[int]()
+
+    async def step(heard: SagaEvent) -> None:
+        assert heard.event is not None
+        attempts.append(heard.event.attempt)
+        raise error
+
+    retry = Retry(attempts=5, delay=0.005, never=(KeyError,))
+    create_handler(bus, "a", step, "yes", "no", group=logged.group, retry=retry, flow=QUICK)
+    bus.subscribe("no", logged.calls.take)
+    async with logged.running(bus):
+        await ChoreographySaga(bus).start("a", 1)
+        await logged.until(lambda: logged.calls.got)
+    assert attempts == [1]
+    assert logged.calls.got == [("no", 1)]
+    assert logged.calls.errors == []
+
+
 async def test_a_saga_that_is_started_twice_runs_once(logged: World) -> None:
     shop = Shop(logged.bus(), logged.group)
     async with logged.running(shop.bus):

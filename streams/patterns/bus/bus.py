@@ -51,6 +51,7 @@ from streams.patterns.bus.event import (
     Nothing,
     Unreadable,
     caused,
+    place,
 )
 from streams.patterns.bus.following import Follower
 from streams.patterns.bus.hosting import Hosted
@@ -315,6 +316,7 @@ class EventBus:
             subscription = Subscription(self, pattern, receiver, accepts)
             subscription._ticket = receiver.trie.add(pattern, subscription)
             receiver.wanted += 1
+            receiver.choosy |= accepts is not None
             if self.app is not None:
                 try:
                     self._host(self.app, subscription)
@@ -524,6 +526,8 @@ class EventBus:
 
     def _durable_options(self, receiver: Receiver) -> Options:
         def accepts(event: Event) -> bool:
+            if not receiver.choosy:
+                return True
             with self._lock:
                 found = receiver.trie.match(event.topic)
             return any(each.accepts is None or each.accepts(event) for each in found)
@@ -539,7 +543,7 @@ class EventBus:
             await report(self._hook, error, event, handler)
 
         async def handle(event: Event, message: Message[Any]) -> None:
-            event = replace(event, attempt=message.attempt, message=message)
+            place(event, message)
             try:
                 await call(handler, event, asynchronous=True)
             except Exception as error:
@@ -547,7 +551,7 @@ class EventBus:
                 raise
 
         def handle_plain(event: Event, message: Message[Any]) -> None:
-            event = replace(event, attempt=message.attempt, message=message)
+            place(event, message)
             try:
                 result = handler(event)
                 if result is not None and hasattr(result, "__await__") and app is not None:

@@ -12,11 +12,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from streams.message import CAUSATION, CORRELATION, TIME, TYPE, Batch, Message, text
 from streams.runners.job import Decoding, Skip
 
-__all__ = ["Event", "EventDecoding", "EventSource", "Unreadable", "caused"]
+__all__ = ["Event", "EventDecoding", "EventSource", "Unreadable", "caused", "place"]
 
 TRACE = ("traceparent", "tracestate")
 """Headers of W3C Trace Context, which travel from an event to what it causes."""
@@ -75,6 +76,12 @@ def caused(cause: Event) -> dict[str, str]:
     headers[CORRELATION] = cause.correlation_id or cause.id
     headers[CAUSATION] = cause.id
     return headers
+
+
+def place(event: Event, message: Message[Any]) -> None:
+    """Say of an event that was just decoded, and that nobody has seen, which message it is."""
+    force_setattr(event, "attempt", message.attempt)
+    force_setattr(event, "message", message)
 
 
 def topic_of(batch: Batch, index: int) -> str:

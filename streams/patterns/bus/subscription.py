@@ -126,4 +126,6 @@ class Receiver:
         """Under which the bus finds it."""
         self.wanted = 0
         """Its active subscriptions."""
+        self.choosy = False
+        """One of its subscriptions, at some time, wanted not all of what fits its topic."""
         self.hosted: Hosted | None = None
