@@ -52,7 +52,7 @@ class Delays:
     :param app: whose topics messages may go to: those it declares, no others.
     :param name: the delay topic, and the group that keeps it.
     :param partitions: how many the delay topic has if it is created here; 1 if not given.
-    :param pending: messages a partition whose due time is held in memory at once (about 200 bytes
+    :param pending: messages a partition whose due time is held in memory at once (about 150 bytes
         each); of those beyond it the log is read again when their time comes near.
     :raises ConfigError: any of these cannot work.
     """
