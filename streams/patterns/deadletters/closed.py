@@ -88,7 +88,7 @@ class Heads:
         left = limit
         for partition, found in self.states():
             places = {
-                queue.positions[0]: (each, queue)
+                queue.place(0): (each, queue)
                 for each, queue in found.keys.items()
                 if key is None or each == key
             }

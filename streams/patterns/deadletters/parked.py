@@ -206,15 +206,18 @@ def original(headers: Headers, *, again: bool = True) -> Original:
 class Queue:
     """What waits of one closed key."""
 
-    __slots__ = ("dead", "generation", "given", "old", "positions", "sources")
+    __slots__ = ("dead", "generation", "given", "latest", "old", "positions", "sources")
 
     def __init__(self, generation: int) -> None:
         self.sources: deque[int] = deque()
         """Source offsets, ascending."""
         self.positions: deque[int] = deque()
-        """Where their records stand; -1 for one that was written and not read yet."""
+        """Where their first records stand; -1 for one that was written and not read yet."""
         self.dead = False
         """The head waits for a command."""
+        self.latest = -1
+        """Where the record stands that has the head's bytes now, if it failed again or was edited.
+        The first one is needed all the same: without it, what is said later is about nothing."""
         self.old = False
         """The group was reset since: messages before the head come again."""
         self.generation = generation
@@ -225,11 +228,14 @@ class Queue:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def place(self, at: int) -> int:
+        """Where the bytes of a message stand; -1 where that is not known yet."""
+        return self.latest if at == 0 and self.latest >= 0 else self.positions[at]
+
     @property
     def first(self) -> int:
         """The lowest position that is needed of it; -1 where none is known."""
-        known = [self.positions[at] for at in range(min(2, len(self.positions)))]
-        return min((each for each in known if each >= 0), default=-1)
+        return self.positions[0]
 
 
 class State:
@@ -299,11 +305,12 @@ class State:
                 self._died(key, queue)
             return
         if offset == queue.sources[0]:
+            if queue.positions[0] < 0:
+                queue.positions[0] = position
+            elif dead:
+                queue.latest = position
             if dead:
-                queue.positions[0] = position
                 self._died(key, queue)
-            elif queue.positions[0] < 0:
-                queue.positions[0] = position
             return
         # One of ours that was written and not read until now: they come in order.
         for at in range(len(queue) - 1, 0, -1):
@@ -314,7 +321,7 @@ class State:
 
     def _commanded(self, position: int, key: bytes, record: Said) -> None:
         queue = self.keys.get(key)
-        if queue is None or not queue.dead or queue.positions[0] != record.of or record.of < 0:
+        if queue is None or not queue.dead or queue.place(0) != record.of or record.of < 0:
             return
         if record.what == "drop":
             self._pop(key, queue)
@@ -322,7 +329,7 @@ class State:
         queue.dead = False
         self.moving[key] = queue
         if record.what == "edit":
-            queue.positions[0] = position
+            queue.latest = position
 
     # -- what the owner knows before it reads it
 
@@ -390,7 +397,7 @@ class State:
     def _pop(self, key: bytes, queue: Queue) -> None:
         queue.sources.popleft()
         queue.positions.popleft()
-        queue.dead = False
+        queue.dead, queue.latest = False, -1
         queue.given = max(0, queue.given - 1)
         self.held -= 1
         if queue.sources:

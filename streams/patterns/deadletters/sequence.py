@@ -321,11 +321,10 @@ class Shelf:
                 if queue.given > AHEAD // 2:
                     continue
                 for at in range(queue.given, min(len(queue), AHEAD)):
-                    if queue.positions[at] < 0:
+                    place = queue.place(at)
+                    if place < 0:
                         break
-                    found.append(
-                        _Next(key, queue, queue.generation, queue.sources[at], queue.positions[at])
-                    )
+                    found.append(_Next(key, queue, queue.generation, queue.sources[at], place))
                 if len(found) >= FETCH:
                     break
         return found
