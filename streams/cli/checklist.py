@@ -84,10 +84,21 @@ class View:
         self._samples: dict[str, list[Seen]] = {}
 
     @cached_property
+    def _helpers(self) -> list[Processor[..., Any]]:
+        """What works for other processors is the toolkit's, and not the app's to set."""
+        return [helper for each in self.app.processors for helper in each.companions]
+
+    @cached_property
+    def processors(self) -> list[Processor[..., Any]]:
+        """What the app declares."""
+        return [each for each in self.app.processors if each not in self._helpers]
+
+    @cached_property
     def topics(self) -> dict[str, Topic[Any]]:
         """What the app declares or reads, by name."""
-        found = dict(self.app.topics)
-        for processor in self.app.processors:
+        theirs = {topic for helper in self._helpers for topic in helper.topics}
+        found = {name: topic for name, topic in self.app.topics.items() if name not in theirs}
+        for processor in self.processors:
             for topic in processor.options.topics:
                 if topic.name not in found and hasattr(topic, "partitions"):
                     found[topic.name] = topic  # type: ignore[assignment]  # a topic of a pattern
@@ -207,7 +218,7 @@ def _persisted(of: str, facts: Sequence[Fact]) -> Finding:
 
 def idempotent(view: View) -> Iterator[Finding]:
     """A message that comes twice is handled once."""
-    for processor in view.app.processors:
+    for processor in view.processors:
         yield _window(view, processor)
     for name, topic in view.topics.items():
         sample = view.sample(name)
@@ -249,7 +260,7 @@ def _window(view: View, processor: Processor[..., Any]) -> Finding:
 
 def dead_letters(view: View) -> Iterator[Finding]:
     """What cannot be handled is kept, and somebody has the time to see it."""
-    for processor in view.app.processors:
+    for processor in view.processors:
         letters = processor.options.dead_letters
         for topic in processor.topics:
             name = letters.name(topic, processor.group)
@@ -319,7 +330,7 @@ def _waiting(view: View, name: str) -> int:
 
 def backpressure(view: View) -> Iterator[Finding]:
     """What is held in memory has a bound, and this machine has the memory."""
-    processors = view.app.processors
+    processors = view.processors
     for processor in processors:
         flow, of = processor.options.flow, f"processor {processor.name}"
         wanted = processor.options.concurrency * (processor.options.batch or 1)
@@ -366,7 +377,7 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
 def monitoring(view: View) -> Iterator[Finding]:
     """Somebody can see how it goes."""
     item, of = "monitoring", "metrics"
-    names = {processor.name for processor in view.app.processors}
+    names = {processor.name for processor in view.processors}
     if view.watchers.prometheus is not None:
         seen = view.watchers.processors()
         if isinstance(seen, str):
@@ -437,7 +448,7 @@ ALERTS = (
 
 def retries(view: View) -> Iterator[Finding]:
     """Attempts end, leave time in between, and end before what they rest on is gone."""
-    for processor in view.app.processors:
+    for processor in view.processors:
         yield _retries(view, processor)
 
 
@@ -484,7 +495,7 @@ def order(view: View) -> Iterator[Finding]:
         yield Finding("order", "the app", Verdict.yes, "no topic declares a key: none is promised")
     for name in keyed:
         yield _placed(view, name)
-    for processor in view.app.processors:
+    for processor in view.processors:
         mine = [topic for topic in processor.topics if topic in keyed]
         if not mine:
             continue

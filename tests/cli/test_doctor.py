@@ -1,0 +1,438 @@
+"""``streams doctor``: each item of the checklist is yes, no or unknown, and for a real reason."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.cli.checklist import ALERTS, memory_limit
+from streams.log.protocol import Retention
+from streams.log.sqlite.durability import filesystem
+from streams.message import Record
+from tests.cli.conftest import Result, Run, Shell, fill, order
+
+WELL = """
+from streams import Streams
+
+app = Streams("sqlite:///shop.db")
+orders = app.topic("orders", dict, key="customer", partitions=2)
+
+
+@app.processor(orders, group="billing", concurrency=8)
+async def bill(order):
+    raise RuntimeError("the doctor runs nothing")
+"""
+
+
+def app(shell: Shell, text: str = WELL, **changes: str) -> None:
+    """An app in ``clinic.py``; each change replaces text that is there."""
+    for before, after in changes.items():
+        there = {"processor": 'group="billing"', "log": "sqlite:///shop.db"}.get(before, before)
+        assert there in text
+        text = text.replace(there, after)
+    shell.write("clinic.py", text)
+    sys.modules.pop("clinic", None)  # it is imported in this process
+
+
+def declared(shell: Shell, options: str) -> None:
+    """The well app, its processor with more options."""
+    app(shell, processor=f'group="billing", {options}')
+
+
+def findings(result: Result, item: str) -> list[dict[str, str]]:
+    return [each for each in json.loads(result.out)["findings"] if each["item"] == item]
+
+
+def no(result: Result, item: str) -> dict[str, str]:
+    """The one thing that is wrong, which is of this item."""
+    assert result.status == 1, result.out + result.err
+    wrong = [each for each in json.loads(result.out)["findings"] if each["verdict"] == "no"]
+    assert [each["item"] for each in wrong] == [item], wrong
+    assert wrong[0]["do"]
+    found: dict[str, str] = wrong[0]
+    return found
+
+
+@pytest.fixture
+def doctor(shell: Shell, run: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``streams doctor clinic:app --json``, on a log with some orders, monitored."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("STREAMS_HTTP", "0.0.0.0:9100")
+    monkeypatch.delenv("STREAMS_PROMETHEUS", raising=False)
+    with shell.log() as log:
+        fill(log, "orders", [order(n) for n in range(20)])
+
+    def call(*words: str) -> Result:
+        return run("doctor", "clinic:app", "--json", *words)
+
+    return call
+
+
+def test_an_app_that_is_well(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    before = sorted(path.name for path in shell.folder.iterdir())
+    with shell.log() as log:
+        topics, groups = log.topics(), log.groups()
+    result = doctor()
+    assert (result.status, result.err) == (0, "")
+    said = json.loads(result.out)
+    assert (said["app"], said["log"], said["ok"]) == ("clinic:app", "sqlite:///shop.db", True)
+    verdicts = {(each["item"], each["of"]): each["verdict"] for each in said["findings"]}
+    assert verdicts == {
+        ("persisted", "topic orders"): "yes",
+        ("idempotent", "processor bill"): "yes",
+        ("idempotent", "topic orders"): "yes",
+        ("dead letters", "processor bill"): "yes",
+        ("backpressure", "processor bill"): "yes",
+        ("backpressure", "the process"): "yes",
+        ("monitoring", "metrics"): "yes",
+        ("alerts", "Prometheus"): "unknown",
+        ("retries", "processor bill"): "yes",
+        ("order", "topic orders"): "yes",
+        ("order", "processor bill"): "yes",
+    }
+    # It looked, and left everything as it was.
+    with shell.log() as log:
+        assert (log.topics(), log.groups()) == (topics, groups)
+    after = sorted(path.name for path in shell.folder.iterdir() if path.name != "__pycache__")
+    assert [name for name in after if not name.startswith("shop.db-")] == [
+        name for name in before if not name.startswith("shop.db-")
+    ]
+
+
+def test_what_cannot_be_known_is_wrong_only_if_one_says_so(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    assert doctor().status == 0
+    assert doctor("--strict").status == 1
+
+
+def test_for_people(shell: Shell, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STREAMS_HTTP", raising=False)
+    with shell.log() as log:
+        fill(log, "orders", [order(1)])
+    app(shell)
+    result = run("doctor", "clinic:app")
+    lines = result.out.splitlines()
+    assert result.status == 1
+    assert lines[0] == "clinic:app on sqlite:///shop.db"
+    assert lines[1].split() == ["ITEM", "OF", "WHY", "DO"]
+    assert any(
+        line.startswith("no") and "streams run --http 0.0.0.0:9100" in line for line in lines
+    )
+    assert lines[-1] == "9 yes, 1 no, 1 unknown"
+
+
+# -- persisted
+
+
+def test_a_power_cut(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    found = no(doctor("--url", "sqlite:///shop.db?synchronous=normal"), "persisted")
+    assert found["why"] == "synchronous normal"
+    assert "power cut" in found["do"]
+
+
+def test_memory_is_no_log(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    found = no(doctor("--url", "memory://"), "persisted")
+    assert found["why"] == "storage this process's memory"
+
+
+def test_a_log_that_is_not_there(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    found = no(doctor("--url", "redis://127.0.0.1:1"), "persisted")
+    assert "refused" in found["why"]
+    found = no(doctor("--url", "sqlite:///none.db"), "persisted")
+    assert found["why"] == "there is no none.db yet: run the app once"
+    assert not (shell.folder / "none.db").exists()
+
+
+def test_partitions_that_are_not_those_declared(shell: Shell, doctor: Any) -> None:
+    app(shell, **{"partitions=2": "partitions=3"})
+    assert no(doctor(), "persisted")["why"] == "it has 2 partitions, and is declared with 3"
+
+
+def test_what_a_file_lies_on(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda / ext4 rw 0 0\ntmpfs /run tmpfs rw 0 0\nserver:/x /data\\040here nfs4 rw 0 0\n"
+        "tmpfs /run/over tmpfs rw 0 0\n/dev/sdb /run/over xfs rw 0 0\nbad\n"
+    )
+    kinds = {
+        "/shop.db": "ext4",
+        "/running/shop.db": "ext4",
+        "/run/shop.db": "tmpfs",
+        "/run/over/shop.db": "xfs",
+        "/data here/shop.db": "nfs4",
+    }
+    assert {path: filesystem(path, mounts) for path in kinds} == kinds
+    assert filesystem("/shop.db", tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [("tmpfs", "no"), ("nfs4", "no"), ("overlay", "unknown"), ("zfs", "yes")]
+)
+def test_a_file_on_what_does_not_last(
+    shell: Shell, doctor: Any, monkeypatch: pytest.MonkeyPatch, kind: str, verdict: str
+) -> None:
+    monkeypatch.setattr("streams.log.sqlite.durability.filesystem", lambda path: kind)
+    app(shell)
+    (found,) = findings(doctor(), "persisted")
+    assert found["verdict"] == verdict
+    assert f"file system {kind}" in found["why"]
+
+
+# -- idempotent
+
+
+def test_deduplication_that_is_off_or_too_small(shell: Shell, doctor: Any) -> None:
+    declared(shell, "dedup=__import__('streams').Dedup(window=0)")
+    assert "handled again" in no(doctor(), "idempotent")["why"]
+    declared(shell, "dedup=__import__('streams').Dedup(window=1000, cap=1999)")
+    found = no(doctor(), "idempotent")
+    assert found["do"] == "Dedup(window=1000, cap=2000)"
+
+
+def test_messages_without_an_id(shell: Shell, doctor: Any) -> None:
+    with shell.log() as log:
+        log.append("orders", [Record(order(3), b"c3", "")], lambda answers: None)
+    app(shell)
+    found = no(doctor(), "idempotent")
+    assert found["of"] == "topic orders"
+    assert found["why"] == "1 of its last 21 messages have no ID"
+    app(shell, **{'key="customer"': 'key="customer", id="id"'})
+    assert [each["why"] for each in findings(doctor(), "idempotent")][1] == (
+        "IDs are read from the value"
+    )
+
+
+# -- dead letters
+
+
+def test_dead_letters_that_are_gone_before_anybody_looks(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    name = "orders.billing.dead"
+    (found,) = findings(doctor(), "dead letters")
+    assert found["why"] == f"they go to {name}, made at its first start"
+    with shell.log() as log:
+        log.create(name, 2)
+        log.append(name, [Record(b"x", None, f"{n}") for n in range(3)], lambda answers: None)
+    (found,) = findings(doctor(), "dead letters")
+    assert (found["verdict"], found["why"]) == ("yes", f"3 letters in {name}")
+    assert found["do"] == "streams dead ls billing orders"
+    with shell.log() as log:
+        log.create(name, 2, Retention(seconds=3600))
+    assert no(doctor(), "dead letters")["why"] == f"{name} keeps them 60m, and then they are gone"
+    with shell.log() as log:
+        log.create(name, 2, Retention(messages=100))
+    assert "keeps 100 of them" in no(doctor(), "dead letters")["why"]
+
+
+# -- backpressure
+
+
+def test_handlers_that_never_get_their_messages(shell: Shell, doctor: Any) -> None:
+    declared(shell, "flow=__import__('streams').Flow(messages=4)")
+    found = no(doctor(), "backpressure")
+    assert found["why"] == "its handlers can have 8 messages at once, Flow holds 4"
+
+
+def test_more_than_the_memory_there_is(
+    shell: Shell, doctor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app(shell)
+    monkeypatch.setattr("streams.cli.checklist.memory_limit", lambda: 100 << 20)
+    found = no(doctor(), "backpressure")
+    assert found["why"] == "processors hold 64 MiB at most, of 100"
+
+
+def test_memory_is_the_control_groups_or_the_machines(tmp_path: Path) -> None:
+    machine = memory_limit(tmp_path)
+    assert machine is not None
+    assert machine > 1 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == machine
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert memory_limit(tmp_path) == 1 << 20
+
+
+# -- monitoring and alerts
+
+
+@contextmanager
+def prometheus(answers: Mapping[str, Any]) -> Iterator[str]:
+    """What answers as Prometheus' HTTP API does, at this URL."""
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path.removeprefix("/prom/api/v1/").partition("?")[0])
+            data = found if isinstance(found, bytes) else json.dumps({"data": found}).encode()
+            self.send_response(404 if found is None else 200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/prom/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def answers(
+    processors: tuple[str, ...] = ("bill", "other"),
+    alerts: tuple[str, ...] = ALERTS,
+    managers: int = 1,
+) -> dict[str, Any]:
+    return {
+        "query": {"result": [{"metric": {"processor": name}} for name in processors]},
+        "rules": {"groups": [{"rules": [{"name": name}]} for name in alerts]},
+        "alertmanagers": {"activeAlertmanagers": [{"url": "x"}] * managers},
+    }
+
+
+def test_prometheus_that_watches(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    with prometheus(answers()) as url:
+        result = doctor("--prometheus", url, "--strict")
+    assert result.status == 0, result.out
+    assert findings(result, "monitoring")[0]["why"] == "Prometheus has figures of every processor"
+    assert findings(result, "alerts")[0]["verdict"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("item", "there", "why"),
+    [
+        ("monitoring", answers(processors=("other",)), "Prometheus has no figures of bill"),
+        ("alerts", answers(alerts=ALERTS[1:]), f"it has no rule {ALERTS[0]}"),
+        ("alerts", answers(managers=0), "it has the rules, and no Alertmanager to tell"),
+    ],
+)
+def test_prometheus_that_does_not(
+    shell: Shell, doctor: Any, item: str, there: dict[str, Any], why: str
+) -> None:
+    app(shell)
+    with prometheus(there) as url:
+        assert no(doctor("--prometheus", url), item)["why"] == why
+
+
+@pytest.mark.parametrize("there", [{}, {"query": b"<html>", "rules": b"[]"}])
+def test_what_is_no_prometheus(shell: Shell, doctor: Any, there: dict[str, Any]) -> None:
+    app(shell)
+    with prometheus(there) as url:
+        result = doctor("--prometheus", url)
+    found = findings(result, "monitoring") + findings(result, "alerts")
+    assert [each["verdict"] for each in found] == ["unknown", "unknown"]
+    assert all("Prometheus" in each["why"] for each in found)
+    result = doctor("--prometheus", "http://127.0.0.1:1")
+    assert "cannot be reached" in findings(result, "alerts")[0]["why"]
+
+
+def test_metrics_that_nobody_serves(
+    shell: Shell, doctor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STREAMS_HTTP")
+    app(shell)
+    assert no(doctor(), "monitoring")["why"] == "nothing serves this app's metrics"
+    app(shell, f"{WELL}\nfrom streams.patterns import MetricsCollector\nMetricsCollector(app)\n")
+    assert doctor().status == 0
+
+
+# -- retries
+
+
+def test_retries_that_hammer_or_outlive_what_they_rest_on(shell: Shell, doctor: Any) -> None:
+    declared(shell, "retry=__import__('streams').Retry(delay=0)")
+    assert no(doctor(), "retries")["why"] == "5 attempts with no time in between"
+    declared(shell, "retry=__import__('streams').Retry(attempts=1, delay=0)")
+    assert findings(doctor(), "retries")[0]["verdict"] == "yes"
+    hours = "retry=__import__('streams').Retry(attempts=60, delay=60, cap=600)"
+    declared(shell, hours)
+    assert doctor().status == 0
+    with shell.log() as log:
+        log.create("orders", 2, Retention(seconds=3600))
+    assert no(doctor(), "retries")["why"] == (
+        "60 attempts within 9h, and orders keeps messages for 60m only"
+    )
+
+
+def test_retries_that_outlive_the_dedup_window(shell: Shell, doctor: Any) -> None:
+    quick = "dedup=__import__('streams').Dedup(window=3)"
+    declared(shell, f"{quick}, retry=__import__('streams').Retry(attempts=9, delay=600, cap=600)")
+    found = no(doctor(), "retries")
+    assert "the last 3 messages of a partition of orders came within" in found["why"]
+    declared(shell, "retry=__import__('streams').Retry(attempts=9, delay=600, cap=600)")
+    assert doctor().status == 0
+
+
+# -- order
+
+
+def test_order_that_is_given_up(shell: Shell, doctor: Any) -> None:
+    declared(shell, "retry=__import__('streams').Retry(in_order=False)")
+    found = no(doctor(), "order")
+    assert found["of"] == "processor bill"
+    app(
+        shell,
+        processor="group='billing', retry=__import__('streams').Retry(in_order=False)",
+        **{'key="customer", ': ""},
+    )
+    result = doctor()
+    assert result.status == 0
+    assert findings(result, "order")[0]["why"] == "no topic declares a key: none is promised"
+
+
+def test_keys_that_are_torn_or_missing(shell: Shell, doctor: Any) -> None:
+    app(shell)
+    with shell.log() as log:
+        for partition in (0, 1):
+            record = Record(order(1), b"c\x1b[31m", f"torn-{partition}", partition=partition)
+            log.append("orders", [record], lambda answers: None)
+    found = no(doctor(), "order")
+    assert found["why"] == "key c\\x1b[31m is in partitions 0, 1"
+    assert "murmur2" in found["do"]
+    with shell.log() as log:
+        log.delete("orders")
+        fill(log, "orders", [order(1)])
+        log.append("orders", [Record(order(2), None, "bare")], lambda answers: None)
+    assert no(doctor(), "order")["why"] == "1 of its last 2 messages have no key"
+
+
+# -- the command itself
+
+
+def test_what_cannot_be_looked_at(shell: Shell, run: Run) -> None:
+    app(shell)
+    for words, status, said in (
+        (("nothing:app",), 1, "there is no module 'nothing'"),
+        (("clinic",), 2, "an app is written as MODULE:APP"),
+        (("clinic:app", "--prometheus", "localhost:9090"), 2, "an http URL is needed"),
+        (("clinic:app", "--url", "nosql://x"), 2, "no log is called 'nosql'"),
+    ):
+        result = run("doctor", *words)
+        assert result.status == status, words
+        assert said in result.err
+        assert result.err.count("\n") == 1
+        assert not result.out
+
+
+def test_secrets_stay_where_they_are(shell: Shell, run: Run) -> None:
+    app(shell)
+    for words in ((), ("--json",)):
+        result = run("doctor", "clinic:app", "--url", "redis://me:hunter2@127.0.0.1:1", *words)
+        assert result.status == 1
+        assert "hunter2" not in result.out + result.err
