@@ -142,16 +142,16 @@ class View:
 
     def span(self, topic: str, count: int) -> float | None:
         """Seconds in which the last ``count`` messages of a partition came, where they came
-        fastest; None where no partition has so many."""
+        fastest; None where no partition has more."""
         info = self.info(topic)
         if self.log is None or isinstance(info, str):
             return None
         found: list[float] = []
         for partition in range(min(info.partitions, WIDE)):
-            first, end = self.log.bounds(topic, partition)
+            _, end = self.log.bounds(topic, partition)
             start = self.log.back(topic, partition, end, count)
-            if start <= first:
-                continue
+            if self.log.back(topic, partition, start, 1) >= start:
+                continue  # it is the first there is: there are hardly so many
             last = self.log.back(topic, partition, end, 1)
             times = [_time(self.log, topic, partition, each, end) for each in (start, last)]
             if times[0] is not None and times[1] is not None:
