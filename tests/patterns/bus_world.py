@@ -5,7 +5,6 @@ The same handlers and the same assertions: whoever takes ``world`` is run five t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -82,22 +81,6 @@ class World:
         await until(
             over, f"{what or 'it did not come about'}: {self.calls.got} {self.calls.errors}"
         )
-
-
-async def settled(app: Streams) -> None:
-    """Wait until everything that was published is settled."""
-
-    def busy() -> list[str]:
-        pumps = [each._pump for each in app.processors]
-        return [word for pump in pumps if pump is not None and (word := pump.busy())]
-
-    quiet = 0
-    give_up = asyncio.get_running_loop().time() + 30
-    while quiet < 3:
-        found = await asyncio.to_thread(busy)
-        quiet = 0 if found else quiet + 1
-        assert asyncio.get_running_loop().time() < give_up, found
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture(params=["local", *(case.name for case in FOUR)])

@@ -384,7 +384,8 @@ FILTERS: list[tuple[dict[str, Any], bool]] = [
     ({"topic": re.compile(r"eu")}, False),  # from the beginning
     ({"type": dict}, True),
     ({"type": (list, str)}, False),
-    ({"type": dict | list}, True),
+    ({"type": (str, dict)}, True),
+    ({"type": Paid | Lost}, False),
     ({"type": "paid"}, True),
     ({"type": "unpaid"}, False),
     ({"attributes": {"n": 1, "currency": "EUR"}}, True),
