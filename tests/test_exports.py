@@ -1,0 +1,24 @@
+"""What can be imported from where: every name is found, and the patterns are all re-exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import streams
+from streams import patterns
+
+
+def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
+    for module in (streams, patterns):
+        assert list(module.__all__) == sorted(module.__all__)
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+    for name in patterns.__all__:
+        assert getattr(streams, name) is getattr(patterns, name)
+
+
+def test_the_package_imports_no_driver_and_no_pattern_until_it_is_asked_to() -> None:
+    code = "import streams, sys; print([m for m in sys.modules if m.startswith('streams.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
