@@ -264,8 +264,7 @@ class Runner(ABC):
             return False
         try:
             parking = sequence.parking(work)
-        except Unavailable as error:
-            logger.error("%s: %s waits: %s", self.job.name, where(work), error)
+        except Unavailable:  # it has said so
             self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
             return True
         if parking is None:

@@ -148,7 +148,10 @@ class KeyOrder(Protocol):
     # -- the runner's side, where outcomes are reported
 
     def parking(self, work: Work) -> Parking | None:
-        """None: the message is to be handled."""
+        """None: the message is to be handled.
+
+        :raises Unavailable: more cannot be held; to be asked again later.
+        """
         ...
 
     def closed(self, work: Work) -> bool:

@@ -239,6 +239,8 @@ class Shelf:
         self._at = 0
         """Everything below was read."""
         self._fetcher = Fetcher(log, name, assignment.partition)
+        self._crowded = False
+        """It was said that no more is held."""
         self._look = 0.0
         self._hurry = False
         self._floor = -1
@@ -318,9 +320,9 @@ class Shelf:
         found: list[_Next] = []
         with self._lock:
             for key, queue in self.state.moving.items():
-                if queue.given > AHEAD // 2:
-                    continue
-                for at in range(queue.given, min(len(queue), AHEAD)):
+                if queue.given:
+                    continue  # in its lane, more would go before these
+                for at in range(min(len(queue), AHEAD)):
                     place = queue.place(at)
                     if place < 0:
                         break
@@ -420,7 +422,7 @@ class Shelf:
                 return None
             if offset <= queue.sources[-1]:
                 return Parking(None)  # it was settled before the head was
-            self._check_room()
+            self._check_room(queue)
             self.state.expect(key, offset, dead=False)
         batch = segment.batch
         headers = parked.without(batch.headers(index))
@@ -455,19 +457,27 @@ class Shelf:
                 queue = self.state.keys.get(key)
                 if queue is not None and offset < queue.sources[0]:
                     return letter  # handled again after a reset, before what is parked
-                self._check_room()
+                self._check_room(queue)
                 self.state.expect(key, offset, dead=True)
         entry = parked.entry_record(
             "dead", self.owner, self.partition, offset, letter[1], batch.time(index)
         )
         return self.name, entry
 
-    def _check_room(self) -> None:
-        if self.state.held >= HELD:
-            raise Unavailable(
-                f"{self.name}/{self.partition} holds {HELD} messages of closed keys: retry or drop "
-                "the dead ones, see streams dead keys"
-            )
+    def _check_room(self, queue: Queue | None) -> None:
+        """A key whose messages are coming back is let through: they need the lane that this
+        message has, and make room."""
+        if self.state.held < HELD or (queue is not None and not queue.dead):
+            self._crowded = False
+            return
+        said = (
+            f"{self.name}/{self.partition} holds {HELD} messages of closed keys: retry or drop the "
+            "dead ones, see streams dead keys"
+        )
+        if not self._crowded:
+            logger.error("%s; until then their keys wait where they are", said)
+            self._crowded = True
+        raise Unavailable(said)
 
     def handled(self, work: Work) -> bool:
         """A message that came back was handled, and that is written. True: more of its key is to

@@ -1,0 +1,601 @@
+"""Ordered dead letters: one suite over four logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from streams import (
+    BatchError,
+    ConfigError,
+    DeadLetters,
+    Message,
+    Mismatch,
+    NotFound,
+    Reject,
+    Retry,
+    Streams,
+)
+from streams.letters import PREFIX
+from streams.log.protocol import Committed
+from streams.message import REDRIVE
+from streams.patterns import ClosedKey, ClosedKeys, NotClosed
+from streams.patterns.deadletters import parked, sequence
+from streams.patterns.deadletters.closed import Heads
+from streams.testing import Clock, harness
+from tests.conformance.stage import QUICK, Stage
+
+SEQUENCED = DeadLetters(sequenced=True)
+
+
+class World:
+    """A processor with ordered dead letters, which fails over what it is told to."""
+
+    def __init__(self, stage: Stage, *, plain: bool = False, **options: Any) -> None:
+        self.stage = stage
+        self.bad: set[int] = set()
+        self.app = stage.app()
+        self.topic = stage.topic(self.app, partitions=options.pop("partitions", 2))
+        self.messages: list[Message[int]] = []
+        options.setdefault("retry", Retry(attempts=1))
+        options.setdefault("concurrency", 8)
+        declare = self.app.processor(
+            self.topic, group=stage.group, flow=QUICK, dead_letters=SEQUENCED, **options
+        )
+        declare(self.plainly if plain else stage.recorder(self.act))
+        self.keys = ClosedKeys(self.app, self.topic, stage.group)
+
+    def act(self, value: int, message: Message[int]) -> None:
+        self.messages.append(message)
+        if value in self.bad:
+            raise ValueError(f"{value} is no good")
+
+    def plainly(self, value: int, message: Message[int]) -> None:
+        self.stage.seen.begin(message.key, value, message.attempt)
+        ok = False
+        try:
+            self.act(value, message)
+            ok = True
+        finally:
+            self.stage.seen.end(message.key, value, ok=ok)
+
+    async def closed(self, count: int, parked: int | None = None) -> list[ClosedKey]:
+        """Wait until so many keys are closed by a dead message, with so many parked behind."""
+        for _ in range(3_000):
+            found = await self.keys.keys(10_000)
+            there = sum(each.parked for each in found)
+            dead = all(each.dead for each in found)
+            if len(found) == count and dead and parked in (None, there):
+                return found
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"closed: {[(each.key, each.dead, each.parked) for each in found]}")
+
+    async def failing(self, *values: int, **options: Any) -> None:
+        self.bad |= set(values)
+        await self.stage.publish(self.topic, *values, **options)
+
+
+def in_order(stage: Stage) -> None:
+    for key, values in stage.seen.by_key().items():
+        assert values == sorted(values), key
+    assert stage.seen.overlaps == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_later_messages_of_a_dead_key_are_parked_and_run_in_order_after_it(
+    stage: Stage, plain: bool
+) -> None:
+    world = World(stage, plain=plain)
+    async with world.app:
+        await world.failing(0, key="a")
+        await stage.publish(world.topic, *range(1, 30), key=lambda value: "ab"[value % 2])
+        (closed,) = await world.closed(1, 14)
+        assert (closed.key, closed.letter.error) == ("a", "ValueError: 0 is no good")
+        assert closed.letter.original_message.value == 0
+        assert (closed.letter.queue, closed.letter.group) == (world.topic.name, stage.group)
+        await stage.committed(world.app)
+        assert stage.seen.by_key() == {"b": list(range(1, 30, 2))}
+        world.bad.clear()
+        await world.keys.retry("a")
+        await stage.handled(30)
+        assert stage.seen.by_key()["a"] == list(range(0, 30, 2))
+        await stage.publish(world.topic, 30, 31, key=lambda value: "ab"[value % 2])
+        await stage.handled(32)
+        await world.closed(0)
+        with pytest.raises(NotClosed, match="'a' is not closed"):
+            await world.keys.retry("a")
+        assert await stage.letters(world.app) == []
+    in_order(stage)
+    assert Counter(stage.seen.values) == dict.fromkeys(range(32), 1)
+
+
+async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> None:
+    world = World(stage)
+    async with world.app:
+        world.bad.add(1)
+        headers = {"h": "v"}
+        first = await world.topic.publish(1, key="k", id="m1", headers=headers)
+        second = await world.topic.publish(2, key="k", id="m2", headers=headers)
+        await world.closed(1, 1)
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(2)
+    failed, again, parked = world.messages
+    assert (again.id, again.key, again.value, again.attempt) == ("m1", "k", 1, 1)
+    assert (parked.id, parked.key, parked.value, parked.attempt) == ("m2", "k", 2, 1)
+    assert [tuple(each.position) for each in (failed, again)] == [tuple(failed.position)] * 2
+    assert tuple(again.position)[:2] == (first.topic, first.partition)
+    assert tuple(parked.position)[:2] == (second.topic, second.partition)
+    assert abs(again.timestamp - failed.timestamp).total_seconds() < 0.001
+    assert dict(again.headers) == {"ce_id": "m1", "h": "v", REDRIVE: "1"}
+    assert dict(parked.headers) == {"ce_id": "m2", "h": "v"}
+
+
+async def test_it_fails_again_and_so_does_one_behind_it(stage: Stage) -> None:
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.failing(0, 3, key="k")
+        await stage.publish(world.topic, 1, 2, 4, key="k")
+        await world.closed(1, 4)
+        await world.keys.retry("k")
+        await stage.until(lambda: len(stage.seen.attempts[0]) == 2, "0 failed again")
+        (closed,) = await world.closed(1, 4)
+        assert closed.letter.redrives == 1
+        world.bad -= {0}
+        await world.keys.retry("k")
+        await stage.until(lambda: stage.seen.attempts[3], "3 failed")
+        (closed,) = await world.closed(1, 3)
+        assert (closed.letter.original_message.value, closed.letter.redrives) == (3, 0)
+        assert stage.seen.values == [0]
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(5)
+    assert stage.seen.values == [0, 3, 1, 2, 4]
+
+
+async def test_edited_and_dropped(stage: Stage) -> None:
+    world = World(stage)
+    async with world.app:
+        await world.failing(0, 1, 2, key=lambda value: f"k{value}")
+        await stage.publish(world.topic, 10, 11, 12, key=lambda value: f"k{value % 10}")
+        await world.closed(3, 3)
+        await world.keys.edit("k0", 100)
+        await world.keys.edit("k1", b"101")
+        await world.keys.drop("k2")
+        await stage.handled(5)
+        await world.closed(0)
+        await stage.publish(world.topic, 20, 21, 22, key=lambda value: f"k{value % 10}")
+        await stage.handled(8)
+    assert stage.seen.by_key() == {"k0": [100, 10, 20], "k1": [101, 11, 21], "k2": [12, 22]}
+    assert {each.id for each in world.messages if each.value == 100} == {
+        each.id for each in world.messages if each.value == 0
+    }
+
+
+async def test_a_command_given_twice_or_too_late_does_nothing(stage: Stage) -> None:
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.failing(0, key="k")
+        await stage.publish(world.topic, 1, key="k")
+        await world.closed(1, 1)
+        heads = Heads(world.app.log, stage.group, world.topic.name)
+        head = await asyncio.to_thread(heads.one, b"k")
+        for command in ("retry", "retry", "drop", "edit"):
+            await asyncio.to_thread(heads.command, command, head, b"7")  # type: ignore[arg-type]
+        await stage.until(lambda: len(stage.seen.attempts[0]) == 2, "failed again")
+        (closed,) = await world.closed(1, 1)
+        assert closed.letter.redrives == 1
+        for command in ("retry", "drop"):  # it was another failure that they were about
+            await asyncio.to_thread(heads.command, command, head)  # type: ignore[arg-type]
+        await world.failing(5, key="other")
+        await world.closed(2)
+        world.bad.clear()
+        await world.keys.retry("other")
+        await stage.handled(1)
+        assert stage.seen.values == [5]
+        await world.keys.retry("k")
+        await stage.handled(3)
+    assert stage.seen.values == [5, 0, 1]
+
+
+async def test_keys_stay_closed_across_restarts(stage: Stage) -> None:
+    first = World(stage)
+    async with first.app:
+        await first.failing(0, key="k")
+        await stage.publish(first.topic, 1, 2, key="k")
+        await first.closed(1, 2)
+    second = World(stage)
+    second.bad.add(0)
+    async with second.app:
+        await stage.publish(second.topic, 3, 4, key="k")
+        await second.closed(1, 4)
+        assert stage.seen.values == []
+    third = World(stage)
+    async with third.app.connected():
+        await third.keys.retry("k")  # while nobody runs
+    async with third.app:
+        await stage.publish(third.topic, 5, key="k")
+        await stage.handled(6)
+        await stage.committed(third.app)
+        await third.closed(0)
+    fourth = World(stage)
+    async with fourth.app:
+        await stage.publish(fourth.topic, 6, key="k")
+        await stage.handled(7)
+    assert stage.seen.values == list(range(7))
+
+
+async def test_a_rebalance_takes_closed_keys_along(stage: Stage) -> None:
+    first = World(stage, partitions=4)
+    async with first.app:
+        await first.failing(*range(8), key=lambda value: f"k{value}")
+        await stage.publish(first.topic, *range(8, 40), key=lambda value: f"k{value % 8}")
+        await first.closed(8, 32)
+        second = World(stage, partitions=4)
+        async with second.app:
+            (processor,) = second.app.processors
+            await stage.until(
+                lambda: len(processor.sequence._shelves) == 2,  # type: ignore[union-attr]
+                "half of the partitions are the second's",
+            )
+            await stage.publish(first.topic, *range(40, 48), key=lambda value: f"k{value % 8}")
+            await first.closed(8, 40)
+            assert stage.seen.values == []
+            first.bad.clear()
+            for key in range(4):
+                await first.keys.retry(f"k{key}")
+            await stage.handled(24)
+        for key in range(4, 8):
+            await first.keys.retry(f"k{key}")
+        await stage.handled(48)
+    in_order(stage)
+    assert Counter(stage.seen.values) == dict.fromkeys(range(48), 1)
+
+
+async def test_what_cannot_be_decoded_closes_its_key_too(stage: Stage) -> None:
+    world = World(stage)
+    raw = stage.app().topic(world.topic.name, bytes)
+    async with world.app, raw._app.connected():
+        await raw.publish(b"{not JSON", key="k")
+        await stage.publish(world.topic, 1, key="k")
+        (closed,) = await world.closed(1, 1)
+        assert closed.letter.error.startswith("DecodeError")
+        assert closed.letter.original_message.value == b"{not JSON"
+        await world.keys.edit("k", 0)
+        await stage.handled(2)
+    assert stage.seen.values == [0, 1]
+
+
+async def test_what_has_no_key_goes_to_the_dead_letters(stage: Stage) -> None:
+    world = World(stage)
+    async with world.app:
+        await world.failing(1)
+        await stage.publish(world.topic, 2, 3)
+        await stage.handled(2)
+        await stage.committed(world.app)
+        (letter,) = await stage.letters(world.app)
+        assert letter.raw.value == b"1"
+        await world.closed(0)
+    assert sorted(stage.seen.values) == [2, 3]
+
+
+async def test_a_message_published_twice_is_parked_and_handled_once(stage: Stage) -> None:
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.failing(0, key="k")
+        for _ in range(3):
+            await world.topic.publish(1, key="k", id="twice")
+            await world.topic.publish(2, key="k", id="also")
+        await world.closed(1, 2)
+        await stage.committed(world.app)
+    again = World(stage, partitions=1)
+    async with again.app:
+        await again.topic.publish(1, key="k", id="twice")
+        await again.keys.retry("k")
+        await stage.handled(3)
+        await again.topic.publish(2, key="k", id="also")
+        await stage.publish(again.topic, 3, key="k")
+        await stage.handled(4)
+    assert stage.seen.values == [0, 1, 2, 3]
+
+
+async def test_attempts_and_filters_and_results(stage: Stage) -> None:
+    """What comes back is tried as often, filtered and published like any other."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    results = app.topic(f"{stage.topic_name}-results", int, partitions=1)
+    bad = {0}
+
+    def act(value: int) -> None:
+        if value in bad:
+            raise ConnectionError("no")
+
+    @app.processor(
+        topic, group=stage.group, to=results, filter=lambda value: value != 2, flow=QUICK,
+        retry=Retry(attempts=3, delay=0.001), dead_letters=SEQUENCED,
+    )  # fmt: skip
+    async def double(value: int, message: Message[int]) -> int:
+        stage.seen.begin(message.key, value, message.attempt)
+        ok = False
+        try:
+            act(value)
+            ok = True
+        finally:
+            stage.seen.end(message.key, value, ok=ok)
+        return value * 2
+
+    keys = ClosedKeys(app, topic, stage.group)
+    async with app:
+        await stage.publish(topic, 0, 1, 2, 3, key="k")
+        await stage.until(lambda: len(stage.seen.attempts[0]) == 3, "given up")
+        await stage.committed(app)
+        bad.clear()
+        await keys.retry("k")
+        await stage.handled(3)
+        await stage.until(lambda: app.log.bounds(results.name, 0)[1], "written")
+        found: list[int] = []
+        for _ in range(3_000):
+            found = [each.value for each in await asyncio.to_thread(lambda: list(results.read()))]
+            if len(found) == 3:
+                break
+            await asyncio.sleep(0.01)
+    assert found == [0, 2, 6]
+    assert stage.seen.values == [0, 1, 3]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_batches(stage: Stage, plain: bool) -> None:
+    """Parked messages come back one by one; the others still come in batches."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    bad = {5}
+    sizes: list[int] = []
+
+    def act(values: list[int], messages: list[Message[int]]) -> None:
+        sizes.append(len(values))
+        failed = {index: Reject("no") for index, value in enumerate(values) if value in bad}
+        for index, (value, message) in enumerate(zip(values, messages, strict=True)):
+            stage.seen.begin(message.key, value, message.attempt)
+            stage.seen.end(message.key, value, ok=index not in failed)
+        if failed:
+            # Later messages of a failed key must not count as done.
+            keys = {messages[index].key for index in failed}
+            first = min(failed)
+            for index in range(first, len(values)):
+                if messages[index].key in keys and index not in failed:
+                    stage.seen.handled.remove((messages[index].key, values[index]))
+                    failed[index] = ConnectionError("behind it")  # type: ignore[assignment]
+            raise BatchError(failed)
+
+    async def asynchronous(values: list[int], messages: list[Message[int]]) -> None:
+        act(values, messages)
+
+    def plainly(values: list[int], messages: list[Message[int]]) -> None:
+        act(values, messages)
+
+    app.processor(
+        topic, group=stage.group, batch=10, flow=QUICK, retry=Retry(attempts=3, delay=0.001),
+        dead_letters=SEQUENCED,
+    )(plainly if plain else asynchronous)  # fmt: skip
+    keys = ClosedKeys(app, topic, stage.group)
+    async with app:
+        await stage.publish(topic, *range(60), key=lambda value: f"k{value % 3}")
+        await stage.committed(app)
+        (closed,) = await keys.keys()
+        assert (closed.key, closed.parked) == ("k2", 18)
+        bad.clear()
+        await keys.retry("k2")
+        await stage.handled(60)
+    in_order(stage)
+    assert Counter(stage.seen.values) == dict.fromkeys(range(60), 1)
+    assert max(sizes) > 1
+
+
+async def test_many_keys_and_long_queues_come_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "AHEAD", 4)
+    monkeypatch.setattr(sequence, "FETCH", 7)
+    monkeypatch.setattr(sequence, "BYTES", 40)
+    world = World(stage)
+    keys = 6
+    async with world.app:
+        await world.failing(*range(keys), key=lambda value: f"k{value % keys}")
+        await stage.publish(
+            world.topic, *range(keys, 40 * keys), key=lambda value: f"k{value % keys}"
+        )
+        await world.closed(keys, 39 * keys)
+        world.bad = {20 * keys}
+        for key in range(keys):
+            await world.keys.retry(f"k{key}")
+        await stage.handled(40 * keys - 20)
+        await world.closed(1, 19)
+        world.bad.clear()
+        await world.keys.retry("k0")
+        await stage.handled(40 * keys)
+        await world.closed(0)
+    in_order(stage)
+    assert Counter(stage.seen.values) == dict.fromkeys(range(40 * keys), 1)
+
+
+async def test_no_more_is_held_than_is_allowed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be parked waits in its lane, and its partition with it; other keys go on."""
+    monkeypatch.setattr(sequence, "HELD", 3)
+    monkeypatch.setattr("streams.runners.base.BURIAL_PAUSE", 0.02)
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.failing(0, key="k")
+        await stage.publish(world.topic, *range(1, 10), key="k")
+        await stage.publish(world.topic, *range(10, 20), key="other")
+        await stage.handled(10)
+        await world.closed(1, 2)
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(20)
+        await stage.committed(world.app)
+    assert stage.seen.by_key() == {"k": list(range(10)), "other": list(range(10, 20))}
+
+
+async def test_what_is_over_is_not_read_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "FLOOR", 0.02)
+    world = World(stage, partitions=1)
+    name = f"{world.topic.name}.{stage.group}.parked"
+    async with world.app:
+        log = world.app.log
+
+        def floor() -> int:
+            return log.places(name, name)[0].position
+
+        await world.failing(0, key="k")
+        await stage.publish(world.topic, 1, 2, key="k")
+        await world.closed(1, 2)
+        (head,) = await asyncio.to_thread(
+            lambda: list(Heads(log, stage.group, world.topic.name).all())
+        )
+        await stage.committed(world.app)
+        assert await asyncio.to_thread(floor) <= head.position
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(3)
+        end = (await asyncio.to_thread(log.bounds, name, 0))[1]
+        await stage.until(lambda: floor() >= end, "the floor is at the end")
+    again = World(stage, partitions=1)
+    async with again.app:
+        await stage.publish(again.topic, 3, key="k")
+        await stage.handled(4)
+    assert stage.seen.values == [0, 1, 2, 3]
+
+
+async def test_a_reset_makes_everything_come_again_but_what_waits(stage: Stage) -> None:
+    world = World(stage, partitions=1)
+    async with world.app:
+        await stage.publish(world.topic, 0, key="k")
+        await world.failing(1, key="k")
+        await stage.publish(world.topic, 2, key="k")
+        await world.failing(3, key="other")
+        await world.closed(2, 1)
+        world.bad.clear()
+        await world.keys.retry("other")
+        await stage.handled(2)
+        await stage.committed(world.app)
+    anchor = stage.anchor
+    first = await asyncio.to_thread(lambda: anchor.bounds(world.topic.name, 0)[0])
+    await asyncio.to_thread(
+        lambda: anchor.move(stage.group, world.topic.name, {0: Committed(first)}, force=True)
+    )
+    again = World(stage, partitions=1)
+    async with again.app:
+        await stage.handled(4)  # 0 and 3 come again; 1 and 2 wait
+        await stage.committed(again.app)
+        assert sorted(stage.seen.values) == [0, 0, 3, 3]
+        await again.keys.retry("k")
+        await stage.handled(6)
+    assert stage.seen.by_key()["k"] == [0, 0, 1, 2]
+
+
+async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) -> None:
+    world = World(stage, partitions=1)
+    async with world.app:
+        await world.failing(0, key="k")
+        await stage.publish(world.topic, 1, key="k")
+        await world.closed(1, 1)
+        (processor,) = world.app.processors
+        shelf = processor.sequence._shelves[world.topic.name, 0]  # type: ignore[union-attr]
+        name, former = shelf.name, shelf.owner
+        offsets = list(shelf.state.keys[b"k"].sources)
+    again = World(stage, partitions=1)
+    async with again.app:
+        await stage.until(lambda: again.app.processors[0].sequence._shelves, "owned")  # type: ignore[union-attr]
+        for record in (
+            parked.done_record(former, 0, offsets[0], b"k"),
+            parked.entry_record(
+                "dead", former, 0, offsets[1] + 10, again.topic.record(9, key="late"), 0.0
+            ),
+        ):
+            await again.app.publisher.publish(name, record)
+        assert len(await again.keys.keys()) == 1
+        await again.keys.retry("k")
+        await stage.handled(2)
+        await again.closed(0)
+    third = World(stage, partitions=1)
+    async with third.app:
+        await stage.publish(third.topic, 2, key="k")
+        await stage.handled(3)
+        await third.closed(0)
+    assert stage.seen.values == [0, 1, 2]
+
+
+async def test_durable_attempts_and_closed_keys(stage: Stage) -> None:
+    world = World(stage, partitions=1, retry=Retry(attempts=2, delay=0.001, durable=True))
+    async with world.app:
+        await world.failing(0, key="k")
+        await stage.publish(world.topic, 1, key="k")
+        await world.closed(1, 1)
+        await world.keys.retry("k")
+        await stage.until(lambda: len(stage.seen.attempts[0]) == 4, "tried twice again")
+        await world.closed(1, 1)
+        world.bad.clear()
+        await world.keys.retry("k")
+        await stage.handled(2)
+    assert stage.seen.attempts[0] == [1, 2, 1, 2, 1]
+
+
+async def test_what_cannot_be_is_said_in_a_line(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    keys = ClosedKeys(app, topic, stage.group)
+    async with app.connected():
+        with pytest.raises(NotFound, match=r"sequenced=True"):
+            await keys.keys()
+        with pytest.raises(ConfigError, match="limit=0"):
+            await keys.keys(0)
+        with pytest.raises(ConfigError, match="declare it with"):
+            await ClosedKeys(app, "elsewhere", "g").edit("k", 1)
+        with pytest.raises(ConfigError, match="group"):
+            ClosedKeys(app, topic, "no/such group")
+        await asyncio.to_thread(app.log.create, f"{topic.name}.{stage.group}.parked", 5)
+    world = World(stage)
+    with pytest.raises(Mismatch, match=r"has 5 partitions, but .* has 2"):
+        await world.app.__aenter__()
+
+
+async def test_a_test_can_hold_its_time_in_its_hand() -> None:
+    app = Streams("memory://")
+    topic = app.topic("orders", int)
+    bad = {1}
+    seen: list[int] = []
+
+    @app.processor(
+        topic, group="g", retry=Retry(attempts=2, delay=60, cap=60), dead_letters=SEQUENCED
+    )
+    async def handle(value: int) -> None:
+        if value in bad:
+            raise ValueError("no")
+        seen.append(value)
+
+    keys = ClosedKeys(app, topic, "g")
+    async with harness(app, clock=Clock()) as running:
+        for value in (1, 2):
+            await topic.publish(value, key="k")
+        await running.settled()
+        assert await keys.keys() == []
+        running.clock.advance(60)
+        await running.settled()
+        (closed,) = await keys.keys()
+        assert (closed.parked, seen) == (1, [])
+        await keys.retry("k")
+        await running.settled()
+        running.clock.advance(60)
+        await running.settled()
+        bad.clear()
+        await keys.retry("k")
+        await running.settled()
+        assert seen == [1, 2]
+        assert not any(name.startswith(PREFIX) for name in closed.letter.original_message.headers)
