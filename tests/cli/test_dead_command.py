@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from streams.message import Record
+from streams.patterns.deadletters.redriving import append
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 
@@ -108,3 +112,94 @@ def test_some_of_them(failed: Shell, run: Run) -> None:
     assert sorted(back) == sorted(oldest.values())
     left = run("dead", "ls", "billing", "orders", "--json").json
     assert len(left) == 3 - len(oldest)
+
+
+CLOSED = '''
+"""Orders whose keys stay closed behind a dead message."""
+
+import os
+
+from streams import DeadLetters, Message, Retry, Streams
+
+app = Streams("sqlite:///shop.db")
+orders = app.topic("orders", int, partitions=2)
+sequenced = DeadLetters(sequenced=True)
+
+
+@app.processor(orders, group="billing", retry=Retry(attempts=1), dead_letters=sequenced)
+async def bill(n: int, message: Message) -> None:
+    if n < 0 and not os.path.exists("mended"):
+        raise ValueError("negative \\x1b[31m amount")
+    with open("billed.txt", "a") as file:
+        file.write(f"{message.key} {n}\\n")
+'''
+
+
+def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, run: Run) -> None:
+    (shell.folder / "closed.py").write_text(CLOSED)
+
+    def publish(*pairs: tuple[str, int]) -> None:
+        with shell.log() as log:
+            records = [Record(str(n).encode(), key.encode(), f"{key}{n}") for key, n in pairs]
+            log.create("orders", 2)
+            append(log, "orders", records)
+
+    def serve(until: Callable[[], bool]) -> None:
+        with shell.start("run", "closed:app", "-l", "error", stdout=subprocess.DEVNULL) as process:
+            eventually(until)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+
+    def keys() -> dict[str, dict[str, Any]]:
+        from streams.patterns.deadletters.closed import Heads
+
+        with shell.log() as log:
+            if "orders.billing.parked" not in [info.name for info in log.topics()]:
+                return {}
+            heads = Heads(log, "billing", "orders").all()
+            return {head.key.decode(): {"parked": head.parked, "dead": head.dead} for head in heads}
+
+    missing = run("dead", "keys", "billing", "orders")
+    assert (missing.status, missing.err.count("\n")) == (1, 1)
+    assert "sequenced=True" in missing.err
+    publish(("a", -1), ("b", -2), ("c", -3), ("d", 4), ("a", 5), ("b", 6), ("c", 7))
+    serve(lambda: [each["parked"] for each in keys().values()] == [1, 1, 1])
+    listed = {each["key"]: each for each in run("dead", "keys", "billing", "orders", "--json").json}
+    assert set(listed) == {"a", "b", "c"}
+    assert listed["a"]["error"] == "ValueError: negative \x1b[31m amount"
+    assert (listed["a"]["parked"], listed["a"]["state"], listed["a"]["attempts"]) == (1, "dead", 1)
+    for words in (["keys", "billing", "orders"], ["show", "billing", "orders", "--key", "a"]):
+        shown = run("dead", *words)
+        assert shown.status == 0
+        assert "\x1b" not in shown.out
+    whole = run("dead", "show", "billing", "orders", "--key", "b", "--json").json
+    assert (whole["value"], whole["id"], whole["headers"]) == (-2, "b-2", {})
+    assert "ValueError" in whole["traceback"]
+
+    assert run("dead", "retry", "billing", "orders", "--key", "a", "--json").json["retried"] == 1
+    assert run("dead", "edit", "billing", "orders", "b", "--value", "2").status == 0
+    assert run("dead", "drop", "billing", "orders", "c", "--json").json["dropped"] == 1
+    for words, said in (
+        (["edit", "billing", "orders", "b", "--value", "2"], "no decision is waited for"),
+        (["drop", "billing", "orders", "zz"], "not closed"),
+        (["show", "billing", "orders", "--key", "zz"], "not closed"),
+        (["edit", "billing", "orders", "a"], "--value or --file"),
+        (["edit", "billing", "orders", "a", "-f", "missing.json"], "missing.json"),
+        (["retry", "billing", "orders", "--key", "a", "--keys"], "not both"),
+        (["retry", "billing", "orders", "--keys", "-n", "1"], "not for closed keys"),
+    ):
+        refused = run("dead", *words)
+        assert refused.status in (1, 2)
+        assert said in refused.err
+        assert refused.err.count("\n") == 1
+
+    (shell.folder / "mended").touch()
+    serve(lambda: not keys())
+    billed = [line.split() for line in shell.read("billed.txt")]
+    by_key = {key: [n for each, n in billed if each == key] for key in "abcd"}
+    assert by_key == {"a": ["-1", "5"], "b": ["2", "6"], "c": ["7"], "d": ["4"]}
+    assert run("dead", "keys", "billing", "orders", "--json").json == []
+    assert run("dead", "retry", "billing", "orders", "--keys", "--json").json["retried"] == 0
+    groups = [each["group"] for each in run("groups", "ls", "--json").json]
+    assert groups == ["billing"]

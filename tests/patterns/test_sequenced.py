@@ -184,7 +184,7 @@ async def test_a_command_given_twice_or_too_late_does_nothing(stage: Stage) -> N
         heads = Heads(world.app.log, stage.group, world.topic.name)
         head = await asyncio.to_thread(heads.one, b"k")
         for command in ("retry", "retry", "drop", "edit"):
-            await asyncio.to_thread(heads.command, command, head, b"7")  # type: ignore[arg-type]
+            await asyncio.to_thread(heads.command, command, head, b"7")
         await stage.until(lambda: len(stage.seen.attempts[0]) == 2, "failed again")
         (closed,) = await world.closed(1, 1)
         assert closed.letter.redrives == 1
