@@ -47,7 +47,7 @@ def steps(command: str, arguments: Sequence[str]) -> list[Step]:
     if command == "check":
         return list(CHECKS)
     # Much of a test's time is waiting for a server, and the servers are shared by all workers.
-    workers = str(min(4, os.cpu_count() or 1))
+    workers = str(min(6, 2 * (os.cpu_count() or 1)))
     spread = ("-n", workers, "--dist", "worksteal")
     return [*CHECKS, SERVERS, Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]
 
