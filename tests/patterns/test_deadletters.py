@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from streams import ConfigError, DeadLetters, Message, NotFound, Reject, Retry, Streams
+from streams.engine.progress import encode
 from streams.letters import PREFIX
 from streams.log.protocol import Log
 from streams.message import REDRIVE
@@ -144,7 +145,7 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redriving, "CHUNK", 1)
-    whole = redriving.encode
+    whole = encode
 
     def narrow(position: int, floor: int, settled: Any) -> Any:
         return whole(position, floor, settled, limit=16)
@@ -166,6 +167,21 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
         await stage.handled(200)
         await stage.committed(world.app)
     assert Counter(stage.seen.values) == dict.fromkeys(range(200), 1)
+
+
+async def test_what_somebody_else_noted_meanwhile_is_not_taken_back(stage: Stage) -> None:
+    await buried(stage, 20)
+    letters = redriving.Letters(stage.anchor, f"{stage.topic_name}.{stage.group}.dead")
+
+    def meanwhile(rows: Any) -> list[None]:
+        redriving.Letters(stage.anchor, letters.name).set_aside()
+        return [None] * len(rows)
+
+    def both() -> int:
+        return letters._deal(redriving.Dealing(meanwhile, None, 1, None))
+
+    assert await asyncio.to_thread(both) == 2  # one of each partition
+    assert await asyncio.to_thread(waiting, stage.anchor, letters.name) == 0
 
 
 async def test_another_target(stage: Stage) -> None:
@@ -232,7 +248,7 @@ async def test_of_a_queue(stage: Stage) -> None:
         else:
             done.append((message.id, message.data))
 
-    queue.subscribe(name, work)
+    _ = queue.subscribe(name, work)
     async with app:
         first = await queue.publish(name, "rejected")
         second = await queue.publish(name, "moved")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from streams import (
     BatchError,
     ConfigError,
     DeadLetters,
+    Flow,
     Message,
     Mismatch,
     NotFound,
@@ -26,7 +28,7 @@ from streams.patterns import ClosedKey, ClosedKeys, NotClosed
 from streams.patterns.deadletters import parked, sequence
 from streams.patterns.deadletters.closed import Heads
 from streams.testing import Clock, harness
-from tests.conformance.stage import QUICK, Stage
+from tests.conformance.stage import PATIENCE, QUICK, Stage
 
 SEQUENCED = DeadLetters(sequenced=True)
 
@@ -42,8 +44,9 @@ class World:
         self.messages: list[Message[int]] = []
         options.setdefault("retry", Retry(attempts=1))
         options.setdefault("concurrency", 8)
+        options.setdefault("flow", QUICK)
         declare = self.app.processor(
-            self.topic, group=stage.group, flow=QUICK, dead_letters=SEQUENCED, **options
+            self.topic, group=stage.group, dead_letters=SEQUENCED, **options
         )
         declare(self.plainly if plain else stage.recorder(self.act))
         self.keys = ClosedKeys(self.app, self.topic, stage.group)
@@ -188,10 +191,11 @@ async def test_a_command_given_twice_or_too_late_does_nothing(stage: Stage) -> N
         await stage.until(lambda: len(stage.seen.attempts[0]) == 2, "failed again")
         (closed,) = await world.closed(1, 1)
         assert closed.letter.redrives == 1
-        for command in ("retry", "drop"):  # it was another failure that they were about
+        for command in ("drop", "retry"):  # it was another failure that they were about
             await asyncio.to_thread(heads.command, command, head)  # type: ignore[arg-type]
         await world.failing(5, key="other")
         await world.closed(2)
+        assert len(stage.seen.attempts[0]) == 2
         world.bad.clear()
         await world.keys.retry("other")
         await stage.handled(1)
@@ -498,6 +502,107 @@ async def test_a_reset_makes_everything_come_again_but_what_waits(stage: Stage) 
         await again.keys.retry("k")
         await stage.handled(6)
     assert stage.seen.by_key()["k"] == [0, 0, 1, 2]
+
+
+async def lost_commits(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, *, decided: bool
+) -> tuple[World, int]:
+    """A life of which nothing was committed but that 9 was handled: as after a crash. In it 0 was
+    handled, 1 dead and 2 parked. Also where the record of 1 stands."""
+    monkeypatch.setattr(sequence, "FLOOR", 0.02)
+    first = World(stage, partitions=1)
+    async with first.app:
+        await stage.publish(first.topic, 9, key="other")
+        await stage.committed(first.app)
+        place = (await asyncio.to_thread(stage.places, first.app))[0]
+    second = World(stage, partitions=1, flow=Flow(commit=1_000.0))
+    name = f"{first.topic.name}.{stage.group}.parked"
+    async with second.app:
+        await stage.publish(second.topic, 0, key="k")
+        await second.failing(1, key="k")
+        await stage.publish(second.topic, 2, key="k")
+        await second.closed(1, 1)
+        log = second.app.log
+        (head,) = await asyncio.to_thread(
+            lambda: list(Heads(log, stage.group, second.topic.name).all())
+        )
+        if decided:
+            second.bad.clear()
+            await second.keys.retry("k")
+            await stage.handled(4)
+            await second.closed(0)
+        await stage.until(
+            lambda: log.places(name, name)[0].position >= head.position, "the floor has moved"
+        )
+    await asyncio.to_thread(
+        lambda: stage.anchor.move(stage.group, first.topic.name, {0: place}, force=True)
+    )
+    return World(stage, partitions=1), head.position
+
+
+async def test_what_was_parked_and_handled_is_not_handled_again_although_a_commit_was_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _ = await lost_commits(stage, monkeypatch, decided=True)
+    async with world.app:
+        await stage.publish(world.topic, 3, key="k")
+        await stage.handled(6)
+    # What was handled the usual way comes again, as after any crash.
+    assert stage.seen.by_key() == {"other": [9], "k": [0, 1, 2, 0, 3]}
+
+
+async def test_what_is_parked_is_parked_once_although_a_commit_was_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _ = await lost_commits(stage, monkeypatch, decided=False)
+    async with world.app:
+        await stage.publish(world.topic, 3, key="k")
+        await world.closed(1, 2)
+        await stage.committed(world.app)
+        # That it was handled follows from the message behind it that is dead.
+        assert stage.seen.by_key() == {"other": [9], "k": [0]}
+        await world.keys.retry("k")
+        await stage.handled(5)
+    assert stage.seen.by_key()["k"] == [0, 1, 2, 3]
+
+
+async def test_who_fails_after_its_partition_went_elsewhere_decides_nothing(
+    stage: Stage,
+) -> None:
+    """A plain handler cannot be interrupted: it outlives the drain deadline, and then fails."""
+    held = threading.Event()
+    began: set[int] = set()
+
+    def refuse(value: int) -> None:
+        began.add(value)
+        held.wait(PATIENCE)
+        raise Reject("too late")
+
+    first = stage.app()
+    topic = stage.topic(first, partitions=2)
+    flow = Flow(commit=0.05, drain=0.05)
+    first.processor(topic, group=stage.group, concurrency=4, flow=flow, dead_letters=SEQUENCED)(
+        refuse
+    )
+    keys = ("a", "b", "c", "d", "e", "f")
+    try:
+        async with first:
+            for number, key in enumerate(keys):
+                await stage.publish(topic, number, key=key)
+            await stage.until(lambda: len(began) == 4, "four are running")
+            second = World(stage)
+            async with second.app:
+                await stage.until(lambda: stage.seen.handled, "one was handled by the second")
+                held.set()
+                await stage.until(lambda: len(began) + len(stage.seen.handled) >= 6, "all done")
+                await stage.committed(first)
+                assert await stage.letters(second.app) == []
+                handled = {key for key, _ in stage.seen.handled}
+                closed = {each.key for each in await second.keys.keys()}
+                assert handled | closed == set(keys)
+                assert not handled & closed
+    finally:
+        held.set()
 
 
 async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) -> None:

@@ -78,7 +78,6 @@ class Returned(Segment):
 
     def __init__(self, owner: Owned, batch: Batch, generations: list[int]) -> None:
         super().__init__(owner, batch)
-        self.ids = [None] * len(batch)  # deduplication saw them when they were parked
         self.generations = generations
 
 
