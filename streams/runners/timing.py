@@ -23,7 +23,7 @@ BOUNDS = (
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds."""
 
-EVERY = 16
+EVERY = 64
 """One stretch in so many is timed, of a handler that is quick."""
 
 QUICK = 0.000_05
