@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("Interrupted.")
         status = 130
     except Unusable as error:
-        console.print(f"benchmarks: {error}", markup=False)
+        console.print(f"benchmarks: {error}", markup=False, soft_wrap=True)
         status = 1
     if rows:
         _tell(arguments, rows)
@@ -184,7 +184,7 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
             except (Missing, StartError) as error:
                 if arguments.log:
                     raise Unusable(f"{log}: {error}") from error
-                console.print(f"{log} is left out: {error}", markup=False)
+                console.print(f"{log} is left out: {error}", markup=False, soft_wrap=True)
                 continue
             places.append(_place(log, url, folder))
         wanted = _chosen(places, sizes, arguments.case)
@@ -213,7 +213,7 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
                         if row["error"] is not None:
                             status = 1
                             said = f"{row['log']}: {row['case']} against {row['against']} failed"
-                            console.print(f"{said}: {row['error']}", markup=False)
+                            console.print(f"{said}: {row['error']}", markup=False, soft_wrap=True)
                     rows += found
                     progress.advance(total)
     return status
@@ -251,7 +251,7 @@ def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, Install
             except PeerMissing as error:
                 if "all" not in names:
                     raise Unusable(f"{name}: {error}") from error
-                console.print(f"{name} is left out: {error}", markup=False)
+                console.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
     return found
 
 

@@ -404,7 +404,11 @@ def _publishing(place: Place, sizes: Sizes) -> list[Case]:
             settings={"client": said},
         )  # fmt: skip
         rivals.append(Rival(by_hand))
-    ours = Side("streams", "publish_each", {**where, **each}, settings={"client": "defaults"})
+    create = ("create", {**where, "topic": few["topic"]})
+    ours = Side(
+        "streams", "publish_each", {**where, **each}, prepare=create,
+        settings={"client": "defaults"},
+    )  # fmt: skip
     found.append(Case(f"{tasks:,} concurrent `await publish`", log, ours, tuple(rivals)))
     return found
 

@@ -62,7 +62,12 @@ class Counter:
     @property
     def result(self) -> dict[str, float]:
         """Messages a second from the first measured one to the last, and this process's CPU time
-        for each of them in microseconds."""
+        for each of them in microseconds.
+
+        :raises ValueError: all of them came at once, in one batch.
+        """
+        if not self._measured:
+            raise ValueError("all messages came in one batch: measure more of them")
         seconds = self._ended - self._began
         return {
             "rate": self._measured / seconds,

@@ -21,6 +21,7 @@ from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, customer, order, pi
 from benchmarks.process import Worker
 from streams import Streams
 from streams.app import loop_factory
+from streams.config import RETRY_PARTITIONS
 
 Answer = dict[str, Any]
 
@@ -433,10 +434,10 @@ def share(url: str, topic: str, messages: int, processes: int, work: float) -> A
 
 
 def _settled(seen: list[Answer]) -> bool:
-    """Whether the group's partitions are shared out: the topic's, and as many for what is put back
+    """Whether the group's partitions are shared out: the topic's, and those for what is put back
     from its dead letters."""
     owned = [each["partitions"] for each in seen]
-    return bool(sum(owned) == 2 * PARTITIONS and min(owned) > 0)
+    return bool(sum(owned) == PARTITIONS + RETRY_PARTITIONS and min(owned) > 0)
 
 
 def _until(members: list[Worker], wanted: Callable[[list[Answer]], bool]) -> list[Answer]:

@@ -68,7 +68,7 @@ class Worker:
             raise self._ended(task) from error
         answer: dict[str, Any] = json.loads(self._line(task))
         if "error" in answer:
-            raise MeasureError(f"{task}: {answer['error']}")
+            raise MeasureError(answer["error"])
         return answer
 
     def _line(self, task: str) -> bytes:
@@ -150,7 +150,7 @@ def run_once(
         if not isinstance(answer, dict):
             raise MeasureError(f"{name} gave no figures but {lines[-1][:200]}")
         if "error" in answer:
-            raise MeasureError(f"{name}: {answer['error']}")
+            raise MeasureError(answer["error"])
         return answer
 
 

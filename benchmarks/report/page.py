@@ -69,7 +69,7 @@ def _summary(rows: Sequence[Row]) -> str:
     failed = sum(1 for row in rows if row["error"] is not None)
     said = f"{met} of {len(aimed)} targets met"
     if failed:
-        said += f", {failed} rows failed"
+        said += f", {failed} row{'s' if failed > 1 else ''} failed"
     return (
         f"{said}. Each figure alternates with its baseline in one run. A ratio is ours divided by "
         "theirs, the median over the turns; the spread is the lowest and the highest. Loops by "

@@ -46,7 +46,7 @@ def bars(groups: Sequence[Group], unit: str) -> str:
     if not values:
         return ""
     left, right, thick, gap = 330, 120, 15, 12
-    low = 10 ** math.floor(math.log10(min(values)))
+    low = 10 ** math.floor(math.log10(min(values) * 0.6))  # the shortest bar is seen
     high = 10 ** math.ceil(math.log10(max(values) * 1.0001))
     scale = _Scale(low, high, left, WIDTH - right, logarithmic=True)
     parts: list[str] = []
