@@ -495,3 +495,57 @@ def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
     assert case.dispatcher.straight(0.0) is None
     assert places(all_taken(case)) == [3]
     assert late.done == bytes([1, 0])
+
+
+# -- what comes back another way
+
+
+def inserted(case: Case, *names: str) -> Segment:
+    """Messages that come back, at offsets that no other message of the case has."""
+    offsets = range(100, 100 + len(names))
+    segment = Segment(case.owned, batch(offsets, [name[0].encode() for name in names], [*names]))
+    case.dispatcher.insert(segment)
+    return segment
+
+
+def test_what_comes_back_goes_before_what_waits_in_its_lane_in_order_and_alone() -> None:
+    case = Case()
+    case.offer("a1", "a2", "b3")
+    first = case.take_one()
+    assert places([case.take()]) == [2]
+    inserted(case, "a7", "c8", "a9")
+    assert places(all_taken(case)) == [101]
+    for place in (100, 102, 1):
+        case.dispatcher.done(first)
+        (first,) = case.take_batch()
+        assert places([first]) == [place]
+    case.dispatcher.done(first)
+    assert case.take() is None
+
+
+def test_what_comes_back_is_no_duplicate_and_no_part_of_its_partitions_progress() -> None:
+    case = Case()
+    case.offer("a1")
+    case.dispatcher.done(case.take_one())
+    segment = inserted(case, "a1")
+    work = case.take_one()
+    assert work[0] is segment
+    assert case.owned.progress.snapshot().position == 1
+    case.dispatcher.done(work)
+    assert case.owned.progress.snapshot().position == 1
+    assert case.owned.lanes == {}
+
+
+def test_what_comes_back_is_forgotten_with_its_partition() -> None:
+    case = Case()
+    case.offer("a1")
+    running = case.take_one()
+    former = case.owned
+    inserted(case, "a2", "b3")
+    case.again()
+    case.dispatcher.insert(Segment(former, batch(range(100, 101), [b"c"], ["c4"])))
+    assert case.take() is None
+    case.offer("a5", "b6", "c7")
+    assert places(all_taken(case)) == [1, 2]
+    case.dispatcher.done(running)
+    assert places(all_taken(case)) == [0]

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, encode
+from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, encode, with_offsets
 from streams.log.protocol import PROGRESS_LIMIT
 from tests.engine.support import Tracked, batch, runs
 
@@ -417,3 +417,12 @@ def test_what_was_settled_in_an_earlier_life_outlasts_a_gap_in_the_log() -> None
     assert segment.done == b"\0"
     segment.done[0] = 1
     assert progress.snapshot()[:2] == (21, "1rA")
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 4))), st.sets(st.integers(0, 60)))
+def test_single_offsets_join_a_settled_set(pairs: list[tuple[int, int]], offsets: set[int]) -> None:
+    settled = with_offsets([], {low + each for low, size in pairs for each in range(size)})
+    found = with_offsets(settled, offsets)
+    wanted = offsets | {each for low, high in settled for each in range(low, high)}
+    assert {each for low, high in found for each in range(low, high)} == wanted
+    assert all(high < low for (_, high), (low, _) in pairwise(found))

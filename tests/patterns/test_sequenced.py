@@ -531,6 +531,11 @@ async def lost_commits(
             await second.keys.retry("k")
             await stage.handled(4)
             await second.closed(0)
+            shelf = second.app.processors[0].sequence._shelves[first.topic.name, 0]  # type: ignore[union-attr]
+            await stage.until(lambda: not shelf.state.unread, "everything is read")
+            for _ in range(2):  # the second look is one that began after this
+                before = shelf._floor_at
+                await stage.until(lambda at=before: shelf._floor_at > at, "looked at the floor")  # type: ignore[misc]
         await stage.until(
             lambda: log.places(name, name)[0].position >= head.position, "the floor has moved"
         )

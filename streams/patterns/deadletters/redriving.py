@@ -394,8 +394,16 @@ def redrives(headers: Headers) -> int:
     return int(found) if found.isascii() and found.isdigit() and len(found) < 10 else 0
 
 
-def append(log: Log, topic: str, records: Sequence[Record]) -> list[Position | LogError]:
-    """Write records and wait for what becomes of them."""
+def append(
+    log: Log,
+    topic: str,
+    records: Sequence[Record],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[Position | LogError]:
+    """Write records and wait for what becomes of them.
+
+    :param meanwhile: called about once a second until that is known.
+    """
     ended = threading.Event()
     answers: list[Any] = []
 
@@ -404,5 +412,6 @@ def append(log: Log, topic: str, records: Sequence[Record]) -> list[Position | L
         ended.set()
 
     log.append(topic, records, done)
-    ended.wait()
+    while not ended.wait(1.0):
+        meanwhile()
     return answers

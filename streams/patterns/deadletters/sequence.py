@@ -258,7 +258,7 @@ class Shelf:
         if start < first:  # not ours to know whose tenure it was there
             start, tenure = first, ""
         opening = parked.owner_record(self.owner, partition, fresh=fresh)
-        (answer,) = append(log, name, [opening])
+        (answer,) = append(log, name, [opening], alive)
         if isinstance(answer, OutcomeUnknown):
             raise Unavailable(str(answer)) from answer
         if isinstance(answer, LogError):
@@ -515,7 +515,7 @@ def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
     if info.partitions != partitions:
         raise Mismatch(
             f"topic {name!r} has {info.partitions} partitions, but {source!r}, whose closed keys "
-            f"it holds, has {partitions}"
+            f"it holds, has {partitions}; give it as many"
         )
     if not log.places(name, name):  # before anything may be trimmed
         log.begin(name, name, {part: log.bounds(name, part)[0] for part in range(partitions)})
