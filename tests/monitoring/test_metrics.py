@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import count
 from typing import Any
 
 import pytest
@@ -197,19 +198,24 @@ def test_a_duration_falls_into_the_bucket_up_to_its_bound() -> None:
     assert found.total == pytest.approx(sum(BOUNDS) + 6 * BOUNDS[-1])
 
 
-def test_quick_calls_are_timed_now_and_then_and_count_for_the_others() -> None:
+def test_quick_calls_are_timed_now_and_then_and_count_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = count()
+    monkeypatch.setattr("streams.runners.timing.perf_counter", lambda: next(moments) * QUICK / 2)
     timing = Timing(asynchronous=False)
-    plain: list[int] = []
+    called: list[int] = []
+    timed = 0
     stretches = 10 * EVERY + 1
     for _ in range(stretches):
-        picked = timing.pick(plain.append)
-        if picked != plain.append:
-            timing._took(QUICK / 2, timing._every)  # as quick as it may be, whatever runs here
-        else:
-            picked(1)
+        picked = timing.pick(called.append)
+        timed += picked != called.append
+        picked(1)
     found = timing.read()
-    assert len(plain) >= stretches - 12
-    assert stretches - EVERY <= found.number <= stretches + EVERY
+    assert len(called) == stretches
+    assert timed == 11
+    assert found.number == stretches
+    assert found.total == pytest.approx(stretches * QUICK / 2)
 
 
 def test_slow_calls_are_all_timed() -> None:
