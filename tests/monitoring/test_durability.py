@@ -15,7 +15,7 @@ from streams.log.url import open_log
 from tests.conformance.stage import Stage
 from tests.servers.find import KafkaAddress
 from tests.servers.kafka import Kafka
-from tests.servers.lifetime import Lifetime
+from tests.servers.lifetime import Lifetime, until
 from tests.servers.redis import Redis
 
 
@@ -70,8 +70,11 @@ def test_redis_with_a_replica(lifetime: Lifetime, server: Redis) -> None:
     with Redis(lifetime, options=("--replicaof", host, port)) as replica:
         log, waits = open_log(server.url), open_log(f"{server.url}?wait=1")
         with contextlib.closing(log), contextlib.closing(waits), server.client() as client:
-            while client.info("replication")["connected_slaves"] != 1:
-                assert replica.process.alive
+            until(
+                lambda: client.info("replication")["connected_slaves"] == 1 or None,
+                30.0,
+                "a replica that follows",
+            )
             found = facts(log)["replicas"]
             assert (found.value, found.enough) == ("1, 0 waited for", None)
             assert "?wait=1" in found.advice
