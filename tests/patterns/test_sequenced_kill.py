@@ -170,8 +170,6 @@ async def killed(stage: Stage, folder: Path, messages: int, kills: int, patience
         "%s, seed %d: %d messages, %d kills, %d retries of %d failures, %d handled again",
         stage.case.name, SEED, messages, lives, retried, failing, len(lines) - messages,
     )  # fmt: skip
-    # What was in flight, and what was done since the last commit, for each kill.
-    assert len(lines) - messages <= kills * messages // 4
 
 
 @pytest.mark.parametrize("log", ["sqlite"])
