@@ -67,7 +67,7 @@ def test_redis_by_its_settings(server: Redis) -> None:
 
 def test_redis_with_a_replica(lifetime: Lifetime, server: Redis) -> None:
     host, port = server.address.split(":")
-    with Redis(lifetime, options=("--replicaof", host, port)) as replica:
+    with Redis(lifetime, options=("--replicaof", host, port)):
         log, waits = open_log(server.url), open_log(f"{server.url}?wait=1")
         with contextlib.closing(log), contextlib.closing(waits), server.client() as client:
             until(

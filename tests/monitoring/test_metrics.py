@@ -177,6 +177,17 @@ async def test_one_registry_takes_one_collector_and_the_server_uses_it() -> None
             assert found.of("app_up") == [0]
 
 
+async def test_two_apps_of_one_process_have_their_own_figures() -> None:
+    one, two = Streams("memory://"), Streams("memory://")
+    one.processor(one.topic("a", int), group="one")(lambda value: None)
+    two.processor(two.topic("b", int), group="two")(lambda value: None)
+    with MonitoringServer(one, port=0) as first, MonitoringServer(two, port=0) as second:
+        async with one, two:
+            for server, group in ((first, "one"), (second, "two")):
+                found = await scrape(server)
+                assert found.of("processor_up") == found.of("processor_up", group=group) == [1]
+
+
 def test_what_is_no_app_is_refused() -> None:
     with pytest.raises(ConfigError, match="a Streams app is needed"):
         MetricsCollector("memory://")  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ class MetricsCollector(Collector):
             raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
         if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience <= 0:
             raise ConfigError(f"MetricsCollector(patience={patience!r}): seconds, more than 0")
-        self._app = app
+        self.app = app
         self._patience = patience
         self._question = Question(app)
         app.measure()
@@ -101,7 +101,7 @@ class MetricsCollector(Collector):
     @override
     def collect(self) -> Iterator[Metric]:
         """Read the figures, and ask the log how far behind each partition is."""
-        app = self._app
+        app = self.app
         stats, health = app.stats(), app.health()
         groups = {each.name: each.group for each in list(app.processors)}
         yield from _families(stats, health, groups)

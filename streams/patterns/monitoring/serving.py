@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -143,7 +144,7 @@ def _said(well: bool, health: Health, **more: str) -> Answer:
 def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], None]]:
     """What answers ``/metrics``, and what undoes the registration."""
     try:
-        from prometheus_client import REGISTRY
+        from prometheus_client import REGISTRY, CollectorRegistry
         from prometheus_client.exposition import choose_encoder
 
         from streams.patterns.monitoring.prometheus import MetricsCollector
@@ -154,16 +155,24 @@ def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], Non
         missing = b"the package prometheus-client is not installed\n"
         return lambda accept: (HTTPStatus.NOT_IMPLEMENTED, "text/plain", missing), lambda: None
 
+    collector, registry = MetricsCollector(app), REGISTRY
+    try:
+        registry.register(collector)
+    except ValueError:
+        there = registry._names_to_collectors.get("streams_app_up")
+        ours = isinstance(there, MetricsCollector) and there.app is app
+        if not ours:  # another app of this process has taken the names
+            registry = CollectorRegistry()
+            registry.register(collector)
+        withdraw: Callable[[], None] = lambda: None  # noqa: E731 - there is nothing to undo
+    else:
+        withdraw = partial(registry.unregister, collector)
+
     def answer(accept: str) -> Answer:
         encode, kind = choose_encoder(accept)
-        return HTTPStatus.OK, kind, encode(REGISTRY)
+        return HTTPStatus.OK, kind, encode(registry)
 
-    collector = MetricsCollector(app)
-    try:
-        REGISTRY.register(collector)
-    except ValueError:  # the app's own code has registered one
-        return answer, lambda: None
-    return answer, lambda: REGISTRY.unregister(collector)
+    return answer, withdraw
 
 
 class _Server(ThreadingHTTPServer):
