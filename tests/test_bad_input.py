@@ -345,7 +345,7 @@ URLS: list[tuple[Any, tuple[str, ...]]] = [
     ("sqlite:///a.db?lease=1&lease=2", ("'lease' is set twice",)),
     ("memory://a/b", ("memory://name",)),
     ("redis://host:port/0", ("'host:port'", "host:port")),
-    ("kafka://", ("kafka://host:9092",)),
+    ("kafka://", ("kafka://localhost:9092",)),
 ]
 
 

@@ -30,7 +30,7 @@ def test_the_layout_is_the_documented_one(redis_server: RedisAddress) -> None:
     member.take_in(3)
     with redis.Redis.from_url(redis_server.url) as client:
         names: Any = client.keys("*")
-        kinds = {key.decode(): client.type(key) for key in names}
+        kinds = {key.decode(errors="replace"): client.type(key) for key in names}
 
         def shape(key: str) -> str:
             """The key as the documentation has it."""
