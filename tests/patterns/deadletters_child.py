@@ -34,7 +34,7 @@ async def main(url: str, dead: str, topic: str, chunk: int, chunks: int, when: s
             os.kill(os.getpid(), signal.SIGKILL)
         return answers
 
-    redriving.append = failing
+    redriving.append = failing  # type: ignore[assignment]
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():

@@ -59,7 +59,6 @@ class Way(NamedTuple):
     whole: bool = False
     """A batch that fails does not say whose fault it was."""
     to: bool = False
-    in_order: bool = True
 
 
 STEPS = st.lists(
@@ -76,21 +75,21 @@ STEPS = st.lists(
     max_size=20,
 )
 
+# Out of order a message leaves the processor for the delay topic: that has a suite of its own.
 WAYS = [
     Way(),
     Way(to=True),
-    Way(in_order=False),
     Way(concurrency=4),
-    Way(concurrency=4, to=True, in_order=False),
+    Way(concurrency=4, to=True),
     Way(batch=4),
     Way(batch=4, whole=True),
     Way(batch=4, to=True, whole=True),
-    Way(batch=3, concurrency=3, in_order=False),
+    Way(batch=3, concurrency=3),
     Way(asynchronous=True),
     Way(asynchronous=True, concurrency=8),
-    Way(asynchronous=True, concurrency=8, to=True, in_order=False),
+    Way(asynchronous=True, concurrency=8, to=True),
     Way(asynchronous=True, batch=4),
-    Way(asynchronous=True, batch=4, concurrency=3, whole=True, in_order=False),
+    Way(asynchronous=True, batch=4, concurrency=3, whole=True),
 ]
 
 
@@ -201,7 +200,7 @@ async def run(steps: list[Step], way: Way, *, at_once: bool) -> Outcome:
         batch=way.batch,
         filter=lambda value: value < 1_000,
         to=out if way.to else None,
-        retry=Retry(attempts=ATTEMPTS, delay=1, cap=1, in_order=way.in_order),
+        retry=Retry(attempts=ATTEMPTS, delay=1, cap=1),
     )(suspending if way.asynchronous else plain)
     if at_once:
         processor.pause()
@@ -220,7 +219,7 @@ async def run(steps: list[Step], way: Way, *, at_once: bool) -> Outcome:
         assert set(called.values()) <= {1}  # no attempt was made twice
     for key in by_key:
         # A batch handler that names one message says that those behind it are done.
-        if key is None or not way.in_order or (way.batch is not None and not way.whole):
+        if key is None or (way.batch is not None and not way.whole):
             by_key[key].sort()
     dead = Counter(
         (
