@@ -37,8 +37,8 @@ POLL = 0.1
 """Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""
 
 CHUNK = 1_000
-"""Messages polled at once, at most. They are looked through several times (offsets, keys, IDs, sizes,
-decoding): a thousand stay in a core's cache meanwhile, ten thousand cost half as much again."""
+"""Messages polled at once, at most. They are looked through several times (offsets, keys, IDs,
+sizes, decoding): a thousand stay in a core's cache meanwhile, ten thousand cost half as much again."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
@@ -287,8 +287,8 @@ class Pump:
             self._wait_for_room(subscription)
             room = self._take_stock()
         if self._polled:
-            # An outage between a poll and the commit of the start: reading went on past these. Still
-            # polled, because a rebalance is served there, without which the commit may be refused.
+            # An outage between a poll and the commit of the start: reading went on past these.
+            # Polled all the same: a rebalance is served there, and until then a commit is refused.
             self._polled.extend(subscription.poll(1, 0.0))
             self._hold_back(subscription, everything=True)
         elif room > 0 and not self._paused:
