@@ -38,7 +38,7 @@ POLL = 0.1
 
 CHUNK = 1_000
 """Messages polled at once, at most. They are looked through several times (offsets, keys, IDs,
-sizes, decoding): a thousand stay in a core's cache meanwhile, ten thousand cost half as much again."""
+sizes, decoding): a thousand stay in the cache meanwhile, ten thousand cost half as much again."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
