@@ -217,10 +217,12 @@ def test_where_nobody_listens_that_is_said_soon(
         log.topics()
     assert time.monotonic() - start < asking.ANSWER  # it was not waited for to the end
     log.close()
-    # Nothing past Python's logging, and there one line, which is no warning.
+    # Nothing past Python's logging, and there a line a client, which is no warning.
     assert capfd.readouterr().err == ""
     lines = [each for each in caplog.records if "refused" in each.getMessage()]
-    assert [each.levelno for each in lines if each.levelno > logging.DEBUG] == [logging.INFO]
+    levels = [each.levelno for each in lines if each.levelno > logging.DEBUG]
+    assert set(levels) == {logging.INFO}
+    assert len(levels) <= 2
 
 
 def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:

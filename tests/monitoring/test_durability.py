@@ -139,10 +139,14 @@ async def test_the_doctor_on_every_log(stage: Stage) -> None:
         await stage.handled(30)
         await stage.committed(app)
     log = open_log(stage.url)
-    before = {info.name for info in log.topics()}
+
+    def mine() -> set[str]:  # others use the same servers
+        return {info.name for info in log.topics() if stage.topic_name in info.name}
+
+    before = mine()
     with contextlib.closing(log):
         findings = list(look(View(app, log, "", Watchers(None))))
-        assert {info.name for info in log.topics()} == before
+        assert mine() == before
     verdicts = {(each.item, each.of.partition(" ")[0]): each.verdict for each in findings}
     persisted = verdicts.pop(("persisted", "topic"))
     # What the shared test servers are: one Kafka broker, one Redis that keeps nothing on a disk.

@@ -53,6 +53,7 @@ class World:
 
     async def waiting(self, count: int, **options: Any) -> list[DeadLetter]:
         """Wait until there are so many letters."""
+        found: list[Any] = []
         for _ in range(3_000):
             found = await self.manager.get_dead_letters(10_000, **options)
             if len(found) >= count:
