@@ -17,9 +17,23 @@ from tests.runners.support import QUICK, until
 pytestmark = pytest.mark.anyio
 
 
+others: set[int | None] = set()
+"""Threads that were there before the test: a handler of another one that cannot be ended."""
+
+
+@pytest.fixture(autouse=True)
+def _before() -> None:
+    others.clear()
+    others.update(each.ident for each in threading.enumerate())
+
+
 def left() -> list[str]:
-    """Threads and tasks of apps that are still there."""
-    threads = [each.name for each in threading.enumerate() if each.name.startswith("streams")]
+    """Threads and tasks of this test's apps that are still there."""
+    threads = [
+        each.name
+        for each in threading.enumerate()
+        if each.name.startswith("streams") and each.ident not in others
+    ]
     tasks = [each.get_name() for each in asyncio.all_tasks() if not each.done()]
     return threads + [name for name in tasks if name.startswith("streams")]
 
