@@ -11,8 +11,8 @@ import threading
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-from streams.clock import SYSTEM, Clock
-from streams.errors import ConfigError, LogError, Unavailable
+from streams.clock import Clock
+from streams.errors import LogError, Unavailable
 from streams.log.claims import (
     GRACE,
     Answer,
@@ -26,7 +26,7 @@ from streams.log.claims import (
     Renew,
     Request,
 )
-from streams.log.memory.log import _NAME, _same
+from streams.log.memory.shared import Shared
 from streams.log.protocol import Opened
 
 
@@ -129,8 +129,7 @@ class Shelf:
             heapify(self._ends)
 
 
-_shared: dict[str, Shelf] = {}
-_guard = threading.Lock()
+_shared = Shared(Shelf, own="claims of one's own", other="some that are shared")
 
 
 class MemoryClaims:
@@ -141,6 +140,7 @@ class MemoryClaims:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self._closed = False
+        self._closing = threading.Lock()
 
     @property
     def clock(self) -> Clock:
@@ -155,13 +155,11 @@ class MemoryClaims:
 
     def close(self) -> None:
         """Let go; the last of a name takes all of it along."""
-        with _guard:
+        with self._closing:
             if self._closed:
                 return
             self._closed = True
-            self.shelf.users -= 1
-            if self.shelf.users == 0 and _shared.get(self.shelf.name) is self.shelf:
-                del _shared[self.shelf.name]
+        _shared.leave(self.shelf)
 
 
 def open_claims(opened: Opened) -> MemoryClaims:
@@ -169,23 +167,4 @@ def open_claims(opened: Opened) -> MemoryClaims:
 
     :raises ConfigError: the name cannot be one, or the shared claims run on another clock.
     """
-    name = opened.path
-    if opened.options or not _NAME.match(name):
-        raise ConfigError(
-            f"{opened.url}: write memory:// for claims of one's own, or memory://name (letters,"
-            " digits, '.', '_', '-') for some that are shared; there are no settings"
-        )
-    clock = opened.clock or SYSTEM
-    with _guard:
-        shelf = _shared.get(name) if name else None
-        if shelf is None:
-            shelf = Shelf(name, clock)
-            if name:
-                _shared[name] = shelf
-        elif not _same(shelf.clock, clock):
-            raise ConfigError(
-                f"memory://{name} is open in this process on another clock: give both the same"
-                " clock, or one of them another name"
-            )
-        shelf.users += 1
-    return MemoryClaims(shelf)
+    return MemoryClaims(_shared.take(opened))

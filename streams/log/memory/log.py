@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
-from streams.clock import SYSTEM, Clock, SystemClock
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, GroupLive, LogError, NotFound, Unavailable
+from streams.log.memory.shared import Shared
 from streams.log.memory.store import EVERYTHING, Group, Store, bounded, no_partition, wait_on
 from streams.log.memory.subscription import MemorySubscription
 from streams.log.protocol import (
@@ -37,10 +36,7 @@ POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "rea
 """Where a fault can be injected: before and after the write of an append or a commit, and before
 a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
-_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
-
-_shared: dict[str, Store] = {}
-_shared_lock = threading.Lock()
+_shared = Shared(Store, own="a log of one's own", other="one that is shared")
 
 
 def open(opened: Opened) -> MemoryLog:
@@ -49,30 +45,7 @@ def open(opened: Opened) -> MemoryLog:
 
     :raises ConfigError: the name cannot be one, or the shared log runs on another clock.
     """
-    name = opened.path
-    if opened.options or not _NAME.match(name):
-        raise ConfigError(
-            f"{opened.url}: write memory:// for a log of one's own, or memory://name (letters,"
-            " digits, '.', '_', '-') for one that is shared; there are no settings"
-        )
-    clock: Clock = opened.clock or SYSTEM
-    with _shared_lock:
-        store = _shared.get(name) if name else None
-        if store is None:
-            store = Store(name, clock)
-            if name:
-                _shared[name] = store
-        elif not _same(store.clock, clock):
-            raise ConfigError(
-                f"memory://{name} is open in this process on another clock: give both the same"
-                " clock, or one of them another name"
-            )
-        store.users += 1
-    return MemoryLog(store)
-
-
-def _same(one: Clock, other: Clock) -> bool:
-    return one is other or (isinstance(one, SystemClock) and isinstance(other, SystemClock))
+    return MemoryLog(_shared.take(opened))
 
 
 class MemoryLog:
@@ -347,11 +320,8 @@ class MemoryLog:
                 each(subscription, why)
             for topic in self.store.topics.values():  # readers and polls find out
                 topic.wake()
-        with _shared_lock:
-            self.store.users -= 1
-            if not self.store.users:
-                _shared.pop(self.store.name, None)
-                self.store.drop()
+        if _shared.leave(self.store):
+            self.store.drop()
 
     def _partitions(self, topic: str, numbers: Iterable[int]) -> None:
         count = len(self.store.topic(topic).partitions)
