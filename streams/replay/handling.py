@@ -16,7 +16,7 @@ from streams.errors import ProcessorDied, StreamsError
 from streams.message import Position, text
 from streams.processor import Processor, shape
 from streams.replay.pace import Pace
-from streams.replay.ranged import RangeFeed, log_of_range
+from streams.replay.ranged import RangeFeed, groupless
 from streams.replay.result import KEPT, Failure, ReplayFailed, ReplayResult
 from streams.runners.aio import LoopRunner
 from streams.runners.base import Runner
@@ -175,7 +175,7 @@ async def handle(
         pace=Pace(how.rate),
         idle=settled,
     )
-    pump = Pump(log_of_range(app.log, feed), job, runner)
+    pump = Pump(groupless(app.log, feed.listen), job, runner)
     failures.stop = pump.stop
     ended = asyncio.Event()
 

@@ -252,12 +252,12 @@ def _select(batch: Batch, rows: Sequence[int]) -> Batch:
     )
 
 
-class _LogOfRange:
-    """The log, but for subscribing: that gives the range."""
+class _Groupless:
+    """The log, but for subscribing."""
 
-    def __init__(self, log: Log, feed: RangeFeed) -> None:
+    def __init__(self, log: Log, listen: Callable[[Listener], Subscription]) -> None:
         self._log = log
-        self._feed = feed
+        self._listen = listen
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
@@ -266,9 +266,9 @@ class _LogOfRange:
         self, group: str, topics: Sequence[str], listener: Listener, **_: object
     ) -> Subscription:
         """No group is joined."""
-        return self._feed.listen(listener)
+        return self._listen(listener)
 
 
-def log_of_range(log: Log, feed: RangeFeed) -> Log:
-    """What a pump is given instead of the log, so that it reads the range."""
-    return cast(Log, _LogOfRange(log, feed))
+def groupless(log: Log, listen: Callable[[Listener], Subscription]) -> Log:
+    """What a pump is given instead of the log, so that it reads what ``listen`` subscribes to."""
+    return cast(Log, _Groupless(log, listen))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from streams.errors import ConfigError, NotRunning, Unavailable
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
 from streams.message import Batch
 from streams.processor import Options, Processor
+from streams.replay.ranged import groupless
 from streams.runners.job import Job
 
 if TYPE_CHECKING:
@@ -157,23 +158,6 @@ class _Part:
             self._reader = None
 
 
-class _Following:
-    """The log, but for subscribing: that gives what is followed."""
-
-    def __init__(self, log: Log, follow: Follow) -> None:
-        self._log = log
-        self._follow = follow
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def subscribe(
-        self, group: str, topics: Sequence[str], listener: Listener, **_: object
-    ) -> Subscription:
-        """No group is joined."""
-        return self._follow.listen(listener)
-
-
 class Follower(Processor[..., Any]):
     """A processor that follows its one topic. Its handler must not fail: nothing is tried again,
     and there is nowhere to put what cannot be handled.
@@ -213,4 +197,4 @@ class Follower(Processor[..., Any]):
     def source(self, app: Streams) -> Log:
         if self._follow is None:
             raise NotRunning(f"processor {self.name} was not prepared")
-        return cast(Log, _Following(app.log, self._follow))
+        return groupless(app.log, self._follow.listen)
