@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -183,27 +180,6 @@ def test_what_no_broker_answers_says_where_why_and_what_to_look_at(
     assert "\n" not in str(error)
     assert [word for word in words if word not in str(error)] == []
     assert [word for word in not_said if word in str(error)] == []
-
-
-@pytest.fixture
-def closing() -> Iterator[int]:
-    """The port of a server that hangs up on whoever calls, as one for TLS does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    link, _ = server.accept()
-                except OSError:
-                    return
-                with link:
-                    link.recv(1024)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def test_where_nobody_listens_that_is_said_soon(

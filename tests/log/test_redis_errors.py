@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Iterator
-
 import pytest
 from redis import exceptions as redis
 
@@ -143,27 +139,6 @@ def test_a_write_without_an_answer_is_unknown_but_a_refusal_is_not() -> None:
     assert isinstance(translate(gone, "orders/0", unknown=True), OutcomeUnknown)
     refused = redis.ResponseError("MISCONF Errors writing to the AOF file: No space left")
     assert not isinstance(translate(refused, "orders/0", unknown=True), OutcomeUnknown)
-
-
-@pytest.fixture
-def closing() -> Iterator[int]:
-    """The port of a server that hangs up on whoever calls."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    link, _ = server.accept()
-                except OSError:
-                    return
-                with link:
-                    link.recv(1024)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def said(url: str) -> StreamsError:
