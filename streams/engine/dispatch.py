@@ -187,7 +187,7 @@ class Dispatcher:
             if key is None:
                 self.ready.extend(queue)
             elif key in owned.lanes:
-                owned.lanes[key] = deque((*queue, *(owned.lanes[key] or ())))
+                self._queue_first(queue, {(id(owned), key): queue})
             else:
                 owned.lanes[key] = deque(queue[1:]) or None
                 self.ready.append(queue[0])

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from typing_extensions import override
@@ -93,7 +94,7 @@ class LoopRunner(Runner):
         self._kicked = False
         self._straight: Straight | None = None
         self._active = -1
-        """The task that ran last: another one finds that it had suspended."""
+        """The task whose slice of the loop this is: another one begins its own; -1: nobody's."""
         self._halted = False
         self._closed = False
         self._lean = (
@@ -128,10 +129,11 @@ class LoopRunner(Runner):
 
     @override
     def enter(self, action: Callable[[], None]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._entered, action)
-        except RuntimeError:  # the loop is closed: nobody is left to be told
-            return
+        self._soon(self._entered, action)
+
+    def _soon(self, call: Callable[..., None], *given: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(call, *given)
 
     def _entered(self, action: Callable[[], None]) -> None:
         try:
@@ -146,10 +148,7 @@ class LoopRunner(Runner):
     def kick(self) -> None:
         if not self._kicked and self._parked:
             self._kicked = True
-            try:
-                self._loop.call_soon_threadsafe(self._unkick)
-            except RuntimeError:  # the loop is closed
-                return
+            self._soon(self._unkick)
 
     def _unkick(self) -> None:
         self._kicked = False
@@ -366,9 +365,7 @@ class LoopRunner(Runner):
                     function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
-                until = now() + SLICE
-                if self.timing is not None:
-                    function = self.timing.pick(job.function)
+                self._active = -1
                 continue
             if self._straight is not None:
                 if self._straight.resting:
@@ -537,9 +534,7 @@ class LoopRunner(Runner):
                     function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
-                until = now() + SLICE
-                if self.timing is not None:
-                    function = self.timing.pick(job.function)
+                self._active = -1
                 continue
             work = None if self._halted else dispatcher.take(moment)
             if work is None:
@@ -603,9 +598,7 @@ class LoopRunner(Runner):
                     function = self.timing.pick(job.function)
             elif moment > until:
                 await asyncio.sleep(0)
-                until = now() + SLICE
-                if self.timing is not None:
-                    function = self.timing.pick(job.function)
+                self._active = -1
                 continue
             works = [] if self._halted else dispatcher.take_batch(moment, size)
             if not works:

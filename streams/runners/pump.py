@@ -151,9 +151,7 @@ class Pump:
     def stop(self) -> None:
         """Finish what runs, commit, leave the group: begins that (any thread)."""
         self._stopping.set()
-        self._room.set()
-        if self._subscription is not None:
-            self._subscription.wake()
+        self._wake()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the pump has ended."""
@@ -214,7 +212,7 @@ class Pump:
         try:
             self._subscription = self._subscribe()
             if self._subscription is not None:
-                unwatch = self._clock.watch(self._moved)
+                unwatch = self._clock.watch(self._wake)
                 try:
                     while not self._stopping.is_set() and self._runner.fatal is None:
                         self._guard(self._turn)
@@ -234,9 +232,6 @@ class Pump:
             self._runner.close()
             self.ended.set()
             self.on_end()
-
-    def _moved(self) -> None:
-        self._wake()
 
     def _wake(self) -> None:
         """Come round soon (any thread)."""
