@@ -8,13 +8,14 @@ is asked again before its asker hears of it. Questions change nothing, or the sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.errors import LogError, StreamsError, Unavailable
+from streams.log.kafka.client import C, Shared
 from streams.log.kafka.errors import (
     CLOSED,
     Said,
@@ -26,6 +27,7 @@ from streams.log.kafka.errors import (
 )
 from streams.log.kafka.settings import Settings
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 ANSWER = 10.0
@@ -54,6 +56,8 @@ _PASSES = frozenset(
     }
 )
 
+_BROKEN = frozenset({KafkaError._DESTROY, KafkaError._DESTROY_BROKER})
+"""What a client says that has lost itself: another one is asked."""
 
 _ABSENT = frozenset(
     {
@@ -80,10 +84,10 @@ class Asking:
     for, as it passes.
 
     :param settings: for the brokers' names, and what no error may show.
-    :param admin: asks the first question.
+    :param admin: whom the first question is asked through.
     """
 
-    def __init__(self, settings: Settings, admin: AdminClient) -> None:
+    def __init__(self, settings: Settings, admin: Shared[AdminClient]) -> None:
         self._settings = settings
         self._admin = admin
         self._refusal: tuple[KafkaError, float] | None = None
@@ -134,9 +138,13 @@ class Asking:
 
         :raises LogError: none answers, or it lets nobody in.
         """
+        with self._admin.use() as admin:
+            self._knock_with(admin, doing)
+
+    def _knock_with(self, admin: AdminClient, doing: str) -> None:
         start = time.monotonic()
         recent = start - ANSWER
-        future = self._admin.describe_cluster(request_timeout=ANSWER)
+        future = admin.describe_cluster(request_timeout=ANSWER)
         while not self._reached:
             try:
                 future.result(_AGAIN)
@@ -152,8 +160,9 @@ class Asking:
                     raise self.absent(doing, recent) from error
                 self._reached = True  # it answered
 
-    def ask(self, doing: str, question: Callable[[], T]) -> T:
-        """What ``question`` returns.
+    def ask(self, doing: str, client: Shared[C], question: Callable[[C], T]) -> T:
+        """What ``question`` returns, given a client. One that does not answer is not asked again:
+        whoever asks next asks another.
 
         :raises LogError: translated from what the driver raised.
         """
@@ -161,21 +170,35 @@ class Asking:
             self._knock(doing)
         start = time.monotonic()
         while True:
-            try:
-                return question()
-            except KafkaException as error:
-                found = error_of(error)
-                if found is not None and found.code() in _PASSES:
-                    if time.monotonic() < start + ANSWER:
-                        time.sleep(_AGAIN)
-                        continue
-                elif found is not None and found.code() in _ABSENT:
+            with client.use() as used:
+                try:
+                    return question(used)
+                except KafkaException as error:
+                    found = error_of(error)
+                    code = None if found is None else found.code()
+                    if code in _BROKEN or code in _ABSENT:
+                        client.retire(used)
+                    if code in _ABSENT:
+                        raise self.absent(doing, start - ANSWER) from error
+                    passes = code in _PASSES or code in _BROKEN
+                    if not passes or time.monotonic() > start + ANSWER:
+                        raise self._translated(error, doing) from error
+                except TimeoutError as error:
+                    client.retire(used)
                     raise self.absent(doing, start - ANSWER) from error
-                raise self._translated(error, doing) from error
-            except TimeoutError as error:
-                raise self.absent(doing, start - ANSWER) from error
-            except (TypeError, ValueError) as error:
-                raise LogError(f"Kafka, {doing}: {error}") from error
+                except (TypeError, ValueError) as error:
+                    raise LogError(f"Kafka, {doing}: {error}") from error
+            time.sleep(_AGAIN)
+
+    def answers(self, futures: Mapping[K, Any]) -> dict[K, Any]:
+        """What several futures bring; a KafkaException where one of them failed."""
+        found = {}
+        for key, future in futures.items():
+            try:
+                found[key] = self.answer(future)
+            except KafkaException as error:
+                found[key] = error
+        return found
 
     def answer(self, future: Any) -> Any:
         """What a future of the AdminClient brings; errors of parts of it are raised, too."""

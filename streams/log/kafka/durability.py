@@ -7,7 +7,6 @@ Brokers acknowledge from memory, so what keeps a message is that several have it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from confluent_kafka import TopicCollection
@@ -21,13 +20,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound
 from streams.log.kafka.asking import ANSWER, Asking
+from streams.log.kafka.client import Shared
 from streams.log.protocol import Fact
 
 POSITIONS = "__consumer_offsets"
 """Where Kafka keeps the groups' positions."""
 
 
-def facts(client: AdminClient, asking: Asking, topic: str) -> tuple[Fact, ...]:
+def facts(client: Shared[AdminClient], asking: Asking, topic: str) -> tuple[Fact, ...]:
     """How many brokers have a topic, and how many must.
 
     :raises NotFound: there is no such topic.
@@ -68,7 +68,7 @@ def facts(client: AdminClient, asking: Asking, topic: str) -> tuple[Fact, ...]:
     return (*found, *_positions(client, asking))
 
 
-def _positions(client: AdminClient, asking: Asking) -> tuple[Fact, ...]:
+def _positions(client: Shared[AdminClient], asking: Asking) -> tuple[Fact, ...]:
     try:
         replicas, _ = _replicas(client, asking, POSITIONS)
     except LogError:  # it comes with the first group; or this login may not ask
@@ -78,15 +78,15 @@ def _positions(client: AdminClient, asking: Asking) -> tuple[Fact, ...]:
     return (Fact("replicas of positions", str(replicas), many, "" if many else advice),)
 
 
-def _replicas(client: AdminClient, asking: Asking, topic: str) -> tuple[int, int]:
+def _replicas(client: Shared[AdminClient], asking: Asking, topic: str) -> tuple[int, int]:
     """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
 
-    def question() -> Any:
-        futures = client.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
+    def question(admin: AdminClient) -> Any:
+        futures = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
         return asking.answer(futures[topic])
 
     try:
-        found = asking.ask(f"asking for topic {topic}", question)
+        found = asking.ask(f"asking for topic {topic}", client, question)
     except NotFound as error:
         raise NotFound(f"Kafka has no topic {topic!r}") from error
     return (
@@ -95,16 +95,16 @@ def _replicas(client: AdminClient, asking: Asking, topic: str) -> tuple[int, int
     )
 
 
-def _config(client: AdminClient, asking: Asking, topic: str) -> Mapping[str, str]:
+def _config(client: Shared[AdminClient], asking: Asking, topic: str) -> Mapping[str, str]:
     """The topic's settings as they apply; none where this login may not ask."""
-    doing = f"asking for the settings of {topic}"
     resource = ConfigResource(ResourceType.TOPIC, topic)
+
+    def question(admin: AdminClient) -> Any:
+        futures = admin.describe_configs([resource], request_timeout=ANSWER)
+        return asking.answer(futures[resource])
+
     try:
-        futures = asking.ask(
-            doing, lambda: client.describe_configs([resource], request_timeout=ANSWER)
-        )
-        (future,) = futures.values()
-        found = asking.ask(doing, partial(asking.answer, future))
+        found = asking.ask(f"asking for the settings of {topic}", client, question)
     except LogError:
         return {}
     return {name: str(entry.value) for name, entry in found.items() if entry.value is not None}

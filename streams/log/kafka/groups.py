@@ -18,6 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import GroupLive, LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
+from streams.log.kafka.client import Shared
 from streams.log.kafka.errors import translate
 from streams.log.kafka.places import Bystander, Places
 from streams.log.kafka.settings import Settings
@@ -36,7 +37,7 @@ class Groups:
     """The groups of one cluster (any thread)."""
 
     def __init__(
-        self, settings: Settings, client: AdminClient, places: Places, asking: Asking
+        self, settings: Settings, client: Shared[AdminClient], places: Places, asking: Asking
     ) -> None:
         self._settings = settings
         self._client = client
@@ -51,12 +52,12 @@ class Groups:
         """
         resource = ConfigResource(ResourceType.GROUP, group)
 
-        def question() -> Any:
-            futures = self._client.describe_configs([resource], request_timeout=ANSWER)
+        def question(admin: AdminClient) -> Any:
+            futures = admin.describe_configs([resource], request_timeout=ANSWER)
             return self._answer(futures[resource])
 
         try:
-            found = self._ask(f"asking for the session of group {group}", question)
+            found = self._ask(f"asking for the session of group {group}", self._client, question)
             return int(found["consumer.session.timeout.ms"].value) / 1000
         except Unavailable:
             raise
@@ -67,7 +68,9 @@ class Groups:
         """The names of all groups, sorted."""
         doing = "listing groups"
         found = self._ask(
-            doing, lambda: self._answer(self._client.list_consumer_groups(request_timeout=ANSWER))
+            doing,
+            self._client,
+            lambda admin: self._answer(admin.list_consumer_groups(request_timeout=ANSWER)),
         )
         if found.errors and not found.valid:
             raise translate(found.errors[0], doing, self._settings.scrub)
@@ -88,12 +91,12 @@ class Groups:
     def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
         """Who is in the group, and whether it exists at all."""
 
-        def question() -> Any:
-            futures = self._client.describe_consumer_groups([group], request_timeout=ANSWER)
+        def question(admin: AdminClient) -> Any:
+            futures = admin.describe_consumer_groups([group], request_timeout=ANSWER)
             return self._answer(futures[group])
 
         try:
-            found = self._ask(f"asking for group {group}", question)
+            found = self._ask(f"asking for group {group}", self._client, question)
         except NotFound:
             return (), False
         members = []
@@ -125,14 +128,14 @@ class Groups:
             for partition, place in sorted(moved.items())
         ]
 
-        def question() -> None:
-            futures = self._client.alter_consumer_group_offsets(
+        def question(admin: AdminClient) -> None:
+            futures = admin.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, parts)], request_timeout=ANSWER
             )
             self._answer(futures[group])
 
         try:
-            self._ask(f"moving group {group} in {topic}", question)
+            self._ask(f"moving group {group} in {topic}", self._client, question)
         except LogError as error:
             raise self._live(group, error) from error
 
@@ -172,12 +175,12 @@ class Groups:
         :raises NotFound: there is none of that name.
         """
 
-        def question() -> None:
-            futures = self._client.delete_consumer_groups([group], request_timeout=ANSWER)
+        def question(admin: AdminClient) -> None:
+            futures = admin.delete_consumer_groups([group], request_timeout=ANSWER)
             self._answer(futures[group])
 
         try:
-            self._ask(f"deleting group {group}", question)
+            self._ask(f"deleting group {group}", self._client, question)
         except NotFound as error:
             raise NotFound(f"Kafka has no group {group!r}") from error
         except LogError as error:

@@ -15,6 +15,7 @@ from streams.config import Flow
 from streams.errors import ConfigError, GroupLive
 from streams.log.kafka import durability, moves
 from streams.log.kafka.asking import Asking
+from streams.log.kafka.client import Shared
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.lines import Lines
@@ -71,7 +72,9 @@ class KafkaLog:
         self._lock = threading.Lock()
         self._closed = False
         # The driver checks names and values when a client is made, so one of each is made now.
-        self._admin = admin = self._connect(AdminClient, found.admin())
+        self._admin = admin = Shared(lambda: self._connect(AdminClient, found.admin()))
+        with admin.use():
+            pass
         self._asking = asking = Asking(found, admin)
         consumer = partial(self._connect, Consumer)
         self._readers = Readers(found, consumer, asking, lambda *part: self._topics.check(*part))
@@ -317,3 +320,4 @@ class KafkaLog:
             except Exception:
                 logger.exception("group %s: leaving it", subscription.group)
         self._readers.close()
+        self._admin.close()

@@ -15,6 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.log.kafka.asking import ANSWER, Asking
+from streams.log.kafka.client import Shared
 from streams.log.kafka.settings import Settings
 from streams.log.protocol import Committed
 
@@ -49,13 +50,15 @@ class Places:
 
     def bystander(self, group: str) -> Bystander:
         """Somebody who asks about one group again and again."""
-        return Bystander(self._connect(self._settings.bystander(group)), group, self._asking)
+        return Bystander(
+            Shared(lambda: self._connect(self._settings.bystander(group))), group, self._asking
+        )
 
 
 class Bystander:
-    """A consumer that asks about its group and never joins it (one thread)."""
+    """Asks about a group through a consumer that never joins it (one thread)."""
 
-    def __init__(self, consumer: Consumer, group: str, asking: Asking) -> None:
+    def __init__(self, consumer: Shared[Consumer], group: str, asking: Asking) -> None:
         self._consumer = consumer
         self._group = group
         self._asking = asking
@@ -64,31 +67,32 @@ class Bystander:
         """The group's places, in these partitions or in all."""
         if parts is not None and not parts:
             return {}
-        consumer = self._consumer
 
-        def question() -> Mapping[Key, Committed | None]:
+        def question(consumer: Consumer) -> Mapping[Key, Committed | None]:
             asked = parts if parts is not None else _all(consumer)
             wanted = [TopicPartition(*part) for part in asked]
             try:
                 return places(consumer.committed(wanted, ANSWER)) if wanted else {}
             except KafkaException as error:
-                raise self._refused() or error from None
+                raise _refused(consumer) or error from None
 
-        found = self._asking.ask(f"asking for the positions of group {self._group}", question)
+        doing = f"asking for the positions of group {self._group}"
+        found = self._asking.ask(doing, self._consumer, question)
         return {key: place for key, place in found.items() if place is not None}
-
-    def _refused(self) -> KafkaException | None:
-        """That this user may not ask about the group comes only as an event; the question itself
-        just finds no coordinator in time."""
-        for event in self._consumer.consume(100, 0):
-            error = event.error()
-            if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                return KafkaException(error)
-        return None
 
     def close(self) -> None:
         """Let go of the consumer."""
         self._consumer.close()
+
+
+def _refused(consumer: Consumer) -> KafkaException | None:
+    """That this user may not ask about the group comes only as an event; the question itself
+    just finds no coordinator in time."""
+    for event in consumer.consume(100, 0):
+        error = event.error()
+        if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return KafkaException(error)
+    return None
 
 
 def _all(consumer: Consumer) -> list[Key]:

@@ -24,6 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.client import Shared, bury
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
 
@@ -60,7 +61,8 @@ class Readers:
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
         self._closed = False
-        self._questioner: Consumer | None = None
+        self._questioner = Shared(lambda: connect(settings.reader(MEGABYTE)))
+        """The one consumer that only asks questions."""
 
     def take(self) -> Consumer:
         """A consumer that reads nothing yet."""
@@ -71,12 +73,14 @@ class Readers:
                 return self._idle.pop()
         return self._connect(self._settings.reader(PREFETCH))
 
-    def give(self, consumer: Consumer) -> None:
-        """Give one back."""
+    def give(self, consumer: Consumer, *, good: bool) -> None:
+        """Give one back; one that did not do its work is not used again."""
         try:
             consumer.unassign()
         except KafkaException:
-            consumer.close()
+            good = False
+        if not good:
+            bury(consumer)
             return
         with self._lock:
             if not self._closed and len(self._idle) < IDLE:
@@ -89,30 +93,23 @@ class Readers:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            questioner, self._questioner = self._questioner, None
         for consumer in idle:
             consumer.close()
-        if questioner is not None:
-            questioner.close()
-
-    def _asker(self) -> Consumer:
-        """The one consumer that only asks questions."""
-        with self._lock:
-            if self._closed:
-                raise LogError("Kafka: this log is closed")
-            if self._questioner is None:
-                self._questioner = self._connect(self._settings.reader(MEGABYTE))
-            return self._questioner
+        self._questioner.close()
 
     def metadata(self, topic: str) -> TopicMetadata:
         """A topic's partitions and their leaders, as a broker tells them.
 
-        :raises KafkaException: not answered, or there is no such topic.
+        :raises NotFound: there is no such topic.
         """
-        found: TopicMetadata = self._asker().list_topics(topic, timeout=ANSWER).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return found
+
+        def question(asker: Consumer) -> TopicMetadata:
+            found: TopicMetadata = asker.list_topics(topic, timeout=ANSWER).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+            return found
+
+        return self._asking.ask(f"asking for topic {topic}", self._questioner, question)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction
@@ -139,14 +136,14 @@ class Readers:
         return found if found >= 0 else self.bounds(topic, partition)[1]
 
     def _ask(self, doing: str, topic: str, partition: int, question: Callable[[Consumer], T]) -> T:
-        asker, ask = self._asker(), self._asking.ask
+        ask, asker = self._asking.ask, self._questioner
         try:
-            return ask(doing, lambda: question(asker))
+            return ask(doing, asker, question)
         except NotFound:
             # A partition that is new, to a client that has not heard of it yet...
-            ask(doing, lambda: asker.list_topics(topic, timeout=ANSWER))
+            ask(doing, asker, lambda consumer: consumer.list_topics(topic, timeout=ANSWER))
         try:
-            return ask(doing, lambda: question(asker))
+            return ask(doing, asker, question)
         except NotFound as error:
             # ...or to a broker that has not.
             self._check(topic, [partition])
@@ -184,6 +181,8 @@ class KafkaReader:
         self._partition = partition
         self._next = start
         self._end = end
+        self._good = True
+        """Nothing went wrong so far."""
 
     def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
         """The next messages, at least one and at most ``limit``; None at the reader's end.
@@ -193,6 +192,12 @@ class KafkaReader:
         consumer = self._consumer
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
+        good, self._good = self._good, False
+        found = self._read(consumer, limit, timeout)
+        self._good = good
+        return found
+
+    def _read(self, consumer: Consumer, limit: int, timeout: float) -> KafkaBatch | None:
         deadline = time.monotonic() + timeout
         while self._next < self._end:
             messages = self._consume(consumer, limit, 0.0)
@@ -282,4 +287,4 @@ class KafkaReader:
         """Give the consumer back."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            self._readers.give(consumer)
+            self._readers.give(consumer, good=self._good)

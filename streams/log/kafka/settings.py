@@ -205,6 +205,10 @@ class Settings:
             # A restarted broker is found again within a second, a frozen one given up after 15.
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 15_000,
+            # When it has lost every connection, the driver (2.16) would do away with its brokers
+            # and begin anew, and now and then goes on using one that is gone: it never reads
+            # again. So it keeps them; whoever is cut off for long gets a new client instead.
+            "metadata.recovery.strategy": "none",
         }
         conf.update((k, v) for k, v in self.given.items() if k not in leave)
         return conf

@@ -7,6 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaException
 
 # Documented there, though the package's __all__ does not list all of them.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -19,6 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
+from streams.log.kafka.client import Shared
 from streams.log.kafka.places import INTERNAL
 from streams.log.kafka.settings import Settings
 from streams.log.names import check_topic
@@ -38,7 +42,7 @@ class Topics:
     def __init__(
         self,
         settings: Settings,
-        client: AdminClient,
+        client: Shared[AdminClient],
         metadata: Callable[[str], TopicMetadata],
         asking: Asking,
     ) -> None:
@@ -47,6 +51,7 @@ class Topics:
         self._metadata = metadata
         self._ask = asking.ask
         self._answer = asking.answer
+        self._answers = asking.answers
         self._counts: dict[str, tuple[int, float]] = {}
         """Partitions of a topic, and when that was asked."""
 
@@ -74,7 +79,7 @@ class Topics:
             settings.setdefault("retention.ms", "-1")
         new = NewTopic(topic, partitions, replicas, config=settings)
         try:
-            self._ask(f"creating topic {topic}", lambda: self._create(new))
+            self._ask(f"creating topic {topic}", self._client, partial(self._create, new))
         except LogError as error:
             if "TOPIC_ALREADY_EXISTS" not in codes(error):
                 raise
@@ -88,10 +93,8 @@ class Topics:
             return found
         return self._appeared(topic)
 
-    def _create(self, new: NewTopic) -> None:
-        futures = self._client.create_topics(
-            [new], operation_timeout=ANSWER, request_timeout=ANSWER
-        )
+    def _create(self, new: NewTopic, admin: AdminClient) -> None:
+        futures = admin.create_topics([new], operation_timeout=ANSWER, request_timeout=ANSWER)
         self._answer(futures[new.topic])
 
     def _appeared(self, topic: str) -> TopicInfo:
@@ -120,7 +123,9 @@ class Topics:
 
     def topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
-        cluster = self._ask("listing topics", lambda: self._client.list_topics(timeout=ANSWER))
+        cluster = self._ask(
+            "listing topics", self._client, lambda admin: admin.list_topics(timeout=ANSWER)
+        )
         names = sorted(set(cluster.topics) - INTERNAL)
         retentions = self._retentions(names)
         return [
@@ -165,7 +170,7 @@ class Topics:
         deadline = time.monotonic() + ANSWER
         while True:
             try:
-                return self._ask(f"asking for topic {topic}", lambda: self._metadata(topic))
+                return self._metadata(topic)
             except NotFound as error:
                 now = time.monotonic()
                 if known is not None and now < min(deadline, known[1] + FRESH):
@@ -182,15 +187,18 @@ class Topics:
         if not topics:
             return found
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
-        doing = "asking for topics' settings"
-        futures = self._ask(
-            doing, lambda: self._client.describe_configs(resources, request_timeout=ANSWER)
-        )
-        for resource, future in futures.items():
+
+        def question(admin: AdminClient) -> dict[Any, Any]:
+            return self._answers(admin.describe_configs(resources, request_timeout=ANSWER))
+
+        answers = self._ask("asking for topics' settings", self._client, question)
+        for resource, answer in answers.items():
+            if isinstance(answer, KafkaException):
+                continue
+            entry = answer.get("retention.ms")
             try:
-                entry = self._ask(doing, partial(self._answer, future)).get("retention.ms")
                 kept = int(entry.value) if entry is not None and entry.value else -1
-            except (LogError, ValueError):
+            except ValueError:
                 continue
             if kept > 0:
                 found[resource.name] = Retention(seconds=kept / 1000)
@@ -202,15 +210,13 @@ class Topics:
         :raises NotFound: there is none of that name.
         """
 
-        def question() -> None:
-            futures = self._client.delete_topics(
-                [topic], operation_timeout=ANSWER, request_timeout=ANSWER
-            )
+        def question(admin: AdminClient) -> None:
+            futures = admin.delete_topics([topic], operation_timeout=ANSWER, request_timeout=ANSWER)
             self._answer(futures[topic])
 
         self._describe(topic)
         self._counts.pop(topic, None)
-        self._ask(f"deleting topic {topic}", question)
+        self._ask(f"deleting topic {topic}", self._client, question)
         deadline = time.monotonic() + ANSWER
         while time.monotonic() < deadline:
             try:

@@ -1,0 +1,119 @@
+"""A driver's client that several threads share, and that is replaced when it is broken.
+
+librdkafka can come out of an outage with a client that never answers again: when every connection
+was lost, or a broker was missing from the metadata for a moment, it does away with the handle of
+that broker and goes on using it (seen with 2.16 where connections were cut or a broker stood
+still: each question ends with ``_DESTROY_BROKER``, or finds no broker). Another client of the same
+process reaches the broker at once. So a client that did not answer is not asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams.errors import LogError
+
+logger = logging.getLogger("streams.kafka")
+
+C = TypeVar("C", bound="Consumer | AdminClient")
+
+
+class _Made(Generic[C]):
+    """One client, how many are using it, and whether it is to go."""
+
+    __slots__ = ("client", "retired", "users")
+
+    def __init__(self, client: C) -> None:
+        self.client = client
+        self.users = 0
+        self.retired = False
+
+
+class Shared(Generic[C]):
+    """Makes its client when it is first needed (any thread).
+
+    A client that is retired is let go of when the last one that uses it is done, in a thread of
+    its own: a broken one may take its time.
+
+    :param make: makes a client; raises ConfigError.
+    """
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: _Made[C] | None = None
+        self._closed = False
+
+    @contextmanager
+    def use(self) -> Iterator[C]:
+        """The client, for as long as it takes.
+
+        :raises LogError: closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            made = self._made
+            if made is None:
+                made = self._made = _Made(self._make())
+            made.users += 1
+        try:
+            yield made.client
+        finally:
+            with self._lock:
+                made.users -= 1
+            self._bury(made)
+
+    def retire(self, client: C) -> None:
+        """Whoever comes next gets a new one."""
+        with self._lock:
+            made = self._made
+            if made is None or made.client is not client:
+                return
+            made.retired, self._made = True, None
+        self._bury(made)
+
+    def close(self) -> None:
+        """Let go of the client; those who use it finish."""
+        with self._lock:
+            self._closed = True
+            made, self._made = self._made, None
+            if made is None:
+                return
+            made.retired = True
+            if made.users:
+                return  # the last of them buries it
+            made.users = -1
+        let_go(made.client)
+
+    def _bury(self, made: _Made[C]) -> None:
+        with self._lock:
+            if not made.retired or made.users:
+                return
+            made.users = -1
+        bury(made.client)
+
+
+def let_go(client: Consumer | AdminClient) -> None:
+    """Close what has to be closed; whatever the driver says about it only goes to the log."""
+    if isinstance(client, Consumer):
+        try:
+            client.close()
+        except (KafkaException, RuntimeError) as error:
+            logger.debug("closing a client: %s", error)
+
+
+def bury(client: Consumer | AdminClient) -> threading.Thread:
+    """Let go of a client that may be broken, without waiting for it."""
+    thread = threading.Thread(
+        target=let_go, args=(client,), name="streams-kafka-close", daemon=True
+    )
+    thread.start()
+    return thread
