@@ -175,7 +175,10 @@ class Listener(Protocol):
     """What a subscription tells its user, always inside ``poll`` or ``close``."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """These partitions are ours: set each one's ``position`` before returning."""
+        """These partitions are ours: set each one's ``position`` before returning.
+
+        :raises Unavailable: none of them can be begun now; they are told again.
+        """
         ...
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:

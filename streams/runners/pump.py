@@ -479,14 +479,20 @@ class Pump:
     # -- what the subscription tells, inside poll and close
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Listener: these partitions are ours."""
+        """Listener: these partitions are ours, or none of them while one cannot be read."""
         self.rebalances += 1
         alive = self._now()
-        for assignment in assignments:
-            if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
-                self._keep_alive()
-                alive = self._now()
-            progress, window = self._restored(assignment)
+        restored = []
+        try:
+            for assignment in assignments:
+                if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
+                    self._keep_alive()
+                    alive = self._now()
+                restored.append((assignment, *self._restore(assignment)))
+        except BaseException:
+            self._forget(assignments)
+            raise
+        for assignment, progress, window in restored:
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
             self._runner.assign(owned)
@@ -574,18 +580,6 @@ class Pump:
             self._stored.pop(id(assignment), None)
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
-
-    def _restored(self, assignment: Assignment) -> tuple[Progress, Window | None]:
-        """:meth:`_restore` through outages: a partition that is ours must be served."""
-        pause = 0.1
-        while True:
-            try:
-                return self._restore(assignment)
-            except Unavailable as error:
-                if self._stopping.is_set():
-                    raise
-                self._unreachable(error, pause)
-                pause = min(2.0, pause * 2)
 
     def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
         """Where to go on, and what was settled already."""

@@ -57,7 +57,7 @@ def test_a_static_member_that_comes_back_takes_over_what_it_had(world: World) ->
     again.until_owns(2)
     assert set(again.owned) == before
     since = world.history.events[told:]
-    assert [e.what for e in since if e.member == members[1].name and e.what != "handled"] == []
+    assert [e.what for e in since if e.member == members[1].name and e.what != "message"] == []
     assert len(members[1].owned) == 2
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.ownership import JUDGED, Broker, Member, Ownership, Snapshot
+from streams.log.kafka.ownership import JUDGED, Ownership
+from streams.log.kafka.statistics import Broker, Member, Snapshot, decode
 
 SETTLED = int(JUDGED * 1e6)
 
@@ -253,11 +254,12 @@ def test_reports_are_read_from_the_drivers_json() -> None:
     def report(ts: int, beats: int) -> str:
         return (
             f'{{"name":"x","ts":{ts},"brokers":{{"GroupCoordinator":{{"rxidle":50000,"tx":9,'
-            f'"req":{{"Heartbeat":{beats}}},"toppars":{{}}}}}},"topics":{{"t":{{"a":[1,2]}}}},'
+            f'"req":{{"Heartbeat":{beats}}},"toppars":{{}}}}}},"topics":{{"t":{{"partitions":{{"0":{{"leader":1,"app_offset":2}}}}}}}},'
             f'"cgrp":{{"state":"up","join_state":"steady","stateage":1}}}}'
         )
 
     reports: list[Any] = [report(101_000_000, 1), report(102_000_000, 1), report(103_000_000, 2)]
     for text in reports:
-        ownership.report(text)
+        snapshot = decode(text)
+        ownership.take(snapshot, snapshot.ts / 1e6)
     assert ownership.confirmed == 102.0

@@ -87,6 +87,7 @@ class KafkaLog:
             lambda conf: self._connect(Producer, conf, logger=self._lines),
             self._topics.partitions,
             asking.told,
+            self._readers.reaches,
         )
 
     def __repr__(self) -> str:
@@ -279,6 +280,7 @@ class KafkaLog:
             session,
             moves.Desk(self._groups, group),
             self._asking,
+            self._topics.led,
         )
         with self._lock:
             self._subscriptions.add(subscription)

@@ -33,51 +33,13 @@ between the two is estimated from the promptest report so far.
 from __future__ import annotations
 
 import sys
-import time
 
-import msgspec
+from streams.log.kafka.statistics import COORDINATOR, Broker, Snapshot
 
 JUDGED = 0.02
 """Seconds that an answer gets to be judged by the driver's main thread."""
 
-_COORDINATOR = "GroupCoordinator"
 _SEPARATE_CLOCK = sys.platform != "linux"
-
-
-class Broker(msgspec.Struct):
-    """What the driver counts for one broker (STATISTICS.md of librdkafka)."""
-
-    connects: int = 0
-    disconnects: int = 0
-    outbuf_cnt: int = 0
-    req: dict[str, int] = {}
-    req_timeouts: int = 0
-    rxerrs: int = 0
-    rxidle: int = 0
-    """Microseconds since something was received; -1 for never."""
-    tx: int = 0
-    txerrs: int = 0
-    txretries: int = 0
-    waitresp_cnt: int = 0
-
-
-class Member(msgspec.Struct):
-    """What it says of the membership."""
-
-    state: str = ""
-    join_state: str = ""
-    rebalance_cnt: int = 0
-
-
-class Snapshot(msgspec.Struct):
-    """One report, as far as it is needed here; the rest is passed over without being built."""
-
-    ts: int
-    brokers: dict[str, Broker] = {}
-    cgrp: Member | None = None
-
-
-_decoder = msgspec.json.Decoder(Snapshot)
 
 Trouble = tuple[int, ...]
 
@@ -124,10 +86,6 @@ class Ownership:
             self.confirm(self._taken if self._synced is None else self._synced)
         self._synced = None
 
-    def report(self, text: str) -> None:
-        """Take in one report (JSON)."""
-        self.take(_decoder.decode(text), time.monotonic())
-
     def take(self, snapshot: Snapshot, now: float) -> None:
         """Take in one snapshot, received at ``now``."""
         taken = snapshot.ts / 1e6
@@ -136,7 +94,7 @@ class Ownership:
             taken += self._behind
         taken = min(taken, now)
         before, self._taken = self._taken, taken
-        broker = snapshot.brokers.get(_COORDINATOR)
+        broker = snapshot.brokers.get(COORDINATOR)
         if broker is None or snapshot.cgrp is None:
             return
         self._count(broker, before)

@@ -26,6 +26,30 @@ def keys_of(parts: Iterable[TopicPartition]) -> list[Key]:
     return [(part.topic, part.partition) for part in parts]
 
 
+AGAIN = 0.1
+"""Seconds until a partition that could not be begun is tried again; twice as many each time."""
+
+MOST = 5.0
+"""Seconds until then, at most."""
+
+
+class Arrival:
+    """A partition that the group gave us, and when the listener is to be told."""
+
+    __slots__ = ("due", "pause")
+
+    def __init__(self) -> None:
+        self.due = float("-inf")
+        """Monotonic time."""
+        self.pause = 0.0
+        """Seconds between the last try and the next; 0 before the first."""
+
+    def later(self, now: float) -> None:
+        """It could not be begun."""
+        self.pause = min(MOST, self.pause * 2 or AGAIN)
+        self.due = now + self.pause
+
+
 class Partitions:
     """The partitions of one member. Whatever the driver raises comes out as it is."""
 
@@ -33,7 +57,7 @@ class Partitions:
         self._consumer = consumer
         self._eager = eager
         self.owned: dict[Key, Assignment] = {}
-        self.arriving: dict[Key, None] = {}
+        self.arriving: dict[Key, Arrival] = {}
         """Assigned by the group, not yet told to the listener, in order."""
         self.fetched: set[Key] = set()
         """What the driver was told to fetch."""
@@ -46,11 +70,22 @@ class Partitions:
 
     def arrive(self, parts: Iterable[TopicPartition]) -> None:
         """In a rebalance: accept these, but fetch nothing of them yet."""
-        self.arriving.update(dict.fromkeys(keys_of(parts)))
+        self.expect(keys_of(parts))
         if self._eager:
             self._consumer.assign([])
         else:
             self._consumer.incremental_assign([])
+
+    def expect(self, keys: Iterable[Key]) -> None:
+        """The listener is to be told of these."""
+        self.arriving.update((key, Arrival()) for key in keys)
+
+    def due(self, now: float) -> list[list[Key]]:
+        """What the listener is to be told of now: all that are new together, and alone each one
+        that could not be begun before, so that it holds up no other."""
+        due = [(key, each) for key, each in self.arriving.items() if each.due <= now]
+        new = [key for key, each in due if not each.pause]
+        return [new] * bool(new) + [[key] for key, each in due if each.pause]
 
     def disown(self, assignments: Iterable[Assignment]) -> None:
         """These are ours no more."""

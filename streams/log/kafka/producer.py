@@ -11,7 +11,8 @@ What became of a record:
 * a record the broker or the driver finds too large fails alone (:class:`TooLarge`);
 * a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
 * a fatal state of the driver ends this producer: what it held is told so, the next append makes
-  a new one.
+  a new one. So does a producer that is cut off while another client reaches the brokers (see
+  ``reach.py``); in an outage it waits, as long as the driver does.
 
 A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
 a key's partition is the driver's business (``partitioner``).
@@ -31,7 +32,9 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
 from streams.log.kafka.errors import error_of, translate
+from streams.log.kafka.reach import Reach
 from streams.log.kafka.settings import Settings
+from streams.log.kafka.statistics import decode
 from streams.log.names import place
 from streams.log.protocol import Done
 from streams.message import ID, Position, Record
@@ -113,6 +116,8 @@ class Appender:
     :param connect: makes the driver's producer.
     :param partitions: how many partitions a topic has.
     :param told: told of connections, logins and certificates that fail.
+    :param answers: whether a client that is new reaches a partition's leader, or any broker; may
+        take some seconds.
     """
 
     def __init__(
@@ -121,11 +126,13 @@ class Appender:
         connect: Callable[[dict[str, Any]], Producer],
         partitions: Callable[[str], int],
         told: Callable[[KafkaError], None],
+        answers: Callable[[tuple[str, int] | None], bool],
     ) -> None:
         self._settings = settings
         self._connect = connect
         self._partitions = partitions
         self._told = told
+        self._answers = answers
         self._order = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._state = threading.Condition()
@@ -209,19 +216,26 @@ class Appender:
                 raise Unavailable("Kafka: this log is closed")
             if self._producer is not None:
                 return self._producer
+        reach = Reach()
+
+        def report(text: str) -> None:
+            reach.producer(decode(text), time.monotonic())
+
         conf = self._settings.producer()
         conf["error_cb"] = self._client_error
+        conf["stats_cb"] = report
         producer = self._connect(conf)
         thread = threading.Thread(
-            target=self._serve, args=(producer,), name="streams-kafka-producer", daemon=True
+            target=self._serve, args=(producer, reach), name="streams-kafka-producer", daemon=True
         )
         with self._state:
             self._producer, self._thread = producer, thread
         thread.start()
         return producer
 
-    def _serve(self, producer: Producer) -> None:
+    def _serve(self, producer: Producer, reach: Reach) -> None:
         """Serve delivery reports until the producer is retired and holds nothing more."""
+        comparing: threading.Thread | None = None
         while True:
             try:
                 producer.poll(SERVE)
@@ -233,6 +247,23 @@ class Appender:
                 logger.exception("serving the producer")
             if self._producer is not producer and not len(producer):
                 return
+            if reach.over(time.monotonic()) and not (comparing and comparing.is_alive()):
+                comparing = threading.Thread(
+                    target=self._compare, args=(producer, reach), name="streams-kafka-reach",
+                    daemon=True,
+                )  # fmt: skip
+                comparing.start()
+
+    def _compare(self, producer: Producer, reach: Reach) -> None:
+        """This producer is cut off: is it alone with that?"""
+        alone = self._answers(reach.missed)
+        if alone and reach.over(time.monotonic()):
+            logger.warning(
+                "the producer does not reach a broker that another client reaches: "
+                "the next append makes a new one"
+            )
+            self._retire(producer)
+        reach.handled()
 
     def _retire(self, producer: Producer) -> None:
         """Take no more records into this producer; what it holds is told to have failed."""

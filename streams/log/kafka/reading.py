@@ -111,6 +111,20 @@ class Readers:
 
         return self._asking.ask(f"asking for topic {topic}", self._questioner, question)
 
+    def reaches(self, part: tuple[str, int] | None) -> bool:
+        """Whether a client that is new reaches this partition's leader, or any broker."""
+        consumer = self._connect(self._settings.reader(MEGABYTE))
+        try:
+            if part is None:
+                consumer.list_topics("__streams", timeout=ANSWER)  # a name with little to tell
+            else:
+                consumer.get_watermark_offsets(TopicPartition(*part), timeout=ANSWER)
+            return True
+        except KafkaException:
+            return False
+        finally:
+            bury(consumer)
+
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction
         ends it, what stands behind its first message is not there yet."""

@@ -234,6 +234,8 @@ class Settings:
             "batch.size": 1_000_000,
             # append waits for room past this; the driver's default is 1 GiB.
             "queue.buffering.max.kbytes": QUEUE_KBYTES,
+            # Whether it is cut off (see reach.py).
+            "statistics.interval.ms": 5_000,
         }
         conf.update(self._base(CONSUMER | {"stats_cb", "logger"}))
         return conf

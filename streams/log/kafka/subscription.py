@@ -37,13 +37,16 @@ from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.client import bury
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
 from streams.log.kafka.moves import Desk
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.partitions import Key, Partitions, key_of, keys_of
 from streams.log.kafka.places import places
+from streams.log.kafka.reach import Reach
 from streams.log.kafka.settings import Settings, prefetched
+from streams.log.kafka.statistics import decode
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
 
 logger = logging.getLogger("streams.kafka")
@@ -75,6 +78,7 @@ class KafkaSubscription:
     :param session: seconds after which the coordinator gives up a silent member.
     :param desk: where forced moves of the group are left.
     :param asking: knows why no broker can be reached.
+    :param leads: which partitions of a topic have a leader.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class KafkaSubscription:
         session: float,
         desk: Desk,
         asking: Asking,
+        leads: Callable[[str], Iterable[int]],
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -99,8 +104,13 @@ class KafkaSubscription:
         self.prefetch = prefetched(flow)
         """Bytes of ``flow.bytes`` that the driver's queue may hold."""
         self._settings = settings
+        self._connect = connect
+        self._topics = list(topics)
+        self._flow = flow
+        self._session = session
         self._desk = desk
         self._asking = asking
+        self._leads = leads
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
         self._woken = threading.Event()
@@ -112,13 +122,30 @@ class KafkaSubscription:
         """The ``valid_until`` of all that is owned."""
         self._connected = False
         self._closed = False
-        self._ownership = Ownership(session, settings.max_poll, settings.kip848, time.monotonic())
+        self._reach = Reach()
         self._user_stats: Callable[[str], None] | None = settings.given.get("stats_cb")
         self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
-        conf = settings.member(group, flow, self._report)
-        conf["error_cb"] = self._client_error
-        conf["on_commit"] = self._committed
-        self._consumer = consumer = connect(conf)
+        self._consumers = 0
+        """How many there were; only to the last one is listened."""
+        self._join()
+
+    def _join(self) -> None:
+        """Make a consumer and join the group with it; the one before is not listened to."""
+        now, settings = time.monotonic(), self._settings
+        self._ownership = Ownership(self._session, settings.max_poll, settings.kip848, now)
+        self._consumers = number = self._consumers + 1
+
+        def heard(callback: Callable[..., None]) -> Callable[..., None]:
+            def call(*args: Any) -> None:
+                if number == self._consumers:
+                    callback(*args)
+
+            return call
+
+        conf = settings.member(self.group, self._flow, heard(self._report))
+        conf["error_cb"] = heard(self._client_error)
+        conf["on_commit"] = heard(self._committed)
+        self._consumer = consumer = self._connect(conf)
         self._parts = Partitions(consumer, settings.eager)
         self._commits = Commits(
             lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
@@ -126,12 +153,29 @@ class KafkaSubscription:
             self._member,
         )
         try:
-            self._consumer.subscribe(
-                list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose
+            consumer.subscribe(
+                self._topics,
+                on_assign=heard(self._assign),
+                on_revoke=heard(self._revoke),
+                on_lost=heard(self._lose),
             )
         except KafkaException as error:
-            self._consumer.close()
-            raise self._translated(error, f"subscribing to {', '.join(topics)}") from error
+            consumer.close()
+            raise self._translated(error, f"subscribing to {', '.join(self._topics)}") from error
+
+    def _start_over(self) -> None:
+        """The consumer is cut off and may be broken: join with another (see ``reach.py``)."""
+        logger.warning(
+            "group %s: no connection to its brokers for %g s, joining anew",
+            self.group, self._reach.patience,
+        )  # fmt: skip
+        self._reach.handled()
+        left = list(self._parts.owned.values())
+        self._drop(left)
+        self._guard(self._listener.lost, left)
+        old = self._consumer
+        self._join()
+        bury(old)
 
     # -- polling
 
@@ -148,6 +192,8 @@ class KafkaSubscription:
         if not messages:
             self._admit()
             messages = self._wait(limit, timeout)
+        if self._reach.over(time.monotonic()):
+            self._start_over()  # nobody owns what came
         if not messages:
             self._tell()
             return ()
@@ -278,7 +324,7 @@ class KafkaSubscription:
         self._drop([assignment])
         self._guard(self._listener.lost, [assignment])
         self._stop([key])
-        self._parts.arriving[key] = None
+        self._parts.expect([key])
 
     def _guard(self, tell: Callable[[Sequence[Assignment]], None], what: list[Assignment]) -> None:
         """Tell the listener; what it raises breaks the subscription, but not the callback."""
@@ -292,7 +338,9 @@ class KafkaSubscription:
 
     def _report(self, text: str) -> None:
         try:
-            self._ownership.report(text)
+            snapshot, now = decode(text), time.monotonic()
+            self._ownership.take(snapshot, now)
+            self._reach.member(snapshot, self._parts.fetched - self._parts.paused, now)
             if self._user_stats is not None:
                 self._user_stats(text)
         except Exception:
@@ -354,22 +402,51 @@ class KafkaSubscription:
     # -- partitions that arrive; outside of the driver's callbacks
 
     def _admit(self) -> None:
-        """Tell the listener what arrived, and fetch from where it says."""
-        keys = list(self._parts.arriving)
+        """Tell the listener what arrived, and fetch from where it says. What cannot be begun yet
+        is tried again by later polls, and holds up nothing else."""
+        if not self._parts.arriving:
+            return
+        for keys in self._parts.due(time.monotonic()):
+            try:
+                led = self._led(keys)
+                self._begin([key for key in keys if key in led])
+            except Gone:
+                return  # the driver will tell so
+            except Unavailable as error:
+                self._put_off(keys, error)
+                continue
+            without = [key for key in keys if key not in led]
+            if without:
+                names = ", ".join(f"{topic}/{number}" for topic, number in without)
+                why = f"Kafka, group {self.group!r}: no broker leads {names} now"
+                self._put_off(without, Unavailable(why))
+
+    def _put_off(self, keys: Sequence[Key], error: Unavailable) -> None:
+        now = time.monotonic()
+        for key in keys:
+            arrival = self._parts.arriving.get(key)
+            if arrival is not None:
+                if arrival.pause == 0.0 and self._parts.owned:
+                    logger.warning("group %s: %s/%d waits: %s", self.group, *key, error)
+                arrival.later(now)
+        if not self._parts.owned:
+            self._trouble = error
+
+    def _led(self, keys: Sequence[Key]) -> set[Key]:
+        """Those of them that a broker leads: of others the bounds are asked for in vain."""
+        topics = dict.fromkeys(topic for topic, _ in keys)
+        return {(topic, number) for topic in topics for number in self._leads(topic)}
+
+    def _begin(self, keys: Sequence[Key]) -> None:
+        """
+        :raises Unavailable: none of them could be begun.
+        :raises Gone: this member was given up.
+        """
         if not keys:
             return
-        try:
-            committed = self._places(keys)
-        except Unavailable as error:
-            self._trouble = error
-            return
-        except Gone:
-            return  # the driver will tell so
+        committed = self._places(keys)
         until = self._until = self._ownership.valid_until
-        arrived = [
-            Assignment(topic, partition, next(_epochs), committed[topic, partition], until)
-            for topic, partition in keys
-        ]
+        arrived = [Assignment(*key, next(_epochs), committed[key], until) for key in keys]
         self._parts.owned.update((key_of(each), each) for each in arrived)
         self._commits.owns(arrived)
         try:
@@ -383,9 +460,7 @@ class KafkaSubscription:
             self._guard(self._listener.lost, arrived)
             if not isinstance(error, Unavailable):
                 self._failure = self._failure or error
-                raise
-            self._trouble = error
-            return
+            raise
         self._connected = True
         for key in keys:
             self._parts.arriving.pop(key, None)
@@ -413,7 +488,7 @@ class KafkaSubscription:
         self._drop(assignments)
         self._guard(self._listener.lost, assignments)
         self._stop(mine)
-        self._parts.arriving.update(dict.fromkeys(mine))
+        self._parts.expect(mine)
         try:
             self._commits.place(mine)
             self._desk.taken(mine)

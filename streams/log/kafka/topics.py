@@ -151,6 +151,11 @@ class Topics:
         self._counts[topic] = (count, now)
         return count
 
+    def led(self, topic: str) -> list[int]:
+        """The partitions of a topic that have a leader now."""
+        parts = self._describe(topic).partitions
+        return [number for number, part in parts.items() if part.leader >= 0]
+
     def check(self, topic: str, partitions: Iterable[int]) -> None:
         """See that a topic has these partitions.
 

@@ -1,0 +1,93 @@
+"""The driver's statistics, as far as something is read from them (STATISTICS.md of librdkafka)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+COORDINATOR = "GroupCoordinator"
+"""The name of the handle through which a member talks to its coordinator."""
+
+UP = "UP"
+"""The state of a broker to which there is a connection that works."""
+
+
+class Broker(msgspec.Struct):
+    """What the driver counts for one broker, or for the handle of a coordinator."""
+
+    connects: int = 0
+    disconnects: int = 0
+    nodeid: int = -1
+    outbuf_cnt: int = 0
+    req: dict[str, int] = {}
+    req_timeouts: int = 0
+    rxerrs: int = 0
+    rxidle: int = 0
+    """Microseconds since something was received; -1 for never."""
+    state: str = ""
+    tx: int = 0
+    txerrs: int = 0
+    txretries: int = 0
+    waitresp_cnt: int = 0
+
+
+class Member(msgspec.Struct):
+    """What it says of the membership."""
+
+    state: str = ""
+    join_state: str = ""
+    rebalance_cnt: int = 0
+
+
+class Partition(msgspec.Struct, gc=False):
+    """One partition of a topic; the driver also lists one of number -1, which is none."""
+
+    leader: int = -1
+    msgq_cnt: int = 0
+    xmit_msgq_cnt: int = 0
+
+
+class Topic(msgspec.Struct):
+    """One topic's partitions, by number."""
+
+    partitions: dict[str, Partition] = {}
+
+
+class Snapshot(msgspec.Struct):
+    """One report, as far as it is needed; the rest is passed over without being built."""
+
+    ts: int
+    brokers: dict[str, Broker] = {}
+    cgrp: Member | None = None
+    msg_cnt: int = 0
+    topics: dict[str, Topic] = {}
+
+    def connected(self) -> set[int]:
+        """The IDs of the brokers to which there is a connection, but for a coordinator's own."""
+        return {
+            each.nodeid
+            for name, each in self.brokers.items()
+            if each.state == UP and name != COORDINATOR
+        }
+
+    def leaders(self) -> dict[tuple[str, int], int]:
+        """The ID of each partition's leader, of those that have one."""
+        return {key: part.leader for key, part in self._parts() if part.leader >= 0}
+
+    def awaited(self) -> dict[tuple[str, int], int]:
+        """The same, of those for which records wait."""
+        return {
+            key: part.leader
+            for key, part in self._parts()
+            if part.leader >= 0 and part.msgq_cnt + part.xmit_msgq_cnt
+        }
+
+    def _parts(self) -> Iterator[tuple[tuple[str, int], Partition]]:
+        for name, topic in self.topics.items():
+            for number, part in topic.partitions.items():
+                yield (name, int(number)), part
+
+
+decode = msgspec.json.Decoder(Snapshot).decode
+"""A report (JSON)."""
