@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 import os
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from streams import DeadLetters, Flow, Message, Retry, Streams
-from streams.errors import LogError
+from streams.errors import LogError, OutcomeUnknown, Unavailable
+from streams.log.kafka import reach
+from streams.log.kafka.reading import Readers
 from streams.log.protocol import Committed
 from tests.faults.ground import KAFKA, Ground, kafka_ground
 from tests.faults.load import stored
@@ -188,6 +191,57 @@ async def test_a_poison_message_of_the_largest_size_becomes_a_dead_letter(run: R
     assert letter.id == "large"
 
 
+@on("kafka")
+async def test_a_member_cut_off_for_long_goes_on_with_a_new_client(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Streams(run.ground.through)
+    topic = app.topic(run.topic, bytes)
+    calls: list[str] = []
+
+    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        calls.append(message.id)
+
+    async with app:
+        await topic.publish(b"x", key="k", id="before")
+        await asyncio.to_thread(until, lambda: calls == ["before"], 60, "it is handled")
+        run.ground.proxy.shut()
+        await asyncio.to_thread(until, lambda: "joining anew" in caplog.text, 60, "it gives up")
+        run.ground.proxy.open()
+        await topic.publish(b"x", key="k", id="after")
+        await asyncio.to_thread(until, lambda: "after" in calls, 60, "the next one is handled")
+        await asyncio.to_thread(until, run.at_end, 60, "and committed")
+    assert calls in (["before", "after"], ["before", "before", "after"])
+
+
+@on("kafka")
+async def test_a_producer_that_alone_is_cut_off_gives_way_to_a_new_one(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it is alone with it, is all that is not real here: nobody can get the driver there."""
+    monkeypatch.setattr(reach, "PATIENCE", 1.0)
+    asked: list[object] = []
+
+    def reaches(self: Readers, part: object) -> bool:
+        asked.append(part)
+        return len(asked) > 1  # at first it is an outage: that is waited for
+
+    monkeypatch.setattr(Readers, "reaches", reaches)
+    app = Streams(run.ground.through)
+    topic = app.topic(run.topic, bytes)
+    async with app.connected():
+        await topic.publish(b"x", key="k", id="before")
+        run.ground.proxy.shut()
+        with pytest.raises((OutcomeUnknown, Unavailable)):
+            await topic.publish(b"x", key="k", id="during")
+        assert len(asked) == 2
+        assert "another client reaches" in caplog.text
+        run.ground.proxy.open()
+        await topic.publish(b"x", key="k", id="after")
+    assert {"before", "after"} <= set(stored(run.log, run.topic).values())
+
+
 @pytest.fixture
 def three_brokers(lifetime: Lifetime) -> Any:
     with Kafka(lifetime, brokers=3) as cluster, Proxy(free_port()) as proxy:
@@ -217,4 +271,52 @@ def test_the_leader_of_three_brokers_is_killed(three_brokers: Any, tmp_path: Pat
             cluster.restart(place)
         run.judge(fleet, load.finish())
     assert len(stored(run.log, run.topic)) >= 30_000
+    run.close()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+async def test_a_partition_without_a_leader_holds_up_no_other(
+    three_brokers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One replica each, and one of three brokers is down when the processor starts."""
+    cluster, ground = three_brokers
+    run = Run(ground, tmp_path, create=False)
+    admin = AdminClient({ADDRESS: cluster.bootstrap, "log_level": 0})
+    admin.create_topics([NewTopic(run.topic, 6, 1)])[run.topic].result(30)
+    app = Streams(ground.direct)
+    topic = app.topic(run.topic, bytes)
+    calls: list[tuple[int, str]] = []
+
+    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        calls.append((message.partition, message.id))
+
+    def seen(name: str, partitions: Collection[int]) -> bool:
+        wanted = {f"{name}{n}" for n in range(60) if n % 6 in partitions}
+        return {id for partition, id in calls if partition in partitions} >= wanted
+
+    async def publish(name: str) -> None:
+        records = [topic.record(b"x", id=f"{name}{n}") for n in range(60)]
+        for number, each in enumerate(records):
+            each.partition = number % 6
+        await app.publisher.publish_many(topic.name, records)
+
+    async with app:
+        await publish("a")
+        await asyncio.to_thread(until, lambda: seen("a", range(6)), 60, "all are read")
+    async with app.connected():
+        await publish("b")
+    calls.clear()
+    place = cluster.leader(run.topic, 0)
+    down = {part for part in range(6) if cluster.leader(run.topic, part) == place}
+    up = set(range(6)) - down
+    assert up
+    cluster.kill(place)
+    async with app:
+        await asyncio.to_thread(until, lambda: seen("b", up), 60, "the others are read")
+        assert not any(partition in down for partition, _ in calls)
+        cluster.restart(place)
+        await asyncio.to_thread(until, lambda: seen("b", range(6)), 90, "and those, too")
+    assert len(calls) == len(set(calls))
     run.close()

@@ -235,7 +235,7 @@ class Settings:
             # append waits for room past this; the driver's default is 1 GiB.
             "queue.buffering.max.kbytes": QUEUE_KBYTES,
             # Whether it is cut off (see reach.py).
-            "statistics.interval.ms": 5_000,
+            "statistics.interval.ms": 1_000,
         }
         conf.update(self._base(CONSUMER | {"stats_cb", "logger"}))
         return conf

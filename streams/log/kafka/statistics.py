@@ -13,6 +13,10 @@ UP = "UP"
 """The state of a broker to which there is a connection that works."""
 
 
+INIT = "INIT"
+"""The state of a broker to which no connection is wanted."""
+
+
 class Broker(msgspec.Struct):
     """What the driver counts for one broker, or for the handle of a coordinator."""
 
@@ -70,6 +74,10 @@ class Snapshot(msgspec.Struct):
             for name, each in self.brokers.items()
             if each.state == UP and name != COORDINATOR
         }
+
+    def idle(self) -> bool:
+        """No broker is connected to, or tried, but perhaps through a coordinator's own handle."""
+        return all(each.state == INIT for name, each in self.brokers.items() if name != COORDINATOR)
 
     def leaders(self) -> dict[tuple[str, int], int]:
         """The ID of each partition's leader, of those that have one."""

@@ -122,7 +122,7 @@ class KafkaSubscription:
         """The ``valid_until`` of all that is owned."""
         self._connected = False
         self._closed = False
-        self._reach = Reach()
+        self._reach = Reach(session)
         self._user_stats: Callable[[str], None] | None = settings.given.get("stats_cb")
         self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
         self._consumers = 0
@@ -166,9 +166,8 @@ class KafkaSubscription:
     def _start_over(self) -> None:
         """The consumer is cut off and may be broken: join with another (see ``reach.py``)."""
         logger.warning(
-            "group %s: no connection to its brokers for %g s, joining anew",
-            self.group, self._reach.patience,
-        )  # fmt: skip
+            "group %s: its brokers are out of reach for too long, joining anew", self.group
+        )
         self._reach.handled()
         left = list(self._parts.owned.values())
         self._drop(left)

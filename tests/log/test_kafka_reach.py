@@ -1,0 +1,152 @@
+"""When a client is cut off for so long that it gives way to a new one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.log.kafka.reach import GIVEN_UP, MOST, PATIENCE, Reach
+from streams.log.kafka.statistics import Snapshot, decode
+
+PARTS = {("orders", 0), ("orders", 1)}
+
+
+def report(
+    *,
+    coordinator: str | None = "UP",
+    one: str = "UP",
+    two: str = "UP",
+    leaders: tuple[int, int] = (1, 2),
+    waiting: int = 0,
+) -> Snapshot:
+    """As the driver writes it: two brokers, a topic of two partitions."""
+    brokers: dict[str, Any] = {
+        "b1:9092/1": {"nodeid": 1, "state": one, "source": "learned"},
+        "b2:9092/2": {"nodeid": 2, "state": two},
+        "b3:9092/bootstrap": {"nodeid": -1, "state": "UP"},
+    }
+    if coordinator is not None:
+        brokers["GroupCoordinator"] = {"nodeid": 1, "state": coordinator}
+    partitions: dict[str, Any] = {
+        str(n): {"partition": n, "leader": leader, "msgq_cnt": 0, "xmit_msgq_cnt": waiting}
+        for n, leader in enumerate(leaders)
+    }
+    partitions["-1"] = {"partition": -1, "leader": -1}
+    topics = {"orders": {"topic": "orders", "partitions": partitions}}
+    text = {"ts": 1, "brokers": brokers, "topics": topics, "msg_cnt": waiting}
+    return decode(json.dumps(text))
+
+
+def after(snapshot: Snapshot, parts: Any = frozenset(PARTS)) -> Reach:
+    """What is known of a member whose reports have been these for ever."""
+    reach = Reach()
+    reach.member(snapshot, parts, 0.0)
+    return reach
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "cut"),
+    [
+        (report(), False),
+        (report(coordinator="TRY_CONNECT"), True),
+        (report(coordinator=None), True),
+        (report(one="INIT"), True),
+        (report(two="DOWN"), True),
+        (report(leaders=(1, -1)), False),  # nobody leads it: another client would not help
+        (report(two="DOWN", leaders=(1, 1)), False),  # nothing is to be read there
+        (report(one="INIT", leaders=(-1, -1), coordinator="TRY_CONNECT"), True),
+    ],
+    ids=str,
+)
+def test_a_member_needs_its_coordinator_and_whoever_leads_what_it_reads(
+    snapshot: Snapshot, cut: bool
+) -> None:
+    reach = after(snapshot)
+    assert not reach.over(PATIENCE - 0.1)
+    assert reach.over(PATIENCE) is cut
+
+
+def test_what_is_not_to_be_read_is_not_missed() -> None:
+    assert not after(report(two="INIT"), {("orders", 0), ("other", 1)}).over(PATIENCE)
+    assert not after(report(one="INIT", two="INIT"), frozenset()).over(PATIENCE)
+
+
+def test_which_partition_is_missed_is_known() -> None:
+    assert after(report(two="INIT")).missed == ("orders", 1)
+    assert after(report(coordinator="DOWN")).missed is None
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "cut"),
+    [
+        (report(coordinator=None, waiting=3), False),
+        (report(one="INIT", two="INIT", waiting=0), False),  # nothing to write
+        (report(one="INIT", waiting=3), True),
+        (report(one="INIT", two="INIT", leaders=(-1, -1), waiting=3), False),  # the bootstrap's is
+    ],
+    ids=str,
+)
+def test_a_producer_needs_whoever_leads_what_waits(snapshot: Snapshot, cut: bool) -> None:
+    reach = Reach()
+    reach.producer(snapshot, 0.0)
+    assert reach.over(PATIENCE) is cut
+
+
+def test_a_producer_that_reaches_nobody_is_cut_off() -> None:
+    snapshot = report(one="INIT", two="TRY_CONNECT", leaders=(-1, -1), waiting=1)
+    snapshot.brokers["b3:9092/bootstrap"].state = "CONNECT"
+    reach = Reach()
+    reach.producer(snapshot, 0.0)
+    assert reach.over(PATIENCE)
+    assert reach.missed is None
+
+
+def test_a_driver_that_does_not_even_try_gets_less_time() -> None:
+    given_up = report(one="INIT", two="INIT", leaders=(-1, -1), coordinator="TRY_CONNECT")
+    given_up.brokers["b3:9092/bootstrap"].state = "INIT"
+    trying = report(one="TRY_CONNECT", two="INIT", leaders=(-1, -1), coordinator="DOWN")
+    trying.brokers["b3:9092/bootstrap"].state = "INIT"
+    reach = after(given_up)
+    assert not reach.over(GIVEN_UP - 0.1)
+    assert reach.over(GIVEN_UP)
+    reach.member(trying, PARTS, GIVEN_UP)
+    assert not reach.over(PATIENCE - 0.1)
+    assert reach.over(PATIENCE)
+    reach.member(given_up, PARTS, PATIENCE - 1.0)
+    reach.handled()
+    reach.member(given_up, PARTS, 100.0)
+    assert not reach.over(100.0 + GIVEN_UP)
+    assert reach.over(100.0 + 2 * GIVEN_UP)
+
+
+def test_a_member_keeps_its_client_for_the_length_of_its_session() -> None:
+    reach = Reach(45.0)
+    reach.member(report(coordinator="DOWN"), PARTS, 0.0)
+    assert not reach.over(44.9)
+    assert reach.over(45.0)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.1, 60.0)), min_size=1, max_size=60))
+def test_only_an_outage_without_a_break_counts_and_each_replacement_waits_longer(
+    reports: list[tuple[bool, float]],
+) -> None:
+    reach, now = Reach(), 0.0
+    since: float | None = None
+    patience = PATIENCE
+    for reached, pause in reports:
+        now += pause
+        reach.member(report(coordinator="UP" if reached else "DOWN"), PARTS, now)
+        if reached:
+            since, patience = None, PATIENCE
+        elif since is None:
+            since = now
+        over = since is not None and now >= since + patience
+        assert reach.over(now) is over
+        if over:
+            reach.handled()
+            since, patience = None, min(MOST, patience * 2)
+        assert reach.patience == patience
