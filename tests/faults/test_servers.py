@@ -56,8 +56,7 @@ def test_the_server_stands_still(run: Run, size: Outage) -> None:
         run.judge(fleet, load.finish())
 
 
-# On Kafka only the long one: the short one was seen to stand still (docs/faults.md, 8).
-@sizes(Outage(5, 0.3, 6_000, 1_500), Outage(60, 0.5, 60_000, 1_000), logs=("redis",))
+@sizes(Outage(5, 0.3, 6_000, 1_500), Outage(60, 0.5, 60_000, 1_000))
 def test_connections_are_cut(run: Run, size: Outage) -> None:
     """The same, with publisher and workers behind a proxy that resets their connections."""
     through = run.ground.through
