@@ -19,7 +19,7 @@ from benchmarks.counting import Counter, OrderCheck, percentiles
 from benchmarks.machine import Memory
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, customer, order, ping
 from benchmarks.process import Worker
-from streams import Streams
+from streams import Flow, Streams
 from streams.app import loop_factory
 from streams.config import RETRY_PARTITIONS
 
@@ -123,20 +123,28 @@ def consume(
     wait: float = 0.0,
     skip: int = 1,
     id: str | None = None,
+    flow: dict[str, float] | None = None,
+    size: int = 1_000,
 ) -> Answer:
     """Run a processor in a new group over ``messages`` of a topic.
 
     :param shape: ``plain``, ``batch``, ``async`` or ``threads``.
     :param wait: seconds that a handler waits.
     :param id: the field with the message ID; None: it travels in a header.
+    :param flow: settings of :class:`streams.Flow` that are not the defaults.
+    :param size: messages a batch, at most, where ``shape`` is ``batch``.
     """
     counter = Counter(messages, skip)
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer, id=id)
-    batch = 1_000 if shape == "batch" else None
-    app.processor(orders, group=f"bench-{uuid4().hex}", concurrency=concurrency, batch=batch)(
-        _handler(shape, counter, wait)
-    )
+    batch = size if shape == "batch" else None
+    app.processor(
+        orders,
+        group=f"bench-{uuid4().hex}",
+        concurrency=concurrency,
+        batch=batch,
+        flow=Flow(**(flow or {})),  # type: ignore[arg-type]
+    )(_handler(shape, counter, wait))
 
     async def main() -> Memory:
         async with app:
