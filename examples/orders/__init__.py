@@ -4,4 +4,7 @@ python -m examples.orders                # 60 orders, two workers, one after the
 python -m examples.orders work           # a worker, until Ctrl-C
 python -m examples.orders order ada cup  # an order, from anywhere else
 streams saga list orders --all --url sqlite:///orders.db
+
+By default one place is in charge of an order (``saga.py``). With ``--choreographed`` nobody is: the
+services listen to each other (``choreography.py``), in each of the three commands.
 """

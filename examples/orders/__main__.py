@@ -7,9 +7,12 @@ import asyncio
 import logging
 import sys
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
+from examples.orders import choreography, saga
 from examples.orders.demo import run
-from examples.orders.saga import DATABASE, URL, Order, create
+from examples.orders.saga import DATABASE, URL, Order
+from examples.orders.shop import following
 from streams.errors import StreamsError
 from streams.patterns import SagaFailedError
 
@@ -32,6 +35,14 @@ def main() -> int:
     order = commands.add_parser("order", help="place one order and wait for its end")
     order.add_argument("customer", help="who; for 'far...' nobody delivers")
     order.add_argument("sku", help="what: cup or pot")
+    parser.set_defaults(choreographed=False)
+    for each in (parser, demo, work, order):
+        each.add_argument(
+            "--choreographed",
+            action="store_true",
+            default=argparse.SUPPRESS,  # it may stand before the command or after it
+            help="three services that listen to each other, and nobody in charge",
+        )
     arguments = parser.parse_args()
     logging.basicConfig(
         level=logging.ERROR if getattr(arguments, "quiet", False) else logging.WARNING,
@@ -39,10 +50,14 @@ def main() -> int:
     )
     try:
         if arguments.command == "work":
-            create(URL, DATABASE)[0].run()
+            if arguments.choreographed:
+                choreography.create(URL, DATABASE)[0].run()
+            else:
+                saga.create(URL, DATABASE)[0].run()
             return 0
         if arguments.command == "order":
-            return asyncio.run(_order(arguments.customer, arguments.sku))
+            place = _choreographed if arguments.choreographed else _order
+            return asyncio.run(place(Order(arguments.customer, arguments.sku)))
         return _demo(arguments)
     except StreamsError as error:
         print(f"orders: {error}", file=sys.stderr)
@@ -51,14 +66,28 @@ def main() -> int:
         return 130
 
 
-async def _order(customer: str, sku: str) -> int:
-    app, orders = create(URL, DATABASE)
+async def _order(order: Order) -> int:
+    app, orders = saga.create(URL, DATABASE)
     async with app.connected():
         try:
-            done = await orders.execute(Order(customer, sku))
+            done = await orders.execute(order)
         except SagaFailedError as error:
             print(f"not ordered: {error}")
             return 1
+    print(f"ordered: parcel {done.parcel}, {done.receipt}")
+    return 0
+
+
+async def _choreographed(order: Order) -> int:
+    id = str(uuid4())
+    async with following(URL) as shop:
+        await shop.place(order, id)
+        while (state := shop.state(id)) is None or state.status == "open":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        if state.status == "failed":
+            print(f"not ordered: {state.error}")
+            return 1
+        done = {each.id: each.order for each in await shop.ended()}[id]
     print(f"ordered: parcel {done.parcel}, {done.receipt}")
     return 0
 
@@ -73,6 +102,7 @@ def _demo(arguments: argparse.Namespace) -> int:
                 arguments.kills,
                 arguments.seed,
                 lambda line: print(f"· {line}"),
+                choreographed=arguments.choreographed,
             )
         )
     found = ", ".join(f"{count} {status}" for status, count in sorted(outcome.statuses.items()))

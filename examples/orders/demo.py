@@ -14,17 +14,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.orders.saga import PRICE, Order, create
+from examples.orders.saga import PRICE, Order
 from examples.orders.services import Services
-from streams.patterns import SagaOrchestrator, SagaStatus
-from streams.patterns.saga import Status
+from examples.orders.shop import Ended, Shop, opened
 
 CUPS, MONEY = 20, 3 * PRICE
 """There are not enough cups for everybody, nor does everybody have the money for all he orders."""
 
 PATIENCE = 120.0
 
-OVER: tuple[Status, ...] = ("completed", "compensated")
+OVER = ("completed", "compensated")
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +46,14 @@ def orders_of(count: int) -> dict[str, Order]:
 
 
 async def run(
-    url: str, database: str, count: int, kills: int, seed: int, say: Callable[[str], None]
+    url: str,
+    database: str,
+    count: int,
+    kills: int,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    choreographed: bool = False,
 ) -> Outcome:
     """Place orders, kill workers while they carry them out, and look at the books."""
     services = Services(database)
@@ -56,18 +62,17 @@ async def run(
     services.fill("pot", count)
     for customer in {order.customer for order in wanted.values()}:
         services.deposit(customer, MONEY)
-    app, orders = create(url, database)
-    async with app.connected():
+    async with opened(url, database, choreographed=choreographed) as shop:
         for id, order in wanted.items():
-            await orders.start(order, id=id)
+            await shop.place(order, id)
         say(f"{count} orders are placed")
-        async with _workers(url, database) as workers:
+        async with _workers(url, database, choreographed=choreographed) as workers:
             for number, limit in enumerate(_moments(count, kills, random.Random(seed))):
-                await _over(orders, limit)
+                await _over(shop, limit)
                 workers.kill(number % 2)
                 say(f"a worker was killed when {limit} orders were over")
-            await _over(orders, count)
-        found = await orders.list("completed", "compensated", "failed", "stopped")
+            await _over(shop, count)
+        found = await shop.ended()
     errors = audit(wanted, found, services)
     return Outcome(Counter(each.status for each in found), kills, errors)
 
@@ -76,17 +81,20 @@ def _moments(count: int, kills: int, random: random.Random) -> list[int]:
     return sorted(random.randrange(count * 3 // 4) for _ in range(kills))
 
 
-async def _over(orders: SagaOrchestrator[Order], count: int) -> None:
+async def _over(shop: Shop, count: int) -> None:
     """Wait until so many orders are over."""
     async with asyncio.timeout(PATIENCE):
-        while len(await orders.list(*OVER)) < count:  # noqa: ASYNC110 - workers end them
+        while await shop.over() < count:  # noqa: ASYNC110 - workers end them
             await asyncio.sleep(0.05)
 
 
 class _Workers:
     """Two processes that carry orders out; one that was killed is started again."""
 
-    def __init__(self, url: str, database: str) -> None:
+    def __init__(self, url: str, database: str, *, choreographed: bool) -> None:
+        self._command = [sys.executable, "-m", "examples.orders", "work", "--quiet"]
+        if choreographed:
+            self._command.append("--choreographed")
         self._environment = {
             **os.environ,
             "STREAMS_URL": url,
@@ -96,8 +104,7 @@ class _Workers:
         self._running = [self._start(), self._start()]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "examples.orders", "work", "--quiet"]
-        return subprocess.Popen(command, env=self._environment)
+        return subprocess.Popen(self._command, env=self._environment)
 
     def kill(self, number: int) -> None:
         """``kill -9``, whatever it is doing."""
@@ -118,32 +125,30 @@ class _Workers:
 
 
 @asynccontextmanager
-async def _workers(url: str, database: str) -> AsyncIterator[_Workers]:
-    workers = await asyncio.to_thread(_Workers, url, database)
+async def _workers(url: str, database: str, *, choreographed: bool) -> AsyncIterator[_Workers]:
+    workers = await asyncio.to_thread(_Workers, url, database, choreographed=choreographed)
     try:
         yield workers
     finally:
         await asyncio.to_thread(workers.close)
 
 
-def audit(
-    wanted: dict[str, Order], found: Sequence[SagaStatus[Order]], services: Services
-) -> list[str]:
+def audit(wanted: dict[str, Order], found: Sequence[Ended], services: Services) -> list[str]:
     """Whether the three services agree: what was not shipped was not paid, and is in stock."""
     errors = [f"{each.id} is {each.status}" for each in found if each.status not in OVER]
     errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in found}]
     done = [each for each in found if each.status == "completed"]
     parcels = services.parcels()
-    sent = sorted(each.context.parcel or "" for each in done)
+    sent = sorted(each.order.parcel or "" for each in done)
     if sent != sorted(parcels):
         errors.append(f"{len(parcels)} parcels were sent for {len(done)} orders")
     for sku, left in services.pieces().items():
         first = CUPS if sku == "cup" else len(wanted)
-        out = sum(1 for each in done if each.context.sku == sku)
+        out = sum(1 for each in done if each.order.sku == sku)
         if left != first - out:
             errors.append(f"{sku}: {left} left of {first}, and {out} sent")
     for customer, cents in services.balances().items():
-        paid = sum(each.context.cents for each in done if each.context.customer == customer)
+        paid = sum(each.order.cents for each in done if each.order.customer == customer)
         if cents != MONEY - paid:
             errors.append(f"{customer}: {cents} left of {MONEY}, and {paid} to pay")
     return errors

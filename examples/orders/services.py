@@ -1,8 +1,8 @@
 """Stock, bank and carrier, each as a service of somebody else's would be.
 
 They share one SQLite file here and know nothing of sagas or streams. What they do for one
-*idempotency key* they do once: asked again under that key they give the answer they gave. That is
-all a saga needs of a service to have its effects once.
+*idempotency key* they do once: asked again under that key they give the answer they gave, also if
+it was no. That is all a saga needs of a service to have its effects once.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, refusal TEXT);
 CREATE TABLE IF NOT EXISTS stock (sku TEXT PRIMARY KEY, pieces INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (customer TEXT PRIMARY KEY, cents INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS parcels (number TEXT PRIMARY KEY, customer TEXT, sku TEXT);
 """
 
 
-class OutOfStock(Exception):
+class Refused(Exception):
+    """A service has decided against it, and asking again changes nothing."""
+
+
+class OutOfStock(Refused):
     """There is no such piece left."""
 
 
-class Declined(Exception):
+class Declined(Refused):
     """The customer has not that much."""
 
 
-class Undeliverable(Exception):
+class Undeliverable(Refused):
     """Nobody carries a parcel there."""
+
+
+REFUSALS = {each.__name__: each for each in (OutOfStock, Declined, Undeliverable)}
 
 
 class Services:
@@ -49,15 +56,20 @@ class Services:
         with self._open() as file:
             file.execute("BEGIN IMMEDIATE")
             try:
-                known = file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-                answer = str(known[0]) if known else act(file)
-                if not known:
-                    file.execute("INSERT INTO answers VALUES (?, ?)", (key, answer))
+                known = file.execute(
+                    "SELECT answer, refusal FROM answers WHERE key = ?", (key,)
+                ).fetchone()
+                if known is None:
+                    known = _decided(act, file)
+                    file.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, *known))
             except BaseException:
                 file.execute("ROLLBACK")
                 raise
             file.execute("COMMIT")
-        return answer
+        answer, refusal = known
+        if refusal is not None:
+            raise REFUSALS[refusal](answer)
+        return str(answer)
 
     # -- what is there at first
 
@@ -168,3 +180,13 @@ class Services:
         """Customer and SKU of every parcel, by its number."""
         with self._open() as file:
             return {row[0]: (row[1], row[2]) for row in file.execute("SELECT * FROM parcels")}
+
+
+def _decided(
+    act: Callable[[sqlite3.Connection], str], file: sqlite3.Connection
+) -> tuple[str, str | None]:
+    """The answer, and the name of the refusal if it is one; who refuses has changed nothing."""
+    try:
+        return act(file), None
+    except Refused as refused:
+        return str(refused), type(refused).__name__

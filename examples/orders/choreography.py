@@ -1,0 +1,84 @@
+"""The same order without a conductor: stock, bank and carrier listen to what the others say.
+
+    order.placed ── reserve ── stock.reserved ── charge ── order.paid ── ship ── order.shipped
+                       │                            │                      │
+                       │                       order.unpaid ── refund ── order.undeliverable
+                       │                            │
+                  order.refused ─────────────── release
+
+Each function below is what one of the three services would bring; no place knows the whole order.
+A saga has a step once, so its ID and the step's name are the call's idempotency key.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from examples.orders.saga import Order
+from examples.orders.services import Refused, Services
+from streams import Retry, Streams
+from streams.patterns import EventBus, SagaEvent, create_handler
+
+PLACED = "order.placed"
+SHIPPED = "order.shipped"
+REFUSED = "order.refused"
+"""The two ends are SHIPPED and REFUSED."""
+
+PATIENT = Retry(attempts=5, delay=0.2, never=(Refused,))
+"""A service may be busy; what it has decided it has decided."""
+
+
+def bus_of(app: Streams) -> EventBus:
+    """What the three talk over."""
+    return EventBus(app, "order-events", type=Order, partitions=4)
+
+
+def create(url: str, database: str) -> tuple[Streams, EventBus]:
+    """An app on a log in which all three take part; each could have an app of its own."""
+    services = Services(database)
+    app = Streams(url)
+    bus = bus_of(app)
+    stock(bus, services)
+    bank(bus, services)
+    carrier(bus, services)
+    return app, bus
+
+
+def stock(bus: EventBus, services: Services) -> None:
+    """A piece is set aside for an order, and put back when there is no money for it."""
+
+    def reserve(heard: SagaEvent) -> None:
+        services.reserve(f"{heard.saga_id}/reserve", heard.data.sku)
+
+    def release(heard: SagaEvent) -> None:
+        services.release(f"{heard.saga_id}/release", heard.data.sku)
+
+    create_handler(bus, PLACED, reserve, "stock.reserved", REFUSED, retry=PATIENT)
+    create_handler(bus, "order.unpaid", release, REFUSED, None)
+
+
+def bank(bus: EventBus, services: Services) -> None:
+    """An order is paid when its piece is there, and paid back when nobody delivers it."""
+
+    def charge(heard: SagaEvent) -> Order:
+        order: Order = heard.data
+        receipt = services.charge(f"{heard.saga_id}/charge", order.customer, order.cents)
+        return replace(order, receipt=receipt)
+
+    def refund(heard: SagaEvent) -> None:
+        order: Order = heard.data
+        services.refund(f"{heard.saga_id}/refund", order.customer, order.cents)
+
+    create_handler(bus, "stock.reserved", charge, "order.paid", "order.unpaid", retry=PATIENT)
+    create_handler(bus, "order.undeliverable", refund, "order.unpaid", None)
+
+
+def carrier(bus: EventBus, services: Services) -> None:
+    """A parcel is sent when it is paid."""
+
+    def ship(heard: SagaEvent) -> Order:
+        order: Order = heard.data
+        parcel = services.ship(f"{heard.saga_id}/ship", order.customer, order.sku)
+        return replace(order, parcel=parcel)
+
+    create_handler(bus, "order.paid", ship, SHIPPED, "order.undeliverable", retry=PATIENT)

@@ -1,0 +1,106 @@
+"""Who places orders and asks what became of them, whichever kind of saga carries them out.
+
+Nobody works here: that is for the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple
+
+from examples.orders import choreography, saga
+from examples.orders.choreography import PLACED, REFUSED, SHIPPED
+from examples.orders.saga import Order
+from streams import Streams
+from streams.patterns import (
+    ChoreographySaga,
+    EventBus,
+    SagaOrchestrator,
+    SagaState,
+    SagaTracker,
+)
+
+KEPT = 1_000_000
+"""So many ended orders a tracker knows."""
+
+
+class Ended(NamedTuple):
+    """An order that nobody works on any more.
+
+    :param status: ``completed``, ``compensated``, or what is wrong with it.
+    """
+
+    id: str
+    status: str
+    order: Order
+
+
+class Orchestrated:
+    """One place knows how far each order is, and is asked."""
+
+    def __init__(self, orders: SagaOrchestrator[Order]) -> None:
+        self._orders = orders
+
+    async def place(self, order: Order, id: str) -> None:
+        """Have it carried out; returns when that is durable."""
+        await self._orders.start(order, id=id)
+
+    async def over(self) -> int:
+        """How many orders were completed or compensated."""
+        return len(await self._orders.list("completed", "compensated"))
+
+    async def ended(self) -> list[Ended]:
+        """All that are over, and how."""
+        found = await self._orders.list("completed", "compensated", "failed", "stopped")
+        return [Ended(each.id, each.status, each.context) for each in found]
+
+
+@asynccontextmanager
+async def asking(url: str, database: str) -> AsyncIterator[Orchestrated]:
+    app, orders = saga.create(url, database)
+    async with app.connected():
+        yield Orchestrated(orders)
+
+
+class Choreographed:
+    """No place knows, so a tracker listens to what is said of each order."""
+
+    def __init__(self, bus: EventBus, tracker: SagaTracker) -> None:
+        self._bus = bus
+        self._tracker = tracker
+
+    async def place(self, order: Order, id: str) -> None:
+        await ChoreographySaga(self._bus, id).start(PLACED, order)
+
+    async def over(self) -> int:
+        return len(self._tracker.done()) + len(self._tracker.failed())
+
+    async def ended(self) -> list[Ended]:
+        found: dict[str, Ended] = {}
+        for topic, status in ((SHIPPED, "completed"), (REFUSED, "compensated")):
+            async for event in self._bus.read(topic):
+                id = event.correlation_id or event.id
+                found[id] = Ended(id, status, event.data)
+        return list(found.values())
+
+    def state(self, id: str) -> SagaState | None:
+        """What was heard of an order so far; None: nothing."""
+        return self._tracker.get(id)
+
+
+@asynccontextmanager
+async def following(url: str) -> AsyncIterator[Choreographed]:
+    app = Streams(url)
+    bus = choreography.bus_of(app)
+    tracker = SagaTracker(bus, done=SHIPPED, failed=REFUSED, keep=KEPT)
+    async with app, tracker:
+        yield Choreographed(bus, tracker)
+
+
+Shop = Orchestrated | Choreographed
+
+
+def opened(url: str, database: str, *, choreographed: bool) -> AbstractAsyncContextManager[Shop]:
+    """A shop on a log."""
+    return following(url) if choreographed else asking(url, database)
