@@ -78,7 +78,7 @@ async def run(url: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Four mails through a queue.")
     parser.add_argument("url", nargs="?", default="sqlite:///mails.db", help="the log")
-    # What is tried again or given up is said below, not in a log line beside it.
+    # What fails is tried again, or printed at the end: no log lines beside that.
     logging.basicConfig(level=logging.CRITICAL)
     try:
         asyncio.run(run(parser.parse_args().url))
