@@ -33,6 +33,7 @@ from rich.progress import (
 from benchmarks import machine
 from benchmarks.cases import FULL, LOGS, QUICK, SERVED, Case, Place, Sizes, cases
 from benchmarks.measure import Row, measure
+from benchmarks.pattern_cases import patterns
 from benchmarks.peers.install import PEERS, Installed, PeerMissing, install
 from benchmarks.process import MeasureError, Worker
 from benchmarks.report.page import page
@@ -140,6 +141,7 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
             sizes,
             publish=min(sizes.publish, arguments.messages),
             share=min(sizes.share, arguments.messages),
+            each=min(sizes.each, arguments.messages),
         )
     if arguments.backlog is not None:
         sizes = replace(sizes, backlog=arguments.backlog)
@@ -235,7 +237,7 @@ def _chosen(places: Sequence[Place], sizes: Sizes, texts: Sequence[str] | None) 
     return [
         case
         for place in places
-        for case in cases(place, sizes)
+        for case in [*cases(place, sizes), *patterns(place, sizes)]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]
 

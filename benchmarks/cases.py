@@ -41,6 +41,7 @@ class Side:
     :param peer: the peer that runs it; empty: a worker of ours.
     :param prepare: a task that is run once before, in the same process.
     :param fresh: every measurement in a new process.
+    :param process: sides that name the same one run in it, in turn; empty: in one of its own.
     :param settings: what it runs with, as it is shown.
     """
 
@@ -50,6 +51,7 @@ class Side:
     peer: str = ""
     prepare: tuple[str, Mapping[str, Any]] | None = None
     fresh: bool = False
+    process: str = ""
     settings: Settings = field(default_factory=dict)
 
 
@@ -124,6 +126,8 @@ class Sizes:
     :param idle: seconds of doing nothing.
     :param share: messages that processes share.
     :param slow: messages for peers that take their time.
+    :param each: messages, sagas or calls through a pattern that writes for each of them.
+    :param every: all patterns on all logs, or a few.
     """
 
     messages: int
@@ -134,10 +138,12 @@ class Sizes:
     idle: float
     share: int
     slow: int
+    each: int
+    every: bool
 
 
-FULL = Sizes(1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000)
-QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000)
+FULL = Sizes(1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000, 10_000, True)
+QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False)
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,8 @@ def _by_hand(place: Place, ours: Side) -> Callable[..., Side]:
 
 
 def cases(place: Place, sizes: Sizes) -> list[Case]:
-    """All cases of a log, rivals of peers among them."""
+    """All cases of a log but the patterns (:mod:`benchmarks.pattern_cases`), rivals of peers
+    among them."""
     if place.log == "codecs":
         return _codecs()
     found = [*_consuming(place, sizes), *_waiting(place, sizes)]

@@ -23,13 +23,20 @@ class Counter:
     def __init__(self, messages: int, skip: int = 1) -> None:
         if messages <= skip:
             raise ValueError(f"{messages} messages are too few to measure")
+        self._messages = messages
         self._left = messages
         self._begin = messages - skip
         self._measured = messages - skip
         self._began = 0.0
-        self._ended = 0.0
+        self.ended = 0.0
+        """When the last came: the clock's ``time.perf_counter()``."""
         self._cpu = 0.0
         self.over = threading.Event()
+
+    @property
+    def seen(self) -> int:
+        """How many came so far."""
+        return self._messages - self._left
 
     def one(self, value: Any = None) -> None:
         """One message was handled."""
@@ -55,7 +62,7 @@ class Counter:
         self._cpu = time.process_time()
 
     def _end(self) -> None:
-        self._ended = time.perf_counter()
+        self.ended = time.perf_counter()
         self._cpu = time.process_time() - self._cpu
         self.over.set()
 
@@ -68,7 +75,7 @@ class Counter:
         """
         if not self._measured:
             raise ValueError("all messages came in one batch: measure more of them")
-        seconds = self._ended - self._began
+        seconds = self.ended - self._began
         return {
             "rate": self._measured / seconds,
             "seconds": seconds,

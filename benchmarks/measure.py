@@ -77,9 +77,10 @@ class _Runner:
             worker.ask(task, **arguments)
 
     def _worker(self, side: Side) -> Worker:
-        worker = self._workers.get(side.name)
+        name = side.process or side.name
+        worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[side.name] = self._stack.enter_context(Worker())
+            worker = self._workers[name] = self._stack.enter_context(Worker())
         return worker
 
 

@@ -33,15 +33,21 @@ class Stuck(Exception):
     """A measurement did not end; the message says how far it came."""
 
 
-def _run(main: Callable[[], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run it on the loop that an app has."""
+
+    async def awaited() -> Any:
         return await main()
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(run())
+        return runner.run(awaited())
 
 
-async def _reached(over: threading.Event, app: Streams) -> None:
+async def reached(over: threading.Event, app: Streams) -> None:
+    """Wait for a measurement's end.
+
+    :raises Stuck: it does not come.
+    """
     if not await asyncio.to_thread(over.wait, LIMIT):
         raise Stuck(f"not over within {LIMIT:g} s: {app.stats()}")
 
@@ -54,26 +60,35 @@ _anchors: list[tuple[asyncio.Runner, AsyncExitStack]] = []
 
 def fill(url: str, topic: str, messages: int, keys: int = KEYS) -> Answer:
     """Publish the orders 0 to ``messages``; a log in memory stays until the process ends."""
+    app = Streams(url)
+    orders = app.topic(topic, Order, key=customer, partitions=PARTITIONS)
 
-    async def anchor(stack: AsyncExitStack) -> None:
-        app = Streams(url)
-        orders = app.topic(topic, Order, key=customer, partitions=PARTITIONS)
-        await stack.enter_async_context(app.connected())
+    async def publish() -> None:
         for start in range(0, messages, 10_000):
             end = min(start + 10_000, messages)
             await orders.publish_many([order(number, keys) for number in range(start, end)])
 
+    stand(app, publish)
+    return {}
+
+
+def stand(app: Streams, publish: Callable[[], Awaitable[None]]) -> None:
+    """Publish to a log; one in memory stays until the process ends."""
+
+    async def anchor(stack: AsyncExitStack) -> None:
+        await stack.enter_async_context(app.connected())
+        await publish()
+
     runner = asyncio.Runner(loop_factory=loop_factory())
     stack = AsyncExitStack()
     runner.run(anchor(stack))
-    if url.startswith("memory:"):
+    if app.url.startswith("memory:"):
         _anchors.append((runner, stack))
         gc.collect()
         gc.freeze()  # what stands in the log is no work for the collector while we measure
     else:
         runner.run(stack.aclose())
         runner.close()
-    return {}
 
 
 def create(url: str, topic: str) -> Answer:
@@ -84,7 +99,12 @@ def create(url: str, topic: str) -> Answer:
 # -- consuming ------------------------------------------------------------------------------------
 
 
-def _handler(shape: str, counter: Counter, wait: float) -> Callable[..., Any]:
+def handler(shape: str, counter: Counter, wait: float = 0.0) -> Callable[..., Any]:
+    """A handler that counts.
+
+    :param shape: ``plain``, ``batch``, ``async`` or ``threads``.
+    :param wait: seconds that it waits; a plain one and a batch one do not.
+    """
     if shape == "plain":
         return counter.one
     if shape == "batch":
@@ -144,15 +164,15 @@ def consume(
         concurrency=concurrency,
         batch=batch,
         flow=Flow(**(flow or {})),  # type: ignore[arg-type]
-    )(_handler(shape, counter, wait))
+    )(handler(shape, counter, wait))
 
     async def main() -> Memory:
         async with app:
             with Memory() as memory:
-                await _reached(counter.over, app)
+                await reached(counter.over, app)
             return memory
 
-    memory: Memory = _run(main)
+    memory: Memory = run(main)
     return {**counter.result, "growth": memory.growth, "memory": memory.curve()}
 
 
@@ -183,9 +203,9 @@ def keeps_order(
 
     async def main() -> None:
         async with app:
-            await _reached(counter.over, app)
+            await reached(counter.over, app)
 
-    _run(main)
+    run(main)
     return {"violations": check.violations, "messages": messages}
 
 
@@ -206,7 +226,7 @@ def publish_many(url: str, messages: int, size: int) -> Answer:
                 await topic.publish_many(values[start : start + size])
             return messages / (time.perf_counter() - began)
 
-    return {"rate": _run(main)}
+    return {"rate": run(main)}
 
 
 def publish_each(url: str, messages: int, tasks: int) -> Answer:
@@ -218,7 +238,7 @@ def publish_each(url: str, messages: int, tasks: int) -> Answer:
         async with app.connected():
             return await concurrently(topic.publish, messages, tasks)
 
-    return {"rate": _run(main)}
+    return {"rate": run(main)}
 
 
 async def concurrently(
@@ -289,9 +309,9 @@ def latency(
                 await asyncio.to_thread(
                     other.ask, "pace", url=url, topic=name, messages=count, rate=rate
                 )
-                await _reached(arrivals.over, app)
+                await reached(arrivals.over, app)
 
-    _run(main)
+    run(main)
     return arrivals.result
 
 
@@ -317,7 +337,7 @@ def pace(url: str, topic: str, messages: int, rate: int) -> Answer:
                 task.add_done_callback(running.discard)
             await asyncio.gather(*running)
 
-    _run(main)
+    run(main)
     return {}
 
 
@@ -342,7 +362,7 @@ def idle(url: str, seconds: float) -> Answer:
             await asyncio.sleep(seconds)
             return (time.process_time() - cpu) / (time.perf_counter() - began) * 100
 
-    return {"percent": _run(main)}
+    return {"percent": run(main)}
 
 
 # -- several processes -----------------------------------------------------------------------------

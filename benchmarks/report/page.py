@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from benchmarks.measure import Row
+from benchmarks.pattern_cases import PREFIX
 from benchmarks.report import svg, words
 from benchmarks.report.table import COLUMNS, cells
 
@@ -50,6 +51,7 @@ def page(rows: Sequence[Row]) -> str:
         ("Latency", _latency(rows)),
         ("Throughput against concurrency", _concurrency(rows)),
         ("Memory over time", _memory(rows)),
+        ("What the patterns cost", _patterns(rows)),
         ("Codecs", _codecs(rows)),
         ("Settings", _settings(rows)),
     ]
@@ -113,7 +115,7 @@ def _throughput(rows: Sequence[Row]) -> str:
     for log in dict.fromkeys(row["log"] for row in rows):
         groups: dict[str, list[svg.Bar]] = {}
         for row in rows:
-            if row["log"] != log or row["unit"] != "messages/s":
+            if row["log"] != log or row["unit"] != "messages/s" or _is_pattern(row):
                 continue
             if row["figure"] is None or row["baseline"] is None:
                 continue
@@ -191,6 +193,38 @@ def _memory(rows: Sequence[Row]) -> str:
                 drawn.append(svg.Line(f"{row['log']}: {name}", points, len(drawn), whose != "ours"))
     drawing = svg.lines(drawn, "seconds", "MiB resident")
     return _figure(drawing, "The whole process, the driver's queue included")
+
+
+def _is_pattern(row: Row) -> bool:
+    return row["case"].startswith(PREFIX)
+
+
+def _patterns(rows: Sequence[Row]) -> str:
+    """A ratio to something quick says little: the same as microseconds a message."""
+    lines = []
+    for row in rows:
+        if not _is_pattern(row) or row["figure"] is None or row["baseline"] is None:
+            continue
+        ours = _microseconds(row["figure"], row["unit"])
+        theirs = _microseconds(row["baseline"], row["unit"])
+        names = (row["log"], row["case"].removeprefix(PREFIX), row["against"])
+        figures = (f"{ours:.3g}", f"{theirs:.3g}", f"{ours - theirs:+.3g}")
+        cells = "".join(f"<td>{escape(name)}</td>" for name in names)
+        cells += "".join(f'<td class="n">{figure}</td>' for figure in figures)
+        lines.append(f"<tr>{cells}</tr>")
+    if not lines:
+        return ""
+    head = "<th>log</th><th>pattern</th><th>against</th>"
+    head += "".join(f"<th class=n>{name}</th>" for name in ("with, µs", "without, µs", "more, µs"))
+    return (
+        "<p>Microseconds from one message, event, call or saga to the next, with the pattern and "
+        "without, while many are under way at once.</p>"
+        f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    )
+
+
+def _microseconds(figure: float, unit: str) -> float:
+    return 1e6 / figure if unit.endswith("/s") else figure
 
 
 def _codecs(rows: Sequence[Row]) -> str:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
+from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Header, HTTPException, Response
 
 from examples.service.store import Store
 from streams import Message, Reject, Retry, Streams
+from streams.patterns import (
+    ConsumerConfig,
+    IdempotencyStore,
+    IdempotentProcessor,
+    KeyReused,
+    MessageQueue,
+    QueueMessage,
+)
+
+logger = logging.getLogger("orders")
 
 
 class Ordered(msgspec.Struct, frozen=True):
@@ -28,18 +41,28 @@ class Decided(msgspec.Struct, frozen=True):
     reserved: bool
 
 
-def create(url: str | None = None, database: str = "stock.db") -> FastAPI:
-    """The service on a log (``STREAMS_URL`` if not given) and a database of its own."""
+def create(
+    url: str | None = None, database: str = "stock.db", claims: str = "sqlite:///claims.db"
+) -> FastAPI:
+    """The service on a log (``STREAMS_URL`` if not given) and a database of its own.
+
+    :param claims: where it remembers answers by idempotency key. Take Redis if several machines
+        serve it.
+    """
     store = Store(database)
+    answers = IdempotencyStore(claims)
+    once = IdempotentProcessor(answers, ttl=86_400, type=dict[str, str])
 
     @asynccontextmanager
     async def opened(app: Streams) -> AsyncIterator[None]:
-        async with store:  # open before the first message, closed after the last handler
+        async with store, answers:  # open before the first message, closed after the last handler
             yield
 
     events = Streams(url or os.environ.get("STREAMS_URL", "sqlite:///service.db"), lifespan=opened)
     orders = events.topic("orders", Ordered, key="sku", partitions=4)
     decisions = events.topic("decisions", Decided, key="order")
+    mails = MessageQueue(events, partitions=4)
+    mails.declare("mails", Decided)
 
     @events.processor(
         orders, group="stock", concurrency=32, to=decisions, timeout=10, retry=Retry(attempts=5)
@@ -48,7 +71,15 @@ def create(url: str | None = None, database: str = "stock.db") -> FastAPI:
         if order.quantity < 1:
             raise Reject("an order is for one piece at least")
         # At least once: after a crash it may come again, with the ID it had.
-        return Decided(order.order, await store.reserve(message.id, order.sku, order.quantity))
+        reserved = await store.reserve(message.id, order.sku, order.quantity)
+        decision = Decided(order.order, reserved)
+        await mails.publish("mails", decision, id=message.id)
+        return decision
+
+    async def mail(message: QueueMessage[Decided]) -> None:
+        logger.info("the customer would get a mail about %s", message.data)
+
+    mails.subscribe("mails", mail, ConsumerConfig(concurrency=4, max_retries=8, retry_delay=1))
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -65,11 +96,21 @@ def create(url: str | None = None, database: str = "stock.db") -> FastAPI:
     async def left(sku: str) -> dict[str, int]:
         return {"left": await store.left(sku)}
 
-    @api.post("/orders/{order}", status_code=202)
-    async def place(order: str, sku: str, quantity: int) -> dict[str, str]:
-        # The order's number is the message ID: a client that repeats its request orders once.
-        position = await orders.publish(Ordered(order, sku, quantity), id=order)
-        return {"position": str(position)}
+    @api.post("/orders", status_code=202)
+    async def place(
+        sku: str, quantity: int, idempotency_key: Annotated[str, Header(max_length=100)]
+    ) -> dict[str, str]:
+        order = str(uuid5(NAMESPACE_URL, idempotency_key))
+
+        async def publish() -> dict[str, str]:
+            # Should it be killed here and asked again: one message ID is one order.
+            position = await orders.publish(Ordered(order, sku, quantity), id=order)
+            return {"order": order, "position": str(position)}
+
+        try:
+            return await once.process(f"order:{order}", publish, fingerprint=[sku, quantity])
+        except KeyReused:
+            raise HTTPException(422, "this key was used for another order") from None
 
     @api.get("/orders/{order}")
     async def decided(order: str) -> dict[str, bool | None]:
@@ -85,8 +126,10 @@ def create(url: str | None = None, database: str = "stock.db") -> FastAPI:
         return {"ok": ok}
 
     @api.get("/stats")
-    async def stats() -> dict[str, int]:
-        figures = events.stats().processors["reserve"]
-        return {"handled": figures.handled, "dead_letters": figures.dead_letters}
+    async def stats() -> dict[str, dict[str, int]]:
+        return {
+            name: {"handled": each.handled, "dead_letters": each.dead_letters}
+            for name, each in events.stats().processors.items()
+        }
 
     return api

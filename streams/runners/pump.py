@@ -19,7 +19,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from streams.engine.dispatch import Owned, Work
+from streams.engine.dispatch import AHEAD, Owned, Work
 from streams.engine.flow import Gate
 from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
 from streams.engine.window import PROCESS, Window
@@ -42,6 +42,9 @@ sizes, decoding): a thousand stay in the cache meanwhile, ten thousand cost half
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
+
+LULL = 0.05
+"""Real seconds that a runner gets for the work that lies before it, until more is read ahead."""
 
 KEEP_ALIVE = 1.0
 """Seconds between signs of life while handlers are waited for."""
@@ -288,6 +291,7 @@ class Pump:
             self._hold_back(subscription, everything=True)
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
+            self._let_work()
             self._polled.extend(subscription.poll(min(room, CHUNK), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
@@ -324,6 +328,14 @@ class Pump:
         if messages == 0:
             size = 0  # a single message is taken, however large
         return self._gate.room(messages, size)
+
+    def _let_work(self) -> None:
+        """Enough lies before a runner that is quick: it takes less time if it has less of it."""
+        if self._runner.dispatcher.ahead < AHEAD:
+            return
+        self._room.clear()
+        if self._runner.dispatcher.ahead >= AHEAD and not self._stopping.is_set():
+            self._room.wait(LULL)
 
     def _wait_for_room(self, subscription: Subscription) -> None:
         """Enough is held: wait for the runner. A long wait pauses the driver."""

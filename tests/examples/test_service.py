@@ -51,31 +51,66 @@ async def decided(client: httpx.AsyncClient, order: str) -> Any:
     return found["reserved"]
 
 
+async def place(client: httpx.AsyncClient, key: str, sku: str, quantity: int) -> httpx.Response:
+    """An order under an idempotency key."""
+    params: dict[str, str | int] = {"sku": sku, "quantity": quantity}
+    return await client.post("/orders", params=params, headers={"Idempotency-Key": key})
+
+
 async def test_orders_are_decided_in_order_and_once(tmp_path: Path) -> None:
-    api = create(f"sqlite:///{tmp_path}/log.db", str(tmp_path / "stock.db"))
-    async with served(api) as client:
+    files = (
+        f"sqlite:///{tmp_path}/log.db",
+        f"{tmp_path}/stock.db",
+        f"sqlite:///{tmp_path}/claims.db",
+    )
+    orders: dict[str, str] = {}
+    async with served(create(*files)) as client:
         assert (await client.get("/healthz")).json() == {"ok": True}
         await client.post("/stock/cup", params={"count": 5})
-        for order, quantity in [("a", 3), ("b", 3), ("a", 3), ("c", 2), ("d", 0)]:
-            params: dict[str, str | int] = {"sku": "cup", "quantity": quantity}
-            assert (await client.post(f"/orders/{order}", params=params)).status_code == 202
+        for key, quantity in [("a", 3), ("b", 3), ("a", 3), ("c", 2), ("d", 0)]:
+            answered = await place(client, key, "cup", quantity)
+            assert answered.status_code == 202
+            assert orders.setdefault(key, answered.json()["order"]) == answered.json()["order"]
         # b comes after a, so it finds too little; the second a is the first, and c gets the rest.
-        assert await decided(client, "c") is True
-        assert await decided(client, "a") is True
-        assert await decided(client, "b") is False
+        assert await decided(client, orders["c"]) is True
+        assert await decided(client, orders["a"]) is True
+        assert await decided(client, orders["b"]) is False
         assert (await client.get("/stock/cup")).json() == {"left": 0}
-        wanted = {"handled": 3, "dead_letters": 1}  # d is for nothing
-        await answer(client, "/stats", lambda each: each == wanted)
+        done = {
+            "reserve": {"handled": 3, "dead_letters": 1},  # d is for nothing
+            "mail": {"handled": 3, "dead_letters": 0},
+        }
+        await answer(client, "/stats", lambda each: done.items() <= each.items())
 
     # The same service again: what it decided is there, and nothing is decided anew.
+    api = create(*files)
     async with served(api) as client:
-        assert await decided(client, "b") is False
+        assert (await place(client, "b", "cup", 3)).json()["order"] == orders["b"]
+        assert await decided(client, orders["b"]) is False
         assert (await client.get("/stock/cup")).json() == {"left": 0}
-        assert (await client.get("/stats")).json()["handled"] == 0
+        assert (await client.get("/stats")).json()["reserve"]["handled"] == 0
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=api), base_url="http://test"
     ) as client:
         assert (await client.get("/healthz")).status_code == 503
+
+
+async def test_a_key_is_one_order_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    api = create("memory://", f"{tmp_path}/stock.db", "memory://")
+    async with served(api) as client:
+        await client.post("/stock/cup", params={"count": 100})
+        answers = await asyncio.gather(*(place(client, "a", "cup", 1) for _ in range(20)))
+        assert {each.status_code for each in answers} == {202}
+        (said,) = {each.text for each in answers}
+        assert await decided(client, answers[0].json()["order"]) is True
+        # The last order behind it: whatever the others had led to would be decided by then.
+        last = (await place(client, "b", "cup", 1)).json()["order"]
+        assert await decided(client, last) is True
+        assert (await client.get("/stock/cup")).json() == {"left": 98}
+        assert (await place(client, "a", "cup", 1)).text == said
+        assert (await place(client, "a", "cup", 2)).status_code == 422  # another request
+        nameless = await client.post("/orders", params={"sku": "cup", "quantity": 1})
+        assert nameless.status_code == 422
 
 
 def test_under_a_real_server(tmp_path: Path) -> None:
@@ -97,8 +132,12 @@ def test_under_a_real_server(tmp_path: Path) -> None:
         port = found(log, server, re.compile(r"running on http://127\.0\.0\.1:(\d+)"))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             client.post("/stock/cup", params={"count": 1}).raise_for_status()
-            client.post("/orders/a", params={"sku": "cup", "quantity": 1}).raise_for_status()
-            until(lambda: client.get("/orders/a").json() == {"reserved": True}, 30, "an answer")
+            answered = client.post(
+                "/orders", params={"sku": "cup", "quantity": 1}, headers={"Idempotency-Key": "a"}
+            )
+            order = answered.raise_for_status().json()["order"]
+            path = f"/orders/{order}"
+            until(lambda: client.get(path).json() == {"reserved": True}, 30, "an answer")
             assert client.get("/healthz").json() == {"ok": True}
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) in (0, -signal.SIGTERM)  # uvicorn hands its signal on
