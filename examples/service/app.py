@@ -19,6 +19,7 @@ from streams.patterns import (
     IdempotencyStore,
     IdempotentProcessor,
     KeyReused,
+    MessageConsumer,
     MessageQueue,
     QueueMessage,
 )
@@ -63,6 +64,7 @@ def create(
     decisions = events.topic("decisions", Decided, key="order")
     mails = MessageQueue(events, partitions=4)
     mails.declare("mails", Decided)
+    mailer = MessageConsumer(mails, ConsumerConfig(concurrency=4, max_retries=8))
 
     @events.processor(
         orders, group="stock", concurrency=32, to=decisions, timeout=10, retry=Retry(attempts=5)
@@ -79,11 +81,10 @@ def create(
     async def mail(message: QueueMessage[Decided]) -> None:
         logger.info("the customer would get a mail about %s", message.data)
 
-    mails.subscribe("mails", mail, ConsumerConfig(concurrency=4, max_retries=8, retry_delay=1))
-
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         async with events:
+            await mailer.start("mails", mail)
             yield
 
     api = FastAPI(title="Orders", lifespan=lifespan)
@@ -127,9 +128,10 @@ def create(
 
     @api.get("/stats")
     async def stats() -> dict[str, dict[str, int]]:
+        found = events.stats().processors
         return {
-            name: {"handled": each.handled, "dead_letters": each.dead_letters}
-            for name, each in events.stats().processors.items()
+            name: {"handled": found[name].handled, "dead_letters": found[name].dead_letters}
+            for name in ("reserve", "mail")
         }
 
     return api
