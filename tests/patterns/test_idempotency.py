@@ -196,6 +196,14 @@ async def test_a_closed_store_says_so(place: Place) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+async def test_a_store_is_opened_again_with_the_app_that_it_belongs_to(place: Place) -> None:
+    store = place.store()
+    for turn in range(2):
+        async with store:
+            await store.set(f"key-{turn}", turn)
+            assert await store.get(f"key-{turn}") == turn
+
+
 async def test_a_store_that_was_used_before_a_fork_says_so(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys\n"

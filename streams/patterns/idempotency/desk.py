@@ -53,6 +53,11 @@ class Desk:
         self._thread: threading.Thread | None = None
         self._process = 0
 
+    @property
+    def closed(self) -> bool:
+        """Nothing can be asked any more."""
+        return self._closed
+
     async def ask(self, request: Request) -> Answer:
         """The answer to a request.
 

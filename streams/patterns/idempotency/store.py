@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
@@ -56,7 +57,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 class IdempotencyStore:
     """Outcomes and claims by key. Usable from any thread and any loop; close it when done.
 
-    Nothing is opened before the first request. ``async with`` closes it at the end.
+    Nothing is opened before the first request. ``async with`` closes it at the end, and opens it
+    again when it is entered again, as an app does with its lifespan.
 
     :param url: ``memory://`` (this store alone), ``memory://name`` (shared in the process),
         ``sqlite:///file.db`` (shared on the machine) or ``redis://…``. Options are the log's.
@@ -79,7 +81,8 @@ class IdempotencyStore:
                 f"IdempotencyStore(name={name!r}): 1 to 100 letters, digits, '.', '_', '-'"
             )
         self.name = name
-        self._desk = Desk(open_claims(url, config, clock), f"idempotency store {name}")
+        self._open = partial(open_claims, url, config, clock)
+        self._desk = Desk(self._open(), f"idempotency store {name}")
         self._url = redact(url)
         self._prefix = name.encode() + b":"
         self._plain = bind(Any, None)
@@ -88,6 +91,8 @@ class IdempotencyStore:
         return f"<IdempotencyStore {self.name!r} in {self._url}>"
 
     async def __aenter__(self) -> Self:
+        if self._desk.closed:
+            self._desk = Desk(self._open(), f"idempotency store {self.name}")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
