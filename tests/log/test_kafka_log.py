@@ -18,6 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
+from streams.log.kafka import reading
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
 from streams.log.protocol import Assignment, Committed, Retention
 from streams.log.url import open_log
@@ -356,6 +357,34 @@ def test_a_position_that_is_overtaken_while_it_waits_is_resolved_anew(
         "lost",
         "assigned",
     ]
+
+
+def test_a_reader_whose_consumer_sees_nothing_goes_on_with_another(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "QUIET", 0.0)
+    log, topic = world.log, world.topic(1)
+    assert isinstance(log, KafkaLog)
+    append(log, topic, [record(b"1"), record(b"2")])
+    reader = log.reader(topic, 0, 0, 1 << 62)
+    batch = reader.read(1)
+    assert batch is not None
+    assert batch.values == [b"1"]
+    with pytest.raises(Unavailable):
+        while True:  # what is there, and then that there is no more
+            assert reader.read(10, timeout=0.2) is not None
+    assert "beginning anew" not in caplog.text
+    stuck = reader._consumer
+    assert stuck is not None
+    stuck.unassign()  # as good as broken: it fetches no more
+    append(log, topic, [record(b"3")])
+    with pytest.raises(Unavailable):
+        reader.read(10, timeout=0.2)
+    assert "beginning anew" in caplog.text
+    batch = reader.read(10, timeout=PATIENCE)
+    assert batch is not None
+    assert batch.values == [b"3"]
+    reader.close()
 
 
 def test_a_reader_goes_on_behind_what_was_deleted(world: World, admin: AdminClient) -> None:

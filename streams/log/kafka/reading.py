@@ -38,6 +38,9 @@ PREFETCH = 16 * MEGABYTE
 IDLE = 2
 """Idle consumers that are kept."""
 
+QUIET = 10.0
+"""Seconds without a message after which a reading is compared with what stands in the log."""
+
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -71,6 +74,10 @@ class Readers:
                 raise LogError("Kafka: this log is closed")
             if self._idle:
                 return self._idle.pop()
+        return self.make()
+
+    def make(self) -> Consumer:
+        """A new one."""
         return self._connect(self._settings.reader(PREFETCH))
 
     def give(self, consumer: Consumer, *, good: bool) -> None:
@@ -197,6 +204,8 @@ class KafkaReader:
         self._end = end
         self._good = True
         """Nothing went wrong so far."""
+        self._came = time.monotonic()
+        """When something came, or it was known that there is nothing."""
 
     def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
         """The next messages, at least one and at most ``limit``; None at the reader's end.
@@ -207,9 +216,30 @@ class KafkaReader:
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
         good, self._good = self._good, False
-        found = self._read(consumer, limit, timeout)
-        self._good = good
+        try:
+            found = self._read(consumer, limit, timeout)
+        except Unavailable:
+            if time.monotonic() > self._came + QUIET:
+                self._begin_anew(consumer)
+            raise
+        self._good, self._came = good, time.monotonic()
         return found
+
+    def _begin_anew(self, consumer: Consumer) -> None:
+        """Go on with another consumer if this one does not see what is there (``client.py``)."""
+        self._came = time.monotonic()
+        try:
+            _, end = self._readers.bounds(self._topic, self._partition)
+            if min(end, self._end) <= self._next:
+                return
+            fresh = self._readers.make()
+            fresh.assign([TopicPartition(self._topic, self._partition, self._next)])
+        except (LogError, KafkaException) as error:
+            logger.debug("%s: %s", self._doing, error)
+            return
+        logger.warning("%s: nothing came, though there is more: beginning anew", self._doing)
+        self._consumer, self._good = fresh, True
+        bury(consumer)
 
     def _read(self, consumer: Consumer, limit: int, timeout: float) -> KafkaBatch | None:
         deadline = time.monotonic() + timeout
