@@ -91,7 +91,8 @@ def _whole(least: int) -> Callable[[str], int]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="What the toolkit costs, beside loops by hand and beside its peers.",
+        description="What the toolkit costs, beside loops by hand and beside its peers; and what "
+        "each pattern costs, beside the bare processor.",
         epilog="Servers come from STREAMS_TEST_KAFKA and STREAMS_TEST_REDIS, a container or a "
         "process; `python -m tests.servers` says what this machine has.",
     )

@@ -75,7 +75,8 @@ def _summary(rows: Sequence[Row]) -> str:
     return (
         f"{said}. Each figure alternates with its baseline in one run. A ratio is ours divided by "
         "theirs, the median over the turns; the spread is the lowest and the highest. Loops by "
-        "hand do the same work with the same client settings."
+        "hand do the same work with the same client settings. A pattern's baseline is ours too: "
+        "the bare processor, publish or call."
     )
 
 

@@ -115,6 +115,26 @@ def test_the_page_has_every_plot_and_every_row() -> None:
     assert "7 of 8 targets met, 1 row failed" in text
 
 
+def test_the_page_tells_what_a_pattern_costs_in_microseconds() -> None:
+    name = "pattern: message queue"
+    slower = row(case=name, against="the <bare> processor", figure=50_000.0, baseline=200_000.0)
+    same = row(
+        case="pattern: event bus, 10,000 patterns", unit="µs/publish", better="less",
+        figure=5.8, baseline=5.7,
+    )  # fmt: skip
+    text = page([*ROWS, slower, same, row(case=name, error="it broke", figure=None)])
+    assert Elements(text).open == []
+    _, _, section = text.partition("<h2>What the patterns cost</h2>")
+    section, _, _ = section.partition("</table>")
+    assert section.count("<tr>") == 3  # what failed has no cost
+    for cells in (("20", "5", "+15"), ("5.8", "5.7", "+0.1")):
+        assert "".join(f'<td class="n">{cell}</td>' for cell in cells) in section
+    assert "the &lt;bare&gt; processor" in section
+    drawings = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "message queue" not in drawings  # a bare processor is no rival
+    assert "What the patterns cost" not in page(ROWS)
+
+
 def test_the_page_quotes_what_it_is_given() -> None:
     text = page(ROWS)
     assert "&lt;fast&gt; &amp; cheap" in text

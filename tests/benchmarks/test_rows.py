@@ -131,6 +131,7 @@ def test_what_is_measured_begins_after_what_is_skipped() -> None:
     counter.one()
     assert counter.over.is_set()
     assert counter.result["messages"] == 6
+    assert counter.seen == 10
     ended = counter.result
     counter.one()  # what comes after the last changes nothing
     assert counter.result == ended

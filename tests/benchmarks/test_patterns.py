@@ -1,0 +1,151 @@
+"""The patterns' rows: each can be measured, on every log, beside the bare thing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from benchmarks import ours
+from benchmarks.cases import FULL, LOGS, QUICK, Case, Place, Side, Sizes
+from benchmarks.measure import _Runner, measure
+from benchmarks.pattern_cases import MANY, PREFIX, patterns
+from benchmarks.pattern_cases import QUICK as IN_QUICK
+from benchmarks.patterns import SHAPES, TOPIC, _watched
+from benchmarks.worker import task_of
+from streams import Streams
+from streams.patterns.bus.trie import Trie
+from tests.servers.find import KafkaAddress, RedisAddress
+
+SMALL = replace(FULL, messages=2_000, publish=500, each=300)
+
+EVERYWHERE = {
+    "metrics, plain", "metrics, async", "dead letters in order, none, plain",
+    "retries counted in the log, none, plain", "spans, 1 in 100 sampled, async",
+    "spans, all, async", "message queue", "event bus, a durable subscriber",
+    "message queue, publish", "event bus, publish", "delayed delivery, due at once",
+    "event bus, an ephemeral subscriber", "saga, durable, 3 steps", "saga, choreographed, 3 steps",
+}  # fmt: skip
+WITH_CLAIMS = EVERYWHERE | {"idempotency, an operation"}
+IN_PROCESS = {
+    "event bus, local, 10 subscribers", "event bus, 10,000 patterns", "saga, in memory, 3 steps",
+    "idempotency, IDs in one process", "backpressure, 64 places",
+}  # fmt: skip
+
+
+def place(log: str, url: str = "url") -> Place:
+    return Place(log, url, f"orders-{uuid4().hex[:8]}")
+
+
+def named(log: str, sizes: Sizes) -> dict[str, Case]:
+    return {case.name.removeprefix(PREFIX): case for case in patterns(place(log), sizes)}
+
+
+# -- which there are ------------------------------------------------------------------------------
+
+
+def test_every_pattern_has_a_row_on_every_log() -> None:
+    assert named("kafka", FULL).keys() == EVERYWHERE
+    assert named("redis", FULL).keys() == named("sqlite", FULL).keys() == WITH_CLAIMS
+    assert named("memory", FULL).keys() == WITH_CLAIMS | IN_PROCESS
+    assert not named("codecs", FULL)
+
+
+def test_a_few_are_measured_in_a_quick_run() -> None:
+    for log in LOGS:
+        assert tuple(named(log, QUICK)) == tuple(
+            name for name in named(log, FULL) if name in IN_QUICK.get(log, ())
+        )
+        assert len(named(log, QUICK)) == len(IN_QUICK.get(log, ()))
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_all_sides_run_in_turn_in_one_process(log: str) -> None:
+    for case in named(log, FULL).values():
+        for side in (case.ours, *(rival.side for rival in case.rivals)):
+            assert isinstance(side, Side)
+            assert side.process == "patterns"
+            task_of(side.task)  # it is there
+            if side.prepare is not None:
+                assert side is case.ours  # once, not once a side
+                task_of(side.prepare[0])  # it is there
+
+
+def test_sides_of_one_process_share_a_worker() -> None:
+    with ExitStack() as stack:
+        runner = _Runner({}, stack)
+        one, other = (Side(name, "codec", process="both") for name in ("one", "other"))
+        assert runner._worker(one) is runner._worker(other)
+        assert runner._worker(one) is not runner._worker(Side("alone", "codec"))
+
+
+@pytest.mark.parametrize("log", ["memory", "sqlite", "redis", "kafka"])
+def test_the_promised_ratios_are_targets(log: str) -> None:
+    found = {
+        name: [rival.target for rival in case.rivals] for name, case in named(log, FULL).items()
+    }
+    for name in ("metrics, plain", "metrics, async", "retries counted in the log, none, plain"):
+        assert found[name] == [0.95, 1.05]  # of the rate, and of CPU time
+    if log == "memory":
+        assert found["event bus, 10,000 patterns"] == [1.1]
+
+
+# -- what they measure ----------------------------------------------------------------------------
+
+
+def test_the_patterns_that_shall_not_fit_do_not() -> None:
+    trie: Trie[int] = Trie()
+    for number in range(MANY):
+        trie.add(SHAPES[number % len(SHAPES)].format(number), number)
+    trie.add("order.*.paid", -1)
+    assert trie.match(TOPIC) == [-1]
+
+
+def test_what_is_said_to_be_on_is_on() -> None:
+    app = Streams("memory://")
+    with _watched(app, "bare"):
+        assert not app._measured
+        assert app._observer is None
+    with _watched(app, "metrics"):
+        assert app._measured
+    with _watched(app, "spans"):
+        assert app._observer is not None
+
+
+def measured(where: Place, *names: str) -> None:
+    """Each case, once; all or those of these names."""
+    wanted = [
+        case
+        for case in patterns(where, SMALL)
+        if not names or case.name.removeprefix(PREFIX) in names
+    ]
+    assert len(wanted) >= len(names)
+    for case in wanted:
+        for row in measure(case, 1, {}, {}):
+            assert row["error"] is None, f"{row['case']}: {row['error']}"
+            assert row["ratio"]
+
+
+def test_they_can_be_measured_in_memory() -> None:
+    measured(place("memory", f"memory://{uuid4().hex}"))
+
+
+def test_they_can_be_measured_on_sqlite(tmp_path: Path) -> None:
+    where = place("sqlite", f"sqlite:///{tmp_path}/log.db")
+    ours.fill(where.url, where.topic, SMALL.messages)
+    measured(where)
+
+
+def test_they_can_be_measured_on_redis(redis_server: RedisAddress) -> None:
+    where = place("redis", redis_server.url)
+    ours.fill(where.url, where.topic, SMALL.messages)
+    measured(where)
+
+
+def test_they_can_be_measured_on_kafka(kafka: KafkaAddress) -> None:
+    where = place("kafka", kafka.url)
+    ours.fill(where.url, where.topic, SMALL.messages)
+    measured(where, "message queue", "message queue, publish", "saga, durable, 3 steps")
