@@ -86,8 +86,8 @@ class RangeFeed:
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages of the range; nothing, once there are no more."""
         if not self._began and self._listener is not None:
-            self._began = True
             self._listener.assigned([part.assignment for part in self._parts])
+            self._began = True  # not before: in an outage it is to be told again
         room = self._pace.room(min(limit, CHUNK))
         if room <= 0:
             self._wait(min(timeout, self._pace.delay()))

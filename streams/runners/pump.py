@@ -492,18 +492,20 @@ class Pump:
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours, or none of them while one cannot be read."""
-        self.rebalances += 1
         alive = self._now()
-        restored = []
+        restored, lacking = [], list[tuple[Assignment, int]]()
         try:
             for assignment in assignments:
                 if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
                     self._keep_alive()
                     alive = self._now()
-                restored.append((assignment, *self._restore(assignment)))
+                restored.append((assignment, *self._restore(assignment, lacking)))
         except BaseException:
             self._forget(assignments)
             raise
+        self.rebalances += 1
+        for assignment, first in lacking:
+            self._lost_messages(assignment, first)
         for assignment, progress, window in restored:
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
@@ -593,8 +595,25 @@ class Pump:
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
 
-    def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
-        """Where to go on, and what was settled already."""
+    def _lost_messages(self, assignment: Assignment, first: int) -> None:
+        committed = assignment.committed
+        position = "none" if committed is None else self._log.show(committed.position)
+        self.losses += 1
+        logger.error(
+            "%s: messages of %s/%d were deleted before they were handled: committed position %s, "
+            "the log begins at %s",
+            self._job.name, assignment.topic, assignment.partition, position,
+            self._log.show(first),
+        )  # fmt: skip
+
+    def _restore(
+        self, assignment: Assignment, lacking: list[tuple[Assignment, int]]
+    ) -> tuple[Progress, Window | None]:
+        """Where to go on, and what was settled already.
+
+        :param lacking: is told where messages were deleted before they were handled, and the first
+            that is left.
+        """
         job, committed = self._job, assignment.committed
         topic, partition = assignment.topic, assignment.partition
         first, end = self._log.bounds(topic, partition)
@@ -614,12 +633,7 @@ class Pump:
                         job.name, topic, partition, error, self._log.show(position),
                     )  # fmt: skip
             if position < first:
-                self.losses += 1
-                logger.error(
-                    "%s: messages of %s/%d were deleted before they were handled: committed "
-                    "position %s, the log begins at %s",
-                    job.name, topic, partition, self._log.show(position), self._log.show(first),
-                )  # fmt: skip
+                lacking.append((assignment, first))
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
         if job.sequence is not None:

@@ -6,12 +6,15 @@ import asyncio
 import logging
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from streams import Dedup, Flow, Message, ProcessorDied, Retry
 from streams.engine.progress import decode
+from streams.errors import Unavailable
 from streams.log.protocol import Retention
+from streams.runners.pump import Pump
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.history import Recorder, Sent, check, read
@@ -30,6 +33,32 @@ async def test_the_start_is_committed_before_the_first_delivery(stage: Stage) ->
     assert all(
         place.position == stage.anchor.bounds(topic.name, 0)[0] for place in found[0].values()
     )
+
+
+async def test_partitions_that_cannot_be_begun_are_begun_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, failures = Pump._restore, 3
+
+    def fails(self: Pump, *given: Any) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise Unavailable("the log is away for a moment")
+        return begin(self, *given)
+
+    monkeypatch.setattr(Pump, "_restore", fails)
+    app = stage.app()
+    topic = stage.topic(app)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    async with app:
+        await stage.publish(topic, *range(50), key=lambda value: f"k{value}")
+        await stage.handled(50)
+        await stage.committed(app)
+        stats = app.stats().processors
+    assert failures == 0
+    assert [each.losses for each in stats.values()] == [0]
+    assert sorted(stage.seen.values) == list(range(50))
 
 
 async def test_a_commit_never_passes_what_is_not_settled(stage: Stage) -> None:

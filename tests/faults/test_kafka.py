@@ -21,8 +21,9 @@ from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.kafka import reach
 from streams.log.kafka.reading import Readers
 from streams.log.protocol import Committed
+from streams.message import Position
 from tests.faults.ground import KAFKA, Ground, kafka_ground
-from tests.faults.load import stored
+from tests.faults.load import answers, stored
 from tests.faults.proxy import Proxy
 from tests.faults.run import PARTITIONS, Run
 from tests.faults.sizes import on
@@ -191,9 +192,25 @@ async def test_a_poison_message_of_the_largest_size_becomes_a_dead_letter(run: R
     assert letter.id == "large"
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What was found when another client was asked. From the second time on another is answered,
+    though none is: that a client alone is cut off, nobody can bring about."""
+    found: list[bool] = []
+    really = Readers.reaches
+
+    def reaches(self: Readers, part: tuple[str, int] | None) -> bool:
+        found.append(bool(found) or really(self, part))
+        return found[-1]
+
+    monkeypatch.setattr(Readers, "reaches", reaches)
+    monkeypatch.setattr(reach, "PATIENCE", 1.0)
+    return found
+
+
 @on("kafka")
-async def test_a_member_cut_off_for_long_goes_on_with_a_new_client(
-    run: Run, caplog: pytest.LogCaptureFixture
+async def test_a_member_that_alone_is_cut_off_goes_on_with_a_new_client(
+    run: Run, caplog: pytest.LogCaptureFixture, asked: list[bool]
 ) -> None:
     app = Streams(run.ground.through)
     topic = app.topic(run.topic, bytes)
@@ -207,6 +224,8 @@ async def test_a_member_cut_off_for_long_goes_on_with_a_new_client(
         await topic.publish(b"x", key="k", id="before")
         await asyncio.to_thread(until, lambda: calls == ["before"], 60, "it is handled")
         run.ground.proxy.shut()
+        await asyncio.to_thread(until, lambda: asked == [False], 60, "another is asked")
+        assert "joining anew" not in caplog.text  # it is an outage: that is waited for
         await asyncio.to_thread(until, lambda: "joining anew" in caplog.text, 60, "it gives up")
         run.ground.proxy.open()
         await topic.publish(b"x", key="k", id="after")
@@ -217,17 +236,8 @@ async def test_a_member_cut_off_for_long_goes_on_with_a_new_client(
 
 @on("kafka")
 async def test_a_producer_that_alone_is_cut_off_gives_way_to_a_new_one(
-    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: Run, caplog: pytest.LogCaptureFixture, asked: list[bool]
 ) -> None:
-    """That it is alone with it, is all that is not real here: nobody can get the driver there."""
-    monkeypatch.setattr(reach, "PATIENCE", 1.0)
-    asked: list[object] = []
-
-    def reaches(self: Readers, part: object) -> bool:
-        asked.append(part)
-        return len(asked) > 1  # at first it is an outage: that is waited for
-
-    monkeypatch.setattr(Readers, "reaches", reaches)
     app = Streams(run.ground.through)
     topic = app.topic(run.topic, bytes)
     async with app.connected():
@@ -235,11 +245,34 @@ async def test_a_producer_that_alone_is_cut_off_gives_way_to_a_new_one(
         run.ground.proxy.shut()
         with pytest.raises((OutcomeUnknown, Unavailable)):
             await topic.publish(b"x", key="k", id="during")
-        assert len(asked) == 2
+        assert asked[:2] == [False, True]
         assert "another client reaches" in caplog.text
         run.ground.proxy.open()
         await topic.publish(b"x", key="k", id="after")
     assert {"before", "after"} <= set(stored(run.log, run.topic).values())
+
+
+@on("kafka")
+async def test_an_append_that_waits_for_room_goes_on_with_the_new_producer(
+    run: Run, asked: list[bool]
+) -> None:
+    """Its queue is full, and nobody serves it any more once it is retired."""
+    app = Streams(f"{run.ground.through}&queue.buffering.max.kbytes=1024&message.max.bytes=100000")
+    topic = app.topic(run.topic, bytes)
+    async with app.connected():
+        await topic.publish(b"x", key="k", id="before")
+        run.ground.proxy.shut()
+        records = [topic.record(b"x" * 10_000, key=f"k{n}", id=f"m{n}") for n in range(300)]
+        many = asyncio.create_task(answers(app, run.topic, records))
+        await asyncio.to_thread(until, lambda: len(asked) >= 2, 60, "another is answered")
+        run.ground.proxy.open()
+        found = await many
+        await topic.publish(b"x", key="k", id="after")
+    assert len(found) == 300
+    written = {
+        each.id for each, answer in zip(records, found, strict=True) if isinstance(answer, Position)
+    }
+    assert written | {"before", "after"} <= set(stored(run.log, run.topic).values())
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.reach import GIVEN_UP, MOST, PATIENCE, Reach
+from streams.log.kafka.reach import GIVEN_UP, MOST, PATIENCE, SETTLED, Alone, Reach
 from streams.log.kafka.statistics import Snapshot, decode
 
 PARTS = {("orders", 0), ("orders", 1)}
@@ -70,6 +71,22 @@ def test_a_member_needs_its_coordinator_and_whoever_leads_what_it_reads(
     assert reach.over(PATIENCE) is cut
 
 
+def test_a_member_that_reads_from_a_follower_does_not_miss_the_leader() -> None:
+    """client.rack: the leader's connection is not used, and closed by its broker in time."""
+    snapshot = report(one="INIT")
+    snapshot.topics["orders"].partitions["0"].broker = 2
+    assert not after(snapshot).over(PATIENCE)
+    snapshot.topics["orders"].partitions["0"].broker = 1
+    assert after(snapshot).over(PATIENCE)
+
+
+def test_where_nothing_is_to_be_read_no_broker_is_tried_and_that_says_nothing() -> None:
+    outage = report(one="INIT", two="INIT", coordinator="TRY_CONNECT")
+    outage.brokers["b3:9092/bootstrap"].state = "INIT"
+    assert not after(outage, frozenset()).over(PATIENCE - 0.1)
+    assert after(outage, frozenset()).over(PATIENCE)
+
+
 def test_what_is_not_to_be_read_is_not_missed() -> None:
     assert not after(report(two="INIT"), {("orders", 0), ("other", 1)}).over(PATIENCE)
     assert not after(report(one="INIT", two="INIT"), frozenset()).over(PATIENCE)
@@ -128,6 +145,62 @@ def test_a_member_keeps_its_client_for_the_length_of_its_session() -> None:
     reach.member(report(coordinator="DOWN"), PARTS, 0.0)
     assert not reach.over(44.9)
     assert reach.over(45.0)
+
+
+class Others:
+    """Clients that are new: whether they are answered, and when they were asked."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+        self.missed: list[Any] = []
+
+    def __call__(self, missed: Any) -> bool:
+        self.missed.append(missed)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+
+def turned(alone: Alone, now: float) -> bool:
+    """A turn, and whoever it asked has answered."""
+    found = alone.turn(now)
+    if alone._asking is not None:
+        alone._asking.join()
+    return found
+
+
+def test_only_who_is_cut_off_alone_is_replaced_and_not_before_it_had_time_to_connect() -> None:
+    reach, others = Reach(), Others(False, OSError("no more threads"), True)
+    alone = Alone(reach, others)
+    down = report(coordinator="DOWN")
+    reach.member(down, PARTS, 0.0)
+    assert not turned(alone, 1.0)
+    assert others.missed == []
+    assert not turned(alone, PATIENCE)  # asks: nobody is answered
+    assert reach.patience == 2 * PATIENCE
+    reach.member(down, PARTS, 20.0)
+    assert not turned(alone, 20.0 + 2 * PATIENCE)  # asks: that fails
+    reach.member(down, PARTS, 100.0)
+    assert not turned(alone, 100.0 + 4 * PATIENCE)  # asks: one is answered
+    assert others.missed == [None, None, None]
+    answered = alone._since
+    assert answered is not None
+    reach.member(down, PARTS, answered + SETTLED - 0.1)
+    assert not turned(alone, answered + 1e6)
+    reach.member(down, PARTS, answered + SETTLED)
+    assert turned(alone, answered + 1e6)
+
+
+def test_who_connects_after_all_is_not_replaced() -> None:
+    reach = Reach()
+    alone = Alone(reach, Others(True, True))
+    reach.member(report(coordinator="DOWN"), PARTS, 0.0)
+    assert not turned(alone, PATIENCE)
+    assert alone._since is not None
+    reach.member(report(), PARTS, time.monotonic() + 1e3)
+    assert not turned(alone, time.monotonic() + 1e6)
+    assert alone._since is None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.1, 60.0)), min_size=1, max_size=60))

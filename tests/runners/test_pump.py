@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
-from streams import Flow, Streams
+import pytest
+
+from streams import Event, EventBus, Flow, Streams
 from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
+from streams.replay import replay
+from streams.runners.pump import Pump
 
 
 async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
@@ -55,3 +60,54 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     log.close()
     assert failures == 0
     assert handled == list(range(11))
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the log is away yet when partitions are begun."""
+    left, begin = [2], Pump._restore
+
+    def fails(self: Pump, *given: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise Unavailable("the log is away for a moment")
+        return begin(self, *given)
+
+    monkeypatch.setattr(Pump, "_restore", fails)
+    return left
+
+
+async def test_a_replay_that_cannot_begin_begins_later(away: list[int]) -> None:
+    app = Streams("memory://")
+    topic = app.topic("numbers", int)
+    handled: list[int] = []
+
+    async def handle(value: int) -> None:
+        handled.append(value)
+
+    async with app.connected():
+        await topic.publish_many(range(20))
+        result = await replay(app, topic, handle)
+    assert away == [0]
+    assert result.handled == len(handled) == 20
+
+
+async def test_an_ephemeral_subscriber_that_cannot_begin_begins_later(away: list[int]) -> None:
+    app = Streams("memory://")
+    bus = EventBus(app)
+    heard: list[Any] = []
+    over = asyncio.Event()
+
+    async def hear(event: Event) -> None:
+        heard.append(event.data)
+        if len(heard) == 20:
+            over.set()
+
+    bus.subscribe("order", hear)
+    async with app:
+        for number in range(20):
+            await bus.publish("order", number)
+        async with asyncio.timeout(30):
+            await over.wait()
+    assert away == [0]
+    assert heard == list(range(20))

@@ -270,18 +270,24 @@ class KafkaLog:
             self._topics.partitions(topic)
         kip848 = self._settings.kip848
         session = self._groups.session(group) if kip848 else self._settings.session
-        subscription = KafkaSubscription(
-            self._settings,
-            lambda conf: self._connect(Consumer, conf, logger=self._lines),
-            group,
-            topics,
-            listener,
-            flow,
-            session,
-            moves.Desk(self._groups, group),
-            self._asking,
-            self._topics.led,
-        )
+        desk = moves.Desk(self._groups, group)
+        try:
+            subscription = KafkaSubscription(
+                self._settings,
+                lambda conf: self._connect(Consumer, conf, logger=self._lines),
+                group,
+                topics,
+                listener,
+                flow,
+                session,
+                desk,
+                self._asking,
+                self._readers,
+                self._topics.led,
+            )
+        except BaseException:
+            desk.close()
+            raise
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription

@@ -80,12 +80,13 @@ class Partitions:
         """The listener is to be told of these."""
         self.arriving.update((key, Arrival()) for key in keys)
 
-    def due(self, now: float) -> list[list[Key]]:
-        """What the listener is to be told of now: all that are new together, and alone each one
-        that could not be begun before, so that it holds up no other."""
-        due = [(key, each) for key, each in self.arriving.items() if each.due <= now]
-        new = [key for key, each in due if not each.pause]
-        return [new] * bool(new) + [[key] for key, each in due if each.pause]
+    def new(self) -> list[Key]:
+        """What the listener was never told of."""
+        return [key for key, each in self.arriving.items() if not each.pause]
+
+    def due(self, now: float) -> list[Key]:
+        """What could not be begun, and may be by now."""
+        return [key for key, each in self.arriving.items() if each.pause and each.due <= now]
 
     def disown(self, assignments: Iterable[Assignment]) -> None:
         """These are ours no more."""

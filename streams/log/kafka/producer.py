@@ -32,7 +32,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
 from streams.log.kafka.errors import error_of, translate
-from streams.log.kafka.reach import Reach
+from streams.log.kafka.reach import Alone, Reach
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode
 from streams.log.names import place
@@ -110,14 +110,30 @@ class Report(msgspec.Struct, gc=False):
             append.settle(self.index, translate(error, doing, append.scrub, write=True))
 
 
+class _Running:
+    """A producer of the driver, until it is retired and holds nothing more."""
+
+    __slots__ = ("alone", "busy", "producer", "reach")
+
+    def __init__(self, answered: Callable[[tuple[str, int] | None], bool]) -> None:
+        self.producer: Producer
+        self.reach = Reach()
+        self.alone = Alone(self.reach, answered)
+        self.busy = False
+        """An append is handing records over to it."""
+
+    def report(self, text: str) -> None:
+        """The driver's stats_cb."""
+        self.reach.producer(decode(text), time.monotonic())
+
+
 class Appender:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.
     :param partitions: how many partitions a topic has.
     :param told: told of connections, logins and certificates that fail.
-    :param answers: whether a client that is new reaches a partition's leader, or any broker; may
-        take some seconds.
+    :param answered: see :class:`~streams.log.kafka.reach.Alone`.
     """
 
     def __init__(
@@ -126,24 +142,24 @@ class Appender:
         connect: Callable[[dict[str, Any]], Producer],
         partitions: Callable[[str], int],
         told: Callable[[KafkaError], None],
-        answers: Callable[[tuple[str, int] | None], bool],
+        answered: Callable[[tuple[str, int] | None], bool],
     ) -> None:
         self._settings = settings
         self._connect = connect
         self._partitions = partitions
         self._told = told
-        self._answers = answers
+        self._answered = answered
         self._order = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._state = threading.Condition()
         self._pending: set[Append] = set()
-        self._producer: Producer | None = None
+        self._running: _Running | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
         # An idempotent producer needs half a second until it may send: not at the first publish.
         with self._order:
-            self._running()
+            self._take_up().busy = False
 
     def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
         """Hand over records in order; ``done`` is called once, when all are settled."""
@@ -163,32 +179,38 @@ class Appender:
             append.finish()
 
     def _hand_over(self, append: Append, records: Sequence[Record], partitions: int) -> None:
-        producer = self._running()
-        produce, topic = producer.produce, append.topic
-        for index, record in enumerate(records):
-            try:
-                key, id, part = record.key, record.id, record.partition
-                if part is None:
-                    part = -1 if key is not None else place(None, id, partitions)
+        topic = append.topic
+        running = self._take_up()
+        try:
+            produce = running.producer.produce
+            for index, record in enumerate(records):
                 try:
-                    headers: Any = [(ID, id.encode())]
-                except UnicodeEncodeError:
-                    headers = [(ID, id.encode("utf-8", "surrogateescape"))]
-                if record.headers:
-                    headers += record.headers
-                report = Report(append, index)
-                while True:
+                    key, id, part = record.key, record.id, record.partition
+                    if part is None:
+                        part = -1 if key is not None else place(None, id, partitions)
                     try:
-                        produce(topic, record.value, key, part, report, None, 0, headers)
-                        break
-                    except BufferError:
-                        if self._closed:
-                            raise Unavailable("Kafka: this log is closed") from None
-                        time.sleep(ROOM)  # the serving thread makes room
-            except Exception as error:
-                append.settle(index, self._not_taken(producer, topic, error))
+                        headers: Any = [(ID, id.encode())]
+                    except UnicodeEncodeError:
+                        headers = [(ID, id.encode("utf-8", "surrogateescape"))]
+                    if record.headers:
+                        headers += record.headers
+                    report = Report(append, index)
+                    while True:
+                        if self._running is not running:  # it was retired meanwhile
+                            running.busy = False
+                            running = self._take_up()
+                            produce = running.producer.produce
+                        try:
+                            produce(topic, record.value, key, part, report, None, 0, headers)
+                            break
+                        except BufferError:
+                            time.sleep(ROOM)  # the serving thread makes room
+                except Exception as error:
+                    append.settle(index, self._not_taken(running, topic, error))
+        finally:
+            running.busy = False
 
-    def _not_taken(self, producer: Producer, topic: str, error: Exception) -> StreamsError:
+    def _not_taken(self, running: _Running, topic: str, error: Exception) -> StreamsError:
         """Why the driver did not take a record."""
         if isinstance(error, StreamsError):
             return error
@@ -198,7 +220,7 @@ class Appender:
         found = error_of(error)
         trouble = translate(error, doing, self._settings.scrub)
         if found is not None and found.fatal():
-            self._retire(producer)
+            self._retire(running)
             return Unavailable(str(trouble))
         return trouble
 
@@ -209,68 +231,67 @@ class Appender:
 
     # -- the driver's producer and the thread that serves it
 
-    def _running(self) -> Producer:
-        """The producer, made at first use and after a fatal error (the order lock is held)."""
+    def _take_up(self) -> _Running:
+        """The producer, busy from here on; made at first use and where the one before was retired
+        (the order lock is held).
+
+        :raises Unavailable: the log is closed.
+        """
         with self._state:
             if self._closed:
                 raise Unavailable("Kafka: this log is closed")
-            if self._producer is not None:
-                return self._producer
-        reach = Reach()
-
-        def report(text: str) -> None:
-            reach.producer(decode(text), time.monotonic())
-
+            running = self._running
+            if running is not None:
+                running.busy = True
+                return running
+        running = _Running(self._answered)
         conf = self._settings.producer()
         conf["error_cb"] = self._client_error
-        conf["stats_cb"] = report
-        producer = self._connect(conf)
+        conf["stats_cb"] = running.report
+        running.producer = self._connect(conf)
+        running.busy = True
         thread = threading.Thread(
-            target=self._serve, args=(producer, reach), name="streams-kafka-producer", daemon=True
+            target=self._serve, args=(running,), name="streams-kafka-producer", daemon=True
         )
         with self._state:
-            self._producer, self._thread = producer, thread
+            self._running, self._thread = running, thread
         thread.start()
-        return producer
+        return running
 
-    def _serve(self, producer: Producer, reach: Reach) -> None:
+    def _serve(self, running: _Running) -> None:
         """Serve delivery reports until the producer is retired and holds nothing more."""
-        comparing: threading.Thread | None = None
+        producer = running.producer
         while True:
             try:
                 producer.poll(SERVE)
             except KafkaException as error:
                 trouble = translate(error, "producer", self._settings.scrub)
                 logger.warning("%s; the next append makes a new producer", trouble)
-                self._retire(producer)
+                self._retire(running)
             except Exception:
                 logger.exception("serving the producer")
-            if self._producer is not producer and not len(producer):
-                return
-            if reach.over(time.monotonic()) and not (comparing and comparing.is_alive()):
-                comparing = threading.Thread(
-                    target=self._compare, args=(producer, reach), name="streams-kafka-reach",
-                    daemon=True,
-                )  # fmt: skip
-                comparing.start()
+            if self._running is not running:
+                # Whoever was handing over to it may have added to it after it was purged.
+                idle = not running.busy
+                if idle and not len(producer):
+                    return
+                self._purge(producer)
+            elif running.alone.turn(time.monotonic()):
+                logger.warning(
+                    "the producer does not reach a broker that another client reaches: "
+                    "the next append makes a new one"
+                )
+                self._retire(running)
 
-    def _compare(self, producer: Producer, reach: Reach) -> None:
-        """This producer is cut off: is it alone with that?"""
-        alone = self._answers(reach.missed)
-        if alone and reach.over(time.monotonic()):
-            logger.warning(
-                "the producer does not reach a broker that another client reaches: "
-                "the next append makes a new one"
-            )
-            self._retire(producer)
-        reach.handled()
-
-    def _retire(self, producer: Producer) -> None:
+    def _retire(self, running: _Running) -> None:
         """Take no more records into this producer; what it holds is told to have failed."""
         with self._state:
-            if self._producer is not producer:
+            if self._running is not running:
                 return
-            self._producer = None
+            self._running = None
+        self._purge(running.producer)
+
+    def _purge(self, producer: Producer) -> None:
         try:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
         except KafkaException as error:
@@ -293,10 +314,10 @@ class Appender:
         deadline = time.monotonic() + timeout
         with self._state:
             waiting = set(self._pending)
-            producer = self._producer
-        if waiting and producer is not None:
+            running = self._running
+        if waiting and running is not None:
             # Does not wait for linger.ms, as the serving thread would.
-            producer.flush(max(0.0, timeout))
+            running.producer.flush(max(0.0, timeout))
         with self._state:
             while waiting & self._pending:
                 left = deadline - time.monotonic()
@@ -315,10 +336,10 @@ class Appender:
         """
         with self._state:
             self._closed = True
-            producer, thread = self._producer, self._thread
-        if producer is not None:
-            self._retire(producer)
-            producer.flush(1.0)
+            running, thread = self._running, self._thread
+        if running is not None:
+            self._retire(running)
+            running.producer.flush(1.0)
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
         with self._state:

@@ -2,63 +2,79 @@
 
 The driver reconnects by itself, as a rule. But librdkafka can come out of an outage with a client
 that never will (see ``client.py``), and hardly anything in its answers tells that from an outage
-that goes on. So a client that had no connection to a broker it needs for a while gives way to a new
-one, which begins with the addresses of the URL; in an outage that goes on, after twice as long each
-time. By then its session is over, and nothing is lost by it.
+that goes on. So where a client had no connection to a broker it needs for a while, another one is
+made and asked: if that one is answered, and the first still has no connection some seconds later,
+it gives way to a new one, which begins with the addresses of the URL. In an outage nothing is
+replaced, as nobody is answered; there it is asked again after twice as long.
 
-One thing does tell: a client that needs brokers and has none it even tries to connect to has given
-up (all its handles are as if nobody needed them). That happens where the metadata named no broker
-for a moment, as that of a single broker does that was frozen. There is nothing to wait for then.
+One thing tells sooner: a client that needs brokers and does not even try to connect to one has
+given up (all its handles are as if nobody needed them). That happens where the metadata named no
+broker for a moment, as that of a single broker does that was frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
 
-from streams.log.kafka.statistics import COORDINATOR, UP, Snapshot
+from streams.log.kafka.statistics import COORDINATOR, UP, Key, Snapshot
+
+logger = logging.getLogger("streams.kafka")
 
 PATIENCE = 10.0
-"""Seconds without a connection until the first replacement; a member waits for its session's end,
-if that is longer."""
+"""Seconds without a connection until another client is asked; a member waits for its session's
+end, if that is longer."""
 
 GIVEN_UP = 3.0
 """Seconds until then, where the driver does not try to connect."""
 
+SETTLED = 2.5
+"""Seconds that a client gets to connect, once another one was answered: the outage may have ended
+just then, and the driver waits up to a second between two tries."""
+
 MOST = 320.0
-"""Seconds until the later ones, at most."""
+"""Seconds until it is asked again, at most."""
 
 
 class Reach:
-    """Fed with the driver's reports; tells when it has been cut off for too long."""
+    """Fed with the driver's reports; tells when the client has been cut off for too long."""
 
     def __init__(self, session: float = 0.0) -> None:
         self._first = max(PATIENCE, session)
         self._times = 1
         """How many times as long as the first time."""
-        self.missed: tuple[str, int] | None = None
+        self.missed: Key | None = None
         """A partition whose leader is not reached; None if no broker is."""
+        self.latest = float("-inf")
+        """When the last report was taken in."""
         self._since: float | None = None
         self._still: float | None = None
         """Since when the driver has not even tried."""
 
-    def member(self, snapshot: Snapshot, parts: Container[tuple[str, int]], now: float) -> None:
+    def member(self, snapshot: Snapshot, parts: Collection[Key], now: float) -> None:
         """Take in a group member's report: it needs its coordinator, and the leaders of ``parts``,
         which it is to read."""
         coordinator = snapshot.brokers.get(COORDINATOR)
         joined = coordinator is not None and coordinator.state == UP
-        led = {part: leader for part, leader in snapshot.leaders().items() if part in parts}
-        self._take(joined, led, snapshot, now)
+        read = {part: broker for part, broker in snapshot.read().items() if part in parts}
+        # With nothing to read, no broker is tried in the best of times.
+        still = bool(read or parts) and snapshot.idle()
+        self._take(joined, read, still, snapshot, now)
 
     def producer(self, snapshot: Snapshot, now: float) -> None:
         """Take in a producer's report: while records wait it needs a broker, and their leaders."""
-        idle = not snapshot.msg_cnt
-        self._take(idle or bool(snapshot.connected()), snapshot.awaited(), snapshot, now)
+        waits = bool(snapshot.msg_cnt)
+        reached = not waits or bool(snapshot.connected())
+        self._take(reached, snapshot.written(), waits and snapshot.idle(), snapshot, now)
 
     def _take(
-        self, reached: bool, led: Mapping[tuple[str, int], int], snapshot: Snapshot, now: float
+        self, reached: bool, needed: Mapping[Key, int], still: bool, snapshot: Snapshot, now: float
     ) -> None:
+        self.latest = now
         connected = snapshot.connected()
-        missed = [part for part, leader in led.items() if leader not in connected]
+        missed = [part for part, broker in needed.items() if broker not in connected]
         self.missed = missed[0] if missed else None
         if reached and not missed:
             self._since = self._still = None
@@ -66,7 +82,7 @@ class Reach:
             return
         if self._since is None:
             self._since = now
-        if not snapshot.idle():
+        if not still:
             self._still = None
         elif self._still is None:
             self._still = now
@@ -85,6 +101,45 @@ class Reach:
         return now >= self._since + self.patience
 
     def handled(self) -> None:
-        """Something was done about it; until the next time it takes longer."""
+        """Another client was asked; until the next time it takes longer."""
         self._since = self._still = None
         self._times *= 2
+
+
+class Alone:
+    """Whether a client is the only one that is cut off.
+
+    :param answered: whether a client that is new reaches a partition's leader, or any broker if
+        none is given; may take some seconds.
+    """
+
+    def __init__(self, reach: Reach, answered: Callable[[Key | None], bool]) -> None:
+        self._reach = reach
+        self._answered = answered
+        self._asking: threading.Thread | None = None
+        self._since: float | None = None
+        """When another client was answered."""
+
+    def turn(self, now: float) -> bool:
+        """True once this client should be replaced. Never waits; called again and again."""
+        if not self._reach.over(now):
+            self._since = None
+            return False
+        if self._asking is not None and self._asking.is_alive():
+            return False
+        if self._since is not None:
+            return self._reach.latest >= self._since + SETTLED
+        self._asking = threading.Thread(target=self._ask, name="streams-kafka-reach", daemon=True)
+        self._asking.start()
+        return False
+
+    def _ask(self) -> None:
+        answered = False
+        try:
+            answered = self._answered(self._reach.missed)
+        except Exception:
+            logger.exception("asking with another client")
+        if answered:
+            self._since = time.monotonic()
+        else:
+            self._reach.handled()

@@ -38,6 +38,9 @@ PREFETCH = 16 * MEGABYTE
 IDLE = 2
 """Idle consumers that are kept."""
 
+SOON = 3.0
+"""Seconds for an answer to a client that is new, from a broker that is there."""
+
 QUIET = 10.0
 """Seconds without a message after which a reading is compared with what stands in the log."""
 
@@ -123,9 +126,9 @@ class Readers:
         consumer = self._connect(self._settings.reader(MEGABYTE))
         try:
             if part is None:
-                consumer.list_topics("__streams", timeout=ANSWER)  # a name with little to tell
+                consumer.list_topics("__streams", timeout=SOON)  # a name with little to tell
             else:
-                consumer.get_watermark_offsets(TopicPartition(*part), timeout=ANSWER)
+                consumer.get_watermark_offsets(TopicPartition(*part), timeout=SOON)
             return True
         except KafkaException:
             return False

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+Key = tuple[str, int]
+"""Topic and partition."""
+
 COORDINATOR = "GroupCoordinator"
 """The name of the handle through which a member talks to its coordinator."""
 
@@ -47,6 +50,8 @@ class Member(msgspec.Struct):
 class Partition(msgspec.Struct, gc=False):
     """One partition of a topic; the driver also lists one of number -1, which is none."""
 
+    broker: int = -1
+    """The one it is read from just now."""
     leader: int = -1
     msgq_cnt: int = 0
     xmit_msgq_cnt: int = 0
@@ -79,19 +84,23 @@ class Snapshot(msgspec.Struct):
         """No broker is connected to, or tried, but perhaps through a coordinator's own handle."""
         return all(each.state == INIT for name, each in self.brokers.items() if name != COORDINATOR)
 
-    def leaders(self) -> dict[tuple[str, int], int]:
-        """The ID of each partition's leader, of those that have one."""
-        return {key: part.leader for key, part in self._parts() if part.leader >= 0}
+    def read(self) -> dict[Key, int]:
+        """The ID of the broker that each partition is read from, of those that have one: its
+        leader, or with ``client.rack`` one that follows it."""
+        found = {
+            key: part.broker if part.broker >= 0 else part.leader for key, part in self._parts()
+        }
+        return {key: broker for key, broker in found.items() if broker >= 0}
 
-    def awaited(self) -> dict[tuple[str, int], int]:
-        """The same, of those for which records wait."""
+    def written(self) -> dict[Key, int]:
+        """The ID of the leader of each partition for which records wait, of those that have one."""
         return {
             key: part.leader
             for key, part in self._parts()
             if part.leader >= 0 and part.msgq_cnt + part.xmit_msgq_cnt
         }
 
-    def _parts(self) -> Iterator[tuple[tuple[str, int], Partition]]:
+    def _parts(self) -> Iterator[tuple[Key, Partition]]:
         for name, topic in self.topics.items():
             for number, part in topic.partitions.items():
                 yield (name, int(number)), part

@@ -44,7 +44,9 @@ from streams.log.kafka.moves import Desk
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.partitions import Key, Partitions, key_of, keys_of
 from streams.log.kafka.places import places
-from streams.log.kafka.reach import Reach
+from streams.log.kafka.reach import Alone, Reach
+from streams.log.kafka.reading import Readers
+from streams.log.kafka.scout import Scout
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.kafka.statistics import decode
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
@@ -78,6 +80,7 @@ class KafkaSubscription:
     :param session: seconds after which the coordinator gives up a silent member.
     :param desk: where forced moves of the group are left.
     :param asking: knows why no broker can be reached.
+    :param readers: ask after partitions, as somebody who is no member.
     :param leads: which partitions of a topic have a leader.
     """
 
@@ -92,6 +95,7 @@ class KafkaSubscription:
         session: float,
         desk: Desk,
         asking: Asking,
+        readers: Readers,
         leads: Callable[[str], Iterable[int]],
     ) -> None:
         if flow.drain >= settings.max_poll:
@@ -111,6 +115,7 @@ class KafkaSubscription:
         self._desk = desk
         self._asking = asking
         self._leads = leads
+        self._bounds = readers.bounds
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
         self._woken = threading.Event()
@@ -123,17 +128,18 @@ class KafkaSubscription:
         self._connected = False
         self._closed = False
         self._reach = Reach(session)
+        self._alone = Alone(self._reach, readers.reaches)
+        self._scout = Scout(self._look_after)
         self._user_stats: Callable[[str], None] | None = settings.given.get("stats_cb")
         self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
         self._consumers = 0
         """How many there were; only to the last one is listened."""
-        self._join()
+        self._consumer: Consumer
+        self._use(self._join())
 
-    def _join(self) -> None:
-        """Make a consumer and join the group with it; the one before is not listened to."""
-        now, settings = time.monotonic(), self._settings
-        self._ownership = Ownership(self._session, settings.max_poll, settings.kip848, now)
-        self._consumers = number = self._consumers + 1
+    def _join(self) -> Consumer:
+        """Make a consumer, and have it join the group."""
+        settings, number = self._settings, self._consumers + 1
 
         def heard(callback: Callable[..., None]) -> Callable[..., None]:
             def call(*args: Any) -> None:
@@ -145,13 +151,7 @@ class KafkaSubscription:
         conf = settings.member(self.group, self._flow, heard(self._report))
         conf["error_cb"] = heard(self._client_error)
         conf["on_commit"] = heard(self._committed)
-        self._consumer = consumer = self._connect(conf)
-        self._parts = Partitions(consumer, settings.eager)
-        self._commits = Commits(
-            lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
-            self._places,
-            self._member,
-        )
+        consumer = self._connect(conf)
         try:
             consumer.subscribe(
                 self._topics,
@@ -160,20 +160,42 @@ class KafkaSubscription:
                 on_lost=heard(self._lose),
             )
         except KafkaException as error:
-            consumer.close()
+            bury(consumer)
             raise self._translated(error, f"subscribing to {', '.join(self._topics)}") from error
+        return consumer
+
+    def _use(self, consumer: Consumer) -> None:
+        """This is the consumer from now on; the one before is not listened to any more."""
+        settings = self._settings
+        self._ownership = Ownership(
+            self._session, settings.max_poll, settings.kip848, time.monotonic()
+        )
+        self._parts = Partitions(consumer, settings.eager)
+        self._commits = Commits(
+            lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
+            self._places,
+            self._member,
+        )
+        self._consumer = consumer
+        self._consumers += 1
 
     def _start_over(self) -> None:
-        """The consumer is cut off and may be broken: join with another (see ``reach.py``)."""
-        logger.warning(
-            "group %s: its brokers are out of reach for too long, joining anew", self.group
-        )
+        """The consumer is cut off and another is not: join with a new one (see ``reach.py``)."""
         self._reach.handled()
+        try:
+            consumer = self._join()
+        except StreamsError as error:
+            logger.warning("group %s: joining anew failed: %s", self.group, error)
+            return
+        logger.warning(
+            "group %s: its brokers are out of reach for this client alone, joining anew",
+            self.group,
+        )  # fmt: skip
         left = list(self._parts.owned.values())
         self._drop(left)
         self._guard(self._listener.lost, left)
         old = self._consumer
-        self._join()
+        self._use(consumer)
         bury(old)
 
     # -- polling
@@ -191,7 +213,7 @@ class KafkaSubscription:
         if not messages:
             self._admit()
             messages = self._wait(limit, timeout)
-        if self._reach.over(time.monotonic()):
+        if self._alone.turn(time.monotonic()):
             self._start_over()  # nobody owns what came
         if not messages:
             self._tell()
@@ -402,30 +424,53 @@ class KafkaSubscription:
 
     def _admit(self) -> None:
         """Tell the listener what arrived, and fetch from where it says. What cannot be begun yet
-        is tried again by later polls, and holds up nothing else."""
-        if not self._parts.arriving:
+        is asked after in another thread, until it answers, and holds up nothing else."""
+        parts = self._parts
+        if not parts.arriving:
             return
-        for keys in self._parts.due(time.monotonic()):
-            try:
-                led = self._led(keys)
-                self._begin([key for key in keys if key in led])
-            except Gone:
-                return  # the driver will tell so
-            except Unavailable as error:
-                self._put_off(keys, error)
-                continue
-            without = [key for key in keys if key not in led]
-            if without:
-                names = ", ".join(f"{topic}/{number}" for topic, number in without)
-                why = f"Kafka, group {self.group!r}: no broker leads {names} now"
-                self._put_off(without, Unavailable(why))
+        new = parts.new()
+        if new:
+            self._try_to_begin(new)
+        now = time.monotonic()
+        for key in parts.due(now):
+            self._scout.look(key)
+        outcomes = self._scout.outcomes()
+        waiting = [key for key in outcomes if key in parts.arriving and parts.arriving[key].pause]
+        for key in waiting:
+            parts.arriving[key].later(now)
+        answered = [key for key in waiting if outcomes[key]]
+        if answered:
+            self._try_to_begin(answered)
 
-    def _put_off(self, keys: Sequence[Key], error: Unavailable) -> None:
+    def _look_after(self, topic: str, partition: int) -> None:
+        """In the scout's thread: see that a partition answers."""
+        if partition not in set(self._leads(topic)):
+            raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
+        self._bounds(topic, partition)
+
+    def _try_to_begin(self, keys: Sequence[Key]) -> None:
+        try:
+            led = self._led(keys)
+            self._begin([key for key in keys if key in led])
+        except Gone:
+            return  # the driver will tell so
+        except LogError as error:
+            if isinstance(error, Fatal):
+                raise
+            self._put_off(keys, error)
+            return
+        without = [key for key in keys if key not in led]
+        if without:
+            names = ", ".join(f"{topic}/{number}" for topic, number in without)
+            why = f"Kafka, group {self.group!r}: no broker leads {names} now"
+            self._put_off(without, Unavailable(why))
+
+    def _put_off(self, keys: Sequence[Key], error: LogError) -> None:
         now = time.monotonic()
         for key in keys:
             arrival = self._parts.arriving.get(key)
             if arrival is not None:
-                if arrival.pause == 0.0 and self._parts.owned:
+                if not arrival.pause and self._parts.owned:
                     logger.warning("group %s: %s/%d waits: %s", self.group, *key, error)
                 arrival.later(now)
         if not self._parts.owned:
@@ -437,8 +482,9 @@ class KafkaSubscription:
         return {(topic, number) for topic in topics for number in self._leads(topic)}
 
     def _begin(self, keys: Sequence[Key]) -> None:
-        """
-        :raises Unavailable: none of them could be begun.
+        """Tell the listener of these, and fetch them.
+
+        :raises LogError: none of them could be begun; unless it is Fatal, they can be later.
         :raises Gone: this member was given up.
         """
         if not keys:
@@ -456,8 +502,7 @@ class KafkaSubscription:
             raise self._failure from error
         except BaseException as error:
             self._drop(arrived)
-            self._guard(self._listener.lost, arrived)
-            if not isinstance(error, Unavailable):
+            if isinstance(error, Fatal) or not isinstance(error, LogError):
                 self._failure = self._failure or error
             raise
         self._connected = True
@@ -582,6 +627,7 @@ class KafkaSubscription:
         self._closed = True
         failure, self._failure = self._failure, None
         self._desk.close()
+        self._scout.close()
         left = list(self._parts.owned.values())
         self._guard(self._listener.revoked, left)
         self._drop(left)

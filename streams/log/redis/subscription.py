@@ -311,15 +311,21 @@ class RedisSubscription:
         leaving = set(beat.plan.release)
         self._give_up([each for each in self._owned.values() if each.place in leaving])
         acquire = sorted(beat.plan.acquire)
+        trouble: Unavailable | None = None
         for at in range(0, len(acquire), SOME):
             if time.monotonic() - self._renewed > steady:
                 self.keep_alive()
-            self._take(acquire[at : at + SOME])
+            try:
+                self._take(acquire[at : at + SOME])
+            except Unavailable as error:
+                trouble = error  # the others are not to wait for these
         for feed in self._feeds:
             if self._astray(feed):
                 feed.drop()
         for owned in list(self._owned.values()):
             self._trimmer.turn(owned.part)
+        if trouble is not None:
+            raise trouble
 
     def _astray(self, feed: Feed) -> bool:
         try:

@@ -64,8 +64,8 @@ class Follow:
         :raises Unavailable: the log cannot be reached now.
         """
         if not self._began and self._listener is not None:
-            self._began = True
             self._listener.assigned([part.assignment for part in self._parts])
+            self._began = True  # not before: in an outage it is to be told again
         open_ = [part for part in self._parts if not part.paused]
         batches: list[Batch] = []
         for part in open_ if len(open_) > 1 else ():
