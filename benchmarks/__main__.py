@@ -142,7 +142,7 @@ def _sizes(arguments: argparse.Namespace) -> Sizes:
             sizes,
             publish=min(sizes.publish, arguments.messages),
             share=min(sizes.share, arguments.messages),
-            each=min(sizes.each, arguments.messages),
+            each=min(sizes.each, arguments.messages // 5),
         )
     if arguments.backlog is not None:
         sizes = replace(sizes, backlog=arguments.backlog)

@@ -126,7 +126,8 @@ class Sizes:
     :param idle: seconds of doing nothing.
     :param share: messages that processes share.
     :param slow: messages for peers that take their time.
-    :param each: messages, sagas or calls through a pattern that writes for each of them.
+    :param each: sagas, or messages through a pattern that writes for each; five times as many
+        where it does not. At most a fifth of ``messages``.
     :param every: all patterns on all logs, or a few.
     """
 

@@ -94,7 +94,7 @@ def _unseen(place: Place, sizes: Sizes) -> list[Case]:
         bare = _side("without", "processor", DEFAULTS, way="bare", **given)
         by_cpu = None if target is None else FREE_CPU
         return _case(
-            place.log, f"{name}, {shape}", ours, Rival(bare, target),
+            place.log, name, ours, Rival(bare, target),
             Rival(bare, by_cpu, CPU, ", CPU time"),
         )  # fmt: skip
 
@@ -102,15 +102,15 @@ def _unseen(place: Place, sizes: Sizes) -> list[Case]:
     scraped = "MetricsCollector, scraped once a second"
     spans = "instrument(app), a BatchSpanProcessor whose exporter does nothing"
     return [
-        case("metrics", scraped, "metrics", "plain", count, FREE),
-        case("metrics", scraped, "metrics", "async", count, FREE),
+        case("metrics, plain", scraped, "metrics", "plain", count, FREE),
+        case("metrics, async", scraped, "metrics", "async", count, FREE),
         case(
-            "dead letters in order, none", "DeadLetters(sequenced=True)", "sequenced", "plain",
-            count, FREE,
+            "dead letters in order, nothing fails", "DeadLetters(sequenced=True)", "sequenced",
+            "plain", count, None,
         ),
         case(
-            "retries counted in the log, none", "Retry(durable=True)", "durable", "plain", count,
-            FREE,
+            "retries counted in the log, nothing fails", "Retry(durable=True)", "durable", "plain",
+            count, FREE,
         ),
         case("spans, 1 in 100 sampled", spans, "sampled spans", "async", fewer, None),
         case("spans, all", spans, "spans", "async", fewer, None),
@@ -183,8 +183,9 @@ def _publishing(place: Place, sizes: Sizes) -> list[Case]:
 
 def _passing(place: Place, sizes: Sizes) -> list[Case]:
     log, count = place.log, sizes.each
-    given = {"url": place.url, "messages": count, "tasks": 250}
-    said = f"250 concurrent calls that publish, {AT_ONCE} handlers at once"
+    tasks = min(250, count)
+    given = {"url": place.url, "messages": count, "tasks": tasks}
+    said = f"{tasks} concurrent calls that publish, {AT_ONCE} handlers at once"
 
     def side(name: str, way: str) -> Side:
         return _side(name, "passing", said, way=way, **given)
