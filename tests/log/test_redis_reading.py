@@ -59,6 +59,10 @@ def test_a_lag_that_would_have_to_be_counted_for_long_is_unknown(
     (assignment,) = member.owned.values()
     member.commit(assignment, offsets[500])
     assert log.lag(topic, 0, offsets[500]) == 2_500
+    # Near it, what lies between is counted, on either side.
+    assert log.lag(topic, 0, offsets[900]) == 2_100
+    assert log.lag(topic, 0, offsets[1_499]) == 1_501
+    assert log.lag(topic, 0, offsets[100]) == 2_900
     member.subscription.close()
 
 

@@ -147,31 +147,47 @@ class Reading:
         return position
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """See :meth:`streams.log.protocol.Log.lag`: from what the server counts where that tells,
-        else counted, up to :data:`FAR`."""
+        """See :meth:`streams.log.protocol.Log.lag`: what the server knows of the group that stands
+        nearest, and what lies between that one and the position; at most :data:`FAR` are counted.
+        """
         part = self._topics.part(topic, partition)
         found, groups = self.stream(part)
         if position > found.last or not found.length:
             return 0
         if position <= found.first:
             return found.length
-        for group in groups:
-            if group[b"last-delivered-id"] == before(position) and group[b"lag"] is not None:
-                return int(group[b"lag"])
+        known = [
+            (offset(group[b"last-delivered-id"]) + 1, int(group[b"lag"]))
+            for group in groups
+            if group[b"lag"] is not None
+        ]
+        below = max((each for each in known if each[0] <= position), default=None)
+        if below is not None:
+            between = self.count(part, below[0], FAR, position - 1)
+            if between is not None:
+                return max(0, below[1] - between)
+        above = min((each for each in known if each[0] > position), default=None)
+        if above is not None:
+            between = self.count(part, position, FAR, above[0] - 1)
+            return None if between is None else above[1] + between
         return self.count(part, position, FAR)
 
-    def count(self, part: Part, position: int, most: int) -> int | None:
-        """How many entries stand at or behind a position; None if more than ``most``."""
+    def count(self, part: Part, position: int, most: int, last: int = HIGH) -> int | None:
+        """How many entries stand at or behind a position, up to and with the offset ``last``; None
+        if more than ``most``."""
         total = 0
+        end = entry_id(last)
         while total < most:
+            if position > last:
+                return total
             entries: int
-            entries, last = self._client.run(
-                scripted(str(part), "walk", [part.stream], "XRANGE", entry_id(position), "+", STEP)
+            entries, at = self._client.run(
+                scripted(str(part), "walk", [part.stream], "XRANGE", entry_id(position), end, STEP)
             )
             total += entries
             if entries < STEP:
                 return total
-            position = offset(last) + 1
+            position = offset(at) + 1
         return None
 
     def read_below(self, part: Part, position: int) -> int | None:
