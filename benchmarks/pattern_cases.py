@@ -110,7 +110,7 @@ def _unseen(place: Place, sizes: Sizes) -> list[Case]:
         ),
         case(
             "retries counted in the log, nothing fails", "Retry(durable=True)", "durable", "plain",
-            fewer, FREE,
+            fewer, None,
         ),
         case("spans, 1 in 100 sampled", spans, "sampled spans", "async", few, None),
         case("spans, all", spans, "spans", "async", few, None),
