@@ -50,7 +50,7 @@ KAFKA_CONSUMER: dict[str, Any] = {
     "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 8_192,
     "queued.min.messages": 26_214,
-    "fetch.max.bytes": 4_194_304,
+    "fetch.max.bytes": 1_048_576,
     "max.partition.fetch.bytes": 1_048_576,
 }
 """What ours sets too (a test compares them); ``auto.offset.reset`` alone differs, as ours places

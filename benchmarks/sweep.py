@@ -80,7 +80,12 @@ SWEEPS = [
     ),
     Sweep(
         "fetch.max.bytes", "consume", PLAIN,
-        _driver("fetch.max.bytes", [4 << 20, 256 << 10, 1 << 20, 16 << 20]), KAFKA, query=True,
+        _driver("fetch.max.bytes", [1 << 20, 256 << 10, 512 << 10, 2 << 20, 4 << 20]), KAFKA,
+        query=True,
+    ),
+    Sweep(
+        "queued.max.messages.kbytes", "consume", PLAIN,
+        _driver("queued.max.messages.kbytes", [8_192, 1_024, 2_048, 65_536]), KAFKA, query=True,
     ),
     Sweep(
         "queued.min.messages", "consume", PLAIN,
