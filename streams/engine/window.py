@@ -77,7 +77,8 @@ class Memory:
         self._windows: WeakSet[Window] = WeakSet()
 
     def window(self, size: int, cap: int) -> Window:
-        """A new window of ``size``, or of its share of ``cap`` if that is less.
+        """A new window of ``size``, or of its share of ``cap`` if that is less. For one caller at a
+        time.
 
         Windows there already shrink with it when their turn comes, and grow again when it is
         found here that others are gone.

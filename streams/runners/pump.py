@@ -53,6 +53,10 @@ FULL = LIMIT * 3 // 4
 """Characters of progress from which on a partition takes in no more, until it shrinks."""
 
 
+_windows = threading.Lock()
+"""Held while a window is made: all processors of the process share one memory for them."""
+
+
 class Place(NamedTuple):
     """How far a processor is in a partition that it owns.
 
@@ -649,7 +653,8 @@ class Pump:
         progress = Progress(position, floor, settled)
         if not job.dedup.window:
             return progress, None
-        window = PROCESS.window(job.dedup.window, job.dedup.cap)
+        with _windows:
+            window = PROCESS.window(job.dedup.window, job.dedup.cap)
         high = min(end, settled[-1][1] if settled else position)
         low = max(floor, first, self._log.back(topic, partition, position, window.size))
         if low < high:

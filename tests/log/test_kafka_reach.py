@@ -122,6 +122,23 @@ def test_a_producer_that_reaches_nobody_is_cut_off() -> None:
     assert reach.missed is None
 
 
+def test_a_connection_that_comes_and_goes_between_reports_is_one() -> None:
+    """Each reply is lost, and the driver waits before it connects again: seldom seen as up."""
+    reach = Reach()
+    for second in range(60):
+        snapshot = report(coordinator="DOWN", one="TRY_CONNECT", two="TRY_CONNECT", waiting=1)
+        snapshot.brokers["b3:9092/bootstrap"].state = "DOWN"
+        for broker in snapshot.brokers.values():
+            broker.rx = 3 * second + 3
+        reach.producer(snapshot, float(second))
+        assert not reach.over(float(second))
+        assert not after(snapshot).over(PATIENCE)
+    for second in range(60, 60 + int(PATIENCE)):
+        reach.producer(snapshot, float(second))
+        assert not reach.over(float(second))
+    assert reach.over(60.0 + PATIENCE)
+
+
 def test_a_driver_that_does_not_even_try_gets_less_time() -> None:
     given_up = report(one="INIT", two="INIT", leaders=(-1, -1), coordinator="TRY_CONNECT")
     given_up.brokers["b3:9092/bootstrap"].state = "INIT"

@@ -9,11 +9,13 @@ from uuid import uuid4
 import pytest
 
 from streams import Event, EventBus, Flow, Streams
+from streams.engine.window import PROCESS, Window
 from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from streams.replay import replay
+from streams.runners import pump
 from streams.runners.pump import Pump
 
 
@@ -111,3 +113,28 @@ async def test_an_ephemeral_subscriber_that_cannot_begin_begins_later(away: list
             await over.wait()
     assert away == [0]
     assert heard == list(range(20))
+
+
+async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pumps of a process share what holds them: none may change it while another looks."""
+    make, held = PROCESS.window, list[bool]()
+
+    def window(size: int, cap: int) -> Window:
+        held.append(pump._windows.locked())
+        return make(size, cap)
+
+    monkeypatch.setattr(PROCESS, "window", window)
+    app = Streams("memory://")
+    topic = app.topic("numbers", int)
+    over = asyncio.Event()
+
+    async def handle(value: int) -> None:
+        over.set()
+
+    app.processor(topic, group="g")(handle)
+    async with app:
+        await topic.publish(1)
+        async with asyncio.timeout(30):
+            await over.wait()
+    assert held
+    assert all(held)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from streams.log.kafka.statistics import COORDINATOR, UP, Key, Snapshot
+from streams.log.kafka.statistics import COORDINATOR, Key, Snapshot
 
 logger = logging.getLogger("streams.kafka")
 
@@ -49,6 +49,8 @@ class Reach:
         """A partition whose leader is not reached; None if no broker is."""
         self.latest = float("-inf")
         """When the last report was taken in."""
+        self._answers: dict[str, int] = {}
+        """How often each broker had answered by the last report."""
         self._since: float | None = None
         self._still: float | None = None
         """Since when the driver has not even tried."""
@@ -56,24 +58,26 @@ class Reach:
     def member(self, snapshot: Snapshot, parts: Collection[Key], now: float) -> None:
         """Take in a group member's report: it needs its coordinator, and the leaders of ``parts``,
         which it is to read."""
-        coordinator = snapshot.brokers.get(COORDINATOR)
-        joined = coordinator is not None and coordinator.state == UP
         read = {part: broker for part, broker in snapshot.read().items() if part in parts}
         # With nothing to read, no broker is tried in the best of times.
         still = bool(read or parts) and snapshot.idle()
-        self._take(joined, read, still, snapshot, now)
+        self._take(COORDINATOR in self._reached(snapshot), read, still, snapshot, now)
 
     def producer(self, snapshot: Snapshot, now: float) -> None:
         """Take in a producer's report: while records wait it needs a broker, and their leaders."""
         waits = bool(snapshot.msg_cnt)
-        reached = not waits or bool(snapshot.connected())
+        reached = not waits or bool(snapshot.ids(self._reached(snapshot)))
         self._take(reached, snapshot.written(), waits and snapshot.idle(), snapshot, now)
+
+    def _reached(self, snapshot: Snapshot) -> set[str]:
+        return snapshot.reached(self._answers)
 
     def _take(
         self, reached: bool, needed: Mapping[Key, int], still: bool, snapshot: Snapshot, now: float
     ) -> None:
         self.latest = now
-        connected = snapshot.connected()
+        connected = snapshot.ids(self._reached(snapshot))
+        self._answers = snapshot.answers()
         missed = [part for part, broker in needed.items() if broker not in connected]
         self.missed = missed[0] if missed else None
         if reached and not missed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -29,6 +29,7 @@ class Broker(msgspec.Struct):
     outbuf_cnt: int = 0
     req: dict[str, int] = {}
     req_timeouts: int = 0
+    rx: int = 0
     rxerrs: int = 0
     rxidle: int = 0
     """Microseconds since something was received; -1 for never."""
@@ -72,13 +73,25 @@ class Snapshot(msgspec.Struct):
     msg_cnt: int = 0
     topics: dict[str, Topic] = {}
 
-    def connected(self) -> set[int]:
-        """The IDs of the brokers to which there is a connection, but for a coordinator's own."""
+    def reached(self, before: Mapping[str, int]) -> set[str]:
+        """The names of the brokers to which there is a connection, or which have answered since
+        ``before``: connections may come and go between two reports.
+
+        :param before: answers received, by the broker's name (:meth:`answers`).
+        """
         return {
-            each.nodeid
+            name
             for name, each in self.brokers.items()
-            if each.state == UP and name != COORDINATOR
+            if each.state == UP or each.rx > before.get(name, 0)
         }
+
+    def answers(self) -> dict[str, int]:
+        """How often each broker has answered, by its name."""
+        return {name: each.rx for name, each in self.brokers.items()}
+
+    def ids(self, names: Iterable[str]) -> set[int]:
+        """The IDs of brokers, but for a coordinator's own handle."""
+        return {self.brokers[name].nodeid for name in names if name != COORDINATOR}
 
     def idle(self) -> bool:
         """No broker is connected to, or tried, but perhaps through a coordinator's own handle."""
