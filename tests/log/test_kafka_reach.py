@@ -125,9 +125,9 @@ def test_a_producer_that_reaches_nobody_is_cut_off() -> None:
 def test_a_connection_that_comes_and_goes_between_reports_is_one() -> None:
     """Each reply is lost, and the driver waits before it connects again: seldom seen as up."""
     reach = Reach()
+    snapshot = report(coordinator="DOWN", one="TRY_CONNECT", two="TRY_CONNECT", waiting=1)
+    snapshot.brokers["b3:9092/bootstrap"].state = "DOWN"
     for second in range(60):
-        snapshot = report(coordinator="DOWN", one="TRY_CONNECT", two="TRY_CONNECT", waiting=1)
-        snapshot.brokers["b3:9092/bootstrap"].state = "DOWN"
         for broker in snapshot.brokers.values():
             broker.rx = 3 * second + 3
         reach.producer(snapshot, float(second))
