@@ -137,6 +137,10 @@ def test_a_connection_that_comes_and_goes_between_reports_is_one() -> None:
         reach.producer(snapshot, float(second))
         assert not reach.over(float(second))
     assert reach.over(60.0 + PATIENCE)
+    for broker in snapshot.brokers.values():
+        broker.rx = 1  # a new client's counts begin anew
+    reach.producer(snapshot, 60.0 + PATIENCE)
+    assert not reach.over(60.0 + PATIENCE)
 
 
 def test_a_driver_that_does_not_even_try_gets_less_time() -> None:

@@ -58,29 +58,34 @@ class Reach:
     def member(self, snapshot: Snapshot, parts: Collection[Key], now: float) -> None:
         """Take in a group member's report: it needs its coordinator, and the leaders of ``parts``,
         which it is to read."""
+        reached = self._reached(snapshot)
         read = {part: broker for part, broker in snapshot.read().items() if part in parts}
+        missed = self._missed(read, snapshot.ids(reached))
         # With nothing to read, no broker is tried in the best of times.
-        still = bool(read or parts) and snapshot.idle()
-        self._take(COORDINATOR in self._reached(snapshot), read, still, snapshot, now)
+        still = bool(parts) and snapshot.idle()
+        self._take(COORDINATOR in reached and not missed, still, now)
 
     def producer(self, snapshot: Snapshot, now: float) -> None:
         """Take in a producer's report: while records wait it needs a broker, and their leaders."""
         waits = bool(snapshot.msg_cnt)
-        reached = not waits or bool(snapshot.ids(self._reached(snapshot)))
-        self._take(reached, snapshot.written(), waits and snapshot.idle(), snapshot, now)
+        connected = snapshot.ids(self._reached(snapshot))
+        missed = self._missed(snapshot.written(), connected)
+        self._take((not waits or bool(connected)) and not missed, waits and snapshot.idle(), now)
 
     def _reached(self, snapshot: Snapshot) -> set[str]:
-        return snapshot.reached(self._answers)
-
-    def _take(
-        self, reached: bool, needed: Mapping[Key, int], still: bool, snapshot: Snapshot, now: float
-    ) -> None:
-        self.latest = now
-        connected = snapshot.ids(self._reached(snapshot))
+        reached = snapshot.reached(self._answers)
         self._answers = snapshot.answers()
-        missed = [part for part, broker in needed.items() if broker not in connected]
-        self.missed = missed[0] if missed else None
-        if reached and not missed:
+        return reached
+
+    def _missed(self, needed: Mapping[Key, int], connected: Collection[int]) -> bool:
+        """Note a partition whose broker is not reached; whether there is one."""
+        missing = (part for part, broker in needed.items() if broker not in connected)
+        self.missed = next(missing, None)
+        return self.missed is not None
+
+    def _take(self, reached: bool, still: bool, now: float) -> None:
+        self.latest = now
+        if reached:
             self._since = self._still = None
             self._times = 1
             return

@@ -15,7 +15,6 @@ COORDINATOR = "GroupCoordinator"
 UP = "UP"
 """The state of a broker to which there is a connection that works."""
 
-
 INIT = "INIT"
 """The state of a broker to which no connection is wanted."""
 
@@ -75,14 +74,15 @@ class Snapshot(msgspec.Struct):
 
     def reached(self, before: Mapping[str, int]) -> set[str]:
         """The names of the brokers to which there is a connection, or which have answered since
-        ``before``: connections may come and go between two reports.
+        ``before``: connections may come and go between two reports. (A count that fell is a new
+        client's, or that of a broker the driver had done away with.)
 
         :param before: answers received, by the broker's name (:meth:`answers`).
         """
         return {
             name
             for name, each in self.brokers.items()
-            if each.state == UP or each.rx > before.get(name, 0)
+            if each.state == UP or each.rx not in (0, before.get(name, 0))
         }
 
     def answers(self) -> dict[str, int]:
