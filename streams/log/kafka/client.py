@@ -69,36 +69,35 @@ class Shared(Generic[C]):
         finally:
             with self._lock:
                 made.users -= 1
-            self._bury(made)
+                last = made.retired and not made.users
+            if last:
+                bury(made.client)
 
     def retire(self, client: C) -> None:
         """Whoever comes next gets a new one."""
         with self._lock:
-            made = self._made
-            if made is None or made.client is not client:
+            if self._made is None or self._made.client is not client:
                 return
-            made.retired, self._made = True, None
-        self._bury(made)
+            idle = self._take_out()
+        if idle is not None:
+            bury(idle)
 
     def close(self) -> None:
         """Let go of the client; those who use it finish."""
         with self._lock:
             self._closed = True
-            made, self._made = self._made, None
-            if made is None:
-                return
-            made.retired = True
-            if made.users:
-                return  # the last of them buries it
-            made.users = -1
-        let_go(made.client)
+            idle = self._take_out()
+        if idle is not None:
+            let_go(idle)
 
-    def _bury(self, made: _Made[C]) -> None:
-        with self._lock:
-            if not made.retired or made.users:
-                return
-            made.users = -1
-        bury(made.client)
+    def _take_out(self) -> C | None:
+        """Nobody else gets this client (the lock is held). It is given out to be let go of, unless
+        it is in use: then its last user does that."""
+        made, self._made = self._made, None
+        if made is None:
+            return None
+        made.retired = True
+        return None if made.users else made.client
 
 
 def let_go(client: Consumer | AdminClient) -> None:
@@ -110,10 +109,6 @@ def let_go(client: Consumer | AdminClient) -> None:
             logger.debug("closing a client: %s", error)
 
 
-def bury(client: Consumer | AdminClient) -> threading.Thread:
+def bury(client: Consumer | AdminClient) -> None:
     """Let go of a client that may be broken, without waiting for it."""
-    thread = threading.Thread(
-        target=let_go, args=(client,), name="streams-kafka-close", daemon=True
-    )
-    thread.start()
-    return thread
+    threading.Thread(target=let_go, args=(client,), name="streams-kafka-close", daemon=True).start()

@@ -175,13 +175,21 @@ class Readers:
 
     def read(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""
-        consumer = self.take()
+        return KafkaReader(
+            self, self.place(self.take(), topic, partition, start), topic, partition, start, end
+        )
+
+    def place(self, consumer: Consumer, topic: str, partition: int, start: int) -> Consumer:
+        """The consumer, about to read one partition from ``start`` on.
+
+        :raises LogError: it cannot; it is closed.
+        """
         try:
             consumer.assign([TopicPartition(topic, partition, start)])
         except KafkaException as error:
             consumer.close()
             raise self._translated(error, f"reading {topic}/{partition}") from error
-        return KafkaReader(self, consumer, topic, partition, start, end)
+        return consumer
 
     def _translated(self, error: KafkaException | KafkaError, doing: str) -> Exception:
         return translate(error, doing, self._settings.scrub)
@@ -218,14 +226,14 @@ class KafkaReader:
         consumer = self._consumer
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
-        good, self._good = self._good, False
         try:
             found = self._read(consumer, limit, timeout)
-        except Unavailable:
-            if time.monotonic() > self._came + QUIET:
+        except BaseException as error:
+            self._good = False
+            if isinstance(error, Unavailable) and time.monotonic() > self._came + QUIET:
                 self._begin_anew(consumer)
             raise
-        self._good, self._came = good, time.monotonic()
+        self._came = time.monotonic()
         return found
 
     def _begin_anew(self, consumer: Consumer) -> None:
@@ -236,8 +244,8 @@ class KafkaReader:
             if min(end, self._end) <= self._next:
                 return
             fresh = self._readers.make()
-            fresh.assign([TopicPartition(self._topic, self._partition, self._next)])
-        except (LogError, KafkaException) as error:
+            fresh = self._readers.place(fresh, self._topic, self._partition, self._next)
+        except LogError as error:
             logger.debug("%s: %s", self._doing, error)
             return
         logger.warning("%s: nothing came, though there is more: beginning anew", self._doing)

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable
 
 from streams.errors import LogError
+from streams.log.kafka.partitions import Key
 
 logger = logging.getLogger("streams.kafka")
-
-Key = tuple[str, int]
 
 
 class Scout:

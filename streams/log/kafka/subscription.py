@@ -28,7 +28,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -96,7 +96,7 @@ class KafkaSubscription:
         desk: Desk,
         asking: Asking,
         readers: Readers,
-        leads: Callable[[str], Iterable[int]],
+        leads: Callable[[str], Collection[int]],
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -444,7 +444,7 @@ class KafkaSubscription:
 
     def _look_after(self, topic: str, partition: int) -> None:
         """In the scout's thread: see that a partition answers."""
-        if partition not in set(self._leads(topic)):
+        if partition not in self._leads(topic):
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._bounds(topic, partition)
 
