@@ -45,7 +45,7 @@ Lane: TypeAlias = "bytes | str | None"
 AHEAD = 2_000
 """Messages that were not looked at yet, from which on no more are needed for now. What waits for
 its turn falls out of the processor's cache, and Python's cyclic garbage collector goes through it
-again and again: with 10,000 that was a third of all time."""
+again and again: with five times as many, a message cost 7 % more CPU (on Kafka)."""
 
 
 class Burial(NamedTuple):

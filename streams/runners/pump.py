@@ -497,19 +497,17 @@ class Pump:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours, or none of them while one cannot be read."""
         alive = self._now()
-        restored, lacking = [], list[tuple[Assignment, int]]()
+        restored = []
         try:
             for assignment in assignments:
                 if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
                     self._keep_alive()
                     alive = self._now()
-                restored.append((assignment, *self._restore(assignment, lacking)))
+                restored.append((assignment, *self._restore(assignment)))
         except BaseException:
             self._forget(assignments)
             raise
         self.rebalances += 1
-        for assignment, first in lacking:
-            self._lost_messages(assignment, first)
         for assignment, progress, window in restored:
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
@@ -521,6 +519,14 @@ class Pump:
             committed = assignment.committed
             if committed is not None:
                 self._stored[id(assignment)] = (committed.position, committed.progress)
+                if committed.position < progress.position:
+                    self.losses += 1
+                    logger.error(
+                        "%s: messages of %s/%d were deleted before they were handled: committed "
+                        "position %s, the log begins at %s",
+                        self._job.name, assignment.topic, assignment.partition,
+                        self._log.show(committed.position), self._log.show(progress.position),
+                    )  # fmt: skip
             if committed is None or committed.position != progress.position:
                 self._unstarted = True
         if self._job.watch is not None:
@@ -599,25 +605,9 @@ class Pump:
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
 
-    def _lost_messages(self, assignment: Assignment, first: int) -> None:
-        committed = assignment.committed
-        position = "none" if committed is None else self._log.show(committed.position)
-        self.losses += 1
-        logger.error(
-            "%s: messages of %s/%d were deleted before they were handled: committed position %s, "
-            "the log begins at %s",
-            self._job.name, assignment.topic, assignment.partition, position,
-            self._log.show(first),
-        )  # fmt: skip
-
-    def _restore(
-        self, assignment: Assignment, lacking: list[tuple[Assignment, int]]
-    ) -> tuple[Progress, Window | None]:
-        """Where to go on, and what was settled already.
-
-        :param lacking: is told where messages were deleted before they were handled, and the first
-            that is left.
-        """
+    def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
+        """Where to go on, and what was settled already. Where messages were deleted before they
+        were handled, that is behind the committed position."""
         job, committed = self._job, assignment.committed
         topic, partition = assignment.topic, assignment.partition
         first, end = self._log.bounds(topic, partition)
@@ -637,7 +627,6 @@ class Pump:
                         job.name, topic, partition, error, self._log.show(position),
                     )  # fmt: skip
             if position < first:
-                lacking.append((assignment, first))
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
         if job.sequence is not None:
