@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +24,9 @@ from benchmarks.process import MeasureError, Worker
 from benchmarks.servers import Missing, Servers, StartError
 
 LOGS = ("kafka", "redis", "sqlite", "memory")
+MESSAGES = 400_000
+"""In the topic that most settings are measured on."""
+
 WAIT = 0.005
 """Seconds that a handler that waits takes."""
 
@@ -42,8 +45,7 @@ class Sweep:
     values: dict[str, dict[str, Any]]
     logs: tuple[str, ...] = LOGS
     query: bool = False
-    messages: int = 400_000
-    fixed: dict[str, Any] = field(default_factory=dict)
+    messages: int = MESSAGES
 
 
 def _flow(name: str, values: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -115,7 +117,7 @@ def run(sweep: Sweep, url: str, topics: dict[str, str], repeats: int) -> list[st
     with Worker() as worker:
         if fill and topic is None:
             topic = topics[url] = f"sweep-{uuid4().hex}"
-            worker.ask("fill", url=url, topic=topic, messages=SWEEPS[0].messages, keys=KEYS)
+            worker.ask("fill", url=url, topic=topic, messages=MESSAGES, keys=KEYS)
         for turn in range(repeats):
             order = list(sweep.values) if turn % 2 == 0 else list(reversed(sweep.values))
             for value in order:

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from streams import DeadLetters, Flow, Message, Retry, Streams
+from streams import DeadLetters, Flow, Message, Retry, Streams, Topic
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.kafka import reach
 from streams.log.kafka.reading import Readers
@@ -51,6 +51,17 @@ def commit(run: Run, places: dict[int, tuple[int, str]]) -> None:
     consumer.close()
 
 
+def handled(app: Streams, topic: Topic[bytes], run: Run) -> list[str]:
+    """The IDs of the messages that a processor ``work`` of the run's group is given, in order."""
+    calls: list[str] = []
+
+    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        calls.append(message.id)
+
+    return calls
+
+
 FOREIGN = [
     "", "null", "1", '{"lag": 3}', "1r", "1b!!", "1rA~", "\u00e9", "2rAAAA", "1r" + "A" * 4_000,
     "1b" + base64.urlsafe_b64encode(os.urandom(600)).decode(),
@@ -62,12 +73,7 @@ FOREIGN = [
 async def test_metadata_that_is_not_ours_costs_redelivery_at_most(run: Run, text: str) -> None:
     app = Streams(run.ground.direct)
     topic = app.topic(run.topic, bytes)
-    calls: list[str] = []
-
-    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
-    async def work(value: bytes, message: Message[bytes]) -> None:
-        calls.append(message.id)
-
+    calls = handled(app, topic, run)
     async with app.connected():
         records = [topic.record(b"x", key=f"k{n}", id=f"m{n}") for n in range(100)]
         positions = await app.publisher.publish_many(topic.name, records)
@@ -144,12 +150,7 @@ async def test_a_position_that_expired_is_reported_and_an_old_timestamp_is_kept(
 ) -> None:
     app = Streams(run.ground.direct)
     topic = app.topic(run.topic, bytes)
-    calls: list[str] = []
-
-    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
-    async def work(value: bytes, message: Message[bytes]) -> None:
-        calls.append(message.id)
-
+    calls = handled(app, topic, run)
     async with app.connected():
         old = topic.record(
             b"old", key="k", id="old", timestamp=datetime(2001, 9, 9, tzinfo=timezone.utc)
@@ -214,12 +215,7 @@ async def test_a_member_that_alone_is_cut_off_goes_on_with_a_new_client(
 ) -> None:
     app = Streams(run.ground.through)
     topic = app.topic(run.topic, bytes)
-    calls: list[str] = []
-
-    @app.processor(topic, group=run.group, flow=Flow(commit=0.1))
-    async def work(value: bytes, message: Message[bytes]) -> None:
-        calls.append(message.id)
-
+    calls = handled(app, topic, run)
     async with app:
         await topic.publish(b"x", key="k", id="before")
         await asyncio.to_thread(until, lambda: calls == ["before"], 60, "it is handled")
