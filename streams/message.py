@@ -62,6 +62,12 @@ def identity_of(headers: Headers) -> str | None:
     return identity(text(id), text(source or b""), text(redrive or b""))
 
 
+def mark_of(identity: str | None) -> str:
+    """What an identity has beside the ID; empty where that is nothing."""
+    at = -1 if identity is None else identity.find("\0")
+    return "" if identity is None or at < 0 else identity[at:]
+
+
 def text(data: bytes) -> str:
     """Bytes of the wire as str; what is not UTF-8 is kept by surrogates, never an error."""
     return data.decode("utf-8", "surrogateescape")
@@ -167,6 +173,12 @@ class Batch:
             return f"{self.topic}/{self.partition}/{self.offset(index)}"
         return found.partition("\0")[0]
 
+    def marks(self) -> list[str] | None:
+        """What the identity of each message has beside its ID (source and redrive count), empty
+        where that is nothing; None where it is so for all."""
+        marks = [mark_of(identity) for identity in self.ids]
+        return marks if any(marks) else None
+
     def release(self, index: int) -> None:
         """Let go of one settled message's bytes."""
         self.keys[index] = self.values[index] = None
@@ -175,13 +187,17 @@ class Batch:
         """The bytes of all keys and values together, and of the largest value: -1 where one of
         them is null."""
         values: list[Any] = self.values
+        keys: list[Any] = self.keys
         try:
             sizes = list(map(len, values))
             largest = max(sizes)
         except TypeError:
             sizes = [len(value) for value in values if value is not None]
             largest = -1
-        return sum(sizes) + sum(map(len, filter(None, self.keys))), largest
+        try:
+            return sum(sizes) + sum(map(len, keys)), largest
+        except TypeError:
+            return sum(sizes) + sum(map(len, filter(None, keys))), largest
 
     def nbytes(self) -> list[int]:
         """The size of each message's key and value in bytes."""

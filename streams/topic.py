@@ -64,7 +64,7 @@ class Decoder(Generic[T_co]):
         type: TypeForm[T_co],
         topic: str,
         unknown: OnUnknown,
-        identify: Callable[[Any], str] | None,
+        identify: Identify | None,
     ) -> None:
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
@@ -72,7 +72,7 @@ class Decoder(Generic[T_co]):
         self._identify = identify
 
     @property
-    def identify(self) -> Callable[[Any], str] | None:
+    def identify(self) -> Identify | None:
         """Reads the message ID from a decoded value, where the topic says it is there."""
         return self._identify
 
@@ -155,7 +155,7 @@ class Topic(Generic[T]):
         try:
             codec = codec if codec is not None else default_codec(type)
             self._bound = codec.bind(type, topic=name, role="value")
-            identify = _identifier(self._id) if self._id is not None else None
+            identify = Identify(self._id) if self._id is not None else None
             self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify)
         except BindError as error:
             raise ConfigError(f"topic {name!r}: {error}") from error
@@ -264,18 +264,21 @@ class Topic(Generic[T]):
 
     def records(self, values: Iterable[T]) -> list[Record]:
         """What would be written for many values, at a price a bulk load can pay."""
-        encode, key, name = self._bound.encode, self._key, self.name
+        key, name = self._key, self.name
         if self._id is not None or self._nullable:
             return [self.record(value) for value in values]
+        values = list(values)
+        encoded = self._bound.encode_many(values)  # first: what does not fit is asked for no key
         if key is None:
-            return [Record(encode(value), None, str(uuid7())) for value in values]
-        records = []
-        for value in values:
-            data = encode(value)  # first: only a value that fits is asked for its key
-            found = key(value)
-            at = found.encode() if type(found) is str else _key_bytes(name, found)
-            records.append(Record(data, at, str(uuid7())))
-        return records
+            return [Record(data, None, str(uuid7())) for data in encoded]
+        return [
+            Record(
+                data,
+                at.encode() if type(at := key(value)) is str else _key_bytes(name, at),
+                str(uuid7()),
+            )
+            for value, data in zip(values, encoded, strict=True)
+        ]
 
     # -- reading
 
@@ -327,14 +330,38 @@ def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], 
     return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
 
 
-def _identifier(read: Callable[[Any], Any]) -> Callable[[Any], str]:
-    def identify(value: Any) -> str:
-        found = read(value)
+class Identify:
+    """Reads the message ID from a value.
+
+    :param read: what gives the value's part that is its ID.
+    """
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __call__(self, value: Any) -> str:
+        """The ID of one value.
+
+        :raises DecodeError: it has none.
+        """
+        found = self._read(value)
         if found is None or found == "":
             raise DecodeError("the value's message ID is empty")
         return found if type(found) is str else str(found)
 
-    return identify
+    def many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each value, where all have one.
+
+        :raises Exception: one has none.
+        """
+        found = list(map(self._read, values))
+        try:
+            "".join(found)  # TypeError where one is no str
+            if all(found) and len(found) == len(values):  # StopIteration ends map()
+                return found
+        except TypeError:
+            pass
+        return [self(value) for value in values]
 
 
 def _key_bytes(topic: str, key: Any) -> bytes | None:

@@ -70,6 +70,8 @@ class Bound(NamedTuple, Generic[T]):
         ``fast`` may be used for all of it. Null values are ignored.
     :param small: a batch whose largest value has at most this many bytes, and that holds no null,
         is cleared without being asked for.
+    :param encode_batch: ``encode`` for many values, cheaper than one by one; raises what ``encode``
+        does for the first that does not fit. None: there is no cheaper way.
     :param explain: the typed error for what ``decode`` or ``fast`` raised over these bytes.
         Running out of memory is not the message's fault: a :class:`MemoryError` is raised again.
     """
@@ -82,6 +84,17 @@ class Bound(NamedTuple, Generic[T]):
     cleared: Callable[[Sequence[bytes | None]], bool] = _never
     explain: Callable[[bytes, Exception], DecodeError] = _explain
     small: int = 0
+    encode_batch: Callable[[Sequence[T]], list[bytes]] | None = None
+
+    def encode_many(self, values: Sequence[T]) -> list[bytes]:
+        """Many values to bytes, the cheapest way.
+
+        :raises EncodeError: for the first that does not fit the type.
+        """
+        if self.encode_batch is not None:
+            return self.encode_batch(values)
+        encode = self.encode
+        return [encode(value) for value in values]
 
     def decoder(self, values: Sequence[bytes | None]) -> Callable[..., T]:
         """The cheapest safe decoder for this batch: ``fast`` where it is cleared, else ``decode``.

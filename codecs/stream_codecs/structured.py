@@ -92,8 +92,10 @@ def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: 
         found, largest = present(values)
         return largest <= small or (largest <= max_size and harmless(found, max_depth))
 
+    encode, encode_batch = _encoder(format, shape, place, fast, too_much, small)
     return Bound(
-        encode=_encoder(format, shape, place, fast, too_much, small),
+        encode=encode,
+        encode_batch=encode_batch,
         decode=decode,
         content_type=format.content_type,
         fast=fast,
@@ -120,7 +122,7 @@ def _encoder(
     read: Callable[[bytes], Any],
     too_much: Callable[[bytes], str | None],
     small: int,
-) -> Callable[[Any], bytes]:
+) -> tuple[Callable[[Any], bytes], Callable[[Sequence[Any]], list[bytes]]]:
     write = format.encode
     null = format.null
     fits = compile_fits(shape, finite=null is not None)
@@ -171,7 +173,20 @@ def _encoder(
         finally:
             del error
 
-    return encode
+    def encode_batch(values: Sequence[Any]) -> list[bytes]:
+        try:
+            # Counted, and not asked for all(): StopIteration from a value would end map() early.
+            if sum(map(fits, values)) == len(values):
+                found = list(map(write, values))
+                if len(found) == len(values) and max(map(len, found), default=0) <= small:
+                    return found
+        except MemoryError:
+            raise
+        except Exception:  # noqa: S110 - which one it was is found below
+            pass
+        return [encode(value) for value in values]
+
+    return encode, encode_batch
 
 
 _as_msgpack = msgspec.msgpack.Encoder().encode

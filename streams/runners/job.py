@@ -33,6 +33,24 @@ class Undecodable:
         self.error = error
 
 
+class Identify(Protocol):
+    """Reads the message ID from a decoded value."""
+
+    def __call__(self, value: Any) -> str:
+        """The ID of one value.
+
+        :raises Exception: it has none.
+        """
+        ...
+
+    def many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each value.
+
+        :raises Exception: one has none.
+        """
+        ...
+
+
 class Decoding(Protocol):
     """How one topic's values become what the handler is declared to take."""
 
@@ -52,7 +70,7 @@ class Decoding(Protocol):
         ...
 
     @property
-    def identify(self) -> Callable[[Any], str] | None:
+    def identify(self) -> Identify | None:
         """Reads the message ID from a decoded value, where the topic says it is there."""
         ...
 

@@ -88,6 +88,32 @@ def test_a_codec_of_two_functions_is_a_codec() -> None:
     assert (error.data, str(error)) == (b"x", "cannot be decoded: ValueError")
 
 
+@pytest.mark.parametrize("codec", [Json(), MessagePack(), Json(max_size=60), Text(), Bytes()])
+def test_many_values_are_encoded_as_one_by_one(codec: Codec) -> None:
+    text, raw = isinstance(codec, Text), isinstance(codec, Bytes)
+    kind: Any = str if text else bytes if raw else Departed
+    bound: Bound[Any] = codec.bind(kind, topic="t")
+    rows: list[Any] = [Departed(f"N{n}", "UA", n) for n in range(10)]
+    values = [str(row) for row in rows] if text else [b"%d" % n for n in range(10)] if raw else rows
+    limited = isinstance(codec, Json) and codec.max_size == 60
+    assert bound.encode_many([]) == []
+    if limited:
+        with pytest.raises(EncodeError, match="60"):
+            bound.encode_many(values)
+        return
+    assert bound.encode_many(values) == [bound.encode(value) for value in values]
+
+
+@pytest.mark.parametrize("wrong", [Departed("N1", "UA", "late"), None, 7])  # type: ignore[arg-type]
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_one_value_that_does_not_fit_is_found_among_many(wrong: Any, at: int) -> None:
+    bound: Bound[Any] = Json().bind(Departed, topic="t")
+    values: list[Any] = [Departed(f"N{n}", "UA", n) for n in range(10)]
+    values[at] = wrong
+    with pytest.raises(EncodeError):
+        bound.encode_many(values)
+
+
 def test_the_codec_in_the_documentation_works() -> None:
     page = (Path(__file__).parents[2] / "docs" / "codecs.md").read_text()
     example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]

@@ -169,6 +169,29 @@ async def test_an_id_inside_the_payload(stage: Stage, concurrency: int) -> None:
     assert sorted(amounts) == list(range(10))
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_an_id_inside_the_payload_has_its_source_beside_it(
+    stage: Stage, asynchronous: bool
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Order, key="number", id="number", partitions=1)
+    amounts: list[int] = []
+
+    def plain(order: Order) -> None:
+        amounts.append(order.amount)
+
+    async def later(order: Order) -> None:
+        plain(order)
+
+    app.processor(topic, group=stage.group, flow=QUICK)(later if asynchronous else plain)
+    async with app:
+        for amount, source in enumerate(["/here", "/there", None, "/here", None, "/there"]):
+            headers = {} if source is None else {"ce_source": source}
+            await topic.publish(Order("same", amount), headers=headers)
+        await stage.committed(app)
+    assert amounts == [0, 1, 2]
+
+
 async def test_a_reset_empties_the_window(stage: Stage) -> None:
     app = stage.app()
     topic = stage.topic(app)

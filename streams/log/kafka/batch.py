@@ -17,7 +17,7 @@ from typing import Any
 
 from confluent_kafka import Message as KMessage
 
-from streams.message import ID, Batch, Headers, identity_of
+from streams.message import ID, Batch, Headers, identity_of, mark_of
 
 _value = KMessage.value
 _key = KMessage.key
@@ -57,6 +57,19 @@ class KafkaBatch(Batch):
         if self._found is None:
             self._found = identities(self._messages)
         return self._found
+
+    def marks(self) -> list[str] | None:
+        """What the identities have beside their IDs; the IDs themselves are not made for it."""
+        headers = list(map(_headers, self._messages))
+        if not any(headers):
+            return None
+        try:
+            if [name for ((name, _),) in headers].count(ID) == len(headers):
+                return None
+        except (TypeError, ValueError):
+            pass  # other headers, or none at all
+        marks = [mark_of(identity_of(each or ())) for each in headers]
+        return marks if any(marks) else None
 
     def id(self, index: int) -> str:
         """The message ID; a message without one is named by its place."""

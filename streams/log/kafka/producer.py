@@ -53,7 +53,7 @@ _position: Callable[[type[Position], tuple[str, int, int]], Position] = tuple.__
 class Append:
     """One call's records, until all of them are settled."""
 
-    __slots__ = ("_count", "_done", "_next", "_over", "results", "scrub", "topic")
+    __slots__ = ("_done", "_over", "count", "next", "results", "scrub", "topic")
 
     def __init__(
         self,
@@ -68,15 +68,16 @@ class Append:
         self.scrub = scrub
         self._done = done
         self._over = over
-        self._count = count
+        self.count = count
         # Reports come from two threads at once while one of them flushes; next() of this iterator
         # is one step, where `self.left -= 1` would be several.
-        self._next = itertools.count(1).__next__
+        self.next = itertools.count(1).__next__
+        """How many are settled, with this one."""
 
     def settle(self, index: int, result: Position | StreamsError) -> None:
         """How one record ended."""
         self.results[index] = result
-        if self._next() == self._count:
+        if self.next() == self.count:
             self.finish()
 
     def finish(self) -> None:
@@ -102,9 +103,11 @@ class Report(msgspec.Struct, gc=False):
     def __call__(self, error: KafkaError | None, message: Any) -> None:
         """The driver's delivery report."""
         append = self.append
-        if error is None:
+        if error is None:  # as in settle, without the call: there is one for each record
             place = (append.topic, message.partition(), message.offset())
-            append.settle(self.index, _position(Position, place))
+            append.results[self.index] = _position(Position, place)
+            if append.next() == append.count:
+                append.finish()
         else:
             doing = f"appending to {append.topic}"
             append.settle(self.index, translate(error, doing, append.scrub, write=True))
@@ -185,13 +188,13 @@ class Appender:
             produce = running.producer.produce
             for index, record in enumerate(records):
                 try:
-                    key, id, part = record.key, record.id, record.partition
+                    key, part = record.key, record.partition
                     if part is None:
-                        part = -1 if key is not None else place(None, id, partitions)
+                        part = -1 if key is not None else place(None, record.id, partitions)
                     try:
-                        headers: Any = [(ID, id.encode())]
+                        headers: Any = [(ID, record.id.encode())]
                     except UnicodeEncodeError:
-                        headers = [(ID, id.encode("utf-8", "surrogateescape"))]
+                        headers = [(ID, record.id.encode("utf-8", "surrogateescape"))]
                     if record.headers:
                         headers += record.headers
                     report = Report(append, index)
