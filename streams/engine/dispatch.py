@@ -129,7 +129,8 @@ class Dispatcher:
         self._owned: dict[tuple[str, int], Owned] = {}
         self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
         self._incoming: deque[Segment] = deque()
-        self._offered = 0
+        self.offered = 0
+        """Messages that were ever offered."""
         self._begun = 0
         self.segment: Segment | None = None
         """What is given out now; None between two segments."""
@@ -178,7 +179,7 @@ class Dispatcher:
     def offer(self, segment: Segment) -> None:
         """Take in a segment (any thread)."""
         self._incoming.append(segment)
-        self._offered += len(segment)
+        self.offered += len(segment)
 
     def insert(self, segment: Segment) -> None:
         """Give these messages out, each before whatever else of its key waits, alone and in order.
@@ -208,7 +209,7 @@ class Dispatcher:
     @property
     def ahead(self) -> int:
         """How many messages were offered that no segment was begun of (any thread)."""
-        return self._offered - self._begun
+        return self.offered - self._begun
 
     def wake(self, now: float) -> None:
         """Make ready what has waited long enough."""

@@ -195,13 +195,14 @@ class Segment:
         "values",
     )
 
-    def __init__(self, owner: Any, batch: Batch) -> None:
+    def __init__(self, owner: Any, batch: Batch, ids: list[str | None] | None = None) -> None:
         self.owner = owner
         """The partition's state it belongs to (:class:`~streams.engine.dispatch.Owned`)."""
         self.batch = batch
         self.keys = batch.keys
         self.values = batch.values
-        self.ids = batch.ids
+        self.ids = batch.ids if ids is None else ids
+        """Identities: the batch's own, unless those are inside the values and put here later."""
         self.decode: Callable[[Any], Any] | None = None
         """The bare decoder, where it is safe for all these values (the runner's own)."""
         self.events: list[Any] | None = None
@@ -276,9 +277,12 @@ class Progress:
         self._restored = [(start, end) for start, end in settled if end > position]
         """Settled before this assignment began, and not yet polled past."""
 
-    def add(self, owner: Any, batch: Batch) -> Segment:
-        """Take in the next batch of this partition; what is settled already is marked so."""
-        segment = Segment(owner, batch)
+    def add(self, owner: Any, batch: Batch, ids: list[str | None] | None = None) -> Segment:
+        """Take in the next batch of this partition; what is settled already is marked so.
+
+        :param ids: what stands for the identities, where they are not the batch's own.
+        """
+        segment = Segment(owner, batch, ids)
         offsets, done = batch.offsets, segment.done
         if offsets[0] < self.polled:
             # Delivered before, by a client that seeks back by itself: never a second time.
@@ -301,6 +305,8 @@ class Progress:
 
     def held(self) -> tuple[int, int]:
         """How many messages are delivered and not settled, and the bytes not yet let go of."""
+        if not self._segments:
+            return 0, 0
         self._advance()
         messages = size = 0
         for at, segment in enumerate(self._segments):

@@ -51,6 +51,8 @@ class Capabilities:
     """A missing topic is created (with one partition unless said otherwise) when declared."""
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
+    portion: int = 1_000
+    """Messages to be polled at once, at most, by the thread that handles them."""
     letters: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
     compacted: Mapping[str, str] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
 from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
 from streams.runners.joint import Joint
+from streams.runners.lead import Lead
 from streams.runners.timing import Timing
 
 logger = logging.getLogger("streams")
@@ -87,6 +88,15 @@ class Runner(ABC):
     @abstractmethod
     def kick(self) -> None:
         """There may be something to do."""
+
+    def follow(self, lead: Lead, wake: Callable[[], None]) -> None:
+        """The pump's turns may be taken in a thread of this runner's; ``wake`` ends one that
+        blocks. A runner that cannot leaves them to the pump."""
+        return
+
+    def tell(self) -> None:
+        """A thread of this runner's has the lead that it wanted."""
+        return
 
     @property
     @abstractmethod

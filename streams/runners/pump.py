@@ -1,8 +1,9 @@
-"""The pump: one thread a processor that polls its subscription, feeds the runner, and commits.
+"""The pump: polls a processor's subscription, feeds the runner, and commits, in turns.
 
-It is the only user of the subscription, so everything a driver wants from one thread (polling,
-committing, rebalance callbacks) happens here, and no handler ever runs here: the process stays in
-its group however slow its handlers are.
+It is the only user of the subscription, so everything a driver wants from one thread at a time
+(polling, committing, rebalance callbacks) happens in a turn, and no handler ever runs in one: the
+process stays in its group however slow its handlers are. Turns are taken by a thread of the pump's
+own, or by the handler's thread while that is quick (:mod:`streams.runners.lead`).
 
 Assignment: the start is resolved (and committed before anything is delivered), the settled set is
 read back from the commit, and the dedup window is rebuilt from the log itself. Revocation: nothing
@@ -25,10 +26,11 @@ from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, wit
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
-from streams.message import Batch
+from streams.message import Batch, mark_of
 from streams.runners.base import Runner
-from streams.runners.job import Job, Undecodable
+from streams.runners.job import Identify, Job, Undecodable
 from streams.runners.joint import Joint, Turns
+from streams.runners.lead import Lead
 from streams.runners.timing import Durations, Histogram
 
 logger = logging.getLogger("streams")
@@ -37,8 +39,14 @@ POLL = 0.1
 """Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""
 
 CHUNK = 1_000
-"""Messages polled at once, at most. They are looked through several times (offsets, keys, IDs,
-sizes, decoding): a thousand stay in the cache meanwhile, ten thousand cost half as much again."""
+"""Messages polled at once, at most, where another thread handles them. They are looked through
+several times (offsets, keys, IDs, sizes, decoding): a thousand stay in the cache meanwhile, ten
+thousand cost half as much again."""
+
+DECODED = 160
+"""The same where the thread that handles them polls, and all are decoded before the first of them
+is handled. What lives on meanwhile is looked through by Python's cyclic garbage collector again
+and again: with 1,000, a message cost 40 % more CPU (on Kafka)."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
@@ -117,6 +125,10 @@ class Pump:
         self._held_back: set[int] = set()
         """Assignments paused in the driver."""
         self._unstarted = False
+        ahead = any(each.identify is not None for each in job.decodings.values())
+        portion = log.capabilities.portion
+        self._portion = min(portion, DECODED) if ahead else portion
+        """Messages polled at once where the handler's thread does it."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
         self._next_commit = 0.0
@@ -132,7 +144,9 @@ class Pump:
         self.rebalances = 0
         self.losses = 0
         self.reachable = True
-        runner.dispatcher.refill = self._room.set
+        runner.dispatcher.refill = self._refill
+        self._lead = Lead(partial(self._guard, self._turn), self._may_be_led)
+        runner.follow(self._lead, self._wake)
         if job.sequence is not None:
             job.sequence.wake = self._wake
 
@@ -220,13 +234,19 @@ class Pump:
             self._subscription = self._subscribe()
             if self._subscription is not None:
                 unwatch = self._clock.watch(self._wake)
+                lead = self._lead
                 try:
-                    while not self._stopping.is_set() and self._runner.fatal is None:
-                        self._guard(self._turn)
-                    self._finish()
+                    while not self._over():
+                        if not lead.away() and lead.turn():
+                            self._runner.tell()
+                    with lead.turning:
+                        if lead.broken is not None:
+                            raise lead.broken
+                        self._finish()
                 finally:
                     unwatch()
-                    self._subscription.close()
+                    with lead.turning:
+                        self._subscription.close()
             self.fatal = self._runner.fatal
         except BaseException as error:
             self.fatal = self._runner.fatal or error
@@ -240,9 +260,21 @@ class Pump:
             self.ended.set()
             self.on_end()
 
+    def _over(self) -> bool:
+        """The processor is to end."""
+        return (
+            self._stopping.is_set()
+            or self._runner.fatal is not None
+            or self._lead.broken is not None
+        )
+
+    def _may_be_led(self) -> bool:
+        return self._subscription is not None and not (self._paused or self._over())
+
     def _wake(self) -> None:
         """Come round soon (any thread)."""
         self._room.set()
+        self._lead.call()
         if self._subscription is not None:
             self._subscription.wake()
 
@@ -296,7 +328,8 @@ class Pump:
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
             self._let_work()
-            self._polled.extend(subscription.poll(min(room, CHUNK), self._patience()))
+            chunk = self._portion if self._lead.given else CHUNK
+            self._polled.extend(subscription.poll(min(room, chunk), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
             self._polled.extend(subscription.poll(1, 0.0))
@@ -332,6 +365,11 @@ class Pump:
         if messages == 0:
             size = 0  # a single message is taken, however large
         return self._gate.room(messages, size)
+
+    def _refill(self) -> None:
+        """The runner has room (any thread)."""
+        if not self._room.is_set():
+            self._room.set()
 
     def _let_work(self) -> None:
         """Enough lies before a runner that is quick: it takes less time if it has less of it."""
@@ -373,46 +411,51 @@ class Pump:
         if found is None or not len(batch):
             return
         owned = found[1]
-        with self._marks:
-            segment = owned.progress.add(owned, batch)
-        self._gate.took(len(segment), segment.size)
         decoding = self._job.decodings[batch.topic]
-        if decoding.identify is None:
+        identify = decoding.identify
+        with self._marks:
+            segment = owned.progress.add(owned, batch, None if identify is None else [])
+        if identify is None:
             segment.decode = decoding.fast(batch.values, segment.largest)
         else:
-            self._prepare(segment, decoding.identify)
+            # Decoded ahead of time: the identity is inside the value.
+            segment.events, segment.ids, whole = self._decoded(batch, identify, segment.largest)
+            segment.holes = segment.holes or not whole  # not to be run straight
+        self._gate.took(len(segment), segment.size)
         self._runner.dispatcher.offer(segment)
 
-    def _prepare(self, segment: Segment, identify: Callable[[Any], str]) -> None:
-        """Decode ahead of time: the identity is inside the value."""
-        events, ids = self._decoded(segment.batch, identify)
-        segment.events, segment.ids = events, ids
-        if any(isinstance(event, Undecodable) for event in events):
-            segment.holes = True  # not to be run straight
-
     def _decoded(
-        self, batch: Batch, identify: Callable[[Any], str]
-    ) -> tuple[list[Any], list[str | None]]:
+        self, batch: Batch, identify: Identify, largest: int
+    ) -> tuple[list[Any], list[str | None], bool]:
+        """Values and identities of a batch, and whether all could be decoded."""
         decoding = self._job.decodings[batch.topic]
-        fast = decoding.fast(batch.values, batch.measure()[1])
+        fast = decoding.fast(batch.values, largest)
         if fast is not None:
             try:
-                events = [fast(value) for value in batch.values]
-                pairs = zip(events, batch.ids, strict=True)
-                return events, [named(identify(event), wire) for event, wire in pairs]
+                events = list(map(fast, batch.values))
+                if len(events) < len(batch):
+                    raise RuntimeError("decoding raised StopIteration, which ends map()")
+                found: list[Any] = identify.many(events)
+                marks = batch.marks()
+                if marks is not None:
+                    found = [id + mark for id, mark in zip(found, marks, strict=True)]
+                return events, found, True
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
-        events, ids = [], list[str | None]()
+        events, ids, whole = [], list[str | None](), True
         for index in range(len(batch)):
+            wire = batch.ids[index]
             try:
                 event = decoding.one(batch, index)
-                ids.append(named(identify(event), batch.ids[index]))
-                events.append(event)
+                id = identify(event) + mark_of(wire)
             except Exception as error:
                 events.append(Undecodable(error))
-                del ids[len(events) - 1 :]
-                ids.append(batch.ids[index])
-        return events, ids
+                ids.append(wire)
+                whole = False
+            else:
+                events.append(event)
+                ids.append(id)
+        return events, ids, whole
 
     # -- commits
 
@@ -667,7 +710,10 @@ class Pump:
         current: Range | None = next(ranges, None)
         try:
             while (batch := reader.read(1_000)) is not None:
-                ids = batch.ids if identify is None else self._decoded(batch, identify)[1]
+                if identify is None:
+                    ids = batch.ids
+                else:
+                    ids = self._decoded(batch, identify, batch.measure()[1])[1]
                 for offset, identity in zip(batch.offsets, ids, strict=True):
                     if identity is None:
                         continue
@@ -700,13 +746,6 @@ class Pump:
 def _place(assignment: Assignment, progress: Progress) -> Place:
     oldest = progress.oldest()  # first, as it moves the position
     return Place(assignment.topic, assignment.partition, progress.position, progress.polled, oldest)
-
-
-def named(id: str, wire: str | None) -> str:
-    """The identity of a message whose ID is in its value: source and redrive count, if any, are
-    still what its headers say."""
-    at = -1 if wire is None else wire.find("\0")
-    return id if wire is None or at < 0 else id + wire[at:]
 
 
 def names(assignments: Sequence[Assignment]) -> str:

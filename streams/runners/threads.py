@@ -13,7 +13,7 @@ line, ``overdue`` in the health) and its outcome counts when it comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import CoroutineType, GeneratorType
 from typing import Any
 
@@ -26,6 +26,7 @@ from streams.message import deliver
 from streams.runners.base import Runner, logger
 from streams.runners.job import Job, Skip
 from streams.runners.joint import Joint
+from streams.runners.lead import Lead
 
 UNSURE = 0.05
 """Seconds between looks at whether ownership was confirmed again."""
@@ -34,8 +35,12 @@ Handled = tuple[int, int, "BaseException | None"]
 """A straight run: where it stopped, before where what it stumbled over ends, and why."""
 
 
-def _same(value: Any) -> Any:
-    return value
+def _events(segment: Segment, start: int, stop: int) -> Iterable[Any]:
+    """The values of a segment that may be run straight, decoded one by one."""
+    if segment.events is not None:
+        return segment.events[start:stop]
+    values = segment.values if stop - start == len(segment) else segment.values[start:stop]
+    return map(segment.decode, values)  # type: ignore[arg-type]  # one of both is there
 
 
 def _listed(result: Any) -> Any:
@@ -57,6 +62,8 @@ class ThreadRunner(Runner):
         """Told when there may be something to do."""
         self._calm = threading.Condition(lock)
         """Told, if somebody waits, when a handler ended."""
+        self._told = 0
+        """How often there may have been something to do."""
         self._waiters = 0
         self._idle = 0
         self._halted = False
@@ -78,6 +85,17 @@ class ThreadRunner(Runner):
             and job.sequence is None
             and not (job.batch and job.filter)
         )
+        self._may_lead = (
+            job.concurrency == 1
+            and job.results is None
+            and job.late is None
+            and job.sequence is None
+        )
+        """It waits for nothing but messages, as long as nothing fails."""
+        self._lead: Lead | None = None
+        self._leading = False
+        """The one thread takes a turn of the pump's, and does not wait for notifications."""
+        self._wake_turn: Callable[[], None] = lambda: None
         self._straight: Segment | None = None
         """What is being run straight; nobody counts it before it ends."""
         self._passed = 0
@@ -119,9 +137,26 @@ class ThreadRunner(Runner):
     def enter(self, action: Callable[[], None]) -> None:
         with self._work:
             action()
-            self._work.notify()
+            self._notify()
             if self._waiters:
                 self._calm.notify_all()
+
+    def _notify(self) -> None:
+        """There may be something to do; the lock is held."""
+        self._told += 1
+        self._work.notify()
+        if self._leading:
+            self._wake_turn()
+
+    @override
+    def follow(self, lead: Lead, wake: Callable[[], None]) -> None:
+        if self._may_lead:
+            self._lead, self._wake_turn = lead, wake
+
+    @override
+    def tell(self) -> None:
+        with self._work:
+            self._notify()
 
     @override
     def kick(self) -> None:
@@ -131,6 +166,7 @@ class ThreadRunner(Runner):
 
     def _moved(self) -> None:
         with self._work:
+            self._notify()
             self._work.notify_all()
             self._calm.notify_all()
 
@@ -184,6 +220,7 @@ class ThreadRunner(Runner):
     def resume(self) -> None:
         with self._work:
             self._halted = self._closed or self.fatal is not None
+            self._notify()
             self._work.notify_all()
 
     @override
@@ -191,6 +228,7 @@ class ThreadRunner(Runner):
         self._unwatch()
         with self._work:
             self._halted = self._closed = True
+            self._notify()
             self._work.notify_all()
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
@@ -220,12 +258,20 @@ class ThreadRunner(Runner):
         self._work.acquire()
         try:
             joint = self._joint() if self._joint is not None else None
+            dispatcher = self.dispatcher
             while not self._closed:
-                if self._halted or not self._step(slot, joint):
-                    self._idle += 1
-                    self.dispatcher.refill()
+                offered, told = dispatcher.offered, self._told
+                if not self._halted and self._step(slot, joint):
+                    continue
+                if self._lead is not None and self._take_turn(self._lead):
+                    continue
+                self._idle += 1
+                dispatcher.refill()
+                # The pump tells nobody that it offered something if nobody is idle; and what was
+                # told while the lock was free, to poll, this thread did not hear.
+                if offered == dispatcher.offered and told == self._told:
                     self._work.wait(self._patience())
-                    self._idle -= 1
+                self._idle -= 1
         except BaseException as error:
             # A bug of ours, or SystemExit and the like from a handler: never silently.
             self.fatal = self.fatal or error
@@ -235,6 +281,20 @@ class ThreadRunner(Runner):
             self._busy[slot] = ()
             self._calm.notify_all()
             self._work.release()
+
+    def _take_turn(self, lead: Lead) -> bool:
+        """Poll in this thread, if it waits for nothing else."""
+        dispatcher = self.dispatcher
+        if self._halted or self.sending or dispatcher.backlog or dispatcher.due is not None:
+            lead.leave()
+            return False
+        self._leading = True
+        self._work.release()
+        try:
+            return lead.take()
+        finally:
+            self._work.acquire()
+            self._leading = False
 
     def _patience(self) -> float | None:
         """How long to wait for a notification, in real seconds; None: for ever."""
@@ -360,25 +420,19 @@ class ThreadRunner(Runner):
 
     def _run_straight(self, segment: Segment, slot: int, joint: Joint | None) -> None:
         dispatcher, job = self.dispatcher, self.job
-        values: Sequence[Any]
-        if segment.events is not None:
-            values = segment.events
-            decode: Callable[[Any], Any] = _same
-        else:
-            if segment.decode is None:
-                dispatcher.refuse(segment)
-                return
-            values, decode = segment.values, segment.decode
+        if segment.events is None and segment.decode is None:
+            dispatcher.refuse(segment)
+            return
         self._begin(slot, (segment,), self._now())
         self._straight, self._passed = segment, 0
         self._work.release()
         try:
             if job.batch is not None:
-                stop, end, error = self._batches(segment, values, decode, job.batch, joint)
+                stop, end, error = self._batches(segment, job.batch, joint)
             elif job.bare:
-                stop, end, error = self._bare(segment, values, decode)
+                stop, end, error = self._bare(segment)
             else:
-                stop, end, error = self._full(segment, values, decode, joint)
+                stop, end, error = self._full(segment, joint)
         finally:
             self._work.acquire()
             self._end(slot)
@@ -408,13 +462,13 @@ class ThreadRunner(Runner):
             else:
                 self.failed(work, error)
 
-    def _bare(self, segment: Segment, values: Sequence[Any], decode: Any) -> Handled:
+    def _bare(self, segment: Segment) -> Handled:
         """The hot loop: the handler takes the value and nothing else is asked for."""
         function, now, done = self._handler(), self._now, segment.done
         assignment = segment.owner.assignment
         index = 0
         try:
-            for event in map(decode, values):
+            for event in _events(segment, 0, len(segment)):
                 if now() >= assignment.valid_until or self._halted:
                     break
                 function(event)
@@ -424,9 +478,7 @@ class ThreadRunner(Runner):
             return index, index + 1, error
         return index, index, None
 
-    def _full(
-        self, segment: Segment, values: Sequence[Any], decode: Any, joint: Joint | None
-    ) -> Handled:
+    def _full(self, segment: Segment, joint: Joint | None) -> Handled:
         """The same with filter, message and transaction."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
         function, keep, wants_message = self._handler(), job.filter, job.wants_message
@@ -434,10 +486,9 @@ class ThreadRunner(Runner):
         index = 0
         failure: BaseException | None = None
         try:
-            for value in values:
+            for event in _events(segment, 0, len(segment)):
                 if now() >= assignment.valid_until or self._halted:
                     break
-                event = decode(value)
                 if keep is not None and not keep(event):
                     self._passed += 1
                 elif not wants_message:
@@ -458,26 +509,21 @@ class ThreadRunner(Runner):
                 joint.rollback()
         return index, index, None
 
-    def _batches(
-        self,
-        segment: Segment,
-        values: Sequence[Any],
-        decode: Any,
-        size: int,
-        joint: Joint | None,
-    ) -> Handled:
+    def _batches(self, segment: Segment, size: int, joint: Joint | None) -> Handled:
         """The same for a batch handler."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
         function, wants_message = self._handler(), job.wants_message
         assignment = segment.owner.assignment
-        index, count = 0, len(values)
+        index, count = 0, len(segment)
         end = 0
         try:
             while index < count:
                 if now() >= assignment.valid_until or self._halted:
                     break
                 end = min(count, index + size)
-                events = list(map(decode, values[index:end]))
+                events = list(_events(segment, index, end))
+                if len(events) < end - index:
+                    raise RuntimeError("decoding raised StopIteration, which ends map()")
                 if wants_message:
                     messages = [
                         deliver(event, batch, at, 1, joint)

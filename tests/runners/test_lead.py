@@ -1,0 +1,217 @@
+"""Who polls: the handler's thread while it is quick, the pump's own where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from streams import Retry, Streams
+from streams.errors import Fatal, ProcessorDied, Unavailable
+from streams.log.memory.log import MemoryLog
+from streams.runners.lead import Lead
+from tests.runners.support import QUICK, until
+
+
+class Looked:
+    """An app on a log in memory, and which threads poll and commit there."""
+
+    def __init__(self) -> None:
+        self.app = Streams(f"memory://{uuid4().hex}")
+        self.topic = self.app.topic("numbers", int)
+        self.points: list[tuple[str, str]] = []
+        """What was done, and in which thread."""
+        self.raises: BaseException | None = None
+        """What the next poll in a handler's thread raises."""
+
+    def look(self) -> None:
+        """From now on."""
+        assert isinstance(self.app.log, MemoryLog)
+        self.app.log.fault(self._strike)
+
+    def _strike(self, point: str, subject: str) -> None:
+        thread = threading.current_thread().name
+        self.points.append((point, thread))
+        if point == "poll" and thread.endswith("-0") and self.raises is not None:
+            error, self.raises = self.raises, None
+            raise error
+
+    def since(self, at: int, point: str, thread: str) -> bool:
+        """Whether it was done in a thread whose name ends like this."""
+        return any(each == point and name.endswith(thread) for each, name in self.points[at:])
+
+    def polls(self, thread: str) -> Callable[[], bool]:
+        """Whether it polls from now on."""
+        at = len(self.points)
+        return lambda: self.since(at, "poll", thread)
+
+
+def _longer(handled: list[tuple[int, str]], number: int) -> bool:
+    return len(handled) > number
+
+
+def _tried(calls: list[int], value: int) -> bool:
+    return calls.count(value) == 3
+
+
+@pytest.fixture
+def looked() -> Looked:
+    return Looked()
+
+
+async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
+    handled: list[tuple[int, str]] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None:
+        handled.append((value, threading.current_thread().name))
+
+    async with looked.app:
+        looked.look()
+        await until(looked.polls("-0"), "the handler's thread never polled")
+        at = len(looked.points)
+        for number in range(20):
+            await looked.topic.publish(number)
+            await until(partial(_longer, handled, number))
+        polled = {name for point, name in looked.points[at:] if point == "poll"}
+        assert polled == {handled[0][1]}, "another thread polled as well"
+    assert [value for value, _ in handled] == list(range(20))
+
+
+async def test_the_pump_polls_and_commits_while_a_handler_is_slow(looked: Looked) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    handled: list[int] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None:
+        if value == 1:
+            begun.set()
+            assert go_on.wait(30)
+        handled.append(value)
+
+    async with looked.app:
+        looked.look()
+        await until(looked.polls("-0"))
+        await looked.topic.publish_many([0, 1, 2])
+        await until(begun.is_set)
+        at = len(looked.points)
+        await until(lambda: looked.since(at, "poll", "-pump"), "nobody polls")
+        await until(lambda: looked.since(at, "commit.before", "-pump"), "0 is not committed")
+        assert handled == [0]
+        go_on.set()
+        await until(lambda: handled == [0, 1, 2])
+        await until(looked.polls("-0"), "the lead never came back")
+
+
+async def test_a_message_that_is_to_be_tried_again_is_tried_in_time(looked: Looked) -> None:
+    calls: list[int] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK, retry=Retry(delay=0.01))
+    def handle(value: int) -> None:
+        calls.append(value)
+        if calls.count(value) < 3:
+            raise ValueError(value)
+
+    async with looked.app:
+        looked.look()
+        for number in range(5):
+            await until(looked.polls("-0"))
+            await looked.topic.publish(number)
+            await until(partial(_tried, calls, number))
+    assert sorted(calls) == sorted([*range(5)] * 3)
+
+
+async def test_an_outage_in_the_handlers_thread_is_waited_out(looked: Looked) -> None:
+    handled: list[int] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None:
+        handled.append(value)
+
+    async with looked.app:
+        looked.look()
+        await until(looked.polls("-0"))
+        looked.raises = Unavailable("the log is away for a moment")
+        await until(lambda: looked.raises is None)
+        await looked.topic.publish(1)
+        await until(lambda: handled == [1])
+
+
+async def test_what_ends_a_turn_in_the_handlers_thread_ends_the_processor(looked: Looked) -> None:
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None: ...
+
+    with pytest.raises(ProcessorDied, match="given up for good"):
+        async with looked.app:
+            looked.look()
+            await until(looked.polls("-0"))
+            looked.raises = Fatal("given up for good")
+            await asyncio.Event().wait()
+
+
+async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Looked) -> None:
+    handled: list[int] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None:
+        handled.append(value)
+
+    async with looked.app:
+        looked.look()
+        for number in range(3):
+            await until(looked.polls("-0"))
+            handle.pause()
+            await looked.topic.publish(number)
+            await until(looked.polls("-pump"), "nobody keeps the membership alive")
+            assert number not in handled
+            handle.resume()
+            await until(partial(handled.__contains__, number))
+
+
+def test_a_runner_that_wants_the_lead_gets_it_after_the_pumps_turn() -> None:
+    taken: list[str] = []
+    lead = Lead(lambda: taken.append(threading.current_thread().name), lambda: True)
+    with lead.turning:  # the pump's turn goes on
+        assert not lead.take()
+    assert not lead.given
+    assert lead.turn(), "nobody is told"
+    assert lead.given
+    assert lead.take()
+    assert not lead.turn(), "it waits for nothing, and is told all the same"
+    assert len(taken) == 3
+
+
+def test_the_lead_comes_back_where_the_runner_stays_away() -> None:
+    lead = Lead(lambda: None, lambda: True)
+    assert not lead.away()
+    assert lead.take()
+    lead.call()
+    assert lead.take()
+    assert lead.away(), "it took a turn meanwhile"
+    while lead.away():  # until one look finds no turn since the last
+        pass
+    assert not lead.given
+
+
+def test_a_runner_that_may_not_lead_does_not_have_the_lead() -> None:
+    allowed = True
+    lead = Lead(lambda: None, lambda: allowed)
+    assert lead.take()
+    allowed = False
+    assert not lead.take()
+    assert not lead.given
+
+
+def test_what_a_turn_raises_is_kept_for_the_pump() -> None:
+    def turn() -> None:
+        raise Fatal("over")
+
+    lead = Lead(turn, lambda: True)
+    assert not lead.take()
+    assert isinstance(lead.broken, Fatal)
+    assert not lead.given
+    assert not lead.turning.locked()
