@@ -22,7 +22,7 @@ from confluent_kafka.cimpl import NewTopic
 from benchmarks import baseline
 from benchmarks.counting import Counter
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, message_id, order, ping
-from benchmarks.ours import Answer, Arrivals, concurrently
+from benchmarks.ours import Answer, Arrivals, concurrently, paced
 from benchmarks.process import Worker
 from streams.app import loop_factory
 
@@ -128,7 +128,7 @@ def kafka_pace(url: str, topic: str, messages: int, rate: int) -> Answer:
         producer.produce(topic, encode(event), event.customer.encode())
         producer.poll(0)
 
-    _pace(send, messages, rate)
+    paced(send, messages, rate)
     producer.flush()
     return {}
 
@@ -146,15 +146,6 @@ def kafka_idle(url: str, seconds: float) -> Answer:
     used = (time.process_time() - cpu) / (time.perf_counter() - began) * 100
     consumer.close()
     return {"percent": used}
-
-
-def _pace(send: Callable[[int], None], messages: int, rate: int) -> None:
-    begin = time.monotonic() + 0.1
-    for number in range(messages):
-        left = begin + number / rate - time.monotonic()
-        if left > 0:
-            time.sleep(left)
-        send(number)
 
 
 # -- Redis ----------------------------------------------------------------------------------------
@@ -246,7 +237,7 @@ def redis_pace(url: str, topic: str, messages: int, rate: int) -> Answer:
             fields: Any = {"value": encode(event), "key": event.customer}
             client.xadd(streams[number % PARTITIONS], fields)
 
-        _pace(send, messages, rate)
+        paced(send, messages, rate)
     return {}
 
 

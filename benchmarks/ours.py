@@ -257,6 +257,16 @@ async def concurrently(
     return share * tasks / (time.perf_counter() - began)
 
 
+def paced(send: Callable[[int], None], messages: int, rate: int) -> None:
+    """Call ``send`` with 0 to ``messages``, ``rate`` times a second."""
+    begin = time.monotonic() + 0.1
+    for number in range(messages):
+        left = begin + number / rate - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+        send(number)
+
+
 # -- latency --------------------------------------------------------------------------------------
 
 
@@ -323,18 +333,22 @@ def pace(url: str, topic: str, messages: int, rate: int) -> Answer:
     async def main() -> None:
         async with app.connected():
             running: set[asyncio.Task[Any]] = set()
+            loop = asyncio.get_running_loop()
 
             async def one(number: int) -> None:
                 await pings.publish(ping(time.monotonic_ns(), number))
 
-            begin = time.monotonic() + 0.1
-            for number in range(messages):
-                due = begin + number / rate
-                while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110
-                    await asyncio.sleep(left)
-                task = asyncio.create_task(one(number))
+            def begin(number: int) -> None:
+                task = loop.create_task(one(number))
                 running.add(task)
                 task.add_done_callback(running.discard)
+
+            def begin_soon(number: int) -> None:
+                loop.call_soon_threadsafe(begin, number)
+
+            # By a thread: a loop's timers are too coarse for it (uvloop's have whole milliseconds).
+            await asyncio.to_thread(paced, begin_soon, messages, rate)
+            await asyncio.sleep(0)
             await asyncio.gather(*running)
 
     run(main)

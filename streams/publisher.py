@@ -274,9 +274,10 @@ class Publisher:
     def _answer(self, orders: Sequence[_Order], answers: Answers) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Order, Answers]]] = {}
         at = 0
+        failed = _failed(answers)
         with self._changed:
             self._unanswered -= len(orders)
-            self.published += sum(isinstance(answer, Position) for answer in answers)
+            self.published += len(answers) - failed
         for order in orders:
             end = at + len(order.records)
             part, at = answers[at:end], end
@@ -330,11 +331,18 @@ def _resolve(answered: Sequence[tuple[_Order, Answers]]) -> None:
         future = order.future
         if future is None or future.done():
             continue
-        failure = next((each for each in answers if isinstance(each, BaseException)), None)
-        if failure is not None:
+        failed = _failed(answers)
+        if failed:
+            failure = next(each for each in answers if isinstance(each, BaseException))
             if not order.single:
-                failed = sum(isinstance(each, BaseException) for each in answers)
                 failure.add_note(f"{failed} of {len(answers)} records were not acknowledged")
             future.set_exception(failure)
         else:
             future.set_result(answers[0] if order.single else list(answers))
+
+
+def _failed(answers: Answers) -> int:
+    """How many records were not acknowledged."""
+    if set(map(type, answers)) == {Position}:  # as good as always, and at C speed
+        return 0
+    return sum(isinstance(answer, BaseException) for answer in answers)
