@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,21 @@ def _monitored(app: Streams, place: tuple[str, int] | None) -> Iterator[None]:
         host = f"[{server.host}]" if ":" in server.host else server.host
         logger.info("metrics and health on http://%s:%d", host, server.port)
         yield
+
+
+RARELY = 20_000
+"""Objects that may come into being until Python looks for unreachable cycles among them."""
+
+
+def _collect_rarely() -> None:
+    """Let most messages die before the cyclic garbage collector looks at them.
+
+    With Python's own 700 it goes through everything that is under way again and again: a quarter
+    of the CPU time with a thousand async handlers at once. The app may set it otherwise.
+    """
+    first, *others = gc.get_threshold()
+    if first:  # 0: somebody turned it off
+        gc.set_threshold(max(first, RARELY), *others)
 
 
 class Level(StrEnum):
@@ -95,7 +111,9 @@ def run(
         level_name = log_level and log_level.value
         raise typer.Exit(supervise(target, workers, url, level_name, place_of_http))
     place = None if worker is None else Worker(worker)
+    _collect_rarely()
     app = load(target, url)
+    gc.freeze()  # what was imported stays, and is not looked at again
     set_up(level)
     if place is not None:
         place.loaded(target, app)

@@ -65,6 +65,37 @@ def test_it_says_what_runs_and_handles_it(shell: Shell) -> None:
         assert sum(place.position for place in places.values()) == 5
 
 
+COLLECTED = """
+import gc
+
+from streams import Streams
+
+{set}
+app = Streams("sqlite:///shop.db")
+
+
+@app.processor(app.topic("slow", int), group="slow")
+def look(value):
+    with open("seen.txt", "w") as file:
+        file.write(f"{gc.get_threshold()[0]} {gc.get_freeze_count() > 10_000}\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("set", "threshold"), [("", 20_000), ("gc.set_threshold(999)", 999), ("gc.disable()", 20_000)]
+)
+def test_cycles_are_looked_for_rarely_unless_the_app_says_otherwise(
+    shell: Shell, set: str, threshold: int
+) -> None:
+    shell.write("look.py", COLLECTED.replace("{set}", set))
+    publish(shell, "slow")
+    with shell.start("run", "look:app") as process:
+        eventually(lambda: shell.read("seen.txt"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert shell.read("seen.txt") == [f"{threshold} True"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
 def test_the_first_signal_lets_handlers_finish(shell: Shell, number: signal.Signals) -> None:
     shell.write("slow.py", SLOW)
