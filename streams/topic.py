@@ -64,7 +64,7 @@ class Decoder(Generic[T_co]):
         type: TypeForm[T_co],
         topic: str,
         unknown: OnUnknown,
-        identify: Identify | None,
+        identify: Identifier | None,
     ) -> None:
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
@@ -72,7 +72,7 @@ class Decoder(Generic[T_co]):
         self._identify = identify
 
     @property
-    def identify(self) -> Identify | None:
+    def identify(self) -> Identifier | None:
         """Reads the message ID from a decoded value, where the topic says it is there."""
         return self._identify
 
@@ -155,7 +155,7 @@ class Topic(Generic[T]):
         try:
             codec = codec if codec is not None else default_codec(type)
             self._bound = codec.bind(type, topic=name, role="value")
-            identify = Identify(self._id) if self._id is not None else None
+            identify = Identifier(self._id) if self._id is not None else None
             self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify)
         except BindError as error:
             raise ConfigError(f"topic {name!r}: {error}") from error
@@ -330,8 +330,8 @@ def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], 
     return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
 
 
-class Identify:
-    """Reads the message ID from a value.
+class Identifier:
+    """Reads the message ID from a value (``runners.job.Identify``).
 
     :param read: what gives the value's part that is its ID.
     """
@@ -355,12 +355,8 @@ class Identify:
         :raises Exception: one has none.
         """
         found = list(map(self._read, values))
-        try:
-            "".join(found)  # TypeError where one is no str
-            if all(found) and len(found) == len(values):  # StopIteration ends map()
-                return found
-        except TypeError:
-            pass
+        if set(map(type, found)) == {str} and all(found) and len(found) == len(values):
+            return found
         return [self(value) for value in values]
 
 

@@ -193,7 +193,7 @@ class Listener(Protocol):
 
 
 class Subscription(Protocol):
-    """A member of a group, reading the partitions it owns. Used by one thread."""
+    """A member of a group, reading the partitions it owns. Used by one thread at a time."""
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages, at most ``limit``, without those of paused assignments.
@@ -226,7 +226,7 @@ class Subscription(Protocol):
     def keep_alive(self) -> None:
         """Stay a member without polling: renew what expires, deliver and rebalance nothing.
 
-        Called (by the polling thread, also from inside the listener) about once a
+        Called (by the thread whose turn it is, also from inside the listener) about once a
         second while handlers are being waited for.
         """
         ...

@@ -32,7 +32,7 @@ LOOK = 0.005
 
 
 class RangeFeed:
-    """The subscription. Polled by one thread.
+    """The subscription. Polled by one thread at a time.
 
     :param key: give out messages of this key only.
     :param exact: merge partitions message by message.

@@ -101,8 +101,6 @@ class LoopRunner(Runner):
             job.filter is None
             and job.results is None
             and job.timeout is None
-            and job.late is None
-            and job.sequence is None
             and self._joint is None
         )
         self._busy: list[Segment | Sequence[Segment] | None] = [None] * job.concurrency
@@ -356,6 +354,7 @@ class LoopRunner(Runner):
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
         function, wants_message = job.function, job.wants_message
         take, done, parked = dispatcher.take, dispatcher.done, self._parked
+        asks = job.late is not None or job.sequence is not None
         until = 0.0
         while True:
             moment = now()
@@ -377,7 +376,7 @@ class LoopRunner(Runner):
                 if dispatcher.segment is None:
                     segment = dispatcher.straight(moment)
                     if segment is not None:
-                        if segment.decode is None:
+                        if segment.decode is None or (asks and not self.clear(segment)):
                             dispatcher.refuse(segment)
                         else:
                             await self._run_straight(slot, segment)
@@ -390,7 +389,7 @@ class LoopRunner(Runner):
                 self._wake_one()
             segment, index = work[0], work[1]
             decode = segment.decode
-            if decode is None or work[6] is not None:
+            if decode is None or work[6] is not None or (asks and not self.clear(segment)):
                 event = self._event(work)
                 if event is _SETTLED:
                     continue
@@ -404,7 +403,8 @@ class LoopRunner(Runner):
             busy[slot] = segment
             try:
                 if wants_message:
-                    await function(event, deliver(event, segment.batch, index, work[4]))
+                    attempt = self.attempt(work) if asks else work[4]
+                    await function(event, deliver(event, segment.batch, index, attempt))
                 else:
                     await function(event)
             except Exception as error:
@@ -414,7 +414,10 @@ class LoopRunner(Runner):
                 self._cancelled(slot, [work])
             else:
                 busy[slot] = None
-                done(work)
+                if asks:
+                    self.settle(work)
+                else:
+                    done(work)
                 if self._reason[slot] is not None:
                     self._forgive(slot)
             if self._waiters:

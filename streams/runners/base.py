@@ -79,7 +79,7 @@ class Runner(ABC):
         self.timing: Timing | None = None
         """Takes the time of handlers' calls, where somebody asked for it."""
 
-    # -- what the pump calls, from its thread
+    # -- what the pump calls, in its turns
 
     @abstractmethod
     def enter(self, action: Callable[[], None]) -> None:
@@ -95,7 +95,7 @@ class Runner(ABC):
         return
 
     def tell(self) -> None:
-        """A thread of this runner's has the lead that it wanted."""
+        """Tell the thread that wanted the lead that it has it."""
         return
 
     @property
@@ -164,6 +164,14 @@ class Runner(ABC):
         self.call(revoke)
 
     # -- one message
+
+    def clear(self, segment: Segment) -> bool:
+        """Nothing is kept of any of these messages that would have to be asked for, before one of
+        them fails."""
+        late, sequence = self.job.late, self.job.sequence
+        return (late is None or late.clear(segment.batch)) and (
+            sequence is None or sequence.clear(segment)
+        )
 
     def decode(self, segment: Segment, index: int) -> Any:
         """The value to be handled.

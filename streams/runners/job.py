@@ -113,6 +113,10 @@ class Late(Protocol):
         """The message waits elsewhere, as a former owner of its partition noted."""
         ...
 
+    def clear(self, batch: Batch) -> bool:
+        """None of these messages waits elsewhere or failed before, so nobody need ask."""
+        ...
+
 
 class Parking(NamedTuple):
     """A message that is not to be handled now."""
@@ -174,6 +178,11 @@ class KeyOrder(Protocol):
 
     def closed(self, work: Work) -> bool:
         """:meth:`parking` has something to say of the message."""
+        ...
+
+    def clear(self, segment: Segment) -> bool:
+        """No key of the partition is closed, so of none of these messages need be asked, before
+        one of them has failed."""
         ...
 
     def back(self, work: Work) -> bool:

@@ -3,7 +3,7 @@
 Two threads that wait for each other after every batch cost a third of the throughput on Kafka, and
 half a millisecond of latency. So a handler's thread that has nothing to do takes the *lead*: it
 polls, and handles what came without handing it over. The pump's own thread looks every
-:data:`LULL` whether the other still comes round, and where a handler is slow it takes the lead
+:data:`AWAY` whether the other still comes round, and where a handler is slow it takes the lead
 back: then it polls ahead, commits and keeps the membership alive while the handler runs.
 (The pattern is Leader/Followers: Schmidt, Stal, Rohnert, Buschmann, *Pattern-Oriented Software
 Architecture*, volume 2.)
@@ -16,8 +16,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-LULL = 0.05
+AWAY = 0.05
 """Real seconds without a turn of the handler's thread after which the pump's takes the lead."""
+
+WAITING = 0.25
+"""Real seconds until the pump's thread looks again while the handler's waits in a turn."""
 
 
 class Lead:
@@ -43,7 +46,7 @@ class Lead:
         self._called = threading.Event()
         """The pump's own thread is needed at once."""
         self.broken: BaseException | None = None
-        """What ended a turn in the handler's thread."""
+        """What ended a turn, and with it the processor."""
 
     # -- the pump's own thread
 
@@ -51,7 +54,7 @@ class Lead:
         """Whether the handler's thread leads. If so, some time has passed."""
         if not self.given:
             return False
-        self._called.wait(LULL)
+        self._called.wait(WAITING if self.turning.locked() else AWAY)
         self._called.clear()
         seen, self._seen = self._seen, self._turns
         if self.given and (self._seen != seen or self.turning.locked()):
@@ -64,10 +67,16 @@ class Lead:
         from now on: tell it."""
         with self.turning:
             self.given = False
-            self._turn()
+            try:
+                self._turn()
+            except BaseException as error:
+                self.broken = self.broken or error  # nobody takes another turn
+                raise
         if not self._wanted:
             return False
         self._wanted = False
+        self._called.clear()
+        self._seen = self._turns
         self.given = True
         return True
 
@@ -81,16 +90,17 @@ class Lead:
         """A turn in this thread, which has nothing else to do. False: it was none, the lead comes
         later or not at all."""
         if not self.turning.acquire(blocking=False):
-            self._wanted = not self.given
+            self._wanted = True
             return False
         try:
+            self._wanted = False
             self.given = self._may()
             if not self.given:
                 return False
             self._turns += 1
             self._turn()
         except BaseException as error:
-            self.broken = error
+            self.broken = self.broken or error
             self.given = False
             self._called.set()
             return False

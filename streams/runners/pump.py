@@ -20,6 +20,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from streams.clock import SYSTEM
 from streams.engine.dispatch import AHEAD, Owned, Work
 from streams.engine.flow import Gate
 from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
@@ -127,11 +128,15 @@ class Pump:
         self._unstarted = False
         ahead = any(each.identify is not None for each in job.decodings.values())
         portion = log.capabilities.portion
-        self._portion = min(portion, DECODED) if ahead else portion
+        portion = min(portion, DECODED) if ahead else portion
+        self._portion = max(portion, min(job.batch or 0, CHUNK))
         """Messages polled at once where the handler's thread does it."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
         self._next_commit = 0.0
+        self._rest = 0.0
+        """Real seconds to wait before the next turn, after one that failed: not at its end, as what
+        it polled may be handled meanwhile."""
         self._thread = threading.Thread(
             target=self._main, name=f"streams-{job.name}-pump", daemon=True
         )
@@ -146,7 +151,9 @@ class Pump:
         self.reachable = True
         runner.dispatcher.refill = self._refill
         self._lead = Lead(partial(self._guard, self._turn), self._may_be_led)
-        runner.follow(self._lead, self._wake)
+        if job.clock is SYSTEM:
+            # A clock that is moved by hand robs a member of its lease while nobody polls.
+            runner.follow(self._lead, self._wake)
         if job.sequence is not None:
             job.sequence.wake = self._wake
 
@@ -287,34 +294,39 @@ class Pump:
                     job.group, job.topics, self, flow=job.flow, window=job.dedup.window
                 )
             except Unavailable as error:
-                self._unreachable(error, pause)
+                self._unreachable(error)
+                self._stopping.wait(pause)
                 pause = min(5.0, pause * 2)
         return None
 
     def _guard(self, turn: Callable[[], None]) -> None:
         """An outage is waited out, and said; anything worse ends the processor."""
+        rest, self._rest = self._rest, 0.0
+        if rest:
+            self._stopping.wait(rest)
         try:
             turn()
         except (Fatal, NotFound, Mismatch):
             raise
         except Unavailable as error:
-            self._unreachable(error, 0.5)
+            self._rest = 0.5
+            self._unreachable(error)
         except LogError as error:
-            self._unreachable(error, 2.0)
+            self._rest = 2.0
+            self._unreachable(error)
         else:
             if not self.reachable:
                 logger.warning("%s: the log answers again", self._job.name)
                 self.reachable = True
 
-    def _unreachable(self, error: BaseException, pause: float) -> None:
+    def _unreachable(self, error: BaseException) -> None:
         if self.reachable:
             logger.warning("%s: waiting for the log: %s", self._job.name, error)
         self.reachable = False
-        self._stopping.wait(pause)
 
     def _turn(self) -> None:
         subscription = self._subscription
-        if subscription is None:
+        if subscription is None or self._over():  # it may have waited for its turn, or rested
             return
         room = self._take_stock()
         if room <= 0 or self._paused:
@@ -420,7 +432,8 @@ class Pump:
         else:
             # Decoded ahead of time: the identity is inside the value.
             segment.events, segment.ids, whole = self._decoded(batch, identify, segment.largest)
-            segment.holes = segment.holes or not whole  # not to be run straight
+            if not whole:
+                segment.holes = True  # what could not be decoded is looked at one by one
         self._gate.took(len(segment), segment.size)
         self._runner.dispatcher.offer(segment)
 

@@ -1,4 +1,4 @@
-"""Plain handlers, in worker threads: never on the event loop, never in the thread that polls.
+"""Plain handlers, in worker threads: never on the event loop, never inside a turn of the pump.
 
 ``concurrency`` threads share one dispatcher under one lock, which is held only between handlers.
 With one thread, nothing failing and nothing recurring, a whole segment is run *straight*: a loop
@@ -81,16 +81,9 @@ class ThreadRunner(Runner):
             job.concurrency == 1
             and job.results is None
             and job.timeout is None
-            and job.late is None
-            and job.sequence is None
             and not (job.batch and job.filter)
         )
-        self._may_lead = (
-            job.concurrency == 1
-            and job.results is None
-            and job.late is None
-            and job.sequence is None
-        )
+        self._may_lead = job.concurrency == 1 and job.results is None and job.sequence is None
         """It waits for nothing but messages, as long as nothing fails."""
         self._lead: Lead | None = None
         self._leading = False
@@ -420,7 +413,7 @@ class ThreadRunner(Runner):
 
     def _run_straight(self, segment: Segment, slot: int, joint: Joint | None) -> None:
         dispatcher, job = self.dispatcher, self.job
-        if segment.events is None and segment.decode is None:
+        if (segment.events is None and segment.decode is None) or not self.clear(segment):
             dispatcher.refuse(segment)
             return
         self._begin(slot, (segment,), self._now())

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from uuid import uuid4
 
+import msgspec
 import pytest
 
-from streams import Retry, Streams
+from streams import Flow, Retry, Streams
 from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.runners.lead import Lead
+from streams.testing import Clock
 from tests.runners.support import QUICK, until
 
 
@@ -27,6 +29,7 @@ class Looked:
         """What was done, and in which thread."""
         self.raises: BaseException | None = None
         """What the next poll in a handler's thread raises."""
+        self.commits_fail = False
 
     def look(self) -> None:
         """From now on."""
@@ -36,6 +39,8 @@ class Looked:
     def _strike(self, point: str, subject: str) -> None:
         thread = threading.current_thread().name
         self.points.append((point, thread))
+        if point == "commit.before" and self.commits_fail:
+            raise Unavailable("no commit for now")
         if point == "poll" and thread.endswith("-0") and self.raises is not None:
             error, self.raises = self.raises, None
             raise error
@@ -139,6 +144,99 @@ async def test_an_outage_in_the_handlers_thread_is_waited_out(looked: Looked) ->
         await until(lambda: looked.raises is None)
         await looked.topic.publish(1)
         await until(lambda: handled == [1])
+
+
+async def test_what_was_polled_is_handled_at_once_though_the_commit_fails(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause after a turn that failed is not at its end, before what it polled is handled."""
+    handled: list[int] = []
+
+    @looked.app.processor(looked.topic, group="g", flow=Flow(commit=0.001, drain=5))
+    def handle(value: int) -> None:
+        looked.points.append(("handled", ""))
+        handled.append(value)
+
+    async with looked.app:
+        looked.look()
+        await until(looked.polls("-0"))
+        pump = handle._pump
+        assert pump is not None
+
+        def rest(seconds: float | None = None) -> bool:
+            looked.points.append(("rest", ""))
+            return threading.Event().wait(0.02)
+
+        monkeypatch.setattr(pump._stopping, "wait", rest)
+        looked.commits_fail = True
+        for number in range(5):
+            await looked.topic.publish(number)
+            await until(partial(handled.__contains__, number))
+            at = len(looked.points)
+            await until(partial(looked.since, at, "rest", ""), "no commit failed")
+        looked.commits_fail = False
+    points = [point for point, _ in looked.points]
+    assert "rest" in points
+    for at, point in enumerate(points):
+        if point == "handled":
+            polled = max(index for index in range(at) if points[index] == "poll")
+            assert "rest" not in points[polled:at]
+
+
+async def test_a_batch_handler_is_given_full_batches() -> None:
+    class Order(msgspec.Struct):
+        number: str
+
+    app = Streams(f"memory://{uuid4().hex}")
+    topic = app.topic("orders", Order, id="number")
+    sizes: list[int] = []
+
+    @app.processor(topic, group="g", batch=500)
+    def handle(orders: list[Order]) -> None:
+        sizes.append(len(orders))
+
+    handle.pause()
+    async with app:
+        await topic.publish_many([Order(str(number)) for number in range(5_000)])
+        handle.resume()
+        await until(lambda: sum(sizes) == 5_000)
+    assert sizes.count(500) >= 9, sizes
+
+
+async def test_a_stop_does_not_poll_again(looked: Looked) -> None:
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None: ...
+
+    async with looked.app:
+        looked.look()
+        await until(looked.polls("-0"))
+        pump = handle._pump
+        assert pump is not None
+        with pump._lead.turning:  # in the turn of another thread
+            at = len(looked.points)
+            pump.stop()
+            pump._lead.given = False
+    assert not looked.since(at, "poll", "-pump")
+
+
+async def test_a_clock_that_is_moved_by_hand_robs_no_member_of_its_lease() -> None:
+    clock, looked = Clock(), Looked()
+    looked.app.clock = clock
+    begun, go_on = threading.Event(), threading.Event()
+
+    @looked.app.processor(looked.topic, group="g", flow=QUICK)
+    def handle(value: int) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    async with looked.app:
+        looked.look()
+        await looked.topic.publish(1)
+        await until(begun.is_set)
+        clock.advance(120)
+        go_on.set()
+        await until(lambda: looked.app.stats().processors["handle"].handled == 1)
+        assert all(name.endswith("-pump") for point, name in looked.points if point == "poll")
 
 
 async def test_what_ends_a_turn_in_the_handlers_thread_ends_the_processor(looked: Looked) -> None:

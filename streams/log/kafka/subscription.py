@@ -1,4 +1,4 @@
-"""A member of a Kafka group: one consumer, used by the one thread that polls it.
+"""A member of a Kafka group: one consumer, used by one thread at a time.
 
 Theory of operation. The driver fetches and heartbeats in threads of its own; its callbacks run
 inside ``consume`` and ``close``. Three things are arranged so that nothing is skipped:

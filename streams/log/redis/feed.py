@@ -81,7 +81,7 @@ class Waiter:
 
 
 class Feed:
-    """One connection that reads ahead for some partitions. Used by one thread."""
+    """One connection that reads ahead for some partitions. Used by one thread at a time."""
 
     def __init__(self, client: Client, waiter: Waiter) -> None:
         self.owned: list[Owned] = []

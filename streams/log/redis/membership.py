@@ -110,7 +110,7 @@ class Beat:
 
 
 class Membership:
-    """One member of a group. Used by one thread."""
+    """One member of a group. Used by one thread at a time."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ FROM (
 
 
 class Tail:
-    """Where somebody reads in partition number ``no``. Used by one thread."""
+    """Where somebody reads in partition number ``no``. Used by one thread at a time."""
 
     def __init__(self, no: int, position: int) -> None:
         self.no = no
@@ -140,7 +140,7 @@ class Tail:
 
 
 class News:
-    """Waiting for what others write, in this process or another one. Used by one thread.
+    """Waiting for what others write, in this process or another one. Used by one thread at a time.
 
     Within the process the writer sets our event. Other processes' commits show in SQLite's
     ``data_version``, which costs a few microseconds to ask for; the longer nothing happens, the

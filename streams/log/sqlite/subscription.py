@@ -52,7 +52,7 @@ class _Feed(Tail):
 
 
 class StoredSubscription:
-    """A member of a group. Used by one thread, except :meth:`wake`, :meth:`begin`,
+    """A member of a group. Used by one thread at a time, except :meth:`wake`, :meth:`begin`,
     :meth:`commit` and what they return."""
 
     def __init__(

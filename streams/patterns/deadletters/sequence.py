@@ -160,6 +160,14 @@ class Shelves:
         key = work[0].keys[work[1]]
         return shelf is not None and key is not None and key in shelf.state.keys
 
+    def clear(self, segment: Segment) -> bool:
+        """No key of the partition is closed."""
+        batch = segment.batch
+        if batch.topic not in self._topics:
+            return True
+        shelf = self._shelves.get((batch.topic, batch.partition))
+        return shelf is not None and shelf.owned is segment.owner and not shelf.state.keys
+
     def back(self, work: Work) -> bool:
         """The message has come back by :meth:`turn`."""
         return type(work[0]) is Returned

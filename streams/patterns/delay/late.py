@@ -129,6 +129,10 @@ class Kept:
             return False
         return counts.get((batch.topic, batch.partition, batch.offsets[index])) == MOVED
 
+    def clear(self, batch: Batch) -> bool:
+        """Nothing is noted, and the headers of these hold no count."""
+        return not self._counts and batch.topic in self.desks
+
     def _note(self, batch: Batch, index: int, attempt: int) -> Outgoing:
         name = f"{batch.topic}/{batch.partition}/{batch.offsets[index]}"
         note = Record(
