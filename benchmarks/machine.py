@@ -9,6 +9,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmarks.collector import EACH
+
 PACKAGES = (
     "streams-toolkit", "msgspec", "orjson", "uvloop", "apsw", "confluent-kafka", "redis", "hiredis",
 )  # fmt: skip
@@ -22,6 +24,7 @@ def describe() -> dict[str, str]:
         "memory": _memory(),
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "garbage collector": f"each {EACH:,} objects, as under streams run",
     }
     for package in PACKAGES:
         try:

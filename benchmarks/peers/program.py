@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.collector import collect_rarely
+
 Answer = dict[str, Any]
 
 
@@ -17,6 +19,7 @@ def main(tasks: dict[str, Callable[..., Answer]]) -> None:
 
     The process ends with its standard input, so that nothing is left of a run that was killed.
     """
+    collect_rarely()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     threading.Thread(target=_watch, daemon=True).start()

@@ -13,9 +13,11 @@ import redis as redis_client
 
 from benchmarks import baseline, hand, ours
 from benchmarks.cases import LOGS, QUICK, SERVED, Place, Side, cases, ours_on_kafka
+from benchmarks.collector import EACH
 from benchmarks.orders import KEYS, Order, customer, message_id, order
 from benchmarks.process import Worker
 from benchmarks.worker import task_of
+from streams.cli.run_app import RARELY
 from streams.log.kafka.settings import settings
 from streams.log.protocol import Opened
 from streams.log.redis.settings import READ_SIZE
@@ -39,6 +41,10 @@ def test_kafkas_consumer_has_our_settings() -> None:
         "reconnect.backoff.max.ms", "security.protocol", "socket.timeout.ms",
         "statistics.interval.ms", "topic.metadata.refresh.interval.ms",
     }  # fmt: skip
+
+
+def test_cycles_are_looked_for_as_under_streams_run() -> None:
+    assert EACH == RARELY
 
 
 def test_kafkas_producer_has_our_settings() -> None:
