@@ -11,8 +11,8 @@ from confluent_kafka import Message as KMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.batch import KafkaBatch, errors_of, identities, runs
-from streams.message import identity, identity_of
+from streams.log.kafka.batch import KafkaBatch, errors_of, identities, offsets, runs
+from streams.message import identity, identity_of, mark_of
 
 
 def message(offset: int = 0, topic: str = "t", partition: int = 0, **more: Any) -> Any:
@@ -49,6 +49,13 @@ def test_what_is_released_is_let_go() -> None:
     assert (batch.headers(0), batch.time(0), batch.ids) == ((), 0.0, [None, None])
 
 
+@given(st.lists(st.integers(0, 1 << 62), min_size=1, max_size=20, unique=True).map(sorted))
+def test_offsets_are_those_of_the_messages_with_gaps_and_without(found: list[int]) -> None:
+    assert list(offsets([message(each) for each in found])) == found
+    dense = range(found[0], found[0] + len(found))
+    assert list(offsets([message(each) for each in dense])) == list(dense)
+
+
 pairs = st.lists(
     st.tuples(
         st.sampled_from(["ce_id", "ce_source", "streams_redrive", "other"]),
@@ -56,6 +63,19 @@ pairs = st.lists(
     ),
     max_size=3,
 )
+
+
+@given(st.lists(st.none() | pairs, min_size=1, max_size=6), st.booleans())
+def test_what_identities_have_beside_the_ids_is_known_without_them(
+    headers: list[Any], released: bool
+) -> None:
+    batch = KafkaBatch("t", 0, [message(n, headers=each) for n, each in enumerate(headers)])
+    if released:
+        batch.release(0)
+    marks = batch.marks()
+    assert batch._found is None
+    assert marks is None or any(marks)
+    assert (marks or [""] * len(headers)) == [mark_of(each) for each in batch.ids]
 
 
 @given(st.lists(st.none() | pairs, max_size=5))

@@ -42,7 +42,7 @@ class KafkaBatch(Batch):
         """``messages`` is the batch's own from here on."""
         self.topic = topic
         self.partition = partition
-        self.offsets: Sequence[int] = list(map(_offset, messages))  # type: ignore[arg-type]
+        self.offsets = offsets(messages)
         self.keys = list(map(_key, messages))
         self.values = list(map(_value, messages))
         self.assignment = assignment
@@ -60,7 +60,7 @@ class KafkaBatch(Batch):
 
     def marks(self) -> list[str] | None:
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
-        headers = list(map(_headers, self._messages))
+        headers = [None if each is None else _headers(each) for each in self._messages]
         if not any(headers):
             return None
         try:
@@ -92,6 +92,17 @@ class KafkaBatch(Batch):
     def release(self, index: int) -> None:
         """Let go of one settled message."""
         self.keys[index] = self.values[index] = self._messages[index] = None
+
+
+def offsets(messages: Sequence[KMessage]) -> Sequence[int]:
+    """The offsets of messages of one partition, which ascend. Mostly without gaps, and then none
+    but the first and the last is asked for."""
+    first: Any = messages[0].offset()
+    last: Any = messages[-1].offset()
+    if last - first == len(messages) - 1:
+        return range(first, last + 1)
+    found: list[Any] = list(map(_offset, messages))
+    return found
 
 
 def identities(messages: Sequence[KMessage | None]) -> list[str | None]:
