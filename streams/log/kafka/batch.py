@@ -60,7 +60,7 @@ class KafkaBatch(Batch):
 
     def marks(self) -> list[str] | None:
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
-        headers = [None if each is None else _headers(each) for each in self._messages]
+        headers: list[Any] = [None if each is None else _headers(each) for each in self._messages]
         if not any(headers):
             return None
         try:
