@@ -68,6 +68,7 @@ async def test_keyless_twins_land_together_and_the_second_waits(stage: Stage) ->
         assert first.partition == second.partition
         await stage.publish(topic, 2)
         await stage.handled(1)
+        await stage.until(lambda: stage.seen.attempts[1], "the first of them begun")
         assert stage.seen.attempts[1] == [1], "the twin of a message in flight was handled too"
         gate.set()
         await stage.committed(app)

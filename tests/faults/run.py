@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from tests.servers.lifetime import until
 logger = logging.getLogger("tests.faults")
 
 PARTITIONS = 4
+
+
+CONCURRENCY = int(os.environ.get("STREAMS_CONCURRENCY", "16"))
+"""Handlers at once in a worker, unless a run says otherwise; 1: a plain one, in a thread."""
 
 
 class Run:
@@ -55,7 +60,9 @@ class Run:
             messages=messages, rate=rate, partitions=PARTITIONS,
         )  # fmt: skip
 
-    def fleet(self, *, concurrency: int = 16, pause: float = 0.005, url: str = "") -> Fleet:
+    def fleet(
+        self, *, concurrency: int = CONCURRENCY, pause: float = 0.005, url: str = ""
+    ) -> Fleet:
         """Workers of the group; see :class:`Fleet`."""
         return Fleet(
             self.folder, url or self.ground.direct, self.topic, self.group,

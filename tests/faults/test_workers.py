@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pytest
+
 from tests.faults.history import late_effects, read
 from tests.faults.run import Run, wait
 from tests.faults.sizes import sizes
 from tests.servers.lifetime import until
 
 CONCURRENCY = 16
+
+handlers = pytest.mark.parametrize("concurrency", [CONCURRENCY, 1], ids=["async", "plain"])
 
 
 class Kills(NamedTuple):
@@ -20,11 +24,12 @@ class Kills(NamedTuple):
 
 
 @sizes(Kills(2, 2, 4_000, 1_000), Kills(3, 30, 60_000, 800))
-def test_kill_9_under_load(run: Run, size: Kills) -> None:
+@handlers
+def test_kill_9_under_load(run: Run, size: Kills, concurrency: int) -> None:
     """Nothing lost, order kept, redelivered at most what no acknowledged commit covers."""
     with (
         run.watched() as wrong,
-        run.fleet(concurrency=CONCURRENCY) as fleet,
+        run.fleet(concurrency=concurrency) as fleet,
         run.load(size.messages, rate=size.rate) as load,
     ):
         for _ in range(size.workers):
@@ -41,13 +46,14 @@ def test_kill_9_under_load(run: Run, size: Kills) -> None:
 
 
 @sizes(1, 5)
-def test_frozen_beyond_its_lease_and_continued(run: Run, size: int) -> None:
+@handlers
+def test_frozen_beyond_its_lease_and_continued(run: Run, size: int, concurrency: int) -> None:
     """Late effects at most those in flight; no commit of the frozen one counts."""
     messages = 4_000 + 5_000 * size
     # One handler in ten takes long and there is a backlog, so much is in flight at any moment.
     with (
         run.watched() as wrong,
-        run.fleet(concurrency=CONCURRENCY, pause=0.15) as fleet,
+        run.fleet(concurrency=concurrency, pause=0.15 if concurrency > 1 else 0.01) as fleet,
         run.load(messages) as load,
     ):
         fleet.start()
@@ -67,7 +73,7 @@ def test_frozen_beyond_its_lease_and_continued(run: Run, size: int) -> None:
     lives = read(run.folder)
     for name in fleet.exempt(lives):
         # Each partition it had can end what was running in it, at most once a freeze.
-        assert sum(late_effects(lives, name).values()) <= CONCURRENCY * size
+        assert sum(late_effects(lives, name).values()) <= concurrency * size
 
 
 class Turnover(NamedTuple):
@@ -78,10 +84,11 @@ class Turnover(NamedTuple):
 
 
 @sizes(Turnover(4, 1.0, 3_000, 500), Turnover(60, 1.0, 60_000, 900))
-def test_a_member_joins_or_leaves_every_second(run: Run, size: Turnover) -> None:
+@handlers
+def test_a_member_joins_or_leaves_every_second(run: Run, size: Turnover, concurrency: int) -> None:
     """Nothing lost, order kept, progress throughout."""
     with (
-        run.fleet(concurrency=CONCURRENCY) as fleet,
+        run.fleet(concurrency=concurrency) as fleet,
         run.load(size.messages, rate=size.rate) as load,
     ):
         fleet.start()

@@ -1,6 +1,8 @@
 """A worker to be killed: one processor that writes down everything it does.
 
 python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS]
+
+At concurrency 1 the handler is a plain one, whose thread polls for itself while it is quick.
 """
 
 from __future__ import annotations
@@ -74,6 +76,10 @@ class Watched:
         return subscription
 
 
+def _what(message: Message[bytes]) -> tuple[str, int, int, str | None, str]:
+    return message.topic, message.partition, message.offset, message.key, message.id
+
+
 def build(
     folder: Path, url: str, topic: str, group: str, concurrency: int, pause: float
 ) -> Streams:
@@ -82,23 +88,37 @@ def build(
     app = Streams(url)
     source = app.topic(topic, bytes)
 
-    @app.processor(
+    def begin(message: Message[bytes]) -> None:
+        recorder.write(Started(time.monotonic(), *_what(message), message.attempt))
+
+    def waits(value: bytes) -> bool:
+        return pause > 0 and crc32(value) % 10 == 0
+
+    def end(value: bytes, message: Message[bytes]) -> None:
+        if crc32(value) % 100 == 1 and message.attempt == 1:
+            recorder.write(Failed(time.monotonic(), *_what(message)))
+            raise ConnectionError("now and then")
+        recorder.write(Effect(time.monotonic(), *_what(message)))
+
+    async def work(value: bytes, message: Message[bytes]) -> None:
+        begin(message)
+        if waits(value):
+            await asyncio.sleep(pause)
+        end(value, message)
+
+    def plain(value: bytes, message: Message[bytes]) -> None:
+        begin(message)
+        if waits(value):
+            time.sleep(pause)
+        end(value, message)
+
+    app.processor(
         source,
         group=group,
         concurrency=concurrency,
         retry=Retry(attempts=5, delay=0.005, cap=0.02),
         flow=Flow(commit=0.1, drain=5.0),
-    )
-    async def work(value: bytes, message: Message[bytes]) -> None:
-        what = (message.topic, message.partition, message.offset, message.key, message.id)
-        recorder.write(Started(time.monotonic(), *what, message.attempt))
-        chance = crc32(value)
-        if pause and chance % 10 == 0:
-            await asyncio.sleep(pause)
-        if chance % 100 == 1 and message.attempt == 1:
-            recorder.write(Failed(time.monotonic(), *what))
-            raise ConnectionError("now and then")
-        recorder.write(Effect(time.monotonic(), *what))
+    )(plain if concurrency == 1 else work)
 
     def watch(app: Streams) -> Any:
         class Lifespan:
