@@ -348,7 +348,6 @@ def pace(url: str, topic: str, messages: int, rate: int) -> Answer:
 
             # By a thread: a loop's timers are too coarse for it (uvloop's have whole milliseconds).
             await asyncio.to_thread(paced, begin_soon, messages, rate)
-            await asyncio.sleep(0)
             await asyncio.gather(*running)
 
     run(main)

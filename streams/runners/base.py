@@ -94,10 +94,6 @@ class Runner(ABC):
         blocks. A runner that cannot leaves them to the pump."""
         return
 
-    def tell(self) -> None:
-        """Tell the thread that wanted the lead that it has it."""
-        return
-
     @property
     @abstractmethod
     def running(self) -> int:

@@ -245,7 +245,7 @@ class Pump:
                 try:
                     while not self._over():
                         if not lead.away() and lead.turn():
-                            self._runner.tell()
+                            self._runner.enter(lambda: None)
                     with lead.turning:
                         if lead.broken is not None:
                             raise lead.broken

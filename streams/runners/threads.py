@@ -83,8 +83,6 @@ class ThreadRunner(Runner):
             and job.timeout is None
             and not (job.batch and job.filter)
         )
-        self._may_lead = job.concurrency == 1 and job.results is None and job.sequence is None
-        """It waits for nothing but messages, as long as nothing fails."""
         self._lead: Lead | None = None
         self._leading = False
         """The one thread takes a turn of the pump's, and does not wait for notifications."""
@@ -134,22 +132,19 @@ class ThreadRunner(Runner):
             if self._waiters:
                 self._calm.notify_all()
 
-    def _notify(self) -> None:
-        """There may be something to do; the lock is held."""
+    def _notify(self, threads: int = 1) -> None:
+        """There may be something to do for so many; the lock is held."""
         self._told += 1
-        self._work.notify()
+        self._work.notify(threads)
         if self._leading:
             self._wake_turn()
 
     @override
     def follow(self, lead: Lead, wake: Callable[[], None]) -> None:
-        if self._may_lead:
+        job = self.job
+        # It waits for nothing but messages, as long as nothing fails.
+        if job.concurrency == 1 and job.results is None and job.sequence is None:
             self._lead, self._wake_turn = lead, wake
-
-    @override
-    def tell(self) -> None:
-        with self._work:
-            self._notify()
 
     @override
     def kick(self) -> None:
@@ -159,8 +154,7 @@ class ThreadRunner(Runner):
 
     def _moved(self) -> None:
         with self._work:
-            self._notify()
-            self._work.notify_all()
+            self._notify(len(self._threads))
             self._calm.notify_all()
 
     @property
@@ -213,16 +207,14 @@ class ThreadRunner(Runner):
     def resume(self) -> None:
         with self._work:
             self._halted = self._closed or self.fatal is not None
-            self._notify()
-            self._work.notify_all()
+            self._notify(len(self._threads))
 
     @override
     def close(self) -> None:
         self._unwatch()
         with self._work:
             self._halted = self._closed = True
-            self._notify()
-            self._work.notify_all()
+            self._notify(len(self._threads))
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 # A handler that outlived its deadline keeps its thread, which is a daemon.

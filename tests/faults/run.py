@@ -27,7 +27,6 @@ logger = logging.getLogger("tests.faults")
 
 PARTITIONS = 4
 
-
 CONCURRENCY = int(os.environ.get("STREAMS_CONCURRENCY", "16"))
 """Handlers at once in a worker, unless a run says otherwise; 1: a plain one, in a thread."""
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from streams import Flow, Retry, Streams
 from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
+from streams.processor import Processor
 from streams.runners.lead import Lead
 from streams.testing import Clock
 from tests.runners.support import QUICK, until
@@ -30,6 +32,17 @@ class Looked:
         self.raises: BaseException | None = None
         """What the next poll in a handler's thread raises."""
         self.commits_fail = False
+
+    def handles(self, flow: Flow = QUICK) -> tuple[Processor[..., Any], list[int]]:
+        """A processor of the topic, and what it was given."""
+        handled: list[int] = []
+
+        @self.app.processor(self.topic, group="g", flow=flow)
+        def handle(value: int) -> None:
+            self.points.append(("handled", ""))
+            handled.append(value)
+
+        return handle, handled
 
     def look(self) -> None:
         """From now on."""
@@ -131,12 +144,7 @@ async def test_a_message_that_is_to_be_tried_again_is_tried_in_time(looked: Look
 
 
 async def test_an_outage_in_the_handlers_thread_is_waited_out(looked: Looked) -> None:
-    handled: list[int] = []
-
-    @looked.app.processor(looked.topic, group="g", flow=QUICK)
-    def handle(value: int) -> None:
-        handled.append(value)
-
+    _, handled = looked.handles()
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
@@ -150,13 +158,7 @@ async def test_what_was_polled_is_handled_at_once_though_the_commit_fails(
     looked: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pause after a turn that failed is not at its end, before what it polled is handled."""
-    handled: list[int] = []
-
-    @looked.app.processor(looked.topic, group="g", flow=Flow(commit=0.001, drain=5))
-    def handle(value: int) -> None:
-        looked.points.append(("handled", ""))
-        handled.append(value)
-
+    handle, handled = looked.handles(Flow(commit=0.001, drain=5))
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
@@ -204,9 +206,7 @@ async def test_a_batch_handler_is_given_full_batches() -> None:
 
 
 async def test_a_stop_does_not_poll_again(looked: Looked) -> None:
-    @looked.app.processor(looked.topic, group="g", flow=QUICK)
-    def handle(value: int) -> None: ...
-
+    handle, _ = looked.handles()
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
@@ -240,9 +240,7 @@ async def test_a_clock_that_is_moved_by_hand_robs_no_member_of_its_lease() -> No
 
 
 async def test_what_ends_a_turn_in_the_handlers_thread_ends_the_processor(looked: Looked) -> None:
-    @looked.app.processor(looked.topic, group="g", flow=QUICK)
-    def handle(value: int) -> None: ...
-
+    looked.handles()
     with pytest.raises(ProcessorDied, match="given up for good"):
         async with looked.app:
             looked.look()
@@ -252,12 +250,7 @@ async def test_what_ends_a_turn_in_the_handlers_thread_ends_the_processor(looked
 
 
 async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Looked) -> None:
-    handled: list[int] = []
-
-    @looked.app.processor(looked.topic, group="g", flow=QUICK)
-    def handle(value: int) -> None:
-        handled.append(value)
-
+    handle, handled = looked.handles()
     async with looked.app:
         looked.look()
         for number in range(3):
