@@ -39,8 +39,10 @@ logger = logging.getLogger("tests.patterns")
 class Crowd:
     """Workers of one group, and what they say."""
 
-    def __init__(self, stage: Stage, folder: Path, random: Random) -> None:
+    def __init__(self, stage: Stage, folder: Path, random: Random, kind: str) -> None:
         self.stage = stage
+        self.kind = kind
+        """``async`` or ``plain``: what handles in each of them."""
         self.folder = folder
         self.said = folder / "handled.txt"
         self.said.touch()
@@ -50,6 +52,7 @@ class Crowd:
     def start(self) -> None:
         stage = self.stage
         words = [stage.url, stage.topic_name, stage.group, str(PARTITIONS), str(self.said)]
+        words.append(self.kind)
         with (self.folder / "workers.log").open("ab") as log:
             self.workers.append(
                 subprocess.Popen(
@@ -119,8 +122,10 @@ def retry_all(stage: Stage) -> int:
         log.close()
 
 
-async def killed(stage: Stage, folder: Path, messages: int, kills: int, patience: float) -> None:
-    crowd = Crowd(stage, folder, Random(SEED))
+async def killed(
+    stage: Stage, folder: Path, kind: str, *, messages: int, kills: int, patience: float
+) -> None:
+    crowd = Crowd(stage, folder, Random(SEED), kind)
     stage.anchor.create(stage.topic_name, PARTITIONS)
     # Spread over the run: of the messages, the kills, and the retries.
     moments = sorted(crowd.random.randrange(messages // 20, messages) for _ in range(kills))
@@ -167,18 +172,23 @@ async def killed(stage: Stage, folder: Path, messages: int, kills: int, patience
     failing = sum(fails(value, 0) + fails(value, 1) for value in range(messages))
     assert retried >= failing
     logger.info(
-        "%s, seed %d: %d messages, %d kills, %d retries of %d failures, %d handled again",
-        stage.case.name, SEED, messages, lives, retried, failing, len(lines) - messages,
+        "%s, %s, seed %d: %d messages, %d kills, %d retries of %d failures, %d handled again",
+        stage.case.name, kind, SEED, messages, lives, retried, failing, len(lines) - messages,
     )  # fmt: skip
 
 
+kinds = pytest.mark.parametrize("kind", ["async", "plain"])
+
+
+@kinds
 @pytest.mark.parametrize("log", ["sqlite"])
-async def test_order_is_kept_through_3_kills(arena: Stage, tmp_path: Path) -> None:
-    await killed(arena, tmp_path, messages=600, kills=3, patience=90)
+async def test_order_is_kept_through_3_kills(arena: Stage, tmp_path: Path, kind: str) -> None:
+    await killed(arena, tmp_path, kind, messages=600, kills=3, patience=90)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
+@kinds
 @pytest.mark.parametrize("log", ["sqlite", "redis", "kafka"])
-async def test_order_is_kept_through_20_kills(arena: Stage, tmp_path: Path) -> None:
-    await killed(arena, tmp_path, messages=4_000, kills=20, patience=800)
+async def test_order_is_kept_through_20_kills(arena: Stage, tmp_path: Path, kind: str) -> None:
+    await killed(arena, tmp_path, kind, messages=4_000, kills=20, patience=800)
