@@ -13,7 +13,8 @@ import asyncio
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -141,6 +142,68 @@ def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Ov
             consumer.commit(offsets=_places(topic, positions), asynchronous=True)
             next_commit = time.monotonic() + COMMIT
     consumer.commit(offsets=_places(topic, positions), asynchronous=False)
+
+
+async def kafka_tasks(
+    consumer: Consumer, function: Callable[[Order], Awaitable[None]], over: Over, tasks: int
+) -> None:
+    """As many messages at once as there are ``tasks``: a thread polls ahead, each task takes what
+    is next. Neither order nor commits: what may be committed while one message overtakes another
+    is what ours keeps."""
+    decode = msgspec.json.Decoder(Order).decode
+    new: dict[Any, None] = {}
+    old: dict[Any, None] = {}
+    loop = asyncio.get_running_loop()
+    waiting: deque[Any] = deque()
+    idle: list[asyncio.Future[None]] = []
+    room = threading.Event()
+
+    def wake() -> None:
+        for future in idle:
+            future.set_result(None)
+        idle.clear()
+
+    def poll() -> None:
+        while not over():
+            waiting.extend(consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1))
+            if waiting and idle:
+                loop.call_soon_threadsafe(wake)
+            while len(waiting) > 2 * BATCH and not over():
+                room.clear()
+                if len(waiting) > 2 * BATCH:
+                    room.wait(0.1)
+        loop.call_soon_threadsafe(wake)
+
+    async def take() -> None:
+        nonlocal new, old
+        while not over():
+            if not waiting:
+                idle.append(future := loop.create_future())
+                await future
+                continue
+            message = waiting.popleft()
+            if len(waiting) < 2 * BATCH and not room.is_set():
+                room.set()
+            if message.error():
+                raise KafkaException(message.error())
+            _key, _partition, _offset = message.key(), message.partition(), message.offset()
+            id = None
+            for name, value in message.headers():
+                if name == "ce_id":
+                    id = value
+            if id in new or id in old:
+                continue
+            new[id] = None
+            if len(new) >= WINDOW:
+                old, new = new, {}
+            await function(decode(message.value()))
+
+    polling = threading.Thread(target=poll)
+    polling.start()
+    try:
+        await asyncio.gather(*(take() for _ in range(tasks)))
+    finally:
+        await asyncio.to_thread(polling.join)
 
 
 def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size: int) -> None:

@@ -8,7 +8,7 @@ to the rival; rivals without one are there to be compared with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from benchmarks import baseline
@@ -259,10 +259,7 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
     loop = _by_hand(place, plain)
     slow, medium = sizes.slow, min(count, sizes.slow * 10)
     if log == "kafka":
-        in_payload = _consume(
-            place, count, "a plain handler, concurrency=1, id=order_id", id="order_id"
-        )
-        by_header, by_payload = loop(header=True), loop(header=False)
+        by_header = loop(header=True)
         return [
             Case(
                 "plain handler, ID in a header", log, plain,
@@ -271,7 +268,7 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
                     Rival(_peer(place, "Quix Streams", "quix", medium), 4.0),
                 ),
             ),
-            Case("plain handler, ID in the payload", log, in_payload, (Rival(by_payload, 0.85),)),
+            *_in_payload(place, count),
             Case(
                 "batch handler", log, batch,
                 (
@@ -327,6 +324,24 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
     ]  # fmt: skip
 
 
+def _in_payload(place: Place, count: int) -> list[Case]:
+    """The ID in the payload: of messages without headers, as others write them, and of ours. Of
+    these, ours looks at the headers too, for who sent them and whether they were put back."""
+    foreign = Place(place.log, place.url, f"{place.topic}-foreign")
+    fill = ("kafka_fill", {"url": foreign.url, "topic": foreign.topic, "messages": count})
+    found = []
+    for where, name, prepare, target in (
+        (foreign, "plain handler, ID in the payload, no headers", fill, 0.85),
+        (place, "plain handler, ID in the payload, headers too", None, None),
+    ):
+        what = "a plain handler, concurrency=1, id=order_id"
+        ours = _consume(where, count, what, id="order_id")
+        loop = _by_hand(where, ours)(header=False)
+        case = Case(name, place.log, replace(ours, prepare=prepare), (Rival(loop, target),))
+        found.append(case)
+    return found
+
+
 def _waiting(place: Place, sizes: Sizes) -> list[Case]:
     found = []
     for concurrency, target in ((64, 0.96), (256, 0.94), (1024, 0.70)):
@@ -342,6 +357,10 @@ def _waiting(place: Place, sizes: Sizes) -> list[Case]:
         rivals = [Rival(Limit("the limit", limit), target)]
         if place.log == "kafka":
             slow = {"concurrency": concurrency, "wait": WAIT}
+            given = {"url": place.url, "topic": place.topic, "messages": count, **slow}
+            said = {"client": _text(baseline.KAFKA_CONSUMER)}
+            title = "by hand, tasks, without order or commits"
+            rivals.append(Rival(Side(title, "kafka_tasks", given, settings=said)))
             title = f"Parallel Consumer (JVM), key order, {concurrency} threads"
             rivals.append(
                 Rival(_peer(place, title, "parallel-consumer", min(count, sizes.slow * 4), **slow))

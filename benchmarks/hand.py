@@ -52,10 +52,15 @@ def _producer(url: str) -> Producer:
 
 def _kafka_topic(url: str) -> str:
     name = f"by-hand-{uuid4().hex}"
+    create_kafka_topic(url, name)
+    return name
+
+
+def create_kafka_topic(url: str, name: str) -> None:
+    """A topic of as many partitions as ours have."""
     admin = AdminClient({"bootstrap.servers": _host(url)})
     for future in admin.create_topics([NewTopic(name, PARTITIONS)]).values():
         future.result(30)
-    return name
 
 
 def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool = False) -> Answer:
@@ -71,6 +76,42 @@ def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool 
     finally:
         consumer.close()
     return counter.result
+
+
+def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: float) -> Answer:
+    """Tasks that take what a thread polls, in a new group; each waits ``wait`` seconds."""
+    counter = Counter(messages, skip=concurrency)
+    consumer = _consumer(url)
+
+    async def later(value: Order) -> None:
+        await asyncio.sleep(wait)
+        counter.one()
+
+    try:
+        consumer.subscribe([topic])
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            over = counter.over.is_set
+            runner.run(baseline.kafka_tasks(consumer, later, over, concurrency))
+    finally:
+        consumer.close()
+    return counter.result
+
+
+def kafka_fill(url: str, topic: str, messages: int) -> Answer:
+    """The topic as somebody writes it who knows nothing of the toolkit: without headers."""
+    create_kafka_topic(url, topic)
+    producer = _producer(url)
+    for number in range(messages):
+        each = order(number)
+        value, key = msgspec.json.encode(each), each.customer.encode()
+        while True:
+            try:
+                producer.produce(topic, value, key)
+                break
+            except BufferError:
+                producer.poll(0.1)
+    producer.flush()
+    return {}
 
 
 def kafka_publish(url: str, messages: int, size: int) -> Answer:

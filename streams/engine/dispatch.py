@@ -421,8 +421,9 @@ class Dispatcher:
         """
         owned = segment.owner
         if owned.window is not None and stop > start and segment.ids[start] is not None:
-            identities = segment.ids[start:stop]
-            unique = segment.unique if stop - start == len(segment) else None
+            whole = stop - start == len(segment)
+            identities = segment.ids if whole else segment.ids[start:stop]
+            unique = segment.unique if whole else None
             if unique is not None and len(unique) <= owned.window.size:
                 owned.window.absorb(unique)
             else:

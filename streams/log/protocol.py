@@ -52,7 +52,8 @@ class Capabilities:
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
     portion: int = 1_000
-    """Messages to be polled at once, at most, by the thread that handles them."""
+    """Messages to be polled at once, at most, by the thread that handles them, where Python's
+    cyclic garbage collector is called as often as it is by default."""
     letters: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
     compacted: Mapping[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ then the partition goes. Loss: everything is discarded and nothing committed.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -44,10 +45,17 @@ CHUNK = 1_000
 several times (offsets, keys, IDs, sizes, decoding): a thousand stay in the cache meanwhile, ten
 thousand cost half as much again."""
 
+LED = 800
+"""The same where the thread that handles them polls: 400 to 1,000 took the same time, 160 a tenth
+more (on Kafka)."""
+
 DECODED = 160
-"""The same where the thread that handles them polls, and all are decoded before the first of them
-is handled. What lives on meanwhile is looked through by Python's cyclic garbage collector again
-and again: with 1,000, a message cost 40 % more CPU (on Kafka)."""
+"""The same where all are decoded before the first of them is handled, and Python's cyclic garbage
+collector is called often (:data:`SELDOM`): it goes through what lives on meanwhile again and
+again. With 1,000, a message cost 40 % more CPU (on Kafka)."""
+
+SELDOM = 5_000
+"""New objects, or more, at which the collector is called seldom; Python's default is 700."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
@@ -128,9 +136,9 @@ class Pump:
         self._unstarted = False
         ahead = any(each.identify is not None for each in job.decodings.values())
         portion = log.capabilities.portion
-        portion = min(portion, DECODED) if ahead else portion
-        self._portion = max(portion, min(job.batch or 0, CHUNK))
-        """Messages polled at once where the handler's thread does it."""
+        self._portion = min(portion, DECODED) if ahead else portion
+        """Messages polled at once where the handler's thread does it and the collector is called
+        often."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
         self._next_commit = 0.0
@@ -340,8 +348,7 @@ class Pump:
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
             self._let_work()
-            chunk = self._portion if self._lead.given else CHUNK
-            self._polled.extend(subscription.poll(min(room, chunk), self._patience()))
+            self._polled.extend(subscription.poll(min(room, self._chunk()), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
             self._polled.extend(subscription.poll(1, 0.0))
@@ -358,6 +365,13 @@ class Pump:
             self._runner.kick()
         if self._now() >= self._next_commit:
             self._commit(subscription)
+
+    def _chunk(self) -> int:
+        """How many messages to poll at once."""
+        if not self._lead.given:
+            return CHUNK
+        often = 0 < gc.get_threshold()[0] < SELDOM  # 0: it is called by hand
+        return max(self._portion if often else LED, min(self._job.batch or 0, CHUNK))
 
     def _patience(self) -> float:
         """How long to block in poll, in real seconds."""

@@ -3,6 +3,7 @@ settings as ours."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,49 @@ def test_the_loop_on_kafka_reads_what_ours_wrote(kafka: KafkaAddress, header: bo
         assert sum(place.offset for place in committed) == MESSAGES
     finally:
         consumer.close()
+
+
+def test_the_tasks_on_kafka_take_every_message_once_several_at_a_time(kafka: KafkaAddress) -> None:
+    topic = "loops-tasks"
+    ours.fill(kafka.url, topic, MESSAGES)
+    consumer = hand._consumer(kafka.url)
+    consumer.subscribe([topic])
+    seen: list[str] = []
+    running = most = 0
+
+    async def function(each: Order) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        seen.append(each.order_id)
+
+    def over() -> bool:
+        return len(seen) >= MESSAGES
+
+    try:
+        asyncio.run(baseline.kafka_tasks(consumer, function, over, 16))
+    finally:
+        consumer.close()
+    assert most == 16
+    assert sorted(seen) == ALL
+
+
+def test_messages_without_headers_have_their_ids_inside(kafka: KafkaAddress) -> None:
+    topic = "loops-foreign"
+    hand.kafka_fill(kafka.url, topic, MESSAGES)
+    consumer = hand._consumer(kafka.url)
+    consumer.subscribe([topic])
+
+    def consume(function: Callable[[Order], None], over: Callable[[], bool]) -> None:
+        baseline.kafka(consumer, topic, function, over, header=False)
+
+    try:
+        assert _ids(consume) == ALL
+    finally:
+        consumer.close()
+    assert ours.consume(kafka.url, topic, MESSAGES, id="order_id")["messages"] == MESSAGES - 1
 
 
 def test_the_loops_on_redis_read_what_ours_wrote(redis_server: RedisAddress) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +19,7 @@ from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.processor import Processor
 from streams.runners.lead import Lead
+from streams.runners.pump import DECODED, LED
 from streams.testing import Clock
 from tests.runners.support import QUICK, until
 
@@ -98,6 +101,37 @@ async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
         polled = {name for point, name in looked.points[at:] if point == "poll"}
         assert polled == {handled[0][1]}, "another thread polled as well"
     assert [value for value, _ in handled] == list(range(20))
+
+
+@pytest.mark.parametrize(("objects", "most"), [(700, DECODED), (20_000, LED)])
+async def test_less_is_polled_at_once_where_the_garbage_collector_is_called_often(
+    looked: Looked, objects: int, most: int
+) -> None:
+    before = gc.get_threshold()
+    topic = looked.app.topic("strings", str, id=str)
+    handled: list[str] = []
+
+    @looked.app.processor(topic, group="g", flow=QUICK)
+    def handle(value: str) -> None:
+        looked.points.append(("handled", ""))
+        handled.append(value)
+
+    try:
+        gc.set_threshold(objects, *before[1:])
+        async with looked.app:
+            looked.look()
+            await until(looked.polls("-0"), "the handler's thread never polled")
+            at = len(looked.points)
+            await topic.publish_many([str(number) for number in range(3_000)])
+            await until(lambda: len(handled) == 3_000)
+    finally:
+        gc.set_threshold(*before)
+    runs = [
+        len(list(run))
+        for point, run in groupby(looked.points[at:], key=lambda each: each[0])
+        if point == "handled"
+    ]
+    assert max(runs) == most
 
 
 async def test_the_pump_polls_and_commits_while_a_handler_is_slow(looked: Looked) -> None:

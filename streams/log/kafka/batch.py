@@ -60,15 +60,21 @@ class KafkaBatch(Batch):
 
     def marks(self) -> list[str] | None:
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
-        headers: list[Any] = [None if each is None else _headers(each) for each in self._messages]
-        if not any(headers):
-            return None
+        messages = self._messages
         try:
-            if [name for ((name, _),) in headers].count(ID) == len(headers):
+            for headers in map(_headers, messages):
+                if headers:
+                    ((name, _),) = headers
+                    if name != ID:
+                        break
+            else:
                 return None
         except (TypeError, ValueError):
-            pass  # other headers, or none at all
-        marks = [mark_of(identity_of(each or ())) for each in headers]
+            pass  # more of them
+        marks = [
+            "" if message is None else mark_of(identity_of(_headers(message) or ()))
+            for message in messages
+        ]
         return marks if any(marks) else None
 
     def id(self, index: int) -> str:
