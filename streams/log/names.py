@@ -7,9 +7,11 @@ from the embedded log to Kafka without renaming anything.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from zlib import crc32
 
 from streams.errors import ConfigError
+from streams.message import Record
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
 
@@ -44,3 +46,15 @@ def place(key: bytes | None, id: str, partitions: int) -> int:
     if partitions == 1:
         return 0
     return crc32(key if key is not None else id.encode("utf-8", "surrogateescape")) % partitions
+
+
+def places(records: Iterable[Record], partitions: int) -> list[int]:
+    """The partition of each record: the one that it names, else that of its key."""
+    return [
+        named
+        if (named := record.partition) is not None
+        else crc32(key) % partitions
+        if (key := record.key) is not None
+        else place(None, record.id, partitions)
+        for record in records
+    ]

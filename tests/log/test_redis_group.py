@@ -459,11 +459,12 @@ def test_entries_trimmed_under_a_running_member_are_reported(
     members.append(member)
     append(log, topic, [b"0"])
     member.take_in(1)
+    assert not member.poll()  # and leaves a read under way
     (assignment,) = member.owned.values()
     (owned,) = member.subscription._owned.values()
     member.subscription.pause([assignment])
     append(log, topic, [b"1"])
-    # The read that was under way has this one; there is no other while it is paused.
+    # That read has this one; there is no other while it is paused.
     member.poll_until(lambda: owned.rows, "it is read")
     append(log, topic, [b"%d" % n for n in range(2, 100)])
     client.xtrim(topic, maxlen=0, approximate=False)

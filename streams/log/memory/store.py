@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from streams.clock import Clock
 from streams.errors import ConfigError, LogError, Mismatch, NotFound
 from streams.log.membership import NEVER, TERMS, Lease, Member, Part, Plan, plan
-from streams.log.names import check_group, check_topic, place
+from streams.log.names import check_group, check_topic, places
 from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Position, Record, identity_of
 
@@ -146,10 +146,7 @@ class Topic:
             return list(map(Position, repeat(self.name), repeat(0), offsets))
         shares: dict[int, list[int]] = {}
         count = len(self.partitions)
-        for index, record in enumerate(records):
-            partition = record.partition
-            if partition is None:
-                partition = place(record.key, record.id, count)
+        for index, partition in enumerate(places(records, count)):
             shares.setdefault(partition, []).append(index)
         outcomes: list[Position | LogError] = [_UNTOLD] * len(records)
         for partition, indexes in shares.items():

@@ -1,7 +1,8 @@
 """A member of a group that reads the partitions it owns.
 
 One thread polls. A poll sends the heartbeat when it is due and does what the members agreed on,
-hands out what was read, asks for the next batch, and waits for news only where there is nothing.
+hands out what was read, asks for the next batch (of a few, the next poll asks), and waits for news
+only where there is nothing.
 Two kinds of connections serve it: the feeds, each with a read under way, and the log's pool for
 everything that must not stand in line behind one.
 
@@ -36,6 +37,10 @@ no faster, and leaves the processor's cache."""
 
 FIRST = 64
 """Entries asked for at first, while their size is not known."""
+
+FEW = 16
+"""Entries that are handed out before more is asked for: who reads so few at a time has caught up,
+and asking would only hold them up. With more, the server works while these are handled."""
 
 SAMPLE = 8
 """Entries of each partition's answer that are measured."""
@@ -106,6 +111,8 @@ class RedisSubscription:
                     if self._leaves_out(feed):
                         feed.interrupt()
             batches = self._deliver(self._limit)
+            if batches and sum(map(len, batches)) <= FEW:
+                return batches
             try:
                 self._ask()
             except LogError:

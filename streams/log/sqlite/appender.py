@@ -7,13 +7,12 @@ several processes hold each other up as little as possible.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, NotFound, TooLarge
-from streams.log.names import place as partition_of
+from streams.log.names import places
 from streams.log.protocol import Done
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import Encoded
@@ -94,16 +93,14 @@ class Appender:
         if count == 1 and not any(record.partition for record in records):
             indexes = {0: range(len(records))}
         else:
-            lists: defaultdict[int, list[int]] = defaultdict(list)
-            for index, record in enumerate(records):
-                partition = record.partition
-                if partition is None:
-                    partition = partition_of(record.key, record.id, count)
+            partitions = places(records, count)
+            lists: dict[int, list[int]] = {partition: [] for partition in set(partitions)}
+            for index, partition in enumerate(partitions):
                 lists[partition].append(index)
             for partition in [p for p in lists if not 0 <= p < count]:
                 error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
                 refused.update(dict.fromkeys(lists.pop(partition), error))
-            indexes = dict(lists)
+            indexes = {**lists}
         runs: list[_Run] = []
         for partition, wanted in indexes.items():
             taken = [records[index] for index in wanted]
