@@ -62,15 +62,15 @@ class KafkaBatch(Batch):
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
         messages = self._messages
         try:
-            for headers in map(_headers, messages):
-                if headers:
-                    ((name, _),) = headers
-                    if name != ID:
-                        break
+            if not any(map(_headers, messages)):
+                return None
+            for ((name, _),) in map(_headers, messages):
+                if name != ID:
+                    break
             else:
                 return None
         except (TypeError, ValueError):
-            pass  # more of them
+            pass  # other headers, or none here and there
         marks = [
             "" if message is None else mark_of(identity_of(_headers(message) or ()))
             for message in messages

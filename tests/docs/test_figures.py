@@ -1,0 +1,22 @@
+"""The figures that the README tells are those of the last benchmark that is committed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+ROW = re.compile(r"^\| (?P<case>[^|]+?) \| (?P<against>[^|]+?) \| (?P<ratio>[\d.]+) \|$", re.M)
+
+
+def test_the_readme_tells_the_last_results() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/results.json").read_text())
+    measured = {(r["case"], r["against"]): r["ratio"] for r in rows if r["log"] == "kafka"}
+    section = (ROOT / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n## ")[0]
+    told = list(ROW.finditer(section))
+    assert len(told) > 5
+    for row in told:
+        ratio = measured[row["case"], row["against"]]
+        assert row["ratio"] == (f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}"), row["case"]
