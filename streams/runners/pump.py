@@ -55,7 +55,8 @@ collector is called often (:data:`SELDOM`): it goes through what lives on meanwh
 again. With 1,000, a message cost 40 % more CPU (on Kafka)."""
 
 SELDOM = 5_000
-"""New objects, or more, at which the collector is called seldom; Python's default is 700."""
+"""New objects, or more, at which the collector is called seldom. Python's own are 700, and 2,000
+from 3.13 on."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""

@@ -1,4 +1,4 @@
-"""Reading ahead: the next batch is asked for before this one is handed out.
+"""Reading ahead: the next batch is asked for before this one, unless it is small, is handed out.
 
 One ``XREAD … BLOCK`` is under way on a connection nearly all the time, over all partitions that
 are wanted, from this member's own positions. It costs the server nothing while it waits, and
