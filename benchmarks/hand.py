@@ -16,13 +16,11 @@ from uuid import uuid4
 import msgspec
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 from benchmarks import baseline
 from benchmarks.counting import Counter
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, message_id, order, ping
-from benchmarks.ours import Answer, Arrivals, concurrently, paced
+from benchmarks.ours import Answer, Arrivals, concurrently, create, handler, paced
 from benchmarks.process import Worker
 from streams.app import loop_factory
 
@@ -52,15 +50,8 @@ def _producer(url: str) -> Producer:
 
 def _kafka_topic(url: str) -> str:
     name = f"by-hand-{uuid4().hex}"
-    create_kafka_topic(url, name)
+    create(url, name)
     return name
-
-
-def create_kafka_topic(url: str, name: str) -> None:
-    """A topic of as many partitions as ours have."""
-    admin = AdminClient({"bootstrap.servers": _host(url)})
-    for future in admin.create_topics([NewTopic(name, PARTITIONS)]).values():
-        future.result(30)
 
 
 def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool = False) -> Answer:
@@ -82,11 +73,7 @@ def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: flo
     """Tasks that take what a thread polls, in a new group; each waits ``wait`` seconds."""
     counter = Counter(messages, skip=concurrency)
     consumer = _consumer(url)
-
-    async def later(value: Order) -> None:
-        await asyncio.sleep(wait)
-        counter.one()
-
+    later = handler("async", counter, wait)
     try:
         consumer.subscribe([topic])
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -99,7 +86,7 @@ def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: flo
 
 def kafka_fill(url: str, topic: str, messages: int) -> Answer:
     """The topic as somebody writes it who knows nothing of the toolkit: without headers."""
-    create_kafka_topic(url, topic)
+    create(url, topic)
     producer = _producer(url)
     for number in range(messages):
         each = order(number)

@@ -4,13 +4,15 @@ settings as ours."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import redis as redis_client
+from confluent_kafka import Consumer
 
 from benchmarks import baseline, hand, ours
 from benchmarks.cases import LOGS, QUICK, SERVED, Place, Side, cases, ours_on_kafka
@@ -124,29 +126,35 @@ def _ids(consume: Callable[[Callable[[Order], None], Callable[[], bool]], None])
 ALL = sorted(order(number).order_id for number in range(MESSAGES))
 
 
+@contextmanager
+def _subscribed(url: str, topic: str) -> Iterator[Consumer]:
+    consumer = hand._consumer(url)
+    consumer.subscribe([topic])
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _by_loop(consumer: Consumer, topic: str, *, header: bool) -> list[str]:
+    return _ids(
+        lambda function, over: baseline.kafka(consumer, topic, function, over, header=header)
+    )
+
+
 @pytest.mark.parametrize("header", [True, False])
 def test_the_loop_on_kafka_reads_what_ours_wrote(kafka: KafkaAddress, header: bool) -> None:
     topic = f"loops-{header}".lower()
     ours.fill(kafka.url, topic, MESSAGES)
-    consumer = hand._consumer(kafka.url)
-    consumer.subscribe([topic])
-
-    def consume(function: Callable[[Order], None], over: Callable[[], bool]) -> None:
-        baseline.kafka(consumer, topic, function, over, header=header)
-
-    try:
-        assert _ids(consume) == ALL
+    with _subscribed(kafka.url, topic) as consumer:
+        assert _by_loop(consumer, topic, header=header) == ALL
         committed = consumer.committed(consumer.assignment(), 10)
         assert sum(place.offset for place in committed) == MESSAGES
-    finally:
-        consumer.close()
 
 
 def test_the_tasks_on_kafka_take_every_message_once_several_at_a_time(kafka: KafkaAddress) -> None:
     topic = "loops-tasks"
     ours.fill(kafka.url, topic, MESSAGES)
-    consumer = hand._consumer(kafka.url)
-    consumer.subscribe([topic])
     seen: list[str] = []
     running = most = 0
 
@@ -161,27 +169,28 @@ def test_the_tasks_on_kafka_take_every_message_once_several_at_a_time(kafka: Kaf
     def over() -> bool:
         return len(seen) >= MESSAGES
 
-    try:
+    with _subscribed(kafka.url, topic) as consumer:
         asyncio.run(baseline.kafka_tasks(consumer, function, over, 16))
-    finally:
-        consumer.close()
     assert most == 16
     assert sorted(seen) == ALL
+
+
+def test_the_tasks_on_kafka_end_where_one_of_them_fails(kafka: KafkaAddress) -> None:
+    topic = "loops-failing"
+    ours.fill(kafka.url, topic, MESSAGES)
+
+    async def fails(each: Order) -> None:
+        raise ValueError(each.order_id)
+
+    with _subscribed(kafka.url, topic) as consumer, pytest.raises(ValueError):
+        asyncio.run(baseline.kafka_tasks(consumer, fails, lambda: False, 16))
 
 
 def test_messages_without_headers_have_their_ids_inside(kafka: KafkaAddress) -> None:
     topic = "loops-foreign"
     hand.kafka_fill(kafka.url, topic, MESSAGES)
-    consumer = hand._consumer(kafka.url)
-    consumer.subscribe([topic])
-
-    def consume(function: Callable[[Order], None], over: Callable[[], bool]) -> None:
-        baseline.kafka(consumer, topic, function, over, header=False)
-
-    try:
-        assert _ids(consume) == ALL
-    finally:
-        consumer.close()
+    with _subscribed(kafka.url, topic) as consumer:
+        assert _by_loop(consumer, topic, header=False) == ALL
     assert ours.consume(kafka.url, topic, MESSAGES, id="order_id")["messages"] == MESSAGES - 1
 
 

@@ -21,6 +21,7 @@ from streams.processor import Processor
 from streams.runners.lead import Lead
 from streams.runners.pump import DECODED, LED
 from streams.testing import Clock
+from streams.topic import Topic
 from tests.runners.support import QUICK, until
 
 
@@ -36,12 +37,14 @@ class Looked:
         """What the next poll in a handler's thread raises."""
         self.commits_fail = False
 
-    def handles(self, flow: Flow = QUICK) -> tuple[Processor[..., Any], list[int]]:
-        """A processor of the topic, and what it was given."""
-        handled: list[int] = []
+    def handles(
+        self, flow: Flow = QUICK, topic: Topic[Any] | None = None
+    ) -> tuple[Processor[..., Any], list[Any]]:
+        """A processor of the topic, or another, and what it was given."""
+        handled: list[Any] = []
 
-        @self.app.processor(self.topic, group="g", flow=flow)
-        def handle(value: int) -> None:
+        @self.app.processor(topic or self.topic, group="g", flow=flow)
+        def handle(value: Any) -> None:
             self.points.append(("handled", ""))
             handled.append(value)
 
@@ -109,13 +112,7 @@ async def test_less_is_polled_at_once_where_the_garbage_collector_is_called_ofte
 ) -> None:
     before = gc.get_threshold()
     topic = looked.app.topic("strings", str, id=str)
-    handled: list[str] = []
-
-    @looked.app.processor(topic, group="g", flow=QUICK)
-    def handle(value: str) -> None:
-        looked.points.append(("handled", ""))
-        handled.append(value)
-
+    _, handled = looked.handles(topic=topic)
     try:
         gc.set_threshold(objects, *before[1:])
         async with looked.app:

@@ -18,11 +18,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import msgspec
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.names import places
 from streams.log.protocol import Done
 from streams.log.redis.client import Client, Command, Flight, scripted
 from streams.log.redis.columns import fields, identity_of_record
@@ -81,7 +81,8 @@ class Append:
     def plan(self, partitions: int) -> None:
         """Share the records out into chunks."""
         open_: dict[int, tuple[Chunk, dict[str, int], int, int]] = {}
-        for index, record in enumerate(self.records):
+        placed = zip(self.records, places(self.records, partitions), strict=True)
+        for index, (record, at) in enumerate(placed):
             value, key, id = record.value, record.key, record.id
             headers = record.headers
             width = 4 + len(headers)
@@ -97,13 +98,7 @@ class Append:
             if not id:
                 self.results[index] = LogError(f"{self.topic}: a record without an ID")
                 continue
-            at = record.partition
-            if at is None:
-                at = 0
-                if partitions > 1:
-                    at = crc32(key if key is not None else id.encode("utf-8", "surrogateescape"))
-                    at %= partitions
-            elif not 0 <= at < partitions:
+            if not 0 <= at < partitions:
                 self.results[index] = LogError(f"{self.topic} has no partition {at}")
                 continue
             chunk, ids, args, bytes_ = open_.get(at) or self._chunk(at)

@@ -7,7 +7,7 @@ several processes hold each other up as little as possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Appender:
     ) -> tuple[list[_Run], dict[int, LogError]]:
         """The records by partition, as blocks, and those that cannot be written."""
         refused: dict[int, LogError] = {}
-        indexes: dict[int, Sequence[int]]
+        indexes: Mapping[int, Sequence[int]]
         if count == 1 and not any(record.partition for record in records):
             indexes = {0: range(len(records))}
         else:
@@ -100,7 +100,7 @@ class Appender:
             for partition in [p for p in lists if not 0 <= p < count]:
                 error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
                 refused.update(dict.fromkeys(lists.pop(partition), error))
-            indexes = {**lists}
+            indexes = lists
         runs: list[_Run] = []
         for partition, wanted in indexes.items():
             taken = [records[index] for index in wanted]
