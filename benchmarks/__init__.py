@@ -11,6 +11,7 @@ not. Where to look:
 * :mod:`~benchmarks.patterns` and :mod:`~benchmarks.pattern_cases`: the same two for the patterns
   and for metrics, beside the bare processor (``--case pattern:`` measures these alone);
 * :mod:`~benchmarks.measure`: how a case becomes rows;
+* :mod:`~benchmarks.against`: this commit beside another one;
 * ``peers/``: other toolkits, each in an environment of its own;
 * ``report/``: the table, the JSON and the page.
 

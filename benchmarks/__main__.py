@@ -1,4 +1,5 @@
-"""The command line: ``python -m benchmarks [--quick] [--log kafka] [--peer all] [--save FOLDER]``.
+"""The command line: ``python -m benchmarks [--quick] [--log kafka] [--peer all] [--save FOLDER]``,
+or ``python -m benchmarks --against REV``.
 
 Exit status: 0 when everything asked for was measured, whatever the figures (a benchmark is not a
 test); 1 when something could not be; 2 for a command line that cannot work; 130 when interrupted.
@@ -30,12 +31,13 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from benchmarks import machine
+from benchmarks import against, machine
+from benchmarks.against import Comparison, UnknownRevision
 from benchmarks.cases import FULL, LOGS, QUICK, SERVED, Case, Place, Sizes, cases
 from benchmarks.measure import Row, measure
 from benchmarks.pattern_cases import patterns
 from benchmarks.peers.install import PEERS, Installed, PeerMissing, install
-from benchmarks.process import MeasureError, Worker
+from benchmarks.process import ROOT, MeasureError, Worker
 from benchmarks.report.page import page
 from benchmarks.report.table import markdown, table
 from benchmarks.servers import Missing, Servers, StartError
@@ -52,21 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []
+    compared: list[Comparison] = []
     status = 0
     try:
         if arguments.source is not None:
             rows = _read(arguments.source)
         else:
             signal.signal(signal.SIGTERM, _interrupted)
-            status = _run(arguments, rows, console)
+            if arguments.against is not None:
+                status = _compare(arguments, compared, console)
+            else:
+                status = _run(arguments, rows, console)
     except KeyboardInterrupt:
         console.print("Interrupted.")
         status = 130
-    except Unusable as error:
+    except (Unusable, UnknownRevision) as error:
         console.print(f"benchmarks: {error}", markup=False, soft_wrap=True)
         status = 1
     if rows:
         _tell(arguments, rows)
+    if compared:
+        _tell_compared(arguments, compared)
     return status
 
 
@@ -104,7 +112,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--peer", action="append", choices=[*PEERS, "all"],
         help="also measure this peer (made ready at its first use); repeatable",
     )  # fmt: skip
-    add("--repeats", type=_whole(1), default=REPEATS, help=f"turns a case ({REPEATS})")
+    add(
+        "--against", metavar="REV",
+        help="measure this checkout beside another commit in turns, not beside loops by hand",
+    )  # fmt: skip
+    add(
+        "--repeats", type=_whole(1),
+        help=f"turns a case ({REPEATS}; with --against {against.REPEATS})",
+    )  # fmt: skip
     add("--messages", type=_whole(1_000), help=f"in a topic ({FULL.messages:,})")
     add(
         "--backlog", type=_whole(0),
@@ -123,6 +138,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="measure nothing: tell what an earlier --json wrote",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
+    if arguments.repeats is None:
+        arguments.repeats = REPEATS if arguments.against is None else against.REPEATS
+    if arguments.against is not None:
+        if arguments.repeats < against.TURNS:
+            parser.error(f"--against needs --repeats of at least {against.TURNS}")
+        if arguments.peer or arguments.source or arguments.html or arguments.save:
+            parser.error("--against goes without --peer, --from, --html and --save")
     if arguments.save is not None:
         arguments.json = arguments.json or arguments.save / "results.json"
         arguments.html = arguments.html or arguments.save / "results.html"
@@ -169,35 +191,21 @@ def _read(source: Path) -> list[Row]:
 def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> int:
     """Measure what was asked for; fills ``rows``."""
     sizes = _sizes(arguments)
-    logs = list(dict.fromkeys(arguments.log or _default_logs(arguments.quick)))
     status = 0
     with ExitStack() as stack:
         servers = stack.enter_context(Servers())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-"))
         if arguments.list:
-            places = [_place(log, "", folder) for log in logs]
+            places = [_place(log, "", folder) for log in _logs(arguments)]
             for case in _chosen(places, sizes, arguments.case):
                 print(f"{case.log}: {case.name}")
             return 0
         peers = _peers(arguments, console)
-        places = []
-        for log in logs:
-            try:
-                url = servers.url(log) if log in SERVED else ""
-            except (Missing, StartError) as error:
-                if arguments.log:
-                    raise Unusable(f"{log}: {error}") from error
-                console.print(f"{log} is left out: {error}", markup=False, soft_wrap=True)
-                continue
-            places.append(_place(log, url, folder))
+        places = _places(arguments, servers, folder, console)
         wanted = _chosen(places, sizes, arguments.case)
         if not wanted:
-            raise Unusable("no case has such a name; --list shows them")
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        facts = {"when": when, **machine.describe(), **servers.versions}
-        load = machine.load()
-        if load is not None:
-            facts["load at the start"] = str(load)
+            raise Unusable(NO_CASE)
+        facts = _facts(servers)
         with _progress(console) as progress:
             total = progress.add_task("", total=len(wanted))
             for place in places:
@@ -222,8 +230,84 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
     return status
 
 
-def _default_logs(quick: bool) -> list[str]:
-    return [log for log in LOGS if not (quick and log in SERVED)]
+def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Console) -> int:
+    """Measure both commits; fills ``rows``."""
+    sizes = _sizes(arguments)
+    commit = against.resolve(arguments.against)
+    status = 0
+    with ExitStack() as stack:
+        servers = stack.enter_context(Servers())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-")))
+        roots = (ROOT, folder / "commit")
+        against.unpack(commit, roots[1])
+        # Each commit has topics and files of its own: what one wrote the other need not read.
+        ours, theirs = folder / "now", folder / "before"
+        ours.mkdir()
+        theirs.mkdir()
+        places = _places(arguments, servers, str(ours), console)
+        others = [_place(each.log, each.url, str(theirs)) for each in places]
+        both = against.pairs(
+            _chosen(places, sizes, arguments.case), _chosen(others, sizes, arguments.case)
+        )
+        if not both:
+            raise Unusable(NO_CASE)
+        console.print(f"This checkout beside {commit[:12]} ({arguments.against})", markup=False)
+        with _progress(console) as progress:
+            total = progress.add_task("", total=len(both))
+            filled: set[str] = set()
+            for mine, other in both:
+                if mine.log not in {"memory", "codecs", *filled}:
+                    filled.add(mine.log)
+                    progress.update(total, description=f"{mine.log}: filling")
+                    for root, found in zip(roots, (places, others), strict=True):
+                        _fill(next(each for each in found if each.log == mine.log), sizes, root)
+
+                def report(what: str, case: Case = mine) -> None:
+                    progress.update(total, description=f"{case.log}: {case.name}: {what}")
+
+                found_rows = against.compare(mine, other, roots[1], arguments.repeats, report)
+                for row in found_rows:
+                    if row.error is not None:
+                        status = 1
+                        said = f"{row.log}: {row.case} failed: {row.error}"
+                        console.print(said, markup=False, soft_wrap=True)
+                rows += found_rows
+                progress.advance(total)
+    return status
+
+
+NO_CASE = "no case has such a name; --list shows them"
+
+
+def _logs(arguments: argparse.Namespace) -> list[str]:
+    default = [log for log in LOGS if not (arguments.quick and log in SERVED)]
+    return list(dict.fromkeys(arguments.log or default))
+
+
+def _places(
+    arguments: argparse.Namespace, servers: Servers, folder: str, console: Console
+) -> list[Place]:
+    """Where the logs that were asked for are; a server that is missing is left out, and told."""
+    found = []
+    for log in _logs(arguments):
+        try:
+            url = servers.url(log) if log in SERVED else ""
+        except (Missing, StartError) as error:
+            if arguments.log:
+                raise Unusable(f"{log}: {error}") from error
+            console.print(f"{log} is left out: {error}", markup=False, soft_wrap=True)
+            continue
+        found.append(_place(log, url, folder))
+    return found
+
+
+def _facts(servers: Servers) -> dict[str, str]:
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    facts = {"when": when, **machine.describe(), **servers.versions}
+    load = machine.load()
+    if load is not None:
+        facts["load at the start"] = str(load)
+    return facts
 
 
 def _place(log: str, url: str, folder: str) -> Place:
@@ -258,10 +342,10 @@ def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, Install
     return found
 
 
-def _fill(place: Place, sizes: Sizes) -> None:
+def _fill(place: Place, sizes: Sizes, root: Path = ROOT) -> None:
     """The topic that all cases read, and for SQLite the table by hand."""
     try:
-        with Worker() as worker:
+        with Worker(root) as worker:
             worker.ask("fill", url=place.url, topic=place.topic, messages=sizes.messages)
             if place.log == "sqlite":
                 worker.ask("sqlite_fill", path=place.file, messages=sizes.messages)
@@ -284,10 +368,32 @@ def _progress(console: Console) -> Progress:
 # -- telling --------------------------------------------------------------------------------------
 
 
-def _tell(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
+def _tell_compared(arguments: argparse.Namespace, rows: Sequence[Comparison]) -> None:
+    console = _wide_console()
+    title = f"This checkout beside {arguments.against}: medians of {arguments.repeats} turns"
+    console.print(against.table(rows, title))
+    console.print(against.summary(rows), markup=False)
+    texts: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+        (arguments.json, lambda: json.dumps([row._asdict() for row in rows], indent=1) + "\n"),
+        (arguments.markdown, lambda: f"{against.markdown(rows)}\n{against.summary(rows)}\n"),
+    )
+    _write(texts)
+
+
+def _wide_console() -> Console:
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
+    return console if console.is_terminal else Console(highlight=False, width=240)
+
+
+def _write(texts: Sequence[tuple[Path | None, Callable[[], str]]]) -> None:
+    for file, text in texts:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text(), encoding="utf-8")
+
+
+def _tell(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
+    console = _wide_console()
     turns = max(len(row["ratios"]) for row in rows)
     console.print(table(rows, f"Ours beside theirs: medians of {turns} turns"))
     facts = ", ".join(f"{name} {value}" for name, value in rows[0]["machine"].items())
@@ -297,10 +403,7 @@ def _tell(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
         (arguments.html, lambda: page(rows)),
         (arguments.markdown, lambda: f"{markdown(rows)}\n{facts}\n"),
     )
-    for file, text in texts:
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text(), encoding="utf-8")
+    _write(texts)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypedDict
 
 from benchmarks.cases import Case, Limit, Rival, Side
 from benchmarks.peers.install import Installed
-from benchmarks.process import MeasureError, Worker
+from benchmarks.process import ROOT, MeasureError, Worker
 
 Answer = dict[str, Any]
 Report = Callable[[str], None]
@@ -49,12 +50,16 @@ class Row(TypedDict):
     machine: dict[str, str]
 
 
-class _Runner:
-    """Runs the sides of one case; workers live as long as the case."""
+class SideRunner:
+    """Runs the sides of one case; workers live as long as the case.
 
-    def __init__(self, peers: Mapping[str, Installed], stack: ExitStack) -> None:
+    :param root: the checkout whose code the workers run.
+    """
+
+    def __init__(self, peers: Mapping[str, Installed], stack: ExitStack, root: Path = ROOT) -> None:
         self._peers = peers
         self._stack = stack
+        self._root = root
         self._workers: dict[str, Worker] = {}
 
     def run(self, side: Side) -> Answer:
@@ -65,7 +70,7 @@ class _Runner:
         if side.peer:
             return self._peers[side.peer].run(side.task, side.arguments)
         if side.fresh:
-            with Worker() as worker:
+            with Worker(self._root) as worker:
                 return worker.ask(side.task, **side.arguments)
         return self._worker(side).ask(side.task, **side.arguments)
 
@@ -80,7 +85,7 @@ class _Runner:
         name = side.process or side.name
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = self._stack.enter_context(Worker())
+            worker = self._workers[name] = self._stack.enter_context(Worker(self._root))
         return worker
 
 
@@ -103,7 +108,7 @@ def measure(
     failures: dict[str, str] = {}
     violations: int | None = None
     with ExitStack() as stack:
-        runner = _Runner(peers, stack)
+        runner = SideRunner(peers, stack)
         for name, side in sides.items():
             report(f"{name}: preparing")
             _attempt(failures, name, lambda side=side: runner.prepare(side))  # type: ignore[misc]
@@ -171,7 +176,7 @@ def _row(
         "baseline": None,
         "target": rival.target,
         "met": None,
-        "ratios": [_rounded(ratio) for ratio in ratios],
+        "ratios": [rounded(ratio) for ratio in ratios],
         "error": error,
         "concurrency": case.concurrency,
         "violations": violations,
@@ -181,10 +186,10 @@ def _row(
     }
     if ratios and error is None:
         ratio = statistics.median(ratios)
-        row["ratio"] = _rounded(ratio)
-        row["spread"] = [_rounded(min(ratios)), _rounded(max(ratios))]
-        row["figure"] = _rounded(statistics.median(ours))
-        row["baseline"] = _rounded(statistics.median(theirs))
+        row["ratio"] = rounded(ratio)
+        row["spread"] = [rounded(min(ratios)), rounded(max(ratios))]
+        row["figure"] = rounded(statistics.median(ours))
+        row["baseline"] = rounded(statistics.median(theirs))
         if rival.target is not None:
             met = ratio >= rival.target if metric.better == "more" else ratio <= rival.target
             row["met"] = met and not violations
@@ -200,11 +205,11 @@ def _details(answers: Sequence[Answer], whose: str) -> dict[str, Any]:
         key: last[key] for key in ("quantiles", "memory", "shares") if key in last
     }
     if "cpu_us" in last:
-        kept["cpu_us"] = _rounded(statistics.median(answer["cpu_us"] for answer in answers))
+        kept["cpu_us"] = rounded(statistics.median(answer["cpu_us"] for answer in answers))
     return {whose: kept} if kept else {}
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Four digits that count."""
     if value == 0 or not math.isfinite(value):
         return value

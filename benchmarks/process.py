@@ -34,17 +34,20 @@ def _environment(root: Path = ROOT) -> dict[str, str]:
 
 
 class Worker:
-    """A process that measures. A context manager."""
+    """A process that measures. A context manager.
 
-    def __init__(self) -> None:
+    :param root: the checkout whose code it runs.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            cwd=ROOT,
-            env=_environment(),
+            cwd=root,
+            env=_environment(root),
         )
         self._rest = b""
 

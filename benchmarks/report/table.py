@@ -38,11 +38,5 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table."""
-    lines = [
-        "| " + " | ".join(column or "target met" for column in COLUMNS) + " |",
-        "|" + "|".join("---" if column in _LEFT else "---:" for column in COLUMNS) + "|",
-    ]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    columns = [column or "target met" for column in COLUMNS]
+    return words.markdown(columns, (*_LEFT, "target met"), map(cells, rows))

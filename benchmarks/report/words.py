@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+
 from benchmarks.measure import Row
 
 NOTHING = "-"
@@ -19,7 +21,7 @@ def figure(value: float | None, unit: str) -> str:
 
 def ratio(row: Row) -> str:
     """The median ratio."""
-    return NOTHING if row["ratio"] is None else _short(row["ratio"])
+    return NOTHING if row["ratio"] is None else short(row["ratio"])
 
 
 def spread(row: Row) -> str:
@@ -27,7 +29,7 @@ def spread(row: Row) -> str:
     if row["spread"] is None:
         return NOTHING
     low, high = row["spread"]
-    return f"{_short(low)}-{_short(high)}"
+    return f"{short(low)}-{short(high)}"
 
 
 def target(row: Row) -> str:
@@ -47,5 +49,21 @@ def verdict(row: Row) -> str:
     return said
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A ratio with as many digits as mean something."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def markdown(columns: Sequence[str], left: Collection[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    :param left: the columns that are aligned to the left.
+    """
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---" if column in left else "---:" for column in columns) + "|",
+    ]
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows
+    ]
+    return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import ours
 from benchmarks.__main__ import _parse, _sizes
 from benchmarks.cases import FULL, LOGS, QUICK, Case, Place, Side, Sizes
-from benchmarks.measure import _Runner, measure
+from benchmarks.measure import SideRunner, measure
 from benchmarks.pattern_cases import MANY, PREFIX, patterns
 from benchmarks.pattern_cases import QUICK as IN_QUICK
 from benchmarks.patterns import SHAPES, TOPIC, _watched
@@ -77,7 +77,7 @@ def test_all_sides_run_in_turn_in_one_process(log: str) -> None:
 
 def test_sides_of_one_process_share_a_worker() -> None:
     with ExitStack() as stack:
-        runner = _Runner({}, stack)
+        runner = SideRunner({}, stack)
         one, other = (Side(name, "codec", process="both") for name in ("one", "other"))
         assert runner._worker(one) is runner._worker(other)
         assert runner._worker(one) is not runner._worker(Side("alone", "codec"))
