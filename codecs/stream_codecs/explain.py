@@ -180,6 +180,8 @@ def tag_reader(shape: Shape, decoder: Callable[[Any], Callable[[bytes], Any]]) -
 
 def encode_error(place: Place, value: Any, exc: Exception) -> EncodeError:
     """The typed error for what an encoder raised over ``value``."""
+    if isinstance(exc, EncodeError):
+        return exc
     what = type_name(type(value))
     if isinstance(exc, RecursionError):
         return place.refusal(f"{what} is nested too deeply, or contains itself")

@@ -15,7 +15,7 @@ from typing_extensions import TypeForm
 from stream_codecs.depth import json_deeper
 from stream_codecs.limits import Limits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import describe, is_open
+from stream_codecs.shape import describe, has_models, is_open
 from stream_codecs.structured import Format, bind
 
 __all__ = ["Json"]
@@ -60,6 +60,9 @@ class Json(Limits):
     ``Any`` and ``object`` stand for untyped JSON: integers are then held to 64 bits when written
     (beyond that, orjson reads them as floats), and at most 254 levels are written.
 
+    A type with Pydantic models is validated by Pydantic, which decides what fits (extra
+    ``pydantic``).
+
     NaN and the infinities cannot be written; msgspec and orjson alone would make them ``null``.
 
     :param max_size: bytes of one document, decoded or encoded.
@@ -69,7 +72,11 @@ class Json(Limits):
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
         """Encode and decode values of ``type``.
 
-        :raises BindError: msgspec does not know the type.
+        :raises BindError: msgspec does not know the type, nor is it one of Pydantic models.
         """
+        if has_models(type):
+            from stream_codecs.models import bind_models
+
+            return bind_models(_TYPED, self, type, topic, role)
         format = _UNTYPED if is_open(describe(type)) else _TYPED
         return bind(format, self, type, topic, role)

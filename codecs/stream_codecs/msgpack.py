@@ -10,8 +10,10 @@ import msgspec
 from typing_extensions import TypeForm
 
 from stream_codecs.depth import msgpack_deeper
+from stream_codecs.errors import BindError
 from stream_codecs.limits import Limits
 from stream_codecs.protocol import Bound, Role
+from stream_codecs.shape import bare, has_models, type_name
 from stream_codecs.structured import Format, bind
 
 __all__ = ["MessagePack"]
@@ -51,6 +53,11 @@ class MessagePack(Limits):
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
         """Encode and decode values of ``type``.
 
-        :raises BindError: msgspec does not know the type.
+        :raises BindError: msgspec does not know the type, or it has Pydantic models.
         """
+        if has_models(type):
+            raise BindError(
+                f"cannot use the type {type_name(bare(type))}: Pydantic models travel as JSON; use "
+                "Json()"
+            )
         return bind(_FORMAT, self, type, topic, role)

@@ -3,13 +3,15 @@
 All of it rests on :func:`msgspec.inspect.type_info`, so it understands exactly the types that the
 codecs can carry: ``Struct``, dataclass, ``TypedDict``, ``NamedTuple``, unions of them, builtins and
 their generics, ``NewType``, ``Annotated``, and so on. A class it does not know (another
-library's) is a ``CustomType``: only a codec of your own can carry that.
+library's) is a ``CustomType``: only a codec of your own can carry that, but for Pydantic's models
+(:mod:`stream_codecs.models`), which are recognised here without importing Pydantic.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
+import sys
 import types
 import typing
 import uuid
@@ -23,10 +25,13 @@ from stream_codecs.errors import BindError
 
 __all__ = [
     "Shape",
+    "bare",
     "classes_of",
     "describe",
     "fields_of",
+    "has_models",
     "includes_none",
+    "is_model",
     "is_open",
     "members",
     "origin",
@@ -110,6 +115,39 @@ def origin(cls: Any) -> type:
     return found
 
 
+def bare(form: Any) -> Any:
+    """A type without ``Annotated``'s wrapping and without the name of an alias (PEP 695)."""
+    while True:
+        if typing.get_origin(form) is typing.Annotated:
+            form = typing.get_args(form)[0]
+        elif type(form).__name__ == "TypeAliasType":
+            form = form.__value__
+        else:
+            return form
+
+
+def is_model(cls: Any) -> bool:
+    """Whether this is a class of Pydantic's models. Where it is, Pydantic has been imported."""
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and isinstance(origin(cls), type) and issubclass(origin(cls), base)
+
+
+def has_models(form: TypeForm[Any]) -> bool:
+    """Whether a type has a Pydantic model anywhere in it."""
+    if "pydantic" not in sys.modules:
+        return False
+    form = bare(form)
+    if is_model(form):
+        return True
+    if any(has_models(part) for part in typing.get_args(form) if not isinstance(part, str)):
+        return True
+    try:
+        shape = inspect.type_info(form)
+    except Exception:  # binding says what is wrong
+        return False
+    return any(isinstance(part, inspect.CustomType) and is_model(part.cls) for part in walk(shape))
+
+
 def is_open(shape: Shape) -> bool:
     """Whether nothing is known about the values of this type (``Any``, ``object``)."""
     return isinstance(shape, inspect.AnyType) or (
@@ -123,7 +161,12 @@ def includes_none(form: TypeForm[Any]) -> bool:
 
 
 def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
-    """The tags of the type's tagged structs; empty where no message can have an unknown one."""
+    """The tags of the type's tagged structs, or of a union of Pydantic models with a discriminator;
+    empty where no message can have an unknown one."""
+    if has_models(form):
+        from stream_codecs.models import tags_of_models
+
+        return tags_of_models(form)
     return frozenset(
         part.tag
         for part in parts_of(form)
@@ -133,6 +176,7 @@ def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
 
 def parts_of(form: TypeForm[Any]) -> list[Shape]:
     """The members of a type, also of a union that msgspec cannot decode."""
+    form = bare(form)
     try:
         return members(inspect.type_info(form))
     except Exception:
@@ -199,6 +243,9 @@ def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
     for part in parts_of(form):
         if isinstance(part, _FIELDED):
             result.append((origin(part.cls), {field.name for field in part.fields}))
+        elif isinstance(part, inspect.CustomType) and is_model(part.cls):
+            model: Any = origin(part.cls)
+            result.append((model, {*model.model_fields, *model.model_computed_fields}))
         elif isinstance(part, inspect.AnyType | inspect.CustomType | inspect.DictType):
             return None
         elif not isinstance(part, inspect.NoneType):

@@ -28,7 +28,7 @@ from stream_codecs.limits import Limits, excess, present
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.shape import Shape, classes_of, describe, is_open, type_name, walk
 
-__all__ = ["Format", "bind"]
+__all__ = ["Format", "Parts", "assemble", "bind"]
 
 
 class Format(NamedTuple):
@@ -49,25 +49,53 @@ class Format(NamedTuple):
     """A value may be written that the decoder refuses."""
 
 
+class Parts(NamedTuple):
+    """What a type gives to :func:`assemble`.
+
+    :param read: the decoder alone; it raises whatever it likes.
+    :param explain: the typed error for what ``read`` raised over these bytes.
+    :param encode: the encoder alone.
+    :param fits: see :mod:`stream_codecs.fits`.
+    :param classes: see :func:`stream_codecs.shape.classes_of`.
+    :param plain: a value as builtins.
+    """
+
+    read: Callable[[bytes], Any]
+    explain: Callable[[bytes, Exception], DecodeError]
+    encode: Callable[[Any], bytes]
+    fits: Callable[[Any], bool]
+    classes: tuple[type, ...] | None
+    plain: Callable[[Any], Any] = msgspec.to_builtins
+
+
 def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: Role) -> Bound[Any]:
     """Bind a format to a type.
 
     :raises BindError: msgspec cannot carry the type.
     """
+    place = Place(format.name, topic, role, type_name(type))
     shape = describe(type)
     _check(shape, type)
-    place = Place(format.name, topic, role, type_name(type))
     try:
         fast = format.decoder(type)
     except Exception as exc:
         raise BindError(f"cannot use the type {place.type}: {exc}") from exc
     unknown_tag = tag_reader(shape, format.decoder)
-    max_size, max_depth = limits.max_size, limits.max_depth
-    small = min(max_size, max_depth)
-    deeper, harmless = format.deeper, format.harmless
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
         return decode_error(place, data, exc, unknown_tag)
+
+    fits = compile_fits(shape, finite=format.null is not None)
+    parts = Parts(fast, explain, format.encode, fits, classes_of(shape))
+    return assemble(format, limits, place, parts)
+
+
+def assemble(format: Format, limits: Limits, place: Place, parts: Parts) -> Bound[Any]:
+    """Put bounds, decoder and encoder together."""
+    max_size, max_depth = limits.max_size, limits.max_depth
+    small = min(max_size, max_depth)
+    deeper, harmless = format.deeper, format.harmless
+    fast, explain = parts.read, parts.explain
 
     def too_much(data: bytes) -> str | None:
         if len(data) > max_size:
@@ -92,7 +120,7 @@ def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: 
         found, largest = present(values)
         return largest <= small or (largest <= max_size and harmless(found, max_depth))
 
-    encode, encode_batch = _encoder(format, shape, place, fast, too_much, small)
+    encode, encode_batch = _encoder(format, place, parts, too_much, small)
     return Bound(
         encode=encode,
         encode_batch=encode_batch,
@@ -117,16 +145,14 @@ def _check(shape: Shape, type: TypeForm[Any]) -> None:
 
 def _encoder(
     format: Format,
-    shape: Shape,
     place: Place,
-    read: Callable[[bytes], Any],
+    parts: Parts,
     too_much: Callable[[bytes], str | None],
     small: int,
 ) -> tuple[Callable[[Any], bytes], Callable[[Sequence[Any]], list[bytes]]]:
-    write = format.encode
+    read, write = parts.read, parts.encode
+    fits, classes = parts.fits, parts.classes
     null = format.null
-    fits = compile_fits(shape, finite=null is not None)
-    classes = classes_of(shape)
 
     def misfit(value: Any) -> EncodeError | None:
         if classes is None or isinstance(value, classes):
@@ -142,14 +168,14 @@ def _encoder(
             return place.refusal(reason)
         if sure:
             return None
-        if null is not None and data.find(null) >= 0 and _has_non_finite(value):
+        if null is not None and data.find(null) >= 0 and _has_non_finite(value, parts.plain):
             return place.refusal("NaN or an infinity, which JSON cannot say")
         if not format.reread:
             return None
         try:
             read(data)
         except Exception as exc:
-            fault = decode_error(place, data, exc)
+            fault = parts.explain(data, exc)
             return place.refusal(f"does not fit {place.type}: {fault.reason}", path=fault.path)
         return None
 
@@ -195,7 +221,7 @@ _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 """A 64-bit float of MessagePack with all bits of its exponent set (IEEE 754)."""
 
 
-def _has_non_finite(value: Any) -> bool:
+def _has_non_finite(value: Any, plain: Callable[[Any], Any]) -> bool:
     # Hardly ever, so the first look is cheap and only the second one certain.
     try:
         perhaps = _NON_FINITE.search(_as_msgpack(value)) is not None
@@ -203,7 +229,7 @@ def _has_non_finite(value: Any) -> bool:
         perhaps = True
     if not perhaps:
         return False
-    todo = [msgspec.to_builtins(value)]
+    todo = [plain(value)]
     while todo:
         item = todo.pop()
         if isinstance(item, float):
