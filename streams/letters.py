@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatch import Work
-from streams.message import CAUSATION, CORRELATION, ID, Headers, Record, text
+from streams.message import CAUSATION, CORRELATION, ID, REDRIVE, Headers, Record, text
 from streams.runners.job import Outgoing
 
 EXCEPTION = "__streams.errors.exception"
@@ -38,6 +39,8 @@ ERROR_BYTES = 8 << 10
 """All error headers together, at most; the traceback shrinks first, then the message."""
 
 _MESSAGE_BYTES = 1 << 10
+
+_ATTEMPT_DIGITS = 9
 
 
 def letter(group: str, topic: Callable[[str], str], clock: Clock) -> Callable[[Work], Outgoing]:
@@ -151,3 +154,13 @@ def header(headers: Headers, name: str) -> str | None:
         if each == name and value is not None:
             found = text(value)
     return found
+
+
+def redrives_of(headers: Headers) -> int:
+    """How often a message was put back so far; 0 where the header is none of ours."""
+    return wire.whole(header(headers, REDRIVE)) or 0
+
+
+def attempts_of(headers: Headers) -> int:
+    """How often a message had failed when it was written; 0 where the header is none of ours."""
+    return wire.whole(header(headers, ATTEMPTS), _ATTEMPT_DIGITS) or 0

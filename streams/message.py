@@ -16,6 +16,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from streams import wire
+from streams.wire import text as text  # everything that reads messages takes it from here
+
 T = TypeVar("T")
 # A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
 T_co = TypeVar("T_co", covariant=True)
@@ -66,11 +69,6 @@ def mark_of(identity: str | None) -> str:
     """What an identity has beside the ID; empty where that is nothing."""
     at = -1 if identity is None else identity.find("\0")
     return "" if identity is None or at < 0 else identity[at:]
-
-
-def text(data: bytes) -> str:
-    """Bytes of the wire as str; what is not UTF-8 is kept by surrogates, never an error."""
-    return data.decode("utf-8", "surrogateescape")
 
 
 class Position(NamedTuple):
@@ -297,15 +295,18 @@ class Message(Generic[T_co]):
 
     @property
     def timestamp(self) -> datetime:
-        """``ce_time`` where the message carries it, else the time the log took it; UTC."""
+        """``ce_time`` where the message carries it, else the time the log took it; UTC.
+
+        A log's time before the year 1 or after 9999, which datetime cannot hold, is the first or
+        the last moment that it can: ``datetime.min`` or ``datetime.max`` in UTC.
+        """
         for name, value in self._batch.headers(self._index):
             if name == TIME and value:
-                try:
-                    moment = datetime.fromisoformat(text(value))
-                except ValueError:
+                stated = wire.iso(value)
+                if stated is None:
                     break
-                return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-        return datetime.fromtimestamp(self._batch.time(self._index), timezone.utc)
+                return stated
+        return wire.utc(self._batch.time(self._index))
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -341,8 +342,9 @@ class Message(Generic[T_co]):
 
     def __repr__(self) -> str:
         # The value stays out: it may hold what must not reach a log line.
+        key = None if self.key is None else wire.brief(self.key)
         return (
-            f"<Message {self.id!r} key={self.key!r} at "
+            f"<Message {wire.brief(self.id)!r} key={key!r} at "
             f"{self.topic}/{self.partition}/{self.offset} attempt {self.attempt}>"
         )
 

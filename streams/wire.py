@@ -79,7 +79,7 @@ def iso(written: bytes | str | None) -> datetime | None:
     if not written or len(written) > TEXT:
         return None
     try:
-        found = datetime.fromisoformat(text(written))
+        found = datetime.fromisoformat(text(written) if isinstance(written, bytes) else written)
     except ValueError:
         return None
     if found.tzinfo is None:
@@ -90,22 +90,24 @@ def iso(written: bytes | str | None) -> datetime | None:
         return EARLIEST if found.year == 1 else LATEST
 
 
-def text(written: bytes | str, limit: int | None = None) -> str:
-    """Bytes as text: what is not UTF-8 is kept by surrogates, what exceeds ``limit`` is cut off."""
+def text(data: bytes) -> str:
+    """Bytes as text; what is not UTF-8 is kept by surrogates, never an error."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def brief(written: bytes | str, limit: int = TEXT) -> str:
+    """Text for a log line, an error or a repr, in at most this many characters."""
     if isinstance(written, bytes):
         # A character has at most four bytes: more of a long text need not be decoded.
-        found = written if limit is None else written[: 4 * limit + 4]
-        written = found.decode("utf-8", "surrogateescape")
-    if limit is None or len(written) <= limit:
-        return written
-    return written[: max(0, limit - 3)] + "..."
+        written = text(written[: 4 * limit + 4])
+    return written if len(written) <= limit else written[: max(0, limit - 3)] + "..."
 
 
 def place(written: bytes | str | None) -> tuple[str, int, int] | None:
     """``topic/partition/offset`` in parts; None for anything else."""
     if not written or len(written) > 2 * TEXT:
         return None
-    parts = text(written).rsplit("/", 2)
+    parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
     partition, offset = whole(parts[1]), whole(parts[2], 40)

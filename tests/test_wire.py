@@ -113,8 +113,9 @@ def test_iso(written: bytes | str, found: datetime | None) -> None:
 def test_text_is_bounded_and_keeps_what_is_not_utf_8(data: bytes, limit: int) -> None:
     whole = wire.text(data)
     assert whole.encode("utf-8", "surrogateescape") == data
-    cut = wire.text(data, limit)
+    cut = wire.brief(data, limit)
     assert len(cut) <= limit
+    assert cut == wire.brief(whole, limit)
     assert cut == whole if len(whole) <= limit else cut.endswith("...")
 
 

@@ -52,8 +52,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, NamedTuple, get_args
 
+from streams import wire
 from streams.letters import PREFIX as ERRORS
-from streams.letters import header
+from streams.letters import header, redrives_of
 from streams.message import ID, REDRIVE, Headers, Record
 
 PREFIX = "__streams.parked."
@@ -67,6 +68,9 @@ OF = PREFIX + "of"
 FRESH = PREFIX + "fresh"
 
 What = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
+
+_OFFSET_DIGITS = 39
+"""Those of Redis have 128 bits."""
 
 Command = Literal["retry", "edit", "drop"]
 
@@ -105,8 +109,8 @@ def said(headers: Headers) -> Said | None:
 
 
 def _number(headers: Headers, name: str) -> int:
-    found = header(headers, name) or ""
-    return int(found) if found.isascii() and found.isdigit() and len(found) < 50 else -1
+    found = wire.whole(header(headers, name), _OFFSET_DIGITS)
+    return -1 if found is None else found
 
 
 # -- records -------------------------------------------------------------------------------------
@@ -188,15 +192,11 @@ def original(headers: Headers, *, again: bool = True) -> Original:
     """
     own = without(headers)
     if again and header(headers, WHAT) != "waits":
-        found = header(own, REDRIVE) or "0"
-        redrive = int(found) + 1 if found.isascii() and found.isdigit() and len(found) < 10 else 1
+        redrive = redrives_of(own) + 1
         own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
         own.append(_pair(REDRIVE, redrive))
     id = header(headers, NAME) or ""
-    try:
-        when = float(header(headers, TIME) or 0)
-    except ValueError:
-        when = 0.0
+    when = wire.finite(header(headers, TIME)) or 0.0
     return Original(id, _number(headers, OFFSET), when, [_pair(ID, id), *own])
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import LogError, NotFound, StreamsError
-from streams.letters import GROUP, PREFIX, TOPIC, header
+from streams.letters import GROUP, PREFIX, TOPIC, header, redrives_of
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
 from streams.replay.copying import CHUNK_BYTES, Row, Rows
@@ -384,14 +384,8 @@ def record_again(row: Row) -> Record:
         for name, value in headers
         if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
     ]
-    again.append((REDRIVE, str(redrives(headers) + 1).encode()))
+    again.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
     return Record(batch.values[index], batch.keys[index], batch.id(index), again)
-
-
-def redrives(headers: Headers) -> int:
-    """How often a message was put back so far."""
-    found = header(headers, REDRIVE) or "0"
-    return int(found) if found.isascii() and found.isdigit() and len(found) < 10 else 0
 
 
 def append(

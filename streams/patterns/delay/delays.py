@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from streams.message import Position, Record
 from streams.patterns.delay import wire
 from streams.patterns.delay.late import PENDING
 from streams.patterns.delay.owner import Figures, make_topic, own
+from streams.wire import utc
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -141,8 +142,7 @@ class Door:
         await self._ensure(name, partitions)
         entry = wire.entry(record, to, due)
         position = await self._app.publisher.publish(name, entry)
-        moment = datetime.fromtimestamp(due / 1000, timezone.utc)
-        return Scheduled(record.id, moment, position)
+        return Scheduled(record.id, utc(due / 1000), position)
 
     async def cancel(self, name: str, partitions: Count, id: str, within: float) -> wire.Outcome:
         """Write a request and wait for its answer."""

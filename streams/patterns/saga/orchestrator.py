@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from typing_extensions import TypeForm
 
+from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow
 from streams.errors import ConfigError
@@ -348,7 +349,7 @@ class SagaOrchestrator(Generic[C]):
             failed_compensations=entry.uncompensated,
             retrying=entry.last,
             reason=entry.error,
-            updated=datetime.fromtimestamp(entry.at, timezone.utc),
+            updated=wire.utc(entry.at),
             _stored=entry.context,
             _load=self._course.contexts.load,
         )
