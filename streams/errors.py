@@ -53,6 +53,11 @@ class Fatal(LogError):
     """The log refuses for good (authentication, corruption, fatal driver state): ``run()`` ends."""
 
 
+class UnreadableHeaders(StreamsError, ValueError):
+    """A message's headers cannot be read by the log's driver, so nobody knows what they say: it
+    becomes a dead letter with its key and value, and is never tried again."""
+
+
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 

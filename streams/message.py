@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -34,6 +35,8 @@ TYPE = "ce_type"
 TIME = "ce_time"
 CORRELATION = "correlationid"
 CAUSATION = "causationid"
+UNREADABLE = "streams_unreadable_headers"
+"""Stands in the place of headers that the log's driver cannot read, and says why."""
 REDRIVE = "streams_redrive"
 """How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
 
@@ -103,13 +106,19 @@ class Record(msgspec.Struct, gc=False):
     partition: int | None = None
 
 
+READABLE: Mapping[int, str] = MappingProxyType({})
+"""What :attr:`Batch.unreadable` is where all headers can be read."""
+
+
 class Batch:
     """Consecutive messages of one partition, as columns of equal length.
 
     ``offsets`` ascend, with gaps where the log has them. ``ids`` are identities
     (:func:`identity`), None for a message that carries none. ``times`` are the log's own, in
     seconds since the epoch. ``assignment`` is what the subscription that polled this batch was
-    given, None for a plain read.
+    given, None for a plain read. ``unreadable`` says of each message whose headers the log's driver
+    cannot read, by index, why not; such a message has the one header :data:`UNREADABLE`. It is
+    complete once ``ids`` or :meth:`marks` were read.
 
     A log whose driver keeps headers and times inside objects of its own subclasses this and
     overrides :meth:`headers` and :meth:`time`, so that nothing is converted before it is read.
@@ -124,6 +133,7 @@ class Batch:
         "offsets",
         "partition",
         "topic",
+        "unreadable",
         "values",
     )
 
@@ -138,10 +148,12 @@ class Batch:
         headers: Sequence[Headers | None] | None = None,
         times: Sequence[float] | None = None,
         assignment: Any = None,
+        unreadable: Mapping[int, str] = READABLE,
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.offsets = offsets
+        self.unreadable = unreadable
         self.keys = keys
         self.values = values
         self.ids = ids

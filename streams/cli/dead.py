@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streams import wire
 from streams.cli import show
 from streams.cli.failures import Failed, Misused
 from streams.cli.options import Json, Url, open_url
@@ -433,32 +433,28 @@ def _is(log: Log, row: Row, which: str) -> bool:
 
 def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
-    from streams.patterns.deadletters.redriving import redrives
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     source = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
     kind = (_header(headers, letters.EXCEPTION) or "?").rpartition(".")[2]
     said = _header(headers, letters.MESSAGE)
-    attempts = _header(headers, letters.ATTEMPTS) or ""
     return {
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
         "failed_at": _moment(_header(headers, letters.TIME), batch.time(index)),
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),
-        "attempts": int(attempts) if attempts.isascii() and attempts.isdigit() else None,
+        "attempts": letters.attempts_of(headers) or None,
         "error": f"{kind}: {said}" if said else kind,
         "source": "/".join(part or "?" for part in source),
-        "redrives": redrives(headers),
+        "redrives": letters.redrives_of(headers),
         "waiting": waiting,
     }
 
 
 def _moment(written: str | None, otherwise: float) -> str:
-    try:
-        return show.iso(datetime.fromisoformat(written or "").timestamp())
-    except (ValueError, OverflowError, OSError):
-        return show.iso(otherwise)
+    found = wire.iso(written)
+    return show.iso(otherwise if found is None else found.timestamp())
 
 
 def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:

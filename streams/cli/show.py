@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from streams import wire
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -121,7 +122,7 @@ def printable(text: str) -> str:
 
 def iso(seconds: float) -> str:
     """A time of the log, in UTC."""
-    found = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    found = wire.utc(seconds).isoformat(timespec="milliseconds")
     return found.replace("+00:00", "Z")
 
 
@@ -195,7 +196,10 @@ def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
     """A message for a person: when, where, key, value."""
     place = f"{batch.partition}/{log.show(batch.offsets[index])}"
     key, data = readable(batch.keys[index]), batch.values[index]
+    batch.headers(index)  # what cannot be read is known once it was tried
     content = "(tombstone)" if data is None else clean(readable(data) or "")
+    if index in batch.unreadable:
+        content += f"  (headers cannot be read: {clean(batch.unreadable[index])})"
     cells = [iso(batch.time(index)), place, "-" if key is None else clean(key)]
     if colour:
         cells = [

@@ -239,7 +239,7 @@ class _Part:
 
 def _select(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch as a batch of their own."""
-    ids = batch.ids
+    ids, why = batch.ids, batch.unreadable
     return Batch(
         batch.topic,
         batch.partition,
@@ -249,6 +249,7 @@ def _select(batch: Batch, rows: Sequence[int]) -> Batch:
         [ids[row] for row in rows],
         [batch.headers(row) for row in rows],
         [batch.time(row) for row in rows],
+        unreadable={at: why[row] for at, row in enumerate(rows) if row in why} if why else why,
     )
 
 

@@ -20,7 +20,7 @@ from streams.engine.progress import Segment
 from streams.engine.retry import again
 from streams.errors import BatchError, Fenced, LogError, Unavailable
 from streams.message import Message, deliver
-from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
+from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable, check_headers
 from streams.runners.joint import Joint
 from streams.runners.lead import Lead
 from streams.runners.timing import Timing
@@ -187,7 +187,10 @@ class Runner(ABC):
                 return segment.decode(segment.values[index])
             except Exception:  # noqa: S110 - the careful way says what is wrong
                 pass
-        return self.job.decodings[segment.batch.topic].one(segment.batch, index)
+        batch = segment.batch
+        if batch.unreadable:
+            check_headers(batch, index)
+        return self.job.decodings[batch.topic].one(batch, index)
 
     def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
         """The message around a decoded value."""

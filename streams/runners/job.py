@@ -10,6 +10,7 @@ from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
+from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Log
 from streams.message import Batch, Record
 
@@ -31,6 +32,16 @@ class Undecodable:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def check_headers(batch: Batch, index: int) -> None:
+    """Refuse a message whose headers nobody can read.
+
+    :raises UnreadableHeaders: they cannot be read.
+    """
+    why = batch.unreadable.get(index)
+    if why is not None:
+        raise UnreadableHeaders(f"its headers cannot be read: {why}")
 
 
 class Identify(Protocol):

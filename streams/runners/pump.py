@@ -30,7 +30,7 @@ from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
 from streams.message import Batch, mark_of
 from streams.runners.base import Runner
-from streams.runners.job import Identify, Job, Undecodable
+from streams.runners.job import Identify, Job, Undecodable, check_headers
 from streams.runners.joint import Joint, Turns
 from streams.runners.lead import Lead
 from streams.runners.timing import Durations, Histogram
@@ -443,7 +443,10 @@ class Pump:
         with self._marks:
             segment = owned.progress.add(owned, batch, None if identify is None else [])
         if identify is None:
-            segment.decode = decoding.fast(batch.values, segment.largest)
+            # Messages whose headers cannot be read are looked at one by one; so are their
+            # neighbours.
+            if not batch.unreadable:
+                segment.decode = decoding.fast(batch.values, segment.largest)
         else:
             # Decoded ahead of time: the identity is inside the value.
             segment.events, segment.ids, whole = self._decoded(batch, identify, segment.largest)
@@ -467,13 +470,15 @@ class Pump:
                 marks = batch.marks()
                 if marks is not None:
                     found = [id + mark for id, mark in zip(found, marks, strict=True)]
-                return events, found, True
+                if not batch.unreadable:
+                    return events, found, True
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
         events, ids, whole = [], list[str | None](), True
         for index in range(len(batch)):
             wire = batch.ids[index]
             try:
+                check_headers(batch, index)
                 event = decoding.one(batch, index)
                 id = identify(event) + mark_of(wire)
             except Exception as error:

@@ -8,6 +8,7 @@ messages from being trimmed, no dead letter topic.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,13 +19,15 @@ from typing_extensions import override
 from streams.config import Retry
 from streams.errors import ConfigError, NotRunning, Unavailable
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
-from streams.message import Batch
+from streams.message import READABLE, Batch
 from streams.processor import Options, Processor
 from streams.replay.ranged import groupless
 from streams.runners.job import Job
 
 if TYPE_CHECKING:
     from streams.app import Streams
+
+logger = logging.getLogger("streams.bus")
 
 END = 1 << 128
 """A position that no message reaches."""
@@ -150,7 +153,20 @@ class _Part:
             return None
         if batch is not None:
             batch.assignment = assignment
+            self._pass_over_unreadable(batch)
         return batch
+
+    def _pass_over_unreadable(self, batch: Batch) -> None:
+        """An event's topic is a header. Where headers cannot be read, nobody can say whom the event
+        is for, and there are no dead letters here: it is logged, and taken for an event of no
+        topic."""
+        if batch.ids and batch.unreadable:
+            for index, why in sorted(batch.unreadable.items()):
+                logger.warning(
+                    "%s/%d/%s: event passed over, its headers cannot be read: %s",
+                    batch.topic, batch.partition, batch.offset(index), why,
+                )  # fmt: skip
+            batch.unreadable = READABLE
 
     def close(self) -> None:
         if self._reader is not None:
