@@ -466,7 +466,7 @@ def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     return {
         **_brief(log, row, waiting=waiting),
         "headers": {
-            name: show.readable(value)
+            show.printable(name): show.readable(value)
             for name, value in headers
             if name != ID and not name.startswith(letters.PREFIX)
         },

@@ -211,8 +211,6 @@ def _brief(name: str, entry: Entry) -> dict[str, Any]:
 
 
 def _whole(name: str, entry: Entry) -> dict[str, Any]:
-    import orjson
-
     def failure(found: Failure) -> dict[str, Any]:
         return {
             "step": found.step,
@@ -230,7 +228,7 @@ def _whole(name: str, entry: Entry) -> dict[str, Any]:
         "retrying": [failure(each) for each in entry.last],
         "reason": entry.error or None,
         "transitions": entry.n,
-        "context": orjson.loads(bytes(entry.context)),
+        "context": show.document(bytes(entry.context)),
     }
 
 

@@ -117,7 +117,10 @@ def readable(data: bytes | None) -> str | None:
 
 def printable(text: str) -> str:
     r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def iso(seconds: float) -> str:
@@ -154,7 +157,7 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
         "time": iso(batch.time(index)),
         "id": printable(batch.id(index)),
         "key": readable(key),
-        "headers": {name: readable(value) for name, value in headers if name != ID},
+        "headers": {printable(name): readable(value) for name, value in headers if name != ID},
     }
     if key is not None and not _is_text(key):
         del found["key"]
@@ -164,17 +167,29 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
 
 def value(data: bytes | None) -> dict[str, Any]:
     """A value for JSON, without loss: numbers keep their digits."""
+    if data is None:
+        return {"value": None, "tombstone": True}
+    found = _fragment(data)
+    if found is not None:
+        return {"value": found}
+    return {"text": data.decode()} if _is_text(data) else {"base64": base64(data)}
+
+
+def document(data: bytes) -> Any:
+    """A JSON document within another one, without loss; what is none as text."""
+    found = _fragment(data)
+    return readable(data) if found is None else found
+
+
+def _fragment(data: bytes) -> Any:
     import msgspec
     import orjson
 
-    if data is None:
-        return {"value": None, "tombstone": True}
     try:
         orjson.loads(data)
-        return {"value": orjson.Fragment(msgspec.json.format(data, indent=-1))}
+        return orjson.Fragment(msgspec.json.format(data, indent=-1))
     except (ValueError, msgspec.MsgspecError, RecursionError):
-        pass
-    return {"text": data.decode()} if _is_text(data) else {"base64": base64(data)}
+        return None
 
 
 def base64(data: bytes) -> str:

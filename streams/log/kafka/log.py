@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, GroupLive
 from streams.log.kafka import durability, moves
@@ -306,9 +307,12 @@ class KafkaLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a Kafka offset is a number, such as 42")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(
+                f"offset {wire.brief(text, 60)!r}: a Kafka offset is a number, such as 42"
+            )
+        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

@@ -44,6 +44,9 @@ SOON = 3.0
 QUIET = 10.0
 """Seconds without a message after which a reading is compared with what stands in the log."""
 
+LATEST = (1 << 63) - 1
+"""The latest time that a record of Kafka can have, in milliseconds since the epoch."""
+
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -148,7 +151,7 @@ class Readers:
 
     def at(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
-        wanted = TopicPartition(topic, partition, max(0, round(moment * 1000)))
+        wanted = TopicPartition(topic, partition, min(max(0, round(moment * 1000)), LATEST))
 
         def question(asker: Consumer) -> int:
             (part,) = asker.offsets_for_times([wanted], timeout=ANSWER)

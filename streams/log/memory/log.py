@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
+from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, GroupLive, LogError, NotFound, Unavailable
 from streams.log.memory.shared import Shared
@@ -277,9 +278,10 @@ class MemoryLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a number like 1042 is needed")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number like 1042 is needed")
+        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

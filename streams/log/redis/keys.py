@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 
+from streams import wire
 from streams.errors import ConfigError
 
 TOPICS = b"streams:topics"
@@ -117,4 +118,7 @@ def parse(text: str) -> int:
         high, low = int(found[1]), int(found[2] or 0)
         if high <= _LOW64 and low <= _LOW64:
             return high << 64 | low
-    raise ConfigError(f"{text!r} is no entry ID of Redis: write 1700000000000-0, or its first half")
+    raise ConfigError(
+        f"{wire.brief(text, 60)!r} is no entry ID of Redis: write 1700000000000-0, or its first "
+        "half"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
+from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.errors import ConfigError, Mismatch, NotFound
@@ -284,9 +285,10 @@ class SqliteLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a number such as 1042 is needed")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number such as 1042 is needed")
+        return found
 
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from stream_codecs import DecodeError
 from streams.patterns.idempotency.errors import OperationFailed
+from streams.wire import brief
 
 _RESULT = b"="
 _FAILURE = b"!"
@@ -45,6 +47,11 @@ def read(key: str, stored: bytes, decode: Any) -> Any:
     :raises stream_codecs.DecodeError: it does not fit the type.
     """
     if stored.startswith(_FAILURE):
-        failed = _read_failure(stored[1:])
+        try:
+            failed = _read_failure(stored[1:])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise DecodeError(
+                f"what is stored under {brief(key)!r} is no outcome of ours", data=stored
+            ) from None
         raise OperationFailed(key, failed.kind, failed.reason)
     return decode(stored[1:])
