@@ -39,6 +39,14 @@ class Written(NamedTuple):
     time: int = 1_700_000_000_000
     """Milliseconds since the epoch."""
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name!r}: {_brief(value)}" for name, value in self.headers)
+        return f"<{_brief(self.key)} {_brief(self.value)} {{{shown}}} at {self.time}>"
+
+
+def _brief(data: bytes | None) -> str:
+    return repr(data) if data is None or len(data) <= 300 else f"{data[:30]!r}... ({len(data):,})"
+
 
 def produce(bootstrap: str, topic: str, records: Sequence[Written], partition: int = 0) -> int:
     """Write these records in one batch; the offset of the first."""

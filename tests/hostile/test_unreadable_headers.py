@@ -12,9 +12,11 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from streams import DeadLetters, Dedup, EventBus, Flow, Message, Retry, Streams
 from streams.cli.root import run
+from streams.log.kafka.batch import KafkaBatch, take_errors
 from streams.log.url import open_log
 from streams.message import UNREADABLE
 from streams.replay import replay
@@ -235,3 +237,23 @@ def test_commands_list_it(place: Place, command: Callable[..., tuple[int, str, s
     first, second, third = out.splitlines()
     assert "headers cannot be read" in second
     assert "headers" not in first + third
+
+
+def test_what_ends_a_partition_is_told_from_messages(place: Place) -> None:
+    """The driver tells the end of a partition among its messages. Comparing messages reads their
+    headers, with the same end."""
+    place.write(items(-1, -2, -3))
+    settings = {"bootstrap.servers": place.bootstrap, "group.id": "g", "enable.partition.eof": True}
+    consumer = Consumer(settings)
+    try:
+        consumer.assign([TopicPartition(place.topic, 0, 0)])
+        messages: list[Any] = []
+        while len(messages) < 4:
+            messages += consumer.consume(4 - len(messages), 1.0)
+        (end,) = take_errors(messages)
+        assert end.error().code() == KafkaError._PARTITION_EOF
+        batch = KafkaBatch(place.topic, 0, messages)
+        assert batch.ids == [None] * 3
+        assert [name for index in range(3) for name, _ in batch.headers(index)] == [UNREADABLE] * 3
+    finally:
+        consumer.close()

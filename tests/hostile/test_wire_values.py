@@ -12,7 +12,7 @@ from streams import DeadLetters, EventBus, Message, Retry, wire
 from streams.letters import ATTEMPTS
 from streams.message import REDRIVE, TIME
 from tests.conformance.stage import QUICK
-from tests.hostile.conftest import Ground
+from tests.hostile.ground import Ground
 from tests.hostile.kafka_wire import Written
 
 pytestmark = pytest.mark.anyio

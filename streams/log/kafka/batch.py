@@ -158,12 +158,15 @@ def offsets(messages: Sequence[KMessage]) -> Sequence[int]:
     return found
 
 
-def errors_of(messages: Sequence[KMessage]) -> list[KMessage]:
-    """Those that are not messages but errors (usually none)."""
-    # Not count(None): comparing the driver's errors with None leaves an exception behind.
+def take_errors(messages: list[KMessage]) -> list[KMessage]:
+    """Take out those that are not messages but errors (usually none)."""
+    # The driver's objects are never compared, so neither count(None) nor remove(): comparing errors
+    # with None leaves an exception behind, and comparing messages reads their headers.
     if not any(map(_error, messages)):
         return []
-    return [message for message in messages if message.error() is not None]
+    found = [message for message in messages if message.error() is not None]
+    messages[:] = [message for message in messages if message.error() is None]
+    return found
 
 
 def runs(messages: list[Any], only: str | None) -> Iterator[tuple[str, int, list[Any]]]:

@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.batch import KafkaBatch, runs, take_errors
 from streams.log.kafka.client import Shared, bury
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
@@ -270,8 +270,7 @@ class KafkaReader:
                         f"{self._next} (up to {self._end})"
                     )
                 messages = self._consume(consumer, limit, min(left, 0.1))
-            for bad in errors_of(messages):
-                messages.remove(bad)
+            for bad in take_errors(messages):
                 self._error(bad)
             for topic, partition, run in runs(messages, None):
                 if (topic, partition) == (self._topic, self._partition):

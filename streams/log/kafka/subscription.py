@@ -36,7 +36,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.batch import KafkaBatch, runs, take_errors
 from streams.log.kafka.client import bury
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
@@ -218,8 +218,7 @@ class KafkaSubscription:
         if not messages:
             self._tell()
             return ()
-        for bad in errors_of(messages):
-            messages.remove(bad)
+        for bad in take_errors(messages):
             self._message_error(bad)
         batches = []
         owned, fetched = self._parts.owned, self._parts.fetched
