@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,8 +75,12 @@ def ls(
             return
         letters = _letters(log, group, topic, name)
         with closing(letters.rows(everything=everything)) as rows:
-            ours = (row for row in rows if _of(row, group, topic))
-            found = [_brief(log, row, waiting=rows.waits(row)) for row in ours]
+            found = []
+            for row in rows:
+                if _of(row, group, topic):
+                    make = partial(_brief, log, row, waiting=rows.waits(row))
+                    if (brief := show.tried(_place(log, row), make)) is not None:
+                        found.append(brief)
     if json:
         show.print_json(found)
         return
@@ -277,7 +282,9 @@ def closed_keys(
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
     with open_url(url) as log:
-        found = [_closed(log, head) for head in _heads(log, group, topic).all(limit=limit)]
+        heads = _heads(log, group, topic).all(limit=limit)
+        tried = (show.tried(f"key {head.key!r}", partial(_closed, log, head)) for head in heads)
+        found = [each for each in tried if each is not None]
     if json:
         show.print_json(found)
         return
@@ -424,6 +431,10 @@ def _of(row: Row, group: str, topic: str) -> bool:
 
     said_topic, said_group = source_of(row.batch.headers(row.index))
     return said_topic in (None, topic) and said_group in (None, group)
+
+
+def _place(log: Log, row: Row) -> str:
+    return f"{row.batch.topic}/{row.batch.partition}/{log.show(row.position.offset)}"
 
 
 def _is(log: Log, row: Row, which: str) -> bool:

@@ -159,7 +159,7 @@ def _print(found: _Range, url: str | None, rate: float | None) -> None:
             if not chunk:
                 break
             for row in chunk:
-                show.write(show.as_json(show.message(log, row.batch, row.index)))
+                show.write(show.json_line(log, row.batch, row.index))
             sys.stdout.buffer.flush()
             pace.spend(len(chunk))
             bar.at(rows.scanned)

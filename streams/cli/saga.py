@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,7 +56,8 @@ def ls(
     with open_url(url) as log, _told():
         for each in _names(log) if name is None else (name,):
             entries = Journal(log, each).all(lambda entry: everything or not entry.over)
-            found += [_brief(each, entry) for entry in entries]
+            rows = (show.tried(f"{each} {e.saga}", partial(_brief, each, e)) for e in entries)
+            found += [row for row in rows if row is not None]
     if json:
         show.print_json(found)
         return

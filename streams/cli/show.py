@@ -8,9 +8,9 @@ output is a file or a pipe, the same columns come plain and uncut.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from streams import wire
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from streams.message import Batch
 
 Cell = str | int | None
+
+T = TypeVar("T")
 
 
 def write(data: bytes) -> None:
@@ -48,6 +50,26 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A line for people beside the data, on standard error."""
     print(text, file=sys.stderr)  # noqa: T201 - the command's own output
+
+
+def tried(what: str, make: Callable[[], T]) -> T | None:
+    """What ``make`` returns. Where it cannot, one bad record must not hide the others: it is named
+    on standard error, and None is returned.
+
+    :param what: its name or its place.
+    :raises Unavailable: the log cannot be reached, which is no record's fault.
+    :raises Fatal: nor is this.
+    """
+    from streams.cli.failures import describe, report
+    from streams.errors import Fatal, Unavailable
+
+    try:
+        return make()
+    except (Unavailable, Fatal):
+        raise
+    except Exception as error:
+        report(f"{clean(what)}: cannot be shown: {clean(describe(error)[0])}")
+        return None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -143,6 +165,12 @@ def offset(log: Log, position: int) -> int | str:
     """An offset for JSON: a number where the log writes it as one."""
     text = log.show(position)
     return int(position) if text == str(int(position)) else text
+
+
+def json_line(log: Log, batch: Batch, index: int) -> bytes:
+    """A message as one line of JSON; nothing where it cannot be shown, which is said."""
+    where = f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}"
+    return tried(where, lambda: as_json(message(log, batch, index))) or b""
 
 
 def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:

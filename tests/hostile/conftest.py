@@ -13,18 +13,15 @@ from tests.patterns.conftest import FOUR
 
 __all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
 
-FOREIGN = ("kafka", "redis")
-"""Logs into which others write what our own client would not: times, and names that are no text."""
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "foreign: for logs that others write to")
+    config.addinivalue_line("markers", "only(*logs): on which logs a test runs; elsewhere on all")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        foreign = metafunc.definition.get_closest_marker("foreign") is not None
-        cases = [case for case in FOUR if case.name in FOREIGN or not foreign]
+        only = metafunc.definition.get_closest_marker("only")
+        cases = [case for case in FOUR if only is None or case.name in only.args]
         metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 

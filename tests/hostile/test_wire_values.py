@@ -84,7 +84,7 @@ async def test_what_came_back_with_a_count_that_is_none_is_counted_from_the_star
     assert {tuple(each) for each in stage.seen.attempts.values()} == {(1,)}
 
 
-@pytest.mark.foreign
+@pytest.mark.only("kafka", "redis")
 async def test_a_time_beyond_the_calendar(stage: Ground) -> None:
     app = stage.app()
     stage.create(stage.topic_name)
@@ -115,7 +115,7 @@ async def test_a_time_beyond_the_calendar(stage: Ground) -> None:
     assert times == {1: wire.LATEST, 2: wire.LATEST, 3: wire.LATEST}
 
 
-@pytest.mark.foreign
+@pytest.mark.only("kafka", "redis")
 @pytest.mark.parametrize("group", [None, "audit"], ids=["ephemeral", "durable"])
 async def test_a_time_beyond_the_calendar_on_a_bus(stage: Ground, group: str | None) -> None:
     app = stage.app()
