@@ -79,7 +79,7 @@ def ls(
             for row in rows:
                 if _of(row, group, topic):
                     make = partial(_brief, log, row, waiting=rows.waits(row))
-                    if (brief := show.tried(_place(log, row), make)) is not None:
+                    if (brief := show.tried(_where(log, row), make)) is not None:
                         found.append(brief)
     if json:
         show.print_json(found)
@@ -433,7 +433,7 @@ def _of(row: Row, group: str, topic: str) -> bool:
     return said_topic in (None, topic) and said_group in (None, group)
 
 
-def _place(log: Log, row: Row) -> str:
+def _where(log: Log, row: Row) -> str:
     return f"{row.batch.topic}/{row.batch.partition}/{log.show(row.position.offset)}"
 
 
