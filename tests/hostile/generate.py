@@ -120,7 +120,7 @@ def altered(record: Record) -> st.SearchStrategy[Written]:
 def document(found: Any) -> st.SearchStrategy[bytes]:
     """A JSON object, of which some members were replaced."""
     members = msgspec.to_builtins(found)
-    odd = pick(
+    odd: st.SearchStrategy[Any] = pick(
         [None, -1, 0, 1, 10**30, 1e300, -1e300, "", "x" * 3_000, [], [[]], {}, [["pay"]], True]
     )
 

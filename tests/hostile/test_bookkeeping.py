@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -148,7 +149,7 @@ async def test_rows_of_redis_that_make_no_sense(stage: Ground) -> None:
     for key, at, value in made(damage, 40):
         field = kinds[key][at % len(kinds[key])]
         with server(stage) as redis:
-            before = redis.hgetall(key)
+            before: dict[Any, Any] = redis.hgetall(key)
             redis.hset(key, field, value)
         what = f"HSET {key!r} {field!r} {value[:40]!r}"
         for words in (["groups", "ls"], ["groups", "show", stage.group], ["topics", "ls"]):
@@ -199,7 +200,7 @@ async def test_claims_that_make_no_sense(stage: Ground) -> None:
             with server(stage) as redis:
                 (good,) = list(redis.scan_iter(f"streams:claims:*{key}-good"))
                 place = good.removesuffix(b"-good")
-                redis.hset(place, mapping=damaged)
+                redis.hset(place, mapping=dict[Any, Any](damaged))
             try:
                 await asyncio.wait_for(processor.process(key, operation), 20)
             except (StreamsError, DecodeError):

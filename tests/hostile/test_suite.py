@@ -10,7 +10,7 @@ the app is started again over all of it, and each command that lists is run.
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,6 +24,7 @@ from tests.hostile.service import GOOD, Service
 T = TypeVar("T")
 
 EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "25"))
+UNHURRIED: list[Any] = list(HealthCheck)
 LONG = int(os.environ.get("STREAMS_TEST_EXAMPLES", "2500"))
 
 
@@ -67,7 +68,7 @@ def made(strategy: st.SearchStrategy[T], count: int) -> list[T]:
     """So many examples."""
     found: list[T] = []
 
-    @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=UNHURRIED)
     @given(strategy)
     def note(example: T) -> None:
         found.append(example)

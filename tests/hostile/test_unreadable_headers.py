@@ -251,7 +251,9 @@ def test_what_ends_a_partition_is_told_from_messages(place: Place) -> None:
         while len(messages) < 4:
             messages += consumer.consume(4 - len(messages), 1.0)
         (end,) = take_errors(messages)
-        assert end.error().code() == KafkaError._PARTITION_EOF
+        error = end.error()
+        assert error is not None
+        assert error.code() == KafkaError._PARTITION_EOF
         batch = KafkaBatch(place.topic, 0, messages)
         assert batch.ids == [None] * 3
         assert [name for index in range(3) for name, _ in batch.headers(index)] == [UNREADABLE] * 3
