@@ -53,11 +53,6 @@ class Fatal(LogError):
     """The log refuses for good (authentication, corruption, fatal driver state): ``run()`` ends."""
 
 
-class UnreadableHeaders(StreamsError, ValueError):
-    """A message's headers cannot be read by the log's driver, so nobody knows what they say: it
-    becomes a dead letter with its key and value, and is never tried again."""
-
-
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 
@@ -84,6 +79,11 @@ class NotRunning(StreamsError, RuntimeError):
 
 class ProcessorDied(StreamsError):
     """A processor ended for a reason other than being stopped; the cause is chained."""
+
+
+class UnreadableHeaders(StreamsError, ValueError):
+    """A message's headers cannot be read by the log's driver, so nobody knows what they say: it
+    becomes a dead letter with its key and value, and is never tried again."""
 
 
 class HandlerTimeout(StreamsError, TimeoutError):
