@@ -139,6 +139,30 @@ async def test_it_is_a_dead_letter_and_the_rest_goes_on(
         assert letter.headers["__streams.errors.attempts"] == "1"
 
 
+async def test_behind_a_dead_message_it_waits_to_become_one(
+    place: Place, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    place.write(items(-3, -6, 9))
+    app = Streams(place.url)
+    topic = app.topic(place.topic, Item)
+    seen: list[int] = []
+    plain(app, topic, place.group, seen, dead_letters=DeadLetters(sequenced=True), retry=Retry(1))
+
+    def closed_by(n: int) -> bool:
+        _, out, _ = command("dead", "keys", place.group, place.topic, "--json")
+        found = json.loads(out)
+        return [each["state"] for each in found] == ["dead"] and f"/{n}" in found[0]["source"]
+
+    async with app:
+        await until(lambda: place.settled(app, 3), "the first is dead, the others are parked")
+        assert closed_by(0)
+        command("dead", "retry", place.group, place.topic, "--key", "k0")
+        await until(lambda: closed_by(1), "the second is dead")
+        assert seen == [-3]  # somebody decided that it be handled, without its headers
+        command("dead", "drop", place.group, place.topic, "k0")
+        await until(lambda: seen == [-3, 9], "the third is handled")
+
+
 async def test_a_restart_and_the_window_read_past_it(place: Place) -> None:
     """The dedup window is rebuilt from records that hold one."""
     place.write(items(1, -2, 3))

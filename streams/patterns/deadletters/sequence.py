@@ -31,9 +31,10 @@ from uuid import uuid4
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import LogError, Mismatch, NotFound, OutcomeUnknown, Unavailable
+from streams.letters import header
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention
-from streams.message import Batch, Record
+from streams.message import UNREADABLE, Batch, Record
 from streams.patterns.deadletters import parked
 from streams.patterns.deadletters.parked import Queue, State, parked_topic
 from streams.patterns.deadletters.redriving import append
@@ -388,6 +389,7 @@ class Shelf:
             [each.id for each in found],
             [each.headers for each in found],
             [each.time for each in found],
+            unreadable=_unreadable([row for _, row in chosen]),
         )
         return Returned(owned, batch, [each.generation for each, _ in chosen])
 
@@ -529,3 +531,16 @@ def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
         log.begin(name, name, {part: log.bounds(name, part)[0] for part in range(partitions)})
     if not capabilities.compacted and info.retention != TRIMMED:
         log.create(name, partitions, TRIMMED)
+
+
+def _unreadable(rows: Sequence[Row]) -> dict[int, str]:
+    """Of those that waited unseen, why the headers could not be read that they had in their source.
+
+    One that is dead for it and comes back is handled: somebody decided so.
+    """
+    found: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        why = header(row.headers, UNREADABLE)
+        if why is not None and header(row.headers, parked.WHAT) == "waits":
+            found[index] = why
+    return found
