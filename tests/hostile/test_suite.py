@@ -28,6 +28,7 @@ UNHURRIED: list[Any] = list(HealthCheck)
 LONG = int(os.environ.get("STREAMS_TEST_EXAMPLES", "2500"))
 
 
+@pytest.mark.timeout(600)
 def test_the_group_goes_on_and_commands_list(stage: Ground) -> None:
     attack(stage, EXAMPLES)
 
@@ -80,9 +81,12 @@ def made(strategy: st.SearchStrategy[T], count: int) -> list[T]:
 def listed(stage: Ground, service: Service) -> None:
     """Each command lists what there is; the good messages are among it."""
     url, group = stage.url, service.group
-    lists(url, "topics", "ls")
-    lists(url, "groups", "ls", "--all")
+    if stage.case.name in ("memory", "sqlite"):  # the others hold the whole session's
+        lists(url, "topics", "ls")
+        lists(url, "groups", "ls", "--all")
+        lists(url, "dead", "ls")
     lists(url, "groups", "show", group)
+    lists(url, "reset", group, service.name("orders"), "--to", "earliest", "--dry-run")
     for topic in kinds(service.name, group):
         tail = command(url, "tail", topic, "-n", "500")
         everything = command(url, "replay", topic)
@@ -95,15 +99,14 @@ def listed(stage: Ground, service: Service) -> None:
         good = [each for each in documents if str(GOOD + 1) in str(each.get("value"))]
         assert good, f"the good message of {name} is not listed"
     orders, ordered, saga = (service.name(name) for name in ("orders", "ordered", "saga"))
-    lists(url, "dead", "ls")
     letters = lists(url, "dead", "ls", group, orders, "--all").documents[0]
-    for letter in letters[:5]:
+    for letter in letters[:2]:
         lists(url, "dead", "show", group, orders, letter["place"])
-    for key in lists(url, "dead", "keys", group, ordered).documents[0][:5]:
+    for key in lists(url, "dead", "keys", group, ordered).documents[0][:2]:
         command(url, "dead", "show", group, ordered, "--key", key["key"])
     sagas = lists(url, "saga", "ls", saga, "--all").documents[0]
     assert f"good-{GOOD + 1}" in {each["id"] for each in sagas}
-    for each in sagas[-5:]:
+    for each in sagas[-2:]:
         command(url, "saga", "status", saga, each["id"])
     found = service.app.wait(service.letters.get_dead_letters(limit=10_000, everything=True))
     assert len(found) >= len(letters)  # also those that name no group, or another one
