@@ -25,7 +25,8 @@ class Ended(NamedTuple):
     @property
     def documents(self) -> list[Any]:
         """Standard output, one JSON document a line."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        # Not splitlines(): a string in JSON may hold U+2028 and the like.
+        return [json.loads(line) for line in self.out.split("\n") if line]
 
 
 @contextmanager
