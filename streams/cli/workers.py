@@ -325,12 +325,12 @@ def instance(app: Streams, name: str, tag: str) -> None:
     workers differ. Nothing is done where two processors share a group, for their members would
     share the ID as well, and two members with one ID throw each other out.
     """
-    from streams.log.url import _options
+    from streams.log.url import parse
 
-    url, config = app.url, app._config
-    if not url.lower().startswith(("kafka:", "kafka+ssl:")):
+    url, config = parse(app.url), app._config
+    if url.scheme not in ("kafka", "kafka+ssl"):
         return
-    given = {**_options(url, url.partition("?")[2]), **config}
+    given = {**url.options, **config}
     if str(given.get("group.protocol", "classic")).lower() != "classic":
         return
     groups = [each.group for each in app.processors]

@@ -53,10 +53,14 @@ def test_brokers_are_read_from_the_url(url: str, hosts: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["kafka://", "kafka://h:0", "kafka://h:99999", "kafka://a,,b", "kafka://h:x", "kafka://ü"],
+    ["kafka://", "kafka://h:0", "kafka://h:99999", "kafka://a,,b", "kafka://h:x", "kafka://ü ü"],
 )
-def test_what_is_no_broker_is_named(url: str) -> None:
-    assert "is no broker" in refused(url)
+def test_what_is_no_broker_is_refused(url: str) -> None:
+    assert "no host:port" in refused(url)
+
+
+def test_a_brokers_name_is_ascii() -> None:
+    assert "ASCII" in refused("kafka://ü")
 
 
 def test_nothing_may_follow_the_brokers() -> None:

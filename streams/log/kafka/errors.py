@@ -153,12 +153,17 @@ def translate(
     """
     error = error_of(raised)
     if error is None:
-        return LogError(scrub(f"Kafka, {doing}: {_line(str(raised))}"))
-    text = _line(error.str() or error.name())
+        return LogError(f"Kafka, {doing}: {_line(scrub(str(raised)))}")
+    whole = error.str() or error.name()
+    text = scrub(whole)
+    if text != whole and isinstance(raised, KafkaException):
+        # It becomes our error's cause, which tracebacks show.
+        raised.args = (KafkaError(error.code(), text, error.fatal(), error.retriable()),)
+    text = _line(text)
     said = connection(text)
     hint = _HINTS.get(error.code())
     return kind_of(error, write=write)(
-        scrub(f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else ""))
+        f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else "")
     )
 
 

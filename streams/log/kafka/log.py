@@ -70,7 +70,7 @@ class KafkaLog:
 
     def __init__(self, found: Settings) -> None:
         self._settings = found
-        self._lines = found.given.get("logger") or Lines(logger)
+        self._lines = found.given.get("logger") or Lines(logger, scrub=found.scrub)
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -106,7 +106,8 @@ class KafkaLog:
         except KafkaException as error:
             raise translate(error, "settings", self._settings.scrub) from None
         except (TypeError, ValueError) as error:
-            raise ConfigError(self._settings.scrub(f"Kafka, settings: {error}")) from None
+            self._settings.secrets.hide_in(error)
+            raise ConfigError(f"Kafka, settings: {error}") from None
 
     @property
     def capabilities(self) -> Capabilities:

@@ -301,7 +301,7 @@ class KafkaSubscription:
         self._asking.told(error)
         if error.code() not in _TOLD and not error.fatal():
             # One connection of several, often one that was idle: the driver makes another.
-            logger.debug("group %s: %s", self.group, error.str())
+            logger.debug("group %s: %s", self.group, self._settings.scrub(str(error.str())))
             return
         doing = f"group {self.group!r}"
         trouble = self._translated(error, doing)
