@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-import logging
 import os
 import signal
 import sys
@@ -62,13 +61,14 @@ from streams.runners.joint import Joint, Turns
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
 from streams.runners.timing import NONE, Timing
+from streams.text import get_logger, one_line
 from streams.topic import Key, Source, Topic
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 Lifespan = Callable[["Streams"], AbstractAsyncContextManager[Any]]
 
@@ -505,7 +505,7 @@ class Streams:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(self._run())
         except StreamsError as error:
-            print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
+            print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
             raise SystemExit(1) from error
 
     async def _run(self) -> None:

@@ -21,6 +21,7 @@ from streams.clock import Clock
 from streams.engine.dispatch import Work
 from streams.message import CAUSATION, CORRELATION, ID, Headers, Record, text
 from streams.runners.job import Outgoing
+from streams.text import words as words
 
 EXCEPTION = "__streams.errors.exception"
 MESSAGE = "__streams.errors.message"
@@ -87,14 +88,6 @@ def error_headers(
     trace = "".join(traceback.format_exception(error))
     stack = _tail(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
     return [*encoded[:2], (STACKTRACE, stack), *encoded[2:]]
-
-
-def words(error: BaseException) -> str:
-    """What an error says; some classes' ``__str__`` fails itself, and that must not matter."""
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"(its str() raised {type(failure).__name__})"
 
 
 def _cut(text: str, size: int) -> str:

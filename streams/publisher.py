@@ -11,7 +11,6 @@ the source's, so writing them again is harmless, and :meth:`Publisher.derive` wa
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,8 +22,9 @@ from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.runners.joint import joined
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 CHUNK = 10_000
 """Records in one append, at most."""

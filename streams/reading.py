@@ -8,7 +8,6 @@ no harm. Order is the log's within a partition; partitions are merged by the log
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -21,6 +20,7 @@ from streams.errors import ConfigError, NotFound
 from streams.log.protocol import Log, Reader
 from streams.message import Batch, Message, Position, deliver
 from streams.runners.job import Skip
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 When = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
 """A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an

@@ -175,11 +175,15 @@ def show_letter(
     value = {part: whole.pop(part) for part in ("value", "text", "base64") if part in whole}
     show.mapping({part: _cell(cell) for part, cell in whole.items()})
     for header, text in headers.items():
-        show.say(f"header {show.clean(header)}: {show.clean(text or '')}")
+        show.say(f"header {header}: {text or ''}")
     for part, cell in value.items():
         text = cell if isinstance(cell, str) else show.as_json(cell).decode("utf-8", "replace")
-        show.say(f"\n{part}:\n{show.clean(text.rstrip(), keep=chr(10) + chr(9))}")
-    show.say(f"\n{show.clean(trace or '(no traceback)', keep=chr(10) + chr(9)).rstrip()}")
+        show.say("")
+        show.say(f"{part}:")
+        show.block(text.rstrip())
+    show.say("")
+    show.say("traceback:")
+    show.block((trace or "(none)").rstrip())
 
 
 def _whole_letter(

@@ -14,11 +14,12 @@ import typer
 from streams.cli.apps import load
 from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
 from streams.cli.options import Url, address
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
     context = whole.pop("context")
     rows = {key: _cell(found) for key, found in whole.items() if key not in ("why", "plan")}
     show.mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    show.say("plan: " + ", ".join(" | ".join(map(show.clean, group)) for group in whole["plan"]))
-    show.say(f"context: {show.clean(show.as_json(context).decode('utf-8', 'replace').rstrip())}")
+    show.say("plan: " + ", ".join(" | ".join(group) for group in whole["plan"]))
+    show.say(f"context: {show.as_json(context).decode().rstrip()}")
 
 
 @app.command("resume")
@@ -143,8 +143,7 @@ def abandon(
         abandoned(last, time.time())  # refused before anybody is asked
         left = ", ".join(last.done) or "nothing"
         confirm(
-            f"Abandon saga {show.clean(id)}, which is {last.status}? Not undone: "
-            f"{show.clean(left)}.",
+            f"Abandon saga {id}, which is {last.status}? Not undone: {left}.",
             yes=yes,
         )
         entry = journal.command(id, lambda last: abandoned(last, time.time(), reason))
@@ -185,7 +184,7 @@ def _done(name: str, entry: Entry, *, json: bool) -> None:
     if json:
         show.print_json(_brief(name, entry))
     else:
-        show.say(f"{show.clean(entry.saga)}: {entry.status}")
+        show.say(f"{entry.saga}: {entry.status}")
 
 
 def _said(failure: Failure) -> str:

@@ -1,8 +1,9 @@
 r"""Output: tables, JSON, messages, progress.
 
-What stands in a message is somebody else's: before it reaches a terminal, whatever could steer the
-terminal is written as an escape (``\x1b``). A person gets tables with colours; when standard
-output is a file or a pipe, the same columns come plain and uncut.
+What stands in a message is somebody else's: whatever could steer a terminal is written as an
+escape (``\x1b``), in JSON as one of JSON's (:mod:`streams.text`). Every function here sees to that.
+A person gets tables with colours; when standard output is a file or a pipe, the same columns come
+plain and uncut.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from streams.text import escape, escape_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,7 +26,7 @@ Cell = str | int | None
 
 
 def write(data: bytes) -> None:
-    """To standard output, as it is."""
+    """To standard output, as it is: JSON, or a line that was made for people."""
     sys.stdout.buffer.write(data)
 
 
@@ -31,7 +34,22 @@ def as_json(found: Any) -> bytes:
     """One JSON document on one line."""
     import orjson
 
-    return orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        document = orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate in a text, which JSON in UTF-8 cannot hold
+        document = orjson.dumps(_whole(found), option=orjson.OPT_APPEND_NEWLINE)
+    return escape_json(document)
+
+
+def _whole(found: Any) -> Any:
+    r"""The same with lone surrogates written as text: ``\udcff``."""
+    if isinstance(found, str):
+        return printable(found)
+    if isinstance(found, Mapping):
+        return {printable(str(name)): _whole(each) for name, each in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_whole(each) for each in found]
+    return found
 
 
 def print_json(found: Any) -> None:
@@ -41,12 +59,18 @@ def print_json(found: Any) -> None:
 
 def say(text: str) -> None:
     """A line for people, on standard output."""
-    print(text)  # noqa: T201 - the command's own output
+    print(escape(text))  # noqa: T201 - the command's own output
+
+
+def block(text: str) -> None:
+    """A text of several lines, on standard output: indented, so that none passes for ours."""
+    for row in escape(text, lines=True).split("\n"):
+        print(f"  {row}".rstrip())  # noqa: T201 - the command's own output
 
 
 def note(text: str) -> None:
     """A line for people beside the data, on standard error."""
-    print(text, file=sys.stderr)  # noqa: T201 - the command's own output
+    print(escape(text), file=sys.stderr)  # noqa: T201 - the command's own output
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -55,7 +79,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     if sys.stdout.isatty():
         _rich_table(columns, rows)
         return
-    texts = [columns, *([clean(shown(cell)) for cell in row] for row in rows)]
+    texts = [columns, *([escape(shown(cell)) for cell in row] for row in rows)]
     texts[0] = [name.upper() for name in columns]
     widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
     right = _numeric(columns, rows)
@@ -82,7 +106,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     for at, name in enumerate(columns):
         found.add_column(name, justify="right" if at in right else "left", overflow="fold")
     for row in rows:
-        found.add_row(*(Text(clean(shown(cell))) for cell in row))
+        found.add_row(*(Text(escape(shown(cell))) for cell in row))
     Console().print(found)
 
 
@@ -100,15 +124,6 @@ def number(count: int | None, of: str) -> str:
     return f"{count:,} {of}" if count == 1 else f"{count:,} {of}s"
 
 
-def clean(text: str, keep: str = "") -> str:
-    """The text without anything that could steer a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text
-    )
-
-
 def readable(data: bytes | None) -> str | None:
     r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
     return None if data is None else data.decode("utf-8", "backslashreplace")
@@ -116,7 +131,10 @@ def readable(data: bytes | None) -> str | None:
 
 def printable(text: str) -> str:
     r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def iso(seconds: float) -> str:
@@ -195,8 +213,8 @@ def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
     """A message for a person: when, where, key, value."""
     place = f"{batch.partition}/{log.show(batch.offsets[index])}"
     key, data = readable(batch.keys[index]), batch.values[index]
-    content = "(tombstone)" if data is None else clean(readable(data) or "")
-    cells = [iso(batch.time(index)), place, "-" if key is None else clean(key)]
+    content = "(tombstone)" if data is None else escape(readable(data) or "")
+    cells = [iso(batch.time(index)), place, "-" if key is None else escape(key)]
     if colour:
         cells = [
             f"\x1b[2m{cells[0]}\x1b[0m",
@@ -214,7 +232,7 @@ class Bar:
     """
 
     def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
-        self._what = what
+        self._what = escape(what)
         self._shown = sys.stderr.isatty() and not quiet
         self._total = total
         self._progress: Progress | None = None
@@ -232,7 +250,7 @@ class Bar:
             )
 
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -262,4 +280,4 @@ def mapping(found: Mapping[str, Cell]) -> None:
     """Names and what they say, one a line."""
     width = max(map(len, found), default=0)
     for name, cell in found.items():
-        say(f"{name:<{width}}  {clean(shown(cell))}")
+        say(f"{name:<{width}}  {shown(cell)}")

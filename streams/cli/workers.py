@@ -22,7 +22,6 @@ this machine finds taken. KIP-848 has no need of it, and the toolkit refuses it 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import signal
@@ -39,11 +38,12 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from streams.cli.failures import DONE, FAILED, INTERRUPTED, Misused, report
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 LOADED = b"+"
 INSTANCE = "group.instance.id"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -38,10 +37,11 @@ from streams.patterns.bus import Durable, Event, EventBus, Subscription
 from streams.patterns.bus.calling import check_handler, name_of
 from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
 from streams.reading import When
+from streams.text import get_logger
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
 
-logger = logging.getLogger("streams.choreography")
+logger = get_logger("streams.choreography")
 
 STEP = "saga_step"
 STATUS = "saga_status"

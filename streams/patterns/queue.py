@@ -17,7 +17,6 @@ There are no priorities: a log cannot keep them honestly.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -34,6 +33,7 @@ from streams.patterns.delay.delays import Delay, Door, due_at
 from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
+from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 SPREAD = 8
 """Partitions of a queue that is created, where nobody said how many: so many consumers can share

@@ -8,7 +8,6 @@ with a callback, and until it comes the message's lane stays busy and the messag
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,9 @@ from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
 from streams.runners.joint import Joint
 from streams.runners.lead import Lead
 from streams.runners.timing import Timing
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 
 class MovedOn(Fenced):

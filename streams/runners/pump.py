@@ -14,7 +14,6 @@ then the partition goes. Loss: everything is discarded and nothing committed.
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -34,8 +33,9 @@ from streams.runners.job import Identify, Job, Undecodable
 from streams.runners.joint import Joint, Turns
 from streams.runners.lead import Lead
 from streams.runners.timing import Durations, Histogram
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 POLL = 0.1
 """Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""

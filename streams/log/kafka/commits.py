@@ -14,7 +14,6 @@ should the driver tell that an old one landed late, the newest is sent once more
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,8 +22,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams.errors import Unavailable
 from streams.log.protocol import Assignment, Commit, Committed
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 Key = tuple[str, int]
 Send = Callable[[list[TopicPartition]], None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,8 +38,9 @@ from streams.log.protocol import (
     TopicInfo,
 )
 from streams.message import Record
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 CAPABILITIES = Capabilities(
     "kafka",

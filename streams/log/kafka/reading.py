@@ -10,7 +10,6 @@ Consumers are dear (threads, connections), so a few that are idle are kept for t
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +26,9 @@ from streams.log.kafka.batch import KafkaBatch, errors_of, runs
 from streams.log.kafka.client import Shared, bury
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 T = TypeVar("T")
 

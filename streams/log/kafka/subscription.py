@@ -25,7 +25,6 @@ are filtered by ownership and version in ``commits.py``. How long ownership is c
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -50,8 +49,9 @@ from streams.log.kafka.scout import Scout
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.kafka.statistics import decode
 from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""

@@ -13,7 +13,6 @@ Rules
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -36,8 +35,9 @@ from streams.log.redis.link import Link, packer
 from streams.log.redis.scripts import Script, script
 from streams.log.redis.servers import find
 from streams.log.redis.settings import Address, Settings
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 REDIRECTIONS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""

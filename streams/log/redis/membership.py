@@ -12,7 +12,6 @@ left. An owner counts its own time from before it asked.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
@@ -31,8 +30,9 @@ from streams.log.redis.keys import Part, before, entry_id, members_key, offset, 
 from streams.log.redis.reading import Stream, stream_of
 from streams.log.redis.topics import Topics
 from streams.log.redis.trail import Trail
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 MANY = 500
 """Partitions renewed by one script call, where they are all on one server."""

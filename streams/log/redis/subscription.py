@@ -14,7 +14,6 @@ epoch, and no handler starts after ``valid_until``.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 
@@ -28,8 +27,9 @@ from streams.log.redis.keys import before, entry_id
 from streams.log.redis.membership import Membership, Owned, Place, Saved, Taken
 from streams.log.redis.reading import Stream
 from streams.log.redis.trimming import Trimmer
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 AHEAD = 2_000
 """Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was

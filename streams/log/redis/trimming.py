@@ -6,7 +6,6 @@ Whoever owns a partition and whoever appends to it takes a turn now and then; th
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
@@ -14,8 +13,9 @@ from streams.errors import LogError
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, Part
 from streams.log.redis.topics import Topics
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 EVERY = 5.0
 """Seconds between two turns at one partition."""

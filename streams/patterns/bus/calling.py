@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from streams.errors import ConfigError
 from streams.patterns.bus.event import Event
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.bus")
+logger = get_logger("streams.bus")
 
 Handler = Callable[[Event], Any]
 """Called with an :class:`Event`; ``async def`` or plain. What it returns is not used."""

@@ -20,7 +20,6 @@ stands between them.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -40,11 +39,12 @@ from streams.patterns.deadletters.redriving import append
 from streams.patterns.delay.fetch import Fetcher, Row
 from streams.processor import Processor
 from streams.runners.job import Outgoing, Parking
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams.dead")
+logger = get_logger("streams.dead")
 
 HELD = 500_000
 """Messages in the queues of a partition's closed keys, at most."""

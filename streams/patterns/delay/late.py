@@ -16,7 +16,6 @@ Notes are kept for :data:`KEPT` seconds; older ones count for nothing.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -33,11 +32,12 @@ from streams.patterns.delay import wire
 from streams.patterns.delay.owner import Desk, own
 from streams.processor import Processor
 from streams.runners.job import Outgoing
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams.delay")
+logger = get_logger("streams.delay")
 
 PENDING = 200_000
 """Messages a partition whose due time is held in memory at once."""

@@ -18,7 +18,6 @@ that is due soon passes every message that is due late.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from streams.patterns.delay.fetch import Fetcher, Said
 from streams.patterns.delay.index import Index, Slot, position_of
 from streams.processor import Options, Processor
 from streams.runners.job import Job, Outgoing
+from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("streams.delay")
+logger = get_logger("streams.delay")
 
 HEAR = 1_000
 """Records of the delay topic taken in at once, at most."""

@@ -8,7 +8,6 @@ never wait for anything are asked directly, without a thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from typing import Any
 
 from streams.errors import Fatal, LogError, NotRunning
 from streams.log.claims import Answer, Claims, Request
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 MOST = 1000
 """Requests in one call."""

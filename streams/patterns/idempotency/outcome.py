@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from streams.patterns.idempotency.errors import OperationFailed
+from streams.text import words
 
 _RESULT = b"="
 _FAILURE = b"!"
@@ -34,7 +35,7 @@ def result(data: bytes) -> bytes:
 
 def failure(error: BaseException) -> bytes:
     """A failure that is an outcome, as it is stored."""
-    reason = " ".join(str(error).encode("utf-8", "replace").decode().split())[:LONGEST]
+    reason = " ".join(words(error).encode("utf-8", "replace").decode().split())[:LONGEST]
     return _FAILURE + msgspec.json.encode(_Failure(type(error).__name__, reason))
 
 

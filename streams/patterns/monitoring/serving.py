@@ -13,7 +13,6 @@ what should not leave the process. There is no login: listen where only those co
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import sys
 import threading
@@ -29,8 +28,9 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 STUCK = 5.0
 """Seconds after which an event loop that does not answer counts as stuck."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from random import random
@@ -25,10 +24,11 @@ from streams.patterns.saga.contexts import Contexts, merge
 from streams.patterns.saga.entry import Entry, Failure, failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
+from streams.text import get_logger
 
 __all__ = ["Course", "Errors"]
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 Errors = MutableMapping[tuple[str, bool], BaseException]
 """What was raised last, by step and whether it was its compensation: the exceptions themselves, for

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from streams.patterns.saga.errors import SagaError, StepError
+from streams.text import words
 
 __all__ = ["ENDED", "Entry", "Failure", "Status", "abandoned", "failure", "resumed"]
 
@@ -56,10 +57,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def failure(step: str, error: BaseException, attempts: int) -> Failure:
     """A failure to be written down: the type's name, and at most 1 KiB of what was said."""
-    try:
-        said = str(error)
-    except Exception as broken:
-        said = f"(its str() raised {type(broken).__name__})"
+    said = words(error)
     data = said.encode("utf-8", "backslashreplace")
     if len(data) > _TEXT:
         said = data[: _TEXT - 3].decode("utf-8", "ignore") + "..."

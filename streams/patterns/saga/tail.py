@@ -10,17 +10,17 @@ kept of it is a number for each saga that was under way, and only until that ent
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 from streams.errors import Unavailable
 from streams.message import Message
 from streams.patterns.saga.entry import Entry
 from streams.patterns.saga.journal import Journal
+from streams.text import get_logger
 
 __all__ = ["Tails"]
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 PAUSE = 1.0
 """Seconds before a log that is out of reach is asked again."""
