@@ -333,7 +333,7 @@ URLS: list[tuple[Any, tuple[str, ...]]] = [
     (None, ("STREAMS_URL", "Streams('sqlite:///app.db')")),
     ("", ("STREAMS_URL",)),
     (3, ("of type int", "sqlite:///")),
-    ("flights.db", ("'flights.db'", "sqlite:///", "kafka://")),
+    ("flights.db", ("without a scheme", "sqlite:///", "kafka://")),
     ("postgres://host/db", ("'postgres'", "sqlite:///", "redis://")),
     ("sqlite://flights.db", ("three slashes", "four")),
     ("sqlite:///", ("file's name is missing",)),
@@ -344,7 +344,7 @@ URLS: list[tuple[Any, tuple[str, ...]]] = [
     ("sqlite:///a.db?lease=long", ("lease='long'", "greater than 0")),
     ("sqlite:///a.db?lease=1&lease=2", ("'lease' is set twice",)),
     ("memory://a/b", ("memory://name",)),
-    ("redis://host:port/0", ("'host:port'", "host:port")),
+    ("redis://host:port/0", ("no host:port", "redis://localhost:6379/0")),
     ("kafka://", ("kafka://localhost:9092",)),
 ]
 

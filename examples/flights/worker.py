@@ -41,7 +41,7 @@ def build(url: str, name: str, effects: str) -> tuple[Streams, Topic[Event]]:
     flights: Topic[Event] = app.topic(name, Event, key="tail_number", partitions=PARTITIONS)
     life = os.getpid()
     encode = msgspec.json.encode
-    file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     @app.processor(
         flights,

@@ -16,16 +16,21 @@ On Kafka's classic protocol workers are static members (KIP-345): a broker that 
 return within its session gives it back what it had, without a rebalance. For that an instance ID
 must be the same after a restart and unique in its group, so it is made of the host, the app, the
 worker's number, and a slot: the number of a lock file that a second supervisor of the same app on
-this machine finds taken. KIP-848 has no need of it, and the toolkit refuses it there.
+this machine finds taken. The files are in a folder that only this user can write to; where another
+user has taken its name, the slot is a random number. KIP-848 has no need of all that, and the
+toolkit refuses it there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
+import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -118,23 +123,51 @@ def _http(place: tuple[str, int] | None, number: int) -> list[str]:
 def claim(target: str) -> tuple[int, int]:
     """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
 
-    It is held while the descriptor is open. Where files cannot be locked the slot is always 1.
+    It is held while the descriptor is open. Where files cannot be locked the slot is always 1. It
+    is a random one, which nobody else has, where there can be no folder of this user's own.
     """
     try:
         import fcntl
     except ImportError:
         return os.open(os.devnull, os.O_RDONLY), 1
-    folder = tempfile.gettempdir()
-    for slot in count(1):
-        path = os.path.join(folder, f"streams-{os.getuid()}-{_word(target)}-{slot}.lock")
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        else:
-            return lock, slot
+    path = os.path.join(tempfile.gettempdir(), f"streams-{os.geteuid()}")
+    try:
+        folder = _own_folder(path)
+    except OSError as error:
+        logger.warning(
+            "%s: %s: without it a restart of this command is a new member of its groups;"
+            " set TMPDIR to a folder that others cannot write to",
+            path, error.strerror,
+        )  # fmt: skip
+        return os.open(os.devnull, os.O_RDONLY), 1 + secrets.randbelow(1 << 48)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        for slot in count(1):
+            lock = os.open(f"{_word(target)}-{slot}.lock", flags, 0o600, dir_fd=folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return lock, slot
+    finally:
+        os.close(folder)
     raise AssertionError("unreachable: slots have no end")
+
+
+def _own_folder(path: str) -> int:
+    """A folder that nobody else can write to, made if there is none, as a descriptor.
+
+    :raises OSError: somebody else has made it, or opened it to others.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(folder)
+        raise PermissionError(errno.EPERM, "others can write to it")
+    return folder
 
 
 class Supervisor:

@@ -69,8 +69,8 @@ _EXAMPLES: Mapping[str, str] = {
     "redis": "redis://localhost:6379/0",
     "redis+sentinel": "redis+sentinel://localhost:26379/main",
     "redis+cluster": "redis+cluster://localhost:6379",
-    "kafka": "kafka://host:9092,host2:9092",
-    "kafka+ssl": "kafka+ssl://host:9092,host2:9092",
+    "kafka": "kafka://localhost:9092",
+    "kafka+ssl": "kafka+ssl://localhost:9093",
 }
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<rest>.*)", re.DOTALL)
@@ -355,6 +355,7 @@ def _settings(said: str, query: str) -> Iterator[tuple[str, str]]:
             raise ConfigError(f"{said}: {which} holds a #, which is written %23")
         name, value = _decoded(said, name), _decoded(said, value)
         if name in names:
+            which = repr(name) if name in _HARMLESS else which
             raise ConfigError(f"{said}: {which} is set twice; a & in a value is written %26")
         names.add(name)
         yield name, value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -282,6 +284,57 @@ def test_a_second_supervisor_on_this_machine_has_a_slot_of_its_own() -> None:
     assert slot == 1
     os.close(second)
     os.close(again)
+
+
+def test_the_locks_are_in_a_folder_that_is_this_user_s_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, slot = claim("shop:app")
+    assert slot == 1
+    (folder,) = tmp_path.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (file,) = folder.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    os.close(lock)
+    # A symbolic link in it is not followed.
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        claim("shop:app")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("squatted", ["link", "file", "open", "foreign"])
+def test_a_folder_that_somebody_else_took_is_not_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    squatted: str,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"streams-{os.geteuid()}"
+    if squatted == "link":
+        (tmp_path / "real").mkdir()
+        folder.symlink_to(tmp_path / "real")
+    elif squatted == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        if squatted == "open":
+            folder.chmod(0o777)
+        elif os.geteuid():
+            pytest.skip("only root can give a folder to another user")
+        else:
+            os.chown(folder, 65_534, 65_534)
+    first, slot = claim("shop:app")
+    second, other = claim("shop:app")
+    os.close(first)
+    os.close(second)
+    assert slot != other
+    assert "TMPDIR" in caplog.text
+    if folder.is_dir():
+        assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
