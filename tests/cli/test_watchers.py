@@ -1,4 +1,4 @@
-"""What answers in Prometheus' place: whatever it says and however slowly, doctor says what is so."""
+"""What answers in Prometheus' place: whatever it says, and however slowly, is told as it is."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from streams.cli import watchers
 from streams.cli.failures import Misused
 from streams.cli.watchers import Watchers
+
+HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 
 Serve = Callable[[socket.socket], None]
 
@@ -57,42 +59,42 @@ def asked(address: str) -> list[Any]:
     return [found.processors(), found.alerts(), found.told()]
 
 
-@pytest.mark.parametrize(
-    ("serve", "says"),
-    [
-        (saying(b""), "malformed|truncated"),
-        (saying(b"<html>it works</html>"), "malformed"),
-        (saying(b'{"data": {"result": [', 1_000_000), "IncompleteRead"),
-        (saying(b'{"data": {"result": ['), "truncated"),
-        (saying(b"\xff\xfe"), "malformed|JSON"),
-        (saying(b'{"data": "\xff"}'), "UTF-8|Expected"),
-        (saying(b"[" * 100_000), "Expected|malformed"),
-        (saying(b'{"data": ' + b"[" * 100_000), "truncated|recursion|malformed"),
-        (saying(b"[]"), "Expected"),
-        (saying(b"null"), "Expected"),
-        (saying(b'{"status": "error"}'), "Expected"),
-        (saying(b'{"data": {"result": 3, "groups": 3, "activeAlertmanagers": 3}}'), "Expected"),
-        (
-            saying(b'{"data": {"result": [3], "groups": [3], "activeAlertmanagers": {}}}'),
-            "Expected",
+ANSWERS: list[tuple[Serve, str]] = [
+    (saying(b""), "malformed|truncated"),
+    (saying(b"<html>it works</html>"), "malformed"),
+    (saying(b'{"data": {"result": [', 1_000_000), "IncompleteRead|truncated"),
+    (saying(b'{"data": {"result": ['), "truncated"),
+    (saying(b"\xff\xfe"), "malformed|JSON"),
+    (saying(b'{"data": "\xff"}'), "UTF-8|Expected"),
+    (saying(b"[" * 100_000), "Expected|malformed"),
+    (saying(b'{"data": ' + b"[" * 100_000), "truncated|recursion|malformed"),
+    (saying(b"[]"), "Expected"),
+    (saying(b"null"), "Expected"),
+    (saying(b'{"status": "error"}'), "Expected"),
+    (saying(b'{"data": {"result": 3, "groups": 3, "activeAlertmanagers": 3}}'), "Expected"),
+    (
+        saying(b'{"data": {"result": [3], "groups": [3], "activeAlertmanagers": {}}}'),
+        "Expected",
+    ),
+    (
+        saying(
+            b'{"data": {"result": [{"metric": {"processor": 1}}],'
+            b' "groups": [{"rules": [{"name": null}]}], "activeAlertmanagers": ""}}'
         ),
-        (
-            saying(
-                b'{"data": {"result": [{"metric": {"processor": 1}}],'
-                b' "groups": [{"rules": [{"name": null}]}], "activeAlertmanagers": ""}}'
-            ),
-            "Expected",
-        ),
-        (saying(b"", status="500 \x1b[31m"), "answers 500"),
-        (saying(b"", status="abc"), "no Prometheus"),
-        (lambda client: client.sendall(b"\x1b[31mSSH-2.0-OpenSSH\r\n" * 9), "no Prometheus"),
-        (
-            lambda client: client.sendall(b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999),
-            "no Prometheus",
-        ),
-        (lambda client: None, "no Prometheus|cannot be reached"),
-    ],
-)
+        "Expected",
+    ),
+    (saying(b"", status="500 \x1b[31m"), "answers 500"),
+    (saying(b"", status="abc"), "no Prometheus"),
+    (lambda client: client.sendall(b"\x1b[31mSSH-2.0-OpenSSH\r\n" * 9), "no Prometheus"),
+    (
+        lambda client: client.sendall(HEADERS),
+        "no Prometheus",
+    ),
+    (lambda client: None, "no Prometheus|cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("serve", "says"), ANSWERS, ids=map(str, range(len(ANSWERS))))
 def test_what_is_no_prometheus_is_said_to_be_none(serve: Serve, says: str) -> None:
     with answering(serve) as address:
         for found in asked(address):
@@ -101,15 +103,14 @@ def test_what_is_no_prometheus_is_said_to_be_none(serve: Serve, says: str) -> No
             assert found.isprintable()
 
 
+NAMES = ["data", "result", "metric", "processor", "groups", "rules", "name", "activeAlertmanagers"]
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["data", "result", "metric", "processor", "groups", "rules", "name"]
-                + ["activeAlertmanagers"]
-            ),
+            st.sampled_from(NAMES),
             inner,
             max_size=4,
         )
