@@ -190,8 +190,8 @@ class Url:
                 yield value
         for name, value in config.items():
             if sounds_secret(str(name)):
-                if isinstance(value, str):
-                    yield value
+                if isinstance(value, (str, int, float)):
+                    yield str(value)
                 elif isinstance(value, bytes):
                     yield value.decode("utf-8", "replace")
 
@@ -317,7 +317,7 @@ def _authority(said: str, place: str, query: str, example: str) -> tuple[str, st
 
 
 def _with_login(said: str, found: Url, login: str) -> Url:
-    name, colon, secret = login.partition(":")
+    name, _, secret = login.partition(":")
     return Url(
         found.scheme,
         hosts=found.hosts,
@@ -325,7 +325,8 @@ def _with_login(said: str, found: Url, login: str) -> Url:
         user=_decoded(said, name),
         password=_decoded(said, secret),
         settings=found.settings,
-        login=f"{name}:{HIDDEN}" if colon and _USER.match(name) else HIDDEN,
+        # A user without a password may be a token.
+        login=f"{name}:{HIDDEN}" if secret and _USER.match(name) else HIDDEN,
     )
 
 

@@ -62,6 +62,7 @@ FORMS = (
     "{scheme}://shop:{secret}@{hosts}/0?client.id=x",
     "{scheme}://:{secret}@{hosts}?lease=5",
     "{scheme}://{secret}@{hosts}",
+    "{scheme}://{secret}:@{hosts}",
     "{scheme}://shop:{secret}",
     "{scheme}://{hosts}?{name}={secret}",
     "{scheme}://{hosts}?lease=5&{name}={secret}&client.id=x",
