@@ -79,7 +79,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<po
 _MEMORY = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
-_VALUE = re.compile(r"[A-Za-z0-9.+-]{1,20}\Z")
+_VALUE = re.compile(r"(?:[0-9.]{1,12}|full|normal)\Z")
 
 _HARMLESS = frozenset(
     {
@@ -93,7 +93,7 @@ _HARMLESS = frozenset(
         "wait_timeout",
     }
 )
-"""Settings whose values are shown: the toolkit's own, each a number or a word."""
+"""Settings that are shown, where they have the values that they can have: the toolkit's own."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -135,11 +135,7 @@ class Url:
     def __str__(self) -> str:
         start, _, place = self.place.partition("://")
         login = f"{self.login}@" if self.login else ""
-        shown = [
-            f"{name}={value}"
-            for name, value in self.settings
-            if name in _HARMLESS and _VALUE.match(value)
-        ]
+        shown = [f"{name}={value}" for name, value in self.settings if _harmless(name, value)]
         if len(shown) < len(self.settings):
             shown.append(HIDDEN)
         return f"{start}://{login}{place}{'?' if shown else ''}{'&'.join(shown)}"
@@ -182,8 +178,9 @@ class Url:
             yield self.user
         behind = False
         for name, value in self.settings:
-            if behind and name not in _HARMLESS:
-                yield name
+            if behind and not _harmless(name, value):
+                if name not in _HARMLESS:
+                    yield name
                 yield value
             elif sounds_secret(name):
                 behind = True
@@ -194,6 +191,10 @@ class Url:
                     yield str(value)
                 elif isinstance(value, bytes):
                     yield value.decode("utf-8", "replace")
+
+
+def _harmless(name: str, value: str) -> bool:
+    return name in _HARMLESS and _VALUE.match(value) is not None
 
 
 def open_log(url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None) -> Log:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.log.url import open_log
@@ -19,6 +20,12 @@ from streams.message import Record
 from tests.cli.conftest import eventually
 from tests.interop.conftest import name
 from tests.servers.kafka import Kafka
+
+STARTING = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +84,12 @@ def test_a_killed_worker_comes_back(broker: Kafka, tmp_path: Path, protocol: str
         return len({line[0] for line in seen()}) == count
 
     def shared() -> bool:
-        members = described(broker, topic).members
+        try:
+            members = described(broker, topic).members
+        except KafkaException as error:  # a broker that was just started looks for its groups
+            if error.args[0].code() in STARTING:
+                return False
+            raise
         return len(members) == 2 and all(each.assignment.topic_partitions for each in members)
 
     # A session that outlasts the test: without static membership the group would have to wait for

@@ -23,6 +23,7 @@ from streams.log.kafka import asking, errors, topics
 from streams.log.kafka.errors import CODES, WRITES, Said, connection, kind_of, translate
 from streams.log.kafka.lines import QUIET, Lines
 from streams.log.kafka.log import KafkaLog
+from streams.log.secrets import Secrets
 from streams.log.url import open_log
 from tests.servers.lifetime import free_port
 
@@ -282,3 +283,26 @@ def test_other_lines_keep_their_level_and_their_text(caplog: pytest.LogCaptureFi
     (found,) = caplog.records
     assert found.levelno == logging.WARNING
     assert found.getMessage() == "MAXPOLL [streams#c-1] Application maximum poll interval"
+
+
+# -- secrets in what the driver says ---------------------------------------------------------------
+
+
+def test_a_secret_that_the_driver_quotes_is_in_no_error_and_no_cause() -> None:
+    secrets = Secrets(["QXZVJKqxzvjk"])
+    for said in ('bad value "QXZVJKqxzvjk"', "h:9092/bootstrap: it said QXZVJKqxz"):
+        raised = KafkaException(KafkaError(KafkaError._INVALID_ARG, said))
+        found = translate(raised, "settings", secrets.hide)
+        assert isinstance(found, ConfigError)
+        for text in (str(found), str(raised), repr(raised.args)):
+            assert "QXZVJK" not in text
+            assert "***" in text
+        assert raised.args[0].code() == KafkaError._INVALID_ARG
+
+
+def test_a_secret_in_a_line_of_the_driver_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(logging.getLogger("streams.kafka"), scrub=Secrets(["QXZVJKqxzvjk"]).hide)
+    with caplog.at_level(logging.DEBUG):
+        tell(lines, logging.WARNING, "CONFWARN", "sasl.password is QXZVJKqxzvjk", "streams#1")
+    assert "QXZVJK" not in caplog.text
+    assert "sasl.password is ***" in caplog.text

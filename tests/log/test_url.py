@@ -52,6 +52,7 @@ def test_a_missing_driver_is_named_with_what_installs_it(monkeypatch: pytest.Mon
         ("redis://h/0?lease=5&password=hush", "redis://h/0?lease=5&***"),
         ("redis://me@corp:hush@h", "redis://***@h"),
         ("redis://hush:@h", "redis://***@h"),
+        ("redis://h?timeout=hush", "redis://h?***"),
         ("redis+sentinel://[::1]:7,h/main", "redis+sentinel://[::1]:7,h/main"),
         ("kafka://shop:hush#more@h", "kafka://***"),
         ("hush", "***"),

@@ -86,13 +86,14 @@ def read(opened: Opened) -> Settings:
     name = url.place
     service, db = _path(url, kind)
     tls = base == "rediss"
+    secrets = url.secrets(opened.config)
 
     own: dict[str, float] = {}
     driver: dict[str, Any] = {}
     sentinel: dict[str, Any] = {}
     for key, text in opened.options.items():
         if key in _OPTIONS:
-            own[key] = _OPTIONS[key](name, key, text)
+            own[key] = _quiet(secrets, _OPTIONS[key], name, key, text)
         elif key in _SENTINEL:
             sentinel[_SENTINEL[key]] = text
         else:
@@ -101,7 +102,7 @@ def read(opened: Opened) -> Settings:
                 raise ConfigError(
                     f"{name}: {key} is no text: give it in config={{{key!r}: …}} instead"
                 )
-            driver[key] = convert(name, key, text)
+            driver[key] = _quiet(secrets, convert, name, key, text)
     for key, value in opened.config.items():
         if key in _OPTIONS:
             own[key] = _OPTIONS[key](name, key, str(value))
@@ -143,7 +144,7 @@ def read(opened: Opened) -> Settings:
         wait_timeout=own.get("wait_timeout", 1.0),
         connection=driver,
         sentinel=sentinel,
-        secrets=url.secrets(opened.config),
+        secrets=secrets,
     )
     _check(settings)
     return settings
@@ -275,6 +276,15 @@ def _ciphers(name: str, key: str, given: Any) -> str:
         else:
             return given
     raise ConfigError(f"{name}: {key}={given!r}: OpenSSL knows no such ciphers")
+
+
+def _quiet(secrets: Secrets, convert: _Convert, name: str, key: str, text: str) -> Any:
+    """Convert. A value behind a password may be a part of it, so the error does not quote that."""
+    try:
+        return convert(name, key, text)
+    except ConfigError as error:
+        said = secrets.hide(str(error))
+    raise ConfigError(said)
 
 
 def _one_of(kind: type[Any]) -> _Convert:
