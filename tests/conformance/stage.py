@@ -16,7 +16,7 @@ from streams.log.url import open_log
 from streams.message import Record
 from tests.conformance.logs import Case
 
-QUICK = Flow(commit=0.05, drain=5.0)
+QUICK = Flow(commit=0.05)
 PATIENCE = 30.0
 """Real seconds after which a condition that does not come about fails its test."""
 

@@ -108,6 +108,7 @@ async def test_what_finished_out_of_order_is_not_handled_again(stage: Stage) -> 
     assert sorted(stage.seen.values[8:]) == [0, 5]
 
 
+@pytest.mark.short_lease
 @pytest.mark.needs("processes", "durable")
 async def test_kill_9_at_any_instant_loses_nothing(stage: Stage, tmp_path: Path) -> None:
     """A small version of the fault runs, on every log that can be shared by processes."""

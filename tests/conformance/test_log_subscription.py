@@ -151,6 +151,7 @@ def test_an_older_version_does_not_move_a_group_backwards(world: World) -> None:
     assert world.position(group, topic) == offsets[8]
 
 
+@pytest.mark.short_lease
 def test_the_commit_of_an_owner_that_was_replaced_counts_for_nothing(world: World) -> None:
     topic, group = world.topic(), world.group()
     offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
@@ -159,7 +160,7 @@ def test_the_commit_of_an_owner_that_was_replaced_counts_for_nothing(world: Worl
     mine = old.owned[topic, 0]
     old.do(lambda: old.subscription.commit([old.place(mine, offsets[3])]))
     old.freeze()
-    new = world.member(group, topic, log=world.open(), commit=False)
+    new = world.member(group, topic, log=world.open(lasting=True), commit=False)
     world.outlive_leases()
     new.until_owns(1)
     assert world.clock.monotonic() >= mine.valid_until

@@ -67,7 +67,6 @@ def letters(queue: MessageQueue, name: str) -> list[Any]:
 async def test_what_a_handler_sees(stage: Stage) -> None:
     app, name = stage.app(), stage.topic_name
     queue, work = MessageQueue(app, partitions=2), Work(stage)
-    before = datetime.now(timezone.utc) - timedelta(milliseconds=1)
     async with app:
         consumer = MessageConsumer(queue)
         await consumer.start(name, work)
@@ -82,7 +81,8 @@ async def test_what_a_handler_sees(stage: Stage) -> None:
     assert by_id[third].data == "late"
     for message in work.seen:
         assert (message.queue, message.retries) == (name, 0)
-        assert before <= message.timestamp <= datetime.now(timezone.utc)
+        # A server's clock is its own.
+        assert abs(datetime.now(timezone.utc) - message.timestamp) < timedelta(hours=1)
 
 
 async def test_a_failing_message_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:
@@ -343,6 +343,7 @@ def shared(stage: Stage) -> bool:
     return stage.case.capabilities.processes
 
 
+@pytest.mark.short_lease
 async def test_a_consumer_killed_while_handling_loses_nothing(stage: Stage) -> None:
     app, name = stage.app(), stage.topic_name
     queue, work = MessageQueue(app, partitions=2), Work(stage)
@@ -380,6 +381,7 @@ async def crash(stage: Stage) -> list[Any]:
     return [message.data for message in work.seen]
 
 
+@pytest.mark.short_lease
 @pytest.mark.parametrize("key", [None, "k"])
 async def test_the_retry_count_survives_restarts(stage: Stage, key: str | None) -> None:
     app, name = stage.app(), stage.topic_name

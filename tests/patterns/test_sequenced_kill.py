@@ -35,6 +35,8 @@ WORKERS = 2
 
 logger = logging.getLogger("tests.patterns")
 
+pytestmark = pytest.mark.short_lease
+
 
 class Crowd:
     """Workers of one group, and what they say."""
