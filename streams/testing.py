@@ -101,7 +101,7 @@ class Harness:
         self.clock = clock
         """The clock the app runs on; ``advance`` it if you gave a :class:`Clock`."""
 
-    async def settled(self, within: float = 10.0) -> None:
+    async def settled(self, within: float = 30.0) -> None:
         """Wait until everything published is settled, or waits for the clock.
 
         :param within: real seconds after which the test is told what still runs.

@@ -23,7 +23,7 @@ import os
 
 from streams import Streams
 
-app = Streams("sqlite:///shop.db?lease=2")
+app = Streams("sqlite:///shop.db")
 numbers = app.topic("numbers", int, partitions=4)
 
 
@@ -150,7 +150,7 @@ def test_the_second_signal_ends_everything_at_once(
             said = process.stderr.readline()
             assert said
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)  # the workers held its end: they are gone
+        _, err = process.communicate(timeout=60)  # the workers held its end: they are gone
     assert process.returncode == status
     assert b"not everything was finished" in err
 
@@ -226,16 +226,17 @@ def test_workers_that_keep_dying_at_their_start_end_it() -> None:
 
 def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
     patience = Patience(first=0.01, longest=0.01, start=1.0, tries=2)
-    tries = str(tmp_path / "tries")
+    tries, lived = str(tmp_path / "tries"), str(tmp_path / "lived")
     # Its first life is as long as the other needs to count; the eighth ends the supervisor.
     dies = (
         f"{LOADS}import signal, time\n"
         f"with open({tries!r}, 'a') as file: file.write('x'); life = file.tell()\n"
-        "if life == 1: time.sleep(1.5)\n"
+        f"while not os.path.exists({lived!r}): time.sleep(0.01)\n"
         "if life == 8: os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n"
         "raise SystemExit(1)\n"
     )
-    ended = supervised(dies, "import signal; signal.pause()", patience=patience)
+    lives = f"import signal, time; time.sleep(1.1); open({lived!r}, 'w'); signal.pause()"
+    ended = supervised(dies, lives, patience=patience)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("worker 1 ended with status 1") == 7
 

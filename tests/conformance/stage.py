@@ -17,7 +17,7 @@ from streams.message import Record
 from tests.conformance.logs import Case
 
 QUICK = Flow(commit=0.05)
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Real seconds after which a condition that does not come about fails its test."""
 
 

@@ -189,7 +189,7 @@ async def test_a_key_still_being_handled_waits_when_its_partition_comes_back(sta
         stage.seen.begin(message.key, value)
         if value == 0:
             entered.set()
-            release.wait(20)
+            release.wait(60)
         stage.seen.end(message.key, value)
 
     @other.processor(other.topics[stage.topic_name], group=stage.group, flow=flow)
@@ -199,7 +199,7 @@ async def test_a_key_still_being_handled_waits_when_its_partition_comes_back(sta
     try:
         async with app:
             await stage.publish(topic, 0, key="slow")
-            assert await asyncio.to_thread(entered.wait, 20)
+            assert await asyncio.to_thread(entered.wait, 60)
             (runner, pump) = app.processors[0]._runner, app.processors[0]._pump
             assert runner is not None
             assert pump is not None

@@ -43,7 +43,7 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "examples.flights", *arguments],
         cwd=ROOT, env={**environment, "PYTHONPATH": paths}, capture_output=True, text=True,
-        timeout=100,
+        timeout=500,
     )  # fmt: skip
 
 

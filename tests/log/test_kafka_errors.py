@@ -183,15 +183,17 @@ def test_what_no_broker_answers_says_where_why_and_what_to_look_at(
 
 
 def test_where_nobody_listens_that_is_said_soon(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    # So long that the test would fail if an answer were waited for to the end.
+    monkeypatch.setattr(topics, "ANSWER", 10_000.0)
     port = free_port()
     log = open_log(f"kafka://127.0.0.1:{port}")
-    start = time.monotonic()
     with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: connection refused; is Kafka runn"):
         log.topics()
-    assert time.monotonic() - start < asking.ANSWER  # it was not waited for to the end
     log.close()
     # Nothing past Python's logging, and there a line a client, which is no warning.
     assert capfd.readouterr().err == ""

@@ -135,7 +135,7 @@ async def test_a_loop_that_is_stuck_fails_its_health_and_no_scrape() -> None:
             assert stuck == [(503, stuck[0][1])]
             assert stuck[0][1]["loop"] == "stuck"
             assert scraped == [200]
-            assert (await ask(server, "/healthz"))[1]["loop"] == "ok"
+            await come(lambda: health(server, "/healthz")[1]["loop"] == "ok")
 
 
 def test_requests_of_every_kind() -> None:

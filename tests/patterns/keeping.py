@@ -18,7 +18,7 @@ from streams.log.claims import Claims, Entry, Look, open_claims
 from streams.patterns import IdempotencyStore
 from streams.testing import Clock
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 KINDS = ("memory", "sqlite", "redis", "valkey")
 
@@ -51,9 +51,19 @@ class Place:
         else:
             await asyncio.sleep(seconds + 0.05)  # its clock is another one
 
-    def left(self, key: str) -> float:
-        """Seconds until the claim or the outcome under a key is over; 0 where there is none."""
-        (found,) = self._anchor.run([Look(f"{self.name}:{key}".encode())])
+    async def over(self, key: str | bytes) -> None:
+        """Let the claim or the outcome under a key end: as long as that takes, by its own clock."""
+        if self.clock:
+            self.clock.advance(self.left(key))
+        await until(lambda: not self.left(key), "over")
+
+    def left(self, key: str | bytes) -> float:
+        """Seconds until the claim or the outcome under a key is over; 0 where there is none.
+
+        :param key: one of this place's stores, or bytes as they stand in the log.
+        """
+        place = key if isinstance(key, bytes) else f"{self.name}:{key}".encode()
+        (found,) = self._anchor.run([Look(place)])
         return found.left if isinstance(found, Entry) else 0.0
 
     def close(self) -> None:

@@ -370,7 +370,7 @@ def killed(stage: Stage, chunk: int, chunks: int, when: str) -> None:
         return
     words = [stage.url, dead, stage.topic_name, str(chunk), str(chunks), when]
     command = [sys.executable, "-m", "tests.patterns.deadletters_child", *words]
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=500)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 

@@ -178,7 +178,7 @@ async def test_concurrency_is_exactly_what_was_asked(
 
     def plain(message: QueueMessage[int]) -> None:
         begin()
-        gate.wait(20)
+        gate.wait(60)
         end()
 
     async with app:
@@ -204,8 +204,12 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
         for number in range(20):
             await queue.publish(name, number)
         await stage.until(lambda: work.running == 3, "three in flight")
+        pumps = [processor._pump for processor in app.processors]
         stopping = asyncio.create_task(consumer.stop())
-        await asyncio.sleep(0)
+        await stage.until(
+            lambda: any(pump is not None and pump._finishing for pump in pumps),
+            "nothing more is begun",
+        )
         gate.set()
         await stopping
         begun = len(work.seen)
