@@ -206,7 +206,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return found[-1]
 
     monkeypatch.setattr(Readers, "reaches", reaches)
-    monkeypatch.setattr(reach, "PATIENCE", 1.0)
+    monkeypatch.setattr(reach, "PATIENCE", 4.0)
     return found
 
 
