@@ -26,6 +26,18 @@ app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sag
 
 Name = Annotated[str, typer.Argument(metavar="SAGA", help="The orchestrator's name.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The saga's ID.")]
+Newest = Annotated[
+    int,
+    typer.Option(
+        "--newest",
+        min=0,
+        metavar="N",
+        help="Look at the last N entries of each partition of the journal; 0: at all.",
+    ),
+]
+
+_NEWEST = 1_000_000
+"""What :data:`streams.patterns.saga.journal.NEWEST` is, which is imported only when it is used."""
 
 
 @app.command("ls", hidden=True)  # as the other groups of commands call it
@@ -35,6 +47,7 @@ def ls(
         str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    newest: Newest = _NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -54,8 +67,14 @@ def ls(
     found: list[dict[str, Any]] = []
     with open_url(url) as log, _told():
         for each in _names(log) if name is None else (name,):
-            entries = Journal(log, each).all(lambda entry: everything or not entry.over)
-            found += [_brief(each, entry) for entry in entries]
+            journal = Journal(log, each)
+            listing = journal.all(lambda entry: everything or not entry.over, newest or None)
+            found += [_brief(each, entry) for entry in listing.entries]
+            if not listing.whole:
+                show.note(
+                    f"{journal.topic}: only the last {newest:,} entries of each partition were "
+                    "looked at; --newest 0 looks at all"
+                )
     if json:
         show.print_json(found)
         return
@@ -76,7 +95,9 @@ def ls(
 
 
 @app.command("status")
-def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+def status(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+) -> None:
     """Show where a saga stands, and its context.
 
     [bold]Examples[/bold]
@@ -85,7 +106,7 @@ def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
     with _journal(url, name) as journal:
-        entry = journal.latest(id).entry
+        entry = journal.latest(id, newest or None).entry
     whole = _whole(name, entry)
     if json:
         show.print_json(whole)
@@ -98,7 +119,9 @@ def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
 
 
 @app.command("resume")
-def resume(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+def resume(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+) -> None:
     """Go on with a saga that stands still.
 
     One that was stopped goes on where it stood: deploy what it was stopped for
@@ -111,7 +134,7 @@ def resume(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
     from streams.patterns.saga.entry import resumed
 
     with _journal(url, name) as journal:
-        entry = journal.command(id, lambda last: resumed(last, time.time()))
+        entry = journal.command(id, lambda last: resumed(last, time.time()), newest or None)
     _done(name, entry, json=json)
 
 
@@ -123,6 +146,7 @@ def abandon(
         str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
     ] = "",
     yes: Yes = False,
+    newest: Newest = _NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -139,7 +163,7 @@ def abandon(
     from streams.patterns.saga.entry import abandoned
 
     with _journal(url, name) as journal:
-        last = journal.latest(id).entry
+        last = journal.latest(id, newest or None).entry
         abandoned(last, time.time())  # refused before anybody is asked
         left = ", ".join(last.done) or "nothing"
         confirm(
@@ -147,7 +171,9 @@ def abandon(
             f"{show.clean(left)}.",
             yes=yes,
         )
-        entry = journal.command(id, lambda last: abandoned(last, time.time(), reason))
+        entry = journal.command(
+            id, lambda last: abandoned(last, time.time(), reason), newest or None
+        )
     _done(name, entry, json=json)
 
 

@@ -478,7 +478,8 @@ class Pump:
                 id = identify(event) + mark_of(wire)
             except Exception as error:
                 events.append(Undecodable(error))
-                ids.append(wire)
+                # What its headers say is no ID of a value: it must not stand for one.
+                ids.append(None if wire is None else f"{wire}\0undecodable")
                 whole = False
             else:
                 events.append(event)

@@ -80,7 +80,9 @@ def standing(shell: Shell) -> dict[str, str]:
     from streams.patterns.saga.journal import Journal
 
     with shell.log() as log:
-        return {entry.saga: entry.status for entry in Journal(log, "trips").all(lambda _: True)}
+        return {
+            entry.saga: entry.status for entry in Journal(log, "trips").all(lambda _: True).entries
+        }
 
 
 def serve(shell: Shell, wanted: dict[str, str]) -> None:
@@ -143,7 +145,9 @@ def test_a_stopped_saga_goes_on_where_it_stood(sagas: Shell, run: Run) -> None:
         plan = (("book",), ("charge",))
         journal.command(
             "bob",
-            lambda last: last.next(1.0, status="running", plan=plan, stage=1, done=("book",)),
+            lambda last: last.next(
+                1.0, status="running", plan=plan, stage=1, done=("book",), failure=None
+            ),
         )
         assert begun.plan == plan
     sagas.write("renamed", "")

@@ -188,7 +188,7 @@ class World:
         assert self.saga._durable is not None
         journal, log = self.saga._durable.journal, self.app.log
         first, end = log.bounds(journal.topic, 0)
-        places = journal._between(None, 0, first, end)
+        places = journal.scan(0, first, end)
         offset = next(at.offset for entry, at in places if entry.n == number)
         held = log.group(self.life.name).positions.get((journal.topic, 0))
         return held is not None and held.position > offset

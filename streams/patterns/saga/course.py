@@ -25,6 +25,7 @@ from streams.patterns.saga.contexts import Contexts, merge
 from streams.patterns.saga.entry import Entry, Failure, failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
+from streams.patterns.saga.validation import LONGEST_WAIT
 
 __all__ = ["Course", "Errors"]
 
@@ -79,8 +80,39 @@ class Course:
 
         A saga whose steps cannot all be found is stopped before anything more is called.
 
+        What follows is always nearer to an end (:meth:`_distance`), whatever ``entry`` says, so a
+        saga has a bounded number of entries.
+
         :param errors: is told what calls raised.
+        :raises SagaError: nothing that could follow is nearer to an end.
         """
+        following = await self._advance(entry, errors)
+        if not self._distance(following) < self._distance(entry):
+            raise SagaError(
+                f"saga {self.name} {entry.saga}: entry {entry.n} leads to no progress, so nothing "
+                "follows on it"
+            )
+        return following
+
+    def _distance(self, entry: Entry) -> tuple[int, ...]:
+        """How far a saga is from its end: tuples of natural numbers, compared from the left, so
+        that no saga can come nearer for ever."""
+        if entry.ended:
+            return (0,)
+        back = entry.status == "compensating"
+        if not back and not entry.plan:
+            return (3,)
+        left = 0
+        for name in entry.steps:
+            step = self.steps.get(name)
+            if step is not None:
+                policy = step.compensation_retry if back else step.retry
+                left += max(0, policy.attempts - max(0, entry.attempts.get(name, 0)))
+        if back:
+            return (1, len(entry.done), left)
+        return (2, max(0, len(entry.plan) - entry.stage), len(entry.steps), left)
+
+    async def _advance(self, entry: Entry, errors: Errors) -> Entry:
         if not entry.plan:
             if not self.plan:
                 return self._stopped(entry, f"{self.name} has no steps here")
@@ -183,12 +215,12 @@ class Course:
                 done=done,
                 attempts=attempts,
                 last=tuple(last),
-                due=now + max(delays),
+                due=now + min(LONGEST_WAIT, max(delays)),
             )
         stage = entry.stage + 1
         return entry.next(
             now,
-            status="completed" if stage == len(entry.plan) else "running",
+            status="completed" if stage >= len(entry.plan) else "running",
             context=context,
             stage=stage,
             done=done,
@@ -245,7 +277,8 @@ class Course:
             delay = again(policy, attempts, outcome.error, random())
         self._tell(entry, said, "could not be compensated", delay)
         if delay is not None:
-            return entry.next(now, attempts={name: attempts}, last=(said,), due=now + delay)
+            due = now + min(LONGEST_WAIT, delay)
+            return entry.next(now, attempts={name: attempts}, last=(said,), due=due)
         return self._undone(entry, rest, (*entry.uncompensated, said), entry.context)
 
     def _undone(

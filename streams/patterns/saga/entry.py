@@ -118,9 +118,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.saga}/{self.n}"
 
     @property
+    def way(self) -> str:
+        """Its status; of one that was stopped or abandoned, the status before that (empty where
+        the entry does not say it)."""
+        return (self.stood or "") if self.status in ("stopped", "abandoned") else self.status
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The steps at hand: to be executed, or the one to be compensated."""
-        way = self.stood if self.status in ("stopped", "abandoned") else self.status
+        way = self.way
         if way == "running" and self.stage < len(self.plan):
             return tuple(name for name in self.plan[self.stage] if name not in self.done)
         if way == "compensating":

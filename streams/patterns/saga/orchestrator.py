@@ -9,6 +9,7 @@ name it is durable: its journal stands in the log, and whoever owns its partitio
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from streams.patterns.saga.course import Course, Errors
 from streams.patterns.saga.durable import Durable, check_id, new_id
 from streams.patterns.saga.entry import Entry, Failure, Status, Stored, abandoned, resumed
 from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
+from streams.patterns.saga.journal import NEWEST
 from streams.patterns.saga.step import Action, SagaStep
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["SagaOrchestrator", "SagaStatus"]
 
 C = TypeVar("C")
+
+logger = logging.getLogger("streams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,27 +295,39 @@ class SagaOrchestrator(Generic[C]):
 
     # -- looking, and putting right
 
-    async def status(self, id: str) -> SagaStatus[C]:
-        """Where a durable saga stands. Reads the journal of all sagas of this name.
+    async def status(self, id: str, *, newest: int | None = NEWEST) -> SagaStatus[C]:
+        """Where a durable saga stands.
 
-        :raises UnknownSaga: the log knows none of that ID (any more).
+        :param newest: how many journal entries of each partition are looked at, the last ones;
+            None: all that the log keeps. Costs little for a saga that :meth:`execute` was asked
+            for by its ID in this process.
+        :raises UnknownSaga: none of that ID stands there.
         """
-        journal = self._needs_log("status").journal
-        return self._status((await asyncio.to_thread(journal.latest, id)).entry)
+        durable = self._needs_log("status")
+        return self._status(await durable.latest(id, _number("status", newest)))
 
-    async def list(self, *statuses: Status) -> list[SagaStatus[C]]:
+    async def list(self, *statuses: Status, newest: int | None = NEWEST) -> list[SagaStatus[C]]:
         """Where all sagas of this name stand, in the order in which they came to stand there.
 
         :param statuses: only those; if none is given, all that are not over, which are those that
             run, go backward, have failed or were stopped.
+        :param newest: how many journal entries of each partition are looked at, the last ones;
+            None: all that the log keeps. A warning is logged where there are more.
         """
         journal = self._needs_log("list").journal
+        newest = _number("list", newest)
 
         def wanted(entry: Entry) -> bool:
             return entry.status in statuses if statuses else not entry.over
 
-        found = await asyncio.to_thread(journal.all, wanted)
-        return [self._status(entry) for entry in found]
+        found = await asyncio.to_thread(journal.all, wanted, newest)
+        if not found.whole:
+            logger.warning(
+                "saga %s: only the last %d entries of each partition of %s were looked at; "
+                "list(newest=None) looks at all",
+                journal.saga, newest, journal.topic,
+            )  # fmt: skip
+        return [self._status(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
         """Go on with a saga that was stopped, from where it stood; or try the compensations of a
@@ -359,6 +375,15 @@ class SagaOrchestrator(Generic[C]):
                 f"{what}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
             )
         return self._durable
+
+
+def _number(what: str, newest: object) -> int | None:
+    """:raises ConfigError: it is no number of entries."""
+    if newest is None:
+        return None
+    if not isinstance(newest, int) or isinstance(newest, bool) or newest < 1:
+        raise ConfigError(f"{what}(newest={newest!r}): a whole number from 1, or None for all")
+    return newest
 
 
 async def _shielded(work: Any) -> Entry:
