@@ -209,7 +209,8 @@ class Journal:
         if newest is None or first >= end:
             return first, end, True
         start = max(first, self.log.back(self.topic, partition, end, newest))
-        return start, end, start <= first
+        whole = start <= first or self.log.back(self.topic, partition, start, 1) >= start
+        return start, end, whole
 
     def scan(self, partition: int, start: int, end: int) -> Iterator[Placed]:
         """The entries of a part of a partition, in their order."""

@@ -96,13 +96,14 @@ class Recent:
 
     def _begin(self, part: _Part, journal: Journal, partition: int, first: int, end: int) -> None:
         """Read the newest entries: further back where many of them do not count."""
-        back = self._keep
+        back = self._keep + self._keep // 4
         while True:
             start = max(first, journal.log.back(journal.topic, partition, end, back))
             part.count, part.sagas = 0, {}
             for entry, position in journal.scan(partition, start, end):
                 part.take(entry, position, self._keep)
-            if part.count >= self._keep or start <= first or back >= NEWEST:
+            whole = start <= first or journal.log.back(journal.topic, partition, start, 1) >= start
+            if part.count >= self._keep or whole or back >= NEWEST:
                 part.end = end
                 return
             back = min(NEWEST, 4 * back)
