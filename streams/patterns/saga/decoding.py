@@ -19,6 +19,10 @@ from streams.runners.job import Skip
 __all__ = ["EntryDecoder", "JournalSource"]
 
 
+_SMALL = 4 << 10
+"""Bytes of an entry of which it may be kept what was found."""
+
+
 class EntryDecoder:
     """Decodes the entries of one journal (``runners.job.Decoding``).
 
@@ -55,7 +59,7 @@ class EntryDecoder:
         :raises DecodeError: it is no entry, or not one that a saga can have.
         """
         entry = self._decode(value)
-        reason = flaw(entry)
+        reason = flaw(entry, remember=len(value) <= _SMALL)
         if reason:
             raise self._error(f"no saga can have this entry: {reason}", value)
         if key != key_of(entry.saga):

@@ -10,11 +10,15 @@ can make a saga go on for ever.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TypeGuard
 
-from streams.patterns.saga.entry import Entry, Failure
+from streams.patterns.saga.entry import Entry, Failure, Status
 
 __all__ = ["LATEST", "LONGEST_WAIT", "MOST", "flaw", "is_saga_id"]
+
+Steps = tuple[str, ...]
+Plan = tuple[Steps, ...]
 
 MOST = 1_000_000_000
 """Transitions of a saga, and attempts of a step, at most."""
@@ -47,8 +51,12 @@ def is_saga_id(id: object) -> TypeGuard[str]:
     return isinstance(id, str) and 0 < len(id) <= _ID and id.isprintable()
 
 
-def flaw(entry: Entry) -> str:
-    """Why no saga can stand like this, without quoting the entry; empty if one can."""
+def flaw(entry: Entry, *, remember: bool = False) -> str:
+    """Why no saga can stand like this, without quoting the entry; empty if one can.
+
+    :param remember: the entry is small, and others like it will come: what is found of its plan and
+        its steps is kept for them.
+    """
     if not is_saga_id(entry.saga):
         return f"its saga's ID is not a text of 1 to {_ID} printable characters"
     if not 0 <= entry.n <= MOST:
@@ -57,55 +65,67 @@ def flaw(entry: Entry) -> str:
         return "the time it was made at is not between the years 1970 and 9999"
     if not 0 <= entry.due <= entry.at + LONGEST_WAIT:
         return f"it is due more than {LONGEST_WAIT / 86_400:.0f} days after it was made"
-    return _plan(entry) or _status(entry) or _counts(entry)
+    if entry.stage > entry.n:
+        return "its stage is greater than its number, though no transition passes two stages"
+    left = tuple(each.step for each in entry.uncompensated) if entry.uncompensated else ()
+    failed = entry.failure is not None
+    judge = _steps if remember else _steps.__wrapped__
+    reason = judge(entry.plan, entry.stage, entry.status, entry.stood, entry.done, left, failed)
+    if reason or not (failed or left or entry.attempts or entry.last):
+        return reason
+    return _counts(entry)
 
 
-def _plan(entry: Entry) -> str:
-    names = [name for group in entry.plan for name in group]
-    if not all(entry.plan) or len(set(names)) < len(names):
+@lru_cache(1_000)
+def _steps(
+    plan: Plan,
+    stage: int,
+    status: Status,
+    stood: Status | None,
+    done: Steps,
+    left: Steps,
+    failed: bool,
+) -> str:
+    """Whether the plan is one, and the status fits what is done and what is left to be done.
+
+    :param left: the steps that could not be compensated.
+    :param failed: the entry says which step failed.
+    """
+    names = [name for group in plan for name in group]
+    if not all(plan) or len(set(names)) < len(names):
         return "its plan has a group without steps, or names a step twice"
     if not all(0 < len(name) <= _STEP for name in names):
         return f"its plan has a step whose name is not of 1 to {_STEP} characters"
-    if not 0 <= entry.stage <= len(entry.plan):
+    if not 0 <= stage <= len(plan):
         return "its stage is not in its plan"
-    if entry.stage > entry.n:
-        return "its stage is greater than its number, though no transition passes two stages"
-    return ""
-
-
-def _status(entry: Entry) -> str:
-    """Whether the status fits what is done and what is left to be done."""
-    way = entry.way
-    if way == "":
-        return f"it is {entry.status}, and does not say what its status was before"
-    if entry.stood is not None and entry.stood not in _STOOD.get(entry.status, ()):
-        return f"it is {entry.status}, and its status before that cannot have been {entry.stood}"
-    done, left = entry.done, tuple(each.step for each in entry.uncompensated)
+    still = status in _STOOD
+    way = stood if still else status
+    if way is None:
+        return f"it is {status}, and does not say what its status was before"
+    if stood is not None and stood not in _STOOD.get(status, ()):
+        return f"it is {status}, and its status before that cannot have been {stood}"
     if len(set(done + left)) < len(done) + len(left):
         return "it has a step twice in what is done and what could not be compensated"
-    if not entry.plan:
-        return "" if way == "running" and not done and not left else f"it is {way} without a plan"
-    passed = {name for group in entry.plan[: entry.stage] for name in group}
-    at_hand = set(entry.plan[entry.stage]) if entry.stage < len(entry.plan) else set[str]()
-    if (entry.failure is None) != (way in ("running", "completed")):
-        return f"it is {way}, and {'has no' if entry.failure is None else 'has a'} step that failed"
+    if not plan:
+        begun = way == "running" and not done and not left and not failed
+        return "" if begun else f"it is {way} without a plan"
+    passed = {name for group in plan[:stage] for name in group}
+    at_hand = set(plan[stage]) if stage < len(plan) else set[str]()
+    if failed == (way in ("running", "completed")):
+        return f"it is {way}, and {'a' if failed else 'no'} step failed"
     if way == "completed":
         return "" if not at_hand and set(done) == passed and not left else "not all of it is done"
     if not at_hand:
         return f"it is {way}, and its stage is behind its plan"
     if way == "running":
-        begun = set(done) - passed
-        if not passed <= set(done) or not begun < at_hand or left:
-            return "the steps that are done are not those before its stage"
-        return ""
+        whole = passed <= set(done) and set(done) - passed < at_hand and not left
+        return "" if whole else "the steps that are done are not those before its stage"
     if not set(done + left) <= passed | at_hand:
         return "it is to undo a step that it never came to"
     if bool(done) != (way == "compensating"):
         return f"it is {way}, and {'a' if done else 'no'} step is left to be undone"
-    if way == "failed" and not left:
-        return "it is failed, and no compensation failed"
-    if way == "compensated" and left:
-        return "it is compensated, and a compensation failed"
+    if way != "compensating" and bool(left) != (way == "failed"):
+        return f"it is {way}, and {'a' if left else 'no'} compensation failed"
     return ""
 
 
