@@ -645,3 +645,15 @@ async def test_a_builtin_and_an_object_may_be_steps(diary: Diary) -> None:
 
     saga = SagaOrchestrator().add_step("clear", dict.clear).add_step("set", Setter())
     assert await saga.execute({"old": 1}) == {"n": 1}
+
+
+@pytest.mark.timeout(60)
+async def test_a_plain_step_that_raises_stop_iteration_has_failed() -> None:
+    """No future holds that exception, so nobody would ever be told that the step has ended."""
+
+    def stops(context: dict[str, Any]) -> None:
+        raise StopIteration
+
+    saga = SagaOrchestrator().add_step("stops", stops)
+    with pytest.raises(SagaFailedError, match="StopIteration"):
+        await saga.execute({})

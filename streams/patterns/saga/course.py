@@ -376,13 +376,21 @@ class Course:
 
     async def _in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
         """No thread can be interrupted: whoever is to undo what was done has to wait for it."""
-        work = asyncio.ensure_future(asyncio.to_thread(action, context))
+        work = asyncio.ensure_future(asyncio.to_thread(_plainly, action, context))
         while True:
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
                 if work.cancelled() or not self._undo_cancelled:
                     raise
+
+
+def _plainly(action: Callable[[Any], Any], context: Any) -> Any:
+    """Call a plain action. ``StopIteration`` is held by no future: nobody would be told of it."""
+    try:
+        return action(context)
+    except StopIteration as error:
+        raise RuntimeError("a plain action raised StopIteration") from error
 
 
 def _replaced(context: Any, returned: Any, step: str) -> Any:
