@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import closing
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +16,13 @@ from streams.cli import show
 from streams.cli.failures import Failed, Misused
 from streams.cli.options import Json, Url, open_url
 from streams.config import DeadLetters
+from streams.errors import ConfigError
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers
     from streams.patterns.deadletters.closed import Head, Heads
-    from streams.patterns.deadletters.redriving import Letters
+    from streams.patterns.deadletters.redriving import LetterRows, Letters
     from streams.replay.copying import Row
 
 app = typer.Typer(
@@ -52,11 +54,15 @@ def ls(
     everything: Annotated[
         bool, typer.Option("--all", help="Also those that were retried or purged.")
     ] = False,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
+    ] = 1_000,
     name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    r"""List the dead letters that wait.
+    r"""List the dead letters that wait, the oldest first.
 
     Without a group and a topic, list where there are any.
 
@@ -64,8 +70,11 @@ def ls(
 
       [cyan]streams dead ls[/cyan]
       [cyan]streams dead ls billing orders[/cyan]
+      [cyan]streams dead ls billing orders -n 10[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
     """
+    from streams.patterns.deadletters.redriving import LOOKED_AT
+
     if (group is None) != (topic is None):
         raise Misused("streams dead ls takes a group and its topic, or neither")
     with open_url(url) as log:
@@ -75,7 +84,12 @@ def ls(
         letters = _letters(log, group, topic, name)
         with closing(letters.rows(everything=everything)) as rows:
             ours = (row for row in rows if _of(row, group, topic))
-            found = [_brief(log, row, waiting=rows.waits(row)) for row in ours]
+            found = [_brief(log, row, waiting=rows.waits(row)) for row in islice(ours, limit)]
+            more = len(found) == limit and next(ours, None) is not None
+        if more:
+            show.note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+        elif rows.cut:
+            show.note(f"only the oldest {LOOKED_AT:,} letters of {letters.name} were looked at")
     if json:
         show.print_json(found)
         return
@@ -185,14 +199,40 @@ def show_letter(
 def _whole_letter(
     log: Log, group: str, topic: str, which: str | None, name: str | None
 ) -> dict[str, Any]:
+    from streams.patterns.deadletters.redriving import LOOKED_AT
+
     letters = _letters(log, group, topic, name)
-    with closing(letters.rows(everything=which is not None)) as rows:
+    place = None if which is None else _place(log, which)
+    if place is not None and (found := _first(log, letters.at(*place), group, topic, which)):
+        return found
+    rows = letters.rows(everything=which is not None)
+    if found := _first(log, rows, group, topic, which):
+        return found
+    what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+    if rows.cut:
+        what += f" among the oldest {LOOKED_AT:,}"
+    raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
+
+
+def _first(
+    log: Log, rows: LetterRows, group: str, topic: str, which: str | None
+) -> dict[str, Any] | None:
+    """The first letter of a group and topic, or the one that is meant."""
+    with closing(rows):
         ours = (row for row in rows if _of(row, group, topic))
         found = next((row for row in ours if which is None or _is(log, row, which)), None)
-        if found is None:
-            what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
-            raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
-        return _whole(log, found, waiting=rows.waits(found))
+        return None if found is None else _whole(log, found, waiting=rows.waits(found))
+
+
+def _place(log: Log, which: str) -> tuple[int, int] | None:
+    """The partition and offset that were given; None: it is a message ID."""
+    partition, slash, offset = which.partition("/")
+    if not slash or not (partition.isascii() and partition.isdigit() and len(partition) < 10):
+        return None
+    try:
+        return int(partition), log.parse(offset)
+    except ConfigError:
+        return None
 
 
 @app.command("retry")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from streams.config import Dedup
 from streams.engine.window import PROCESS
 from streams.errors import LogError, OutcomeUnknown, Unavailable
-from streams.log.protocol import Log
+from streams.log.protocol import Log, Reader
 from streams.message import ID, Batch, Position, Record, text
 from streams.reading import _Lane, _merge
 from streams.replay.handling import Handling
@@ -50,12 +50,19 @@ class Row:
         return Record(batch.values[index], batch.keys[index], batch.id(index), headers)
 
 
+JUMPS = 16
+"""Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
+each."""
+
+
 class Rows:
     """The messages of a range as they stand, partitions merged by the log's time.
 
     Iterate once, in any one thread at a time; then close it.
 
     :param key: messages of this key only.
+    :param without: by partition, ranges of offsets that need not be read, ascending. They are
+        passed over where that saves more than it costs, so some of them may come all the same.
     """
 
     def __init__(
@@ -65,13 +72,14 @@ class Rows:
         ranges: Mapping[int, tuple[int, int]],
         *,
         key: bytes | None = None,
+        without: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self._key = key
-        self._lanes = [
-            _Lane(log.reader(topic, partition, low, high))
-            for partition, (low, high) in ranges.items()
-            if low < high
-        ]
+        self._lanes: list[_Lane] = []
+        for partition, (low, high) in ranges.items():
+            left = _without(low, high, (without or {}).get(partition, ()))
+            if left:
+                self._lanes.append(_Lane(_Pieces(log, topic, partition, left)))
         self._merged = _merge(self._lanes)
         self.scanned = 0
         """Messages looked at."""
@@ -97,6 +105,44 @@ class Rows:
         """Give back what reading holds."""
         for lane in self._lanes:
             lane.close()
+
+
+class _Pieces:
+    """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
+
+    def __init__(
+        self, log: Log, topic: str, partition: int, ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        self._log = log
+        self._topic = topic
+        self._partition = partition
+        self._left = list(reversed(ranges))
+        self._reader = self._next()
+
+    def _next(self) -> Reader:
+        return self._log.reader(self._topic, self._partition, *self._left.pop())
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages of the range at hand, or of the next one."""
+        while (batch := self._reader.read(limit, timeout)) is None and self._left:
+            self._reader.close()
+            self._reader = self._next()
+        return batch
+
+    def close(self) -> None:
+        """Give back what reading holds."""
+        self._reader.close()
+
+
+def _without(low: int, high: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a range without the widest of these others."""
+    widest = sorted(sorted(ranges, key=lambda each: each[0] - each[1])[:JUMPS])
+    left: list[tuple[int, int]] = []
+    for start, end in widest:
+        if low < min(start, high):
+            left.append((low, min(start, high)))
+        low = max(low, end)
+    return [*left, (low, high)] if low < high else left
 
 
 async def copy(

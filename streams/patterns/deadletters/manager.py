@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.message import ID, Message, Position, Record
 from streams.patterns.deadletters.letter import DeadLetter, read
-from streams.patterns.deadletters.redriving import Letters, source_of
+from streams.patterns.deadletters.redriving import LOOKED_AT, Letters, source_of
 from streams.patterns.queue import QueueMessage
 from streams.topic import Topic
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.replay.copying import Row
+
+logger = logging.getLogger("streams")
 
 Filter = Callable[[DeadLetter], bool]
 """Which letters are meant; a plain function, called in a worker thread."""
@@ -90,7 +93,8 @@ class DeadLetterManager:
         """The letters that wait, oldest first; none where there is no such topic yet.
 
         :param limit: so many at most.
-        :param filter: only those for which it is true.
+        :param filter: only those for which it is true. At most 1,000,000 letters are looked at; a
+            warning is logged where there are more.
         :param everything: also those that were put back or set aside.
         :raises ConfigError: ``limit`` or ``filter`` cannot be.
         :raises LogError: the log cannot be read.
@@ -154,7 +158,8 @@ class DeadLetterManager:
 
     def _get(self, limit: int, filter: Filter | None, everything: bool) -> list[DeadLetter]:
         try:
-            rows = Letters(self._app.log, self.name).rows(everything=everything)
+            letters = Letters(self._app.log, self.name)
+            rows = letters.rows(everything=everything, most=LOOKED_AT)
         except NotFound:
             return []
         found: list[DeadLetter] = []
@@ -167,6 +172,11 @@ class DeadLetterManager:
                         break
         finally:
             rows.close()
+        if rows.cut:
+            logger.warning(
+                "%s: only the oldest %d dead letters were looked at; deal with those first",
+                self.name, LOOKED_AT,
+            )  # fmt: skip
         return found
 
     def _reprocess(
