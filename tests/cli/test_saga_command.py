@@ -108,6 +108,14 @@ def test_sagas_are_listed_and_shown(sagas: Shell, run: Run) -> None:
     assert "compensated" in shown
     assert "\x1b" not in shown
 
+    newest = run("saga", "list", "trips", "--all", "--newest", "1", "--json")
+    assert len(newest.json) <= 2, "one of each partition"
+    assert "trips.saga: only the last 1 entries of each partition" in newest.err
+    assert run("saga", "list", "trips", "--all", "--newest", "0").err == ""
+    far = run("saga", "status", "trips", "zoe", "--newest", "1")
+    assert (far.status, far.err.count("\n")) == (1, 1)
+    assert "it does not stand among the last 1 entries of a partition" in far.err
+
     whole = run("saga", "status", "trips", "bob", "--json").json
     assert whole["status"] == "compensated"
     assert whole["failure"] == {"step": "charge", "error": "ValueError: no money", "attempts": 1}
