@@ -47,3 +47,8 @@ class Counting:
         """Count from here on."""
         self.records = 0
         self.calls = {}
+
+
+def counting(log: Log) -> Any:
+    """A log whose reads are counted: a :class:`Counting` that is used as a :class:`Log`."""
+    return Counting(log)

@@ -16,7 +16,7 @@ from streams.patterns import DeadLetterManager
 from streams.patterns.deadletters import manager
 from streams.patterns.deadletters.redriving import Letters
 from tests.conformance.stage import Stage
-from tests.patterns.counting import Counting
+from tests.patterns.counting import counting
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def test_letters_that_were_dealt_with_are_not_read_again(stage: Stage) -> 
     """Also where an old one waits before all of them."""
     name = f"dead-{uuid4().hex[:8]}"
     filled(stage.anchor, name, 2_000)
-    log = Counting(stage.anchor)
+    log = counting(stage.anchor)
     letters = Letters(log, name)
     assert letters.set_aside(wanted=lambda row: row.batch.id(row.index) != "id-0") == 1_999
     log.reset()
@@ -63,7 +63,7 @@ async def test_looking_for_letters_is_bounded_and_says_so(
 ) -> None:
     name = f"dead-{uuid4().hex[:8]}"
     filled(stage.anchor, name, 2_500)
-    log = Counting(stage.anchor)
+    log = counting(stage.anchor)
     letters = Letters(log, name)
     rows = letters.rows(most=100)
     assert sum(1 for _ in rows) == 100

@@ -20,7 +20,7 @@ from streams.patterns.saga.entry import Stored, abandoned
 from streams.patterns.saga.journal import Journal
 from streams.patterns.saga.recent import Recent
 from tests.conformance.stage import Stage
-from tests.patterns.counting import Counting
+from tests.patterns.counting import Counting, counting
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,7 @@ async def test_looking_at_sagas_is_bounded_and_says_so(
     async with app.connected():
         await saga.start(Trip(), id="live")
         await asyncio.to_thread(history, stage.anchor, f"{name}.saga", range(300))
-        log = Counting(app.log)
+        log = counting(app.log)
         app._log = log
         with caplog.at_level(logging.WARNING, "streams"):
             found = await saga.list("completed", newest=20)

@@ -275,6 +275,7 @@ async def transitions(engine: Course, entry: Entry) -> int:
         if entry.ended:
             return number
         following = await engine.advance(entry, {})
+        engine.check_progress(entry, following)
         assert following.n == entry.n + 1
         if following.n < 10**9:
             assert flaw(following) == "", f"{flaw(following)}: {following}"

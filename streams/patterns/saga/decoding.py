@@ -31,7 +31,10 @@ class EntryDecoder:
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
-        self._decode = Json().bind(Stored, topic=topic).decode
+        bound = Json().bind(Stored, topic=topic)
+        self._decode = bound.decode
+        self._fast = bound.fast if bound.fast is not None else bound.decode
+        self._small = bound.small
 
     @property
     def identify(self) -> Identity:
@@ -58,11 +61,15 @@ class EntryDecoder:
 
         :raises DecodeError: it is no entry, or not one that a saga can have.
         """
-        entry = self._decode(value)
+        try:
+            # So small a document is neither too large nor too deep.
+            entry = self._fast(value) if len(value) <= self._small else self._decode(value)
+        except Exception:
+            entry = self._decode(value)  # says what is wrong
         reason = flaw(entry, remember=len(value) <= _SMALL)
         if reason:
             raise self._error(f"no saga can have this entry: {reason}", value)
-        if key != key_of(entry.saga):
+        if key != entry.saga.encode():  # a text of printable characters holds no surrogate
             raise self._error("the entry of a saga stands under another key than its ID", value)
         return entry
 

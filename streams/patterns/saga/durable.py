@@ -109,10 +109,12 @@ class Durable:
             wait = min(LONGEST_WAIT, entry.due - self._course.now())
             if wait > 0 and message.attempt == 1:
                 raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")
+            following = await self._course.advance(entry, {})
             try:
-                return await self._course.advance(entry, {})
+                self._course.check_progress(entry, following)
             except SagaError as error:
                 raise Reject(str(error)) from error
+            return following
 
         saga.__name__ = f"saga-{self.name}"
         return saga

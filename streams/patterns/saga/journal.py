@@ -226,7 +226,7 @@ class Journal:
         with closing(self.log.reader(self.topic, partition, start, end)) as reader:
             while (batch := reader.read(CHUNK)) is not None:
                 for index, key in enumerate(batch.keys):
-                    if wanted is not None and key not in wanted:
+                    if wanted is not None and (key is None or key not in wanted):
                         continue
                     entry = find(key, batch.values[index])
                     if entry is not None:
