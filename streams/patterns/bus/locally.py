@@ -13,7 +13,6 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -207,8 +206,10 @@ class ThreadCall:
         """Call the handler, and note how long it took."""
         self._begun = True
         loop = asyncio.get_running_loop()
-        timed = partial(copy_context().run, self._timed, handler, event)
-        future: asyncio.Future[Any] = loop.run_in_executor(None, timed)
+        context = copy_context()
+        future: asyncio.Future[Any] = loop.run_in_executor(
+            None, lambda: context.run(self._timed, handler, event)
+        )
         future.add_done_callback(self._ended)
         try:
             return await asyncio.shield(future)
