@@ -62,6 +62,7 @@ from streams.runners.joint import Joint, Turns
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
 from streams.runners.timing import NONE, Timing
+from streams.shielding import in_thread, to_the_end
 from streams.topic import Key, Source, Topic
 
 T = TypeVar("T")
@@ -556,7 +557,7 @@ class Streams:
             self._publisher.observer = self._observer
             self._publisher.start()
             closing = self._publisher.close
-            stack.push_async_callback(lambda: to_the_end(asyncio.to_thread(closing, CLOSING)))
+            stack.push_async_callback(lambda: in_thread(closing, CLOSING))
             if self._lifespan is not None:
                 # So that it may publish; what is still missing then is its own to create.
                 await self._reach(partial(self._prepare_topics, missing_ok=True))
@@ -585,7 +586,7 @@ class Streams:
         pause = 0.5
         while True:
             try:
-                await to_the_end(asyncio.to_thread(ask))
+                await in_thread(ask)
                 return
             except Unavailable as error:
                 if self._over is None or self._over.is_set():
@@ -603,7 +604,7 @@ class Streams:
 
     async def _close_log(self) -> None:
         if self._log is not None:
-            await to_the_end(asyncio.to_thread(self._log.close))
+            await in_thread(self._log.close)
 
     def _forget(self) -> None:
         self._started = self._processing = False
@@ -689,8 +690,8 @@ class Streams:
         pause = 0.5
         while True:
             try:
-                await to_the_end(asyncio.to_thread(self._prepare_topics))
-                await to_the_end(asyncio.to_thread(processor.prepare, self))
+                await in_thread(self._prepare_topics)
+                await in_thread(processor.prepare, self)
                 break
             except Unavailable as error:
                 if processor not in self._starting:
@@ -907,25 +908,6 @@ def _check_lifespan(lifespan: Lifespan) -> Lifespan:
     except ValueError:
         pass  # a builtin that does not tell its parameters
     return lifespan
-
-
-async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:
-    """Await what must not be left half done; a cancellation calls ``hurry`` and comes after it."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while True:
-        try:
-            result = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            cancelled = True
-            hurry()
-        else:
-            break
-    if cancelled:
-        raise asyncio.CancelledError
-    return result
 
 
 def describe(error: BaseException) -> str:

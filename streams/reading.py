@@ -21,6 +21,7 @@ from streams.errors import ConfigError, NotFound
 from streams.log.protocol import Log, Reader
 from streams.message import Batch, Message, Position, deliver
 from streams.runners.job import Skip
+from streams.shielding import in_thread
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -206,7 +207,7 @@ class Reading(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await in_thread(self.close)  # the log may be closed next
 
     def _chunk(self) -> list[Message[T] | BaseException]:
         """What the next thread hop brings; an error comes where it happened."""

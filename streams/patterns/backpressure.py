@@ -23,7 +23,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
 from streams.errors import ConfigError, StreamsError
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["BackpressureController", "NotAcquired"]
 

@@ -24,7 +24,6 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from streams.app import to_the_end
 from streams.config import DeadLetters, Flow, Retry
 from streams.errors import ConfigError, NotRunning
 from streams.log.names import check_group, check_topic
@@ -34,6 +33,7 @@ from streams.patterns.delay.delays import Delay, Door, due_at
 from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
+from streams.shielding import in_thread, to_the_end
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class MessageQueue:
         """The queue is there, with its partitions."""
         ready = self._ready.setdefault(self._app.log, set())
         if queue not in ready:
-            await to_the_end(asyncio.to_thread(self._app._prepare_topics))
+            await in_thread(self._app._prepare_topics)
             ready.add(queue)
 
 

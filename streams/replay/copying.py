@@ -17,6 +17,7 @@ from streams.reading import _Lane, _merge
 from streams.replay.handling import Handling
 from streams.replay.pace import Pace
 from streams.replay.result import KEPT, Failure, ReplayFailed, ReplayResult
+from streams.shielding import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -114,12 +115,18 @@ async def copy(
     :raises ReplayFailed: a message was refused, and ``how.skip`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
-    rows = await asyncio.to_thread(Rows, app.log, topic, ranges, key=key)
+    opening = asyncio.ensure_future(asyncio.to_thread(Rows, app.log, topic, ranges, key=key))
+    try:
+        rows = await to_the_end(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            await in_thread(opening.result().close)
+        raise
     copying = _Copying(app, target, rows, how, total, {p: low for p, (low, _) in ranges.items()})
     try:
         await copying.run()
     finally:
-        await asyncio.to_thread(rows.close)
+        await in_thread(rows.close)
     return copying.result()
 
 
@@ -174,7 +181,7 @@ class _Copying:
                     self._how.progress(self.result())
         finally:
             # The thread that reads is let finish, so that nobody closes the rows under it.
-            await asyncio.wait([coming])
+            await to_the_end(asyncio.wait([coming]))
             if self._how.progress is not None:
                 self._how.progress(self.result())
 
@@ -183,7 +190,7 @@ class _Copying:
         if room <= 0:
             await asyncio.sleep(self._pace.delay())
             room = max(1, self._pace.room(CHUNK))
-        rows = await asyncio.to_thread(self._rows.chunk, room)
+        rows = await in_thread(self._rows.chunk, room)
         self._pace.spend(len(rows))
         self._read += len(rows)
         return rows

@@ -59,6 +59,7 @@ from streams.patterns.bus.subscription import Accepts, Durable, Receiver, Subscr
 from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
 from streams.processor import Options
 from streams.reading import Reading, When
+from streams.shielding import in_thread
 from streams.topic import Key, Topic, _key_bytes
 
 __all__ = ["EventBus", "PatternEventBus"]
@@ -253,7 +254,7 @@ class EventBus:
     async def _reachable(self) -> None:
         """See to it that the topic is there, and that whoever subscribed before gets the event."""
         if self._late and self.app is not None:
-            await asyncio.to_thread(self.app._prepare_topics, missing_ok=True)
+            await in_thread(self.app._prepare_topics, missing_ok=True)
             self._late = False
         follower = self._follower
         if follower is not None and not follower.begun:
@@ -423,7 +424,7 @@ class EventBus:
         async def join() -> None:
             while True:
                 try:
-                    await asyncio.to_thread(ask)
+                    await in_thread(ask)
                     return
                 except Unavailable:
                     await asyncio.sleep(PAUSE)

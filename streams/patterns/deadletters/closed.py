@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from streams.app import to_the_end
 from streams.errors import ConfigError, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
@@ -24,6 +23,7 @@ from streams.patterns.deadletters.parked import Command, State, parked_topic
 from streams.patterns.deadletters.redriving import append
 from streams.patterns.delay.fetch import Fetcher
 from streams.replay.copying import Row
+from streams.shielding import in_thread
 from streams.topic import Topic, _key_bytes
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class ClosedKeys:
         name = _key_bytes(self.topic, key)
         if name is None:
             raise ConfigError(f"ClosedKeys.{command}: a message without a key closes nothing")
-        await to_the_end(asyncio.to_thread(self._command, command, name, value))
+        await in_thread(self._command, command, name, value)
 
     def _command(self, command: Command, key: bytes, value: bytes | None) -> None:
         heads = Heads(self._app.log, self.group, self.topic)

@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streams.app import to_the_end
 from streams.config import DeadLetters
 from streams.errors import ConfigError, NotFound, Reject
 from streams.letters import PREFIX, error_headers
@@ -23,6 +22,7 @@ from streams.message import ID, Message, Position, Record
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.redriving import Letters, source_of
 from streams.patterns.queue import QueueMessage
+from streams.shielding import in_thread, to_the_end
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class DeadLetterManager:
         when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
         kept = [pair for pair in record.headers if not pair[0].startswith(PREFIX)]
         record.headers = [*kept, *error_headers(error, attempts, group or "", place, when)]
-        await to_the_end(asyncio.to_thread(self._make, topic))
+        await in_thread(self._make, topic)
         return await self._app.publisher.publish(self.name, record)
 
     async def get_dead_letters(

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 from uuid_utils import uuid7
 
-from streams.app import to_the_end
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.log.protocol import Log
@@ -19,6 +18,7 @@ from streams.message import Position, Record
 from streams.patterns.delay import wire
 from streams.patterns.delay.late import PENDING
 from streams.patterns.delay.owner import Figures, make_topic, own
+from streams.shielding import in_thread
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -171,7 +171,7 @@ class Door:
         log = self._app.log
         made = self._made.setdefault(log, set())
         if name not in made:
-            await to_the_end(asyncio.to_thread(lambda: make_topic(log, name, partitions(log))))
+            await in_thread(lambda: make_topic(log, name, partitions(log)))
             made.add(name)
 
 

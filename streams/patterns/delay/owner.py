@@ -38,6 +38,7 @@ from streams.patterns.delay.fetch import Fetcher, Said
 from streams.patterns.delay.index import Index, Slot, position_of
 from streams.processor import Options, Processor
 from streams.runners.job import Job, Outgoing
+from streams.shielding import in_thread
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -358,12 +359,12 @@ class Lane:
         self.resting = False
         self._ready.clear()
         self._desk.figures.scans += 1
-        start, end = await asyncio.to_thread(self._range)
+        start, end = await in_thread(self._range)
         self._scanned = self._heard = max(end, self._heard)
         self.index.clear(self._after, self._scanned)
         self._begun.set()
         source = fetch.scan(self._log, self._topic, self._partition, start, self._scanned)
-        while (chunk := await asyncio.to_thread(next, source, None)) is not None:
+        while (chunk := await in_thread(next, source, None)) is not None:
             for said in chunk:
                 self._apply(said)
         behind, self._behind = self._behind, []
@@ -451,7 +452,7 @@ class Lane:
                         last = said
             return last is not None and last.due is not None
 
-        return await asyncio.to_thread(look)
+        return await in_thread(look)
 
     # -- delivering
 
@@ -491,9 +492,7 @@ class Lane:
 
     async def _deliver(self, slots: list[Slot]) -> None:
         """Write these where they go, and mark them."""
-        rows, whole = await asyncio.to_thread(
-            self._fetcher.fetch, sorted(map(position_of, slots)), BYTES
-        )
+        rows, whole = await in_thread(self._fetcher.fetch, sorted(map(position_of, slots)), BYTES)
         # As far as payloads are at hand: what is due later does not go first.
         chosen: list[Slot] = []
         for slot in slots:
@@ -601,7 +600,7 @@ class Lane:
         place = {self._partition: Committed(floor)}
         group, topic = floor_group(self._topic), self._topic
         try:
-            await asyncio.to_thread(partial(self._log.move, group, topic, place, force=True))
+            await in_thread(partial(self._log.move, group, topic, place, force=True))
             self._floor = floor
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)

@@ -13,7 +13,8 @@ from typing import Any
 from streams.errors import ConfigError
 from streams.message import REDRIVE, SOURCE, identity
 from streams.patterns.idempotency.flights import Flight, Flights
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["DeduplicatedConsumer"]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from streams.errors import Fatal, LogError, NotRunning
 from streams.log.claims import Answer, Claims, Request
+from streams.shielding import in_thread
 
 logger = logging.getLogger("streams")
 
@@ -93,7 +94,7 @@ class Desk:
         if self._thread is None or self._process != os.getpid():
             self._claims.close()
         else:
-            await asyncio.to_thread(self._thread.join)
+            await in_thread(self._thread.join)
 
     def _directly(self, request: Request) -> Answer:
         if self._closed:

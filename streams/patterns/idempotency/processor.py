@@ -30,7 +30,8 @@ from streams.patterns.idempotency.store import (
     new_token,
     seconds,
 )
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["IdempotentProcessor"]
 

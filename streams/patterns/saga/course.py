@@ -25,6 +25,7 @@ from streams.patterns.saga.contexts import Contexts, merge
 from streams.patterns.saga.entry import Entry, Failure, failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
+from streams.shielding import ended
 
 __all__ = ["Course", "Errors"]
 
@@ -342,14 +343,13 @@ class Course:
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
     async def _in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
-        """No thread can be interrupted: whoever is to undo what was done has to wait for it."""
+        """No thread can be interrupted: whoever is to undo what was done has to wait for it, and
+        needs to know how it ended. What else was cancelled is :meth:`_run`'s to say."""
+        if not self._undo_cancelled:
+            return await asyncio.to_thread(action, context)
         work = asyncio.ensure_future(asyncio.to_thread(action, context))
-        while True:
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                if work.cancelled() or not self._undo_cancelled:
-                    raise
+        await ended(work)
+        return work.result()
 
 
 def _replaced(context: Any, returned: Any, step: str) -> Any:

@@ -25,6 +25,7 @@ from streams.patterns.saga.durable import Durable, check_id, new_id
 from streams.patterns.saga.entry import Entry, Failure, Status, Stored, abandoned, resumed
 from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
 from streams.patterns.saga.step import Action, SagaStep
+from streams.shielding import to_the_end
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -255,7 +256,7 @@ class SagaOrchestrator(Generic[C]):
             else:
                 entry = await course.advance(entry, errors)
         if entry.status == "compensating":
-            return await _shielded(self._undo(entry, errors))
+            return await to_the_end(self._undo(entry, errors))
         return entry
 
     async def _undo(self, entry: Entry, errors: Errors) -> Entry:
@@ -359,21 +360,3 @@ class SagaOrchestrator(Generic[C]):
                 f"{what}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
             )
         return self._durable
-
-
-async def _shielded(work: Any) -> Entry:
-    """What must not be left half done: a cancellation comes after it."""
-    task: asyncio.Task[Entry] = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            entry = await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        else:
-            break
-    if cancelled is not None:
-        raise cancelled
-    return entry
