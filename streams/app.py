@@ -124,6 +124,9 @@ class Streams:
         self._owner: asyncio.Task[Any] | None = None
         self._ended: dict[Processor[..., Any], asyncio.Future[None]] = {}
         self._failure: ProcessorDied | None = None
+        """What the first processor to die died of; until the app is entered again."""
+        self._awaiting_failure: set[asyncio.Future[ProcessorDied]] = set()
+        """Told when a processor has died; futures of any loops, guarded by :attr:`_entering`."""
         self._cancelled_body = False
         self._started = False
         """Entered, past the point where processors can be declared."""
@@ -268,7 +271,7 @@ class Streams:
                 )
 
         if self._started:
-            raise NotRunning(
+            raise ConfigError(
                 "the app's processors are running already: declare them before it is entered, or "
                 "in its lifespan"
             )
@@ -316,9 +319,10 @@ class Streams:
         """The open log.
 
         :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
         """
         if self._log is None:
-            raise NotRunning("the app is not running: use it inside `async with app:`")
+            raise self._not_running("the app is not running: use it inside `async with app:`")
         return self._log
 
     @property
@@ -326,15 +330,28 @@ class Streams:
         """What publishes for this app.
 
         :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
         """
         if self._publisher is None:
-            raise NotRunning("the app is not running: use it inside `async with app:`")
+            raise self._not_running("the app is not running: use it inside `async with app:`")
         return self._publisher
+
+    def _not_running(self, what: str) -> StreamsError:
+        """The error of whoever uses the app and cannot: that it is not entered is not the point
+        where a processor died and took it down."""
+        failure = self._failure
+        if failure is None:
+            return NotRunning(what)
+        error = ProcessorDied(f"the app has stopped: {failure}")
+        error.__cause__ = failure.__cause__
+        return error
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.
 
-        :raises NotRunning: the app is not entered, or this is its loop's own thread (await there).
+        :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
+        :raises ConfigError: this is its loop's own thread: await there.
         """
         loop = self._loop
         try:
@@ -345,8 +362,10 @@ class Streams:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             if loop is None:
-                raise NotRunning("the app is not running: use it inside `with app.background():`")
-            raise NotRunning("app.wait() on the app's own loop would wait for ever: use await")
+                raise self._not_running(
+                    "the app is not running: use it inside `with app.background():`"
+                )
+            raise ConfigError("app.wait() on the app's own loop would wait for ever: use await")
 
         async def wait() -> T:
             return await awaitable
@@ -408,9 +427,36 @@ class Streams:
                 paused=processor.paused,
                 reachable=pump is not None and pump.reachable,
                 overdue=runner.overdue() if runner is not None else 0,
-                error=None if error is None else describe(error),
+                error=processor._died if error is None else describe(error),
             )
         return Health(self._log is not None, found, self._stopping)
+
+    async def failed(self) -> ProcessorDied:
+        """Wait until a processor dies, and return why: what ``async with app`` raises at its end.
+
+        For whoever runs the app inside something that would go on without it, to end or restart
+        that. Any number may wait, on any loop; who is cancelled does no harm. The answer stays
+        until the app is entered again. An app that is left in order answers nobody.
+        """
+        with self._entering:
+            if self._failure is not None:
+                return self._failure
+            told: asyncio.Future[ProcessorDied] = asyncio.get_running_loop().create_future()
+            self._awaiting_failure.add(told)
+        try:
+            return await told
+        finally:
+            with self._entering:
+                self._awaiting_failure.discard(told)
+
+    def _fail(self, failure: ProcessorDied) -> None:
+        """A processor has died (loop only)."""
+        with self._entering:
+            self._failure = failure
+            waiting = list(self._awaiting_failure)
+        for told in waiting:
+            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                told.get_loop().call_soon_threadsafe(_tell, told, failure)
 
     # -- its life
 
@@ -431,7 +477,7 @@ class Streams:
         finally:
             self._stack = None  # only now may it be entered again
             owner, self._owner = self._owner, None
-            failure, self._failure = self._failure, None
+            failure = self._failure
             ours = self._cancelled_body and isinstance(error, asyncio.CancelledError)
             if self._cancelled_body and owner is not None:
                 owner.uncancel()
@@ -540,14 +586,21 @@ class Streams:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
-    async def _enter(self, *, process: bool) -> None:
+    async def _enter(self, *, process: bool, cancel_body: bool = True) -> None:
+        """Enter the app.
+
+        :param process: run its processors.
+        :param cancel_body: cancel the current task when one of them dies.
+        """
         with self._entering:
             if self._stack is not None:
                 raise NotRunning("the app is running already: enter it once")
             stack = self._stack = AsyncExitStack()
         self._loop = asyncio.get_running_loop()
-        self._owner = asyncio.current_task()
+        self._owner = asyncio.current_task() if cancel_body else None
         self._failure = None
+        for processor in self.processors:
+            processor._died = None
         self._cancelled_body = self._stopping = False
         try:
             stack.callback(self._forget)
@@ -660,6 +713,7 @@ class Streams:
         )
         self._time(runner)
         pump = Pump(processor.source(self), job, runner)
+        processor._died = None
         ended: asyncio.Future[None] = loop.create_future()
         self._ended[processor] = ended
 
@@ -686,7 +740,7 @@ class Streams:
         :raises LogError: the log refuses; the processor stays declared and does not run.
         """
         if not self._processing:
-            raise NotRunning("the app runs no processors: enter it with `async with app:`")
+            raise self._not_running("the app runs no processors: enter it with `async with app:`")
         pause = 0.5
         while True:
             try:
@@ -846,11 +900,12 @@ class Streams:
             return
         if error is not None and not isinstance(error, StreamsError):
             logger.error("processor %s died", processor.name, exc_info=error)
+        processor._died = describe(error) if error is not None else "it ended by itself"
         if self._failure is not None:
             return
-        what = describe(error) if error is not None else "it ended by itself"
-        self._failure = ProcessorDied(f"processor {processor.name} died: {what}")
-        self._failure.__cause__ = error
+        failure = ProcessorDied(f"processor {processor.name} died: {processor._died}")
+        failure.__cause__ = error
+        self._fail(failure)
         if self._owner is not None and not self._stopping:
             self._cancelled_body = True
             self._owner.cancel()
@@ -908,6 +963,11 @@ def _check_lifespan(lifespan: Lifespan) -> Lifespan:
     except ValueError:
         pass  # a builtin that does not tell its parameters
     return lifespan
+
+
+def _tell(told: asyncio.Future[ProcessorDied], failure: ProcessorDied) -> None:
+    if not told.done():
+        told.set_result(failure)
 
 
 def describe(error: BaseException) -> str:

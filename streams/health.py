@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from streams.runners.pump import Place
 from streams.runners.timing import NONE, Durations
@@ -69,7 +70,8 @@ class ProcessorHealth:
     :param running: it polls (or is paused on purpose) and has not ended.
     :param reachable: the log answered lately.
     :param overdue: plain handlers that run longer than the processor's timeout.
-    :param error: what ended it, None while it runs.
+    :param error: what ended it, in one line; kept until it is started again. None while it runs,
+        and where it was stopped.
     """
 
     running: bool
@@ -96,6 +98,46 @@ class Health:
     connected: bool
     processors: Mapping[str, ProcessorHealth]
     stopping: bool = False
+
+    @property
+    def live(self) -> bool:
+        """No processor died, so a restart would mend nothing."""
+        return all(each.error is None for each in self.processors.values())
+
+    @property
+    def ready(self) -> bool:
+        """Messages are handled: the app is connected and stays so, its processors run, and the log
+        answers them. Overdue handlers, which are slow and no more, do not count."""
+        return (
+            self.connected
+            and not self.stopping
+            and all(each.running and each.reachable for each in self.processors.values())
+            and self.live
+        )
+
+    def summary(self, *, ok: bool, **more: str) -> dict[str, Any]:
+        """What a health page says, for ``json.dumps``. What an exception said stays out of it, for
+        it may hold what should not leave the process: only its type is named.
+
+        :param ok: the page's answer.
+        :param more: further fields.
+        """
+        return {
+            "ok": ok,
+            **more,
+            "connected": self.connected,
+            "stopping": self.stopping,
+            "processors": {
+                name: {
+                    "running": each.running,
+                    "paused": each.paused,
+                    "reachable": each.reachable,
+                    "overdue": each.overdue,
+                    "error": None if each.error is None else each.error.partition(":")[0],
+                }
+                for name, each in self.processors.items()
+            },
+        }
 
     @property
     def ok(self) -> bool:

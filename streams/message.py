@@ -328,14 +328,16 @@ class Message(Generic[T_co]):
         ``message.transaction.execute(sql, parameters)`` runs in it: the handler's rows and the
         position become durable together, or neither does.
 
-        :raises ConfigError: on a log without transactions, or outside a processor.
+        :raises ConfigError: there is none: on another log, with ``to=`` or
+            ``DeadLetters(sequenced=True)``, in a replay, or outside a processor. In a handler
+            it ends the processor, and the message stays unsettled.
         """
         if self._transaction is None:
             from streams.errors import ConfigError
 
             raise ConfigError(
-                "message.transaction: only a message handled by a processor on a sqlite:// log, "
-                "without to=, has a transaction"
+                f"message.transaction: a message of {self.topic!r} has none here; a processor on a "
+                "sqlite:// log gives it, without to= and DeadLetters(sequenced=True), and no replay"
             )
         return self._transaction
 

@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from streams.clock import Clock
-from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
+from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown, Unavailable
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.runners.joint import joined
@@ -297,7 +297,7 @@ class Publisher:
 
 def _check_may_wait() -> None:
     if joined():
-        raise NotRunning(
+        raise ConfigError(
             "publishing while message.transaction is open would wait for itself: publish "
             "before the first execute, or return the value with to="
         )

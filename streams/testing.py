@@ -129,7 +129,8 @@ class Harness:
             if pump is None:
                 return f"processor {processor.name} is being started"
             if pump.fatal is not None or pump.ended.is_set():
-                raise ProcessorDied(f"processor {processor.name} ended: {pump.fatal!r}")
+                why = f"processor {processor.name} ended: {pump.fatal!r}"
+                raise ProcessorDied(why) from pump.fatal
             busy = pump.busy()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 
-from streams.errors import ConfigError, StreamsError
+from streams.errors import ConfigError, InvalidValue, StreamsError
 
 DONE = 0
 FAILED = 1
@@ -38,7 +38,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Failed):
         return line(str(error)), error.status
     text = "; ".join([str(error), *getattr(error, "__notes__", ())])
-    if isinstance(error, ConfigError):
+    if isinstance(error, (ConfigError, InvalidValue)):
         return line(text), USAGE
     if isinstance(error, StreamsError):
         return line(text), FAILED

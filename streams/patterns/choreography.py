@@ -31,7 +31,7 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.errors import ConfigError, Reject
+from streams.errors import ConfigError, Reject, config_error
 from streams.letters import words
 from streams.message import CORRELATION
 from streams.patterns.bus import Durable, Event, EventBus, Subscription
@@ -229,6 +229,8 @@ class Step:
         except Exception as error:
             if self._on_failure is None or not self._final(error, event):
                 raise
+            if config_error(error) is not None:
+                raise  # the step cannot work, whatever the event: it did not fail over this one
             logger.warning(
                 "saga %s: step %s failed over %r: %r", heard.saga_id, self.name, event, error
             )

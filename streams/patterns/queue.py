@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from streams.config import DeadLetters, Flow, Retry
-from streams.errors import ConfigError, NotRunning
+from streams.errors import ConfigError, InvalidValue, NotRunning
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.message import Message
@@ -204,10 +204,11 @@ class MessageQueue:
             its place in that order when it is due.
         :param delay: it is not handled before so many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
+        :raises InvalidValue: no queue can have this name, or the delay means nothing.
         :raises EncodeError: the data do not fit the queue's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        topic = self.topic(queue)
+        topic = self._named(queue)
         await self._prepared(queue)
         now = self._app.clock.time()
         due = None if delay is None else due_at(now, delay, None)
@@ -225,7 +226,7 @@ class MessageQueue:
 
         A running consumer of the queue answers.
         """
-        self.topic(queue)
+        self._named(queue)
         await self._prepared(queue)
         return await self._door.cancel(delay_topic(queue, queue), _count_of(queue), id, within)
 
@@ -242,6 +243,15 @@ class MessageQueue:
             consumer._starting = self._app._chore(consumer._start())
             consumer._starting.add_done_callback(consumer._told)
         return consumer
+
+    def _named(self, queue: str) -> Topic[Any]:
+        """The topic of a queue whose name may have come with a message."""
+        if queue not in self._topics:
+            try:
+                check_group(queue)
+            except ConfigError as error:
+                raise InvalidValue(str(error)) from None
+        return self.topic(queue)
 
     async def _prepared(self, queue: str) -> None:
         """The queue is there, with its partitions."""

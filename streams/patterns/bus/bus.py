@@ -32,7 +32,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
-from streams.errors import ConfigError, NotRunning, Unavailable
+from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
 from streams.log import names
 from streams.message import ID, TIME, TYPE, Message, text
 from streams.patterns.bus.calling import (
@@ -152,11 +152,14 @@ class EventBus:
         :param cause: the event that this one follows from: its ID becomes ``causationid``, what it
             belongs to is what this one belongs to (``correlationid``, else the cause's own ID),
             and a trace goes on. ``headers`` override.
-        :raises ConfigError: an event cannot have this topic.
+        :raises InvalidValue: an event cannot have this topic.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        check_topic(topic)
+        try:
+            check_topic(topic)
+        except ConfigError as error:
+            raise InvalidValue(str(error)) from None
         named = self._headers(headers, cause)
         if id is None:
             id = str(uuid7())
@@ -475,7 +478,10 @@ class EventBus:
             await self._call(found, event, message)
         else:
             calls = (self._call(each, event, message) for each in fitting.values())
-            await asyncio.gather(*(self._beside_others(each) for each in calls))
+            beside = (self._beside_others(each) for each in calls)
+            for ended in await asyncio.gather(*beside, return_exceptions=True):
+                if isinstance(ended, BaseException):
+                    raise ended
 
     async def _beside_others(self, work: Awaitable[None]) -> None:
         _beside_others.set(True)
@@ -496,6 +502,9 @@ class EventBus:
                 await call(receiver.handler, event, asynchronous=receiver.asynchronous)
         except Exception as error:
             await report(self._hook, error, event, receiver.handler)
+            # Over a log it ends the processor, as in any handler. A local bus has none.
+            if self.app is not None and config_error(error) is not None:
+                raise
 
     # -- over a log
 

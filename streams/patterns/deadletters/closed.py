@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from streams.errors import ConfigError, NotFound, StreamsError
+from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
 from streams.patterns.deadletters import parked
@@ -213,7 +213,7 @@ class ClosedKeys:
         :raises NotFound: no such processor ran.
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise ConfigError(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
+            raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
         return await asyncio.to_thread(self._keys, limit)
 
     async def retry(self, key: Key) -> None:
@@ -255,7 +255,7 @@ class ClosedKeys:
     async def _say(self, command: Command, key: Key, value: bytes | None) -> None:
         name = _key_bytes(self.topic, key)
         if name is None:
-            raise ConfigError(f"ClosedKeys.{command}: a message without a key closes nothing")
+            raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
         await in_thread(self._command, command, name, value)
 
     def _command(self, command: Command, key: bytes, value: bytes | None) -> None:

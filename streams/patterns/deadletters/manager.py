@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streams.config import DeadLetters
-from streams.errors import ConfigError, NotFound, Reject
+from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.message import ID, Message, Position, Record
@@ -92,7 +92,8 @@ class DeadLetterManager:
         :param limit: so many at most.
         :param filter: only those for which it is true.
         :param everything: also those that were put back or set aside.
-        :raises ConfigError: ``limit`` or ``filter`` cannot be.
+        :raises InvalidValue: ``limit`` cannot be.
+        :raises ConfigError: ``filter`` is no plain function.
         :raises LogError: the log cannot be read.
         """
         _check_limit("get_dead_letters", limit)
@@ -118,7 +119,7 @@ class DeadLetterManager:
         :param limit: so many of each partition, the oldest, at most.
         :returns: how many.
         :raises NotFound: there is no such dead letter topic, or no topic ``target``.
-        :raises ConfigError: ``target`` is not given, and a letter does not say which group's it
+        :raises InvalidValue: ``target`` is not given, and a letter does not say which group's it
             is, or is of a topic that this app does not declare.
         :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
             one there than can be noted. What was put back is marked so.
@@ -207,12 +208,12 @@ class DeadLetterManager:
         group = group or (None if topic is None else self._group(topic))
         if topic is None or group is None:
             missing = "topic" if topic is None else "group"
-            raise ConfigError(
+            raise InvalidValue(
                 f"{row.position}: this letter does not say which {missing}'s it is; "
                 "say where it goes: reprocess(target=...)"
             )
         if topic not in self._app.topics:
-            raise ConfigError(
+            raise InvalidValue(
                 f"{row.position}: this letter is of topic {topic!r}, which this app does not "
                 "declare; declare it with app.topic(...), or say reprocess(target=...)"
             )
@@ -279,7 +280,7 @@ class DeadLetterManager:
 def _check_limit(what: str, limit: object) -> None:
     whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
     if not whole and not (limit is None and what != "get_dead_letters"):
-        raise ConfigError(f"{what}(limit={limit!r}): a whole number from 1")
+        raise InvalidValue(f"{what}(limit={limit!r}): a whole number from 1")
 
 
 def _check_filter(what: str, filter: object) -> None:

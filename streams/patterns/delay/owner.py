@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from streams import letters
 from streams.config import DeadLetters, Dedup, Retry
-from streams.errors import ConfigError, Fatal, LogError, Mismatch, NotFound
+from streams.errors import Fatal, InvalidValue, LogError, Mismatch, NotFound
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.message import ID, Message, Record, text
 from streams.patterns.delay import fetch, wire
@@ -256,9 +256,7 @@ class Desk:
         """A lane cannot go on: the processor ends, and says so."""
         runner = self.owner._runner if self.owner is not None else None
         if runner is not None:
-            runner.fatal = runner.fatal or error
-            runner.halt()
-            runner.dispatcher.refill()
+            runner.die(error)
 
 
 class Lane:
@@ -606,10 +604,10 @@ class Lane:
             logger.info("%s: the floor stays where it is: %s", self, error)
 
 
-def _undeliverable(entry: wire.Entry | None) -> ConfigError:
+def _undeliverable(entry: wire.Entry | None) -> InvalidValue:
     if entry is None:
-        return ConfigError("this is no entry that a delay topic can hold")
-    return ConfigError(f"due for topic {entry.to!r}, which this app does not declare")
+        return InvalidValue("this is no entry that a delay topic can hold")
+    return InvalidValue(f"due for topic {entry.to!r}, which this app does not declare")
 
 
 class Recent:

@@ -97,16 +97,11 @@ class MonitoringServer:
     def _healthz(self, accept: str) -> Answer:
         health = self._app.health()
         stuck = not self._loop_answers()
-        died = any(each.error is not None for each in health.processors.values())
-        return _said(not died and not stuck, health, loop="stuck" if stuck else "ok")
+        return _said(health.live and not stuck, health, loop="stuck" if stuck else "ok")
 
     def _readyz(self, accept: str) -> Answer:
         health = self._app.health()
-        working = all(
-            each.running and each.reachable and each.error is None
-            for each in health.processors.values()
-        )
-        return _said(health.connected and not health.stopping and working, health)
+        return _said(health.ready, health)
 
     def _loop_answers(self) -> bool:
         loop = self._app._loop
@@ -121,22 +116,7 @@ class MonitoringServer:
 
 
 def _said(well: bool, health: Health, **more: str) -> Answer:
-    found = {
-        "ok": well,
-        **more,
-        "connected": health.connected,
-        "stopping": health.stopping,
-        "processors": {
-            name: {
-                "running": each.running,
-                "paused": each.paused,
-                "reachable": each.reachable,
-                "overdue": each.overdue,
-                "error": None if each.error is None else each.error.partition(":")[0],
-            }
-            for name, each in health.processors.items()
-        },
-    }
+    found = health.summary(ok=well, **more)
     status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
     return status, "application/json", json.dumps(found).encode() + b"\n"
 

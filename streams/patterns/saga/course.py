@@ -21,6 +21,7 @@ import msgspec
 
 from streams.clock import Clock
 from streams.engine.retry import again
+from streams.errors import config_error
 from streams.patterns.saga.contexts import Contexts, merge
 from streams.patterns.saga.entry import Entry, Failure, failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
@@ -314,6 +315,8 @@ class Course:
         try:
             left = await self._result(step, call, context)
         except Exception as error:
+            if config_error(error) is not None and not self._undo_cancelled:
+                raise  # it is no failure of the saga, which goes on here once the code is mended
             return Outcome(name, None, error, False)
         except asyncio.CancelledError:
             task = asyncio.current_task()

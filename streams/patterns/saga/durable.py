@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid_utils import uuid7
 
 from streams.config import Dedup, Flow, Retry
-from streams.errors import ConfigError, Reject, RetryAfter, Unavailable
+from streams.errors import InvalidValue, Reject, RetryAfter, Unavailable
 from streams.log.names import check_group, check_topic
 from streams.message import Message
 from streams.patterns.saga.course import Course
@@ -194,7 +194,7 @@ def new_id() -> str:
 
 
 def check_id(id: Any) -> str:
-    """:raises ConfigError: a saga cannot have that ID."""
+    """:raises InvalidValue: a saga cannot have that ID."""
     if not isinstance(id, str) or not id or len(id) > 200 or not id.isprintable():
-        raise ConfigError(f"saga ID {id!r}: a str of 1 to 200 printable characters")
+        raise InvalidValue(f"saga ID {id!r}: a str of 1 to 200 printable characters")
     return id

@@ -18,7 +18,7 @@ from typing_extensions import TypeForm
 
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow
-from streams.errors import ConfigError
+from streams.errors import ConfigError, config_error
 from streams.patterns.saga.contexts import Contexts, Copied, Encoded
 from streams.patterns.saga.course import Course, Errors
 from streams.patterns.saga.durable import Durable, check_id, new_id
@@ -213,7 +213,9 @@ class SagaOrchestrator(Generic[C]):
             durable saga of that ID is not started twice: the one there is is waited for.
         :raises SagaFailedError: a step failed; what was done before it was compensated.
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
-        :raises ConfigError: there are no steps, or the context cannot be copied.
+        :raises ConfigError: there are no steps, or the context cannot be copied; or a step raised
+            it: in memory, after what was done has been compensated.
+        :raises InvalidValue: a saga cannot have that ID.
         :raises EncodeError: the context does not fit the declared type.
         """
         if self._durable is not None:
@@ -228,8 +230,14 @@ class SagaOrchestrator(Generic[C]):
         entry = await self._run(begun, errors)
         for error in errors.values():
             if isinstance(error, asyncio.CancelledError):
-                self._note(error, entry, errors)
+                self._note(error, "was cancelled", entry)
                 raise error
+        for error in errors.values():
+            if (found := config_error(error)) is not None:
+                # What was done is compensated, as nobody could go on with it. That it fails like
+                # this is not the saga's fault, and whoever is told must not try again.
+                self._note(found, "cannot work", entry)
+                raise found
         return self._result(entry, errors)
 
     async def start(self, context: C, *, id: str | None = None) -> str:
@@ -284,11 +292,11 @@ class SagaOrchestrator(Generic[C]):
         )
         return SagaFailedError(entry.saga, failure.step, cause, failed, context)
 
-    def _note(self, cancelled: BaseException, entry: Entry, errors: Errors) -> None:
-        """A cancellation says what it left undone, if anything."""
+    def _note(self, error: BaseException, what: str, entry: Entry) -> None:
+        """What is raised in place of a :class:`SagaFailedError` says what is left undone."""
         left = ", ".join(each.step for each in entry.uncompensated)
         if left:
-            cancelled.add_note(f"saga {entry.saga} was cancelled; not compensated: {left}")
+            error.add_note(f"saga {entry.saga} {what}; not compensated: {left}")
 
     # -- looking, and putting right
 
