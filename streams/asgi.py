@@ -27,7 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @asynccontextmanager
-async def exit_on_failure(app: Streams, status: int = 1) -> AsyncIterator[Streams]:
+async def exit_on_failure(app: Streams) -> AsyncIterator[Streams]:
     """Enter an app in a server's lifespan; when one of its processors dies, end the process.
 
     It is ``async with app`` for a server that is somebody else's::
@@ -37,20 +37,17 @@ async def exit_on_failure(app: Streams, status: int = 1) -> AsyncIterator[Stream
             async with exit_on_failure(events):
                 yield
 
-    A processor that dies stops the server as Ctrl-C does: no new requests, those that are being
-    answered finish, and the lifespan ends in order, the other processors with it. Then
-    :class:`~streams.ProcessorDied` is raised here, and the process ends with ``status`` instead of
+    A processor that dies stops the server as Ctrl-C does: it takes no new requests, finishes those
+    it is answering, and ends the lifespan in order, with it the other processors. Then
+    :class:`~streams.ProcessorDied` is raised here, and the process ends with status 1 instead of
     the server's own, so that whatever watches over it starts it again.
 
-    The server must run in the main thread and stop on SIGINT, as uvicorn and most others do.
+    The server must run in the main thread and stop on SIGINT, as uvicorn does.
 
-    :param status: the process's exit status, 1 to 255.
     :raises ProcessorDied: at the end, if a processor died.
     """
     if not isinstance(app, Streams):
         raise ConfigError(f"exit_on_failure({app!r}): a Streams app is needed")
-    if not isinstance(status, int) or not 1 <= status <= 255:
-        raise ConfigError(f"exit_on_failure(status={status!r}): a whole number from 1 to 255")
     await app._enter(process=True, cancel_body=False)
     try:
         async with AsyncExitStack() as stack:
@@ -59,25 +56,31 @@ async def exit_on_failure(app: Streams, status: int = 1) -> AsyncIterator[Stream
             stack.callback(watching.cancel)
             yield app
     finally:
-        task = asyncio.current_task()
-        if app._failure is not None and task is not None:
-            # Servers catch what their application's lifespan raises, SystemExit too, and end with
-            # a status of their own. What a callback of the loop raises nobody catches. It comes
-            # when the server's own task for the lifespan is over, and not before: whatever else
-            # was opened in it is closed by then.
-            task.add_done_callback(lambda _: _exit(status))
+        lifespan = asyncio.current_task()
+        if app._failure is not None and lifespan is not None:
+            lifespan.add_done_callback(_exit_soon)
 
 
 async def _interrupt_on_failure(app: Streams) -> None:
     died = await app.failed()
     logger.critical("%s; the server is stopped", died)
-    # Not SIGTERM: servers send themselves once more the signal that stopped them, and SIGTERM
-    # would end the process there, with a status that systemd takes for success.
+    # Not SIGTERM: servers raise the signal that stopped them once more when they are done. SIGTERM
+    # would then end the process, with a status that systemd takes for success.
     signal.raise_signal(signal.SIGINT)
 
 
-def _exit(status: int) -> None:
-    raise SystemExit(status)
+def _exit_soon(lifespan: asyncio.Task[Any]) -> None:
+    """The server's task for the lifespan is over, and whatever else was opened in it is closed.
+
+    The server catches what the lifespan raises, SystemExit too, and would end with status 0. What
+    a callback of the loop raises nobody catches. It is not raised in this one, but after another
+    turn of the loop: uvicorn's main task is woken beside it, and stops the loop in the next turn.
+    """
+    lifespan.get_loop().call_soon(_exit)
+
+
+def _exit() -> None:
+    raise SystemExit(1)
 
 
 class HealthEndpoint:
