@@ -288,7 +288,11 @@ async def test_a_program_that_cannot_work_is_nobodys_dead_letter(
     app, calls = stage.app(), list[int]()
     topic = stage.topic(app, partitions=1)
     # A log that has transactions has none together with `to=`.
-    to = app.topic(f"{topic.name}-out", int, partitions=1) if stage.case.can("transactions") else None
+    to = (
+        app.topic(f"{topic.name}-out", int, partitions=1)
+        if stage.case.can("transactions")
+        else None
+    )
 
     async def use(value: Any, message: Any) -> None:
         calls.append(value)
