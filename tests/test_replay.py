@@ -20,6 +20,7 @@ from streams import (
     ConfigError,
     Dedup,
     Flow,
+    InvalidValue,
     Message,
     NotFound,
     NotRunning,
@@ -424,16 +425,16 @@ async def test_what_makes_no_sense_is_said_before_anything_is_read() -> None:
             (NotFound, "nowhere", "nowhere", {}),
             (ConfigError, "rate=0", never, {"rate": 0}),
             (ConfigError, "errors='ignore'", never, {"errors": "ignore"}),
-            (ConfigError, "offset of one partition", never, {"start": 5}),
+            (InvalidValue, "offset of one partition", never, {"start": 5}),
             (ConfigError, "leave partition out", never, {"start": {1: 0}, "partition": 1}),
             (
-                ConfigError,
+                InvalidValue,
                 "another partition",
                 never,
                 {"start": Position("t", 1, 0), "partition": 2},
             ),
             (NotFound, "0 to 3, not 4", never, {"partition": 4}),
-            (ConfigError, "no time zone", never, {"start": datetime(2013, 1, 1)}),  # noqa: DTZ001
+            (InvalidValue, "no time zone", never, {"start": datetime(2013, 1, 1)}),  # noqa: DTZ001
             (ConfigError, "three", three, {}),
             (ConfigError, "into=5", 5, {}),
         ]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from streams.config import DeadLetters, Flow, Retry
-from streams.errors import ConfigError, InvalidValue, NotRunning
+from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.message import Message
@@ -300,7 +300,7 @@ class MessageConsumer:
         :raises LogError: the log refuses.
         """
         if not self._app._processing:
-            raise NotRunning(
+            raise self._app._not_running(
                 "the app does not run: start a consumer inside `async with app:`, or declare it "
                 "before with queue.subscribe(...)"
             )

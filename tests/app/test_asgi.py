@@ -316,6 +316,7 @@ async def test_everybody_who_waits_is_told() -> None:
     shop = Shop()
     app = shop.app
     found: list[BaseException] = []
+    waiting: list[asyncio.Task[ProcessorDied]] = []
     before = asyncio.create_task(app.failed())  # also before it is entered
 
     def on_a_loop_of_its_own() -> None:
@@ -326,7 +327,7 @@ async def test_everybody_who_waits_is_told() -> None:
     await until(lambda: len(app._awaiting_failure) == 2)
     with pytest.raises(ProcessorDied) as died:
         async with app:
-            waiting = [asyncio.create_task(app.failed()) for _ in range(3)]
+            waiting += [asyncio.create_task(app.failed()) for _ in range(3)]
             gone = asyncio.create_task(app.failed())
             await until(lambda: len(app._awaiting_failure) == 6)
             gone.cancel()

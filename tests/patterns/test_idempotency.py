@@ -16,7 +16,14 @@ import msgspec
 import pytest
 
 from stream_codecs import DecodeError, EncodeError, MessagePack
-from streams.errors import ConfigError, LogError, NotRunning, StreamsError, Unavailable
+from streams.errors import (
+    ConfigError,
+    InvalidValue,
+    LogError,
+    NotRunning,
+    StreamsError,
+    Unavailable,
+)
 from streams.patterns import (
     ClaimLost,
     IdempotencyStore,
@@ -154,10 +161,16 @@ async def test_what_a_store_refuses(place: Place, store: IdempotencyStore) -> No
         lambda: store.claim("k", fingerprint=object()),
         lambda: processor.process("", operation),
         lambda: processor.process("k", operation, fingerprint={1j: 2}),
+    ]
+    for call in bad:
+        with pytest.raises(InvalidValue) as invalid:
+            await call()
+        assert "\n" not in str(invalid.value)
+    misused: list[Callable[[], Any]] = [
         lambda: processor.process("k", operation()),
         lambda: processor.process("k", None),  # type: ignore[arg-type]
     ]
-    for call in bad:
+    for call in misused:
         with pytest.raises(ConfigError) as raised:
             await call()
         assert "\n" not in str(raised.value)

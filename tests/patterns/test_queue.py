@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from stream_codecs import EncodeError
-from streams import ConfigError, NotRunning, ProcessorDied, Retry
+from streams import ConfigError, InvalidValue, NotRunning, ProcessorDied, Retry
 from streams.patterns import ConsumerConfig, MessageConsumer, MessageQueue, QueueMessage
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
@@ -543,7 +543,7 @@ async def test_what_cannot_work_is_refused(memory_url: str) -> None:
         await consumer.stop()
         await consumer.stop()  # harmless
         for delay in (-1, float("nan"), "1"):
-            with pytest.raises(ConfigError, match="delay"):
+            with pytest.raises(InvalidValue, match="delay"):
                 await queue.publish("mails", 1, delay=delay)  # type: ignore[arg-type]
 
 

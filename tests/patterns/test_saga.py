@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams import ConfigError, Reject, Retry, RetryAfter
+from streams import ConfigError, InvalidValue, Reject, Retry, RetryAfter
 from streams.patterns import (
     ContextConflict,
     SagaError,
@@ -595,7 +595,7 @@ async def test_a_saga_without_steps_and_a_context_that_cannot_be_copied() -> Non
     saga = SagaOrchestrator().add_step("a", nothing)
     with pytest.raises(ConfigError, match="cannot be copied"):
         await saga.execute({"lock": threading.Lock()})
-    with pytest.raises(ConfigError, match="printable"):
+    with pytest.raises(InvalidValue, match="printable"):
         await saga.execute({}, id="a\nb")
     for call in (saga.start({}), saga.status("x"), saga.list(), saga.resume("x")):
         with pytest.raises(ConfigError, match="for durable sagas"):

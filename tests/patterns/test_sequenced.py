@@ -14,6 +14,7 @@ from streams import (
     ConfigError,
     DeadLetters,
     Flow,
+    InvalidValue,
     Message,
     Mismatch,
     NotFound,
@@ -668,7 +669,7 @@ async def test_what_cannot_be_is_said_in_a_line(stage: Stage) -> None:
     async with app.connected():
         with pytest.raises(NotFound, match=r"sequenced=True"):
             await keys.keys()
-        with pytest.raises(ConfigError, match="limit=0"):
+        with pytest.raises(InvalidValue, match="limit=0"):
             await keys.keys(0)
         with pytest.raises(ConfigError, match="declare it with"):
             await ClosedKeys(app, "elsewhere", "g").edit("k", 1)

@@ -415,10 +415,6 @@ async def test_what_cannot_work_whatever_the_message(
     assert world.calls == [7]
 
 
-async def _nothing(app: Streams, queue: MessageQueue, value: str) -> None:
-    await queue.publish(value, 1)
-
-
 async def test_what_came_with_a_message_is_that_messages_failure() -> None:
     """Whoever can write a message cannot stop a processor with it."""
     from streams.patterns import (
