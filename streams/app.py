@@ -608,6 +608,7 @@ class Streams:
             await self._reach(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
             self._publisher.observer = self._observer
+            self._publisher.refusal = self._not_running
             self._publisher.start()
             closing = self._publisher.close
             stack.push_async_callback(lambda: in_thread(closing, CLOSING))

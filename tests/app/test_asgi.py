@@ -351,8 +351,11 @@ async def test_what_is_said_after_a_death() -> None:
     app = shop.app
     with pytest.raises(ProcessorDied):
         async with app:
+            publisher = app.publisher
             await shop.topic.publish("bad")
             await asyncio.Event().wait()
+    with pytest.raises(ProcessorDied, match="processor bill died"):  # also while it is closing
+        await publisher.publish("t", shop.topic.record("good"))
     said = "the app has stopped: processor bill died: ConfigError: it cannot work"
     for use in (
         lambda: shop.topic.publish("good"),
