@@ -31,7 +31,7 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.errors import ConfigError, Reject, config_error
+from streams.errors import ConfigError, InvalidValue, Reject, config_error
 from streams.letters import words
 from streams.message import CORRELATION
 from streams.patterns.bus import Durable, Event, EventBus, Subscription
@@ -107,7 +107,9 @@ class ChoreographySaga:
         if not isinstance(bus, EventBus):
             raise ConfigError(f"ChoreographySaga({bus!r}, ...): an EventBus is needed")
         if saga_id is not None and not (isinstance(saga_id, str) and saga_id):
-            raise ConfigError(f"ChoreographySaga(..., {saga_id!r}): the saga's ID, a non-empty str")
+            raise InvalidValue(
+                f"ChoreographySaga(..., {saga_id!r}): the saga's ID, a non-empty str"
+            )
         self.bus = bus
         self.saga_id = saga_id if saga_id is not None else str(uuid7())
 

@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route
 
 from streams import ConfigError, HealthEndpoint, NotRunning, ProcessorDied, Streams, exit_on_failure
 from streams.health import Health, ProcessorHealth
+from streams.publisher import Publisher
 from tests.runners.support import until
 
 pytestmark = pytest.mark.anyio
@@ -347,15 +348,15 @@ async def test_everybody_who_waits_is_told() -> None:
 
 
 async def test_what_is_said_after_a_death() -> None:
-    shop = Shop()
+    shop, held = Shop(), list[Publisher]()
     app = shop.app
     with pytest.raises(ProcessorDied):
         async with app:
-            publisher = app.publisher
+            held.append(app.publisher)
             await shop.topic.publish("bad")
             await asyncio.Event().wait()
     with pytest.raises(ProcessorDied, match="processor bill died"):  # also while it is closing
-        await publisher.publish("t", shop.topic.record("good"))
+        await held[0].publish("t", shop.topic.record("good"))
     said = "the app has stopped: processor bill died: ConfigError: it cannot work"
     for use in (
         lambda: shop.topic.publish("good"),

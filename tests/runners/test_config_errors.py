@@ -419,6 +419,7 @@ async def test_what_came_with_a_message_is_that_messages_failure() -> None:
     """Whoever can write a message cannot stop a processor with it."""
     from streams.patterns import (
         BackpressureController,
+        ChoreographySaga,
         DeduplicatedConsumer,
         Delays,
         EventBus,
@@ -439,10 +440,15 @@ async def test_what_came_with_a_message_is_that_messages_failure() -> None:
 
     async def nothing(*given: Any) -> None: ...
 
+    deep: dict[str, Any] = {}
+    for _ in range(5_000):
+        deep = {"deeper": deep}
     calls: dict[str, Callable[[dict[str, Any]], Awaitable[Any]]] = {
         "queue": lambda given: queue.publish("no such name!", 1),
         "event": lambda given: bus.publish("not a topic *", 1),
         "saga": lambda given: saga.execute({}, id="\n"),
+        "context": lambda given: saga.execute(deep),
+        "choreography": lambda given: ChoreographySaga(bus, "").start("order.placed", 1),
         "key": lambda given: once.process("", nothing),
         "lease": lambda given: store.claim("k", lease=-1),
         "ttl": lambda given: store.set("k", 1, ttl=-1),

@@ -215,7 +215,7 @@ class SagaOrchestrator(Generic[C]):
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
         :raises ConfigError: there are no steps, or the context cannot be copied; or a step raised
             it: in memory, after what was done has been compensated.
-        :raises InvalidValue: a saga cannot have that ID.
+        :raises InvalidValue: a saga cannot have that ID, or such a context.
         :raises EncodeError: the context does not fit the declared type.
         """
         if self._durable is not None:
