@@ -150,10 +150,12 @@ async def test_a_death_ends_uvicorn_with_status_1(
     assert "Event loop stopped" not in said
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "loop"),
+    [(signal.SIGINT, "asyncio"), (signal.SIGINT, "uvloop"), (signal.SIGTERM, "asyncio")],
+)
 async def test_a_signal_after_a_death(
-    tmp_path: Path, servers: list[Server], loop: str, number: signal.Signals
+    tmp_path: Path, servers: list[Server], number: signal.Signals, loop: str
 ) -> None:
     """Ctrl-C while the server is being stopped: not everything is finished, but it shows."""
     servers.append(server := Server(tmp_path, "exit_on_failure(events)", "--loop", loop))
