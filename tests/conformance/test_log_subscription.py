@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import partial
 
@@ -257,6 +259,17 @@ def test_closing_drains_and_its_commits_count(world: World) -> None:
     assert world.position(group, topic) == end
     assert world.log.group(group).members == ()
     assert [event.what for event in world.history.events][-2:] == ["revoking", "revoked"]
+
+
+def test_a_log_keeps_nothing_of_a_subscription_that_was_closed(world: World) -> None:
+    topic = world.topic()
+    member = world.member(world.group(), topic)
+    member.until_owns(1)
+    closed = weakref.ref(member.subscription)
+    world.leave(member)
+    del member
+    gc.collect()
+    assert closed() is None
 
 
 # -- pausing --------------------------------------------------------------------------------------

@@ -287,6 +287,7 @@ class KafkaLog:
                 self._asking,
                 self._readers,
                 self._topics.led,
+                self._left,
             )
         except BaseException:
             desk.close()
@@ -294,6 +295,11 @@ class KafkaLog:
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription
+
+    def _left(self, subscription: KafkaSubscription) -> None:
+        """A subscription was closed: nothing of it is kept."""
+        with self._lock:
+            self._subscriptions.discard(subscription)
 
     # -- the rest
 

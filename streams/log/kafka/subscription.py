@@ -82,6 +82,7 @@ class KafkaSubscription:
     :param asking: knows why no broker can be reached.
     :param readers: ask after partitions, as somebody who is no member.
     :param leads: which partitions of a topic have a leader.
+    :param closed: called once this is closed.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class KafkaSubscription:
         asking: Asking,
         readers: Readers,
         leads: Callable[[str], Collection[int]],
+        closed: Callable[[KafkaSubscription], None],
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -115,6 +117,7 @@ class KafkaSubscription:
         self._desk = desk
         self._asking = asking
         self._leads = leads
+        self._on_close = closed
         self._bounds = readers.bounds
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
@@ -638,6 +641,7 @@ class KafkaSubscription:
         closing.join(ANSWER)
         if closing.is_alive():
             logger.warning("group %s: its coordinator does not answer, left without", self.group)
+        self._on_close(self)
         raised, self._failure = self._failure, failure or LogError("this subscription is closed")
         if raised is not None:
             raise raised
