@@ -51,6 +51,8 @@ class Capabilities:
     """A missing topic is created (with one partition unless said otherwise) when declared."""
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
+    commits: float = 0.025
+    """Seconds between two submits of a member's positions that the log bears, at least."""
     portion: int = 1_000
     """Messages to be polled at once, at most, by the thread that handles them, where Python's
     cyclic garbage collector is called as often as it is by default."""
@@ -193,6 +195,10 @@ class Listener(Protocol):
         ...
 
 
+Answered = Callable[[bool], None]
+"""Told once whether the places that were submitted are stored."""
+
+
 class Subscription(Protocol):
     """A member of a group, reading the partitions it owns. Used by one thread at a time."""
 
@@ -213,6 +219,18 @@ class Subscription(Protocol):
         without an error (their loss is told to the listener).
 
         :raises Unavailable: nothing is known to be stored; commit again later.
+        """
+        ...
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places as :meth:`commit` does, but let it cost little: so that they survive
+        the end of this process, not of the machine, and without waiting where the log can say
+        later what became of it.
+
+        ``answered`` is called once, inside of this call or of a later one of ``poll`` or
+        ``commit``; nothing else is submitted before. False: they were not accepted.
+
+        :raises Unavailable: nothing is known to be stored; ``answered`` was not called.
         """
         ...
 

@@ -84,6 +84,7 @@ class ConsumerConfig:
     :param never: exception types that no retry would help.
     :param timeout: seconds one call of an async handler may take.
     :param drain: seconds that :meth:`MessageConsumer.stop` leaves to what is in flight.
+    :param commit: seconds between two commits, at most: see :class:`streams.Flow`.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -95,6 +96,7 @@ class ConsumerConfig:
     never: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
     drain: float = 30.0
+    commit: float = 1.0
     retry: Retry = field(init=False, repr=False)
     dead_letters: DeadLetters = field(init=False, repr=False)
     flow: Flow = field(init=False, repr=False)
@@ -104,8 +106,11 @@ class ConsumerConfig:
             count: Any = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise ConfigError(f"ConsumerConfig({name}={count!r}): a whole number from {least}")
-        for name in ("retry_delay", "retry_cap", "drain", "timeout"):
-            _check_seconds(name, getattr(self, name), optional=name == "timeout")
+        for name in ("retry_delay", "retry_cap", "drain"):
+            _check_seconds(name, getattr(self, name))
+        _check_seconds("commit", self.commit, positive=True)
+        if self.timeout is not None:
+            _check_seconds("timeout", self.timeout, positive=True)
         letters = DeadLetters()
         if self.dead_letter_queue is not None:
             name = check_topic(self.dead_letter_queue)
@@ -119,19 +124,14 @@ class ConsumerConfig:
         )
         object.__setattr__(self, "retry", retry)
         object.__setattr__(self, "dead_letters", letters)
-        object.__setattr__(self, "flow", Flow(drain=self.drain))
+        object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
 
 
-def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
-    """An optional time is a limit, which cannot be 0."""
-    if value is None:
-        fine = optional
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fine = number and (value > 0 or (value == 0 and not optional))
-    if fine:
+def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (value > 0 or (value == 0 and not positive)):
         return
-    least = "more than 0" if optional else "not negative"
+    least = "more than 0" if positive else "not negative"
     raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 

@@ -17,7 +17,16 @@ from heapq import heapify, heapreplace
 from typing import Any, NoReturn, cast
 
 from streams.errors import ConfigError
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Log,
+    Reader,
+    Subscription,
+)
 from streams.message import Batch
 from streams.replay.pace import Pace
 
@@ -141,6 +150,11 @@ class RangeFeed:
         """Remember where to go on."""
         for commit in commits:
             self.positions[commit.assignment.partition] = commit.position
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Remember where to go on."""
+        self.commit(commits)
+        answered(True)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Give out nothing of these until resumed."""

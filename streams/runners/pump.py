@@ -18,12 +18,13 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 from streams.clock import SYSTEM
 from streams.engine.dispatch import AHEAD, Owned, Work
 from streams.engine.flow import Gate
+from streams.engine.pace import CommitPace
 from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
@@ -60,6 +61,9 @@ from 3.13 on."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
+
+GRAIN = 0.001
+"""Real seconds that are waited at once, at least."""
 
 LULL = 0.05
 """Real seconds that a runner gets for the work that lies before it, until more is read ahead."""
@@ -118,6 +122,15 @@ class Pump:
         """By the identity of the assignment."""
         self._stored: dict[int, tuple[int, str]] = {}
         """What was committed last, by the same."""
+        self._submitted: dict[int, tuple[int, str]] = {}
+        """What was stored last, by the same: by a submit, or with a handler's transaction."""
+        self._moving = False
+        """Messages came in since it was last seen that all are settled and stored."""
+        self._held = 0
+        """Messages that were not settled when it was last counted."""
+        self._unanswered = False
+        """The log has not said yet what became of the last submit."""
+        self._pace = CommitPace(job.flow.commit, log.capabilities.commits)
         self._full: set[int] = set()
         """Assignments whose settled set nears its limit."""
         self._marks = threading.Lock()
@@ -142,7 +155,7 @@ class Pump:
         often."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
-        self._next_commit = 0.0
+        self._next_commit = self._due = 0.0
         self._rest = 0.0
         """Real seconds to wait before the next turn, after one that failed: not at its end, as what
         it polled may be handled meanwhile."""
@@ -341,6 +354,12 @@ class Pump:
         if room <= 0 or self._paused:
             self._wait_for_room(subscription)
             room = self._take_stock()
+        trouble: LogError | None = None
+        if self._now() >= self._due and not self._unstarted:
+            try:
+                self._commit_what_is_due(subscription)
+            except LogError as error:
+                trouble = error  # polled all the same: a rebalance is served there
         if self._polled:
             # An outage between a poll and the commit of the start: reading went on past these.
             # Polled all the same: a rebalance is served there, and until then a commit is refused.
@@ -348,7 +367,7 @@ class Pump:
             self._hold_back(subscription, everything=True)
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
-            self._let_work()
+            self._let_work(subscription)
             self._polled.extend(subscription.poll(min(room, self._chunk()), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
@@ -364,8 +383,8 @@ class Pump:
                 self._runner.enter(partial(self._runner.dispatcher.insert, segment))
         if batches or self._runner.dispatcher.backlog:
             self._runner.kick()
-        if self._now() >= self._next_commit:
-            self._commit(subscription)
+        if trouble is not None:
+            raise trouble
 
     def _chunk(self) -> int:
         """How many messages to poll at once."""
@@ -376,7 +395,7 @@ class Pump:
 
     def _patience(self) -> float:
         """How long to block in poll, in real seconds."""
-        return min(POLL, max(0.0, self._clock.timeout(self._next_commit - self._now())))
+        return min(POLL, max(0.0, self._clock.timeout(self._due - self._now())))
 
     def _take_stock(self) -> int:
         """How many more messages may be taken in."""
@@ -389,6 +408,7 @@ class Pump:
                     owned.progress.sweep()
                 held = [owned.progress.held() for _, owned in self._owned.values()]
             messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
+        self._held = messages
         if messages == 0:
             size = 0  # a single message is taken, however large
         return self._gate.room(messages, size)
@@ -398,26 +418,31 @@ class Pump:
         if not self._room.is_set():
             self._room.set()
 
-    def _let_work(self) -> None:
+    def _let_work(self, subscription: Subscription) -> None:
         """Enough lies before a runner that is quick: it takes less time if it has less of it."""
         if self._runner.dispatcher.ahead < AHEAD:
             return
         self._room.clear()
         if self._runner.dispatcher.ahead >= AHEAD and not self._stopping.is_set():
-            self._room.wait(LULL)
+            self._await_room(subscription, perf_counter() + LULL)
+
+    def _await_room(self, subscription: Subscription, until: float) -> None:
+        """Wait for the runner, up to ``until`` on the real clock; commit meanwhile."""
+        while (left := until - perf_counter()) > 0:
+            if self._room.wait(min(left, max(GRAIN, self._patience()))):
+                return
+            if self._now() >= self._due:
+                self._commit_what_is_due(subscription)
 
     def _wait_for_room(self, subscription: Subscription) -> None:
         """Enough is held: wait for the runner. A long wait pauses the driver."""
-        if not self._driver_paused:
-            self._room.clear()
-            if self._take_stock() > 0 and not self._paused:
-                return
-            self._room.wait(STALL)
+        self._room.clear()
+        if self._driver_paused:
+            self._room.wait(self._patience())
+        elif self._take_stock() <= 0 or self._paused:
+            self._await_room(subscription, perf_counter() + STALL)
             if self._take_stock() <= 0 or self._paused:
                 self._hold_back(subscription, everything=True)
-        else:
-            self._room.clear()
-            self._room.wait(self._patience())
 
     def _hold_back(self, subscription: Subscription, *, everything: bool) -> None:
         """Pause in the driver what must not deliver: everything, or what is full."""
@@ -449,6 +474,9 @@ class Pump:
             segment.events, segment.ids, whole = self._decoded(batch, identify, segment.largest)
             if not whole:
                 segment.holes = True  # what could not be decoded is looked at one by one
+        if not self._moving:
+            self._moving = True
+            self._plan()
         self._gate.took(len(segment), segment.size)
         self._runner.dispatcher.offer(segment)
 
@@ -487,7 +515,10 @@ class Pump:
 
     # -- commits
 
-    def _snapshot(self, assignment: Assignment, owned: Owned) -> Commit | None:
+    def _snapshot(
+        self, assignment: Assignment, owned: Owned, *known: dict[int, tuple[int, str]]
+    ) -> Commit | None:
+        """What to commit of a partition; None where that is ``known`` to be stored."""
         with self._marks:
             if owned in self._joining:
                 # Taken now, stored after it, this would take its messages back; what is settled
@@ -509,19 +540,74 @@ class Pump:
         elif key in self._full and len(found.progress) * 2 < FULL:
             self._full.discard(key)
         place = (found.position, found.progress)
-        if self._stored.get(key) == place:
+        if any(places.get(key) == place for places in known):
             return None
         return Commit(assignment, *place, version)
 
+    def _commit_what_is_due(self, subscription: Subscription) -> None:
+        """Positions are submitted as soon as something moved and the last submit is paid for; and
+        committed, for good, every ``Flow.commit`` seconds."""
+        if self._now() >= self._next_commit:
+            self._commit(subscription)
+        else:
+            self._submit(subscription)
+
+    def _plan(self) -> None:
+        """Something has changed that says when to commit next."""
+        self._due = self._next_commit
+        if self._moving and not self._unanswered:
+            self._due = min(self._due, self._pace.due)
+
     def _commit(self, subscription: Subscription) -> None:
         self._next_commit = self._now() + self._job.flow.commit
+        self._plan()
         self._commit_owned(subscription, list(self._owned.values()))
         self._unstarted = False
+
+    def _submit(self, subscription: Subscription) -> None:
+        began, busy = perf_counter(), thread_time()
+        found = [
+            self._snapshot(assignment, each, self._stored, self._submitted)
+            for assignment, each in list(self._owned.values())
+        ]
+        commits = [commit for commit in found if commit is not None]
+        if commits:
+            self._unanswered = True
+            try:
+                subscription.submit(commits, partial(self._answered, commits, began))
+            except BaseException:
+                self._answered(commits, began, stored=False)
+                raise
+        # Where the handler's thread commits, it is its time that passes, whoever is busy.
+        cost = perf_counter() - began if self._lead.given else thread_time() - busy
+        if commits:
+            self._pace.committed(self._now(), cost)
+        else:
+            self._moving = self._held > 0
+            self._pace.unmoved(self._now(), cost)
+        self._plan()
+
+    def _answered(self, commits: Sequence[Commit], began: float, stored: bool) -> None:
+        """What became of a submit: told inside of it, or of a later poll or commit."""
+        self._unanswered = False
+        if stored:
+            self._commit_times.add(perf_counter() - began)
+            self.commits += 1
+            self._note(self._submitted, commits)
+        else:
+            self._moving = True
+            self._pace.unmoved(self._now(), 0.0)
+        self._plan()
+
+    def _note(self, places: dict[int, tuple[int, str]], commits: Sequence[Commit]) -> None:
+        for assignment, position, progress, _ in commits:
+            if id(assignment) in self._owned:
+                places[id(assignment)] = (position, progress)
 
     def _commit_owned(
         self, subscription: Subscription, owned: Sequence[tuple[Assignment, Owned]]
     ) -> None:
-        found = [self._snapshot(assignment, each) for assignment, each in owned]
+        found = [self._snapshot(assignment, each, self._stored) for assignment, each in owned]
         commits = [commit for commit in found if commit is not None]
         if not commits:
             return
@@ -529,8 +615,7 @@ class Pump:
         subscription.commit(commits)
         self._commit_times.add(perf_counter() - began)
         self.commits += 1
-        for commit in commits:
-            self._stored[id(commit.assignment)] = (commit.position, commit.progress)
+        self._note(self._stored, commits)
 
     def _commit_with(self, transaction: Any, works: Sequence[Work]) -> None:
         """Commit a handler's transaction together with the places of what it handled."""
@@ -551,6 +636,7 @@ class Pump:
         except BaseException:
             self._joined(marks.values(), settled=False)
             raise
+        self._note(self._submitted, commits)
         self._joined(marks.values(), settled=True)
 
     def _joined(
@@ -673,6 +759,7 @@ class Pump:
         for assignment in assignments:
             self._owned.pop(id(assignment), None)
             self._stored.pop(id(assignment), None)
+            self._submitted.pop(id(assignment), None)
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
 

@@ -106,6 +106,15 @@ class Stage:
 
         return handle
 
+    def plain_recorder(self) -> Callable[[Any, Message[Any]], Any]:
+        """A plain handler that records what it does."""
+
+        def handle(value: Any, message: Message[Any]) -> None:
+            self.seen.begin(message.key, value, message.attempt)
+            self.seen.end(message.key, value)
+
+        return handle
+
     async def publish(self, topic: Topic[Any], *values: Any, **options: Any) -> list[Any]:
         """Publish one after the other; ``key`` may be a function of the value."""
         key: Any = options.pop("key", None)

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from streams import Flow, Message, Retry, Streams
 from streams.engine.progress import decode
-from streams.log.protocol import Assignment, Listener, Log, Subscription
+from streams.log.protocol import Answered, Assignment, Listener, Log, Subscription
 from streams.log.protocol import Commit as LogCommit
 from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Started
 
@@ -51,11 +51,24 @@ class Watched:
 
         listener.assigned = write_down  # type: ignore[method-assign]
         subscription = self._log.subscribe(group, topics, listener, **options)
-        commit = subscription.commit
+        commit, submit = subscription.commit, subscription.submit
 
         def commit_and_write_down(commits: Sequence[LogCommit]) -> None:
             asked = time.monotonic()
             commit(commits)
+            write_commits(commits, asked)
+
+        def submit_and_write_down(commits: Sequence[LogCommit], answered: Answered) -> None:
+            asked = time.monotonic()
+
+            def answer(stored: bool) -> None:
+                if stored:
+                    write_commits(commits, asked)
+                answered(stored)
+
+            submit(commits, answer)
+
+        def write_commits(commits: Sequence[LogCommit], asked: float) -> None:
             for each in commits:
                 if each.assignment.valid_until == float("-inf"):
                     continue  # no longer owned: dropped, not stored
@@ -73,6 +86,7 @@ class Watched:
                 )
 
         subscription.commit = commit_and_write_down  # type: ignore[method-assign]
+        subscription.submit = submit_and_write_down  # type: ignore[method-assign]
         return subscription
 
 

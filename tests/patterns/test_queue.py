@@ -508,7 +508,7 @@ async def test_what_cannot_work_is_refused(memory_url: str) -> None:
     queue = MessageQueue(app)
     wrongs: list[dict[str, Any]] = [
         {"concurrency": 0}, {"concurrency": True}, {"max_retries": -1}, {"max_retries": 1.5},
-        {"retry_delay": -1}, {"retry_delay": "1"}, {"timeout": 0}, {"drain": None},
+        {"retry_delay": -1}, {"retry_delay": "1"}, {"timeout": 0}, {"drain": None}, {"commit": 0},
         {"retry_delay": float("nan")}, {"timeout": float("nan")},
         {"dead_letter_queue": "no spaces"},
     ]  # fmt: skip
@@ -567,3 +567,8 @@ async def test_a_handler_that_would_wait_for_itself_is_told(memory_url: str) -> 
         await told.wait()
         await stopping[0]
         assert not consumer.running
+
+
+def test_how_often_a_consumer_commits_is_said_in_its_configuration() -> None:
+    assert ConsumerConfig().flow.commit == 1.0
+    assert ConsumerConfig(commit=0.2).flow.commit == 0.2

@@ -45,6 +45,8 @@ logger = logging.getLogger("streams.kafka")
 CAPABILITIES = Capabilities(
     "kafka",
     creates_topics=False,
+    # Each is a record that all replicas of the coordinator's partition write.
+    commits=0.1,
     # The driver's message objects are looked through by Python's cyclic garbage collector again
     # and again while they live: with 1,000, a message cost 10 % more CPU.
     portion=256,

@@ -49,7 +49,14 @@ from streams.log.kafka.reading import Readers
 from streams.log.kafka.scout import Scout
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.kafka.statistics import decode
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Transaction,
+)
 
 logger = logging.getLogger("streams.kafka")
 
@@ -195,6 +202,7 @@ class KafkaSubscription:
             self.group,
         )  # fmt: skip
         left = list(self._parts.owned.values())
+        self._commits.lost()
         self._drop(left)
         self._guard(self._listener.lost, left)
         old = self._consumer
@@ -574,6 +582,26 @@ class KafkaSubscription:
             # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
             self._ownership.confirm(now)
             self._extend()
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places; a later poll or commit tells whether they are."""
+        now = time.monotonic()
+
+        def end(stored: bool) -> None:
+            if stored and not self._settings.kip848:
+                self._ownership.confirm(now)
+                self._extend()
+            answered(stored)
+
+        doing = f"committing positions of group {self.group!r}"
+        try:
+            sent = self._commits.submit(commits, end)
+        except RuntimeError as error:
+            raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
+        except KafkaException as error:
+            raise self._translated(error, doing) from error
+        if not sent:
+            answered(False)
 
     def _member(self) -> str | None:
         """Who we are in the group; None where the driver has left it, unpolled for too long."""

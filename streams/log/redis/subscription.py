@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
 from streams.errors import ConfigError, LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Listener, Transaction
+from streams.log.protocol import Answered, Assignment, Commit, Listener, Transaction
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.columns import Entries, Rows
 from streams.log.redis.feed import BLOCK, Feed, Waiter
@@ -287,6 +287,11 @@ class RedisSubscription:
                     self._membership.saved[owned.place] = saved
         if failure is not None:
             raise failure
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """See :meth:`streams.log.protocol.Subscription.submit`: one call of a script."""
+        self.commit(commits)
+        answered(True)
 
     # -- membership
 

@@ -200,10 +200,18 @@ class Roster:
 
     # -- commits
 
-    def commit(self, commits: Iterable[Commit]) -> None:
-        """Store the places of what is owned; what is not is left out."""
+    def commit(
+        self, commits: Iterable[Commit], *, flush: bool = True, patience: float | None = None
+    ) -> None:
+        """Store the places of what is owned; what is not is left out.
+
+        :param flush: as :meth:`Database.write` says.
+        :param patience: seconds to wait while others write, instead of the URL's.
+        """
         stored: list[Commit] = []
-        with self._database.write(committed=lambda: self.stored(stored)) as connection:
+        with self._database.write(
+            patience, committed=lambda: self.stored(stored), flush=flush
+        ) as connection:
             for commit in commits:
                 try:
                     if self.store(connection, commit):

@@ -19,7 +19,7 @@ import apsw
 
 from streams.config import Flow
 from streams.errors import LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Listener
+from streams.log.protocol import Answered, Assignment, Commit, Listener
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import StoredBatch
 from streams.log.sqlite.database import Database
@@ -35,6 +35,9 @@ _LOOK = 0.25
 
 _GLANCE = 0.05
 """Real seconds between two looks at whether the file has changed, while there is enough to read."""
+
+_SUBMITTED = 0.02
+"""Seconds that a submit waits while others write: the next one comes soon."""
 
 _RESTS = 16
 """Partitions of which a part of a block is held in memory, at most."""
@@ -272,6 +275,15 @@ class StoredSubscription:
         """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
             self._roster.commit(commits)
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places without waiting for the disk, nor for long while others write."""
+        try:
+            self._roster.commit(commits, flush=False, patience=_SUBMITTED)
+        except Unavailable:
+            answered(False)
+        else:
+            answered(True)
 
     def keep_alive(self) -> None:
         """Stay a member without polling.

@@ -17,7 +17,16 @@ from typing_extensions import override
 
 from streams.config import Retry
 from streams.errors import ConfigError, NotRunning, Unavailable
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Log,
+    Reader,
+    Subscription,
+)
 from streams.message import Batch
 from streams.processor import Options, Processor
 from streams.replay.ranged import groupless
@@ -96,6 +105,10 @@ class Follow:
 
     def commit(self, commits: Sequence[Commit]) -> None:
         """Nothing is kept."""
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Nothing is kept."""
+        answered(True)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed."""
