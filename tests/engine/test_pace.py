@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine.pace import LOOK, SHARE, CommitPace
+from streams.engine.pace import CREDIT, LOOK, SHARE, CommitPace
 
 seconds = st.floats(0.0, 10.0)
 intervals = st.floats(0.001, 10.0)
@@ -31,13 +32,17 @@ def test_it_is_due_within_its_bounds(
 def test_it_takes_no_more_than_its_share(
     longest: float, shortest: float, steps: list[tuple[bool, float, float]]
 ) -> None:
-    """Of all time but the longest intervals, which are asked for whatever they cost."""
-    pace, now = CommitPace(longest, shortest), 0.0
-    for moved, _, cost in steps:
-        now = max(now, pace.due)
+    """Of all time, from any moment on; the longest interval is waited whatever commits cost."""
+    pace, now, spent = CommitPace(longest, shortest), 0.0, list[tuple[float, float]]()
+    for moved, late, cost in steps:
+        now = max(now, pace.due) + late
         (pace.committed if moved else pace.unmoved)(now, cost)
-        wait = pace.due - now
-        assert wait >= longest - HAIR or cost <= wait * SHARE + HAIR
+        spent.append((now, min(cost, longest * SHARE)))
+    for first, (began, _) in enumerate(spent):
+        total = 0.0
+        for at, cost in spent[first:]:
+            assert total <= (at - began) * SHARE + CREDIT + HAIR
+            total += cost
 
 
 @given(st.floats(0.001, 0.5), st.lists(st.floats(0.0, 0.001), min_size=1, max_size=20))
@@ -57,14 +62,18 @@ def test_while_nothing_moves_it_looks_less_and_less_often(
     assert pace.due <= now + shortest + HAIR
 
 
-def test_a_commit_that_costs_nothing_is_followed_at_once_by_the_next() -> None:
+def test_a_commit_that_costs_little_is_followed_soon_by_the_next() -> None:
     pace = CommitPace(1.0, 0.025)
     pace.committed(100.0, 0.0)
     assert pace.due == 100.025
-    pace.committed(200.0, 0.002)
-    assert pace.due == 200.0 + 0.002 / SHARE
+    pace.committed(200.0, CREDIT)
+    assert pace.due == 200.025
+    pace.committed(200.0, 0.005)
+    assert pace.due == pytest.approx(200.2)
     pace.committed(300.0, 5.0)
-    assert pace.due == 301.0
+    assert pace.due == pytest.approx(301.0)
+    pace.committed(301.0, 0.0)
+    assert pace.due == pytest.approx(301.025)
 
 
 def test_who_wants_commits_more_often_than_the_log_gets_them() -> None:
