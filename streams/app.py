@@ -387,6 +387,7 @@ class Streams:
                 commits=pumped.commits,
                 rebalances=pumped.rebalances,
                 losses=pumped.losses,
+                rejected=pumped.rejected,
                 commit_seconds=pumped.commit_seconds,
                 handler_seconds=NONE if runner.timing is None else runner.timing.read(),
                 places=pumped.places,
@@ -408,6 +409,8 @@ class Streams:
                 reachable=pump is not None and pump.reachable,
                 overdue=runner.overdue() if runner is not None else 0,
                 error=None if error is None else describe(error),
+                losses=0 if pump is None else pump.losses,
+                rejected=0 if pump is None else pump.rejected,
             )
         return Health(self._log is not None, found, self._stopping)
 

@@ -25,7 +25,10 @@ class ProcessorStats:
     :param partitions: partitions owned.
     :param commits: commits acknowledged.
     :param rebalances: times that partitions came or went.
-    :param losses: times that a committed position had been deleted from the log.
+    :param losses: times that a committed position had been deleted from the log, or was beyond
+        its end.
+    :param rejected: times that what was committed with a position was not believed: another
+        tool's, damaged, or impossible. What it says was settled is handled again.
     :param commit_seconds: how long the log took to acknowledge commits.
     :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
         :meth:`streams.Streams.measure` was called.
@@ -45,6 +48,7 @@ class ProcessorStats:
     commits: int
     rebalances: int
     losses: int
+    rejected: int = 0
     commit_seconds: Durations = NONE
     handler_seconds: Durations = NONE
     places: tuple[Place, ...] = ()
@@ -70,6 +74,9 @@ class ProcessorHealth:
     :param reachable: the log answered lately.
     :param overdue: plain handlers that run longer than the processor's timeout.
     :param error: what ended it, None while it runs.
+    :param losses: as in :class:`ProcessorStats`. It makes nothing unhealthy, since a restart would
+        not help: alert on it.
+    :param rejected: the same.
     """
 
     running: bool
@@ -77,6 +84,8 @@ class ProcessorHealth:
     reachable: bool
     overdue: int
     error: str | None
+    losses: int = 0
+    rejected: int = 0
 
     @property
     def ok(self) -> bool:

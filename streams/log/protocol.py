@@ -149,7 +149,16 @@ class Assignment:
     Compared by identity: the same partition coming back is another assignment.
     """
 
-    __slots__ = ("committed", "epoch", "partition", "position", "state", "topic", "valid_until")
+    __slots__ = (
+        "beyond",
+        "committed",
+        "epoch",
+        "partition",
+        "position",
+        "state",
+        "topic",
+        "valid_until",
+    )
 
     def __init__(
         self,
@@ -164,6 +173,9 @@ class Assignment:
         self.epoch = epoch
         self.committed = committed
         """What the group had stored when this assignment began."""
+        self.beyond: int | None = None
+        """What was stored until then, where that lies beyond the log's end and the log itself put
+        ``committed`` in its place."""
         self.position: int = committed.position if committed else 0
         """Where reading starts; the listener sets it before ``assigned`` returns."""
         self.valid_until = valid_until
@@ -366,6 +378,11 @@ class Log(Protocol):
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the one the next message will get or exceed."""
+        ...
+
+    def end(self, topic: str, partition: int) -> int:
+        """Where the log ends, be it readable now or not: a position beyond it is none of this
+        log."""
         ...
 
     def at(self, topic: str, partition: int, time: float) -> int:

@@ -25,7 +25,7 @@ from streams.clock import SYSTEM
 from streams.engine.dispatch import AHEAD, Owned, Work
 from streams.engine.flow import Gate
 from streams.engine.pace import CommitPace
-from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
+from streams.engine.progress import LIMIT, Progress, Range, Segment, cut, decode, with_offsets
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
@@ -95,6 +95,19 @@ class Place(NamedTuple):
     oldest: float | None
 
 
+class _Restored(NamedTuple):
+    """What a partition begins with.
+
+    :param beyond: the position that was committed, where it lies beyond the log's end.
+    :param rejected: what of the progress that was committed is not believed, and why.
+    """
+
+    progress: Progress
+    window: Window | None
+    beyond: int | None
+    rejected: str
+
+
 class PumpStats(NamedTuple):
     """What the pump knows, for statistics."""
 
@@ -104,6 +117,7 @@ class PumpStats(NamedTuple):
     commits: int
     rebalances: int
     losses: int
+    rejected: int
     reachable: bool
     places: tuple[Place, ...]
     commit_seconds: Durations
@@ -170,6 +184,7 @@ class Pump:
         self._commit_times = Histogram()
         self.rebalances = 0
         self.losses = 0
+        self.rejected = 0
         self.reachable = True
         runner.dispatcher.refill = self._refill
         self._lead = Lead(partial(self._guard, self._turn), self._may_be_led)
@@ -220,6 +235,7 @@ class Pump:
             self.commits,
             self.rebalances,
             self.losses,
+            self.rejected,
             self.reachable,
             places,
             self._commit_times.read(),
@@ -654,18 +670,19 @@ class Pump:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours, or none of them while one cannot be read."""
         alive = self._now()
-        restored = []
+        restored: list[tuple[Assignment, _Restored]] = []
         try:
             for assignment in assignments:
                 if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
                     self._keep_alive()
                     alive = self._now()
-                restored.append((assignment, *self._restore(assignment)))
+                restored.append((assignment, self._restore(assignment)))
         except BaseException:
             self._forget(assignments)
             raise
         self.rebalances += 1
-        for assignment, progress, window in restored:
+        for assignment, (progress, window, beyond, rejected) in restored:
+            self._report(assignment, progress, beyond, rejected)
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
             self._runner.assign(owned)
@@ -676,20 +693,37 @@ class Pump:
             committed = assignment.committed
             if committed is not None:
                 self._stored[id(assignment)] = (committed.position, committed.progress)
-                if committed.position < progress.position:
-                    self.losses += 1
-                    logger.error(
-                        "%s: messages of %s/%d were deleted before they were handled: committed "
-                        "position %s, the log begins at %s",
-                        self._job.name, assignment.topic, assignment.partition,
-                        self._log.show(committed.position), self._log.show(progress.position),
-                    )  # fmt: skip
             if committed is None or committed.position != progress.position:
                 self._unstarted = True
         if self._job.watch is not None:
             self._job.watch.assigned(assignments)
         if assignments:
             logger.info("%s: owns %s", self._job.name, names(assignments))
+
+    def _report(
+        self, assignment: Assignment, progress: Progress, beyond: int | None, rejected: str
+    ) -> None:
+        """Say where what was committed does not fit the log."""
+        name, topic, partition = self._job.name, assignment.topic, assignment.partition
+        show, committed = self._log.show, assignment.committed
+        if beyond is not None:
+            self.losses += 1
+            logger.error(
+                "%s: the committed position of %s/%d, %s, is beyond the log's end: the topic was "
+                "made anew, the log has lost its end, or somebody set that position; the group "
+                "goes on at %s (streams reset moves it)",
+                name, topic, partition, show(beyond), show(progress.position),
+            )  # fmt: skip
+        elif committed is not None and committed.position < progress.position:
+            self.losses += 1
+            logger.error(
+                "%s: messages of %s/%d were deleted before they were handled: committed "
+                "position %s, the log begins at %s",
+                name, topic, partition, show(committed.position), show(progress.position),
+            )  # fmt: skip
+        if rejected:
+            self.rejected += 1
+            logger.warning("%s: %s/%d %s", name, topic, partition, rejected)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: finish and commit these."""
@@ -763,27 +797,40 @@ class Pump:
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
 
-    def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
-        """Where to go on, and what was settled already. Where messages were deleted before they
-        were handled, that is behind the committed position."""
+    def _restore(self, assignment: Assignment) -> _Restored:
+        """Where to go on, and what was settled already.
+
+        What was committed is held against the log, because anybody may have written it, and the
+        log may be another one by now. Where messages were deleted before they were handled, the
+        group goes on behind them. A position beyond the log's end says nothing of what stands
+        there, so the group begins at the first message there is.
+        """
         job, committed = self._job, assignment.committed
         topic, partition = assignment.topic, assignment.partition
         first, end = self._log.bounds(topic, partition)
         settled: list[Range] = []
+        beyond, rejected = assignment.beyond, ""
         if committed is None:
             # A partition younger than its group: nothing of it may be missed.
             position = floor = max(first, job.starts.get((topic, partition), first))
+        elif committed.position > end and committed.position > self._log.end(topic, partition):
+            beyond, position, floor = committed.position, first, first
         else:
             position = floor = committed.position
             if committed.progress:
                 try:
-                    floor, settled = decode(position, committed.progress)
+                    floor, found = decode(position, committed.progress)
+                    settled = cut(found, end)
+                    if settled != found:
+                        rejected = (
+                            "was committed with messages as settled that are beyond the log's end, "
+                            f"{self._log.show(end)}: they will be handled when they come"
+                        )
                 except ValueError as error:
-                    logger.warning(
-                        "%s: %s/%d was committed by something else (%s): its position %s counts, "
-                        "its dedup window is empty",
-                        job.name, topic, partition, error, self._log.show(position),
-                    )  # fmt: skip
+                    rejected = (
+                        f"was committed by something else ({error}): its position "
+                        f"{self._log.show(position)} counts, its dedup window is empty"
+                    )
             if position < first:
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
@@ -799,14 +846,14 @@ class Pump:
             )
         progress = Progress(position, floor, settled)
         if not job.dedup.window:
-            return progress, None
+            return _Restored(progress, None, beyond, rejected)
         with _windows:
             window = PROCESS.window(job.dedup.window, job.dedup.cap)
         high = min(end, settled[-1][1] if settled else position)
         low = max(floor, first, self._log.back(topic, partition, position, window.size))
         if low < high:
             self._remember(window, topic, partition, low, high, position, settled)
-        return progress, window
+        return _Restored(progress, window, beyond, rejected)
 
     def _remember(
         self,
@@ -823,8 +870,12 @@ class Pump:
         reader = self._log.reader(topic, partition, low, high)
         ranges = iter(settled)
         current: Range | None = next(ranges, None)
+        alive = self._now()
         try:
             while (batch := reader.read(1_000)) is not None:
+                if self._now() - alive > KEEP_ALIVE:  # settled ranges may reach far
+                    self._keep_alive()
+                    alive = self._now()
                 if identify is None:
                     ids = batch.ids
                 else:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -80,6 +81,10 @@ class Stage:
     def app(self) -> Streams:
         """An app of its own on the log, as another process would have it."""
         return Streams(self.url)
+
+    def opened(self) -> Any:
+        """What :meth:`places` takes for an app: the log alone."""
+        return SimpleNamespace(log=self.anchor)
 
     def topic(self, app: Streams, type: Any = int, **options: Any) -> Topic[Any]:
         """The topic of this test, declared on ``app``."""

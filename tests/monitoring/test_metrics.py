@@ -58,6 +58,7 @@ async def test_what_happened_is_counted(stage: Stage) -> None:
             assert found.one("in_flight_messages", **mine) == 0
             assert found.one("handlers_running", **mine) == 0
             assert found.one("losses_total", **mine) == 0
+            assert found.one("progress_rejected_total", **mine) == 0
             assert found.one("processor_up", **mine) == 1
             assert found.one("processor_paused", **mine) == 0
             assert found.one("log_reachable", **mine) == 1

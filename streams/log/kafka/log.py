@@ -168,6 +168,11 @@ class KafkaLog:
         """First position that can be read, and the end of what can be read now."""
         return self._readers.bounds(topic, partition)
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, open transactions included: the position of a member that read them, too, may
+        lie behind what can be read now."""
+        return self._readers.end(topic, partition)
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none.
 

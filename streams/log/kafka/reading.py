@@ -69,6 +69,9 @@ class Readers:
         self._closed = False
         self._questioner = Shared(lambda: connect(settings.reader(MEGABYTE)))
         """The one consumer that only asks questions."""
+        uncommitted = {"isolation.level": "read_uncommitted"}
+        self._surveyor = Shared(lambda: connect({**settings.reader(MEGABYTE), **uncommitted}))
+        """One that asks where a log ends, whatever transactions are open."""
 
     def take(self) -> Consumer:
         """A consumer that reads nothing yet."""
@@ -106,6 +109,7 @@ class Readers:
         for consumer in idle:
             consumer.close()
         self._questioner.close()
+        self._surveyor.close()
 
     def metadata(self, topic: str) -> TopicMetadata:
         """A topic's partitions and their leaders, as a broker tells them.
@@ -145,6 +149,16 @@ class Readers:
             partition,
             lambda asker: asker.get_watermark_offsets(part, timeout=ANSWER),
         )
+
+    def end(self, topic: str, partition: int) -> int:
+        """Where the log ends, be its end readable or not."""
+        part = TopicPartition(topic, partition)
+
+        def question(asker: Consumer) -> int:
+            found: tuple[int, int] = asker.get_watermark_offsets(part, timeout=ANSWER)
+            return found[1]
+
+        return self._asking.ask(f"end of {topic}/{partition}", self._surveyor, question)
 
     def at(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""

@@ -157,6 +157,10 @@ class MemoryLog:
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         with self._open():

@@ -105,6 +105,10 @@ class RedisLog:
         """First position that can be read, and the one the next message will get or exceed."""
         return self._reading.bounds(topic, partition)
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         return self._reading.at(topic, partition, time)

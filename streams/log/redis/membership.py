@@ -92,6 +92,8 @@ class Taken(NamedTuple):
     saved: Saved | None
     stream: Stream
     valid_until: float
+    beyond: int | None
+    """The place that was stored, where it lies beyond the stream's end."""
 
 
 @dataclass(slots=True)
@@ -363,7 +365,7 @@ class Membership:
                 continue
             if not answer[0]:
                 continue
-            _, epoch, position, progress, read, *stream = answer
+            _, epoch, position, progress, read, *stream, beyond = answer
             stored: Saved | None = None
             if position:
                 text = bytes(progress or b"").decode("ascii", "replace")
@@ -371,7 +373,8 @@ class Membership:
                 self.saved[place] = stored
             self._epochs[place] = epoch
             until = self.terms.valid_until(sent)
-            taken.append(Taken(self._parts[place], epoch, stored, stream_of(stream), until))
+            over = offset(beyond) if beyond else None
+            taken.append(Taken(self._parts[place], epoch, stored, stream_of(stream), until, over))
         return taken
 
     def own(self, taken: Taken) -> Owned:
@@ -381,6 +384,7 @@ class Membership:
         assignment = Assignment(
             part.topic, part.partition, taken.epoch, committed, taken.valid_until
         )
+        assignment.beyond = taken.beyond
         return Owned(assignment, part, part.group(self._group))
 
     def show(self, owned: Sequence[Owned]) -> None:

@@ -183,6 +183,10 @@ class SqliteLog:
             found = scan.part(connection, topic, partition)
         return found.first, found.next
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:

@@ -385,11 +385,17 @@ class Roster:
             (self.group, self._no, json.dumps([[no, wanted[part]] for no, part in taken.items()])),
         )
         committed = connection.array(
-            "SELECT json_group_array(json_array(no, position, progress)) FROM streams_places"
+            "SELECT json_group_array(json_array(no, position, hex(progress))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._no),
         )
-        found = {no: Committed(position, progress) for no, position, progress in committed}
+        # A place beyond its log's end is told to the member, and taken back here: what is
+        # committed from now on is not to be taken for something older.
+        connection.execute(_TAKE_BACK, (self.group, self._no))
+        found = {
+            no: Committed(position, bytes.fromhex(progress).decode("ascii", "replace"))
+            for no, position, progress in committed
+        }
         until = self._terms.valid_until(sent)
         return {
             Assignment(topic, partition, wanted[topic, partition], found.get(no), until): no
@@ -421,6 +427,12 @@ UPDATE streams_places SET
     progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
     position = max(coalesce(position, ?1), ?1)
 WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
+"""
+
+
+_TAKE_BACK = """
+UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
+    AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
 """
 
 

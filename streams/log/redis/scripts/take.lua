@@ -4,7 +4,8 @@
 -- ARGV  owner, lease (ms), group, window, then what to begin with where nothing is stored:
 --       position (empty: nothing), progress, entries read; and the epoch to go beyond.
 -- Returns {0}, or {1, epoch, position, progress, entries read, entries added, length, first entry,
---         last ID, greatest ID deleted}.
+--         last ID, greatest ID deleted, the position that was stored and is beyond the end (else
+--         empty)}.
 
 local lease, stream = KEYS[1], KEYS[2]
 local me, group = ARGV[1], ARGV[3]
@@ -17,13 +18,16 @@ local epoch = math.max(tonumber(have[2] or 0), tonumber(ARGV[8])) + 1
 local position, progress, read = have[4], have[5] or '', have[6] or ''
 if not position then position, progress, read = ARGV[5], ARGV[6], ARGV[7] end
 
-local now_there = facts(stream)
+local now_there, beyond = facts(stream), ''
 if position ~= '' then
   local native = groups_of(stream)[group]
   if compare(position, after(now_there.last)) > 0 then
     -- The stream ends below the group's place. With the native group still in it, a failover has
     -- lost the stream's tail: what comes next is new. Without, it is another stream: all is new.
-    position = native and after(now_there.last) or '0-0'
+    -- A native group that stands within the stream knows better than a place that cannot be.
+    beyond = position
+    position = native and after(native['last-delivered-id']) or '0-0'
+    if compare(position, after(now_there.last)) > 0 then position = after(now_there.last) end
     progress, read = '', ''
     show(stream, group, position, '')
   elseif not native then
@@ -35,4 +39,4 @@ end
 call('HSET', lease, 'owner', me, 'epoch', epoch, 'until', string.format('%.0f', now + ARGV[2]),
   'window', ARGV[4], 'version', 0)
 return { 1, epoch, position, progress, read, now_there.added, now_there.length, now_there.first,
-  now_there.last, now_there.deleted }
+  now_there.last, now_there.deleted, beyond }
