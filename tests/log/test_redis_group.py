@@ -421,6 +421,46 @@ def test_another_stream_of_the_name_is_read_from_its_beginning(
     assert position(log, group, topic).position == (2 << 64) + 1
 
 
+def test_a_place_beyond_the_end_is_told_and_the_native_group_says_where_to_go_on(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    first = Member(log, group, topic)
+    entries = append(log, topic, [b"%d" % n for n in range(5)])
+    first.poll_until(lambda: len(first.values) == 5, "all are read")
+    first.commit(*first.owned.values(), entries[3].offset)
+    first.subscription.close()
+    forged = entries[4].offset + (1 << 90)
+    client.hset(f"{{{topic}}}:group:{group}", "position", log.show(forged))
+    second = Member(log, group, topic)
+    members.append(second)
+    second.owns(1)
+    (assignment,) = second.owned.values()
+    assert assignment.beyond == forged
+    assert assignment.committed == Committed(entries[3].offset)
+
+
+def test_a_stream_that_lost_its_tail_is_told_and_gone_on_with_behind_what_is_left(
+    log: RedisLog, client: redis.Redis, members: list[Member]
+) -> None:
+    topic, group = log.create(name("topic"), 1).name, name("group")
+    first = Member(log, group, topic)
+    left = append(log, topic, [b"%d" % n for n in range(3)])
+    first.take_in(3)
+    before: Any = client.dump(topic)
+    append(log, topic, [b"3", b"4"])
+    first.take_in(5)
+    place = position(log, group, topic).position
+    first.subscription.close()
+    client.restore(topic, 0, before, replace=True)
+    second = Member(log, group, topic)
+    members.append(second)
+    second.owns(1)
+    (assignment,) = second.owned.values()
+    assert assignment.beyond == place
+    assert assignment.committed == Committed(left[-1].offset + 1)
+
+
 def test_entries_trimmed_before_they_were_read_are_a_loss(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
