@@ -153,6 +153,34 @@ def test_an_older_version_does_not_move_a_group_backwards(world: World) -> None:
     assert world.position(group, topic) == offsets[8]
 
 
+def test_what_is_submitted_is_stored_and_that_is_said(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
+    member = world.member(group, topic, commit=False)
+    member.until_delivered(10)
+    mine = member.owned[topic, 0]
+    answers: list[bool] = []
+
+    def answered(stored: bool) -> None:
+        answers.append(stored)
+        world.history.add(())
+
+    for count, offset in enumerate((2, 5, 9), 1):
+        commits = [member.place(mine, offsets[offset], f"progress {offset}")]
+        member.do(partial(member.subscription.submit, commits, answered))
+        world.history.until(lambda count=count: len(answers) == count, "the log answers")  # type: ignore[misc]
+        assert answers[-1]
+        place = world.log.places(group, topic)[0]
+        assert place == Committed(offsets[offset], f"progress {offset}")
+    # What is waited for comes behind what was submitted, answered or not.
+    last = world.log.bounds(topic, 0)[1]
+    commits = [member.place(mine, last - 1)]
+    member.do(partial(member.subscription.submit, commits, answered))
+    member.do(partial(member.subscription.commit, [member.place(mine, last)]))
+    assert world.position(group, topic) == last
+    world.history.until(lambda: len(answers) == 4, "the log answers")
+
+
 def test_the_commit_of_an_owner_that_was_replaced_counts_for_nothing(world: World) -> None:
     topic, group = world.topic(), world.group()
     offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
