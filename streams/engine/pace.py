@@ -11,7 +11,7 @@ Where nothing was settled since the last look, the next look comes later each ti
 
 from __future__ import annotations
 
-SHARE = 1 / 40
+SHARE = 1 / 50
 """Commits may take this share of one core's time, at most."""
 
 CREDIT = 0.005

@@ -69,7 +69,7 @@ def test_a_commit_that_costs_little_is_followed_soon_by_the_next() -> None:
     pace.committed(200.0, CREDIT)
     assert pace.due == 200.025
     pace.committed(200.0, 0.005)
-    assert pace.due == pytest.approx(200.2)
+    assert pace.due == pytest.approx(200.0 + 0.005 / SHARE)
     pace.committed(300.0, 5.0)
     assert pace.due == pytest.approx(301.0)
     pace.committed(301.0, 0.0)
