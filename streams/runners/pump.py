@@ -144,6 +144,8 @@ class Pump:
         """Messages that were not settled when it was last counted."""
         self._unanswered = False
         """The log has not said yet what became of the last submit."""
+        self._refused: LogError | None = None
+        """Why a commit failed in this turn."""
         self._pace = CommitPace(job.flow.commit, log.capabilities.commits)
         self._full: set[int] = set()
         """Assignments whose settled set nears its limit."""
@@ -366,16 +368,13 @@ class Pump:
         subscription = self._subscription
         if subscription is None or self._over():  # it may have waited for its turn, or rested
             return
+        self._refused = None
         room = self._take_stock()
         if room <= 0 or self._paused:
             self._wait_for_room(subscription)
             room = self._take_stock()
-        trouble: LogError | None = None
         if self._now() >= self._due and not self._unstarted:
-            try:
-                self._commit_what_is_due(subscription)
-            except LogError as error:
-                trouble = error  # polled all the same: a rebalance is served there
+            self._commit_what_is_due(subscription)
         if self._polled:
             # An outage between a poll and the commit of the start: reading went on past these.
             # Polled all the same: a rebalance is served there, and until then a commit is refused.
@@ -399,8 +398,8 @@ class Pump:
                 self._runner.enter(partial(self._runner.dispatcher.insert, segment))
         if batches or self._runner.dispatcher.backlog:
             self._runner.kick()
-        if trouble is not None:
-            raise trouble
+        if self._refused is not None:
+            raise self._refused
 
     def _chunk(self) -> int:
         """How many messages to poll at once."""
@@ -562,11 +561,20 @@ class Pump:
 
     def _commit_what_is_due(self, subscription: Subscription) -> None:
         """Positions are submitted as soon as something moved and the last submit is paid for; and
-        committed, for good, every ``Flow.commit`` seconds."""
-        if self._now() >= self._next_commit:
-            self._commit(subscription)
-        else:
-            self._submit(subscription)
+        committed, for good, every ``Flow.commit`` seconds.
+
+        If that fails the turn goes on, because a rebalance on account of which a commit is refused
+        is served in poll; the turn's end says so.
+        """
+        if self._refused is not None:
+            return
+        try:
+            if self._now() >= self._next_commit:
+                self._commit(subscription)
+            else:
+                self._submit(subscription)
+        except LogError as error:
+            self._refused = error
 
     def _plan(self) -> None:
         """Something has changed that says when to commit next."""

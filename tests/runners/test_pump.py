@@ -231,3 +231,36 @@ async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPa
             await over.wait()
     assert held
     assert all(held)
+
+
+async def test_one_whose_commits_fail_while_it_holds_enough_is_polled_all_the_same() -> None:
+    """A rebalance, on account of which they may fail, is served in poll."""
+    app, gate = Streams(f"memory://{uuid4().hex}"), asyncio.Event()
+    topic = app.topic("numbers", int)
+    handled: list[int] = []
+    failed = polls = 0
+
+    def strike(point: str, subject: str) -> None:
+        nonlocal failed, polls
+        polls += point == "poll"
+        if point == "commit.before" and not gate.is_set():
+            failed += 1
+            raise Unavailable("no commit for now")
+
+    @app.processor(topic, group="g", concurrency=2, flow=Flow(messages=2, commit=0.001))
+    async def handle(value: int) -> None:
+        if value:
+            await gate.wait()
+        handled.append(value)
+
+    async with app:
+        assert isinstance(app.log, MemoryLog)
+        await until(lambda: app.stats().processors["handle"].partitions)
+        app.log.fault(strike)
+        await topic.publish_many(range(10))
+        await until(lambda: failed >= 2, "no commit failed")
+        before = polls
+        await until(lambda: polls >= before + 2, "it is not polled any more")
+        gate.set()
+        await until(lambda: len(handled) == 10)
+    assert sorted(handled) == list(range(10))
