@@ -21,6 +21,7 @@ from streams import (
     Retry,
     Streams,
 )
+from streams.engine import pace
 from streams.letters import PREFIX
 from streams.log.protocol import Committed
 from streams.message import REDRIVE
@@ -516,6 +517,9 @@ async def lost_commits(
         await stage.publish(first.topic, 9, key="other")
         await stage.committed(first.app)
         place = (await asyncio.to_thread(stage.places, first.app))[0]
+    # A commit is so dear that in this life there is one, at the very beginning.
+    monkeypatch.setattr(pace, "SHARE", 1e-12)
+    monkeypatch.setattr(pace, "CREDIT", 0.0)
     second = World(stage, partitions=1, flow=Flow(commit=1_000.0))
     name = f"{first.topic.name}.{stage.group}.parked"
     async with second.app:
