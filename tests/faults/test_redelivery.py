@@ -1,7 +1,8 @@
 """How much is done again after ``kill -9``: what was in flight, and little more.
 
-That little is a time, so it is judged only behind ``make faults``; and it is the worker's time: where
-none of its jobs ended for a while, it stood still, as the machine was busy with something else. What it follows from is proved without a clock in ``tests/engine/test_pace.py`` and
+That little is a time, so it is judged only behind ``make faults``; and it is the worker's time:
+where none of its jobs ended for a while, it stood still, as the machine was busy with something
+else. What it follows from is proved without a clock in ``tests/engine/test_pace.py`` and
 ``tests/runners/test_pump.py``.
 """
 
@@ -34,7 +35,7 @@ JOBS = 4_000
 KILLS = 20
 PARTITIONS = 8
 STILL = 0.01
-"""Seconds without any of 64 jobs of 5 ms ending, from which on the process as a whole stood still."""
+"""Seconds without any of 64 jobs of 5 ms ending, from which on the whole process stood still."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1_200)]
 logger = logging.getLogger("tests.faults")
