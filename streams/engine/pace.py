@@ -14,7 +14,7 @@ from __future__ import annotations
 SHARE = 1 / 50
 """Commits may take this share of one core's time, at most."""
 
-CREDIT = 0.005
+CREDIT = 0.02
 """Seconds that they may take before their share of the time has passed."""
 
 LOOK = 0.05
