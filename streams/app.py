@@ -14,6 +14,8 @@ import concurrent.futures
 import inspect
 import logging
 import os
+import re
+import secrets
 import signal
 import sys
 import threading
@@ -41,6 +43,7 @@ from streams.config import RETRY_PARTITIONS, DeadLetters, Dedup, Flow, OnUnknown
 from streams.errors import (
     ConfigError,
     GroupLive,
+    MemberFenced,
     Mismatch,
     NotFound,
     NotRunning,
@@ -49,7 +52,8 @@ from streams.errors import (
     Unavailable,
 )
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
-from streams.log.protocol import Log, TopicInfo
+from streams.log.names import check_member
+from streams.log.protocol import Log, Static, TopicInfo
 from streams.log.url import open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
@@ -81,6 +85,12 @@ _SEQUENCE = "streams.patterns.deadletters.sequence"
 """What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
 name for the same reason."""
 
+_WORDS = re.compile(r"[^A-Za-z0-9._-]")
+"""What a member's name cannot have in it."""
+
+FENCED = 3
+"""The exit status of a process whose static member's name another one has taken."""
+
 CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
@@ -91,6 +101,10 @@ class Streams:
     :param url: ``sqlite:///file.db``, ``memory://name``, ``redis://host:6379/0`` or
         ``kafka://host:9092``; from the environment's ``STREAMS_URL`` if not given.
     :param config: driver settings, passed through.
+    :param member: a name of this process's own, which is the same after each restart: its groups
+        know it by the name (static membership), so that it has its partitions back as soon as it is
+        started again, however it ended. It must be unique among the processes of a group: one that
+        finds its name taken ends (:class:`~streams.errors.MemberFenced`).
     :param lifespan: ``lifespan(app)`` is entered (``async with``) once the log is open and before
         the first poll; it may open pools and register processors.
     :raises ConfigError: when the app is entered, for a URL that cannot work.
@@ -101,9 +115,12 @@ class Streams:
         url: str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
+        member: str | None = None,
         lifespan: Lifespan | None = None,
     ) -> None:
         self._url = url
+        self._member = "" if member is None else check_member(member)
+        self._life = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(
                 f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
@@ -163,6 +180,42 @@ class Streams:
                 "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
             )
         return url
+
+    @property
+    def member(self) -> str:
+        """The name under which its processors join their groups; empty: they are not static."""
+        return self._member
+
+    @property
+    def life(self) -> str:
+        """A word for this process, by which its groups tell it from others of its name."""
+        return self._life
+
+    def _static(self, processor: Processor[..., Any], member: str, life: str) -> Static | None:
+        """What a processor of a process with this name is in its group; None without a name.
+
+        Of several processors in one group, those after the first have their own names added.
+        """
+        if not member:
+            return None
+        first = next((each for each in self.processors if each.group == processor.group), processor)
+        name = member if first is processor else f"{member}-{processor.name}"
+        return Static(_WORDS.sub(".", name)[:249], life)
+
+    def expel(self, member: str, life: str) -> None:
+        """Give up the memberships of another process of this app, which has certainly ended, so
+        that the others have its partitions at once (blocks; any thread).
+
+        :param member: its name, :attr:`member` there.
+        :param life: its :attr:`life`.
+        :raises NotRunning: the app is not entered.
+        :raises LogError: it could not be done; its leases run out by themselves.
+        """
+        log = self.log
+        for processor in list(self.processors):
+            static = self._static(processor, member, life)
+            if static is not None:
+                log.expel(processor.group, static)
 
     # -- declaring
 
@@ -496,8 +549,9 @@ class Streams:
         """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
 
         A server that cannot be reached yet is waited for, with a warning at each attempt. A fatal
-        error is said in one line and ends the process with status 1 (``SystemExit``). A second
-        signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
+        error is said in one line and ends the process with status 1 (``SystemExit``), or with 3
+        where another process has taken this static member's name: that one should not be started
+        again. A second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
         try:
             if not self.processors and self._lifespan is None:
@@ -506,7 +560,8 @@ class Streams:
                 runner.run(self._run())
         except StreamsError as error:
             print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
-            raise SystemExit(1) from error
+            fenced = isinstance(error.__cause__, MemberFenced)
+            raise SystemExit(FENCED if fenced else 1) from error
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -599,7 +654,7 @@ class Streams:
                 pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
-        self._log = open_log(self.url, self._config, self.clock)
+        self._log = open_log(self.url, self._config, self.clock, self._member)
 
     async def _close_log(self) -> None:
         if self._log is not None:
@@ -830,6 +885,7 @@ class Streams:
             watch=processor.late,
             sequence=processor.sequence,
             starts=self._starts[group],
+            member=self._static(processor, self._member, self._life),
             transactions=(
                 log.capabilities.transactions and results is None and processor.sequence is None
             ),

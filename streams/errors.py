@@ -53,6 +53,14 @@ class Fatal(LogError):
     """The log refuses for good (authentication, corruption, fatal driver state): ``run()`` ends."""
 
 
+class MemberFenced(Fatal):
+    """Another process has joined the group under this static member's name, and has what it had.
+
+    The process ends (``run()`` with status 3), and nothing should start it again: two that take
+    the name from each other would never stop.
+    """
+
+
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 

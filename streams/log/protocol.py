@@ -120,6 +120,22 @@ class Commit(NamedTuple):
     version: int
 
 
+class Static(NamedTuple):
+    """A member with a name of its own, by which its group knows it again after a restart.
+
+    Whoever joins under the name takes over what the member before had, at once, and that one is
+    fenced: its commits are refused, and its next poll raises
+    :class:`~streams.errors.MemberFenced`.
+    """
+
+    name: str
+    life: str
+    """Which process has the name, as a word that no other process has."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.life}"
+
+
 class MemberInfo(NamedTuple):
     """A running member of a group."""
 
@@ -413,9 +429,21 @@ class Log(Protocol):
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> Subscription:
         """Join a group. ``flow`` sizes the driver's own prefetch; ``window`` is how many messages
-        below the group's position must not be trimmed."""
+        below the group's position must not be trimmed; ``member`` makes it a static member.
+
+        :raises ConfigError: there are no static members here, as the log is configured.
+        """
+        ...
+
+    def expel(self, group: str, member: Static) -> None:
+        """Give up the membership of a process that has certainly ended, so that the others have
+        its partitions at once. Does nothing where it is no member any more, where another process
+        has its name by now, and where the log lets nobody do it (Kafka: there the member's name is
+        what brings its partitions back, at its restart).
+        """
         ...
 
     # -- the rest
@@ -455,3 +483,5 @@ class Opened:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Driver settings, passed through."""
     clock: Any = None
+    member: str = ""
+    """The name under which the app's processors join their groups; empty: they are not static."""

@@ -47,21 +47,29 @@ _SECRET = re.compile(r"passw|secret|token|credential|jaas|private|\.pem|key$", r
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 
 
-def open_log(url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None) -> Log:
+def open_log(
+    url: str,
+    config: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+    member: str = "",
+) -> Log:
     """Open the log a URL names.
 
     :param config: driver settings, passed through.
     :param clock: the app's clock; the machine's own if None.
+    :param member: the name under which static members will join groups, if they will.
     :raises ConfigError: the URL is not one of :data:`FORMS`, a setting cannot be, or the log's
         driver is not installed.
     :raises LogError: the log itself could not be opened.
     """
-    scheme, opened = read(url, config, clock)
+    scheme, opened = read(url, config, clock, member)
     log: Log = driver(scheme).open(opened)
     return log
 
 
-def read(url: str, config: Mapping[str, Any] | None, clock: Clock | None) -> tuple[str, Opened]:
+def read(
+    url: str, config: Mapping[str, Any] | None, clock: Clock | None, member: str = ""
+) -> tuple[str, Opened]:
     """The scheme of a URL, and all of it that is the same for every log.
 
     :raises ConfigError: it is not one of :data:`FORMS`.
@@ -80,6 +88,7 @@ def read(url: str, config: Mapping[str, Any] | None, clock: Clock | None) -> tup
         options=_options(url, query),
         config=dict(config or {}),
         clock=clock or SYSTEM,
+        member=member,
     )
     return scheme, opened
 

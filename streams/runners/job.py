@@ -10,7 +10,7 @@ from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.log.protocol import Assignment, Log
+from streams.log.protocol import Assignment, Log, Static
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -254,6 +254,8 @@ class Job:
     starts: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Where to begin in partitions in which the group has no place yet: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
+    member: Static | None = None
+    """What it is in its group, if it has a name there."""
     late: Late | None = None
     """Counts attempts in the log."""
     watch: Watch | None = None

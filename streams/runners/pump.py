@@ -300,7 +300,12 @@ class Pump:
         while not self._stopping.is_set():
             try:
                 return self._log.subscribe(
-                    job.group, job.topics, self, flow=job.flow, window=job.dedup.window
+                    job.group,
+                    job.topics,
+                    self,
+                    flow=job.flow,
+                    window=job.dedup.window,
+                    member=job.member,
                 )
             except Unavailable as error:
                 self._unreachable(error)

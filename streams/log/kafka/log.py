@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from streams.log.kafka.lines import Lines
 from streams.log.kafka.places import Places
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
-from streams.log.kafka.settings import MESSAGE_BYTES, Settings, settings
+from streams.log.kafka.settings import MESSAGE_BYTES, Settings, check, settings
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -36,6 +37,7 @@ from streams.log.protocol import (
     Listener,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.message import Record
@@ -262,13 +264,17 @@ class KafkaLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> KafkaSubscription:
         """Join a group. Up to half of ``flow.bytes`` is the driver's own queue; Kafka trims by
         the topic's settings, so ``window`` has no say.
 
         :raises NotFound: there is no such topic.
+        :raises ConfigError: a static member, with KIP-848.
         """
         check_group(group)
+        static = member.name if member is not None else ""
+        check(replace(self._settings, static=static))
         for topic in topics:
             self._topics.partitions(topic)
         kip848 = self._settings.kip848
@@ -287,6 +293,7 @@ class KafkaLog:
                 self._asking,
                 self._readers,
                 self._topics.led,
+                static,
             )
         except BaseException:
             desk.close()
@@ -294,6 +301,10 @@ class KafkaLog:
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing can be done: the driver has no request for it. A static member's name brings
+        its partitions back as soon as it is started again; others wait for the session's end."""
 
     # -- the rest
 

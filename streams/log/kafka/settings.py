@@ -144,11 +144,13 @@ class Settings:
     :param hosts: the brokers, as the URL names them.
     :param given: the user's settings under their one name, values as librdkafka takes them.
     :param replication: replicas of a topic that is created; -1 leaves it to the broker.
+    :param static: the name that the app's members will have, if they will be static.
     """
 
     hosts: str
     given: Mapping[str, Any] = field(default_factory=dict)
     replication: int = -1
+    static: str = ""
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -271,10 +273,17 @@ class Settings:
         """For a consumer that asks about a group and never joins it."""
         return {**self.reader(64 * 1024), "group.id": group}
 
-    def member(self, group: str, flow: Flow, stats: Callable[[str], None]) -> Conf:
-        """For a member of ``group``; ``stats`` gets the driver's statistics."""
+    def member(
+        self, group: str, flow: Flow, stats: Callable[[str], None], static: str = ""
+    ) -> Conf:
+        """For a member of ``group``; ``stats`` gets the driver's statistics.
+
+        :param static: the name by which the group knows it, if it is a static member.
+        """
         conf = self._consumer(prefetched(flow), frozenset({"logger"}))
         conf["group.id"] = group
+        if static:
+            conf["group.instance.id"] = static
         conf["stats_cb"] = stats
         # A fetch that waits for idle partitions holds up those that are assigned meanwhile.
         conf.setdefault("fetch.wait.max.ms", 100)
@@ -353,8 +362,8 @@ def settings(opened: Opened) -> Settings:
     said = str(given.setdefault("security.protocol", protocol)).lower()
     if said != protocol and opened.url.startswith("kafka+ssl"):
         raise ConfigError(f"kafka+ssl:// means security.protocol={protocol}, not {said}")
-    found = Settings(hosts, given, replication)
-    _check(found)
+    found = Settings(hosts, given, replication, opened.member)
+    check(found)
     return found
 
 
@@ -420,8 +429,11 @@ def _value(name: str, value: Any, source: str) -> Any:
     return value
 
 
-def _check(found: Settings) -> None:
-    """What librdkafka would only say later, or not at all."""
+def check(found: Settings) -> None:
+    """What librdkafka would only say later, or not at all.
+
+    :raises ConfigError: these settings cannot work together.
+    """
     given = found.given
     for name in (
         "session.timeout.ms",
@@ -452,12 +464,20 @@ def _check(found: Settings) -> None:
                 "Kafka setting partition.assignment.strategy: with group.protocol=consumer the "
                 "broker assigns; use group.remote.assignor"
             )
-        if "group.instance.id" in given:
-            raise ConfigError(
-                "Kafka setting group.instance.id: not with group.protocol=consumer, where a "
-                "restarted static member is refused until its session ends; use the classic "
-                "protocol"
-            )
+        for name, is_set in (
+            ("Kafka setting group.instance.id", "group.instance.id" in given),
+            (f"member={found.static!r}", found.static),
+        ):
+            if is_set:
+                raise ConfigError(
+                    f"{name}: not with group.protocol=consumer, where a restarted static member "
+                    "is refused until its session ends; use the classic protocol"
+                )
+    if found.static and "group.instance.id" in given:
+        raise ConfigError(
+            f"member={found.static!r} is group.instance.id on Kafka, which is set to "
+            f"{given['group.instance.id']!r} as well: leave one of them out"
+        )
     beat = float(given.get("heartbeat.interval.ms", 3_000)) / 1000
     if not found.kip848 and "heartbeat.interval.ms" in given and beat * 3 > found.session:
         raise ConfigError(

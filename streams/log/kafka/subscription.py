@@ -82,6 +82,7 @@ class KafkaSubscription:
     :param asking: knows why no broker can be reached.
     :param readers: ask after partitions, as somebody who is no member.
     :param leads: which partitions of a topic have a leader.
+    :param static: the name by which the group knows this member, if it is a static one.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class KafkaSubscription:
         asking: Asking,
         readers: Readers,
         leads: Callable[[str], Collection[int]],
+        static: str = "",
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -115,6 +117,7 @@ class KafkaSubscription:
         self._desk = desk
         self._asking = asking
         self._leads = leads
+        self._static = static
         self._bounds = readers.bounds
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
@@ -148,7 +151,7 @@ class KafkaSubscription:
 
             return call
 
-        conf = settings.member(self.group, self._flow, heard(self._report))
+        conf = settings.member(self.group, self._flow, heard(self._report), self._static)
         conf["error_cb"] = heard(self._client_error)
         conf["on_commit"] = heard(self._committed)
         consumer = self._connect(conf)

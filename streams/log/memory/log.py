@@ -23,6 +23,7 @@ from streams.log.protocol import (
     MemberInfo,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.message import Batch, Position, Record
@@ -254,6 +255,7 @@ class MemoryLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> MemorySubscription:
         """Join a group. ``window`` is how many messages below the group's position must not be
         trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
@@ -262,9 +264,12 @@ class MemoryLog:
             for topic in topics:
                 self.store.topic(topic)
                 found.window[topic] = window
-            subscription = MemorySubscription(self, self.store, found, topics, listener)
+            subscription = MemorySubscription(self, self.store, found, topics, listener, member)
             self._subscriptions.add(subscription)
             return subscription
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from streams.errors import ConfigError, Fatal, TooLarge
+from streams.errors import ConfigError, Fatal, MemberFenced, TooLarge
 from streams.log.membership import NEVER, TERMS, Part
 from streams.log.memory.store import Group, Partition, Store, wait_on
 from streams.log.protocol import (
@@ -31,6 +31,7 @@ from streams.log.protocol import (
     Commit,
     Committed,
     Listener,
+    Static,
     Transaction,
 )
 from streams.message import Batch
@@ -60,10 +61,16 @@ class MemorySubscription:
     """See :class:`~streams.log.protocol.Subscription`."""
 
     def __init__(
-        self, log: MemoryLog, store: Store, group: Group, topics: Sequence[str], listener: Listener
+        self,
+        log: MemoryLog,
+        store: Store,
+        group: Group,
+        topics: Sequence[str],
+        listener: Listener,
+        static: Static | None = None,
     ) -> None:
         store.joined += 1
-        self.id = f"member-{store.joined}"
+        self.id = static.name if static else f"member-{store.joined}"
         self.topics = tuple(topics)
         self.expires = TERMS.expires(store.clock.monotonic())
         self.inside = False
@@ -77,11 +84,11 @@ class MemorySubscription:
         self._turn = 0
         self._woken = False
         self._ended = ""
+        self._fenced = False
         self._seen = -1  # the group's version that was planned for
         self._due = -NEVER  # when to plan again while busy
         self._again = NEVER  # when to plan again while idle
-        group.members[self.id] = self
-        group.changed()
+        group.join(self)
 
     # -- polling
 
@@ -90,8 +97,12 @@ class MemorySubscription:
         self._log.point("poll", self._group.name)
         until: float | None = None
         while True:
+            if self._fenced:
+                self._end_fenced()
             with self._store.lock:
                 self._check()
+                if self._fenced:
+                    continue
                 now = self._store.clock.monotonic()
                 if self._seen == self._group.version and now < self._due:
                     batches = self._take(limit)
@@ -167,12 +178,15 @@ class MemorySubscription:
         for owned in lost:
             del self._owned[owned.part]
         self._renew(now)
-        plan = group.plan(self.id, now, self._store.partition_counts())
+        plan = group.plan(self.id, now, self._store.partition_counts(), set(self._owned))
         self._seen = group.version
         self._again = plan.again
         self._due = min(plan.again, now + TERMS.heartbeat)
         if plan.release:  # what can be acquired is still there after that
-            return lost, [self._owned[part] for part in plan.release], []
+            inherited = [part for part in plan.release if part not in self._owned]
+            if inherited:
+                group.take_away(inherited)
+            return lost, [self._owned[part] for part in plan.release if part in self._owned], []
         return lost, [], [self._acquire(part, epoch, now) for part, epoch in plan.acquire.items()]
 
     def _acquire(self, part: Part, epoch: int, now: float) -> _Owned:
@@ -341,7 +355,8 @@ class MemorySubscription:
             return
         self._ended = why
         self.inside = False
-        del self._group.members[self.id]
+        if self._group.members.get(self.id) is self:
+            del self._group.members[self.id]
         self._drop(list(self._owned.values()))
         self._log.left(self)
 
@@ -365,6 +380,22 @@ class MemorySubscription:
         self._owned.clear()
         self._group.changed()
         self._log.left(self)
+
+    def fence(self) -> None:
+        """Another member has joined under this one's name (the lock is held)."""
+        self._fenced = True
+        self.check_held()
+        self.wakeup.notify_all()
+
+    def _end_fenced(self) -> None:
+        lost = [owned.assignment for owned in self._owned.values()]
+        self._owned.clear()
+        if lost:
+            self._listener.lost(lost)
+        raise MemberFenced(
+            f"group {self._group.name!r}: another process has joined as member {self.id!r}; give "
+            "each process a name of its own, and start this one again only then"
+        )
 
     def _check(self) -> None:
         if self._ended:

@@ -6,10 +6,10 @@ same node of a cluster (the tag of a key is what is between the first braces, el
 Cluster specification, "Hash tags"):
 
 ==============================  ===================================================================
-``{orders:3}:group:billing``    hash: lease (owner, epoch, until) and place of a group
+``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and place of a group
 ``{orders:3}:ids:0`` … ``:2``   hashes: message ID to entry ID, of the last minutes
 ``{orders}:topic``              hash: partitions and retention
-``{group:billing}:members``     hash: member to "expiry topics"
+``{group:billing}:members``     hash: member to "times written, lease, until, topics"
 ``{group:billing}:topics``      hash: topic to the positions the group began at
 ``streams:topics``              set: the topics created through this toolkit
 ``streams:groups``              set: the groups
@@ -55,6 +55,16 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
+
+
+def kind_of(key: bytes) -> str:
+    """What stands under one of the keys above, as Redis calls it."""
+    if key in (TOPICS, GROUPS):
+        return "set"
+    return "hash" if _HASH.search(key) or key.startswith(b"streams:claims:") else "stream"
+
+
+_HASH = re.compile(rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*)\Z")
 
 
 def topic_key(topic: str) -> bytes:

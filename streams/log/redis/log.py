@@ -17,6 +17,7 @@ from streams.log.protocol import (
     GroupInfo,
     Listener,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.log.redis import durability
@@ -169,6 +170,7 @@ class RedisLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> RedisSubscription:
         """Join a group; partitions are taken by polling."""
         check_group(group)
@@ -176,9 +178,15 @@ class RedisLog:
         for name in names:
             self._topics.facts(name, fresh=True)
         self._groups.register(group, names)
-        membership = Membership(self._client, self._topics, self._groups, group, names, window)
+        membership = Membership(
+            self._client, self._topics, self._groups, group, names, window, member
+        )
         membership.join()
         return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
+
+    def expel(self, group: str, member: Static) -> None:
+        """Remove a member whose process has certainly ended; its partitions are free at once."""
+        self._groups.expel(group, str(member))
 
     # -- the rest
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from streams.errors import ConfigError
-from streams.log.membership import TERMS, Terms
+from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
 
 Address = tuple[str, int]
@@ -166,6 +166,8 @@ def _check(settings: Settings) -> None:
         )
     if settings.terms.lease < 0.5:
         raise ConfigError(f"{name}: lease={settings.terms.lease:g}: half a second at least")
+    if settings.terms.lease > LONGEST:
+        raise ConfigError(f"{name}: lease={settings.terms.lease:g}: {LONGEST:g} s at most")
     if 0 < settings.once < 3 * settings.timeout:
         raise ConfigError(
             f"{name}: once={settings.once:g}: an append is tried again for timeout="

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
-from streams.errors import ConfigError, LogError, Unavailable
+from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
 from streams.log.protocol import Assignment, Commit, Listener, Transaction
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.columns import Entries, Rows
@@ -305,7 +305,12 @@ class RedisSubscription:
         # Also where this one fails, the next is not to come at once.
         self._next_beat = now + min(steady, 2 * RESTLESS)
         self._tell_lost()
-        beat = self._membership.beat(list(self._owned.values()))
+        try:
+            beat = self._membership.beat(list(self._owned.values()))
+        except MemberFenced:
+            self._lose(list(self._owned.values()))
+            self._tell_lost()
+            raise
         if beat.changed or beat.plan.release or beat.plan.acquire or beat.lost:
             self._restless_until = now + 3 * steady
         restless = now < self._restless_until
@@ -316,7 +321,9 @@ class RedisSubscription:
         # What has drifted away from its stream is taken again, from a place that the stream has.
         self._membership.release(beat.adrift)
         leaving = set(beat.plan.release)
-        self._give_up([each for each in self._owned.values() if each.place in leaving])
+        mine = [each for each in self._owned.values() if each.place in leaving]
+        self._give_up(mine)
+        self._membership.give_up(leaving.difference(each.place for each in mine))
         acquire = sorted(beat.plan.acquire)
         trouble: Unavailable | None = None
         for at in range(0, len(acquire), SOME):

@@ -20,6 +20,7 @@ from streams.log.protocol import (
     Log,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.log.sqlite import durability, scan, settings
@@ -250,6 +251,7 @@ class SqliteLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> StoredSubscription:
         """Join a group; partitions come with the first polls.
 
@@ -264,10 +266,14 @@ class SqliteLog:
             flow,
             window,
             self._forget_subscription,
+            member,
         )
         with self._guard:
             self._subscriptions.add(subscription)
         return subscription
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing to do: the others see that the process's lock is gone."""
 
     def _forget_subscription(self, subscription: StoredSubscription) -> None:
         with self._guard:

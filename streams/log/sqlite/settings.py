@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from streams.errors import ConfigError
-from streams.log.membership import TERMS, Terms
+from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
 from streams.log.url import redact
 
@@ -62,7 +62,9 @@ def read(opened: Opened) -> Settings:
             f"{url}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(url, options, "lease", 10.0)
+    lease = _number(url, options, "lease", TERMS.lease)
+    if lease > LONGEST:
+        raise ConfigError(f"{url}: lease={options['lease']!r}: {LONGEST:g} seconds at most")
     timeout = _number(url, options, "timeout", 10.0)
     max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:

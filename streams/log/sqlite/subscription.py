@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 import apsw
 
 from streams.config import Flow
-from streams.errors import LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Listener
+from streams.errors import LogError, MemberFenced, Unavailable
+from streams.log.protocol import Assignment, Commit, Listener, Static
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import StoredBatch
 from streams.log.sqlite.database import Database
@@ -65,6 +65,7 @@ class StoredSubscription:
         flow: Flow,
         window: int,
         closed: Callable[[StoredSubscription], None],
+        member: Static | None = None,
     ) -> None:
         self._database = database
         self._trimmer = trimmer
@@ -73,7 +74,7 @@ class StoredSubscription:
         self._listener = listener
         self._size = max(blocks.BYTES, flow.bytes // 4)
         self._on_close = closed
-        self._roster = Roster(database, group, self._topics, window)
+        self._roster = Roster(database, group, self._topics, window, member)
         self._connection = database.take()
         try:
             self._roster.join()
@@ -211,6 +212,13 @@ class StoredSubscription:
         sure = bool(self._feeds) and self._sure(now)
         try:
             changes = self._roster.step(terms.margin if sure else settings.timeout)
+        except MemberFenced:
+            lost = list(self._feeds)
+            self._remove(lost)
+            for assignment in lost:
+                assignment.valid_until = float("-inf")
+            self._listener.lost(lost)
+            raise
         except Unavailable:
             if not sure:
                 raise
