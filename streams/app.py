@@ -88,7 +88,7 @@ name for the same reason."""
 _WORDS = re.compile(r"[^A-Za-z0-9._-]")
 """What a member's name cannot have in it."""
 
-FENCED = 3
+FENCED = 79
 """The exit status of a process whose static member's name another one has taken."""
 
 CLOSING = 10.0
@@ -549,7 +549,7 @@ class Streams:
         """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
 
         A server that cannot be reached yet is waited for, with a warning at each attempt. A fatal
-        error is said in one line and ends the process with status 1 (``SystemExit``), or with 3
+        error is said in one line and ends the process with status 1 (``SystemExit``), or with 79
         where another process has taken this static member's name: that one should not be started
         again. A second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """

@@ -56,7 +56,7 @@ class Fatal(LogError):
 class MemberFenced(Fatal):
     """Another process has joined the group under this static member's name, and has what it had.
 
-    The process ends (``run()`` with status 3), and nothing should start it again: two that take
+    The process ends (``run()`` with status 79), and nothing should start it again: two that take
     the name from each other would never stop.
     """
 

@@ -104,7 +104,7 @@ def run(
     With --member a process that is started again has its partitions back at
     once, however it ended (static membership); with --workers, -1, -2 ... is
     added to the name. A process whose name another one takes ends with status
-    3 and should not be started again.
+    79 and should not be started again.
 
     [bold]Examples[/bold]
 
