@@ -1,6 +1,6 @@
 """A worker to be killed: one processor that writes down everything it does.
 
-python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS]
+python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS [MEMBER]]
 
 At concurrency 1 the handler is a plain one, whose thread polls for itself while it is quick.
 """
@@ -81,11 +81,17 @@ def _what(message: Message[bytes]) -> tuple[str, int, int, str | None, str]:
 
 
 def build(
-    folder: Path, url: str, topic: str, group: str, concurrency: int, pause: float
+    folder: Path,
+    url: str,
+    topic: str,
+    group: str,
+    concurrency: int,
+    pause: float,
+    member: str | None = None,
 ) -> Streams:
     """The app: every handler takes ``pause`` seconds now and then, and one in 100 fails once."""
     recorder = Recorder(folder)
-    app = Streams(url)
+    app = Streams(url, member=member)
     source = app.topic(topic, bytes)
 
     def begin(message: Message[bytes]) -> None:
@@ -146,7 +152,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(process)d %(name)s %(message)s")
     folder, url, topic, group, concurrency = sys.argv[1:6]
     pause = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
-    build(Path(folder), url, topic, group, int(concurrency), pause).run()
+    member = sys.argv[7] if len(sys.argv) > 7 else None
+    build(Path(folder), url, topic, group, int(concurrency), pause, member).run()
 
 
 if __name__ == "__main__":
