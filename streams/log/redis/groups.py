@@ -13,7 +13,7 @@ from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, Part, entry_id, members_key, topics_key
 from streams.log.redis.reading import Reading
-from streams.log.redis.stored import names_of, position_of, row_of, shown, unusable
+from streams.log.redis.stored import names_of, position_of, row_of, shown, topics_of, unusable
 from streams.log.redis.topics import Topics
 from streams.wire import whole
 
@@ -211,7 +211,7 @@ class Groups:
         if not known:
             raise NotFound(f"there is no group {group!r}")
         parts: list[Part] = []
-        for topic in sorted(names_of(topics)):
+        for topic in sorted(topics_of(topics)):
             try:
                 parts += self._topics.parts(topic)
             except NotFound:

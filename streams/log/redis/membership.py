@@ -70,6 +70,7 @@ class Owned:
         "paused",
         "recounted",
         "rows",
+        "sent",
         "trail",
         "version",
     )
@@ -88,6 +89,8 @@ class Owned:
         self.paused = False
         self.version = 0
         """Of the last commit."""
+        self.sent = 0
+        """The greatest version of a commit that was sent, whatever became of it."""
 
     @property
     def place(self) -> Place:
@@ -431,17 +434,19 @@ class Membership:
                 )
             )  # fmt: skip
         taken: list[Taken] = []
+        failure: LogError | None = None
         for place, answer in zip(places, self._client.run_all(commands), strict=True):
             if isinstance(answer, LogError):
-                if not isinstance(answer, Unavailable):
-                    raise answer
-                self._complain(answer)
+                if isinstance(answer, Unavailable):
+                    self._complain(answer)
+                else:
+                    failure = answer
                 continue
             if not answer[0]:
                 continue
             if answer[0] < 0:
                 part = self._parts[place]
-                raise Mismatch(
+                failure = Mismatch(
                     f"{part}: "
                     + unusable(
                         part.group(self._group), "position", answer[1],
@@ -449,6 +454,7 @@ class Membership:
                         f"--partition {part.partition} --to PLACE`",
                     )
                 )  # fmt: skip
+                continue
             _, epoch, position, progress, read, *stream = answer
             stored: Saved | None = None
             if position:
@@ -458,6 +464,9 @@ class Membership:
             self._epochs[place] = epoch
             until = self.terms.valid_until(sent)
             taken.append(Taken(self._parts[place], epoch, stored, stream_of(stream), until))
+        if failure is not None:
+            self.release([self.own(each) for each in taken])
+            raise failure
         return taken
 
     def own(self, taken: Taken) -> Owned:

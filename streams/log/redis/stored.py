@@ -15,7 +15,7 @@ from streams.log.names import is_name
 DIGITS = 15
 """Digits of a stored number, at most: as many as a script can count with."""
 
-_ID = re.compile(rb"(\d{1,20})-(\d{1,20})\Z")
+_ID = re.compile(rb"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})\Z")
 _ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
 _LOW64 = (1 << 64) - 1
 
@@ -35,7 +35,7 @@ def row_of(text: bytes) -> Row | None:
     found = _ROW.match(text)
     if found is None:
         return None
-    return Row(int(found[2]) / 1000, int(found[3]), tuple(names_of(found[4].split(b","))))
+    return Row(int(found[2]) / 1000, int(found[3]), tuple(topics_of(found[4].split(b","))))
 
 
 def position_of(text: bytes) -> int | None:
@@ -47,8 +47,13 @@ def position_of(text: bytes) -> int | None:
     return high << 64 | low if high <= _LOW64 and low <= _LOW64 else None
 
 
+def topics_of(words: Iterable[bytes]) -> list[str]:
+    """Those of these that can be names of topics."""
+    return [name for name in names_of(words) if name not in (".", "..")]
+
+
 def names_of(words: Iterable[bytes]) -> list[str]:
-    """Those of these that can be names of topics or groups."""
+    """Those of these that can be names of groups."""
     return [name for word in words if is_name(name := bytes(word).decode("ascii", "replace"))]
 
 

@@ -262,13 +262,14 @@ class RedisSubscription:
             if owned is None or owned in self._gone or commit.version <= owned.version:
                 continue
             saved = Saved(commit.position, commit.progress, owned.trail.below(commit.position))
+            owned.sent = max(owned.sent, commit.version)
             own.append((owned, commit, saved))
             commands.append(
                 scripted(
                     str(owned.part), "commit", (owned.lease, owned.part.stream),
                     self._membership.me, commit.assignment.epoch, term, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
-                    "" if saved.read is None else saved.read,
+                    "" if saved.read is None else saved.read, owned.sent,
                 )
             )  # fmt: skip
         failure: LogError | None = None

@@ -11,7 +11,7 @@ from streams.log.names import check_topic
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, TOPICS, Part, topic_key, topics_key
-from streams.log.redis.stored import names_of, unusable
+from streams.log.redis.stored import names_of, topics_of, unusable
 from streams.wire import finite, whole
 
 logger = logging.getLogger("streams")
@@ -118,11 +118,11 @@ class Topics:
 
     def all(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
-        names = set(names_of(self._client.run(_members(TOPICS))))
+        names = set(topics_of(self._client.run(_members(TOPICS))))
         for address in self._client.servers.all():
-            names.update(names_of(self._streams(address)))
+            names.update(topics_of(self._streams(address)))
         found: list[TopicInfo] = []
-        for name in sorted(names - {".", ".."}):
+        for name in sorted(names):
             try:
                 found.append(self.facts(name, fresh=True).info)
             except NotFound:
