@@ -16,7 +16,7 @@ from streams.log.url import open_log
 from tests.conformance.member import Member
 from tests.conformance.world import World
 
-PATIENT = {
+PATIENT: dict[str, dict[str, object]] = {
     "redis": {"lease": LONGEST},
     "valkey": {"lease": LONGEST},
     "cluster": {"lease": LONGEST},
@@ -28,7 +28,7 @@ PATIENT = {
 def opened(world: World) -> Log:
     """The log as one process more has it, with leases that do not end."""
     place, _, query = world.url.partition("?")
-    settings = {**dict(parse_qsl(query)), **PATIENT.get(world.case.name, {})}
+    settings: dict[str, object] = {**dict(parse_qsl(query)), **PATIENT.get(world.case.name, {})}
     log = open_log(f"{place}?{urlencode(settings)}" if settings else place, clock=world.clock)
     world._logs.append(log)
     return log

@@ -114,7 +114,7 @@ def report(run: Run, how: str, kills: list[Killed]) -> None:
     )  # fmt: skip
 
 
-def loaded(run: Run, size: Kills) -> Load:
+def loaded(run: Run) -> Load:
     return Load(
         run.ground.direct, run.topic, run.folder, run.random,
         messages=1_000_000, rate=RATE, partitions=PARTITIONS, chunk=10,
@@ -131,7 +131,7 @@ def killed_by_turns(
 ) -> None:
     """Kill one after the other under load, and judge the whole history."""
     kills: list[Killed] = []
-    with loaded(run, size) as load:
+    with loaded(run) as load:
         for _ in range(size.kills):
             killed = kill(fleet, run, size.life)
             restart(killed)
@@ -143,10 +143,11 @@ def killed_by_turns(
 
 @sizes(SHORT, LONG, long_logs=("kafka", "redis"), seconds=900)
 def test_a_worker_that_the_supervisor_saw_die(run: Run, size: Kills) -> None:
-    with Supervised(
+    supervised = Supervised(
         run.folder, url(run, size), run.topic, run.group, concurrency=16, pause=0.005
-    ) as fleet:
-        fleet.supervise(2)
+    )
+    with supervised as fleet:
+        supervised.supervise(2)
         killed_by_turns(run, size, fleet, "--workers 2", lambda killed: None)
 
 

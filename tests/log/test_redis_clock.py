@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -58,7 +59,8 @@ def step(client: redis.Redis, topic: str, group: str, milliseconds: int) -> None
         until = int(client.hget(key, "until") or 0)
         client.hset(key, "until", until + milliseconds)
     key = f"{{group:{group}}}:members"
-    for id, row in client.hgetall(key).items():
+    rows: Any = client.hgetall(key)
+    for id, row in rows.items():
         moved = re.sub(rb"\d{13,}", lambda found: b"%d" % (int(found[0]) + milliseconds), row)
         client.hset(key, id, moved)
     client.persist(key)  # whatever expires by that clock would stay as well
@@ -124,9 +126,10 @@ def test_members_that_live_do_not_notice_a_step(
     topic, group = logs[0].create(name("topic"), 4).name, name("group")
     members += [Member(log, group, topic) for log in logs]
 
-    def poll() -> None:
+    def poll() -> bool:
         for member in members:
             member.poll(timeout=0.01)
+        return False
 
     until(lambda: poll() or [len(m.owned) for m in members] == [2, 2], "shared out")
     told = [list(member.events) for member in members]
@@ -150,7 +153,7 @@ def test_a_lease_is_taken_only_as_it_was_seen(
     other = Member(logs[1], group, topic)
     members.append(other)
     membership = other.subscription._membership
-    until(lambda: membership.beat([]).plan.acquire or time.sleep(0.02), "its length is over")
+    until(lambda: membership.beat([]).plan.acquire, "its length is over")
     owner.subscription.keep_alive()
     assert membership.take([(topic, 0)]) == []
     (assignment,) = owner.owned.values()

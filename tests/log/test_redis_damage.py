@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from streams.errors import Mismatch, StreamsError
-from streams.log.claims import Claim, Complete, Look, Release, Renew, open_claims
+from streams.log.claims import Claim, Complete, Look, Release, Renew, Request, open_claims
 from streams.log.protocol import Committed, Retention, Static
 from streams.log.redis import RedisLog
 from tests.cli.conftest import Shell
@@ -135,7 +135,7 @@ def test_leases_of_the_dead_are_taken_whatever_stands_there(
     for part in log._topics.parts(topic):
         other._trimmer.trim(part)
     for number in range(PARTITIONS):
-        row = client.hgetall(f"{{{topic}:{number}}}:group:{group}")
+        row: Any = client.hgetall(f"{{{topic}:{number}}}:group:{group}")
         assert row[b"owner"].decode() == heir.subscription._membership.me
         assert int(row[b"epoch"]) >= 1
     dead.subscription.close()
@@ -222,7 +222,7 @@ def test_ghosts_keep_nothing(
         client.hset(key, b"\xff:%d" % number, row)
     client.hset(key, "", b"1700000000000")
     for number in range(8):
-        ghost = {"owner": f"ghost-{number}", "until": far, "lease": far, "epoch": 7}
+        ghost: Any = {"owner": f"ghost-{number}", "until": far, "lease": far, "epoch": 7}
         client.hset(f"{{{topic}:{number}}}:group:{group}", mapping=ghost)
     append(log, topic, [record(b"%d" % n, partition=n) for n in range(8)])
     member = Member(log, group, topic)
@@ -406,7 +406,7 @@ def test_claims(server: Redis, client: redis.Redis, field: str) -> None:
             if prepared:
                 claims.run([Complete(key.encode(), "token", b"outcome", 30.0)])
             put(client, full, field, value)
-            requests = [
+            requests: list[Request] = [
                 Look(key.encode()),
                 Claim(key.encode(), "other", 30.0, "print"),
                 Renew(key.encode(), "token", 30.0),

@@ -407,8 +407,8 @@ class Roster:
         """The epochs of what the file says is ours, by partition number."""
         return dict(
             connection.array(
-                "SELECT json_group_array(json_array(no, epoch)) FROM streams_places"
-                ' WHERE "group" = ? AND owner = ?',
+                "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
+                ' FROM streams_places WHERE "group" = ? AND owner = ?',
                 (self.group, self._no),
             )
         )
@@ -434,13 +434,15 @@ class Roster:
         held = {no: a for a, no in self.numbers.items() if mine.get(no) == a.epoch}
         leases: dict[Part, Lease] = {}
         for no, epoch, owner in connection.array(
-            "SELECT json_group_array(json_array(no, epoch, owner)) FROM streams_places"
+            # (A JSON array takes no blob, which anybody may have written there.)
+            "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0),"
+            " iif(typeof(owner) = 'integer', owner, 0))) FROM streams_places"
             ' WHERE "group" = ?',
             (self.group,),
         ):
             # What the file calls ours but we know nothing of (inherited, or a commit of unknown
             # outcome) is taken anew; what belongs to nobody's row is free.
-            epoch = epoch if isinstance(epoch, int) and 0 < epoch < _EPOCHS else 0
+            epoch = epoch if 0 < epoch < _EPOCHS else 0
             if no in parts:
                 leases[parts[no]] = (
                     Lease(str(owner), epoch, NEVER)
@@ -477,13 +479,14 @@ class Roster:
             (self.group, self._no, json.dumps([[no, wanted[part]] for no, part in taken.items()])),
         )
         committed = connection.array(
-            "SELECT json_group_array(json_array(no, position, progress)) FROM streams_places"
+            "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
+            " position), iif(typeof(progress) = 'text', progress, ''))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._no),
         )
         found: dict[int, Committed] = {}
         for no, position, progress in committed:
-            if not isinstance(position, int) or not isinstance(progress, str):
+            if not isinstance(position, int):
                 topic, partition = taken.get(no, ("?", 0))
                 raise Mismatch(
                     f"{self._database.path}: {topic}/{partition}: in streams_places the group "
