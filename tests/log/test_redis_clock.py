@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import redis
 
+from streams.errors import Unavailable
 from streams.log.membership import LONGEST
 from streams.log.protocol import Committed
 from streams.log.redis import RedisLog
-from tests.log.redis_support import Member, append, name, open_redis, until
+from streams.log.redis.membership import Beat
+from tests.log.redis_support import Member, Proxy, append, name, open_redis, until
 from tests.servers.find import RedisAddress
 
 SHORT = "lease=1&socket_timeout=0.5"
@@ -159,3 +161,41 @@ def test_a_lease_is_taken_only_as_it_was_seen(
     (assignment,) = owner.owned.values()
     owner.commit(assignment, 0)
     assert assignment.valid_until > time.monotonic()
+
+
+def test_time_in_which_nobody_answers_is_nobodys_death(
+    server: RedisAddress, logs: list[RedisLog], members: list[Member]
+) -> None:
+    """Whoever was cut off has not seen a lease stand unchanged meanwhile."""
+    port = int(server.url.rpartition(":")[2].partition("/")[0])
+    with Proxy(port) as proxy:
+        logs += [open_redis(f"{server.url}?{SHORT}")]
+        logs += [open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")]
+        topic, group = logs[0].create(name("topic"), 1).name, name("group")
+        owner = Member(logs[0], group, topic)
+        members.append(owner)
+        owner.owns(1)
+        other = Member(logs[1], group, topic)
+        members.append(other)
+        membership = other.subscription._membership
+        assert not membership.beat([]).plan.acquire
+        proxy.refusing = True
+        proxy.cut_all()
+        over = time.monotonic() + 3  # three leases
+        while time.monotonic() < over:
+            with pytest.raises(Unavailable):
+                membership.beat([])
+            time.sleep(0.05)
+        proxy.refusing = False
+        found: list[Beat] = []
+
+        def answered() -> bool:
+            try:
+                found.append(membership.beat([]))
+            except Unavailable:
+                return False
+            return True
+
+        until(answered, "it is answered again")
+        assert not found[0].plan.acquire
+        assert not membership._departed

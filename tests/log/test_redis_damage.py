@@ -35,6 +35,7 @@ NONSENSE = (
     b"1e300",
     b"nan",
     b"0-0-0",
+    b"?",
     None,  # the field is gone
 )
 

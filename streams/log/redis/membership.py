@@ -23,7 +23,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -228,7 +228,8 @@ class Membership:
         answers = self._client.run_all(
             [self._heartbeat(), *(self._renewal(chunk, mine, look) for chunk in chunks)]
         )
-        self._watch.look(time.monotonic())
+        if not all(isinstance(answer, LogError) for answer in answers):
+            self._watch.look(time.monotonic())
         self._wiped = False
         self._over.clear()
         self._inherited.clear()
@@ -237,8 +238,13 @@ class Membership:
         for chunk, rows in zip(chunks, answers[1:], strict=True):
             if isinstance(rows, LogError):
                 failure = rows
-                # What is not known is nobody's to take.
-                leases.update((place, Lease("?", 0, NEVER)) for place in chunk)
+                # What is not known is nobody's to take, and mine until it is known not to be.
+                for place in chunk:
+                    leases[place] = (
+                        Lease(self.me, mine[place].assignment.epoch, NEVER)
+                        if place in mine
+                        else Lease("?", 0, NEVER)
+                    )
                 continue
             for place, row in zip(chunk, rows, strict=True):
                 leases[place] = self._lease(found, sent, mine.get(place), place, row)
@@ -250,11 +256,17 @@ class Membership:
         self._complain(failure)
         if look and failure is None:
             self._next_look = sent + self.terms.lease
-        for each in mine.values():
-            # Mine until it is known not to be: also what could not be asked for now.
-            if each not in found.lost and leases[each.place].owner == "?":
-                leases[each.place] = Lease(self.me, each.assignment.epoch, NEVER)
-        if not isinstance(members, LogError):
+        # What has not answered is watched anew: its owners could not reach it either.
+        seen: set[Hashable] = {
+            place
+            for chunk, rows in zip(chunks, answers[1:], strict=True)
+            if not isinstance(rows, LogError)
+            for place in chunk
+        }
+        if isinstance(members, LogError):
+            self._watch.keep(seen)
+        else:
+            self._watch.keep(seen.union(members[1::2]))
             held = {each.place for each in mine.values() if each not in found.lost}
             self._meet(found, sent, members, leases, held)
         return found
@@ -348,10 +360,7 @@ class Membership:
             self._start_over(sent)
         self._joined = True
         rows = self._alive(sent, dict(zip(words[::2], words[1::2], strict=True)))
-        self._watch.keep({*leases, *words[::2]})
-        self._namesakes = {
-            row.id.partition(":")[0]: row.id for row in rows if ":" in row.id
-        }  # fmt: skip
+        self._namesakes = {row.id.partition(":")[0]: row.id for row in rows if ":" in row.id}
         met = frozenset(row.id for row in rows)
         found.changed, self._met = met != self._met, met
         if self._consider(topic for row in rows for topic in row.topics):
