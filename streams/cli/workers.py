@@ -361,8 +361,6 @@ class Worker:
                     app.expel(member, life)
                 except StreamsError as error:
                     logger.info("%s has ended, and what it had is waited for: %s", member, error)
-                else:
-                    logger.info("%s has ended, what it had is free", member)
         logger.warning("the supervisor is gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
