@@ -256,3 +256,30 @@ def test_what_the_driver_does_not_take_is_said_when_the_log_is_opened(query: str
     text = str(caught.value)
     assert "\n" not in text
     assert SECRET not in text
+
+
+# -- static members
+
+
+@pytest.mark.parametrize(
+    ("url", "config", "words"),
+    [
+        (
+            "kafka://h?group.instance.id=blue",
+            {},
+            "group.instance.id on Kafka, which is set to 'blue'",
+        ),
+        ("kafka://h", {"group.instance.id": "blue"}, "leave one of them out"),
+        ("kafka://h?group.protocol=consumer", {}, "use the classic protocol"),
+    ],
+)
+def test_a_members_name_that_cannot_be(url: str, config: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        open_log(url, config, member="shop-3")
+
+
+def test_a_members_name_is_its_group_instance_id() -> None:
+    opened = Opened("kafka://h", "h", member="shop-3")
+    conf = settings(opened).member("g", Flow(), lambda _: None, "shop-3-second")
+    assert conf["group.instance.id"] == "shop-3-second"
+    assert "group.instance.id" not in settings(opened).member("g", Flow(), lambda _: None)
