@@ -408,6 +408,7 @@ class Streams:
                 reachable=pump is not None and pump.reachable,
                 overdue=runner.overdue() if runner is not None else 0,
                 error=None if error is None else describe(error),
+                contested=pump.contested if pump is not None else 0,
             )
         return Health(self._log is not None, found, self._stopping)
 

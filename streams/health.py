@@ -70,6 +70,9 @@ class ProcessorHealth:
     :param reachable: the log answered lately.
     :param overdue: plain handlers that run longer than the processor's timeout.
     :param error: what ended it, None while it runs.
+    :param contested: partitions with ``DeadLetters(sequenced=True)`` that were begun again in the
+        last minute, because somebody else wrote to their topic of parked keys as the owner, or
+        because what was written there was lost.
     """
 
     running: bool
@@ -77,11 +80,13 @@ class ProcessorHealth:
     reachable: bool
     overdue: int
     error: str | None
+    contested: int = 0
 
     @property
     def ok(self) -> bool:
         """Nothing here wants a person."""
-        return self.running and self.reachable and not self.overdue and self.error is None
+        well = self.running and self.reachable and self.error is None
+        return well and not self.overdue and not self.contested
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,15 @@ class Subscription(Protocol):
         """Deliver these again, from behind the last message delivered."""
         ...
 
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, committed or not, and have the partitions assigned anew by a later poll,
+        to this member or another, at the group's stored places. The listener has let go of them
+        by itself and is not told so; those that are not owned any more are passed over.
+
+        :raises Unavailable: the log cannot be reached; those that were not given up stay owned.
+        """
+        ...
+
     def keep_alive(self) -> None:
         """Stay a member without polling: renew what expires, deliver and rebalance nothing.
 

@@ -152,6 +152,10 @@ class RangeFeed:
         self._paused.difference_update(each.partition for each in assignments)
         self._heap = None
 
+    def restart(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
+
     def keep_alive(self) -> None:
         """Nothing expires here."""
 

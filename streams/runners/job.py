@@ -10,7 +10,8 @@ from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.log.protocol import Assignment, Log
+from streams.errors import LogError
+from streams.log.protocol import Assignment, Commit, Log
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -163,6 +164,21 @@ class KeyOrder(Protocol):
         """What has come back and is to be handled, each before anything else of its key."""
         ...
 
+    def proven(self, commits: Sequence[Commit]) -> tuple[list[Commit], LogError | None]:
+        """Which of these may be made: those below whose positions everything that :meth:`written`
+        was told of is known to count. And what kept it from being known, if something did."""
+        ...
+
+    def replaced(self) -> Sequence[tuple[Assignment, float]]:
+        """Assignments with which nothing more may be done because somebody else has written as
+        the partition's owner: each is to be let go of now, with all that was not committed, and
+        to be begun again after so many seconds."""
+        ...
+
+    def contested(self) -> int:
+        """How many partitions were to be begun again of late (any thread)."""
+        ...
+
     def busy(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
         ...
@@ -202,7 +218,8 @@ class KeyOrder(Protocol):
 
     def written(self, work: Work) -> bool:
         """What :meth:`parking`, :meth:`buried` or :meth:`done` wanted is confirmed. False: it
-        counts for nobody, since the partition is not owned any more."""
+        counts for nobody, since the partition is not owned any more. True does not say that it
+        counts: before the source's position is committed, :meth:`proven` is asked."""
         ...
 
     def refused(self, work: Work) -> None:

@@ -30,7 +30,7 @@ from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
 from streams.message import Batch, mark_of
 from streams.runners.base import Runner
-from streams.runners.job import Identify, Job, Undecodable
+from streams.runners.job import Identify, Job, KeyOrder, Undecodable
 from streams.runners.joint import Joint, Turns
 from streams.runners.lead import Lead
 from streams.runners.timing import Durations, Histogram
@@ -140,6 +140,8 @@ class Pump:
         self._portion = min(portion, DECODED) if ahead else portion
         """Messages polled at once where the handler's thread does it and the collector is called
         often."""
+        self._restarts: dict[int, tuple[float, Assignment]] = {}
+        """Assignments that were let go of and are to be begun again, and when (monotonic)."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
         self._next_commit = 0.0
@@ -229,9 +231,16 @@ class Pump:
         due = dispatcher.due
         if due is not None and due <= self._now():
             return "messages are due to be tried again"
+        if self._restarts:
+            return "partitions are begun again"
         if self._job.sequence is not None and (busy := self._job.sequence.busy()):
             return busy
         return "" if self._job.watch is None else self._job.watch.busy()
+
+    @property
+    def contested(self) -> int:
+        """Partitions as whose owner somebody else has written of late (any thread)."""
+        return 0 if self._job.sequence is None else self._job.sequence.contested()
 
     def joint(self, turns: Turns) -> Joint:
         """The transactions of one worker of the runner."""
@@ -366,6 +375,27 @@ class Pump:
             self._runner.kick()
         if self._now() >= self._next_commit:
             self._commit(subscription)
+        if self._job.sequence is not None:
+            self._begin_again(subscription, self._job.sequence)
+
+    def _begin_again(self, subscription: Subscription, sequence: KeyOrder) -> None:
+        """Let go of partitions with which nothing more may be done, and ask for them anew."""
+        for assignment, pause in sequence.replaced():
+            owned = [self._owned[id(assignment)][1]]
+            self._forget([assignment])
+            self._runner.revoke(owned)
+            self._runner.cancel(owned)
+            if self._job.watch is not None:
+                self._job.watch.revoked([assignment])
+            subscription.pause([assignment])
+            self._restarts[id(assignment)] = (self._now() + pause, assignment)
+        if self._restarts:
+            now = self._now()
+            due = [each for when, each in self._restarts.values() if when <= now]
+            if due:
+                subscription.restart(due)
+                for assignment in due:
+                    self._restarts.pop(id(assignment), None)
 
     def _chunk(self) -> int:
         """How many messages to poll at once."""
@@ -526,11 +556,17 @@ class Pump:
         if not commits:
             return
         began = perf_counter()
-        subscription.commit(commits)
-        self._commit_times.add(perf_counter() - began)
-        self.commits += 1
+        trouble: LogError | None = None
+        if self._job.sequence is not None:
+            commits, trouble = self._job.sequence.proven(commits)
+        if commits:
+            subscription.commit(commits)
+            self._commit_times.add(perf_counter() - began)
+            self.commits += 1
         for commit in commits:
             self._stored[id(commit.assignment)] = (commit.position, commit.progress)
+        if trouble is not None:
+            raise trouble
 
     def _commit_with(self, transaction: Any, works: Sequence[Work]) -> None:
         """Commit a handler's transaction together with the places of what it handled."""
@@ -675,6 +711,7 @@ class Pump:
             self._stored.pop(id(assignment), None)
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
+            self._restarts.pop(id(assignment), None)
 
     def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
         """Where to go on, and what was settled already. Where messages were deleted before they

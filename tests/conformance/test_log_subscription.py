@@ -62,6 +62,37 @@ def test_what_was_not_committed_is_delivered_again(world: World) -> None:
     assert second.delivered() == numbers(0, 10)
 
 
+def test_a_restarted_partition_is_assigned_anew_at_its_stored_place(world: World) -> None:
+    topic, other, group = world.topic(), world.topic(), world.group()
+    offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
+    world.append(other, [b"other"])
+    member = world.member(group, [topic, other], commit=False)
+    member.until_delivered(11)
+    before, beside = member.owned[topic, 0], member.owned[other, 0]
+    member.do(lambda: member.subscription.commit([member.place(before, offsets[4])]))
+
+    def restart() -> None:
+        member._forget([before])
+        member.subscription.restart([before])
+        member.subscription.restart([before])  # it is not owned any more
+
+    member.do(restart)
+    member.until_delivered(17)
+    after = member.owned[topic, 0]
+    assert after is not before
+    assert after.committed is not None
+    assert after.committed.position == offsets[4]
+    assert member.delivered()[11:] == numbers(4, 10)
+    assert member.owned[other, 0] is beside
+    assert [event.what for event in world.history.events].count("lost") == 0
+    member.do(
+        lambda: member.subscription.commit(
+            [member.place(after, offsets[7]), member.place(before, offsets[9])]
+        )
+    )
+    assert world.position(group, topic) == offsets[7]
+
+
 def test_progress_comes_back_as_it_was_stored(world: World) -> None:
     topic, group = world.topic(), world.group()
     (position,) = world.append(topic, [b"v"])

@@ -50,7 +50,8 @@ async def test_health_follows_the_apps_life() -> None:
             status, said = await ask(server, "/readyz")
             assert (status, said["ok"]) == (200, True)
             assert said["processors"]["wait"] == {
-                "running": True, "paused": False, "reachable": True, "overdue": 0, "error": None,
+                "running": True, "paused": False, "reachable": True, "overdue": 0,
+                "contested": 0, "error": None,
             }  # fmt: skip
             assert (await ask(server, "/healthz"))[0] == 200
             app.processors[0].pause()

@@ -590,6 +590,17 @@ class KafkaSubscription:
         elif kind_of(failed) is not Unavailable:
             self._trouble = self._translated(failed, f"positions of group {self.group!r}")
 
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, and begin with the partitions anew: they stay this member's in the group,
+        which says at the next poll where it stands there."""
+        owned = self._parts.owned
+        given = [each for each in assignments if owned.get(key_of(each)) is each]
+        if given:
+            keys = [key_of(each) for each in given]
+            self._drop(given)
+            self._stop(keys)
+            self._parts.expect(keys)
+
     def keep_alive(self) -> None:
         """Nothing is needed: the driver heartbeats by itself.
 

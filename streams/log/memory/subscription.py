@@ -303,6 +303,11 @@ class MemorySubscription:
             if owned := self._find(assignment):
                 owned.paused = paused
 
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Free the leases of these, so that the next plan finds them without an owner."""
+        found = [owned for each in assignments if (owned := self._find(each)) is not None]
+        self._release(found)
+
     def keep_alive(self) -> None:
         """Stay a member while handlers are waited for outside of poll."""
         with self._store.lock:

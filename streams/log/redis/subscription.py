@@ -290,6 +290,16 @@ class RedisSubscription:
 
     # -- membership
 
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """See :meth:`streams.log.protocol.Subscription.restart`."""
+        given = [owned for each in assignments if (owned := self._owned.get(id(each))) is not None]
+        if not given:
+            return
+        self._gone = [each for each in self._gone if each not in given]
+        self._remove(given)
+        self._membership.release(given)
+        self._next_beat = 0.0
+
     def keep_alive(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.keep_alive`."""
         if self._closed:

@@ -273,6 +273,15 @@ class StoredSubscription:
         if commits:
             self._roster.commit(commits)
 
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, and have the partitions assigned anew."""
+        given = [each for each in assignments if each in self._feeds]
+        if not given:
+            return
+        self._remove(given)
+        self._due = float("-inf")
+        self._roster.release(given)
+
     def keep_alive(self) -> None:
         """Stay a member without polling.
 

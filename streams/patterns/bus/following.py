@@ -109,6 +109,10 @@ class Follow:
         for assignment in assignments:
             self._parts[assignment.partition].paused = paused
 
+    def restart(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
+
     def keep_alive(self) -> None:
         """Nothing expires here."""
 

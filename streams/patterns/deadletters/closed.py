@@ -18,7 +18,7 @@ from streams.app import to_the_end
 from streams.errors import ConfigError, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
-from streams.patterns.deadletters import parked
+from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.parked import Command, State, parked_topic
 from streams.patterns.deadletters.redriving import append
@@ -159,19 +159,14 @@ class Heads:
 
 def state(log: Log, name: str, partition: int) -> State:
     """What follows from a partition's records, from the floor to the end."""
-    first, end = log.bounds(name, partition)
-    place = log.places(name, name).get(partition)
-    start, tenure = (first, "") if place is None else (place.position, place.progress)
-    found = State(tenure if start >= first else "")
-    if max(first, start) >= end:
+    start, end, epoch = chain.floor(log, name, partition)
+    found = State(epoch)
+    if start >= end:
         return found
-    reader = log.reader(name, partition, max(first, start), end)
+    reader = log.reader(name, partition, start, end)
     try:
         while (batch := reader.read(1_000)) is not None:
-            for index, position in enumerate(batch.offsets):
-                record = parked.said(batch.headers(index))
-                if record is not None:
-                    found.read(position, batch.keys[index], record)
+            chain.take_in(found, batch)
     finally:
         reader.close()
     return found

@@ -132,6 +132,7 @@ def _said(well: bool, health: Health, **more: str) -> Answer:
                 "paused": each.paused,
                 "reachable": each.reachable,
                 "overdue": each.overdue,
+                "contested": each.contested,
                 "error": None if each.error is None else each.error.partition(":")[0],
             }
             for name, each in health.processors.items()
