@@ -10,8 +10,7 @@ from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import LogError
-from streams.log.protocol import Assignment, Commit, Log
+from streams.log.protocol import Assignment, Log
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -164,9 +163,9 @@ class KeyOrder(Protocol):
         """What has come back and is to be handled, each before anything else of its key."""
         ...
 
-    def proven(self, commits: Sequence[Commit]) -> tuple[list[Commit], LogError | None]:
-        """Which of these may be made: those below whose positions everything that :meth:`written`
-        was told of is known to count. And what kept it from being known, if something did."""
+    def proven(self, assignment: Assignment) -> bool:
+        """Whether everything of a partition that :meth:`written` was told of until now is known to
+        count, so that what was settled until now may be committed. May read the log for it."""
         ...
 
     def replaced(self) -> Sequence[tuple[Assignment, float]]:

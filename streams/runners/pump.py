@@ -371,12 +371,11 @@ class Pump:
         if self._job.sequence is not None:
             for segment in self._job.sequence.turn():
                 self._runner.enter(partial(self._runner.dispatcher.insert, segment))
+            self._begin_again(subscription, self._job.sequence)
         if batches or self._runner.dispatcher.backlog:
             self._runner.kick()
         if self._now() >= self._next_commit:
             self._commit(subscription)
-        if self._job.sequence is not None:
-            self._begin_again(subscription, self._job.sequence)
 
     def _begin_again(self, subscription: Subscription, sequence: KeyOrder) -> None:
         """Let go of partitions with which nothing more may be done, and ask for them anew."""
@@ -541,6 +540,9 @@ class Pump:
         place = (found.position, found.progress)
         if self._stored.get(key) == place:
             return None
+        if self._job.sequence is not None and not self._job.sequence.proven(assignment):
+            # Asked after the place was taken, so that it holds for everything below it.
+            return None
         return Commit(assignment, *place, version)
 
     def _commit(self, subscription: Subscription) -> None:
@@ -556,17 +558,11 @@ class Pump:
         if not commits:
             return
         began = perf_counter()
-        trouble: LogError | None = None
-        if self._job.sequence is not None:
-            commits, trouble = self._job.sequence.proven(commits)
-        if commits:
-            subscription.commit(commits)
-            self._commit_times.add(perf_counter() - began)
-            self.commits += 1
+        subscription.commit(commits)
+        self._commit_times.add(perf_counter() - began)
+        self.commits += 1
         for commit in commits:
             self._stored[id(commit.assignment)] = (commit.position, commit.progress)
-        if trouble is not None:
-            raise trouble
 
     def _commit_with(self, transaction: Any, works: Sequence[Work]) -> None:
         """Commit a handler's transaction together with the places of what it handled."""

@@ -356,6 +356,15 @@ class MemorySubscription:
         with self._store.lock:
             self.kill("this member was crashed by a test")
 
+    def freeze(self) -> None:
+        """As if this member's process were stopped (SIGSTOP), wherever it is: its lease runs out
+        by the clock, until it polls again or comes out of its listener. Whoever calls this keeps
+        it from doing so."""
+        with self._store.lock:
+            if not self._ended:
+                self._renew(self._store.clock.monotonic())
+                self.inside = False
+
     def kill(self, why: str) -> None:
         """What :meth:`crash` does (the lock is held)."""
         if self._ended:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from streams.patterns.deadletters.parked import State, is_epoch, said
+from streams.patterns.deadletters.parked import Said, may_be_in_force, said
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -28,7 +28,8 @@ def floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
     place = log.places(name, name).get(partition)
     if place is None or place.position < first:
         return first, end, ""
-    if place.position > end or not is_epoch(place.progress):
+    known = place.progress or place.position == first
+    if place.position > end or not known or not may_be_in_force(place.progress, place.position):
         logger.error(
             "%s/%d: where its keys are read from was overwritten by something else (%s): reading "
             "from the beginning, %s",
@@ -38,9 +39,11 @@ def floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
     return place.position, end, place.progress
 
 
-def take_in(state: State, batch: Batch) -> None:
-    """Have a state read what a batch says."""
+def records(batch: Batch) -> list[tuple[int, bytes | None, Said]]:
+    """What a batch says: where it stands, of which key, and what it is."""
+    found = []
     for index, position in enumerate(batch.offsets):
         record = said(batch.headers(index))
         if record is not None:
-            state.read(position, batch.keys[index], record)
+            found.append((position, batch.keys[index], record))
+    return found

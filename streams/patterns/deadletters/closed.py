@@ -166,7 +166,8 @@ def state(log: Log, name: str, partition: int) -> State:
     reader = log.reader(name, partition, start, end)
     try:
         while (batch := reader.read(1_000)) is not None:
-            chain.take_in(found, batch)
+            for record in chain.records(batch):
+                found.read(*record)
     finally:
         reader.close()
     return found

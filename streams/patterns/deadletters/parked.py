@@ -72,6 +72,7 @@ and the owner begins again. Bytes that are no record of ours are passed over.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Literal, NamedTuple, get_args
 
@@ -184,9 +185,18 @@ def epoch(position: int, name: str) -> str:
     return f"{position}/{name}"
 
 
-def is_epoch(text: str) -> bool:
-    """Whether an epoch may be called so; of a release before the chain, too."""
-    return text == _word(text.encode("utf-8", "surrogateescape"))
+_OLDER = re.compile(r"[0-9a-f]{32}\Z")
+"""Owners' names in releases before the chain."""
+
+
+def may_be_in_force(epoch: str, position: int) -> bool:
+    """Whether an epoch of this name may be in force at a position; empty is none."""
+    begun, chained, name = epoch.partition("/")
+    if not chained:
+        return not epoch or _OLDER.match(epoch) is not None
+    at = whole(begun, DIGITS)
+    word = _word(name.encode("utf-8", "surrogateescape"))
+    return at is not None and at < position and word == name != "" and len(name) <= LONGEST_NAME
 
 
 # -- records -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import LogError, Mismatch, NotFound, OutcomeUnknown, Unavailable
 from streams.log.names import check_topic
-from streams.log.protocol import Assignment, Commit, Committed, Log, Retention
+from streams.log.protocol import Assignment, Committed, Log, Retention
 from streams.message import Batch, Record
 from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.parked import Queue, State, parked_topic
@@ -156,21 +156,17 @@ class Shelves:
         found = (shelf.turn(now) for shelf in list(self._shelves.values()))
         return [segment for segment in found if segment is not None]
 
-    def proven(self, commits: Sequence[Commit]) -> tuple[list[Commit], LogError | None]:
-        """Those commits below whose positions all that was parked was read back."""
-        found: list[Commit] = []
-        trouble: LogError | None = None
-        for commit in commits:
-            shelf = self._shelves.get((commit.assignment.topic, commit.assignment.partition))
-            if shelf is None or shelf.assignment is not commit.assignment:
-                found.append(commit)
-                continue
-            try:
-                if shelf.proven():
-                    found.append(commit)
-            except LogError as error:
-                trouble = error
-        return found, trouble
+    def proven(self, assignment: Assignment) -> bool:
+        """All that was parked of a partition was read back, so that it may be committed."""
+        shelf = self._shelves.get((assignment.topic, assignment.partition))
+        if shelf is None or shelf.assignment is not assignment:
+            return True
+        try:
+            return shelf.proven()
+        except LogError as error:
+            # Nothing is lost by it: the position waits until the log answers.
+            logger.warning("%s/%d: cannot be read back: %s", shelf.name, shelf.partition, error)
+            return False
 
     def replaced(self) -> Sequence[tuple[Assignment, float]]:
         """Assignments that must be begun again, and after how many seconds."""
@@ -363,8 +359,10 @@ class Shelf:
         try:
             while (batch := reader.read(CHUNK)) is not None:
                 alive()
+                records = chain.records(batch)
                 with self._lock:
-                    chain.take_in(state, batch)
+                    for record in records:
+                        state.read(*record)
                 self._at = batch.offsets[-1] + 1
             self._at = end
         finally:
