@@ -476,7 +476,7 @@ class Partition(RuleBasedStateMachine):
         assert not Naive(self.records).queues
 
 
-Partition.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+Partition.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 test_partition = Partition.TestCase
 
 
