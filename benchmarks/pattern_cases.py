@@ -35,7 +35,8 @@ ALIKE = 1.1
 QUICK = {
     "memory": (
         "message queue", "event bus, a durable subscriber", "event bus, local, 10 subscribers",
-        "event bus, 10,000 patterns", "saga, durable, 3 steps", "backpressure, 64 places",
+        "event bus, local, 10 plain subscribers", "event bus, 10,000 patterns",
+        "saga, durable, 3 steps", "backpressure, 64 places",
         "metrics, plain", "metrics, async",
     ),
     "sqlite": ("saga, durable, 3 steps",),
@@ -230,6 +231,10 @@ def _local(sizes: Sizes) -> list[Case]:
         case(
             "event bus, local, 10 subscribers", "local", "bus", "direct calls", EVENTS, slow,
             subscribers=10,
+        ),
+        case(
+            "event bus, local, 10 plain subscribers", "local", "bus", "direct calls", EVENTS, quick,
+            subscribers=10, plain=True,
         ),
         _case("memory", f"event bus, {MANY:,} patterns", many, Rival(few, ALIKE, COST)),
         case("saga, in memory, 3 steps", "saga_in_memory", "saga", "direct calls", SAGAS, slow),

@@ -389,13 +389,16 @@ async def _in_turn(call: Call, calls: int) -> float:
     return calls / (time.perf_counter() - began)
 
 
-def local(calls: int, way: str, subscribers: int = 10) -> Answer:
-    """Tell ``subscribers`` of each order: a local ``bus``, or ``bare`` calls of each handler."""
+def local(calls: int, way: str, subscribers: int = 10, *, plain: bool = False) -> Answer:
+    """Tell ``subscribers``, async or ``plain``, of each order: a local ``bus``, or ``bare`` calls
+    of each handler."""
 
-    def another() -> Callable[[Any], Awaitable[None]]:
+    def another() -> Callable[[Any], Any]:
         async def heard(event: Any) -> None: ...
 
-        return heard
+        def heard_plainly(event: Any) -> None: ...
+
+        return heard_plainly if plain else heard
 
     handlers = [another() for _ in range(subscribers)]
     bus = EventBus()
@@ -406,7 +409,12 @@ def local(calls: int, way: str, subscribers: int = 10) -> Answer:
         for handle in handlers:
             await handle(value)
 
-    return {"rate": run(lambda: _in_turn(_to(bus) if way == "bus" else call_each, calls))}
+    async def call_each_plainly(value: Order) -> None:
+        for handle in handlers:
+            handle(value)
+
+    bare = call_each_plainly if plain else call_each
+    return {"rate": run(lambda: _in_turn(_to(bus) if way == "bus" else bare, calls))}
 
 
 SHAPES = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")

@@ -35,8 +35,15 @@ NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3", "pyt
 CHOICE = "STREAMS_PYTHON"
 """Environment variable that names the interpreter to build with, instead of a search."""
 
-_BUILD = ("hatchling", "editables")
-"""The build backend, installed first so that building this package needs no further download."""
+BUILD = ("hatchling", "editables")
+"""The build backend: it is installed with what the package needs, so that building this package
+needs no further download."""
+
+PINS = "constraints.txt"
+"""What is installed, with the hashes of its files, in two parts, each under its title:"""
+
+PACKAGE = "# -- what the package needs, and its build backend"
+DEV = "# -- what the development set adds"
 
 _PROBE = """
 import sys
@@ -160,13 +167,28 @@ def find(venv: Path) -> Interpreter:
     raise SetupError("\n".join(lines))
 
 
+# -- the pins ------------------------------------------------------------------------------------
+
+
+def pins(text: str, extras: Sequence[str]) -> str:
+    """What is to be installed of the pins: the package's, and with the extra ``dev`` all of them.
+
+    :raises SetupError: the file has not these two parts.
+    """
+    _, found, rest = text.partition(PACKAGE + "\n")
+    package, found_too, dev = rest.partition(DEV + "\n")
+    if not found or not found_too:
+        raise SetupError(f"{PINS} lacks a part; `git checkout {PINS}` brings it back.")
+    return package + (dev if "dev" in extras else "")
+
+
 # -- the stamp -----------------------------------------------------------------------------------
 
 
 def fingerprint(root: Path) -> str:
     """Changes with whatever decides what is installed."""
     digest = hashlib.sha256()
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", PINS):
         digest.update(b"\0" + (root / name).read_bytes())
     return digest.hexdigest()
 
@@ -266,13 +288,17 @@ class Environment:
     def _install(self, extras: Sequence[str]) -> None:
         what = "this package" + (f" with the extras {', '.join(extras)}" if extras else "")
         say(f"Installing {what} and what it needs (pinned; a minute or so if it is to be fetched)")
+        chosen = self.folder / "pins.txt"
+        pinned = (self.root / PINS).read_text(encoding="utf-8")
+        chosen.write_text(pins(pinned, extras), encoding="utf-8")
         pip = [
             str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-            "--quiet", "--constraint", str(self.root / "constraints.txt"),
+            "--quiet", "--no-deps",
         ]  # fmt: skip
-        self._run([*pip, *_BUILD], "install the build backend")
-        target = "." + (f"[{','.join(extras)}]" if extras else "")
-        self._run([*pip, "--no-build-isolation", "--editable", target], f"install {what}")
+        # A file that is not one of those that were pinned is refused, whoever offers it.
+        hashed = [*pip, "--require-hashes", "--requirement", str(chosen)]
+        self._run(hashed, f"install what {what} needs")
+        self._run([*pip, "--no-build-isolation", "--editable", "."], f"install {what}")
 
     def _run(self, command: Sequence[str], purpose: str) -> None:
         status = call(command, self.variables(), self.root)

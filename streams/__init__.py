@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.app import Streams
+    from streams.asgi import HealthEndpoint, exit_on_failure
     from streams.config import DeadLetters, Dedup, Flow, Retry
     from streams.errors import (
         BatchError,
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
         Fenced,
         GroupLive,
         HandlerTimeout,
+        InvalidValue,
         LogError,
+        MemberFenced,
         Mismatch,
         NotFound,
         NotRunning,
@@ -113,11 +116,14 @@ __all__ = [
     "GroupLive",
     "HandlerTimeout",
     "Health",
+    "HealthEndpoint",
     "IdempotencyStore",
     "IdempotentProcessor",
     "InProgress",
+    "InvalidValue",
     "KeyReused",
     "LogError",
+    "MemberFenced",
     "Message",
     "MessageConsumer",
     "MessageQueue",
@@ -167,6 +173,7 @@ __all__ = [
     "UnknownSaga",
     "__version__",
     "create_handler",
+    "exit_on_failure",
     "instrument",
 ]
 
@@ -197,11 +204,14 @@ _HOME = {
     "GroupLive": "streams.errors",
     "HandlerTimeout": "streams.errors",
     "Health": "streams.health",
+    "HealthEndpoint": "streams.asgi",
     "IdempotencyStore": "streams.patterns",
     "IdempotentProcessor": "streams.patterns",
     "InProgress": "streams.patterns",
+    "InvalidValue": "streams.errors",
     "KeyReused": "streams.patterns",
     "LogError": "streams.errors",
+    "MemberFenced": "streams.errors",
     "Message": "streams.message",
     "MessageConsumer": "streams.patterns",
     "MessageQueue": "streams.patterns",
@@ -250,6 +260,7 @@ _HOME = {
     "Unavailable": "streams.errors",
     "UnknownSaga": "streams.patterns",
     "create_handler": "streams.patterns",
+    "exit_on_failure": "streams.asgi",
     "instrument": "streams.patterns",
 }
 

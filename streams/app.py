@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-import logging
 import os
+import re
+import secrets
 import signal
 import sys
 import threading
@@ -41,6 +42,7 @@ from streams.config import RETRY_PARTITIONS, DeadLetters, Dedup, Flow, OnUnknown
 from streams.errors import (
     ConfigError,
     GroupLive,
+    MemberFenced,
     Mismatch,
     NotFound,
     NotRunning,
@@ -49,7 +51,8 @@ from streams.errors import (
     Unavailable,
 )
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
-from streams.log.protocol import Log, TopicInfo
+from streams.log.names import check_member
+from streams.log.protocol import Log, Static, TopicInfo
 from streams.log.url import open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
@@ -62,13 +65,15 @@ from streams.runners.joint import Joint, Turns
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
 from streams.runners.timing import NONE, Timing
+from streams.shielding import in_thread, to_the_end
+from streams.text import get_logger, one_line
 from streams.topic import Key, Source, Topic
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 Lifespan = Callable[["Streams"], AbstractAsyncContextManager[Any]]
 
@@ -81,6 +86,12 @@ _SEQUENCE = "streams.patterns.deadletters.sequence"
 """What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
 name for the same reason."""
 
+_WORDS = re.compile(r"[^A-Za-z0-9._-]")
+"""What a member's name cannot have in it."""
+
+FENCED = 79
+"""The exit status of a process whose static member's name another one has taken."""
+
 CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
@@ -91,6 +102,10 @@ class Streams:
     :param url: ``sqlite:///file.db``, ``memory://name``, ``redis://host:6379/0`` or
         ``kafka://host:9092``; from the environment's ``STREAMS_URL`` if not given.
     :param config: driver settings, passed through.
+    :param member: a name of this process's own, which is the same after each restart: its groups
+        know it by the name (static membership), so that it has its partitions back as soon as it is
+        started again, however it ended. It must be unique among the processes of a group: one that
+        finds its name taken ends (:class:`~streams.errors.MemberFenced`).
     :param lifespan: ``lifespan(app)`` is entered (``async with``) once the log is open and before
         the first poll; it may open pools and register processors.
     :raises ConfigError: when the app is entered, for a URL that cannot work.
@@ -101,9 +116,12 @@ class Streams:
         url: str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
+        member: str | None = None,
         lifespan: Lifespan | None = None,
     ) -> None:
         self._url = url
+        self._member = "" if member is None else check_member(member)
+        self._life = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(
                 f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
@@ -123,6 +141,9 @@ class Streams:
         self._owner: asyncio.Task[Any] | None = None
         self._ended: dict[Processor[..., Any], asyncio.Future[None]] = {}
         self._failure: ProcessorDied | None = None
+        """What the first processor to die died of; until the app is entered again."""
+        self._awaiting_failure: set[asyncio.Future[ProcessorDied]] = set()
+        """Told when a processor has died; futures of any loops, guarded by :attr:`_entering`."""
         self._cancelled_body = False
         self._started = False
         """Entered, past the point where processors can be declared."""
@@ -163,6 +184,42 @@ class Streams:
                 "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
             )
         return url
+
+    @property
+    def member(self) -> str:
+        """The name under which its processors join their groups; empty: they are not static."""
+        return self._member
+
+    @property
+    def life(self) -> str:
+        """A word for this process, by which its groups tell it from others of its name."""
+        return self._life
+
+    def _static(self, processor: Processor[..., Any], member: str, life: str) -> Static | None:
+        """What a processor of a process with this name is in its group; None without a name.
+
+        Of several processors in one group, those after the first have their own names added.
+        """
+        if not member:
+            return None
+        first = next((each for each in self.processors if each.group == processor.group), processor)
+        name = member if first is processor else f"{member}-{processor.name}"
+        return Static(_WORDS.sub(".", name)[:249], life)
+
+    def expel(self, member: str, life: str) -> None:
+        """Give up the memberships of another process of this app, which has certainly ended, so
+        that the others have its partitions at once (blocks; any thread).
+
+        :param member: its name, :attr:`member` there.
+        :param life: its :attr:`life`.
+        :raises NotRunning: the app is not entered.
+        :raises LogError: it could not be done; its leases run out by themselves.
+        """
+        log = self.log
+        for processor in list(self.processors):
+            static = self._static(processor, member, life)
+            if static is not None:
+                log.expel(processor.group, static)
 
     # -- declaring
 
@@ -267,7 +324,7 @@ class Streams:
                 )
 
         if self._started:
-            raise NotRunning(
+            raise ConfigError(
                 "the app's processors are running already: declare them before it is entered, or "
                 "in its lifespan"
             )
@@ -315,9 +372,10 @@ class Streams:
         """The open log.
 
         :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
         """
         if self._log is None:
-            raise NotRunning("the app is not running: use it inside `async with app:`")
+            raise self._not_running("the app is not running: use it inside `async with app:`")
         return self._log
 
     @property
@@ -325,15 +383,28 @@ class Streams:
         """What publishes for this app.
 
         :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
         """
         if self._publisher is None:
-            raise NotRunning("the app is not running: use it inside `async with app:`")
+            raise self._not_running("the app is not running: use it inside `async with app:`")
         return self._publisher
+
+    def _not_running(self, what: str) -> StreamsError:
+        """The error of whoever uses the app and cannot: that it is not entered is not the point
+        where a processor died and took it down."""
+        failure = self._failure
+        if failure is None:
+            return NotRunning(what)
+        error = ProcessorDied(f"the app has stopped: {failure}")
+        error.__cause__ = failure.__cause__
+        return error
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.
 
-        :raises NotRunning: the app is not entered, or this is its loop's own thread (await there).
+        :raises NotRunning: the app is not entered.
+        :raises ProcessorDied: it was left because a processor died.
+        :raises ConfigError: this is its loop's own thread: await there.
         """
         loop = self._loop
         try:
@@ -344,8 +415,10 @@ class Streams:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             if loop is None:
-                raise NotRunning("the app is not running: use it inside `with app.background():`")
-            raise NotRunning("app.wait() on the app's own loop would wait for ever: use await")
+                raise self._not_running(
+                    "the app is not running: use it inside `with app.background():`"
+                )
+            raise ConfigError("app.wait() on the app's own loop would wait for ever: use await")
 
         async def wait() -> T:
             return await awaitable
@@ -387,6 +460,7 @@ class Streams:
                 commits=pumped.commits,
                 rebalances=pumped.rebalances,
                 losses=pumped.losses,
+                rejected=pumped.rejected,
                 commit_seconds=pumped.commit_seconds,
                 handler_seconds=NONE if runner.timing is None else runner.timing.read(),
                 places=pumped.places,
@@ -407,9 +481,39 @@ class Streams:
                 paused=processor.paused,
                 reachable=pump is not None and pump.reachable,
                 overdue=runner.overdue() if runner is not None else 0,
-                error=None if error is None else describe(error),
+                error=processor._died if error is None else describe(error),
+                losses=0 if pump is None else pump.losses,
+                rejected=0 if pump is None else pump.rejected,
+                contested=0 if pump is None else pump.contested,
             )
         return Health(self._log is not None, found, self._stopping)
+
+    async def failed(self) -> ProcessorDied:
+        """Wait until a processor dies, and return why: what ``async with app`` raises at its end.
+
+        For whoever runs the app inside something that would go on without it, to end or restart
+        that. Any number may wait, on any loop; who is cancelled does no harm. The answer stays
+        until the app is entered again. An app that is left in order answers nobody.
+        """
+        with self._entering:
+            if self._failure is not None:
+                return self._failure
+            told: asyncio.Future[ProcessorDied] = asyncio.get_running_loop().create_future()
+            self._awaiting_failure.add(told)
+        try:
+            return await told
+        finally:
+            with self._entering:
+                self._awaiting_failure.discard(told)
+
+    def _fail(self, failure: ProcessorDied) -> None:
+        """A processor has died (loop only)."""
+        with self._entering:
+            self._failure = failure
+            waiting = list(self._awaiting_failure)
+        for told in waiting:
+            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                told.get_loop().call_soon_threadsafe(_tell, told, failure)
 
     # -- its life
 
@@ -430,7 +534,7 @@ class Streams:
         finally:
             self._stack = None  # only now may it be entered again
             owner, self._owner = self._owner, None
-            failure, self._failure = self._failure, None
+            failure = self._failure
             ours = self._cancelled_body and isinstance(error, asyncio.CancelledError)
             if self._cancelled_body and owner is not None:
                 owner.uncancel()
@@ -496,8 +600,9 @@ class Streams:
         """Run until SIGINT or SIGTERM, then finish what is in flight; blocks.
 
         A server that cannot be reached yet is waited for, with a warning at each attempt. A fatal
-        error is said in one line and ends the process with status 1 (``SystemExit``). A second
-        signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
+        error is said in one line and ends the process with status 1 (``SystemExit``), or with 79
+        where another process has taken this static member's name: that one should not be started
+        again. A second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
         try:
             if not self.processors and self._lifespan is None:
@@ -505,8 +610,9 @@ class Streams:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(self._run())
         except StreamsError as error:
-            print(f"streams: {error}", file=sys.stderr)  # noqa: T201 - the process ends with this
-            raise SystemExit(1) from error
+            print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
+            fenced = isinstance(error.__cause__, MemberFenced)
+            raise SystemExit(FENCED if fenced else 1) from error
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -539,14 +645,21 @@ class Streams:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
-    async def _enter(self, *, process: bool) -> None:
+    async def _enter(self, *, process: bool, cancel_body: bool = True) -> None:
+        """Enter the app.
+
+        :param process: run its processors.
+        :param cancel_body: cancel the current task when one of them dies.
+        """
         with self._entering:
             if self._stack is not None:
                 raise NotRunning("the app is running already: enter it once")
             stack = self._stack = AsyncExitStack()
         self._loop = asyncio.get_running_loop()
-        self._owner = asyncio.current_task()
+        self._owner = asyncio.current_task() if cancel_body else None
         self._failure = None
+        for processor in self.processors:
+            processor._died = None
         self._cancelled_body = self._stopping = False
         try:
             stack.callback(self._forget)
@@ -554,9 +667,10 @@ class Streams:
             await self._reach(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
             self._publisher.observer = self._observer
+            self._publisher.refusal = self._not_running
             self._publisher.start()
             closing = self._publisher.close
-            stack.push_async_callback(lambda: to_the_end(asyncio.to_thread(closing, CLOSING)))
+            stack.push_async_callback(lambda: in_thread(closing, CLOSING))
             if self._lifespan is not None:
                 # So that it may publish; what is still missing then is its own to create.
                 await self._reach(partial(self._prepare_topics, missing_ok=True))
@@ -585,7 +699,7 @@ class Streams:
         pause = 0.5
         while True:
             try:
-                await to_the_end(asyncio.to_thread(ask))
+                await in_thread(ask)
                 return
             except Unavailable as error:
                 if self._over is None or self._over.is_set():
@@ -599,11 +713,11 @@ class Streams:
                 pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
-        self._log = open_log(self.url, self._config, self.clock)
+        self._log = open_log(self.url, self._config, self.clock, self._member)
 
     async def _close_log(self) -> None:
         if self._log is not None:
-            await to_the_end(asyncio.to_thread(self._log.close))
+            await in_thread(self._log.close)
 
     def _forget(self) -> None:
         self._started = self._processing = False
@@ -659,6 +773,7 @@ class Streams:
         )
         self._time(runner)
         pump = Pump(processor.source(self), job, runner)
+        processor._died = None
         ended: asyncio.Future[None] = loop.create_future()
         self._ended[processor] = ended
 
@@ -685,12 +800,12 @@ class Streams:
         :raises LogError: the log refuses; the processor stays declared and does not run.
         """
         if not self._processing:
-            raise NotRunning("the app runs no processors: enter it with `async with app:`")
+            raise self._not_running("the app runs no processors: enter it with `async with app:`")
         pause = 0.5
         while True:
             try:
-                await to_the_end(asyncio.to_thread(self._prepare_topics))
-                await to_the_end(asyncio.to_thread(processor.prepare, self))
+                await in_thread(self._prepare_topics)
+                await in_thread(processor.prepare, self)
                 break
             except Unavailable as error:
                 if processor not in self._starting:
@@ -830,6 +945,7 @@ class Streams:
             watch=processor.late,
             sequence=processor.sequence,
             starts=self._starts[group],
+            member=self._static(processor, self._member, self._life),
             transactions=(
                 log.capabilities.transactions and results is None and processor.sequence is None
             ),
@@ -845,11 +961,12 @@ class Streams:
             return
         if error is not None and not isinstance(error, StreamsError):
             logger.error("processor %s died", processor.name, exc_info=error)
+        processor._died = describe(error) if error is not None else "it ended by itself"
         if self._failure is not None:
             return
-        what = describe(error) if error is not None else "it ended by itself"
-        self._failure = ProcessorDied(f"processor {processor.name} died: {what}")
-        self._failure.__cause__ = error
+        failure = ProcessorDied(f"processor {processor.name} died: {processor._died}")
+        failure.__cause__ = error
+        self._fail(failure)
         if self._owner is not None and not self._stopping:
             self._cancelled_body = True
             self._owner.cancel()
@@ -909,23 +1026,9 @@ def _check_lifespan(lifespan: Lifespan) -> Lifespan:
     return lifespan
 
 
-async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:
-    """Await what must not be left half done; a cancellation calls ``hurry`` and comes after it."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while True:
-        try:
-            result = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            cancelled = True
-            hurry()
-        else:
-            break
-    if cancelled:
-        raise asyncio.CancelledError
-    return result
+def _tell(told: asyncio.Future[ProcessorDied], failure: ProcessorDied) -> None:
+    if not told.done():
+        told.set_result(failure)
 
 
 def describe(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 Three families:
 
-* what *you* did wrong, found before anything runs: :class:`ConfigError`;
+* what the *program* does wrong, whatever the message: :class:`ConfigError`; and what was given to
+  a call: :class:`InvalidValue`;
 * what *the log* answered: :class:`LogError` and below. A driver's own exceptions are translated
   into these once, at the log's boundary, so code above the log never imports a driver;
 * what *a handler* says by raising: :class:`Reject`, :class:`RetryAfter`, :class:`BatchError`.
@@ -21,10 +22,33 @@ class StreamsError(Exception):
 
 
 class ConfigError(StreamsError, ValueError):
-    """A declaration that cannot work: a URL, a signature, an option, a key field.
+    """A declaration or a use of this package that cannot work: a URL, a signature, an option, a
+    key field, ``message.transaction`` on a log that has none.
 
-    The message is one line that says what was wrong, where, and what to do.
+    The message is one line that says what was wrong, where, and what to do. It is found where it is
+    declared or when the app is entered, as far as that is possible. Raised inside a handler it ends
+    the processor at once, with the message unsettled (:class:`ProcessorDied`): it is never tried
+    again and never becomes a dead letter, because no message would fare better. That holds for one
+    which your own code raises, too.
     """
+
+
+class InvalidValue(StreamsError, ValueError):
+    """A value that a call was given and cannot use: an ID, a key, a time, a limit.
+
+    It may have come with a message, so inside a handler it is a failure of that message.
+    """
+
+
+def config_error(error: BaseException) -> ConfigError | None:
+    """The :class:`ConfigError` that an error is, or that is in it (an exception group); if any."""
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            if (found := config_error(each)) is not None:
+                return found
+    return None
 
 
 # -- what the log answered -------------------------------------------------------------------
@@ -53,6 +77,14 @@ class Fatal(LogError):
     """The log refuses for good (authentication, corruption, fatal driver state): ``run()`` ends."""
 
 
+class MemberFenced(Fatal):
+    """Another process has joined the group under this static member's name, and has what it had.
+
+    The process ends (``run()`` with status 79), and nothing should start it again: two that take
+    the name from each other would never stop.
+    """
+
+
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 
@@ -79,6 +111,11 @@ class NotRunning(StreamsError, RuntimeError):
 
 class ProcessorDied(StreamsError):
     """A processor ended for a reason other than being stopped; the cause is chained."""
+
+
+class UnreadableHeaders(StreamsError, ValueError):
+    """A message's headers cannot be read by the log's driver, so nobody knows what they say: it
+    becomes a dead letter with its key and value, and is never tried again."""
 
 
 class HandlerTimeout(StreamsError, TimeoutError):

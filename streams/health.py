@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from streams.runners.pump import Place
 from streams.runners.timing import NONE, Durations
@@ -25,7 +26,10 @@ class ProcessorStats:
     :param partitions: partitions owned.
     :param commits: commits acknowledged.
     :param rebalances: times that partitions came or went.
-    :param losses: times that a committed position had been deleted from the log.
+    :param losses: times that a committed position had been deleted from the log, or was beyond
+        its end.
+    :param rejected: times that what was committed with a position was not believed: another
+        tool's, damaged, or impossible. What it says was settled is handled again.
     :param commit_seconds: how long the log took to acknowledge commits.
     :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
         :meth:`streams.Streams.measure` was called.
@@ -45,6 +49,7 @@ class ProcessorStats:
     commits: int
     rebalances: int
     losses: int
+    rejected: int = 0
     commit_seconds: Durations = NONE
     handler_seconds: Durations = NONE
     places: tuple[Place, ...] = ()
@@ -69,7 +74,14 @@ class ProcessorHealth:
     :param running: it polls (or is paused on purpose) and has not ended.
     :param reachable: the log answered lately.
     :param overdue: plain handlers that run longer than the processor's timeout.
-    :param error: what ended it, None while it runs.
+    :param error: what ended it, in one line; kept until it is started again. None while it runs,
+        and where it was stopped.
+    :param losses: as in :class:`ProcessorStats`. It makes nothing unhealthy, since a restart would
+        not help: alert on it.
+    :param rejected: the same.
+    :param contested: partitions with ``DeadLetters(sequenced=True)`` that were begun again in the
+        last minute, because somebody else wrote to their topic of parked keys as the owner, or
+        because what was written there was lost.
     """
 
     running: bool
@@ -77,11 +89,15 @@ class ProcessorHealth:
     reachable: bool
     overdue: int
     error: str | None
+    losses: int = 0
+    rejected: int = 0
+    contested: int = 0
 
     @property
     def ok(self) -> bool:
         """Nothing here wants a person."""
-        return self.running and self.reachable and not self.overdue and self.error is None
+        well = self.running and self.reachable and self.error is None
+        return well and not self.overdue and not self.contested
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,49 @@ class Health:
     connected: bool
     processors: Mapping[str, ProcessorHealth]
     stopping: bool = False
+
+    @property
+    def live(self) -> bool:
+        """No processor died, so a restart would mend nothing."""
+        return all(each.error is None for each in self.processors.values())
+
+    @property
+    def ready(self) -> bool:
+        """Messages are handled: the app is connected and stays so, its processors run, and the log
+        answers them. Overdue handlers, which are slow and no more, do not count."""
+        return (
+            self.connected
+            and not self.stopping
+            and all(each.running and each.reachable for each in self.processors.values())
+            and self.live
+        )
+
+    def summary(self, *, ok: bool, **more: str) -> dict[str, Any]:
+        """What a health page says, for ``json.dumps``. What an exception said stays out of it, for
+        it may hold what should not leave the process: only its type is named.
+
+        :param ok: the page's answer.
+        :param more: further fields.
+        """
+        return {
+            "ok": ok,
+            **more,
+            "connected": self.connected,
+            "stopping": self.stopping,
+            "processors": {
+                name: {
+                    "running": each.running,
+                    "paused": each.paused,
+                    "reachable": each.reachable,
+                    "overdue": each.overdue,
+                    "losses": each.losses,
+                    "rejected": each.rejected,
+                    "contested": each.contested,
+                    "error": None if each.error is None else each.error.partition(":")[0],
+                }
+                for name, each in self.processors.items()
+            },
+        }
 
     @property
     def ok(self) -> bool:

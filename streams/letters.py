@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatch import Work
-from streams.message import CAUSATION, CORRELATION, ID, Headers, Record, text
+from streams.message import CAUSATION, CORRELATION, ID, REDRIVE, Headers, Record, text
 from streams.runners.job import Outgoing
+from streams.text import words as words
 
 EXCEPTION = "__streams.errors.exception"
 MESSAGE = "__streams.errors.message"
@@ -38,6 +40,8 @@ ERROR_BYTES = 8 << 10
 """All error headers together, at most; the traceback shrinks first, then the message."""
 
 _MESSAGE_BYTES = 1 << 10
+
+_ATTEMPT_DIGITS = 9
 
 
 def letter(group: str, topic: Callable[[str], str], clock: Clock) -> Callable[[Work], Outgoing]:
@@ -87,14 +91,6 @@ def error_headers(
     trace = "".join(traceback.format_exception(error))
     stack = _tail(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
     return [*encoded[:2], (STACKTRACE, stack), *encoded[2:]]
-
-
-def words(error: BaseException) -> str:
-    """What an error says; some classes' ``__str__`` fails itself, and that must not matter."""
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"(its str() raised {type(failure).__name__})"
 
 
 def _cut(text: str, size: int) -> str:
@@ -151,3 +147,13 @@ def header(headers: Headers, name: str) -> str | None:
         if each == name and value is not None:
             found = text(value)
     return found
+
+
+def redrives_of(headers: Headers) -> int:
+    """How often a message was put back so far; 0 where the header is none of ours."""
+    return wire.whole(header(headers, REDRIVE)) or 0
+
+
+def attempts_of(headers: Headers) -> int:
+    """How often a message had failed when it was written; 0 where the header is none of ours."""
+    return wire.whole(header(headers, ATTEMPTS), _ATTEMPT_DIGITS) or 0

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+
+from streams import wire
+from streams.wire import text as text  # everything that reads messages takes it from here
 
 T = TypeVar("T")
 # A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
@@ -31,6 +35,8 @@ TYPE = "ce_type"
 TIME = "ce_time"
 CORRELATION = "correlationid"
 CAUSATION = "causationid"
+UNREADABLE = "streams_unreadable_headers"
+"""Stands in the place of headers that the log's driver cannot read, and says why."""
 REDRIVE = "streams_redrive"
 """How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
 
@@ -68,11 +74,6 @@ def mark_of(identity: str | None) -> str:
     return "" if identity is None or at < 0 else identity[at:]
 
 
-def text(data: bytes) -> str:
-    """Bytes of the wire as str; what is not UTF-8 is kept by surrogates, never an error."""
-    return data.decode("utf-8", "surrogateescape")
-
-
 class Position(NamedTuple):
     """Where one message stands in the log. Offsets of one partition are ordered."""
 
@@ -105,13 +106,19 @@ class Record(msgspec.Struct, gc=False):
     partition: int | None = None
 
 
+READABLE: Mapping[int, str] = MappingProxyType({})
+"""What :attr:`Batch.unreadable` is where all headers can be read."""
+
+
 class Batch:
     """Consecutive messages of one partition, as columns of equal length.
 
     ``offsets`` ascend, with gaps where the log has them. ``ids`` are identities
     (:func:`identity`), None for a message that carries none. ``times`` are the log's own, in
     seconds since the epoch. ``assignment`` is what the subscription that polled this batch was
-    given, None for a plain read.
+    given, None for a plain read. ``unreadable`` says of each message whose headers the log's driver
+    cannot read, by index, why not; such a message has the one header :data:`UNREADABLE`. It is
+    complete once ``ids`` or :meth:`marks` were read.
 
     A log whose driver keeps headers and times inside objects of its own subclasses this and
     overrides :meth:`headers` and :meth:`time`, so that nothing is converted before it is read.
@@ -126,6 +133,7 @@ class Batch:
         "offsets",
         "partition",
         "topic",
+        "unreadable",
         "values",
     )
 
@@ -140,10 +148,12 @@ class Batch:
         headers: Sequence[Headers | None] | None = None,
         times: Sequence[float] | None = None,
         assignment: Any = None,
+        unreadable: Mapping[int, str] = READABLE,
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.offsets = offsets
+        self.unreadable = unreadable
         self.keys = keys
         self.values = values
         self.ids = ids
@@ -297,15 +307,18 @@ class Message(Generic[T_co]):
 
     @property
     def timestamp(self) -> datetime:
-        """``ce_time`` where the message carries it, else the time the log took it; UTC."""
+        """``ce_time`` where the message carries it, else the time the log took it; UTC.
+
+        A log's time before the year 1 or after 9999, which datetime cannot hold, is the first or
+        the last moment that it can: ``datetime.min`` or ``datetime.max`` in UTC.
+        """
         for name, value in self._batch.headers(self._index):
             if name == TIME and value:
-                try:
-                    moment = datetime.fromisoformat(text(value))
-                except ValueError:
+                stated = wire.iso(value)
+                if stated is None:
                     break
-                return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-        return datetime.fromtimestamp(self._batch.time(self._index), timezone.utc)
+                return stated
+        return wire.utc(self._batch.time(self._index))
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -328,21 +341,24 @@ class Message(Generic[T_co]):
         ``message.transaction.execute(sql, parameters)`` runs in it: the handler's rows and the
         position become durable together, or neither does.
 
-        :raises ConfigError: on a log without transactions, or outside a processor.
+        :raises ConfigError: there is none: on another log, with ``to=`` or
+            ``DeadLetters(sequenced=True)``, in a replay, or outside a processor. In a handler
+            it ends the processor, and the message stays unsettled.
         """
         if self._transaction is None:
             from streams.errors import ConfigError
 
             raise ConfigError(
-                "message.transaction: only a message handled by a processor on a sqlite:// log, "
-                "without to=, has a transaction"
+                f"message.transaction: a message of {self.topic!r} has none here; a processor on a "
+                "sqlite:// log gives it, without to= and DeadLetters(sequenced=True), and no replay"
             )
         return self._transaction
 
     def __repr__(self) -> str:
         # The value stays out: it may hold what must not reach a log line.
+        key = None if self.key is None else wire.brief(self.key)
         return (
-            f"<Message {self.id!r} key={self.key!r} at "
+            f"<Message {wire.brief(self.id)!r} key={key!r} at "
             f"{self.topic}/{self.partition}/{self.offset} attempt {self.attempt}>"
         )
 

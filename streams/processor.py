@@ -138,6 +138,8 @@ class Processor(Generic[P, R]):
         """Processors that work for this one: they start before it and stop after it."""
         self._runner: Runner | None = None
         self._pump: Pump | None = None
+        self._died: str | None = None
+        """Why it ended, if not because it was stopped; until it is started again."""
         self._paused = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -11,7 +11,6 @@ the source's, so writing them again is harmless, and :meth:`Publisher.derive` wa
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,12 +18,21 @@ from heapq import heappop, heappush
 from typing import Any
 
 from streams.clock import Clock
-from streams.errors import LogError, NotRunning, OutcomeUnknown, Unavailable
+from streams.errors import (
+    ConfigError,
+    LogError,
+    NotRunning,
+    OutcomeUnknown,
+    ProcessorDied,
+    StreamsError,
+    Unavailable,
+)
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.runners.joint import joined
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 CHUNK = 10_000
 """Records in one append, at most."""
@@ -80,6 +88,8 @@ class Publisher:
         self._unwatch: Callable[[], None] = lambda: None
         self._unanswered = 0
         self.observer: Observer | None = None
+        self.refusal: Callable[[str], StreamsError] = NotRunning
+        """Makes the error for whoever publishes too late."""
         self.published = 0
         """Records acknowledged so far."""
 
@@ -117,7 +127,7 @@ class Publisher:
     def _hand_over(self, order: _Order) -> None:
         with self._changed:
             if self._closing:
-                raise NotRunning("the app is closing or closed: nothing more is published")
+                raise self.refusal("the app is closing or closed: nothing more is published")
             self._orders.append(order)
             self._unanswered += 1
             if self._waiting:
@@ -218,7 +228,7 @@ class Publisher:
 
         try:
             self.send(topic, [record for _, record in rest], answer)
-        except NotRunning:
+        except (NotRunning, ProcessorDied):
             return  # the app ends: the source stays unsettled and is handled again
 
     def _call_later(self, seconds: float, action: Callable[[], None]) -> None:
@@ -297,7 +307,7 @@ class Publisher:
 
 def _check_may_wait() -> None:
     if joined():
-        raise NotRunning(
+        raise ConfigError(
             "publishing while message.transaction is open would wait for itself: publish "
             "before the first execute, or return the value with to="
         )

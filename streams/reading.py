@@ -8,7 +8,6 @@ no harm. Order is the log's within a partition; partitions are merged by the log
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -17,10 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from stream_codecs import DecodeError
-from streams.errors import ConfigError, NotFound
+from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import Log, Reader
 from streams.message import Batch, Message, Position, deliver
 from streams.runners.job import Skip
+from streams.shielding import in_thread
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 When = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
 """A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an
@@ -44,10 +45,10 @@ CHUNK = 1_000
 def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, now: float) -> int:
     """The offset that ``when`` means in one partition.
 
-    :raises ConfigError: it means none.
+    :raises InvalidValue: it means none.
     """
     if isinstance(when, bool) or not isinstance(when, (str, int, datetime, timedelta, Position)):
-        raise ConfigError(f"{option}={when!r} is no place in a topic: {PLACES}")
+        raise InvalidValue(f"{option}={when!r} is no place in a topic: {PLACES}")
     first, end = log.bounds(topic, partition)
     if isinstance(when, Position):
         return when.offset
@@ -55,7 +56,7 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
         return log.at(topic, partition, now - when.total_seconds())
     if isinstance(when, datetime):
         if when.tzinfo is None:
-            raise ConfigError(
+            raise InvalidValue(
                 f"{option}={when!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
             )
         return log.at(topic, partition, when.timestamp())
@@ -65,7 +66,10 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
         return first
     if when == "latest":
         return end
-    return log.parse(when)
+    try:
+        return log.parse(when)
+    except ConfigError as error:
+        raise InvalidValue(str(error)) from None
 
 
 def ranges(
@@ -81,7 +85,7 @@ def ranges(
 
     :param start: a mapping starts each partition at a place of its own, and reads no other.
     :raises NotFound: there is no such topic or partition.
-    :raises ConfigError: start or end mean nothing here.
+    :raises InvalidValue: start or end mean nothing here.
     """
     count = log.topic(topic).partitions
     starts: dict[int, When]
@@ -111,21 +115,21 @@ def one_partition(
 ) -> int | None:
     """The one partition that is meant, None: all of them. An offset belongs to one.
 
-    :raises ConfigError: it is not said which, or two are said.
+    :raises InvalidValue: it is not said which, or two are said.
     """
     for option, when in places.items():
         if isinstance(when, Position):
             if when.topic != topic or partition not in (None, when.partition):
-                raise ConfigError(f"{option}={when}: a position of another partition")
+                raise InvalidValue(f"{option}={when}: a position of another partition")
             partition = when.partition
     for option, when in places.items():
         absolute = isinstance(when, str) and when not in ("earliest", "latest")
         if absolute and not str(when)[:1].isdigit():
-            raise ConfigError(f"{option}={when!r} is no place in a topic: {PLACES}")
+            raise InvalidValue(f"{option}={when!r} is no place in a topic: {PLACES}")
         if isinstance(when, int) and not isinstance(when, bool):
             absolute = when >= 0
         if absolute and partition is None and count > 1:
-            raise ConfigError(
+            raise InvalidValue(
                 f"{option}={when!r} is an offset of one partition: say which (partition=...)"
             )
     return partition
@@ -147,7 +151,7 @@ class Reading(Generic[T]):
     ) -> None:
         """:raises NotRunning: the app is not connected.
         :raises NotFound: there is no such topic or partition.
-        :raises ConfigError: start or end mean nothing here.
+        :raises InvalidValue: start or end mean nothing here.
         """
         if errors not in ("raise", "skip"):
             raise ConfigError(f"errors={errors!r}: 'raise' or 'skip'")
@@ -206,7 +210,7 @@ class Reading(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.close)
+        await in_thread(self.close)  # the log may be closed next
 
     def _chunk(self) -> list[Message[T] | BaseException]:
         """What the next thread hop brings; an error comes where it happened."""

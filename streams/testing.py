@@ -101,7 +101,7 @@ class Harness:
         self.clock = clock
         """The clock the app runs on; ``advance`` it if you gave a :class:`Clock`."""
 
-    async def settled(self, within: float = 10.0) -> None:
+    async def settled(self, within: float = 30.0) -> None:
         """Wait until everything published is settled, or waits for the clock.
 
         :param within: real seconds after which the test is told what still runs.
@@ -129,7 +129,8 @@ class Harness:
             if pump is None:
                 return f"processor {processor.name} is being started"
             if pump.fatal is not None or pump.ended.is_set():
-                raise ProcessorDied(f"processor {processor.name} ended: {pump.fatal!r}")
+                why = f"processor {processor.name} ended: {pump.fatal!r}"
+                raise ProcessorDied(why) from pump.fatal
             busy = pump.busy()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"

@@ -91,6 +91,7 @@ class Decoder(Generic[T_co]):
 
         :raises Skip: a tombstone or an unknown tag that is to be passed over.
         :raises DecodeError: it cannot be decoded.
+        :raises ConfigError: nothing can, as the codec found out only now.
         """
         data = batch.values[index]
         if data is None:
@@ -105,8 +106,10 @@ class Decoder(Generic[T_co]):
             if self._skip_unknown:
                 raise Skip from None
             raise
-        except DecodeError:
+        except (DecodeError, ConfigError):
             raise
+        except BindError as error:
+            raise ConfigError(f"topic {batch.topic!r}: {error}") from error
         except Exception as error:  # a codec of the user's own may raise anything
             raise self._bound.explain(data, error) from error
 
@@ -178,8 +181,12 @@ class Topic(Generic[T]):
         """What would be written for a value.
 
         :raises EncodeError: the value does not fit the topic's type.
+        :raises ConfigError: no value can be written, as the codec found out only now.
         """
-        data = None if value is None and self._nullable else self._bound.encode(value)
+        try:
+            data = None if value is None and self._nullable else self._bound.encode(value)
+        except BindError as error:
+            raise ConfigError(f"topic {self.name!r}: {error}") from error
         if key is None and self._key is not None and value is not None:
             key = self._key(value)
         if id is None:
@@ -268,7 +275,10 @@ class Topic(Generic[T]):
         if self._id is not None or self._nullable:
             return [self.record(value) for value in values]
         values = list(values)
-        encoded = self._bound.encode_many(values)  # first: what does not fit is asked for no key
+        try:
+            encoded = self._bound.encode_many(values)  # first: what does not fit is asked no key
+        except BindError as error:
+            raise ConfigError(f"topic {name!r}: {error}") from error
         if key is None:
             return [Record(data, None, str(uuid7())) for data in encoded]
         return [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streams import ConfigError, GroupLive, NotFound, Streams
+from streams import GroupLive, InvalidValue, NotFound, Streams
 from streams.engine.progress import decode, encode
 from streams.log.protocol import Committed
 from streams.replay import reset
@@ -75,16 +75,16 @@ async def test_places() -> None:
         assert await to(timedelta(minutes=2)) == 8
         assert await to({0: 1}) == 1
         assert await to("earliest") == 0
-        with pytest.raises(ConfigError, match="ends at 10"):
+        with pytest.raises(InvalidValue, match="ends at 10"):
             await to(11)
-        with pytest.raises(ConfigError, match="no time zone"):
+        with pytest.raises(InvalidValue, match="no time zone"):
             await to(datetime(2024, 1, 1))  # noqa: DTZ001
         with pytest.raises(NotFound):
             await to(0, partition=1)
         with pytest.raises(NotFound):
             await reset(app, "stranger", topic, 0)
         log.create("fresh", 1)
-        with pytest.raises(ConfigError, match="no position"):
+        with pytest.raises(InvalidValue, match="no position"):
             await reset(app, "g", "fresh", -1)
         assert [each.before for each in await reset(app, "g", "fresh", 0)] == [None]
 

@@ -109,7 +109,7 @@ async def run(data: Path, url: str, say: Callable[[str], None]) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="flights-") as folder:
         url = url or f"sqlite:///{folder}/flights.db"
         path = Path(folder) / "effects"
-        path.touch()
+        path.touch(mode=0o600)
         effects = Effects(path)
         app, topic = build(url, name, str(path))
         raw = app.topic(name, bytes)

@@ -20,6 +20,7 @@ from examples.flights.events import Arrived, Cancelled, Departed, Event
 from streams import Flow, Message, Retry, Streams, Topic
 
 GROUP = "delays"
+MEMBER = "worker-1"
 PARTITIONS = 8
 KINDS: dict[type, str] = {Departed: "departed", Arrived: "arrived", Cancelled: "cancelled"}
 
@@ -35,13 +36,15 @@ class Effect(msgspec.Struct, array_like=True, frozen=True):
     delay_minutes: int
 
 
-def build(url: str, name: str, effects: str) -> tuple[Streams, Topic[Event]]:
+def build(
+    url: str, name: str, effects: str, member: str | None = None
+) -> tuple[Streams, Topic[Event]]:
     """The app: one topic keyed by aircraft, one processor with 64 handlers at once."""
-    app = Streams(url)
+    app = Streams(url, member=member)
     flights: Topic[Event] = app.topic(name, Event, key="tail_number", partitions=PARTITIONS)
     life = os.getpid()
     encode = msgspec.json.encode
-    file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     @app.processor(
         flights,
@@ -67,7 +70,11 @@ def build(url: str, name: str, effects: str) -> tuple[Streams, Topic[Event]]:
 def main() -> None:
     """Run until told to stop."""
     logging.basicConfig(level=logging.ERROR, format="worker: %(message)s")
-    app, _ = build(*sys.argv[1:4])
+    url, name, effects = sys.argv[1:4]
+    # A name of its own, so that the next life has its partitions back at once. (KIP-848 has no
+    # static members that can be started again.)
+    member = None if "group.protocol=consumer" in url else MEMBER
+    app, _ = build(url, name, effects, member)
     app.run()
 
 

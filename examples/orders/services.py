@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, refusal TEXT);
@@ -43,6 +44,7 @@ class Services:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        Path(path).touch(mode=0o600)  # a new file is its owner's alone
         with self._open() as file:
             file.executescript(f"PRAGMA journal_mode=WAL; {SCHEMA}")
 

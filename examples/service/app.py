@@ -10,10 +10,11 @@ from typing import Annotated
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, Header, HTTPException
+from starlette.routing import Route
 
 from examples.service.store import Store
-from streams import Message, Reject, Retry, Streams
+from streams import HealthEndpoint, Message, Reject, Retry, Streams, exit_on_failure
 from streams.patterns import (
     ConsumerConfig,
     IdempotencyStore,
@@ -83,11 +84,12 @@ def create(
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        async with events:
+        async with exit_on_failure(events):
             await mailer.start("mails", mail)
             yield
 
-    api = FastAPI(title="Orders", lifespan=lifespan)
+    healthz = Route("/healthz", HealthEndpoint(events))
+    api = FastAPI(title="Orders", lifespan=lifespan, routes=[healthz])
 
     @api.post("/stock/{sku}", status_code=204)
     async def fill(sku: str, count: int) -> None:
@@ -119,12 +121,6 @@ def create(
             async for message in reading:
                 return {"reserved": message.value.reserved}
         return {"reserved": None}
-
-    @api.get("/healthz")
-    async def healthz(response: Response) -> dict[str, bool]:
-        ok = events.health().ok
-        response.status_code = 200 if ok else 503
-        return {"ok": ok}
 
     @api.get("/stats")
     async def stats() -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Self
 
 SCHEMA = """
@@ -38,6 +39,7 @@ class Store:
             await asyncio.to_thread(connection.close)
 
     def _connect(self) -> sqlite3.Connection:
+        Path(self._path).touch(mode=0o600)  # a new file is its owner's alone
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         connection.executescript(SCHEMA)
         return connection

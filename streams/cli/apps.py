@@ -9,7 +9,7 @@ import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from streams.cli.failures import Failed, Misused, debugging, line
+from streams.cli.failures import Failed, Misused, debugging, line, report_traceback
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -79,9 +79,10 @@ def _import(name: str) -> ModuleType:
 def _why(name: str, error: BaseException) -> str:
     """What an exception inside a module says, and the last line of the user's that led there."""
     from streams.errors import StreamsError
+    from streams.text import words
 
     if debugging():
-        traceback.print_exception(error)
+        report_traceback(error)
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     frames = [
         frame
@@ -89,5 +90,7 @@ def _why(name: str, error: BaseException) -> str:
         if "importlib" not in frame.filename and not frame.filename.startswith(ours)
     ]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    said = str(error) if isinstance(error, StreamsError) else f"{type(error).__name__}: {error}"
+    said = words(error)
+    if not isinstance(error, StreamsError):
+        said = f"{type(error).__name__}: {said}"
     return f"{name} cannot be imported: {line(said)}{place}"

@@ -424,7 +424,9 @@ def alerts(view: View) -> Iterator[Finding]:
             item, of, Verdict.no, f"it has no rule {', '.join(missing)}",
             "load monitoring/alerts.yml (rule_files), or rules of these names",
         )  # fmt: skip
-    elif not view.watchers.told():
+    elif isinstance(told := view.watchers.told(), str):
+        yield Finding(item, of, Verdict.unknown, told, "see that --prometheus is right")
+    elif not told:
         yield Finding(
             item, of, Verdict.no, "it has the rules, and no Alertmanager to tell",
             "set alerting.alertmanagers in its configuration",
@@ -520,7 +522,7 @@ def _placed(view: View, topic: str) -> Finding:
     torn = sorted(key for key, found in places.items() if len(found) > 1)
     bare = sum(seen.key is None for seen in sample)
     if torn:
-        name = show.clean(show.readable(torn[0]) or "")
+        name = show.readable(torn[0]) or ""
         return Finding(
             "order", of, Verdict.no,
             f"key {name} is in partitions {', '.join(map(str, sorted(places[torn[0]])))}"

@@ -5,22 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from datetime import datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streams import wire
 from streams.cli import show
 from streams.cli.failures import Failed, Misused
 from streams.cli.options import Json, Url, open_url
 from streams.config import DeadLetters
+from streams.errors import ConfigError
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers
     from streams.patterns.deadletters.closed import Head, Heads
-    from streams.patterns.deadletters.redriving import Letters
+    from streams.patterns.deadletters.redriving import LetterRows, Letters
     from streams.replay.copying import Row
 
 app = typer.Typer(
@@ -52,11 +55,15 @@ def ls(
     everything: Annotated[
         bool, typer.Option("--all", help="Also those that were retried or purged.")
     ] = False,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
+    ] = 1_000,
     name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    r"""List the dead letters that wait.
+    r"""List the dead letters that wait, the oldest first.
 
     Without a group and a topic, list where there are any.
 
@@ -64,8 +71,11 @@ def ls(
 
       [cyan]streams dead ls[/cyan]
       [cyan]streams dead ls billing orders[/cyan]
+      [cyan]streams dead ls billing orders -n 10[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
     """
+    from streams.patterns.deadletters.redriving import LOOKED_AT
+
     if (group is None) != (topic is None):
         raise Misused("streams dead ls takes a group and its topic, or neither")
     with open_url(url) as log:
@@ -75,7 +85,16 @@ def ls(
         letters = _letters(log, group, topic, name)
         with closing(letters.rows(everything=everything)) as rows:
             ours = (row for row in rows if _of(row, group, topic))
-            found = [_brief(log, row, waiting=rows.waits(row)) for row in ours]
+            found = []
+            for row in islice(ours, limit):
+                make = partial(_brief, log, row, waiting=rows.waits(row))
+                if (brief := show.tried(_where(log, row), make)) is not None:
+                    found.append(brief)
+            more = next(ours, None) is not None
+        if more:
+            show.note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+        elif rows.cut:
+            show.note(f"only the oldest {LOOKED_AT:,} letters of {letters.name} were looked at")
     if json:
         show.print_json(found)
         return
@@ -175,24 +194,54 @@ def show_letter(
     value = {part: whole.pop(part) for part in ("value", "text", "base64") if part in whole}
     show.mapping({part: _cell(cell) for part, cell in whole.items()})
     for header, text in headers.items():
-        show.say(f"header {show.clean(header)}: {show.clean(text or '')}")
+        show.say(f"header {header}: {text or ''}")
     for part, cell in value.items():
         text = cell if isinstance(cell, str) else show.as_json(cell).decode("utf-8", "replace")
-        show.say(f"\n{part}:\n{show.clean(text.rstrip(), keep=chr(10) + chr(9))}")
-    show.say(f"\n{show.clean(trace or '(no traceback)', keep=chr(10) + chr(9)).rstrip()}")
+        show.say("")
+        show.say(f"{part}:")
+        show.block(text.rstrip())
+    show.say("")
+    show.say("traceback:")
+    show.block((trace or "(none)").rstrip())
 
 
 def _whole_letter(
     log: Log, group: str, topic: str, which: str | None, name: str | None
 ) -> dict[str, Any]:
+    from streams.patterns.deadletters.redriving import LOOKED_AT
+
     letters = _letters(log, group, topic, name)
-    with closing(letters.rows(everything=which is not None)) as rows:
+    place = None if which is None else _place(log, which)
+    if place is not None and (found := _first(log, letters.at(*place), group, topic, which)):
+        return found
+    rows = letters.rows(everything=which is not None)
+    if found := _first(log, rows, group, topic, which):
+        return found
+    what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+    if rows.cut:
+        what += f" among the oldest {LOOKED_AT:,}"
+    raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
+
+
+def _first(
+    log: Log, rows: LetterRows, group: str, topic: str, which: str | None
+) -> dict[str, Any] | None:
+    """The first letter of a group and topic, or the one that is meant."""
+    with closing(rows):
         ours = (row for row in rows if _of(row, group, topic))
         found = next((row for row in ours if which is None or _is(log, row, which)), None)
-        if found is None:
-            what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
-            raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
-        return _whole(log, found, waiting=rows.waits(found))
+        return None if found is None else _whole(log, found, waiting=rows.waits(found))
+
+
+def _place(log: Log, which: str) -> tuple[int, int] | None:
+    """The partition and offset that were given; None: it is a message ID."""
+    partition, slash, offset = which.partition("/")
+    if not slash or not (partition.isascii() and partition.isdigit() and len(partition) < 10):
+        return None
+    try:
+        return int(partition), log.parse(offset)
+    except ConfigError:
+        return None
 
 
 @app.command("retry")
@@ -277,7 +326,9 @@ def closed_keys(
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
     with open_url(url) as log:
-        found = [_closed(log, head) for head in _heads(log, group, topic).all(limit=limit)]
+        heads = _heads(log, group, topic).all(limit=limit)
+        tried = (show.tried(f"key {head.key!r}", partial(_closed, log, head)) for head in heads)
+        found = [each for each in tried if each is not None]
     if json:
         show.print_json(found)
         return
@@ -426,6 +477,10 @@ def _of(row: Row, group: str, topic: str) -> bool:
     return said_topic in (None, topic) and said_group in (None, group)
 
 
+def _where(log: Log, row: Row) -> str:
+    return f"{row.batch.topic}/{row.batch.partition}/{log.show(row.position.offset)}"
+
+
 def _is(log: Log, row: Row, which: str) -> bool:
     place = f"{row.batch.partition}/{log.show(row.position.offset)}"
     return which in (place, row.batch.id(row.index))
@@ -433,32 +488,28 @@ def _is(log: Log, row: Row, which: str) -> bool:
 
 def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
-    from streams.patterns.deadletters.redriving import redrives
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     source = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
     kind = (_header(headers, letters.EXCEPTION) or "?").rpartition(".")[2]
     said = _header(headers, letters.MESSAGE)
-    attempts = _header(headers, letters.ATTEMPTS) or ""
     return {
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
         "failed_at": _moment(_header(headers, letters.TIME), batch.time(index)),
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),
-        "attempts": int(attempts) if attempts.isascii() and attempts.isdigit() else None,
+        "attempts": letters.attempts_of(headers) or None,
         "error": f"{kind}: {said}" if said else kind,
         "source": "/".join(part or "?" for part in source),
-        "redrives": redrives(headers),
+        "redrives": letters.redrives_of(headers),
         "waiting": waiting,
     }
 
 
 def _moment(written: str | None, otherwise: float) -> str:
-    try:
-        return show.iso(datetime.fromisoformat(written or "").timestamp())
-    except (ValueError, OverflowError, OSError):
-        return show.iso(otherwise)
+    found = wire.iso(written)
+    return show.iso(otherwise if found is None else found.timestamp())
 
 
 def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
@@ -470,7 +521,7 @@ def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     return {
         **_brief(log, row, waiting=waiting),
         "headers": {
-            name: show.readable(value)
+            show.printable(name): show.readable(value)
             for name, value in headers
             if name != ID and not name.startswith(letters.PREFIX)
         },

@@ -110,7 +110,7 @@ def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
         yield None, f"there is no {missing} yet: run the app once"
         return
     try:
-        log = open_log(app.url, app._config, app.clock)
+        log = open_log(app.url, app._config, app.clock, app.member)
     except LogError as error:
         yield None, line(str(error))
         return

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
+from collections.abc import Sequence
 
-from streams.errors import ConfigError, StreamsError
+from streams.errors import ConfigError, InvalidValue, StreamsError
+from streams.text import escape, one_line, words
 
 DONE = 0
 FAILED = 1
 USAGE = 2
+FENCED = 79
+"""Another process has taken this one's name in its groups (a static member), so what starts
+processes should not start this one again. No status of sysexits.h."""
 INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
 PIPE_CLOSED = 141
@@ -37,8 +43,8 @@ def describe(error: BaseException) -> tuple[str, int]:
     """The line to show for an error, and the status to end with."""
     if isinstance(error, Failed):
         return line(str(error)), error.status
-    text = "; ".join([str(error), *getattr(error, "__notes__", ())])
-    if isinstance(error, ConfigError):
+    text = "; ".join([words(error), *map(str, getattr(error, "__notes__", ()))])
+    if isinstance(error, (ConfigError, InvalidValue)):
         return line(text), USAGE
     if isinstance(error, StreamsError):
         return line(text), FAILED
@@ -51,13 +57,35 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 def line(text: str) -> str:
     """The text as one line."""
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def report(text: str) -> None:
-    """Say on standard error what went wrong."""
+    """Say on standard error what went wrong, without any secret of the command line's."""
+    _tell(f"streams: {line(text)}\n")
+
+
+def report_traceback(error: BaseException) -> None:
+    """Show where an error comes from, for whoever asked for it (:func:`debugging`)."""
+    _tell(escape("".join(traceback.format_exception(error)), lines=True))
+
+
+_given: Sequence[str] = ()
+
+
+def given(arguments: Sequence[str]) -> None:
+    """The words of the command line: of a URL among them, wherever it stands, no error shows a
+    secret."""
+    global _given
+    _given = arguments
+
+
+def _tell(text: str) -> None:
+    from streams.log.url import secrets_in
+
+    variables = (os.environ.get(name, "") for name in ("STREAMS_URL", "STREAMS_PROMETHEUS"))
     try:
-        print(f"streams: {text}", file=sys.stderr)  # noqa: T201 - the command's own output
+        sys.stderr.write(secrets_in([*_given, *variables]).hide(text))
     except OSError:
         return  # nobody listens there either
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,18 +38,11 @@ def ls(
     found: list[dict[str, Any]] = []
     with open_url(url) as log:
         for name in log.groups():
-            info = log.group(name)
-            topics = sorted({topic for topic, _ in info.positions})
-            if topics == [name] and not everything:
-                continue  # see streams.patterns.deadletters.redriving
-            found.append(
-                {
-                    "group": name,
-                    "members": len(info.members),
-                    "topics": topics,
-                    "lag": _lag(log, info),
-                }
-            )
+            # Others name their groups as they like, and one may be gone by now.
+            row = show.tried(f"group {name}", partial(_row, log, name))
+            if row is None or (row["topics"] == [name] and not everything):
+                continue  # for the latter see streams.patterns.deadletters.redriving
+            found.append(row)
     if json:
         show.print_json(found)
         return
@@ -59,6 +53,16 @@ def ls(
             for each in found
         ],
     )
+
+
+def _row(log: Log, name: str) -> dict[str, Any]:
+    info = log.group(name)
+    return {
+        "group": show.printable(name),
+        "members": len(info.members),
+        "topics": sorted({topic for topic, _ in info.positions}),
+        "lag": _lag(log, info),
+    }
 
 
 def _lag(log: Log, info: GroupInfo) -> int | None:

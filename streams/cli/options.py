@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli.failures import Misused
+from streams.text import escape
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -73,4 +74,4 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise Misused(f"{question} Nobody is there to be asked: say --yes")
-    typer.confirm(question, abort=True, err=True)
+    typer.confirm(escape(question), abort=True, err=True)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from streams.cli.failures import Misused
+from streams.wire import brief
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -18,11 +19,14 @@ HELP = (
     "or -N for N messages before the end"
 )
 
+LONGEST = 100 * 366 * 86_400.0
+"""Seconds that a time may take: what is longer is a slip, and no log's calendar holds it."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)\Z", re.ASCII)
+_DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|h|d|w)\Z", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
-_BACK = re.compile(r"-\d+\Z", re.ASCII)
-_PART = re.compile(r"(\d+)/([^/]+)\Z", re.ASCII)
+_BACK = re.compile(r"-\d{1,18}\Z", re.ASCII)
+_PART = re.compile(r"(\d{1,9})/([^/]+)\Z", re.ASCII)
 _NAMES = {"earliest": "earliest", "beginning": "earliest", "latest": "latest", "end": "latest"}
 
 
@@ -33,8 +37,13 @@ def duration(text: str, option: str) -> float:
     """
     found = _DURATION.match(text.strip())
     if found is None:
-        raise Misused(f"{option} {text!r}: a number with a unit, such as 90s, 15m, 2h, 7d or 4w")
-    return float(found[1]) * _UNITS[found[2]]
+        raise Misused(
+            f"{option} {brief(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h, 7d or 4w"
+        )
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > LONGEST:
+        raise Misused(f"{option} {text!r}: at most 100 years")
+    return seconds
 
 
 def place(text: str, option: str) -> When:
@@ -54,7 +63,7 @@ def place(text: str, option: str) -> When:
     if _DATE.match(text):
         return moment(text, option)
     if not re.fullmatch(r"[\x21-\x7e]+", text) or not text[0].isdigit():
-        raise Misused(f"{option} {text!r}: {HELP}")
+        raise Misused(f"{option} {brief(text, 60)!r}: {HELP}")
     return text
 
 
@@ -67,7 +76,7 @@ def moment(text: str, option: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise Misused(
-            f"{option} {text!r}: no such time; write it as 2013-01-05T10:00Z or "
+            f"{option} {brief(text, 60)!r}: no such time; write it as 2013-01-05T10:00Z or "
             "2013-01-05T10:00:00.250-05:00"
         ) from None
     if found.tzinfo is None:
@@ -87,7 +96,9 @@ def places(text: str, option: str) -> When | Mapping[int, When]:
     for part in text.split(","):
         pair = _PART.match(part.strip())
         if pair is None:
-            raise Misused(f"{option} {text!r}: several places are written as 0/1041,1/998")
+            raise Misused(
+                f"{option} {brief(text, 60)!r}: several places are written as 0/1041,1/998"
+            )
         if int(pair[1]) in found:
             raise Misused(f"{option} {text!r}: partition {pair[1]} is named twice")
         found[int(pair[1])] = place(pair[2], option)

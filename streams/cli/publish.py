@@ -202,7 +202,7 @@ def _records(
         try:
             found.append((number, maker.record(line)))
         except ValueError as error:
-            problem = show.clean(f"line {number}: {error}")
+            problem = f"line {number}: {error}"
             if not skip:
                 return found, problem
             report(f"{problem}: passed over")

@@ -15,6 +15,7 @@ from streams.cli.apps import load
 from streams.cli.failures import INTERRUPTED, Failed, Misused, report
 from streams.cli.options import Json, Key, Partition, Url, open_url
 from streams.cli.places import HELP, one_partition, places, written
+from streams.text import words
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -159,7 +160,7 @@ def _print(found: _Range, url: str | None, rate: float | None) -> None:
             if not chunk:
                 break
             for row in chunk:
-                show.write(show.as_json(show.message(log, row.batch, row.index)))
+                show.write(show.json_line(log, row.batch, row.index))
             sys.stdout.buffer.flush()
             pace.spend(len(chunk))
             bar.at(rows.scanned)
@@ -238,7 +239,7 @@ def _run(
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
     for failure in result.failures[:SHOWN]:
-        report(f"passed over {show.clean(str(failure))}")
+        report(f"passed over {failure}")
     if json:
         show.print_json(_summary(result, time.monotonic() - began))
     else:
@@ -285,7 +286,7 @@ def _summary(result: ReplayResult, seconds: float) -> dict[str, Any]:
                 "offset": str(each.position.offset),
                 "id": show.printable(each.id),
                 "attempts": each.attempts,
-                "error": f"{type(each.error).__name__}: {each.error}",
+                "error": f"{type(each.error).__name__}: {words(each.error)}",
             }
             for each in result.failures
         ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -22,9 +21,11 @@ from streams.cli.failures import (
     PipeClosed,
     debugging,
     describe,
+    given,
     is_closed_pipe,
     line,
     report,
+    report_traceback,
 )
 
 
@@ -98,6 +99,7 @@ app.add_typer(saga.app, name="saga")
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status."""
+    given(arguments)
     try:
         status = _invoke(arguments)
         sys.stdout.flush()
@@ -127,7 +129,7 @@ def _invoke(arguments: Sequence[str]) -> int:
             return _misused(error)
         text, status = describe(error)
         if debugging():
-            traceback.print_exc()
+            report_traceback(error)
         report(text)
         return status
     return found if isinstance(found, int) else DONE

@@ -14,11 +14,12 @@ import typer
 from streams.cli.apps import load
 from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
 from streams.cli.options import Url, address
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 
 @contextmanager
@@ -79,6 +80,16 @@ def run(
         int | None,
         typer.Option("--workers", "-w", min=1, metavar="N", help="Run in N processes."),
     ] = None,
+    member: Annotated[
+        str | None,
+        typer.Option(
+            "--member",
+            "-m",
+            envvar="STREAMS_MEMBER",
+            metavar="NAME",
+            help="This process's own name in its groups, the same after a restart.",
+        ),
+    ] = None,
     worker: Annotated[str | None, typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Run an app's processors.
@@ -91,17 +102,24 @@ def run(
     groups; one that dies is started again. With --http as well, worker N
     listens on PORT + N - 1.
 
+    With --member a process that is started again has its partitions back at
+    once, however it ended (static membership); with --workers, -1, -2 ... is
+    added to the name. A process whose name another one takes ends with status
+    79 and should not be started again.
+
     [bold]Examples[/bold]
 
       [cyan]streams run shop:app[/cyan]             app in shop.py, here or installed
       [cyan]streams run shop.events:app --log-level debug[/cyan]
       [cyan]streams run shop:app --url sqlite:///test.db[/cyan]
       [cyan]streams run shop:app --workers 4[/cyan]
+      [cyan]streams run shop:app --member shop-3[/cyan]
       [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
     from streams.cli.logs import set_up
     from streams.cli.workers import Worker, supervise
     from streams.errors import ConfigError
+    from streams.log.names import check_member
     from streams.log.url import redact
 
     place_of_http = None if not http else address(http)
@@ -109,10 +127,12 @@ def run(
     if workers is not None and worker is None:
         set_up(level)
         level_name = log_level and log_level.value
-        raise typer.Exit(supervise(target, workers, url, level_name, place_of_http))
+        raise typer.Exit(supervise(target, workers, url, level_name, place_of_http, member))
     place = None if worker is None else Worker(worker)
     _collect_rarely()
     app = load(target, url)
+    if member is not None:
+        app._member = check_member(member)
     gc.freeze()  # what was imported stays, and is not looked at again
     set_up(level)
     if place is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,18 @@ app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sag
 
 Name = Annotated[str, typer.Argument(metavar="SAGA", help="The orchestrator's name.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The saga's ID.")]
+Newest = Annotated[
+    int,
+    typer.Option(
+        "--newest",
+        min=0,
+        metavar="N",
+        help="Look at the last N entries of each partition of the journal; 0: at all.",
+    ),
+]
+
+_NEWEST = 1_000_000
+"""What :data:`streams.patterns.saga.journal.NEWEST` is, which is imported only when it is used."""
 
 
 @app.command("ls", hidden=True)  # as the other groups of commands call it
@@ -35,6 +48,7 @@ def ls(
         str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    newest: Newest = _NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -54,8 +68,17 @@ def ls(
     found: list[dict[str, Any]] = []
     with open_url(url) as log, _told():
         for each in _names(log) if name is None else (name,):
-            entries = Journal(log, each).all(lambda entry: everything or not entry.over)
-            found += [_brief(each, entry) for entry in entries]
+            journal = Journal(log, each)
+            listing = journal.all(lambda entry: everything or not entry.over, newest or None)
+            rows = (
+                show.tried(f"{each} {e.saga}", partial(_brief, each, e)) for e in listing.entries
+            )
+            found += [row for row in rows if row is not None]
+            if not listing.whole:
+                show.note(
+                    f"{journal.topic}: only the last {newest:,} entries of each partition were "
+                    "looked at; --newest 0 looks at all"
+                )
     if json:
         show.print_json(found)
         return
@@ -76,7 +99,9 @@ def ls(
 
 
 @app.command("status")
-def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+def status(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+) -> None:
     """Show where a saga stands, and its context.
 
     [bold]Examples[/bold]
@@ -85,7 +110,7 @@ def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
     with _journal(url, name) as journal:
-        entry = journal.latest(id).entry
+        entry = journal.latest(id, newest or None).entry
     whole = _whole(name, entry)
     if json:
         show.print_json(whole)
@@ -93,12 +118,14 @@ def status(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
     context = whole.pop("context")
     rows = {key: _cell(found) for key, found in whole.items() if key not in ("why", "plan")}
     show.mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    show.say("plan: " + ", ".join(" | ".join(map(show.clean, group)) for group in whole["plan"]))
-    show.say(f"context: {show.clean(show.as_json(context).decode('utf-8', 'replace').rstrip())}")
+    show.say("plan: " + ", ".join(" | ".join(group) for group in whole["plan"]))
+    show.say(f"context: {show.as_json(context).decode().rstrip()}")
 
 
 @app.command("resume")
-def resume(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
+def resume(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+) -> None:
     """Go on with a saga that stands still.
 
     One that was stopped goes on where it stood: deploy what it was stopped for
@@ -111,7 +138,7 @@ def resume(name: Name, id: Id, url: Url = None, json: Json = False) -> None:
     from streams.patterns.saga.entry import resumed
 
     with _journal(url, name) as journal:
-        entry = journal.command(id, lambda last: resumed(last, time.time()))
+        entry = journal.command(id, lambda last: resumed(last, time.time()), newest or None)
     _done(name, entry, json=json)
 
 
@@ -123,6 +150,7 @@ def abandon(
         str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
     ] = "",
     yes: Yes = False,
+    newest: Newest = _NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -139,15 +167,16 @@ def abandon(
     from streams.patterns.saga.entry import abandoned
 
     with _journal(url, name) as journal:
-        last = journal.latest(id).entry
+        last = journal.latest(id, newest or None).entry
         abandoned(last, time.time())  # refused before anybody is asked
         left = ", ".join(last.done) or "nothing"
         confirm(
-            f"Abandon saga {show.clean(id)}, which is {last.status}? Not undone: "
-            f"{show.clean(left)}.",
+            f"Abandon saga {id}, which is {last.status}? Not undone: {left}.",
             yes=yes,
         )
-        entry = journal.command(id, lambda last: abandoned(last, time.time(), reason))
+        entry = journal.command(
+            id, lambda last: abandoned(last, time.time(), reason), newest or None
+        )
     _done(name, entry, json=json)
 
 
@@ -185,7 +214,7 @@ def _done(name: str, entry: Entry, *, json: bool) -> None:
     if json:
         show.print_json(_brief(name, entry))
     else:
-        show.say(f"{show.clean(entry.saga)}: {entry.status}")
+        show.say(f"{entry.saga}: {entry.status}")
 
 
 def _said(failure: Failure) -> str:
@@ -211,8 +240,6 @@ def _brief(name: str, entry: Entry) -> dict[str, Any]:
 
 
 def _whole(name: str, entry: Entry) -> dict[str, Any]:
-    import orjson
-
     def failure(found: Failure) -> dict[str, Any]:
         return {
             "step": found.step,
@@ -230,7 +257,7 @@ def _whole(name: str, entry: Entry) -> dict[str, Any]:
         "retrying": [failure(each) for each in entry.last],
         "reason": entry.error or None,
         "transitions": entry.n,
-        "context": orjson.loads(bytes(entry.context)),
+        "context": show.document(bytes(entry.context)),
     }
 
 

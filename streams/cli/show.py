@@ -1,17 +1,20 @@
 r"""Output: tables, JSON, messages, progress.
 
-What stands in a message is somebody else's: before it reaches a terminal, whatever could steer the
-terminal is written as an escape (``\x1b``). A person gets tables with colours; when standard
-output is a file or a pipe, the same columns come plain and uncut.
+What stands in a message is somebody else's: whatever could steer a terminal is written as an
+escape (``\x1b``), in JSON as one of JSON's (:mod:`streams.text`). Every function here sees to that.
+A person gets tables with colours; when standard output is a file or a pipe, the same columns come
+plain and uncut.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from streams import wire
+from streams.text import escape, escape_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
 
 Cell = str | int | None
 
+T = TypeVar("T")
+
 
 def write(data: bytes) -> None:
-    """To standard output, as it is."""
+    """To standard output, as it is: JSON, or a line that was made for people."""
     sys.stdout.buffer.write(data)
 
 
@@ -31,7 +36,22 @@ def as_json(found: Any) -> bytes:
     """One JSON document on one line."""
     import orjson
 
-    return orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        document = orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate in a text, which JSON in UTF-8 cannot hold
+        document = orjson.dumps(_whole(found), option=orjson.OPT_APPEND_NEWLINE)
+    return escape_json(document)
+
+
+def _whole(found: Any) -> Any:
+    r"""The same with lone surrogates written as text: ``\udcff``."""
+    if isinstance(found, str):
+        return printable(found)
+    if isinstance(found, Mapping):
+        return {printable(str(name)): _whole(each) for name, each in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_whole(each) for each in found]
+    return found
 
 
 def print_json(found: Any) -> None:
@@ -41,12 +61,38 @@ def print_json(found: Any) -> None:
 
 def say(text: str) -> None:
     """A line for people, on standard output."""
-    print(text)  # noqa: T201 - the command's own output
+    print(escape(text))  # noqa: T201 - the command's own output
+
+
+def block(text: str) -> None:
+    """A text of several lines, on standard output: indented, so that none passes for ours."""
+    for row in escape(text, lines=True).split("\n"):
+        print(f"  {row}".rstrip())  # noqa: T201 - the command's own output
 
 
 def note(text: str) -> None:
     """A line for people beside the data, on standard error."""
-    print(text, file=sys.stderr)  # noqa: T201 - the command's own output
+    print(escape(text), file=sys.stderr)  # noqa: T201 - the command's own output
+
+
+def tried(what: str, make: Callable[[], T]) -> T | None:
+    """What ``make`` returns. Where it cannot, one bad record must not hide the others: it is named
+    on standard error, and None is returned.
+
+    :param what: its name or its place.
+    :raises Unavailable: the log cannot be reached, which is no record's fault.
+    :raises Fatal: nor is this.
+    """
+    from streams.cli.failures import describe, report
+    from streams.errors import Fatal, Unavailable
+
+    try:
+        return make()
+    except (Unavailable, Fatal):
+        raise
+    except Exception as error:
+        report(f"{escape(what)}: cannot be shown: {escape(describe(error)[0])}")
+        return None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -55,7 +101,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     if sys.stdout.isatty():
         _rich_table(columns, rows)
         return
-    texts = [columns, *([clean(shown(cell)) for cell in row] for row in rows)]
+    texts = [columns, *([escape(shown(cell)) for cell in row] for row in rows)]
     texts[0] = [name.upper() for name in columns]
     widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
     right = _numeric(columns, rows)
@@ -82,7 +128,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     for at, name in enumerate(columns):
         found.add_column(name, justify="right" if at in right else "left", overflow="fold")
     for row in rows:
-        found.add_row(*(Text(clean(shown(cell))) for cell in row))
+        found.add_row(*(Text(escape(shown(cell))) for cell in row))
     Console().print(found)
 
 
@@ -100,15 +146,6 @@ def number(count: int | None, of: str) -> str:
     return f"{count:,} {of}" if count == 1 else f"{count:,} {of}s"
 
 
-def clean(text: str, keep: str = "") -> str:
-    """The text without anything that could steer a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text
-    )
-
-
 def readable(data: bytes | None) -> str | None:
     r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
     return None if data is None else data.decode("utf-8", "backslashreplace")
@@ -116,12 +153,15 @@ def readable(data: bytes | None) -> str | None:
 
 def printable(text: str) -> str:
     r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def iso(seconds: float) -> str:
     """A time of the log, in UTC."""
-    found = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    found = wire.utc(seconds).isoformat(timespec="milliseconds")
     return found.replace("+00:00", "Z")
 
 
@@ -141,6 +181,12 @@ def offset(log: Log, position: int) -> int | str:
     return int(position) if text == str(int(position)) else text
 
 
+def json_line(log: Log, batch: Batch, index: int) -> bytes:
+    """A message as one line of JSON; nothing where it cannot be shown, which is said."""
+    where = f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}"
+    return tried(where, lambda: as_json(message(log, batch, index))) or b""
+
+
 def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
     """A message for JSON. Its value is the JSON it holds, or ``text``, or ``base64``."""
     from streams.message import ID
@@ -153,7 +199,7 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
         "time": iso(batch.time(index)),
         "id": printable(batch.id(index)),
         "key": readable(key),
-        "headers": {name: readable(value) for name, value in headers if name != ID},
+        "headers": {printable(name): readable(value) for name, value in headers if name != ID},
     }
     if key is not None and not _is_text(key):
         del found["key"]
@@ -163,17 +209,29 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
 
 def value(data: bytes | None) -> dict[str, Any]:
     """A value for JSON, without loss: numbers keep their digits."""
+    if data is None:
+        return {"value": None, "tombstone": True}
+    found = _fragment(data)
+    if found is not None:
+        return {"value": found}
+    return {"text": data.decode()} if _is_text(data) else {"base64": base64(data)}
+
+
+def document(data: bytes) -> Any:
+    """A JSON document within another one, without loss; what is none as text."""
+    found = _fragment(data)
+    return readable(data) if found is None else found
+
+
+def _fragment(data: bytes) -> Any:
     import msgspec
     import orjson
 
-    if data is None:
-        return {"value": None, "tombstone": True}
     try:
         orjson.loads(data)
-        return {"value": orjson.Fragment(msgspec.json.format(data, indent=-1))}
+        return orjson.Fragment(msgspec.json.format(data, indent=-1))
     except (ValueError, msgspec.MsgspecError, RecursionError):
-        pass
-    return {"text": data.decode()} if _is_text(data) else {"base64": base64(data)}
+        return None
 
 
 def base64(data: bytes) -> str:
@@ -195,8 +253,11 @@ def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
     """A message for a person: when, where, key, value."""
     place = f"{batch.partition}/{log.show(batch.offsets[index])}"
     key, data = readable(batch.keys[index]), batch.values[index]
-    content = "(tombstone)" if data is None else clean(readable(data) or "")
-    cells = [iso(batch.time(index)), place, "-" if key is None else clean(key)]
+    batch.headers(index)  # what cannot be read is known once it was tried
+    content = "(tombstone)" if data is None else escape(readable(data) or "")
+    if index in batch.unreadable:
+        content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
+    cells = [iso(batch.time(index)), place, "-" if key is None else escape(key)]
     if colour:
         cells = [
             f"\x1b[2m{cells[0]}\x1b[0m",
@@ -214,7 +275,7 @@ class Bar:
     """
 
     def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
-        self._what = what
+        self._what = escape(what)
         self._shown = sys.stderr.isatty() and not quiet
         self._total = total
         self._progress: Progress | None = None
@@ -232,7 +293,7 @@ class Bar:
             )
 
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -262,4 +323,4 @@ def mapping(found: Mapping[str, Cell]) -> None:
     """Names and what they say, one a line."""
     width = max(map(len, found), default=0)
     for name, cell in found.items():
-        say(f"{name:<{width}}  {clean(shown(cell))}")
+        say(f"{name:<{width}}  {shown(cell)}")

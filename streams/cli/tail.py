@@ -124,10 +124,13 @@ class _Printer:
 
     def row(self, row: Row) -> None:
         """Print one."""
+        log, batch, index = self._log, row.batch, row.index
         if self._json:
-            show.write(show.as_json(show.message(self._log, row.batch, row.index)))
-        else:
-            line = show.message_line(self._log, row.batch, row.index, colour=self._colour)
+            show.write(show.json_line(log, batch, index))
+            return
+        where = f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}"
+        line = show.tried(where, lambda: show.message_line(log, batch, index, colour=self._colour))
+        if line is not None:
             show.write(line.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +30,10 @@ def ls(url: Url = None, json: Json = False) -> None:
       [cyan]streams topics ls --json | jq -r '.\[].topic'[/cyan]
     """
     with open_url(url) as log:
-        found = [(info, _messages(log, info.name, info.partitions)) for info in log.topics()]
+        found = [
+            (info, show.tried(info.name, partial(_messages, log, info.name, info.partitions)))
+            for info in log.topics()
+        ]
     if json:
         show.print_json(
             [

@@ -1,7 +1,9 @@
 """``streams run --workers N``: a supervisor of processes that share an app's groups.
 
-Promises: N workers run, each an interpreter of its own; one that dies is started again, after 1 s
-and then twice as long each time up to 30 s, from the beginning once it lived a minute. SIGINT or
+Promises: N workers run, each an interpreter of its own; one that dies is started again, at once if
+it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. What it owned
+goes to the others at once, where the log lets them take it. One whose name in its groups was taken
+by another process is not started again. SIGINT or
 SIGTERM is passed on and all workers may drain; a second signal ends everything at once. Workers
 whose app cannot be loaded, or that keep dying at their start, end the supervisor with one line.
 
@@ -12,21 +14,30 @@ its start: the worker writes a byte when the app is loaded, and drains when it r
 then the supervisor is gone, however it went. Workers have process groups of their own: Ctrl-C in a
 terminal reaches the supervisor alone, and the one signal it passes on is not their second.
 
-On Kafka's classic protocol workers are static members (KIP-345): a broker that sees an instance
-return within its session gives it back what it had, without a rebalance. For that an instance ID
-must be the same after a restart and unique in its group, so it is made of the host, the app, the
-worker's number, and a slot: the number of a lock file that a second supervisor of the same app on
-this machine finds taken. KIP-848 has no need of it, and the toolkit refuses it there.
+Workers are static members of their groups: one that is started again has back what it had. For
+that its name must be the same after a restart and unique in its groups, so it is made of the name
+that the app was given, or of the host's and the app's, and of the worker's number; a second
+supervisor of the same app on this machine finds a lock file taken and puts the number of its *slot*
+before. The files are in a folder that only this user can write to; where another user has taken its
+name, the slot is a random number. With KIP-848 there are no static members that can be restarted:
+workers are ordinary ones.
+
+The supervisor sees a worker die, so nobody need wait for its leases. It has no connection to the
+log, but the other workers have: it tells them which process has ended, in a line of its name and
+its life (the word that no other process of that name has), and they expel it. A worker says both
+behind the byte that says that the app is loaded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import errno
 import os
 import re
+import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -38,14 +49,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
-from streams.cli.failures import DONE, FAILED, INTERRUPTED, Misused, report
+from streams.cli.failures import DONE, FAILED, FENCED, INTERRUPTED, Misused, report
+from streams.errors import StreamsError
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 LOADED = b"+"
+_LINE = 4_096
 INSTANCE = "group.instance.id"
 NUMBER = "STREAMS_WORKER"
 """Where an app finds its worker's number, from 1, in the environment."""
@@ -56,19 +70,19 @@ class Patience:
     """How a supervisor bears the deaths of a worker; all times in seconds."""
 
     first: float = 1.0
-    """The wait before a worker is started again."""
+    """The wait before a worker is started again that did not live long."""
     longest: float = 30.0
     """The wait doubles up to this."""
-    steady: float = 60.0
-    """A worker that lived so long is waited for as at first."""
+    steady: float = 10.0
+    """A worker that lived so long is started again at once."""
     start: float = 10.0
     """A worker that dies sooner died at its start."""
     tries: int = 5
     """So many deaths at the start in a row, while no other worker lives on, are enough."""
 
     def delay(self, deaths: int) -> float:
-        """The wait after so many deaths in a row, at least one."""
-        return min(self.first * 2.0 ** min(deaths - 1, 32), self.longest)
+        """The wait after so many deaths in a row of workers that did not live long."""
+        return min(self.first * 2.0 ** min(deaths - 1, 32), self.longest) if deaths else 0.0
 
 
 # -- the supervisor -------------------------------------------------------------------------------
@@ -80,9 +94,11 @@ def supervise(
     url: str | None,
     level: str | None,
     http: tuple[str, int] | None = None,
+    member: str | None = None,
 ) -> int:
     """Run an app in so many workers until a signal; the exit status.
 
+    :param member: what their names in their groups begin with; the app's own if None.
     :param http: where the first serves its metrics; each other has the port after the one before.
     :raises Misused: there are not so many ports.
     """
@@ -96,9 +112,13 @@ def supervise(
     environment = dict(os.environ)
     if url:  # not an argument: others on the machine see those, and a URL may hold a password
         environment["STREAMS_URL"] = url
+    if member is not None:
+        command += ["--member", member]
     lock, slot = claim(target)
     try:
-        tags = [f"{slot}.{number}" for number in range(1, workers + 1)]
+        tags = [
+            str(number) if slot == 1 else f"{slot}.{number}" for number in range(1, workers + 1)
+        ]
         commands = [
             [*command, *_http(http, number), "--worker", tag] for number, tag in enumerate(tags)
         ]
@@ -118,23 +138,51 @@ def _http(place: tuple[str, int] | None, number: int) -> list[str]:
 def claim(target: str) -> tuple[int, int]:
     """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
 
-    It is held while the descriptor is open. Where files cannot be locked the slot is always 1.
+    It is held while the descriptor is open. Where files cannot be locked the slot is always 1. It
+    is a random one, which nobody else has, where there can be no folder of this user's own.
     """
     try:
         import fcntl
     except ImportError:
         return os.open(os.devnull, os.O_RDONLY), 1
-    folder = tempfile.gettempdir()
-    for slot in count(1):
-        path = os.path.join(folder, f"streams-{os.getuid()}-{_word(target)}-{slot}.lock")
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        else:
-            return lock, slot
+    path = os.path.join(tempfile.gettempdir(), f"streams-{os.geteuid()}")
+    try:
+        folder = _own_folder(path)
+    except OSError as error:
+        logger.warning(
+            "%s: %s: without it a restart of this command is a new member of its groups;"
+            " set TMPDIR to a folder that others cannot write to",
+            path, error.strerror,
+        )  # fmt: skip
+        return os.open(os.devnull, os.O_RDONLY), 1 + secrets.randbelow(1 << 48)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        for slot in count(1):
+            lock = os.open(f"{_word(target)}-{slot}.lock", flags, 0o600, dir_fd=folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return lock, slot
+    finally:
+        os.close(folder)
     raise AssertionError("unreachable: slots have no end")
+
+
+def _own_folder(path: str) -> int:
+    """A folder that nobody else can write to, made if there is none, as a descriptor.
+
+    :raises OSError: somebody else has made it, or opened it to others.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(folder)
+        raise PermissionError(errno.EPERM, "others can write to it")
+    return folder
 
 
 class Supervisor:
@@ -157,9 +205,11 @@ class Supervisor:
         self._environment = environment
         self._patience = patience
         self._alive: dict[int, tuple[Process, socket.socket, float]] = {}
+        self._said: dict[int, bytes] = {}
+        """What each worker has said since its start."""
         self._signal = signal.SIGTERM
         self._over = asyncio.Event()
-        self._failed = False
+        self._status = DONE
 
     async def run(self) -> int:
         """Until a signal, or until it is hopeless; the exit status."""
@@ -177,7 +227,7 @@ class Supervisor:
                 loop.remove_signal_handler(number)
             for process, *_ in self._alive.values():  # only after an error of our own
                 process.kill()
-        return FAILED if self._failed else DONE
+        return self._status
 
     def _told(self, number: signal.Signals) -> None:
         if not self._over.is_set():
@@ -211,6 +261,7 @@ class Supervisor:
                 process_group=0,
             )
         self._alive[number] = (process, ours, time.monotonic())
+        self._said[number] = b""
         logger.info("worker %d is process %d", number, process.pid)
         if self._over.is_set():  # told while it was being started
             with suppress(ProcessLookupError):
@@ -221,9 +272,23 @@ class Supervisor:
         """Wait until a worker has loaded the app; False if it ended instead."""
         ours = self._alive[number][1]
         try:
-            return await asyncio.get_running_loop().sock_recv(ours, 1) == LOADED
+            self._said[number] += await asyncio.get_running_loop().sock_recv(ours, _LINE)
         except OSError:
             return False
+        return self._said[number].startswith(LOADED)
+
+    def _bury(self, number: int) -> None:
+        """A worker's process has ended: tell the others, who give up its memberships."""
+        _, ours, _ = self._alive.pop(number)
+        said = self._said.pop(number)
+        with suppress(OSError):  # what it said last, if there is anything
+            said += ours.recv(_LINE)
+        ours.close()
+        line, newline, _ = said.removeprefix(LOADED).partition(b"\n")
+        if newline and line and not self._over.is_set():
+            for _, other, _ in self._alive.values():
+                with suppress(OSError):  # it is about to end, or does not read
+                    other.send(line + b"\n")
 
     def _refused(self, status: int) -> int:
         """The first worker could not load the app. What it said itself is not said again."""
@@ -240,29 +305,36 @@ class Supervisor:
         while True:
             if number not in self._alive:
                 await self._start(number)
-            process, ours, born = self._alive[number]
+            process, _, born = self._alive[number]
             status = await process.wait()
             life = time.monotonic() - born
-            ours.close()
-            del self._alive[number]
+            self._bury(number)
             if self._over.is_set():
                 # Whoever had no handler for the signal yet had nothing in flight either.
                 if status not in (DONE, -self._signal, INTERRUPTED):
                     logger.error("worker %d %s", number, _ending(status))
-                    self._failed = True
+                    self._status = self._status or FAILED
                 return
-            deaths = 1 if life >= patience.steady else deaths + 1
+            if status == FENCED:
+                logger.error(
+                    "worker %d: another process has taken its name in its groups; it is not "
+                    "started again", number,
+                )  # fmt: skip
+                self._status = FENCED
+                return
+            deaths = 0 if life >= patience.steady else deaths + 1
             early = early + 1 if life < patience.start else 0
             if early >= patience.tries and not self._anyone_lives_on():
                 report(
                     f"{self._name}: workers do not stay alive: one died {early} times in a row "
                     f"within {patience.start:g} s of its start, at last it {_ending(status)}"
                 )
-                self._failed = True
+                self._status = self._status or FAILED
                 self._stop(signal.SIGTERM)
                 return
             delay = patience.delay(deaths)
-            logger.warning("worker %d %s: again in %g s", number, _ending(status), delay)
+            when = f"again in {delay:g} s" if delay else "started again at once"
+            logger.warning("worker %d %s: %s", number, _ending(status), when)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._over.wait(), delay)
             if self._over.is_set():
@@ -288,7 +360,7 @@ def _ending(status: int) -> str:
 class Worker:
     """What a process that a supervisor started does beside running its app.
 
-    :param tag: ``slot.number``, the same after a restart.
+    :param tag: what tells it from the supervisor's other workers, the same after a restart.
     """
 
     def __init__(self, tag: str) -> None:
@@ -306,37 +378,46 @@ class Worker:
         """
         if app.url.lower().startswith("memory:"):
             raise Misused(f"{target}: memory:// is one process's own: --workers needs another log")
-        instance(app, f"{socket.gethostname()}-{target}", self._tag)
+        name(app, f"{socket.gethostname()}-{target}", self._tag)
+        line = f"{app.member} {app.life}\n".encode() if app.member else b""
         with suppress(OSError):  # it is gone: the thread will see
-            self._supervisor.sendall(LOADED)
-        threading.Thread(target=self._watch, name="streams-supervisor", daemon=True).start()
+            self._supervisor.sendall(LOADED + line)
+        threading.Thread(
+            target=self._watch, args=(app,), name="streams-supervisor", daemon=True
+        ).start()
 
-    def _watch(self) -> None:
-        with suppress(OSError):
-            self._supervisor.recv(1)
+    def _watch(self, app: Streams) -> None:
+        with suppress(OSError), self._supervisor.makefile("rb") as lines:
+            for line in lines:
+                member, _, life = line.decode().strip().partition(" ")
+                try:
+                    app.expel(member, life)
+                except StreamsError as error:
+                    logger.info("%s has ended, and what it had is waited for: %s", member, error)
         logger.warning("the supervisor is gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def instance(app: Streams, name: str, tag: str) -> None:
-    """Make the app's members static ones on Kafka's classic protocol.
+def name(app: Streams, default: str, tag: str) -> None:
+    """Give a worker's app a name in its groups: the app's own, or ``default``, and ``tag``.
 
-    The user's ``group.instance.id`` takes the place of ``name``; ``tag`` follows it, so that
-    workers differ. Nothing is done where two processors share a group, for their members would
-    share the ID as well, and two members with one ID throw each other out.
+    On Kafka the user's ``group.instance.id`` takes the place of a name; with KIP-848 there is none.
     """
-    from streams.log.url import _options
+    from streams.log.url import parse
 
-    url, config = app.url, app._config
-    if not url.lower().startswith(("kafka:", "kafka+ssl:")):
+    config = app._config
+    if app.member:
+        app._member = f"{app.member}-{tag}"
         return
-    given = {**_options(url, url.partition("?")[2]), **config}
-    if str(given.get("group.protocol", "classic")).lower() != "classic":
-        return
-    groups = [each.group for each in app.processors]
-    if len(set(groups)) < len(groups):
-        return
-    config[INSTANCE] = f"{_word(str(given.get(INSTANCE, name)))}-{tag}"
+    url = parse(app.url)
+    if url.scheme in ("kafka", "kafka+ssl"):
+        given = {**url.options, **config}
+        if str(given.get("group.protocol", "classic")).lower() != "classic":
+            return
+        if INSTANCE in given:
+            config[INSTANCE] = f"{_word(str(given[INSTANCE]))}-{tag}"
+            return
+    app._member = f"{_word(default)[-180:]}-{tag}"
 
 
 def _word(text: str) -> str:

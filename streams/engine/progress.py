@@ -38,6 +38,8 @@ Range = tuple[int, int]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _DIGIT = {letter: digit for digit, letter in enumerate(_LETTERS)}
 _LOW = (1 << 64) - 1
+_LONGEST = 13
+"""Letters of the longest number: half an offset."""
 _FLIP = bytes([1, 0]) + bytes(254)
 
 
@@ -82,25 +84,33 @@ class _Scanner:
         return self.at < len(self.text)
 
     def number(self) -> int:
-        value = shift = 0
-        while True:
+        value = 0
+        for place in range(_LONGEST):
             if self.at >= len(self.text):
                 raise ValueError("progress ends inside a number")
             digit = _DIGIT.get(self.text[self.at])
             if digit is None:
                 raise ValueError(f"progress has {self.text[self.at]!r} in a number")
             self.at += 1
-            value |= (digit & 31) << shift
+            value |= (digit & 31) << 5 * place
             if digit < 32:
+                if value > _LOW or (place and not digit):
+                    break
                 return value
-            shift += 5
+        raise ValueError("progress has a number that is too large, or longer than need be")
 
     def step(self, previous: int) -> int:
         if self.text.startswith("~", self.at):
             self.at += 1
-            high = (previous >> 64) + self.number()
+            more = self.number()
+            high = (previous >> 64) + more
+            if not more or high > 1 << 64:
+                raise ValueError("progress has an offset that no log has")
             return (high << 64) | self.number()
-        return previous + self.number()
+        offset = previous + self.number()
+        if offset >> 64 != previous >> 64:
+            raise ValueError("progress has an offset that no log has")
+        return offset
 
 
 def encode(position: int, floor: int, settled: Sequence[Range], limit: int = LIMIT) -> Snapshot:
@@ -169,7 +179,14 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
             end = len(bits)
         settled.append((position + start, position + end))
         start = bits.find("1", end)
+    if settled and settled[-1][1] >> 64 != position >> 64:
+        raise ValueError("progress has an offset that no log has")
     return floor, settled
+
+
+def cut(settled: Sequence[Range], end: int) -> list[Range]:
+    """A settled set without what lies at or behind ``end``."""
+    return [(low, min(high, end)) for low, high in settled if low < end]
 
 
 # -- the bytes -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streams.config import Retry
-from streams.errors import Reject, RetryAfter
+from streams.errors import Reject, RetryAfter, config_error
 
 
 def again(policy: Retry, attempt: int, error: BaseException, random: float) -> float | None:
@@ -13,6 +13,8 @@ def again(policy: Retry, attempt: int, error: BaseException, random: float) -> f
     a number in [0, 1).
     """
     if isinstance(error, Reject) or attempt >= policy.attempts or isinstance(error, policy.never):
+        return None
+    if config_error(error) is not None:
         return None
     if isinstance(error, RetryAfter):
         return error.seconds

@@ -10,7 +10,8 @@ Promises
 * **sticky**: who owns a partition keeps it as far as that evenness allows.
 * **deterministic**: the same input gives the same answer in every member, on every machine, so
   nobody has to be elected leader.
-* **one owner**: under clocks that run at the same rate, no two members hold a partition at once.
+* **one owner**: under clocks that run at the same rate, no two members hold a partition at once;
+  what any clock *shows* does not matter.
 
 Theory of operation
 -------------------
@@ -26,6 +27,14 @@ says about *itself*:
   race simply plans again.
 * ``renew``: mine, and stays mine.
 
+Whether a lease or a member's row has expired is never read from a clock that somebody can set: a
+stored time would be compared with a clock that may have been stepped since, so that leases would
+be held for ever or taken too early. Either the time line is one that nobody can set (the monotonic
+clock that the processes of one machine share), or the observer finds it out by itself
+(:class:`Watch`): a row that stood unchanged for its whole length, on the observer's own monotonic
+clock, is over, as its owner would have changed it by confirming it. Then it is taken by
+compare-and-set.
+
 Nobody ever takes from a living owner, so a rebalance is cooperative: what does not move is never
 interrupted (KIP-429 does the same for Kafka's classic protocol). As every step brings ownership
 nearer to one and the same target, members that act in any order and on old snapshots converge.
@@ -39,6 +48,11 @@ process can wake up at any later time, each taking raises the lease's *epoch* by
 names owner and epoch: an older one is refused. An owner that comes back to find its expired lease
 untouched still is the owner, under the same epoch.
 
+A *static* member has a name that outlives its process. Whoever joins under that name is its
+successor and inherits what the predecessor had at once: the leases count as the successor's own,
+which takes each of them anew, under the next epoch (``held`` of :func:`plan` says which it has
+taken already).
+
 The assignment itself is a semi-matching of partitions to members, worked out in *numbers* of
 partitions by member and topic: from what is owned now, count the unowned to the least loaded, then
 move one after the other along a shortest path from a member to one that has at least two fewer;
@@ -50,7 +64,7 @@ keeps its own up to its number, and what is over fills the others up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,6 +88,10 @@ class Lease(NamedTuple):
     epoch: int
     expires: float
 
+
+LONGEST = 3600.0
+"""Seconds that a lease may last at most. A stored length beyond it is damage: such a row is not
+waited for longer than the observer's own lease lasts."""
 
 NEVER = float("inf")
 
@@ -111,12 +129,65 @@ class Terms:
 TERMS = Terms()
 
 
+class Watch:
+    """How long the rows of a log have stood unchanged, on one observer's own monotonic clock.
+
+    ``look`` whenever the rows have been read, then ask of each row how much of its length is
+    ``left``. Only time in which the log answered is counted: between two looks at most ``gap``
+    seconds. While nobody is answered, no owner can confirm its lease either, so a log that stood
+    still, or an observer that did, must not be taken for the death of all others. The time that is
+    counted never runs ahead of the clock, so nothing is ever over too early.
+
+    :param gap: less than a lease by more than the time between two heartbeats, so that an owner
+        has its turn before anybody else when the log answers again.
+    """
+
+    def __init__(self, gap: float) -> None:
+        self._gap = gap
+        self._last: float | None = None
+        self._counted = 0.0
+        self._seen: dict[Hashable, tuple[Hashable, float]] = {}
+
+    def look(self, now: float) -> None:
+        """The rows have been read; ``now`` is the time *after* the answer."""
+        if self._last is not None:
+            self._counted += min(max(0.0, now - self._last), self._gap)
+        self._last = now
+
+    def left(self, row: Hashable, mark: Hashable, length: float) -> float:
+        """Seconds until this row may be taken for over; 0: it is.
+
+        :param row: which one it is.
+        :param mark: what changes whenever its owner confirms it.
+        :param length: how long the owner counts on it after it was confirmed, in seconds.
+        """
+        seen = self._seen.get(row)
+        if seen is None or seen[0] != mark:
+            self._seen[row] = mark, self._counted
+            return length
+        return max(0.0, length - (self._counted - seen[1]))
+
+    def keep(self, rows: Collection[Hashable]) -> None:
+        """Forget all rows but these."""
+        for row in [row for row in self._seen if row not in rows]:
+            del self._seen[row]
+
+
+def length(seconds: float | None, own: float) -> float:
+    """How long to wait for a row whose owner has stored that it lasts so many seconds.
+
+    :param own: the observer's own lease, for a length that makes no sense.
+    """
+    return seconds if seconds is not None and 0 < seconds <= LONGEST else own
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one member should do now about each partition it has or should have."""
 
     release: tuple[Part, ...] = ()
-    """Mine, to go elsewhere: drain, commit, then release. Renew them until then."""
+    """Mine, to go elsewhere: drain, commit, then release. Renew them until then. (What only bears
+    my name, because I inherited it, needs no draining.)"""
     acquire: Mapping[Part, int] = field(default_factory=dict)
     """Mine to take now: partition to the epoch to write, if the stored one is still one less."""
     renew: tuple[Part, ...] = ()
@@ -132,6 +203,7 @@ def plan(
     members: Iterable[Member],
     partitions: Mapping[str, int],
     leases: Mapping[Part, Lease],
+    held: Collection[Part] | None = None,
 ) -> Plan:
     """What member ``me`` should do, from one consistent snapshot taken at ``now``.
 
@@ -139,6 +211,9 @@ def plan(
         row's expiry says: it is the one asking).
     :param partitions: how many partitions each topic has; at least the topics of ``members``.
     :param leases: the leases of the group; a partition that is absent was never owned.
+    :param held: of the leases that name ``me``, those that this member has taken itself; None:
+        all. The others are a predecessor's of the same name, or were taken by a request whose
+        answer was lost. They count as mine and are to be taken again, under the next epoch.
     """
     everyone = list(members)
     alive = {row.id: row.topics for row in everyone if row.expires > now or row.id == me}
@@ -155,8 +230,14 @@ def plan(
     others = (row.expires for row in everyone if row.id in alive and row.id != me)
     again = min(others, default=NEVER)
     for part, owner in owners.items():
-        if owner == me:
-            (renew if wanted.get(part) == me else release).append(part)
+        if owner != me:
+            continue
+        if wanted.get(part) != me:
+            release.append(part)
+        elif held is None or part in held:
+            renew.append(part)
+        else:
+            acquire[part] = leases[part].epoch + 1
     for part, owner in wanted.items():
         lease = leases.get(part, FREE)
         if owner != me or lease.owner == me:

@@ -38,6 +38,25 @@ def check_group(name: str) -> str:
     return name
 
 
+_MEMBER = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
+
+
+def check_member(name: str) -> str:
+    """The name, if a static member may have it (Kafka's rule for ``group.instance.id``, and short
+    enough that a processor's or a worker's number fits behind it).
+
+    :raises ConfigError: otherwise.
+    """
+    if not isinstance(name, str) or not _MEMBER.match(name) or name in (".", ".."):
+        raise ConfigError(f"member name {name!r}: use 1 to 200 letters, digits, '.', '_' or '-'")
+    return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a topic or a group may have this name."""
+    return _NAME.match(name) is not None
+
+
 def place(key: bytes | None, id: str, partitions: int) -> int:
     """The partition of a key on the logs that are ours (Kafka has murmur2).
 

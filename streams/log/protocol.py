@@ -51,6 +51,8 @@ class Capabilities:
     """A missing topic is created (with one partition unless said otherwise) when declared."""
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
+    commits: float = 0.025
+    """Seconds between two submits of a member's positions that the log bears, at least."""
     portion: int = 1_000
     """Messages to be polled at once, at most, by the thread that handles them, where Python's
     cyclic garbage collector is called as often as it is by default."""
@@ -120,6 +122,22 @@ class Commit(NamedTuple):
     version: int
 
 
+class Static(NamedTuple):
+    """A member with a name of its own, by which its group knows it again after a restart.
+
+    Whoever joins under the name takes over what the member before had, at once, and that one is
+    fenced: its commits are refused, and its next poll raises
+    :class:`~streams.errors.MemberFenced`.
+    """
+
+    name: str
+    life: str
+    """Which process has the name, as a word that no other process has."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.life}"
+
+
 class MemberInfo(NamedTuple):
     """A running member of a group."""
 
@@ -147,7 +165,16 @@ class Assignment:
     Compared by identity: the same partition coming back is another assignment.
     """
 
-    __slots__ = ("committed", "epoch", "partition", "position", "state", "topic", "valid_until")
+    __slots__ = (
+        "beyond",
+        "committed",
+        "epoch",
+        "partition",
+        "position",
+        "state",
+        "topic",
+        "valid_until",
+    )
 
     def __init__(
         self,
@@ -162,6 +189,9 @@ class Assignment:
         self.epoch = epoch
         self.committed = committed
         """What the group had stored when this assignment began."""
+        self.beyond: int | None = None
+        """What was stored until then, where that lies beyond the log's end and the log itself put
+        ``committed`` in its place."""
         self.position: int = committed.position if committed else 0
         """Where reading starts; the listener sets it before ``assigned`` returns."""
         self.valid_until = valid_until
@@ -193,6 +223,10 @@ class Listener(Protocol):
         ...
 
 
+Answered = Callable[[bool], None]
+"""Told once whether the places that were submitted are stored."""
+
+
 class Subscription(Protocol):
     """A member of a group, reading the partitions it owns. Used by one thread at a time."""
 
@@ -216,12 +250,33 @@ class Subscription(Protocol):
         """
         ...
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places as :meth:`commit` does, but let it cost little: so that they survive
+        the end of this process, not of the machine, and without waiting where the log can say
+        later what became of it.
+
+        ``answered`` is called once, inside of this call or of a later one of ``poll`` or
+        ``commit``; nothing else is submitted before. False: they were not accepted.
+
+        :raises Unavailable: nothing is known to be stored; ``answered`` was not called.
+        """
+        ...
+
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed; they stay owned."""
         ...
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again, from behind the last message delivered."""
+        ...
+
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, committed or not, and have the partitions assigned anew by a later poll,
+        to this member or another, at the group's stored places. The listener has let go of them
+        by itself and is not told so; those that are not owned any more are passed over.
+
+        :raises Unavailable: the log cannot be reached; those that were not given up stay owned.
+        """
         ...
 
     def keep_alive(self) -> None:
@@ -350,6 +405,11 @@ class Log(Protocol):
         """First position that can be read, and the one the next message will get or exceed."""
         ...
 
+    def end(self, topic: str, partition: int) -> int:
+        """Where the log ends, be it readable now or not: a position beyond it is none of this
+        log."""
+        ...
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         ...
@@ -413,9 +473,21 @@ class Log(Protocol):
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> Subscription:
         """Join a group. ``flow`` sizes the driver's own prefetch; ``window`` is how many messages
-        below the group's position must not be trimmed."""
+        below the group's position must not be trimmed; ``member`` makes it a static member.
+
+        :raises ConfigError: there are no static members here, as the log is configured.
+        """
+        ...
+
+    def expel(self, group: str, member: Static) -> None:
+        """Give up the membership of a process that has certainly ended, so that the others have
+        its partitions at once. Does nothing where it is no member any more, where another process
+        has its name by now, and where the log lets nobody do it (Kafka: there the member's name is
+        what brings its partitions back, at its restart).
+        """
         ...
 
     # -- the rest
@@ -455,3 +527,5 @@ class Opened:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Driver settings, passed through."""
     clock: Any = None
+    member: str = ""
+    """The name under which the app's processors join their groups; empty: they are not static."""

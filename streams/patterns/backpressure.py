@@ -22,8 +22,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
-from streams.errors import ConfigError, StreamsError
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.errors import ConfigError, InvalidValue, StreamsError
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["BackpressureController", "NotAcquired"]
 
@@ -88,10 +89,10 @@ class BackpressureController:
         Cancelled, it holds none. For a limit to the wait, put ``asyncio.timeout`` around it.
 
         :param size: bytes, or whatever ``max_bytes`` counts.
-        :raises ConfigError: ``size`` cannot be.
+        :raises InvalidValue: ``size`` cannot be.
         """
         if not _is_whole(size, 0):
-            raise ConfigError(f"acquire(size={size!r}): a whole number, not negative")
+            raise InvalidValue(f"acquire(size={size!r}): a whole number, not negative")
         loop = self._here()
         if not self._line and self._fits(size):
             self._take(size)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -31,17 +30,18 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.errors import ConfigError, Reject
+from streams.errors import ConfigError, InvalidValue, Reject, config_error
 from streams.letters import words
 from streams.message import CORRELATION
 from streams.patterns.bus import Durable, Event, EventBus, Subscription
 from streams.patterns.bus.calling import check_handler, name_of
 from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
 from streams.reading import When
+from streams.text import get_logger
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
 
-logger = logging.getLogger("streams.choreography")
+logger = get_logger("streams.choreography")
 
 STEP = "saga_step"
 STATUS = "saga_status"
@@ -107,7 +107,9 @@ class ChoreographySaga:
         if not isinstance(bus, EventBus):
             raise ConfigError(f"ChoreographySaga({bus!r}, ...): an EventBus is needed")
         if saga_id is not None and not (isinstance(saga_id, str) and saga_id):
-            raise ConfigError(f"ChoreographySaga(..., {saga_id!r}): the saga's ID, a non-empty str")
+            raise InvalidValue(
+                f"ChoreographySaga(..., {saga_id!r}): the saga's ID, a non-empty str"
+            )
         self.bus = bus
         self.saga_id = saga_id if saga_id is not None else str(uuid7())
 
@@ -229,6 +231,8 @@ class Step:
         except Exception as error:
             if self._on_failure is None or not self._final(error, event):
                 raise
+            if config_error(error) is not None:
+                raise  # the step cannot work, whatever the event: it did not fail over this one
             logger.warning(
                 "saga %s: step %s failed over %r: %r", heard.saga_id, self.name, event, error
             )

@@ -2,7 +2,7 @@
 
 A plain function runs in a worker thread, as plain handlers do, so that it never holds up the loop.
 No thread can be interrupted: whoever runs one waits for its end, also when cancelled meanwhile, and
-is cancelled then (:func:`to_the_end`), so that nothing is given free that is still in use.
+is cancelled then (:mod:`streams.shielding`), so that nothing is given free that is still in use.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from streams.errors import ConfigError
-
-R = TypeVar("R")
 
 
 def check(operation: object, what: str) -> None:
@@ -50,19 +48,3 @@ async def call(operation: Callable[..., Any], *args: Any) -> Any:
     else:
         result = operation(*args)
     return await result if inspect.isawaitable(result) else result
-
-
-async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
-    """Await ``work``, and let it end before a cancellation is passed on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled():
-        task.exception()  # looked at: the cancellation is what the caller gets
-    raise cancelled

@@ -17,16 +17,14 @@ There are no priorities: a log cannot keep them honestly.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from streams.app import to_the_end
 from streams.config import DeadLetters, Flow, Retry
-from streams.errors import ConfigError, NotRunning
+from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.message import Message
@@ -34,6 +32,8 @@ from streams.patterns.delay.delays import Delay, Door, due_at
 from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
+from streams.shielding import in_thread, to_the_end
+from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 SPREAD = 8
 """Partitions of a queue that is created, where nobody said how many: so many consumers can share
@@ -84,6 +84,7 @@ class ConsumerConfig:
     :param never: exception types that no retry would help.
     :param timeout: seconds one call of an async handler may take.
     :param drain: seconds that :meth:`MessageConsumer.stop` leaves to what is in flight.
+    :param commit: seconds between two commits, at most: see :class:`streams.Flow`.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -95,6 +96,7 @@ class ConsumerConfig:
     never: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
     drain: float = 30.0
+    commit: float = 1.0
     retry: Retry = field(init=False, repr=False)
     dead_letters: DeadLetters = field(init=False, repr=False)
     flow: Flow = field(init=False, repr=False)
@@ -104,8 +106,11 @@ class ConsumerConfig:
             count: Any = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise ConfigError(f"ConsumerConfig({name}={count!r}): a whole number from {least}")
-        for name in ("retry_delay", "retry_cap", "drain", "timeout"):
-            _check_seconds(name, getattr(self, name), optional=name == "timeout")
+        for name in ("retry_delay", "retry_cap", "drain"):
+            _check_seconds(name, getattr(self, name))
+        _check_seconds("commit", self.commit, positive=True)
+        if self.timeout is not None:
+            _check_seconds("timeout", self.timeout, positive=True)
         letters = DeadLetters()
         if self.dead_letter_queue is not None:
             name = check_topic(self.dead_letter_queue)
@@ -119,19 +124,14 @@ class ConsumerConfig:
         )
         object.__setattr__(self, "retry", retry)
         object.__setattr__(self, "dead_letters", letters)
-        object.__setattr__(self, "flow", Flow(drain=self.drain))
+        object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
 
 
-def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
-    """An optional time is a limit, which cannot be 0."""
-    if value is None:
-        fine = optional
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fine = number and (value > 0 or (value == 0 and not optional))
-    if fine:
+def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (value > 0 or (value == 0 and not positive)):
         return
-    least = "more than 0" if optional else "not negative"
+    least = "more than 0" if positive else "not negative"
     raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 
@@ -204,10 +204,11 @@ class MessageQueue:
             its place in that order when it is due.
         :param delay: it is not handled before so many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
+        :raises InvalidValue: no queue can have this name, or the delay means nothing.
         :raises EncodeError: the data do not fit the queue's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        topic = self.topic(queue)
+        topic = self._named(queue)
         await self._prepared(queue)
         now = self._app.clock.time()
         due = None if delay is None else due_at(now, delay, None)
@@ -225,7 +226,7 @@ class MessageQueue:
 
         A running consumer of the queue answers.
         """
-        self.topic(queue)
+        self._named(queue)
         await self._prepared(queue)
         return await self._door.cancel(delay_topic(queue, queue), _count_of(queue), id, within)
 
@@ -243,11 +244,20 @@ class MessageQueue:
             consumer._starting.add_done_callback(consumer._told)
         return consumer
 
+    def _named(self, queue: str) -> Topic[Any]:
+        """The topic of a queue whose name may have come with a message."""
+        if queue not in self._topics:
+            try:
+                check_group(queue)
+            except ConfigError as error:
+                raise InvalidValue(str(error)) from None
+        return self.topic(queue)
+
     async def _prepared(self, queue: str) -> None:
         """The queue is there, with its partitions."""
         ready = self._ready.setdefault(self._app.log, set())
         if queue not in ready:
-            await to_the_end(asyncio.to_thread(self._app._prepare_topics))
+            await in_thread(self._app._prepare_topics)
             ready.add(queue)
 
 
@@ -290,7 +300,7 @@ class MessageConsumer:
         :raises LogError: the log refuses.
         """
         if not self._app._processing:
-            raise NotRunning(
+            raise self._app._not_running(
                 "the app does not run: start a consumer inside `async with app:`, or declare it "
                 "before with queue.subscribe(...)"
             )

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from streams.config import Dedup
 from streams.engine.window import PROCESS
 from streams.errors import LogError, OutcomeUnknown, Unavailable
-from streams.log.protocol import Log
+from streams.log.protocol import Log, Reader
 from streams.message import ID, Batch, Position, Record, text
 from streams.reading import _Lane, _merge
 from streams.replay.handling import Handling
 from streams.replay.pace import Pace
 from streams.replay.result import KEPT, Failure, ReplayFailed, ReplayResult
+from streams.shielding import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -50,12 +51,19 @@ class Row:
         return Record(batch.values[index], batch.keys[index], batch.id(index), headers)
 
 
+JUMPS = 16
+"""Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
+each."""
+
+
 class Rows:
     """The messages of a range as they stand, partitions merged by the log's time.
 
     Iterate once, in any one thread at a time; then close it.
 
     :param key: messages of this key only.
+    :param without: by partition, ranges of offsets that need not be read, ascending. They are
+        passed over where that saves more than it costs, so some of them may come all the same.
     """
 
     def __init__(
@@ -65,13 +73,14 @@ class Rows:
         ranges: Mapping[int, tuple[int, int]],
         *,
         key: bytes | None = None,
+        without: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self._key = key
-        self._lanes = [
-            _Lane(log.reader(topic, partition, low, high))
-            for partition, (low, high) in ranges.items()
-            if low < high
-        ]
+        self._lanes: list[_Lane] = []
+        for partition, (low, high) in ranges.items():
+            left = _without(low, high, (without or {}).get(partition, ()))
+            if left:
+                self._lanes.append(_Lane(_Pieces(log, topic, partition, left)))
         self._merged = _merge(self._lanes)
         self.scanned = 0
         """Messages looked at."""
@@ -99,6 +108,44 @@ class Rows:
             lane.close()
 
 
+class _Pieces:
+    """Reads several ranges of a partition, one after the other (a :class:`Reader`)."""
+
+    def __init__(
+        self, log: Log, topic: str, partition: int, ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        self._log = log
+        self._topic = topic
+        self._partition = partition
+        self._left = list(reversed(ranges))
+        self._reader = self._next()
+
+    def _next(self) -> Reader:
+        return self._log.reader(self._topic, self._partition, *self._left.pop())
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages of the range at hand, or of the next one."""
+        while (batch := self._reader.read(limit, timeout)) is None and self._left:
+            self._reader.close()
+            self._reader = self._next()
+        return batch
+
+    def close(self) -> None:
+        """Give back what reading holds."""
+        self._reader.close()
+
+
+def _without(low: int, high: int, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a range without the widest of these others."""
+    widest = sorted(sorted(ranges, key=lambda each: each[0] - each[1])[:JUMPS])
+    left: list[tuple[int, int]] = []
+    for start, end in widest:
+        if low < min(start, high):
+            left.append((low, min(start, high)))
+        low = max(low, end)
+    return [*left, (low, high)] if low < high else left
+
+
 async def copy(
     app: Streams,
     topic: str,
@@ -114,12 +161,18 @@ async def copy(
     :raises ReplayFailed: a message was refused, and ``how.skip`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
-    rows = await asyncio.to_thread(Rows, app.log, topic, ranges, key=key)
+    opening = asyncio.ensure_future(asyncio.to_thread(Rows, app.log, topic, ranges, key=key))
+    try:
+        rows = await to_the_end(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            await in_thread(opening.result().close)
+        raise
     copying = _Copying(app, target, rows, how, total, {p: low for p, (low, _) in ranges.items()})
     try:
         await copying.run()
     finally:
-        await asyncio.to_thread(rows.close)
+        await in_thread(rows.close)
     return copying.result()
 
 
@@ -174,7 +227,7 @@ class _Copying:
                     self._how.progress(self.result())
         finally:
             # The thread that reads is let finish, so that nobody closes the rows under it.
-            await asyncio.wait([coming])
+            await to_the_end(asyncio.wait([coming]))
             if self._how.progress is not None:
                 self._how.progress(self.result())
 
@@ -183,7 +236,7 @@ class _Copying:
         if room <= 0:
             await asyncio.sleep(self._pace.delay())
             room = max(1, self._pace.room(CHUNK))
-        rows = await asyncio.to_thread(self._rows.chunk, room)
+        rows = await in_thread(self._rows.chunk, room)
         self._pace.spend(len(rows))
         self._read += len(rows)
         return rows

@@ -23,6 +23,7 @@ from streams.runners.base import Runner
 from streams.runners.job import Job
 from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
+from streams.shielding import to_the_end
 from streams.topic import Source
 
 if TYPE_CHECKING:
@@ -211,9 +212,10 @@ async def handle(
                 how.progress(result())
             await asyncio.wait([waiting], timeout=LOOK)
     finally:
-        # Cancelled: what runs is finished, up to the processor's drain deadline.
+        # Cancelled: what runs is finished, up to the processor's drain deadline; cancelled again,
+        # handlers are not waited for.
         pump.stop()
-        await waiting
+        await to_the_end(waiting, runner.hurry)
         await runner.gone()
         if how.progress is not None:
             how.progress(result())

@@ -17,7 +17,16 @@ from heapq import heapify, heapreplace
 from typing import Any, NoReturn, cast
 
 from streams.errors import ConfigError
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Log,
+    Reader,
+    Subscription,
+)
 from streams.message import Batch
 from streams.replay.pace import Pace
 
@@ -142,6 +151,11 @@ class RangeFeed:
         for commit in commits:
             self.positions[commit.assignment.partition] = commit.position
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Remember where to go on."""
+        self.commit(commits)
+        answered(True)
+
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Give out nothing of these until resumed."""
         self._paused.update(each.partition for each in assignments)
@@ -151,6 +165,10 @@ class RangeFeed:
         """Go on with these."""
         self._paused.difference_update(each.partition for each in assignments)
         self._heap = None
+
+    def restart(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
 
     def keep_alive(self) -> None:
         """Nothing expires here."""
@@ -239,7 +257,7 @@ class _Part:
 
 def _select(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch as a batch of their own."""
-    ids = batch.ids
+    ids, why = batch.ids, batch.unreadable
     return Batch(
         batch.topic,
         batch.partition,
@@ -249,6 +267,7 @@ def _select(batch: Batch, rows: Sequence[int]) -> Batch:
         [ids[row] for row in rows],
         [batch.headers(row) for row in rows],
         [batch.time(row) for row in rows],
+        unreadable={at: why[row] for at, row in enumerate(rows) if row in why} if why else why,
     )
 
 

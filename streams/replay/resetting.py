@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.engine.progress import decode, encode
-from streams.errors import ConfigError, NotFound
+from streams.errors import InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.reading import When, one_partition, resolve
 from streams.replay.result import count
@@ -52,7 +52,7 @@ async def reset(
     :param dry_run: change nothing, say what would be.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupLive: the group has running members, and ``force`` is not set.
-    :raises ConfigError: ``to`` means nothing here.
+    :raises InvalidValue: ``to`` means nothing here.
     """
     name = topic if isinstance(topic, str) else topic.name
 
@@ -77,7 +77,7 @@ def plan(
     """What a reset would do.
 
     :raises NotFound: there is no such group, topic or partition.
-    :raises ConfigError: ``to`` means nothing here.
+    :raises InvalidValue: ``to`` means nothing here.
     """
     partitions = log.topic(topic).partitions
     positions = log.group(group).positions
@@ -102,13 +102,13 @@ def _target(
     first, end = log.bounds(topic, partition)
     if isinstance(when, int) and not isinstance(when, bool) and when < 0:
         if held is None:
-            raise ConfigError(
+            raise InvalidValue(
                 f"to={when}: the group has no position in {topic}/{partition} to go back from"
             )
         return max(first, log.back(topic, partition, held.position, -when))
     found = resolve(log, topic, partition, when, option="to", now=now)
     if found > end:
-        raise ConfigError(
+        raise InvalidValue(
             f"to={log.show(found)}: {topic}/{partition} ends at {log.show(end)}, "
             "nothing stands there yet"
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from streams.errors import StreamsError
 from streams.log.protocol import Log
 from streams.message import Position
+from streams.text import words
 
 KEPT = 100
 """Failures kept with their errors; more are only counted."""
@@ -26,7 +27,8 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         key = f", key {self.key!r}" if self.key is not None else ""
-        return f"{self.position} (ID {self.id!r}{key}): {type(self.error).__name__}: {self.error}"
+        what = f"{type(self.error).__name__}: {words(self.error)}"
+        return f"{self.position} (ID {self.id!r}{key}): {what}"
 
 
 @dataclass(frozen=True, slots=True)

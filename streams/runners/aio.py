@@ -95,7 +95,6 @@ class LoopRunner(Runner):
         self._straight: Straight | None = None
         self._active = -1
         """The task whose slice of the loop this is: another one begins its own; -1: nobody's."""
-        self._halted = False
         self._closed = False
         self._lean = (
             job.filter is None
@@ -138,7 +137,7 @@ class LoopRunner(Runner):
             self._interrupt()
             action()
         except BaseException as error:
-            self._die(error)
+            self.die(error)
         self._wake_one()
         self._tell()
 
@@ -264,11 +263,6 @@ class LoopRunner(Runner):
             with self._calm:
                 self._calm.notify_all()
 
-    def _die(self, error: BaseException) -> None:
-        self.fatal = self.fatal or error
-        self._halted = True
-        self.dispatcher.refill()
-
     # -- time
 
     def _arm(self, when: float) -> None:
@@ -340,11 +334,11 @@ class LoopRunner(Runner):
                 await self._batches(slot, self.job.batch)
         except asyncio.CancelledError:
             if not self._closed:
-                self._die(asyncio.CancelledError("a runner's task was cancelled from outside"))
+                self.die(asyncio.CancelledError("a runner's task was cancelled from outside"))
                 raise
         except BaseException as error:
             # A bug of ours, or SystemExit and the like from a handler: never silently.
-            self._die(error)
+            self.die(error)
         finally:
             self._busy[slot] = None
             self._tell()

@@ -8,7 +8,6 @@ with a callback, and until it comes the message's lane stays busy and the messag
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,15 @@ from typing import Any
 from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
 from streams.engine.retry import again
-from streams.errors import BatchError, Fenced, LogError, Unavailable
+from streams.errors import BatchError, Fenced, LogError, Unavailable, config_error
 from streams.message import Message, deliver
-from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable
+from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable, check_headers
 from streams.runners.joint import Joint
 from streams.runners.lead import Lead
 from streams.runners.timing import Timing
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 
 class MovedOn(Fenced):
@@ -74,6 +74,8 @@ class Runner(ABC):
         """What ended this runner, other than being stopped."""
         self.sending = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
+        self._halted = False
+        """No further handler is started."""
         self.hurried = False
         """Nobody waits for handlers any more."""
         self.timing: Timing | None = None
@@ -141,6 +143,13 @@ class Runner(ABC):
         """On the app's loop, after :meth:`close`: wait a moment for what lives there to end."""
         await asyncio.sleep(0)
 
+    def die(self, error: BaseException) -> None:
+        """End the processor with this error (where the dispatcher may be touched). Nothing more is
+        started; the pump sees it and commits what is settled."""
+        self.fatal = self.fatal or error
+        self._halted = True
+        self.dispatcher.refill()
+
     def hurry(self) -> None:
         """Whoever waits in :meth:`calm` waits no more (any thread)."""
         self.hurried = True
@@ -187,7 +196,10 @@ class Runner(ABC):
                 return segment.decode(segment.values[index])
             except Exception:  # noqa: S110 - the careful way says what is wrong
                 pass
-        return self.job.decodings[segment.batch.topic].one(segment.batch, index)
+        batch = segment.batch
+        if batch.unreadable:
+            check_headers(batch, index)
+        return self.job.decodings[batch.topic].one(batch, index)
 
     def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
         """The message around a decoded value."""
@@ -331,6 +343,8 @@ class Runner(ABC):
             logger.warning("%s: rolled back %s: %s", self.job.name, where(work), error)
             self.dispatcher.later(work, self._now() + POSTPONED)
             return
+        if self._stopped([work], {0: error}):
+            return
         if self._late(work) is not None:
             self._settle_batch([work], {0: error}, ())
             return
@@ -343,10 +357,29 @@ class Runner(ABC):
         else:
             self.bury(burial)
 
+    def _stopped(self, works: Sequence[Work], errors: Mapping[int, BaseException]) -> bool:
+        """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is
+        the program that is wrong, not the message. Messages that failed stay unsettled."""
+        wrong = ((at, found) for at, each in errors.items() if (found := config_error(each)))
+        index, found = next(wrong, (-1, None))
+        if found is None:
+            return False
+        logger.error(
+            "%s: stopped, as no message can be handled like this; %s stays unsettled: %s",
+            self.job.name, where(works[index]), found, exc_info=found,
+        )  # fmt: skip
+        self.die(found)
+        self.dispatcher.done_batch([work for at, work in enumerate(works) if at not in errors])
+        for at in sorted(errors, reverse=True):
+            self.dispatcher.abandon(works[at])
+        return True
+
     def batch_failed(self, works: Sequence[Work], error: BaseException) -> None:
         """The batch handler raised over all of these."""
         if isinstance(error, MovedOn):
             self.dispatcher.split(works)
+            return
+        if self._stopped(works, dict.fromkeys(range(len(works)), error)):
             return
         if isinstance(error, BatchError) and self.job.results is not None and len(works) > 1:
             self.dispatcher.split(works)  # what the others would have returned is not known
@@ -369,6 +402,8 @@ class Runner(ABC):
     def batch_ended(self, works: Sequence[Work], outcome: BatchOutcome) -> None:
         """The batch handler returned or raised, over those messages that were for it."""
         failure = outcome.failure
+        if failure is not None and self._stopped(works, dict.fromkeys(range(len(works)), failure)):
+            return
         if isinstance(failure, BatchError) and failure.results is not None:
             outcome.result = list(failure.results)
         elif failure is not None and len(outcome.chosen) == len(works):
@@ -434,6 +469,8 @@ class Runner(ABC):
                 self.settle(works[0])
             else:
                 self.dispatcher.done_batch(works)
+            return
+        if self._stopped(works, errors):
             return
         late = self._late(works[0])
         if late is not None:
@@ -504,6 +541,8 @@ class Runner(ABC):
 
     def poison(self, work: Work, error: BaseException) -> None:
         """The message cannot be decoded: no attempt will change that."""
+        if self._stopped([work], {0: error}):
+            return
         burial = self.dispatcher.condemned(work, error)
         self.bury(burial)
 

@@ -10,7 +10,8 @@ from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.log.protocol import Assignment, Log
+from streams.errors import UnreadableHeaders
+from streams.log.protocol import Assignment, Log, Static
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -31,6 +32,16 @@ class Undecodable:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def check_headers(batch: Batch, index: int) -> None:
+    """Refuse a message whose headers nobody can read.
+
+    :raises UnreadableHeaders: they cannot be read.
+    """
+    why = batch.unreadable.get(index)
+    if why is not None:
+        raise UnreadableHeaders(f"its headers cannot be read: {why}")
 
 
 class Identify(Protocol):
@@ -163,6 +174,21 @@ class KeyOrder(Protocol):
         """What has come back and is to be handled, each before anything else of its key."""
         ...
 
+    def proven(self, assignment: Assignment) -> bool:
+        """Whether everything of a partition that :meth:`written` was told of until now is known to
+        count, so that what was settled until now may be committed. May read the log for it."""
+        ...
+
+    def replaced(self) -> Sequence[tuple[Assignment, float]]:
+        """Assignments with which nothing more may be done because somebody else has written as
+        the partition's owner: each is to be let go of now, with all that was not committed, and
+        to be begun again after so many seconds."""
+        ...
+
+    def contested(self) -> int:
+        """How many partitions were to be begun again of late (any thread)."""
+        ...
+
     def busy(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
         ...
@@ -202,7 +228,8 @@ class KeyOrder(Protocol):
 
     def written(self, work: Work) -> bool:
         """What :meth:`parking`, :meth:`buried` or :meth:`done` wanted is confirmed. False: it
-        counts for nobody, since the partition is not owned any more."""
+        counts for nobody, since the partition is not owned any more. True does not say that it
+        counts: before the source's position is committed, :meth:`proven` is asked."""
         ...
 
     def refused(self, work: Work) -> None:
@@ -254,6 +281,8 @@ class Job:
     starts: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Where to begin in partitions in which the group has no place yet: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
+    member: Static | None = None
+    """What it is in its group, if it has a name there."""
     late: Late | None = None
     """Counts attempts in the log."""
     watch: Watch | None = None

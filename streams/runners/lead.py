@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-AWAY = 0.05
+AWAY = 0.02
 """Real seconds without a turn of the handler's thread after which the pump's takes the lead."""
 
 WAITING = 0.25

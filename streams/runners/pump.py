@@ -14,28 +14,29 @@ then the partition goes. Loss: everything is discarded and nothing committed.
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 from streams.clock import SYSTEM
 from streams.engine.dispatch import AHEAD, Owned, Work
 from streams.engine.flow import Gate
-from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, with_offsets
+from streams.engine.pace import CommitPace
+from streams.engine.progress import LIMIT, Progress, Range, Segment, cut, decode, with_offsets
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
 from streams.message import Batch, mark_of
 from streams.runners.base import Runner
-from streams.runners.job import Identify, Job, Undecodable
+from streams.runners.job import Identify, Job, KeyOrder, Undecodable, check_headers
 from streams.runners.joint import Joint, Turns
 from streams.runners.lead import Lead
 from streams.runners.timing import Durations, Histogram
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 POLL = 0.1
 """Real seconds a poll may block: how late a stop or a commit may be noticed at worst."""
@@ -60,6 +61,9 @@ from 3.13 on."""
 
 STALL = 0.25
 """Real seconds the gate may be shut before the driver is paused (which discards its prefetch)."""
+
+GRAIN = 0.001
+"""Real seconds that are waited at once, at least."""
 
 LULL = 0.05
 """Real seconds that a runner gets for the work that lies before it, until more is read ahead."""
@@ -91,6 +95,19 @@ class Place(NamedTuple):
     oldest: float | None
 
 
+class _Restored(NamedTuple):
+    """What a partition begins with.
+
+    :param beyond: the position that was committed, where it lies beyond the log's end.
+    :param rejected: what of the progress that was committed is not believed, and why.
+    """
+
+    progress: Progress
+    window: Window | None
+    beyond: int | None
+    rejected: str
+
+
 class PumpStats(NamedTuple):
     """What the pump knows, for statistics."""
 
@@ -100,6 +117,7 @@ class PumpStats(NamedTuple):
     commits: int
     rebalances: int
     losses: int
+    rejected: int
     reachable: bool
     places: tuple[Place, ...]
     commit_seconds: Durations
@@ -118,6 +136,17 @@ class Pump:
         """By the identity of the assignment."""
         self._stored: dict[int, tuple[int, str]] = {}
         """What was committed last, by the same."""
+        self._submitted: dict[int, tuple[int, str]] = {}
+        """What was stored last, by the same: by a submit, or with a handler's transaction."""
+        self._moving = False
+        """Messages came in since it was last seen that all are settled and stored."""
+        self._held = 0
+        """Messages that were not settled when it was last counted."""
+        self._unanswered = False
+        """The log has not said yet what became of the last submit."""
+        self._refused: LogError | None = None
+        """Why a commit failed in this turn."""
+        self._pace = CommitPace(job.flow.commit, log.capabilities.commits)
         self._full: set[int] = set()
         """Assignments whose settled set nears its limit."""
         self._marks = threading.Lock()
@@ -140,9 +169,11 @@ class Pump:
         self._portion = min(portion, DECODED) if ahead else portion
         """Messages polled at once where the handler's thread does it and the collector is called
         often."""
+        self._restarts: dict[int, tuple[float, Assignment]] = {}
+        """Assignments that were let go of and are to be begun again, and when (monotonic)."""
         self._polled: list[Batch] = []
         """Polled, and not offered yet: the start is committed before anything is delivered."""
-        self._next_commit = 0.0
+        self._next_commit = self._due = 0.0
         self._rest = 0.0
         """Real seconds to wait before the next turn, after one that failed: not at its end, as what
         it polled may be handled meanwhile."""
@@ -157,6 +188,7 @@ class Pump:
         self._commit_times = Histogram()
         self.rebalances = 0
         self.losses = 0
+        self.rejected = 0
         self.reachable = True
         runner.dispatcher.refill = self._refill
         self._lead = Lead(partial(self._guard, self._turn), self._may_be_led)
@@ -207,6 +239,7 @@ class Pump:
             self.commits,
             self.rebalances,
             self.losses,
+            self.rejected,
             self.reachable,
             places,
             self._commit_times.read(),
@@ -229,9 +262,16 @@ class Pump:
         due = dispatcher.due
         if due is not None and due <= self._now():
             return "messages are due to be tried again"
+        if self._restarts:
+            return "partitions are begun again"
         if self._job.sequence is not None and (busy := self._job.sequence.busy()):
             return busy
         return "" if self._job.watch is None else self._job.watch.busy()
+
+    @property
+    def contested(self) -> int:
+        """Partitions as whose owner somebody else has written of late (any thread)."""
+        return 0 if self._job.sequence is None else self._job.sequence.contested()
 
     def joint(self, turns: Turns) -> Joint:
         """The transactions of one worker of the runner."""
@@ -300,7 +340,12 @@ class Pump:
         while not self._stopping.is_set():
             try:
                 return self._log.subscribe(
-                    job.group, job.topics, self, flow=job.flow, window=job.dedup.window
+                    job.group,
+                    job.topics,
+                    self,
+                    flow=job.flow,
+                    window=job.dedup.window,
+                    member=job.member,
                 )
             except Unavailable as error:
                 self._unreachable(error)
@@ -337,10 +382,13 @@ class Pump:
         subscription = self._subscription
         if subscription is None or self._over():  # it may have waited for its turn, or rested
             return
+        self._refused = None
         room = self._take_stock()
         if room <= 0 or self._paused:
             self._wait_for_room(subscription)
             room = self._take_stock()
+        if self._now() >= self._due and not self._unstarted:
+            self._commit_what_is_due(subscription)
         if self._polled:
             # An outage between a poll and the commit of the start: reading went on past these.
             # Polled all the same: a rebalance is served there, and until then a commit is refused.
@@ -348,7 +396,7 @@ class Pump:
             self._hold_back(subscription, everything=True)
         elif room > 0 and not self._paused:
             self._hold_back(subscription, everything=False)
-            self._let_work()
+            self._let_work(subscription)
             self._polled.extend(subscription.poll(min(room, self._chunk()), self._patience()))
         elif self._driver_paused:
             # Nothing comes, but the membership is kept alive and rebalances are served.
@@ -362,21 +410,43 @@ class Pump:
         if self._job.sequence is not None:
             for segment in self._job.sequence.turn():
                 self._runner.enter(partial(self._runner.dispatcher.insert, segment))
+            self._begin_again(subscription, self._job.sequence)
         if batches or self._runner.dispatcher.backlog:
             self._runner.kick()
-        if self._now() >= self._next_commit:
-            self._commit(subscription)
+        if self._refused is not None:
+            raise self._refused
+
+    def _begin_again(self, subscription: Subscription, sequence: KeyOrder) -> None:
+        """Let go of partitions with which nothing more may be done, and ask for them anew."""
+        for assignment, pause in sequence.replaced():
+            owned = [self._owned[id(assignment)][1]]
+            self._forget([assignment])
+            self._runner.revoke(owned)
+            self._runner.cancel(owned)
+            if self._job.watch is not None:
+                self._job.watch.revoked([assignment])
+            subscription.pause([assignment])
+            self._restarts[id(assignment)] = (self._now() + pause, assignment)
+        if self._restarts:
+            now = self._now()
+            due = [each for when, each in self._restarts.values() if when <= now]
+            if due:
+                subscription.restart(due)
+                for assignment in due:
+                    self._restarts.pop(id(assignment), None)
 
     def _chunk(self) -> int:
         """How many messages to poll at once."""
         if not self._lead.given:
             return CHUNK
         often = 0 < gc.get_threshold()[0] < SELDOM  # 0: it is called by hand
-        return max(self._portion if often else LED, min(self._job.batch or 0, CHUNK))
+        batch = min(self._job.batch or 1, CHUNK)
+        chunk = max(self._portion if often else LED, batch)
+        return chunk - chunk % batch  # full batches, without a remainder
 
     def _patience(self) -> float:
         """How long to block in poll, in real seconds."""
-        return min(POLL, max(0.0, self._clock.timeout(self._next_commit - self._now())))
+        return min(POLL, max(0.0, self._clock.timeout(self._due - self._now())))
 
     def _take_stock(self) -> int:
         """How many more messages may be taken in."""
@@ -389,6 +459,7 @@ class Pump:
                     owned.progress.sweep()
                 held = [owned.progress.held() for _, owned in self._owned.values()]
             messages, size = sum(each[0] for each in held), sum(each[1] for each in held)
+        self._held = messages
         if messages == 0:
             size = 0  # a single message is taken, however large
         return self._gate.room(messages, size)
@@ -398,26 +469,31 @@ class Pump:
         if not self._room.is_set():
             self._room.set()
 
-    def _let_work(self) -> None:
+    def _let_work(self, subscription: Subscription) -> None:
         """Enough lies before a runner that is quick: it takes less time if it has less of it."""
         if self._runner.dispatcher.ahead < AHEAD:
             return
         self._room.clear()
         if self._runner.dispatcher.ahead >= AHEAD and not self._stopping.is_set():
-            self._room.wait(LULL)
+            self._await_room(subscription, perf_counter() + LULL)
+
+    def _await_room(self, subscription: Subscription, until: float) -> None:
+        """Wait for the runner, up to ``until`` on the real clock; commit meanwhile."""
+        while (left := until - perf_counter()) > 0:
+            if self._room.wait(min(left, max(GRAIN, self._patience()))):
+                return
+            if self._now() >= self._due:
+                self._commit_what_is_due(subscription)
 
     def _wait_for_room(self, subscription: Subscription) -> None:
         """Enough is held: wait for the runner. A long wait pauses the driver."""
-        if not self._driver_paused:
-            self._room.clear()
-            if self._take_stock() > 0 and not self._paused:
-                return
-            self._room.wait(STALL)
+        self._room.clear()
+        if self._driver_paused:
+            self._room.wait(self._patience())
+        elif self._take_stock() <= 0 or self._paused:
+            self._await_room(subscription, perf_counter() + STALL)
             if self._take_stock() <= 0 or self._paused:
                 self._hold_back(subscription, everything=True)
-        else:
-            self._room.clear()
-            self._room.wait(self._patience())
 
     def _hold_back(self, subscription: Subscription, *, everything: bool) -> None:
         """Pause in the driver what must not deliver: everything, or what is full."""
@@ -443,12 +519,18 @@ class Pump:
         with self._marks:
             segment = owned.progress.add(owned, batch, None if identify is None else [])
         if identify is None:
-            segment.decode = decoding.fast(batch.values, segment.largest)
+            # Messages whose headers cannot be read are looked at one by one; so are their
+            # neighbours.
+            if not batch.unreadable:
+                segment.decode = decoding.fast(batch.values, segment.largest)
         else:
             # Decoded ahead of time: the identity is inside the value.
             segment.events, segment.ids, whole = self._decoded(batch, identify, segment.largest)
             if not whole:
                 segment.holes = True  # what could not be decoded is looked at one by one
+        if not self._moving:
+            self._moving = True
+            self._plan()
         self._gate.took(len(segment), segment.size)
         self._runner.dispatcher.offer(segment)
 
@@ -467,18 +549,21 @@ class Pump:
                 marks = batch.marks()
                 if marks is not None:
                     found = [id + mark for id, mark in zip(found, marks, strict=True)]
-                return events, found, True
+                if not batch.unreadable:
+                    return events, found, True
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
         events, ids, whole = [], list[str | None](), True
         for index in range(len(batch)):
             wire = batch.ids[index]
             try:
+                check_headers(batch, index)
                 event = decoding.one(batch, index)
                 id = identify(event) + mark_of(wire)
             except Exception as error:
                 events.append(Undecodable(error))
-                ids.append(wire)
+                # What its headers say is no ID of a value: it must not stand for one.
+                ids.append(None if wire is None else f"{wire}\0undecodable")
                 whole = False
             else:
                 events.append(event)
@@ -487,7 +572,10 @@ class Pump:
 
     # -- commits
 
-    def _snapshot(self, assignment: Assignment, owned: Owned) -> Commit | None:
+    def _snapshot(
+        self, assignment: Assignment, owned: Owned, *known: dict[int, tuple[int, str]]
+    ) -> Commit | None:
+        """What to commit of a partition; None where that is ``known`` to be stored."""
         with self._marks:
             if owned in self._joining:
                 # Taken now, stored after it, this would take its messages back; what is settled
@@ -509,19 +597,86 @@ class Pump:
         elif key in self._full and len(found.progress) * 2 < FULL:
             self._full.discard(key)
         place = (found.position, found.progress)
-        if self._stored.get(key) == place:
+        if any(places.get(key) == place for places in known):
+            return None
+        if self._job.sequence is not None and not self._job.sequence.proven(assignment):
+            # Asked after the place was taken, so that it holds for everything below it.
             return None
         return Commit(assignment, *place, version)
 
+    def _commit_what_is_due(self, subscription: Subscription) -> None:
+        """Positions are submitted as soon as something moved and the last submit is paid for; and
+        committed, for good, every ``Flow.commit`` seconds.
+
+        If that fails the turn goes on, because a rebalance on account of which a commit is refused
+        is served in poll; the turn's end says so.
+        """
+        if self._refused is not None:
+            return
+        try:
+            if self._now() >= self._next_commit:
+                self._commit(subscription)
+            else:
+                self._submit(subscription)
+        except LogError as error:
+            self._refused = error
+
+    def _plan(self) -> None:
+        """Something has changed that says when to commit next."""
+        self._due = self._next_commit
+        if self._moving and not self._unanswered:
+            self._due = min(self._due, self._pace.due)
+
     def _commit(self, subscription: Subscription) -> None:
         self._next_commit = self._now() + self._job.flow.commit
+        self._plan()
         self._commit_owned(subscription, list(self._owned.values()))
         self._unstarted = False
+
+    def _submit(self, subscription: Subscription) -> None:
+        began, busy = perf_counter(), thread_time()
+        found = [
+            self._snapshot(assignment, each, self._stored, self._submitted)
+            for assignment, each in list(self._owned.values())
+        ]
+        commits = [commit for commit in found if commit is not None]
+        if commits:
+            self._unanswered = True
+            try:
+                subscription.submit(commits, partial(self._answered, commits, began))
+            except BaseException:
+                self._answered(commits, began, stored=False)
+                raise
+        # Where the handler's thread commits, it is its time that passes, whoever is busy.
+        cost = perf_counter() - began if self._lead.given else thread_time() - busy
+        if commits:
+            self._pace.committed(self._now(), cost)
+        else:
+            self._moving = self._held > 0
+            self._pace.unmoved(self._now(), cost)
+        self._plan()
+
+    def _answered(self, commits: Sequence[Commit], began: float, stored: bool) -> None:
+        """What became of a submit: told inside of it, or of a later poll or commit."""
+        self._unanswered = False
+        if stored:
+            self._commit_times.add(perf_counter() - began)
+            self.commits += 1
+            self._note(self._submitted, commits)
+        else:
+            self._moving = True
+            self._pace.unmoved(self._now(), 0.0)
+        self._plan()
+
+    def _note(self, places: dict[int, tuple[int, str]], commits: Sequence[Commit]) -> None:
+        for assignment, position, progress, _ in commits:
+            if id(assignment) in self._owned:
+                places[id(assignment)] = (position, progress)
 
     def _commit_owned(
         self, subscription: Subscription, owned: Sequence[tuple[Assignment, Owned]]
     ) -> None:
-        found = [self._snapshot(assignment, each) for assignment, each in owned]
+        found = [self._snapshot(assignment, each, self._stored) for assignment, each in owned]
         commits = [commit for commit in found if commit is not None]
         if not commits:
             return
@@ -529,8 +684,7 @@ class Pump:
         subscription.commit(commits)
         self._commit_times.add(perf_counter() - began)
         self.commits += 1
-        for commit in commits:
-            self._stored[id(commit.assignment)] = (commit.position, commit.progress)
+        self._note(self._stored, commits)
 
     def _commit_with(self, transaction: Any, works: Sequence[Work]) -> None:
         """Commit a handler's transaction together with the places of what it handled."""
@@ -551,6 +705,7 @@ class Pump:
         except BaseException:
             self._joined(marks.values(), settled=False)
             raise
+        self._note(self._submitted, commits)
         self._joined(marks.values(), settled=True)
 
     def _joined(
@@ -568,18 +723,19 @@ class Pump:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours, or none of them while one cannot be read."""
         alive = self._now()
-        restored = []
+        restored: list[tuple[Assignment, _Restored]] = []
         try:
             for assignment in assignments:
                 if self._now() - alive > KEEP_ALIVE:  # many windows to rebuild take their time
                     self._keep_alive()
                     alive = self._now()
-                restored.append((assignment, *self._restore(assignment)))
+                restored.append((assignment, self._restore(assignment)))
         except BaseException:
             self._forget(assignments)
             raise
         self.rebalances += 1
-        for assignment, progress, window in restored:
+        for assignment, (progress, window, beyond, rejected) in restored:
+            self._report(assignment, progress, beyond, rejected)
             assignment.position = progress.position
             owned = Owned(assignment, progress, window)
             self._runner.assign(owned)
@@ -590,20 +746,37 @@ class Pump:
             committed = assignment.committed
             if committed is not None:
                 self._stored[id(assignment)] = (committed.position, committed.progress)
-                if committed.position < progress.position:
-                    self.losses += 1
-                    logger.error(
-                        "%s: messages of %s/%d were deleted before they were handled: committed "
-                        "position %s, the log begins at %s",
-                        self._job.name, assignment.topic, assignment.partition,
-                        self._log.show(committed.position), self._log.show(progress.position),
-                    )  # fmt: skip
             if committed is None or committed.position != progress.position:
                 self._unstarted = True
         if self._job.watch is not None:
             self._job.watch.assigned(assignments)
         if assignments:
             logger.info("%s: owns %s", self._job.name, names(assignments))
+
+    def _report(
+        self, assignment: Assignment, progress: Progress, beyond: int | None, rejected: str
+    ) -> None:
+        """Say where what was committed does not fit the log."""
+        name, topic, partition = self._job.name, assignment.topic, assignment.partition
+        show, committed = self._log.show, assignment.committed
+        if beyond is not None:
+            self.losses += 1
+            logger.error(
+                "%s: the committed position of %s/%d, %s, is beyond the log's end: the topic was "
+                "made anew, the log has lost its end, or somebody set that position; the group "
+                "goes on at %s (streams reset moves it)",
+                name, topic, partition, show(beyond), show(progress.position),
+            )  # fmt: skip
+        elif committed is not None and committed.position < progress.position:
+            self.losses += 1
+            logger.error(
+                "%s: messages of %s/%d were deleted before they were handled: committed "
+                "position %s, the log begins at %s",
+                name, topic, partition, show(committed.position), show(progress.position),
+            )  # fmt: skip
+        if rejected:
+            self.rejected += 1
+            logger.warning("%s: %s/%d %s", name, topic, partition, rejected)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: finish and commit these."""
@@ -673,30 +846,45 @@ class Pump:
         for assignment in assignments:
             self._owned.pop(id(assignment), None)
             self._stored.pop(id(assignment), None)
+            self._submitted.pop(id(assignment), None)
             self._full.discard(id(assignment))
             self._held_back.discard(id(assignment))
+            self._restarts.pop(id(assignment), None)
 
-    def _restore(self, assignment: Assignment) -> tuple[Progress, Window | None]:
-        """Where to go on, and what was settled already. Where messages were deleted before they
-        were handled, that is behind the committed position."""
+    def _restore(self, assignment: Assignment) -> _Restored:
+        """Where to go on, and what was settled already.
+
+        What was committed is held against the log, because anybody may have written it, and the
+        log may be another one by now. Where messages were deleted before they were handled, the
+        group goes on behind them. A position beyond the log's end says nothing of what stands
+        there, so the group begins at the first message there is.
+        """
         job, committed = self._job, assignment.committed
         topic, partition = assignment.topic, assignment.partition
         first, end = self._log.bounds(topic, partition)
         settled: list[Range] = []
+        beyond, rejected = assignment.beyond, ""
         if committed is None:
             # A partition younger than its group: nothing of it may be missed.
             position = floor = max(first, job.starts.get((topic, partition), first))
+        elif committed.position > end and committed.position > self._log.end(topic, partition):
+            beyond, position, floor = committed.position, first, first
         else:
             position = floor = committed.position
             if committed.progress:
                 try:
-                    floor, settled = decode(position, committed.progress)
+                    floor, found = decode(position, committed.progress)
+                    settled = cut(found, end)
+                    if settled != found:
+                        rejected = (
+                            "was committed with messages as settled that are beyond the log's end, "
+                            f"{self._log.show(end)}: they will be handled when they come"
+                        )
                 except ValueError as error:
-                    logger.warning(
-                        "%s: %s/%d was committed by something else (%s): its position %s counts, "
-                        "its dedup window is empty",
-                        job.name, topic, partition, error, self._log.show(position),
-                    )  # fmt: skip
+                    rejected = (
+                        f"was committed by something else ({error}): its position "
+                        f"{self._log.show(position)} counts, its dedup window is empty"
+                    )
             if position < first:
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
@@ -712,14 +900,14 @@ class Pump:
             )
         progress = Progress(position, floor, settled)
         if not job.dedup.window:
-            return progress, None
+            return _Restored(progress, None, beyond, rejected)
         with _windows:
             window = PROCESS.window(job.dedup.window, job.dedup.cap)
         high = min(end, settled[-1][1] if settled else position)
         low = max(floor, first, self._log.back(topic, partition, position, window.size))
         if low < high:
             self._remember(window, topic, partition, low, high, position, settled)
-        return progress, window
+        return _Restored(progress, window, beyond, rejected)
 
     def _remember(
         self,
@@ -736,8 +924,12 @@ class Pump:
         reader = self._log.reader(topic, partition, low, high)
         ranges = iter(settled)
         current: Range | None = next(ranges, None)
+        alive = self._now()
         try:
             while (batch := reader.read(1_000)) is not None:
+                if self._now() - alive > KEEP_ALIVE:  # settled ranges may reach far
+                    self._keep_alive()
+                    alive = self._now()
                 if identify is None:
                     ids = batch.ids
                 else:

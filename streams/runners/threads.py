@@ -48,10 +48,6 @@ def _listed(result: Any) -> Any:
     return list(result) if hasattr(result, "__next__") else result
 
 
-class _Misused(BaseException):
-    """Not the message's fault: the handler cannot be run like this at all."""
-
-
 class ThreadRunner(Runner):
     """Runs a plain handler, one message or one batch at a time in each of its threads."""
 
@@ -66,7 +62,6 @@ class ThreadRunner(Runner):
         """How often there may have been something to do."""
         self._waiters = 0
         self._idle = 0
-        self._halted = False
         self._closed = False
         self._busy: list[Sequence[Segment]] = [()] * job.concurrency
         self._since: list[float | None] = [None] * job.concurrency
@@ -104,8 +99,7 @@ class ThreadRunner(Runner):
         elif isinstance(result, GeneratorType) and self.job.results is None:
             wrong = "a generator, which nobody would run: say with to= where its values go"
         if wrong:
-            self.fatal = ConfigError(f"processor {self.job.name}: the handler returned {wrong}")
-            raise _Misused
+            raise ConfigError(f"processor {self.job.name}: the handler returned {wrong}")
         self._function = self.job.function
         return result
 
@@ -259,9 +253,7 @@ class ThreadRunner(Runner):
                 self._idle -= 1
         except BaseException as error:
             # A bug of ours, or SystemExit and the like from a handler: never silently.
-            self.fatal = self.fatal or error
-            self._halted = True
-            self.dispatcher.refill()
+            self.die(error)
         finally:
             self._busy[slot] = ()
             self._calm.notify_all()

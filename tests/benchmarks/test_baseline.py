@@ -156,13 +156,17 @@ def test_the_tasks_on_kafka_take_every_message_once_several_at_a_time(kafka: Kaf
     topic = "loops-tasks"
     ours.fill(kafka.url, topic, MESSAGES)
     seen: list[str] = []
+    crowded = asyncio.Event()
     running = most = 0
 
     async def function(each: Order) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.001)
+        if running == 16:
+            crowded.set()
+        await crowded.wait()
+        await asyncio.sleep(0)
         running -= 1
         seen.append(each.order_id)
 

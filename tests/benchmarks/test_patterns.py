@@ -32,7 +32,8 @@ EVERYWHERE = {
 }  # fmt: skip
 WITH_CLAIMS = EVERYWHERE | {"idempotency, an operation"}
 IN_PROCESS = {
-    "event bus, local, 10 subscribers", "event bus, 10,000 patterns", "saga, in memory, 3 steps",
+    "event bus, local, 10 subscribers", "event bus, local, 10 plain subscribers",
+    "event bus, 10,000 patterns", "saga, in memory, 3 steps",
     "idempotency, IDs in one process", "backpressure, 64 places",
 }  # fmt: skip
 

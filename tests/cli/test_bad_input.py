@@ -53,12 +53,12 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("topics create a/b", 2, ["topic name 'a/b'", "letters"]),
     ("dead ls billing", 2, ["a group and its topic"]),
     # Where the log is.
-    ("topics ls --url nowhere", 2, ["log URL 'nowhere'", "sqlite:///"]),
+    ("topics ls --url nowhere", 2, ["log URL without a scheme", "sqlite:///"]),
     ("topics ls --url oracle://host", 2, ["'oracle'"]),
     ("topics ls --url sqlite:///no/such/folder.db", 2, ["no directory"]),
     ("topics ls --url sqlite:///shop.py", 1, ["shop.py", "not a SQLite database"]),
     ("topics ls --url redis://:hidden@127.0.0.1:1/0", 1, ["127.0.0.1"]),
-    ("run shop:app --url nowhere", 2, ["log URL 'nowhere'"]),
+    ("run shop:app --url nowhere", 2, ["log URL without a scheme"]),
     # Apps that cannot be had.
     ("run shop", 2, ["'shop'", "shop:app"]),
     ("run ./shop.py", 2, ["shop:app"]),

@@ -63,6 +63,13 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
     assert "DecodeError" in whole["traceback"]
     assert run("dead", "show", "billing", "orders", "o-2", "--json").json["id"] == "o-2"
 
+    oldest = run("dead", "ls", "billing", "orders", "--limit", "2", "--json")
+    assert oldest.json == listed[:2]
+    assert oldest.err == "the oldest 2, and there are more; --limit N lists N\n"
+    assert run("dead", "ls", "billing", "orders", "--limit", "3").err == ""
+    missing = run("dead", "show", "billing", "orders", "77/1")
+    assert "there is no letter '77/1'" in missing.err
+
     assert run("dead", "retry", "billing", "orders", "--json").json["retried"] == 3
     assert run("dead", "retry", "billing", "orders", "--json").json["retried"] == 0
     assert run("dead", "ls", "billing", "orders", "--json").json == []

@@ -102,7 +102,7 @@ def test_into_another_topic_as_it_stands(filled: Shell, run: Run) -> None:
 
 
 def test_interrupted_it_says_how_to_go_on(filled: Shell) -> None:
-    command = ("replay", "shop:app", "orders", "--into", "total", "--rate", "4")
+    command = ("replay", "shop:app", "orders", "--into", "total", "--rate", "1")
     with filled.start(*command) as process:
         eventually(lambda: len(filled.read("totals.txt")) >= 2)
         process.send_signal(signal.SIGINT)

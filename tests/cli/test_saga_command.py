@@ -80,7 +80,9 @@ def standing(shell: Shell) -> dict[str, str]:
     from streams.patterns.saga.journal import Journal
 
     with shell.log() as log:
-        return {entry.saga: entry.status for entry in Journal(log, "trips").all(lambda _: True)}
+        return {
+            entry.saga: entry.status for entry in Journal(log, "trips").all(lambda _: True).entries
+        }
 
 
 def serve(shell: Shell, wanted: dict[str, str]) -> None:
@@ -105,6 +107,14 @@ def test_sagas_are_listed_and_shown(sagas: Shell, run: Run) -> None:
     shown = run("saga", "list", "--all").out
     assert "compensated" in shown
     assert "\x1b" not in shown
+
+    newest = run("saga", "list", "trips", "--all", "--newest", "1", "--json")
+    assert len(newest.json) <= 2, "one of each partition"
+    assert "trips.saga: only the last 1 entries of each partition" in newest.err
+    assert run("saga", "list", "trips", "--all", "--newest", "0").err == ""
+    far = run("saga", "status", "trips", "zoe", "--newest", "1")
+    assert (far.status, far.err.count("\n")) == (1, 1)
+    assert "it does not stand among the last 1 entries of a partition" in far.err
 
     whole = run("saga", "status", "trips", "bob", "--json").json
     assert whole["status"] == "compensated"
@@ -143,7 +153,9 @@ def test_a_stopped_saga_goes_on_where_it_stood(sagas: Shell, run: Run) -> None:
         plan = (("book",), ("charge",))
         journal.command(
             "bob",
-            lambda last: last.next(1.0, status="running", plan=plan, stage=1, done=("book",)),
+            lambda last: last.next(
+                1.0, status="running", plan=plan, stage=1, done=("book",), failure=None
+            ),
         )
         assert begun.plan == plan
     sagas.write("renamed", "")

@@ -74,10 +74,3 @@ def test_any_value_can_be_had_back(data: bytes) -> None:
         assert found["text"].encode() == data
     else:
         assert found["value"] == json.loads(data)
-
-
-@given(st.text())
-def test_nothing_that_could_steer_a_terminal_is_left(text: str) -> None:
-    assert show.clean(text).isprintable()
-    kept = show.clean(text, keep="\n\t")
-    assert kept.replace("\n", "").replace("\t", "").isprintable()

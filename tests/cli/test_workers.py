@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streams import Streams
-from streams.cli.workers import Patience, Supervisor, claim, instance
-from streams.errors import NotFound
+from streams.cli.workers import Patience, Supervisor, claim
+from streams.cli.workers import name as name_it
+from streams.errors import ConfigError, NotFound
 from streams.message import Record
 from tests.cli.conftest import Shell, eventually
 
@@ -23,7 +27,7 @@ import os
 
 from streams import Streams
 
-app = Streams("sqlite:///shop.db?lease=2")
+app = Streams("sqlite:///shop.db")
 numbers = app.topic("numbers", int, partitions=4)
 
 
@@ -150,7 +154,7 @@ def test_the_second_signal_ends_everything_at_once(
             said = process.stderr.readline()
             assert said
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)  # the workers held its end: they are gone
+        _, err = process.communicate(timeout=60)  # the workers held its end: they are gone
     assert process.returncode == status
     assert b"not everything was finished" in err
 
@@ -226,23 +230,24 @@ def test_workers_that_keep_dying_at_their_start_end_it() -> None:
 
 def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
     patience = Patience(first=0.01, longest=0.01, start=1.0, tries=2)
-    tries = str(tmp_path / "tries")
+    tries, lived = str(tmp_path / "tries"), str(tmp_path / "lived")
     # Its first life is as long as the other needs to count; the eighth ends the supervisor.
     dies = (
         f"{LOADS}import signal, time\n"
         f"with open({tries!r}, 'a') as file: file.write('x'); life = file.tell()\n"
-        "if life == 1: time.sleep(1.5)\n"
+        f"while not os.path.exists({lived!r}): time.sleep(0.01)\n"
         "if life == 8: os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n"
         "raise SystemExit(1)\n"
     )
-    ended = supervised(dies, "import signal; signal.pause()", patience=patience)
+    lives = f"import signal, time; time.sleep(1.1); open({lived!r}, 'w'); signal.pause()"
+    ended = supervised(dies, lives, patience=patience)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("worker 1 ended with status 1") == 7
 
 
 def test_the_wait_doubles_up_to_its_limit() -> None:
-    waits = [Patience().delay(deaths) for deaths in (1, 2, 3, 4, 5, 6, 7, 5000)]
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    waits = [Patience().delay(deaths) for deaths in (0, 1, 2, 3, 4, 5, 6, 7, 5000)]
+    assert waits == [0, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
 class Noting(Patience):
@@ -258,8 +263,8 @@ class Noting(Patience):
 asked: list[int] = []
 
 
-@pytest.mark.parametrize(("steady", "expected"), [(0.0, [1, 1, 1]), (60.0, [1, 2, 3])])
-def test_a_long_life_starts_the_waits_anew(steady: float, expected: list[int]) -> None:
+@pytest.mark.parametrize(("steady", "expected"), [(0.0, [0, 0, 0]), (60.0, [1, 2, 3])])
+def test_who_lived_for_long_is_started_again_at_once(steady: float, expected: list[int]) -> None:
     async def run() -> int:
         patience = Noting(steady=steady)
         return await Supervisor("app", [[sys.executable, "-c", LOADS]], {}, patience).run()
@@ -284,30 +289,167 @@ def test_a_second_supervisor_on_this_machine_has_a_slot_of_its_own() -> None:
     os.close(again)
 
 
+def test_the_locks_are_in_a_folder_that_is_this_user_s_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, slot = claim("shop:app")
+    assert slot == 1
+    (folder,) = tmp_path.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (file,) = folder.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    os.close(lock)
+    # A symbolic link in it is not followed.
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        claim("shop:app")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("squatted", ["link", "file", "open", "foreign"])
+def test_a_folder_that_somebody_else_took_is_not_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    squatted: str,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"streams-{os.geteuid()}"
+    if squatted == "link":
+        (tmp_path / "real").mkdir()
+        folder.symlink_to(tmp_path / "real")
+    elif squatted == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        if squatted == "open":
+            folder.chmod(0o777)
+        elif os.geteuid():
+            pytest.skip("only root can give a folder to another user")
+        else:
+            os.chown(folder, 65_534, 65_534)
+    first, slot = claim("shop:app")
+    second, other = claim("shop:app")
+    os.close(first)
+    os.close(second)
+    assert slot != other
+    assert "TMPDIR" in caplog.text
+    if folder.is_dir():
+        assert not list(folder.iterdir())
+
+
+HOST = "node-shop:app"
+
+
 @pytest.mark.parametrize(
-    ("url", "config", "expected"),
+    ("url", "config", "member", "instance"),
     [
-        ("kafka://host", {}, "node-shop.app-1.2"),
-        ("kafka+ssl://host?group.instance.id=blue", {}, "blue-1.2"),
-        ("kafka://host?group.instance.id=blue", {"group.instance.id": "green"}, "green-1.2"),
-        ("kafka://host?group.protocol=consumer", {}, None),
-        ("kafka://host", {"group.protocol": "consumer"}, None),
-        ("redis://host", {}, None),
+        ("kafka://host", {}, "node-shop.app-2", None),
+        ("kafka+ssl://host?group.instance.id=blue", {}, "", "blue-2"),
+        (
+            "kafka://host?group.instance.id=blue",
+            {"group.instance.id": "green"},
+            "",
+            "green-2",
+        ),
+        ("kafka://host?group.protocol=consumer", {}, "", None),
+        ("kafka://host", {"group.protocol": "consumer"}, "", None),
+        ("redis://host", {}, "node-shop.app-2", None),
+        ("sqlite:///file", {}, "node-shop.app-2", None),
     ],
 )
-def test_instance_ids(url: str, config: dict[str, str], expected: str | None) -> None:
+def test_names_of_workers(
+    url: str, config: dict[str, str], member: str, instance: str | None
+) -> None:
     app = Streams(url, config=config)
-    instance(app, "node-shop:app", "1.2")
-    assert app._config.get("group.instance.id") == expected
+    name_it(app, HOST, "2")
+    assert app.member == member
+    assert app._config.get("group.instance.id") == instance
+    named = Streams(url, config=config, member="billing")
+    name_it(named, HOST, "1.2")
+    assert named.member == "billing-1.2"
 
 
-def test_two_processors_of_a_group_do_not_share_an_instance_id() -> None:
-    app = Streams("kafka://host")
-    for name in ("one", "two"):
+def test_two_processors_of_a_group_do_not_share_a_name() -> None:
+    app = Streams("kafka://host", member="worker-3")
+    for topic in ("one", "two", "three"):
 
-        @app.processor(app.topic(name), group="both")
+        @app.processor(app.topic(topic), group="alone" if topic == "three" else "both")
         def handle(value: bytes) -> None:
             return
 
-    instance(app, "node-shop:app", "1.2")
-    assert "group.instance.id" not in app._config
+    found = [app._static(each, app.member, app.life) for each in app.processors]
+    assert [each.name for each in found if each] == ["worker-3", "worker-3-handle-2", "worker-3"]
+    assert {each.life for each in found if each} == {app.life}
+    assert Streams("kafka://host", member="worker-3").life != app.life
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "ä", "..", "x" * 201, 7])
+def test_what_cannot_be_a_members_name(name: Any) -> None:
+    with pytest.raises(ConfigError, match="member name"):
+        Streams("redis://host", member=name)
+
+
+# -- what the others are told, and who is not started again
+
+
+def test_the_others_are_told_which_process_has_ended(tmp_path: Path) -> None:
+    """Its name and its life, so that whoever has the name next is not meant."""
+    heard = tmp_path / "heard"
+    # The first says its line and dies by a signal once the second listens; the second writes down
+    # what it hears, and ends it all.
+    dies = (
+        f"{LOADS}import os, time\n"
+        "os.write(0, b'shop-1 abc\\n')\n"
+        f"while not os.path.exists({str(tmp_path / 'listens')!r}): time.sleep(0.01)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    hears = (
+        f"{LOADS}import os, signal\n"
+        "os.write(0, b'shop-2 def\\n')\n"
+        f"open({str(tmp_path / 'listens')!r}, 'w').close()\n"
+        f"with open({str(heard)!r}, 'wb') as file: file.write(os.read(0, 100))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "signal.pause()\n"
+    )
+    ended = supervised(dies, hears, patience=Patience(first=30))
+    assert ended.returncode == 0, ended.stderr
+    assert heard.read_bytes() == b"shop-1 abc\n"
+
+
+def test_who_is_fenced_by_its_name_is_not_started_again(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    fenced = f"{LOADS}open({str(count)!r}, 'a').write('x')\nraise SystemExit(79)"
+    other = f"{LOADS}import time; time.sleep(0.5); raise SystemExit(79)"
+    ended = supervised(fenced, other, patience=Patience(first=0.01, longest=0.01))
+    assert ended.returncode == 79
+    assert count.read_text() == "x"
+    assert ended.stderr.count("another process has taken its name") == 2
+
+
+def test_a_second_process_of_a_name_ends_the_first_with_a_status_of_its_own(
+    counting: Shell,
+) -> None:
+    counting.environment["STREAMS_WORKER"] = "0"
+    command = ("run", "counting:app", "--member", "shop-1")
+    with counting.start(*command) as first:
+        eventually(lambda: owners(counting) == {"shop-1"})
+        with counting.start(*command) as second:
+            _, err = first.communicate(timeout=30)
+            assert first.returncode == 79
+            assert "another process has joined as member 'shop-1'" in err.decode().splitlines()[-1]
+            publish(counting, range(8))
+            eventually(lambda: len(seen(counting)) == 8)
+            assert {int(pid) for *_, pid in seen(counting)} == {second.pid}
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(30) == 0
+
+
+def test_workers_have_the_name_and_their_numbers(counting: Shell) -> None:
+    with counting.start("run", "counting:app", "--member", "shop", "--workers", "2") as process:
+        eventually(lambda: owners(counting) == {"shop-1", "shop-2"})
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conformance.logs import LOGS, Case
+from tests.conformance.logs import LEASE, LOGS, SESSION, Case, lasting_url
 from tests.conformance.stage import Stage
 from tests.conformance.world import World
 from tests.servers.find import KafkaAddress, RedisAddress
@@ -54,6 +54,20 @@ def world(case: Case, request: pytest.FixtureRequest) -> Iterator[World]:
 # -- the URLs of logs.py --------------------------------------------------------------------------
 
 
+def url_of(base: str, request: pytest.FixtureRequest, **short: object) -> str:
+    """A log's URL; with leases or sessions that last so long if the test waits for their end, else
+    with such as outlast it."""
+    url = f"{base}?{urlencode(short)}"
+    return url if request.node.get_closest_marker("short_lease") else lasting_url(url)
+
+
+SMALL_FETCHES = {"max.partition.fetch.bytes": 1000, "batch.num.messages": 20}
+"""What a test writes takes several fetches."""
+
+NO_POLL = {"max.poll.interval.ms": int(SESSION * 1000)}
+"""A member that does not poll has lost its partitions as soon as one that is dead."""
+
+
 @pytest.fixture
 def memory_url() -> str:
     return f"memory://{uuid4().hex}"
@@ -65,37 +79,26 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def kafka_url(kafka: KafkaAddress) -> str:
-    # A member that does not poll has lost its partitions soon; and fetches are so small that what
-    # a test writes takes several.
-    settings = {
-        "session.timeout.ms": 3000,
-        "max.poll.interval.ms": 3000,
-        "max.partition.fetch.bytes": 1000,
-        "batch.num.messages": 20,
-    }
-    return f"{kafka.url}?{urlencode(settings)}"
+def kafka_url(kafka: KafkaAddress, request: pytest.FixtureRequest) -> str:
+    settings = {"session.timeout.ms": int(SESSION * 1000), **NO_POLL, **SMALL_FETCHES}
+    return url_of(kafka.url, request, **settings)
 
 
 @pytest.fixture
-def kip848_url(kafka: KafkaAddress) -> str:
-    settings = {
-        "group.protocol": "consumer",
-        "max.poll.interval.ms": 3000,
-        "max.partition.fetch.bytes": 1000,
-        "batch.num.messages": 20,
-    }
-    return f"{kafka.url}?{urlencode(settings)}"
+def kip848_url(kafka: KafkaAddress, request: pytest.FixtureRequest) -> str:
+    # How long its sessions are is the broker's affair.
+    settings = {"group.protocol": "consumer", **NO_POLL, **SMALL_FETCHES}
+    return url_of(kafka.url, request, **settings)
 
 
 @pytest.fixture
-def redis_url(redis_server: RedisAddress) -> str:
-    return f"{redis_server.url}?lease=2"
+def redis_url(redis_server: RedisAddress, request: pytest.FixtureRequest) -> str:
+    return url_of(redis_server.url, request, lease=f"{LEASE:g}")
 
 
 @pytest.fixture
-def valkey_url(valkey_server: RedisAddress) -> str:
-    return f"{valkey_server.url}?lease=2"
+def valkey_url(valkey_server: RedisAddress, request: pytest.FixtureRequest) -> str:
+    return url_of(valkey_server.url, request, lease=f"{LEASE:g}")
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +108,9 @@ def redis_cluster(lifetime: Lifetime) -> Iterator[RedisCluster]:
 
 
 @pytest.fixture
-def redis_cluster_url(redis_cluster: RedisCluster) -> str:
-    return f"{redis_cluster.url.replace('redis://', 'redis+cluster://')}?lease=2"
+def redis_cluster_url(redis_cluster: RedisCluster, request: pytest.FixtureRequest) -> str:
+    url = redis_cluster.url.replace("redis://", "redis+cluster://")
+    return url_of(url, request, lease=f"{LEASE:g}")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl, urlencode
 
 from streams.log.kafka.log import CAPABILITIES as KAFKA
 from streams.log.memory.log import CAPABILITIES as MEMORY
@@ -19,7 +20,8 @@ class Case:
     :param capabilities: what the log says of itself.
     :param trims: it applies :class:`~streams.log.protocol.Retention` itself, and at once.
     :param crashes: its subscriptions have a ``crash``, a simulated ``kill -9`` of one member.
-    :param lease: seconds after which a silent member has lost its partitions, under that URL.
+    :param lease: seconds after which a silent member has lost its partitions, under that URL, in
+        a test that waits for that (``short_lease``).
     """
 
     url: str
@@ -37,12 +39,34 @@ class Case:
         return bool(getattr(self if hasattr(self, need) else self.capabilities, need))
 
 
+LONG = 60.0
+"""Seconds of a lease or session that outlasts the test: whoever is not run for a while on a busy
+machine loses nothing."""
+
+SESSION = 3.0
+"""Seconds of a Kafka member's session, in a test that waits for its end."""
+
+LEASE = 2.0
+"""Seconds of a Redis member's lease, in a test that waits for its end."""
+
 LOGS = [
     Case("memory_url", MEMORY, crashes=True),
     Case("sqlite_url", SQLITE),
-    Case("kafka_url", KAFKA, trims=False, lease=3.0),
-    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, lease=3.0),
-    Case("redis_url", REDIS, trims=False, lease=2.0),
-    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, lease=2.0),
-    Case("redis_cluster_url", replace(REDIS, name="cluster"), trims=False, lease=2.0),
+    Case("kafka_url", KAFKA, trims=False, lease=SESSION),
+    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, lease=SESSION),
+    Case("redis_url", REDIS, trims=False, lease=LEASE),
+    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, lease=LEASE),
+    Case("redis_cluster_url", replace(REDIS, name="cluster"), trims=False, lease=LEASE),
 ]
+
+
+def lasting_url(url: str) -> str:
+    """The same log, for members that are not taken for dead while a test runs."""
+    place, _, query = url.partition("?")
+    settings = dict(parse_qsl(query))
+    settings.pop("max.poll.interval.ms", None)
+    if "session.timeout.ms" in settings:
+        settings["session.timeout.ms"] = str(int(LONG * 1000))
+    if "lease" in settings:
+        settings["lease"] = f"{LONG:g}"
+    return f"{place}?{urlencode(settings)}" if settings else place

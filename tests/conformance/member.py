@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 from streams.log.membership import Part
-from streams.log.protocol import Assignment, Commit, Log
+from streams.log.protocol import Assignment, Commit, Log, Static
 from streams.message import Batch
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Member:
     :param commit: commit each batch as soon as it was delivered.
     :param start: where to start where the group has no place; the first there is if None.
     :param greet: called first inside ``assigned``.
+    :param static: what makes it a static member.
     :param drain: called inside ``revoked``, before the partitions go.
     """
 
@@ -90,6 +91,7 @@ class Member:
         drain: Callable[[Sequence[Assignment]], None] = lambda assignments: None,
         limit: int = 100,
         window: int = 10,
+        static: Static | None = None,
     ) -> None:
         self.name = name
         self.owned: dict[Part, Assignment] = {}
@@ -109,7 +111,7 @@ class Member:
         self._closing = False
         self._thaw = threading.Event()
         self._version = 0
-        self.subscription = log.subscribe(group, topics, self, window=window)
+        self.subscription = log.subscribe(group, topics, self, window=window, member=static)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -16,8 +17,8 @@ from streams.log.url import open_log
 from streams.message import Record
 from tests.conformance.logs import Case
 
-QUICK = Flow(commit=0.05, drain=5.0)
-PATIENCE = 30.0
+QUICK = Flow(commit=0.05)
+PATIENCE = 60.0
 """Real seconds after which a condition that does not come about fails its test."""
 
 
@@ -81,6 +82,10 @@ class Stage:
         """An app of its own on the log, as another process would have it."""
         return Streams(self.url)
 
+    def opened(self) -> Any:
+        """What :meth:`places` takes for an app: the log alone."""
+        return SimpleNamespace(log=self.anchor)
+
     def topic(self, app: Streams, type: Any = int, **options: Any) -> Topic[Any]:
         """The topic of this test, declared on ``app``."""
         options.setdefault("partitions", 2)
@@ -103,6 +108,15 @@ class Stage:
                 ok = True
             finally:
                 self.seen.end(message.key, value, ok=ok)
+
+        return handle
+
+    def plain_recorder(self) -> Callable[[Any, Message[Any]], Any]:
+        """A plain handler that records what it does."""
+
+        def handle(value: Any, message: Message[Any]) -> None:
+            self.seen.begin(message.key, value, message.attempt)
+            self.seen.end(message.key, value)
 
         return handle
 

@@ -35,6 +35,48 @@ async def test_the_start_is_committed_before_the_first_delivery(stage: Stage) ->
     )
 
 
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "plain"])
+async def test_what_was_handled_is_committed_long_before_the_interval_is_over(
+    stage: Stage, asynchronous: bool
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+    concurrency, handler = 8, stage.recorder()
+    if not asynchronous:
+        concurrency, handler = 1, stage.plain_recorder()
+    app.processor(topic, group=stage.group, concurrency=concurrency, flow=Flow(commit=3600))(
+        handler
+    )
+    async with app:
+        for number in range(3):
+            await stage.publish(topic, *range(100 * number, 100 * (number + 1)))
+            await stage.committed(app)
+    assert sorted(stage.seen.values) == list(range(300))
+
+
+async def test_what_waits_for_a_slow_message_is_stored_long_before_the_interval_is_over(
+    stage: Stage,
+) -> None:
+    """The process is killed then: nothing that comes at the end of a life stores it."""
+    app, gate = stage.app(), asyncio.Event()
+    topic = stage.topic(app, partitions=1)
+    handler = stage.recorder(lambda value, _: gate.wait() if value == 0 else None)
+    app.processor(topic, group=stage.group, concurrency=8, flow=Flow(commit=3600))(handler)
+    async with app:
+        positions = await stage.publish(topic, *range(50), key=lambda value: f"k{value}")
+
+        def stored() -> bool:
+            place = stage.places(app).get(0)
+            if place is None or not place.progress:
+                return False
+            settled = decode(place.position, place.progress)[1]
+            return bool(settled) and settled[-1][1] > positions[-1].offset
+
+        await stage.until(stored, "what was settled out of order is stored")
+        gate.set()
+        await stage.committed(app)
+
+
 async def test_partitions_that_cannot_be_begun_are_begun_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +150,7 @@ async def test_what_finished_out_of_order_is_not_handled_again(stage: Stage) -> 
     assert sorted(stage.seen.values[8:]) == [0, 5]
 
 
+@pytest.mark.short_lease
 @pytest.mark.needs("processes", "durable")
 async def test_kill_9_at_any_instant_loses_nothing(stage: Stage, tmp_path: Path) -> None:
     """A small version of the fault runs, on every log that can be shared by processes."""

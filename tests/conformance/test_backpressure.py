@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
-from streams import Flow, Message
+from streams import Flow, Message, Streams
 from tests.conformance.stage import QUICK, Stage
+from tests.servers.lifetime import until
 
 
 @pytest.mark.parametrize("bound", [1, 7, 50])
@@ -126,6 +126,14 @@ async def test_pause_and_resume_skip_and_repeat_nothing(stage: Stage) -> None:
     assert sorted(stage.seen.values) == [*range(500), 1_000]
 
 
+async def when_stopping(stage: Stage, app: Streams, then: asyncio.Event) -> None:
+    """Set an event once a processor of the app has been told to stop, and starts nothing more."""
+    pump = app.processors[0]._pump
+    assert pump is not None
+    await stage.until(lambda: pump._finishing, "told to stop")
+    then.set()
+
+
 async def test_stop_finishes_what_is_in_flight_and_commits(stage: Stage) -> None:
     app, entered, release = stage.app(), asyncio.Event(), asyncio.Event()
     topic = stage.topic(app, partitions=1)
@@ -141,7 +149,8 @@ async def test_stop_finishes_what_is_in_flight_and_commits(stage: Stage) -> None
         positions = await stage.publish(topic, *range(5), key=str)
         await entered.wait()
         await stage.until(lambda: stage.seen.most_at_once == 5)
-        asyncio.get_running_loop().call_later(0.1, release.set)
+        stopped = asyncio.create_task(when_stopping(stage, app, release))
+    await stopped
     assert sorted(stage.seen.values) == [0, 1, 2, 3, 4]
     place = stage.anchor.group(stage.group).positions[topic.name, 0]
     assert place.position > positions[-1].offset
@@ -152,14 +161,21 @@ async def test_stop_takes_in_no_more(stage: Stage, asynchronous: bool) -> None:
     """What was polled and not begun stays for the next one, and the commit says exactly that."""
     app = stage.app()
     topic = stage.topic(app, partitions=1)
-    never, handled = threading.Event(), list[int]()
+    handled = list[int]()
 
+    def stopping() -> bool:
+        pump = app.processors[0]._pump
+        return pump is not None and pump._finishing
+
+    # From some message on each lasts until the stop has begun, so that they cannot all be handled.
     def plain(value: int) -> None:
-        never.wait(0.001)
+        if value >= 20:
+            until(stopping, 60, "told to stop")
         handled.append(value)
 
     async def later(value: int) -> None:
-        await asyncio.sleep(0.001)
+        if value >= 20:
+            await stage.until(stopping, "told to stop")
         handled.append(value)
 
     app.processor(topic, group=stage.group, flow=QUICK)(later if asynchronous else plain)

@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams import DeadLetters, Message, Reject, Retry, StreamsError
+from streams import (
+    ConfigError,
+    DeadLetters,
+    Message,
+    ProcessorDied,
+    Reject,
+    Retry,
+    StreamsError,
+)
 from streams.letters import ERROR_BYTES, PREFIX
 from streams.message import REDRIVE, Record
 from tests.conformance.stage import QUICK, Stage
@@ -270,3 +278,37 @@ async def test_a_letter_is_written_once_however_often_its_message_dies(stage: St
 def test_only_known_places_in_a_name() -> None:
     with pytest.raises(StreamsError, match=r"only \{topic\} and \{group\}"):
         DeadLetters("{stage}.dead")
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+async def test_a_program_that_cannot_work_is_nobodys_dead_letter(
+    stage: Stage, batch: int | None
+) -> None:
+    """``message.transaction`` where there is none, or with ``to=``, ends the processor at once."""
+    app, calls = stage.app(), list[int]()
+    topic = stage.topic(app, partitions=1)
+    # A log that has transactions has none together with `to=`.
+    to = (
+        app.topic(f"{topic.name}-out", int, partitions=1)
+        if stage.case.can("transactions")
+        else None
+    )
+
+    async def use(value: Any, message: Any) -> None:
+        calls.append(value)
+        first = message[0] if isinstance(message, list) else message
+        first.transaction.execute("SELECT 1")
+
+    retry = Retry(attempts=5, delay=0, never=(ValueError,))
+    app.processor(topic, group=stage.group, batch=batch, to=to, retry=retry, flow=QUICK)(use)
+    with pytest.raises(ProcessorDied, match="has none here") as died:
+        async with app:
+            await stage.publish(topic, *range(5), key="k")
+            await asyncio.Event().wait()
+    assert isinstance(died.value.__cause__, ConfigError)
+    assert len(calls) == 1
+    async with app.connected():
+        assert await stage.letters(app) == []
+        (place,) = stage.places(app).values()
+        first, _ = stage.anchor.bounds(topic.name, 0)
+        assert place.position == first

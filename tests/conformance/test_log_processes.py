@@ -59,6 +59,7 @@ def test_two_processes_share_a_group_and_wake_each_other(world: World) -> None:
             assert child.next() == ["message", partition, position.offset, str(number)]
 
 
+@pytest.mark.short_lease
 @pytest.mark.needs("processes")
 def test_a_killed_members_partitions_are_taken_over_where_it_had_committed(world: World) -> None:
     topic, group = world.topic(2), world.group()
@@ -69,7 +70,7 @@ def test_a_killed_members_partitions_are_taken_over_where_it_had_committed(world
     delivered = {value for what, _, _, value in seen if what == "message"}
     assert delivered == {str(i) for i in range(100)}
     world.append(topic, [record(b"%d" % i, partition=i % 2) for i in range(100, 120)])
-    heir = world.member(group, topic)
+    heir = world.member(group, topic, log=world.open(lasting=True))
     heir.until_owns(2)
     # The last message of each: what was not committed comes again, of one partition all at once.
     world.history.until(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from streams.log.membership import Part
 from tests.conformance.member import Member
 from tests.conformance.records import record
@@ -59,9 +61,11 @@ def test_members_may_subscribe_to_different_topics(world: World) -> None:
     assert not world.history.owners_at_once()
 
 
+@pytest.mark.short_lease
 def test_the_partitions_of_a_silent_member_go_to_the_others(world: World) -> None:
     topic, group = world.topic(4), world.group()
-    silent, other = world.member(group, topic), world.member(group, topic, log=world.open())
+    silent = world.member(group, topic)
+    other = world.member(group, topic, log=world.open(lasting=True))
     until_shared(world, [silent, other], [2, 2])
     mine = list(silent.owned.values())
     silent.freeze()
@@ -70,7 +74,8 @@ def test_the_partitions_of_a_silent_member_go_to_the_others(world: World) -> Non
     assert all(world.clock.monotonic() >= assignment.valid_until for assignment in mine)
     silent.thaw()
     until_shared(world, [silent, other], [2, 2])
-    assert [e.what for e in world.history.events if e.member == silent.name].count("lost") == 2
+    # Both at once; and again, if it is not run for so long once more.
+    assert [e.what for e in world.history.events if e.member == silent.name].count("lost") >= 2
 
 
 def test_a_silent_member_that_nobody_replaced_goes_on_as_before(world: World) -> None:

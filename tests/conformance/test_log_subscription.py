@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import partial
 
@@ -60,6 +62,37 @@ def test_what_was_not_committed_is_delivered_again(world: World) -> None:
     second = world.member(group, topic)
     second.until_delivered(10)
     assert second.delivered() == numbers(0, 10)
+
+
+def test_a_restarted_partition_is_assigned_anew_at_its_stored_place(world: World) -> None:
+    topic, other, group = world.topic(), world.topic(), world.group()
+    offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
+    world.append(other, [b"other"])
+    member = world.member(group, [topic, other], commit=False)
+    member.until_delivered(11)
+    before, beside = member.owned[topic, 0], member.owned[other, 0]
+    member.do(lambda: member.subscription.commit([member.place(before, offsets[4])]))
+
+    def restart() -> None:
+        member._forget([before])
+        member.subscription.restart([before])
+        member.subscription.restart([before])  # it is not owned any more
+
+    member.do(restart)
+    member.until_delivered(17)
+    after = member.owned[topic, 0]
+    assert after is not before
+    assert after.committed is not None
+    assert after.committed.position == offsets[4]
+    assert member.delivered()[11:] == numbers(4, 10)
+    assert member.owned[other, 0] is beside
+    assert [event.what for event in world.history.events].count("lost") == 0
+    member.do(
+        lambda: member.subscription.commit(
+            [member.place(after, offsets[7]), member.place(before, offsets[9])]
+        )
+    )
+    assert world.position(group, topic) == offsets[7]
 
 
 def test_progress_comes_back_as_it_was_stored(world: World) -> None:
@@ -151,6 +184,35 @@ def test_an_older_version_does_not_move_a_group_backwards(world: World) -> None:
     assert world.position(group, topic) == offsets[8]
 
 
+def test_what_is_submitted_is_stored_and_that_is_said(world: World) -> None:
+    topic, group = world.topic(), world.group()
+    offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
+    member = world.member(group, topic, commit=False)
+    member.until_delivered(10)
+    mine = member.owned[topic, 0]
+    answers: list[bool] = []
+
+    def answered(stored: bool) -> None:
+        answers.append(stored)
+        world.history.add(())
+
+    for count, offset in enumerate((2, 5, 9), 1):
+        commits = [member.place(mine, offsets[offset], f"progress {offset}")]
+        member.do(partial(member.subscription.submit, commits, answered))
+        world.history.until(lambda count=count: len(answers) == count, "the log answers")  # type: ignore[misc]
+        assert answers[-1]
+        place = world.log.places(group, topic)[0]
+        assert place == Committed(offsets[offset], f"progress {offset}")
+    # What is waited for comes behind what was submitted, answered or not.
+    last = world.log.bounds(topic, 0)[1]
+    commits = [member.place(mine, last - 1)]
+    member.do(partial(member.subscription.submit, commits, answered))
+    member.do(partial(member.subscription.commit, [member.place(mine, last)]))
+    assert world.position(group, topic) == last
+    world.history.until(lambda: len(answers) == 4, "the log answers")
+
+
+@pytest.mark.short_lease
 def test_the_commit_of_an_owner_that_was_replaced_counts_for_nothing(world: World) -> None:
     topic, group = world.topic(), world.group()
     offsets = [position.offset for position in world.append(topic, numbers(0, 10))]
@@ -159,7 +221,7 @@ def test_the_commit_of_an_owner_that_was_replaced_counts_for_nothing(world: Worl
     mine = old.owned[topic, 0]
     old.do(lambda: old.subscription.commit([old.place(mine, offsets[3])]))
     old.freeze()
-    new = world.member(group, topic, log=world.open(), commit=False)
+    new = world.member(group, topic, log=world.open(lasting=True), commit=False)
     world.outlive_leases()
     new.until_owns(1)
     assert world.clock.monotonic() >= mine.valid_until
@@ -257,6 +319,17 @@ def test_closing_drains_and_its_commits_count(world: World) -> None:
     assert world.position(group, topic) == end
     assert world.log.group(group).members == ()
     assert [event.what for event in world.history.events][-2:] == ["revoking", "revoked"]
+
+
+def test_a_log_keeps_nothing_of_a_subscription_that_was_closed(world: World) -> None:
+    topic = world.topic()
+    member = world.member(world.group(), topic)
+    member.until_owns(1)
+    closed = weakref.ref(member.subscription)
+    world.leave(member)
+    del member
+    gc.collect()
+    assert closed() is None
 
 
 # -- pausing --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from stream_codecs import EncodeError
-from streams import NotRunning, Position, Streams, Topic
+from streams import ConfigError, NotRunning, Position, Streams, Topic
 from tests.conformance.stage import QUICK, Stage
 
 
@@ -111,7 +111,7 @@ async def test_waiting_on_its_own_loop_is_refused(stage: Stage) -> None:
     app = stage.app()
     topic = stage.topic(app)
     async with app.connected():
-        with pytest.raises(NotRunning, match="use await"):
+        with pytest.raises(ConfigError, match="use await"):
             app.wait(topic.publish(1))
 
 

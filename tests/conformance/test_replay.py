@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from stream_codecs import DecodeError
-from streams import ConfigError, NotFound, NotRunning
+from streams import InvalidValue, NotFound, NotRunning
 from streams.message import Record
 from tests.conformance.stage import QUICK, Stage
 
@@ -124,11 +124,11 @@ async def test_bad_ranges_are_refused(stage: Stage) -> None:
     with pytest.raises(NotRunning):
         topic.read()
     async with app.connected():
-        with pytest.raises(ConfigError, match="say which"):
+        with pytest.raises(InvalidValue, match="say which"):
             topic.read(start=5)
         with pytest.raises(NotFound, match="partitions 0 to 1, not 7"):
             topic.read(partition=7)
-        with pytest.raises(ConfigError, match="time zone"):
+        with pytest.raises(InvalidValue, match="time zone"):
             topic.read(start=datetime(2024, 1, 1))  # noqa: DTZ001
-        with pytest.raises(ConfigError):
+        with pytest.raises(InvalidValue):
             topic.read(start="yesterday", partition=0)

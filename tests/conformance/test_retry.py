@@ -228,7 +228,7 @@ async def test_a_plain_handler_that_takes_too_long_is_reported(
 
     @app.processor(topic, group=stage.group, timeout=0.01, flow=QUICK)
     def handle(value: int) -> None:
-        release.wait(20)
+        release.wait(60)
         stage.seen.handled.append((None, value))
 
     async with app:

@@ -13,7 +13,7 @@ from streams.log.protocol import Log, Retention
 from streams.log.url import open_log
 from streams.message import Batch, Position, Record
 from streams.testing import Clock as ManualClock
-from tests.conformance.logs import Case
+from tests.conformance.logs import Case, lasting_url
 from tests.conformance.member import History, Member
 from tests.conformance.records import append, record
 
@@ -37,9 +37,13 @@ class World:
         self._run = uuid4().hex[:8]
         self.log = self.open()
 
-    def open(self) -> Log:
-        """Another handle on the same log, as another process would have it."""
-        log = open_log(self.url, clock=self.clock)
+    def open(self, *, lasting: bool = False) -> Log:
+        """Another handle on the same log, as another process would have it.
+
+        :param lasting: its members are not taken for dead while the test runs, whatever the URL
+            says: who takes over must not lose that again when it is not run for a while.
+        """
+        log = open_log(lasting_url(self.url) if lasting else self.url, clock=self.clock)
         self._logs.append(log)
         return log
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.docs.blocks import PYTHON, ROOT, SHELL, Block, blocks, commands
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def main(page: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_page_runs_from_its_top_to_its_bottom(page: Path, tmp_path: Path) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=110,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout
 

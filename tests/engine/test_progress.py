@@ -11,7 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streams.engine.progress import LIMIT, Progress, Range, Segment, decode, encode, with_offsets
+from streams.engine.progress import (
+    LIMIT,
+    Progress,
+    Range,
+    Segment,
+    cut,
+    decode,
+    encode,
+    with_offsets,
+)
 from streams.log.protocol import PROGRESS_LIMIT
 from tests.engine.support import Tracked, batch, runs
 
@@ -147,6 +156,40 @@ def test_foreign_text_is_refused_with_one_error(position: int, text: str) -> Non
     assert 0 <= floor <= position
     assert all(position <= start < end for start, end in settled)
     assert all(end < start for (_, end), (start, _) in pairwise(settled))
+    assert all(end <= 1 << 128 for _, end in settled)
+
+
+@pytest.mark.parametrize(
+    ("position", "text"),
+    [
+        (5, "1rA" + "g" * 2_000 + "B" + "B"),  # an offset of 10,000 bits
+        (5, "1r" + "_" * 13),  # a number that does not end in time
+        (5, "1rggAB"),  # a number longer than need be
+        (5, "1rA~AB"),  # the high half changes by nothing
+        (5, "1rA~" + "_" * 12 + "QBB"),  # a high half beyond 64 bits
+        ((1 << 64) - 2, "1rA" + "C" + "B"),  # over the low half's end without saying so
+        ((1 << 64) - 2, "1bA____"),
+        ((1 << 128) + 5, "1rA~BAB"),
+    ],
+)
+def test_an_offset_that_no_log_has_is_refused(position: int, text: str) -> None:
+    with pytest.raises(ValueError, match="progress has"):
+        decode(position, text)
+
+
+@runs(200)
+@given(places(), st.integers(0, 1 << 70))
+def test_what_lies_behind_the_end_is_cut_off(
+    place: tuple[int, int, list[Range]], room: int
+) -> None:
+    position, _, settled = place
+    end = position + room
+    kept = cut(settled, end)
+    assert within(kept, settled)
+    assert all(start < stop <= end for start, stop in kept)
+    for start, stop in settled:
+        for offset in (start, stop - 1):
+            assert (offset < end) == any(low <= offset < high for low, high in kept)
 
 
 @runs(200)

@@ -25,7 +25,7 @@ def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "examples" / "queue_worker.py"), *arguments],
         cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
-        timeout=100,
+        timeout=500,
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ async def test_orders_are_decided_in_order_and_once(tmp_path: Path) -> None:
     )
     orders: dict[str, str] = {}
     async with served(create(*files)) as client:
-        assert (await client.get("/healthz")).json() == {"ok": True}
+        assert (await client.get("/healthz")).json()["ok"]
         await client.post("/stock/cup", params={"count": 5})
         for key, quantity in [("a", 3), ("b", 3), ("a", 3), ("c", 2), ("d", 0)]:
             answered = await place(client, key, "cup", quantity)
@@ -138,7 +138,7 @@ def test_under_a_real_server(tmp_path: Path) -> None:
             order = answered.raise_for_status().json()["order"]
             path = f"/orders/{order}"
             until(lambda: client.get(path).json() == {"reserved": True}, 30, "an answer")
-            assert client.get("/healthz").json() == {"ok": True}
+            assert client.get("/healthz").json()["ok"]
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) in (0, -signal.SIGTERM)  # uvicorn hands its signal on
     finally:

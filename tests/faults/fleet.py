@@ -13,6 +13,9 @@ from random import Random
 
 from tests.faults.history import Life, Tail
 
+SETTINGS = "STREAMS_FAULTS"
+"""Where :mod:`tests.faults.supervised` finds what it needs."""
+
 STALLED = 60.0
 """Seconds without a newly handled message after which a run has failed."""
 
@@ -47,10 +50,11 @@ class Fleet:
             if worker.stdin is not None:
                 worker.stdin.close()
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """One more worker."""
+    def start(self, member: str | None = None) -> subprocess.Popen[bytes]:
+        """One more worker; with a name, a static member of its group."""
+        command = self._command if member is None else [*self._command, member]
         # It ends when its end of this pipe does, however we ended.
-        worker = subprocess.Popen(self._command, env={**os.environ}, stdin=subprocess.PIPE)
+        worker = subprocess.Popen(command, env={**os.environ}, stdin=subprocess.PIPE)
         self.workers.append(worker)
         return worker
 
@@ -122,3 +126,23 @@ class Fleet:
             status = worker.wait(60)
             # One that was not yet up has no handler for the signal, and nothing to drain.
             assert status in (0, -signal.SIGTERM), f"a worker ended with status {status}"
+
+
+class Supervised(Fleet):
+    """The same workers under ``streams run --workers``, which is the one process that is started
+    here."""
+
+    def __init__(
+        self, folder: Path, url: str, topic: str, group: str, *, concurrency: int, pause: float
+    ) -> None:
+        super().__init__(folder, url, topic, group, concurrency=concurrency, pause=pause)
+        settings = (str(folder), topic, group, str(concurrency), str(pause))
+        self._environment = {"STREAMS_URL": url, SETTINGS: "\n".join(settings)}
+
+    def supervise(self, workers: int) -> None:
+        """Start the supervisor."""
+        command = [
+            sys.executable, "-m", "streams.cli", "run", "tests.faults.supervised:app",
+            "--workers", str(workers), "--log-level", "error",
+        ]  # fmt: skip
+        self.workers.append(subprocess.Popen(command, env={**os.environ, **self._environment}))

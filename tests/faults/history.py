@@ -155,6 +155,15 @@ class Tail:
         self.count()
         return len({life for (name, _), (_, life) in self._owners.items() if name == topic})
 
+    def owned_by(self, topic: str) -> dict[int, tuple[str, float]]:
+        """The life that each of a topic's partitions was assigned to last, and when."""
+        self.count()
+        return {
+            partition: (life.stem, at)
+            for (name, partition), (at, life) in self._owners.items()
+            if name == topic
+        }
+
     def count(self) -> int:
         """How many different messages had an effect."""
         for path in self._folder.glob("*.jsonl"):

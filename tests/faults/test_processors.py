@@ -16,7 +16,7 @@ QUICK = Flow(commit=0.1)
 
 @on("kafka")
 async def test_a_handler_slower_than_max_poll_interval_stays_in_the_group(run: Run) -> None:
-    settings = {"session.timeout.ms": 2000, "max.poll.interval.ms": 2000}
+    settings = {"session.timeout.ms": 6000, "max.poll.interval.ms": 6000}
     app = Streams(f"{run.ground.direct.partition('?')[0]}?{urlencode(settings)}")
     topic = app.topic(run.topic, bytes)
     calls: list[str] = []
@@ -24,7 +24,7 @@ async def test_a_handler_slower_than_max_poll_interval_stays_in_the_group(run: R
     @app.processor(topic, group=run.group, flow=Flow(messages=1, commit=0.1))
     async def slow(value: bytes, message: Message[bytes]) -> None:
         calls.append(message.id)
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(9.0)
 
     async with app:
         await topic.publish(b"slow", id="slow")

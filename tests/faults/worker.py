@@ -1,6 +1,6 @@
 """A worker to be killed: one processor that writes down everything it does.
 
-python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS]
+python -m tests.faults.worker FOLDER URL TOPIC GROUP CONCURRENCY [SECONDS [MEMBER]]
 
 At concurrency 1 the handler is a plain one, whose thread polls for itself while it is quick.
 """
@@ -22,7 +22,7 @@ from zlib import crc32
 
 from streams import Flow, Message, Retry, Streams
 from streams.engine.progress import decode
-from streams.log.protocol import Assignment, Listener, Log, Subscription
+from streams.log.protocol import Answered, Assignment, Listener, Log, Subscription
 from streams.log.protocol import Commit as LogCommit
 from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Started
 
@@ -51,11 +51,24 @@ class Watched:
 
         listener.assigned = write_down  # type: ignore[method-assign]
         subscription = self._log.subscribe(group, topics, listener, **options)
-        commit = subscription.commit
+        commit, submit = subscription.commit, subscription.submit
 
         def commit_and_write_down(commits: Sequence[LogCommit]) -> None:
             asked = time.monotonic()
             commit(commits)
+            write_commits(commits, asked)
+
+        def submit_and_write_down(commits: Sequence[LogCommit], answered: Answered) -> None:
+            asked = time.monotonic()
+
+            def answer(stored: bool) -> None:
+                if stored:
+                    write_commits(commits, asked)
+                answered(stored)
+
+            submit(commits, answer)
+
+        def write_commits(commits: Sequence[LogCommit], asked: float) -> None:
             for each in commits:
                 if each.assignment.valid_until == float("-inf"):
                     continue  # no longer owned: dropped, not stored
@@ -73,6 +86,7 @@ class Watched:
                 )
 
         subscription.commit = commit_and_write_down  # type: ignore[method-assign]
+        subscription.submit = submit_and_write_down  # type: ignore[method-assign]
         return subscription
 
 
@@ -81,11 +95,17 @@ def _what(message: Message[bytes]) -> tuple[str, int, int, str | None, str]:
 
 
 def build(
-    folder: Path, url: str, topic: str, group: str, concurrency: int, pause: float
+    folder: Path,
+    url: str,
+    topic: str,
+    group: str,
+    concurrency: int,
+    pause: float,
+    member: str | None = None,
 ) -> Streams:
     """The app: every handler takes ``pause`` seconds now and then, and one in 100 fails once."""
     recorder = Recorder(folder)
-    app = Streams(url)
+    app = Streams(url, member=member)
     source = app.topic(topic, bytes)
 
     def begin(message: Message[bytes]) -> None:
@@ -146,7 +166,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(process)d %(name)s %(message)s")
     folder, url, topic, group, concurrency = sys.argv[1:6]
     pause = float(sys.argv[6]) if len(sys.argv) > 6 else 0.0
-    build(Path(folder), url, topic, group, int(concurrency), pause).run()
+    member = sys.argv[7] if len(sys.argv) > 7 else None
+    build(Path(folder), url, topic, group, int(concurrency), pause, member).run()
 
 
 if __name__ == "__main__":

@@ -134,6 +134,49 @@ def test_the_driver_tells_that_a_commit_failed_and_the_next_may_go(
     assert coordinator.history == [6]
 
 
+def test_a_submit_does_not_wait_and_is_told_by_the_driver(coordinator: Coordinator) -> None:
+    mine, commits, told = assignment(), coordinator.commits, list[bool]()
+    commits.owns([mine])
+    coordinator.frozen = True
+    assert commits.submit([Commit(mine, 5, "a", 1)], told.append)
+    assert not commits.submit([Commit(mine, 6, "b", 2)], told.append), "two at a time"
+    assert told == []
+    coordinator.frozen = False
+    sent = coordinator.held.pop()
+    coordinator.land(sent)
+    commits.told(None, [TopicPartition(*KEY, 5, metadata="other")])  # of another, as far as it goes
+    assert told == []
+    commits.told(None, sent)
+    assert told == [True]
+    assert commits.submit([Commit(mine, 6, "b", 2)], told.append)
+    commits.told(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
+    assert told == [True, False]
+    assert not commits.submit([Commit(mine, 5, "a", 1)], told.append), "it is stored"
+    assert not commits.submit([Commit(assignment(), 9, "", 9)], told.append), "it is not owned"
+    commits.submit([Commit(mine, 7, "c", 3)], told.append)
+    commits.lost()
+    assert told == [True, False, False]
+
+
+def test_a_commit_waits_for_the_submit_before_it_and_goes_on_where_that_was_refused(
+    coordinator: Coordinator,
+) -> None:
+    mine, commits, told = assignment(), coordinator.commits, list[bool]()
+    commits.owns([mine])
+    commits.submit([Commit(mine, 5, "", 1)], told.append)
+    assert commits.commit([Commit(mine, 6, "", 2)])
+    assert told == [True]
+    coordinator.refuses = 1
+    commits.submit([Commit(mine, 7, "", 3)], told.append)
+    assert commits.commit([Commit(mine, 8, "", 4)])
+    assert told == [True, False]
+    assert coordinator.history == [5, 6, 8]
+    coordinator.frozen = True
+    commits.submit([Commit(mine, 9, "", 5)], told.append)
+    with pytest.raises(Unavailable):
+        commits.commit([Commit(mine, 10, "", 6)])  # it may still land
+
+
 def test_one_that_lands_late_is_followed_by_the_newest_again(coordinator: Coordinator) -> None:
     mine, commits = assignment(), coordinator.commits
     commits.owns([mine])

@@ -161,7 +161,7 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
     walked: tuple[Kafka, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver waits so long for a coordinator that it is not told of.
-    monkeypatch.setattr(places, "ANSWER", 2.0)
+    monkeypatch.setattr(places, "ANSWER", 6.0)
     _, url = walked
     log = open_log(url)
     with pytest.raises(Fatal, match="needs an ACL for the group"):

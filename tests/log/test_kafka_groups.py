@@ -25,7 +25,7 @@ CASE = Case("kafka_url", CAPABILITIES, trims=False)
 
 @pytest.fixture
 def world(kafka: KafkaAddress) -> Iterator[World]:
-    opened = World(CASE, f"{kafka.url}?session.timeout.ms=6000")
+    opened = World(CASE, f"{kafka.url}?session.timeout.ms=60000")
     yield opened
     opened.close()
 
@@ -103,7 +103,7 @@ def test_members_that_are_not_ours_share_the_group(kafka: KafkaAddress, world: W
             "bootstrap.servers": kafka.bootstrap,
             "group.id": group,
             "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 6000,
+            "session.timeout.ms": 60_000,
             "auto.offset.reset": "earliest",
         }
     )
@@ -192,9 +192,10 @@ def test_a_running_group_cannot_begin_in_another_topic(world: World) -> None:
 
 
 def test_a_drain_that_outlasts_the_membership_is_warned_of(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, kafka: KafkaAddress, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = named(world, max_poll_interval_ms="6000")
+    log = open_log(f"{kafka.url}?session.timeout.ms=6000&max.poll.interval.ms=6000")
+    world._logs.append(log)
     member = world.member(world.group(), world.topic(), log=log)
     member.until_owns(1)
     assert "max.poll.interval.ms" in caplog.text

@@ -53,10 +53,14 @@ def test_brokers_are_read_from_the_url(url: str, hosts: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["kafka://", "kafka://h:0", "kafka://h:99999", "kafka://a,,b", "kafka://h:x", "kafka://ü"],
+    ["kafka://", "kafka://h:0", "kafka://h:99999", "kafka://a,,b", "kafka://h:x", "kafka://ü ü"],
 )
-def test_what_is_no_broker_is_named(url: str) -> None:
-    assert "is no broker" in refused(url)
+def test_what_is_no_broker_is_refused(url: str) -> None:
+    assert "no host:port" in refused(url)
+
+
+def test_a_brokers_name_is_ascii() -> None:
+    assert "ASCII" in refused("kafka://ü")
 
 
 def test_nothing_may_follow_the_brokers() -> None:
@@ -256,3 +260,30 @@ def test_what_the_driver_does_not_take_is_said_when_the_log_is_opened(query: str
     text = str(caught.value)
     assert "\n" not in text
     assert SECRET not in text
+
+
+# -- static members
+
+
+@pytest.mark.parametrize(
+    ("url", "config", "words"),
+    [
+        (
+            "kafka://h?group.instance.id=blue",
+            {},
+            "group.instance.id on Kafka, which is set to 'blue'",
+        ),
+        ("kafka://h", {"group.instance.id": "blue"}, "leave one of them out"),
+        ("kafka://h?group.protocol=consumer", {}, "use the classic protocol"),
+    ],
+)
+def test_a_members_name_that_cannot_be(url: str, config: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        open_log(url, config, member="shop-3")
+
+
+def test_a_members_name_is_its_group_instance_id() -> None:
+    opened = Opened("kafka://h", "h", member="shop-3")
+    conf = settings(opened).member("g", Flow(), lambda _: None, "shop-3-second")
+    assert conf["group.instance.id"] == "shop-3-second"
+    assert "group.instance.id" not in settings(opened).member("g", Flow(), lambda _: None)

@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streams.log.membership import FREE, TERMS, Lease, Member, Part, Plan, plan, target
+from streams.log.membership import (
+    FREE,
+    LONGEST,
+    NEVER,
+    TERMS,
+    Lease,
+    Member,
+    Part,
+    Plan,
+    Terms,
+    Watch,
+    length,
+    plan,
+    target,
+)
 
 TOPICS = ("a", "b", "c")
 NAMES = ("m0", "m1", "m2", "m3", "m4")
@@ -316,3 +330,101 @@ def test_an_expired_lease_that_nobody_took_is_renewed_under_its_epoch() -> None:
     found = plan("me", 500.0, [Member("me", ["a"], 105.0)], {"a": 1}, leases)
     assert found.renew == (("a", 0),)
     assert not found.acquire
+
+
+# -- what bears a member's name though it has not taken it -----------------------------------------
+
+
+@given(groups(), st.data())
+def test_what_is_inherited_counts_as_mine_and_is_taken_anew(
+    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]], data: st.DataObject
+) -> None:
+    members, partitions, owners = group
+    leases = {part: Lease(owner, 4, NEVER) for part, owner in owners.items()}
+    rows = [Member(name, topics, NEVER) for name, topics in members.items()]
+    for me in members:
+        named = [part for part, owner in owners.items() if owner == me]
+        held = data.draw(st.sets(st.sampled_from(named))) if named else set()
+        all_held = plan(me, 0.0, rows, partitions, leases)
+        found = plan(me, 0.0, rows, partitions, leases, held)
+        # Who has it makes no difference to who should have it ...
+        assert found.release == all_held.release
+        # ... and what should stay is renewed where it is held, and taken where it is not.
+        assert set(found.renew) == set(all_held.renew) & held
+        inherited = dict.fromkeys(set(all_held.renew) - held, 5)
+        assert found.acquire == {**all_held.acquire, **inherited}
+
+
+# -- rows that stand unchanged ---------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_nothing_is_over_before_its_owner_stops_believing_in_it(data: st.DataObject) -> None:
+    """Whatever stands still for however long: the observer, the owner, or the log."""
+    terms = Terms(data.draw(st.sampled_from([1.0, 10.0])))
+    watch = Watch(terms.heartbeat)
+    now, mark, believes_until = 1000.0, 0, -NEVER
+    steps = st.tuples(
+        st.sampled_from(["confirm", "look", "late answer"]),
+        st.sampled_from([0.01, 0.1, 0.3, 0.5, 1.0, 3.0]),
+    )
+    for what, part in data.draw(st.lists(steps, max_size=60)):
+        sent, now = now, now + part * terms.lease
+        if what == "confirm":
+            mark, believes_until = mark + 1, terms.valid_until(sent)
+            continue
+        # The answer says how the row stood at some moment before it came.
+        stood = mark
+        if what == "late answer":
+            now += part * terms.lease
+        watch.look(now)
+        if watch.left("row", stood, terms.lease) == 0 and stood == mark:
+            assert now >= believes_until
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 50))
+def test_what_nobody_confirms_is_over_after_its_length_of_looking(
+    interval: float, before: int
+) -> None:
+    watch = Watch(TERMS.heartbeat)
+    now = 0.0
+    for mark in range(before):
+        watch.look(now)
+        assert watch.left("row", mark, TERMS.lease) == TERMS.lease
+        now += interval
+    began, left = now, NEVER
+    while left:
+        watch.look(now)
+        left = watch.left("row", "last", TERMS.lease)
+        now += interval
+        assert now - began <= TERMS.lease + 3 * interval
+
+
+def test_a_log_that_stood_still_is_no_ones_death() -> None:
+    watch = Watch(TERMS.heartbeat)
+    for now in (0.0, 1.0, 2.0, 500.0):  # three leases, and many more
+        watch.look(now)
+        left = watch.left("row", "same", TERMS.lease)
+    assert left == TERMS.lease - 2.0 - TERMS.heartbeat
+    # More than the time in which an owner sends its next heartbeat.
+    assert left > TERMS.heartbeat
+
+
+def test_a_row_that_changed_or_was_forgotten_is_watched_anew() -> None:
+    watch = Watch(TERMS.heartbeat)
+    for now in range(9):
+        watch.look(float(now))
+        watch.left("one", "same", TERMS.lease)
+        watch.left("two", now, TERMS.lease)
+    assert watch.left("one", "same", TERMS.lease) == TERMS.lease - 8
+    assert watch.left("two", 8, TERMS.lease) == TERMS.lease
+    watch.keep({"two"})
+    assert watch.left("one", "same", TERMS.lease) == TERMS.lease
+
+
+def test_a_length_that_makes_no_sense_is_the_observers_own() -> None:
+    assert length(3.0, 10.0) == 3.0
+    assert length(LONGEST, 10.0) == LONGEST
+    for damaged in (None, 0.0, -1.0, LONGEST + 1, NEVER, float("nan")):
+        assert length(damaged, 10.0) == 10.0

@@ -35,6 +35,7 @@ from tests.servers.redis import (
 )
 
 SHORT = "lease=1&socket_timeout=0.5"
+"""The streams are looked at once a lease. No other member is there that could take anything."""
 
 RIGHTS = (
     "+@stream +@hash +@set +@keyspace +@scripting +@connection "
@@ -94,7 +95,7 @@ def test_the_documented_rights_are_enough(lifetime: Lifetime, program: str) -> N
 def test_a_failover_is_followed(lifetime: Lifetime, program: str) -> None:
     with RedisSentinel(lifetime, program, ("--repl-diskless-sync-delay", "0")) as servers:
         url = f"redis+sentinel://127.0.0.1:{servers.port}/{RedisSentinel.NAME}?{SHORT}"
-        log, safe = open_redis(f"{url}&timeout=30"), open_redis(f"{url}&wait=1&wait_timeout=5")
+        log, safe = open_redis(f"{url}&timeout=40"), open_redis(f"{url}&wait=1&wait_timeout=60")
         topic, group = log.create(name("topic"), 1).name, name("group")
         member = Member(log, group, topic)
         append(safe, topic, [b"%d" % n for n in range(10)])
@@ -130,7 +131,7 @@ def cluster(lifetime: Lifetime, program: str) -> Iterator[RedisCluster]:
 @pytest.fixture
 def log(cluster: RedisCluster) -> Iterator[RedisLog]:
     nodes = ",".join(node.address for node in cluster.nodes)
-    log = open_redis(f"redis+cluster://{nodes}?{SHORT}&timeout=30")
+    log = open_redis(f"redis+cluster://{nodes}?{SHORT}&timeout=40")
     yield log
     log.close()
 

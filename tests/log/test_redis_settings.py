@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from redis.crc import key_slot
 
 from streams.errors import ConfigError
 from streams.log.redis.keys import Part, parse, topic_key
-from streams.log.redis.settings import Settings, read
+from streams.log.redis.settings import Settings
 from streams.log.url import open_log
 from tests.log.redis_support import open_redis
 
@@ -111,10 +113,67 @@ def test_what_cannot_be_is_said_in_one_line(url: str, config: dict[str, Any], sa
 
 
 def test_a_scheme_of_others_is_refused() -> None:
-    from streams.log.protocol import Opened
+    with pytest.raises(ConfigError, match=r"no log is called 'redis\+nonsense'"):
+        open_log("redis+nonsense://h")
 
-    with pytest.raises(ConfigError, match=r"redis\+cluster"):
-        read(Opened("redis+nonsense://h", "h"))
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("ssl_cert_reqs", "maybe", "none, optional, required"),
+        ("ssl_cert_reqs", "Required", "none, optional, required"),
+        ("ssl_ciphers", "nonsense", "no such ciphers"),
+        ("ssl_check_hostname", "perhaps", "true or false"),
+        ("ssl_validate_ocsp", "2", "true or false"),
+    ],
+)
+def test_a_value_that_is_none_of_a_closed_set_is_refused(key: str, value: str, says: str) -> None:
+    for url, config in ((f"rediss://h?{key}={value}", {}), ("rediss://h", {key: value})):
+        with pytest.raises(ConfigError, match=says):
+            open_log(url, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ssl_cert_reqs", None),
+        ("ssl_cert_reqs", 2),
+        ("ssl_min_version", "TLSv1.2"),
+        ("ssl_min_version", 771),
+        ("ssl_include_verify_flags", "X509_STRICT"),
+        ("ssl_include_verify_flags", [1]),
+        ("ssl_check_hostname", None),
+        ("ssl_ca_certs", 5),
+        ("socket_timeout", "soon"),
+        ("socket_timeout", None),
+        ("socket_keepalive", "often"),
+        ("socket_read_size", 1.5),
+        ("password", 5),
+        ("sentinel_password", 5),
+        ("lease", object()),
+    ],
+)
+def test_a_value_given_in_code_is_of_the_setting_s_type(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        open_log("rediss+sentinel://h/main", {key: value})
+
+
+def test_the_values_that_there_are() -> None:
+    for reqs in ("none", "optional", "required"):
+        found = settings(f"rediss://h?ssl_cert_reqs={reqs}").connection["ssl_cert_reqs"]
+        assert found is settings("rediss://h", ssl_cert_reqs=found).connection["ssl_cert_reqs"]
+        assert found.name == f"CERT_{reqs.upper()}"
+    found = settings(
+        "rediss://h",
+        ssl_min_version=ssl.TLSVersion.TLSv1_3,
+        ssl_include_verify_flags=[ssl.VERIFY_X509_STRICT],
+        ssl_ciphers="HIGH",
+        ssl_ca_certs=Path("ca.pem"),
+        socket_keepalive=True,
+    ).connection
+    assert found["ssl_min_version"] is ssl.TLSVersion.TLSv1_3
+    with pytest.raises(ConfigError, match="give one"):
+        open_log("rediss://h?ssl_validate_ocsp=1&ssl_validate_ocsp_stapled=1")
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

@@ -262,6 +262,39 @@ def test_a_long_writer_does_not_stop_the_reading(tmp_path: Path) -> None:
     world.close()
 
 
+def test_a_submit_waits_neither_for_the_disk_nor_for_other_writers(tmp_path: Path) -> None:
+    world = World(Case("", CAPABILITIES), f"sqlite:///{tmp_path}/log.db")
+    log = sqlite(world)
+    topic, group = world.topic(), world.group()
+    end = world.append(topic, [b"1", b"2"])[-1].offset + 1
+    member = world.member(group, topic, commit=False)
+    member.until_delivered(2)
+    (mine,) = member.owned.values()
+    modes: list[int] = []
+    writer = log._database._writer
+
+    def look() -> None:
+        modes.append(writer.rows("PRAGMA synchronous")[0][0])
+
+    def answered(stored: bool) -> None:
+        answers.append(stored)
+
+    answers: list[bool] = []
+    with log._database.write(flush=False):
+        look()
+    look()
+    member.do(lambda: member.subscription.submit([member.place(mine, end)], answered))
+    look()
+    assert modes == [1, 2, 2], "what is published from now on is not on the disk"
+    with log._database.write():
+        member.do(lambda: member.subscription.submit([member.place(mine, end + 1)], answered))
+    look()
+    assert answers == [True, False]
+    assert modes[-1] == 2
+    assert world.position(group, topic) == end
+    world.close()
+
+
 def test_deleting_a_topic_takes_it_from_its_readers(world: World) -> None:
     topic, other, group = world.topic(2), world.topic(), world.group()
     member = world.member(group, [topic, other])

@@ -44,12 +44,22 @@ def test_a_missing_driver_is_named_with_what_installs_it(monkeypatch: pytest.Mon
         ("redis://:hush@localhost", "redis://:***@localhost"),
         ("redis://hush@localhost", "redis://***@localhost"),
         ("kafka://app:hush@a:9092,b:9092", "kafka://app:***@a:9092,b:9092"),
-        ("kafka://a?sasl.password=hush&client.id=x", "kafka://a?sasl.password=***&client.id=x"),
-        ("kafka://a?sasl%2Epassword=hush", "kafka://a?sasl%2Epassword=***"),
+        ("kafka://a?sasl.password=hush&client.id=x", "kafka://a?***"),
+        (
+            "kafka://a?sasl%2Epassword=hush&replication.factor=3",
+            "kafka://a?replication.factor=3&***",
+        ),
+        ("redis://h/0?lease=5&password=hush", "redis://h/0?lease=5&***"),
+        ("redis://me@corp:hush@h", "redis://***@h"),
+        ("redis://hush:@h", "redis://***@h"),
+        ("redis://h?timeout=hush", "redis://h?***"),
+        ("redis+sentinel://[::1]:7,h/main", "redis+sentinel://[::1]:7,h/main"),
+        ("kafka://shop:hush#more@h", "kafka://***"),
+        ("hush", "***"),
         ("sqlite:///events.db?synchronous=full", "sqlite:///events.db?synchronous=full"),
     ],
 )
-def test_redact_hides_the_password_and_nothing_else(url: str, shown: str) -> None:
+def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     assert redact(url) == shown
 
 

@@ -58,6 +58,7 @@ async def test_what_happened_is_counted(stage: Stage) -> None:
             assert found.one("in_flight_messages", **mine) == 0
             assert found.one("handlers_running", **mine) == 0
             assert found.one("losses_total", **mine) == 0
+            assert found.one("progress_rejected_total", **mine) == 0
             assert found.one("processor_up", **mine) == 1
             assert found.one("processor_paused", **mine) == 0
             assert found.one("log_reachable", **mine) == 1
@@ -104,7 +105,8 @@ async def test_lag_and_age_of_what_waits_in_the_log_and_in_a_handler(stage: Stag
             found = await until(server, lambda now: now.of("in_flight_messages") == [5])
             assert found.one("lag_messages", topic=topic.name) == 5
             later = found.one("oldest_unsettled_seconds", topic=topic.name)
-            assert age <= later <= SYSTEM.time() - began + 1
+            # A server's clock is its own: what it took in may be as old as the two are apart.
+            assert age <= later <= SYSTEM.time() - began + 3_600
             hold.set()
             found = await until(server, lambda now: sum(now.of("lag_messages")) == 0)
             assert found.of("oldest_unsettled_seconds", topic=topic.name) == [0]
@@ -162,7 +164,7 @@ async def test_a_log_that_does_not_answer_holds_up_no_scrape() -> None:
         assert asked == 1  # and not once a scrape
         answers.set()
         await come(lags)
-        assert await asyncio.to_thread(known) == 1
+        await come(lambda: known() == 1)
 
 
 async def test_one_registry_takes_one_collector_and_the_server_uses_it() -> None:

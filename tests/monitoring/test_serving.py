@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
+import logging
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -21,8 +26,10 @@ from streams.cli.options import address
 from streams.cli.workers import _http
 from streams.log.memory import MemoryLog
 from streams.patterns import MonitoringServer
+from streams.patterns.monitoring.serving import CONNECTIONS, LARGEST
 from tests.cli.conftest import Run, Shell, eventually
 from tests.monitoring.conftest import come, get
+from tests.test_text import unfit
 
 
 def health(server: MonitoringServer, page: str) -> tuple[int, Any]:
@@ -32,6 +39,98 @@ def health(server: MonitoringServer, page: str) -> tuple[int, Any]:
 
 async def ask(server: MonitoringServer, page: str) -> tuple[int, Any]:
     return await asyncio.to_thread(health, server, page)
+
+
+@pytest.fixture
+def served() -> Iterator[MonitoringServer]:
+    with MonitoringServer(Streams("memory://"), port=0) as server:
+        yield server
+
+
+def connected(server: MonitoringServer) -> socket.socket:
+    return socket.create_connection((server.host, server.port), timeout=30)
+
+
+def closed(connection: socket.socket) -> bool:
+    """The server has closed a connection to which it says nothing."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_request_that_comes_byte_by_byte_is_given_up(served: MonitoringServer) -> None:
+    served._server.patience = 0.5
+    with connected(served) as connection:
+        connection.settimeout(0.05)  # a byte twenty times a second: each wait is far from 0.5 s
+        with suppress(ConnectionError):
+            for byte in itertools.chain(b"GET /healthz HTTP/1.0\r\n", itertools.cycle(b"X: y\r\n")):
+                connection.sendall(bytes((byte,)))
+                try:
+                    found = connection.recv(1)
+                except TimeoutError:
+                    continue
+                assert found == b""
+                break
+    assert get(served, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("start", [b"GET /", b"GET /healthz HTTP/1.0\r\nX-Long: "])
+def test_a_request_without_an_end_is_refused(served: MonitoringServer, start: bytes) -> None:
+    with connected(served) as connection:
+        connection.sendall(start + b"x" * LARGEST)
+        assert b" 431 " in connection.recv(200)
+
+
+def test_connections_that_only_wait_shut_nobody_out(served: MonitoringServer) -> None:
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(connected(served)) for _ in range(2 * CONNECTIONS)]
+        assert get(served, "/healthz")[0] == 200
+        # The oldest were given up, and their threads with them; the youngest wait.
+        assert all(closed(connection) for connection in waiting[:CONNECTIONS])
+        waiting[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b" 200 " in waiting[-1].recv(100)
+
+        def handling() -> int:
+            return sum("process_request" in each.name for each in threading.enumerate())
+
+        eventually(lambda: handling() <= CONNECTIONS)
+
+
+def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringServer) -> None:
+    served._server._connections = 2
+    free = threading.Event()
+
+    def slow(accept: str) -> Any:
+        free.wait(30)
+        return HTTPStatus.OK, "text/plain", b"at last"
+
+    served._server.routes["/slow"] = slow
+    try:
+        with connected(served) as one, connected(served) as two:
+            for each in (one, two):
+                each.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+            eventually(lambda: not served._server._sending)
+            with connected(served) as third:
+                assert closed(third)
+            free.set()
+            for each in (one, two):
+                with each.makefile("rb") as answer:
+                    assert answer.read().endswith(b"at last")
+        assert get(served, "/healthz")[0] == 200
+    finally:
+        free.set()
+
+
+def test_a_request_in_a_log_line_is_one_line(
+    served: MonitoringServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="streams"), connected(served) as connection:
+        connection.sendall(b"GET /\x1b[31m\xc2\x9b\r2026 forged HTTP/1.0\r\n\r\n")
+        connection.recv(100)
+        eventually(lambda: "forged" in caplog.text)
+    for record in caplog.records:
+        assert not unfit(record.getMessage())
 
 
 async def test_health_follows_the_apps_life() -> None:
@@ -50,7 +149,8 @@ async def test_health_follows_the_apps_life() -> None:
             status, said = await ask(server, "/readyz")
             assert (status, said["ok"]) == (200, True)
             assert said["processors"]["wait"] == {
-                "running": True, "paused": False, "reachable": True, "overdue": 0, "error": None,
+                "running": True, "paused": False, "reachable": True, "overdue": 0,
+                "losses": 0, "rejected": 0, "contested": 0, "error": None,
             }  # fmt: skip
             assert (await ask(server, "/healthz"))[0] == 200
             app.processors[0].pause()
@@ -135,7 +235,7 @@ async def test_a_loop_that_is_stuck_fails_its_health_and_no_scrape() -> None:
             assert stuck == [(503, stuck[0][1])]
             assert stuck[0][1]["loop"] == "stuck"
             assert scraped == [200]
-            assert (await ask(server, "/healthz"))[1]["loop"] == "ok"
+            await come(lambda: health(server, "/healthz")[1]["loop"] == "ok")
 
 
 def test_requests_of_every_kind() -> None:
@@ -195,6 +295,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 from streams import Streams
 from streams.patterns import MonitoringServer
+from streams.patterns.monitoring.serving import CONNECTIONS, LARGEST
 with MonitoringServer(Streams("memory://"), port=0) as server:
     base = f"http://{server.host}:{server.port}"
     print(urlopen(base + "/healthz").status)

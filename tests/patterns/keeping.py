@@ -18,7 +18,7 @@ from streams.log.claims import Claims, Entry, Look, open_claims
 from streams.patterns import IdempotencyStore
 from streams.testing import Clock
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 KINDS = ("memory", "sqlite", "redis", "valkey")
 
@@ -51,10 +51,24 @@ class Place:
         else:
             await asyncio.sleep(seconds + 0.05)  # its clock is another one
 
-    def left(self, key: str) -> float:
-        """Seconds until the claim or the outcome under a key is over; 0 where there is none."""
-        (found,) = self._anchor.run([Look(f"{self.name}:{key}".encode())])
-        return found.left if isinstance(found, Entry) else 0.0
+    async def over(self, key: str | bytes) -> None:
+        """Let the claim or the outcome under a key end: as long as that takes, by its own clock."""
+        if self.clock:
+            self.clock.advance(self.left(key))
+        await until(lambda: self._look(key) is None, "over")
+
+    def left(self, key: str | bytes) -> float:
+        """Seconds until the claim or the outcome under a key is over; 0 where there is none.
+
+        :param key: one of this place's stores, or bytes as they stand in the log.
+        """
+        found = self._look(key)
+        return 0.0 if found is None else found.left
+
+    def _look(self, key: str | bytes) -> Entry | None:
+        place = key if isinstance(key, bytes) else f"{self.name}:{key}".encode()
+        (found,) = self._anchor.run([Look(place)])
+        return found if isinstance(found, Entry) else None
 
     def close(self) -> None:
         self._anchor.close()

@@ -188,7 +188,7 @@ class World:
         assert self.saga._durable is not None
         journal, log = self.saga._durable.journal, self.app.log
         first, end = log.bounds(journal.topic, 0)
-        places = journal._between(None, 0, first, end)
+        places = journal.scan(0, first, end)
         offset = next(at.offset for entry, at in places if entry.n == number)
         held = log.group(self.life.name).positions.get((journal.topic, 0))
         return held is not None and held.position > offset
@@ -219,10 +219,12 @@ class World:
         yield
 
     async def live(self) -> None:
-        """Drive the saga until it has ended."""
+        """Drive the saga until it has ended, or until the fuse."""
         async with self.app:
             while not self.dead:
-                if (await self.saga.status(self.life.id)).status not in ("running", "compensating"):
+                status = (await self.saga.status(self.life.id)).status
+                # The last fuse is passed behind the entry that ends the saga, which is seen first.
+                if status not in ("running", "compensating") and not self.life.fuse:
                     break
                 await asyncio.sleep(0.03)
             if self.dead:

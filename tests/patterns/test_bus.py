@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from stream_codecs import EncodeError
-from streams import ConfigError, Retry, Streams
+from streams import ConfigError, InvalidValue, Retry, Streams
 from streams.patterns import Event, EventBus, EventFilter, FilteredSubscriber, PatternEventBus
 from tests.patterns.bus_world import QUICK, Calls, World, world
 
@@ -515,8 +515,8 @@ async def test_a_publish_that_cannot_be_is_refused_before_anything_happens(local
     publish: Any = bus.publish
     naive = datetime(2024, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
     cases: list[tuple[type[Exception], dict[str, Any]]] = [
-        (ConfigError, {"topic": "a.*"}),
-        (ConfigError, {"topic": ""}),
+        (InvalidValue, {"topic": "a.*"}),
+        (InvalidValue, {"topic": ""}),
         (EncodeError, {"topic": "a", "id": ""}),
         (EncodeError, {"topic": "a", "id": 7}),
         (EncodeError, {"topic": "a", "key": 1.5}),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from streams import ConfigError, Flow, Message, Streams
+from streams import ConfigError, Flow, InvalidValue, Message, Streams
 from streams.patterns import Delays
 from streams.patterns.delay import fetch, owner, wire
 from streams.testing import Clock, harness
@@ -259,11 +259,11 @@ async def test_what_makes_no_sense_is_refused(stage: Stage) -> None:
     ]  # fmt: skip
     async with app.connected():
         for wrong in wrongs:
-            with pytest.raises(ConfigError):
+            with pytest.raises(InvalidValue):
                 await delays.publish(topic, 1, **wrong)
         with pytest.raises(ConfigError, match="not declared on this app"):
             await delays.publish(foreign, 1, delay=1)
-        with pytest.raises(ConfigError, match="message ID"):
+        with pytest.raises(InvalidValue, match="message ID"):
             await delays.cancel("")
     for options in ({"partitions": 0}, {"pending": 0}, {"pending": True}):
         with pytest.raises(ConfigError, match="whole number"):

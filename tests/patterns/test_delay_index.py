@@ -158,6 +158,32 @@ def test_what_vanished_is_forgotten() -> None:
     assert index.take(10, 5) == [second]
 
 
+def test_what_comes_back_does_not_overtake_what_was_dropped_meanwhile() -> None:
+    index = Index(3)
+    index.add(0, 9, 0)
+    (late,) = index.take(10, 1)
+    for name in range(1, 6):
+        index.add(name, name, name)
+    assert index.horizon == slot(4, 4)
+    index.put_back([late])
+    assert index.lowest == 0
+    assert index.take(10, 9) == [slot(name, name) for name in (1, 2, 3)]
+    for name in (1, 2, 3):
+        index.done(name, slot(name, name))
+    assert index.exhausted
+
+
+def test_what_comes_back_is_bounded_too() -> None:
+    index = Index(3)
+    for name in range(8):
+        index.add(name, 5, name)
+        assert index.take(10, 1) == [slot(5, name)]
+    assert len(index) == 8
+    index.put_back([slot(5, name) for name in range(8)])
+    assert len(index) == 3
+    assert index.horizon == slot(5, 3)
+
+
 def test_a_position_of_redis_fits() -> None:
     position = (1_900_000_000_000 << 64) | (1 << 63)
     each = slot(1_900_000_000_000, position)

@@ -130,7 +130,7 @@ async def test_a_lease_ends_and_its_owner_is_fenced(
     place: Place, one: Claims, other: Claims, key: bytes
 ) -> None:
     ask(one, Claim(key, "a", place.lease))
-    await place.elapse(place.lease)
+    await place.over(key)
     assert ask(other, Look(key)) is None
     assert ask(other, Claim(key, "b", 30.0, "second")) is None
     assert ask(one, Renew(key, "a", 30.0)) is False
@@ -146,11 +146,11 @@ async def test_a_lease_that_nobody_took_over_can_still_be_used(
     place: Place, one: Claims, key: bytes
 ) -> None:
     ask(one, Claim(key, "a", place.lease, "print"))
-    await place.elapse(place.lease)
+    await place.over(key)
     assert ask(one, Renew(key, "a", 30.0)) is True
     assert isinstance(ask(one, Look(key)), Entry)
     ask(one, Renew(key, "a", place.lease))
-    await place.elapse(place.lease)
+    await place.over(key)
     assert ask(one, Complete(key, "a", b"late", DAY)) is True
     there = ask(one, Look(key))
     assert isinstance(there, Entry)
@@ -171,7 +171,7 @@ async def test_an_outcome_is_forgotten_after_its_time(
 ) -> None:
     ask(one, Claim(key, "a", 30.0))
     ask(one, Complete(key, "a", b"x", place.lease))
-    await place.elapse(place.lease)
+    await place.over(key)
     assert ask(one, Look(key)) is None
     assert ask(one, Claim(key, "b", 30.0)) is None
 

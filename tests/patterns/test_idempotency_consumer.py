@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streams import Message
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.patterns import DeduplicatedConsumer
 from tests.patterns.keeping import until
 
@@ -178,7 +178,7 @@ async def test_what_is_no_message_is_refused() -> None:
     async def handle(message: Any) -> None: ...
 
     for message in (Event(""), Event(None), Event(7), object()):
-        with pytest.raises(ConfigError) as raised:
+        with pytest.raises(InvalidValue) as raised:
             await consumer.process(message, handle)
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError):

@@ -16,7 +16,7 @@ from streams.patterns import IdempotencyStore, IdempotentProcessor
 from tests.patterns.keeping import Place, until, url_of
 from tests.patterns.racer import Racer, write
 
-LEASE = 3.0
+LEASE = 5.0
 """Seconds. A process of a test that stands still longer than this by itself has lost its claim."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

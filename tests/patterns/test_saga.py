@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams import ConfigError, Reject, Retry, RetryAfter
+from streams import ConfigError, InvalidValue, Reject, Retry, RetryAfter
 from streams.patterns import (
     ContextConflict,
     SagaError,
@@ -595,7 +595,7 @@ async def test_a_saga_without_steps_and_a_context_that_cannot_be_copied() -> Non
     saga = SagaOrchestrator().add_step("a", nothing)
     with pytest.raises(ConfigError, match="cannot be copied"):
         await saga.execute({"lock": threading.Lock()})
-    with pytest.raises(ConfigError, match="printable"):
+    with pytest.raises(InvalidValue, match="printable"):
         await saga.execute({}, id="a\nb")
     for call in (saga.start({}), saga.status("x"), saga.list(), saga.resume("x")):
         with pytest.raises(ConfigError, match="for durable sagas"):
@@ -645,3 +645,15 @@ async def test_a_builtin_and_an_object_may_be_steps(diary: Diary) -> None:
 
     saga = SagaOrchestrator().add_step("clear", dict.clear).add_step("set", Setter())
     assert await saga.execute({"old": 1}) == {"n": 1}
+
+
+@pytest.mark.timeout(60)
+async def test_a_plain_step_that_raises_stop_iteration_has_failed() -> None:
+    """No future holds that exception, so nobody would ever be told that the step has ended."""
+
+    def stops(context: dict[str, Any]) -> None:
+        raise StopIteration
+
+    saga = SagaOrchestrator().add_step("stops", stops)
+    with pytest.raises(SagaFailedError, match="StopIteration"):
+        await saga.execute({})

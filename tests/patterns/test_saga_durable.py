@@ -25,7 +25,7 @@ from streams.patterns import (
     StepError,
     UnknownSaga,
 )
-from streams.patterns.saga.entry import Entry, Stored, abandoned, resumed
+from streams.patterns.saga.entry import Entry, Failure, Stored, abandoned, resumed
 from streams.patterns.saga.journal import Journal
 from streams.patterns.saga.tail import Tails
 from streams.testing import Clock, harness
@@ -257,7 +257,7 @@ async def test_a_command_that_came_second_looks_again(stage: Stage, name: str) -
         def overtaken(last: Stored) -> Stored:
             tries.append(last.n)
             if len(tries) == 1:
-                journal.command("s", lambda last: last.next(1.0, status="stopped"))
+                journal.command("s", lambda last: last.next(1.0, status="stopped", stood="running"))
             return abandoned(last, 2.0)
 
         entry = await asyncio.to_thread(journal.command, "s", overtaken)
@@ -338,7 +338,7 @@ async def test_what_a_late_writer_says_of_a_number_does_not_count(stage: Stage, 
         await begun.wait()
         late = Stored(
             saga="s", n=1, status="compensating", context=msgspec.Raw(b'{"n":666}'),
-            plan=(("a",), ("wait",), ("c",)), done=("a",),
+            plan=(("a",), ("wait",), ("c",)), done=("a",), failure=Failure("a", "Refused"),
         )  # fmt: skip
         durable = shop.saga._durable
         assert durable is not None
@@ -464,6 +464,7 @@ async def test_a_compensation_that_was_taken_away_stops_the_saga() -> None:
                 context=msgspec.Raw(b'{"n":1}'),
                 plan=(("a",),),
                 done=("a",),
+                failure=Failure("a", "Refused"),
             )
         )
         await h.settled()
@@ -526,7 +527,7 @@ async def test_what_was_written_when_a_partition_came_is_looked_up_each_time_it_
         assert await followed(0, first)
         assert not await followed(1, first)
         await h.app.topics[journal.topic].publish(
-            Stored(saga="s", n=2, status="abandoned", context=msgspec.Raw(b"{}"))
+            Stored(saga="s", n=2, status="abandoned", stood="running", context=msgspec.Raw(b"{}"))
         )
         assert not await followed(1, first)
         assert await followed(1, Assignment(journal.topic, 0, 2, Committed(1)))
@@ -540,7 +541,7 @@ async def test_a_journal_that_could_not_be_read_is_read_again(
     answers: list[Exception] = [LogError("odd"), Unavailable("away")]
     numbers = Journal.numbers
 
-    def failing(journal: Journal, partition: int, start: int | None) -> dict[str, int]:
+    def failing(journal: Journal, partition: int, start: int) -> dict[str, int]:
         if answers:
             raise answers.pop(0)
         return numbers(journal, partition, start)

@@ -175,12 +175,14 @@ async def test_one_saga_killed_at_every_failpoint_in_turn(
     [(False, "after do three"), (True, "written entry 6 (compensating)")],
     ids=["forward", "backward"],
 )
+@pytest.mark.short_lease
 async def test_killed_on_a_server(
     arena: Stage, nursery: Nursery, tmp_path: Path, backward: bool, failpoint: str
 ) -> None:
     await killed(Trial(arena, nursery, tmp_path, backward), failpoint)
 
 
+@pytest.mark.short_lease
 @pytest.mark.parametrize("log", ["kafka", "redis"])
 @pytest.mark.faults
 @pytest.mark.timeout(3600)

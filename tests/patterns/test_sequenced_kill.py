@@ -35,6 +35,8 @@ WORKERS = 2
 
 logger = logging.getLogger("tests.patterns")
 
+pytestmark = pytest.mark.short_lease
+
 
 class Crowd:
     """Workers of one group, and what they say."""
@@ -183,7 +185,7 @@ kinds = pytest.mark.parametrize("kind", ["async", "plain"])
 @kinds
 @pytest.mark.parametrize("log", ["sqlite"])
 async def test_order_is_kept_through_3_kills(arena: Stage, tmp_path: Path, kind: str) -> None:
-    await killed(arena, tmp_path, kind, messages=600, kills=3, patience=90)
+    await killed(arena, tmp_path, kind, messages=600, kills=3, patience=500)
 
 
 @pytest.mark.faults

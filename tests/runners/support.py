@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from streams import Flow
 
-QUICK = Flow(commit=0.05, drain=5.0)
-PATIENCE = 30.0
+QUICK = Flow(commit=0.05)
+PATIENCE = 60.0
 """Real seconds after which a condition that does not come about fails its test."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams import BatchError, NotRunning, Reject, Retry, Streams
+from streams import BatchError, ConfigError, Reject, Retry, Streams
 from streams.testing import harness
 
 
@@ -35,5 +35,5 @@ async def test_a_processor_declared_in_a_running_app_is_refused() -> None:
     app = Streams("memory://")
     topic = app.topic("numbers", int)
     async with app:
-        with pytest.raises(NotRunning, match="before it is entered"):
+        with pytest.raises(ConfigError, match="before it is entered"):
             app.processor(topic, group="g")

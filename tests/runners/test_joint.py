@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streams import HandlerTimeout, Message, NotRunning, Reject, Retry, Streams
+from streams import ConfigError, HandlerTimeout, Message, Reject, Retry, Streams
 from streams.engine.dispatch import Owned
 from streams.engine.progress import Progress
 from streams.log.protocol import Assignment, Commit
@@ -85,7 +85,7 @@ async def test_what_a_handler_leaves_behind_may_publish(url: str) -> None:
     async def handle(value: int, message: Message[int]) -> None:
         async with message.transaction:
             message.transaction.execute(TABLE)
-            with pytest.raises(NotRunning, match="wait for itself"):
+            with pytest.raises(ConfigError, match="wait for itself"):
                 await out.publish(2)
             tasks.append(asyncio.create_task(later()))
 

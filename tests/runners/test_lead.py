@@ -18,6 +18,7 @@ from streams import Flow, Retry, Streams
 from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.processor import Processor
+from streams.runners import lead as polling
 from streams.runners.lead import Lead
 from streams.runners.pump import DECODED, LED
 from streams.testing import Clock
@@ -87,6 +88,14 @@ def looked() -> Looked:
     return Looked()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pump's thread does not take the lead from a handler's thread that is not run."""
+    monkeypatch.setattr(polling, "AWAY", 10_000.0)
+    monkeypatch.setattr(polling, "WAITING", 10_000.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
     handled: list[tuple[int, str]] = []
 
@@ -106,6 +115,7 @@ async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
     assert [value for value, _ in handled] == list(range(20))
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("objects", "most"), [(700, DECODED), (20_000, LED)])
 async def test_less_is_polled_at_once_where_the_garbage_collector_is_called_often(
     looked: Looked, objects: int, most: int
@@ -185,6 +195,7 @@ async def test_an_outage_in_the_handlers_thread_is_waited_out(looked: Looked) ->
         await until(lambda: handled == [1])
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_was_polled_is_handled_at_once_though_the_commit_fails(
     looked: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

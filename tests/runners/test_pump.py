@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from streams import Event, EventBus, Flow, Streams
+from streams.engine.pace import LOOK
 from streams.engine.window import PROCESS, Window
 from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
@@ -17,6 +19,8 @@ from streams.log.url import open_log
 from streams.replay import replay
 from streams.runners import pump
 from streams.runners.pump import Pump
+from streams.testing import Clock
+from tests.runners.support import until
 
 
 async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
@@ -62,6 +66,95 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     log.close()
     assert failures == 0
     assert handled == list(range(11))
+
+
+class Counted:
+    """An app on a clock that stands still, whose commits cost nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pump, "thread_time", lambda: 0.0)
+        self.clock = Clock()
+        self.app = Streams(f"memory://{uuid4().hex}")
+        self.app.clock = self.clock
+        self.topic = self.app.topic("numbers", int)
+        self.handled: list[int] = []
+        self.polls = self.commits = 0
+
+        @self.app.processor(self.topic, group="g", flow=Flow(commit=3_600))
+        async def handle(value: int) -> None:
+            self.handled.append(value)
+
+    def look(self) -> None:
+        """Count from now on."""
+        assert isinstance(self.app.log, MemoryLog)
+        self.app.log.fault(self._count)
+
+    def _count(self, point: str, subject: str) -> None:
+        self.polls += point == "poll"
+        self.commits += point == "commit.before"
+
+    def position(self) -> int:
+        """Where the group is."""
+        return self.app.log.group("g").positions["numbers", 0].position
+
+    async def polled(self, times: int) -> None:
+        """Wait until the log was polled so often from now on."""
+        enough = self.polls + times
+        await until(lambda: self.polls >= enough)
+
+
+async def test_a_commit_comes_as_soon_as_the_last_one_is_paid_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = Counted(monkeypatch)
+    async with counted.app:
+        counted.look()
+        for number in range(5):
+            await counted.topic.publish(number)
+            await until(partial(_has, counted.handled, number))
+            counted.clock.advance(LOOK)
+            await until(lambda: counted.position() == len(counted.handled), "it is not committed")
+            # Until time passes, what is handled now waits.
+            commits = counted.commits
+            await counted.topic.publish(number + 100)
+            await until(partial(_has, counted.handled, number + 100))
+            await counted.polled(3)
+            assert counted.commits == commits
+            counted.clock.advance(LOOK)
+            await until(lambda: counted.position() == len(counted.handled), "it is not committed")
+    assert counted.commits <= 2 * 5 + 2  # and one at the start, and one at the end
+
+
+async def test_one_who_has_nothing_to_do_looks_for_nothing_to_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = Counted(monkeypatch)
+    snapshots = 0
+    snapshot = Pump._snapshot
+
+    def count(self: Pump, *given: Any) -> Any:
+        nonlocal snapshots
+        snapshots += 1
+        return snapshot(self, *given)
+
+    monkeypatch.setattr(Pump, "_snapshot", count)
+    async with counted.app:
+        counted.look()
+        await counted.topic.publish(1)
+        await until(partial(_has, counted.handled, 1))
+        for _ in range(10):  # what was handled is committed, and then that is seen
+            counted.clock.advance(LOOK)
+            await counted.polled(1)
+        assert counted.position() == 1
+        before = snapshots
+        for _ in range(10):
+            counted.clock.advance(LOOK)
+            await counted.polled(1)
+        assert snapshots == before
+
+
+def _has(handled: list[int], number: int) -> bool:
+    return number in handled
 
 
 @pytest.fixture
@@ -138,3 +231,36 @@ async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPa
             await over.wait()
     assert held
     assert all(held)
+
+
+async def test_one_whose_commits_fail_while_it_holds_enough_is_polled_all_the_same() -> None:
+    """A rebalance, on account of which they may fail, is served in poll."""
+    app, gate = Streams(f"memory://{uuid4().hex}"), asyncio.Event()
+    topic = app.topic("numbers", int)
+    handled: list[int] = []
+    failed = polls = 0
+
+    def strike(point: str, subject: str) -> None:
+        nonlocal failed, polls
+        polls += point == "poll"
+        if point == "commit.before" and not gate.is_set():
+            failed += 1
+            raise Unavailable("no commit for now")
+
+    @app.processor(topic, group="g", concurrency=2, flow=Flow(messages=2, commit=0.001))
+    async def handle(value: int) -> None:
+        if value:
+            await gate.wait()
+        handled.append(value)
+
+    async with app:
+        assert isinstance(app.log, MemoryLog)
+        await until(lambda: app.stats().processors["handle"].partitions)
+        app.log.fault(strike)
+        await topic.publish_many(range(10))
+        await until(lambda: failed >= 2, "no commit failed")
+        before = polls
+        await until(lambda: polls >= before + 2, "it is not polled any more")
+        gate.set()
+        await until(lambda: len(handled) == 10)
+    assert sorted(handled) == list(range(10))

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 from tests.servers.lifetime import Lifetime, StartError, free_port, until
 
-KAFKA_IMAGE = "apache/kafka:4.3.1"
+KAFKA_IMAGE = (
+    "apache/kafka:4.3.1@sha256:77e3df9054047a88b520d0cc46e16696d3b22022e1d580aeccd2632df6532837"
+)
 REDIS_IMAGE = "redis:8.2.3"
 VALKEY_IMAGE = "valkey/valkey:9.0.0"
 

@@ -231,7 +231,7 @@ class Kafka:
             capture_output=True,
             text=True,
             check=True,
-            timeout=100,
+            timeout=500,
         )
         return done.stdout
 
@@ -304,7 +304,7 @@ class Kafka:
                 [*command, *arguments, "-c", str(node.properties)],
                 capture_output=True,
                 check=True,
-                timeout=100,
+                timeout=500,
             )
 
         with ThreadPoolExecutor(len(self.nodes)) as pool:

@@ -7,17 +7,20 @@ ran. So no test here touches the network, and each failure can be had on demand.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from environment import DEV, PACKAGE, Environment, SetupError
 from tests.servers.lifetime import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +53,10 @@ case "$1 $2 $3" in
     exit 0 ;;
 "-m pip "*)
     [ -e "${{0%/*}}/../installed.json" ] && echo "stamped early" >> "{notes}"
+    how=
+    case " $* " in *" --require-hashes "*) how=" by hashes" ;; esac
     for last; do :; done
-    echo "pip $last" >> "{notes}"
+    echo "pip ${{last##*/}}$how" >> "{notes}"
     if [ -e "{folder}/hang" ]; then echo "hanging $$" >> "{notes}"; exec sleep 600; fi
     [ -e "{folder}/offline" ] && {{ echo "no network" >&2; exit 1; }}
     exit 0 ;;
@@ -60,6 +65,18 @@ case "$1 $2 $3" in
     case " $(cat "{folder}/failing" 2>/dev/null) " in *" $2 "*) exit 3 ;; esac
     exit 0 ;;
 esac
+"""
+
+
+PINS = f"""\
+# A file of pins.
+
+{PACKAGE}
+one=={{one}} \\
+    --hash=sha256:1111
+{DEV}
+two==2 \\
+    --hash=sha256:2222
 """
 
 
@@ -74,7 +91,7 @@ class Machine:
         self.path.mkdir()
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         (self.root / "pyproject.toml").write_text("[project]\n")
-        (self.root / "constraints.txt").write_text("one==1\n")
+        self.pin("1")
 
     @property
     def venv(self) -> Path:
@@ -83,6 +100,14 @@ class Machine:
     @property
     def stamp(self) -> Path:
         return self.venv / "installed.json"
+
+    def pin(self, one: str) -> None:
+        (self.root / "constraints.txt").write_text(PINS.format(one=one))
+
+    def pinned(self) -> list[str]:
+        """What pip was told to install."""
+        text = (self.venv / "pins.txt").read_text()
+        return [line.split()[0] for line in text.splitlines() if "==" in line]
 
     def script(self, name: str, text: str) -> None:
         (self.path / name).write_text(text)
@@ -125,7 +150,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-INSTALL = ["pip editables", "pip ."]
+INSTALL = ["pip pins.txt by hashes", "pip ."]
 DEMO = "python -m examples.flights"
 
 
@@ -190,10 +215,10 @@ def test_the_stamp_is_written_last(machine: Machine) -> None:
     (machine.folder / "offline").touch()
     done = machine.dev("demo")
     assert done.returncode == 1
-    assert "Could not install the build backend" in done.stdout
+    assert "Could not install what this package needs" in done.stdout
     assert "Traceback" not in done.stdout
     assert not machine.stamp.exists()
-    assert machine.notes() == ["pip editables"]
+    assert machine.notes() == INSTALL[:1]
 
     (machine.folder / "offline").unlink()
     done = machine.dev("demo")
@@ -207,7 +232,7 @@ def test_the_stamp_is_written_last(machine: Machine) -> None:
 def test_an_interrupted_installation_starts_over(machine: Machine, ending: signal.Signals) -> None:
     machine.python("python3.12", "3.12.1")
     machine.dev("demo")
-    (machine.root / "constraints.txt").write_text("one==2\n")
+    machine.pin("2")
     (machine.folder / "hang").touch()
     machine.notes()
     with subprocess.Popen(
@@ -246,7 +271,7 @@ def test_an_interrupted_installation_starts_over(machine: Machine, ending: signa
 def test_changed_pins_are_installed_over_the_old(machine: Machine) -> None:
     machine.python("python3.12", "3.12.1")
     machine.dev("demo")
-    (machine.root / "constraints.txt").write_text("one==2\n")
+    machine.pin("2")
     machine.notes()
     done = machine.dev("demo")
     assert "Updating .venv" in done.stdout
@@ -258,11 +283,52 @@ def test_changed_pins_are_installed_over_the_old(machine: Machine) -> None:
 def test_the_demo_installs_only_what_it_needs(machine: Machine) -> None:
     machine.python("python3.12", "3.12.1")
     machine.dev("demo")
-    assert "pip ." in machine.notes()
+    assert machine.pinned() == ["one==1"]
     machine.dev("check")
-    assert "pip .[dev]" in machine.notes()
+    assert machine.pinned() == ["one==1", "two==2"]
+    machine.notes()
     machine.dev("demo")
     assert machine.notes() == [DEMO]
+
+
+def test_pins_that_are_damaged_install_nothing(machine: Machine) -> None:
+    machine.python("python3.12", "3.12.1")
+    (machine.root / "constraints.txt").write_text("one==1\n")
+    done = machine.dev("demo")
+    assert done.returncode == 1
+    assert "constraints.txt lacks a part" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert machine.notes() == []
+    assert not machine.stamp.exists()
+
+
+def test_a_file_that_is_not_the_one_that_was_pinned_is_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a real interpreter, and the pip that it brings."""
+    offered = machine.folder / "offered"
+    offered.mkdir()
+    with zipfile.ZipFile(offered / "one-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("one.py", "")
+        wheel.writestr("one-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: one\nVersion: 1\n")
+        wheel.writestr("one-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("one-1.dist-info/RECORD", "")
+    monkeypatch.setenv("STREAMS_PYTHON", sys.executable)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(offered))
+    environment = Environment(machine.root)
+    text = PINS.format(one="1")
+    (machine.root / "constraints.txt").write_text(text.replace("1111", "1" * 64))
+    with pytest.raises(SetupError, match="Could not install what this package needs"):
+        environment.ensure()
+    assert "DO NOT MATCH THE HASHES" in capfd.readouterr().err
+    assert not list(machine.venv.rglob("one.py"))
+    # The one that was pinned is taken; the package itself cannot be built here.
+    real = hashlib.sha256((offered / "one-1-py3-none-any.whl").read_bytes()).hexdigest()
+    (machine.root / "constraints.txt").write_text(text.replace("1111", real))
+    with pytest.raises(SetupError, match=r"Could not install this package \("):
+        environment.ensure()
+    assert list(machine.venv.rglob("one.py"))
 
 
 def test_a_moved_checkout_and_a_vanished_interpreter_are_noticed(machine: Machine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import environment
+import pins as pins_script
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
@@ -24,10 +28,13 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 WHERE = "import streams, stream_codecs as s; print(streams.__file__, s.__file__, sep='\\n')"
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in pairs}
+PIN = re.compile(r"([\w.-]+)==(\S+)( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+")
+
+
+def pins(extras: list[str]) -> dict[str, str]:
+    """What is installed with these extras: a version by name."""
+    text = environment.pins((ROOT / environment.PINS).read_text(), extras)
+    return {canonicalize_name(pin[1]): pin[2] for pin in PIN.finditer(text)}
 
 
 def closure(requirements: list[Requirement]) -> set[str]:
@@ -49,19 +56,30 @@ def closure(requirements: list[Requirement]) -> set[str]:
     return found
 
 
-def test_everything_that_is_installed_is_pinned() -> None:
+@pytest.mark.parametrize("extra", ["", "dev"])
+def test_everything_that_is_installed_is_pinned(extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    lines = [*project["dependencies"], *environment.BUILD]
+    if extra:
+        lines += [line for lines in extras.values() for line in lines]
     own = [Requirement(line) for line in lines if not line.startswith(project["name"])]
-    pinned = pins()
+    pinned = pins([extra])
     assert {name for name in closure(own) if name not in pinned} == set()
     for item in own:
         assert item.specifier.contains(pinned[canonicalize_name(item.name)]), item
+    assert ("pytest" in pinned) is bool(extra)
+
+
+def test_every_pin_has_the_hashes_of_its_files() -> None:
+    text = (ROOT / environment.PINS).read_text()
+    assert set(PIN.sub("", text).splitlines()) - {"", environment.PACKAGE, environment.DEV} == set(
+        pins_script.HEADER.splitlines()
+    )
 
 
 def test_the_pins_name_no_address() -> None:
-    for name in ("constraints.txt", "pyproject.toml"):
+    for name in (environment.PINS, "pyproject.toml"):
         assert "://" not in (ROOT / name).read_text()
 
 

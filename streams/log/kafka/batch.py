@@ -7,17 +7,26 @@ message objects and asks them for headers and time when somebody looks.
 The IDs are the dear part, because the driver builds a list of tuples for the headers (about
 230 ns a message in all, more than all other columns together), so they are made when ``ids`` is
 first read: a subscriber that takes the ID from the payload never pays for them.
+
+``Message.headers()`` of a message with a header name that is not UTF-8 raises SystemError, and
+leaves a list in the driver's object whose use ends the process (confluent-kafka 2.16: the tuple
+holds a null pointer). So it is never asked a second time: the batch notes why, and answers with
+the header ``streams_unreadable_headers`` from then on. And it is asked through ``map`` or
+``operator.call`` alone: Python checks what a C function returned there, and not where the
+interpreter has specialized a call (``headers(message)``, after a few times), which then goes on
+with the broken list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import call, length_hint
 from typing import Any
 
 from confluent_kafka import Message as KMessage
 
-from streams.message import ID, Batch, Headers, identity_of, mark_of
+from streams.message import ID, UNREADABLE, Batch, Headers, identity_of, mark_of
 
 _value = KMessage.value
 _key = KMessage.key
@@ -31,10 +40,11 @@ _error = KMessage.error
 class KafkaBatch(Batch):
     """Messages of one partition, in the driver's own objects until they are read."""
 
-    __slots__ = ("_found", "_messages")
+    __slots__ = ("_found", "_messages", "_why")
 
     _messages: list[KMessage | None]
     _found: list[str | None] | None
+    _why: dict[int, str]
 
     def __init__(
         self, topic: str, partition: int, messages: list[Any], assignment: Any = None
@@ -50,31 +60,60 @@ class KafkaBatch(Batch):
         self._found = None
         self._headers = None
         self._times = None
+        self.unreadable = self._why = {}
 
     @property
     def ids(self) -> list[str | None]:  # type: ignore[override]
         """Identities, made when first read (read it once a batch, not once a message)."""
         if self._found is None:
-            self._found = identities(self._messages)
+            self._found = self._identities()
         return self._found
+
+    def _identities(self) -> list[str | None]:
+        messages = self._messages
+        # Our publisher writes one header unless asked for more, so that is tried for the whole
+        # batch; anything else in it stumbles on the pattern, or comes out shorter.
+        if not self._why:
+            source = iter(messages)
+            try:
+                found: list[str | None] = [
+                    id.decode() for ((name, id),) in map(_headers, source) if id and name == ID
+                ]
+                if len(found) == len(messages):
+                    return found
+            except SystemError as error:
+                self._note(len(messages) - length_hint(source) - 1, error)
+            except (TypeError, ValueError, AttributeError):
+                pass
+        return [identity_of(self.headers(index)) for index in range(len(messages))]
+
+    def _note(self, index: int, error: SystemError) -> None:
+        """The driver could not read the headers of this message, and must not be asked again."""
+        cause = error.__cause__
+        if isinstance(cause, UnicodeDecodeError):
+            self._why[index] = f"the header name {cause.object[:64]!r} is not UTF-8"
+        else:
+            self._why[index] = f"the Kafka driver failed: {error}"
 
     def marks(self) -> list[str] | None:
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
         messages = self._messages
-        try:
-            if not any(map(_headers, messages)):
-                return None
-            for ((name, _),) in map(_headers, messages):
-                if name != ID:
-                    break
-            else:
-                return None
-        except (TypeError, ValueError):
-            pass  # other headers, or none here and there
-        marks = [
-            "" if message is None else mark_of(identity_of(_headers(message) or ()))
-            for message in messages
-        ]
+        if not self._why:
+            source = iter(messages)
+            try:
+                if not any(map(_headers, source)):
+                    return None
+                source = iter(messages)
+                for ((name, _),) in map(_headers, source):
+                    if name != ID:
+                        break
+                else:
+                    return None
+            except SystemError as error:
+                self._note(len(messages) - length_hint(source) - 1, error)
+            except (TypeError, ValueError):
+                pass  # other headers, or none here and there
+        marks = [mark_of(identity_of(self.headers(index))) for index in range(len(messages))]
         return marks if any(marks) else None
 
     def id(self, index: int) -> str:
@@ -87,8 +126,16 @@ class KafkaBatch(Batch):
 
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID included where there is one."""
+        if index in self._why:
+            return ((UNREADABLE, self._why[index].encode()),)
         message = self._messages[index]
-        return () if message is None else (_headers(message) or ())
+        if message is None:
+            return ()
+        try:
+            return call(_headers, message) or ()
+        except SystemError as error:
+            self._note(index, error)
+        return self.headers(index)
 
     def time(self, index: int) -> float:
         """The broker's or the producer's time of one message, in seconds since the epoch."""
@@ -111,27 +158,15 @@ def offsets(messages: Sequence[KMessage]) -> Sequence[int]:
     return found
 
 
-def identities(messages: Sequence[KMessage | None]) -> list[str | None]:
-    """The identity of each message, None where its headers hold no ID."""
-    # Our publisher writes one header unless asked for more, so that is tried for the whole batch;
-    # anything else in it stumbles on the pattern, or comes out shorter.
-    try:
-        found = [id.decode() for ((name, id),) in map(_headers, messages) if id and name == ID]
-        if len(found) == len(messages):
-            return found
-    except (TypeError, ValueError, AttributeError):
-        pass
-    return [
-        None if message is None else identity_of(_headers(message) or ()) for message in messages
-    ]
-
-
-def errors_of(messages: Sequence[KMessage]) -> list[KMessage]:
-    """Those that are not messages but errors (usually none)."""
-    # Not count(None): comparing the driver's errors with None leaves an exception behind.
+def take_errors(messages: list[KMessage]) -> list[KMessage]:
+    """Take out those that are not messages but errors (usually none)."""
+    # The driver's objects are never compared, so neither count(None) nor remove(): comparing errors
+    # with None leaves an exception behind, and comparing messages reads their headers.
     if not any(map(_error, messages)):
         return []
-    return [message for message in messages if message.error() is not None]
+    found = [message for message in messages if message.error() is not None]
+    messages[:] = [message for message in messages if message.error() is None]
+    return found
 
 
 def runs(messages: list[Any], only: str | None) -> Iterator[tuple[str, int, list[Any]]]:

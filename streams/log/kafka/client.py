@@ -9,7 +9,6 @@ process reaches the broker at once. So a client that did not answer is not asked
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from confluent_kafka import Consumer, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.errors import LogError
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 C = TypeVar("C", bound="Consumer | AdminClient")
 

@@ -6,6 +6,10 @@ revocation waits for its last commit. So a commit is sent asynchronously, and th
 read back, which has a deadline: both go to the coordinator over one connection, which answers in
 order, so what is read is what the commit did.
 
+A *submit* is sent the same way, and nobody waits: the driver tells its end in a later poll. Where
+one is followed by a commit that is waited for, it is read back first; if it is not there, it was
+refused, and should it land late all the same, the newest is sent once more.
+
 A commit that could not be read back is *perhaps* stored, now or when the driver tries again, and
 the next one must not overtake it: until its end is known, the next says
 :class:`~streams.errors.Unavailable`. What was sent once is never followed by something older; and
@@ -14,7 +18,6 @@ should the driver tell that an old one landed late, the newest is sent once more
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,9 +25,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams.errors import Unavailable
-from streams.log.protocol import Assignment, Commit, Committed
+from streams.log.protocol import Answered, Assignment, Commit, Committed
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 Key = tuple[str, int]
 Send = Callable[[list[TopicPartition]], None]
@@ -78,6 +82,8 @@ class Commits:
         """The places of the commit whose end is not known."""
         self._versions: dict[Key, tuple[_Place, int]] = {}
         self._since = 0.0
+        self._answered: Answered | None = None
+        """Whom to tell of that commit, if it is a submit."""
 
     def owns(self, assignments: Iterable[Assignment]) -> None:
         """These may be committed from now on."""
@@ -102,26 +108,53 @@ class Commits:
         :raises KafkaException: the driver did not take it.
         """
         with self._lock:
-            newest: dict[Key, Commit] = {}
-            for commit in commits:
-                key = (commit.assignment.topic, commit.assignment.partition)
-                place = self._places.get(key)
-                if place is None or place.assignment is not commit.assignment:
-                    continue
-                floor = newest[key].version if key in newest else place.stored
-                if commit.version > floor and commit.version >= place.sent:
-                    newest[key] = commit
+            newest = self._newest(commits)
             if not newest:
                 return False
             self._settle()
-            self._versions = {
-                key: (self._places[key], each.version) for key, each in newest.items()
-            }
-            places = {k: Committed(each.position, each.progress) for k, each in newest.items()}
-            for key, (place, version) in self._versions.items():
-                place.sent, place.latest = version, places[key]
-            self._make(places)
+            self._make(self._begin(newest))
             return True
+
+    def submit(self, commits: Iterable[Commit], answered: Answered) -> bool:
+        """Send the same, and tell ``answered`` in a later poll or commit whether it is stored.
+        False: nothing was sent, as nothing is newer or the one before has not ended.
+
+        :raises KafkaException: the driver did not take it.
+        """
+        with self._lock:
+            newest = self._newest(commits)
+            if not newest or self._sent:
+                return False
+            places = self._begin(newest)
+            self._sent, self._since = places, time.monotonic()
+            try:
+                self._send(_parts(places))
+            except BaseException:
+                self._sent, self._versions = {}, {}
+                raise
+            self._answered = answered
+            return True
+
+    def _newest(self, commits: Iterable[Commit]) -> dict[Key, Commit]:
+        """What is newer than what was stored, of what is owned."""
+        newest: dict[Key, Commit] = {}
+        for commit in commits:
+            key = (commit.assignment.topic, commit.assignment.partition)
+            place = self._places.get(key)
+            if place is None or place.assignment is not commit.assignment:
+                continue
+            floor = newest[key].version if key in newest else place.stored
+            if commit.version > floor and commit.version >= place.sent:
+                newest[key] = commit
+        return newest
+
+    def _begin(self, newest: Mapping[Key, Commit]) -> dict[Key, Committed]:
+        """These are about to be sent."""
+        self._versions = {key: (self._places[key], each.version) for key, each in newest.items()}
+        places = {k: Committed(each.position, each.progress) for k, each in newest.items()}
+        for key, (place, version) in self._versions.items():
+            place.sent, place.latest = version, places[key]
+        return places
 
     def place(self, places: Mapping[Key, Committed]) -> None:
         """Store places of partitions that are just between two assignments.
@@ -153,6 +186,10 @@ class Commits:
         """See that the commit before has ended."""
         if not self._sent or self._seen():
             return
+        if self._answered is not None:
+            # The coordinator answers in order, and this was not accepted.
+            self._end(stored=False)
+            return
         if time.monotonic() - self._since < FORGOTTEN:
             raise Unavailable("the commit before this one has not been answered yet")
         self._sent = {}
@@ -169,13 +206,15 @@ class Commits:
             if stored:
                 place.stored = max(place.stored, version)
         self._sent, self._versions = {}, {}
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(stored)
 
     def told(self, error: KafkaError | None, parts: Sequence[TopicPartition]) -> None:
         """The driver tells, in a poll, how a commit ended."""
         ended = {(part.topic, part.partition): part for part in parts}
         if self._sent and all(
-            key in ended and ended[key].offset == place.position
-            for key, place in self._sent.items()
+            key in ended and _place(ended[key]) == place for key, place in self._sent.items()
         ):
             self._end(stored=error is None and all(part.error is None for part in parts))
         if error is None:
@@ -199,7 +238,11 @@ class Commits:
 
     def lost(self) -> None:
         """This member's generation is over: whatever it sent, nothing more will come of it."""
-        self._sent, self._versions = {}, {}
+        self._end(stored=False)
+
+
+def _place(part: TopicPartition) -> Committed:
+    return Committed(part.offset, part.metadata or "")
 
 
 def _parts(places: Mapping[Key, Committed]) -> list[TopicPartition]:

@@ -21,6 +21,7 @@ from streams.errors import (
     Fatal,
     GroupLive,
     LogError,
+    MemberFenced,
     NotFound,
     OutcomeUnknown,
     StreamsError,
@@ -55,9 +56,10 @@ _NAMES: Mapping[Kind, str] = {
     ConfigError: """
         _INVALID_ARG _NOT_CONFIGURED INVALID_CONFIG INVALID_PARTITIONS
         INVALID_REPLICATION_FACTOR INVALID_REPLICA_ASSIGNMENT POLICY_VIOLATION TOPIC_EXCEPTION""",
+    MemberFenced: "FENCED_INSTANCE_ID",
     Fatal: """
         _AUTHENTICATION _BAD_COMPRESSION _BAD_MSG _CRIT_SYS_RESOURCE _FATAL _FENCED _SSL
-        _UNKNOWN_PROTOCOL _UNSUPPORTED_FEATURE CLUSTER_AUTHORIZATION_FAILED FENCED_INSTANCE_ID
+        _UNKNOWN_PROTOCOL _UNSUPPORTED_FEATURE CLUSTER_AUTHORIZATION_FAILED
         GROUP_AUTHORIZATION_FAILED GROUP_MAX_SIZE_REACHED ILLEGAL_SASL_STATE
         INCONSISTENT_GROUP_PROTOCOL INVALID_GROUP_ID INVALID_MSG INVALID_REGISTRATION
         INVALID_SESSION_TIMEOUT SASL_AUTHENTICATION_FAILED SECURITY_DISABLED
@@ -82,6 +84,9 @@ def _table(names: Mapping[Kind, str]) -> dict[int, Kind]:
     }
 
 
+_FENCED = KafkaError.FENCED_INSTANCE_ID
+_FENCED_SAID = KafkaError(_FENCED).str()
+
 CODES: Mapping[int, Kind] = _table(_NAMES)
 """What a code means where nothing was written."""
 
@@ -105,7 +110,10 @@ _HINTS: Mapping[int, str] = {
         "this user needs an ACL (IDEMPOTENT_WRITE for a broker before 2.8)"
     ),
     KafkaError.UNRELEASED_INSTANCE_ID: "another member with this group.instance.id is in the group",
-    KafkaError.FENCED_INSTANCE_ID: "another member took this group.instance.id",
+    KafkaError.FENCED_INSTANCE_ID: (
+        "another process has joined under this member's name; give each process a name of its own, "
+        "and start this one again only then"
+    ),
     KafkaError.INCONSISTENT_GROUP_PROTOCOL: (
         "the group's other members use another protocol or partition.assignment.strategy"
     ),
@@ -130,8 +138,11 @@ def kind_of(error: KafkaError, *, write: bool = False) -> Kind:
     code = error.code()
     if write and code in WRITES:
         return WRITES[code]
-    if error.fatal():
-        return OutcomeUnknown if write else Fatal
+    if error.fatal() or code == KafkaError._FATAL:
+        if write:
+            return OutcomeUnknown
+        # A fatal state is told with the code that caused it, or with that one's text alone.
+        return MemberFenced if code == _FENCED or _FENCED_SAID in error.str() else Fatal
     found = CODES.get(code)
     if found is None:
         found = Unavailable if error.retriable() else LogError
@@ -153,13 +164,17 @@ def translate(
     """
     error = error_of(raised)
     if error is None:
-        return LogError(scrub(f"Kafka, {doing}: {_line(str(raised))}"))
-    text = _line(error.str() or error.name())
+        return LogError(f"Kafka, {doing}: {_line(scrub(str(raised)))}")
+    whole = error.str() or error.name()
+    text = scrub(whole)
+    if text != whole and isinstance(raised, KafkaException):
+        # It becomes our error's cause, which tracebacks show.
+        raised.args = (KafkaError(error.code(), text, error.fatal(), error.retriable()),)
+    text = _line(text)
     said = connection(text)
-    hint = _HINTS.get(error.code())
-    return kind_of(error, write=write)(
-        scrub(f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else ""))
-    )
+    kind = kind_of(error, write=write)
+    hint = _HINTS.get(_FENCED if kind is MemberFenced else error.code())
+    return kind(f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else ""))
 
 
 def _line(text: str) -> str:

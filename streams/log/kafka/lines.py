@@ -34,8 +34,14 @@ _DETAIL = re.compile(r"\(after \d+ms[^)]*\)|\d+ ?ms|\b\d+(\.\d+)?s\b")
 class Lines:
     """What a client of the driver takes for its ``logger``."""
 
-    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+        scrub: Callable[[str], str] = str,
+    ) -> None:
         self._logger = logger
+        self._scrub = scrub
         self._clock = clock
         self._lock = threading.Lock()
         self._told: dict[str, tuple[float, float, int]] = {}
@@ -43,7 +49,7 @@ class Lines:
 
     def log(self, level: int, text: str, facility: str, client: str, line: str) -> None:
         """One line of the driver: ``text`` is a format of the three that follow it."""
-        line = _THREAD.sub("", line)
+        line = self._scrub(_THREAD.sub("", line))
         if facility in _PASSING and level >= logging.INFO:
             # What is info to the driver is a connection that was idle for long.
             level = logging.INFO if level > logging.INFO else logging.DEBUG

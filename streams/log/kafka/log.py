@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, GroupLive
 from streams.log.kafka import durability, moves
@@ -22,7 +23,7 @@ from streams.log.kafka.lines import Lines
 from streams.log.kafka.places import Places
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
-from streams.log.kafka.settings import MESSAGE_BYTES, Settings, settings
+from streams.log.kafka.settings import MESSAGE_BYTES, Settings, check, settings
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -36,15 +37,19 @@ from streams.log.protocol import (
     Listener,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.message import Record
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 CAPABILITIES = Capabilities(
     "kafka",
     creates_topics=False,
+    # Each is a record that all replicas of the coordinator's partition write.
+    commits=0.1,
     # The driver's message objects are looked through by Python's cyclic garbage collector again
     # and again while they live: with 1,000, a message cost 10 % more CPU.
     portion=256,
@@ -70,7 +75,7 @@ class KafkaLog:
 
     def __init__(self, found: Settings) -> None:
         self._settings = found
-        self._lines = found.given.get("logger") or Lines(logger)
+        self._lines = found.given.get("logger") or Lines(logger, scrub=found.scrub)
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -106,7 +111,8 @@ class KafkaLog:
         except KafkaException as error:
             raise translate(error, "settings", self._settings.scrub) from None
         except (TypeError, ValueError) as error:
-            raise ConfigError(self._settings.scrub(f"Kafka, settings: {error}")) from None
+            self._settings.secrets.hide_in(error)
+            raise ConfigError(f"Kafka, settings: {error}") from None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -165,6 +171,11 @@ class KafkaLog:
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what can be read now."""
         return self._readers.bounds(topic, partition)
+
+    def end(self, topic: str, partition: int) -> int:
+        """The end, open transactions included: the position of a member that read them, too, may
+        lie behind what can be read now."""
+        return self._readers.end(topic, partition)
 
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none.
@@ -262,13 +273,17 @@ class KafkaLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> KafkaSubscription:
         """Join a group. Up to half of ``flow.bytes`` is the driver's own queue; Kafka trims by
         the topic's settings, so ``window`` has no say.
 
         :raises NotFound: there is no such topic.
+        :raises ConfigError: a static member, with KIP-848.
         """
         check_group(group)
+        static = member.name if member is not None else ""
+        check(replace(self._settings, static=static))
         for topic in topics:
             self._topics.partitions(topic)
         kip848 = self._settings.kip848
@@ -287,6 +302,8 @@ class KafkaLog:
                 self._asking,
                 self._readers,
                 self._topics.led,
+                self._left,
+                static,
             )
         except BaseException:
             desk.close()
@@ -294,6 +311,15 @@ class KafkaLog:
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription
+
+    def _left(self, subscription: KafkaSubscription) -> None:
+        """A subscription was closed: nothing of it is kept."""
+        with self._lock:
+            self._subscriptions.discard(subscription)
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing can be done: the driver has no request for it. A static member's name brings
+        its partitions back as soon as it is started again; others wait for the session's end."""
 
     # -- the rest
 
@@ -306,9 +332,12 @@ class KafkaLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a Kafka offset is a number, such as 42")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(
+                f"offset {wire.brief(text, 60)!r}: a Kafka offset is a number, such as 42"
+            )
+        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

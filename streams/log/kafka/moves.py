@@ -18,7 +18,6 @@ coordinator dies while it is asked (librdkafka's issue 4605).
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -28,8 +27,9 @@ from streams.errors import GroupLive, StreamsError
 from streams.log.kafka.groups import OURS, Groups
 from streams.log.kafka.places import Bystander
 from streams.log.protocol import Committed
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 EVERY = 2.0
 """Seconds between two looks at the desk."""

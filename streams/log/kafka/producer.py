@@ -21,7 +21,6 @@ a key's partition is the driver's business (``partitioner``).
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +37,9 @@ from streams.log.kafka.statistics import decode
 from streams.log.names import place
 from streams.log.protocol import Done
 from streams.message import ID, Position, Record
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 SERVE = 0.1
 """Seconds that the serving thread blocks at once."""

@@ -14,14 +14,14 @@ broker for a moment, as that of a single broker does that was frozen.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
 from streams.log.kafka.statistics import COORDINATOR, Key, Snapshot
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 PATIENCE = 10.0
 """Seconds without a connection until another client is asked; a member waits for its session's

@@ -10,7 +10,6 @@ Consumers are dear (threads, connections), so a few that are idle are kept for t
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +22,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.batch import KafkaBatch, runs, take_errors
 from streams.log.kafka.client import Shared, bury
 from streams.log.kafka.errors import translate
 from streams.log.kafka.settings import MEGABYTE, Settings
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 T = TypeVar("T")
 
@@ -43,6 +43,9 @@ SOON = 3.0
 
 QUIET = 10.0
 """Seconds without a message after which a reading is compared with what stands in the log."""
+
+LATEST = (1 << 63) - 1
+"""The latest time that a record of Kafka can have, in milliseconds since the epoch."""
 
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
@@ -69,6 +72,9 @@ class Readers:
         self._closed = False
         self._questioner = Shared(lambda: connect(settings.reader(MEGABYTE)))
         """The one consumer that only asks questions."""
+        uncommitted = {"isolation.level": "read_uncommitted"}
+        self._surveyor = Shared(lambda: connect({**settings.reader(MEGABYTE), **uncommitted}))
+        """One that asks where a log ends, whatever transactions are open."""
 
     def take(self) -> Consumer:
         """A consumer that reads nothing yet."""
@@ -106,6 +112,7 @@ class Readers:
         for consumer in idle:
             consumer.close()
         self._questioner.close()
+        self._surveyor.close()
 
     def metadata(self, topic: str) -> TopicMetadata:
         """A topic's partitions and their leaders, as a broker tells them.
@@ -146,9 +153,19 @@ class Readers:
             lambda asker: asker.get_watermark_offsets(part, timeout=ANSWER),
         )
 
+    def end(self, topic: str, partition: int) -> int:
+        """Where the log ends, be its end readable or not."""
+        part = TopicPartition(topic, partition)
+
+        def question(asker: Consumer) -> int:
+            found: tuple[int, int] = asker.get_watermark_offsets(part, timeout=ANSWER)
+            return found[1]
+
+        return self._asking.ask(f"end of {topic}/{partition}", self._surveyor, question)
+
     def at(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
-        wanted = TopicPartition(topic, partition, max(0, round(moment * 1000)))
+        wanted = TopicPartition(topic, partition, min(max(0, round(moment * 1000)), LATEST))
 
         def question(asker: Consumer) -> int:
             (part,) = asker.offsets_for_times([wanted], timeout=ANSWER)
@@ -267,8 +284,7 @@ class KafkaReader:
                         f"{self._next} (up to {self._end})"
                     )
                 messages = self._consume(consumer, limit, min(left, 0.1))
-            for bad in errors_of(messages):
-                messages.remove(bad)
+            for bad in take_errors(messages):
                 self._error(bad)
             for topic, partition, run in runs(messages, None):
                 if (topic, partition) == (self._topic, self._partition):

@@ -6,15 +6,15 @@ that would hold up every other partition of the member, its heartbeats' reports,
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from streams.errors import LogError
 from streams.log.kafka.partitions import Key
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 
 class Scout:

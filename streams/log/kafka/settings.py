@@ -20,11 +20,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
 from streams.config import Flow
 from streams.errors import ConfigError
 from streams.log.protocol import Opened
+from streams.log.secrets import Secrets
+from streams.log.url import Url, parse
 
 Conf = dict[str, Any]
 
@@ -132,10 +133,6 @@ MEMBER = _names(
 PREFETCH = frozenset({"queued.max.messages.kbytes", "queued.min.messages", "fetch.max.bytes"})
 """Settings that size the driver's own queue; sized from Flow unless given."""
 
-_SECRET = re.compile(
-    r"password|secret|passphrase|\.pem$|sasl\.oauthbearer\.config|extensions", re.IGNORECASE
-)
-
 
 @dataclass(frozen=True, repr=False)
 class Settings:
@@ -144,11 +141,17 @@ class Settings:
     :param hosts: the brokers, as the URL names them.
     :param given: the user's settings under their one name, values as librdkafka takes them.
     :param replication: replicas of a topic that is created; -1 leaves it to the broker.
+    :param secrets: what no text may show.
+    :param doubtful: names of the URL's that may be a part of a secret: they stand behind one.
+    :param static: the name that the app's members will have, if they will be static.
     """
 
     hosts: str
     given: Mapping[str, Any] = field(default_factory=dict)
     replication: int = -1
+    secrets: Secrets = field(default_factory=Secrets)
+    doubtful: frozenset[str] = frozenset()
+    static: str = ""
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -186,10 +189,9 @@ class Settings:
 
     def scrub(self, text: str) -> str:
         """The text without any secret that it may quote."""
-        for name, value in self.given.items():
-            if isinstance(value, str) and value and _SECRET.search(name):
-                text = text.replace(value, "***")
-        return text
+        for name in self.doubtful:
+            text = text.replace(f'"{name}"', '"***" (write & in a value as %26)')
+        return self.secrets.hide(text)
 
     # -- one configuration a kind of client
 
@@ -271,10 +273,17 @@ class Settings:
         """For a consumer that asks about a group and never joins it."""
         return {**self.reader(64 * 1024), "group.id": group}
 
-    def member(self, group: str, flow: Flow, stats: Callable[[str], None]) -> Conf:
-        """For a member of ``group``; ``stats`` gets the driver's statistics."""
+    def member(
+        self, group: str, flow: Flow, stats: Callable[[str], None], static: str = ""
+    ) -> Conf:
+        """For a member of ``group``; ``stats`` gets the driver's statistics.
+
+        :param static: the name by which the group knows it, if it is a static member.
+        """
         conf = self._consumer(prefetched(flow), frozenset({"logger"}))
         conf["group.id"] = group
+        if static:
+            conf["group.instance.id"] = static
         conf["stats_cb"] = stats
         # A fetch that waits for idle partitions holds up those that are assigned meanwhile.
         conf.setdefault("fetch.wait.max.ms", 100)
@@ -332,7 +341,9 @@ def settings(opened: Opened) -> Settings:
 
     :raises ConfigError: for a URL, a name or a value that cannot work.
     """
-    scheme, hosts, user, password = _address(opened.url)
+    url = parse(opened.url)
+    scheme, user, password = url.scheme, url.user, url.password
+    hosts = _brokers(url)
     given: Conf = {}
     replication = -1
     for source, pairs in (("URL", opened.options), ("config", opened.config)):
@@ -340,7 +351,8 @@ def settings(opened: Opened) -> Settings:
             if name == "replication.factor":
                 replication = _replicas(value)
                 continue
-            given[ALIASES.get(name, name)] = _value(name, value, source)
+            said = repr(name) if source == "config" else url.named(name)
+            given[ALIASES.get(name, name)] = _value(name, value, source, said)
     tls = scheme == "kafka+ssl"
     sasl = user is not None or "sasl.username" in given or "sasl.mechanism" in given
     if user is not None:
@@ -351,38 +363,24 @@ def settings(opened: Opened) -> Settings:
     wanted = {(0, 0): "plaintext", (0, 1): "sasl_plaintext", (1, 0): "ssl", (1, 1): "sasl_ssl"}
     protocol = wanted[int(tls), int(sasl)]
     said = str(given.setdefault("security.protocol", protocol)).lower()
-    if said != protocol and opened.url.startswith("kafka+ssl"):
-        raise ConfigError(f"kafka+ssl:// means security.protocol={protocol}, not {said}")
-    found = Settings(hosts, given, replication)
-    _check(found)
+    if said != protocol and scheme == "kafka+ssl":
+        raise ConfigError(
+            f"kafka+ssl:// means security.protocol={protocol}: leave that setting out"
+        )
+    found = Settings(
+        hosts, given, replication, url.secrets(opened.config), frozenset(url.doubtful()),
+        opened.member,
+    )  # fmt: skip
+    check(found)
     return found
 
 
-def _address(url: str) -> tuple[str, str, str | None, str | None]:
-    scheme, _, rest = url.partition("://")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    path = re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
-    if path.strip("/"):
-        raise ConfigError(f"{scheme}:// URL: nothing may follow the brokers but ?name=value")
-    login, at, brokers = authority.rpartition("@")
-    user = password = None
-    if at:
-        name, _, secret = login.partition(":")
-        user, password = unquote(name), unquote(secret)
-    if not brokers:
-        raise ConfigError(
-            f"{scheme}:// URL: there is no broker in it; write {scheme}://localhost:9092"
-        )
-    hosts = []
-    for host in brokers.split(","):
-        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?", host)
-        if not match or int(match[2] or 1) not in range(1, 65_536):
-            # The host alone is quoted: the rest of the URL may hold a password.
-            raise ConfigError(
-                f"{scheme}:// URL: {host!r} is no broker; write {scheme}://host:9092,host2:9092"
-            )
-        hosts.append(f"{match[1]}:{match[2] or 9092}")
-    return scheme, ",".join(hosts), user, password
+def _brokers(url: Url) -> str:
+    if url.path.strip("/"):
+        raise ConfigError(f"{url.scheme}:// URL: nothing may follow the brokers but ?name=value")
+    if not all(host.isascii() for host, _ in url.hosts):
+        raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
+    return ",".join(f"{host}:{port or 9092}" for host, port in url.hosts)
 
 
 def _replicas(value: Any) -> int:
@@ -391,13 +389,13 @@ def _replicas(value: Any) -> int:
     except (TypeError, ValueError):
         replicas = 0
     if replicas < 1:
-        raise ConfigError(f"replication.factor={value!r}: a number of replicas, at least 1")
+        raise ConfigError("replication.factor: a number of replicas, at least 1")
     return replicas
 
 
-def _value(name: str, value: Any, source: str) -> Any:
+def _value(name: str, value: Any, source: str, shown: str) -> Any:
     """The value as the driver takes it, if it may be set at all."""
-    said = f"Kafka setting {name} ({source})"
+    said = f"Kafka setting {shown} ({source})"
     name = ALIASES.get(name, name)
     if name in RUNS_CODE:
         raise ConfigError(f"{said}: not accepted, {RUNS_CODE[name]}")
@@ -420,8 +418,11 @@ def _value(name: str, value: Any, source: str) -> Any:
     return value
 
 
-def _check(found: Settings) -> None:
-    """What librdkafka would only say later, or not at all."""
+def check(found: Settings) -> None:
+    """What librdkafka would only say later, or not at all.
+
+    :raises ConfigError: these settings cannot work together.
+    """
     given = found.given
     for name in (
         "session.timeout.ms",
@@ -432,7 +433,8 @@ def _check(found: Settings) -> None:
         "queue.buffering.max.kbytes",
     ):
         if name in given and not re.fullmatch(r"[1-9]\d*", str(given[name])):
-            raise ConfigError(f"Kafka setting {name}: a number, more than 0, got {given[name]!r}")
+            got = found.secrets.hide(repr(given[name]))
+            raise ConfigError(f"Kafka setting {name}: a number, more than 0, got {got}")
     room = int(given.get("queue.buffering.max.kbytes", QUEUE_KBYTES)) * 1024
     if int(given.get("message.max.bytes", MESSAGE_BYTES)) > room // 2:
         # A message that never finds room would be waited for without end.
@@ -452,12 +454,20 @@ def _check(found: Settings) -> None:
                 "Kafka setting partition.assignment.strategy: with group.protocol=consumer the "
                 "broker assigns; use group.remote.assignor"
             )
-        if "group.instance.id" in given:
-            raise ConfigError(
-                "Kafka setting group.instance.id: not with group.protocol=consumer, where a "
-                "restarted static member is refused until its session ends; use the classic "
-                "protocol"
-            )
+        for name, is_set in (
+            ("Kafka setting group.instance.id", "group.instance.id" in given),
+            (f"member={found.static!r}", found.static),
+        ):
+            if is_set:
+                raise ConfigError(
+                    f"{name}: not with group.protocol=consumer, where a restarted static member "
+                    "is refused until its session ends; use the classic protocol"
+                )
+    if found.static and "group.instance.id" in given:
+        raise ConfigError(
+            f"member={found.static!r} is group.instance.id on Kafka, which is set to "
+            f"{given['group.instance.id']!r} as well: leave one of them out"
+        )
     beat = float(given.get("heartbeat.interval.ms", 3_000)) / 1000
     if not found.kip848 and "heartbeat.interval.ms" in given and beat * 3 > found.session:
         raise ConfigError(

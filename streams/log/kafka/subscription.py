@@ -25,7 +25,6 @@ are filtered by ownership and version in ``commits.py``. How long ownership is c
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -36,7 +35,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.batch import KafkaBatch, errors_of, runs
+from streams.log.kafka.batch import KafkaBatch, runs, take_errors
 from streams.log.kafka.client import bury
 from streams.log.kafka.commits import Commits, Gone
 from streams.log.kafka.errors import error_of, kind_of, translate
@@ -49,9 +48,17 @@ from streams.log.kafka.reading import Readers
 from streams.log.kafka.scout import Scout
 from streams.log.kafka.settings import Settings, prefetched
 from streams.log.kafka.statistics import decode
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Transaction
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Transaction,
+)
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.kafka")
+logger = get_logger("streams.kafka")
 
 SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""
@@ -82,6 +89,8 @@ class KafkaSubscription:
     :param asking: knows why no broker can be reached.
     :param readers: ask after partitions, as somebody who is no member.
     :param leads: which partitions of a topic have a leader.
+    :param closed: called once this is closed.
+    :param static: the name by which the group knows this member, if it is a static one.
     """
 
     def __init__(
@@ -97,6 +106,8 @@ class KafkaSubscription:
         asking: Asking,
         readers: Readers,
         leads: Callable[[str], Collection[int]],
+        closed: Callable[[KafkaSubscription], None],
+        static: str = "",
     ) -> None:
         if flow.drain >= settings.max_poll:
             logger.warning(
@@ -115,6 +126,8 @@ class KafkaSubscription:
         self._desk = desk
         self._asking = asking
         self._leads = leads
+        self._on_close = closed
+        self._static = static
         self._bounds = readers.bounds
         self._listener = listener
         self._only = topics[0] if len(topics) == 1 else None
@@ -148,7 +161,7 @@ class KafkaSubscription:
 
             return call
 
-        conf = settings.member(self.group, self._flow, heard(self._report))
+        conf = settings.member(self.group, self._flow, heard(self._report), self._static)
         conf["error_cb"] = heard(self._client_error)
         conf["on_commit"] = heard(self._committed)
         consumer = self._connect(conf)
@@ -192,6 +205,7 @@ class KafkaSubscription:
             self.group,
         )  # fmt: skip
         left = list(self._parts.owned.values())
+        self._commits.lost()
         self._drop(left)
         self._guard(self._listener.lost, left)
         old = self._consumer
@@ -218,8 +232,7 @@ class KafkaSubscription:
         if not messages:
             self._tell()
             return ()
-        for bad in errors_of(messages):
-            messages.remove(bad)
+        for bad in take_errors(messages):
             self._message_error(bad)
         batches = []
         owned, fetched = self._parts.owned, self._parts.fetched
@@ -301,7 +314,7 @@ class KafkaSubscription:
         self._asking.told(error)
         if error.code() not in _TOLD and not error.fatal():
             # One connection of several, often one that was idle: the driver makes another.
-            logger.debug("group %s: %s", self.group, error.str())
+            logger.debug("group %s: %s", self.group, self._settings.scrub(str(error.str())))
             return
         doing = f"group {self.group!r}"
         trouble = self._translated(error, doing)
@@ -572,6 +585,26 @@ class KafkaSubscription:
             self._ownership.confirm(now)
             self._extend()
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places; a later poll or commit tells whether they are."""
+        now = time.monotonic()
+
+        def end(stored: bool) -> None:
+            if stored and not self._settings.kip848:
+                self._ownership.confirm(now)
+                self._extend()
+            answered(stored)
+
+        doing = f"committing positions of group {self.group!r}"
+        try:
+            sent = self._commits.submit(commits, end)
+        except RuntimeError as error:
+            raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
+        except KafkaException as error:
+            raise self._translated(error, doing) from error
+        if not sent:
+            answered(False)
+
     def _member(self) -> str | None:
         """Who we are in the group; None where the driver has left it, unpolled for too long."""
         ownership = self._ownership
@@ -589,6 +622,17 @@ class KafkaSubscription:
             self._ownership.confirmed = float("-inf")
         elif kind_of(failed) is not Unavailable:
             self._trouble = self._translated(failed, f"positions of group {self.group!r}")
+
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, and begin with the partitions anew: they stay this member's in the group,
+        which says at the next poll where it stands there."""
+        owned = self._parts.owned
+        given = [each for each in assignments if owned.get(key_of(each)) is each]
+        if given:
+            keys = [key_of(each) for each in given]
+            self._drop(given)
+            self._stop(keys)
+            self._parts.expect(keys)
 
     def keep_alive(self) -> None:
         """Nothing is needed: the driver heartbeats by itself.
@@ -638,6 +682,7 @@ class KafkaSubscription:
         closing.join(ANSWER)
         if closing.is_alive():
             logger.warning("group %s: its coordinator does not answer, left without", self.group)
+        self._on_close(self)
         raised, self._failure = self._failure, failure or LogError("this subscription is closed")
         if raised is not None:
             raise raised

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
+from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, GroupLive, LogError, NotFound, Unavailable
 from streams.log.memory.shared import Shared
@@ -23,6 +24,7 @@ from streams.log.protocol import (
     MemberInfo,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.message import Batch, Position, Record
@@ -157,6 +159,10 @@ class MemoryLog:
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         with self._open():
@@ -254,6 +260,7 @@ class MemoryLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> MemorySubscription:
         """Join a group. ``window`` is how many messages below the group's position must not be
         trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
@@ -262,9 +269,12 @@ class MemoryLog:
             for topic in topics:
                 self.store.topic(topic)
                 found.window[topic] = window
-            subscription = MemorySubscription(self, self.store, found, topics, listener)
+            subscription = MemorySubscription(self, self.store, found, topics, listener, member)
             self._subscriptions.add(subscription)
             return subscription
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
 
@@ -277,9 +287,10 @@ class MemoryLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a number like 1042 is needed")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number like 1042 is needed")
+        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

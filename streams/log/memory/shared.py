@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from streams.clock import SYSTEM, Clock, SystemClock
 from streams.errors import ConfigError
 from streams.log.protocol import Opened
+from streams.log.url import parse
 
 _NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
 
@@ -51,8 +52,8 @@ class Shared(Generic[T]):
         name = opened.path
         if opened.options or not _NAME.match(name):
             raise ConfigError(
-                f"{opened.url}: write memory:// for {self._own}, or memory://name (letters,"
-                f" digits, '.', '_', '-') for {self._other}; there are no settings"
+                f"{parse(opened.url).place}: write memory:// for {self._own}, or memory://name"
+                f" (letters, digits, '.', '_', '-') for {self._other}; there are no settings"
             )
         clock = opened.clock or SYSTEM
         with self._lock:

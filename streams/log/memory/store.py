@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from threading import TIMEOUT_MAX, Condition, Lock
 from typing import Any, Protocol
@@ -204,6 +204,10 @@ class GroupMember(Protocol):
         """Stop trusting assignments whose leases are not its own any more (lock held)."""
         ...
 
+    def fence(self) -> None:
+        """Another member has joined under its name (lock held)."""
+        ...
+
 
 class Group:
     """A group: its positions, its members, and who holds which lease.
@@ -235,13 +239,25 @@ class Group:
             elif member.dead and member.expires <= now:
                 del self.members[member.id]
 
+    def join(self, member: GroupMember) -> None:
+        """A member comes; the one before of its name loses what it had, to this one alone."""
+        before = self.members.pop(member.id, None)
+        self.members[member.id] = member
+        if before is not None:
+            for part in self.held(member.id):
+                self.holders[part] = member.id, self.holders[part][1] + 1
+            before.fence()
+        self.changed()
+
     def living(self, now: float) -> Iterator[GroupMember]:
         """Members whose leases have not run out."""
         self.refresh(now)
         return (member for member in self.members.values() if member.expires > now)
 
-    def plan(self, me: str, now: float, partitions: Mapping[str, int]) -> Plan:
-        """What member ``me`` should do."""
+    def plan(
+        self, me: str, now: float, partitions: Mapping[str, int], held: Collection[Part]
+    ) -> Plan:
+        """What member ``me`` should do, which holds these leases itself."""
         self.refresh(now)
         rows = [Member(m.id, m.topics, m.expires) for m in self.members.values()]
         leases = {
@@ -250,7 +266,7 @@ class Group:
             else Lease("", epoch, -NEVER)
             for part, (owner, epoch) in self.holders.items()
         }
-        return plan(me, now, rows, partitions, leases)
+        return plan(me, now, rows, partitions, leases, held)
 
     def held(self, member: str) -> list[Part]:
         """What a member holds the lease of."""

@@ -22,15 +22,17 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from streams.errors import ConfigError, Fatal, TooLarge
+from streams.errors import ConfigError, Fatal, MemberFenced, TooLarge
 from streams.log.membership import NEVER, TERMS, Part
 from streams.log.memory.store import Group, Partition, Store, wait_on
 from streams.log.protocol import (
     PROGRESS_LIMIT,
+    Answered,
     Assignment,
     Commit,
     Committed,
     Listener,
+    Static,
     Transaction,
 )
 from streams.message import Batch
@@ -60,10 +62,16 @@ class MemorySubscription:
     """See :class:`~streams.log.protocol.Subscription`."""
 
     def __init__(
-        self, log: MemoryLog, store: Store, group: Group, topics: Sequence[str], listener: Listener
+        self,
+        log: MemoryLog,
+        store: Store,
+        group: Group,
+        topics: Sequence[str],
+        listener: Listener,
+        static: Static | None = None,
     ) -> None:
         store.joined += 1
-        self.id = f"member-{store.joined}"
+        self.id = static.name if static else f"member-{store.joined}"
         self.topics = tuple(topics)
         self.expires = TERMS.expires(store.clock.monotonic())
         self.inside = False
@@ -77,21 +85,25 @@ class MemorySubscription:
         self._turn = 0
         self._woken = False
         self._ended = ""
+        self._fenced = False
         self._seen = -1  # the group's version that was planned for
         self._due = -NEVER  # when to plan again while busy
         self._again = NEVER  # when to plan again while idle
-        group.members[self.id] = self
-        group.changed()
+        group.join(self)
 
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages; see the protocol."""
-        self._log.point("poll", self._group.name)
         until: float | None = None
         while True:
+            self._log.point("poll", self._group.name)
+            if self._fenced:
+                self._end_fenced()
             with self._store.lock:
                 self._check()
+                if self._fenced:
+                    continue
                 now = self._store.clock.monotonic()
                 if self._seen == self._group.version and now < self._due:
                     batches = self._take(limit)
@@ -167,12 +179,15 @@ class MemorySubscription:
         for owned in lost:
             del self._owned[owned.part]
         self._renew(now)
-        plan = group.plan(self.id, now, self._store.partition_counts())
+        plan = group.plan(self.id, now, self._store.partition_counts(), set(self._owned))
         self._seen = group.version
         self._again = plan.again
         self._due = min(plan.again, now + TERMS.heartbeat)
         if plan.release:  # what can be acquired is still there after that
-            return lost, [self._owned[part] for part in plan.release], []
+            inherited = [part for part in plan.release if part not in self._owned]
+            if inherited:
+                group.take_away(inherited)
+            return lost, [self._owned[part] for part in plan.release if part in self._owned], []
         return lost, [], [self._acquire(part, epoch, now) for part, epoch in plan.acquire.items()]
 
     def _acquire(self, part: Part, epoch: int, now: float) -> _Owned:
@@ -276,6 +291,11 @@ class MemorySubscription:
                 self._store.retain(topic)
         self._log.point("commit.after", self._group.name)
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """The same: it costs little."""
+        self.commit(commits)
+        answered(True)
+
     def _commit(self, assignment: Assignment, place: Committed, version: int) -> bool:
         owned = self._find(assignment)
         if owned is None or not self._holds(owned) or version < owned.version:
@@ -302,6 +322,11 @@ class MemorySubscription:
         for assignment in assignments:
             if owned := self._find(assignment):
                 owned.paused = paused
+
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Free the leases of these, so that the next plan finds them without an owner."""
+        found = [owned for each in assignments if (owned := self._find(each)) is not None]
+        self._release(found)
 
     def keep_alive(self) -> None:
         """Stay a member while handlers are waited for outside of poll."""
@@ -341,7 +366,8 @@ class MemorySubscription:
             return
         self._ended = why
         self.inside = False
-        del self._group.members[self.id]
+        if self._group.members.get(self.id) is self:
+            del self._group.members[self.id]
         self._drop(list(self._owned.values()))
         self._log.left(self)
 
@@ -350,6 +376,15 @@ class MemorySubscription:
         releases nothing; the others wait for its lease to run out. Its poll raises Fatal."""
         with self._store.lock:
             self.kill("this member was crashed by a test")
+
+    def freeze(self) -> None:
+        """As if this member's process were stopped (SIGSTOP), wherever it is: its lease runs out
+        by the clock, until it polls again or comes out of its listener. Whoever calls this keeps
+        it from doing so."""
+        with self._store.lock:
+            if not self._ended:
+                self._renew(self._store.clock.monotonic())
+                self.inside = False
 
     def kill(self, why: str) -> None:
         """What :meth:`crash` does (the lock is held)."""
@@ -365,6 +400,22 @@ class MemorySubscription:
         self._owned.clear()
         self._group.changed()
         self._log.left(self)
+
+    def fence(self) -> None:
+        """Another member has joined under this one's name (the lock is held)."""
+        self._fenced = True
+        self.check_held()
+        self.wakeup.notify_all()
+
+    def _end_fenced(self) -> None:
+        lost = [owned.assignment for owned in self._owned.values()]
+        self._owned.clear()
+        if lost:
+            self._listener.lost(lost)
+        raise MemberFenced(
+            f"group {self._group.name!r}: another process has joined as member {self.id!r}; give "
+            "each process a name of its own, and start this one again only then"
+        )
 
     def _check(self) -> None:
         if self._ended:

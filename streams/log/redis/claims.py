@@ -143,7 +143,11 @@ def _answer(request: Request, reply: Any) -> Answer:
     if reply is None:
         return None
     done, fingerprint, value, left = reply
-    return Entry(bytes(fingerprint).decode(), bytes(value) if done else None, int(left) / 1000)
+    return Entry(
+        bytes(fingerprint).decode("utf-8", "backslashreplace"),
+        bytes(value) if done else None,
+        int(left) / 1000,
+    )
 
 
 def open_claims(opened: Opened) -> RedisClaims:

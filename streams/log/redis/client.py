@@ -13,7 +13,6 @@ Rules
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -30,14 +29,17 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from streams.errors import Fatal, LogError, Unavailable
+from streams.errors import Fatal, LogError, Mismatch, Unavailable
 from streams.log.redis.errors import lost, moved_away, translate
+from streams.log.redis.keys import kind_of
 from streams.log.redis.link import Link, packer
 from streams.log.redis.scripts import Script, script
 from streams.log.redis.servers import find
 from streams.log.redis.settings import Address, Settings
+from streams.log.redis.stored import shown
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 REDIRECTIONS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""
@@ -72,6 +74,11 @@ class Command:
         self.again = again
         self.packed: list[bytes] | None = None
         """As it is sent, where that was worked out ahead."""
+
+    @property
+    def keys(self) -> Sequence[bytes]:
+        """The keys that it names."""
+        return (self.key,) if self.script is None else self.args[3 : 3 + self.args[2]]
 
     def whole(self) -> tuple[Any, ...]:
         """The same with the script's text instead of its hash."""
@@ -401,7 +408,24 @@ class Client:
                 error = other
         if moved_away(error) and not isinstance(error, LogError):
             self.failed(self.servers.of(command.key))
+        if isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"):
+            raise self._of_another_kind(command) or translate(error, command.where) from error
         raise translate(error, command.where, unknown=command.appends) from error
+
+    def _of_another_kind(self, command: Command) -> Mismatch | None:
+        """Which key of a command holds what it should not: the server does not say."""
+        for key in command.keys:
+            kind = kind_of(key)
+            try:
+                found = self._exchange(self.servers.of(key), command, ("TYPE", key))
+            except (RedisError, OSError, LogError):
+                return None
+            if found not in (kind.encode(), b"none"):
+                return Mismatch(
+                    f"{command.where}: the key {shown(key)} in Redis holds a {shown(found)} "
+                    f"instead of a {kind}: delete or rename it"
+                )
+        return None
 
     def _named(self, error: AskError, command: Command) -> Address:
         # MOVED names no host where the node does not know its own: it is the one that was asked.

@@ -24,7 +24,18 @@ from typing import Any, NamedTuple, overload
 import msgspec
 
 from streams.log.redis.keys import EntryId, offset
-from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, identity_of, text
+from streams.message import (
+    ID,
+    READABLE,
+    REDRIVE,
+    SOURCE,
+    Batch,
+    Headers,
+    Record,
+    identity,
+    identity_of,
+    text,
+)
 
 Row = list[bytes]
 """Names and values of one entry's fields, in turn."""
@@ -197,6 +208,7 @@ class Entries(Batch):
         self.offsets = Offsets([row[0] for row in rows])
         self.assignment = assignment
         self._headers = self._times = None
+        self.unreadable = READABLE
         self._rows: list[Row | None] | None = None
         self._more: list[tuple[str, list[bytes | None] | None]] = []
         """The headers but for the ID, where all entries have the same: names and columns."""

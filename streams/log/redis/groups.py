@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams.errors import GroupLive, NotFound
+from streams.errors import GroupLive, Mismatch, NotFound
+from streams.log.membership import LONGEST, length
 from streams.log.names import check_group
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.redis.client import Client, Command, scripted
-from streams.log.redis.keys import (
-    GROUPS,
-    Part,
-    entry_id,
-    members_key,
-    offset,
-    topics_key,
-)
+from streams.log.redis.keys import GROUPS, Part, entry_id, members_key, topics_key
 from streams.log.redis.reading import Reading
+from streams.log.redis.stored import names_of, position_of, row_of, shown, topics_of, unusable
 from streams.log.redis.topics import Topics
+from streams.text import get_logger
+from streams.wire import whole
 
-_FIELDS = ("owner", "until", "position", "progress")
+logger = get_logger("streams")
+
+_FIELDS = ("owner", "position", "progress")
 
 
 class Groups:
@@ -83,15 +82,18 @@ class Groups:
         for topic, answer in zip(topics, answers, strict=True):
             for word in bytes(answer or b"").split():
                 partition, _, place = word.partition(b":")
-                found[topic, int(partition)] = offset(place)
+                number, begun = whole(partition), position_of(place)
+                if number is None or begun is None:
+                    why = "passed over, a partition without a position begins at its first message"
+                    logger.warning("%s: %s", group, unusable(key, topic, word, why))
+                    continue
+                found[topic, number] = begun
         return found
 
     def all(self) -> list[str]:
         """See :meth:`streams.log.protocol.Log.groups`."""
-        return sorted(
-            bytes(name).decode()
-            for name in self._client.run(Command("groups", GROUPS, "SMEMBERS", GROUPS))
-        )
+        found = self._client.run(Command("groups", GROUPS, "SMEMBERS", GROUPS))
+        return sorted(names_of(found))
 
     def group(self, group: str) -> GroupInfo:
         """See :meth:`streams.log.protocol.Log.group`."""
@@ -99,25 +101,52 @@ class Groups:
         rows, starts = self._rows(group, parts), self._starts_of(group, parts)
         members: dict[str, list[tuple[str, int]]] = {name: [] for name in self.members(group)}
         positions: dict[tuple[str, int], Committed] = {}
-        for part, (owner, _, position, progress) in zip(parts, rows, strict=True):
+        for part, (owner, position, progress) in zip(parts, rows, strict=True):
             place = (part.topic, part.partition)
             if position is not None:
-                positions[place] = Committed(offset(position), bytes(progress or b"").decode())
+                at = position_of(position)
+                if at is None:
+                    why = f"set it by `streams reset {group} {part.topic} --to PLACE`"
+                    said = unusable(part.group(group), "position", position, why)
+                    logger.warning("%s: left out: %s", part, said)
+                else:
+                    text = bytes(progress or b"").decode("ascii", "replace")
+                    positions[place] = Committed(at, text)
             elif place in starts:
                 positions[place] = Committed(starts[place])
-            name = bytes(owner or b"").decode()
+            name = shown(owner or b"")
             if name in members:
                 members[name].append(place)
         infos = tuple(MemberInfo(name, tuple(own)) for name, own in sorted(members.items()))
         return GroupInfo(group, infos, positions)
 
     def members(self, group: str) -> dict[str, list[str]]:
-        """The living members and their topics."""
-        answer = self._client.run(scripted(group, "members", [members_key(group)]))
-        words = [bytes(word).decode() for word in answer]
-        return {
-            name: topics.split(",") for name, topics in zip(words[::2], words[1::2], strict=True)
-        }
+        """The members that seem to live, and their topics. Whoever asks has not watched them, so
+        the server's clock has to do: where it was stepped, this is right again with their next
+        heartbeat."""
+        now, *words = self._client.run(scripted(group, "members", [members_key(group)]))
+        found: dict[str, list[str]] = {}
+        for id, text in zip(words[::2], words[1::2], strict=True):
+            row = row_of(text)
+            if id and row is not None:
+                left = (row.until - int(now)) / 1000
+                if 0 < left <= length(row.lease, LONGEST):
+                    found[shown(id)] = list(row.topics)
+        return found
+
+    def expel(self, group: str, member: str) -> None:
+        """See :meth:`streams.log.protocol.Log.expel`."""
+        try:
+            parts = self._parts(group)
+        except NotFound:
+            return
+        key = members_key(group)
+        self._client.every(
+            [
+                *(scripted(str(part), "expel", [part.group(group)], member) for part in parts),
+                Command(group, key, "HDEL", key, member),
+            ]
+        )
 
     def move(
         self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
@@ -182,11 +211,13 @@ class Groups:
         if not known:
             raise NotFound(f"there is no group {group!r}")
         parts: list[Part] = []
-        for topic in sorted(bytes(each).decode() for each in topics):
+        for topic in sorted(topics_of(topics)):
             try:
                 parts += self._topics.parts(topic)
             except NotFound:
                 continue
+            except Mismatch as error:
+                logger.warning("%s: left out: %s", group, error)
         return parts
 
     def _rows(self, group: str, parts: Sequence[Part]) -> list[list[Any]]:

@@ -6,10 +6,10 @@ same node of a cluster (the tag of a key is what is between the first braces, el
 Cluster specification, "Hash tags"):
 
 ==============================  ===================================================================
-``{orders:3}:group:billing``    hash: lease (owner, epoch, until) and place of a group
+``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and place of a group
 ``{orders:3}:ids:0`` … ``:2``   hashes: message ID to entry ID, of the last minutes
 ``{orders}:topic``              hash: partitions and retention
-``{group:billing}:members``     hash: member to "expiry topics"
+``{group:billing}:members``     hash: member to "times written, lease, until, topics"
 ``{group:billing}:topics``      hash: topic to the positions the group began at
 ``streams:topics``              set: the topics created through this toolkit
 ``streams:groups``              set: the groups
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 
+from streams import wire
 from streams.errors import ConfigError
 
 TOPICS = b"streams:topics"
@@ -55,6 +56,16 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
+
+
+def kind_of(key: bytes) -> str:
+    """What stands under one of the keys above, as Redis calls it."""
+    if key in (TOPICS, GROUPS):
+        return "set"
+    return "hash" if _HASH.search(key) or key.startswith(b"streams:claims:") else "stream"
+
+
+_HASH = re.compile(rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*)\Z")
 
 
 def topic_key(topic: str) -> bytes:
@@ -117,4 +128,7 @@ def parse(text: str) -> int:
         high, low = int(found[1]), int(found[2] or 0)
         if high <= _LOW64 and low <= _LOW64:
             return high << 64 | low
-    raise ConfigError(f"{text!r} is no entry ID of Redis: write 1700000000000-0, or its first half")
+    raise ConfigError(
+        f"{wire.brief(text, 60)!r} is no entry ID of Redis: write 1700000000000-0, or its first "
+        "half"
+    )

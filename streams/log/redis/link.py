@@ -28,7 +28,7 @@ def packer(settings: Settings) -> Callable[..., list[bytes]]:
 class Link:
     """A connection, connected. Used by one thread at a time."""
 
-    __slots__ = ("_driver", "address")
+    __slots__ = ("_driver", "_secrets", "address")
 
     def __init__(self, settings: Settings, address: Address, *, known: bool = False) -> None:
         """Connect, authenticate, select the database.
@@ -38,10 +38,13 @@ class Link:
         """
         self.address = address
         kind: Any = driver.SSLConnection if settings.tls else driver.Connection
-        self._driver = kind(host=address[0], port=address[1], **settings.connection)
+        self._secrets = settings.secrets
         try:
+            self._driver = kind(host=address[0], port=address[1], **settings.connection)
             self._driver.connect()
         except (RedisError, OSError) as error:
+            # A server that knows no AUTH, or was told another name for it, repeats the password.
+            self._secrets.hide_in(error)
             raise unreachable(error, *address, tls=settings.tls, known=known) from error
 
     def __str__(self) -> str:

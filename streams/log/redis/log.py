@@ -17,6 +17,7 @@ from streams.log.protocol import (
     GroupInfo,
     Listener,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.log.redis import durability
@@ -105,6 +106,10 @@ class RedisLog:
         """First position that can be read, and the one the next message will get or exceed."""
         return self._reading.bounds(topic, partition)
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         return self._reading.at(topic, partition, time)
@@ -169,6 +174,7 @@ class RedisLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> RedisSubscription:
         """Join a group; partitions are taken by polling."""
         check_group(group)
@@ -176,9 +182,15 @@ class RedisLog:
         for name in names:
             self._topics.facts(name, fresh=True)
         self._groups.register(group, names)
-        membership = Membership(self._client, self._topics, self._groups, group, names, window)
+        membership = Membership(
+            self._client, self._topics, self._groups, group, names, window, member
+        )
         membership.join()
         return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
+
+    def expel(self, group: str, member: Static) -> None:
+        """Remove a member whose process has certainly ended; its partitions are free at once."""
+        self._groups.expel(group, str(member))
 
     # -- the rest
 

@@ -111,11 +111,13 @@ class Sentinels:
                 try:
                     host, port = self._sentinel.discover_master(settings.service)
                 except MasterNotFoundError as error:
+                    settings.secrets.hide_in(error)
                     raise Unavailable(
                         f"{settings.name}: no Sentinel answers that names a primary for "
                         f"{settings.service!r}; are they running, and is the name right?"
                     ) from error
                 except (RedisError, OSError) as error:
+                    settings.secrets.hide_in(error)
                     raise translate(error, settings.name) from error
                 self._known = (str(host), int(port))
             return self._known

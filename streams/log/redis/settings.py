@@ -14,14 +14,18 @@ What would break a promise of this toolkit or load code is refused, with the rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from streams.errors import ConfigError
-from streams.log.membership import TERMS, Terms
+from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
+from streams.log.secrets import Secrets
+from streams.log.url import Url, parse
 
 Address = tuple[str, int]
 """Host and port."""
@@ -29,12 +33,6 @@ Address = tuple[str, int]
 Kind = Literal["single", "sentinel", "cluster"]
 
 PORTS: Mapping[Kind, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
-
-EXAMPLES: Mapping[Kind, str] = {
-    "single": "redis://localhost:6379/0",
-    "sentinel": "redis+sentinel://localhost:26379/main",
-    "cluster": "redis+cluster://localhost:6379",
-}
 
 READ_SIZE = 128 * 1024
 """Bytes asked of the socket at once. A message took 1,530 ns with redis-py's 32 KiB, 1,440 with
@@ -57,6 +55,7 @@ class Settings:
     :param wait_timeout: seconds given to them.
     :param connection: keyword arguments of redis-py's connections.
     :param sentinel: the same, for the Sentinels themselves.
+    :param secrets: what no text may show.
     """
 
     name: str
@@ -71,6 +70,7 @@ class Settings:
     wait_timeout: float = 1.0
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
     sentinel: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
 def read(opened: Opened) -> Settings:
@@ -78,54 +78,46 @@ def read(opened: Opened) -> Settings:
 
     :raises ConfigError: they cannot be used, and what to write instead.
     """
-    scheme, _, rest = opened.url.partition("://")
-    base, _, how = scheme.partition("+")
+    url = parse(opened.url)
+    base, _, how = url.scheme.partition("+")
     kind: Kind = "single"
     if how in ("sentinel", "cluster"):
         kind = "sentinel" if how == "sentinel" else "cluster"
-    if base not in ("redis", "rediss") or (how and kind == "single"):
-        raise ConfigError(
-            f"{scheme}://: write redis://, redis+sentinel:// or redis+cluster:// (rediss… for TLS)"
-        )
-    # What stands before the last @ is the login, whatever is in it.
-    login, at, place = rest.partition("?")[0].rpartition("@")
-    hosts, _, path = place.partition("/")
-    name = f"{scheme}://{place}"
-    service, db = _path(name, kind, path)
+    name = url.place
+    service, db = _path(url, kind)
     tls = base == "rediss"
+    secrets = url.secrets(opened.config)
 
     own: dict[str, float] = {}
     driver: dict[str, Any] = {}
     sentinel: dict[str, Any] = {}
     for key, text in opened.options.items():
         if key in _OPTIONS:
-            own[key] = _OPTIONS[key](name, key, text)
+            own[key] = _quiet(secrets, _OPTIONS[key], name, key, text)
         elif key in _SENTINEL:
             sentinel[_SENTINEL[key]] = text
         else:
-            convert = _accepted(name, key, tls)
+            convert = _accepted(name, key, tls, url.named(key))
             if convert is None:
                 raise ConfigError(
                     f"{name}: {key} is no text: give it in config={{{key!r}: …}} instead"
                 )
-            driver[key] = convert(name, key, text)
+            driver[key] = _quiet(secrets, convert, name, key, text)
     for key, value in opened.config.items():
         if key in _OPTIONS:
             own[key] = _OPTIONS[key](name, key, str(value))
         elif key in _SENTINEL:
-            sentinel[_SENTINEL[key]] = value
+            sentinel[_SENTINEL[key]] = _text(name, key, value)
         else:
-            convert = _accepted(name, key, tls)
-            driver[key] = convert(name, key, value) if convert and isinstance(value, str) else value
+            convert = _accepted(name, key, tls, repr(key)) or _OBJECTS[key]
+            driver[key] = convert(name, key, value)
     if sentinel and kind != "sentinel":
         raise ConfigError(f"{name}: only redis+sentinel:// has settings for Sentinels")
 
-    if at:
-        username, _, password = login.partition(":")
-        if username:
-            driver["username"] = unquote(username)
-        if password:
-            driver["password"] = unquote(password)
+    if url.user:
+        driver["username"] = url.user
+    if url.password:
+        driver["password"] = url.password
     if db is not None:
         driver["db"] = db
     terms = Terms(own.pop("lease", TERMS.lease))
@@ -142,7 +134,7 @@ def read(opened: Opened) -> Settings:
     settings = Settings(
         name=name,
         kind=kind,
-        addresses=_addresses(name, hosts, kind),
+        addresses=_addresses(url, kind),
         service=service,
         tls=tls,
         terms=terms,
@@ -152,6 +144,7 @@ def read(opened: Opened) -> Settings:
         wait_timeout=own.get("wait_timeout", 1.0),
         connection=driver,
         sentinel=sentinel,
+        secrets=secrets,
     )
     _check(settings)
     return settings
@@ -166,15 +159,21 @@ def _check(settings: Settings) -> None:
         )
     if settings.terms.lease < 0.5:
         raise ConfigError(f"{name}: lease={settings.terms.lease:g}: half a second at least")
+    if settings.terms.lease > LONGEST:
+        raise ConfigError(f"{name}: lease={settings.terms.lease:g}: {LONGEST:g} s at most")
     if 0 < settings.once < 3 * settings.timeout:
         raise ConfigError(
             f"{name}: once={settings.once:g}: an append is tried again for timeout="
             f"{settings.timeout:g} s, and its ID must be remembered three times as long"
         )
+    if settings.connection.get("ssl_validate_ocsp") and settings.connection.get(
+        "ssl_validate_ocsp_stapled"
+    ):
+        raise ConfigError(f"{name}: ssl_validate_ocsp and ssl_validate_ocsp_stapled: give one")
     timeout = settings.connection["socket_timeout"]
-    if not isinstance(timeout, int | float) or not 0 < timeout <= settings.terms.lease / 2:
+    if not 0 < timeout <= settings.terms.lease / 2:
         raise ConfigError(
-            f"{name}: socket_timeout={timeout!r}: a member that waits longer than half its lease "
+            f"{name}: socket_timeout={timeout:g}: a member that waits longer than half its lease "
             f"({settings.terms.lease:g} s) for an answer may lose its partitions; "
             "take less, or a longer lease"
         )
@@ -183,73 +182,137 @@ def _check(settings: Settings) -> None:
 # -- the URL ---------------------------------------------------------------------------------------
 
 
-def _path(name: str, kind: Kind, path: str) -> tuple[str, int | None]:
-    steps = [unquote(step) for step in path.split("/") if step]
+def _path(url: Url, kind: Kind) -> tuple[str, int | None]:
+    # The path is not quoted: it may be meant for another place.
+    said = f"{url.scheme}:// URL"
+    steps = [unquote(step) for step in url.path.split("/") if step]
     service = ""
     if kind == "sentinel":
         if not steps:
             raise ConfigError(
-                f"{name}: name the service the Sentinels watch: redis+sentinel://host:26379/main"
+                f"{said}: name the service the Sentinels watch: redis+sentinel://host:26379/main"
             )
         service = steps.pop(0)
     if not steps:
         return service, None
     if kind == "cluster":
-        raise ConfigError(f"{name}: a cluster has no databases; leave the path out")
+        raise ConfigError(f"{said}: a cluster has no databases; leave the path out")
     if len(steps) > 1 or not steps[0].isdecimal():
-        raise ConfigError(f"{name}: the database is a number, as in redis://host:6379/0")
+        raise ConfigError(f"{said}: the database is a number, as in redis://host:6379/0")
     return service, int(steps[0])
 
 
-def _addresses(name: str, hosts: str, kind: Kind) -> tuple[Address, ...]:
-    found: list[Address] = []
-    for part in hosts.split(","):
-        try:
-            split = urlsplit("//" + part)
-            host, port = split.hostname, split.port
-        except ValueError:
-            host, port = None, None
-        if not host:
-            raise ConfigError(f"{name}: {part!r} is no host:port; write {EXAMPLES[kind]}")
-        found.append((unquote(host), PORTS[kind] if port is None else port))
-    return tuple(found)
+def _addresses(url: Url, kind: Kind) -> tuple[Address, ...]:
+    return tuple((host.strip("[]").lower(), port or PORTS[kind]) for host, port in url.hosts)
 
 
 # -- options and the driver's settings -------------------------------------------------------------
 
 
-def _number(least: float) -> Callable[[str, str, str], float]:
-    def convert(name: str, key: str, text: str) -> float:
+# Each takes a text of the URL, or what code gave, and refuses what the driver would only find out
+# about when it connects.
+
+
+def _number(least: float) -> Callable[[str, str, Any], float]:
+    def convert(name: str, key: str, given: Any) -> float:
         try:
-            number = float(text)
+            number = float(given) if isinstance(given, (str, int, float)) else -1.0
         except ValueError:
             number = -1.0
         if not least <= number < float("inf"):
-            raise ConfigError(f"{name}: {key}={text!r}: a number from {least:g} on is needed")
+            raise ConfigError(f"{name}: {key}={given!r}: a number from {least:g} on is needed")
         return number
 
     return convert
 
 
-def _whole(name: str, key: str, text: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"{name}: {key}={text!r}: a whole number is needed")
+def _whole(name: str, key: str, given: Any) -> int:
+    text = str(given)
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise ConfigError(f"{name}: {key}={given!r}: a whole number is needed")
     return int(text)
 
 
-def _truth(name: str, key: str, text: str) -> bool:
+def _truth(name: str, key: str, given: Any) -> bool:
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    found = known.get(text.lower())
+    found = known.get(str(given).lower())
     if found is None:
-        raise ConfigError(f"{name}: {key}={text!r}: write true or false")
+        raise ConfigError(f"{name}: {key}={given!r}: write true or false")
     return found
 
 
-def _text(name: str, key: str, text: str) -> str:
-    return text
+def _text(name: str, key: str, given: Any) -> str | bytes:
+    if not isinstance(given, (str, bytes)):
+        raise ConfigError(f"{name}: {key}: text is needed, not of type {type(given).__name__}")
+    return given
 
 
-_Convert = Callable[[str, str, str], Any]
+def _login(name: str, key: str, given: Any) -> Any:
+    return given if callable(given) else _text(name, key, given)
+
+
+def _file(name: str, key: str, given: Any) -> Any:
+    return given if isinstance(given, os.PathLike) else _text(name, key, given)
+
+
+def _certificates(name: str, key: str, given: Any) -> ssl.VerifyMode:
+    if isinstance(given, ssl.VerifyMode):
+        return given
+    known = {
+        "none": ssl.CERT_NONE,
+        "optional": ssl.CERT_OPTIONAL,
+        "required": ssl.CERT_REQUIRED,
+    }
+    found = known.get(given) if isinstance(given, str) else None
+    if found is None:
+        raise ConfigError(f"{name}: {key}={given!r}: write {', '.join(known)}")
+    return found
+
+
+def _ciphers(name: str, key: str, given: Any) -> str:
+    if isinstance(given, str):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(given)
+        except ssl.SSLError:
+            pass
+        else:
+            return given
+    raise ConfigError(f"{name}: {key}={given!r}: OpenSSL knows no such ciphers")
+
+
+def _quiet(secrets: Secrets, convert: _Convert, name: str, key: str, text: str) -> Any:
+    """Convert. A value behind a password may be a part of it, so the error does not quote that."""
+    try:
+        return convert(name, key, text)
+    except ConfigError as error:
+        said = secrets.hide(str(error))
+    raise ConfigError(said)
+
+
+def _one_of(kind: type[Any]) -> _Convert:
+    def convert(name: str, key: str, given: Any) -> Any:
+        if not isinstance(given, kind):
+            raise ConfigError(
+                f"{name}: {key}: a {kind.__name__} of the module ssl is needed, not of type "
+                f"{type(given).__name__}"
+            )
+        return given
+
+    return convert
+
+
+def _flags(name: str, key: str, given: Any) -> list[ssl.VerifyFlags]:
+    one = _one_of(ssl.VerifyFlags)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise ConfigError(f"{name}: {key}: a list of ssl.VerifyFlags is needed")
+    return [one(name, key, each) for each in given]
+
+
+def _any(name: str, key: str, given: Any) -> Any:
+    return given
+
+
+_Convert = Callable[[str, str, Any], Any]
 
 _OPTIONS: Mapping[str, _Convert] = {
     "lease": _number(0),
@@ -277,14 +340,14 @@ _DRIVER: Mapping[str, _Convert | None] = {
 """redis-py's settings for every connection, and how each is read from text; None: not at all."""
 
 _TLS: Mapping[str, _Convert | None] = {
-    "ssl_keyfile": _text,
-    "ssl_certfile": _text,
-    "ssl_password": _text,
-    "ssl_cert_reqs": _text,
-    "ssl_ca_certs": _text,
-    "ssl_ca_path": _text,
+    "ssl_keyfile": _file,
+    "ssl_certfile": _file,
+    "ssl_password": _login,
+    "ssl_cert_reqs": _certificates,
+    "ssl_ca_certs": _file,
+    "ssl_ca_path": _file,
     "ssl_ca_data": _text,
-    "ssl_ciphers": _text,
+    "ssl_ciphers": _ciphers,
     "ssl_check_hostname": _truth,
     "ssl_min_version": None,
     "ssl_include_verify_flags": None,
@@ -294,6 +357,19 @@ _TLS: Mapping[str, _Convert | None] = {
     "ssl_ocsp_context": None,
     "ssl_ocsp_expected_cert": None,
 }
+
+_OBJECTS: Mapping[str, _Convert] = {
+    "socket_keepalive_options": _any,
+    "socket_type": _any,
+    "driver_info": _any,
+    "credential_provider": _any,
+    "ssl_min_version": _one_of(ssl.TLSVersion),
+    "ssl_include_verify_flags": _flags,
+    "ssl_exclude_verify_flags": _flags,
+    "ssl_ocsp_context": _any,
+    "ssl_ocsp_expected_cert": _any,
+}
+"""What is no text: only code can give it."""
 
 _RETRIES = (
     "an append sent again by the driver would be written twice; the log retries by message ID"
@@ -329,7 +405,7 @@ _REFUSED: Mapping[str, str] = {
 }
 
 
-def _accepted(name: str, key: str, tls: bool) -> _Convert | None:
+def _accepted(name: str, key: str, tls: bool, shown: str) -> _Convert | None:
     if key in _REFUSED:
         raise ConfigError(f"{name}: {key} cannot be set: {_REFUSED[key]}")
     if key in _DRIVER:
@@ -339,4 +415,4 @@ def _accepted(name: str, key: str, tls: bool) -> _Convert | None:
             raise ConfigError(f"{name}: {key} is for TLS: write rediss:// instead of redis://")
         return _TLS[key]
     known = sorted({*_OPTIONS, *_DRIVER, *_TLS, *_SENTINEL})
-    raise ConfigError(f"{name}: no setting {key!r}; there are {', '.join(known)}")
+    raise ConfigError(f"{name}: no setting {shown}; there are {', '.join(known)}")

@@ -14,13 +14,12 @@ epoch, and no handler starts after ``valid_until``.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
-from streams.errors import ConfigError, LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Listener, Transaction
+from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
+from streams.log.protocol import Answered, Assignment, Commit, Listener, Transaction
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.columns import Entries, Rows
 from streams.log.redis.feed import BLOCK, Feed, Waiter
@@ -28,8 +27,9 @@ from streams.log.redis.keys import before, entry_id
 from streams.log.redis.membership import Membership, Owned, Place, Saved, Taken
 from streams.log.redis.reading import Stream
 from streams.log.redis.trimming import Trimmer
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 AHEAD = 2_000
 """Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
@@ -262,13 +262,14 @@ class RedisSubscription:
             if owned is None or owned in self._gone or commit.version <= owned.version:
                 continue
             saved = Saved(commit.position, commit.progress, owned.trail.below(commit.position))
+            owned.sent = max(owned.sent, commit.version)
             own.append((owned, commit, saved))
             commands.append(
                 scripted(
                     str(owned.part), "commit", (owned.lease, owned.part.stream),
                     self._membership.me, commit.assignment.epoch, term, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
-                    "" if saved.read is None else saved.read,
+                    "" if saved.read is None else saved.read, owned.sent,
                 )
             )  # fmt: skip
         failure: LogError | None = None
@@ -288,7 +289,22 @@ class RedisSubscription:
         if failure is not None:
             raise failure
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """See :meth:`streams.log.protocol.Subscription.submit`: one call of a script."""
+        self.commit(commits)
+        answered(True)
+
     # -- membership
+
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """See :meth:`streams.log.protocol.Subscription.restart`."""
+        given = [owned for each in assignments if (owned := self._owned.get(id(each))) is not None]
+        if not given:
+            return
+        self._gone = [each for each in self._gone if each not in given]
+        self._remove(given)
+        self._membership.release(given)
+        self._next_beat = 0.0
 
     def keep_alive(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.keep_alive`."""
@@ -305,7 +321,12 @@ class RedisSubscription:
         # Also where this one fails, the next is not to come at once.
         self._next_beat = now + min(steady, 2 * RESTLESS)
         self._tell_lost()
-        beat = self._membership.beat(list(self._owned.values()))
+        try:
+            beat = self._membership.beat(list(self._owned.values()))
+        except MemberFenced:
+            self._lose(list(self._owned.values()))
+            self._tell_lost()
+            raise
         if beat.changed or beat.plan.release or beat.plan.acquire or beat.lost:
             self._restless_until = now + 3 * steady
         restless = now < self._restless_until
@@ -316,7 +337,9 @@ class RedisSubscription:
         # What has drifted away from its stream is taken again, from a place that the stream has.
         self._membership.release(beat.adrift)
         leaving = set(beat.plan.release)
-        self._give_up([each for each in self._owned.values() if each.place in leaving])
+        mine = [each for each in self._owned.values() if each.place in leaving]
+        self._give_up(mine)
+        self._membership.give_up(leaving.difference(each.place for each in mine))
         acquire = sorted(beat.plan.acquire)
         trouble: Unavailable | None = None
         for at in range(0, len(acquire), SOME):

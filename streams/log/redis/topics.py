@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -11,11 +10,17 @@ from streams.log.names import check_topic
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, TOPICS, Part, topic_key, topics_key
+from streams.log.redis.stored import names_of, topics_of, unusable
+from streams.text import get_logger
+from streams.wire import finite, whole
+
+logger = get_logger("streams")
 
 MOST = "most"
 """The one setting of ``create(config=…)``: entries a partition keeps at most, settled or not."""
 
-_PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,249}\Z")
+_MOST_PARTITIONS = 100_000
+"""A larger number was never written by this log."""
 _SCAN = 1_000
 
 
@@ -71,8 +76,8 @@ class Topics:
         )
         if not answer[0]:
             raise Mismatch(
-                f"{topic} has {int(answer[1])} partitions, not {partitions}: declare it so, "
-                "or use another name"
+                f"{topic} has {_partitions(topic, answer[1])} partitions, not {partitions}: "
+                "declare it so, or use another name"
             )
         self._client.run(Command(topic, TOPICS, "SADD", TOPICS, topic))
         facts = _facts(topic, answer[1:])
@@ -113,15 +118,17 @@ class Topics:
 
     def all(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
-        names = {bytes(name) for name in self._client.run(_members(TOPICS))}
+        names = set(topics_of(self._client.run(_members(TOPICS))))
         for address in self._client.servers.all():
-            names.update(name for name in self._streams(address) if _PLAIN.match(name))
+            names.update(topics_of(self._streams(address)))
         found: list[TopicInfo] = []
         for name in sorted(names):
             try:
-                found.append(self.facts(name.decode(), fresh=True).info)
-            except (NotFound, Mismatch):
-                continue  # deleted meanwhile, or another kind of key by now
+                found.append(self.facts(name, fresh=True).info)
+            except NotFound:
+                continue  # deleted meanwhile
+            except Mismatch as error:
+                logger.warning("left out: %s", error)
         return found
 
     def _streams(self, address: tuple[str, int]) -> Iterable[bytes]:
@@ -141,7 +148,7 @@ class Topics:
     def delete(self, topic: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete`."""
         info = self.facts(topic, fresh=True).info
-        groups = [bytes(name).decode() for name in self._client.run(_members(GROUPS))]
+        groups = names_of(self._client.run(_members(GROUPS)))
         commands: list[Command] = []
         for partition in range(info.partitions):
             part = Part(topic, partition, info.partitions)
@@ -196,10 +203,38 @@ def _members(key: bytes) -> Command:
     return Command(key.decode(), key, "SMEMBERS", key)
 
 
-def _facts(topic: str, stored: Iterable[bytes | int | None]) -> Facts:
+def _facts(topic: str, stored: Iterable[bytes | None]) -> Facts:
+    """What the hash of a topic says.
+
+    :raises Mismatch: one of its fields makes no sense.
+    """
     partitions, seconds, messages, most = stored
-    kept = Retention(float(seconds) if seconds else None, int(messages) if messages else None)
-    return Facts(TopicInfo(topic, int(partitions or 1), kept), int(most) if most else None)
+    kept = finite(seconds) if seconds else None
+    if seconds and (kept is None or kept <= 0):
+        raise _damaged(topic, "seconds", seconds, "set it to the seconds that messages are kept")
+    retention = Retention(kept, _count(topic, "messages", messages))
+    number = _partitions(topic, partitions) if partitions else 1
+    return Facts(TopicInfo(topic, number, retention), _count(topic, "most", most))
+
+
+def _partitions(topic: str, stored: bytes) -> int:
+    found = whole(stored)
+    if found is None or not 1 <= found <= _MOST_PARTITIONS:
+        raise _damaged(topic, "partitions", stored, "set it to the number that there are")
+    return found
+
+
+def _count(topic: str, field: str, stored: bytes | None) -> int | None:
+    if not stored:
+        return None
+    found = whole(stored)
+    if not found:
+        raise _damaged(topic, field, stored, "set it to a number from 1 on, or to nothing")
+    return found
+
+
+def _damaged(topic: str, field: str, stored: bytes, instead: str) -> Mismatch:
+    return Mismatch(f"topic {topic!r}: {unusable(topic_key(topic), field, stored, instead)}")
 
 
 def _most(topic: str, config: Mapping[str, str]) -> int | None:

@@ -6,16 +6,17 @@ Whoever owns a partition and whoever appends to it takes a turn now and then; th
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
-from streams.errors import LogError
+from streams.errors import LogError, Mismatch
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, Part
+from streams.log.redis.stored import names_of
 from streams.log.redis.topics import Topics
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 EVERY = 5.0
 """Seconds between two turns at one partition."""
@@ -48,6 +49,8 @@ class Trimmer:
                     return
                 self._next[place] = now + EVERY
             self.trim(part)
+        except Mismatch as error:
+            logger.warning("%s: not trimmed: %s", part, error)
         except LogError as error:
             logger.info("%s: not trimmed: %s", part, error)
 
@@ -61,9 +64,9 @@ class Trimmer:
         oldest = b""
         if kept.seconds is not None:
             (seconds, micros) = self._client.run(Command(str(part), part.stream, "TIME"))
-            oldest = b"%d-0" % max(0, int((int(seconds) + int(micros) / 1e6 - kept.seconds) * 1000))
-        names = sorted(self._client.run(Command(str(part), GROUPS, "SMEMBERS", GROUPS)))
-        hashes = [part.group(bytes(name).decode()) for name in names]
+            oldest = b"%d-0" % int(max(0.0, int(seconds) + int(micros) / 1e6 - kept.seconds) * 1000)
+        names = sorted(names_of(self._client.run(Command(str(part), GROUPS, "SMEMBERS", GROUPS))))
+        hashes = [part.group(name) for name in names]
         bounds = (
             oldest,
             "" if kept.messages is None else kept.messages,

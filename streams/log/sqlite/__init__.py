@@ -16,6 +16,7 @@ The files, from the ground up:
 ``settings``         the URL, its options and what can be wrong with them
 ``failures``         the driver's exceptions in our words
 ``schema``           the tables
+``files``            their modes and whose they are
 ``alive``            operating system locks that say which members still run
 ``shared``           what the logs of one process on one file share: write lock, wakers
 ``database``         connections, write transactions

@@ -3,7 +3,7 @@
 Each member holds an exclusive lock on one byte, its number, of a companion file (``…-members``,
 always empty). The kernel drops the lock when the process ends, however it ends, so that what a
 killed member owned is free at once and nobody waits for its lease. A *stopped* process keeps its
-locks: there the lease decides.
+locks: there the lease decides, as it does where the file cannot be used (see ``files``).
 
 POSIX record locks belong to the process: a forked child does not inherit them (``flock`` would
 live on in it). In return, a process sees none of its own, and closing *any* descriptor of the file
@@ -19,9 +19,13 @@ import threading
 from functools import cache
 
 from streams.clock import Clock, SystemClock
+from streams.log.sqlite.files import Refused, companion
+from streams.text import get_logger
 
 if sys.platform != "win32":
     import fcntl
+
+logger = get_logger("streams")
 
 
 def timeline(clock: Clock) -> str:
@@ -46,10 +50,12 @@ class Alive:
     """The members' locks on one log's file, as one process sees them. Usable from any thread."""
 
     def __init__(self, path: str) -> None:
+        self._log = path
         self._path = f"{path}-members"
         self._fd: int | None = None
         self._mine: set[int] = set()
         self._guard = threading.Lock()
+        self._warned = False
 
     def hold(self, no: int) -> None:
         """Say that member ``no`` runs in this process, until :meth:`drop` or the process's end."""
@@ -88,10 +94,19 @@ class Alive:
             return None
         try:
             if self._fd is None:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._fd = companion(self._path, self._log)
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, no)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
             return False if self._fd is not None else None
+        except Refused as error:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "%s, so it is not used: a member that was killed is noticed when its lease"
+                    " ends; remove it while the log is not in use",
+                    error,
+                )
+            return None
         except OSError:  # no locks on this file system: leases alone decide
             return None
         return True

@@ -63,6 +63,8 @@ _HeaderList = list[list[tuple[str, bytes | None]] | None]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
+_DAMAGE = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
+"""What decoding a block raises that is not one of ours."""
 _SOURCE, _REDRIVE = SOURCE.encode(), REDRIVE.encode()
 
 
@@ -170,22 +172,31 @@ def decode(data: bytes | memoryview) -> Block:
     """
     try:
         block = _decode(data)
-    except msgspec.MsgspecError as error:
-        raise Fatal(f"a block of messages is damaged: {error}; restore a backup") from error
+        for index, (id, _) in (block.odd or {}).items():
+            block.ids[index] = id.decode("utf-8", "surrogatepass") or None
+    except _DAMAGE as error:
+        raise _damaged(error) from error
     # A Raw keeps all of the data it was cut from, the values included.
     block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NONE
-    for index, (id, _) in (block.odd or {}).items():
-        block.ids[index] = id.decode("utf-8", "surrogatepass") or None
     return block
+
+
+def _damaged(error: Exception) -> Fatal:
+    return Fatal(f"a block of messages is damaged: {error}; restore a backup")
 
 
 def _headers(block: Block) -> Sequence[Headers | None] | None:
     """Each message's headers but the ID, None where none has any."""
-    decoded: list[Headers | None] | None = _decode_headers(block.headers)
-    if decoded is None or not block.odd:
-        return decoded
-    for index, (_, pairs) in block.odd.items():
-        decoded[index] = [(name.decode("utf-8", "surrogatepass"), value) for name, value in pairs]
+    try:
+        decoded: list[Headers | None] | None = _decode_headers(block.headers)
+        if decoded is None or not block.odd:
+            return decoded
+        for index, (_, pairs) in block.odd.items():
+            decoded[index] = [
+                (name.decode("utf-8", "surrogatepass"), value) for name, value in pairs
+            ]
+    except _DAMAGE as error:
+        raise _damaged(error) from error
     return decoded
 
 

@@ -205,12 +205,18 @@ class Database:
 
     @contextmanager
     def write(
-        self, timeout: float | None = None, committed: Callable[[], None] | None = None
+        self,
+        timeout: float | None = None,
+        committed: Callable[[], None] | None = None,
+        *,
+        flush: bool = True,
     ) -> Generator[Connection]:
         """A transaction; all of it is in the file when the block ends, nothing if it raises.
 
         :param timeout: seconds to wait for the turn, instead of the URL's.
         :param committed: called when it is in the file, before anybody else may write.
+        :param flush: False: do not wait until it is on the disk. It survives the end of this
+            process; a power cut may take it, unless something that was flushed came after it.
         :raises Unavailable: somebody else writes, the disk is full.
         :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
@@ -221,6 +227,9 @@ class Database:
             self.check()  # it may have been closed while this waited
             connection = self._writer
             connection.patience.timeout = timeout
+            relaxed = not flush and self.settings.synchronous == "full"
+            if relaxed:
+                connection.execute("PRAGMA synchronous = normal")
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -235,6 +244,8 @@ class Database:
                     committed()
             finally:
                 connection.undo()
+                if relaxed:
+                    connection.execute("PRAGMA synchronous = full")
         finally:
             self.shared.write.release()
 

@@ -9,6 +9,9 @@ from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.roster import Row, bump, is_running, members
 from streams.log.sqlite.shared import group_key
+from streams.text import get_logger
+
+logger = get_logger("streams")
 
 
 class Groups:
@@ -65,11 +68,21 @@ class Groups:
                 for row in rows
             ),
             {
-                (topic, partition): Committed(position, progress)
+                (topic, partition): Committed(position, str(progress))
                 for topic, partition, position, progress, _ in places
-                if position is not None
+                if position is not None and self._is_place(group, topic, partition, position)
             },
         )
+
+    def _is_place(self, group: str, topic: str, partition: int, position: object) -> bool:
+        if isinstance(position, int):
+            return True
+        logger.warning(
+            "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is no "
+            "offset: set it by `streams reset %s %s --to PLACE`",
+            self._database.path, topic, partition, group, position, group, topic,
+        )  # fmt: skip
+        return False
 
     def move(self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool) -> None:
         """Set a group's places, and raise their epochs, so that whoever owned them has lost them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
+from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.errors import ConfigError, Mismatch, NotFound
@@ -20,6 +21,7 @@ from streams.log.protocol import (
     Log,
     Opened,
     Retention,
+    Static,
     TopicInfo,
 )
 from streams.log.sqlite import durability, scan, settings
@@ -183,6 +185,10 @@ class SqliteLog:
             found = scan.part(connection, topic, partition)
         return found.first, found.next
 
+    def end(self, topic: str, partition: int) -> int:
+        """The end, all of which can be read."""
+        return self.bounds(topic, partition)[1]
+
     def at(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:
@@ -250,6 +256,7 @@ class SqliteLog:
         *,
         flow: Flow = Flow(),
         window: int = TRIM_MARGIN,
+        member: Static | None = None,
     ) -> StoredSubscription:
         """Join a group; partitions come with the first polls.
 
@@ -264,10 +271,14 @@ class SqliteLog:
             flow,
             window,
             self._forget_subscription,
+            member,
         )
         with self._guard:
             self._subscriptions.add(subscription)
         return subscription
+
+    def expel(self, group: str, member: Static) -> None:
+        """Nothing to do: the others see that the process's lock is gone."""
 
     def _forget_subscription(self, subscription: StoredSubscription) -> None:
         with self._guard:
@@ -284,9 +295,10 @@ class SqliteLog:
 
         :raises ConfigError: it is none.
         """
-        if not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"offset {text!r}: a number such as 1042 is needed")
-        return int(text)
+        found = wire.whole(text)
+        if found is None:
+            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number such as 1042 is needed")
+        return found
 
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""

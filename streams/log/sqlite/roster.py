@@ -15,7 +15,12 @@ of its own. A member is *gone*
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
 nobody sets. It begins anew at a restart of the machine, so a row names its timeline
-(:func:`~streams.log.sqlite.alive.timeline`); of a row of another one only the lock can be judged.
+(:func:`~streams.log.sqlite.alive.timeline`). A row of another one, and one whose expiry makes no
+sense, is over once it has stood unchanged for a lease's length while this member looked on
+(:class:`streams.log.membership.Watch`).
+
+A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
+and the leases with it, under the next epochs; the one before finds that out at its next step.
 
 Every taking raises the epoch of a place, and a commit names the owner and its epoch in the very
 statement that writes, so an owner that was thought gone can commit nothing when it comes back. It
@@ -32,12 +37,13 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import NamedTuple
 
 from streams.clock import Clock
-from streams.errors import Fenced, NotFound
-from streams.log.membership import FREE, NEVER, Lease, Member, Part, plan
-from streams.log.protocol import Assignment, Commit, Committed
+from streams.errors import Fenced, MemberFenced, Mismatch, NotFound
+from streams.log.membership import FREE, LONGEST, NEVER, Lease, Member, Part, Watch, plan
+from streams.log.protocol import Assignment, Commit, Committed, Static
 from streams.log.sqlite.alive import Alive, timeline
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.shared import group_key
@@ -49,32 +55,65 @@ GRACE = 1.5
 waits for handlers confirms its lease about once a second."""
 
 
+_EPOCHS = 1 << 53
+"""No epoch comes near it: what is greater is damage, and counted anew."""
+
+
 class Row(NamedTuple):
     """A member as the file has it."""
 
     no: int
     id: str
-    topics: str
+    topics: tuple[str, ...]
+    """Empty where what stands there makes no sense."""
     expires: float
+    """Minus infinity where what stands there makes no sense."""
     timeline: str
 
 
 def members(connection: Connection, group: str) -> list[Row]:
-    """All rows of a group."""
+    """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
+    # As bytes: the driver refuses text that is not UTF-8.
     rows = connection.rows(
-        'SELECT no, id, topics, expires, timeline FROM streams_members WHERE "group" = ?'
-        " ORDER BY no",
+        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
+        ' FROM streams_members WHERE "group" = ? ORDER BY no',
         (group,),
     )
-    return [Row(*row) for row in rows]
+    return [
+        Row(no, _text(id), _topics(topics), _expires(expires), _text(timeline))
+        for no, id, topics, expires, timeline in rows
+    ]
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")
+
+
+def _topics(stored: bytes) -> tuple[str, ...]:
+    try:
+        found = json.loads(stored)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return ()
+    return tuple(found)
+
+
+def _expires(stored: object) -> float:
+    return stored if isinstance(stored, float) and isfinite(stored) else -NEVER
+
+
+def is_judged(row: Row, clock: Clock) -> bool:
+    """Whether the row's expiry can be compared with this clock."""
+    return row.timeline == timeline(clock) and row.expires <= clock.monotonic() + LONGEST
 
 
 def is_running(row: Row, clock: Clock, alive: Alive) -> bool:
-    """Whether a member counts as running."""
+    """Whether a member seems to run, as far as one look can tell."""
     there = alive.check(row.no)
     if there is False:
         return False
-    if row.timeline != timeline(clock):
+    if not is_judged(row, clock):
         return there is True
     return row.expires > clock.monotonic()
 
@@ -94,7 +133,14 @@ class Roster:
     that polls.
     """
 
-    def __init__(self, database: Database, group: str, topics: Sequence[str], window: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        group: str,
+        topics: Sequence[str],
+        window: int,
+        static: Static | None = None,
+    ) -> None:
         self._database = database
         self._clock = database.clock
         self._alive = database.shared.alive
@@ -102,6 +148,7 @@ class Roster:
         self.group = group
         self._topics = sorted(set(topics))
         self._window = window
+        self._name = static.name if static else ""
         self._no = 0
         self.generation = -1
         """The group's, as of this member's last plan."""
@@ -114,16 +161,21 @@ class Roster:
         """A commit was refused, so something has been lost that the last step did not know of."""
         self._others: list[Row] = []
         self._suspects: dict[int, float] = {}
+        self._watch = Watch(self._terms.heartbeat)
 
     # -- being a member
 
     def join(self) -> None:
-        """Become a member; the first plan comes with :meth:`step`.
+        """Become a member; the first plan comes with :meth:`step`. A static member takes its name
+        over, with what the process before it had.
 
         :raises NotFound: one of the topics does not exist.
         """
         with self._database.write() as connection:
-            self._join(connection)
+            if self._name:
+                self._succeed(connection)
+            else:
+                self._join(connection)
         self._tell()
 
     def beat(self) -> None:
@@ -140,6 +192,7 @@ class Roster:
         What is to be released stays owned until :meth:`release`.
 
         :param patience: seconds to wait while others write.
+        :raises MemberFenced: another process has this static member's name.
         """
         sent = self._clock.monotonic()
         release: list[Assignment] = []
@@ -147,6 +200,7 @@ class Roster:
         with self._database.write(patience) as connection:
             changed = not self._renew(connection, sent)
             if changed:
+                self._refuse_namesake(connection)
                 self._join(connection)
             changed |= self._bury(connection)
             changed |= self._free(connection, self._given_up)
@@ -193,17 +247,29 @@ class Roster:
 
     def look(self, connection: Connection) -> bool:
         """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
-        if not all(is_running(row, self._clock, self._alive) for row in self._others):
+        if not all(
+            is_running(row, self._clock, self._alive) and is_judged(row, self._clock)
+            for row in self._others
+        ):
             rows = members(connection, self.group)
             self._others = [row for row in rows if row.no != self._no]
+        self._watch.look(time.monotonic())
         return any(self._is_gone(row) for row in self._others)
 
     # -- commits
 
-    def commit(self, commits: Iterable[Commit]) -> None:
-        """Store the places of what is owned; what is not is left out."""
+    def commit(
+        self, commits: Iterable[Commit], *, flush: bool = True, patience: float | None = None
+    ) -> None:
+        """Store the places of what is owned; what is not is left out.
+
+        :param flush: as :meth:`Database.write` says.
+        :param patience: seconds to wait while others write, instead of the URL's.
+        """
         stored: list[Commit] = []
-        with self._database.write(committed=lambda: self.stored(stored)) as connection:
+        with self._database.write(
+            patience, committed=lambda: self.stored(stored), flush=flush
+        ) as connection:
             for commit in commits:
                 try:
                     if self.store(connection, commit):
@@ -225,6 +291,7 @@ class Roster:
             if connection.changes():
                 return True
         self.doubtful = True
+        assignment.valid_until = NEVER_VALID
         raise Fenced(
             f"{assignment.topic}/{assignment.partition}: group {self.group!r} has given it to "
             "another member; nothing was committed"
@@ -262,7 +329,7 @@ class Roster:
             (
                 self._no,
                 self.group,
-                f"{socket.gethostname()}-{os.getpid()}-{self._no}",
+                self._name or f"{socket.gethostname()}-{os.getpid()}-{self._no}",
                 json.dumps(self._topics),
                 self._terms.expires(self._clock.monotonic()),
                 timeline(self._clock),
@@ -270,10 +337,40 @@ class Roster:
         )
         bump(connection, self.group)
 
+    def _succeed(self, connection: Connection) -> None:
+        """Join in the place of the member that has this one's name."""
+        rows = members(connection, self.group)
+        before = [row.no for row in rows if row.id == self._name]
+        self._join(connection)
+        for no in before:
+            connection.execute("DELETE FROM streams_members WHERE no = ?", (no,))
+            connection.execute(
+                "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
+                ' WHERE "group" = ? AND owner = ?',
+                (self._no, self.group, no),
+            )
+
+    def _refuse_namesake(self, connection: Connection) -> None:
+        """This member is none any more: because another process has its name?"""
+        rows = members(connection, self.group) if self._name else []
+        if any(row.id == self._name and row.no != self._no for row in rows):
+            raise MemberFenced(
+                f"group {self.group!r}: another process has joined as member {self._name!r}; "
+                "give each process a name of its own, and start this one again only then"
+            )
+
     def _renew(self, connection: Connection, sent: float) -> bool:
+        # All of it, so that a damaged row is mended.
         connection.execute(
-            "UPDATE streams_members SET expires = ? WHERE no = ?",
-            (self._terms.expires(sent), self._no),
+            'UPDATE streams_members SET "group" = ?, topics = ?, expires = ?, timeline = ?'
+            " WHERE no = ?",
+            (
+                self.group,
+                json.dumps(self._topics),
+                self._terms.expires(sent),
+                timeline(self._clock),
+                self._no,
+            ),
         )
         return connection.changes() > 0
 
@@ -288,17 +385,23 @@ class Roster:
         return bool(gone)
 
     def _is_gone(self, row: Row) -> bool:
-        if is_running(row, self._clock, self._alive):
-            self._suspects.pop(row.no, None)
-            return False
         if self._alive.check(row.no) is False:
             return True
+        if not is_judged(row, self._clock):
+            return not self._watch.left(row.no, row, self._terms.lease)
+        if row.expires > self._clock.monotonic():
+            self._suspects.pop(row.no, None)
+            return False
         suspected = self._suspects.setdefault(row.no, time.monotonic())
         return time.monotonic() - suspected >= GRACE
 
     def _free(self, connection: Connection, assignments: Iterable[Assignment]) -> bool:
         """Let nobody own these; whether there were any."""
-        numbers = [self.numbers[a] for a in assignments if a in self.numbers]
+        return self._free_numbers(
+            connection, [self.numbers[a] for a in assignments if a in self.numbers]
+        )
+
+    def _free_numbers(self, connection: Connection, numbers: Sequence[int]) -> bool:
         if numbers:
             connection.execute(
                 'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?'
@@ -312,8 +415,8 @@ class Roster:
         """The epochs of what the file says is ours, by partition number."""
         return dict(
             connection.array(
-                "SELECT json_group_array(json_array(no, epoch)) FROM streams_places"
-                ' WHERE "group" = ? AND owner = ?',
+                "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
+                ' FROM streams_places WHERE "group" = ? AND owner = ?',
                 (self.group, self._no),
             )
         )
@@ -329,7 +432,7 @@ class Roster:
     ) -> tuple[list[Assignment], dict[Assignment, int]]:
         """What to release, and what was just acquired, with its partitions' numbers."""
         rows = members(connection, self.group)
-        topics = {row.no: json.loads(row.topics) for row in rows}
+        topics = {row.no: row.topics for row in rows}
         numbers = _partitions(connection, {topic for names in topics.values() for topic in names})
         parts = {
             no: (topic, partition)
@@ -339,16 +442,20 @@ class Roster:
         held = {no: a for a, no in self.numbers.items() if mine.get(no) == a.epoch}
         leases: dict[Part, Lease] = {}
         for no, epoch, owner in connection.array(
-            "SELECT json_group_array(json_array(no, epoch, owner)) FROM streams_places"
+            # (A JSON array takes no blob, which anybody may have written there.)
+            "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0),"
+            " iif(typeof(owner) = 'integer', owner, 0))) FROM streams_places"
             ' WHERE "group" = ?',
             (self.group,),
         ):
-            # What the file calls ours but we know nothing of (a commit of unknown outcome) is
-            # taken anew; what belongs to nobody's row is free.
-            owned = no in held if owner == self._no else owner in topics
+            # What the file calls ours but we know nothing of (inherited, or a commit of unknown
+            # outcome) is taken anew; what belongs to nobody's row is free.
+            epoch = epoch if 0 < epoch < _EPOCHS else 0
             if no in parts:
                 leases[parts[no]] = (
-                    Lease(str(owner), epoch, NEVER) if owned else FREE._replace(epoch=epoch)
+                    Lease(str(owner), epoch, NEVER)
+                    if owner in topics
+                    else FREE._replace(epoch=epoch)
                 )
         found = plan(
             str(self._no),
@@ -356,8 +463,11 @@ class Roster:
             [Member(str(no), names, NEVER) for no, names in topics.items()],
             {topic: len(all_) for topic, all_ in numbers.items()},
             leases,
+            {parts[no] for no in held if no in parts},
         )
-        release = [held[numbers[topic][partition]] for topic, partition in found.release]
+        leaving = [numbers[topic][partition] for topic, partition in found.release]
+        self._free_numbers(connection, [no for no in leaving if no not in held])
+        release = [held[no] for no in leaving if no in held]
         return release, self._acquire(connection, found.acquire, numbers, sent)
 
     def _acquire(
@@ -377,11 +487,24 @@ class Roster:
             (self.group, self._no, json.dumps([[no, wanted[part]] for no, part in taken.items()])),
         )
         committed = connection.array(
-            "SELECT json_group_array(json_array(no, position, progress)) FROM streams_places"
+            "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
+            " position), iif(typeof(progress) = 'text', hex(progress), ''))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._no),
         )
-        found = {no: Committed(position, progress) for no, position, progress in committed}
+        found: dict[int, Committed] = {}
+        for no, position, progress in committed:
+            if not isinstance(position, int):
+                topic, partition = taken.get(no, ("?", 0))
+                raise Mismatch(
+                    f"{self._database.path}: {topic}/{partition}: in streams_places the group "
+                    f"{self.group!r} is at {position!r:.50}, which is no offset: set it by "
+                    f"`streams reset {self.group} {topic} --to PLACE`"
+                )
+            found[no] = Committed(position, bytes.fromhex(progress).decode("ascii", "replace"))
+        # A place beyond its log's end is told to the member, and taken back here: what is
+        # committed from now on is not to be taken for something older.
+        connection.execute(_TAKE_BACK, (self.group, self._no))
         until = self._terms.valid_until(sent)
         return {
             Assignment(topic, partition, wanted[topic, partition], found.get(no), until): no
@@ -413,6 +536,12 @@ UPDATE streams_places SET
     progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
     position = max(coalesce(position, ?1), ?1)
 WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
+"""
+
+
+_TAKE_BACK = """
+UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
+    AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
 """
 
 

@@ -6,12 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import unquote
 
 from streams.errors import ConfigError
-from streams.log.membership import TERMS, Terms
+from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
-from streams.log.url import redact
+from streams.log.url import Url, parse
 
 MAX_RECORD = 999_000_000
 """Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
@@ -49,37 +48,41 @@ def read(opened: Opened) -> Settings:
 
     :raises ConfigError: it cannot be used, and what to write instead.
     """
-    url = redact(opened.url)
+    url = parse(opened.url)
     options = dict(opened.options)
     for name in options:
         if name not in _OPTIONS:
             raise ConfigError(
-                f"{url}: no option {name!r}; a sqlite:// URL takes {', '.join(_OPTIONS)}"
+                f"{url.place}: no option {url.named(name)}; a sqlite:// URL takes"
+                f" {', '.join(_OPTIONS)}"
             )
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in ("full", "normal"):
         raise ConfigError(
-            f"{url}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
+            f"{url.place}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(url, options, "lease", 10.0)
+    lease = _number(url, options, "lease", TERMS.lease)
+    if lease > LONGEST:
+        raise ConfigError(f"{url}: lease={options['lease']!r}: {LONGEST:g} seconds at most")
     timeout = _number(url, options, "timeout", 10.0)
     max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:
         raise ConfigError(
-            f"{url}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes at most"
+            f"{url.place}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes"
+            " at most"
         )
     return Settings(
-        path=_path(opened),
+        path=_path(url),
         synchronous="full" if synchronous == "full" else "normal",
         terms=Terms(lease),
         timeout=timeout,
         max_record=int(max_record),
-        pragmas=_pragmas(opened),
+        pragmas=_pragmas(url, opened.config),
     )
 
 
-def _number(url: str, options: Mapping[str, str], name: str, default: float) -> float:
+def _number(url: Url, options: Mapping[str, str], name: str, default: float) -> float:
     text = options.get(name)
     if text is None:
         return default
@@ -88,41 +91,39 @@ def _number(url: str, options: Mapping[str, str], name: str, default: float) -> 
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise ConfigError(f"{url}: {name}={text!r}: a number greater than 0 is needed")
+        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0 is needed")
     return number
 
 
-def _pragmas(opened: Opened) -> dict[str, int]:
-    url = redact(opened.url)
+def _pragmas(url: Url, config: Mapping[str, object]) -> dict[str, int]:
     pragmas: dict[str, int] = {}
-    for name, value in opened.config.items():
+    for name, value in config.items():
         if name not in _PRAGMAS:
             raise ConfigError(
-                f"{url}: config={{{name!r}: ...}}: the pragmas that can be set are "
+                f"{url.place}: config={{{name!r}: ...}}: the pragmas that can be set are "
                 f"{', '.join(_PRAGMAS)}"
             )
         if not isinstance(value, int):
-            raise ConfigError(f"{url}: config={{{name!r}: {value!r}}}: an integer is needed")
+            raise ConfigError(
+                f"{url.place}: config={{{name!r}: ...}}: an integer is needed, not of type "
+                f"{type(value).__name__}"
+            )
         pragmas[name] = value
     return pragmas
 
 
-def _path(opened: Opened) -> str:
-    url = redact(opened.url)
-    rest = opened.url.partition("sqlite:")[2].partition("?")[0]
-    if not rest.startswith("///"):
-        raise ConfigError(
-            f"{url}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db (four)"
-        )
-    name = unquote(rest[3:])
+def _path(url: Url) -> str:
+    name = url.path
     if name == ":memory:":
-        raise ConfigError(f"{url}: several connections cannot share it; use memory:// instead")
+        raise ConfigError(
+            f"{url.place}: several connections cannot share it; use memory:// instead"
+        )
     if not name or "\0" in name:
-        raise ConfigError(f"{url}: the file's name is missing, as in sqlite:///streams.db")
+        raise ConfigError(f"{url.place}: the file's name is missing, as in sqlite:///streams.db")
     path = os.path.abspath(name)
     if os.path.isdir(path):
-        raise ConfigError(f"{url}: {path} is a directory; name a file in it")
+        raise ConfigError(f"{url.place}: {path} is a directory; name a file in it")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
-        raise ConfigError(f"{url}: there is no directory {folder}; create it first")
+        raise ConfigError(f"{url.place}: there is no directory {folder}; create it first")
     return path

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from streams.errors import Unavailable
 from streams.log.sqlite.alive import Alive
+from streams.log.sqlite.files import create
 
 
 class WriteLock:
@@ -70,6 +71,7 @@ class Shared:
         with cls._guard:
             shared = cls._all.get(path)
             if shared is None:
+                create(path)
                 shared = cls._all[path] = cls(path)
             shared._users += 1
             return shared

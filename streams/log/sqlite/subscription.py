@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 import apsw
 
 from streams.config import Flow
-from streams.errors import LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Listener
+from streams.errors import LogError, MemberFenced, Unavailable
+from streams.log.protocol import Answered, Assignment, Commit, Listener, Static
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import StoredBatch
 from streams.log.sqlite.database import Database
@@ -35,6 +35,9 @@ _LOOK = 0.25
 
 _GLANCE = 0.05
 """Real seconds between two looks at whether the file has changed, while there is enough to read."""
+
+_SUBMITTED = 0.02
+"""Seconds that a submit waits while others write: the next one comes soon."""
 
 _RESTS = 16
 """Partitions of which a part of a block is held in memory, at most."""
@@ -65,6 +68,7 @@ class StoredSubscription:
         flow: Flow,
         window: int,
         closed: Callable[[StoredSubscription], None],
+        member: Static | None = None,
     ) -> None:
         self._database = database
         self._trimmer = trimmer
@@ -73,7 +77,7 @@ class StoredSubscription:
         self._listener = listener
         self._size = max(blocks.BYTES, flow.bytes // 4)
         self._on_close = closed
-        self._roster = Roster(database, group, self._topics, window)
+        self._roster = Roster(database, group, self._topics, window, member)
         self._connection = database.take()
         try:
             self._roster.join()
@@ -211,6 +215,13 @@ class StoredSubscription:
         sure = bool(self._feeds) and self._sure(now)
         try:
             changes = self._roster.step(terms.margin if sure else settings.timeout)
+        except MemberFenced:
+            lost = list(self._feeds)
+            self._remove(lost)
+            for assignment in lost:
+                assignment.valid_until = float("-inf")
+            self._listener.lost(lost)
+            raise
         except Unavailable:
             if not sure:
                 raise
@@ -272,6 +283,24 @@ class StoredSubscription:
         """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
             self._roster.commit(commits)
+
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Store these places without waiting for the disk, nor for long while others write."""
+        try:
+            self._roster.commit(commits, flush=False, patience=_SUBMITTED)
+        except Unavailable:
+            answered(False)
+        else:
+            answered(True)
+
+    def restart(self, assignments: Iterable[Assignment]) -> None:
+        """Give these up, and have the partitions assigned anew."""
+        given = [each for each in assignments if each in self._feeds]
+        if not given:
+            return
+        self._remove(given)
+        self._due = float("-inf")
+        self._roster.release(given)
 
     def keep_alive(self) -> None:
         """Stay a member without polling.

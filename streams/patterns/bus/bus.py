@@ -22,7 +22,6 @@ import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, ClassVar, Unpack
@@ -32,7 +31,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
-from streams.errors import ConfigError, NotRunning, Unavailable
+from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
 from streams.log import names
 from streams.message import ID, TIME, TYPE, Message, text
 from streams.patterns.bus.calling import (
@@ -55,16 +54,15 @@ from streams.patterns.bus.event import (
 )
 from streams.patterns.bus.following import Follower
 from streams.patterns.bus.hosting import Hosted
+from streams.patterns.bus.locally import Locally, beside_others
 from streams.patterns.bus.subscription import Accepts, Durable, Receiver, Subscription
 from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
 from streams.processor import Options
 from streams.reading import Reading, When
+from streams.shielding import in_thread
 from streams.topic import Key, Topic, _key_bytes
 
 __all__ = ["EventBus", "PatternEventBus"]
-
-_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
-"""A handler runs here, and others were given the same event."""
 
 PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
@@ -115,6 +113,8 @@ class EventBus:
         self._follower: Hosted | None = None
         self._joining: set[concurrent.futures.Future[dict[int, int]]] = set()
         """Ephemeral subscriptions that do not know yet where they begin."""
+        self._locally = Locally(self._lock, self._direct, self._hook)
+        """Calls the handlers of a local bus."""
         self._topic: Topic[Any] | None = None
         self._late = False
         """The app checked its topics before this one was declared."""
@@ -151,20 +151,24 @@ class EventBus:
         :param cause: the event that this one follows from: its ID becomes ``causationid``, what it
             belongs to is what this one belongs to (``correlationid``, else the cause's own ID),
             and a trace goes on. ``headers`` override.
-        :raises ConfigError: an event cannot have this topic.
+        :raises InvalidValue: an event cannot have this topic.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        check_topic(topic)
+        if not self._locally.knows(topic):
+            try:
+                check_topic(topic)
+            except ConfigError as error:
+                raise InvalidValue(str(error)) from None
         named = self._headers(headers, cause)
         if id is None:
             id = str(uuid7())
         if self._topic is None:
             event = self._local(topic, data, key, id, named, timestamp)
-            if _beside_others.get():
+            if beside_others.get():
                 # Whoever is told of the event that this one follows from hears that one first.
                 await asyncio.sleep(0)
-            await self._deliver(event)
+            await self._locally.deliver(event)
             return id
         await self._reachable()
         named[TYPE] = topic
@@ -253,7 +257,7 @@ class EventBus:
     async def _reachable(self) -> None:
         """See to it that the topic is there, and that whoever subscribed before gets the event."""
         if self._late and self.app is not None:
-            await asyncio.to_thread(self.app._prepare_topics, missing_ok=True)
+            await in_thread(self.app._prepare_topics, missing_ok=True)
             self._late = False
         follower = self._follower
         if follower is not None and not follower.begun:
@@ -270,24 +274,27 @@ class EventBus:
         handler: Handler,
         *,
         group: str | None = None,
+        in_thread: bool = False,
         **options: Unpack[Durable],
     ) -> Subscription:
         """Call ``handler(event)`` with every event of a topic. Calling what is returned ends it.
 
         A handler that is subscribed several times gets each event once.
 
-        :param handler: ``async def``, or plain; a plain one runs in a worker thread.
+        :param handler: ``async def``, or plain; a plain one runs in a worker thread, or on a local
+            bus in place while its calls take less than 100 µs.
         :param group: makes the subscriber durable, in this consumer group. A group has one
             handler, in any number of processes that all subscribe it to the same topics; it may be
             subscribed again after a restart and misses nothing in between. On a local bus it is
             but a name.
+        :param in_thread: always call a plain handler in a worker thread, however quick it is.
         :param options: a durable subscriber's ``start``, ``concurrency``, ``timeout``, ``retry``,
             ``dedup``, ``dead_letters`` and ``flow``, as in :meth:`streams.Streams.processor`.
         :raises ConfigError: any of these cannot work.
         """
         if not self._patterns and isinstance(topic, str) and WILD in topic:
             raise ConfigError(f"subscribe({topic!r}): for patterns use a PatternEventBus")
-        return self._subscribe(topic, handler, group, None, options)
+        return self._subscribe(topic, handler, group, None, options, in_thread=in_thread)
 
     def _subscribe(
         self,
@@ -296,9 +303,16 @@ class EventBus:
         group: str | None,
         accepts: Accepts | None,
         options: Durable,
+        *,
+        in_thread: bool = False,
     ) -> Subscription:
         check_pattern(pattern)
         asynchronous = check_handler(handler)
+        if in_thread and asynchronous:
+            raise ConfigError(
+                f"subscribe({pattern!r}, in_thread=True): {name_of(handler)} is async, and runs on "
+                "the event loop; only a plain handler has a thread"
+            )
         if group is not None:
             names.check_group(group)
         if unknown := options.keys() - Durable.__annotations__.keys():
@@ -312,11 +326,14 @@ class EventBus:
                 "these: give it group="
             )
         with self._lock:
-            receiver = self._receiver(handler, group, options, asynchronous=asynchronous)
+            receiver = self._receiver(
+                handler, group, options, asynchronous=asynchronous, in_thread=in_thread
+            )
             subscription = Subscription(self, pattern, receiver, accepts)
             subscription._ticket = receiver.trie.add(pattern, subscription)
             receiver.wanted += 1
             receiver.choosy |= accepts is not None
+            self._locally.changed()
             if self.app is not None:
                 try:
                     self._host(self.app, subscription)
@@ -326,7 +343,13 @@ class EventBus:
         return subscription
 
     def _receiver(
-        self, handler: Handler, group: str | None, options: Durable, *, asynchronous: bool
+        self,
+        handler: Handler,
+        group: str | None,
+        options: Durable,
+        *,
+        asynchronous: bool,
+        in_thread: bool,
     ) -> Receiver:
         """The one that is there already, or a new one (the lock is held)."""
         try:
@@ -336,7 +359,7 @@ class EventBus:
             key = (group, id(handler))
             receiver = self._receivers.get(key)
         if receiver is not None:
-            if options and options != receiver.options:
+            if (options and options != receiver.options) or in_thread > receiver.in_thread:
                 raise ConfigError(
                     f"group {group!r}: {name_of(handler)} is subscribed with other options already"
                 )
@@ -354,6 +377,7 @@ class EventBus:
             options,
             Trie() if own else self._direct,
             asynchronous=asynchronous,
+            in_thread=in_thread,
         )
         if durable:
             self._durable_options(receiver).check(name_of(handler))
@@ -394,6 +418,7 @@ class EventBus:
     def _forget(self, subscription: Subscription) -> None:
         """(The lock is held.)"""
         subscription.active = False
+        self._locally.changed()
         receiver = subscription._receiver
         receiver.wanted -= 1
         if receiver.wanted or receiver.trie is self._direct:
@@ -423,7 +448,7 @@ class EventBus:
         async def join() -> None:
             while True:
                 try:
-                    await asyncio.to_thread(ask)
+                    await in_thread(ask)
                     return
                 except Unavailable:
                     await asyncio.sleep(PAUSE)
@@ -452,8 +477,9 @@ class EventBus:
 
     # -- delivering
 
-    async def _deliver(self, event: Event, message: Message[Any] | None = None) -> None:
-        """Call everybody that the event fits; return when all are done.
+    async def _deliver(self, event: Event, message: Message[Any]) -> None:
+        """Over a log: call every ephemeral subscriber that the event fits; return when all are
+        done.
 
         :param message: the message of the log that it came as.
         """
@@ -474,27 +500,30 @@ class EventBus:
             await self._call(found, event, message)
         else:
             calls = (self._call(each, event, message) for each in fitting.values())
-            await asyncio.gather(*(self._beside_others(each) for each in calls))
+            beside = (self._beside_others(each) for each in calls)
+            for ended in await asyncio.gather(*beside, return_exceptions=True):
+                if isinstance(ended, BaseException):
+                    raise ended
 
     async def _beside_others(self, work: Awaitable[None]) -> None:
-        _beside_others.set(True)
+        beside_others.set(True)
         await work
 
     async def _call(
-        self, subscriptions: list[Subscription], event: Event, message: Message[Any] | None
+        self, subscriptions: list[Subscription], event: Event, message: Message[Any]
     ) -> None:
         """Call one handler, if one of these still wants the event."""
         receiver = subscriptions[0]._receiver
         try:
-            if message is not None:
-                subscriptions = [
-                    each for each in subscriptions if await each.begins_before(message)
-                ]
+            subscriptions = [each for each in subscriptions if await each.begins_before(message)]
             # Looked at here and not before: another handler may have unsubscribed this one.
             if any(each.takes(event) for each in subscriptions):
                 await call(receiver.handler, event, asynchronous=receiver.asynchronous)
         except Exception as error:
             await report(self._hook, error, event, receiver.handler)
+            # Over a log it ends the processor, as in any handler. A local bus has none.
+            if self.app is not None and config_error(error) is not None:
+                raise
 
     # -- over a log
 

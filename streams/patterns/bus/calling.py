@@ -1,7 +1,8 @@
 """Calling handlers, and telling somebody when one fails.
 
 An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
-block the loop. An error of one handler goes to the bus's error hook and to nobody else.
+block the loop, or on a local bus in place while it is quick (:mod:`streams.patterns.bus.pace`). An
+error of one handler goes to the bus's error hook and to nobody else.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streams.errors import ConfigError
 from streams.patterns.bus.event import Event
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.bus")
+logger = get_logger("streams.bus")
 
 Handler = Callable[[Event], Any]
 """Called with an :class:`Event`; ``async def`` or plain. What it returns is not used."""
+
+Plainly = Callable[[Handler, Event], Awaitable[Any]]
 
 ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
 """Called on the loop with what was raised, over which event, by which handler (None: the event's
@@ -81,9 +84,12 @@ def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
     logger.error("%r %s: %r", event, what, error, exc_info=error)
 
 
-async def call(handler: Handler, event: Event, *, asynchronous: bool) -> None:
+async def call(
+    handler: Handler, event: Event, *, asynchronous: bool, plainly: Plainly | None = None
+) -> None:
     """Run a handler.
 
+    :param plainly: calls a plain one in a worker thread; None: as it comes.
     :raises Exception: what it raised. A cancellation that is not ours but came out of what it
         awaited is a failure like others, and comes as ``RuntimeError``.
     """
@@ -91,14 +97,43 @@ async def call(handler: Handler, event: Event, *, asynchronous: bool) -> None:
         if asynchronous:
             await handler(event)
             return
-        result = await asyncio.to_thread(handler, event)
+        if plainly is None:
+            result = await asyncio.to_thread(call_plain, handler, event)
+        else:
+            result = await plainly(handler, event)
         if inspect.isawaitable(result):  # a lambda around a coroutine function
             await result
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise RuntimeError(f"{name_of(handler)} was cancelled from within") from error
+        raise cancelled_from_within(handler) from error
+
+
+def call_plain(handler: Handler, event: Event) -> Any:
+    """Call a plain handler, in whatever thread.
+
+    :raises Exception: what it raised; ``RuntimeError`` for ``StopIteration``, which no future can
+        hold, so that nobody would be told that the call has ended.
+    """
+    try:
+        return handler(event)
+    except StopIteration as error:
+        raise tellable(handler, error) from error
+
+
+def tellable(handler: Handler, error: Exception) -> Exception:
+    """What a plain handler raised, as everybody is told it, wherever it ran."""
+    if not isinstance(error, StopIteration):
+        return error
+    found = RuntimeError(f"{name_of(handler)} raised StopIteration")
+    found.__cause__ = error
+    return found
+
+
+def cancelled_from_within(handler: Handler) -> RuntimeError:
+    """What stands for a cancellation that is not ours."""
+    return RuntimeError(f"{name_of(handler)} was cancelled from within")
 
 
 async def report(hook: ErrorHook, error: Exception, event: Event, handler: Handler | None) -> None:

@@ -8,12 +8,13 @@ caused it ``causationid``. So any client can publish to a bus and read from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 import msgspec
 from msgspec.structs import force_setattr
 
+from streams import wire
 from streams.message import CAUSATION, CORRELATION, TIME, TYPE, Batch, Message, text
 from streams.runners.job import Decoding, Skip
 
@@ -58,7 +59,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def __repr__(self) -> str:
         # The data stays out: it may hold what must not reach a log line.
-        return f"<Event {self.topic} {self.id!r} key={self.key!r} attempt {self.attempt}>"
+        topic, id = wire.brief(self.topic), wire.brief(self.id)
+        key = None if self.key is None else wire.brief(self.key)
+        return f"<Event {topic} {id!r} key={key!r} attempt {self.attempt}>"
 
 
 class Unreadable:
@@ -94,15 +97,7 @@ def topic_of(batch: Batch, index: int) -> str:
 
 
 def _moment(batch: Batch, index: int, headers: Mapping[str, str]) -> datetime:
-    stated = headers.get(TIME)
-    if stated:
-        try:
-            moment = datetime.fromisoformat(stated)
-        except ValueError:
-            pass
-        else:
-            return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return datetime.fromtimestamp(batch.time(index), timezone.utc)
+    return wire.iso(headers.get(TIME)) or wire.utc(batch.time(index))
 
 
 class EventDecoding:

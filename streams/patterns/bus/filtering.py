@@ -138,15 +138,17 @@ class FilteredSubscriber:
         self._group = group
         self._options = options
 
-    def subscribe(self, handler: Handler) -> Subscription:
+    def subscribe(self, handler: Handler, *, in_thread: bool = False) -> Subscription:
         """Call ``handler(event)`` with every event that is let through; call what is returned to
         end it.
 
+        :param in_thread: as of :meth:`EventBus.subscribe`.
         :raises ConfigError: as :meth:`EventBus.subscribe`.
         """
         return self.bus._subscribe(
-            self.filter.pattern, handler, self._group, self.filter.accepts, self._options
-        )
+            self.filter.pattern, handler, self._group, self.filter.accepts, self._options,
+            in_thread=in_thread,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<FilteredSubscriber of {self.filter} on {self.bus!r}>"

@@ -17,14 +17,26 @@ from typing_extensions import override
 
 from streams.config import Retry
 from streams.errors import ConfigError, NotRunning, Unavailable
-from streams.log.protocol import Assignment, Commit, Committed, Listener, Log, Reader, Subscription
-from streams.message import Batch
+from streams.log.protocol import (
+    Answered,
+    Assignment,
+    Commit,
+    Committed,
+    Listener,
+    Log,
+    Reader,
+    Subscription,
+)
+from streams.message import READABLE, Batch
 from streams.processor import Options, Processor
 from streams.replay.ranged import groupless
 from streams.runners.job import Job
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
+
+logger = get_logger("streams.bus")
 
 END = 1 << 128
 """A position that no message reaches."""
@@ -97,6 +109,10 @@ class Follow:
     def commit(self, commits: Sequence[Commit]) -> None:
         """Nothing is kept."""
 
+    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+        """Nothing is kept."""
+        answered(True)
+
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed."""
         self._set_paused(assignments, paused=True)
@@ -108,6 +124,10 @@ class Follow:
     def _set_paused(self, assignments: Iterable[Assignment], *, paused: bool) -> None:
         for assignment in assignments:
             self._parts[assignment.partition].paused = paused
+
+    def restart(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
 
     def keep_alive(self) -> None:
         """Nothing expires here."""
@@ -150,7 +170,20 @@ class _Part:
             return None
         if batch is not None:
             batch.assignment = assignment
+            self._pass_over_unreadable(batch)
         return batch
+
+    def _pass_over_unreadable(self, batch: Batch) -> None:
+        """An event's topic is a header. Where headers cannot be read, nobody can say whom the event
+        is for, and there are no dead letters here: it is logged, and taken for an event of no
+        topic."""
+        if batch.ids and batch.unreadable:
+            for index, why in sorted(batch.unreadable.items()):
+                logger.warning(
+                    "%s/%d/%s: event passed over, its headers cannot be read: %s",
+                    batch.topic, batch.partition, batch.offset(index), why,
+                )  # fmt: skip
+            batch.unreadable = READABLE
 
     def close(self) -> None:
         if self._reader is not None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from streams.app import Streams
 from streams.processor import Processor
+from streams.text import get_logger
 
-logger = logging.getLogger("streams.bus")
+logger = get_logger("streams.bus")
 
 
 class Hosted:

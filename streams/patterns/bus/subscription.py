@@ -13,6 +13,7 @@ from streams.message import Message
 from streams.patterns.bus.calling import Handler, name_of
 from streams.patterns.bus.event import Event
 from streams.patterns.bus.hosting import Hosted
+from streams.patterns.bus.pace import Pace
 from streams.patterns.bus.trie import Trie
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Receiver:
         trie: Trie[Subscription],
         *,
         asynchronous: bool,
+        in_thread: bool = False,
     ) -> None:
         self.handler = handler
         self.group = group
@@ -122,6 +124,10 @@ class Receiver:
         self.trie = trie
         """Where its subscriptions are: a durable one's own, the others' together."""
         self.asynchronous = asynchronous
+        self.in_thread = in_thread
+        """A plain handler that is never called in place."""
+        self.pace = Pace(threads_only=in_thread)
+        """How quick a plain handler of a local bus is."""
         self.key: Hashable = None
         """Under which the bus finds it."""
         self.wanted = 0

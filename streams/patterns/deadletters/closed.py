@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from streams.app import to_the_end
-from streams.errors import ConfigError, NotFound, StreamsError
+from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
-from streams.patterns.deadletters import parked
+from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.parked import Command, State, parked_topic
 from streams.patterns.deadletters.redriving import append
 from streams.patterns.delay.fetch import Fetcher
 from streams.replay.copying import Row
+from streams.shielding import in_thread
 from streams.topic import Topic, _key_bytes
 
 if TYPE_CHECKING:
@@ -159,19 +159,15 @@ class Heads:
 
 def state(log: Log, name: str, partition: int) -> State:
     """What follows from a partition's records, from the floor to the end."""
-    first, end = log.bounds(name, partition)
-    place = log.places(name, name).get(partition)
-    start, tenure = (first, "") if place is None else (place.position, place.progress)
-    found = State(tenure if start >= first else "")
-    if max(first, start) >= end:
+    start, end, epoch = chain.floor(log, name, partition)
+    found = State(epoch)
+    if start >= end:
         return found
-    reader = log.reader(name, partition, max(first, start), end)
+    reader = log.reader(name, partition, start, end)
     try:
         while (batch := reader.read(1_000)) is not None:
-            for index, position in enumerate(batch.offsets):
-                record = parked.said(batch.headers(index))
-                if record is not None:
-                    found.read(position, batch.keys[index], record)
+            for record in chain.records(batch):
+                found.read(*record)
     finally:
         reader.close()
     return found
@@ -213,7 +209,7 @@ class ClosedKeys:
         :raises NotFound: no such processor ran.
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise ConfigError(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
+            raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
         return await asyncio.to_thread(self._keys, limit)
 
     async def retry(self, key: Key) -> None:
@@ -255,8 +251,8 @@ class ClosedKeys:
     async def _say(self, command: Command, key: Key, value: bytes | None) -> None:
         name = _key_bytes(self.topic, key)
         if name is None:
-            raise ConfigError(f"ClosedKeys.{command}: a message without a key closes nothing")
-        await to_the_end(asyncio.to_thread(self._command, command, name, value))
+            raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
+        await in_thread(self._command, command, name, value)
 
     def _command(self, command: Command, key: bytes, value: bytes | None) -> None:
         heads = Heads(self._app.log, self.group, self.topic)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
+from streams import wire
 from streams.letters import (
-    ATTEMPTS,
     EXCEPTION,
     MESSAGE,
     OFFSET,
@@ -16,10 +16,12 @@ from streams.letters import (
     PREFIX,
     STACKTRACE,
     TIME,
+    attempts_of,
     header,
+    redrives_of,
 )
 from streams.message import Batch, Headers, Message, Position, deliver
-from streams.patterns.deadletters.redriving import redrives, source_of
+from streams.patterns.deadletters.redriving import source_of
 from streams.replay.copying import Row
 from streams.runners.job import Decoding
 
@@ -81,15 +83,15 @@ def read(
     topic, group = topic or of[0], group or of[1]
     kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
     said = header(headers, MESSAGE)
-    attempts = _number(header(headers, ATTEMPTS)) or 1
+    attempts = attempts_of(headers) or 1
     return DeadLetter(
         original_message=_original(batch, index, headers, topic, attempts, decodings, parse),
         error=f"{kind}: {said}" if said else kind,
-        failed_at=_moment(header(headers, TIME), batch.time(index)),
+        failed_at=wire.iso(header(headers, TIME)) or wire.utc(batch.time(index)),
         retry_count=attempts - 1,
         queue=topic or batch.topic,
         group=group,
-        redrives=redrives(headers),
+        redrives=redrives_of(headers),
         position=row.position,
         waiting=waiting,
         traceback=header(headers, STACKTRACE) or "",
@@ -117,7 +119,7 @@ def _original(
     value = batch.values[index]
     was = Batch(
         topic or batch.topic,
-        _number(header(headers, PARTITION)) if place else batch.partition,
+        wire.whole(header(headers, PARTITION), 9) or 0 if place else batch.partition,
         (offset,),
         [batch.keys[index]],
         [value],
@@ -133,16 +135,3 @@ def _original(
         except Exception:
             event = value  # this is perhaps why it is here
     return deliver(event, was, 0, attempts)
-
-
-def _number(written: str | None) -> int:
-    fine = written is not None and written.isascii() and written.isdigit() and len(written) < 10
-    return int(written) if fine and written is not None else 0
-
-
-def _moment(written: str | None, otherwise: float) -> datetime:
-    try:
-        found = datetime.fromisoformat(written or "")
-    except ValueError:
-        return datetime.fromtimestamp(otherwise, timezone.utc)
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

@@ -14,21 +14,24 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streams.app import to_the_end
 from streams.config import DeadLetters
-from streams.errors import ConfigError, NotFound, Reject
+from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.message import ID, Message, Position, Record
 from streams.patterns.deadletters.letter import DeadLetter, read
-from streams.patterns.deadletters.redriving import Letters, source_of
+from streams.patterns.deadletters.redriving import LOOKED_AT, Letters, source_of
 from streams.patterns.queue import QueueMessage
+from streams.shielding import in_thread, to_the_end
+from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.replay.copying import Row
+
+logger = get_logger("streams")
 
 Filter = Callable[[DeadLetter], bool]
 """Which letters are meant; a plain function, called in a worker thread."""
@@ -81,7 +84,7 @@ class DeadLetterManager:
         when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
         kept = [pair for pair in record.headers if not pair[0].startswith(PREFIX)]
         record.headers = [*kept, *error_headers(error, attempts, group or "", place, when)]
-        await to_the_end(asyncio.to_thread(self._make, topic))
+        await in_thread(self._make, topic)
         return await self._app.publisher.publish(self.name, record)
 
     async def get_dead_letters(
@@ -90,9 +93,11 @@ class DeadLetterManager:
         """The letters that wait, oldest first; none where there is no such topic yet.
 
         :param limit: so many at most.
-        :param filter: only those for which it is true.
+        :param filter: only those for which it is true. At most 1,000,000 letters are looked at; a
+            warning is logged where there are more.
         :param everything: also those that were put back or set aside.
-        :raises ConfigError: ``limit`` or ``filter`` cannot be.
+        :raises InvalidValue: ``limit`` cannot be.
+        :raises ConfigError: ``filter`` is no plain function.
         :raises LogError: the log cannot be read.
         """
         _check_limit("get_dead_letters", limit)
@@ -118,7 +123,7 @@ class DeadLetterManager:
         :param limit: so many of each partition, the oldest, at most.
         :returns: how many.
         :raises NotFound: there is no such dead letter topic, or no topic ``target``.
-        :raises ConfigError: ``target`` is not given, and a letter does not say which group's it
+        :raises InvalidValue: ``target`` is not given, and a letter does not say which group's it
             is, or is of a topic that this app does not declare.
         :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
             one there than can be noted. What was put back is marked so.
@@ -154,7 +159,8 @@ class DeadLetterManager:
 
     def _get(self, limit: int, filter: Filter | None, everything: bool) -> list[DeadLetter]:
         try:
-            rows = Letters(self._app.log, self.name).rows(everything=everything)
+            letters = Letters(self._app.log, self.name)
+            rows = letters.rows(everything=everything, most=LOOKED_AT)
         except NotFound:
             return []
         found: list[DeadLetter] = []
@@ -167,6 +173,11 @@ class DeadLetterManager:
                         break
         finally:
             rows.close()
+        if rows.cut:
+            logger.warning(
+                "%s: only the oldest %d dead letters were looked at; deal with those first",
+                self.name, LOOKED_AT,
+            )  # fmt: skip
         return found
 
     def _reprocess(
@@ -207,12 +218,12 @@ class DeadLetterManager:
         group = group or (None if topic is None else self._group(topic))
         if topic is None or group is None:
             missing = "topic" if topic is None else "group"
-            raise ConfigError(
+            raise InvalidValue(
                 f"{row.position}: this letter does not say which {missing}'s it is; "
                 "say where it goes: reprocess(target=...)"
             )
         if topic not in self._app.topics:
-            raise ConfigError(
+            raise InvalidValue(
                 f"{row.position}: this letter is of topic {topic!r}, which this app does not "
                 "declare; declare it with app.topic(...), or say reprocess(target=...)"
             )
@@ -279,7 +290,7 @@ class DeadLetterManager:
 def _check_limit(what: str, limit: object) -> None:
     whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
     if not whole and not (limit is None and what != "get_dead_letters"):
-        raise ConfigError(f"{what}(limit={limit!r}): a whole number from 1")
+        raise InvalidValue(f"{what}(limit={limit!r}): a whole number from 1")
 
 
 def _check_filter(what: str, filter: object) -> None:

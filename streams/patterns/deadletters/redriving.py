@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import LogError, NotFound, StreamsError
-from streams.letters import GROUP, PREFIX, TOPIC, header
+from streams.letters import GROUP, PREFIX, TOPIC, header, redrives_of
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
 from streams.replay.copying import CHUNK_BYTES, Row, Rows
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 CHUNK = 500
 """Letters put back between two notes of it, at most."""
+
+LOOKED_AT = 1_000_000
+"""Letters that are looked at for those that are wanted, where nobody says how many."""
 
 Wanted = Callable[[Row], bool]
 """Whether a letter is meant."""
@@ -163,13 +166,21 @@ class Letters:
         """By partition, which letters were dealt with."""
         return dealt(self.log, self.name, self.partitions)
 
-    def rows(self, *, everything: bool = False) -> LetterRows:
-        """The letters that wait, oldest first; ``everything``: the others too. To be closed."""
-        return LetterRows(self, everything=everything)
+    def rows(self, *, everything: bool = False, most: int | None = LOOKED_AT) -> LetterRows:
+        """The letters that wait, oldest first; ``everything``: the others too. To be closed.
+
+        :param most: how many are looked at; None: all there are.
+        """
+        return LetterRows(self, everything=everything, most=most)
+
+    def at(self, partition: int, offset: int) -> LetterRows:
+        """The letter that stands there, whatever was done with it. To be closed."""
+        only = {partition: (offset, offset + 1)} if 0 <= partition < self.partitions else {}
+        return LetterRows(self, everything=True, only=only)
 
     def waiting(self, wanted: Wanted | None = None) -> int:
         """How many wait; reads them all."""
-        rows = self.rows()
+        rows = self.rows(most=None)
         try:
             return sum(1 for row in rows if wanted is None or wanted(row))
         finally:
@@ -309,19 +320,40 @@ def _mark(marking: Marking, passed: Sequence[tuple[int, bool]], before: Dealt, d
 
 
 class LetterRows:
-    """Letters as they stand, partitions merged by the log's time. Iterate once, then close."""
+    """Letters as they stand, partitions merged by the log's time. Iterate once, then close.
 
-    def __init__(self, letters: Letters, *, everything: bool) -> None:
+    :param most: how many are looked at; None: all there are.
+    :param only: the ranges of offsets by partition; None: wherever a letter may wait.
+    """
+
+    def __init__(
+        self,
+        letters: Letters,
+        *,
+        everything: bool,
+        most: int | None = None,
+        only: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
         self.dealt = letters.dealt()
+        self.cut = False
+        """There are more, which were not looked at."""
         self._everything = everything
-        ranges = {}
+        self._most = most
+        ranges: dict[int, tuple[int, int]] = {}
         for partition, each in self.dealt.items():
             first, end = letters.log.bounds(letters.name, partition)
             ranges[partition] = (first if everything else max(first, each.position), end)
-        self._rows = Rows(letters.log, letters.name, ranges)
+            if only is not None:
+                low, high = only.get(partition, (0, 0))
+                ranges[partition] = (max(first, low), min(end, high))
+        without = {} if everything else {part: each.ranges for part, each in self.dealt.items()}
+        self._rows = Rows(letters.log, letters.name, ranges, without=without)
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._rows:
+            if self._most is not None and self._rows.scanned > self._most:
+                self.cut = True
+                return
             if self._everything or self.waits(row):
                 yield row
 
@@ -384,14 +416,8 @@ def record_again(row: Row) -> Record:
         for name, value in headers
         if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
     ]
-    again.append((REDRIVE, str(redrives(headers) + 1).encode()))
+    again.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
     return Record(batch.values[index], batch.keys[index], batch.id(index), again)
-
-
-def redrives(headers: Headers) -> int:
-    """How often a message was put back so far."""
-    found = header(headers, REDRIVE) or "0"
-    return int(found) if found.isascii() and found.isdigit() and len(found) < 10 else 0
 
 
 def append(

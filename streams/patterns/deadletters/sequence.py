@@ -3,12 +3,18 @@
 The rules, and what a crash can do, stand at the head of :mod:`streams.patterns.deadletters.parked`.
 This is their I/O. For each source partition that is owned there is a *shelf*, which
 
-1. opens its tenure and reads the partition's records from the *floor* on, before anything of the
+1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
    partition is handled; the floor is the place of a group without members, named as the topic;
 2. says of each message whose turn has come whether its key is closed, and what to write then;
-3. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
+3. reads back what was written before the source's position is committed: all that was confirmed
+   since the last commit in one reading, and nothing where nothing was parked;
+4. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
    processor, in the key's lane, before whatever else of the key waits there;
-4. moves the floor.
+5. moves the floor.
+
+An owner that reads that its epoch was replaced, or whose records are not in the log although they
+were confirmed, does nothing more with the partition: the pump lets go of it, and begins it again at
+the committed position (:meth:`Shelves.replaced`).
 
 In memory there are keys, offsets and positions, never payloads, and :data:`HELD` messages a
 partition at most: at the bound, what would be parked waits in its lane instead. Payloads are
@@ -20,7 +26,6 @@ stands between them.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -31,20 +36,22 @@ from uuid import uuid4
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import LogError, Mismatch, NotFound, OutcomeUnknown, Unavailable
+from streams.letters import header
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention
-from streams.message import Batch, Record
-from streams.patterns.deadletters import parked
+from streams.message import UNREADABLE, Batch, Record
+from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.parked import Queue, State, parked_topic
 from streams.patterns.deadletters.redriving import append
 from streams.patterns.delay.fetch import Fetcher, Row
 from streams.processor import Processor
 from streams.runners.job import Outgoing, Parking
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams.dead")
+logger = get_logger("streams.dead")
 
 HELD = 500_000
 """Messages in the queues of a partition's closed keys, at most."""
@@ -66,6 +73,16 @@ LOOK = 0.25
 
 FLOOR = 5.0
 """Real seconds between two moves of the floor, at least."""
+
+MISSING = 10.0
+"""Real seconds until a record that was confirmed and cannot be read counts as lost."""
+
+AGAIN = 1.0
+"""Real seconds until a partition is begun again whose epoch is replaced for the second time (times
+2 each time, to 30; the first time it is begun again at once)."""
+
+CALM = 60.0
+"""Real seconds without another replacement after which the next one counts as the first."""
 
 TRIMMED = Retention(messages=10_000)
 """How the topic is kept on a log that trims: everything from the floor on, and a little."""
@@ -96,6 +113,8 @@ class Shelves:
             topic: check_topic(parked_topic(topic, processor.group)) for topic in processor.topics
         }
         self._shelves: dict[tuple[str, int], Shelf] = {}
+        self._replaced: dict[tuple[str, int], tuple[int, float]] = {}
+        """How often the epoch of a partition was replaced of late, and when last."""
         self.wake: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
@@ -108,7 +127,7 @@ class Shelves:
     def begin(
         self, assignment: Assignment, position: int, *, fresh: bool, alive: Callable[[], None]
     ) -> Collection[int]:
-        """Open a tenure, and read what is closed."""
+        """Read what is closed, and open an epoch."""
         name = self._topics.get(assignment.topic)
         if name is None:
             return ()
@@ -137,6 +156,41 @@ class Shelves:
         now = time.monotonic()
         found = (shelf.turn(now) for shelf in list(self._shelves.values()))
         return [segment for segment in found if segment is not None]
+
+    def proven(self, assignment: Assignment) -> bool:
+        """All that was parked of a partition was read back, so that it may be committed."""
+        shelf = self._shelves.get((assignment.topic, assignment.partition))
+        if shelf is None or shelf.assignment is not assignment:
+            return True
+        try:
+            return shelf.proven()
+        except LogError as error:
+            # Nothing is lost by it: the position waits until the log answers.
+            logger.warning("%s/%d: cannot be read back: %s", shelf.name, shelf.partition, error)
+            return False
+
+    def replaced(self) -> Sequence[tuple[Assignment, float]]:
+        """Assignments that must be begun again, and after how many seconds."""
+        found: list[tuple[Assignment, float]] = []
+        now = time.monotonic()
+        for place, shelf in list(self._shelves.items()):
+            if not shelf.over:
+                continue
+            count, last = self._replaced.get(place, (0, 0.0))
+            count = count + 1 if now - last < CALM else 1
+            self._replaced[place] = (count, now)
+            pause = 0.0 if count == 1 else min(CALM / 2, AGAIN * 2.0 ** min(count - 2, 10))
+            logger.error(
+                "%s/%d: %s; begins again at the committed position%s",
+                shelf.name, shelf.partition, shelf.over, f" in {pause:g} s" if pause else "",
+            )  # fmt: skip
+            found.append((shelf.assignment, pause))
+        return found
+
+    def contested(self) -> int:
+        """How many partitions somebody else wrote to as their owner of late (any thread)."""
+        now = time.monotonic()
+        return sum(1 for _, last in list(self._replaced.values()) if now - last < CALM)
 
     def busy(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
@@ -195,7 +249,9 @@ class Shelves:
         shelf = self._shelf(work)
         if not segment.owner.live or shelf is None:
             return False
-        if type(segment) is Returned and work[6] is None and shelf.handled(work):
+        if type(segment) is not Returned:
+            shelf.confirmed(segment.batch.offsets[index])
+        elif work[6] is None and shelf.handled(work):
             self.wake()
         return True
 
@@ -239,7 +295,10 @@ class Shelf:
         self.assignment = assignment
         self.name = name
         self.partition = assignment.partition
-        self.owner = uuid4().hex
+        self.owner = ""
+        """Its epoch, once that is open."""
+        self.over = ""
+        """Why nothing more may be done with the partition, once that is so."""
         self.state = State()
         self.owned: Owned | None = None
         self._lock = threading.Lock()
@@ -254,29 +313,41 @@ class Shelf:
         self._floor_at = time.monotonic() + FLOOR
         self._moved_at = -1
         """Where reading stood when the floor could go no further."""
+        self._sent: set[int] = set()
+        """Source offsets whose records are being written."""
+        self._unproven: set[int] = set()
+        """Source offsets whose records are confirmed, and were not read back."""
+        self._missing_since: float | None = None
 
     # -- the pump's side
 
     def begin(self, position: int, *, fresh: bool, alive: Callable[[], None]) -> None:
-        """Open the tenure; read everything up to its record."""
+        """Read what stands there, open the epoch, and read everything up to its record.
+
+        :raises Unavailable: somebody else has opened one meanwhile, or the log is out of reach.
+        """
         log, name, partition = self._log, self.name, self.partition
-        first, _ = log.bounds(name, partition)
-        place = log.places(name, name).get(partition)
-        start, tenure = (first, "") if place is None else (place.position, place.progress)
-        if start < first:  # not ours to know whose tenure it was there
-            start, tenure = first, ""
-        opening = parked.owner_record(self.owner, partition, fresh=fresh)
+        start, end, in_force = chain.floor(log, name, partition)
+        self.state = State(in_force, since=position)
+        if in_force:
+            self.state.tenures.append((start - 1, in_force))
+        self._at = self._floor = start
+        self._read(end, alive)
+        me = uuid4().hex
+        opening = parked.owner_record(me, self.state.owner, partition, fresh=fresh)
         (answer,) = append(log, name, [opening], alive)
         if isinstance(answer, OutcomeUnknown):
             raise Unavailable(str(answer)) from answer
         if isinstance(answer, LogError):
             raise answer
-        self.state = State(tenure, since=position)
-        if tenure:
-            self.state.tenures.append((start - 1, tenure))
-        self._at = start
+        self.owner = parked.epoch(answer.offset, me)
         self._read(answer.offset + 1, alive)
-        self._floor = start
+        if self.state.owner != self.owner:
+            # Whoever it was owns the partition now, or is to be replaced at the next try. Which
+            # of the two, the log says when it is asked for the partition again.
+            raise Unavailable(
+                f"{name}/{partition}: another owner record was written between looking and writing"
+            )
         if self.state.keys:
             logger.info("%s/%d: %d keys are closed", name, partition, len(self.state.keys))
 
@@ -284,25 +355,58 @@ class Shelf:
         """Read up to a position."""
         if self._at >= end:
             return
+        state, refused = self.state, self.state.refused
         reader = self._log.reader(self.name, self.partition, self._at, end)
         try:
             while (batch := reader.read(CHUNK)) is not None:
                 alive()
-                records = [
-                    (batch.offsets[at], batch.keys[at], parked.said(batch.headers(at)))
-                    for at in range(len(batch))
-                ]
+                records = chain.records(batch)
                 with self._lock:
-                    for position, key, record in records:
-                        if record is not None:
-                            self.state.read(position, key, record)
+                    for record in records:
+                        state.read(*record)
                 self._at = batch.offsets[-1] + 1
             self._at = end
         finally:
             reader.close()
+        if state.refused > refused and self.owner:
+            logger.warning(
+                "%s/%d: an owner record counts for nobody: a former owner wrote it late, or a "
+                "worker of an older release runs beside this one, or a stranger wrote it",
+                self.name, self.partition,
+            )  # fmt: skip
+        if self.owner and state.owner != self.owner and not self.over:
+            self.over = "another owner record has replaced this owner's"
+
+    def proven(self) -> bool:
+        """Whether all that was parked so far was read back, so that what is below it may be
+        committed; reads on.
+
+        :raises LogError: it cannot be read now.
+        """
+        with self._lock:
+            wanted = set(self._unproven)
+        if not wanted:
+            return True
+        if self.over:
+            return False
+        self._read(self._log.bounds(self.name, self.partition)[1])
+        with self._lock:
+            missing = wanted.difference(self.state.sources)
+            self._unproven -= wanted - missing
+        now = time.monotonic()
+        if not missing:
+            self._missing_since = None
+            return True
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since >= MISSING and not self.over:
+            self.over = "records that were confirmed are not in the log"
+        return False
 
     def turn(self, now: float) -> Segment | None:
         """Read on where there is a reason to; what is to be handled next."""
+        if self.over:
+            return None
         state = self.state
         if state.unread and (now >= self._look or self._hurry):
             self._look, self._hurry = now + LOOK, False
@@ -310,7 +414,7 @@ class Shelf:
         if now >= self._floor_at:
             self._floor_at = now + FLOOR
             self._move_floor()
-        return self._fetch() if state.moving else None
+        return self._fetch() if state.moving and not self.over else None
 
     @property
     def moving(self) -> bool:
@@ -388,6 +492,7 @@ class Shelf:
             [each.id for each in found],
             [each.headers for each in found],
             [each.time for each in found],
+            unreadable=_unreadable([row for _, row in chosen]),
         )
         return Returned(owned, batch, [each.generation for each, _ in chosen])
 
@@ -425,12 +530,15 @@ class Shelf:
         offset = segment.batch.offsets[index]
         with self._lock:
             queue = self.state.keys.get(key)
-            if queue is None or (queue.old and offset < queue.sources[0]):
+            if queue is None or offset < queue.sources[0]:
+                # Those before the head were handled before it failed: they come again because
+                # that was not committed, or the group was reset.
                 return None
-            if offset <= queue.sources[-1]:
-                return Parking(None)  # it was settled before the head was
+            if offset in queue or offset in self.state.sources:
+                return Parking(None)  # its record stands there already
             self._check_room(queue)
             self.state.expect(key, offset, dead=False)
+            self._sent.add(offset)
         batch = segment.batch
         headers = parked.without(batch.headers(index))
         record = Record(batch.values[index], key, batch.id(index), headers)
@@ -463,9 +571,10 @@ class Shelf:
             with self._lock:
                 queue = self.state.keys.get(key)
                 if queue is not None and offset < queue.sources[0]:
-                    return letter  # handled again after a reset, before what is parked
+                    return letter  # handled again, before what is parked
                 self._check_room(queue)
                 self.state.expect(key, offset, dead=True)
+                self._sent.add(offset)
         entry = parked.entry_record(
             "dead", self.owner, self.partition, offset, letter[1], batch.time(index)
         )
@@ -501,13 +610,22 @@ class Shelf:
             self._hurry = True
             return True
 
+    def confirmed(self, offset: int) -> None:
+        """The record of a message that was dead or parked is written. What it says counts once it
+        was read back."""
+        with self._lock:
+            if offset in self._sent:
+                self._sent.discard(offset)
+                self._unproven.add(offset)
+
     def refused(self, work: Work) -> None:
         """It is not written."""
         segment, index = work[0], work[1]
-        key = segment.keys[index]
+        key, offset = segment.keys[index], segment.batch.offsets[index]
         if key is not None:
             with self._lock:
-                self.state.unexpect(key, segment.batch.offsets[index])
+                self.state.unexpect(key, offset)
+                self._sent.discard(offset)
 
 
 def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
@@ -529,3 +647,16 @@ def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
         log.begin(name, name, {part: log.bounds(name, part)[0] for part in range(partitions)})
     if not capabilities.compacted and info.retention != TRIMMED:
         log.create(name, partitions, TRIMMED)
+
+
+def _unreadable(rows: Sequence[Row]) -> dict[int, str]:
+    """Of those that waited unseen, why the headers could not be read that they had in their source.
+
+    One that is dead for it and comes back is handled: somebody decided so.
+    """
+    found: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        why = header(row.headers, UNREADABLE)
+        if why is not None and header(row.headers, parked.WHAT) == "waits":
+            found[index] = why
+    return found

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from uuid_utils import uuid7
 
-from streams.app import to_the_end
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.patterns.delay import wire
 from streams.patterns.delay.late import PENDING
 from streams.patterns.delay.owner import Figures, make_topic, own
+from streams.shielding import in_thread
+from streams.wire import utc
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -96,7 +97,8 @@ class Delays:
 
         :param delay: in so many seconds (or a timedelta).
         :param at: at this time, with a time zone; give one of the two.
-        :raises ConfigError: the time means nothing, or the topic is another app's.
+        :raises InvalidValue: the time means nothing.
+        :raises ConfigError: the topic is another app's.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
@@ -141,13 +143,12 @@ class Door:
         await self._ensure(name, partitions)
         entry = wire.entry(record, to, due)
         position = await self._app.publisher.publish(name, entry)
-        moment = datetime.fromtimestamp(due / 1000, timezone.utc)
-        return Scheduled(record.id, moment, position)
+        return Scheduled(record.id, utc(due / 1000), position)
 
     async def cancel(self, name: str, partitions: Count, id: str, within: float) -> wire.Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
-            raise ConfigError(f"cancel({id!r}): a message ID is needed, as a str")
+            raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
         await self._ensure(name, partitions)
         request = str(uuid7())
         place = await self._app.publisher.publish(name, wire.request(id, request))
@@ -171,26 +172,26 @@ class Door:
         log = self._app.log
         made = self._made.setdefault(log, set())
         if name not in made:
-            await to_the_end(asyncio.to_thread(lambda: make_topic(log, name, partitions(log))))
+            await in_thread(lambda: make_topic(log, name, partitions(log)))
             made.add(name)
 
 
 def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     """When that is, in milliseconds since the epoch.
 
-    :raises ConfigError: it is no time, or not said, or said twice.
+    :raises InvalidValue: it is no time, or not said, or said twice.
     """
     if (delay is None) == (at is None):
-        raise ConfigError("give delay= (seconds) or at= (a datetime), one of the two")
+        raise InvalidValue("give delay= (seconds) or at= (a datetime), one of the two")
     if at is not None:
         if not isinstance(at, datetime) or at.tzinfo is None:
-            raise ConfigError(f"at={at!r}: a datetime with a time zone is needed")
+            raise InvalidValue(f"at={at!r}: a datetime with a time zone is needed")
         moment = at.timestamp()
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
         if not number or not 0 <= seconds < wire.FAR / 2000:
-            raise ConfigError(f"delay={delay!r}: seconds (or a timedelta), not negative")
+            raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
 

@@ -11,7 +11,7 @@ from then on is found again by reading the log, once everything before it is gon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from heapq import heapify, heappop, heappush
 
 _SHIFT = 128
@@ -81,8 +81,7 @@ class Index:
             return  # it stands behind what was dropped before
         self._slots[name] = new
         heappush(self._heap, new)
-        if len(self._slots) > self._limit + max(self._limit // 4, 1):
-            self._shrink()
+        self._bound()
 
     def remove(self, name: int, before: int) -> bool:
         """The last word about that ID stands at ``before``; whether something was pending."""
@@ -128,10 +127,17 @@ class Index:
 
     def put_back(self, slots: Iterable[Slot]) -> None:
         """Those that were given out and not delivered."""
-        for each in slots:
-            if each in self._out:
-                self._out.discard(each)
+        back = [each for each in slots if each in self._out]
+        self._out.difference_update(back)
+        # What was dropped meanwhile may be due before them: then they are to come after that.
+        late = {each for each in back if self.horizon is not None and each >= self.horizon}
+        for each in back:
+            if each not in late:
                 heappush(self._heap, each)  # if it is gone meanwhile, it is swept away
+        if late:
+            self._forget(late - self._gone)
+            self._gone -= late
+        self._bound()
 
     def done(self, name: int, slot: Slot) -> None:
         """One that was given out is delivered."""
@@ -185,6 +191,19 @@ class Index:
         while gone and heap and heap[0] in gone:
             gone.discard(heappop(heap))
 
+    def _bound(self) -> None:
+        if len(self._slots) > self._limit + max(self._limit // 4, 1):
+            self._shrink()
+
+    def _forget(self, dropped: Collection[Slot]) -> None:
+        """These are pending, and will be read again from the log."""
+        if not dropped:
+            return
+        lowest = min(map(position_of, dropped))
+        before = self._dropped_from
+        self._dropped_from = lowest if before is None else min(lowest, before)
+        self._slots = {name: each for name, each in self._slots.items() if each not in dropped}
+
     def _shrink(self) -> None:
         """Drop those that are due last."""
         kept = sorted(each for each in self._heap if each not in self._gone)
@@ -194,10 +213,4 @@ class Index:
         if not dropped:
             return
         self.horizon = dropped[0]
-        lowest = min(map(position_of, dropped))
-        before = self._dropped_from
-        self._dropped_from = lowest if before is None else min(lowest, before)
-        horizon, out = self.horizon, self._out
-        self._slots = {
-            name: each for name, each in self._slots.items() if each < horizon or each in out
-        }
+        self._forget(frozenset(dropped))

@@ -16,28 +16,28 @@ Notes are kept for :data:`KEPT` seconds; older ones count for nothing.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from streams import wire
 from streams.engine.dispatch import Work
 from streams.errors import LogError, NotFound
-from streams.letters import ATTEMPTS, PREFIX, header
+from streams.letters import ATTEMPTS, PREFIX, attempts_of, redrives_of
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention
-from streams.message import ID, REDRIVE, TIME, Batch, Headers, Record
-from streams.patterns.delay import wire
+from streams.message import ID, REDRIVE, TIME, Batch, Record
 from streams.patterns.delay.owner import Desk, own
+from streams.patterns.delay.wire import FAR, copy_name, entry
 from streams.processor import Processor
 from streams.runners.job import Outgoing
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-logger = logging.getLogger("streams.delay")
+logger = get_logger("streams.delay")
 
 PENDING = 200_000
 """Messages a partition whose due time is held in memory at once."""
@@ -110,7 +110,7 @@ class Kept:
             noted = self._counts.get((batch.topic, batch.partition, batch.offsets[index]))
             if noted is not None:
                 return noted
-        return 0 if batch.topic in self.desks else _count(batch.headers(index))
+        return 0 if batch.topic in self.desks else attempts_of(batch.headers(index))
 
     def failing(self, work: Work, attempt: int, delay: float) -> tuple[Outgoing | None, Outgoing]:
         """The message as it comes back, if it leaves; and a note."""
@@ -118,7 +118,7 @@ class Kept:
         if self._loose or batch.keys[index] is None:
             return self._again(batch, index, attempt, delay), self._note(batch, index, MOVED)
         place = (batch.topic, batch.partition, batch.offsets[index])
-        if self._counts.get(place) or _count(batch.headers(index)):
+        if self._counts.get(place) or attempts_of(batch.headers(index)):
             self._counts[place] = 0  # from now on it is part of the work
         return None, self._note(batch, index, attempt)
 
@@ -142,23 +142,21 @@ class Kept:
 
     def _again(self, batch: Batch, index: int, attempt: int, delay: float) -> Outgoing:
         headers = batch.headers(index)
-        found = header(headers, REDRIVE) or "0"
-        redrive = int(found) + 1 if found.isascii() and found.isdigit() else 1
+        redrive = redrives_of(headers) + 1
         kept = [
             (name, value)
             for name, value in headers
             if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
         ]
         if not any(name == TIME for name, _ in kept):
-            when = datetime.fromtimestamp(batch.time(index), timezone.utc)
-            kept.append((TIME, when.isoformat().encode()))
+            kept.append((TIME, wire.utc(batch.time(index)).isoformat().encode()))
         kept += [(REDRIVE, str(redrive).encode()), (ATTEMPTS, str(attempt).encode())]
         id = batch.id(index)
         record = Record(batch.values[index], batch.keys[index], id, kept)
-        due = min(math.ceil((self._app.clock.time() + delay) * 1000), wire.FAR)
-        known = wire.copy_name(id, headers, redrive)
+        due = min(math.ceil((self._app.clock.time() + delay) * 1000), FAR)
+        known = copy_name(id, headers, redrive)
         back = self._back[batch.topic]
-        copy = wire.entry(record, back, due, known=known, id=f"{known}/{self._group}")
+        copy = entry(record, back, due, known=known, id=f"{known}/{self._group}")
         return self._delays[batch.topic], copy
 
     # -- told by the pump
@@ -212,11 +210,12 @@ class Kept:
         try:
             while (batch := reader.read(1_000)) is not None:
                 for key, value in zip(batch.keys, batch.values, strict=True):
-                    place = _place(key)
+                    place = wire.place(key)
                     if place is None or place[0] != topic or place[2] < assignment.position:
                         continue
-                    if value is not None and value.isdigit():
-                        counts[place] = max(counts.get(place, 0), int(value))
+                    noted = wire.whole(value)
+                    if noted is not None and noted <= MOVED:
+                        counts[place] = max(counts.get(place, 0), noted)
         finally:
             reader.close()
         self._counts |= counts
@@ -237,17 +236,3 @@ def _make(
 
 def _partitions(topic: str) -> Any:
     return lambda log: log.topic(topic).partitions
-
-
-def _count(headers: Headers) -> int:
-    """The attempts in a message's headers."""
-    found = header(headers, ATTEMPTS) or "0"
-    return int(found) if found.isascii() and found.isdigit() and len(found) < 10 else 0
-
-
-def _place(key: bytes | None) -> tuple[str, int, int] | None:
-    try:
-        topic, partition, offset = (key or b"").decode().rsplit("/", 2)
-        return topic, int(partition), int(offset)
-    except ValueError:
-        return None

@@ -18,7 +18,6 @@ that is due soon passes every message that is due late.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from typing_extensions import override
 
 from streams import letters
 from streams.config import DeadLetters, Dedup, Retry
-from streams.errors import ConfigError, Fatal, LogError, Mismatch, NotFound
+from streams.errors import Fatal, InvalidValue, LogError, Mismatch, NotFound
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
 from streams.message import ID, Message, Record, text
 from streams.patterns.delay import fetch, wire
@@ -38,6 +37,8 @@ from streams.patterns.delay.fetch import Fetcher, Said
 from streams.patterns.delay.index import Index, Slot, position_of
 from streams.processor import Options, Processor
 from streams.runners.job import Job, Outgoing
+from streams.shielding import in_thread
+from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("streams.delay")
+logger = get_logger("streams.delay")
 
 HEAR = 1_000
 """Records of the delay topic taken in at once, at most."""
@@ -255,9 +256,7 @@ class Desk:
         """A lane cannot go on: the processor ends, and says so."""
         runner = self.owner._runner if self.owner is not None else None
         if runner is not None:
-            runner.fatal = runner.fatal or error
-            runner.halt()
-            runner.dispatcher.refill()
+            runner.die(error)
 
 
 class Lane:
@@ -358,12 +357,12 @@ class Lane:
         self.resting = False
         self._ready.clear()
         self._desk.figures.scans += 1
-        start, end = await asyncio.to_thread(self._range)
+        start, end = await in_thread(self._range)
         self._scanned = self._heard = max(end, self._heard)
         self.index.clear(self._after, self._scanned)
         self._begun.set()
         source = fetch.scan(self._log, self._topic, self._partition, start, self._scanned)
-        while (chunk := await asyncio.to_thread(next, source, None)) is not None:
+        while (chunk := await in_thread(next, source, None)) is not None:
             for said in chunk:
                 self._apply(said)
         behind, self._behind = self._behind, []
@@ -451,7 +450,7 @@ class Lane:
                         last = said
             return last is not None and last.due is not None
 
-        return await asyncio.to_thread(look)
+        return await in_thread(look)
 
     # -- delivering
 
@@ -491,9 +490,7 @@ class Lane:
 
     async def _deliver(self, slots: list[Slot]) -> None:
         """Write these where they go, and mark them."""
-        rows, whole = await asyncio.to_thread(
-            self._fetcher.fetch, sorted(map(position_of, slots)), BYTES
-        )
+        rows, whole = await in_thread(self._fetcher.fetch, sorted(map(position_of, slots)), BYTES)
         # As far as payloads are at hand: what is due later does not go first.
         chosen: list[Slot] = []
         for slot in slots:
@@ -601,16 +598,16 @@ class Lane:
         place = {self._partition: Committed(floor)}
         group, topic = floor_group(self._topic), self._topic
         try:
-            await asyncio.to_thread(partial(self._log.move, group, topic, place, force=True))
+            await in_thread(partial(self._log.move, group, topic, place, force=True))
             self._floor = floor
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
 
 
-def _undeliverable(entry: wire.Entry | None) -> ConfigError:
+def _undeliverable(entry: wire.Entry | None) -> InvalidValue:
     if entry is None:
-        return ConfigError("this is no entry that a delay topic can hold")
-    return ConfigError(f"due for topic {entry.to!r}, which this app does not declare")
+        return InvalidValue("this is no entry that a delay topic can hold")
+    return InvalidValue(f"due for topic {entry.to!r}, which this app does not declare")
 
 
 class Recent:

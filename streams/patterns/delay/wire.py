@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
+from streams.wire import whole
 
 DUE = "streams_delay_due"
 """When an entry is due: milliseconds since the epoch, in decimal."""
@@ -100,7 +101,7 @@ def due_of(headers: Headers) -> int | None:
     """When an entry is due; None: this is no entry."""
     for name, value in headers:
         if name == DUE and value is not None:
-            return int(value) if value.isdigit() and len(value) < 19 else None
+            return whole(value)
     return None
 
 

@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.message import REDRIVE, SOURCE, identity
 from streams.patterns.idempotency.flights import Flight, Flights
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["DeduplicatedConsumer"]
 
@@ -55,7 +56,7 @@ class DeduplicatedConsumer:
 
         :param message: a :class:`~streams.Message`, or anything with an ``id``.
         :param handler: ``async def`` or plain (it then runs in a worker thread).
-        :raises ConfigError: the message has no ID.
+        :raises InvalidValue: the message has no ID.
         """
         check(handler, "process(message, handler)")
         id = _identity(message)
@@ -82,7 +83,7 @@ class DeduplicatedConsumer:
 def _identity(message: Any) -> str:
     id = getattr(message, "id", None)
     if not isinstance(id, str) or not id:
-        raise ConfigError(
+        raise InvalidValue(
             f"DeduplicatedConsumer: a {type(message).__name__} with id={id!r}; a message has an id "
             "that is a str and not empty"
         )

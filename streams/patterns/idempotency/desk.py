@@ -8,7 +8,6 @@ never wait for anything are asked directly, without a thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ from typing import Any
 
 from streams.errors import Fatal, LogError, NotRunning
 from streams.log.claims import Answer, Claims, Request
+from streams.shielding import in_thread
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 MOST = 1000
 """Requests in one call."""
@@ -93,7 +94,7 @@ class Desk:
         if self._thread is None or self._process != os.getpid():
             self._claims.close()
         else:
-            await asyncio.to_thread(self._thread.join)
+            await in_thread(self._thread.join)
 
     def _directly(self, request: Request) -> Answer:
         if self._closed:

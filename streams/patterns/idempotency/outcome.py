@@ -10,7 +10,10 @@ from typing import Any
 
 import msgspec
 
+from stream_codecs import DecodeError
 from streams.patterns.idempotency.errors import OperationFailed
+from streams.text import words
+from streams.wire import brief
 
 _RESULT = b"="
 _FAILURE = b"!"
@@ -34,7 +37,7 @@ def result(data: bytes) -> bytes:
 
 def failure(error: BaseException) -> bytes:
     """A failure that is an outcome, as it is stored."""
-    reason = " ".join(str(error).encode("utf-8", "replace").decode().split())[:LONGEST]
+    reason = " ".join(words(error).encode("utf-8", "replace").decode().split())[:LONGEST]
     return _FAILURE + msgspec.json.encode(_Failure(type(error).__name__, reason))
 
 
@@ -45,6 +48,11 @@ def read(key: str, stored: bytes, decode: Any) -> Any:
     :raises stream_codecs.DecodeError: it does not fit the type.
     """
     if stored.startswith(_FAILURE):
-        failed = _read_failure(stored[1:])
+        try:
+            failed = _read_failure(stored[1:])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise DecodeError(
+                f"what is stored under {brief(key)!r} is no outcome of ours", data=stored
+            ) from None
         raise OperationFailed(key, failed.kind, failed.reason)
     return decode(stored[1:])

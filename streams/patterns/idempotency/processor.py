@@ -15,7 +15,14 @@ from typing import Any, Generic, NamedTuple
 from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec, CodecError
-from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown, Unavailable
+from streams.errors import (
+    ConfigError,
+    LogError,
+    NotRunning,
+    OutcomeUnknown,
+    Unavailable,
+    config_error,
+)
 from streams.log.claims import Claim, Complete, Entry, Release
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused
@@ -30,7 +37,8 @@ from streams.patterns.idempotency.store import (
     new_token,
     seconds,
 )
-from streams.patterns.operation import call, check, is_plain, to_the_end
+from streams.patterns.operation import call, check, is_plain
+from streams.shielding import to_the_end
 
 __all__ = ["IdempotentProcessor"]
 
@@ -57,7 +65,8 @@ class IdempotentProcessor(Generic[T]):
     :param wait: whether callers wait while somebody else works under their key; False: they get
         :class:`InProgress`.
     :param errors: exception types that are outcomes: remembered like a result, and raised for every
-        caller as :class:`OperationFailed`. After any other the key is free again.
+        caller as :class:`OperationFailed`. After any other the key is free again, and after a
+        :class:`~streams.ConfigError` always.
     :param type: what results are; None, 0 and "" are results like any other. Every caller, the one
         whose operation ran included, gets the result as it was decoded.
     :param codec: how results are written; by default as bytes, text or JSON, as the type is.
@@ -81,8 +90,8 @@ class IdempotentProcessor(Generic[T]):
                 'IdempotencyStore("redis://localhost:6379/0")'
             )
         self.store = store
-        self.ttl = seconds("ttl", ttl)
-        self.lease = seconds("lease", lease)
+        self.ttl = seconds("ttl", ttl, ConfigError)
+        self.lease = seconds("lease", lease, ConfigError)
         self.wait = wait
         self._errors = _kinds(errors)
         self._bound = bind(type, codec)
@@ -109,6 +118,7 @@ class IdempotentProcessor(Generic[T]):
             or what can be written as JSON. A digest of it is stored.
         :param wait: instead of the processor's.
         :raises InProgress: somebody else works on it, and ``wait`` is False.
+        :raises InvalidValue: the key or the fingerprint cannot be one.
         :raises KeyReused: the key was used with another fingerprint.
         :raises OperationFailed: it failed with one of ``errors``, or with a result that cannot be
             stored.
@@ -195,12 +205,12 @@ class IdempotentProcessor(Generic[T]):
         async with kept(self._desk, key, place, token, self.lease, asked):
             try:
                 result = await call(operation)
-            except self._errors as error:
+            except Exception as error:
+                if not isinstance(error, self._errors) or config_error(error) is not None:
+                    await self._release(place, token)
+                    raise
                 failed.append(error)
                 value = outcome.failure(error)
-            except Exception:
-                await self._release(place, token)
-                raise
             except BaseException:
                 # Cancelled: not a moment to wait for an answer.
                 self._desk.tell(Release(place, token))

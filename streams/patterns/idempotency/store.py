@@ -18,9 +18,9 @@ from uuid import uuid4
 import msgspec
 from typing_extensions import TypeForm
 
-from stream_codecs import Bound, Codec, default_codec
+from stream_codecs import BindError, Bound, Codec, default_codec, type_name
 from streams.clock import Clock
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.log.claims import (
     Claim,
     Complete,
@@ -196,13 +196,13 @@ class IdempotencyStore:
     def place(self, key: str) -> bytes:
         """A key as it is stored, within this store's name.
 
-        :raises ConfigError: it cannot be one.
+        :raises InvalidValue: it cannot be one.
         """
         if not isinstance(key, str) or not key:
-            raise ConfigError(f"idempotency key {key!r}: a str that is not empty")
+            raise InvalidValue(f"idempotency key {key!r}: a str that is not empty")
         data = key.encode("utf-8", "surrogateescape")
         if len(data) > LONGEST_KEY:
-            raise ConfigError(
+            raise InvalidValue(
                 f"idempotency key {key[:40]!r}…: {len(data)} bytes; {LONGEST_KEY} at most: "
                 "use a hash of it"
             )
@@ -210,9 +210,15 @@ class IdempotencyStore:
 
 
 def bind(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
-    """The codec's functions for outcomes of a type."""
-    codec = codec if codec is not None else default_codec(type)
-    return codec.bind(type, topic="idempotency store")
+    """The codec's functions for outcomes of a type.
+
+    :raises ConfigError: the type cannot be carried.
+    """
+    try:
+        codec = codec if codec is not None else default_codec(type)
+        return codec.bind(type, topic="idempotency store")
+    except BindError as error:
+        raise ConfigError(f"idempotency store: type={type_name(type)}: {error}") from error
 
 
 def new_token() -> str:
@@ -223,7 +229,7 @@ def new_token() -> str:
 def digest(fingerprint: object) -> str:
     """A fingerprint in a few characters; empty for None, which is never compared.
 
-    :raises ConfigError: it cannot be written as JSON.
+    :raises InvalidValue: it cannot be written as JSON.
     """
     if fingerprint is None:
         return ""
@@ -234,18 +240,20 @@ def digest(fingerprint: object) -> str:
             data = b"j" + msgspec.json.encode(fingerprint, order="deterministic")
         except (TypeError, ValueError, RecursionError) as error:
             kind = type(fingerprint).__name__
-            raise ConfigError(
+            raise InvalidValue(
                 f"fingerprint of type {kind}: bytes, or what JSON can hold ({error})"
             ) from None
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def seconds(what: str, value: float) -> float:
+def seconds(
+    what: str, value: float, error: type[ConfigError | InvalidValue] = InvalidValue
+) -> float:
     """A time that can be.
 
-    :raises ConfigError: it cannot.
+    :param error: what is raised if it cannot; a declared one is a ``ConfigError``.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 < value <= LONGEST_TIME:
-        raise ConfigError(f"{what}={value!r}: seconds, more than 0 and at most 100 years")
+        raise error(f"{what}={value!r}: seconds, more than 0 and at most 100 years")
     return float(value)

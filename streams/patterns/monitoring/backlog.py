@@ -6,7 +6,6 @@ answer, and is then told nothing rather than something old. Unknown is unknown, 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,8 +15,9 @@ from streams.errors import LogError, StreamsError
 from streams.health import Stats
 from streams.log.protocol import Log
 from streams.runners.pump import Place
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 
 class Backlog(NamedTuple):

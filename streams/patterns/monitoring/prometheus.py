@@ -47,7 +47,12 @@ _COUNTERS = (
     ("dead_letters", "streams_dead_letters", "Messages moved to the dead letter topic"),
     ("commits", "streams_commits", "Commits acknowledged by the log"),
     ("rebalances", "streams_rebalances", "Times that partitions came or went"),
-    ("losses", "streams_losses", "Times that a position had been deleted from the log"),
+    (
+        "losses",
+        "streams_losses",
+        "Times that a position was not in the log any more",
+    ),
+    ("rejected", "streams_progress_rejected", "Times that stored progress was not believed"),
 )
 """An attribute of ProcessorStats, a metric's name and what it says."""
 

@@ -8,16 +8,23 @@
 
 The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
 what should not leave the process. There is no login: listen where only those come who may look.
+
+Whoever comes is bounded: a request has :data:`PATIENCE` seconds and :data:`LARGEST` bytes until its
+end, its answer as many seconds to be taken, and a connection is closed after it. Of more than
+:data:`CONNECTIONS` at once, the one that has been sending its request for longest is given up for
+the next, so that nobody shuts out the others by holding connections open.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,14 +36,21 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
+from streams.text import get_logger
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 STUCK = 5.0
 """Seconds after which an event loop that does not answer counts as stuck."""
 
-IDLE = 10.0
-"""Seconds that a client may take over its request."""
+PATIENCE = 10.0
+"""Seconds in which a request must have come, and as many in which its answer must be taken."""
+
+LARGEST = 16 << 10
+"""Bytes of a request's line and headers together."""
+
+CONNECTIONS = 64
+"""Connections at once, each of which has a thread."""
 
 Answer = tuple[HTTPStatus, str, bytes]
 """Status, content type, body."""
@@ -97,16 +111,11 @@ class MonitoringServer:
     def _healthz(self, accept: str) -> Answer:
         health = self._app.health()
         stuck = not self._loop_answers()
-        died = any(each.error is not None for each in health.processors.values())
-        return _said(not died and not stuck, health, loop="stuck" if stuck else "ok")
+        return _said(health.live and not stuck, health, loop="stuck" if stuck else "ok")
 
     def _readyz(self, accept: str) -> Answer:
         health = self._app.health()
-        working = all(
-            each.running and each.reachable and each.error is None
-            for each in health.processors.values()
-        )
-        return _said(health.connected and not health.stopping and working, health)
+        return _said(health.ready, health)
 
     def _loop_answers(self) -> bool:
         loop = self._app._loop
@@ -121,22 +130,7 @@ class MonitoringServer:
 
 
 def _said(well: bool, health: Health, **more: str) -> Answer:
-    found = {
-        "ok": well,
-        **more,
-        "connected": health.connected,
-        "stopping": health.stopping,
-        "processors": {
-            name: {
-                "running": each.running,
-                "paused": each.paused,
-                "reachable": each.reachable,
-                "overdue": each.overdue,
-                "error": None if each.error is None else each.error.partition(":")[0],
-            }
-            for name, each in health.processors.items()
-        },
-    }
+    found = health.summary(ok=well, **more)
     status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
     return status, "application/json", json.dumps(found).encode() + b"\n"
 
@@ -178,9 +172,24 @@ def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], Non
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = CONNECTIONS
 
-    def __init__(self, host: str, port: int, routes: dict[str, Callable[[str], Answer]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: dict[str, Callable[[str], Answer]],
+        *,
+        patience: float = PATIENCE,
+        connections: int = CONNECTIONS,
+    ) -> None:
         self.routes = routes
+        self.patience = patience
+        self._connections = connections
+        self._lock = threading.Lock()
+        self._sending: dict[socket.socket, None] = {}
+        """Connections whose request has not come to its end, the oldest first."""
+        self._open = 0
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -196,17 +205,111 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     @override
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is room for one more connection; the oldest that still sends makes room."""
+        with self._lock:
+            if self._open >= self._connections:
+                oldest = next(iter(self._sending), None)
+                if oldest is None:  # all of them are being answered
+                    return False
+                del self._sending[oldest]
+                # Its thread reads the end of the connection, and closes it.
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open += 1
+            self._sending[request] = None
+        return True
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._gone(request)
+            raise
+
+    @override
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._gone(request)
+
+    def _gone(self, request: socket.socket) -> None:
+        with self._lock:
+            self._open -= 1
+            self._sending.pop(request, None)
+
+    def arrived(self, request: socket.socket) -> bool:
+        """A request has come to its end; whether its connection is still wanted."""
+        with self._lock:
+            wanted = request in self._sending
+            self._sending.pop(request, None)
+        return wanted
+
+    @override
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("http %s went away: %r", client_address[0], sys.exc_info()[1])
+
+
+class _TooLarge(Exception):
+    """A request goes on beyond its bound."""
+
+
+class _Incoming(io.RawIOBase):
+    """Reads a request: as many bytes as it may have, up to a moment."""
+
+    def __init__(self, connection: socket.socket, patience: float) -> None:
+        self._connection = connection
+        self._ends = time.monotonic() + patience
+        self._room = LARGEST
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any, /) -> int:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request took too long")
+        if self._room <= 0:
+            raise _TooLarge
+        self._connection.settimeout(left)
+        got = self._connection.recv_into(memoryview(buffer)[: self._room])
+        self._room -= got
+        return got
 
 
 class _Request(BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "streams"
     sys_version = ""
-    timeout = IDLE
+
+    @override
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Incoming(self.connection, self.server.patience))
+
+    @override
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except _TooLarge:
+            self.requestline = self.request_version = self.command = ""
+            self._take_time()
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        self.close_connection = True
+
+    def _take_time(self) -> None:
+        # sendall counts its timeout for the whole of what it sends.
+        self.connection.settimeout(self.server.patience)
 
     def do_GET(self) -> None:
+        if not self.server.arrived(self.request):
+            return
+        self._take_time()
         route = self.server.routes.get(self.path.partition("?")[0])
         if route is None:
             pages = " ".join(self.server.routes)

@@ -16,7 +16,7 @@ import msgspec
 from typing_extensions import TypeForm
 
 from stream_codecs import BindError, Json, type_name
-from streams.errors import ConfigError
+from streams.errors import ConfigError, InvalidValue
 from streams.patterns.saga.errors import ContextConflict
 
 __all__ = ["CONTEXT_BYTES", "Contexts", "Copied", "Encoded", "merge"]
@@ -54,9 +54,12 @@ class Copied:
         """A copy: whoever made the context may go on changing it.
 
         :raises ConfigError: it holds what cannot be copied, such as a connection or a lock.
+        :raises InvalidValue: it is nested too deeply.
         """
         try:
             return deepcopy(context)
+        except RecursionError:
+            raise InvalidValue("the saga's context is nested too deeply to be copied") from None
         except Exception as error:
             raise ConfigError(
                 f"the saga's context cannot be copied ({error}): keep connections and the like "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from random import random
@@ -21,14 +20,18 @@ import msgspec
 
 from streams.clock import Clock
 from streams.engine.retry import again
+from streams.errors import config_error
 from streams.patterns.saga.contexts import Contexts, merge
-from streams.patterns.saga.entry import Entry, Failure, failure
+from streams.patterns.saga.entry import ENDED, Entry, Failure, failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
+from streams.patterns.saga.validation import LONGEST_WAIT
+from streams.shielding import ended
+from streams.text import get_logger
 
 __all__ = ["Course", "Errors"]
 
-logger = logging.getLogger("streams")
+logger = get_logger("streams")
 
 Errors = MutableMapping[tuple[str, bool], BaseException]
 """What was raised last, by step and whether it was its compensation: the exceptions themselves, for
@@ -101,6 +104,40 @@ class Course:
         if entry.status == "compensating":
             return await self._backward(entry, errors)
         return await self._forward(entry, errors)
+
+    def check_progress(self, entry: Entry, following: Entry) -> None:
+        """See to it that a saga has a bounded number of entries: each one that follows is nearer to
+        an end, whatever the one before it says.
+
+        :raises SagaError: this one is not.
+        """
+        if following.status in ENDED or (
+            following.status == "running" and entry.stage < following.stage <= len(entry.plan)
+        ):
+            return  # as nearly always
+        if not self._distance(following) < self._distance(entry):
+            raise SagaError(
+                f"saga {self.name} {entry.saga}: entry {entry.n} leads to no progress, so nothing "
+                "follows on it"
+            )
+
+    def _distance(self, entry: Entry) -> tuple[int, ...]:
+        """How far a saga is from its end: tuples of natural numbers, compared from the left, so
+        that no saga can come nearer for ever."""
+        if entry.ended:
+            return (0,)
+        back = entry.status == "compensating"
+        if not back and not entry.plan:
+            return (3,)
+        left = 0
+        for name in entry.steps:
+            step = self.steps.get(name)
+            if step is not None:
+                policy = step.compensation_retry if back else step.retry
+                left += max(0, policy.attempts - max(0, entry.attempts.get(name, 0)))
+        if back:
+            return (1, len(entry.done), left)
+        return (2, max(0, len(entry.plan) - entry.stage), len(entry.steps), left)
 
     def _missing(self, entry: Entry) -> list[str]:
         """Steps that this saga needs from here on and that are not there."""
@@ -183,12 +220,12 @@ class Course:
                 done=done,
                 attempts=attempts,
                 last=tuple(last),
-                due=now + max(delays),
+                due=now + min(LONGEST_WAIT, max(delays)),
             )
         stage = entry.stage + 1
         return entry.next(
             now,
-            status="completed" if stage == len(entry.plan) else "running",
+            status="completed" if stage >= len(entry.plan) else "running",
             context=context,
             stage=stage,
             done=done,
@@ -245,7 +282,8 @@ class Course:
             delay = again(policy, attempts, outcome.error, random())
         self._tell(entry, said, "could not be compensated", delay)
         if delay is not None:
-            return entry.next(now, attempts={name: attempts}, last=(said,), due=now + delay)
+            due = now + min(LONGEST_WAIT, delay)
+            return entry.next(now, attempts={name: attempts}, last=(said,), due=due)
         return self._undone(entry, rest, (*entry.uncompensated, said), entry.context)
 
     def _undone(
@@ -313,6 +351,8 @@ class Course:
         try:
             left = await self._result(step, call, context)
         except Exception as error:
+            if config_error(error) is not None and not self._undo_cancelled:
+                raise  # it is no failure of the saga, which goes on here once the code is mended
             return Outcome(name, None, error, False)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -342,14 +382,21 @@ class Course:
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
     async def _in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
-        """No thread can be interrupted: whoever is to undo what was done has to wait for it."""
-        work = asyncio.ensure_future(asyncio.to_thread(action, context))
-        while True:
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                if work.cancelled() or not self._undo_cancelled:
-                    raise
+        """No thread can be interrupted: whoever is to undo what was done has to wait for it, and
+        needs to know how it ended. What else was cancelled is :meth:`_run`'s to say."""
+        if not self._undo_cancelled:
+            return await asyncio.to_thread(_plainly, action, context)
+        work = asyncio.ensure_future(asyncio.to_thread(_plainly, action, context))
+        await ended(work)
+        return work.result()
+
+
+def _plainly(action: Callable[[Any], Any], context: Any) -> Any:
+    """Call a plain action. ``StopIteration`` is held by no future: nobody would be told of it."""
+    try:
+        return action(context)
+    except StopIteration as error:
+        raise RuntimeError("a plain action raised StopIteration") from error
 
 
 def _replaced(context: Any, returned: Any, step: str) -> Any:

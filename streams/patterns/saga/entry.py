@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from streams.patterns.saga.errors import SagaError, StepError
+from streams.text import words
 
 __all__ = ["ENDED", "Entry", "Failure", "Status", "abandoned", "failure", "resumed"]
 
@@ -56,10 +57,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def failure(step: str, error: BaseException, attempts: int) -> Failure:
     """A failure to be written down: the type's name, and at most 1 KiB of what was said."""
-    try:
-        said = str(error)
-    except Exception as broken:
-        said = f"(its str() raised {type(broken).__name__})"
+    said = words(error)
     data = said.encode("utf-8", "backslashreplace")
     if len(data) > _TEXT:
         said = data[: _TEXT - 3].decode("utf-8", "ignore") + "..."
@@ -118,9 +116,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.saga}/{self.n}"
 
     @property
+    def way(self) -> str:
+        """Its status; of one that was stopped or abandoned, the status before that (empty where
+        the entry does not say it)."""
+        return (self.stood or "") if self.status in ("stopped", "abandoned") else self.status
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The steps at hand: to be executed, or the one to be compensated."""
-        way = self.stood if self.status in ("stopped", "abandoned") else self.status
+        way = self.way
         if way == "running" and self.stage < len(self.plan):
             return tuple(name for name in self.plan[self.stage] if name not in self.done)
         if way == "compensating":

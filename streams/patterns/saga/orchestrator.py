@@ -11,20 +11,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from typing_extensions import TypeForm
 
+from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow
-from streams.errors import ConfigError
+from streams.errors import ConfigError, config_error
 from streams.patterns.saga.contexts import Contexts, Copied, Encoded
 from streams.patterns.saga.course import Course, Errors
 from streams.patterns.saga.durable import Durable, check_id, new_id
 from streams.patterns.saga.entry import Entry, Failure, Status, Stored, abandoned, resumed
 from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
+from streams.patterns.saga.journal import NEWEST
 from streams.patterns.saga.step import Action, SagaStep
+from streams.shielding import to_the_end
+from streams.text import get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["SagaOrchestrator", "SagaStatus"]
 
 C = TypeVar("C")
+
+logger = get_logger("streams")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +218,9 @@ class SagaOrchestrator(Generic[C]):
             durable saga of that ID is not started twice: the one there is is waited for.
         :raises SagaFailedError: a step failed; what was done before it was compensated.
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
-        :raises ConfigError: there are no steps, or the context cannot be copied.
+        :raises ConfigError: there are no steps, or the context cannot be copied; or a step raised
+            it: in memory, after what was done has been compensated.
+        :raises InvalidValue: a saga cannot have that ID, or such a context.
         :raises EncodeError: the context does not fit the declared type.
         """
         if self._durable is not None:
@@ -227,8 +235,14 @@ class SagaOrchestrator(Generic[C]):
         entry = await self._run(begun, errors)
         for error in errors.values():
             if isinstance(error, asyncio.CancelledError):
-                self._note(error, entry, errors)
+                self._note(error, "was cancelled", entry)
                 raise error
+        for error in errors.values():
+            if (found := config_error(error)) is not None:
+                # What was done is compensated, as nobody could go on with it. That it fails like
+                # this is not the saga's fault, and whoever is told must not try again.
+                self._note(found, "cannot work", entry)
+                raise found
         return self._result(entry, errors)
 
     async def start(self, context: C, *, id: str | None = None) -> str:
@@ -255,7 +269,7 @@ class SagaOrchestrator(Generic[C]):
             else:
                 entry = await course.advance(entry, errors)
         if entry.status == "compensating":
-            return await _shielded(self._undo(entry, errors))
+            return await to_the_end(self._undo(entry, errors))
         return entry
 
     async def _undo(self, entry: Entry, errors: Errors) -> Entry:
@@ -283,35 +297,47 @@ class SagaOrchestrator(Generic[C]):
         )
         return SagaFailedError(entry.saga, failure.step, cause, failed, context)
 
-    def _note(self, cancelled: BaseException, entry: Entry, errors: Errors) -> None:
-        """A cancellation says what it left undone, if anything."""
+    def _note(self, error: BaseException, what: str, entry: Entry) -> None:
+        """What is raised in place of a :class:`SagaFailedError` says what is left undone."""
         left = ", ".join(each.step for each in entry.uncompensated)
         if left:
-            cancelled.add_note(f"saga {entry.saga} was cancelled; not compensated: {left}")
+            error.add_note(f"saga {entry.saga} {what}; not compensated: {left}")
 
     # -- looking, and putting right
 
-    async def status(self, id: str) -> SagaStatus[C]:
-        """Where a durable saga stands. Reads the journal of all sagas of this name.
+    async def status(self, id: str, *, newest: int | None = NEWEST) -> SagaStatus[C]:
+        """Where a durable saga stands.
 
-        :raises UnknownSaga: the log knows none of that ID (any more).
+        :param newest: how many journal entries of each partition are looked at, the last ones;
+            None: all that the log keeps. Costs little for a saga that :meth:`execute` was asked
+            for by its ID in this process.
+        :raises UnknownSaga: none of that ID stands there.
         """
-        journal = self._needs_log("status").journal
-        return self._status((await asyncio.to_thread(journal.latest, id)).entry)
+        durable = self._needs_log("status")
+        return self._status(await durable.latest(id, _number("status", newest)))
 
-    async def list(self, *statuses: Status) -> list[SagaStatus[C]]:
+    async def list(self, *statuses: Status, newest: int | None = NEWEST) -> list[SagaStatus[C]]:
         """Where all sagas of this name stand, in the order in which they came to stand there.
 
         :param statuses: only those; if none is given, all that are not over, which are those that
             run, go backward, have failed or were stopped.
+        :param newest: how many journal entries of each partition are looked at, the last ones;
+            None: all that the log keeps. A warning is logged where there are more.
         """
         journal = self._needs_log("list").journal
+        newest = _number("list", newest)
 
         def wanted(entry: Entry) -> bool:
             return entry.status in statuses if statuses else not entry.over
 
-        found = await asyncio.to_thread(journal.all, wanted)
-        return [self._status(entry) for entry in found]
+        found = await asyncio.to_thread(journal.all, wanted, newest)
+        if not found.whole:
+            logger.warning(
+                "saga %s: only the last %d entries of each partition of %s were looked at; "
+                "list(newest=None) looks at all",
+                journal.saga, newest, journal.topic,
+            )  # fmt: skip
+        return [self._status(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
         """Go on with a saga that was stopped, from where it stood; or try the compensations of a
@@ -348,7 +374,7 @@ class SagaOrchestrator(Generic[C]):
             failed_compensations=entry.uncompensated,
             retrying=entry.last,
             reason=entry.error,
-            updated=datetime.fromtimestamp(entry.at, timezone.utc),
+            updated=wire.utc(entry.at),
             _stored=entry.context,
             _load=self._course.contexts.load,
         )
@@ -361,19 +387,10 @@ class SagaOrchestrator(Generic[C]):
         return self._durable
 
 
-async def _shielded(work: Any) -> Entry:
-    """What must not be left half done: a cancellation comes after it."""
-    task: asyncio.Task[Entry] = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            entry = await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        else:
-            break
-    if cancelled is not None:
-        raise cancelled
-    return entry
+def _number(what: str, newest: object) -> int | None:
+    """:raises ConfigError: it is no number of entries."""
+    if newest is None:
+        return None
+    if not isinstance(newest, int) or isinstance(newest, bool) or newest < 1:
+        raise ConfigError(f"{what}(newest={newest!r}): a whole number from 1, or None for all")
+    return newest

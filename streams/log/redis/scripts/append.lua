@@ -53,7 +53,7 @@ for _, run in ipairs(runs) do
   for _ = 1, count do
     n = n + 1
     local entry = (known and known[n]) or (older and older[n])
-    if not entry or not stands(entry) then
+    if not entry or not is_id(entry) or not stands(entry) then
       for f = 0, width - 1 do fields[2 * f + 2] = ARGV[from + f] end
       entry = call('XADD', stream, '*', unpack(fields))
       new[m + 1], new[m + 2] = ids[n], entry

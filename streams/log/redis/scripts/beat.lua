@@ -1,46 +1,36 @@
 -- A member's heartbeat.
 --
 -- KEYS  the group's members.
--- ARGV  member, its topics, lease (ms).
--- Returns {1 where the member was known, member, ms left, topics, …}: all that are alive.
+-- ARGV  member, its static name (empty: it has none), 1 to join under that name whoever has it now,
+--       how often its row was written, lease (ms), topics; then in turns members and their rows:
+--       those that have stood unchanged for their whole length, to be removed if they still do.
+-- Returns {1 where the member was known, member, row, …} of all others; or {-1, member} where that
+-- one has its name, and nothing was written.
 --
--- While a server is frozen, nobody's heartbeat gets through; then the first of a member that was
--- there before would take the silence of all for the death of the others. So the time of the last
--- heartbeat of any member is kept (in field ''), and a silence of everybody is given to everybody.
+-- A row is "times written, lease (ms), until, topics". Nobody is judged by `until`, which is on the
+-- server's clock and for people.
 
-local members, me, lease = KEYS[1], ARGV[1], tonumber(ARGV[3])
-local now = clock()
+local members, me, name = KEYS[1], ARGV[1], ARGV[2]
 local known = call('HEXISTS', members, me)
-local silence = 0
-if known == 1 then
-  silence = now - (call('HGET', members, '') or now)
-  if silence < lease / 2 then silence = 0 end
+for i = 7, #ARGV, 2 do
+  if call('HGET', members, ARGV[i]) == ARGV[i + 1] then call('HDEL', members, ARGV[i]) end
 end
 
-local alive = { known }
+local others = { known }
 local rows = call('HGETALL', members)
 for i = 1, #rows, 2 do
   local id = rows[i]
-  if id ~= '' and id ~= me then
-    local expires, topics = string.match(rows[i + 1], '^(%d+) (.*)$')
-    local left = expires - now + silence
-    if left <= 0 then
-      call('HDEL', members, id)
-    else
-      if silence > 0 then
-        call('HSET', members, id, string.format('%.0f %s', now + left, topics))
-      end
-      alive[#alive + 1] = id
-      alive[#alive + 1] = left
-      alive[#alive + 1] = topics
-    end
+  local namesake = name ~= '' and id ~= me and string.sub(id, 1, #name + 1) == name .. ':'
+  if namesake and ARGV[3] == '1' then
+    call('HDEL', members, id)
+  elseif namesake and known == 0 then
+    return { -1, id }
+  elseif id ~= me then
+    others[#others + 1] = id
+    others[#others + 1] = rows[i + 1]
   end
 end
 
-call('HSET', members, me, string.format('%.0f %s', now + lease, ARGV[2]),
-  '', string.format('%.0f', now))
-call('PEXPIRE', members, 10 * lease)
-alive[#alive + 1] = me
-alive[#alive + 1] = lease
-alive[#alive + 1] = ARGV[2]
-return alive
+local shown = string.format('%.0f', clock() + ARGV[5])
+call('HSET', members, me, table.concat({ ARGV[4], ARGV[5], shown, ARGV[6] }, ' '))
+return others

@@ -4,7 +4,7 @@
 -- Returns nil, or {1 for an outcome, fingerprint, outcome, ms left}.
 
 local have = call('HMGET', KEYS[1], 'until', 'fingerprint', 'value')
-if have[3] then return { 1, have[2], have[3], call('PTTL', KEYS[1]) } end
-local left = tonumber(have[1] or 0) - clock()
-if left > 0 then return { 0, have[2], '', left } end
+if have[3] then return { 1, have[2] or '', have[3], call('PTTL', KEYS[1]) } end
+local left = number(have[1], 0) - clock()
+if left > 0 then return { 0, have[2] or '', '', left } end
 return nil

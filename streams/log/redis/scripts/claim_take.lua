@@ -6,10 +6,9 @@
 
 local now = clock()
 local have = call('HMGET', KEYS[1], 'token', 'until', 'fingerprint', 'value')
-if have[4] then return { 1, have[3], have[4], call('PTTL', KEYS[1]) } end
-if have[1] and have[1] ~= ARGV[1] and tonumber(have[2]) > now then
-  return { 0, have[3], '', tonumber(have[2]) - now }
-end
+if have[4] then return { 1, have[3] or '', have[4], call('PTTL', KEYS[1]) } end
+local left = number(have[2], 0) - now
+if have[1] and have[1] ~= ARGV[1] and left > 0 then return { 0, have[3] or '', '', left } end
 call('DEL', KEYS[1])
 call('HSET', KEYS[1], 'token', ARGV[1], 'fingerprint', ARGV[4],
   'until', string.format('%.0f', now + ARGV[2]))

@@ -1,17 +1,19 @@
 -- Store a place, if the partition is still one's own; that also confirms the lease.
 --
 -- KEYS  the group's hash in the partition, stream.
--- ARGV  owner, epoch, lease (ms), group, version, position, progress, entries read.
+-- ARGV  owner, epoch, lease (ms), group, version, position, progress, entries read, the greatest
+--       version that the owner ever sent.
 -- Returns 1: stored; 0: it is not one's own (any more); 2: something newer is stored; 3: stored,
 --         but the stream may be another one than the entries were counted in.
 
 local lease, stream = KEYS[1], KEYS[2]
-local have = call('HMGET', lease, 'owner', 'epoch', 'version', 'position')
+local have = call('HMGET', lease, 'owner', 'epoch', 'version', 'position', 'beat')
 if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] then return 0 end
-if tonumber(ARGV[5]) <= tonumber(have[3]) then return 2 end
-if have[4] and compare(ARGV[6], have[4]) < 0 then return 2 end
+local version = number(have[3], 0)
+if tonumber(ARGV[5]) <= version and version <= tonumber(ARGV[9]) then return 2 end
+if is_id(have[4]) and compare(ARGV[6], have[4]) < 0 then return 2 end
 call('HSET', lease, 'version', ARGV[5], 'position', ARGV[6], 'progress', ARGV[7], 'read', ARGV[8],
-  'until', string.format('%.0f', clock() + ARGV[3]))
+  'beat', number(have[5], 0) + 1, 'until', string.format('%.0f', clock() + ARGV[3]))
 -- At the first commit of all there is no native group yet.
 local first = not have[4]
 return show(stream, ARGV[4], ARGV[6], ARGV[8], first) and not first and 3 or 1

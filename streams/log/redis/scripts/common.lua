@@ -2,10 +2,25 @@
 
 local call = redis.call
 
--- The server's clock, in milliseconds.
+-- The server's clock, in milliseconds. It can be set, so nobody takes a lease by it.
 local function clock()
   local now = call('TIME')
   return now[1] * 1000 + math.floor(now[2] / 1000)
+end
+
+-- A stored number, as far as a Lua number holds it exactly. Anybody can write into these keys:
+-- what makes no sense counts as `otherwise`.
+local function number(text, otherwise)
+  if type(text) == 'string' and #text <= 15 and string.match(text, '^%d+$') then
+    return tonumber(text)
+  end
+  return otherwise
+end
+
+-- Whether somebody seems to have a lease: for refusals, and for what people look at.
+local function running(owner, until_, term)
+  local left = number(until_, 0) - clock()
+  return owner and owner ~= '' and left > 0 and left <= number(term, 3600000)
 end
 
 -- Entry IDs are two 64-bit numbers, more than a Lua number holds: they stay decimal strings.
@@ -14,6 +29,16 @@ local LAST = '18446744073709551615'
 
 local function split(id)
   return string.match(id, '^(%d+)%-(%d+)$')
+end
+
+-- Whether it is an entry ID at all.
+local function is_id(text)
+  local high, low = split(text or '')
+  local function fits(digits)
+    return (digits == '0' or string.sub(digits, 1, 1) ~= '0')
+      and (#digits < 20 or (#digits == 20 and digits <= LAST))
+  end
+  return high ~= nil and fits(high) and fits(low)
 end
 
 local function order(a, b)

@@ -4,8 +4,8 @@
 -- ARGV  group.
 -- Returns 1, or 0 where somebody owns it.
 
-local have = call('HMGET', KEYS[1], 'owner', 'until')
-if have[1] and have[1] ~= '' and tonumber(have[2]) > clock() then return 0 end
+local have = call('HMGET', KEYS[1], 'owner', 'until', 'lease')
+if running(have[1], have[2], have[3]) then return 0 end
 call('DEL', KEYS[1])
 if groups_of(KEYS[2])[ARGV[1]] then call('XGROUP', 'DESTROY', KEYS[2], ARGV[1]) end
 return 1

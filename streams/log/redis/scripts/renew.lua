@@ -5,40 +5,41 @@
 --       entries), then for each partition: one's own epoch (0: somebody else's),
 --       the last entry ID one has read, and the entries read below the group's position where they
 --       were counted anew (else empty).
--- Returns for each partition: {state, owner, epoch, ms left, entries added, length, first entry,
---         last ID, greatest ID deleted}; from the fifth on only where it was looked. State 1: one's
---         own and extended; 2: one's own, but the stream ends below what was read of it; 0: not.
+-- Returns for each partition: {state, owner, epoch, beat, until, lease, entries added, length,
+--         first entry, last ID, greatest ID deleted}; from the seventh on only where it was looked.
+--         State 1: one's own and confirmed; 2: one's own, but the stream ends below what was read
+--         of it; 3: one's own, and the stream may be another one; 0: not one's own.
 
 local me, term, group = ARGV[1], ARGV[2], ARGV[3]
-local now = clock()
+local shown = string.format('%.0f', clock() + term)
 local found = {}
 for pair = 1, #KEYS / 2 do
   local lease, stream = KEYS[2 * pair - 1], KEYS[2 * pair]
   local epoch, seen, read = ARGV[3 * pair + 2], ARGV[3 * pair + 3], ARGV[3 * pair + 4]
-  local have = call('HMGET', lease, 'owner', 'epoch', 'until', 'position')
-  local owner, left = have[1] or '', tonumber(have[3] or 0) - now
+  local have = call('HMGET', lease, 'owner', 'epoch', 'beat', 'until', 'lease', 'position')
+  local owner, position = have[1] or '', is_id(have[6]) and have[6]
   if epoch ~= '0' and owner == me and have[2] == epoch then
-    call('HSET', lease, 'until', string.format('%.0f', now + term))
-    local row = { 1, owner, have[2], term + 0 }
+    call('HSET', lease, 'beat', number(have[3], 0) + 1, 'until', shown)
+    local row = { 1, owner, have[2], '', '', '' }
     local last = seen
     if ARGV[4] == '1' then
       local there = facts(stream)
       last = there.last
-      row[5], row[6], row[7] = there.added, there.length, there.first
-      row[8], row[9] = there.last, there.deleted
+      row[7], row[8], row[9] = there.added, there.length, there.first
+      row[10], row[11] = there.last, there.deleted
     end
     if compare(seen, last) > 0 then
       row[1] = 2
-    elseif have[4] and not groups_of(stream)[group] then
-      if ARGV[4] == '1' then show(stream, group, have[4], '') end
+    elseif position and not groups_of(stream)[group] then
+      if ARGV[4] == '1' then show(stream, group, position, '') end
       if call('EXISTS', stream) == 1 then row[1] = 3 end
-    elseif have[4] and read ~= '' then
+    elseif position and read ~= '' then
       call('HSET', lease, 'read', read)
-      show(stream, group, have[4], read)
+      show(stream, group, position, read)
     end
     found[pair] = row
   else
-    found[pair] = { 0, owner, have[2] or '0', left }
+    found[pair] = { 0, owner, have[2] or '', have[3] or '', have[4] or '', have[5] or '' }
   end
 end
 return found

@@ -22,7 +22,8 @@ local windows = {}
 for i = 2, #KEYS do
   local name = ARGV[3 + i]
   local have = call('HMGET', KEYS[i], 'window', 'position')
-  windows[name] = have[1] or (have[2] and 0)
+  windows[name] = number(have[1], have[2] and 0)
+  if have[1] and not number(have[1]) then windows[name] = 10000 end  -- damaged: the usual one
   -- It has not been shown yet: how much it has read is not known.
   if have[2] and not native[name] then most = 0 end
 end
@@ -35,7 +36,7 @@ for name, group in pairs(native) do
   if compare(position, below) < 0 then below = position end
   if windows[name] then
     local read = group['entries-read']
-    local may = read and read - removed - tonumber(windows[name]) or 0
+    local may = read and read - removed - windows[name] or 0
     if may < most then most = may end
   end
 end

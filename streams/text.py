@@ -1,0 +1,142 @@
+r"""Untrusted text, made fit to be shown: what is printed or logged passes through here.
+
+Names, keys, header names, values, an exception's words, a request's line: somebody else wrote them,
+and a terminal obeys what is in them. :func:`escape` writes as an escape (``\x1b``, ``\u202e``)
+
+* the controls of C0 and C1 and DEL, so line breaks, too: a line stays one line;
+* the line and paragraph separators;
+* what changes the direction of writing or cannot be seen: bidirectional controls, blanks without
+  width, annotations, tags (but not the joiners, which scripts and emoji are written with);
+* lone surrogates, which no encoding takes.
+
+Everything else stays as it is. The result is for people: a backslash is not doubled, so a text
+that is escaped again stays the same.
+
+JSON is escaped by its own rules (:func:`escape_json`), whether a terminal reads it or a program: it
+is the same document, and does not depend on where it goes.
+
+Loggers of the toolkit come from :func:`get_logger`, which gives them :class:`Escaping`: one record
+is one line, and a traceback's lines are indented, so that none can pass for a record.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+
+from typing_extensions import override
+
+__all__ = ["Escaping", "escape", "escape_json", "get_logger", "one_line", "trace", "words"]
+
+_UNFIT = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls (Unicode UAX #9)
+    "\u2028\u2029"  # line and paragraph separators
+    "\u00ad\u180e\u200b\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb"  # invisible ones
+    "\U000e0000-\U000e007f"  # tags
+    "\ud800-\udfff"  # surrogates
+    "]"
+)
+
+
+def _written(found: re.Match[str]) -> str:
+    text = found[0]
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(text) or _code(ord(text))
+
+
+def _code(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def escape(text: str, *, lines: bool = False) -> str:
+    """The text on one line, without anything that could steer a terminal.
+
+    :param lines: line breaks and tabs stay, for what is a text of several lines.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    if lines:
+        return "\n".join("\t".join(map(escape, row.split("\t"))) for row in text.split("\n"))
+    return _UNFIT.sub(_written, text)
+
+
+def one_line(text: str) -> str:
+    """The text with its blanks and line breaks as single blanks, and the rest escaped."""
+    return escape(" ".join(text.split()))
+
+
+def escape_json(document: bytes) -> bytes:
+    """A JSON document, the same one, without anything that could steer a terminal.
+
+    All that has to be escaped stands in its strings: outside of them JSON is ASCII, and of the
+    controls only blanks, which are left.
+    """
+    if document.isascii() and b"\x7f" not in document:
+        return document
+    return _UNFIT.sub(_in_json, document.decode()).encode()
+
+
+def _in_json(found: re.Match[str]) -> str:
+    text = found[0]
+    if text in "\t\n\r":
+        return text
+    units = text.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+# -- log lines -------------------------------------------------------------------------------------
+
+
+class Escaping(logging.Filter):
+    """Escapes a record's message and traceback; for a logger or a handler. Lets everything pass.
+
+    A message that cannot be put together (an argument's own ``__str__`` fails) is told as such
+    instead of failing where it was logged.
+    """
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Escape, and let pass."""
+        try:
+            message = record.getMessage()
+        except Exception as error:
+            message = f"{record.msg} (its arguments cannot be shown: {type(error).__name__})"
+            record.msg, record.args = escape(message), ()
+        else:
+            shown = escape(message)
+            if shown != message:
+                record.msg, record.args = shown, ()
+        if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
+            record.exc_text = trace(record.exc_info[1])
+        return True
+
+
+def trace(error: BaseException) -> str:
+    """An exception's traceback, escaped and indented."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as failure:
+        text = f"{type(error).__name__} (its traceback cannot be shown: {type(failure).__name__})"
+    return "\n".join(f"  {row}" for row in escape(text, lines=True).rstrip("\n").split("\n"))
+
+
+_ESCAPING = Escaping()
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger of the toolkit: ``streams`` or below it."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_ESCAPING)  # a second time does nothing
+    return logger
+
+
+def words(error: BaseException) -> str:
+    """What an error says; some classes' ``__str__`` fails itself, and that must not matter."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its str() raised {type(failure).__name__})"

@@ -1,0 +1,114 @@
+"""Numbers, times and texts that came off the wire, read in one bounded way.
+
+Anyone who can write a record can write anything into it. What reads our own headers, entries and
+names therefore never calls ``int``, ``float`` or ``datetime`` on them directly: Python's ``int``
+raises ``ValueError`` for 5,000 digits and accepts 4,000 (which overflow later, somewhere else),
+``float`` accepts ``nan`` and ``inf``, and ``datetime.fromtimestamp`` raises three kinds of errors
+for a year that it cannot hold. The functions here accept what we write, answer None to everything
+else, and never raise; each caller says what None means to it.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+from typing import Annotated
+
+import msgspec
+
+DIGITS = 18
+"""Digits of a whole number, at most: the largest is below 2**63, so that it fits every log."""
+
+TEXT = 256
+"""Characters of a name that is shown or of a time that is parsed, at most."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+LATEST = datetime.max.replace(tzinfo=timezone.utc)
+
+FIRST_SECOND = -62_135_596_800
+"""Seconds since the epoch of :data:`EARLIEST`."""
+LAST_SECOND = 253_402_300_799
+"""Seconds since the epoch of :data:`LATEST`, rounded down."""
+
+Moment = Annotated[float, msgspec.Meta(ge=FIRST_SECOND, le=LAST_SECOND)]
+"""Seconds since the epoch, within the years 1 to 9999, in a document that msgspec decodes."""
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+"""A whole number that fits every log, in a document that msgspec decodes."""
+
+
+def whole(written: bytes | str | None, digits: int = DIGITS) -> int | None:
+    """A whole number from 0 on, in at most this many ASCII digits; None for anything else."""
+    if not written or len(written) > digits or not written.isascii() or not written.isdigit():
+        return None
+    return int(written)
+
+
+def finite(written: bytes | str | None) -> float | None:
+    """A number that is neither infinite nor NaN, as :func:`repr` writes a float; else None."""
+    if not written or len(written) > 32 or not written.isascii():
+        return None
+    try:
+        found = float(written)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def utc(seconds: float) -> datetime:
+    """The time that many seconds since the epoch.
+
+    A time outside the years 1 to 9999 is shown as the first or the last there is, NaN as the
+    epoch: a record's time is only ever information, and must not stop whoever looks at it.
+    """
+    if seconds != seconds:
+        return EPOCH
+    if seconds <= FIRST_SECOND:
+        return EARLIEST
+    if seconds > LAST_SECOND:
+        return LATEST
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        # Some platforms' C libraries know fewer years than datetime does.
+        return EPOCH + timedelta(seconds=seconds)
+
+
+def iso(written: bytes | str | None) -> datetime | None:
+    """A time in ISO 8601, in UTC; without an offset it is taken as UTC. None for anything else."""
+    if not written or len(written) > TEXT:
+        return None
+    try:
+        found = datetime.fromisoformat(text(written) if isinstance(written, bytes) else written)
+    except ValueError:
+        return None
+    if found.tzinfo is None:
+        return found.replace(tzinfo=timezone.utc)
+    try:
+        return found.astimezone(timezone.utc)
+    except OverflowError:  # its offset carries it over the edge of the calendar
+        return EARLIEST if found.year == 1 else LATEST
+
+
+def text(data: bytes) -> str:
+    """Bytes as text; what is not UTF-8 is kept by surrogates, never an error."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def brief(written: bytes | str, limit: int = TEXT) -> str:
+    """Text for a log line, an error or a repr, in at most this many characters."""
+    if isinstance(written, bytes):
+        # A character has at most four bytes: more of a long text need not be decoded.
+        written = text(written[: 4 * limit + 4])
+    return written if len(written) <= limit else written[: max(0, limit - 3)] + "..."
+
+
+def place(written: bytes | str | None) -> tuple[str, int, int] | None:
+    """``topic/partition/offset`` in parts; None for anything else."""
+    if not written or len(written) > 2 * TEXT:
+        return None
+    parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
+    if len(parts) != 3 or not parts[0]:
+        return None
+    partition, offset = whole(parts[1]), whole(parts[2], 40)
+    return None if partition is None or offset is None else (parts[0], partition, offset)

@@ -1,0 +1,113 @@
+"""Whatever stands in a topic, the group goes on, health tells, and commands list it.
+
+One app reads every kind of topic the toolkit has, on every log. Each example writes some hostile
+records to all of them, and then one good message of each kind, which must be handled. Afterwards
+the app is started again over all of it, and each command that lists is run.
+
+``STREAMS_TEST_EXAMPLES`` says how many examples a log gets; ``make faults`` runs 2,500 each.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.hostile.commands import command, lists
+from tests.hostile.generate import bundle, kinds
+from tests.hostile.ground import Ground
+from tests.hostile.service import GOOD, Service
+
+T = TypeVar("T")
+
+EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "25"))
+UNHURRIED: list[Any] = list(HealthCheck)
+LONG = int(os.environ.get("STREAMS_TEST_EXAMPLES", "2500"))
+
+
+@pytest.mark.timeout(600)
+def test_the_group_goes_on_and_commands_list(stage: Ground) -> None:
+    attack(stage, EXAMPLES)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(7_200)
+def test_ten_thousand_examples(stage: Ground) -> None:
+    attack(stage, LONG)
+
+
+def attack(stage: Ground, examples: int) -> None:
+    service = Service(stage)
+    # Made before anything runs: Hypothesis minds that threads beside it use random numbers. They
+    # are not shrunk, as what was written before stays written, and an app that died stays dead.
+    bundles = made(bundle(kinds(service.name, service.group)), examples)
+    service.start()
+    try:
+        for number, found in enumerate(bundles):
+            for topic, records in found.items():
+                stage.write(topic, records)
+            try:
+                service.goes_on()
+            except BaseException as error:
+                error.add_note(f"after example {number}: {found}")
+                raise
+    finally:
+        service.stop()
+    service.start()  # over everything that is there by now
+    try:
+        service.goes_on()
+        listed(stage, service)
+        service.goes_on()
+    finally:
+        service.stop()
+
+
+def made(strategy: st.SearchStrategy[T], count: int) -> list[T]:
+    """So many examples."""
+    found: list[T] = []
+
+    @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=UNHURRIED)
+    @given(strategy)
+    def note(example: T) -> None:
+        found.append(example)
+
+    note()
+    return found
+
+
+def listed(stage: Ground, service: Service) -> None:
+    """Each command lists what there is; the good messages are among it."""
+    url, group = stage.url, service.group
+    if stage.case.name in ("memory", "sqlite"):  # the others hold the whole session's
+        lists(url, "topics", "ls")
+        lists(url, "groups", "ls", "--all")
+        lists(url, "dead", "ls")
+    lists(url, "groups", "show", group)
+    lists(url, "reset", group, service.name("orders"), "--to", "earliest", "--dry-run")
+    for topic in kinds(service.name, group):
+        tail = command(url, "tail", topic, "-n", "500")
+        everything = command(url, "replay", topic)
+        assert tail.status == everything.status == 0, (tail, everything)
+        assert tail.out.count("\n") == min(500, len(everything.documents))
+    for name in ("orders", "ordered", "events"):
+        topic = service.name(name)
+        lists(url, "topics", "show", topic)
+        documents = command(url, "tail", topic, "--from", "earliest", "--json").documents
+        good = [each for each in documents if str(GOOD + 1) in str(each.get("value"))]
+        assert good, f"the good message of {name} is not listed"
+    orders, ordered, saga = (service.name(name) for name in ("orders", "ordered", "saga"))
+    letters = lists(url, "dead", "ls", group, orders, "--all").documents[0]
+    for letter in letters[:2]:
+        lists(url, "dead", "show", group, orders, letter["place"])
+    for key in lists(url, "dead", "keys", group, ordered).documents[0][:2]:
+        command(url, "dead", "show", group, ordered, "--key", key["key"])
+    sagas = lists(url, "saga", "ls", saga, "--all").documents[0]
+    assert f"good-{GOOD + 1}" in {each["id"] for each in sagas}
+    for each in sagas[-2:]:
+        command(url, "saga", "status", saga, each["id"])
+    found = service.app.wait(service.letters.get_dead_letters(limit=10_000, everything=True))
+    assert len(found) >= len(letters)  # also those that name no group, or another one
+    command(url, "dead", "retry", group, orders)

@@ -1,0 +1,137 @@
+"""Failpoints of a processor with ordered dead letters: before and after each of its writes.
+
+They are put around the log of an app, so that nothing of the toolkit knows of them. Each has a
+name and is come by any number of times; what happens there is the test's.
+
+========================== =====================================================================
+``owner.before``, ``after`` the record that opens an ownership epoch
+``dead.before``, ``after``  the record of a message that could not be handled
+``waits.before``, ``after`` the record of a message that is parked behind it
+``done.before``, ``after``  the record that says that a message which came back was handled
+``floor.before``, ``after`` the floor, from which the next owner reads
+``commit.before``           a commit of the source's position, before what was parked is read back
+``commit.read``             the same, when that was done
+``commit.after``            the same, when the log has acknowledged it
+========================== =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streams import Streams
+from streams.letters import header
+from streams.log.protocol import Assignment, Done, Log, Subscription
+from streams.message import Record
+from streams.patterns.deadletters.parked import WHAT
+
+RECORDS = ("owner", "dead", "waits", "done")
+
+ALL = (
+    *(f"{what}.{when}" for what in (*RECORDS, "floor") for when in ("before", "after")),
+    *("commit.before", "commit.read", "commit.after"),
+)
+
+Told = Callable[[str], None]
+
+
+def install(app: Streams, hit: Told, over: Told) -> None:
+    """Watch the failpoints of an app whose log is open, before it processes.
+
+    At a failpoint after a write, whoever asked for the write does not know of it yet.
+
+    :param hit: called with a failpoint's name whenever it is come by.
+    :param over: called with it when what began there has ended, however it ended.
+    """
+    log: Any = app.log
+    points = _Points(hit, over)
+    points.around_appends(log)
+    points.around_moves(log)
+    points.around_commits(log)
+    for processor in app.processors:
+        points.around_reading_back(processor.sequence)
+
+
+class _Points:
+    def __init__(self, hit: Told, over: Told) -> None:
+        self._hit = hit
+        self._over = over
+
+    def _passed(self, name: str) -> None:
+        self._hit(name)
+        self._over(name)
+
+    def around_appends(self, log: Any) -> None:
+        append = log.append
+
+        def appending(topic: str, records: Sequence[Record], done: Done) -> None:
+            said = [header(record.headers, WHAT) for record in records]
+            whats = [what for what in RECORDS if what in said]
+            for what in whats:
+                self._hit(f"{what}.before")
+
+            def answered(outcomes: Any) -> None:
+                for what in whats:
+                    self._over(f"{what}.before")
+                    self._passed(f"{what}.after")
+                done(outcomes)
+
+            append(topic, records, answered)
+
+        log.append = appending
+
+    def around_moves(self, log: Any) -> None:
+        move = log.move
+
+        def moving(group: str, topic: str, places: Mapping[int, Any], **options: Any) -> None:
+            self._hit("floor.before")
+            try:
+                move(group, topic, places, **options)
+            finally:
+                self._over("floor.before")
+            self._passed("floor.after")
+
+        log.move = moving
+
+    def around_commits(self, log: Any) -> None:
+        subscribe = log.subscribe
+
+        def subscribing(*arguments: Any, **options: Any) -> Subscription:
+            subscription = subscribe(*arguments, **options)
+            for name in ("commit", "submit"):
+                if hasattr(subscription, name):
+                    setattr(subscription, name, self._committing(getattr(subscription, name)))
+            return subscription  # type: ignore[no-any-return]
+
+        log.subscribe = subscribing
+
+    def _committing(self, commit: Callable[..., None]) -> Callable[..., None]:
+        def committing(*arguments: Any) -> None:
+            self._hit("commit.read")
+            try:
+                commit(*arguments)
+            finally:
+                self._over("commit.read")
+            self._passed("commit.after")
+
+        return committing
+
+    def around_reading_back(self, sequence: Any) -> None:
+        proven = sequence.proven
+
+        def proving(assignment: Assignment) -> Any:
+            self._hit("commit.before")
+            try:
+                return proven(assignment)
+            finally:
+                self._over("commit.before")
+
+        sequence.proven = proving
+
+
+def quiet(log: Log) -> None:
+    """See that no other thread of this process is writing: a process that stands still with
+    SQLite's file locked holds up everybody, which is not what these tests are about."""
+    if log.capabilities.name == "sqlite":
+        log.flush(1.0)
