@@ -24,13 +24,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.cases import Case, Metric
 from benchmarks.measure import SideRunner, rounded
 from benchmarks.process import ROOT, MeasureError
 from benchmarks.report import words
+from benchmarks.report.table import styled
 
 TURNS = 6
 """Turns, at least: the interval of fewer does not reach 95 %."""
@@ -222,14 +222,8 @@ def cells(row: Comparison) -> list[str]:
 
 def table(rows: Sequence[Comparison], title: str) -> Table:
     """For the terminal; what is slower is yellow, what failed red."""
-    made = Table(title=title)
-    for column in COLUMNS:
-        left = column in _LEFT
-        made.add_column(column, justify="left" if left else "right", no_wrap=not left)
     styles = {"failed": "red", "slower": "yellow"}
-    for row in rows:
-        made.add_row(*map(escape, cells(row)), style=styles.get(row.verdict))
-    return made
+    return styled(title, COLUMNS, _LEFT, ((cells(row), styles.get(row.verdict)) for row in rows))
 
 
 def markdown(rows: Sequence[Comparison]) -> str:

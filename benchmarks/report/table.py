@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -26,13 +26,28 @@ def cells(row: Row) -> list[str]:
 
 def table(rows: Sequence[Row], title: str) -> Table:
     """For the terminal; what was missed is yellow, what failed red."""
+    styles = ["red" if row["error"] else "yellow" if row["met"] is False else None for row in rows]
+    return styled(title, COLUMNS, _LEFT, zip(map(cells, rows), styles, strict=True))
+
+
+def styled(
+    title: str,
+    columns: Sequence[str],
+    left: Collection[str],
+    rows: Iterable[tuple[Sequence[str], str | None]],
+) -> Table:
+    """A table for the terminal.
+
+    :param left: the columns that are aligned to the left.
+    :param rows: each one's texts, and its style.
+    """
     made = Table(title=title)
-    for column in COLUMNS:
-        left = column in _LEFT
-        made.add_column(column, justify="left" if left else "right", no_wrap=not left)
-    for row in rows:
-        style = "red" if row["error"] else "yellow" if row["met"] is False else None
-        made.add_row(*(escape(cell) for cell in cells(row)), style=style)
+    for column in columns:
+        made.add_column(
+            column, justify="left" if column in left else "right", no_wrap=column not in left
+        )
+    for texts, style in rows:
+        made.add_row(*map(escape, texts), style=style)
     return made
 
 
