@@ -61,7 +61,7 @@ from streams.errors import (
 )
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
-from streams.log.protocol import Log, Static, TopicInfo, check_retention, ensure
+from streams.log.protocol import Log, Queryable, Static, TopicInfo, check_retention, ensure
 from streams.log.url import open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
@@ -425,6 +425,25 @@ class Streams:
         error = ProcessorDied(f"the app has stopped: {failure}")
         error.__cause__ = failure.__cause__
         return error
+
+    async def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Read the SQLite log's file with SQL: the rows of one statement, as of one moment.
+
+        For what handlers have written there through ``message.transaction``. Reading holds up no
+        writer, and no writer holds up reading. What a handler has not committed yet is not seen.
+
+        :param parameters: a sequence for ``?``, a mapping for ``:name``.
+        :raises NotRunning: the app is not entered.
+        :raises ConfigError: the log is no SQLite file, or the statement does not only read.
+        :raises LogError: SQLite refuses it, and its own exception is the cause.
+        """
+        log = self.log
+        if not isinstance(log, Queryable):
+            raise ConfigError(
+                f"app.query reads the file of a sqlite:// log with SQL; this is a "
+                f"{log.capabilities.name} log"
+            )
+        return await in_thread(log.query, sql, parameters)
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.

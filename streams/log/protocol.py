@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from streams.config import Flow
 from streams.config import Retention as Retention
@@ -108,6 +108,8 @@ class TopicInfo(NamedTuple):
     name: str
     partitions: int
     retention: Retention = Retention()
+    retention_known: bool = True
+    """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
 
 
 class Fact(NamedTuple):
@@ -543,6 +545,19 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Let go of everything; what was not acknowledged is told so."""
+        ...
+
+
+@runtime_checkable
+class Queryable(Protocol):
+    """A log whose file can be read with SQL."""
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """The rows of one SQL statement that reads; blocks, from any thread.
+
+        :raises ConfigError: it does not only read, or is more than one statement.
+        :raises LogError: it is refused.
+        """
         ...
 
 

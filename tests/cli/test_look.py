@@ -30,7 +30,12 @@ def test_topics_are_created_listed_shown_and_deleted(shell: Shell, run: Run) -> 
             "topic": "orders",
             "partitions": 2,
             "messages": 3,
-            "retention": {"seconds": 604800.0, "messages": 1000},
+            "retention": {
+                "seconds": 604800.0,
+                "messages": 1000,
+                "bytes": None,
+                "compacted": False,
+            },
         }
     ]
     parts = run("topics", "show", "orders", "--json").json["partitions"]

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from streams.errors import ConfigError
-from streams.log.protocol import Committed, Retention
+from streams.log.protocol import Committed, Retention, TopicInfo
 from streams.log.redis import RedisLog
 from tests.log.redis_support import Member, append, name, open_redis
 from tests.servers.find import RedisAddress
@@ -171,7 +171,7 @@ def test_a_retention_is_kept_with_the_topic(log: RedisLog, address: RedisAddress
     topic, kept = name("topic"), Retention(seconds=1.5, messages=7)
     log.create(topic, 2, kept, {"most": "9"})
     other = open_redis(address.url)
-    assert other.topic(topic) == (topic, 2, kept)
+    assert other.topic(topic) == TopicInfo(topic, 2, kept)
     # Declaring it again without one changes nothing; with one, it counts.
     assert other.create(topic, 2).retention == kept
     assert other.create(topic, 2, Retention(messages=8)).retention == Retention(messages=8)

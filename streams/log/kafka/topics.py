@@ -155,7 +155,7 @@ class Topics:
         """
         count = len(self._describe(topic).partitions)
         self._counts[topic] = (count, time.monotonic())
-        return TopicInfo(topic, count, self._retentions([topic])[topic])
+        return self._info(topic, count, self._retentions([topic]))
 
     def topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
@@ -165,9 +165,13 @@ class Topics:
         names = sorted(set(cluster.topics) - INTERNAL)
         retentions = self._retentions(names)
         return [
-            TopicInfo(name, len(cluster.topics[name].partitions), retentions[name])
-            for name in names
+            self._info(name, len(cluster.topics[name].partitions), retentions) for name in names
         ]
+
+    @staticmethod
+    def _info(topic: str, partitions: int, retentions: Mapping[str, Retention]) -> TopicInfo:
+        known = topic in retentions
+        return TopicInfo(topic, partitions, retentions[topic] if known else Retention(), known)
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has; asked again after a minute.
@@ -224,8 +228,8 @@ class Topics:
                 ) from error
 
     def _retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
-        """What the settings of topics say; nothing where this user may not ask."""
-        found = dict.fromkeys(topics, Retention())
+        """What the settings of topics say; a topic that this user may not ask for is left out."""
+        found: dict[str, Retention] = {}
         if not topics:
             return found
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from streams import wire
 from streams.clock import SYSTEM
@@ -29,6 +30,7 @@ from streams.log.sqlite import durability, scan, settings
 from streams.log.sqlite.appender import Appender
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.groups import Groups
+from streams.log.sqlite.query import Queries
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import bump
 from streams.log.sqlite.scan import StoredReader
@@ -64,6 +66,7 @@ class SqliteLog:
             raise
         self._appender = Appender(self._database, self._trimmer)
         self._groups = Groups(self._database)
+        self._queries = Queries(self._database)
         self._guard = threading.Lock()
         self._subscriptions: set[StoredSubscription] = set()
 
@@ -314,6 +317,12 @@ class SqliteLog:
             raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number such as 1042 is needed")
         return found
 
+    # -- SQL
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """The rows of one SQL statement that reads."""
+        return self._queries.run(sql, parameters)
+
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
         if not self._database.forked:
@@ -321,6 +330,7 @@ class SqliteLog:
                 left = list(self._subscriptions)
             for subscription in left:
                 subscription.abandon()
+            self._queries.close()
             self._database.close()
 
 
