@@ -177,3 +177,35 @@ def test_a_retention_is_kept_with_the_topic(log: RedisLog, address: RedisAddress
     assert other.create(topic, 2, Retention(messages=8)).retention == Retention(messages=8)
     assert log.topic(topic).retention == Retention(messages=8)
     other.close()
+
+
+def test_a_running_process_hears_of_another_retention(
+    log: RedisLog, client: redis.Redis, address: RedisAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.log.redis.topics.FRESH", 0.0)
+    monkeypatch.setattr("streams.log.redis.trimming.EVERY", 0.0)
+    other = open_redis(address.url)
+    topic = log.create(name("topic"), 1).name
+    append(log, topic, [b"%d" % n for n in range(1_000)])
+    assert client.xlen(topic) == 1_000
+    other.retain(topic, Retention(messages=10))
+    append(log, topic, [b"more"])
+    assert client.xlen(topic) < 10 + NODE
+    other.retain(topic, Retention())
+    append(log, topic, [b"%d" % n for n in range(1_000)])
+    assert client.xlen(topic) > 1_000
+    other.close()
+
+
+def test_changing_the_retention_leaves_the_hard_bound(log: RedisLog) -> None:
+    topic = log.create(name("topic"), 1, Retention(messages=10), {"most": "99"}).name
+    log.retain(topic, Retention(seconds=60))
+    facts = log._topics.facts(topic, fresh=True)
+    assert (facts.info.retention, facts.most) == (Retention(seconds=60), 99)
+
+
+def test_a_stream_of_others_can_be_given_a_retention(log: RedisLog, client: redis.Redis) -> None:
+    topic = name("topic")
+    client.xadd(topic, {"value": "1"})
+    assert log.retain(topic, Retention(messages=10)).partitions == 1
+    assert log.topic(topic) == TopicInfo(topic, 1, Retention(messages=10))
