@@ -552,12 +552,16 @@ def retention(view: View) -> Iterator[Finding]:
         yield _kept(view, topic)
     for processor in view.processors:
         letters = processor.options.dead_letters
-        names = {letters.name(topic, processor.group) for topic in processor.topics}
-        for_ever = [name for name in sorted(names) if _for_ever(view.info(name))]
+        names = [
+            name(topic, processor.group)
+            for topic in processor.topics
+            for name in (letters.name, letters.retry)
+        ]
+        for_ever = [name for name in dict.fromkeys(names) if _for_ever(view.info(name))]
         if for_ever:
             yield Finding(
                 "retention", f"processor {processor.name}", Verdict.yes,
-                f"dead letters are kept for ever, in {', '.join(for_ever)}",
+                f"dead letters and their retries are kept for ever: {', '.join(for_ever)}",
                 f"streams topics retain {for_ever[0]} --keep-for 90d, if they need not be",
             )  # fmt: skip
 

@@ -135,6 +135,8 @@ def create(
       [cyan]streams topics create clicks -p 4 --keep-for 7d --keep 1000000[/cyan]
       [cyan]streams topics create orders -p 8 --config min.insync.replicas=2[/cyan]
     """
+    from streams.config import Retention
+
     settings: dict[str, str] = {}
     for pair in config or ():
         name, equals, value = pair.partition("=")
@@ -147,6 +149,13 @@ def create(
     show.say(
         f"{info.name}: {show.number(info.partitions, 'partition')}, {show.kept(info.retention)}"
     )
+    differs = show.kept(info.retention) != show.kept(retention)
+    if differs and retention != Retention() and info.retention_known:
+        words = show.retention_options(retention)
+        show.note(
+            f"{topic} was there, and its retention is as it was: streams topics retain {topic} "
+            f"{words} changes it"
+        )
 
 
 @app.command("retain")

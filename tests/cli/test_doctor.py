@@ -492,9 +492,13 @@ def test_dead_letters_that_are_kept_for_ever(shell: Shell, doctor: Any) -> None:
     assert [each["of"] for each in findings(doctor(), "retention")] == ["topic orders"]
     with shell.log() as log:
         log.create("orders.billing.dead", 2)
+        log.create("orders.billing.retry", 1)
     found = findings(doctor(), "retention")[1]
     assert (found["of"], found["verdict"]) == ("processor bill", "yes")
-    assert found["why"] == "dead letters are kept for ever, in orders.billing.dead"
+    assert found["why"] == (
+        "dead letters and their retries are kept for ever: orders.billing.dead, "
+        "orders.billing.retry"
+    )
     assert "streams topics retain orders.billing.dead" in found["do"]
 
 

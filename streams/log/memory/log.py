@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from streams import wire
 from streams.config import Flow
@@ -30,7 +31,15 @@ from streams.log.protocol import (
 )
 from streams.message import Batch, Position, Record
 
-CAPABILITIES = Capabilities("memory", durable=False, processes=False, clocked=True)
+CAPABILITIES = Capabilities(
+    "memory",
+    durable=False,
+    processes=False,
+    clocked=True,
+    # A service for any log is tested on this one. It applies seconds and messages, and keeps what
+    # the others would let go.
+    retention=frozenset(each.name for each in fields(Retention)),
+)
 
 Fault = Callable[[str, str], None]
 """Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
