@@ -12,6 +12,7 @@ import redis
 from streams.errors import ConfigError
 from streams.log.protocol import Committed, Retention, TopicInfo
 from streams.log.redis import RedisLog
+from streams.log.redis.keys import topic_key
 from tests.log.redis_support import Member, append, name, open_redis
 from tests.servers.find import RedisAddress
 
@@ -195,6 +196,18 @@ def test_a_running_process_hears_of_another_retention(
     append(log, topic, [b"%d" % n for n in range(1_000)])
     assert client.xlen(topic) > 1_000
     other.close()
+
+
+def test_a_retention_that_the_server_has_lost_is_remembered(
+    log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.log.redis.topics.FRESH", 0.0)
+    topic = log.create(name("topic"), 1, Retention(seconds=3600)).name
+    client.delete(topic_key(topic))
+    append(log, topic, [b"1"])
+    assert log._topics.recent(topic).info.retention == Retention(seconds=3600)
+    log._topics.restore(topic)
+    assert log.topic(topic).retention == Retention(seconds=3600)
 
 
 def test_changing_the_retention_leaves_the_hard_bound(log: RedisLog) -> None:

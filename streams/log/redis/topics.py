@@ -113,6 +113,11 @@ class Topics:
         known = None if fresh else self._known.get(topic)
         if known is not None:
             return known
+        found = self._read(topic)
+        self._know(topic, found)
+        return found
+
+    def _read(self, topic: str) -> Facts:
         check_topic(topic)
         key = topic_key(topic)
         stored, kind = self._client.every(
@@ -126,22 +131,27 @@ class Topics:
         if stored[0] is None and kind != b"stream":
             raise Mismatch(f"the key {topic!r} is a {kind.decode()}, not a stream")
         if stored[0] is None:
-            found = Facts(TopicInfo(topic, 1), ours=False)
-        else:
-            found = _facts(topic, stored)
-        self._know(topic, found)
-        return found
+            return Facts(TopicInfo(topic, 1), ours=False)
+        return _facts(topic, stored)
 
     def _know(self, topic: str, facts: Facts) -> None:
         self._asked[topic] = time.monotonic()
         self._known[topic] = facts
 
     def recent(self, topic: str) -> Facts:
-        """A topic's facts, not older than :data:`FRESH` seconds.
+        """A topic's facts, its retention not older than :data:`FRESH` seconds.
 
         :raises NotFound: there is none of that name.
         """
-        return self.facts(topic, fresh=self._stale(topic))
+        known = self.facts(topic)
+        if self._stale(topic):
+            found = self._read(topic)
+            # Where the server has lost the facts, what is known here is what :meth:`restore` will
+            # write; a topic that was deleted and made anew with other partitions is another one.
+            if found.ours and found.info.partitions == known.info.partitions:
+                known = found
+            self._know(topic, known)
+        return known
 
     def _stale(self, topic: str) -> bool:
         return time.monotonic() >= self._asked.get(topic, float("-inf")) + FRESH
