@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from streams.config import DeadLetters, Flow, Retry
+from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
@@ -34,7 +34,7 @@ from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
 from streams.shielding import in_thread, to_the_end
 from streams.text import get_logger
-from streams.topic import Topic
+from streams.topic import OwnedTopic, Topic
 
 if TYPE_CHECKING:
     from stream_codecs import Codec
@@ -135,7 +135,7 @@ def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
     raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 
-class _Queue(Topic[Any]):
+class _Queue(OwnedTopic[Any]):
     spread = SPREAD
 
 
@@ -148,12 +148,17 @@ class MessageQueue:
 
     :param app: the app whose log they are on.
     :param partitions: how many each has. Not given: a queue that exists is used as it is, and a
-        new one gets 8 (on Kafka a missing one is an error).
+        new one gets 8.
+    :param retention: how long each keeps its messages, if it is created here: see
+        :meth:`streams.Streams.topic`.
     """
 
-    def __init__(self, app: Streams, *, partitions: int | None = None) -> None:
+    def __init__(
+        self, app: Streams, *, partitions: int | None = None, retention: Retention | None = None
+    ) -> None:
         self._app = app
         self._partitions = partitions
+        self._retention = retention
         self._topics: dict[str, Topic[Any]] = {}
         self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
         self._door = Door(app)
@@ -168,19 +173,24 @@ class MessageQueue:
         *,
         codec: Codec | None = None,
         partitions: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         """Say what a queue's data are; a queue that is not declared takes anything JSON can say.
 
         :param type: what its data are, as for :meth:`streams.Streams.topic`.
         :param partitions: how many it has, if others than this object's.
+        :param retention: how long it keeps its messages, if not as this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
         if queue in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
         count = self._partitions if partitions is None else partitions
-        topic = _Queue(self._app, check_group(queue), type, codec=codec, partitions=count)
-        self._app._declared.append(topic)
-        self._app.topics[queue] = self._topics[queue] = topic
+        kept = self._retention if retention is None else retention
+        topic = _Queue(
+            self._app, check_group(queue), type, codec=codec, partitions=count, retention=kept
+        )
+        self._app.add_topic(topic)
+        self._topics[queue] = topic
 
     def topic(self, queue: str) -> Topic[Any]:
         """The topic that a queue is."""
