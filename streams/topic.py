@@ -24,6 +24,7 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
+from streams.annotations import Typed, check_function, name_of
 from streams.config import OnUnknown
 from streams.errors import ConfigError
 from streams.log.names import check_topic
@@ -152,8 +153,12 @@ class Topic(Generic[T]):
                 f"topic {name!r}: codec={codec!r}: give a codec, such as stream_codecs.Json()"
             )
         self.partitions = partitions
-        self._key = _reader(name, "key", key, type)
-        self._id = _reader(name, "id", id, type)
+        own = codec is not None and not codec.__class__.__module__.startswith("stream_codecs")
+        self.typed = None if own and type is bytes else Typed(name, type)
+        """Its name and type for those who compare; None where a codec of the user's own may make
+        anything of bytes, which is also what a topic has whose type was left out."""
+        self._key = _reader(name, "key", key, type, self.typed)
+        self._id = _reader(name, "id", id, type, self.typed)
         self._id_in_value = id is not None
         try:
             codec = codec if codec is not None else default_codec(type)
@@ -308,12 +313,16 @@ class Topic(Generic[T]):
         return Reading(self._app, self, start, end, partition=partition, key=wanted, errors=errors)
 
 
-def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], Any] | None:
+def _reader(
+    topic: str, option: str, wanted: Any, type: Any, typed: Typed | None
+) -> Callable[[Any], Any] | None:
     """Reads a field of a value; checked against the declared type."""
     if wanted is None:
         return None
     if callable(wanted):
         function: Callable[[Any], Any] = wanted
+        if typed is not None:
+            check_function(f"topic {topic!r}: {option}={name_of(wanted)}", function, [typed])
         return function
     if not isinstance(wanted, str) or not wanted:
         raise ConfigError(f"topic {topic!r}: {option}={wanted!r}: a field's name or a function")
