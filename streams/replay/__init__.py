@@ -45,13 +45,25 @@ A = TypeVar("A")
 async def replay(
     app: Streams,
     topic: Source[A],
-    into: (
-        Callable[[A], object]
-        | Callable[[A, Message[A]], object]
-        | Processor[..., Any]
-        | Topic[Any]
-        | str
-    ),
+    into: Callable[[A], object] | Callable[[A, Message[A]], object],
+    *,
+    start: When | Mapping[int, When] = "earliest",
+    end: When = "latest",
+    partition: int | None = None,
+    key: Key | None = None,
+    rate: float | None = None,
+    dedup: Dedup | None = None,
+    retry: Retry | None = None,
+    errors: Literal["stop", "skip"] = "stop",
+    progress: Callable[[ReplayResult], None] | None = None,
+) -> ReplayResult: ...
+
+
+@overload
+async def replay(
+    app: Streams,
+    topic: Source[Any] | str,
+    into: Processor[..., Any] | Topic[Any] | str,
     *,
     start: When | Mapping[int, When] = "earliest",
     end: When = "latest",
@@ -69,7 +81,7 @@ async def replay(
 async def replay(
     app: Streams,
     topic: str,
-    into: Callable[..., Any] | Topic[Any] | str,
+    into: Callable[..., Any],
     *,
     start: When | Mapping[int, When] = "earliest",
     end: When = "latest",
