@@ -322,6 +322,8 @@ def _shown(form: Any) -> str:
     form = bare(form)
     if typing.get_origin(form) in (typing.Union, types.UnionType):
         return " | ".join(_shown(part) for part in typing.get_args(form))
+    if isinstance(form, typing.NewType):
+        return form.__name__
     cls, held = _class_of(form), typing.get_args(form)
     if cls is None or not held:
         return type_name(form)
