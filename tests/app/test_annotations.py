@@ -391,8 +391,8 @@ def test_what_takes_a_value_is_compared_as_well() -> None:
         (Can, msgspec.Struct), (Dep, Late), (Late, Dep), (Dep | Can, list[Dep]), (Any, Dep),
         (list[int], list[int]), (list[int], tuple[int, ...]), (list[int], list[list[int]]),
         (Item, dict[str, Any]), (dict[str, Any], Item), (Item, Item), (float, int),
-        
-        (str, CustomerId), (Can, Coroutine[Any, Any, Can]), (Models, Model), (Foreign, Foreign), (str, list[str]),
+        (str, CustomerId), (Can, Coroutine[Any, Any, Can]),
+        (Models, Model), (Foreign, Foreign), (str, list[str]),
     ],
     ids=repr,
 )  # fmt: skip

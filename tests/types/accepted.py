@@ -16,7 +16,24 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 import msgspec
 import pydantic
 
-from streams import DeadLetters, Message, Processor, Retry, Streams, Topic, Transaction
+from streams import (
+    DeadLetterManager,
+    DeadLetters,
+    DeduplicatedConsumer,
+    Event,
+    EventBus,
+    EventFilter,
+    FilteredSubscriber,
+    Message,
+    Processor,
+    Retry,
+    SagaOrchestrator,
+    SagaStep,
+    StepCall,
+    Streams,
+    Topic,
+    Transaction,
+)
 from streams.replay import replay
 
 
@@ -384,6 +401,44 @@ async def awaited() -> Can:
     await of_models(Model())
     return await one(Dep(1))
 
+
+# -- patterns
+
+
+async def step(order: Order) -> None: ...
+
+
+async def step_with_call(order: Order, call: StepCall) -> Order:
+    return order
+
+
+saga = SagaOrchestrator(app, "saga", context=Order)
+saga.add_step(SagaStep("one", step)).add_step("two", step_with_call, step)
+
+
+async def unique(message: Message[Dep]) -> None:
+    def take(message: Message[Dep | Can]) -> None: ...
+
+    await DeduplicatedConsumer().process(message, take)
+    await DeduplicatedConsumer().process(message, lambda same: seen.append(same.value))
+
+
+async def letters() -> None:
+    manager = DeadLetterManager(app, "deps.group.dead")
+    await manager.reprocess(filter=lambda letter: letter.retry_count > 3)
+
+
+events = EventBus()
+events.subscribe("order.paid", lambda event: str(event.data))
+
+
+def paid(event: Event) -> bool:
+    return event.key is not None
+
+
+FilteredSubscriber(events, EventFilter(attributes={"total": lambda total: total > 5})).subscribe(
+    paid
+)
 
 # -- replay
 

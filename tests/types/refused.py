@@ -19,16 +19,18 @@ from accepted import (
     app,
     cans,
     deps,
+    events,
     flights,
     lates,
     models,
     numbers,
     one,
     orders,
+    saga,
     texts,
 )
 
-from streams import Message, Streams
+from streams import DeadLetterManager, DeduplicatedConsumer, Message, SagaStep, Streams
 from streams.replay import replay
 
 # -- one value
@@ -232,6 +234,27 @@ one(Dep(1), 2)  # error
 async def result() -> None:
     number: int = await one(Dep(1))  # error
     assert number
+
+
+# -- patterns
+
+
+async def step_of_cans(context: Can) -> None: ...
+
+
+saga.add_step(SagaStep("one", step_of_cans))  # error
+saga.add_step("two", step_of_cans)  # error
+events.subscribe("order.paid", of_cans)  # error
+
+
+async def unique(message: Message[Dep]) -> None:
+    async def take(message: Message[Can]) -> None: ...
+
+    await DeduplicatedConsumer().process(message, take)  # error
+
+
+async def letters(manager: DeadLetterManager) -> None:
+    await manager.reprocess(filter=of_cans)  # error
 
 
 # -- replay
