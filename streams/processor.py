@@ -227,6 +227,11 @@ def shape(function: Callable[..., Any], name: str, *, batch: bool, returns: bool
     :raises ConfigError: it cannot be a handler.
     """
     what = "(values) or (values, messages)" if batch else "(value) or (value, message)"
+    if isinstance(function, classmethod):
+        raise ConfigError(
+            f"processor {name}: {function.__qualname__} is a class method, and has no class yet; "
+            "declare it after the class body, as app.processor(...)(Service.handle)"
+        )
     if not callable(function):
         raise ConfigError(f"processor {name}: {function!r} is not a function")
     if inspect.isclass(function):

@@ -534,6 +534,26 @@ def test_a_method_that_is_not_bound_is_refused() -> None:
         app.processor(deps, group="g")(unbound)
 
 
+async def test_a_class_method_is_a_handler_once_there_is_the_class() -> None:
+    app, seen = Streams("memory://"), list[int]()
+    deps = app.topic("deps", Dep)
+    too_early: Any = app.processor(deps, group="g")
+
+    class OfClass:
+        @classmethod
+        async def handle(cls, event: Dep) -> None:
+            seen.append(event.n)
+
+    said = r"OfClass\.handle is a class method, and has no class yet; declare it after the class"
+    with pytest.raises(ConfigError, match=said):
+        too_early(vars(OfClass)["handle"])
+    app.processor(deps, group="g")(OfClass.handle)
+    async with harness(app) as h:
+        await deps.publish(Dep(1))
+        await h.settled()
+    assert seen == [1]
+
+
 class Service:
     def __init__(self) -> None:
         self.seen: list[int] = []
