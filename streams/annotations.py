@@ -72,9 +72,12 @@ def check_handler(
         _check(at, name, said, topics, what, any_part=filtered)
 
 
-def check_function(at: str, function: Callable[..., Any], topics: Sequence[Typed]) -> None:
+def check_function(
+    at: str, function: Callable[..., Any], topics: Sequence[Typed], *, tombstones: bool
+) -> None:
     """Compare a function of a value (a filter, a key) with the topics whose values it gets.
 
+    :param tombstones: it also gets None, where that is a value of the topic.
     :raises ConfigError: it cannot be called with one value, or its parameter has another type.
     """
     try:
@@ -84,7 +87,7 @@ def check_function(at: str, function: Callable[..., Any], topics: Sequence[Typed
     except ValueError:
         return  # a builtin that does not tell its parameters
     for name, said in list(_positional(function))[:1]:
-        _check(at, name, said, topics, ())
+        _check(at, name, said, topics, (), tombstones=tombstones)
 
 
 def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: bool) -> None:
@@ -111,8 +114,11 @@ def _check(
     around: tuple[type, ...],
     *,
     any_part: bool = False,
+    tombstones: bool = True,
 ) -> None:
     parts = [part for each in topics for part in _alternatives(each.type)]
+    if not tombstones:
+        parts = [part for part in parts if part is not type(None)]
     fits = [_takes(said, part, around) for part in parts]
     if all(fits) or (any_part and any(fits)):
         return

@@ -120,7 +120,9 @@ class Options:
         known = [each for each in read if each is not None]
         if len(known) == len(read):
             if self.filter is not None:
-                check_function(f"{at}: filter {name_of(self.filter)}", self.filter, known)
+                check_function(
+                    f"{at}: filter {name_of(self.filter)}", self.filter, known, tombstones=True
+                )
             check_handler(
                 at,
                 handler,

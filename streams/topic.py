@@ -322,7 +322,9 @@ def _reader(
     if callable(wanted):
         function: Callable[[Any], Any] = wanted
         if typed is not None:
-            check_function(f"topic {topic!r}: {option}={name_of(wanted)}", function, [typed])
+            check_function(
+                f"topic {topic!r}: {option}={name_of(wanted)}", function, [typed], tombstones=False
+            )
         return function
     if not isinstance(wanted, str) or not wanted:
         raise ConfigError(f"topic {topic!r}: {option}={wanted!r}: a field's name or a function")

@@ -378,6 +378,10 @@ def test_what_takes_a_value_is_compared_as_well() -> None:
             declare_so()
     app.processor(deps, group="g", filter=of_both)(annotated(Dep))
     app.topic("t", str, key=len)
+    # A tombstone is asked for no key, but a filter sees it.
+    app.topic("t", Dep | None, key=annotated(Dep), id=annotated(Dep))
+    with pytest.raises(ConfigError, match="is annotated Dep, but topic 't' has Dep "):
+        declare(Dep | None, Dep | None, filter=annotated(Dep))
     app.topic("t", Dep, key=lambda event: str(event.n))
 
 

@@ -54,7 +54,7 @@ closing = DeadLetters(sequenced=True)
 
 
 @app.processor(calls, group="desk", retry=Retry(attempts=1), dead_letters=closing)
-async def answer(call: dict, message: Message) -> None:
+async def answer(call: bytes, message: Message) -> None:
     raise Rude
 
 
