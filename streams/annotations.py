@@ -129,10 +129,14 @@ def _check(
     if around and not _takes(said, Any, around):
         what = "the messages" if around == (list, Message) else "the message"
         gets = f"it gets {'a list (batch=)' if around == (list,) else what}, and {gets}"
-    batch = not around and all(_takes(said, part, (list,)) for part in parts)
+    instead = ""
+    if not around and all(_takes(said, part, (list,)) for part in parts):
+        instead = ", or give batch="
+    elif len(topics) == 1 and topics[0].type is bytes:  # which it is where none was given
+        instead = f", or give the type: app.topic({topics[0].topic!r}, ...)"
     raise ConfigError(
         f"{at}: parameter {parameter!r} is annotated {_shown(said)}, but {gets}; "
-        f"annotate it {wanted}{', or give batch=' if batch else ''}"
+        f"annotate it {wanted}{instead}"
     )
 
 

@@ -235,6 +235,10 @@ FITS_NOT: list[tuple[Any, Any, str, str]] = [
 ]
 
 
+INSTEAD = ", or give the type: app.topic('t', ...)"
+"""A topic has bytes where its type was left out, too."""
+
+
 @pytest.mark.parametrize(("type", "says"), FITS, ids=repr)
 def test_what_fits_or_may_fit_is_taken(type: Any, says: Any) -> None:
     declare(type, says)
@@ -249,7 +253,7 @@ def test_what_is_another_type_is_refused(type: Any, says: Any, shown: str, has: 
         declare(type, says)
     assert str(caught.value) == (
         f"processor handle: parameter 'value' is annotated {shown}, but topic 't' has {has}; "
-        f"annotate it {has}"
+        f"annotate it {has}{INSTEAD if type is bytes else ''}"
     )
     with pytest.raises(ConfigError, match="parameter 'message' is annotated "):
         declare(type, Any, Message[says])

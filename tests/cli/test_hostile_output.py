@@ -46,7 +46,7 @@ calls = app.topic("calls")
 
 
 @app.processor(orders, group="billing", retry=Retry(attempts=1))
-async def bill(order: dict, message: Message) -> None:
+async def bill(order: bytes, message: Message) -> None:
     raise Rude
 
 
