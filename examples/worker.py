@@ -17,7 +17,7 @@ import sys
 
 import msgspec
 
-from streams import Message, Reject, Streams
+from streams import Message, Reject, Streams, Transaction
 
 
 class Payment(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ payments = app.topic("payments", Payment, key="account", partitions=4)
 
 
 @app.processor(payments, group="balances", concurrency=4)
-def book(payment: Payment, message: Message[Payment]) -> None:
+def book(payment: Payment, message: Message[Payment, Transaction]) -> None:
     """Add to the account's balance; a plain function, so it runs in worker threads."""
     if payment.cents <= 0:
         raise Reject(f"{payment.cents} cents are no payment")

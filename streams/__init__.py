@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
-    from streams.message import Message, Position, Raw
+    from streams.message import Message, Position, Raw, Transaction
     from streams.patterns import (
         BackpressureController,
         ChoreographySaga,
@@ -170,6 +170,7 @@ __all__ = [
     "Subscription",
     "TooLarge",
     "Topic",
+    "Transaction",
     "Unavailable",
     "UnknownSaga",
     "__version__",
@@ -259,6 +260,7 @@ _HOME = {
     "Subscription": "streams.patterns",
     "TooLarge": "streams.errors",
     "Topic": "streams.topic",
+    "Transaction": "streams.message",
     "Unavailable": "streams.errors",
     "UnknownSaga": "streams.patterns",
     "create_handler": "streams.patterns",

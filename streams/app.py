@@ -19,7 +19,15 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -31,7 +39,7 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, get_origin, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, get_origin, overload
 
 from typing_extensions import TypeForm
 
@@ -59,11 +67,12 @@ from streams.errors import (
     StreamsError,
     Unavailable,
 )
+from streams.handlers import Declare, DeclareTo, HandlerOptions, Result
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
 from streams.log.protocol import Log, Queryable, Static, TopicInfo, check_retention, ensure
 from streams.log.url import open_log, redact
-from streams.message import Headers, Record
+from streams.message import Headers, Message, Record, Transaction
 from streams.processor import Options, Processor
 from streams.publisher import Observer, Publisher
 from streams.reading import resolve
@@ -81,6 +90,10 @@ from streams.topic import Key, Source, Topic
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+O = TypeVar("O")  # noqa: E741 - what a topic given as to= takes
 
 logger = get_logger("streams")
 
@@ -312,6 +325,240 @@ class Streams:
         self._declared.append(topic)
         self.topics[name] = topic
 
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[A, Message[A, Transaction]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[A, Message[A, Transaction], Result[O]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[list[A], list[Message[A, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[list[A], list[Message[A, Transaction]], Sequence[Result[O]] | None]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A | B], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[A | B, Message[A | B, Transaction]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A | B], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[A | B, Message[A | B, Transaction], Result[O]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A | B], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[list[A | B], list[Message[A | B, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A | B], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[list[A | B], list[Message[A | B, Transaction]], Sequence[Result[O]] | None]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        c: Source[C],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A | B | C], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[A | B | C, Message[A | B | C, Transaction]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        c: Source[C],
+        /,
+        *,
+        group: str,
+        batch: None = None,
+        filter: Callable[[A | B | C], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[A | B | C, Message[A | B | C, Transaction], Result[O]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        c: Source[C],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A | B | C], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[A],
+        b: Source[B],
+        c: Source[C],
+        /,
+        *,
+        group: str,
+        batch: int,
+        filter: Callable[[A | B | C], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[
+        list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[Result[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[Any],
+        b: Source[Any],
+        c: Source[Any],
+        d: Source[Any],
+        /,
+        *more: Source[Any],
+        group: str,
+        batch: None = None,
+        filter: Callable[[Any], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[Any, Message[Any, Transaction]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[Any],
+        b: Source[Any],
+        c: Source[Any],
+        d: Source[Any],
+        /,
+        *more: Source[Any],
+        group: str,
+        batch: None = None,
+        filter: Callable[[Any], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[Any, Message[Any, Transaction], Result[O]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[Any],
+        b: Source[Any],
+        c: Source[Any],
+        d: Source[Any],
+        /,
+        *more: Source[Any],
+        group: str,
+        batch: int,
+        filter: Callable[[Any], bool] | None = None,
+        to: None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Declare[list[Any], list[Message[Any, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self,
+        a: Source[Any],
+        b: Source[Any],
+        c: Source[Any],
+        d: Source[Any],
+        /,
+        *more: Source[Any],
+        group: str,
+        batch: int,
+        filter: Callable[[Any], bool] | None = None,
+        to: Topic[O],
+        **options: Unpack[HandlerOptions],
+    ) -> DeclareTo[list[Any], list[Message[Any, Transaction]], Sequence[Result[O]] | None]: ...
+
     def processor(
         self,
         *topics: Source[Any],
@@ -326,7 +573,7 @@ class Streams:
         dedup: Dedup = Dedup(),
         dead_letters: DeadLetters = DeadLetters(),
         flow: Flow = Flow(),
-    ) -> Callable[[Callable[P, R]], Processor[P, R]]:
+    ) -> Any:
         """Declare a processor: a decorator for its handler.
 
         :param group: the consumer group; every group sees every message.
@@ -336,7 +583,11 @@ class Streams:
         :param to: what the handler returns is published there before the source is settled.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
         :param timeout: seconds one call of an async handler may take.
-        :raises ConfigError: any of these, or the handler's signature, cannot work.
+        :raises ConfigError: any of these, or the handler's signature, cannot work; or its
+            annotations say another type than the topics'.
+
+        Type checkers compare the handler with the topics, up to three of them; what it returns with
+        ``to``; and what is declared is still callable as the plain function.
         """
         options = Options(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
@@ -356,10 +607,10 @@ class Streams:
                 "in its lifespan"
             )
 
-        def declare(function: Callable[P, R]) -> Processor[P, R]:
+        def declare(function: Callable[..., Any]) -> Processor[..., Any]:
             return self._declare(function, options)
 
-        return declare
+        return Declare(declare) if to is None else DeclareTo(declare)
 
     def _declare(
         self,
@@ -368,6 +619,8 @@ class Streams:
         kind: Callable[[Callable[P, R], Options, str], Processor[P, R]] = Processor,
     ) -> Processor[P, R]:
         """Declare a processor; on a running app it is :meth:`start_processor`'s to begin it."""
+        if isinstance(function, Processor):  # one handler, declared twice
+            function = function.function
         name = getattr(function, "__name__", type(function).__name__)
         taken = {each.name for each in self.processors}
         number = 2

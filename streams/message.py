@@ -13,16 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self
 
 import msgspec
+from typing_extensions import TypeVar
 
 from streams import wire
 from streams.wire import text as text  # everything that reads messages takes it from here
 
 T = TypeVar("T")
 # A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
-T_co = TypeVar("T_co", covariant=True)
+# Both have defaults, so that `message: Message` is complete for strict type checkers, too.
+T_co = TypeVar("T_co", covariant=True, default=Any)
+X_co = TypeVar("X_co", covariant=True, default=Any)
 
 Headers = Sequence[tuple[str, "bytes | None"]]
 """Headers as they stand on the wire: pairs in order, names may repeat."""
@@ -222,11 +225,32 @@ class Batch:
         ]
 
 
-class Message(Generic[T_co]):
+class Transaction(Protocol):
+    """What ``message.transaction`` is on a SQLite log, for annotations:
+    ``message: Message[Order, Transaction]``."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run one SQL statement in the transaction that will commit this message's position.
+
+        :returns: the rows, as tuples.
+        """
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Wait for other handlers' transactions to end; ours ends with the handler."""
+        ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Message(Generic[T_co, X_co]):
     """One message as a handler sees it: a view, to be used while the handler runs.
 
     Keep the parts you need, not the message: once it is settled, its key and bytes may be let go
     of (``value``, ``attempt``, ``topic``, ``partition``, ``offset`` and ``id`` stay).
+
+    ``Message[Order]`` is a message whose value is an ``Order``; ``Message[Order, Transaction]``
+    also says of what type ``transaction`` is. What is left out is ``Any``.
 
     :param value: the decoded value.
     :param id: the message ID (CloudEvents ``id``).
@@ -352,7 +376,7 @@ class Message(Generic[T_co]):
         return Raw(batch.keys[index], batch.values[index], batch.headers(index))
 
     @property
-    def transaction(self) -> Any:
+    def transaction(self) -> X_co:
         """The transaction that will commit this message's position (SQLite log only).
 
         ``message.transaction.execute(sql, parameters)`` runs in it: the handler's rows and the
@@ -369,7 +393,8 @@ class Message(Generic[T_co]):
                 f"message.transaction: a message of {self.topic!r} has none here; a processor on a "
                 "sqlite:// log gives it, without to= and DeadLetters(sequenced=True), and no replay"
             )
-        return self._transaction
+        transaction: X_co = self._transaction
+        return transaction
 
     def __repr__(self) -> str:
         # The value stays out: it may hold what must not reach a log line.

@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
+from streams.annotations import (
+    Typed,
+    check_function,
+    check_handler,
+    check_result,
+    name_of,
+    signature,
+)
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.errors import ConfigError
 from streams.log.names import check_group, check_topic
@@ -105,6 +113,28 @@ class Options:
                     "give DeadLetters(topic=...) another name"
                 )
 
+    def check_types(self, name: str, handler: Callable[..., Any], form: Shape) -> None:
+        """:raises ConfigError: the handler's or the filter's annotations are of another type."""
+        at = f"processor {name}"
+        read = [typed(topic) for topic in self.topics]
+        known = [each for each in read if each is not None]
+        if len(known) == len(read):
+            if self.filter is not None:
+                check_function(
+                    f"{at}: filter {name_of(self.filter)}", self.filter, known, tombstones=True
+                )
+            check_handler(
+                at,
+                handler,
+                known,
+                batch=self.batch is not None,
+                wants_message=form.wants_message,
+                filtered=self.filter is not None,
+            )
+        to = typed(self.to)
+        if to is not None:
+            check_result(at, handler, to, batch=self.batch is not None)
+
 
 class Shape(NamedTuple):
     """How a handler wants to be called."""
@@ -127,9 +157,9 @@ class Processor(Generic[P, R]):
         self.group = options.group
         options.check(name)
         self.topics: tuple[str, ...] = tuple(topic.name for topic in options.topics)
-        self.shape = shape(
-            function, name, batch=options.batch is not None, returns=options.to is not None
-        )
+        batch = options.batch is not None
+        self.shape = shape(function, name, batch=batch, returns=options.to is not None)
+        options.check_types(name, function, self.shape)
         self.late: Kept | None = None
         """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
         self.sequence: Ordered | None = None
@@ -145,11 +175,6 @@ class Processor(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the handler, as the plain function it is."""
         return self.function(*args, **kwargs)
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        return functools.partial(self.function, instance)  # type: ignore[arg-type]  # its self
 
     def __repr__(self) -> str:
         return f"<Processor {self.name!r} of {', '.join(self.topics)} in group {self.group!r}>"
@@ -186,6 +211,17 @@ class Processor(Generic[P, R]):
         return self._paused
 
 
+def typed(topic: Source[Any] | None) -> Typed | None:
+    """A topic and its type; None where nothing is known about its values."""
+    return topic.typed if isinstance(topic, Topic) else None
+
+
+def _in_class_body(function: Callable[..., Any]) -> bool:
+    """Whether it is a plain function that stands in a class: nobody has bound it to an instance."""
+    within = getattr(function, "__qualname__", "").rpartition(".")[0]
+    return inspect.isfunction(function) and bool(within) and not within.endswith("<locals>")
+
+
 def shape(function: Callable[..., Any], name: str, *, batch: bool, returns: bool = False) -> Shape:
     """How this handler wants to be called: parameters without a default are counted.
 
@@ -193,6 +229,11 @@ def shape(function: Callable[..., Any], name: str, *, batch: bool, returns: bool
     :raises ConfigError: it cannot be a handler.
     """
     what = "(values) or (values, messages)" if batch else "(value) or (value, message)"
+    if isinstance(function, classmethod):
+        raise ConfigError(
+            f"processor {name}: {function.__qualname__} is a class method, and has no class yet; "
+            "declare it after the class body, as app.processor(...)(Service.handle)"
+        )
     if not callable(function):
         raise ConfigError(f"processor {name}: {function!r} is not a function")
     if inspect.isclass(function):
@@ -212,9 +253,16 @@ def shape(function: Callable[..., Any], name: str, *, batch: bool, returns: bool
         )
     asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = signature(function).parameters.values()
     except (TypeError, ValueError):
         return Shape(asynchronous, False)  # a builtin such as print or list.append
+    first = next(iter(parameters), None)
+    if first is not None and first.name in ("self", "cls") and _in_class_body(function):
+        raise ConfigError(
+            f"processor {name}: {function.__qualname__} is declared in a class body, where its "
+            f"{first.name!r} would get the value; declare the method of an instance instead, as "
+            "app.processor(...)(service.handle), or a @staticmethod"
+        )
     required = 0
     for parameter in parameters:
         if parameter.default is not parameter.empty:

@@ -24,6 +24,7 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
+from streams.annotations import Typed, check_function, name_of
 from streams.config import OnUnknown, Retention
 from streams.errors import ConfigError
 from streams.log.names import check_topic
@@ -160,8 +161,12 @@ class Topic(Generic[T]):
         self.partitions = partitions
         self.retention = retention
         """How long it is declared to keep its messages; None: nobody said."""
-        self._key = _reader(name, "key", key, type)
-        self._id = _reader(name, "id", id, type)
+        own = codec is not None and not codec.__class__.__module__.startswith("stream_codecs")
+        self.typed = None if own and type is bytes else Typed(name, type)
+        """Its name and type for those who compare; None where a codec of the user's own may make
+        anything of bytes, which is also what a topic has whose type was left out."""
+        self._key = _reader(name, "key", key, type, self.typed)
+        self._id = _reader(name, "id", id, type, self.typed)
         self._id_in_value = id is not None
         try:
             codec = codec if codec is not None else default_codec(type)
@@ -322,12 +327,18 @@ class OwnedTopic(Topic[T]):
     owned = True
 
 
-def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], Any] | None:
+def _reader(
+    topic: str, option: str, wanted: Any, type: Any, typed: Typed | None
+) -> Callable[[Any], Any] | None:
     """Reads a field of a value; checked against the declared type."""
     if wanted is None:
         return None
     if callable(wanted):
         function: Callable[[Any], Any] = wanted
+        if typed is not None:
+            check_function(
+                f"topic {topic!r}: {option}={name_of(wanted)}", function, [typed], tombstones=False
+            )
         return function
     if not isinstance(wanted, str) or not wanted:
         raise ConfigError(f"topic {topic!r}: {option}={wanted!r}: a field's name or a function")

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from streams.config import Dedup, Retry
 from streams.errors import ConfigError
+from streams.message import Message
 from streams.processor import Processor
 from streams.reading import When, ranges
 from streams.replay.copying import copy
@@ -35,6 +36,63 @@ if TYPE_CHECKING:
     from streams.app import Streams
 
 __all__ = ["Failure", "Move", "ReplayFailed", "ReplayResult", "replay", "reset"]
+
+
+A = TypeVar("A")
+
+
+@overload
+async def replay(
+    app: Streams,
+    topic: Source[A],
+    into: Callable[[A], object] | Callable[[A, Message[A]], object],
+    *,
+    start: When | Mapping[int, When] = "earliest",
+    end: When = "latest",
+    partition: int | None = None,
+    key: Key | None = None,
+    rate: float | None = None,
+    dedup: Dedup | None = None,
+    retry: Retry | None = None,
+    errors: Literal["stop", "skip"] = "stop",
+    progress: Callable[[ReplayResult], None] | None = None,
+) -> ReplayResult: ...
+
+
+@overload
+async def replay(
+    app: Streams,
+    topic: Source[Any] | str,
+    into: Processor[..., Any] | Topic[Any] | str,
+    *,
+    start: When | Mapping[int, When] = "earliest",
+    end: When = "latest",
+    partition: int | None = None,
+    key: Key | None = None,
+    rate: float | None = None,
+    dedup: Dedup | None = None,
+    retry: Retry | None = None,
+    errors: Literal["stop", "skip"] = "stop",
+    progress: Callable[[ReplayResult], None] | None = None,
+) -> ReplayResult: ...
+
+
+@overload
+async def replay(
+    app: Streams,
+    topic: str,
+    into: Callable[..., Any],
+    *,
+    start: When | Mapping[int, When] = "earliest",
+    end: When = "latest",
+    partition: int | None = None,
+    key: Key | None = None,
+    rate: float | None = None,
+    dedup: Dedup | None = None,
+    retry: Retry | None = None,
+    errors: Literal["stop", "skip"] = "stop",
+    progress: Callable[[ReplayResult], None] | None = None,
+) -> ReplayResult: ...
 
 
 async def replay(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from streams.annotations import check_handler
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatch import Work
 from streams.errors import ProcessorDied, StreamsError
 from streams.message import Position, text
-from streams.processor import Processor, shape
+from streams.processor import Options, Processor, Shape, shape, typed
 from streams.replay.pace import Pace
 from streams.replay.ranged import RangeFeed, groupless
 from streams.replay.result import KEPT, Failure, ReplayFailed, ReplayResult
@@ -100,6 +101,26 @@ class Handling:
     progress: Callable[[ReplayResult], None] | None
 
 
+def _check_type(
+    name: str,
+    source: Source[Any],
+    function: Callable[..., Any],
+    form: Shape,
+    options: Options | None = None,
+) -> None:
+    """:raises ConfigError: the function is annotated with another type than the topic's."""
+    read = typed(source)
+    if read is not None:
+        check_handler(
+            name,
+            function,
+            [read],
+            batch=options is not None and options.batch is not None,
+            wants_message=form.wants_message,
+            filtered=options is not None and options.filter is not None,
+        )
+
+
 def _job(
     app: Streams, source: Source[Any], topic: str, function: Callable[..., Any], how: Handling
 ) -> Job:
@@ -107,6 +128,7 @@ def _job(
     if isinstance(function, Processor):
         options, found = function.options, function.shape
         name, inner = f"replay into {function.name}", function.function
+        _check_type(name, source, inner, found, options)
         return Job(
             name=name,
             group=name,
@@ -126,6 +148,7 @@ def _job(
         )
     name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
     found = shape(function, name, batch=False)
+    _check_type(name, source, function, found)
     return Job(
         name=name,
         group=name,

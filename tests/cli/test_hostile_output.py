@@ -46,7 +46,7 @@ calls = app.topic("calls")
 
 
 @app.processor(orders, group="billing", retry=Retry(attempts=1))
-async def bill(order: dict, message: Message) -> None:
+async def bill(order: bytes, message: Message) -> None:
     raise Rude
 
 
@@ -54,7 +54,7 @@ closing = DeadLetters(sequenced=True)
 
 
 @app.processor(calls, group="desk", retry=Retry(attempts=1), dead_letters=closing)
-async def answer(call: dict, message: Message) -> None:
+async def answer(call: bytes, message: Message) -> None:
     raise Rude
 
 

@@ -77,23 +77,26 @@ def place(kafka: KafkaAddress) -> Place:
 
 
 def plain(app: Streams, topic: Any, group: str, seen: list[int], **more: Any) -> None:
-    @app.processor(topic, group=group, flow=QUICK, **more)
     def handle(item: Item) -> None:
         seen.append(item.n)
 
+    app.processor(topic, group=group, flow=QUICK, **more)(handle)
+
 
 def waiting(app: Streams, topic: Any, group: str, seen: list[int], **more: Any) -> None:
-    @app.processor(topic, group=group, flow=QUICK, concurrency=8, **more)
     async def handle(item: Item, message: Message[Item]) -> None:
         await asyncio.sleep(0)
         assert message.headers["ce_id"] == item.id
         seen.append(item.n)
 
+    app.processor(topic, group=group, flow=QUICK, concurrency=8, **more)(handle)
+
 
 def batches(app: Streams, topic: Any, group: str, seen: list[int], **more: Any) -> None:
-    @app.processor(topic, group=group, flow=QUICK, batch=10, **more)
     def handle(items: list[Item]) -> None:
         seen.extend(item.n for item in items)
+
+    app.processor(topic, group=group, flow=QUICK, batch=10, **more)(handle)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -177,7 +177,7 @@ async def test_what_a_handler_returns_goes_on_in_its_trace(traces: Traces, kind:
     def several(value: int) -> Iterator[int]:
         yield value
 
-    ways = {"async": later, "plain": now, "generator": several}
+    ways: dict[str, Callable[[int], Any]] = {"async": later, "plain": now, "generator": several}
     app.processor(orders, group="billing", to=bills)(ways[kind])
 
     @app.processor(bills, group="mail")

@@ -170,12 +170,13 @@ async def test_what_a_batch_error_names(world: World, to: bool) -> None:
     app, topic = world.app()
     out = app.topic("out", int)
 
-    @app.processor(topic, group="g", batch=5, to=out if to else None, flow=QUICK)
     def handle(values: list[int]) -> list[None]:
         world.calls += values
         if BAD in values and not world.mended:
             raise BatchError({values.index(BAD): Wrong()}, [None] * len(values))
         return [None] * len(values)
+
+    app.processor(topic, group="g", batch=5, to=out if to else None, flow=QUICK)(handle)
 
     died = await world.dies(app, topic)
     world.check(app, died)
@@ -404,10 +405,11 @@ async def test_what_cannot_work_whatever_the_message(
     if options.pop("to", False):
         options["to"] = out
 
-    @app.processor(topic, group="g", retry=Retry(attempts=3, delay=0), flow=QUICK, **options)
     async def handle(value: int, message: Message[int]) -> None:
         world.calls.append(value)
         await act(app, message)
+
+    app.processor(topic, group="g", retry=Retry(attempts=3, delay=0), flow=QUICK, **options)(handle)
 
     died = await world.dies(app, topic, [7])
     assert said in str(died)

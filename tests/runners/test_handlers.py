@@ -90,9 +90,10 @@ async def test_an_async_function_in_disguise_loses_nothing(
 
     async def work(given: Any) -> None: ...
 
-    @app.processor(topic, group="g", concurrency=concurrency, batch=batch, flow=QUICK)
     def handle(given: Any) -> Any:
         return work(given)
+
+    app.processor(topic, group="g", concurrency=concurrency, batch=batch, flow=QUICK)(handle)
 
     with pytest.raises(ProcessorDied, match="returned a coroutine: make what wraps"):
         async with app:
@@ -128,9 +129,12 @@ async def test_a_generators_code_runs_like_any_handler(batch: int | None) -> Non
         yield value
         yield value + 1
 
-    @app.processor(topic, group="g", concurrency=2, batch=batch, to=out, retry=ONCE, flow=QUICK)
     def handle(given: Any) -> Any:
         return values(given) if batch is None else [values(each) for each in given]
+
+    app.processor(topic, group="g", concurrency=2, batch=batch, to=out, retry=ONCE, flow=QUICK)(
+        handle
+    )
 
     async with harness(app) as h:
         await topic.publish_many([10, 20])

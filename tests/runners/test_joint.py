@@ -37,9 +37,6 @@ async def test_an_async_handler_that_fails_inside_is_buried(
     topic = app.topic("t", int)
     timeout = 0.05 if end == "is late" else None
 
-    @app.processor(
-        topic, group="g", batch=batch, retry=Retry(attempts=1), timeout=timeout, flow=QUICK
-    )
     async def handle(value: Any, messages: Any) -> None:
         message = messages if batch is None else messages[0]
         async with message.transaction:
@@ -47,6 +44,10 @@ async def test_an_async_handler_that_fails_inside_is_buried(
             if end == "rejects":
                 raise Reject("no")
             await asyncio.Event().wait()
+
+    app.processor(
+        topic, group="g", batch=batch, retry=Retry(attempts=1), timeout=timeout, flow=QUICK
+    )(handle)
 
     async with harness(app, url=url) as h:
         await topic.publish(1)

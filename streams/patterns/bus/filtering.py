@@ -39,7 +39,7 @@ class EventFilter:
 
     topic: str | re.Pattern[str] | None = None
     type: str | type | tuple[type, ...] | types.UnionType | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any | Callable[[Any], object]] = field(default_factory=dict)
     _fits: Callable[[str], Any] = field(default=bool, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from streams.errors import ConfigError, InvalidValue
 from streams.message import REDRIVE, SOURCE, identity
@@ -17,6 +17,8 @@ from streams.patterns.operation import call, check, is_plain
 from streams.shielding import to_the_end
 
 __all__ = ["DeduplicatedConsumer"]
+
+M = TypeVar("M")
 
 
 class DeduplicatedConsumer:
@@ -47,7 +49,7 @@ class DeduplicatedConsumer:
         """Whether this message would be a duplicate."""
         return _identity(message) in self._seen
 
-    async def process(self, message: Any, handler: Callable[[Any], Any]) -> bool:
+    async def process(self, message: M, handler: Callable[[M], object]) -> bool:
         """Call ``handler(message)`` unless the message's ID was handled: whether it was called.
 
         A duplicate that comes while the first is being handled waits for it: where that succeeds

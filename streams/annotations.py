@@ -1,0 +1,342 @@
+"""What a function's annotations say, compared with what it is going to be called with.
+
+Type checkers compare them exactly (:mod:`streams.handlers`). This is for whoever runs none: it
+refuses, when a handler is declared, what is certainly another type than the topic's, and takes
+everything else. Annotations that cannot be evaluated, type variables, protocols, and functions
+behind a decorator that may change what they get are all left alone; of a generic class only the
+class is compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec.inspect import TypedDictType
+from typing_extensions import is_typeddict
+
+from stream_codecs import fields_of, type_name
+from stream_codecs.shape import bare, is_model, parts_of
+from streams.errors import ConfigError
+from streams.message import Message
+
+
+class Typed(NamedTuple):
+    """A topic's name, and the type of its values."""
+
+    topic: str
+    type: Any
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What an error calls a function."""
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature, also where an annotation names what does not exist (yet).
+
+    :raises ValueError, TypeError: a builtin that does not tell its parameters.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
+
+
+def check_handler(
+    at: str,
+    function: Callable[..., Any],
+    topics: Sequence[Typed],
+    *,
+    batch: bool,
+    wants_message: bool,
+    filtered: bool,
+) -> None:
+    """Compare a handler's parameters with the topics that it reads.
+
+    :param filtered: there is a filter, which may leave only a part of the type.
+    :raises ConfigError: it is annotated with another type than it will get.
+    """
+    around = (list,) if batch else ()
+    annotated = list(_positional(function))
+    for (name, said), what in zip(annotated, (around, (*around, Message)), strict=False):
+        if what[-1:] == (Message,) and not wants_message:
+            break
+        _check(at, name, said, topics, what, any_part=filtered)
+
+
+def check_function(
+    at: str, function: Callable[..., Any], topics: Sequence[Typed], *, tombstones: bool
+) -> None:
+    """Compare a function of a value (a filter, a key) with the topics whose values it gets.
+
+    :param tombstones: it also gets None, where that is a value of the topic.
+    :raises ConfigError: it cannot be called with one value, or its parameter has another type.
+    """
+    try:
+        signature(function).bind(None)
+    except TypeError as error:
+        raise ConfigError(f"{at}: {error}; it is called with the value alone") from error
+    except ValueError:
+        return  # a builtin that does not tell its parameters
+    for name, said in list(_positional(function))[:1]:
+        _check(at, name, said, topics, (), tombstones=tombstones)
+
+
+def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: bool) -> None:
+    """Compare what a handler returns with the topic that it is published to.
+
+    :raises ConfigError: nothing that it may return fits.
+    """
+    said = _Annotations(function)["return"]
+    if _may_return(said, to.type, batch=batch):
+        return
+    wanted = _shown(to.type)
+    how = f"a list with {wanted} or None for each message" if batch else f"{wanted} or None"
+    raise ConfigError(
+        f"{at}: what it returns is annotated {_shown(said)}, but is published to topic "
+        f"{to.topic!r} (to=), which has {wanted}; return {how}"
+    )
+
+
+def _check(
+    at: str,
+    parameter: str,
+    said: Any,
+    topics: Sequence[Typed],
+    around: tuple[type, ...],
+    *,
+    any_part: bool = False,
+    tombstones: bool = True,
+) -> None:
+    parts = [part for each in topics for part in _alternatives(each.type)]
+    if not tombstones:
+        parts = [part for part in parts if part is not type(None)]
+    fits = [_takes(said, part, around) for part in parts]
+    if all(fits) or (any_part and any(fits)):
+        return
+    wanted = " | ".join(dict.fromkeys(_shown(each.type) for each in topics))
+    for cls in reversed(around):
+        wanted = f"{cls.__name__}[{wanted}]"
+    gets = " and ".join(f"topic {each.topic!r} has {_shown(each.type)}" for each in topics)
+    if around and not _takes(said, Any, around):
+        what = "the messages" if around == (list, Message) else "the message"
+        gets = f"it gets {'a list (batch=)' if around == (list,) else what}, and {gets}"
+    instead = ""
+    if not around and all(_takes(said, part, (list,)) for part in parts):
+        instead = ", or give batch="
+    elif len(topics) == 1 and topics[0].type is bytes:  # which it is where none was given
+        instead = f", or give the type: app.topic({topics[0].topic!r}, ...)"
+    raise ConfigError(
+        f"{at}: parameter {parameter!r} is annotated {_shown(said)}, but {gets}; "
+        f"annotate it {wanted}{instead}"
+    )
+
+
+# -- reading annotations
+
+
+def _positional(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """The parameters that are given by position, with what they are annotated; ``Any`` where that
+    is nothing, or not known."""
+    annotations = _Annotations(function)
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    for parameter in parameters:
+        if parameter.kind in (
+            parameter.POSITIONAL_ONLY,
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        ):
+            yield parameter.name, annotations[parameter.name]
+
+
+class _Annotations:
+    """A function's annotations, each evaluated by itself."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._found: Mapping[str, Any] = {}
+        self._globals: dict[str, Any] = {}
+        plain = _plain(function)
+        if plain is None:
+            return
+        try:
+            told = signature(plain)
+        except Exception:  # nothing is known of it
+            return
+        self._globals = plain.__globals__
+        self._found = {
+            "return": told.return_annotation,
+            **{name: each.annotation for name, each in told.parameters.items()},
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        found = self._found.get(name, Any)
+        if found is inspect.Parameter.empty:
+            return Any
+
+        def carrier() -> None: ...
+
+        carrier.__annotations__ = {name: found}
+        try:
+            return typing.get_type_hints(carrier, self._globals, include_extras=True)[name]
+        except Exception:  # it names what does not exist (yet), or is no type at all
+            return Any
+
+
+def _plain(function: Any) -> types.FunctionType | None:
+    """The function that is called in the end; None where what it gets may be something else."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, staticmethod):
+        function = function.__func__
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        function = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked into
+    if inspect.ismethod(function):
+        function = function.__func__
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+        return None
+    return function
+
+
+# -- comparing types
+
+
+_PROMOTED: Mapping[type, tuple[type, ...]] = {
+    float: (int,),
+    complex: (int, float),
+    bytes: (bytearray, memoryview),
+}
+"""What type checkers take for another class."""
+
+
+def _alternatives(form: Any) -> list[Any]:
+    """The members of a union, or the type itself, without names and wrapping."""
+    try:
+        form = bare(form)
+        while isinstance(form, typing.NewType):
+            form = bare(form.__supertype__)
+    except Exception:  # an alias of what does not exist (yet)
+        return [Any]
+    if typing.get_origin(form) in (typing.Union, types.UnionType):
+        return [part for each in typing.get_args(form) for part in _alternatives(each)]
+    if typing.get_origin(form) is typing.Literal:
+        return [type(value) for value in typing.get_args(form)]
+    return [type(None) if form is None else form]
+
+
+def _class_of(form: Any) -> type | None:
+    """The class of a type; None where an instance of it could be anything."""
+    cls: Any = typing.get_origin(form) or form
+    if not isinstance(cls, type) or Any in cls.__mro__ or getattr(cls, "_is_protocol", False):
+        return None
+    if hasattr(cls, "__get_pydantic_core_schema__") and not is_model(cls):
+        return None  # its values are what this says: for an EmailStr they are plain str
+    return cls
+
+
+def _takes(annotation: Any, part: Any, around: tuple[type, ...] = ()) -> bool:
+    """Whether a parameter takes a value of a type, or what is around it: a list, a message."""
+    for form in _alternatives(annotation):
+        cls = _class_of(form)
+        if cls is None:
+            return True
+        if not around:
+            if _is(part, form):
+                return True
+            continue
+        if not _is(around[0], cls):
+            continue
+        arguments = typing.get_args(form)
+        ours = cls is Message or cls.__module__ in ("builtins", "collections.abc")
+        if not arguments or not ours or _takes(arguments[0], part, around[1:]):
+            return True
+    return False
+
+
+def _is(part: Any, form: Any) -> bool:
+    """Whether each value of one type is of another, too, as far as can be said."""
+    given, wanted = _class_of(part), _class_of(form)
+    if given is None or wanted is None or given is object:
+        return True
+    if is_typeddict(wanted):
+        if is_typeddict(given):
+            return _required(wanted) <= _names(given)
+        return issubclass(given, Mapping)  # perhaps: it depends on what is in it
+    if is_typeddict(given):
+        given = dict
+    try:
+        if issubclass(given, (wanted, *_PROMOTED.get(wanted, ()))):
+            return True
+        # Of an abstract type codecs make something concrete: a list of a Sequence.
+        return given.__module__ == "collections.abc" and issubclass(wanted, given)
+    except TypeError:  # a class that does not say what is of it
+        return True
+
+
+def _names(typed_dict: Any) -> set[str]:
+    return {name for _, names in fields_of(typed_dict) or () for name in names}
+
+
+def _required(typed_dict: Any) -> set[str]:
+    return {
+        field.name
+        for part in parts_of(typed_dict)
+        if isinstance(part, TypedDictType)
+        for field in part.fields
+        if field.required
+    }
+
+
+def _may_return(annotation: Any, to: Any, *, batch: bool) -> bool:
+    """Whether a value of a type can be published as another, or hold some that can."""
+    forms = [form for form in _alternatives(annotation) if form is not type(None)]
+    return not forms or any(_may_hold(form, to, batch=batch) for form in forms)
+
+
+def _may_hold(form: Any, to: Any, *, batch: bool) -> bool:
+    cls = _class_of(form)
+    if cls is None or issubclass(cls, Awaitable):
+        return True
+    if not batch and any(_may_be(form, each) for each in _alternatives(to)):
+        return True
+    if not issubclass(cls, (list, tuple, Iterator)) and not _is(list, cls):
+        return False
+    held = typing.get_args(form)
+    held = held if cls is tuple else held[:1]  # a generator's others are not what it yields
+    return not held or any(_may_return(each, to, batch=False) for each in held if each is not ...)
+
+
+def _may_be(form: Any, to: Any) -> bool:
+    """Whether a value of one type may be of another: it may also be of a subclass."""
+    if _is(form, to) or _is(to, form):
+        return True
+    return any(
+        cls is not None and all(issubclass(each, family) for each in (cls, other))
+        for family in (Mapping, (list, tuple, set, frozenset))
+        for cls, other in [(_class_of(form), _class_of(to) or object)]
+    )
+
+
+def _shown(form: Any) -> str:
+    """A type as people write it, on one line."""
+    form = bare(form)
+    if typing.get_origin(form) in (typing.Union, types.UnionType):
+        return " | ".join(_shown(part) for part in typing.get_args(form))
+    if isinstance(form, typing.NewType):
+        return form.__name__
+    cls, held = _class_of(form), typing.get_args(form)
+    if cls is None or not held:
+        return type_name(form)
+    if cls is Message and held[1:] == (Any,):
+        held = held[:1]
+    return f"{cls.__name__}[{', '.join('...' if each is ... else _shown(each) for each in held)}]"
