@@ -39,6 +39,11 @@ class MemoryBatch(Batch):
         found = self._pairs[index]
         return _headers(found, ()) if isinstance(found, str) else _headers(found.id, found.headers)
 
+    def extra_headers(self, index: int) -> Headers:
+        """The headers of one message without the ID."""
+        found = self._pairs[index]
+        return () if isinstance(found, str) else found.headers
+
 
 def _headers(id: str, others: Headers) -> Headers:
     return ((ID, id.encode("utf-8", "surrogateescape")), *others) if id else others

@@ -10,7 +10,10 @@ Spans, attributes and headers are those of OpenTelemetry's conventions for messa
   span that published the message and, for a single message, is its child, so that one trace shows
   the way of a message. A batch handler's span links to each of its messages.
 * What a handler returned (``to=``) carries the context of its span.
+* The baggage that a message carries is current in its handler, and goes on with what that publishes
+  and returns.
 
+A span that will not be sampled is not built: see :mod:`streams.patterns.monitoring.sampling`.
 Without the SDK, or where the span that published is unknown, nothing is written and nothing breaks.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -26,13 +29,24 @@ from typing import Any
 from streams.app import Streams
 from streams.engine.dispatch import Work
 from streams.errors import ConfigError
-from streams.message import CORRELATION, Message, Position, Record, text
+from streams.log.protocol import Log
+from streams.message import CORRELATION, Batch, Message, Position, Record, deliver, text
 from streams.runners.job import Job, Outgoing
 
 try:
     from opentelemetry import propagate, trace
-    from opentelemetry.context import Context
+    from opentelemetry.context import Context, get_current
     from opentelemetry.trace import Link, Span, SpanKind, Tracer, TracerProvider
+
+    from streams.patterns.monitoring.sampling import (
+        LOW,
+        Dropped,
+        Early,
+        apart,
+        early,
+        extract,
+        switches,
+    )
 except ImportError as error:
     raise ConfigError(
         "tracing needs the package opentelemetry-api: pip install 'streams-toolkit[otel]'"
@@ -43,8 +57,9 @@ MOST_LINKS = 128
 
 Attributes = dict[str, str | int | bool]
 
-_context: ContextVar[Mapping[str, str] | None] = ContextVar("streams-handled", default=None)
-"""The headers of the span of the handler that was called last, in this task or thread."""
+_handled: ContextVar[_Carrier | None] = ContextVar("streams-handled", default=None)
+"""The context of the handler that was called last, in this task or thread, if it returns what is
+to be published."""
 
 
 def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -> None:
@@ -61,19 +76,36 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
         raise ConfigError("instrument(app): it is instrumented already")
     from streams import __version__
 
-    tracing = _Tracing(app, trace.get_tracer("streams", __version__, tracer_provider))
+    tracing = _Tracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
     app._observer = tracing.publishing
     app._wraps.append(tracing.wrap)
 
 
 class _Tracing:
-    def __init__(self, app: Streams, tracer: Tracer) -> None:
+    def __init__(self, app: Streams, tracer: Callable[[], Tracer]) -> None:
         self._app = app
-        self._tracer = tracer
+        self._get_tracer = tracer
+        self._tracer = tracer()
+        self._early: Early | None = None
+        self._log: Log | None = None
+        self._constant: dict[tuple[str, str, str], Attributes] = {}
+        self._attach, self._detach = switches()
+
+    def _begin(self) -> None:
+        """Look at OpenTelemetry's settings, once each time that the app is entered."""
+        if self._log is not self._app.log:
+            self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
+            self._early = early(self._tracer)
+            self._constant = {}
+            self._log = self._app.log
 
     def _facts(self, operation: str, kind: str, topic: str) -> Attributes:
+        """The attributes that all messages of a topic have; not to be changed."""
+        found = self._constant.get((operation, kind, topic))
+        if found is not None:
+            return found
         system = self._app.log.capabilities.name
-        found: Attributes = {
+        found = {
             "messaging.system": system,
             "messaging.operation.name": operation,
             "messaging.operation.type": kind,
@@ -84,6 +116,7 @@ class _Tracing:
             found["server.address"] = server[0]
             if server[1] is not None:
                 found["server.port"] = server[1]
+        self._constant[operation, kind, topic] = found
         return found
 
     # -- publishing
@@ -93,73 +126,164 @@ class _Tracing:
         self, topic: str, records: Sequence[Record]
     ) -> Iterator[Callable[[Sequence[Position]], None]]:
         """Around a call that publishes: see :data:`streams.publisher.Observer`."""
-        facts = self._facts("publish", "send", topic)
-        kafka = facts["messaging.system"] == "kafka"
-        if len(records) == 1:
-            record = records[0]
-            facts["messaging.message.id"] = record.id
-            if record.value is not None:
-                facts["messaging.message.body.size"] = len(record.value)
-            if kafka:
-                facts |= _kafka(record.key, record.value)
-            for name, value in record.headers:
-                if name == CORRELATION and value is not None:
-                    facts["messaging.message.conversation_id"] = text(value)
-        else:
-            facts["messaging.batch.message_count"] = len(records)
-        with self._span(f"publish {topic}", SpanKind.PRODUCER, facts) as span:
+        self._begin()
+        name, tracer, dropped = f"publish {topic}", self._tracer, False
+        if self._early is not None:
+            parent = trace.get_current_span().get_span_context()
+            if parent.is_valid:
+                dropped = self._early.drops_child(parent)
+            else:
+                trace_id = self._early.draw()
+                dropped = trace_id & LOW >= self._early.root
+                tracer = self._early.tracer(trace_id)
+        facts = None if dropped else self._published(topic, records)
+        span = tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=facts)
+        kafka = facts is not None and facts["messaging.system"] == "kafka"
+
+        def landed(positions: Sequence[Position]) -> None:
+            if facts is not None and len(positions) == 1:
+                partition = str(positions[0].partition)
+                span.set_attribute("messaging.destination.partition.id", partition)
+                if kafka:
+                    span.set_attribute("messaging.kafka.offset", positions[0].offset)
+
+        with self._current(span):
             carrier: dict[str, str] = {}
             propagate.inject(carrier)
             for record in records:
                 _carry(record, carrier, instead=False)
-
-            def landed(positions: Sequence[Position]) -> None:
-                if len(positions) == 1:
-                    span.set_attribute(
-                        "messaging.destination.partition.id", str(positions[0].partition)
-                    )
-                    if kafka:
-                        span.set_attribute("messaging.kafka.offset", positions[0].offset)
-
             yield landed
+
+    def _published(self, topic: str, records: Sequence[Record]) -> Attributes:
+        facts = self._facts("publish", "send", topic).copy()
+        if len(records) > 1:
+            return facts | {"messaging.batch.message_count": len(records)}
+        record = records[0]
+        facts["messaging.message.id"] = record.id
+        if record.value is not None:
+            facts["messaging.message.body.size"] = len(record.value)
+        if facts["messaging.system"] == "kafka":
+            facts |= _kafka(record.key, record.value)
+        for name, value in record.headers:
+            if name == CORRELATION and value is not None:
+                facts["messaging.message.conversation_id"] = text(value)
+        return facts
 
     # -- handling
 
     def wrap(self, job: Job) -> Job:
         """The same job with a span around each call of its handler."""
-        around = self._one if job.batch is None else self._several
-        function, wants = job.function, job.wants_message
-        lists = job.results is not None
-
-        async def traced_async(value: Any, message: Any) -> Any:
-            with around(job, message):
-                return await (function(value, message) if wants else function(value))
-
-        def traced(value: Any, message: Any) -> Any:
-            with around(job, message):
-                result = function(value, message) if wants else function(value)
-                # A generator's code is the handler's: it belongs into the handler's span.
-                return list(result) if lists and hasattr(result, "__next__") else result
-
+        self._begin()
+        # Plain handlers run in threads of their own, which begin with an empty context.
+        outer = apart(get_current()) if job.asynchronous else Context()
+        make = self._messages if job.batch is None else self._batches
         return replace(
             job,
-            function=traced_async if job.asynchronous else traced,
+            function=make(job, outer),
             wants_message=True,
+            builds_messages=True,
             results=None if job.results is None else _carrying(job.results),
-            transactions=job.transactions and wants,
+            transactions=job.transactions and job.wants_message,
         )
 
+    def _messages(self, job: Job, outer: Context) -> Callable[..., Any]:
+        """Calls a handler of single messages."""
+        function, wants, carries = job.function, job.wants_message, job.results is not None
+        attach, detach, early = self._attach, self._detach, self._early
+        draw, root = (early.draw, early.root) if early is not None else (None, 0)
+
+        def dropped(batch: Batch, index: int) -> Dropped | int:
+            """The context of a message whose span is dropped; else the trace ID of its root span,
+            0 where it is the span's parent or OpenTelemetry that says so."""
+            if draw is None or early is None:
+                return 0
+            headers = batch.extra_headers(index)
+            parent = early.traceparent(headers) if headers else None
+            trace_id = 0
+            if parent is None:
+                trace_id = draw()
+                if trace_id & LOW < root:
+                    return trace_id
+            elif not early.drops(parent):
+                return 0
+            found = Dropped(early, outer, headers, trace_id)
+            if carries:
+                _handled.set(_Carrier(found))
+            return found
+
+        def called(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            if wants:
+                return function(value, deliver(value, batch, index, attempt, transaction))
+            return function(value)
+
+        async def traced_async(value: Any, *row: Any) -> Any:
+            context = dropped(row[0], row[1])
+            if type(context) is Dropped:
+                token = attach(context)
+                try:
+                    return await called(value, *row)
+                finally:
+                    detach(token)
+            with self._one(job, outer, deliver(value, *row), context):
+                return await called(value, *row)
+
+        def traced(value: Any, *row: Any) -> Any:
+            context = dropped(row[0], row[1])
+            if type(context) is Dropped:
+                token = attach(context)
+                try:
+                    return _listed(called(value, *row), carries)
+                finally:
+                    detach(token)
+            with self._one(job, outer, deliver(value, *row), context):
+                return _listed(called(value, *row), carries)
+
+        return traced_async if job.asynchronous else traced
+
+    def _batches(self, job: Job, outer: Context) -> Callable[..., Any]:
+        """Calls a handler of batches."""
+        function, wants, carries = job.function, job.wants_message, job.results is not None
+
+        def around(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[None]:
+            early = self._early
+            trace_id = 0 if early is None else early.draw()
+            if early is None or trace_id & LOW < early.root:
+                return self._several(job, outer, make(), trace_id)
+            return self._dropped(Dropped(early, outer, (), trace_id), carries=carries)
+
+        async def traced_async(values: Any, make: Any) -> Any:
+            with around(make):
+                return await (function(values, make()) if wants else function(values))
+
+        def traced(values: Any, make: Any) -> Any:
+            with around(make):
+                return _listed(function(values, make()) if wants else function(values), carries)
+
+        return traced_async if job.asynchronous else traced
+
     @contextmanager
-    def _one(self, job: Job, message: Message[Any]) -> Iterator[None]:
-        headers = message.headers
-        facts = self._facts("process", "process", message.topic) | {
+    def _dropped(self, context: Dropped, *, carries: bool) -> Iterator[None]:
+        if carries:
+            _handled.set(_Carrier(context))
+        token = self._attach(context)
+        try:
+            yield
+        finally:
+            self._detach(token)
+
+    @contextmanager
+    def _one(
+        self, job: Job, outer: Context, message: Message[Any], trace_id: int
+    ) -> Iterator[None]:
+        topic, raw = message.topic, message.raw
+        facts = self._facts("process", "process", topic) | {
             "messaging.consumer.group.name": job.group,
             "messaging.destination.partition.id": str(message.partition),
             "messaging.message.id": message.id,
         }
-        if CORRELATION in headers:
-            facts["messaging.message.conversation_id"] = headers[CORRELATION]
-        raw = message.raw
+        correlation = message.header(CORRELATION)
+        if correlation is not None:
+            facts["messaging.message.conversation_id"] = text(correlation)
         if raw.value is not None:
             facts["messaging.message.body.size"] = len(raw.value)
         if facts["messaging.system"] == "kafka":
@@ -167,47 +291,71 @@ class _Tracing:
             facts["messaging.kafka.offset"] = message.offset
         if message.attempt > 1:
             facts["streams.attempt"] = message.attempt
-        # Not the context in which the app was entered: that has nothing to do with the message.
-        origin = propagate.extract(headers, Context())
-        links = _links([origin])
-        name = f"process {message.topic}"
-        with self._span(name, SpanKind.CONSUMER, facts, links, origin):
+        origin = extract(raw.headers, outer)
+        with self._span(job, f"process {topic}", facts, _links([origin]), origin, trace_id):
             yield
 
     @contextmanager
-    def _several(self, job: Job, messages: Sequence[Message[Any]]) -> Iterator[None]:
-        topics = sorted({message.topic for message in messages})
-        facts = self._facts("process", "process", ",".join(topics)) | {
+    def _several(
+        self, job: Job, outer: Context, messages: Sequence[Message[Any]], trace_id: int
+    ) -> Iterator[None]:
+        topics = ",".join(sorted({message.topic for message in messages}))
+        facts = self._facts("process", "process", topics) | {
             "messaging.consumer.group.name": job.group,
             "messaging.batch.message_count": len(messages),
         }
-        links = _links(
-            propagate.extract(message.headers, Context()) for message in messages[:MOST_LINKS]
-        )
-        name = f"process {','.join(topics)}"
-        with self._span(name, SpanKind.CONSUMER, facts, links, Context()):
+        origins = (extract(message.raw.headers, outer) for message in messages[:MOST_LINKS])
+        with self._span(job, f"process {topics}", facts, _links(origins), outer, trace_id):
             yield
 
     @contextmanager
     def _span(
         self,
+        job: Job,
         name: str,
-        kind: SpanKind,
         facts: Attributes,
-        links: Sequence[Link] = (),
-        parent: Context | None = None,
-    ) -> Iterator[Span]:
-        start = self._tracer.start_as_current_span
-        with start(name, context=parent, kind=kind, attributes=facts, links=links) as span:
-            if kind is SpanKind.CONSUMER:
-                carrier: dict[str, str] = {}
-                propagate.inject(carrier)
-                _context.set(carrier)
+        links: Sequence[Link],
+        origin: Context,
+        trace_id: int,
+    ) -> Iterator[None]:
+        """A handler's span, current beside the baggage of ``origin``, which has its parent."""
+        tracer = self._tracer if self._early is None else self._early.tracer(trace_id)
+        kind = SpanKind.CONSUMER
+        span = tracer.start_span(name, context=origin, kind=kind, attributes=facts, links=links)
+        token = self._attach(origin)
+        try:
+            with self._current(span):
+                if job.results is not None:
+                    _handled.set(_Carrier(get_current()))
+                yield
+        finally:
+            self._detach(token)
+
+    @contextmanager
+    def _current(self, span: Span) -> Iterator[None]:
+        with trace.use_span(span, end_on_exit=True):
             try:
-                yield span
+                yield
             except Exception as error:
                 span.set_attribute("error.type", _name(type(error)))
                 raise
+
+
+class _Carrier:
+    """The headers of a context, made when they are asked for."""
+
+    __slots__ = ("_context", "_headers")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._headers: dict[str, str] | None = None
+
+    def headers(self) -> Mapping[str, str]:
+        """What the propagator writes."""
+        if self._headers is None:
+            self._headers = {}
+            propagate.inject(self._headers, self._context)
+        return self._headers
 
 
 def _carrying(
@@ -217,13 +365,18 @@ def _carrying(
 
     def make(result: Any, work: Work) -> Sequence[Outgoing]:
         outgoing = results(result, work)
-        carrier = _context.get()
-        if carrier:
+        handled = _handled.get()
+        if handled is not None and outgoing:
             for _, record in outgoing:
-                _carry(record, carrier, instead=True)
+                _carry(record, handled.headers(), instead=True)
         return outgoing
 
     return make
+
+
+def _listed(result: Any, carries: bool) -> Any:
+    """A generator's values: its code is the handler's, so it runs inside the handler's span."""
+    return list(result) if carries and hasattr(result, "__next__") else result
 
 
 def _carry(record: Record, carrier: Mapping[str, str], *, instead: bool) -> None:
