@@ -14,11 +14,13 @@ other headers than W3C's, :func:`early` is None and every span is built.
 
 from __future__ import annotations
 
+import math
+import random
 import re
 import threading
 from collections.abc import Callable
 from contextvars import Token
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.context import Context
@@ -53,14 +55,59 @@ class Bounds(NamedTuple):
 
 
 class Early:
-    """Decides for one tracer."""
+    """Decides for one tracer, for whoever shares an outer context."""
 
-    def __init__(self, tracer: Any, bounds: Bounds, *, reads_parent: bool) -> None:
+    def __init__(self, tracer: Any, bounds: Bounds, outer: Context, *, reads_parent: bool) -> None:
         self._tracer = tracer
         self._bounds = bounds
         self._reads_parent = reads_parent
-        self.root = bounds.root
-        self.draw: Callable[[], int] = tracer.id_generator.generate_trace_id
+        self._generate: Callable[[], int] = tracer.id_generator.generate_trace_id
+        self.outer = outer
+        """What is current around every message: neither a span nor baggage is in it."""
+        self.draw = self._draw_gaps() if _is_random(tracer.id_generator) else self._draw
+        """The trace ID of the next span without a parent, if it may be sampled. None: it is
+        dropped, and its trace ID is drawn when somebody asks for it."""
+
+    def _draw(self) -> int | None:
+        trace_id = self._generate()
+        return trace_id if trace_id & LOW < self._bounds.root else None
+
+    def _draw_gaps(self) -> Callable[[], int | None]:
+        """Draws how many spans are dropped until the next that is sampled, which is cheaper than a
+        trace ID for each, and comes to the same where trace IDs are random."""
+        bound = self._bounds.root
+        if bound >= ALL:
+            return self._generate
+        if bound == 0:
+            return lambda: None
+        scale = math.log1p(-bound / ALL)
+
+        def gap() -> int:
+            return int(math.log(1.0 - random.random()) / scale)
+
+        left = gap()
+
+        def draw() -> int | None:
+            # Threads that meet here may take a turn from one another, which does no harm.
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                return None
+            left = gap()
+            return random.getrandbits(64) << 64 | random.randrange(bound) or 1
+
+        return draw
+
+    def dropped_id(self) -> int:
+        """The trace ID of a root span that is dropped."""
+        while True:
+            trace_id = self._generate()
+            if trace_id & LOW >= self._bounds.root:
+                return trace_id
+
+    def dropped(self) -> type[Dropped]:
+        """Makes contexts of messages whose span this drops."""
+        return type("Dropped", (Dropped,), {"__slots__": (), "early": self})
 
     def traceparent(self, headers: Headers) -> bytes | None:
         """The header that names a message's parent, None where there is none or it is not read."""
@@ -91,10 +138,7 @@ class Early:
         return parent.trace_id & LOW >= choice[parent.trace_flags.sampled]
 
     def tracer(self, trace_id: int) -> Tracer:
-        """The tracer; a root span that it starts has this trace ID, unless that is 0."""
-        if not trace_id:
-            given: Tracer = self._tracer
-            return given
+        """The tracer, for a span without a parent that is to have this trace ID."""
         # A copy, as the tracer is its provider's, and made anew each time, as the provider may
         # give its tracers other settings at any time.
         made: Any = object.__new__(type(self._tracer))
@@ -102,6 +146,15 @@ class Early:
         made.id_generator = _Drawn(made.id_generator, trace_id)
         copied: Tracer = made
         return copied
+
+    def build(self, headers: Headers) -> Context:
+        """The context of a message with these headers, whose span is dropped."""
+        origin = extract(headers, self.outer)
+        tracer: Tracer = self._tracer
+        if not trace.get_current_span(origin).get_span_context().is_valid:
+            tracer = self.tracer(self.dropped_id())
+        span = tracer.start_span("process", context=origin, kind=SpanKind.CONSUMER)
+        return trace.set_span_in_context(span, origin)
 
 
 class _Drawn:
@@ -114,8 +167,21 @@ class _Drawn:
     def generate_trace_id(self) -> int:
         return self._trace_id
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
+    def generate_span_id(self) -> int:
+        span_id: int = self._generator.generate_span_id()
+        return span_id
+
+    def is_trace_id_random(self) -> bool:  # asked for by the SDK since 1.43
+        found: bool = self._generator.is_trace_id_random()
+        return found
+
+
+def _is_random(generator: Any) -> bool:
+    """It is the SDK's own, of which it is known that all bits of an ID are random."""
+    kind = type(generator)
+    return kind.__module__ == "opentelemetry.sdk.trace.id_generator" and (
+        kind.__name__ == "RandomIdGenerator"
+    )
 
 
 def _reading(name: str) -> Any:
@@ -123,7 +189,7 @@ def _reading(name: str) -> Any:
     read = getattr(dict, name)
 
     def reading(self: Dropped, *given: Any) -> Any:
-        if self.early is not None:
+        if not dict.__len__(self):  # once it is built, a span is in it
             self.fill()
         return read(self, *given)
 
@@ -136,33 +202,20 @@ class Dropped(Context):
     span that records nothing, in the message's trace. Built when it is first read.
 
     One for each message, so that what outlives the handler (a task, a thread, a callback that
-    kept the context) goes on in the trace of its own message.
+    kept the context) goes on in the trace of its own message. As cheap as can be: what is the same
+    for all messages stands in the class, which :meth:`Early.dropped` makes.
     """
 
-    __slots__ = ("early", "headers", "outer", "trace_id")
-
-    def __init__(
-        self, early: Early | None, outer: Context, headers: Headers, trace_id: int
-    ) -> None:
-        self.early = early
-        """None once this is built."""
-        self.outer = outer
-        self.headers = headers
-        self.trace_id = trace_id
+    early: ClassVar[Early]
+    headers: Headers = ()
+    """The message's, where it has any beside its ID."""
 
     def fill(self) -> None:
         """Build it."""
-        early = self.early
-        if early is None:
-            return
-        origin = extract(self.headers, self.outer)
-        tracer = early.tracer(self.trace_id)
-        span = tracer.start_span("process", context=origin, kind=SpanKind.CONSUMER)
-        built = trace.set_span_in_context(span, origin)
+        built = self.early.build(self.headers)
         with _filling:
-            if self.early is not None:  # two threads may have built it; both read the first
+            if not dict.__len__(self):  # two threads may have built it; both read the first
                 dict.update(self, built)
-                self.early = None
 
     get = _reading("get")
     copy = _reading("copy")
@@ -182,7 +235,7 @@ class Dropped(Context):
     __hash__ = None  # type: ignore[assignment]
 
 
-def early(tracer: Tracer) -> Early | None:
+def early(tracer: Tracer, outer: Context) -> Early | None:
     """Decides for this tracer; None where only OpenTelemetry can."""
     if type(tracer).__module__ != "opentelemetry.sdk.trace" or type(tracer).__name__ != "Tracer":
         return None
@@ -194,7 +247,7 @@ def early(tracer: Tracer) -> Early | None:
     bounds = _bounds(getattr(tracer, "sampler", None))
     if fields is None or bounds is None:
         return None
-    return Early(tracer, bounds, reads_parent=TRACEPARENT in fields)
+    return Early(tracer, bounds, outer, reads_parent=TRACEPARENT in fields)
 
 
 def _fields(propagator: Any) -> set[str] | None:

@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
 from streams.engine.dispatch import Work
 from streams.errors import ConfigError
+from streams.letters import header
 from streams.log.protocol import Log
 from streams.message import CORRELATION, Batch, Message, Position, Record, deliver, text
 from streams.runners.job import Job, Outgoing
@@ -36,11 +38,9 @@ from streams.runners.job import Job, Outgoing
 try:
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context, get_current
-    from opentelemetry.trace import Link, Span, SpanKind, Tracer, TracerProvider
+    from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
     from streams.patterns.monitoring.sampling import (
-        LOW,
-        Dropped,
         Early,
         apart,
         early,
@@ -89,13 +89,13 @@ class _Tracing:
         self._early: Early | None = None
         self._log: Log | None = None
         self._constant: dict[tuple[str, str, str], Attributes] = {}
-        self._attach, self._detach = switches()
+        self._switches = switches()
 
     def _begin(self) -> None:
         """Look at OpenTelemetry's settings, once each time that the app is entered."""
         if self._log is not self._app.log:
             self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
-            self._early = early(self._tracer)
+            self._early = early(self._tracer, Context())
             self._constant = {}
             self._log = self._app.log
 
@@ -127,27 +127,27 @@ class _Tracing:
     ) -> Iterator[Callable[[Sequence[Position]], None]]:
         """Around a call that publishes: see :data:`streams.publisher.Observer`."""
         self._begin()
-        name, tracer, dropped = f"publish {topic}", self._tracer, False
+        tracer, facts, dropped = self._tracer, None, False
         if self._early is not None:
             parent = trace.get_current_span().get_span_context()
             if parent.is_valid:
                 dropped = self._early.drops_child(parent)
             else:
                 trace_id = self._early.draw()
-                dropped = trace_id & LOW >= self._early.root
-                tracer = self._early.tracer(trace_id)
-        facts = None if dropped else self._published(topic, records)
-        span = tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=facts)
-        kafka = facts is not None and facts["messaging.system"] == "kafka"
+                dropped = trace_id is None
+                tracer = self._early.tracer(trace_id or self._early.dropped_id())
+        if not dropped:
+            facts = self._published(topic, records)
+        span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=facts)
 
         def landed(positions: Sequence[Position]) -> None:
             if facts is not None and len(positions) == 1:
                 partition = str(positions[0].partition)
                 span.set_attribute("messaging.destination.partition.id", partition)
-                if kafka:
+                if facts["messaging.system"] == "kafka":
                     span.set_attribute("messaging.kafka.offset", positions[0].offset)
 
-        with self._current(span):
+        with _Current(span, trace.set_span_in_context(span), self._switches):
             carrier: dict[str, str] = {}
             propagate.inject(carrier)
             for record in records:
@@ -189,67 +189,91 @@ class _Tracing:
     def _messages(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of single messages."""
         function, wants, carries = job.function, job.wants_message, job.results is not None
-        attach, detach, early = self._attach, self._detach, self._early
-        draw, root = (early.draw, early.root) if early is not None else (None, 0)
+        attach, detach = self._switches
+        decides = early(self._tracer, outer)
 
-        def dropped(batch: Batch, index: int) -> Dropped | int:
-            """The context of a message whose span is dropped; else the trace ID of its root span,
-            0 where it is the span's parent or OpenTelemetry that says so."""
-            if draw is None or early is None:
-                return 0
+        async def spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._one(job, outer, trace_id, *row):
+                return await (function(value, deliver(value, *row)) if wants else function(value))
+
+        def spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._one(job, outer, trace_id, *row):
+                result = function(value, deliver(value, *row)) if wants else function(value)
+                return _listed(result, carries)
+
+        around = spanned_async if job.asynchronous else spanned
+        if decides is None:
+            return lambda value, *row: around(value, None, *row)
+        draw, find, drops, dropped = (
+            decides.draw, decides.traceparent, decides.drops, decides.dropped(),
+        )  # fmt: skip
+
+        # Both do the same, in one function each: a call more would be felt with every message.
+
+        async def traced_async(
+            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
+        ) -> Any:
             headers = batch.extra_headers(index)
-            parent = early.traceparent(headers) if headers else None
-            trace_id = 0
+            parent = find(headers) if headers else None
             if parent is None:
                 trace_id = draw()
-                if trace_id & LOW < root:
-                    return trace_id
-            elif not early.drops(parent):
-                return 0
-            found = Dropped(early, outer, headers, trace_id)
+                if trace_id is not None:
+                    return await spanned_async(value, trace_id, batch, index, attempt, transaction)
+            elif not drops(parent):
+                return await spanned_async(value, None, batch, index, attempt, transaction)
+            context = dropped()
+            if headers:
+                context.headers = headers
             if carries:
-                _handled.set(_Carrier(found))
-            return found
+                _handled.set(_Carrier(context))
+            token = attach(context)
+            try:
+                if wants:
+                    message = deliver(value, batch, index, attempt, transaction)
+                    return await function(value, message)
+                return await function(value)
+            finally:
+                detach(token)
 
-        def called(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
-            if wants:
-                return function(value, deliver(value, batch, index, attempt, transaction))
-            return function(value)
-
-        async def traced_async(value: Any, *row: Any) -> Any:
-            context = dropped(row[0], row[1])
-            if type(context) is Dropped:
-                token = attach(context)
-                try:
-                    return await called(value, *row)
-                finally:
-                    detach(token)
-            with self._one(job, outer, deliver(value, *row), context):
-                return await called(value, *row)
-
-        def traced(value: Any, *row: Any) -> Any:
-            context = dropped(row[0], row[1])
-            if type(context) is Dropped:
-                token = attach(context)
-                try:
-                    return _listed(called(value, *row), carries)
-                finally:
-                    detach(token)
-            with self._one(job, outer, deliver(value, *row), context):
-                return _listed(called(value, *row), carries)
+        def traced(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            headers = batch.extra_headers(index)
+            parent = find(headers) if headers else None
+            if parent is None:
+                trace_id = draw()
+                if trace_id is not None:
+                    return spanned(value, trace_id, batch, index, attempt, transaction)
+            elif not drops(parent):
+                return spanned(value, None, batch, index, attempt, transaction)
+            context = dropped()
+            if headers:
+                context.headers = headers
+            if carries:
+                _handled.set(_Carrier(context))
+            token = attach(context)
+            try:
+                if wants:
+                    message = deliver(value, batch, index, attempt, transaction)
+                    return _listed(function(value, message), carries)
+                return _listed(function(value), carries)
+            finally:
+                detach(token)
 
         return traced_async if job.asynchronous else traced
 
     def _batches(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
         function, wants, carries = job.function, job.wants_message, job.results is not None
+        decides = early(self._tracer, outer)
+        dropped: type[Context] = Context if decides is None else decides.dropped()
 
-        def around(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[None]:
-            early = self._early
-            trace_id = 0 if early is None else early.draw()
-            if early is None or trace_id & LOW < early.root:
+        def around(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
+            trace_id = None if decides is None else decides.draw()
+            if decides is None or trace_id is not None:
                 return self._several(job, outer, make(), trace_id)
-            return self._dropped(Dropped(early, outer, (), trace_id), carries=carries)
+            context = dropped()
+            if carries:
+                _handled.set(_Carrier(context))
+            return _Current(None, context, self._switches)
 
         async def traced_async(values: Any, make: Any) -> Any:
             with around(make):
@@ -261,54 +285,50 @@ class _Tracing:
 
         return traced_async if job.asynchronous else traced
 
-    @contextmanager
-    def _dropped(self, context: Dropped, *, carries: bool) -> Iterator[None]:
-        if carries:
-            _handled.set(_Carrier(context))
-        token = self._attach(context)
-        try:
-            yield
-        finally:
-            self._detach(token)
-
-    @contextmanager
     def _one(
-        self, job: Job, outer: Context, message: Message[Any], trace_id: int
-    ) -> Iterator[None]:
-        topic, raw = message.topic, message.raw
+        self,
+        job: Job,
+        outer: Context,
+        trace_id: int | None,
+        batch: Batch,
+        index: int,
+        attempt: int,
+        transaction: Any,
+    ) -> AbstractContextManager[Any]:
+        """The span of a message, which is a root span if its trace ID is given."""
+        topic, headers = batch.topic, batch.extra_headers(index)
         facts = self._facts("process", "process", topic) | {
             "messaging.consumer.group.name": job.group,
-            "messaging.destination.partition.id": str(message.partition),
-            "messaging.message.id": message.id,
+            "messaging.destination.partition.id": str(batch.partition),
+            "messaging.message.id": batch.id(index),
         }
-        correlation = message.header(CORRELATION)
+        correlation = header(headers, CORRELATION) if headers else None
         if correlation is not None:
-            facts["messaging.message.conversation_id"] = text(correlation)
-        if raw.value is not None:
-            facts["messaging.message.body.size"] = len(raw.value)
+            facts["messaging.message.conversation_id"] = correlation
+        value = batch.values[index]
+        if value is not None:
+            facts["messaging.message.body.size"] = len(value)
         if facts["messaging.system"] == "kafka":
-            facts |= _kafka(raw.key, raw.value)
-            facts["messaging.kafka.offset"] = message.offset
-        if message.attempt > 1:
-            facts["streams.attempt"] = message.attempt
-        origin = extract(raw.headers, outer)
-        with self._span(job, f"process {topic}", facts, _links([origin]), origin, trace_id):
-            yield
+            facts |= _kafka(batch.keys[index], value)
+            facts["messaging.kafka.offset"] = batch.offset(index)
+        if attempt > 1:
+            facts["streams.attempt"] = attempt
+        origin = extract(headers, outer)
+        links = _links([origin]) if trace_id is None else ()
+        return self._span(job, f"process {topic}", facts, links, origin, trace_id)
 
-    @contextmanager
     def _several(
-        self, job: Job, outer: Context, messages: Sequence[Message[Any]], trace_id: int
-    ) -> Iterator[None]:
+        self, job: Job, outer: Context, messages: Sequence[Message[Any]], trace_id: int | None
+    ) -> AbstractContextManager[Any]:
+        """The span of a batch, which links to the spans that published its messages."""
         topics = ",".join(sorted({message.topic for message in messages}))
         facts = self._facts("process", "process", topics) | {
             "messaging.consumer.group.name": job.group,
             "messaging.batch.message_count": len(messages),
         }
-        origins = (extract(message.raw.headers, outer) for message in messages[:MOST_LINKS])
-        with self._span(job, f"process {topics}", facts, _links(origins), outer, trace_id):
-            yield
+        links = _links(extract(each.raw.headers, outer) for each in messages[:MOST_LINKS])
+        return self._span(job, f"process {topics}", facts, links, outer, trace_id)
 
-    @contextmanager
     def _span(
         self,
         job: Job,
@@ -316,29 +336,56 @@ class _Tracing:
         facts: Attributes,
         links: Sequence[Link],
         origin: Context,
-        trace_id: int,
-    ) -> Iterator[None]:
+        trace_id: int | None,
+    ) -> AbstractContextManager[Any]:
         """A handler's span, current beside the baggage of ``origin``, which has its parent."""
-        tracer = self._tracer if self._early is None else self._early.tracer(trace_id)
+        tracer = self._tracer
+        if trace_id is not None and self._early is not None:
+            tracer = self._early.tracer(trace_id)
         kind = SpanKind.CONSUMER
         span = tracer.start_span(name, context=origin, kind=kind, attributes=facts, links=links)
-        token = self._attach(origin)
-        try:
-            with self._current(span):
-                if job.results is not None:
-                    _handled.set(_Carrier(get_current()))
-                yield
-        finally:
-            self._detach(token)
+        context = trace.set_span_in_context(span, origin)
+        if job.results is not None:
+            _handled.set(_Carrier(context))
+        return _Current(span, context, self._switches)
 
-    @contextmanager
-    def _current(self, span: Span) -> Iterator[None]:
-        with trace.use_span(span, end_on_exit=True):
-            try:
-                yield
-            except Exception as error:
-                span.set_attribute("error.type", _name(type(error)))
-                raise
+
+class _Current:
+    """While it is entered, a context is the current one; its span ends with it, and says why if
+    that was an exception. As OpenTelemetry's ``use_span`` does it, with ``error.type``."""
+
+    __slots__ = ("_attach", "_context", "_detach", "_span", "_token")
+
+    def __init__(
+        self,
+        span: Span | None,
+        context: Context,
+        switches: tuple[Callable[[Context], Any], Callable[[Any], None]],
+    ) -> None:
+        self._span = span
+        self._context = context
+        self._attach, self._detach = switches
+        self._token: Any = None
+
+    def __enter__(self) -> None:
+        self._token = self._attach(self._context)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._detach(self._token)
+        span = self._span
+        if span is None:
+            return
+        if isinstance(error, Exception) and span.is_recording():
+            span.set_attribute("error.type", _name(type(error)))
+            span.record_exception(error)
+            said = f"{type(error).__name__}: {error}"
+            span.set_status(Status(StatusCode.ERROR, said))
+        span.end()
 
 
 class _Carrier:
