@@ -116,8 +116,6 @@ def _watched(app: Streams, way: str) -> AbstractContextManager[None]:
         return _scraped(app)
     if way == "spans":
         return _traced(app, 1.0)
-    if way.startswith("ratio"):
-        return _traced(app, float(way[5:]))
     if way == "sampled spans":
         return _traced(app, 0.01)
     return nullcontext()

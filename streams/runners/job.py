@@ -294,6 +294,9 @@ class Job:
     takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt
     and transaction. Of a batch handler, it takes the values and a function that makes the messages.
     """
+    leave: Callable[[], None] | None = None
+    """Called in the handler's task when a call of an async function that builds messages has ended:
+    undoes what the function did to the task's context."""
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

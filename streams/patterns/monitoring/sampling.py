@@ -34,6 +34,9 @@ LOW = (1 << 64) - 1
 ALL = LOW + 1
 """A bound below which all of them are."""
 
+NEVER = 1 << 62
+"""More spans than any process makes."""
+
 TRACEPARENT = "traceparent"
 
 _W3C = re.compile(
@@ -64,39 +67,33 @@ class Early:
         self._generate: Callable[[], int] = tracer.id_generator.generate_trace_id
         self.outer = outer
         """What is current around every message: neither a span nor baggage is in it."""
-        self.draw = self._draw_gaps() if _is_random(tracer.id_generator) else self._draw
-        """The trace ID of the next span without a parent, if it may be sampled. None: it is
-        dropped, and its trace ID is drawn when somebody asks for it."""
+        self._random = _is_random(tracer.id_generator)
+        self._scale = math.log1p(-bounds.root / ALL) if 0 < bounds.root < ALL else 0.0
 
-    def _draw(self) -> int | None:
+    def gap(self) -> int:
+        """How many spans without a parent are dropped from now on, until :meth:`sampled_id` is
+        asked about the next one.
+
+        Where trace IDs are random it comes to the same as drawing one for each, and is cheaper.
+        """
+        if self._bounds.root == 0:
+            return NEVER
+        if not self._random or not self._scale:
+            return 0
+        return int(math.log(1.0 - random.random()) / self._scale)
+
+    def sampled_id(self) -> int | None:
+        """The trace ID of a span without a parent. None: it is dropped, too."""
+        if self._random and self._scale:
+            # One of those that are sampled, as any other would mean drawing a hundred times.
+            return (random.getrandbits(64) << 64 | random.randrange(self._bounds.root)) or 1
         trace_id = self._generate()
         return trace_id if trace_id & LOW < self._bounds.root else None
 
-    def _draw_gaps(self) -> Callable[[], int | None]:
-        """Draws how many spans are dropped until the next that is sampled, which is cheaper than a
-        trace ID for each, and comes to the same where trace IDs are random."""
-        bound = self._bounds.root
-        if bound >= ALL:
-            return self._generate
-        if bound == 0:
-            return lambda: None
-        scale = math.log1p(-bound / ALL)
-
-        def gap() -> int:
-            return int(math.log(1.0 - random.random()) / scale)
-
-        left = gap()
-
-        def draw() -> int | None:
-            # Threads that meet here may take a turn from one another, which does no harm.
-            nonlocal left
-            left -= 1
-            if left >= 0:
-                return None
-            left = gap()
-            return random.getrandbits(64) << 64 | random.randrange(bound) or 1
-
-        return draw
+    def draw(self) -> int | None:
+        """The same where each span is asked about."""
+        trace_id = self._generate()
+        return trace_id if trace_id & LOW < self._bounds.root else None
 
     def dropped_id(self) -> int:
         """The trace ID of a root span that is dropped."""

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -101,11 +102,11 @@ class _Tracing:
 
     def _facts(self, operation: str, kind: str, topic: str) -> Attributes:
         """The attributes that all messages of a topic have; not to be changed."""
-        found = self._constant.get((operation, kind, topic))
-        if found is not None:
-            return found
+        known = self._constant.get((operation, kind, topic))
+        if known is not None:
+            return known
         system = self._app.log.capabilities.name
-        found = {
+        found: Attributes = {
             "messaging.system": system,
             "messaging.operation.name": operation,
             "messaging.operation.type": kind,
@@ -176,12 +177,14 @@ class _Tracing:
         self._begin()
         # Plain handlers run in threads of their own, which begin with an empty context.
         outer = apart(get_current()) if job.asynchronous else Context()
+        attach, here = self._switches[0], get_current()
         make = self._messages if job.batch is None else self._batches
         return replace(
             job,
             function=make(job, outer),
             wants_message=True,
             builds_messages=True,
+            leave=partial(attach, here) if job.asynchronous and job.batch is None else None,
             results=None if job.results is None else _carrying(job.results),
             transactions=job.transactions and job.wants_message,
         )
@@ -204,44 +207,47 @@ class _Tracing:
         around = spanned_async if job.asynchronous else spanned
         if decides is None:
             return lambda value, *row: around(value, None, *row)
-        draw, find, drops, dropped = (
-            decides.draw, decides.traceparent, decides.drops, decides.dropped(),
-        )  # fmt: skip
+        gap, sampled_id = decides.gap, decides.sampled_id
+        find, drops, dropped = decides.traceparent, decides.drops, decides.dropped()
+        # Handlers' threads that meet at this number may count one message for two: no harm.
+        left = gap()
 
         # Both do the same, in one function each: a call more would be felt with every message.
 
-        async def traced_async(
+        def traced_async(
             value: Any, batch: Batch, index: int, attempt: int, transaction: Any
         ) -> Any:
+            nonlocal left
             headers = batch.extra_headers(index)
             parent = find(headers) if headers else None
             if parent is None:
-                trace_id = draw()
-                if trace_id is not None:
-                    return await spanned_async(value, trace_id, batch, index, attempt, transaction)
+                left -= 1
+                if left < 0:
+                    left, trace_id = gap(), sampled_id()
+                    if trace_id is not None:
+                        return spanned_async(value, trace_id, batch, index, attempt, transaction)
             elif not drops(parent):
-                return await spanned_async(value, None, batch, index, attempt, transaction)
+                return spanned_async(value, None, batch, index, attempt, transaction)
             context = dropped()
             if headers:
                 context.headers = headers
             if carries:
                 _handled.set(_Carrier(context))
-            token = attach(context)
-            try:
-                if wants:
-                    message = deliver(value, batch, index, attempt, transaction)
-                    return await function(value, message)
-                return await function(value)
-            finally:
-                detach(token)
+            attach(context)  # the runner detaches it: see Job.leave
+            if wants:
+                return function(value, deliver(value, batch, index, attempt, transaction))
+            return function(value)
 
         def traced(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            nonlocal left
             headers = batch.extra_headers(index)
             parent = find(headers) if headers else None
             if parent is None:
-                trace_id = draw()
-                if trace_id is not None:
-                    return spanned(value, trace_id, batch, index, attempt, transaction)
+                left -= 1
+                if left < 0:
+                    left, trace_id = gap(), sampled_id()
+                    if trace_id is not None:
+                        return spanned(value, trace_id, batch, index, attempt, transaction)
             elif not drops(parent):
                 return spanned(value, None, batch, index, attempt, transaction)
             context = dropped()
