@@ -31,14 +31,23 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, get_origin, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, get_origin, overload
 
 from typing_extensions import TypeForm
 
 from stream_codecs import Codec
 from streams import letters
 from streams.clock import SYSTEM, Clock
-from streams.config import RETRY_PARTITIONS, DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
+from streams.config import (
+    RETRY_PARTITIONS,
+    CloudEvents,
+    DeadLetters,
+    Dedup,
+    Flow,
+    OnUnknown,
+    Retry,
+    Start,
+)
 from streams.errors import (
     ConfigError,
     GroupLive,
@@ -96,6 +105,12 @@ CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
 
+def _check_cloudevents(where: str, given: object) -> CloudEvents:
+    if not isinstance(given, CloudEvents):
+        raise ConfigError(f"{where}cloudevents={given!r}: use CloudEvents(source=...)")
+    return given
+
+
 class Streams:
     """Topics and processors on one log.
 
@@ -108,6 +123,8 @@ class Streams:
         finds its name taken ends (:class:`~streams.errors.MemberFenced`).
     :param lifespan: ``lifespan(app)`` is entered (``async with``) once the log is open and before
         the first poll; it may open pools and register processors.
+    :param cloudevents: what is published to its topics is a CloudEvent, unless a topic says
+        otherwise.
     :raises ConfigError: when the app is entered, for a URL that cannot work.
     """
 
@@ -118,8 +135,12 @@ class Streams:
         config: Mapping[str, Any] | None = None,
         member: str | None = None,
         lifespan: Lifespan | None = None,
+        cloudevents: CloudEvents | None = None,
     ) -> None:
         self._url = url
+        self._cloudevents: CloudEvents | None = None
+        if cloudevents is not None:
+            self._cloudevents = _check_cloudevents("", cloudevents)
         self._member = "" if member is None else check_member(member)
         self._life = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
@@ -233,6 +254,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[bytes]: ...
 
     @overload
@@ -246,6 +268,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[T]: ...
 
     def topic(
@@ -258,6 +281,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[Any]:
         """Declare a topic; again with another type is allowed.
 
@@ -269,11 +293,18 @@ class Streams:
         :param partitions: how many; created with it if missing, an error if it differs. None uses
             what exists (a missing topic gets 1; on Kafka it is an error).
         :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"`` or ``"skip"``.
+        :param cloudevents: what is published to it is a CloudEvent; the app's if not given. False:
+            it is none.
         :raises ConfigError: any of these cannot work.
         """
+        events = self._cloudevents
+        if cloudevents is not None:
+            where = f"topic {name!r}: "
+            events = None if cloudevents is False else _check_cloudevents(where, cloudevents)
         topic: Topic[Any] = Topic(
-            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown
-        )
+            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown,
+            cloudevents=events,
+        )  # fmt: skip
         for other in self._declared:
             both = (partitions, other.partitions)
             if other.name == name and None not in both and partitions != other.partitions:

@@ -65,6 +65,11 @@ class Identify(Protocol):
 class Decoding(Protocol):
     """How one topic's values become what the handler is declared to take."""
 
+    def opened(self, batch: Batch) -> Batch:
+        """What the batch holds, where some of its messages are wrapped in an envelope that has
+        their IDs and headers; else itself."""
+        ...
+
     def fast(self, values: Sequence[bytes | None], largest: int) -> Callable[[Any], Any] | None:
         """The bare decoder, if it is safe for every one of these values; else None.
 

@@ -33,7 +33,17 @@ from stream_codecs import Codec, EncodeError
 from streams.app import Streams
 from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
 from streams.log import names
-from streams.message import ID, TIME, TYPE, Message, text
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    ID,
+    OLD_CAUSATION,
+    OLD_CORRELATION,
+    TIME,
+    TYPE,
+    Message,
+    text,
+)
 from streams.patterns.bus.calling import (
     ErrorHook,
     Handler,
@@ -66,6 +76,9 @@ __all__ = ["EventBus", "PatternEventBus"]
 
 PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
+
+_NEW_NAMES = {OLD_CORRELATION: CORRELATION, OLD_CAUSATION: CAUSATION}
+"""Headers that are written with CloudEvents' prefix, however they are given."""
 
 
 class EventBus:
@@ -148,9 +161,9 @@ class EventBus:
         :param id: the event's ID; a UUIDv7 if not given. Over a log the same ID twice is handled
             once by each group that remembers it (:class:`~streams.config.Dedup`).
         :param timestamp: when it happened, with a time zone.
-        :param cause: the event that this one follows from: its ID becomes ``causationid``, what it
-            belongs to is what this one belongs to (``correlationid``, else the cause's own ID),
-            and a trace goes on. ``headers`` override.
+        :param cause: the event that this one follows from: its ID becomes ``ce_causationid``,
+            what it belongs to is what this one belongs to (``ce_correlationid``, else the cause's
+            own ID), and a trace goes on. ``headers`` override.
         :raises InvalidValue: an event cannot have this topic.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
@@ -226,7 +239,7 @@ class EventBus:
                 raise EncodeError(f"header {name!r}: give it as id=, topic or timestamp=")
             if not isinstance(name, str) or not isinstance(value, str):
                 raise EncodeError(f"header {name!r}: names and values are str")
-            found[name] = value
+            found[_NEW_NAMES.get(name, name)] = value
         return found
 
     def _local(

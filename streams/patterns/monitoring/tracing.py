@@ -33,7 +33,16 @@ from streams.engine.dispatch import Work
 from streams.errors import ConfigError
 from streams.letters import header
 from streams.log.protocol import Log
-from streams.message import CORRELATION, Batch, Message, Position, Record, deliver, text
+from streams.message import (
+    CORRELATION,
+    OLD_CORRELATION,
+    Batch,
+    Headers,
+    Message,
+    Position,
+    Record,
+    deliver,
+)
 from streams.runners.job import Job, Outgoing
 
 try:
@@ -165,9 +174,9 @@ class _Tracing:
             facts["messaging.message.body.size"] = len(record.value)
         if facts["messaging.system"] == "kafka":
             facts |= _kafka(record.key, record.value)
-        for name, value in record.headers:
-            if name == CORRELATION and value is not None:
-                facts["messaging.message.conversation_id"] = text(value)
+        correlation = _correlation(record.headers)
+        if correlation:
+            facts["messaging.message.conversation_id"] = correlation
         return facts
 
     # -- handling
@@ -308,8 +317,8 @@ class _Tracing:
             "messaging.destination.partition.id": str(batch.partition),
             "messaging.message.id": batch.id(index),
         }
-        correlation = header(headers, CORRELATION) if headers else None
-        if correlation is not None:
+        correlation = _correlation(headers)
+        if correlation:
             facts["messaging.message.conversation_id"] = correlation
         value = batch.values[index]
         if value is not None:
@@ -439,6 +448,12 @@ def _carry(record: Record, carrier: Mapping[str, str], *, instead: bool) -> None
         return
     kept = [pair for pair in record.headers if pair[0] not in carrier]
     record.headers = [*kept, *((name, value.encode()) for name, value in carrier.items())]
+
+
+def _correlation(headers: Headers) -> str | None:
+    if not headers:
+        return None
+    return header(headers, CORRELATION) or header(headers, OLD_CORRELATION)
 
 
 def _links(origins: Iterable[Context]) -> list[Link]:

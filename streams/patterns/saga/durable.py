@@ -66,8 +66,9 @@ class Durable:
         self._course = course
         check_topic(topic_name(name))
         self.topic = app.topic(
-            topic_name(name), Stored, key="saga", id=_identity, partitions=partitions
-        )
+            topic_name(name), Stored, key="saga", id=_identity, partitions=partitions,
+            cloudevents=False,
+        )  # fmt: skip
         self._decoder = EntryDecoder(self.topic.name)
         self._waiting: dict[str, set[asyncio.Future[Stored]]] = {}
         self._numbers: dict[str, int] = {}
