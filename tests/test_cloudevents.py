@@ -25,7 +25,7 @@ from streams import CloudEvents, ConfigError, DeadLetters, Message, Streams
 from streams.cloudevents import open_event
 from streams.log.protocol import Log
 from streams.message import Record
-from streams.patterns import Event, EventBus
+from streams.patterns import Event, EventBus, MessageQueue
 from tests.conformance.stage import Stage
 from tests.monitoring.conftest import (
     come,
@@ -146,12 +146,14 @@ async def test_an_event_has_a_type(
     assert (two.get_type(), two.get_source()) == ("given", "/given")
 
 
-async def test_what_a_handler_returns_and_a_bus_are_events_too() -> None:
+async def test_what_a_handler_returns_a_bus_and_a_queue_are_events_too() -> None:
     app = Streams("memory://", cloudevents=SHOP)
     orders = app.topic("orders", Placed)
     mails = app.topic("mails", Plain, cloudevents=CloudEvents("/mail"))
     logs = app.topic("logs", int, cloudevents=False)
     bus = EventBus(app, "events")
+    queue = MessageQueue(app)
+    queue.declare("jobs", Plain)
 
     @app.processor(orders, group="g", to=mails)
     async def mail(placed: Placed) -> Plain:
@@ -161,12 +163,15 @@ async def test_what_a_handler_returns_and_a_bus_are_events_too() -> None:
         await orders.publish(Placed(1), id="o1", headers={"correlationid": "c"})
         await logs.publish(1)
         await bus.publish("order.paid", {"order": 1})
+        await queue.publish("jobs", Plain(1))
 
-        await come(lambda: app.publisher.published >= 4)
+        await come(lambda: app.publisher.published >= 5)
         (found,) = [message async for message in mails.read()]
         (log,) = [message async for message in logs.read()]
         event = app.topics["events"]
         (paid,) = [message async for message in event.read()]
+        (job,) = [message async for message in queue.topic("jobs").read()]
+    assert (read(job).get_type(), read(job).get_source()) == ("Plain", "/shop/orders")
     sent = read(found)
     assert (sent.get_source(), sent.get_type()) == ("/mail", "Plain")
     assert sent.get_extension("causationid") == "o1"

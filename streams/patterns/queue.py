@@ -178,7 +178,10 @@ class MessageQueue:
         if queue in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
         count = self._partitions if partitions is None else partitions
-        topic = _Queue(self._app, check_group(queue), type, codec=codec, partitions=count)
+        topic = _Queue(
+            self._app, check_group(queue), type, codec=codec, partitions=count,
+            cloudevents=self._app._cloudevents,
+        )  # fmt: skip
         self._app._declared.append(topic)
         self._app.topics[queue] = self._topics[queue] = topic
 
