@@ -87,11 +87,11 @@ class Early:
         if self._random and self._scale:
             # One of those that are sampled, as any other would mean drawing a hundred times.
             return (random.getrandbits(64) << 64 | random.randrange(self._bounds.root)) or 1
-        trace_id = self._generate()
-        return trace_id if trace_id & LOW < self._bounds.root else None
+        return self.draw()
 
     def draw(self) -> int | None:
-        """The same where each span is asked about."""
+        """The trace ID of the next span without a parent, whatever came before. None: dropped,
+        and its trace ID is drawn when somebody asks for it."""
         trace_id = self._generate()
         return trace_id if trace_id & LOW < self._bounds.root else None
 
@@ -168,7 +168,7 @@ class _Drawn:
         span_id: int = self._generator.generate_span_id()
         return span_id
 
-    def is_trace_id_random(self) -> bool:  # asked for by the SDK since 1.43
+    def is_trace_id_random(self) -> bool:  # newer SDKs ask for it
         found: bool = self._generator.is_trace_id_random()
         return found
 
@@ -242,7 +242,7 @@ def early(tracer: Tracer, outer: Context) -> Early | None:
         return None
     fields = _fields(propagate.get_global_textmap())
     bounds = _bounds(getattr(tracer, "sampler", None))
-    if fields is None or bounds is None:
+    if fields is None or bounds is None or not hasattr(tracer, "id_generator"):
         return None
     return Early(tracer, bounds, outer, reads_parent=TRACEPARENT in fields)
 
