@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.asgi import HealthEndpoint, exit_on_failure
-    from streams.config import DeadLetters, Dedup, Flow, Retention, Retry
+    from streams.config import CloudEvents, DeadLetters, Dedup, Flow, Retention, Retry
     from streams.errors import (
         BatchError,
         ConfigError,
@@ -96,6 +96,7 @@ __all__ = [
     "ClaimLost",
     "ClosedKey",
     "ClosedKeys",
+    "CloudEvents",
     "ConfigError",
     "ConsumerConfig",
     "ContextConflict",
@@ -191,6 +192,7 @@ _HOME = {
     "ContextConflict": "streams.patterns",
     "DeadLetter": "streams.patterns",
     "DeadLetterManager": "streams.patterns",
+    "CloudEvents": "streams.config",
     "DeadLetters": "streams.config",
     "Dedup": "streams.config",
     "DeduplicatedConsumer": "streams.patterns",

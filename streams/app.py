@@ -39,7 +39,7 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack, get_origin, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, get_origin, overload
 
 from typing_extensions import TypeForm
 
@@ -48,6 +48,7 @@ from streams import letters
 from streams.clock import SYSTEM, Clock
 from streams.config import (
     RETRY_PARTITIONS,
+    CloudEvents,
     DeadLetters,
     Dedup,
     Flow,
@@ -118,6 +119,12 @@ CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
 
+def _check_cloudevents(where: str, given: object) -> CloudEvents:
+    if not isinstance(given, CloudEvents):
+        raise ConfigError(f"{where}cloudevents={given!r}: use CloudEvents(source=...)")
+    return given
+
+
 class Streams:
     """Topics and processors on one log.
 
@@ -130,6 +137,8 @@ class Streams:
         finds its name taken ends (:class:`~streams.errors.MemberFenced`).
     :param lifespan: ``lifespan(app)`` is entered (``async with``) once the log is open and before
         the first poll; it may open pools and register processors.
+    :param cloudevents: what is published to its topics is a CloudEvent, unless a topic says
+        otherwise.
     :raises ConfigError: when the app is entered, for a URL that cannot work.
     """
 
@@ -140,8 +149,12 @@ class Streams:
         config: Mapping[str, Any] | None = None,
         member: str | None = None,
         lifespan: Lifespan | None = None,
+        cloudevents: CloudEvents | None = None,
     ) -> None:
         self._url = url
+        self.cloudevents: CloudEvents | None = None
+        if cloudevents is not None:
+            self.cloudevents = _check_cloudevents("", cloudevents)
         self._member = "" if member is None else check_member(member)
         self._life = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
@@ -256,6 +269,7 @@ class Streams:
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
         retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[bytes]: ...
 
     @overload
@@ -270,6 +284,7 @@ class Streams:
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
         retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[T]: ...
 
     def topic(
@@ -283,6 +298,7 @@ class Streams:
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
         retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[Any]:
         """Declare a topic; again with another type is allowed.
 
@@ -297,11 +313,17 @@ class Streams:
         :param retention: how long its messages are kept, if it is created here; for ever if not
             given. A topic that exists keeps what it has: ``streams doctor`` says where that is
             something else, ``streams topics retain`` changes it.
+        :param cloudevents: what is published to it is a CloudEvent; the app's if not given. False:
+            it is none.
         :raises ConfigError: any of these cannot work.
         """
+        events = self.cloudevents
+        if cloudevents is not None:
+            where = f"topic {name!r}: "
+            events = None if cloudevents is False else _check_cloudevents(where, cloudevents)
         topic: Topic[Any] = Topic(
             self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown,
-            retention=retention,
+            retention=retention, cloudevents=events,
         )  # fmt: skip
         self.add_topic(topic)
         return topic

@@ -6,13 +6,22 @@ All durations are seconds, all sizes bytes. An impossible value raises
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from streams.errors import ConfigError
 
-__all__ = ["DeadLetters", "Dedup", "Flow", "OnUnknown", "Retention", "Retry", "Start"]
+__all__ = [
+    "CloudEvents",
+    "DeadLetters",
+    "Dedup",
+    "Flow",
+    "OnUnknown",
+    "Retention",
+    "Retry",
+    "Start",
+]
 
 OnUnknown = Literal["dead", "skip"]
 """What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
@@ -237,3 +246,37 @@ class Flow:
             f"Flow(commit={self.commit!r}): seconds, more than 0",
         )
         _check(_seconds(self.drain), f"Flow(drain={self.drain!r}): seconds, not negative")
+
+
+@dataclass(frozen=True, slots=True)
+class CloudEvents:
+    """What is published is a CloudEvent (1.0, https://cloudevents.io), in the binary mode of the
+    Kafka protocol binding: its attributes are headers, the value stays what it is.
+
+    :param source: where events happen, a URI or a part of one: ``"/shop/orders"``,
+        ``"https://shop.example.com/orders"``. Source and ID together name an event, also for
+        deduplication.
+    :param type: what an event is called, such as ``"com.example.order.placed"``; or a function of
+        its value. If not given: the tag of a tagged type, else the name of the value's class, else
+        (a dict, a str and the like) the topic's name.
+    """
+
+    source: str
+    type: str | Callable[[Any], str] | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            isinstance(self.source, str)
+            and self.source.isascii()
+            and self.source.isprintable()
+            and self.source != ""
+            and not set(self.source) & set(' "<>\\^`{|}'),
+            f"CloudEvents(source={self.source!r}): a URI or a part of one, such as '/shop/orders'",
+        )
+        _check(
+            self.type is None
+            or callable(self.type)
+            or (isinstance(self.type, str) and self.type != "" and self.type.isprintable()),
+            f"CloudEvents(type={self.type!r}): a name, such as 'com.example.order.placed', or a "
+            "function of the value",
+        )

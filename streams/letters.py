@@ -20,7 +20,16 @@ from typing import Any
 from streams import wire
 from streams.clock import Clock
 from streams.engine.dispatch import Work
-from streams.message import CAUSATION, CORRELATION, ID, REDRIVE, Headers, Record, text
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    ID,
+    OLD_CORRELATION,
+    REDRIVE,
+    Headers,
+    Record,
+    text,
+)
 from streams.runners.job import Outgoing
 from streams.text import words as words
 
@@ -128,9 +137,11 @@ def results(
         headers: list[tuple[str, bytes | None]] = [
             (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
         ]
-        for name, value in batch.headers(index):
-            if name in (CORRELATION, "traceparent", "tracestate"):
-                headers.append((name, value))
+        found = batch.headers(index)
+        correlation = header(found, CORRELATION) or header(found, OLD_CORRELATION)
+        if correlation:
+            headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
+        headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
         return [
             (topic, record(value, f"{source}/{group}/{at}", headers))
             for at, value in enumerate(values)

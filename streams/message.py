@@ -35,9 +35,13 @@ Headers = Sequence[tuple[str, "bytes | None"]]
 ID = "ce_id"
 SOURCE = "ce_source"
 TYPE = "ce_type"
+SPECVERSION = "ce_specversion"
 TIME = "ce_time"
-CORRELATION = "correlationid"
-CAUSATION = "causationid"
+CORRELATION = "ce_correlationid"
+CAUSATION = "ce_causationid"
+OLD_CORRELATION = "correlationid"
+OLD_CAUSATION = "causationid"
+"""Both without the prefix, as earlier versions and other producers write them: still read."""
 UNREADABLE = "streams_unreadable_headers"
 """Stands in the place of headers that the log's driver cannot read, and says why."""
 REDRIVE = "streams_redrive"
@@ -69,6 +73,11 @@ def identity_of(headers: Headers) -> str | None:
     if not id:
         return None
     return identity(text(id), text(source or b""), text(redrive or b""))
+
+
+def named(headers: Mapping[str, str], name: str, old: str) -> str | None:
+    """A header that has an old name, too; the new one counts where both are there."""
+    return headers.get(name) or headers.get(old)
 
 
 def mark_of(identity: str | None) -> str:
@@ -140,6 +149,9 @@ class Batch:
         "unreadable",
         "values",
     )
+
+    broken: Mapping[int, Exception] = MappingProxyType({})
+    """Why the values of some messages cannot be decoded, by index, where that is known before."""
 
     def __init__(
         self,
@@ -368,6 +380,21 @@ class Message(Generic[T_co, X_co]):
             if each == name:
                 found = value
         return found
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What this message belongs to, such as a saga or a request: ``ce_correlationid``, or
+        ``correlationid`` as it is called where CloudEvents' prefix is left out."""
+        return self._first(CORRELATION, OLD_CORRELATION)
+
+    @property
+    def causation_id(self) -> str | None:
+        """The ID of the message that caused this one: ``ce_causationid``, or ``causationid``."""
+        return self._first(CAUSATION, OLD_CAUSATION)
+
+    def _first(self, name: str, old: str) -> str | None:
+        found = self.header(name) or self.header(old)
+        return None if not found else text(found)
 
     @property
     def raw(self) -> Raw:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heapreplace
 from types import TracebackType
@@ -167,7 +167,9 @@ class Reading(Generic[T]):
         """First offset and the one before which reading ends, by partition."""
         for number, (low, high) in self.ranges.items():
             if low < high:
-                self._lanes.append(_Lane(log.reader(topic.name, number, low, high)))
+                self._lanes.append(
+                    _Lane(log.reader(topic.name, number, low, high), self._decoding.opened)
+                )
         self._messages = self._read()
         self._hop = threading.Lock()
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
@@ -256,8 +258,11 @@ class Reading(Generic[T]):
 class _Lane:
     """One partition of a reading: the batch at hand, and the next message in it."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(
+        self, reader: Reader, opened: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> None:
         self._reader = reader
+        self._opened = opened
         self._open = True
         self.batch: Batch | None = None
         self.index = 0
@@ -270,6 +275,8 @@ class _Lane:
             self.index = 0
             while self.batch is not None and not len(self.batch):
                 self.batch = self._reader.read(CHUNK)
+            if self.batch is not None:
+                self.batch = self._opened(self.batch)
         return self.batch is not None
 
     def close(self) -> None:

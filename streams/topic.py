@@ -25,7 +25,8 @@ from stream_codecs import (
     type_name,
 )
 from streams.annotations import Typed, check_function, name_of
-from streams.config import OnUnknown, Retention
+from streams.cloudevents import Writer, opened
+from streams.config import CloudEvents, OnUnknown, Retention
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Batch, Position, Record
@@ -66,11 +67,18 @@ class Decoder(Generic[T_co]):
         topic: str,
         unknown: OnUnknown,
         identify: Identifier | None,
+        *,
+        opens: bool = False,
     ) -> None:
+        self._opens = opens
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
         self._skip_unknown = unknown == "skip"
         self._identify = identify
+
+    def opened(self, batch: Batch) -> Batch:
+        """What the batch holds, where CloudEvents in structured mode are in it; else itself."""
+        return opened(batch) if self._opens else batch
 
     @property
     def identify(self) -> Identifier | None:
@@ -95,6 +103,8 @@ class Decoder(Generic[T_co]):
         :raises ConfigError: nothing can, as the codec found out only now.
         """
         data = batch.values[index]
+        if batch.broken and index in batch.broken:
+            raise batch.broken[index]
         if data is None:
             if self._nullable:
                 return None  # type: ignore[return-value]  # T includes None, so this is a T
@@ -139,6 +149,7 @@ class Topic(Generic[T]):
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
         retention: Retention | None = None,
+        cloudevents: CloudEvents | None = None,
     ) -> None:
         self._app = app
         self.name = check_topic(name)
@@ -172,10 +183,14 @@ class Topic(Generic[T]):
             codec = codec if codec is not None else default_codec(type)
             self._bound = codec.bind(type, topic=name, role="value")
             identify = Identifier(self._id) if self._id is not None else None
-            self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify)
+            opens = cloudevents is not None
+            self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify, opens=opens)
         except BindError as error:
             raise ConfigError(f"topic {name!r}: {error}") from error
         self._nullable = includes_none(type)
+        self._events: Writer | None = None
+        if cloudevents is not None:
+            self._events = Writer(cloudevents, name, self._bound.content_type)
 
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
@@ -215,6 +230,8 @@ class Topic(Generic[T]):
         pairs: Sequence[tuple[str, bytes | None]] = ()
         if headers or timestamp is not None:
             pairs = self._headers(headers or {}, timestamp)
+        if self._events is not None:
+            pairs = self._events.headers(value, pairs)
         return Record(data, _key_bytes(self.name, key), id, pairs)
 
     def _headers(
@@ -285,7 +302,7 @@ class Topic(Generic[T]):
     def records(self, values: Iterable[T]) -> list[Record]:
         """What would be written for many values, at a price a bulk load can pay."""
         key, name = self._key, self.name
-        if self._id is not None or self._nullable:
+        if self._id is not None or self._nullable or self._events is not None:
             return [self.record(value) for value in values]
         values = list(values)
         try:

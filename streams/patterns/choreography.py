@@ -2,8 +2,8 @@
 
 A step is a durable subscriber of a bus: it hears an event, does its work, and publishes that it
 succeeded or failed; what happens next is the business of whoever listens to that. The saga's ID
-travels with every event as ``correlationid``, what caused it as ``causationid``; an event's data is
-plain data, so subscribers that know nothing of sagas see ordinary events.
+travels with every event as ``ce_correlationid``, what caused it as ``ce_causationid``; an event's
+data is plain data, so subscribers that know nothing of sagas see ordinary events.
 
 Over a log a step is at-least-once. Its answer's ID follows from the event's ID and the step's name,
 success or failure alike: a step that is run again after a crash answers under the same ID, and of
@@ -46,7 +46,7 @@ logger = get_logger("streams.choreography")
 STEP = "saga_step"
 STATUS = "saga_status"
 ERROR = "saga_error"
-"""The headers of a saga's events, beside ``correlationid`` and ``causationid``."""
+"""The headers of a saga's events, beside ``ce_correlationid`` and ``ce_causationid``."""
 
 ERROR_CHARACTERS = 1_000
 """What travels of an error's words, at most."""
@@ -412,7 +412,7 @@ class SagaTracker:
     def see(self, event: Event) -> None:
         """Take an event in. Again, or later than a younger one, it does no harm.
 
-        Events of no saga are passed over: those without ``correlationid``, and those of a saga
+        Events of no saga are passed over: those without ``ce_correlationid``, and those of a saga
         that is not known by an event of a step.
         """
         saga_id = event.correlation_id

@@ -187,8 +187,9 @@ class MessageQueue:
         count = self._partitions if partitions is None else partitions
         kept = self._retention if retention is None else retention
         topic = _Queue(
-            self._app, check_group(queue), type, codec=codec, partitions=count, retention=kept
-        )
+            self._app, check_group(queue), type, codec=codec, partitions=count, retention=kept,
+            cloudevents=self._app.cloudevents,
+        )  # fmt: skip
         self._app.add_topic(topic)
         self._topics[queue] = topic
 

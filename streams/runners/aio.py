@@ -346,7 +346,7 @@ class LoopRunner(Runner):
     async def _bare(self, slot: int) -> None:
         """The hot loop: nothing but decode, handler and the engine."""
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
-        function, wants_message, builds = job.function, job.wants_message, job.builds_messages
+        function, wants_message, leave = job.function, job.wants_message, job.leave
         take, done, parked = dispatcher.take, dispatcher.done, self._parked
         asks = job.late is not None or job.sequence is not None
         until = 0.0
@@ -398,7 +398,7 @@ class LoopRunner(Runner):
             try:
                 if wants_message:
                     attempt = self.attempt(work) if asks else work[4]
-                    if builds:
+                    if leave is not None:
                         await function(event, segment.batch, index, attempt, None)
                     else:
                         await function(event, deliver(event, segment.batch, index, attempt))
@@ -417,6 +417,9 @@ class LoopRunner(Runner):
                     done(work)
                 if self._reason[slot] is not None:
                     self._forgive(slot)
+            finally:
+                if leave is not None:
+                    leave()
             if self._waiters:
                 self._tell()
 
@@ -428,7 +431,7 @@ class LoopRunner(Runner):
     async def _run_straight(self, slot: int, segment: Segment) -> None:
         """Handle a whole segment, or as much of it as nobody interrupts."""
         job, now, dispatcher, parked = self.job, self._now, self.dispatcher, self._parked
-        function, wants_message, builds = job.function, job.wants_message, job.builds_messages
+        function, wants_message, leave = job.function, job.wants_message, job.leave
         decode, values, done = segment.decode, segment.values, segment.done
         batch = segment.batch
         if self.timing is not None:
@@ -466,8 +469,9 @@ class LoopRunner(Runner):
                         dispatcher.abandon(run.work)  # what is wrong is found in its turn
                     return
                 if wants_message:
-                    if builds:
+                    if leave is not None:
                         await function(event, batch, index, 1, None)
+                        leave()
                     else:
                         await function(event, deliver(event, batch, index, 1))
                 else:
@@ -494,6 +498,8 @@ class LoopRunner(Runner):
             self._cancelled(slot, [] if run.work is None else [run.work])
         finally:
             self._busy[slot] = None
+            if leave is not None:
+                leave()
             if self._waiters:
                 self._tell()
 
@@ -527,6 +533,7 @@ class LoopRunner(Runner):
     async def _messages(self, slot: int) -> None:
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
         function, keep, wants_message = job.function, job.filter, job.wants_message
+        leave = job.leave
         joint = self._joint() if self._joint is not None else None
         simple = job.results is None and joint is None and job.sequence is None
         until = 0.0
@@ -582,6 +589,8 @@ class LoopRunner(Runner):
                 self._cancelled(slot, [work])
             finally:
                 busy[slot] = None
+                if leave is not None:
+                    leave()
                 if joint is not None:
                     joint.rollback()
                 if job.timeout is not None:

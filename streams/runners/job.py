@@ -65,6 +65,11 @@ class Identify(Protocol):
 class Decoding(Protocol):
     """How one topic's values become what the handler is declared to take."""
 
+    def opened(self, batch: Batch) -> Batch:
+        """What the batch holds, where some of its messages are wrapped in an envelope that has
+        their IDs and headers; else itself."""
+        ...
+
     def fast(self, values: Sequence[bytes | None], largest: int) -> Callable[[Any], Any] | None:
         """The bare decoder, if it is safe for every one of these values; else None.
 
@@ -294,6 +299,9 @@ class Job:
     takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt
     and transaction. Of a batch handler, it takes the values and a function that makes the messages.
     """
+    leave: Callable[[], None] | None = None
+    """Called in the handler's task when a call of an async function that builds messages has ended:
+    undoes what the function did to the task's context."""
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

@@ -515,13 +515,14 @@ class Pump:
             return
         owned = found[1]
         decoding = self._job.decodings[batch.topic]
+        batch = decoding.opened(batch)
         identify = decoding.identify
         with self._marks:
             segment = owned.progress.add(owned, batch, None if identify is None else [])
         if identify is None:
             # Messages whose headers cannot be read are looked at one by one; so are their
             # neighbours.
-            if not batch.unreadable:
+            if not batch.unreadable and not batch.broken:
                 segment.decode = decoding.fast(batch.values, segment.largest)
         else:
             # Decoded ahead of time: the identity is inside the value.
@@ -549,7 +550,7 @@ class Pump:
                 marks = batch.marks()
                 if marks is not None:
                     found = [id + mark for id, mark in zip(found, marks, strict=True)]
-                if not batch.unreadable:
+                if not batch.unreadable and not batch.broken:
                     return events, found, True
             except Exception:  # noqa: S110 - which one it was is found below
                 pass
@@ -920,7 +921,8 @@ class Pump:
         settled: Sequence[Range],
     ) -> None:
         """Rebuild the dedup window from the log: what was settled below ``high``."""
-        identify = self._job.decodings[topic].identify
+        decoding = self._job.decodings[topic]
+        identify = decoding.identify
         reader = self._log.reader(topic, partition, low, high)
         ranges = iter(settled)
         current: Range | None = next(ranges, None)
@@ -930,6 +932,7 @@ class Pump:
                 if self._now() - alive > KEEP_ALIVE:  # settled ranges may reach far
                     self._keep_alive()
                     alive = self._now()
+                batch = decoding.opened(batch)
                 if identify is None:
                     ids = batch.ids
                 else:

@@ -21,11 +21,14 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import stream_codecs
 import streams
 from streams import Flow, Streams
 from streams.engine import pace
+from streams.patterns import instrument
 
 pytestmark = pytest.mark.skipif(
     sys.gettrace() is not None, reason="a debugger or a coverage tool traces already"
@@ -56,6 +59,7 @@ BUDGETS = {
     "batch": Budget(calls=0.5, instructions=3),
     "async": Budget(calls=3.5, instructions=61),
     "async, with the message": Budget(calls=5.6, instructions=94),
+    "async, traced and not sampled": Budget(calls=9, instructions=140),
     "threads": Budget(calls=21, instructions=460),
 }
 """What was measured when a number was last set, and up to a tenth for what polls, and waits for one
@@ -131,6 +135,8 @@ async def spent(shape: str, messages: int, what: str) -> int:
             over.set()
 
     app = Streams(url)
+    if "traced" in shape:
+        instrument(app, tracer_provider=TracerProvider(sampler=ALWAYS_OFF))
     orders = app.topic("orders", Order, key="customer")
     options, handler = _handlers(seen)[shape]
     app.processor(orders, group="budget", flow=Flow(commit=3_600), **options)(handler)
@@ -168,6 +174,7 @@ def _handlers(seen: Callable[..., None]) -> dict[str, tuple[dict[str, Any], Call
         "batch": ({"batch": 1_000}, batch),
         "async": ({"concurrency": 64}, at_once),
         "async, with the message": ({"concurrency": 64}, with_message),
+        "async, traced and not sampled": ({"concurrency": 64}, at_once),
         "threads": ({"concurrency": 4}, locked),
         "filtered": ({"concurrency": 64, "filter": bool}, at_once),
     }

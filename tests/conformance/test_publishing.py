@@ -51,6 +51,22 @@ async def test_metadata_travels(stage: Stage) -> None:
     assert abs((two.timestamp - datetime.now(timezone.utc)).total_seconds()) < 3_600
 
 
+@pytest.mark.parametrize("headers", [{}, {"a": "1"}, {"a": "1", "b": ""}])
+async def test_one_header_is_read_alone(stage: Stage, headers: dict[str, str]) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=1)
+    async with app.connected():
+        await topic.publish(1, id="m1", headers=headers)
+        await topic.publish(2, id="m2", headers={"b": "other", "traceparent": "x"})
+        messages = [message async for message in topic.read()]
+    one, two = (
+        [message.header(name) for name in ("ce_id", "a", "b", "traceparent")]
+        for message in messages
+    )
+    assert one == [b"m1", *(headers[n].encode() if n in headers else None for n in "ab"), None]
+    assert two == [b"m2", None, b"other", b"x"]
+
+
 @pytest.mark.parametrize(
     ("value", "options", "match"),
     [

@@ -34,7 +34,17 @@ from streams.app import Streams
 from streams.config import Retention
 from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
 from streams.log import names
-from streams.message import ID, TIME, TYPE, Message, text
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    ID,
+    OLD_CAUSATION,
+    OLD_CORRELATION,
+    TIME,
+    TYPE,
+    Message,
+    text,
+)
 from streams.patterns.bus.calling import (
     ErrorHook,
     Handler,
@@ -67,6 +77,9 @@ __all__ = ["EventBus", "PatternEventBus"]
 
 PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
+
+_NEW_NAMES = {OLD_CORRELATION: CORRELATION, OLD_CAUSATION: CAUSATION}
+"""Headers that are written with CloudEvents' prefix, however they are given."""
 
 
 class EventBus:
@@ -125,8 +138,9 @@ class EventBus:
         """The app checked its topics before this one was declared."""
         if app is not None:
             self._topic = OwnedTopic(
-                app, name, type, codec=codec, partitions=partitions, retention=retention
-            )
+                app, name, type, codec=codec, partitions=partitions, retention=retention,
+                cloudevents=app.cloudevents,
+            )  # fmt: skip
             app.add_topic(self._topic)
             self._late = app._log is not None
         self._follower_options()  # they can be wrong now, not at the first subscriber
@@ -156,9 +170,9 @@ class EventBus:
         :param id: the event's ID; a UUIDv7 if not given. Over a log the same ID twice is handled
             once by each group that remembers it (:class:`~streams.config.Dedup`).
         :param timestamp: when it happened, with a time zone.
-        :param cause: the event that this one follows from: its ID becomes ``causationid``, what it
-            belongs to is what this one belongs to (``correlationid``, else the cause's own ID),
-            and a trace goes on. ``headers`` override.
+        :param cause: the event that this one follows from: its ID becomes ``ce_causationid``,
+            what it belongs to is what this one belongs to (``ce_correlationid``, else the cause's
+            own ID), and a trace goes on. ``headers`` override.
         :raises InvalidValue: an event cannot have this topic.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
@@ -234,7 +248,7 @@ class EventBus:
                 raise EncodeError(f"header {name!r}: give it as id=, topic or timestamp=")
             if not isinstance(name, str) or not isinstance(value, str):
                 raise EncodeError(f"header {name!r}: names and values are str")
-            found[name] = value
+            found[_NEW_NAMES.get(name, name)] = value
         return found
 
     def _local(

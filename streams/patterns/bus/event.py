@@ -1,8 +1,8 @@
 """What a bus carries, and how it stands on the wire.
 
 An event is an ordinary message of the bus's log topic: its data is the value, its topic the header
-``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``correlationid``, what
-caused it ``causationid``. So any client can publish to a bus and read from it.
+``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``ce_correlationid``, what
+caused it ``ce_causationid``. So any client can publish to a bus and read from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from streams import wire
-from streams.message import CAUSATION, CORRELATION, TIME, TYPE, Batch, Message, text
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    OLD_CAUSATION,
+    OLD_CORRELATION,
+    TIME,
+    TYPE,
+    Batch,
+    Message,
+    named,
+    text,
+)
 from streams.runners.job import Decoding, Skip
 
 __all__ = ["Event", "EventDecoding", "EventSource", "Unreadable", "caused", "place"]
@@ -49,13 +60,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def correlation_id(self) -> str | None:
-        """What this event belongs to (``correlationid``): a saga, a request."""
-        return self.headers.get(CORRELATION)
+        """What this event belongs to (``ce_correlationid``): a saga, a request."""
+        return named(self.headers, CORRELATION, OLD_CORRELATION)
 
     @property
     def causation_id(self) -> str | None:
-        """The ID of the event that caused this one (``causationid``)."""
-        return self.headers.get(CAUSATION)
+        """The ID of the event that caused this one (``ce_causationid``)."""
+        return named(self.headers, CAUSATION, OLD_CAUSATION)
 
     def __repr__(self) -> str:
         # The data stays out: it may hold what must not reach a log line.
@@ -116,6 +127,10 @@ class EventDecoding:
         self._data = data
         self._unreadable = unreadable
 
+    def opened(self, batch: Batch) -> Batch:
+        """What the batch holds."""
+        return self._data.opened(batch)
+
     def fast(self, values: Sequence[bytes | None], largest: int) -> None:
         """There is no short way: the topic stands in the headers."""
         return
@@ -168,6 +183,10 @@ class Nothing:
     """Decodes nothing, for a bus without a log (``runners.job.Decoding``)."""
 
     identify = None
+
+    def opened(self, batch: Any) -> Any:
+        """There is nothing to open."""
+        return batch
 
     def fast(self, values: Any, largest: int) -> None:
         """There is nothing to decode."""

@@ -131,7 +131,7 @@ def _original(
     event: Any = value
     if decoding is not None:
         try:
-            event = decoding.one(was, 0)
+            event = decoding.one(decoding.opened(was), 0)
         except Exception:
             event = value  # this is perhaps why it is here
     return deliver(event, was, 0, attempts)

@@ -10,7 +10,10 @@ Spans, attributes and headers are those of OpenTelemetry's conventions for messa
   span that published the message and, for a single message, is its child, so that one trace shows
   the way of a message. A batch handler's span links to each of its messages.
 * What a handler returned (``to=``) carries the context of its span.
+* The baggage that a message carries is current in its handler, and goes on with what that publishes
+  and returns.
 
+A span that will not be sampled is not built: see :mod:`streams.patterns.monitoring.sampling`.
 Without the SDK, or where the span that published is unknown, nothing is written and nothing breaks.
 """
 
@@ -18,21 +21,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
 from streams.engine.dispatch import Work
 from streams.errors import ConfigError
-from streams.message import CORRELATION, Message, Position, Record, text
+from streams.letters import header
+from streams.log.protocol import Log
+from streams.message import (
+    CORRELATION,
+    OLD_CORRELATION,
+    Batch,
+    Headers,
+    Message,
+    Position,
+    Record,
+    deliver,
+)
 from streams.runners.job import Job, Outgoing
 
 try:
     from opentelemetry import propagate, trace
-    from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Span, SpanKind, Tracer, TracerProvider
+    from opentelemetry.context import Context, get_current
+    from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+
+    from streams.patterns.monitoring.sampling import (
+        Early,
+        apart,
+        early,
+        extract,
+        switches,
+    )
 except ImportError as error:
     raise ConfigError(
         "tracing needs the package opentelemetry-api: pip install 'streams-toolkit[otel]'"
@@ -43,8 +67,9 @@ MOST_LINKS = 128
 
 Attributes = dict[str, str | int | bool]
 
-_context: ContextVar[Mapping[str, str] | None] = ContextVar("streams-handled", default=None)
-"""The headers of the span of the handler that was called last, in this task or thread."""
+_handled: ContextVar[_Carrier | None] = ContextVar("streams-handled", default=None)
+"""The context of the handler that was called last, in this task or thread, if it returns what is
+to be published."""
 
 
 def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -> None:
@@ -61,17 +86,34 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
         raise ConfigError("instrument(app): it is instrumented already")
     from streams import __version__
 
-    tracing = _Tracing(app, trace.get_tracer("streams", __version__, tracer_provider))
+    tracing = _Tracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
     app._observer = tracing.publishing
     app._wraps.append(tracing.wrap)
 
 
 class _Tracing:
-    def __init__(self, app: Streams, tracer: Tracer) -> None:
+    def __init__(self, app: Streams, tracer: Callable[[], Tracer]) -> None:
         self._app = app
-        self._tracer = tracer
+        self._get_tracer = tracer
+        self._tracer = tracer()
+        self._early: Early | None = None
+        self._log: Log | None = None
+        self._constant: dict[tuple[str, str, str], Attributes] = {}
+        self._switches = switches()
+
+    def _begin(self) -> None:
+        """Look at OpenTelemetry's settings, once each time that the app is entered."""
+        if self._log is not self._app.log:
+            self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
+            self._early = early(self._tracer, Context())
+            self._constant = {}
+            self._log = self._app.log
 
     def _facts(self, operation: str, kind: str, topic: str) -> Attributes:
+        """The attributes that all messages of a topic have; not to be changed."""
+        known = self._constant.get((operation, kind, topic))
+        if known is not None:
+            return known
         system = self._app.log.capabilities.name
         found: Attributes = {
             "messaging.system": system,
@@ -84,6 +126,7 @@ class _Tracing:
             found["server.address"] = server[0]
             if server[1] is not None:
                 found["server.port"] = server[1]
+        self._constant[operation, kind, topic] = found
         return found
 
     # -- publishing
@@ -93,121 +136,288 @@ class _Tracing:
         self, topic: str, records: Sequence[Record]
     ) -> Iterator[Callable[[Sequence[Position]], None]]:
         """Around a call that publishes: see :data:`streams.publisher.Observer`."""
-        facts = self._facts("publish", "send", topic)
-        kafka = facts["messaging.system"] == "kafka"
-        if len(records) == 1:
-            record = records[0]
-            facts["messaging.message.id"] = record.id
-            if record.value is not None:
-                facts["messaging.message.body.size"] = len(record.value)
-            if kafka:
-                facts |= _kafka(record.key, record.value)
-            for name, value in record.headers:
-                if name == CORRELATION and value is not None:
-                    facts["messaging.message.conversation_id"] = text(value)
-        else:
-            facts["messaging.batch.message_count"] = len(records)
-        with self._span(f"publish {topic}", SpanKind.PRODUCER, facts) as span:
+        self._begin()
+        tracer, facts, dropped = self._tracer, None, False
+        if self._early is not None:
+            parent = trace.get_current_span().get_span_context()
+            if parent.is_valid:
+                dropped = self._early.drops_child(parent)
+            else:
+                trace_id = self._early.draw()
+                dropped = trace_id is None
+                tracer = self._early.tracer(trace_id or self._early.dropped_id())
+        if not dropped:
+            facts = self._published(topic, records)
+        span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=facts)
+
+        def landed(positions: Sequence[Position]) -> None:
+            if facts is not None and len(positions) == 1:
+                partition = str(positions[0].partition)
+                span.set_attribute("messaging.destination.partition.id", partition)
+                if facts["messaging.system"] == "kafka":
+                    span.set_attribute("messaging.kafka.offset", positions[0].offset)
+
+        with _Current(span, trace.set_span_in_context(span), self._switches):
             carrier: dict[str, str] = {}
             propagate.inject(carrier)
             for record in records:
                 _carry(record, carrier, instead=False)
-
-            def landed(positions: Sequence[Position]) -> None:
-                if len(positions) == 1:
-                    span.set_attribute(
-                        "messaging.destination.partition.id", str(positions[0].partition)
-                    )
-                    if kafka:
-                        span.set_attribute("messaging.kafka.offset", positions[0].offset)
-
             yield landed
+
+    def _published(self, topic: str, records: Sequence[Record]) -> Attributes:
+        facts = self._facts("publish", "send", topic).copy()
+        if len(records) > 1:
+            return facts | {"messaging.batch.message_count": len(records)}
+        record = records[0]
+        facts["messaging.message.id"] = record.id
+        if record.value is not None:
+            facts["messaging.message.body.size"] = len(record.value)
+        if facts["messaging.system"] == "kafka":
+            facts |= _kafka(record.key, record.value)
+        correlation = _correlation(record.headers)
+        if correlation:
+            facts["messaging.message.conversation_id"] = correlation
+        return facts
 
     # -- handling
 
     def wrap(self, job: Job) -> Job:
         """The same job with a span around each call of its handler."""
-        around = self._one if job.batch is None else self._several
-        function, wants = job.function, job.wants_message
-        lists = job.results is not None
-
-        async def traced_async(value: Any, message: Any) -> Any:
-            with around(job, message):
-                return await (function(value, message) if wants else function(value))
-
-        def traced(value: Any, message: Any) -> Any:
-            with around(job, message):
-                result = function(value, message) if wants else function(value)
-                # A generator's code is the handler's: it belongs into the handler's span.
-                return list(result) if lists and hasattr(result, "__next__") else result
-
+        self._begin()
+        # Plain handlers run in threads of their own, which begin with an empty context.
+        outer = apart(get_current()) if job.asynchronous else Context()
+        attach, here = self._switches[0], get_current()
+        make = self._messages if job.batch is None else self._batches
         return replace(
             job,
-            function=traced_async if job.asynchronous else traced,
+            function=make(job, outer),
             wants_message=True,
+            builds_messages=True,
+            leave=partial(attach, here) if job.asynchronous and job.batch is None else None,
             results=None if job.results is None else _carrying(job.results),
-            transactions=job.transactions and wants,
+            transactions=job.transactions and job.wants_message,
         )
 
-    @contextmanager
-    def _one(self, job: Job, message: Message[Any]) -> Iterator[None]:
-        headers = message.headers
-        facts = self._facts("process", "process", message.topic) | {
-            "messaging.consumer.group.name": job.group,
-            "messaging.destination.partition.id": str(message.partition),
-            "messaging.message.id": message.id,
-        }
-        if CORRELATION in headers:
-            facts["messaging.message.conversation_id"] = headers[CORRELATION]
-        raw = message.raw
-        if raw.value is not None:
-            facts["messaging.message.body.size"] = len(raw.value)
-        if facts["messaging.system"] == "kafka":
-            facts |= _kafka(raw.key, raw.value)
-            facts["messaging.kafka.offset"] = message.offset
-        if message.attempt > 1:
-            facts["streams.attempt"] = message.attempt
-        # Not the context in which the app was entered: that has nothing to do with the message.
-        origin = propagate.extract(headers, Context())
-        links = _links([origin])
-        name = f"process {message.topic}"
-        with self._span(name, SpanKind.CONSUMER, facts, links, origin):
-            yield
+    def _messages(self, job: Job, outer: Context) -> Callable[..., Any]:
+        """Calls a handler of single messages."""
+        function, wants, carries = job.function, job.wants_message, job.results is not None
+        attach, detach = self._switches
+        decides = early(self._tracer, outer)
 
-    @contextmanager
-    def _several(self, job: Job, messages: Sequence[Message[Any]]) -> Iterator[None]:
-        topics = sorted({message.topic for message in messages})
-        facts = self._facts("process", "process", ",".join(topics)) | {
+        async def spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._one(job, outer, trace_id, *row):
+                return await (function(value, deliver(value, *row)) if wants else function(value))
+
+        def spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._one(job, outer, trace_id, *row):
+                result = function(value, deliver(value, *row)) if wants else function(value)
+                return _listed(result, carries)
+
+        around = spanned_async if job.asynchronous else spanned
+        if decides is None:
+            return lambda value, *row: around(value, None, *row)
+        gap, sampled_id = decides.gap, decides.sampled_id
+        find, drops, dropped = decides.traceparent, decides.drops, decides.dropped()
+        # Handlers' threads that meet at this number may count one message for two: no harm.
+        left = gap()
+
+        # Both do the same, in one function each: a call more would be felt with every message.
+
+        def traced_async(
+            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
+        ) -> Any:
+            nonlocal left
+            headers = batch.extra_headers(index)
+            parent = find(headers) if headers else None
+            if parent is None:
+                left -= 1
+                if left < 0:
+                    left, trace_id = gap(), sampled_id()
+                    if trace_id is not None:
+                        return spanned_async(value, trace_id, batch, index, attempt, transaction)
+            elif not drops(parent):
+                return spanned_async(value, None, batch, index, attempt, transaction)
+            context = dropped()
+            if headers:
+                context.headers = headers
+            if carries:
+                _handled.set(_Carrier(context))
+            attach(context)  # the runner detaches it: see Job.leave
+            if wants:
+                return function(value, deliver(value, batch, index, attempt, transaction))
+            return function(value)
+
+        def traced(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
+            nonlocal left
+            headers = batch.extra_headers(index)
+            parent = find(headers) if headers else None
+            if parent is None:
+                left -= 1
+                if left < 0:
+                    left, trace_id = gap(), sampled_id()
+                    if trace_id is not None:
+                        return spanned(value, trace_id, batch, index, attempt, transaction)
+            elif not drops(parent):
+                return spanned(value, None, batch, index, attempt, transaction)
+            context = dropped()
+            if headers:
+                context.headers = headers
+            if carries:
+                _handled.set(_Carrier(context))
+            token = attach(context)
+            try:
+                if wants:
+                    message = deliver(value, batch, index, attempt, transaction)
+                    return _listed(function(value, message), carries)
+                return _listed(function(value), carries)
+            finally:
+                detach(token)
+
+        return traced_async if job.asynchronous else traced
+
+    def _batches(self, job: Job, outer: Context) -> Callable[..., Any]:
+        """Calls a handler of batches."""
+        function, wants, carries = job.function, job.wants_message, job.results is not None
+        decides = early(self._tracer, outer)
+        dropped: type[Context] = Context if decides is None else decides.dropped()
+
+        def around(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
+            trace_id = None if decides is None else decides.draw()
+            if decides is None or trace_id is not None:
+                return self._several(job, outer, make(), trace_id)
+            context = dropped()
+            if carries:
+                _handled.set(_Carrier(context))
+            return _Current(None, context, self._switches)
+
+        async def traced_async(values: Any, make: Any) -> Any:
+            with around(make):
+                return await (function(values, make()) if wants else function(values))
+
+        def traced(values: Any, make: Any) -> Any:
+            with around(make):
+                return _listed(function(values, make()) if wants else function(values), carries)
+
+        return traced_async if job.asynchronous else traced
+
+    def _one(
+        self,
+        job: Job,
+        outer: Context,
+        trace_id: int | None,
+        batch: Batch,
+        index: int,
+        attempt: int,
+        transaction: Any,
+    ) -> AbstractContextManager[Any]:
+        """The span of a message, which is a root span if its trace ID is given."""
+        topic, headers = batch.topic, batch.extra_headers(index)
+        facts = self._facts("process", "process", topic) | {
+            "messaging.consumer.group.name": job.group,
+            "messaging.destination.partition.id": str(batch.partition),
+            "messaging.message.id": batch.id(index),
+        }
+        correlation = _correlation(headers)
+        if correlation:
+            facts["messaging.message.conversation_id"] = correlation
+        value = batch.values[index]
+        if value is not None:
+            facts["messaging.message.body.size"] = len(value)
+        if facts["messaging.system"] == "kafka":
+            facts |= _kafka(batch.keys[index], value)
+            facts["messaging.kafka.offset"] = batch.offset(index)
+        if attempt > 1:
+            facts["streams.attempt"] = attempt
+        origin = extract(headers, outer)
+        links = _links([origin]) if trace_id is None else ()
+        return self._span(job, f"process {topic}", facts, links, origin, trace_id)
+
+    def _several(
+        self, job: Job, outer: Context, messages: Sequence[Message[Any]], trace_id: int | None
+    ) -> AbstractContextManager[Any]:
+        """The span of a batch, which links to the spans that published its messages."""
+        topics = ",".join(sorted({message.topic for message in messages}))
+        facts = self._facts("process", "process", topics) | {
             "messaging.consumer.group.name": job.group,
             "messaging.batch.message_count": len(messages),
         }
-        links = _links(
-            propagate.extract(message.headers, Context()) for message in messages[:MOST_LINKS]
-        )
-        name = f"process {','.join(topics)}"
-        with self._span(name, SpanKind.CONSUMER, facts, links, Context()):
-            yield
+        links = _links(extract(each.raw.headers, outer) for each in messages[:MOST_LINKS])
+        return self._span(job, f"process {topics}", facts, links, outer, trace_id)
 
-    @contextmanager
     def _span(
         self,
+        job: Job,
         name: str,
-        kind: SpanKind,
         facts: Attributes,
-        links: Sequence[Link] = (),
-        parent: Context | None = None,
-    ) -> Iterator[Span]:
-        start = self._tracer.start_as_current_span
-        with start(name, context=parent, kind=kind, attributes=facts, links=links) as span:
-            if kind is SpanKind.CONSUMER:
-                carrier: dict[str, str] = {}
-                propagate.inject(carrier)
-                _context.set(carrier)
-            try:
-                yield span
-            except Exception as error:
-                span.set_attribute("error.type", _name(type(error)))
-                raise
+        links: Sequence[Link],
+        origin: Context,
+        trace_id: int | None,
+    ) -> AbstractContextManager[Any]:
+        """A handler's span, current beside the baggage of ``origin``, which has its parent."""
+        tracer = self._tracer
+        if trace_id is not None and self._early is not None:
+            tracer = self._early.tracer(trace_id)
+        kind = SpanKind.CONSUMER
+        span = tracer.start_span(name, context=origin, kind=kind, attributes=facts, links=links)
+        context = trace.set_span_in_context(span, origin)
+        if job.results is not None:
+            _handled.set(_Carrier(context))
+        return _Current(span, context, self._switches)
+
+
+class _Current:
+    """While it is entered, a context is the current one; its span ends with it, and says why if
+    that was an exception. As OpenTelemetry's ``use_span`` does it, with ``error.type``."""
+
+    __slots__ = ("_attach", "_context", "_detach", "_span", "_token")
+
+    def __init__(
+        self,
+        span: Span | None,
+        context: Context,
+        switches: tuple[Callable[[Context], Any], Callable[[Any], None]],
+    ) -> None:
+        self._span = span
+        self._context = context
+        self._attach, self._detach = switches
+        self._token: Any = None
+
+    def __enter__(self) -> None:
+        self._token = self._attach(self._context)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._detach(self._token)
+        span = self._span
+        if span is None:
+            return
+        if isinstance(error, Exception) and span.is_recording():
+            span.set_attribute("error.type", _name(type(error)))
+            span.record_exception(error)
+            said = f"{type(error).__name__}: {error}"
+            span.set_status(Status(StatusCode.ERROR, said))
+        span.end()
+
+
+class _Carrier:
+    """The headers of a context, made when they are asked for."""
+
+    __slots__ = ("_context", "_headers")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._headers: dict[str, str] | None = None
+
+    def headers(self) -> Mapping[str, str]:
+        """What the propagator writes."""
+        if self._headers is None:
+            self._headers = {}
+            propagate.inject(self._headers, self._context)
+        return self._headers
 
 
 def _carrying(
@@ -217,13 +427,18 @@ def _carrying(
 
     def make(result: Any, work: Work) -> Sequence[Outgoing]:
         outgoing = results(result, work)
-        carrier = _context.get()
-        if carrier:
+        handled = _handled.get()
+        if handled is not None and outgoing:
             for _, record in outgoing:
-                _carry(record, carrier, instead=True)
+                _carry(record, handled.headers(), instead=True)
         return outgoing
 
     return make
+
+
+def _listed(result: Any, carries: bool) -> Any:
+    """A generator's values: its code is the handler's, so it runs inside the handler's span."""
+    return list(result) if carries and hasattr(result, "__next__") else result
 
 
 def _carry(record: Record, carrier: Mapping[str, str], *, instead: bool) -> None:
@@ -233,6 +448,12 @@ def _carry(record: Record, carrier: Mapping[str, str], *, instead: bool) -> None
         return
     kept = [pair for pair in record.headers if pair[0] not in carrier]
     record.headers = [*kept, *((name, value.encode()) for name, value in carrier.items())]
+
+
+def _correlation(headers: Headers) -> str | None:
+    if not headers:
+        return None
+    return header(headers, CORRELATION) or header(headers, OLD_CORRELATION)
 
 
 def _links(origins: Iterable[Context]) -> list[Link]:

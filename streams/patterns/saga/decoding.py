@@ -41,6 +41,10 @@ class EntryDecoder:
         """An entry's ID is made of what stands in it, whatever its headers say."""
         return IDENTITY
 
+    def opened(self, batch: Batch) -> Batch:
+        """Entries have no envelope."""
+        return batch
+
     def fast(self, values: Sequence[bytes | None], largest: int) -> None:
         """There is no short way: an entry counts only under its saga's key."""
         return
