@@ -186,6 +186,9 @@ class Kept:
         """Watch: nothing happens here by itself."""
         return ""
 
+    def due(self) -> None:
+        """Watch: what waits is in the delay topic, whose own processor says when it is due."""
+
     def _read(self, assignment: Assignment) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
         notes = self._notes[topic]
