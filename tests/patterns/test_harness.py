@@ -52,7 +52,7 @@ async def test_a_delayed_message_is_waited_for(stage: Stage) -> None:
     def take(message: QueueMessage[Any]) -> None:
         got.append(message.data)
 
-    queue.subscribe(name, take)
+    _ = queue.subscribe(name, take)
     async with harness(app, url=stage.url) as h:
         await queue.publish(name, "later", delay=SOON)
         await h.settled()
@@ -64,7 +64,7 @@ async def test_more_members_than_partitions_are_settled(memory_url: str) -> None
     queue = MessageQueue(app, partitions=1)
     got: list[Any] = []
     for _ in range(3):
-        queue.subscribe("mails", lambda message: got.append(message.data))
+        _ = queue.subscribe("mails", lambda message: got.append(message.data))
     bus = EventBus(app)
     bus.subscribe("told", lambda event: got.append(event.data))
     async with harness(app) as h:

@@ -17,6 +17,7 @@ from uuid import uuid4
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
+from streams.patterns.checking import check_app
 from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.parked import Command, State, parked_topic
@@ -195,7 +196,7 @@ class ClosedKeys:
     """
 
     def __init__(self, app: Streams, topic: str | Topic[Any], group: str) -> None:
-        self._app = app
+        self._app = check_app(app, "ClosedKeys")
         self.topic = topic.name if isinstance(topic, Topic) else check_topic(topic)
         self.group = check_group(group)
 

@@ -19,6 +19,7 @@ from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.message import ID, Message, Position, Record
+from streams.patterns.checking import check_app, check_calls
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.redriving import LOOKED_AT, Letters, source_of
 from streams.patterns.queue import QueueMessage
@@ -48,7 +49,7 @@ class DeadLetterManager:
     """
 
     def __init__(self, app: Streams, name: str) -> None:
-        self._app = app
+        self._app = check_app(app, "DeadLetterManager")
         self.name = check_topic(name)
 
     def __repr__(self) -> str:
@@ -298,3 +299,4 @@ def _check_filter(what: str, filter: object) -> None:
         return
     if not callable(filter) or inspect.iscoroutinefunction(filter):
         raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")
+    check_calls(filter, f"{what}(filter=...)", "letter")
