@@ -292,8 +292,8 @@ class MessageQueue:
 
     def _unknown(self, queue: str) -> str:
         return (
-            f"queue {queue!r} is not declared, and others are: {nearest(queue, self._topics)} "
-            f"A new one is declared before it is used: .declare({queue!r}, ...)"
+            f"queue {queue!r} is not declared: {nearest(queue, self._topics)} Declare a new one "
+            f"before it is used: .declare({queue!r}, ...)"
         )
 
     async def publish(

@@ -164,11 +164,11 @@ class EventBus:
                 return pattern
             raise ConfigError(
                 f"pattern {pattern!r} fits no topic that is declared on {self!r}: "
-                f"{nearest(pattern, declared)} A new one is declared first: bus.declare('...')"
+                f"{nearest(pattern, declared)} Declare a new one first: bus.declare('...')"
             )
         raise ConfigError(
-            f"event topic {pattern!r} is not declared on {self!r}, and others are: "
-            f"{nearest(pattern, declared)} A new one is declared first: bus.declare({pattern!r})"
+            f"event topic {pattern!r} is not declared on {self!r}: "
+            f"{nearest(pattern, declared)} Declare a new one first: bus.declare({pattern!r})"
         )
 
     # -- publishing
