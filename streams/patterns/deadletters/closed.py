@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.letters import EDITED
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
 from streams.patterns.checking import check_app
@@ -136,7 +137,8 @@ class Heads:
         """
         edited = None
         if command == "edit":
-            edited = Record(value, head.key, "", head.record.headers)
+            kept = [pair for pair in head.record.headers if pair[0] != EDITED]
+            edited = Record(value, head.key, "", [*kept, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
         record = parked.command_record(command, head.position, head.partition, head.key, id, edited)
         (answer,) = append(self.log, self.name, [record])
