@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -196,13 +197,21 @@ class Letters:
         """How many wait; reads them all."""
         return self.look_for(wanted or (lambda row: True)).count
 
-    def look_for(self, wanted: Wanted) -> Chosen:
-        """Those that wait and are wanted, of what there is now; reads them all."""
+    def look_for(self, wanted: Wanted, limit: int | None = None) -> Chosen:
+        """Those that wait and are wanted, of what there is now; reads them all.
+
+        :param limit: so many of each partition count, the oldest.
+        """
+        counts: Counter[int] = Counter()
         rows = self.rows(most=None)
         try:
-            return Chosen(wanted, sum(1 for row in rows if wanted(row)), rows.ends)
+            for row in rows:
+                if wanted(row):
+                    counts[row.batch.partition] += 1
         finally:
             rows.close()
+        found = counts.values() if limit is None else (min(each, limit) for each in counts.values())
+        return Chosen(wanted, sum(found), rows.ends)
 
     def look_up(
         self, names: Collection[str | tuple[int, int]], of: Wanted = lambda row: True
