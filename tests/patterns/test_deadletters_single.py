@@ -51,14 +51,13 @@ class World:
     async def bury(self, *values: int, **options: Any) -> list[Any]:
         """Let these fail; where they stand in the topic."""
         before = len(await self.manager.get_dead_letters(1_000, everything=True))
-        positions = []
-        for value in values:
-            positions.append(await self.topic.publish(value, id=f"m{value}", **options))
+        positions = [await self.topic.publish(value, id=f"m{value}", **options) for value in values]
         await self.letters(before + len(values), everything=True)
         return positions
 
     async def letters(self, count: int, **options: Any) -> list[DeadLetter]:
         """Wait until there are so many letters."""
+        found: list[DeadLetter] = []
         for _ in range(6_000):
             found = await self.manager.get_dead_letters(1_000, **options)
             if len(found) == count:
@@ -116,6 +115,7 @@ async def test_it_shows_where_it_came_from_however_often_it_is_put_back(
     stage: Stage, retry: Retry
 ) -> None:
     world = World(stage, retry=Retry(retry.attempts, delay=0.001, in_order=retry.in_order))
+    show = stage.anchor.show
     async with world.app:
         (position,) = await world.bury(7, key="k")
         (letter,) = await world.letters(1)
@@ -124,7 +124,6 @@ async def test_it_shows_where_it_came_from_however_often_it_is_put_back(
             assert (letter.redrives >= redrives, letter.edited) == (True, False)
             assert letter.origin is not None
             assert letter.origin[:2] == position[:2]
-            show = stage.anchor.show
             assert show(letter.origin.offset) == show(position.offset)
             assert (letter.first_error, letter.first_failed_at) == (first.error, first.failed_at)
             assert letter.queue == world.topic.name
