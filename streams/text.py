@@ -165,4 +165,6 @@ def nearest(name: object, known: Collection[str]) -> str:
         for found in difflib.get_close_matches(name[:256], among, 1):
             return f"did you mean {found!r}?"
     shown = ", ".join(repr(each) for each in sorted(known)[:5])
-    return f"there are {shown}{', ...' if len(known) > 5 else ''}."
+    return (
+        f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."
+    )
