@@ -22,6 +22,7 @@ from streams import (
 from streams.letters import EDITED, FIRST_ERROR, FIRST_FAILED, ORIGIN
 from streams.message import Position
 from streams.patterns import ClosedKeys, DeadLetter, DeadLetterManager
+from streams.patterns.deadletters import redriving
 from tests.conformance.stage import QUICK, Stage
 from tests.hostile.commands import Ended, command
 
@@ -327,3 +328,19 @@ async def test_a_message_that_fails_under_one_id_twice_is_named_by_its_position(
         assert (refused.status, "PARTITION/OFFSET" in refused.err) == (1, True)
         await world.manager.edit(other, 1002)
         assert await world.manager.reprocess(only="twice") == 1
+
+
+async def test_what_fails_after_it_was_counted_is_not_touched(stage: Stage) -> None:
+    world = World(stage)
+    async with world.app:
+        await world.bury(1, 2, 3)
+        letters = redriving.Letters(stage.anchor, world.manager.name)
+        chosen = await asyncio.to_thread(letters.look_for, lambda row: True)
+        assert chosen.count == 3
+        await world.bury(4, 5)
+
+        def purge() -> int:
+            return letters.set_aside(wanted=chosen.wanted, ends=chosen.ends)
+
+        assert await asyncio.to_thread(purge) == 3
+        assert {each.id for each in await world.manager.get_dead_letters()} == {"m4", "m5"}
