@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.asgi import HealthEndpoint, exit_on_failure
-    from streams.config import DeadLetters, Dedup, Flow, Retry
+    from streams.config import DeadLetters, Dedup, Flow, Retention, Retry
     from streams.errors import (
         BatchError,
         ConfigError,
@@ -149,6 +149,7 @@ __all__ = [
     "Reading",
     "Reject",
     "ReprocessStopped",
+    "Retention",
     "Retry",
     "RetryAfter",
     "SagaError",
@@ -238,6 +239,7 @@ _HOME = {
     "Reading": "streams.reading",
     "Reject": "streams.errors",
     "ReprocessStopped": "streams.patterns",
+    "Retention": "streams.config",
     "Retry": "streams.config",
     "RetryAfter": "streams.errors",
     "SagaError": "streams.patterns",

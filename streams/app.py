@@ -38,7 +38,16 @@ from typing_extensions import TypeForm
 from stream_codecs import Codec
 from streams import letters
 from streams.clock import SYSTEM, Clock
-from streams.config import RETRY_PARTITIONS, DeadLetters, Dedup, Flow, OnUnknown, Retry, Start
+from streams.config import (
+    RETRY_PARTITIONS,
+    DeadLetters,
+    Dedup,
+    Flow,
+    OnUnknown,
+    Retention,
+    Retry,
+    Start,
+)
 from streams.errors import (
     ConfigError,
     GroupLive,
@@ -52,7 +61,7 @@ from streams.errors import (
 )
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
-from streams.log.protocol import Log, Static, TopicInfo
+from streams.log.protocol import Log, Queryable, Static, TopicInfo, check_retention, ensure
 from streams.log.url import open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
@@ -233,6 +242,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
     ) -> Topic[bytes]: ...
 
     @overload
@@ -246,6 +256,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
     ) -> Topic[T]: ...
 
     def topic(
@@ -258,6 +269,7 @@ class Streams:
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
     ) -> Topic[Any]:
         """Declare a topic; again with another type is allowed.
 
@@ -269,21 +281,36 @@ class Streams:
         :param partitions: how many; created with it if missing, an error if it differs. None uses
             what exists (a missing topic gets 1; on Kafka it is an error).
         :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"`` or ``"skip"``.
+        :param retention: how long its messages are kept, if it is created here; for ever if not
+            given. A topic that exists keeps what it has: ``streams doctor`` says where that is
+            something else, ``streams topics retain`` changes it.
         :raises ConfigError: any of these cannot work.
         """
         topic: Topic[Any] = Topic(
-            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown
-        )
+            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown,
+            retention=retention,
+        )  # fmt: skip
+        self.add_topic(topic)
+        return topic
+
+    def add_topic(self, topic: Topic[Any]) -> None:
+        """Declare a topic that was made by one of the toolkit's patterns.
+
+        :raises ConfigError: it contradicts an earlier declaration.
+        """
+        name = topic.name
         for other in self._declared:
-            both = (partitions, other.partitions)
-            if other.name == name and None not in both and partitions != other.partitions:
-                raise ConfigError(
-                    f"topic {name!r}: declared with {other.partitions} partitions, "
-                    f"and again with {partitions}"
-                )
+            if other.name != name:
+                continue
+            for option in ("partitions", "retention"):
+                before, now = getattr(other, option), getattr(topic, option)
+                if before is not None and now is not None and before != now:
+                    raise ConfigError(
+                        f"topic {name!r}: declared with {option}={before!r}, and again with "
+                        f"{option}={now!r}"
+                    )
         self._declared.append(topic)
         self.topics[name] = topic
-        return topic
 
     def processor(
         self,
@@ -398,6 +425,25 @@ class Streams:
         error = ProcessorDied(f"the app has stopped: {failure}")
         error.__cause__ = failure.__cause__
         return error
+
+    async def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Read the SQLite log's file with SQL: the rows of one statement, as of one moment.
+
+        For what handlers have written there through ``message.transaction``. Reading holds up no
+        writer, and no writer holds up reading. What a handler has not committed yet is not seen.
+
+        :param parameters: a sequence for ``?``, a mapping for ``:name``.
+        :raises NotRunning: the app is not entered.
+        :raises ConfigError: the log is no SQLite file, or the statement does not only read.
+        :raises LogError: SQLite refuses it, and its own exception is the cause.
+        """
+        log = self.log
+        if not isinstance(log, Queryable):
+            raise ConfigError(
+                f"app.query reads the file of a sqlite:// log with SQL; this is a "
+                f"{log.capabilities.name} log"
+            )
+        return await in_thread(log.query, sql, parameters)
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.
@@ -731,33 +777,39 @@ class Streams:
 
     def _prepare_topics(self, *, missing_ok: bool = False) -> None:
         """Check declared topics against the log, and create what is missing."""
-        wanted: dict[str, int | None] = {}
+        wanted: dict[str, list[Topic[Any]]] = {}
         for topic in self._declared:
-            wanted[topic.name] = topic.partitions or wanted.get(topic.name)
-        for name, partitions in wanted.items():
+            wanted.setdefault(topic.name, []).append(topic)
+        capabilities = self.log.capabilities
+        for name, topics in wanted.items():
+            for topic in topics:
+                check_retention(name, topic.retention or Retention(), capabilities)
+        for topics in wanted.values():
             try:
-                self._prepare(name, partitions)
+                self._prepare(topics)
             except NotFound:
                 if not missing_ok:
                     raise
 
-    def _prepare(
-        self, name: str, partitions: int | None, config: Mapping[str, str] | None = None
-    ) -> TopicInfo:
-        log = self.log
-        try:
-            info = log.topic(name)
-        except NotFound:
-            if partitions is None and not log.capabilities.creates_topics:
-                raise
-            spread = self.topics[name].spread if name in self.topics else 1
-            return log.create(name, partitions or spread, config=config)
+    def _prepare(self, topics: list[Topic[Any]]) -> None:
+        """Create a topic, or find it as it is declared.
+
+        :param topics: its declarations, which do not contradict each other.
+        """
+        log, name = self.log, topics[0].name
+        partitions = next((each.partitions for each in topics if each.partitions), None)
+        retention = next((each.retention for each in topics if each.retention), Retention())
+        owned = any(each.owned for each in topics)
+        if partitions is None and not owned and not log.capabilities.creates_topics:
+            log.topic(name)
+            return
+        spread = partitions or max(each.spread for each in topics)
+        info = ensure(log, name, spread, retention)
         if partitions is not None and info.partitions != partitions:
             raise Mismatch(
                 f"topic {name!r} has {info.partitions} partitions, but is declared with "
                 f"{partitions}; declare {info.partitions}, or leave partitions out"
             )
-        return info
 
     async def _start(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -873,10 +925,7 @@ class Streams:
             retry = options.dead_letters.retry(source.name, processor.group)
             self._begin(processor.group, info, options.start)
             for name, partitions in ((dead, info.partitions), (retry, RETRY_PARTITIONS)):
-                try:
-                    beside = log.topic(name)
-                except NotFound:
-                    beside = log.create(name, partitions, config=letters_config)
+                beside = ensure(log, name, partitions, config=letters_config)
                 if name == retry:
                     self._begin(processor.group, beside, "earliest")
 

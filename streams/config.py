@@ -7,12 +7,12 @@ All durations are seconds, all sizes bytes. An impossible value raises
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from streams.errors import ConfigError
 
-__all__ = ["DeadLetters", "Dedup", "Flow", "OnUnknown", "Retry", "Start"]
+__all__ = ["DeadLetters", "Dedup", "Flow", "OnUnknown", "Retention", "Retry", "Start"]
 
 OnUnknown = Literal["dead", "skip"]
 """What becomes of a union's unknown tag: a dead letter, or passed over (and settled)."""
@@ -31,6 +31,54 @@ def _whole(value: object, least: int) -> bool:
 
 def _seconds(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Retention:
+    """How long a topic keeps its messages; ``Retention()`` is for ever.
+
+    Messages that a group has not settled are kept regardless, except on Kafka, which deletes
+    whatever its own rules say. A topic is created with its declared retention; one that exists
+    keeps what it has until ``streams topics retain`` changes it.
+
+    :param seconds: drop messages older than this (every log).
+    :param messages: keep about this many messages a partition (every log but Kafka).
+    :param bytes: keep about this many bytes a partition (Kafka).
+    :param compacted: keep only the last message of each key (Kafka). With ``seconds`` or ``bytes``
+        those bounds hold as well.
+    """
+
+    seconds: float | None = None
+    messages: int | None = None
+    bytes: int | None = None
+    compacted: bool = False
+
+    def __post_init__(self) -> None:
+        seconds = self.seconds
+        _check(
+            seconds is None or (_seconds(seconds) and 0 < seconds < float("inf")),
+            f"Retention(seconds={seconds!r}): more than 0, or None",
+        )
+        for name in ("messages", "bytes"):
+            count = getattr(self, name)
+            _check(
+                count is None or _whole(count, 1),
+                f"Retention({name}={count!r}): a whole number from 1, or None",
+            )
+        _check(
+            isinstance(self.compacted, bool),
+            f"Retention(compacted={self.compacted!r}): True or False",
+        )
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """The names of the bounds that are set; none of them: messages are kept for ever."""
+        return tuple(
+            field.name for field in fields(self) if getattr(self, field.name) != field.default
+        )
+
+    def __repr__(self) -> str:
+        return f"Retention({', '.join(f'{each}={getattr(self, each)!r}' for each in self.bounds)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,8 @@ class Batch:
     complete once ``ids`` or :meth:`marks` were read.
 
     A log whose driver keeps headers and times inside objects of its own subclasses this and
-    overrides :meth:`headers` and :meth:`time`, so that nothing is converted before it is read.
+    overrides :meth:`headers`, :meth:`extra_headers` and :meth:`time`, so that nothing is converted
+    before it is read.
     """
 
     __slots__ = (
@@ -167,6 +168,10 @@ class Batch:
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID included where there is one."""
         return (self._headers[index] if self._headers is not None else None) or ()
+
+    def extra_headers(self, index: int) -> Headers:
+        """The headers of one message without the ID, where leaving it out is cheaper; else all."""
+        return self.headers(index)
 
     def time(self, index: int) -> float:
         """The log's own time of one message, in seconds since the epoch."""
@@ -327,6 +332,18 @@ class Message(Generic[T_co]):
             name: "" if value is None else text(value)
             for name, value in self._batch.headers(self._index)
         }
+
+    def header(self, name: str) -> bytes | None:
+        """One header as bytes, None where it is absent or null; where the name repeats, the last.
+
+        Cheaper than :attr:`headers`, which makes text of all of them.
+        """
+        batch, index = self._batch, self._index
+        found = None
+        for each, value in batch.headers(index) if name == ID else batch.extra_headers(index):
+            if each == name:
+                found = value
+        return found
 
     @property
     def raw(self) -> Raw:

@@ -24,7 +24,7 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
-from streams.config import OnUnknown
+from streams.config import OnUnknown, Retention
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Batch, Position, Record
@@ -122,6 +122,9 @@ class Topic(Generic[T]):
 
     spread = 1
     """Partitions it is created with where nobody said how many."""
+    owned = False
+    """It is the toolkit's own: created where it is missing, on every log. One of the user's is not
+    created on Kafka unless its partitions are declared, as their number can never change."""
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class Topic(Generic[T]):
         codec: Codec | None = None,
         partitions: int | None = None,
         unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
     ) -> None:
         self._app = app
         self.name = check_topic(name)
@@ -151,7 +155,11 @@ class Topic(Generic[T]):
             raise ConfigError(
                 f"topic {name!r}: codec={codec!r}: give a codec, such as stream_codecs.Json()"
             )
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(f"topic {name!r}: retention={retention!r}: give a Retention(...)")
         self.partitions = partitions
+        self.retention = retention
+        """How long it is declared to keep its messages; None: nobody said."""
         self._key = _reader(name, "key", key, type)
         self._id = _reader(name, "id", id, type)
         self._id_in_value = id is not None
@@ -306,6 +314,12 @@ class Topic(Generic[T]):
 
         wanted = None if key is None else _key_bytes(self.name, key)
         return Reading(self._app, self, start, end, partition=partition, key=wanted, errors=errors)
+
+
+class OwnedTopic(Topic[T]):
+    """A topic of one of the toolkit's patterns, such as a queue or a saga's journal."""
+
+    owned = True
 
 
 def _reader(topic: str, option: str, wanted: Any, type: Any) -> Callable[[Any], Any] | None:

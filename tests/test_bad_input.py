@@ -279,7 +279,7 @@ def test_two_declarations_that_contradict_each_other() -> None:
     orders = app.topic("orders", Placed, partitions=2)
     with pytest.raises(ConfigError) as caught:
         app.topic("orders", Paid, partitions=3)
-    said(caught.value, "'orders'", "2 partitions", "again with 3")
+    said(caught.value, "'orders'", "partitions=2", "again with partitions=3")
     assert app.topic("orders", Paid | Placed).partitions is None  # that is allowed
 
     app.processor(orders, group="billing")(good)

@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from streams.errors import LogError, NotFound
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.cli.watchers import Watchers
+    from streams.config import Retention
     from streams.log.protocol import Fact, Log, TopicInfo
     from streams.processor import Processor
     from streams.topic import Topic
@@ -274,12 +275,13 @@ def _letters(view: View, processor: Processor[..., Any], topic: str, name: str) 
         if view.log is None:
             return Finding(item, of, Verdict.unknown, f"they go to {name}", "see the log")
         return Finding(item, of, Verdict.yes, f"they go to {name}, made at its first start")
-    retention = info.retention
-    if retention.messages is not None or (retention.seconds or WEEK) < WEEK:
+    bound = info.retention
+    count = bound.messages or bound.bytes
+    if count is not None or (bound.seconds or WEEK) < WEEK:
         kept = (
-            f"{retention.messages:,} of them"
-            if retention.messages is not None
-            else f"them {show.age(retention.seconds)}"
+            f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
+            if count is not None
+            else f"them {show.age(bound.seconds)}"
         )
         return Finding(
             item, of, Verdict.no, f"{name} keeps {kept}, and then they are gone",
@@ -544,6 +546,70 @@ def _placed(view: View, topic: str) -> Finding:
     return Finding("order", of, Verdict.yes, why)
 
 
+def retention(view: View) -> Iterator[Finding]:
+    """What is deleted is meant to be, and so is what is kept for ever."""
+    for topic in view.topics.values():
+        yield _kept(view, topic)
+    for processor in view.processors:
+        letters = processor.options.dead_letters
+        names = [
+            name(topic, processor.group)
+            for topic in processor.topics
+            for name in (letters.name, letters.retry)
+        ]
+        for_ever = [name for name in dict.fromkeys(names) if _for_ever(view.info(name))]
+        if for_ever:
+            yield Finding(
+                "retention", f"processor {processor.name}", Verdict.yes,
+                f"dead letters and their retries are kept for ever: {', '.join(for_ever)}",
+                f"streams topics retain {for_ever[0]} --keep-for 90d, if they need not be",
+            )  # fmt: skip
+
+
+def _for_ever(info: TopicInfo | str) -> bool:
+    from streams.config import Retention
+
+    return not isinstance(info, str) and info.retention_known and info.retention == Retention()
+
+
+def _kept(view: View, topic: Topic[Any]) -> Finding:
+    """How long one topic's messages are kept, and whether somebody said so."""
+    item, of, info, declared = "retention", f"topic {topic.name}", view.info(topic.name), None
+    for each in view.app._declared:
+        if each.name == topic.name and each.retention is not None:
+            declared = each.retention
+    say = "declare retention=Retention(seconds=...), or retention=Retention() if that is meant"
+    if view.log is None:
+        return Finding(item, of, Verdict.unknown, view.trouble, "see that it can be reached")
+    if not isinstance(info, str) and not info.retention_known:
+        return Finding(
+            item, of, Verdict.unknown, "this login may not ask for the topic's settings",
+            "give it DescribeConfigs on the topic",
+        )  # fmt: skip
+    if isinstance(info, str):
+        if declared is None:
+            return Finding(item, of, Verdict.unknown, "not there yet, to be kept for ever", say)
+        return Finding(item, of, Verdict.yes, f"not there yet, to be {show.kept(declared)}")
+    actual = info.retention
+    if declared is None:
+        if _for_ever(info):
+            return Finding(item, of, Verdict.unknown, "kept for ever, as nobody said so", say)
+        return Finding(item, of, Verdict.yes, show.kept(actual))
+    if _rounded(actual) == _rounded(declared):
+        return Finding(item, of, Verdict.yes, f"{show.kept(actual)}, as declared")
+    return Finding(
+        item, of, Verdict.no, f"{show.kept(actual)}, and declared to be {show.kept(declared)}",
+        f"streams topics retain {topic.name} {show.retention_options(declared)}, or declare "
+        f"retention={actual!r}",
+    )  # fmt: skip
+
+
+def _rounded(retention: Retention) -> Retention:
+    """As Kafka has it, in milliseconds."""
+    seconds = retention.seconds
+    return retention if seconds is None else replace(retention, seconds=round(seconds, 3))
+
+
 CHECKS: Sequence[tuple[str, Callable[[View], Iterator[Finding]]]] = (
     ("persisted", persisted),
     ("idempotent", idempotent),
@@ -553,4 +619,5 @@ CHECKS: Sequence[tuple[str, Callable[[View], Iterator[Finding]]]] = (
     ("alerts", alerts),
     ("retries", retries),
     ("order", order),
+    ("retention", retention),
 )

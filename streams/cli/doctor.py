@@ -42,9 +42,9 @@ def doctor(
 
     Are messages persisted, are they handled once, where do those go that
     cannot be handled, is memory bounded, is somebody told when it goes
-    wrong, do retries end, is the order of keys kept: yes, no, or why that
-    cannot be known, and what to do. Nothing is changed. The exit status is 1
-    if anything is wrong.
+    wrong, do retries end, is the order of keys kept, is what is deleted meant
+    to be: yes, no, or why that cannot be known, and what to do. Nothing is
+    changed. The exit status is 1 if anything is wrong.
 
     [bold]Examples[/bold]
 

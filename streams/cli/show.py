@@ -19,6 +19,7 @@ from streams.text import escape, escape_json
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from streams.config import Retention
     from streams.log.protocol import Log
     from streams.message import Batch
 
@@ -173,6 +174,42 @@ def age(seconds: float | None) -> str | None:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
     return f"{max(0.0, seconds):.1f}s"
+
+
+def lasting(seconds: float) -> str:
+    """A length of time, exactly, as options take it: ``7d``, ``90s``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.15g}s"
+
+
+def kept(retention: Retention) -> str:
+    """How long a topic keeps its messages."""
+    bounds = []
+    if retention.seconds is not None:
+        bounds.append(f"for {lasting(retention.seconds)}")
+    if retention.messages is not None:
+        bounds.append(f"about {retention.messages:,} a partition")
+    if retention.bytes is not None:
+        bounds.append(f"about {retention.bytes:,} bytes a partition")
+    if retention.compacted:
+        bounds.append("only the last message of each key")
+    return f"kept {', '.join(bounds) or 'for ever'}"
+
+
+def retention_options(retention: Retention) -> str:
+    """The options of ``streams topics create`` and ``retain`` that say the same."""
+    words = []
+    if retention.seconds is not None:
+        words.append(f"--keep-for {lasting(retention.seconds)}")
+    if retention.messages is not None:
+        words.append(f"--keep {retention.messages}")
+    if retention.bytes is not None:
+        words.append(f"--keep-bytes {retention.bytes}")
+    if retention.compacted:
+        words.append("--compacted")
+    return " ".join(words) or "--for-ever"
 
 
 def offset(log: Log, position: int) -> int | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,31 @@ from streams.cli.options import Json, Url, Yes, confirm, open_url
 from streams.cli.places import duration
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log, Retention
+    from streams.config import Retention
+    from streams.log.protocol import Log
 
 app = typer.Typer(no_args_is_help=True, help="List, create, delete and show topics.")
 
 Name = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]
+
+
+KeepFor = Annotated[
+    str | None,
+    typer.Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
+]
+Keep = Annotated[
+    int | None,
+    typer.Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
+]
+KeepBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--keep-bytes", min=1, metavar="N", help="Keep about so many bytes a partition (Kafka)."
+    ),
+]
+Compacted = Annotated[
+    bool, typer.Option("--compacted", help="Keep the last message of each key alone (Kafka).")
+]
 
 
 @app.command("ls")
@@ -50,7 +71,7 @@ def ls(url: Url = None, json: Json = False) -> None:
     show.table(
         ["topic", "partitions", "messages", "retention"],
         [
-            [info.name, info.partitions, messages, _retention(info.retention)]
+            [info.name, info.partitions, messages, show.kept(info.retention)]
             for info, messages in found
         ],
     )
@@ -81,7 +102,7 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
         retention = _retention_json(info.retention)
         show.print_json({"topic": topic, "retention": retention, "partitions": parts})
         return
-    show.say(f"{topic}: {_retention(info.retention)}")
+    show.say(f"{topic}: {show.kept(info.retention)}")
     columns = ["partition", "first", "end", "messages"]
     show.table(columns, [[str(part["partition"]), *map(part.get, columns[1:])] for part in parts])
 
@@ -92,14 +113,10 @@ def create(
     partitions: Annotated[
         int, typer.Option("--partitions", "-p", min=1, metavar="N", help="How many.")
     ] = 1,
-    keep_for: Annotated[
-        str | None,
-        typer.Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
-    ] = None,
-    keep: Annotated[
-        int | None,
-        typer.Option("--keep", min=1, metavar="N", help="Keep about so many a partition."),
-    ] = None,
+    keep_for: KeepFor = None,
+    keep: Keep = None,
+    keep_bytes: KeepBytes = None,
+    compacted: Compacted = False,
     config: Annotated[
         list[str] | None,
         typer.Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
@@ -109,7 +126,8 @@ def create(
     """Create a topic.
 
     Doing it again is harmless; with another number of partitions it is an
-    error. Messages that a group has not handled are kept whatever their age.
+    error. Messages that a group has not handled are kept whatever their age,
+    except on Kafka.
 
     [bold]Examples[/bold]
 
@@ -117,7 +135,7 @@ def create(
       [cyan]streams topics create clicks -p 4 --keep-for 7d --keep 1000000[/cyan]
       [cyan]streams topics create orders -p 8 --config min.insync.replicas=2[/cyan]
     """
-    from streams.log.protocol import Retention
+    from streams.config import Retention
 
     settings: dict[str, str] = {}
     for pair in config or ():
@@ -125,12 +143,63 @@ def create(
         if not name or not equals:
             raise Misused(f"--config {pair!r}: write it as name=value")
         settings[name] = value
-    seconds = None if keep_for is None else duration(keep_for, "--keep-for")
+    retention = _given(keep_for, keep, keep_bytes, compacted=compacted)
     with open_url(url) as log:
-        info = log.create(topic, partitions, Retention(seconds, keep), settings or None)
+        info = log.create(topic, partitions, retention, settings or None)
     show.say(
-        f"{info.name}: {show.number(info.partitions, 'partition')}, {_retention(info.retention)}"
+        f"{info.name}: {show.number(info.partitions, 'partition')}, {show.kept(info.retention)}"
     )
+    differs = show.kept(info.retention) != show.kept(retention)
+    if differs and retention != Retention() and info.retention_known:
+        words = show.retention_options(retention)
+        show.note(
+            f"{topic} was there, and its retention is as it was: streams topics retain {topic} "
+            f"{words} changes it"
+        )
+
+
+@app.command("retain")
+def retain(
+    topic: Name,
+    keep_for: KeepFor = None,
+    keep: Keep = None,
+    keep_bytes: KeepBytes = None,
+    compacted: Compacted = False,
+    for_ever: Annotated[
+        bool, typer.Option("--for-ever", help="Keep messages for ever from now on.")
+    ] = False,
+    yes: Yes = False,
+    url: Url = None,
+) -> None:
+    """Change how long a topic keeps its messages.
+
+    What is given replaces what the topic had: of the bounds, those that are
+    left out do not hold any more.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams topics retain clicks --keep-for 7d[/cyan]         asks first
+      [cyan]streams topics retain clicks --keep-for 7d --yes[/cyan]
+      [cyan]streams topics retain orders --for-ever[/cyan]
+    """
+    from streams.config import Retention
+
+    retention = _given(keep_for, keep, keep_bytes, compacted=compacted)
+    if for_ever == (retention != Retention()):
+        raise Misused(
+            "say how long messages are kept: --for-ever, or one or more of --keep-for, --keep, "
+            "--keep-bytes and --compacted"
+        )
+    with open_url(url) as log:
+        info = log.topic(topic)
+        if not for_ever:
+            confirm(
+                f"{topic}: {show.kept(info.retention)}. {show.kept(retention).capitalize()} "
+                "from now on, and delete what is beyond that?",
+                yes=yes,
+            )
+        info = log.retain(topic, retention)
+    show.say(f"{info.name}: {show.kept(info.retention)}")
 
 
 @app.command("delete")
@@ -149,6 +218,15 @@ def delete(topic: Name, yes: Yes = False, url: Url = None) -> None:
     show.say(f"{topic}: deleted")
 
 
+def _given(
+    keep_for: str | None, keep: int | None, keep_bytes: int | None, *, compacted: bool
+) -> Retention:
+    from streams.config import Retention
+
+    seconds = None if keep_for is None else duration(keep_for, "--keep-for")
+    return Retention(seconds, keep, keep_bytes, compacted)
+
+
 def _messages(log: Log, topic: str, partitions: int) -> int | None:
     found = 0
     for partition in range(partitions):
@@ -159,14 +237,5 @@ def _messages(log: Log, topic: str, partitions: int) -> int | None:
     return found
 
 
-def _retention(retention: Retention) -> str:
-    kept = []
-    if retention.seconds is not None:
-        kept.append(f"for {show.age(retention.seconds)}")
-    if retention.messages is not None:
-        kept.append(f"about {retention.messages:,} a partition")
-    return f"kept {', '.join(kept) or 'for ever'}"
-
-
 def _retention_json(retention: Retention) -> dict[str, Any]:
-    return {"seconds": retention.seconds, "messages": retention.messages}
+    return asdict(retention)

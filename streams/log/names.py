@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from zlib import crc32
 
-from streams.errors import ConfigError
+from streams.errors import ConfigError, NotFound
 from streams.message import Record
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
@@ -55,6 +55,20 @@ def check_member(name: str) -> str:
 def is_name(name: str) -> bool:
     """Whether a topic or a group may have this name."""
     return _NAME.match(name) is not None
+
+
+def no_topic(topic: str, more: str = "") -> NotFound:
+    """The error for a topic that is not there, which says how to create it.
+
+    :param more: what only this log can say of it.
+    """
+    text = f"there is no topic {topic!r}"
+    if is_name(topic):
+        text += (
+            f": declare it with app.topic({topic!r}, partitions=8), or create it with `streams "
+            f"topics create {topic} --partitions 8`"
+        )
+    return NotFound(text + more)
 
 
 def place(key: bytes | None, id: str, partitions: int) -> int:

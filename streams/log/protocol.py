@@ -20,11 +20,12 @@ Rules every log keeps (``tests/conformance/`` proves them, one suite over all lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from streams.config import Flow
-from streams.errors import ConfigError, LogError
+from streams.config import Retention as Retention
+from streams.errors import ConfigError, LogError, Mismatch, NotFound
 from streams.message import Batch, Position, Record
 
 PROGRESS_LIMIT = 4_095
@@ -48,7 +49,10 @@ class Capabilities:
     append_once: bool = False
     """Writing one message ID twice leaves one entry in the log."""
     creates_topics: bool = True
-    """A missing topic is created (with one partition unless said otherwise) when declared."""
+    """A missing topic of the user's is created (with one partition unless said otherwise) when
+    declared. The toolkit's own are created on every log."""
+    retention: frozenset[str] = frozenset({"seconds", "messages"})
+    """The bounds of :class:`~streams.config.Retention` that it can apply."""
     clocked: bool = False
     """All its time is the app's clock, so that a test can advance it."""
     commits: float = 0.025
@@ -62,22 +66,40 @@ class Capabilities:
     """Settings of a topic of which only the last record of each key is kept, on logs that can."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long messages are kept; whatever any group has not settled is kept regardless.
+def check_retention(topic: str, retention: Retention, capabilities: Capabilities) -> None:
+    """See that a log can apply a retention.
 
-    :param seconds: drop messages older than this; None keeps them for ever.
-    :param messages: keep about this many messages a partition; None is no bound.
+    :raises ConfigError: it cannot.
     """
+    lacking = [bound for bound in retention.bounds if bound not in capabilities.retention]
+    if lacking:
+        possible = [each.name for each in fields(Retention) if each.name in capabilities.retention]
+        raise ConfigError(
+            f"topic {topic!r}: Retention({lacking[0]}=...) is not possible on {capabilities.name}, "
+            f"which has {', '.join(possible)}"
+        )
 
-    seconds: float | None = None
-    messages: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError(f"Retention(seconds={self.seconds!r}): more than 0, or None")
-        if self.messages is not None and self.messages < 1:
-            raise ConfigError(f"Retention(messages={self.messages!r}): at least 1, or None")
+def ensure(
+    log: Log,
+    topic: str,
+    partitions: int,
+    retention: Retention = Retention(),
+    config: Mapping[str, str] | None = None,
+) -> TopicInfo:
+    """A topic as it is there, or as it is created now; blocks.
+
+    Of several processes that find it missing at once, one creates it, and the others use that
+    one's topic, however many partitions it has.
+    """
+    try:
+        return log.topic(topic)
+    except NotFound:
+        pass
+    try:
+        return log.create(topic, partitions, retention, config)
+    except Mismatch:
+        return log.topic(topic)
 
 
 class TopicInfo(NamedTuple):
@@ -86,6 +108,8 @@ class TopicInfo(NamedTuple):
     name: str
     partitions: int
     retention: Retention = Retention()
+    retention_known: bool = True
+    """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
 
 
 class Fact(NamedTuple):
@@ -361,6 +385,15 @@ class Log(Protocol):
         """Create a topic. The same again is harmless; ``config`` is the server's own settings.
 
         :raises Mismatch: it exists with another number of partitions.
+        :raises ConfigError: this log has no such retention.
+        """
+        ...
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention; ``Retention()`` keeps messages for ever.
+
+        :raises NotFound: there is none of that name.
+        :raises ConfigError: this log has no such retention.
         """
         ...
 
@@ -512,6 +545,19 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Let go of everything; what was not acknowledged is told so."""
+        ...
+
+
+@runtime_checkable
+class Queryable(Protocol):
+    """A log whose file can be read with SQL."""
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """The rows of one SQL statement that reads; blocks, from any thread.
+
+        :raises ConfigError: it does not only read, or is more than one statement.
+        :raises LogError: it is refused.
+        """
         ...
 
 

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeForm
 
-from streams.config import DeadLetters, Flow, Retry
+from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
@@ -37,7 +37,7 @@ from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
 from streams.shielding import in_thread, to_the_end
 from streams.text import get_logger, nearest
-from streams.topic import Topic
+from streams.topic import OwnedTopic, Topic
 
 if TYPE_CHECKING:
     from stream_codecs import Codec
@@ -147,7 +147,7 @@ def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
     raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
 
 
-class _Queue(Topic[Any]):
+class _Queue(OwnedTopic[Any]):
     spread = SPREAD
 
 
@@ -215,15 +215,22 @@ class MessageQueue:
 
     :param app: the app whose log they are on.
     :param partitions: how many each has. Not given: a queue that exists is used as it is, and a
-        new one gets 8 (on Kafka a missing one is an error).
+        new one gets 8.
+    :param retention: how long each keeps its messages, if it is created here: see
+        :meth:`streams.Streams.topic`.
     """
 
-    def __init__(self, app: Streams, *, partitions: int | None = None) -> None:
+    def __init__(
+        self, app: Streams, *, partitions: int | None = None, retention: Retention | None = None
+    ) -> None:
         check_app(app, "MessageQueue")
         if partitions is not None:
             check_whole("MessageQueue", "partitions", partitions)
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(f"MessageQueue(retention={retention!r}): use Retention(...)")
         self._app = app
         self._partitions = partitions
+        self._retention = retention
         self._declared: set[str] = set()
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
@@ -235,7 +242,12 @@ class MessageQueue:
 
     @overload
     def declare(
-        self, queue: str, *, codec: Codec | None = None, partitions: int | None = None
+        self,
+        queue: str,
+        *,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        retention: Retention | None = None,
     ) -> Queue[Any]: ...
 
     @overload
@@ -246,6 +258,7 @@ class MessageQueue:
         *,
         codec: Codec | None = None,
         partitions: int | None = None,
+        retention: Retention | None = None,
     ) -> Queue[T]: ...
 
     def declare(
@@ -255,15 +268,17 @@ class MessageQueue:
         *,
         codec: Codec | None = None,
         partitions: int | None = None,
+        retention: Retention | None = None,
     ) -> Queue[Any]:
         """Say what a queue's data are, and get a handle that knows it. A queue that is not declared
         takes anything JSON can say, and can be used as long as no other one is declared.
 
         :param type: what its data are, as for :meth:`streams.Streams.topic`.
         :param partitions: how many it has, if others than this object's.
+        :param retention: how long it keeps its messages, if not as this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
-        topic = self._make(queue, type, codec, partitions)
+        topic = self._make(queue, type, codec, partitions, retention)
         self._declared.add(topic.name)
         return Queue(self, topic)
 
@@ -276,18 +291,24 @@ class MessageQueue:
             check_group(queue)
             if self._declared:
                 raise ConfigError(self._unknown(queue))
-            self._make(queue, Any, None, None)
+            self._make(queue, Any, None, None, None)
         return self._topics[queue]
 
     def _make(
-        self, queue: str, type: Any, codec: Codec | None, partitions: int | None
+        self,
+        queue: str,
+        type: Any,
+        codec: Codec | None,
+        partitions: int | None,
+        retention: Retention | None,
     ) -> Topic[Any]:
         if check_group(queue) in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
         count = self._partitions if partitions is None else partitions
-        topic = _Queue(self._app, queue, type, codec=codec, partitions=count)
-        self._app._declared.append(topic)
-        self._app.topics[queue] = self._topics[queue] = topic
+        kept = self._retention if retention is None else retention
+        topic = _Queue(self._app, queue, type, codec=codec, partitions=count, retention=kept)
+        self._app.add_topic(topic)
+        self._topics[queue] = topic
         return topic
 
     def _unknown(self, queue: str) -> str:

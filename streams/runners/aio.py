@@ -346,7 +346,7 @@ class LoopRunner(Runner):
     async def _bare(self, slot: int) -> None:
         """The hot loop: nothing but decode, handler and the engine."""
         job, now, busy, dispatcher = self.job, self._now, self._busy, self.dispatcher
-        function, wants_message = job.function, job.wants_message
+        function, wants_message, builds = job.function, job.wants_message, job.builds_messages
         take, done, parked = dispatcher.take, dispatcher.done, self._parked
         asks = job.late is not None or job.sequence is not None
         until = 0.0
@@ -398,7 +398,10 @@ class LoopRunner(Runner):
             try:
                 if wants_message:
                     attempt = self.attempt(work) if asks else work[4]
-                    await function(event, deliver(event, segment.batch, index, attempt))
+                    if builds:
+                        await function(event, segment.batch, index, attempt, None)
+                    else:
+                        await function(event, deliver(event, segment.batch, index, attempt))
                 else:
                     await function(event)
             except Exception as error:
@@ -425,8 +428,9 @@ class LoopRunner(Runner):
     async def _run_straight(self, slot: int, segment: Segment) -> None:
         """Handle a whole segment, or as much of it as nobody interrupts."""
         job, now, dispatcher, parked = self.job, self._now, self.dispatcher, self._parked
-        function, wants_message, decode = job.function, job.wants_message, segment.decode
-        values, done, batch = segment.values, segment.done, segment.batch
+        function, wants_message, builds = job.function, job.wants_message, job.builds_messages
+        decode, values, done = segment.decode, segment.values, segment.done
+        batch = segment.batch
         if self.timing is not None:
             function = self.timing.pick(function)
         assignment = segment.owner.assignment
@@ -462,7 +466,10 @@ class LoopRunner(Runner):
                         dispatcher.abandon(run.work)  # what is wrong is found in its turn
                     return
                 if wants_message:
-                    await function(event, deliver(event, batch, index, 1))
+                    if builds:
+                        await function(event, batch, index, 1, None)
+                    else:
+                        await function(event, deliver(event, batch, index, 1))
                 else:
                     await function(event)
                 if run.over:
@@ -549,7 +556,9 @@ class LoopRunner(Runner):
                 if keep is not None and not keep(event):
                     self.skipped(work)
                     continue
-                if wants_message:
+                if job.builds_messages:
+                    result = await function(event, *self.row(work, joint))
+                elif wants_message:
                     result = await function(event, self.message(event, work, joint))
                 else:
                     result = await function(event)
@@ -616,8 +625,7 @@ class LoopRunner(Runner):
                 self._time(slot, moment + job.timeout)
             try:
                 if chosen and job.wants_message:
-                    pairs = zip(outcome.events, chosen, strict=True)
-                    messages = [self.message(event, work, joint) for event, work in pairs]
+                    messages = self.messages(outcome.events, chosen, joint)
                     outcome.result = await function(outcome.events, messages)
                 elif chosen:
                     outcome.result = await function(outcome.events)

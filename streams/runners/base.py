@@ -18,7 +18,7 @@ from streams.engine.dispatch import Dispatcher, Owned, Work
 from streams.engine.progress import Segment
 from streams.engine.retry import again
 from streams.errors import BatchError, Fenced, LogError, Unavailable, config_error
-from streams.message import Message, deliver
+from streams.message import Batch, Message, deliver
 from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable, check_headers
 from streams.runners.joint import Joint
 from streams.runners.lead import Lead
@@ -204,6 +204,19 @@ class Runner(ABC):
     def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
         """The message around a decoded value."""
         return deliver(event, work[0].batch, work[1], self.attempt(work), joint)
+
+    def row(self, work: Work, joint: Joint | None) -> tuple[Batch, int, int, Joint | None]:
+        """What :meth:`message` makes a message of: see :attr:`Job.builds_messages`."""
+        return work[0].batch, work[1], self.attempt(work), joint
+
+    def messages(self, events: Sequence[Any], works: Sequence[Work], joint: Joint | None) -> Any:
+        """What a batch handler that wants messages is given: a list of them, or what makes it."""
+
+        def make() -> list[Message[Any]]:
+            pairs = zip(events, works, strict=True)
+            return [self.message(event, work, joint) for event, work in pairs]
+
+        return make if self.job.builds_messages else make()
 
     def _late(self, work: Work) -> Late | None:
         """What counts this message's attempts in the log. Of one that has come back from behind a

@@ -268,6 +268,7 @@ class Job:
     function: Callable[..., Any]
     asynchronous: bool
     wants_message: bool
+    """The function takes the value and a message (of a batch, lists of both)."""
     decodings: Mapping[str, Decoding]
     concurrency: int = 1
     batch: int | None = None
@@ -293,6 +294,11 @@ class Job:
     watch: Watch | None = None
     sequence: KeyOrder | None = None
     """Keeps keys closed behind dead messages."""
+    builds_messages: bool = False
+    """The function builds the messages itself, where it needs them; ``wants_message`` is set. It
+    takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt
+    and transaction. Of a batch handler, it takes the values and a function that makes the messages.
+    """
     transactions: bool = False
     """The log lets a handler's own SQL join the commit of its position."""
 

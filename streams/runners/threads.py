@@ -22,7 +22,7 @@ from typing_extensions import override
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
 from streams.errors import BatchError, ConfigError
-from streams.message import deliver
+from streams.message import Batch, Message, deliver
 from streams.runners.base import Runner, logger
 from streams.runners.job import Job, Skip
 from streams.runners.joint import Joint
@@ -41,6 +41,15 @@ def _events(segment: Segment, start: int, stop: int) -> Iterable[Any]:
         return segment.events[start:stop]
     values = segment.values if stop - start == len(segment) else segment.values[start:stop]
     return map(segment.decode, values)  # type: ignore[arg-type]  # one of both is there
+
+
+def _maker(
+    events: Sequence[Any], batch: Batch, start: int, joint: Joint | None
+) -> Callable[[], list[Message[Any]]]:
+    """Makes the messages of consecutive rows of a batch, when it is called."""
+    return lambda: [
+        deliver(event, batch, index, 1, joint) for index, event in enumerate(events, start)
+    ]
 
 
 def _listed(result: Any) -> Any:
@@ -345,6 +354,8 @@ class ThreadRunner(Runner):
             else:
                 if job.filter is not None and not job.filter(event):
                     skip = True
+                elif job.builds_messages:
+                    result = self._handler()(event, *self.row(work, joint))
                 elif job.wants_message:
                     result = self._handler()(event, self.message(event, work, joint))
                 else:
@@ -376,8 +387,7 @@ class ThreadRunner(Runner):
             chosen = [works[index] for index in outcome.chosen]
             try:
                 if chosen and job.wants_message:
-                    pairs = zip(outcome.events, chosen, strict=True)
-                    messages = [self.message(event, work, joint) for event, work in pairs]
+                    messages = self.messages(outcome.events, chosen, joint)
                     outcome.result = self._handler()(outcome.events, messages)
                 elif chosen:
                     outcome.result = self._handler()(outcome.events)
@@ -459,6 +469,7 @@ class ThreadRunner(Runner):
         """The same with filter, message and transaction."""
         job, now, done, batch = self.job, self._now, segment.done, segment.batch
         function, keep, wants_message = self._handler(), job.filter, job.wants_message
+        builds = job.builds_messages
         assignment = segment.owner.assignment
         index = 0
         failure: BaseException | None = None
@@ -471,7 +482,10 @@ class ThreadRunner(Runner):
                 elif not wants_message:
                     function(event)
                 else:
-                    function(event, deliver(event, batch, index, 1, joint))
+                    if builds:
+                        function(event, batch, index, 1, joint)
+                    else:
+                        function(event, deliver(event, batch, index, 1, joint))
                     if joint is not None and joint.begun:
                         work: Work = (segment, index, None, None, 1, False, None)
                         failure = self.join(joint, [work])
@@ -502,11 +516,8 @@ class ThreadRunner(Runner):
                 if len(events) < end - index:
                     raise RuntimeError("decoding raised StopIteration, which ends map()")
                 if wants_message:
-                    messages = [
-                        deliver(event, batch, at, 1, joint)
-                        for at, event in enumerate(events, index)
-                    ]
-                    function(events, messages)
+                    make = _maker(events, batch, index, joint)
+                    function(events, make if job.builds_messages else make())
                     if joint is not None and joint.begun:
                         works: list[Work] = [
                             (segment, at, None, None, 1, False, None) for at in range(index, end)

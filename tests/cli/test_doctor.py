@@ -21,10 +21,10 @@ from streams.message import Record
 from tests.cli.conftest import Result, Run, Shell, fill, order
 
 WELL = """
-from streams import Streams
+from streams import Retention, Streams
 
 app = Streams("sqlite:///shop.db")
-orders = app.topic("orders", dict, key="customer", partitions=2)
+orders = app.topic("orders", dict, key="customer", partitions=2, retention=Retention())
 
 
 @app.processor(orders, group="billing", concurrency=8)
@@ -99,6 +99,7 @@ def test_an_app_that_is_well(shell: Shell, doctor: Any) -> None:
         ("retries", "processor bill"): "yes",
         ("order", "topic orders"): "yes",
         ("order", "processor bill"): "yes",
+        ("retention", "topic orders"): "yes",
     }
     # It looked, and left everything as it was.
     with shell.log() as log:
@@ -128,7 +129,7 @@ def test_for_people(shell: Shell, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert any(
         line.startswith("no") and "streams run --http 0.0.0.0:9100" in line for line in lines
     )
-    assert lines[-1] == "9 yes, 1 no, 1 unknown"
+    assert lines[-1] == "10 yes, 1 no, 1 unknown"
 
 
 # -- persisted
@@ -370,6 +371,7 @@ def test_retries_that_hammer_or_outlive_what_they_rest_on(shell: Shell, doctor: 
     assert doctor().status == 0
     with shell.log() as log:
         log.create("orders", 2, Retention(seconds=3600))
+    app(shell, **{"processor": f'group="billing", {hours}', ", retention=Retention()": ""})
     assert no(doctor(), "retries")["why"] == (
         "60 attempts within 9h, and orders keeps messages for 60m only"
     )
@@ -441,3 +443,74 @@ def test_secrets_stay_where_they_are(shell: Shell, run: Run) -> None:
         result = run("doctor", "clinic:app", "--url", "redis://me:hunter2@127.0.0.1:1", *words)
         assert result.status == 1
         assert "hunter2" not in result.out + result.err
+
+
+# -- retention
+
+
+def kept(shell: Shell, text: str) -> None:
+    """The well app, its topic declared with more."""
+    app(shell, **{"retention=Retention()": f"retention={text}"})
+
+
+def test_what_nobody_said_of_retention(shell: Shell, doctor: Any) -> None:
+    app(shell, **{", retention=Retention()": ""})
+    (found,) = findings(doctor(), "retention")
+    assert (found["of"], found["verdict"]) == ("topic orders", "unknown")
+    assert found["why"] == "kept for ever, as nobody said so"
+    assert "retention=Retention()" in found["do"]
+    kept(shell, "Retention()")
+    (found,) = findings(doctor(), "retention")
+    assert (found["verdict"], found["why"]) == ("yes", "kept for ever, as declared")
+
+
+def test_a_topic_that_keeps_its_messages_otherwise_than_declared(
+    shell: Shell, doctor: Any, run: Run
+) -> None:
+    kept(shell, "Retention(seconds=7 * 86400, messages=1000)")
+    found = no(doctor(), "retention")
+    assert found["why"] == (
+        "kept for ever, and declared to be kept for 7d, about 1,000 a partition"
+    )
+    assert found["do"] == (
+        "streams topics retain orders --keep-for 7d --keep 1000, or declare retention=Retention()"
+    )
+    command = found["do"].partition(", or")[0].split()
+    assert run(*command[1:], "--yes").out == "orders: kept for 7d, about 1,000 a partition\n"
+    (found,) = findings(doctor(), "retention")
+    assert found["why"] == "kept for 7d, about 1,000 a partition, as declared"
+    kept(shell, "Retention()")
+    found = no(doctor(), "retention")
+    assert found["do"].startswith("streams topics retain orders --for-ever, or declare retention=")
+    assert "Retention(seconds=604800.0, messages=1000)" in found["do"]
+    assert run("topics", "retain", "orders", "--for-ever").out == "orders: kept for ever\n"
+    assert findings(doctor(), "retention")[0]["verdict"] == "yes"
+
+
+def test_dead_letters_that_are_kept_for_ever(shell: Shell, doctor: Any) -> None:
+    kept(shell, "Retention()")
+    assert [each["of"] for each in findings(doctor(), "retention")] == ["topic orders"]
+    with shell.log() as log:
+        log.create("orders.billing.dead", 2)
+        log.create("orders.billing.retry", 1)
+    found = findings(doctor(), "retention")[1]
+    assert (found["of"], found["verdict"]) == ("processor bill", "yes")
+    assert found["why"] == (
+        "dead letters and their retries are kept for ever: orders.billing.dead, "
+        "orders.billing.retry"
+    )
+    assert "streams topics retain orders.billing.dead" in found["do"]
+
+
+def test_a_queue_that_is_not_there_yet(shell: Shell, doctor: Any) -> None:
+    shell.write(
+        "clinic.py",
+        "from streams import MessageQueue, Retention, Streams\n"
+        "app = Streams('sqlite:///shop.db')\n"
+        "MessageQueue(app, retention=Retention(seconds=3600)).declare('mails')\n"
+        "MessageQueue(app).declare('others')\n",
+    )
+    sys.modules.pop("clinic", None)
+    first, second = findings(doctor(), "retention")
+    assert (first["verdict"], first["why"]) == ("yes", "not there yet, to be kept for 1h")
+    assert (second["verdict"], second["of"]) == ("unknown", "topic others")

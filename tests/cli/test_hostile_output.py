@@ -110,6 +110,7 @@ dead purge billing orders --error EVIL --dry-run
 dead purge billing orders
 topics create EVIL
 topics create new
+topics retain new --keep-for 1h --yes
 topics delete new --yes
 groups delete billing --yes
 """
@@ -125,6 +126,8 @@ topics ls --url EVIL
 topics ls --url sqlite:///EVIL
 topics ls --url redis://EVIL@h
 topics delete EVIL --yes
+topics retain EVIL --for-ever
+topics retain orders --keep-for EVIL
 groups show EVIL
 groups delete EVIL --yes
 publish EVIL lines.json

@@ -30,7 +30,12 @@ def test_topics_are_created_listed_shown_and_deleted(shell: Shell, run: Run) -> 
             "topic": "orders",
             "partitions": 2,
             "messages": 3,
-            "retention": {"seconds": 604800.0, "messages": 1000},
+            "retention": {
+                "seconds": 604800.0,
+                "messages": 1000,
+                "bytes": None,
+                "compacted": False,
+            },
         }
     ]
     parts = run("topics", "show", "orders", "--json").json["partitions"]
@@ -209,3 +214,27 @@ def test_members_are_seen_while_they_run(shell: Shell) -> None:
         refused = shell("groups", "delete", "billing", "--yes")
         assert refused.status == 1
         assert "--force" not in refused.err
+
+
+def test_a_retention_is_changed(shell: Shell, run: Run) -> None:
+    with shell.log() as log:
+        log.create("orders", 2)
+    assert run("topics", "retain", "orders", "--keep-for", "90m", "--keep", "5", "--yes").out == (
+        "orders: kept for 90m, about 5 a partition\n"
+    )
+    assert run("topics", "retain", "orders", "--keep-for", "7d", "--yes").out == (
+        "orders: kept for 7d\n"
+    )
+    asked = run("topics", "retain", "orders", "--keep-for", "1h")
+    assert asked.status == 2
+    assert "orders: kept for 7d. Kept for 1h from now on, and delete" in asked.err
+    assert run("topics", "retain", "orders", "--for-ever").out == "orders: kept for ever\n"
+    for words in ((), ("--for-ever", "--keep", "5")):
+        result = run("topics", "retain", "orders", *words)
+        assert result.status == 2
+        assert "--for-ever, or one or more of" in result.err
+    for option in (["--keep-bytes", "5"], ["--compacted"]):
+        result = run("topics", "retain", "orders", *option, "--yes")
+        assert result.status == 2
+        assert "is not possible on sqlite, which has seconds, messages" in result.err
+    assert run("topics", "retain", "missing", "--for-ever").status == 1

@@ -139,5 +139,5 @@ async def test_partitions_must_agree(stage: Stage) -> None:
     with pytest.raises(Mismatch, match=r"has 2 partitions, but is declared with 3"):
         async with other.connected():
             pass
-    with pytest.raises(ConfigError, match="and again with 4"):
+    with pytest.raises(ConfigError, match="and again with partitions=4"):
         stage.topic(other, partitions=4)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from streams import Flow, Retry, Streams
+from streams import Flow, MessageQueue, Retention, Retry, Streams
 from streams.errors import ConfigError, Fatal
 from streams.log.kafka import places
 from streams.log.kafka import settings as module
@@ -150,11 +150,39 @@ async def test_these_rights_are_enough_for_a_service(
             log.forget("billing")
         with pytest.raises(Fatal, match="needs an ACL for the topic"):
             log.delete("orders")
-        with pytest.raises(Fatal, match="needs an ACL for the topic"):
+        with pytest.raises(Fatal, match="needs an ACL for Create on the topic"):
             log.create("others", 1)
+        assert not log.topic("orders").retention_known, "it may not DescribeConfigs"
         log.close()
 
     await asyncio.to_thread(look)
+
+
+async def test_a_queue_that_may_not_be_created_says_what_an_administrator_would_run(
+    walked: tuple[Kafka, str],
+) -> None:
+    broker, url = walked
+    acl = "--add --allow-principal User:shop --topic mails --operation Describe"
+    await asyncio.to_thread(broker.tool, TOOLS["kafka-acls.sh"], *acl.split())
+    app = Streams(f"{url}&replication.factor=1")
+    MessageQueue(app, retention=Retention(seconds=3600)).declare("mails")
+    with pytest.raises(Fatal) as caught:
+        async with app.connected():
+            pass
+    said = str(caught.value)
+    hosts = broker.secure_client()["bootstrap.servers"].replace("127.0.0.1", "localhost")
+    assert said == (
+        "Kafka: this user may not create topic 'mails' (8 partitions, replication factor 1, "
+        "retention.ms=3600000): it needs an ACL for Create on the topic, or an administrator runs "
+        f"`kafka-topics.sh --bootstrap-server {hosts} --create --topic mails --partitions 8 "
+        "--replication-factor 1 --config retention.ms=3600000`"
+    )
+    # What it says is right.
+    words = said.partition(" --create ")[2].removesuffix("`").split()
+    await asyncio.to_thread(broker.tool, "topics", "--create", *words)
+    async with app.connected():
+        found = app.log.topic("mails")
+    assert (found.partitions, found.retention_known) == (8, False)
 
 
 def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(

@@ -10,8 +10,9 @@ import pytest
 import redis
 
 from streams.errors import ConfigError
-from streams.log.protocol import Committed, Retention
+from streams.log.protocol import Committed, Retention, TopicInfo
 from streams.log.redis import RedisLog
+from streams.log.redis.keys import topic_key
 from tests.log.redis_support import Member, append, name, open_redis
 from tests.servers.find import RedisAddress
 
@@ -171,9 +172,53 @@ def test_a_retention_is_kept_with_the_topic(log: RedisLog, address: RedisAddress
     topic, kept = name("topic"), Retention(seconds=1.5, messages=7)
     log.create(topic, 2, kept, {"most": "9"})
     other = open_redis(address.url)
-    assert other.topic(topic) == (topic, 2, kept)
+    assert other.topic(topic) == TopicInfo(topic, 2, kept)
     # Declaring it again without one changes nothing; with one, it counts.
     assert other.create(topic, 2).retention == kept
     assert other.create(topic, 2, Retention(messages=8)).retention == Retention(messages=8)
     assert log.topic(topic).retention == Retention(messages=8)
     other.close()
+
+
+def test_a_running_process_hears_of_another_retention(
+    log: RedisLog, client: redis.Redis, address: RedisAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.log.redis.topics.FRESH", 0.0)
+    monkeypatch.setattr("streams.log.redis.trimming.EVERY", 0.0)
+    other = open_redis(address.url)
+    topic = log.create(name("topic"), 1).name
+    append(log, topic, [b"%d" % n for n in range(1_000)])
+    assert client.xlen(topic) == 1_000
+    other.retain(topic, Retention(messages=10))
+    append(log, topic, [b"more"])
+    assert client.xlen(topic) < 10 + NODE
+    other.retain(topic, Retention())
+    append(log, topic, [b"%d" % n for n in range(1_000)])
+    assert client.xlen(topic) > 1_000
+    other.close()
+
+
+def test_a_retention_that_the_server_has_lost_is_remembered(
+    log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.log.redis.topics.FRESH", 0.0)
+    topic = log.create(name("topic"), 1, Retention(seconds=3600)).name
+    client.delete(topic_key(topic))
+    append(log, topic, [b"1"])
+    assert log._topics.recent(topic).info.retention == Retention(seconds=3600)
+    log._topics.restore(topic)
+    assert log.topic(topic).retention == Retention(seconds=3600)
+
+
+def test_changing_the_retention_leaves_the_hard_bound(log: RedisLog) -> None:
+    topic = log.create(name("topic"), 1, Retention(messages=10), {"most": "99"}).name
+    log.retain(topic, Retention(seconds=60))
+    facts = log._topics.facts(topic, fresh=True)
+    assert (facts.info.retention, facts.most) == (Retention(seconds=60), 99)
+
+
+def test_a_stream_of_others_can_be_given_a_retention(log: RedisLog, client: redis.Redis) -> None:
+    topic = name("topic")
+    client.xadd(topic, {"value": "1"})
+    assert log.retain(topic, Retention(messages=10)).partitions == 1
+    assert log.topic(topic) == TopicInfo(topic, 1, Retention(messages=10))

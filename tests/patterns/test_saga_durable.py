@@ -366,7 +366,7 @@ async def test_any_client_can_start_a_saga(stage: Stage, name: str) -> None:
 async def memory(*steps: SagaStep[Any], clock: Clock | None = None) -> AsyncIterator[Any]:
     """A saga of these steps on a private log: it, and its harness."""
     app = Streams("memory://")
-    saga: SagaOrchestrator[Order] = SagaOrchestrator(app, "orders", context=Order)
+    saga: SagaOrchestrator[Order] = SagaOrchestrator(app, "orders", context=Order, partitions=1)
     for step in steps:
         saga.add_step(step)
     async with AsyncExitStack() as stack:

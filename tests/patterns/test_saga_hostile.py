@@ -50,7 +50,7 @@ async def nothing(trip: Trip) -> None:
 async def trips(*names: str) -> AsyncIterator[tuple[SagaOrchestrator[Trip], Any]]:
     """A durable saga of steps that do nothing, on a log in memory, and its harness."""
     app = Streams("memory://")
-    saga: SagaOrchestrator[Trip] = SagaOrchestrator(app, "trips", context=Trip)
+    saga: SagaOrchestrator[Trip] = SagaOrchestrator(app, "trips", context=Trip, partitions=1)
     for name in names:
         saga.add_step(SagaStep(name, nothing, nothing))
     async with harness(app) as h:
@@ -144,7 +144,7 @@ async def test_a_record_that_does_not_count_hides_no_saga(what: str, early: bool
         calls.append(call.saga_id)
         trip.did.append("pay")
 
-    saga: SagaOrchestrator[Trip] = SagaOrchestrator(app, "trips", context=Trip)
+    saga: SagaOrchestrator[Trip] = SagaOrchestrator(app, "trips", context=Trip, partitions=1)
     saga.add_step(SagaStep("pay", pay, nothing))
     async with harness(app) as h:
         saga_processor = next(each for each in app.processors if each.group == "trips")

@@ -93,6 +93,7 @@ def constructors(app: Streams) -> Iterator[Call]:
     delays = {"app": app, "name": "later", "partitions": 1, "pending": 10}
     yield "Delays", Delays, delays
     over = {"app": app, "name": "e", "type": int, "codec": None, "partitions": 1}
+    over["retention"] = None
     for kind in (EventBus, PatternEventBus):
         yield kind.__name__, kind, {**over, "concurrency": 1, "on_error": None}
     yield "EventFilter", EventFilter, {"topic": "t", "type": int, "attributes": {}}
@@ -121,11 +122,12 @@ def constructors(app: Streams) -> Iterator[Call]:
     )
     consumer = {"queue": queue, "config": ConsumerConfig()}
     yield "MessageConsumer", MessageConsumer, consumer
-    yield "MessageQueue", MessageQueue, {"app": app, "partitions": 1}
+    yield "MessageQueue", MessageQueue, {"app": app, "partitions": 1, "retention": None}
     yield "MetricsCollector", MetricsCollector, {"app": app, "patience": 1.0}
     server = {"app": app, "host": "127.0.0.1", "port": 0, "stuck": 1.0}
     yield "MonitoringServer", MonitoringServer, server
     saga = {"app": app, "name": "s", "context": dict, "partitions": 1, "concurrency": 1}
+    saga["retention"] = None
     yield "SagaOrchestrator", SagaOrchestrator, saga
     yield "SagaOrchestrator in memory", SagaOrchestrator, {"app": None, "name": None}
     yield (
@@ -168,7 +170,7 @@ def constructors(app: Streams) -> Iterator[Call]:
     yield (
         "MessageQueue.declare",
         lambda **given: MessageQueue(app).declare(**given),
-        {"queue": "q", "type": int, "codec": None, "partitions": 1},
+        {"queue": "q", "type": int, "codec": None, "partitions": 1, "retention": None},
     )
     yield "MessageQueue.topic", queue.topic, {"queue": "q"}
     yield (

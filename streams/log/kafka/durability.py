@@ -21,6 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from streams.errors import LogError, NotFound
 from streams.log.kafka.asking import ANSWER, Asking
 from streams.log.kafka.client import Shared
+from streams.log.names import no_topic
 from streams.log.protocol import Fact
 
 POSITIONS = "__consumer_offsets"
@@ -88,7 +89,7 @@ def _replicas(client: Shared[AdminClient], asking: Asking, topic: str) -> tuple[
     try:
         found = asking.ask(f"asking for topic {topic}", client, question)
     except NotFound as error:
-        raise NotFound(f"Kafka has no topic {topic!r}") from error
+        raise no_topic(topic) from error
     return (
         min(len(part.replicas) for part in found.partitions),
         min(len(part.isr) for part in found.partitions),

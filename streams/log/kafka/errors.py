@@ -121,6 +121,7 @@ _HINTS: Mapping[int, str] = {
         "session.timeout.ms is outside the broker's group.min/max.session.timeout.ms"
     ),
     KafkaError.UNSUPPORTED_VERSION: "the broker is too old for this",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "was the topic deleted? `streams topics create` makes it",
     KafkaError.INVALID_REPLICATION_FACTOR: "replication.factor is more than there are brokers",
 }
 

@@ -39,6 +39,7 @@ from streams.log.protocol import (
     Retention,
     Static,
     TopicInfo,
+    check_retention,
 )
 from streams.message import Record
 from streams.text import get_logger
@@ -48,6 +49,7 @@ logger = get_logger("streams.kafka")
 CAPABILITIES = Capabilities(
     "kafka",
     creates_topics=False,
+    retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commits=0.1,
     # The driver's message objects are looked through by Python's cyclic garbage collector again
@@ -134,8 +136,21 @@ class KafkaLog:
         exists it is left as it is.
 
         :raises Mismatch: it exists with another number of partitions.
+        :raises ConfigError: there is no such retention here.
+        :raises Fatal: this user may not create it.
         """
+        check_retention(topic, retention, CAPABILITIES)
         return self._topics.create(topic, partitions, retention, config)
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention; its other settings stay.
+
+        :raises NotFound: there is none of that name.
+        :raises ConfigError: there is no such retention here.
+        :raises Fatal: this user may not.
+        """
+        check_retention(topic, retention, CAPABILITIES)
+        return self._topics.retain(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.

@@ -14,19 +14,25 @@ from confluent_kafka import KafkaException
 # Documented there, though the package's __all__ does not list all of them.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
+    AlterConfigOpType,  # pyright: ignore[reportPrivateImportUsage]
+    ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
     NewTopic,  # pyright: ignore[reportPrivateImportUsage]
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
     TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from streams.errors import ConfigError, LogError, Mismatch, NotFound, Unavailable
+from streams import wire
+from streams.errors import ConfigError, Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.kafka.asking import ANSWER, Asking, codes
 from streams.log.kafka.client import Shared
 from streams.log.kafka.places import INTERNAL
 from streams.log.kafka.settings import Settings
-from streams.log.names import check_topic
+from streams.log.names import check_topic, no_topic
 from streams.log.protocol import Retention, TopicInfo
+
+_FORBIDDEN = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
+"""What the driver says where this user may not create a topic."""
 
 FRESH = 60.0
 """Seconds for which a topic's number of partitions is believed."""
@@ -66,22 +72,17 @@ class Topics:
         check_topic(topic)
         if partitions < 1:
             raise ConfigError(f"topic {topic!r}: {partitions} partitions, at least 1 is needed")
-        if retention.messages is not None:
-            raise ConfigError(
-                f"topic {topic!r}: Retention(messages=...) is nothing Kafka can do; use "
-                "Retention(seconds=...), or config={'retention.bytes': ...}"
-            )
         settings = {str(name): str(value) for name, value in (config or {}).items()}
         replicas = int(settings.pop("replication.factor", self._settings.replication))
-        if retention.seconds is not None:
-            settings["retention.ms"] = str(max(1, round(retention.seconds * 1000)))
-        else:
-            settings.setdefault("retention.ms", "-1")
+        settings = {"retention.ms": "-1", **settings, **_settings_of(retention)}
         new = NewTopic(topic, partitions, replicas, config=settings)
         try:
             self._ask(f"creating topic {topic}", self._client, partial(self._create, new))
         except LogError as error:
-            if "TOPIC_ALREADY_EXISTS" not in codes(error):
+            said = codes(error)
+            if said & _FORBIDDEN:
+                raise self._forbidden(new) from error
+            if "TOPIC_ALREADY_EXISTS" not in said:
                 raise
             # Somebody else may have created it just now.
             found = self._appeared(topic)
@@ -92,6 +93,41 @@ class Topics:
                 ) from None
             return found
         return self._appeared(topic)
+
+    def _forbidden(self, new: NewTopic) -> Fatal:
+        """The error for a topic that this user may not create: what an administrator would do."""
+        config = new.config or {}
+        facts = [f"{new.num_partitions} partitions"]
+        words = [
+            f"kafka-topics.sh --bootstrap-server {self._settings.hosts} --create",
+            f"--topic {new.topic} --partitions {new.num_partitions}",
+        ]
+        if new.replication_factor > 0:
+            facts.append(f"replication factor {new.replication_factor}")
+            words.append(f"--replication-factor {new.replication_factor}")
+        pairs = [f"{name}={value}" for name, value in config.items()]
+        words += [f"--config {pair}" for pair in pairs]
+        return Fatal(
+            f"Kafka: this user may not create topic {new.topic!r} ({', '.join(facts + pairs)}): it "
+            f"needs an ACL for Create on the topic, or an administrator runs `{' '.join(words)}`"
+        )
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Change the settings that a retention is made of, and no others."""
+        info = self.topic(topic)
+        unbound = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in (unbound | _settings_of(retention)).items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+
+        def question(admin: AdminClient) -> None:
+            futures = admin.incremental_alter_configs([resource], request_timeout=ANSWER)
+            self._answer(futures[resource])
+
+        self._ask(f"changing the retention of topic {topic}", self._client, question)
+        return info._replace(retention=retention)
 
     def _create(self, new: NewTopic, admin: AdminClient) -> None:
         futures = admin.create_topics([new], operation_timeout=ANSWER, request_timeout=ANSWER)
@@ -119,7 +155,7 @@ class Topics:
         """
         count = len(self._describe(topic).partitions)
         self._counts[topic] = (count, time.monotonic())
-        return TopicInfo(topic, count, self._retentions([topic])[topic])
+        return self._info(topic, count, self._retentions([topic]))
 
     def topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
@@ -129,9 +165,13 @@ class Topics:
         names = sorted(set(cluster.topics) - INTERNAL)
         retentions = self._retentions(names)
         return [
-            TopicInfo(name, len(cluster.topics[name].partitions), retentions[name])
-            for name in names
+            self._info(name, len(cluster.topics[name].partitions), retentions) for name in names
         ]
+
+    @staticmethod
+    def _info(topic: str, partitions: int, retentions: Mapping[str, Retention]) -> TopicInfo:
+        known = topic in retentions
+        return TopicInfo(topic, partitions, retentions[topic] if known else Retention(), known)
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has; asked again after a minute.
@@ -181,14 +221,15 @@ class Topics:
                 if known is not None and now < min(deadline, known[1] + FRESH):
                     time.sleep(0.05)
                     continue
-                raise NotFound(
-                    f"Kafka has no topic {topic!r}: create it (streams topics create {topic}), or "
-                    "declare it with partitions="
+                raise no_topic(
+                    topic,
+                    f", or `kafka-topics.sh --bootstrap-server {self._settings.hosts} --create "
+                    f"--topic {topic} --partitions 8`",
                 ) from error
 
     def _retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
-        """What retention.ms says; nothing where this user may not ask."""
-        found = dict.fromkeys(topics, Retention())
+        """What the settings of topics say; a topic that this user may not ask for is left out."""
+        found: dict[str, Retention] = {}
         if not topics:
             return found
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
@@ -200,13 +241,8 @@ class Topics:
         for resource, answer in answers.items():
             if isinstance(answer, KafkaException):
                 continue
-            entry = answer.get("retention.ms")
-            try:
-                kept = int(entry.value) if entry is not None and entry.value else -1
-            except ValueError:
-                continue
-            if kept > 0:
-                found[resource.name] = Retention(seconds=kept / 1000)
+            values = {name: entry.value for name, entry in answer.items()}
+            found[resource.name] = _retention_of(values)
         return found
 
     def delete(self, topic: str) -> None:
@@ -229,3 +265,29 @@ class Topics:
             except NotFound:
                 return
             time.sleep(0.02)
+
+
+def _settings_of(retention: Retention) -> dict[str, str]:
+    """Kafka's settings for the bounds that a retention has."""
+    found: dict[str, str] = {}
+    if retention.seconds is not None:
+        found["retention.ms"] = str(max(1, round(retention.seconds * 1000)))
+    if retention.bytes is not None:
+        found["retention.bytes"] = str(retention.bytes)
+    if retention.compacted:
+        found["cleanup.policy"] = "compact,delete" if found else "compact"
+    return found
+
+
+def _retention_of(settings: Mapping[str, str | None]) -> Retention:
+    """The retention that a topic's settings amount to."""
+    policy = {each.strip() for each in (settings.get("cleanup.policy") or "delete").split(",")}
+    if "delete" not in policy:
+        return Retention(compacted="compact" in policy)
+    kept = wire.whole(settings.get("retention.ms") or "")
+    size = wire.whole(settings.get("retention.bytes") or "")
+    return Retention(
+        seconds=kept / 1000 if kept else None,
+        bytes=size or None,
+        compacted="compact" in policy,
+    )

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from streams import wire
 from streams.config import Flow
@@ -26,10 +27,19 @@ from streams.log.protocol import (
     Retention,
     Static,
     TopicInfo,
+    check_retention,
 )
 from streams.message import Batch, Position, Record
 
-CAPABILITIES = Capabilities("memory", durable=False, processes=False, clocked=True)
+CAPABILITIES = Capabilities(
+    "memory",
+    durable=False,
+    processes=False,
+    clocked=True,
+    # A service for any log is tested on this one. It applies seconds and messages, and keeps what
+    # the others would let go.
+    retention=frozenset(each.name for each in fields(Retention)),
+)
 
 Fault = Callable[[str, str], None]
 """Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
@@ -100,9 +110,21 @@ class MemoryLog:
         """Create a topic; where it exists, a retention that is given replaces its own.
 
         :raises Mismatch: it exists with another number of partitions.
+        :raises ConfigError: there is no such retention here.
         """
+        check_retention(topic, retention, CAPABILITIES)
         with self._open():
             return self.store.create(topic, partitions, retention)
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention.
+
+        :raises NotFound: there is none of that name.
+        :raises ConfigError: there is no such retention here.
+        """
+        check_retention(topic, retention, CAPABILITIES)
+        with self._open():
+            return self.store.retain(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
@@ -240,7 +262,7 @@ class MemoryLog:
             for partition, place in places.items():
                 found.positions[topic, partition] = place
             found.take_away((topic, partition) for partition in places)
-            self.store.retain(self.store.topic(topic))
+            self.store.trim(self.store.topic(topic))
 
     def forget(self, group: str) -> None:
         """Delete a group and its positions.

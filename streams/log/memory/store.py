@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from streams.clock import Clock
 from streams.errors import ConfigError, LogError, Mismatch, NotFound
 from streams.log.membership import NEVER, TERMS, Lease, Member, Part, Plan, plan
-from streams.log.names import check_group, check_topic, places
+from streams.log.names import check_group, check_topic, no_topic, places
 from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Position, Record, identity_of
 
@@ -38,6 +38,11 @@ class MemoryBatch(Batch):
         """The headers of one message, the ID first where there is one."""
         found = self._pairs[index]
         return _headers(found, ()) if isinstance(found, str) else _headers(found.id, found.headers)
+
+    def extra_headers(self, index: int) -> Headers:
+        """The headers of one message without the ID."""
+        found = self._pairs[index]
+        return () if isinstance(found, str) else found.headers
 
 
 def _headers(id: str, others: Headers) -> Headers:
@@ -343,11 +348,18 @@ class Store:
             topic.retention = retention
         return topic.info
 
+    def retain(self, name: str, retention: Retention) -> TopicInfo:
+        """Give a topic another retention."""
+        topic = self.topic(name)
+        topic.retention = retention
+        self.trim(topic)
+        return topic.info
+
     def topic(self, name: str) -> Topic:
         """A topic by name."""
         topic = self.topics.get(name)
         if topic is None:
-            raise NotFound(f"no topic {name!r} in memory://{self.name}: {_known(self.topics)}")
+            raise no_topic(name, f" (memory://{self.name}: {_known(self.topics)})")
         return topic
 
     def having(self, names: Iterable[str]) -> list[Topic]:
@@ -363,7 +375,7 @@ class Store:
         topic = self.topic(name)
         if not 0 <= partition < len(topic.partitions):
             raise no_partition(name, partition, len(topic.partitions))
-        self.retain(topic)
+        self.trim(topic)
         return topic.partitions[partition]
 
     def delete(self, name: str) -> None:
@@ -375,7 +387,7 @@ class Store:
             group.take_away([part for part in group.holders if part[0] == name])
         topic.wake()
 
-    def retain(self, topic: Topic) -> None:
+    def trim(self, topic: Topic) -> None:
         """Trim by retention, but nothing that a group may still need."""
         retention = topic.retention
         if retention == EVERYTHING:
@@ -395,7 +407,7 @@ class Store:
         """Write records in order and wake who waits for them."""
         topic = self.topic(name)
         outcomes = topic.append(records, self.clock.time())
-        self.retain(topic)
+        self.trim(topic)
         topic.wake()
         return outcomes
 

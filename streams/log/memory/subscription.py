@@ -288,7 +288,7 @@ class MemorySubscription:
                 if self._commit(assignment, Committed(position, progress), version)
             }
             for topic in self._store.having(moved):
-                self._store.retain(topic)
+                self._store.trim(topic)
         self._log.point("commit.after", self._group.name)
 
     def submit(self, commits: Sequence[Commit], answered: Answered) -> None:

@@ -282,6 +282,12 @@ class Entries(Batch):
         found = layout(tuple(row[::2]))
         return [(name, row[at] if at > 0 else None) for name, at in found.headers]
 
+    def extra_headers(self, index: int) -> Headers:
+        """The headers of one message; without the ID where all entries have the same fields."""
+        if self._rows is None and not self._more:
+            return ()
+        return self.headers(index)
+
     def time(self, index: int) -> float:
         """When the server took the message, in seconds since the epoch: its ID says so."""
         return (self.offsets[index] >> 64) / 1000

@@ -19,6 +19,7 @@ from streams.log.protocol import (
     Retention,
     Static,
     TopicInfo,
+    check_retention,
 )
 from streams.log.redis import durability
 from streams.log.redis.client import Client
@@ -69,8 +70,20 @@ class RedisLog:
         most, whatever groups have settled.
 
         :raises Mismatch: it exists with another number of partitions, or is no stream.
+        :raises ConfigError: there is no such retention here.
         """
+        check_retention(topic, retention, CAPABILITIES)
         return self._topics.create(topic, partitions, retention, config)
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention; other processes see it within
+        :data:`~streams.log.redis.topics.FRESH` seconds. ``most`` stays as it is.
+
+        :raises NotFound: there is none of that name.
+        :raises ConfigError: there is no such retention here.
+        """
+        check_retention(topic, retention, CAPABILITIES)
+        return self._topics.retain(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts; a stream that was made by others is a topic with one partition.

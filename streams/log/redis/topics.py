@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import ConfigError, LogError, Mismatch, NotFound
-from streams.log.names import check_topic
+from streams.log.names import check_topic, no_topic
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, TOPICS, Part, topic_key, topics_key
@@ -22,6 +23,9 @@ MOST = "most"
 _MOST_PARTITIONS = 100_000
 """A larger number was never written by this log."""
 _SCAN = 1_000
+
+FRESH = 30.0
+"""Seconds for which a topic's retention is believed."""
 
 
 class Facts(NamedTuple):
@@ -42,12 +46,15 @@ class Facts(NamedTuple):
 class Topics:
     """The topics of a log. Usable from any thread.
 
-    Facts are remembered: a topic's number of partitions never changes.
+    Facts are remembered: a topic's number of partitions never changes. Its retention may, so for
+    trimming they are read again now and then.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._known: dict[str, Facts] = {}
+        self._asked: dict[str, float] = {}
+        """When each was read last."""
         self._parts: dict[tuple[str, int], Part] = {}
 
     def create(
@@ -62,7 +69,21 @@ class Topics:
         if partitions < 1:
             raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
         most = _most(topic, config or {})
-        given = "1" if retention != Retention() or most is not None else "0"
+        given = retention != Retention() or most is not None
+        return self._store(topic, partitions, retention, most, replace=given)
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """See :meth:`streams.log.protocol.Log.retain`."""
+        facts = self.facts(topic, fresh=True)
+        return self._store(topic, facts.info.partitions, retention, facts.most, replace=True)
+
+    def _store(
+        self, topic: str, partitions: int, retention: Retention, most: int | None, *, replace: bool
+    ) -> TopicInfo:
+        """Write a topic's facts, or find them.
+
+        :param replace: where it exists, it gets this retention.
+        """
         answer = self._client.run(
             scripted(
                 topic,
@@ -71,7 +92,7 @@ class Topics:
                 partitions,
                 *("" if bound is None else repr(bound) for bound in retention_of(retention)),
                 "" if most is None else most,
-                given,
+                "1" if replace else "0",
             )
         )
         if not answer[0]:
@@ -81,7 +102,7 @@ class Topics:
             )
         self._client.run(Command(topic, TOPICS, "SADD", TOPICS, topic))
         facts = _facts(topic, answer[1:])
-        self._known[topic] = facts
+        self._know(topic, facts)
         return facts.info
 
     def facts(self, topic: str, *, fresh: bool = False) -> Facts:
@@ -92,6 +113,11 @@ class Topics:
         known = None if fresh else self._known.get(topic)
         if known is not None:
             return known
+        found = self._read(topic)
+        self._know(topic, found)
+        return found
+
+    def _read(self, topic: str) -> Facts:
         check_topic(topic)
         key = topic_key(topic)
         stored, kind = self._client.every(
@@ -101,20 +127,40 @@ class Topics:
             ]
         )
         if stored[0] is None and kind == b"none":
-            raise NotFound(f"there is no topic {topic!r}: create it, or publish to it first")
+            raise no_topic(topic)
         if stored[0] is None and kind != b"stream":
             raise Mismatch(f"the key {topic!r} is a {kind.decode()}, not a stream")
         if stored[0] is None:
-            found = Facts(TopicInfo(topic, 1), ours=False)
-        else:
-            found = _facts(topic, stored)
-        self._known[topic] = found
-        return found
+            return Facts(TopicInfo(topic, 1), ours=False)
+        return _facts(topic, stored)
+
+    def _know(self, topic: str, facts: Facts) -> None:
+        self._asked[topic] = time.monotonic()
+        self._known[topic] = facts
+
+    def recent(self, topic: str) -> Facts:
+        """A topic's facts, its retention not older than :data:`FRESH` seconds.
+
+        :raises NotFound: there is none of that name.
+        """
+        known = self.facts(topic)
+        if self._stale(topic):
+            found = self._read(topic)
+            # Where the server has lost the facts, what is known here is what :meth:`restore` will
+            # write; a topic that was deleted and made anew with other partitions is another one.
+            if found.ours and found.info.partitions == known.info.partitions:
+                known = found
+            self._know(topic, known)
+        return known
+
+    def _stale(self, topic: str) -> bool:
+        return time.monotonic() >= self._asked.get(topic, float("-inf")) + FRESH
 
     def trimmed(self, topic: str) -> bool:
-        """Whether it is known to have something to be trimmed by."""
+        """Whether it may have something to be trimmed by: it is known to, or it was not asked for
+        some time."""
         known = self._known.get(topic)
-        return known is not None and known.trimmed
+        return known is not None and (known.trimmed or self._stale(topic))
 
     def all(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""

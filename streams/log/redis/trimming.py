@@ -40,7 +40,7 @@ class Trimmer:
     def turn(self, part: Part) -> None:
         """Trim a partition if it is time to; never fails, as there will be another turn."""
         try:
-            if not self._topics.facts(part.topic).trimmed:
+            if not self._topics.recent(part.topic).trimmed:
                 return
             place = (part.topic, part.partition)
             with self._lock:

@@ -12,7 +12,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, NotFound, TooLarge
-from streams.log.names import places
+from streams.log.names import no_topic, places
 from streams.log.protocol import Done
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import Encoded
@@ -78,7 +78,7 @@ class Appender:
                 "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
             )
         if not rows:
-            raise NotFound(f"there is no topic {topic!r}; create it first")
+            raise no_topic(topic)
         numbers = self._numbers[topic] = [no for (no,) in rows]
         return numbers
 

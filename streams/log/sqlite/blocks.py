@@ -268,12 +268,16 @@ class StoredBatch(Batch):
 
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID first."""
+        found = self.extra_headers(index)
+        id = self.ids[index]
+        return found if id is None else ((ID, _wire(id.partition("\0")[0])), *found)
+
+    def extra_headers(self, index: int) -> Headers:
+        """The headers of one message without the ID."""
         if not self._pairs:
             for low, high, _, block in self._rest:
                 self._pairs += (_headers(block) or [None] * high)[low:high]
-        found = self._pairs[index] or ()
-        id = self.ids[index]
-        return found if id is None else ((ID, _wire(id.partition("\0")[0])), *found)
+        return self._pairs[index] or ()
 
     def time(self, index: int) -> float:
         """When the log took one message, in seconds since the epoch."""

@@ -23,6 +23,11 @@ from streams.log.sqlite import schema
 from streams.log.sqlite.failures import translate, translate_commit, translated
 from streams.log.sqlite.settings import Settings
 from streams.log.sqlite.shared import Shared
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+_HAS_VIEWS = "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name = 'streams_view_groups'"
 
 _PAGE_SIZE = 8192
 """Of a new file. Blocks of messages like large pages, commits of positions small ones."""
@@ -136,6 +141,21 @@ class Database:
                 f"{self.path}: written by another version of this package (schema {version}, "
                 f"this one reads {schema.VERSION}); install the version that wrote it"
             )
+        if not connection.rows(_HAS_VIEWS):
+            self._make_views(connection)
+
+    @staticmethod
+    def _make_views(connection: Connection) -> None:
+        """Add the views to a file, which may have been made before there were any."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(schema.VIEWS)
+            connection.execute("COMMIT")
+        except apsw.Error as error:
+            # The log itself needs no view: whoever opens the file next tries again.
+            logger.info("the views of the log's file were not made: %s", error)
+        finally:
+            connection.undo()
 
     def _write_ahead(self, connection: Connection) -> str:
         # Switching needs the file for itself and does not wait: SQLite fears a deadlock.

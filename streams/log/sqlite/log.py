@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.errors import ConfigError, Mismatch, NotFound
-from streams.log.names import check_group, check_topic
+from streams.log.names import check_group, check_topic, no_topic
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
@@ -23,11 +24,13 @@ from streams.log.protocol import (
     Retention,
     Static,
     TopicInfo,
+    check_retention,
 )
 from streams.log.sqlite import durability, scan, settings
 from streams.log.sqlite.appender import Appender
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.groups import Groups
+from streams.log.sqlite.query import Queries
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import bump
 from streams.log.sqlite.scan import StoredReader
@@ -63,6 +66,7 @@ class SqliteLog:
             raise
         self._appender = Appender(self._database, self._trimmer)
         self._groups = Groups(self._database)
+        self._queries = Queries(self._database)
         self._guard = threading.Lock()
         self._subscriptions: set[StoredSubscription] = set()
 
@@ -86,8 +90,10 @@ class SqliteLog:
         what it has.
 
         :raises Mismatch: it exists with another number of partitions.
+        :raises ConfigError: there is no such retention here.
         """
         check_topic(topic)
+        check_retention(topic, retention, CAPABILITIES)
         if not 1 <= partitions <= _MOST_PARTITIONS:
             raise ConfigError(
                 f"topic {topic!r}: {partitions} partitions; 1 to {_MOST_PARTITIONS} are possible"
@@ -103,10 +109,7 @@ class SqliteLog:
                     _insert(connection, topic, partitions, retention)
                     found = TopicInfo(topic, partitions, retention)
                 elif _differs(found, retention):
-                    connection.execute(
-                        "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
-                        (retention.seconds, retention.messages, topic),
-                    )
+                    _set_retention(connection, topic, retention)
                     found = found._replace(retention=retention)
         if found.partitions != partitions:
             raise Mismatch(
@@ -114,6 +117,20 @@ class SqliteLog:
                 "declare that number, or leave it out"
             )
         return found
+
+    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention.
+
+        :raises NotFound: there is none of that name.
+        :raises ConfigError: there is no such retention here.
+        """
+        check_retention(topic, retention, CAPABILITIES)
+        with self._database.write() as connection:
+            found = _find(connection, topic)
+            if found is None:
+                raise no_topic(topic)
+            _set_retention(connection, topic, retention)
+        return found._replace(retention=retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
@@ -123,7 +140,7 @@ class SqliteLog:
         with self._database.read() as connection:
             found = _find(connection, topic)
         if found is None:
-            raise NotFound(f"there is no topic {topic!r}; create it first")
+            raise no_topic(topic)
         return found
 
     def topics(self) -> list[TopicInfo]:
@@ -140,7 +157,7 @@ class SqliteLog:
         """Delete a topic with its messages and every group's position in it."""
         with self._database.write() as connection:
             if _find(connection, topic) is None:
-                raise NotFound(f"there is no topic {topic!r}")
+                raise no_topic(topic)
             ((first, last),) = connection.rows(
                 "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
             )
@@ -300,6 +317,12 @@ class SqliteLog:
             raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number such as 1042 is needed")
         return found
 
+    # -- SQL
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """The rows of one SQL statement that reads."""
+        return self._queries.run(sql, parameters)
+
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
         if not self._database.forked:
@@ -307,6 +330,7 @@ class SqliteLog:
                 left = list(self._subscriptions)
             for subscription in left:
                 subscription.abandon()
+            self._queries.close()
             self._database.close()
 
 
@@ -324,6 +348,13 @@ def _find(connection: Connection, topic: str) -> TopicInfo | None:
 
 def _differs(found: TopicInfo, retention: Retention) -> bool:
     return retention not in (Retention(), found.retention)
+
+
+def _set_retention(connection: Connection, topic: str, retention: Retention) -> None:
+    connection.execute(
+        "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
+        (retention.seconds, retention.messages, topic),
+    )
 
 
 def _insert(connection: Connection, topic: str, partitions: int, retention: Retention) -> None:

@@ -41,8 +41,9 @@ from math import isfinite
 from typing import NamedTuple
 
 from streams.clock import Clock
-from streams.errors import Fenced, MemberFenced, Mismatch, NotFound
+from streams.errors import Fenced, MemberFenced, Mismatch
 from streams.log.membership import FREE, LONGEST, NEVER, Lease, Member, Part, Watch, plan
+from streams.log.names import no_topic
 from streams.log.protocol import Assignment, Commit, Committed, Static
 from streams.log.sqlite.alive import Alive, timeline
 from streams.log.sqlite.database import Connection, Database
@@ -312,7 +313,7 @@ class Roster:
         )
         missing = set(self._topics) - {name for (name,) in known}
         if missing:
-            raise NotFound(f"there is no topic {min(missing)!r}; create it first")
+            raise no_topic(min(missing))
         self._alive.drop(self._no)
         ((self._no,),) = connection.rows(
             "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"

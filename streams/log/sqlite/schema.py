@@ -79,6 +79,24 @@ CREATE TABLE IF NOT EXISTS streams_members (
 );
 """
 
+VIEWS: Final = """
+CREATE VIEW IF NOT EXISTS streams_view_topics AS
+SELECT name AS topic, partitions, seconds AS keep_seconds, messages AS keep_messages
+FROM streams_topics;
+
+CREATE VIEW IF NOT EXISTS streams_view_partitions AS
+SELECT topic, partition, first AS first_offset, next AS end_offset,
+    nullif(time, 0) / 1e6 AS last_time
+FROM streams_partitions WHERE topic <> '';
+
+CREATE VIEW IF NOT EXISTS streams_view_groups AS
+SELECT c."group" AS group_name, p.topic AS topic, p.partition AS partition,
+    c.position AS position, p.next - max(c.position, p.first) AS lag
+FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no
+WHERE c.position IS NOT NULL AND p.topic <> '';
+"""
+"""What others may read: these names and columns stay (docs/sqlite.md), the tables may change."""
+
 
 def place(no: int, offset: int) -> int:
     """The primary key of an offset in partition number ``no``."""

@@ -28,7 +28,7 @@ from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.roster import Changes, Roster
 from streams.log.sqlite.scan import News, Tail
 from streams.log.sqlite.shared import group_key, topic_key
-from streams.log.sqlite.transaction import Pool, StoredTransaction
+from streams.log.sqlite.transaction import HandlerConnection, Pool, StoredTransaction
 
 _LOOK = 0.25
 """Real seconds between two looks at whether the other members still run."""
@@ -86,7 +86,7 @@ class StoredSubscription:
             raise
         self._news = News(database.shared, [group_key(group), *map(topic_key, self._topics)])
         self._unwatch = self._clock.watch(self._news.event.set)
-        self._pool = Pool(database.settings)
+        self._pool = Pool(lambda: HandlerConnection(database.settings))
         self._feeds: dict[Assignment, _Feed] = {}
         self._by_place: dict[tuple[str, int], _Feed] = {}
         self._ready: deque[_Feed] = deque()

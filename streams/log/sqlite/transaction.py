@@ -11,8 +11,8 @@ transaction but :meth:`StoredTransaction.commit` and :meth:`StoredTransaction.ro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import apsw
 
@@ -22,6 +22,8 @@ from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.failures import translate, translate_commit
 from streams.log.sqlite.roster import Roster
 from streams.log.sqlite.settings import Settings
+
+C = TypeVar("C", bound=Connection)
 
 _RESERVED = "streams_"
 
@@ -46,7 +48,7 @@ _REFUSED = {
     apsw.SQLITE_ATTACH: "ATTACH is not available in a handler's transaction",
     apsw.SQLITE_DETACH: "DETACH is not available in a handler's transaction",
 }
-_PRAGMAS = frozenset(
+PRAGMAS = frozenset(
     (
         *("foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo"),
         *("table_info", "table_list", "table_xinfo"),
@@ -74,7 +76,7 @@ class HandlerConnection(Connection):
     ) -> int:
         if not self.trusted:
             reason = _REFUSED.get(action, "")
-            if action == apsw.SQLITE_PRAGMA and one not in _PRAGMAS:
+            if action == apsw.SQLITE_PRAGMA and one not in PRAGMAS:
                 reason = f"PRAGMA {one} is not available in a handler's transaction"
             elif action in _CHANGES:
                 ours = next((n for n in (one, two) if n and n.lower().startswith(_RESERVED)), None)
@@ -86,22 +88,42 @@ class HandlerConnection(Connection):
         return apsw.SQLITE_OK
 
 
-class Pool:
-    """The connections of a subscription's transactions, to be used again. Any thread."""
+def only_one(sql: str, caller: str) -> Callable[[apsw.Cursor, str, Any], bool]:
+    """A cursor's tracer that refuses to run more than one statement.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._idle: list[HandlerConnection] = []
+    :raises ConfigError: when it is called, if there are several in ``sql``.
+    """
+
+    def trace(_: apsw.Cursor, statement: str, __: Any) -> bool:
+        if _SPACE.fullmatch(statement):
+            return True
+        statement = statement.strip()
+        if not _SPACE.fullmatch(sql, sql.find(statement) + len(statement)):
+            raise ConfigError(f"{caller}: one statement at a time, not several")
+        return True
+
+    return trace
+
+
+class Pool(Generic[C]):
+    """Connections of one kind, to be used again. Any thread.
+
+    :param make: makes another one.
+    """
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make = make
+        self._idle: list[C] = []
         self._closed = False
 
-    def take(self) -> HandlerConnection:
+    def take(self) -> C:
         """A connection of one's own, until given back."""
         try:
             return self._idle.pop()
         except IndexError:
-            return HandlerConnection(self._settings)
+            return self._make()
 
-    def give(self, connection: HandlerConnection) -> None:
+    def give(self, connection: C) -> None:
         """Give a connection back that has nothing open any more."""
         self._idle.append(connection)
         if self._closed:
@@ -117,7 +139,7 @@ class Pool:
 class StoredTransaction:
     """One handler's transaction. It begins with the first statement; one thread at a time."""
 
-    def __init__(self, database: Database, roster: Roster, pool: Pool) -> None:
+    def __init__(self, database: Database, roster: Roster, pool: Pool[HandlerConnection]) -> None:
         self._database = database
         self._roster = roster
         self._pool = pool
@@ -137,16 +159,8 @@ class StoredTransaction:
         connection = self._begin()
         connection.refused = ""
 
-        def only_one(_: apsw.Cursor, statement: str, __: Any) -> bool:
-            if _SPACE.fullmatch(statement):
-                return True
-            statement = statement.strip()
-            if not _SPACE.fullmatch(sql, sql.find(statement) + len(statement)):
-                raise ConfigError("message.transaction: one statement at a time, not several")
-            return True
-
         cursor = connection.cursor()
-        cursor.exec_trace = only_one
+        cursor.exec_trace = only_one(sql, "message.transaction")
         try:
             rows = cursor.execute(sql, parameters).fetchall()
         except apsw.Error as error:

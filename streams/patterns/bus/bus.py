@@ -31,6 +31,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
+from streams.config import Retention
 from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
 from streams.log import names
 from streams.message import ID, TIME, TYPE, Message, text
@@ -63,7 +64,7 @@ from streams.processor import Options
 from streams.reading import Reading, When
 from streams.shielding import in_thread
 from streams.text import nearest
-from streams.topic import Key, Topic, _key_bytes
+from streams.topic import Key, OwnedTopic, Topic, _key_bytes
 
 __all__ = ["EventBus", "PatternEventBus"]
 
@@ -82,7 +83,10 @@ class EventBus:
         tagged union of them, ...; without it, whatever JSON can say. A local bus hands the very
         objects over, of whatever type.
     :param codec: how the data is encoded; JSON if not given.
-    :param partitions: of the bus's topic, as in :meth:`streams.Streams.topic`.
+    :param partitions: of the bus's topic. Not given: a topic that exists is used as it is, and a
+        new one gets 1, in which all events have one order.
+    :param retention: how long the log keeps the events, if the topic is created here: see
+        :meth:`streams.Streams.topic`.
     :param concurrency: over a log, how many events are delivered at once to the ephemeral
         subscribers in this process; those of one key one after the other, in order.
     :param on_error: told ``(error, event, handler)`` of every call that failed, of a durable
@@ -100,6 +104,7 @@ class EventBus:
         type: Any = Any,
         codec: Codec | None = None,
         partitions: int | None = None,
+        retention: Retention | None = None,
         concurrency: int = 64,
         on_error: ErrorHook | None = None,
     ) -> None:
@@ -126,7 +131,10 @@ class EventBus:
         self._late = False
         """The app checked its topics before this one was declared."""
         if app is not None:
-            self._topic = app.topic(name, type, codec=codec, partitions=partitions)
+            self._topic = OwnedTopic(
+                app, name, type, codec=codec, partitions=partitions, retention=retention
+            )
+            app.add_topic(self._topic)
             self._late = app._log is not None
         self._follower_options()  # they can be wrong now, not at the first subscriber
 

@@ -18,6 +18,7 @@ from streams.config import DeadLetters
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
 from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
+from streams.log.protocol import ensure
 from streams.message import ID, Message, Position, Record
 from streams.patterns.checking import check_app, check_calls
 from streams.patterns.deadletters.letter import DeadLetter, read
@@ -415,7 +416,7 @@ class DeadLetterManager:
                 partitions = log.topic(topic).partitions
             except NotFound:
                 partitions = 1
-            log.create(self.name, partitions, config=log.capabilities.letters)
+            ensure(log, self.name, partitions, config=log.capabilities.letters)
 
 
 def _check_limit(what: str, limit: object) -> None:

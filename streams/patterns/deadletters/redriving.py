@@ -36,7 +36,7 @@ from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import LogError, NotFound, StreamsError
 from streams.letters import EDITED, GROUP, PREFIX, TOPIC, first_failure, header, redrives_of
-from streams.log.protocol import Committed
+from streams.log.protocol import Committed, ensure
 from streams.message import ID, REDRIVE, Record
 from streams.replay.copying import CHUNK_BYTES, Row, Rows
 
@@ -525,10 +525,7 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
 
 def make_retry_topic(log: Log, name: str) -> None:
     """Create a topic for what is put back, where it is missing."""
-    try:
-        log.topic(name)
-    except NotFound:
-        log.create(name, RETRY_PARTITIONS, config=log.capabilities.letters)
+    ensure(log, name, RETRY_PARTITIONS, config=log.capabilities.letters)
 
 
 def record_again(row: Row, edited: bytes | None = None) -> Record:

@@ -35,10 +35,10 @@ from uuid import uuid4
 
 from streams.engine.dispatch import Owned, Work
 from streams.engine.progress import Segment
-from streams.errors import LogError, Mismatch, NotFound, OutcomeUnknown, Unavailable
+from streams.errors import LogError, Mismatch, OutcomeUnknown, Unavailable
 from streams.letters import header
 from streams.log.names import check_topic
-from streams.log.protocol import Assignment, Committed, Log, Retention
+from streams.log.protocol import Assignment, Committed, Log, Retention, ensure
 from streams.message import UNREADABLE, Batch, Record
 from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.parked import Queue, State, parked_topic
@@ -634,10 +634,7 @@ def make_topic(log: Log, name: str, partitions: int, source: str) -> None:
     :raises Mismatch: it has not as many partitions as its source.
     """
     capabilities = log.capabilities
-    try:
-        info = log.topic(name)
-    except NotFound:
-        info = log.create(name, partitions, config=capabilities.letters)
+    info = ensure(log, name, partitions, config=capabilities.letters)
     if info.partitions != partitions:
         raise Mismatch(
             f"topic {name!r} has {info.partitions} partitions, but {source!r}, whose closed keys "

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streams import wire
 from streams.engine.dispatch import Work
-from streams.errors import LogError, NotFound
+from streams.errors import LogError
 from streams.letters import ATTEMPTS, ORIGIN, PREFIX, attempts_of, redrives_of
 from streams.log.names import check_topic
-from streams.log.protocol import Assignment, Log, Retention
+from streams.log.protocol import Assignment, Log, Retention, ensure
 from streams.message import ID, REDRIVE, TIME, Batch, Record
 from streams.patterns.delay.owner import Desk, own
 from streams.patterns.delay.wire import FAR, copy_name, entry
@@ -99,8 +99,8 @@ class Kept:
         many partitions as its source: as many members can share the work; blocks."""
         for topic in self.desks:
             count = log.topic(topic).partitions
-            _make(log, self._notes[topic], count, Retention(seconds=KEPT))
-            _make(log, self._back[topic], count, config=log.capabilities.letters)
+            ensure(log, self._notes[topic], count, Retention(seconds=KEPT))
+            ensure(log, self._back[topic], count, config=log.capabilities.letters)
 
     # -- asked by the runner
 
@@ -225,19 +225,6 @@ class Kept:
         finally:
             reader.close()
         self._counts |= counts
-
-
-def _make(
-    log: Log,
-    name: str,
-    partitions: int,
-    retention: Retention = Retention(),
-    config: Mapping[str, str] | None = None,
-) -> None:
-    try:
-        log.topic(name)
-    except NotFound:
-        log.create(name, partitions, retention, config)
 
 
 def _partitions(topic: str) -> Any:

@@ -30,7 +30,7 @@ from typing_extensions import override
 from streams import letters
 from streams.config import DeadLetters, Dedup, Retry
 from streams.errors import Fatal, InvalidValue, LogError, Mismatch, NotFound
-from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo
+from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure
 from streams.message import ID, Message, Record, text
 from streams.patterns.delay import fetch, wire
 from streams.patterns.delay.fetch import Fetcher, Said
@@ -88,11 +88,7 @@ def make_topic(log: Log, name: str, partitions: int) -> TopicInfo:
     The floor stands before anything may be trimmed.
     """
     capabilities = log.capabilities
-    try:
-        info = log.topic(name)
-    except NotFound:
-        config = {**capabilities.letters, **capabilities.compacted}
-        info = log.create(name, partitions, config=config)
+    info = ensure(log, name, partitions, config={**capabilities.letters, **capabilities.compacted})
     if not log.places(floor_group(name), name):
         first = {part: log.bounds(name, part)[0] for part in range(info.partitions)}
         log.begin(floor_group(name), name, first)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from uuid_utils import uuid7
 
-from streams.config import Dedup, Flow, Retry
+from streams.config import Dedup, Flow, Retention, Retry
 from streams.errors import InvalidValue, Reject, RetryAfter, Unavailable
 from streams.log.names import check_group, check_topic
 from streams.message import Message
@@ -30,12 +30,17 @@ from streams.patterns.saga.journal import NEWEST, Journal, topic_name
 from streams.patterns.saga.recent import Recent, Seen
 from streams.patterns.saga.tail import Tails
 from streams.patterns.saga.validation import LONGEST_WAIT, is_saga_id
+from streams.topic import OwnedTopic, Topic
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
 
 __all__ = ["Durable"]
+
+SPREAD = 8
+"""Partitions of a journal that is created, where nobody said how many: so many processes can share
+its sagas."""
 
 LOOK = 0.25
 """Seconds between looks at the journal of whoever waits for a saga that another process owns."""
@@ -45,6 +50,10 @@ REMEMBERED = 10_000
 
 _PERSISTENT = Retry(attempts=8, delay=0.5)
 """For what is no step's failure but ours, or an entry that the log refuses; then a dead letter."""
+
+
+class _JournalTopic(OwnedTopic[Stored]):
+    spread = SPREAD
 
 
 class Durable:
@@ -57,6 +66,7 @@ class Durable:
         course: Course,
         *,
         partitions: int | None,
+        retention: Retention | None,
         concurrency: int,
         dedup: Dedup,
         flow: Flow,
@@ -65,9 +75,11 @@ class Durable:
         self.name = check_group(name)
         self._course = course
         check_topic(topic_name(name))
-        self.topic = app.topic(
-            topic_name(name), Stored, key="saga", id=_identity, partitions=partitions
-        )
+        self.topic: Topic[Stored] = _JournalTopic(
+            app, topic_name(name), Stored, key="saga", id=_identity, partitions=partitions,
+            retention=retention,
+        )  # fmt: skip
+        app.add_topic(self.topic)
         self._decoder = EntryDecoder(self.topic.name)
         self._waiting: dict[str, set[asyncio.Future[Stored]]] = {}
         self._numbers: dict[str, int] = {}

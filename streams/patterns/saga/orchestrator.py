@@ -18,7 +18,7 @@ from typing_extensions import TypeForm
 
 from streams import wire
 from streams.clock import SYSTEM
-from streams.config import Dedup, Flow
+from streams.config import Dedup, Flow, Retention
 from streams.errors import ConfigError, InvalidValue, config_error
 from streams.patterns.checking import check_app
 from streams.patterns.saga.contexts import Contexts, Copied, Encoded
@@ -94,7 +94,10 @@ class SagaOrchestrator(Generic[C]):
     :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is ``NAME``,
         and it is in every idempotency key.
     :param context: the type of their context, which msgspec can carry.
-    :param partitions: of the journal's topic; None uses what exists (see ``app.topic``).
+    :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
+        new one gets 8.
+    :param retention: how long the journal is kept, if its topic is created here: see
+        :meth:`streams.Streams.topic`. Longer than any saga takes.
     :param concurrency: how many sagas are at a step at once in this process.
     :param dedup: how far back a second start of one saga ID is noticed.
     :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
@@ -113,6 +116,7 @@ class SagaOrchestrator(Generic[C]):
         *,
         context: TypeForm[C],
         partitions: int | None = None,
+        retention: Retention | None = None,
         concurrency: int = 64,
         dedup: Dedup = Dedup(),
         flow: Flow = Flow(),
@@ -125,6 +129,7 @@ class SagaOrchestrator(Generic[C]):
         *,
         context: Any = None,
         partitions: int | None = None,
+        retention: Retention | None = None,
         concurrency: int = 64,
         dedup: Dedup = Dedup(),
         flow: Flow = Flow(),
@@ -148,7 +153,8 @@ class SagaOrchestrator(Generic[C]):
         self._course = Course(name, contexts, lambda: app.clock, undo_cancelled=False)
         self._durable = Durable(
             app, name, self._course,
-            partitions=partitions, concurrency=concurrency, dedup=dedup, flow=flow,
+            partitions=partitions, retention=retention, concurrency=concurrency, dedup=dedup,
+            flow=flow,
         )  # fmt: skip
 
     def __repr__(self) -> str:

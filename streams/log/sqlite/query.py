@@ -1,0 +1,81 @@
+"""Reading the file with SQL, beside everything that writes it: ``app.query``.
+
+A service that keeps a read model in the log's file must not open that file with another SQLite
+library in the same process (closing it would drop the log's locks). These connections belong to the
+log's own library and its rules. Readers and writers never wait for each other, and a statement sees
+one committed state of the whole file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+from streams.errors import ConfigError
+from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.failures import translate
+from streams.log.sqlite.settings import Settings
+from streams.log.sqlite.transaction import PRAGMAS, Pool, only_one
+
+_READS = frozenset(
+    (apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE)
+)
+"""The actions of SQLite's authorizer that change nothing."""
+
+
+class ReadConnection(Connection):
+    """A connection that refuses everything but reading."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.refused = False
+        """The last statement was refused."""
+        self.authorizer = self._authorize
+
+    def _authorize(
+        self, action: int, one: str | None, two: str | None, base: str | None, inner: str | None
+    ) -> int:
+        if action in _READS or (action == apsw.SQLITE_PRAGMA and one in PRAGMAS):
+            return apsw.SQLITE_OK
+        self.refused = True
+        return apsw.SQLITE_DENY
+
+
+class Queries:
+    """Statements that read one log's file. Usable from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pool = Pool(lambda: ReadConnection(database.settings))
+
+    def run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """The rows of one statement.
+
+        :raises ConfigError: it is more than one statement, or does not only read.
+        :raises LogError: SQLite refuses it, and its own exception is the cause.
+        """
+        self._database.check()
+        try:
+            connection = self._pool.take()
+        except apsw.Error as error:
+            raise translate(error, self._database.path) from error
+        connection.refused = False
+        cursor = connection.cursor()
+        cursor.exec_trace = only_one(sql, "app.query")
+        try:
+            return cursor.execute(sql, parameters).fetchall()
+        except apsw.Error as error:
+            if connection.refused:
+                raise ConfigError(
+                    "app.query: the statement does not only read; a handler writes through "
+                    "message.transaction"
+                ) from error
+            raise translate(error, self._database.path) from error
+        finally:
+            cursor.close(True)
+            self._pool.give(connection)
+
+    def close(self) -> None:
+        """Close the connections; those in use close when their statement has ended."""
+        self._pool.close()
