@@ -153,6 +153,7 @@ class Streams:
     ) -> None:
         self._url = url
         self.cloudevents: CloudEvents | None = None
+        """How its topics are written as CloudEvents, where they do not say otherwise."""
         if cloudevents is not None:
             self.cloudevents = _check_cloudevents("", cloudevents)
         self._member = "" if member is None else check_member(member)

@@ -45,6 +45,13 @@ TIME = "__streams.errors.time"
 
 PREFIX = "__streams.errors."
 
+ORIGIN = "streams_origin"
+FIRST_FAILED = "streams_first_failed"
+FIRST_ERROR = "streams_first_error"
+EDITED = "streams_edited"
+"""What a message that was put back says of its first failure: where it stood, when it was given up
+and why; and that somebody changed its value. Nothing is decided by these: they are for people."""
+
 ERROR_BYTES = 8 << 10
 """All error headers together, at most; the traceback shrinks first, then the message."""
 
@@ -103,6 +110,7 @@ def error_headers(
 
 
 def _cut(text: str, size: int) -> str:
+    """The beginning of a text, in at most this many bytes."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= size:
         return text
@@ -149,6 +157,32 @@ def results(
         ]
 
     return make
+
+
+def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """What a dead letter's headers say of its first failure, as headers for the message that is put
+    back: those that it has not yet, because it failed for the first time."""
+    found: list[tuple[str, bytes | None]] = []
+
+    def add(name: str, said: str) -> None:
+        found.append((name, _cut(said, ERROR_BYTES // 8).encode("utf-8", "surrogateescape")))
+
+    topic = header(headers, TOPIC)
+    if topic and header(headers, ORIGIN) is None:
+        place = (header(headers, name) or "?" for name in (PARTITION, OFFSET))
+        add(ORIGIN, "/".join((topic, *place)))
+    when = header(headers, TIME)
+    if when and header(headers, FIRST_FAILED) is None:
+        add(FIRST_FAILED, when)
+        add(FIRST_ERROR, error_of(headers))
+    return found
+
+
+def error_of(headers: Headers) -> str:
+    """What went wrong, of a dead letter: the exception's type and text."""
+    kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
+    said = header(headers, MESSAGE)
+    return f"{kind}: {said}" if said else kind
 
 
 def header(headers: Headers, name: str) -> str | None:

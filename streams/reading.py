@@ -100,6 +100,8 @@ def ranges(
         starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
     found: dict[int, tuple[int, int]] = {}
     for number, when in starts.items():
+        if not isinstance(number, int):
+            raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
         if not 0 <= number < count:
             raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
         first, last = log.bounds(topic, number)

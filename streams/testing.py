@@ -102,22 +102,52 @@ class Harness:
         """The clock the app runs on; ``advance`` it if you gave a :class:`Clock`."""
 
     async def settled(self, within: float = 30.0) -> None:
-        """Wait until everything published is settled, or waits for the clock.
+        """Wait until everything published is settled.
+
+        What waits for its time (a retry, a delayed message) is not. On the real clock it is waited
+        for as far as it is due in time; with a :class:`Clock` this returns, as only the test can
+        move that on.
 
         :param within: real seconds after which the test is told what still runs.
-        :raises TimeoutError: something is still running then.
+        :raises TimeoutError: something is still running then; at once, where something that waits
+            is due later than that.
         :raises ProcessorDied: a processor ended.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + within
+        held = isinstance(self.clock, Clock)
         quiet = 0
         while quiet < 2:
             # Twice in a row: what one look saw at rest may have been between two threads.
             busy = await asyncio.to_thread(self._busy)
-            quiet = 0 if busy else quiet + 1
+            due = None if busy or held else self._due()
+            quiet = 0 if busy or due is not None else quiet + 1
             if loop.time() > give_up and busy:
                 raise TimeoutError(f"after {within:g} s: {busy}")
-            await asyncio.sleep(0.001)
+            if due is not None and loop.time() + due[0] > give_up:
+                raise TimeoutError(self._too_late(within, *due))
+            await asyncio.sleep(0.001 if due is None else min(max(due[0], 0.001), 0.02))
+
+    def _due(self) -> tuple[float, str] | None:
+        """What is due first of all that waits for its time: in how many seconds, and what."""
+        found = [
+            (due[0], f"processor {processor.name}: {due[1]}")
+            for processor in self.app.processors
+            if processor._pump is not None
+            and not processor.paused
+            and (due := processor._pump.due()) is not None
+        ]
+        return min(found, default=None)
+
+    def _too_late(self, within: float, seconds: float, what: str) -> str:
+        at = datetime.fromtimestamp(self.clock.time() + seconds, timezone.utc)
+        how = "give settled(within=...) more"
+        if self.log.capabilities.clocked:
+            how += ", or move time on yourself: harness(app, clock=Clock())"
+        return (
+            f"settled(within={within:g}): {what}; due in {seconds:.1f} s, at "
+            f"{at.isoformat(timespec='seconds')}; {how}"
+        )
 
     def _busy(self) -> str:
         """What is still going on, in words; empty when nothing is."""
@@ -134,6 +164,35 @@ class Harness:
             busy = pump.busy()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"
+        return self._unowned()
+
+    def _unowned(self) -> str:
+        """Which partition has messages for a group of the app that none of its processors has
+        taken up yet; empty where there is none."""
+        log = self.app.log
+        groups: dict[str, tuple[set[str], set[tuple[str, int]]]] = {}
+        for processor in self.app.processors:
+            pump = processor._pump
+            if pump is None or processor.paused:
+                continue
+            if not (reads := pump.reads(log)) and not pump.owned():
+                return f"processor {processor.name}: follows no partition yet"
+            topics, owned = groups.setdefault(processor.group, (set(), set()))
+            topics.update(reads)
+            owned |= pump.owned()
+        for group, (topics, owned) in groups.items():
+            for topic in topics:
+                missing = {
+                    partition
+                    for partition in range(log.topic(topic).partitions)
+                    if (topic, partition) not in owned
+                }
+                places = log.places(group, topic) if missing else {}
+                for partition in missing:
+                    first, end = log.bounds(topic, partition)
+                    place = places.get(partition)
+                    if (first if place is None else max(first, place.position)) < end:
+                        return f"group {group}: nobody has taken up {topic}/{partition} yet"
         return ""
 
     async def messages(self, topic: Topic[T]) -> list[Message[T]]:

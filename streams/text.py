@@ -21,13 +21,24 @@ is one line, and a traceback's lines are indented, so that none can pass for a r
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import traceback
+from collections.abc import Collection
 
 from typing_extensions import override
 
-__all__ = ["Escaping", "escape", "escape_json", "get_logger", "one_line", "trace", "words"]
+__all__ = [
+    "Escaping",
+    "escape",
+    "escape_json",
+    "get_logger",
+    "nearest",
+    "one_line",
+    "trace",
+    "words",
+]
 
 _UNFIT = re.compile(
     "["
@@ -140,3 +151,20 @@ def words(error: BaseException) -> str:
         return str(error)
     except Exception as failure:
         return f"(its str() raised {type(failure).__name__})"
+
+
+_NEAREST_OF = 10_000
+"""Names that are compared with one that is not known, at most."""
+
+
+def nearest(name: object, known: Collection[str]) -> str:
+    """A sentence for an error about a name that is not known: which one was probably meant, or
+    what there is."""
+    if isinstance(name, str):
+        among = [each for each, _ in zip(known, range(_NEAREST_OF), strict=False)]
+        for found in difflib.get_close_matches(name[:256], among, 1):
+            return f"did you mean {found!r}?"
+    shown = ", ".join(repr(each) for each in sorted(known)[:5])
+    return (
+        f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."
+    )

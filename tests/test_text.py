@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import streams
 from streams.cli import show
 from streams.cli.logs import set_up
-from streams.text import escape, escape_json, get_logger, one_line
+from streams.text import escape, escape_json, get_logger, nearest, one_line
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 FORGED = "x\n2026-01-01 00:00:00 ERROR streams: all is lost\x1b[2J\u202e"
@@ -191,3 +191,13 @@ def test_the_command_line_escapes_what_others_log(monkeypatch: pytest.MonkeyPatc
         assert "all is lost" in text
         assert unfit(text) <= {"\n"}
     root.setLevel(level)
+
+
+def test_the_nearest_of_what_is_known_is_named() -> None:
+    assert nearest("mial", {"mails", "jobs"}) == "did you mean 'mails'?"
+    assert nearest("zzz", {"mails", "jobs"}) == "there are 'jobs', 'mails'."
+    assert (
+        nearest(7, [f"q{n}" for n in range(7)])
+        == "there are 'q0', 'q1', 'q2', 'q3', 'q4' and 2 more."
+    )
+    assert nearest("m" * 100_000, {"mails"}) == "there are 'mails'."

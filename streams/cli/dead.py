@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from streams import wire
-from streams.cli import show
+from streams.cli import editing, show
+from streams.cli.choosing import Choice, DryRun, Error, OfKey, Since, Until, Which, choice
 from streams.cli.failures import Failed, Misused
-from streams.cli.options import Json, Url, open_url
+from streams.cli.options import Json, Url, Yes, confirm, open_url
 from streams.config import DeadLetters
-from streams.errors import ConfigError
+from streams.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -59,6 +61,10 @@ def ls(
         int,
         typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
     ] = 1_000,
+    error: Error = None,
+    key: OfKey = None,
+    since: Since = None,
+    until: Until = None,
     name: Name = None,
     url: Url = None,
     json: Json = False,
@@ -72,19 +78,25 @@ def ls(
       [cyan]streams dead ls[/cyan]
       [cyan]streams dead ls billing orders[/cyan]
       [cyan]streams dead ls billing orders -n 10[/cyan]
+      [cyan]streams dead ls billing orders --error timeout --since 2h[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
     """
     from streams.patterns.deadletters.redriving import LOOKED_AT
 
     if (group is None) != (topic is None):
         raise Misused("streams dead ls takes a group and its topic, or neither")
+    asked = choice(error, key, since, until)
+    if topic is None and not asked.everything:
+        raise Misused(
+            "streams dead ls: --error, --key, --since and --until go with a group and its topic"
+        )
     with open_url(url) as log:
         if group is None or topic is None:
             _topics(log, json=json)
             return
         letters = _letters(log, group, topic, name)
         with closing(letters.rows(everything=everything)) as rows:
-            ours = (row for row in rows if _of(row, group, topic))
+            ours = (row for row in rows if _of(row, group, topic) and asked(row))
             found = []
             for row in islice(ours, limit):
                 make = partial(_brief, log, row, waiting=rows.waits(row))
@@ -98,7 +110,7 @@ def ls(
     if json:
         show.print_json(found)
         return
-    columns = ["place", "failed_at", "key", "attempts", "error", "source"]
+    columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
     show.table(
         [name.replace("_", " ") for name in columns],
         [[_cell(each[name]) for name in columns] for each in found],
@@ -248,57 +260,200 @@ def _place(log: Log, which: str) -> tuple[int, int] | None:
 def retry(
     group: Group,
     topic: Topic,
+    which: Which = None,
     limit: Limit = None,
+    error: Error = None,
     key: Annotated[
         list[str] | None,
-        typer.Option("--key", "-k", metavar="KEY", help="A closed key, instead; repeatable."),
+        typer.Option(
+            "--key", "-k", metavar="KEY", help="Only those of this key; repeatable. See below."
+        ),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Put the dead letters that wait back.
+    """Put the dead letters that wait back: all, some, or single ones.
 
     They go to the topic TOPIC.GROUP.retry, which the group's processors read
     beside TOPIC: no other group sees them again. A letter is put back once;
-    should it fail again, it is a new dead letter.
+    should it fail again, it is a new dead letter, which still says where it
+    came from. Those of a key go back in the order in which they failed.
 
-    With --key or --keys: let the message that closes a key be handled again,
-    and then those that wait behind it.
+    With --error, --key, --since or --until they are counted first, and you
+    are asked; --yes does not ask, and --dry-run only counts.
+
+    Where a message closes a key (DeadLetters(sequenced=True)), --key lets it
+    be handled again, and then those that wait behind it; --keys all of them.
 
     [bold]Examples[/bold]
 
       [cyan]streams dead retry billing orders[/cyan]
-      [cyan]streams dead retry billing orders -n 1[/cyan]   try the oldest first
+      [cyan]streams dead retry billing orders 3/17 o-42[/cyan]   these two
+      [cyan]streams dead retry billing orders --error timeout --since 2h --dry-run[/cyan]
+      [cyan]streams dead retry billing orders -n 1[/cyan]        try the oldest first
       [cyan]streams dead retry billing orders --key c-17[/cyan]
     """
+    asked = choice(error, key, since, until)
     if key and keys:
         raise Misused("streams dead retry takes --key or --keys, not both")
-    if key or keys:
-        if limit is not None or name is not None:
-            raise Misused("streams dead retry: --limit and --name are not for closed keys")
-        _retry_keys(group, topic, key or [], url, json=json)
-        return
+    if which and keys:
+        raise Misused("streams dead retry takes WHICH or --keys, not both")
+    if keys and (limit is not None or name is not None):
+        raise Misused("streams dead retry: --limit and --name are not for closed keys")
     with open_url(url) as log:
+        if keys or (key and not which and name is None):
+            closed = _closed_keys(log, group, topic, asked, wanted=key)
+            if closed is not None:
+                _retry_keys(log, group, topic, closed, asked, limit, dry_run, yes, json=json)
+                return
         retry_topic = DeadLetters().retry(topic, group)
-        done = _letters(log, group, topic, name).put_back(
-            lambda row: retry_topic, wanted=lambda row: _of(row, group, topic), limit=limit
+        letters = _letters(log, group, topic, name)
+        if key and not which:
+            _check_key(letters, group, topic, asked, key)
+        _deal(
+            letters,
+            group,
+            topic,
+            _Task("retried", "put back", f"to {retry_topic}"),
+            partial(letters.put_back, lambda row: retry_topic),
+            which=which,
+            asked=asked,
+            limit=limit,
+            dry_run=dry_run,
+            yes=yes,
+            json=json,
         )
-    _told(group, topic, done, "retried", json=json)
-    if not json:
-        show.note(f"{show.number(done, 'letter')} put back, to {retry_topic}")
 
 
-def _retry_keys(group: str, topic: str, names: list[str], url: str | None, *, json: bool) -> None:
-    with open_url(url) as log:
-        heads = _heads(log, group, topic)
-        if names:
-            chosen = [heads.one(_bytes(each)) for each in dict.fromkeys(names)]
+class _Task(NamedTuple):
+    """What a command does with letters, in words."""
+
+    field: str
+    """In JSON."""
+    what: str
+    where: str
+
+
+def _deal(
+    letters: Letters,
+    group: str,
+    topic: str,
+    task: _Task,
+    act: Callable[..., int],
+    *,
+    which: list[str] | None,
+    asked: Choice,
+    limit: int | None,
+    dry_run: bool,
+    yes: bool,
+    json: bool,
+) -> int:
+    """Do it with the letters that are meant; those that a filter picks out are counted first."""
+
+    def wanted(row: Row) -> bool:
+        return _of(row, group, topic) and asked(row)
+
+    if which:
+        if limit is not None:
+            raise Misused("--limit is for all letters, or those that an option picks out")
+        chosen = letters.look_up(which, wanted)
+    elif asked.everything and not dry_run:
+        done = act(wanted=wanted, limit=limit)
+        _dealt(group, topic, done, task, json=json)
+        return done
+    else:
+        chosen = letters.look_for(wanted, limit)
+    number = show.number(chosen.count, "letter")
+    if dry_run:
+        if json:
+            found = {"group": group, "topic": topic, task.field: 0, "matching": chosen.count}
+            show.print_json(found)
         else:
-            chosen = [head for head in heads.all() if head.dead]
-        for head in chosen:
-            heads.command("retry", head)
+            show.note(f"{number} would be {task.what}, {task.where}; nothing is changed")
+        return chosen.count
+    if chosen.count and not which:
+        confirm(f"{number} of {letters.name}: to be {task.what}, {task.where}?", yes=yes)
+    done = act(wanted=chosen.wanted, limit=limit, ends=chosen.ends)
+    _dealt(group, topic, done, task, json=json)
+    return done
+
+
+def _dealt(group: str, topic: str, done: int, task: _Task, *, json: bool) -> None:
+    _told(group, topic, done, task.field, json=json)
+    if not json:
+        show.note(f"{show.number(done, 'letter')} {task.what}, {task.where}")
+
+
+def _closed_keys(
+    log: Log, group: str, topic: str, asked: Choice, *, wanted: list[str] | None
+) -> list[Head] | None:
+    """The closed keys that are meant; None: none of these is closed, so letters are meant.
+
+    :raises NotFound: all are meant, and no key was ever closed here.
+    :raises NotClosed: some of them are closed, and not this one; or no decision is waited for.
+    """
+    if wanted is None:
+        heads = _heads(log, group, topic)
+        return [head for head in heads.all() if head.dead and asked(head.row)]
+    try:
+        heads = _heads(log, group, topic)
+    except NotFound:
+        return None
+    names = [_bytes(each) for each in dict.fromkeys(wanted)]
+    if not any(next(heads.all(each), None) for each in names):
+        return None
+    rest = replace(asked, keys=None)
+    return [head for each in names if rest((head := heads.one(each)).row)]
+
+
+def _check_key(letters: Letters, group: str, topic: str, asked: Choice, names: list[str]) -> None:
+    """Where no letter has one of these keys, and keys can be closed: say that they are not.
+
+    :raises NotClosed: the first of them that is not.
+    """
+    if letters.waiting(lambda row: _of(row, group, topic) and asked(row)):
+        return
+    try:
+        heads = _heads(letters.log, group, topic)
+    except NotFound:
+        return
+    for name in names:
+        heads.one(_bytes(name))
+
+
+def _retry_keys(
+    log: Log,
+    group: str,
+    topic: str,
+    chosen: list[Head],
+    asked: Choice,
+    limit: int | None,
+    dry_run: bool,
+    yes: bool,
+    *,
+    json: bool,
+) -> None:
+    if limit is not None:
+        raise Misused("streams dead retry: --limit and --name are not for closed keys")
+    heads = _heads(log, group, topic)
+    number = show.number(len(chosen), "key")
+    if dry_run:
+        if json:
+            found = {"group": group, "topic": topic, "retried": 0, "matching": len(chosen)}
+            show.print_json(found)
+        else:
+            show.note(f"{number} would be retried; nothing is changed")
+        return
+    if chosen and not replace(asked, keys=None).everything:
+        confirm(f"{number} of {heads.name}: to be retried?", yes=yes)
+    for head in chosen:
+        heads.command("retry", head)
     _decided(group, topic, len(chosen), "retried", json=json)
 
 
@@ -343,7 +498,13 @@ def closed_keys(
 def edit(
     group: Group,
     topic: Topic,
-    key: Key,
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
+    ] = None,
     value: Annotated[
         str | None, typer.Option("--value", metavar="TEXT", help="What its value is to be.")
     ] = None,
@@ -353,32 +514,90 @@ def edit(
             "--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."
         ),
     ] = None,
+    name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Put another value in the place of the message that closes a key.
+    """Put a dead letter back with another value.
 
-    It keeps its key, headers and ID, and is handled, and then those that wait
-    behind it.
+    It opens in your editor (VISUAL or EDITOR), unless --value or --file says
+    what its value is to be. Its bytes are taken as they are. It keeps its key,
+    headers and ID, and says where it came from and that it was edited. A letter
+    that was not changed in the editor stays where it is.
+
+    Of what closes a key, the edited message is handled in its place, and then
+    those that wait behind it.
 
     [bold]Examples[/bold]
 
-      [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
-      [cyan]streams dead show billing orders --key c-17 --json | jq -c .value > v.json[/cyan]
-      [cyan]streams dead edit billing orders c-17 -f v.json[/cyan]
+      [cyan]streams dead edit billing orders 3/17[/cyan]
+      [cyan]streams dead edit billing orders o-42 --value '{"n": 1}'[/cyan]
+      [cyan]streams dead show billing orders o-42 --json | jq -c .value > v.json[/cyan]
+      [cyan]streams dead edit billing orders o-42 -f v.json[/cyan]
+      [cyan]streams dead edit billing orders --key c-17[/cyan]    what closes this key
     """
-    if (value is None) == (file is None):
-        raise Misused("streams dead edit takes --value or --file")
-    if value is not None:
-        data = _bytes(value)
-    elif file == Path("-"):
-        data = sys.stdin.buffer.read()
-    else:
-        data = b"" if file is None else file.read_bytes()
+    if (which is None) == (key is None):
+        raise Misused("streams dead edit takes WHICH or --key")
+    if key is not None and name is not None:
+        raise Misused("streams dead edit: --name is not for closed keys")
+    data = editing.given(value, file)
+    command = editing.editor() if data is None else []
+
+    def made(row: Row) -> bytes:
+        old = row.batch.values[row.index] or b""
+        return editing.edited(old, command) if data is None else data
+
     with open_url(url) as log:
+        head = None if name is not None else _closing(log, group, topic, which, key)
+        if which is None or head is not None:
+            heads = _heads(log, group, topic)
+            head = heads.one(_bytes(key or which or ""))
+            heads.command("edit", head, made(head.row))
+            _decided(group, topic, 1, "edited", json=json)
+            return
+        letters = _letters(log, group, topic, name)
+        chosen = letters.look_up([which], lambda row: _of(row, group, topic))
+        if chosen.count > 1:
+            raise Failed(
+                f"{letters.name}: {chosen.count} letters have the ID {which!r}; name one by its "
+                f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+            )
+        (partition, end), *_ = chosen.ends.items()
+        with closing(letters.at(partition, end - 1)) as rows:
+            row = next(iter(rows))
+        retry_topic = DeadLetters().retry(topic, group)
+        new = made(row)
+        done = letters.put_back(
+            lambda row: retry_topic, wanted=chosen.wanted, ends=chosen.ends, edited=new
+        )
+        if not done:
+            raise Failed(f"{letters.name}: letter {which!r} was dealt with meanwhile")
+    task = _Task("edited", "edited and put back", f"to {retry_topic}")
+    _dealt(group, topic, done, task, json=json)
+
+
+def _closing(log: Log, group: str, topic: str, which: str | None, key: str | None) -> Head | None:
+    """What closes the key that is meant; None: a letter is meant.
+
+    :raises Misused: it can be both.
+    """
+    try:
         heads = _heads(log, group, topic)
-        heads.command("edit", heads.one(_bytes(key)), data)
-    _decided(group, topic, 1, "edited", json=json)
+    except NotFound:
+        if key is None:
+            return None
+        raise
+    head = next(heads.all(_bytes(which or key or "")), None)
+    if head is None or which is None:
+        return head
+    try:
+        _letters(log, group, topic, None).look_up([which], lambda row: _of(row, group, topic))
+    except NotFound:
+        return head
+    raise Misused(
+        f"{which!r} is a closed key and a letter: give it as --key, or the letter as its "
+        f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+    )
 
 
 @app.command("drop")
@@ -433,28 +652,49 @@ def _closed(log: Log, head: Head) -> dict[str, Any]:
 def purge(
     group: Group,
     topic: Topic,
+    which: Which = None,
     limit: Limit = None,
+    error: Error = None,
+    key: OfKey = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Set the dead letters that wait aside.
+    """Set the dead letters that wait aside: all, some, or single ones.
 
     They are not retried and not listed any more. Nothing is deleted:
     [cyan]streams dead ls --all[/cyan] lists them.
 
+    With --error, --key, --since or --until they are counted first, and you
+    are asked; --yes does not ask, and --dry-run only counts. What closes a key
+    is let go of with [cyan]streams dead drop[/cyan].
+
     [bold]Examples[/bold]
 
       [cyan]streams dead purge billing orders[/cyan]
+      [cyan]streams dead purge billing orders 3/17 o-42[/cyan]
+      [cyan]streams dead purge billing orders --error ValueError --until 7d[/cyan]
       [cyan]streams dead purge billing orders -n 10[/cyan]
     """
+    asked = choice(error, key, since, until)
     with open_url(url) as log:
         letters = _letters(log, group, topic, name)
-        done = letters.set_aside(wanted=lambda row: _of(row, group, topic), limit=limit)
-    _told(group, topic, done, "purged", json=json)
-    if not json:
-        show.note(
-            f"{show.number(done, 'letter')} set aside; streams dead ls --all still lists them"
+        _deal(
+            letters,
+            group,
+            topic,
+            _Task("purged", "set aside", "where streams dead ls --all still lists them"),
+            letters.set_aside,
+            which=which,
+            asked=asked,
+            limit=limit,
+            dry_run=dry_run,
+            yes=yes,
+            json=json,
         )
 
 
@@ -491,18 +731,26 @@ def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
-    source = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
+    parts = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
+    source = "/".join(part or "?" for part in parts)
     kind = (_header(headers, letters.EXCEPTION) or "?").rpartition(".")[2]
     said = _header(headers, letters.MESSAGE)
+    error = f"{kind}: {said}" if said else kind
+    failed_at = _moment(_header(headers, letters.TIME), batch.time(index))
+    first = wire.iso(_header(headers, letters.FIRST_FAILED))
     return {
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
-        "failed_at": _moment(_header(headers, letters.TIME), batch.time(index)),
+        "failed_at": failed_at,
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),
         "attempts": letters.attempts_of(headers) or None,
-        "error": f"{kind}: {said}" if said else kind,
-        "source": "/".join(part or "?" for part in source),
+        "error": error,
+        "source": source,
+        "origin": _header(headers, letters.ORIGIN) or source,
+        "first_failed_at": failed_at if first is None else show.iso(first.timestamp()),
+        "first_error": _header(headers, letters.FIRST_ERROR) or error,
         "redrives": letters.redrives_of(headers),
+        "edited": _header(headers, letters.EDITED) is not None,
         "waiting": waiting,
     }
 

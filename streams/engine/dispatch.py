@@ -220,7 +220,8 @@ class Dispatcher:
     @property
     def due(self) -> float | None:
         """When the next waiting message may be tried again, in monotonic seconds."""
-        return self._timers[0][0] if self._timers else None
+        first = self._timers[:1]  # others may look on while the runner takes it out
+        return first[0][0] if first else None
 
     @property
     def waiting(self) -> int:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         ConsumerConfig,
         MessageConsumer,
         MessageQueue,
+        Queue,
         QueueMessage,
     )
     from streams.patterns.saga import (
@@ -93,6 +94,7 @@ _HOME: dict[str, str] = {
     "NotClosed": "streams.patterns.deadletters",
     "OperationFailed": "streams.patterns.idempotency",
     "PatternEventBus": "streams.patterns.bus",
+    "Queue": "streams.patterns.queue",
     "QueueMessage": "streams.patterns.queue",
     "ReprocessStopped": "streams.patterns.deadletters",
     "SagaError": "streams.patterns.saga",
@@ -144,6 +146,7 @@ __all__ = [
     "NotClosed",
     "OperationFailed",
     "PatternEventBus",
+    "Queue",
     "QueueMessage",
     "ReprocessStopped",
     "SagaError",

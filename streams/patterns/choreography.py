@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, overload
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
@@ -35,7 +35,9 @@ from streams.letters import words
 from streams.message import CORRELATION
 from streams.patterns.bus import Durable, Event, EventBus, Subscription
 from streams.patterns.bus.calling import check_handler, name_of
+from streams.patterns.bus.event import check_event
 from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
+from streams.patterns.checking import NOT_GIVEN
 from streams.reading import When
 from streams.text import get_logger
 
@@ -47,6 +49,9 @@ STEP = "saga_step"
 STATUS = "saga_status"
 ERROR = "saga_error"
 """The headers of a saga's events, beside ``ce_correlationid`` and ``ce_causationid``."""
+
+STARTED = "saga.started"
+"""The topic of the event that starts a saga, where nobody says another."""
 
 ERROR_CHARACTERS = 1_000
 """What travels of an error's words, at most."""
@@ -77,6 +82,7 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     @classmethod
     def of(cls, event: Event) -> SagaEvent:
         """An event's part in a saga. One that belongs to none is the start of its own."""
+        check_event(event, "SagaEvent.of")
         status: Any = event.headers.get(STATUS)
         return cls(
             saga_id=event.correlation_id or event.id,
@@ -113,14 +119,37 @@ class ChoreographySaga:
         self.bus = bus
         self.saga_id = saga_id if saga_id is not None else str(uuid7())
 
-    async def start(self, topic: str, data: Any = None, *, step_name: str = "start") -> str:
+    @overload
+    async def start(self, topic: str, data: Any = None, *, step_name: str = "start") -> str: ...
+
+    @overload
+    async def start(self, data: Any, /, *, step_name: str = "start") -> str: ...
+
+    @overload
+    async def start(self, *, data: Any = None, step_name: str = "start") -> str: ...
+
+    async def start(
+        self, topic: Any = NOT_GIVEN, data: Any = None, *, step_name: str = "start"
+    ) -> str:
         """Publish the event that starts the saga; its ID.
+
+        ``start(data)`` publishes it as ``saga.started``, ``start(topic, data)`` as what it is. A
+        ``str`` that stands alone is a topic: text is given as ``start(data="text")``.
 
         The ID follows from the saga's and the topic, so a saga that is started twice over a log
         runs once. On a local bus this returns when all has happened that follows from it.
 
         :raises ConfigError, EncodeError, LogError: as :meth:`EventBus.publish`.
         """
+        if not isinstance(topic, str):
+            if topic is not NOT_GIVEN:
+                if data is not None:
+                    raise ConfigError(
+                        f"start(topic, data): the topic is a str, such as {STARTED!r}, not a "
+                        f"{type(topic).__name__}"
+                    )
+                data = topic
+            topic = STARTED
         headers = {CORRELATION: self.saga_id, STEP: step_name, STATUS: "started"}
         id = derived(self.saga_id, "start", topic)
         return await self.bus.publish(topic, data, key=self.saga_id, id=id, headers=headers)
@@ -180,7 +209,7 @@ def create_handler(
     asynchronous = check_handler(execute)
     for topic in (on_success, on_failure):
         if topic is not None:
-            check_topic(topic)
+            bus.check_declared(check_topic(topic))
     step = Step(
         bus,
         execute,
@@ -352,9 +381,9 @@ class SagaTracker:
         if isinstance(keep, bool) or not (isinstance(keep, int) and keep >= 0):
             raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
         self.bus = bus
-        self._topics = check_pattern(topics)
-        self._done = _trie(done)
-        self._failed = None if failed is None else _trie(failed)
+        self._topics = bus.check_declared(topics)
+        self._done = _trie(bus, "done", done)
+        self._failed = None if failed is None else _trie(bus, "failed", failed)
         self._stuck_after = float(stuck_after)
         self._keep = keep
         self._open: dict[str, SagaState] = {}
@@ -415,6 +444,7 @@ class SagaTracker:
         Events of no saga are passed over: those without ``ce_correlationid``, and those of a saga
         that is not known by an event of a step.
         """
+        check_event(event, "SagaTracker.see")
         saga_id = event.correlation_id
         if not saga_id:
             return
@@ -462,6 +492,7 @@ class SagaTracker:
 
     def get(self, saga_id: str) -> SagaState | None:
         """One saga; None if it is not known, or no longer."""
+        _check_saga_id("get", saga_id)
         return self._open.get(saga_id) or self._ended.get(saga_id)
 
     def open(self) -> list[SagaState]:
@@ -484,15 +515,23 @@ class SagaTracker:
 
     def forget(self, saga_id: str) -> bool:
         """Know nothing of a saga any more, such as one that was given up. False: it was unknown."""
+        _check_saga_id("forget", saga_id)
         self._outcomes.pop(saga_id, None)
         found = self._open.pop(saga_id, None) or self._ended.pop(saga_id, None)
         return found is not None
 
 
-def _trie(topics: str | Iterable[str]) -> Trie[bool]:
+def _check_saga_id(what: str, saga_id: object) -> None:
+    if not isinstance(saga_id, str):
+        raise InvalidValue(f"SagaTracker.{what}({saga_id!r}): the saga's ID is a str")
+
+
+def _trie(bus: EventBus, option: str, topics: str | Iterable[str]) -> Trie[bool]:
+    if not isinstance(topics, Iterable):
+        raise ConfigError(f"SagaTracker({option}={topics!r}): a topic, or several")
     found: Trie[bool] = Trie()
     for topic in (topics,) if isinstance(topics, str) else topics:
-        found.add(topic, True)
+        found.add(bus.check_declared(topic), True)
     return found
 
 

@@ -14,15 +14,24 @@ from collections.abc import Callable
 from typing import Any
 
 from streams.errors import ConfigError
+from streams.patterns.checking import check_calls
 
 
-def check(operation: object, what: str) -> None:
+def check(operation: object, what: str, *arguments: str) -> None:
     """Refuse what cannot be called.
 
     :param what: the call as people should write it.
-    :raises ConfigError: it is, most likely, the result of a call.
+    :param arguments: what it will be called with.
+    :raises ConfigError: it is, most likely, the result of a call; or it takes other arguments.
     """
-    if callable(operation):
+    if callable(operation) and not (arguments and inspect.isclass(operation)):
+        # Of a function this is known at once; of others it takes longer than the call may.
+        code = getattr(operation, "__code__", None)
+        bound = getattr(operation, "__self__", None) is not None
+        if code is not None and (
+            code.co_argcount != len(arguments) + bound or code.co_kwonlyargcount
+        ):
+            check_calls(operation, what, *arguments)
         return
     if inspect.iscoroutine(operation):
         operation.close()  # nobody will await it, and Python would warn of that

@@ -20,20 +20,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
+
+from typing_extensions import TypeForm
 
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
 from streams.message import Message
+from streams.patterns.checking import NOT_GIVEN, check_app, check_whole
 from streams.patterns.delay.delays import Delay, Door, due_at
 from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
 from streams.shielding import in_thread, to_the_end
-from streams.text import get_logger
+from streams.text import get_logger, nearest
 from streams.topic import OwnedTopic, Topic
 
 if TYPE_CHECKING:
@@ -41,7 +44,10 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.topic import Key
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., object])
 
 logger = get_logger("streams")
 
@@ -127,6 +133,12 @@ class ConsumerConfig:
         object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
 
 
+def check_config(config: object) -> None:
+    """:raises ConfigError: it is no consumer's."""
+    if not isinstance(config, ConsumerConfig):
+        raise ConfigError(f"config={config!r}: use ConsumerConfig(...)")
+
+
 def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and (value > 0 or (value == 0 and not positive)):
@@ -143,8 +155,63 @@ class _Worker(Processor[..., Any]):
     shares = True
 
 
+class Queue(Generic[T]):
+    """A declared queue, which knows the type of its data: what :meth:`MessageQueue.declare`
+    returns. A type checker compares handlers and what is published with it.
+    """
+
+    def __init__(self, queues: MessageQueue, topic: Topic[T]) -> None:
+        self._queues = queues
+        self.topic = topic
+        """The topic that it is."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.topic.name
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r}>"
+
+    async def publish(
+        self,
+        data: T,
+        *,
+        key: Key | None = None,
+        delay: Delay | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """:meth:`MessageQueue.publish` to this queue."""
+        return await self._queues.publish(
+            self.name, data, key=key, delay=delay, id=id, headers=headers
+        )
+
+    async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
+        """:meth:`MessageQueue.cancel` of this queue."""
+        return await self._queues.cancel(self.name, id, within=within)
+
+    @overload
+    def subscribe(
+        self,
+        handler: Callable[[QueueMessage[T]], object],
+        config: ConsumerConfig = ...,
+    ) -> MessageConsumer: ...
+
+    @overload
+    def subscribe(
+        self, *, config: ConsumerConfig = ...
+    ) -> Callable[[Callable[[QueueMessage[T]], R]], Callable[[QueueMessage[T]], R]]: ...
+
+    def subscribe(self, handler: Any = NOT_GIVEN, config: ConsumerConfig = ConsumerConfig()) -> Any:
+        """:meth:`MessageQueue.subscribe` to this queue; without a handler a decorator for one."""
+        return self._queues.subscribe(self.name, handler, config)
+
+
 class MessageQueue:
     """Queues of an app, by name.
+
+    Once one is declared, all that are used must be: a name that is not is an error.
 
     :param app: the app whose log they are on.
     :param partitions: how many each has. Not given: a queue that exists is used as it is, and a
@@ -156,15 +223,43 @@ class MessageQueue:
     def __init__(
         self, app: Streams, *, partitions: int | None = None, retention: Retention | None = None
     ) -> None:
+        check_app(app, "MessageQueue")
+        if partitions is not None:
+            check_whole("MessageQueue", "partitions", partitions)
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(f"MessageQueue(retention={retention!r}): use Retention(...)")
         self._app = app
         self._partitions = partitions
         self._retention = retention
+        self._declared: set[str] = set()
+        """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
         self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
         self._door = Door(app)
 
     def __repr__(self) -> str:
         return f"<MessageQueue on {self._app!r}>"
+
+    @overload
+    def declare(
+        self,
+        queue: str,
+        *,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        retention: Retention | None = None,
+    ) -> Queue[Any]: ...
+
+    @overload
+    def declare(
+        self,
+        queue: str,
+        type: TypeForm[T],
+        *,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        retention: Retention | None = None,
+    ) -> Queue[T]: ...
 
     def declare(
         self,
@@ -174,30 +269,56 @@ class MessageQueue:
         codec: Codec | None = None,
         partitions: int | None = None,
         retention: Retention | None = None,
-    ) -> None:
-        """Say what a queue's data are; a queue that is not declared takes anything JSON can say.
+    ) -> Queue[Any]:
+        """Say what a queue's data are, and get a handle that knows it. A queue that is not declared
+        takes anything JSON can say, and can be used as long as no other one is declared.
 
         :param type: what its data are, as for :meth:`streams.Streams.topic`.
         :param partitions: how many it has, if others than this object's.
         :param retention: how long it keeps its messages, if not as this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
-        if queue in self._topics:
+        topic = self._make(queue, type, codec, partitions, retention)
+        self._declared.add(topic.name)
+        return Queue(self, topic)
+
+    def topic(self, queue: str) -> Topic[Any]:
+        """The topic that a queue is.
+
+        :raises ConfigError: others are declared, and this one is not.
+        """
+        if not isinstance(queue, str) or queue not in self._topics:
+            check_group(queue)
+            if self._declared:
+                raise ConfigError(self._unknown(queue))
+            self._make(queue, Any, None, None, None)
+        return self._topics[queue]
+
+    def _make(
+        self,
+        queue: str,
+        type: Any,
+        codec: Codec | None,
+        partitions: int | None,
+        retention: Retention | None,
+    ) -> Topic[Any]:
+        if check_group(queue) in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
         count = self._partitions if partitions is None else partitions
         kept = self._retention if retention is None else retention
         topic = _Queue(
-            self._app, check_group(queue), type, codec=codec, partitions=count, retention=kept,
+            self._app, queue, type, codec=codec, partitions=count, retention=kept,
             cloudevents=self._app.cloudevents,
         )  # fmt: skip
         self._app.add_topic(topic)
         self._topics[queue] = topic
+        return topic
 
-    def topic(self, queue: str) -> Topic[Any]:
-        """The topic that a queue is."""
-        if queue not in self._topics:
-            self.declare(queue)
-        return self._topics[queue]
+    def _unknown(self, queue: str) -> str:
+        return (
+            f"queue {queue!r} is not declared: {nearest(queue, self._topics)} Declare a new one "
+            f"before it is used: .declare({queue!r}, ...)"
+        )
 
     async def publish(
         self,
@@ -215,7 +336,7 @@ class MessageQueue:
             its place in that order when it is due.
         :param delay: it is not handled before so many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
-        :raises InvalidValue: no queue can have this name, or the delay means nothing.
+        :raises InvalidValue: no queue has this name, or can have it, or the delay means nothing.
         :raises EncodeError: the data do not fit the queue's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
@@ -241,13 +362,38 @@ class MessageQueue:
         await self._prepared(queue)
         return await self._door.cancel(delay_topic(queue, queue), _count_of(queue), id, within)
 
+    @overload
     def subscribe(
-        self, queue: str, handler: Handler, config: ConsumerConfig = ConsumerConfig()
-    ) -> MessageConsumer:
+        self, queue: str, handler: Handler, config: ConsumerConfig = ...
+    ) -> MessageConsumer: ...
+
+    @overload
+    def subscribe(self, queue: str, *, config: ConsumerConfig = ...) -> Callable[[F], F]: ...
+
+    def subscribe(
+        self, queue: str, handler: Any = NOT_GIVEN, config: ConsumerConfig = ConsumerConfig()
+    ) -> Any:
         """A consumer that starts with the app; on a running app, at once.
 
-        Await what is returned to know that it runs.
+        Await what is returned to know that it runs. Without a handler this is a decorator for one,
+        ``@queue.subscribe("mails")``, which leaves it as it is.
+
+        :raises ConfigError: any of these cannot work, or others are declared and this queue is not.
         """
+        self.topic(queue)
+        if handler is NOT_GIVEN:
+
+            def decorate(function: F) -> F:
+                _ = self._subscribe(queue, function, config)
+                return function
+
+            check_config(config)
+            return decorate
+        if isinstance(handler, ConsumerConfig):
+            raise ConfigError(f"subscribe({queue!r}, {handler!r}): give it as config=")
+        return self._subscribe(queue, handler, config)
+
+    def _subscribe(self, queue: str, handler: Any, config: ConsumerConfig) -> MessageConsumer:
         consumer = MessageConsumer(self, config)
         consumer._declare(queue, handler)
         if self._app._processing:
@@ -257,12 +403,10 @@ class MessageQueue:
 
     def _named(self, queue: str) -> Topic[Any]:
         """The topic of a queue whose name may have come with a message."""
-        if queue not in self._topics:
-            try:
-                check_group(queue)
-            except ConfigError as error:
-                raise InvalidValue(str(error)) from None
-        return self.topic(queue)
+        try:
+            return self.topic(queue)
+        except ConfigError as error:
+            raise InvalidValue(str(error)) from None
 
     async def _prepared(self, queue: str) -> None:
         """The queue is there, with its partitions."""
@@ -278,8 +422,7 @@ class MessageConsumer:
     def __init__(self, queue: MessageQueue, config: ConsumerConfig = ConsumerConfig()) -> None:
         if not isinstance(queue, MessageQueue):
             raise ConfigError(f"MessageConsumer({queue!r}): give a MessageQueue")
-        if not isinstance(config, ConsumerConfig):
-            raise ConfigError(f"MessageConsumer(config={config!r}): use ConsumerConfig(...)")
+        check_config(config)
         self._queue = queue
         self._app = queue._app
         self._config = config
@@ -302,9 +445,18 @@ class MessageConsumer:
         """It was started, and not stopped."""
         return self._worker is not None
 
-    async def start(self, queue_name: str, handler: Handler) -> None:
+    @overload
+    async def start(self, queue_name: str, handler: Handler) -> None: ...
+
+    @overload
+    async def start(
+        self, queue_name: Queue[T], handler: Callable[[QueueMessage[T]], object]
+    ) -> None: ...
+
+    async def start(self, queue_name: str | Queue[Any], handler: Any) -> None:
         """Begin to handle a queue's messages; returns once that has begun.
 
+        :param queue_name: the queue, or its name.
         :param handler: called with a :class:`QueueMessage`; ``async def`` or plain ``def``.
         :raises NotRunning: the app is not entered, or publishes only.
         :raises ConfigError: it runs already, or the handler cannot be called.
@@ -315,7 +467,7 @@ class MessageConsumer:
                 "the app does not run: start a consumer inside `async with app:`, or declare it "
                 "before with queue.subscribe(...)"
             )
-        self._declare(queue_name, handler)
+        self._declare(queue_name.name if isinstance(queue_name, Queue) else queue_name, handler)
         await self._start()
 
     async def stop(self) -> None:

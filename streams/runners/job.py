@@ -107,6 +107,11 @@ class Watch(Protocol):
         (any thread)."""
         ...
 
+    def due(self) -> tuple[float, str] | None:
+        """How many seconds from now something is due, and what that is; None: nothing waits for
+        its time (any thread)."""
+        ...
+
 
 class Late(Protocol):
     """Keeps the count of a failing message's attempts in the log, and perhaps the message too

@@ -28,7 +28,7 @@ from streams.engine.progress import LIMIT, Progress, Range, Segment, cut, decode
 from streams.engine.window import PROCESS, Window
 from streams.errors import Fatal, LogError, Mismatch, NotFound, Unavailable
 from streams.log.protocol import Assignment, Commit, Log, Subscription
-from streams.message import Batch, mark_of
+from streams.message import Batch, mark_of, text
 from streams.runners.base import Runner
 from streams.runners.job import Identify, Job, KeyOrder, Undecodable, check_headers
 from streams.runners.joint import Joint, Turns
@@ -251,8 +251,6 @@ class Pump:
         At rest means: everything in the log was polled, and is settled or waits for time to pass.
         """
         runner, dispatcher = self._runner, self._runner.dispatcher
-        if not self._owned and self._log.capabilities.clocked:
-            return "owns no partition yet"
         if runner.running or runner.sending or dispatcher.backlog:
             return "handlers are running"
         for assignment, owned in list(self._owned.values()):
@@ -267,6 +265,31 @@ class Pump:
         if self._job.sequence is not None and (busy := self._job.sequence.busy()):
             return busy
         return "" if self._job.watch is None else self._job.watch.busy()
+
+    def due(self) -> tuple[float, str] | None:
+        """Of a processor at rest: how many seconds from now something that waits for its time is
+        due, and what that is; None: nothing waits (any thread)."""
+        found: list[tuple[float, str]] = []
+        dispatcher = self._runner.dispatcher
+        moment, count = dispatcher.due, dispatcher.waiting
+        if moment is not None and count:
+            what = f"{count} message{' waits' if count == 1 else 's wait'} to be tried again"
+            for topic, partition, lane, attempt in dispatcher.waiting_keys(1):
+                key = f"key {text(lane)!r}" if isinstance(lane, bytes) else "no key"
+                what += f", first the one of {topic}/{partition} with {key}, attempt {attempt}"
+            found.append((max(0.0, moment - self._now()), what))
+        if self._job.watch is not None and (waiting := self._job.watch.due()) is not None:
+            found.append(waiting)
+        return min(found, default=None)
+
+    def owned(self) -> set[tuple[str, int]]:
+        """The partitions that are owned at this moment (any thread)."""
+        return {(each.topic, each.partition) for each, _ in list(self._owned.values())}
+
+    def reads(self, log: Log) -> tuple[str, ...]:
+        """The topics of ``log`` that it reads as a member of its group; none where it is in no
+        group (any thread)."""
+        return self._job.topics if self._log is log else ()
 
     @property
     def contested(self) -> int:

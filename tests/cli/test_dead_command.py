@@ -79,7 +79,12 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
     assert set(back) == {"o-1", "o-2", "odd"}
     for id, each in back.items():
         assert (each["key"], each["value"]) == (original[id]["key"], original[id]["value"])
-        assert each["headers"] == {"streams_redrive": "1"}
+        headers = each["headers"]
+        assert headers["streams_redrive"] == "1"
+        assert headers["streams_origin"] == by_id[id]["source"]
+        assert headers["streams_first_failed"].startswith(by_id[id]["failed_at"][:19])
+        assert headers["streams_first_error"] == by_id[id]["error"]
+        assert len(headers) == 4
 
     # Their group handles them, no other does; what fails again is a new dead letter.
     serve(failed, lambda: waiting(failed) == 1)

@@ -101,9 +101,12 @@ publish orders lines.json --key nothing --skip
 saga resume trips SAGA
 saga abandon trips SAGA --reason EVIL --yes
 dead edit desk calls KEY --value EVIL
+dead edit billing orders WHICH --value EVIL
 dead drop desk calls KEY
 dead retry desk calls --key KEY
 dead retry billing orders -n 1
+dead retry billing orders --error EVIL --key EVIL --yes
+dead purge billing orders --error EVIL --dry-run
 dead purge billing orders
 topics create EVIL
 topics create new
@@ -141,6 +144,11 @@ reset billing EVIL
 reset billing orders --to EVIL
 dead ls EVIL EVIL
 dead show billing orders EVIL
+dead retry billing orders EVIL
+dead purge billing orders EVIL
+dead edit billing orders EVIL --value 1
+dead ls billing orders --since EVIL
+dead retry billing orders --until EVIL
 dead show desk calls --key EVIL
 dead keys EVIL orders
 dead retry desk calls --key EVIL
@@ -206,7 +214,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
 
 def words(text: str) -> list[str]:
     """A command of the lists above."""
-    places = {"KEY": EVIL + "\udcff", "SAGA": "s1"}
+    places = {"KEY": EVIL + "\udcff", "SAGA": "s1", "WHICH": f"id0{EVIL}"}
     return [
         places[word] if word in places else word.replace("EVIL", EVIL) for word in text.split(" ")
     ]

@@ -49,7 +49,8 @@ def test_letters_whose_headers_make_no_sense(stage: Ground) -> None:
     stage.create(dead)
     names = [
         letters.ATTEMPTS, letters.OFFSET, letters.PARTITION, letters.TIME, letters.EXCEPTION,
-        letters.MESSAGE, letters.STACKTRACE, "streams_redrive",
+        letters.MESSAGE, letters.STACKTRACE, "streams_redrive", letters.ORIGIN,
+        letters.FIRST_FAILED, letters.FIRST_ERROR, letters.EDITED,
     ]  # fmt: skip
     stage.write(
         dead,
@@ -64,6 +65,15 @@ def test_letters_whose_headers_make_no_sense(stage: Ground) -> None:
     for each in listed:
         whole = lists(stage.url, "dead", "show", stage.group, stage.topic_name, each["id"])
         assert whole.documents[0]["id"] == each["id"]
+    place = (stage.group, stage.topic_name)
+    every = ("--error", "", "--key", "k", "--since", "2013-01-01T00:00Z")
+    counted = lists(stage.url, "dead", "retry", *place, *every, "--dry-run").documents[0]
+    assert counted["matching"] == len(names)
+    for which in (listed[0]["place"], listed[1]["id"]):
+        done = command(stage.url, "dead", "edit", *place, which, "--value", "x", "--json")
+        assert done.documents[0]["edited"] == 1
+    done = command(stage.url, "dead", "retry", *place, "--key", "k", "--yes", "--json")
+    assert done.documents[0]["retried"] == len(names) - 2
 
 
 def test_saga_entries_that_make_no_sense(stage: Ground) -> None:

@@ -110,4 +110,11 @@ def listed(stage: Ground, service: Service) -> None:
         command(url, "saga", "status", saga, each["id"])
     found = service.app.wait(service.letters.get_dead_letters(limit=10_000, everything=True))
     assert len(found) >= len(letters)  # also those that name no group, or another one
+    waiting = lists(
+        url, "dead", "ls", group, orders, "--error", "e", "--since", "2000-01-01T00:00Z"
+    )
+    lists(url, "dead", "purge", group, orders, "--key", "k1", "--dry-run")
+    for letter in waiting.documents[0][:2]:
+        command(url, "dead", "edit", group, orders, letter["place"], "--value", "{}")
+        command(url, "dead", "retry", group, orders, letter["id"])
     command(url, "dead", "retry", group, orders)

@@ -1,8 +1,8 @@
 """A process that puts dead letters back, and is killed after so many chunks.
 
-``python -m tests.patterns.deadletters_child URL DEAD TOPIC CHUNK CHUNKS BEFORE``: puts letters
-back by ``CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is written; in
-both cases before it is noted.
+``python -m tests.patterns.deadletters_child URL DEAD TOPIC CHUNK CHUNKS BEFORE [ID VALUE]``: puts
+letters back by ``CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is
+written; in both cases before it is noted. With an ID, it puts that letter back with another value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from streams.patterns import DeadLetterManager
 from streams.patterns.deadletters import redriving
 
 
-async def main(url: str, dead: str, topic: str, chunk: int, chunks: int, when: str) -> None:
+async def main(
+    url: str, dead: str, topic: str, chunk: int, chunks: int, when: str, *edit: str
+) -> None:
     redriving.CHUNK = chunk
     left = chunks
     append = redriving.append
@@ -38,9 +40,13 @@ async def main(url: str, dead: str, topic: str, chunk: int, chunks: int, when: s
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():
-        await DeadLetterManager(app, dead).reprocess()
+        manager = DeadLetterManager(app, dead)
+        if edit:
+            await manager.edit(edit[0], edit[1].encode())
+        else:
+            await manager.reprocess()
 
 
 if __name__ == "__main__":
-    url, dead, topic, chunk, chunks, when = sys.argv[1:]
-    asyncio.run(main(url, dead, topic, int(chunk), int(chunks), when))
+    url, dead, topic, chunk, chunks, when, *edit = sys.argv[1:]
+    asyncio.run(main(url, dead, topic, int(chunk), int(chunks), when, *edit))

@@ -500,7 +500,8 @@ async def test_a_declared_queue_has_a_type(memory_url: str) -> None:
             await queue.publish("mails", "ada")
         await running.settled()
         assert app.log.topic("mails").partitions == 1
-        await queue.publish("others", 1)
+        others = MessageQueue(app)
+        await others.publish("others", 1)
         assert app.log.topic("others").partitions == 8
     assert got == [Mail("ada")]
     with pytest.raises(ConfigError, match="declare it once"):

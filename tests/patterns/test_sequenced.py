@@ -25,7 +25,7 @@ from streams import (
     Streams,
 )
 from streams.engine import pace
-from streams.letters import PREFIX, header
+from streams.letters import FIRST_ERROR, FIRST_FAILED, ORIGIN, PREFIX, header
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
@@ -139,7 +139,11 @@ async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> 
     assert tuple(again.position)[:2] == (first.topic, first.partition)
     assert tuple(parked.position)[:2] == (second.topic, second.partition)
     assert abs(again.timestamp - failed.timestamp).total_seconds() < 0.001
-    assert dict(again.headers) == {"ce_id": "m1", "h": "v", REDRIVE: "1"}
+    seen = dict(again.headers)
+    assert seen.pop(ORIGIN) == f"{first.topic}/{first.partition}/{stage.anchor.show(first.offset)}"
+    assert seen.pop(FIRST_ERROR).startswith("ValueError: ")
+    assert seen.pop(FIRST_FAILED)
+    assert seen == {"ce_id": "m1", "h": "v", REDRIVE: "1"}
     assert dict(parked.headers) == {"ce_id": "m2", "h": "v"}
 
 

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack, overload
 
 from msgspec.structs import replace
 from uuid_utils import uuid7
@@ -61,19 +61,24 @@ from streams.patterns.bus.event import (
     Nothing,
     Unreadable,
     caused,
+    check_event,
     place,
 )
 from streams.patterns.bus.following import Follower
 from streams.patterns.bus.hosting import Hosted
 from streams.patterns.bus.locally import Locally, beside_others
 from streams.patterns.bus.subscription import Accepts, Durable, Receiver, Subscription
-from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
+from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic, regex
+from streams.patterns.checking import NOT_GIVEN
 from streams.processor import Options
 from streams.reading import Reading, When
 from streams.shielding import in_thread
+from streams.text import nearest
 from streams.topic import Key, OwnedTopic, Topic, _key_bytes
 
 __all__ = ["EventBus", "PatternEventBus"]
+
+F = TypeVar("F", bound=Callable[..., object])
 
 PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
@@ -134,6 +139,8 @@ class EventBus:
         self._locally = Locally(self._lock, self._direct, self._hook)
         """Calls the handlers of a local bus."""
         self._topic: Topic[Any] | None = None
+        self._declared: set[str] = set()
+        """The topics its events may have; empty: any."""
         self._late = False
         """The app checked its topics before this one was declared."""
         if app is not None:
@@ -148,6 +155,43 @@ class EventBus:
     def __repr__(self) -> str:
         where = "local" if self.app is None else repr(self.app)
         return f"<{type(self).__name__} {self.name!r} {where}>"
+
+    # -- declaring
+
+    def declare(self, *topics: str) -> None:
+        """Say which topics there are. From then on publishing to another one is an error, and so is
+        subscribing to a topic or pattern that fits none of them.
+
+        Without it any topic may be used. What others publish is delivered in any case.
+
+        :raises ConfigError: an event cannot have one of these topics.
+        """
+        declared = {check_topic(topic) for topic in topics}
+        with self._lock:
+            self._declared |= declared
+            self._locally.changed()
+
+    def check_declared(self, pattern: str) -> str:
+        """The topic or pattern, if it fits a topic that is declared, or none is.
+
+        :raises ConfigError: otherwise.
+        """
+        check_pattern(pattern)
+        declared = self._declared
+        if not declared or pattern in declared:
+            return pattern
+        if WILD in pattern:
+            fits = regex(pattern).fullmatch
+            if any(fits(topic) for topic in declared):
+                return pattern
+            raise ConfigError(
+                f"pattern {pattern!r} fits no topic that is declared on {self!r}: "
+                f"{nearest(pattern, declared)} Declare a new one first: bus.declare('...')"
+            )
+        raise ConfigError(
+            f"event topic {pattern!r} is not declared on {self!r}: "
+            f"{nearest(pattern, declared)} Declare a new one first: bus.declare({pattern!r})"
+        )
 
     # -- publishing
 
@@ -173,13 +217,13 @@ class EventBus:
         :param cause: the event that this one follows from: its ID becomes ``ce_causationid``,
             what it belongs to is what this one belongs to (``ce_correlationid``, else the cause's
             own ID), and a trace goes on. ``headers`` override.
-        :raises InvalidValue: an event cannot have this topic.
+        :raises InvalidValue: an event cannot have this topic, or it is not declared.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
         if not self._locally.knows(topic):
             try:
-                check_topic(topic)
+                self.check_declared(check_topic(topic))
             except ConfigError as error:
                 raise InvalidValue(str(error)) from None
         named = self._headers(headers, cause)
@@ -212,11 +256,12 @@ class EventBus:
         :param id: derived from the cause's, so that writing it again does no harm.
         :raises LogError: the log refuses it.
         """
+        check_event(cause, "answer")
         key = cause.key or cause.correlation_id or cause.id
         if self._topic is None or self.app is None:
             await self.publish(topic, data, key=key, id=id, headers=headers, cause=cause)
             return
-        named = self._headers(headers, cause) | {TYPE: check_topic(topic)}
+        named = self._headers(headers, cause) | {TYPE: self.check_declared(check_topic(topic))}
         record = self._topic.record(data, key=key, id=id, headers=named)
         await self._reachable()
         loop = asyncio.get_running_loop()
@@ -238,6 +283,8 @@ class EventBus:
         await written
 
     def _headers(self, headers: Mapping[str, str] | None, cause: Event | None) -> dict[str, str]:
+        if cause is not None:
+            check_event(cause, "publish(cause=...)")
         found = {} if cause is None else caused(cause)
         if headers is None:
             return found
@@ -290,6 +337,7 @@ class EventBus:
 
     # -- subscribing
 
+    @overload
     def subscribe(
         self,
         topic: str,
@@ -298,8 +346,31 @@ class EventBus:
         group: str | None = None,
         in_thread: bool = False,
         **options: Unpack[Durable],
-    ) -> Subscription:
+    ) -> Subscription: ...
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group: str | None = None,
+        in_thread: bool = False,
+        **options: Unpack[Durable],
+    ) -> Callable[[F], F]: ...
+
+    def subscribe(
+        self,
+        topic: str,
+        handler: Handler = NOT_GIVEN,
+        *,
+        group: str | None = None,
+        in_thread: bool = False,
+        **options: Unpack[Durable],
+    ) -> Any:
         """Call ``handler(event)`` with every event of a topic. Calling what is returned ends it.
+
+        Without a handler this is a decorator for one, ``@bus.subscribe("order.paid")``, which
+        leaves it as it is.
 
         A handler that is subscribed several times gets each event once.
 
@@ -316,7 +387,15 @@ class EventBus:
         """
         if not self._patterns and isinstance(topic, str) and WILD in topic:
             raise ConfigError(f"subscribe({topic!r}): for patterns use a PatternEventBus")
-        return self._subscribe(topic, handler, group, None, options, in_thread=in_thread)
+        if handler is not NOT_GIVEN:
+            return self._subscribe(topic, handler, group, None, options, in_thread=in_thread)
+        self.check_declared(topic)
+
+        def decorate(function: F) -> F:
+            self._subscribe(topic, function, group, None, options, in_thread=in_thread)
+            return function
+
+        return decorate
 
     def _subscribe(
         self,
@@ -328,8 +407,10 @@ class EventBus:
         *,
         in_thread: bool = False,
     ) -> Subscription:
-        check_pattern(pattern)
+        self.check_declared(pattern)
         asynchronous = check_handler(handler)
+        if not isinstance(in_thread, bool):
+            raise ConfigError(f"subscribe({pattern!r}, in_thread={in_thread!r}): True or False")
         if in_thread and asynchronous:
             raise ConfigError(
                 f"subscribe({pattern!r}, in_thread=True): {name_of(handler)} is async, and runs on "

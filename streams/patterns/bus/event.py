@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from streams import wire
+from streams.errors import ConfigError
 from streams.message import (
     CAUSATION,
     CORRELATION,
@@ -193,3 +194,12 @@ class Nothing:
 
     def one(self, batch: Any, index: int) -> Any:
         """There is nothing to decode."""
+
+
+def check_event(event: object, what: str) -> None:
+    """
+    :param what: the call that it is given to.
+    :raises ConfigError: it is no event.
+    """
+    if not isinstance(event, Event):
+        raise ConfigError(f"{what}({event!r}): an event is needed, as a handler gets it")

@@ -13,7 +13,7 @@ import msgspec
 from streams.errors import ConfigError
 from streams.patterns.bus.bus import EventBus
 from streams.patterns.bus.calling import Handler
-from streams.patterns.bus.event import Event
+from streams.patterns.bus.event import Event, check_event
 from streams.patterns.bus.subscription import Durable, Subscription
 from streams.patterns.bus.trie import WILD, regex
 
@@ -74,6 +74,7 @@ class EventFilter:
 
     def matches(self, event: Event) -> bool:
         """Whether an event is wanted."""
+        check_event(event, "EventFilter.matches")
         fits = self.topic is None or bool(self._fits(event.topic))
         return fits and self.accepts(event)
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.letters import EDITED
 from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
+from streams.patterns.checking import check_app
 from streams.patterns.deadletters import chain, parked
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.parked import Command, State, parked_topic
@@ -135,7 +137,8 @@ class Heads:
         """
         edited = None
         if command == "edit":
-            edited = Record(value, head.key, "", head.record.headers)
+            kept = [pair for pair in head.record.headers if pair[0] != EDITED]
+            edited = Record(value, head.key, "", [*kept, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
         record = parked.command_record(command, head.position, head.partition, head.key, id, edited)
         (answer,) = append(self.log, self.name, [record])
@@ -195,7 +198,7 @@ class ClosedKeys:
     """
 
     def __init__(self, app: Streams, topic: str | Topic[Any], group: str) -> None:
-        self._app = app
+        self._app = check_app(app, "ClosedKeys")
         self.topic = topic.name if isinstance(topic, Topic) else check_topic(topic)
         self.group = check_group(group)
 

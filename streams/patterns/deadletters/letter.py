@@ -9,14 +9,17 @@ from typing import Any
 
 from streams import wire
 from streams.letters import (
-    EXCEPTION,
-    MESSAGE,
+    EDITED,
+    FIRST_ERROR,
+    FIRST_FAILED,
     OFFSET,
+    ORIGIN,
     PARTITION,
     PREFIX,
     STACKTRACE,
     TIME,
     attempts_of,
+    error_of,
     header,
     redrives_of,
 )
@@ -51,6 +54,15 @@ class DeadLetter:
     waiting: bool
     """Nobody put it back or set it aside yet."""
     traceback: str = field(default="", repr=False)
+    origin: Position | None = None
+    """Where the message stood when it failed first, however often it was put back since; None
+    where nobody said, or it cannot be read."""
+    first_failed_at: datetime | None = None
+    """When it was given up for the first time, UTC."""
+    first_error: str = ""
+    """What went wrong then."""
+    edited: bool = False
+    """Its value was changed when it was put back."""
 
     @property
     def id(self) -> str:
@@ -81,13 +93,14 @@ def read(
     headers = batch.headers(index)
     topic, group = source_of(headers)
     topic, group = topic or of[0], group or of[1]
-    kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
-    said = header(headers, MESSAGE)
     attempts = attempts_of(headers) or 1
+    original = _original(batch, index, headers, topic, attempts, decodings, parse)
+    error, failed_at = error_of(headers), failed_at_of(batch, index)
+    origin = header(headers, ORIGIN)
     return DeadLetter(
-        original_message=_original(batch, index, headers, topic, attempts, decodings, parse),
-        error=f"{kind}: {said}" if said else kind,
-        failed_at=wire.iso(header(headers, TIME)) or wire.utc(batch.time(index)),
+        original_message=original,
+        error=error,
+        failed_at=failed_at,
         retry_count=attempts - 1,
         queue=topic or batch.topic,
         group=group,
@@ -95,7 +108,28 @@ def read(
         position=row.position,
         waiting=waiting,
         traceback=header(headers, STACKTRACE) or "",
+        origin=original.position if origin is None else _position(origin, parse),
+        first_failed_at=wire.iso(header(headers, FIRST_FAILED)) or failed_at,
+        first_error=header(headers, FIRST_ERROR) or error,
+        edited=header(headers, EDITED) is not None,
     )
+
+
+def failed_at_of(batch: Batch, index: int) -> datetime:
+    """When a dead letter was given up."""
+    written = wire.iso(header(batch.headers(index), TIME))
+    return wire.utc(batch.time(index)) if written is None else written
+
+
+def _position(written: str, parse: Callable[[str], int]) -> Position | None:
+    """A place as :func:`streams.letters.first_failure` writes it; None for anything else."""
+    topic, _, rest = written.partition("/")
+    partition, _, offset = rest.partition("/")
+    number = wire.whole(partition, 9) if len(written) <= 2 * wire.TEXT else None
+    try:
+        return None if number is None or not topic else Position(topic, number, parse(offset))
+    except Exception:  # written by another tool: the place is not known
+        return None
 
 
 def _original(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from streams.letters import PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure
 from streams.message import ID, Message, Position, Record
+from streams.patterns.checking import check_app, check_calls
 from streams.patterns.deadletters.letter import DeadLetter, read
 from streams.patterns.deadletters.redriving import LOOKED_AT, Letters, source_of
 from streams.patterns.queue import QueueMessage
@@ -37,6 +38,9 @@ logger = get_logger("streams")
 Filter = Callable[[DeadLetter], bool]
 """Which letters are meant; a plain function, called in a worker thread."""
 
+Which = DeadLetter | Position | str
+"""One letter: itself, its own position, or that or its message ID as text."""
+
 
 class DeadLetterManager:
     """The dead letters in one topic.
@@ -49,7 +53,7 @@ class DeadLetterManager:
     """
 
     def __init__(self, app: Streams, name: str) -> None:
-        self._app = app
+        self._app = check_app(app, "DeadLetterManager")
         self.name = check_topic(name)
 
     def __repr__(self) -> str:
@@ -105,12 +109,23 @@ class DeadLetterManager:
         _check_filter("get_dead_letters", filter)
         return await asyncio.to_thread(self._get, limit, filter, everything)
 
+    async def count(self, filter: Filter | None = None) -> int:
+        """How many letters wait; 0 where there is no such topic yet. Reads them all.
+
+        :param filter: only those for which it is true.
+        :raises ConfigError: ``filter`` is no plain function.
+        :raises LogError: the log cannot be read.
+        """
+        _check_filter("count", filter)
+        return await asyncio.to_thread(self._count, filter)
+
     async def reprocess(
         self,
         target: str | Topic[Any] | None = None,
         filter: Filter | None = None,
         *,
         limit: int | None = None,
+        only: Which | Collection[Which] | None = None,
     ) -> int:
         """Put the letters that wait back, those of a key in the order in which they failed.
 
@@ -122,8 +137,10 @@ class DeadLetterManager:
             not handle them, which this group alone reads.
         :param filter: only those for which it is true.
         :param limit: so many of each partition, the oldest, at most.
+        :param only: only these letters, of those with a message ID all that wait.
         :returns: how many.
-        :raises NotFound: there is no such dead letter topic, or no topic ``target``.
+        :raises NotFound: there is no such dead letter topic, or no topic ``target``, or one of
+            ``only`` is not there or does not wait any more; then nothing is put back.
         :raises InvalidValue: ``target`` is not given, and a letter does not say which group's it
             is, or is of a topic that this app does not declare.
         :raises ReprocessStopped: one was refused by the log, or more were picked out one here,
@@ -134,22 +151,46 @@ class DeadLetterManager:
         name = target.name if isinstance(target, Topic) else target
         if name is not None and check_topic(name) == self.name:
             raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
-        return await self._deal(partial(self._reprocess, name, filter, limit))
+        chosen = self._names("reprocess", only)
+        return await self._deal(partial(self._reprocess, name, filter, limit, chosen))
 
-    async def purge(self, filter: Filter | None = None, *, limit: int | None = None) -> int:
+    async def edit(self, letter: Which, value: Any) -> None:
+        """Put a letter back with another value. It keeps its key, headers and ID, and says that it
+        was edited.
+
+        Killed midway, it may have been put back and still wait. Of the same message put back twice
+        the first is handled.
+
+        :param value: bytes as they are to stand, or what the app's topic takes.
+        :raises NotFound: it is not there, or does not wait any more.
+        :raises InvalidValue: several that wait have this message ID: name it by its position.
+        :raises EncodeError: the value does not fit the topic's type.
+        :raises ReprocessStopped: the log refuses it.
+        """
+        await self._deal(partial(self._edit, self._name("edit", letter), value))
+
+    async def purge(
+        self,
+        filter: Filter | None = None,
+        *,
+        limit: int | None = None,
+        only: Which | Collection[Which] | None = None,
+    ) -> int:
         """Set the letters that wait aside: they are not put back and not listed any more.
 
         Nothing is deleted: ``get_dead_letters(everything=True)`` still has them.
 
         :param filter: only those for which it is true.
         :param limit: so many of each partition, the oldest, at most.
+        :param only: only these letters, of those with a message ID all that wait.
         :returns: how many.
-        :raises NotFound: there is no such dead letter topic.
+        :raises NotFound: there is no such dead letter topic, or one of ``only`` is not there or
+            does not wait any more; then nothing is set aside.
         :raises ReprocessStopped: more were picked out one here, one there than can be noted.
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
-        return await self._deal(partial(self._purge, filter, limit))
+        return await self._deal(partial(self._purge, filter, limit, self._names("purge", only)))
 
     # -- inside, off the loop
 
@@ -181,27 +222,117 @@ class DeadLetterManager:
             )  # fmt: skip
         return found
 
+    def _count(self, filter: Filter | None) -> int:
+        try:
+            return Letters(self._app.log, self.name).waiting(self._wanted(filter))
+        except NotFound:
+            return 0
+
+    def _names(
+        self, what: str, only: Which | Collection[Which] | None
+    ) -> list[str | tuple[int, int]] | None:
+        """The letters that are named, as :meth:`Letters.look_up` takes them; None: all."""
+        if only is None:
+            return None
+        if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
+            return [self._name(what, only)]
+        return [self._name(what, each) for each in only]
+
+    def _name(self, what: str, letter: Which) -> str | tuple[int, int]:
+        position = letter.position if isinstance(letter, DeadLetter) else letter
+        if isinstance(position, str):
+            return position
+        if not isinstance(position, Position):
+            raise InvalidValue(
+                f"{what}: a {type(letter).__name__} names no letter; give a DeadLetter, its "
+                "position or its message ID"
+            )
+        if position.topic != self.name:
+            raise InvalidValue(
+                f"{what}: {position} is no position in {self.name}; give that of the letter "
+                "itself, DeadLetter.position"
+            )
+        return position.partition, position.offset
+
+    def _edit(self, name: str | tuple[int, int], value: Any, stop: threading.Event) -> int:
+        letters = Letters(self._app.log, self.name)
+        chosen = letters.look_up([name])
+        if chosen.count != 1:
+            raise InvalidValue(
+                f"edit: {chosen.count} letters have the ID {name!r}; name one by its position"
+            )
+        (partition, end), *_ = chosen.ends.items()
+        rows = letters.at(partition, end - 1)
+        try:
+            row = next(iter(rows))
+        finally:
+            rows.close()
+        return letters.put_back(
+            self._destination,
+            wanted=chosen.wanted,
+            ends=chosen.ends,
+            edited=self._edited(row, value),
+        )
+
+    def _edited(self, row: Row, value: Any) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        topic, _ = source_of(row.batch.headers(row.index))
+        declared = self._app.topics.get(topic or "")
+        if declared is None:
+            raise ConfigError(
+                f"edit: how a value of topic {topic!r} is written is not known; declare it with "
+                "app.topic(...), or give bytes"
+            )
+        found = declared.record(value, id="edited").value
+        if found is None:
+            raise InvalidValue("edit: a letter's value can be changed, not taken away")
+        return found
+
     def _reprocess(
         self,
         target: str | None,
         filter: Filter | None,
         limit: int | None,
+        only: list[str | tuple[int, int]] | None,
         stop: threading.Event,
     ) -> int:
         log = self._app.log
         letters = Letters(log, self.name)
         if target is not None:
             log.topic(target)
+        wanted, ends = self._meant(letters, filter, only)
         return letters.put_back(
             self._destination if target is None else lambda row: target,
-            wanted=self._wanted(filter),
+            wanted=wanted,
             limit=limit,
             stop=stop,
+            ends=ends,
         )
 
-    def _purge(self, filter: Filter | None, limit: int | None, stop: threading.Event) -> int:
+    def _purge(
+        self,
+        filter: Filter | None,
+        limit: int | None,
+        only: list[str | tuple[int, int]] | None,
+        stop: threading.Event,
+    ) -> int:
         letters = Letters(self._app.log, self.name)
-        return letters.set_aside(wanted=self._wanted(filter), limit=limit, stop=stop)
+        wanted, ends = self._meant(letters, filter, only)
+        return letters.set_aside(wanted=wanted, limit=limit, stop=stop, ends=ends)
+
+    def _meant(
+        self, letters: Letters, filter: Filter | None, only: list[str | tuple[int, int]] | None
+    ) -> tuple[Callable[[Row], bool] | None, dict[int, int] | None]:
+        """Which letters are meant, and before which offsets they stand."""
+        wanted = self._wanted(filter)
+        if only is None:
+            return wanted, None
+        chosen = letters.look_up(only)
+        if wanted is None:
+            return chosen.wanted, chosen.ends
+        both = wanted
+        return lambda row: chosen.wanted(row) and both(row), chosen.ends
 
     def _wanted(self, filter: Filter | None) -> Callable[[Row], bool] | None:
         if filter is None:
@@ -299,3 +430,4 @@ def _check_filter(what: str, filter: object) -> None:
         return
     if not callable(filter) or inspect.iscoroutinefunction(filter):
         raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")
+    check_calls(filter, f"{what}(filter=...)", "letter")

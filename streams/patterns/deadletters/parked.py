@@ -77,7 +77,7 @@ from collections import deque
 from typing import Literal, NamedTuple, get_args
 
 from streams.letters import PREFIX as ERRORS
-from streams.letters import header, redrives_of
+from streams.letters import first_failure, header, redrives_of
 from streams.message import ID, REDRIVE, Headers, Record
 from streams.wire import FIRST_SECOND, LAST_SECOND, finite, whole
 
@@ -291,9 +291,10 @@ def original(headers: Headers, *, again: bool = True) -> Original:
     """
     own = without(headers)
     if again and header(headers, WHAT) != "waits":
-        redrive = redrives_of(own) + 1
+        redrive, first = redrives_of(own) + 1, first_failure(own)
         own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
         own.append(_pair(REDRIVE, redrive))
+        own += first
     id = header(headers, NAME) or None
     offset = whole(header(headers, OFFSET), DIGITS)
     when = finite(header(headers, TIME))

@@ -26,14 +26,16 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import LogError, NotFound, StreamsError
-from streams.letters import GROUP, PREFIX, TOPIC, header, redrives_of
+from streams.letters import EDITED, GROUP, PREFIX, TOPIC, first_failure, header, redrives_of
 from streams.log.protocol import Committed, ensure
 from streams.message import ID, REDRIVE, Record
 from streams.replay.copying import CHUNK_BYTES, Row, Rows
@@ -131,6 +133,16 @@ class Marking:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """Letters that were looked for: which of those that wait, and how many there were."""
+
+    wanted: Wanted
+    count: int
+    ends: dict[int, int]
+    """By partition, the offset before which they stand: what came since was not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dealing:
     """What is to be done with which letters."""
 
@@ -139,6 +151,9 @@ class Dealing:
     wanted: Wanted | None
     limit: int | None
     stop: threading.Event | None
+    ends: Mapping[int, int] | None = None
+    """By partition, the offset before which the letters stand that are meant, and no other
+    partition; None: wherever they stand."""
 
     def over(self, done: int) -> bool:
         """After so many letters of a partition, nothing more of it is begun."""
@@ -180,11 +195,100 @@ class Letters:
 
     def waiting(self, wanted: Wanted | None = None) -> int:
         """How many wait; reads them all."""
+        return self.look_for(wanted or (lambda row: True)).count
+
+    def look_for(self, wanted: Wanted, limit: int | None = None) -> Chosen:
+        """Those that wait and are wanted, of what there is now; reads them all.
+
+        :param limit: so many of each partition count, the oldest.
+        """
+        counts: Counter[int] = Counter()
         rows = self.rows(most=None)
         try:
-            return sum(1 for row in rows if wanted is None or wanted(row))
+            for row in rows:
+                if wanted(row):
+                    counts[row.batch.partition] += 1
         finally:
             rows.close()
+        found = counts.values() if limit is None else (min(each, limit) for each in counts.values())
+        return Chosen(wanted, sum(found), rows.ends)
+
+    def look_up(
+        self, names: Collection[str | tuple[int, int]], of: Wanted = lambda row: True
+    ) -> Chosen:
+        """These that wait: each is named by its place (``PARTITION/OFFSET``, or both as numbers) or
+        its message ID, under which there may be several.
+
+        :param of: whether a letter is of the topic and group that are asked about.
+        :raises NotFound: one of them is not there, or does not wait any more.
+        """
+        found: set[tuple[int, int]] = set()
+        ids: set[str] = set()
+        for name in dict.fromkeys(names):
+            place = self.place(name) if isinstance(name, str) else name
+            there = None if place is None else self._there(*place, of)
+            said = name if isinstance(name, str) else f"{name[0]}/{self.log.show(name[1])}"
+            if place is not None and there:
+                found.add(place)
+            elif there is not None:
+                raise NotFound(f"{self.name}: {_over(said)}")
+            else:
+                ids.add(said)
+        if ids:
+            found |= self._by_id(ids, of)
+        ends: dict[int, int] = {}
+        for partition, offset in found:
+            ends[partition] = max(ends.get(partition, 0), offset + 1)
+        return Chosen(
+            lambda row: (row.batch.partition, row.batch.offsets[row.index]) in found,
+            len(found),
+            ends,
+        )
+
+    def place(self, name: str) -> tuple[int, int] | None:
+        """The partition and offset that are written so, with or without the topic before them;
+        None: it is no place."""
+        partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
+        number = wire.whole(partition, 9)
+        if not slash or number is None:
+            return None
+        try:
+            return number, self.log.parse(offset)
+        except StreamsError:
+            return None
+
+    def _there(self, partition: int, offset: int, of: Wanted) -> bool | None:
+        """Whether the letter that stands there waits; None: there is none."""
+        rows = self.at(partition, offset)
+        try:
+            row = next(iter(rows), None)
+            return None if row is None or not of(row) else rows.waits(row)
+        finally:
+            rows.close()
+
+    def _by_id(self, ids: set[str], of: Wanted) -> set[tuple[int, int]]:
+        """Where the letters stand that wait and have these message IDs."""
+        found: set[tuple[int, int]] = set()
+        left = set(ids)
+        rows = self.rows(most=None)
+        try:
+            for row in rows:
+                id = row.batch.id(row.index)
+                if id in ids and of(row):
+                    found.add((row.batch.partition, row.batch.offsets[row.index]))
+                    left.discard(id)
+        finally:
+            rows.close()
+        if not left:
+            return found
+        name = min(left)
+        everything = self.rows(everything=True, most=None)
+        try:
+            there = any(row.batch.id(row.index) == name and of(row) for row in everything)
+        finally:
+            everything.close()
+        what = _over(name) if there else f"there is no letter {name!r}"
+        raise NotFound(f"{self.name}: {what}")
 
     def put_back(
         self,
@@ -193,20 +297,24 @@ class Letters:
         wanted: Wanted | None = None,
         limit: int | None = None,
         stop: threading.Event | None = None,
+        ends: Mapping[int, int] | None = None,
+        edited: bytes | None = None,
     ) -> int:
         """Write those that wait and are wanted to where they go.
 
         :param limit: so many of each partition, the oldest, at most.
         :param stop: set, nothing more is begun.
+        :param ends: as :class:`Chosen` has them.
+        :param edited: the value that they are to have.
         :returns: how many.
         :raises ReprocessStopped: one was refused, or more were picked out than can be noted.
         """
         made: set[str] = set()
 
         def write(rows: Sequence[Row]) -> list[BaseException | None]:
-            return self._write(rows, destination, made)
+            return self._write(rows, destination, made, edited)
 
-        return self._deal(Dealing(write, wanted, limit, stop))
+        return self._deal(Dealing(write, wanted, limit, stop, ends))
 
     def set_aside(
         self,
@@ -214,12 +322,14 @@ class Letters:
         wanted: Wanted | None = None,
         limit: int | None = None,
         stop: threading.Event | None = None,
+        ends: Mapping[int, int] | None = None,
     ) -> int:
         """Let those that wait and are wanted count as dealt with. Nothing is deleted.
 
+        :param ends: as :class:`Chosen` has them.
         :raises ReprocessStopped: more were picked out than can be noted.
         """
-        return self._deal(Dealing(lambda rows: [None] * len(rows), wanted, limit, stop))
+        return self._deal(Dealing(lambda rows: [None] * len(rows), wanted, limit, stop, ends))
 
     # -- inside
 
@@ -227,6 +337,10 @@ class Letters:
         done = 0
         for partition, before in self.dealt().items():
             first, end = self.log.bounds(self.name, partition)
+            if dealing.ends is not None:
+                end = min(end, dealing.ends.get(partition, 0))
+            if end <= max(first, before.position):
+                continue
             rows = Rows(self.log, self.name, {partition: (max(first, before.position), end)})
             try:
                 done += self._deal_partition(dealing, rows, partition, before, done)
@@ -266,7 +380,11 @@ class Letters:
         return done
 
     def _write(
-        self, rows: Sequence[Row], destination: Destination, made: set[str]
+        self,
+        rows: Sequence[Row],
+        destination: Destination,
+        made: set[str],
+        edited: bytes | None,
     ) -> list[BaseException | None]:
         topics = [destination(row) for row in rows]
         answers: list[BaseException | None] = [None] * len(rows)
@@ -275,7 +393,7 @@ class Letters:
                 make_retry_topic(self.log, topic)
                 made.add(topic)
             chosen = [at for at, each in enumerate(topics) if each == topic]
-            found = append(self.log, topic, [record_again(rows[at]) for at in chosen])
+            found = append(self.log, topic, [record_again(rows[at], edited) for at in chosen])
             for at, answer in zip(chosen, found, strict=True):
                 answers[at] = answer if isinstance(answer, BaseException) else None
         return answers
@@ -347,6 +465,8 @@ class LetterRows:
                 low, high = only.get(partition, (0, 0))
                 ranges[partition] = (max(first, low), min(end, high))
         without = {} if everything else {part: each.ranges for part, each in self.dealt.items()}
+        self.ends = {partition: end for partition, (_, end) in ranges.items()}
+        """By partition, where looking ends."""
         self._rows = Rows(letters.log, letters.name, ranges, without=without)
 
     def __iter__(self) -> Iterator[Row]:
@@ -364,6 +484,10 @@ class LetterRows:
     def close(self) -> None:
         """Give back what reading holds."""
         self._rows.close()
+
+
+def _over(name: str) -> str:
+    return f"letter {name!r} was put back or set aside already"
 
 
 def dead_topics(log: Log) -> list[str]:
@@ -404,8 +528,12 @@ def make_retry_topic(log: Log, name: str) -> None:
     ensure(log, name, RETRY_PARTITIONS, config=log.capabilities.letters)
 
 
-def record_again(row: Row) -> Record:
-    """The message that a letter was made of, counted as put back once more."""
+def record_again(row: Row, edited: bytes | None = None) -> Record:
+    """The message that a letter was made of, counted as put back once more. It says where it failed
+    first.
+
+    :param edited: the value that it is to have.
+    """
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     again: list[tuple[str, bytes | None]] = [
@@ -414,7 +542,12 @@ def record_again(row: Row) -> Record:
         if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
     ]
     again.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
-    return Record(batch.values[index], batch.keys[index], batch.id(index), again)
+    again += first_failure(headers)
+    value = batch.values[index]
+    if edited is not None:
+        value = edited
+        again = [*(pair for pair in again if pair[0] != EDITED), (EDITED, b"1")]
+    return Record(value, batch.keys[index], batch.id(index), again)
 
 
 def append(

@@ -15,15 +15,17 @@ from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
+from streams.patterns.checking import check_app, check_whole, check_within
 from streams.patterns.delay import wire
 from streams.patterns.delay.late import PENDING
 from streams.patterns.delay.owner import Figures, make_topic, own
 from streams.shielding import in_thread
+from streams.topic import Topic
 from streams.wire import utc
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.topic import Key, Topic
+    from streams.topic import Key
 
 T = TypeVar("T")
 
@@ -66,10 +68,10 @@ class Delays:
         partitions: int | None = None,
         pending: int = PENDING,
     ) -> None:
+        check_app(app, "Delays")
         for option, value in (("partitions", partitions), ("pending", pending)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if value is not None and not whole:
-                raise ConfigError(f"Delays({option}={value!r}): a whole number from 1")
+            if value is not None:
+                check_whole("Delays", option, value)
         self.name = check_topic(name)
         self._app = app
         self._partitions = partitions or 1
@@ -102,6 +104,8 @@ class Delays:
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
+        if not isinstance(topic, Topic):
+            raise ConfigError(f"{self.name}: {topic!r} is not a topic; use app.topic(...)")
         if self._app.topics.get(topic.name) is None or topic._app is not self._app:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
@@ -149,6 +153,7 @@ class Door:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
+        check_within("cancel", within)
         await self._ensure(name, partitions)
         request = str(uuid7())
         place = await self._app.publisher.publish(name, wire.request(id, request))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from streams import wire
 from streams.engine.dispatch import Work
 from streams.errors import LogError
-from streams.letters import ATTEMPTS, PREFIX, attempts_of, redrives_of
+from streams.letters import ATTEMPTS, ORIGIN, PREFIX, attempts_of, redrives_of
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure
 from streams.message import ID, REDRIVE, TIME, Batch, Record
@@ -150,6 +150,9 @@ class Kept:
         ]
         if not any(name == TIME for name, _ in kept):
             kept.append((TIME, wire.utc(batch.time(index)).isoformat().encode()))
+        if batch.topic in self.desks and not any(name == ORIGIN for name, _ in kept):
+            place = f"{batch.topic}/{batch.partition}/{batch.offset(index)}"
+            kept.append((ORIGIN, place.encode()))
         kept += [(REDRIVE, str(redrive).encode()), (ATTEMPTS, str(attempt).encode())]
         id = batch.id(index)
         record = Record(batch.values[index], batch.keys[index], id, kept)
@@ -185,6 +188,9 @@ class Kept:
     def busy(self) -> str:
         """Watch: nothing happens here by itself."""
         return ""
+
+    def due(self) -> None:
+        """Watch: what waits is in the delay topic, whose own processor says when it is due."""
 
     def _read(self, assignment: Assignment) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition

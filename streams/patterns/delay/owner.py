@@ -234,6 +234,19 @@ class Desk:
                 return "delayed messages are due"
         return ""
 
+    def due(self) -> tuple[float, str] | None:
+        """Watch: when the next delayed message is due (any thread)."""
+        moments = [
+            moment
+            for lane in list(self._lanes.values())
+            if (moment := lane.resting_until) is not None
+        ]
+        if not moments:
+            return None
+        count = self.stats().pending
+        what = f"{count} delayed message{' waits' if count == 1 else 's wait'}"
+        return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
+
     def stats(self) -> Figures:
         """Figures of this moment."""
         pending = sum(len(lane.index) for lane in list(self._lanes.values()))

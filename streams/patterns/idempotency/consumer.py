@@ -60,7 +60,7 @@ class DeduplicatedConsumer:
         :param handler: ``async def`` or plain (it then runs in a worker thread).
         :raises InvalidValue: the message has no ID.
         """
-        check(handler, "process(message, handler)")
+        check(handler, "process(message, handler)", "message")
         id = _identity(message)
 
         async def lead(flight: Flight[None]) -> None:

@@ -33,6 +33,7 @@ from streams.log.claims import (
     open_claims,
 )
 from streams.log.url import redact
+from streams.patterns.checking import check_mapping
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.desk import Desk
 
@@ -80,6 +81,7 @@ class IdempotencyStore:
             raise ConfigError(
                 f"IdempotencyStore(name={name!r}): 1 to 100 letters, digits, '.', '_', '-'"
             )
+        check_mapping("IdempotencyStore", "config", config)
         self.name = name
         self._open = partial(open_claims, url, config, clock)
         self._desk = Desk(self._open(), f"idempotency store {name}")
@@ -214,6 +216,10 @@ def bind(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
 
     :raises ConfigError: the type cannot be carried.
     """
+    if codec is not None and not callable(getattr(codec, "bind", None)):
+        raise ConfigError(
+            f"idempotency store: codec={codec!r}: give a codec, such as stream_codecs.Json()"
+        )
     try:
         codec = codec if codec is not None else default_codec(type)
         return codec.bind(type, topic="idempotency store")

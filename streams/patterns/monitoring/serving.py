@@ -36,6 +36,7 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
+from streams.patterns.checking import check_whole
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -71,6 +72,11 @@ class MonitoringServer:
     ) -> None:
         if not isinstance(app, Streams):
             raise ConfigError(f"MonitoringServer({app!r}): a Streams app is needed")
+        if not isinstance(host, str):
+            raise ConfigError(f"MonitoringServer(host={host!r}): an address, such as '127.0.0.1'")
+        check_whole("MonitoringServer", "port", port, 0)
+        if isinstance(stuck, bool) or not (isinstance(stuck, (int, float)) and stuck > 0):
+            raise ConfigError(f"MonitoringServer(stuck={stuck!r}): seconds, more than 0")
         self._app = app
         self._stuck = stuck
         self._metrics, self._withdraw = _metrics_of(app)

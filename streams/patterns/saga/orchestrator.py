@@ -12,14 +12,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args, overload
 
 from typing_extensions import TypeForm
 
 from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
-from streams.errors import ConfigError, config_error
+from streams.errors import ConfigError, InvalidValue, config_error
+from streams.patterns.checking import check_app
 from streams.patterns.saga.contexts import Contexts, Copied, Encoded
 from streams.patterns.saga.course import Course, Errors
 from streams.patterns.saga.durable import Durable, check_id, new_id
@@ -28,7 +29,7 @@ from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, Sa
 from streams.patterns.saga.journal import NEWEST
 from streams.patterns.saga.step import Action, SagaStep
 from streams.shielding import to_the_end
-from streams.text import get_logger
+from streams.text import get_logger, nearest
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["SagaOrchestrator", "SagaStatus"]
 
 C = TypeVar("C")
+
+STATUSES: tuple[str, ...] = get_args(Status)
 
 logger = get_logger("streams")
 
@@ -145,6 +148,7 @@ class SagaOrchestrator(Generic[C]):
                 "SagaOrchestrator(app, name, context=...): a durable saga needs a name and the "
                 "type of its context"
             )
+        check_app(app, "SagaOrchestrator")
         contexts: Contexts = Encoded(context, name)
         self._course = Course(name, contexts, lambda: app.clock, undo_cancelled=False)
         self._durable = Durable(
@@ -320,6 +324,7 @@ class SagaOrchestrator(Generic[C]):
         :raises UnknownSaga: none of that ID stands there.
         """
         durable = self._needs_log("status")
+        _check_known("status", id)
         return self._status(await durable.latest(id, _number("status", newest)))
 
     async def list(self, *statuses: Status, newest: int | None = NEWEST) -> list[SagaStatus[C]]:
@@ -332,6 +337,9 @@ class SagaOrchestrator(Generic[C]):
         """
         journal = self._needs_log("list").journal
         newest = _number("list", newest)
+        for status in statuses:
+            if status not in STATUSES:
+                raise ConfigError(f"list({status!r}): no such status; {nearest(status, STATUSES)}")
 
         def wanted(entry: Entry) -> bool:
             return entry.status in statuses if statuses else not entry.over
@@ -362,12 +370,15 @@ class SagaOrchestrator(Generic[C]):
         :raises UnknownSaga: the log knows none of that ID.
         :raises SagaError: the saga is over.
         """
+        if not isinstance(reason, str):
+            raise InvalidValue(f"abandon(reason={reason!r}): a str")
         return await self._command(
             "abandon", id, lambda last: abandoned(last, self._course.now(), reason)
         )
 
     async def _command(self, what: str, id: str, make: Callable[[Stored], Stored]) -> SagaStatus[C]:
         journal = self._needs_log(what).journal
+        _check_known(what, id)
         return self._status(await asyncio.to_thread(journal.command, id, make))
 
     def _status(self, entry: Stored) -> SagaStatus[C]:
@@ -391,6 +402,12 @@ class SagaOrchestrator(Generic[C]):
                 f"{what}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
             )
         return self._durable
+
+
+def _check_known(what: str, id: object) -> None:
+    """:raises InvalidValue: no saga can have that ID."""
+    if not isinstance(id, str):
+        raise InvalidValue(f"{what}({id!r}): the saga's ID is a str")
 
 
 def _number(what: str, newest: object) -> int | None:

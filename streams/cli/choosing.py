@@ -1,0 +1,97 @@
+"""Which dead letters a command is about: options that several of them share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streams.cli.places import duration, moment
+
+if TYPE_CHECKING:
+    from streams.replay.copying import Row
+
+Which = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; all, if not given."),
+]
+Error = Annotated[
+    str | None,
+    typer.Option(
+        "--error", "-e", metavar="TEXT", help="Only those with this in the error's type or text."
+    ),
+]
+OfKey = Annotated[
+    list[str] | None,
+    typer.Option("--key", "-k", metavar="KEY", help="Only those of this key; repeatable."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since", metavar="TIME", help="Only those that failed since then: 2h, 2013-01-05T10:00Z."
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before that.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many, and change nothing.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is asked of a dead letter. Nothing: every letter will do."""
+
+    error: str | None = None
+    """In the error's type or text, whatever the case of letters."""
+    keys: frozenset[bytes] | None = None
+    since: float | None = None
+    until: float | None = None
+    """When it failed, in seconds since the epoch; from, and before."""
+
+    @property
+    def everything(self) -> bool:
+        """Nothing is asked."""
+        return self == Choice()
+
+    def __call__(self, row: Row) -> bool:
+        """Whether a letter has what is asked."""
+        from streams import letters
+        from streams.patterns.deadletters.letter import failed_at_of
+
+        batch, index = row.batch, row.index
+        if self.keys is not None and batch.keys[index] not in self.keys:
+            return False
+        if self.since is not None or self.until is not None:
+            failed = failed_at_of(batch, index).timestamp()
+            if self.since is not None and failed < self.since:
+                return False
+            if self.until is not None and failed >= self.until:
+                return False
+        if self.error is None:
+            return True
+        headers = batch.headers(index)
+        said = (letters.header(headers, letters.EXCEPTION) or "", letters.error_of(headers))
+        return any(self.error.casefold() in each.casefold() for each in said)
+
+
+def choice(
+    error: str | None, keys: list[str] | None, since: str | None, until: str | None
+) -> Choice:
+    """What the options ask.
+
+    :raises Misused: one of them cannot be.
+    """
+    return Choice(
+        error or None,
+        frozenset(each.encode("utf-8", "surrogateescape") for each in keys) if keys else None,
+        None if since is None else _time(since, "--since"),
+        None if until is None else _time(until, "--until"),
+    )
+
+
+def _time(text: str, option: str) -> float:
+    if text[:4].isdigit() and text[4:5] == "-":
+        return moment(text, option).timestamp()
+    return time.time() - duration(text, option)

@@ -1,0 +1,132 @@
+"""The harness says that everything is settled when it is, on any log: what waits for its time is
+waited for on the real clock, and what nobody has taken up yet is not settled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from streams import Delays, Message, MessageQueue, QueueMessage, Retry, RetryAfter, Streams
+from streams.patterns import EventBus
+from streams.testing import Clock, harness
+from tests.conformance.stage import Stage
+
+SOON = 0.2
+"""Seconds: later than a look at what is at rest, and sooner than any test's patience."""
+
+
+@pytest.mark.parametrize("retry", [Retry(3), Retry(3, in_order=False), Retry(3, durable=True)])
+async def test_a_retry_is_waited_for(stage: Stage, retry: Retry) -> None:
+    app = stage.app()
+    topic = stage.topic(app)
+
+    def fail_twice(value: int, message: Message[int]) -> None:
+        if message.attempt < 3:
+            raise RetryAfter(SOON)
+
+    app.processor(topic, group=stage.group, retry=retry)(stage.recorder(fail_twice))
+    async with harness(app, url=stage.url) as h:
+        await topic.publish(7, key="k")
+        await h.settled()
+        assert (stage.seen.attempts[7], stage.seen.values) == ([1, 2, 3], [7])
+
+
+async def test_what_nobody_has_taken_up_yet_is_not_settled(stage: Stage) -> None:
+    app = stage.app()
+    topic = stage.topic(app, partitions=4)
+    app.processor(topic, group=stage.group)(stage.recorder())
+    async with harness(app, url=stage.url) as h:
+        await topic.publish_many(list(range(20)))
+        await h.settled()
+        assert sorted(stage.seen.values) == list(range(20))
+
+
+async def test_a_delayed_message_is_waited_for(stage: Stage) -> None:
+    app = stage.app()
+    queue = MessageQueue(app, partitions=1)
+    got: list[Any] = []
+    name = f"{stage.topic_name}-mails"
+
+    def take(message: QueueMessage[Any]) -> None:
+        got.append(message.data)
+
+    _ = queue.subscribe(name, take)
+    async with harness(app, url=stage.url) as h:
+        await queue.publish(name, "later", delay=SOON)
+        await h.settled()
+        assert got == ["later"]
+
+
+async def test_more_members_than_partitions_are_settled(memory_url: str) -> None:
+    app = Streams(memory_url)
+    queue = MessageQueue(app, partitions=1)
+    got: list[Any] = []
+    for _ in range(3):
+        _ = queue.subscribe("mails", lambda message: got.append(message.data))
+    bus = EventBus(app)
+    bus.subscribe("told", lambda event: got.append(event.data))
+    async with harness(app) as h:
+        await h.settled()
+        await queue.publish("mails", 1)
+        await bus.publish("told", 2)
+        await h.settled()
+        assert sorted(got) == [1, 2]
+
+
+async def test_a_retry_that_is_due_too_late_is_said_at_once(memory_url: str) -> None:
+    app = Streams(memory_url)
+    topic = app.topic("orders", int)
+    tried: list[int] = []
+
+    @app.processor(topic, group="billing", retry=Retry(2))
+    async def bill(value: int, message: Message[int]) -> None:
+        tried.append(message.attempt)
+        raise RetryAfter(3600)
+
+    loop = asyncio.get_running_loop()
+    async with harness(app) as h:
+        await topic.publish(7, key="ada")
+        began = loop.time()
+        with pytest.raises(TimeoutError) as told:
+            await h.settled(within=600)
+        assert loop.time() - began < 300
+        said = str(told.value)
+        for part in ("bill", "1 message", "orders/0", "'ada'", "attempt 2", "due in 3", "Clock()"):
+            assert part in said
+        assert "\n" not in said
+    assert tried == [1]
+
+
+async def test_a_delay_that_is_due_too_late_is_said_at_once(memory_url: str) -> None:
+    app = Streams(memory_url)
+    topic = app.topic("orders", int)
+    delays = Delays(app, "later")
+    async with harness(app) as h:
+        for value in (1, 2):
+            await delays.publish(topic, value, delay=3600)
+        with pytest.raises(
+            TimeoutError, match=r"later: 2 delayed messages wait; due in 3\d+\.\d s"
+        ):
+            await h.settled()
+
+
+async def test_in_the_tests_hand_it_returns_when_only_time_can_help(memory_url: str) -> None:
+    app = Streams(memory_url)
+    topic = app.topic("orders", int)
+    tried: list[int] = []
+
+    @app.processor(topic, group="billing", retry=Retry(2))
+    async def bill(value: int, message: Message[int]) -> None:
+        tried.append(message.attempt)
+        if message.attempt == 1:
+            raise RetryAfter(3600)
+
+    async with harness(app, clock=Clock()) as h:
+        await topic.publish(7)
+        await h.settled()
+        assert tried == [1]
+        h.clock.advance(3600)
+        await h.settled()
+        assert tried == [1, 2]
