@@ -126,8 +126,8 @@ def constructors(app: Streams) -> Iterator[Call]:
     yield "MetricsCollector", MetricsCollector, {"app": app, "patience": 1.0}
     server = {"app": app, "host": "127.0.0.1", "port": 0, "stuck": 1.0}
     yield "MonitoringServer", MonitoringServer, server
-    saga = {"app": app, "name": "s", "context": dict, "partitions": 1, "concurrency": 1}
-    saga["retention"] = None
+    saga: dict[str, Any] = {"app": app, "name": "s", "context": dict}
+    saga |= {"partitions": 1, "concurrency": 1, "retention": None}
     yield "SagaOrchestrator", SagaOrchestrator, saga
     yield "SagaOrchestrator in memory", SagaOrchestrator, {"app": None, "name": None}
     yield (

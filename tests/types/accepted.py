@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, assert_type
 
 import msgspec
 import pydantic
 
 from streams import (
+    ConsumerConfig,
     DeadLetterManager,
     DeadLetters,
     DeduplicatedConsumer,
@@ -25,7 +26,11 @@ from streams import (
     EventFilter,
     FilteredSubscriber,
     Message,
+    MessageConsumer,
+    MessageQueue,
     Processor,
+    Queue,
+    QueueMessage,
     Retry,
     SagaOrchestrator,
     SagaStep,
@@ -457,3 +462,66 @@ async def replayed() -> None:
 
 
 async def parametrised_value(event: Dep, message: Message[Dep]) -> None: ...
+
+
+# -- queues by their handles
+
+
+class Mail(msgspec.Struct):
+    to: str
+
+
+queue = MessageQueue(app)
+mails = queue.declare("mails", Mail, partitions=4)
+either = queue.declare("either", Mail | int)
+anything = queue.declare("anything")
+assert_type(mails, Queue[Mail])
+assert_type(either, Queue[Mail | int])
+assert_type(anything, Queue[Any])
+
+
+@mails.subscribe()
+async def send(message: QueueMessage[Mail]) -> None:
+    assert_type(message.data, Mail)
+
+
+@mails.subscribe(config=ConsumerConfig(concurrency=3))
+def send_plain(message: QueueMessage[Mail]) -> int:
+    return len(message.data.to)
+
+
+@either.subscribe()
+async def wider(message: QueueMessage[Mail | int | str]) -> None: ...
+
+
+@anything.subscribe()
+async def of_anything(message: QueueMessage[dict[str, Any]]) -> None: ...
+
+
+@queue.subscribe("mails")
+async def by_name(message: QueueMessage[Any]) -> None: ...
+
+
+async def send_number(message: QueueMessage[int]) -> None: ...
+
+
+async def send_with(message: QueueMessage[Mail], host: str) -> None: ...
+
+
+async def use_queues(consumer: MessageConsumer) -> None:
+    assert_type(await mails.publish(Mail("ada"), key="ada", delay=3, id="1"), str)
+    await either.publish(3)
+    await anything.publish(3)
+    await queue.publish("mails", Mail("ada"))
+    declared: MessageConsumer = mails.subscribe(send)
+    started: MessageConsumer = await mails.subscribe(send, ConsumerConfig())
+    assert declared is not started
+    _ = await mails.subscribe(functools.partial(send_with, host="smtp"))
+    await consumer.start(mails, send)
+    await consumer.start("mails", send)
+    assert_type(
+        await send(QueueMessage("1", datetime.now(timezone.utc), Mail("ada"), 0, "mails")), None
+    )
+    assert_type(
+        send_plain(QueueMessage("1", datetime.now(timezone.utc), Mail("ada"), 0, "mails")), int
+    )

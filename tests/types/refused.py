@@ -14,23 +14,38 @@ from accepted import (
     Can,
     Dep,
     Item,
+    Mail,
     Model,
     Service,
     app,
     cans,
     deps,
+    either,
     events,
     flights,
     lates,
+    mails,
     models,
     numbers,
     one,
     orders,
+    queue,
     saga,
+    send,
+    send_number,
     texts,
 )
 
-from streams import DeadLetterManager, DeduplicatedConsumer, Message, SagaStep, Streams
+from streams import (
+    ConsumerConfig,
+    DeadLetterManager,
+    DeduplicatedConsumer,
+    Message,
+    MessageConsumer,
+    QueueMessage,
+    SagaStep,
+    Streams,
+)
 from streams.replay import replay
 
 # -- one value
@@ -269,3 +284,74 @@ async def with_another_message(event: Dep, message: Message[Can]) -> None: ...
 
 async def replayed_with_another_message(other: Streams) -> None:
     await replay(other, lates, with_another_message)  # error
+
+
+# -- queues by their handles
+
+
+@mails.subscribe()
+async def mail_of_a_number(message: QueueMessage[int]) -> None: ...  # error
+
+
+@mails.subscribe()
+async def send_data(data: Mail) -> None: ...  # error
+
+
+@either.subscribe()
+async def narrower_mail(message: QueueMessage[Mail]) -> None: ...  # error
+
+
+@mails.subscribe()
+async def mail_and_a_number(message: QueueMessage[Mail], other: int) -> None: ...  # error
+
+
+async def queue_use_a_number() -> None:
+    await mails.publish(3)  # error
+
+
+async def queue_use_text() -> None:
+    await mails.publish("ada")  # error
+
+
+async def queue_use_text_of_either() -> None:
+    await either.publish("ada")  # error
+
+
+async def queue_use_a_delay_in_words() -> None:
+    await mails.publish(Mail("ada"), delay="3")  # error
+
+
+async def queue_use_nothing() -> None:
+    await mails.publish()  # error
+
+
+async def queue_use_a_handler_of_numbers() -> None:
+    _ = await mails.subscribe(send_number)  # error
+
+
+async def queue_use_a_number_as_config() -> None:
+    _ = await mails.subscribe(send, 3)  # error
+
+
+async def queue_use_no_handler() -> None:
+    await mails.subscribe(config=ConsumerConfig())  # error
+
+
+async def queue_use_started_with_a_handler_of_numbers(consumer: MessageConsumer) -> None:
+    await consumer.start(mails, send_number)  # error
+
+
+async def queue_use_started_without_a_handler(consumer: MessageConsumer) -> None:
+    await consumer.start(mails)  # error
+
+
+async def queue_use_cancelled_by_a_number() -> None:
+    await mails.cancel(3)  # error
+
+
+async def queue_use_called_with_a_number() -> None:
+    await send(3)  # error
+
+
+def queue_use_declared_by_position() -> None:
+    queue.declare("mails", Mail, 4)  # error
