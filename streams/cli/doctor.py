@@ -13,7 +13,7 @@ import typer
 from streams.cli import show
 from streams.cli.apps import load
 from streams.cli.failures import DONE, FAILED, line
-from streams.cli.options import Json, Url
+from streams.cli.options import AppUrl, Json
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -35,7 +35,7 @@ def doctor(
     strict: Annotated[
         bool, typer.Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
-    url: Url = None,
+    url: AppUrl = None,
     json: Json = False,
 ) -> None:
     r"""Hold an app and its log against the checklist.
@@ -67,12 +67,13 @@ def doctor(
             {
                 "app": target,
                 "log": redact(app.url),
+                "log_from": app.given_url.by,
                 "ok": well,
                 "findings": [_as_json(finding) for finding in findings],
             }
         )
     else:
-        show.say(f"{target} on {redact(app.url)}")
+        show.say(f"{target} on {app.given_url}")
         if app._lifespan is not None:
             show.note("what the app's lifespan declares is not looked at")
         show.table(

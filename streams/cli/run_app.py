@@ -13,7 +13,7 @@ import typer
 
 from streams.cli.apps import load
 from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
-from streams.cli.options import Url, address
+from streams.cli.options import AppUrl, address
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Level(StrEnum):
 
 def run(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
-    url: Url = None,
+    url: AppUrl = None,
     log_level: Annotated[
         Level | None,
         typer.Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
@@ -120,7 +120,6 @@ def run(
     from streams.cli.workers import Worker, supervise
     from streams.errors import ConfigError
     from streams.log.names import check_member
-    from streams.log.url import redact
 
     place_of_http = None if not http else address(http)
     level = None if log_level is None else getattr(logging, log_level.name.upper())
@@ -137,7 +136,8 @@ def run(
     set_up(level)
     if place is not None:
         place.loaded(target, app)
-    logger.info("running %s on %s", target, redact(app.url))
+    logger.info("running %s on %s", target, app.given_url)
+    app._url_told = True
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:

@@ -17,10 +17,11 @@ scheme, user, hosts, path and the settings that are known to be harmless.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from typing_extensions import override
@@ -30,7 +31,10 @@ from streams.errors import ConfigError
 from streams.log.protocol import Log, Opened
 from streams.log.secrets import HIDDEN, Secrets, sounds_secret
 
-__all__ = ["FORMS", "Url", "open_log", "parse", "redact"]
+__all__ = ["FORMS", "VARIABLE", "Given", "Url", "choose", "open_log", "parse", "redact"]
+
+VARIABLE = "STREAMS_URL"
+"""The variable of the environment that gives the log's URL where nothing else does."""
 
 FORMS = (
     "sqlite:///relative.db",
@@ -397,6 +401,36 @@ def driver(scheme: str, part: str = "") -> Any:
             f"{scheme}:// needs the package {missing!r}, which is not installed:"
             f" pip install '{distribution}'"
         ) from error
+
+
+# -- which URL --------------------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """A log's URL, and what gave it. As text it shows no secret."""
+
+    url: str
+    by: str
+    """``--url``, ``the code`` or ``STREAMS_URL``."""
+
+    @override
+    def __str__(self) -> str:
+        other = os.environ.get(VARIABLE, "")
+        ignored = bool(other) and self.by != VARIABLE and other != self.url
+        unused = f"; {VARIABLE} names another log and is not used" if ignored else ""
+        return f"{redact(self.url)} (from {self.by}{unused})"
+
+
+def choose(option: str | None, code: str | None = None) -> Given | None:
+    """The URL to use: that of ``--url``, else the code's, else the environment's; None: there is
+    none. The order is the same wherever a log is opened.
+    """
+    if option:
+        return Given(option, "--url")
+    if code is not None:
+        return Given(code, "the code")
+    variable = os.environ.get(VARIABLE, "")
+    return Given(variable, VARIABLE) if variable else None
 
 
 # -- showing a URL ---------------------------------------------------------------------------------
