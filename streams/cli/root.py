@@ -26,6 +26,7 @@ from streams.cli.failures import (
     line,
     report,
     report_traceback,
+    speak,
 )
 
 
@@ -100,6 +101,7 @@ app.add_typer(saga.app, name="saga")
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status."""
     given(arguments)
+    speak()
     try:
         status = _invoke(arguments)
         sys.stdout.flush()

@@ -123,7 +123,7 @@ def test_for_people(shell: Shell, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     result = run("doctor", "clinic:app")
     lines = result.out.splitlines()
     assert result.status == 1
-    assert lines[0] == "clinic:app on sqlite:///shop.db"
+    assert lines[0] == "clinic:app on sqlite:///shop.db (from the code)"
     assert lines[1].split() == ["ITEM", "OF", "WHY", "DO"]
     assert any(
         line.startswith("no") and "streams run --http 0.0.0.0:9100" in line for line in lines

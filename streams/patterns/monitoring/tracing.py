@@ -35,7 +35,8 @@ try:
     from opentelemetry.trace import Link, Span, SpanKind, Tracer, TracerProvider
 except ImportError as error:
     raise ConfigError(
-        "tracing needs the package opentelemetry-api: pip install 'streams-toolkit[otel]'"
+        "tracing needs the package opentelemetry-api (the extra otel): "
+        "pip install opentelemetry-api"
     ) from error
 
 MOST_LINKS = 128
