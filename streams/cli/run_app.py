@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli.apps import load
-from streams.cli.failures import FAILED, FENCED, USAGE, Failed, debugging, describe, report
+from streams.cli.failures import (
+    FAILED,
+    FENCED,
+    USAGE,
+    Failed,
+    Misused,
+    debugging,
+    describe,
+    report,
+    report_traceback,
+)
 from streams.cli.logs import Format
 from streams.cli.options import AppUrl, address
 from streams.text import get_logger
@@ -131,7 +141,6 @@ def run(
     """
     from streams.cli.logs import set_up, speak
     from streams.cli.workers import Worker, number, supervise, url_from_supervisor
-    from streams.errors import ConfigError, MemberFenced, StreamsError
     from streams.log.names import check_member
 
     place_of_http = None if not http else address(http)
@@ -164,17 +173,30 @@ def run(
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:
         with _monitored(app, place_of_http):
-            app.run_or_raise()
-    except ConfigError as error:
-        if debugging():
-            raise
-        report(str(error))
-        raise typer.Exit(USAGE) from None
-    except StreamsError as error:
-        report(str(error))
-        raise typer.Exit(FENCED if isinstance(error.__cause__, MemberFenced) else FAILED) from None
+            _run_to_its_end(app)
+    except typer.Exit:
+        raise
     except Exception as error:
         if debugging():
             raise
-        text, _ = describe(error)
+        text, status = describe(error)
+        if status == USAGE:
+            raise Misused(f"{target}: {text}") from error
         raise Failed(f"{target} failed: {text}") from error
+
+
+def _run_to_its_end(app: Streams) -> None:
+    """Run the app; say in one line what ended it.
+
+    :raises typer.Exit: something did.
+    """
+    from streams.errors import ConfigError, MemberFenced, StreamsError
+
+    try:
+        app.run_or_raise()
+    except StreamsError as error:
+        if debugging():
+            report_traceback(error)
+        report(str(error))
+        status = FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
+        raise typer.Exit(USAGE if isinstance(error, ConfigError) else status) from None
