@@ -50,7 +50,7 @@ from streams.errors import (
 )
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
-from streams.log.protocol import Log, Static, TopicInfo
+from streams.log.protocol import Log, Mode, Static, TopicInfo
 from streams.log.url import Given, choose, open_log, redact
 from streams.message import Headers, Record
 from streams.processor import Options, Processor
@@ -122,6 +122,8 @@ class Streams:
         self._url = url
         self._option_url: str | None = None
         """What ``--url`` says instead."""
+        self._mode: Mode = "rwc"
+        """What may become of the log's file by opening it."""
         self._url_told = False
         """Whoever runs the app has said already which log it is on."""
         self._member = "" if member is None else check_member(member)
@@ -721,7 +723,7 @@ class Streams:
                 pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
-        self._log = open_log(self.url, self._config, self.clock, self._member)
+        self._log = open_log(self.url, self._config, self.clock, self._member, self._mode)
 
     async def _close_log(self) -> None:
         if self._log is not None:

@@ -78,7 +78,7 @@ def ls(
 
     if (group is None) != (topic is None):
         raise Misused("streams dead ls takes a group and its topic, or neither")
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         if group is None or topic is None:
             _topics(log, json=json)
             return
@@ -179,7 +179,7 @@ def show_letter(
     """
     if key is not None and (which is not None or name is not None):
         raise Misused("streams dead show takes --key, or WHICH and --name")
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         if key is None:
             whole = _whole_letter(log, group, topic, which, name)
         else:
@@ -325,7 +325,7 @@ def closed_keys(
       [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         heads = _heads(log, group, topic).all(limit=limit)
         tried = (show.tried(f"key {head.key!r}", partial(_closed, log, head)) for head in heads)
         found = [each for each in tried if each is not None]

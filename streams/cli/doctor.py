@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -106,12 +105,11 @@ def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
     from streams.log.url import open_log
 
     warnings()
-    missing = _missing_file(app.url)
-    if missing is not None:
-        yield None, f"there is no {missing} yet: run the app once"
-        return
     try:
-        log = open_log(app.url, app._config, app.clock, app.member)
+        log = open_log(app.url, app._config, app.clock, app.member, mode="ro")
+    except NotFound as error:
+        yield None, line(f"{error} (running the app once makes one)")
+        return
     except LogError as error:
         yield None, line(str(error))
         return
@@ -124,13 +122,3 @@ def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
             yield None, line(str(error))
             return
         yield log, ""
-
-
-def _missing_file(url: str) -> str | None:
-    """The file of a SQLite log that is not there: looking must not make it."""
-    from streams.log.url import read
-
-    scheme, opened = read(url, None, None)
-    if scheme != "sqlite" or os.path.exists(opened.path):
-        return None
-    return opened.path

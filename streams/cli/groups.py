@@ -36,7 +36,7 @@ def ls(
       [cyan]streams groups ls --json | jq '.\[] | select(.lag > 1000)'[/cyan]
     """
     found: list[dict[str, Any]] = []
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         for name in log.groups():
             # Others name their groups as they like, and one may be gone by now.
             row = show.tried(f"group {name}", partial(_row, log, name))
@@ -85,7 +85,7 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
       [cyan]streams groups show billing[/cyan]
       [cyan]watch streams groups show billing[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         info = log.group(group)
         owners = {place: member.id for member in info.members for place in member.partitions}
         places = sorted({*info.positions, *owners})

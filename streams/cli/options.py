@@ -13,7 +13,7 @@ from streams.cli.failures import Misused
 from streams.text import escape
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log
+    from streams.log.protocol import Log, Mode
     from streams.log.url import Given
 
 Url = Annotated[
@@ -58,12 +58,14 @@ def given_url(url: str | None) -> Given:
 
 
 @contextmanager
-def open_url(url: str | Given | None) -> Iterator[Log]:
+def open_url(url: str | Given | None, mode: Mode = "rw") -> Iterator[Log]:
     """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
     told which one it is.
 
     :param url: ``--url``, or a choice that was made already.
+    :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
     :raises Misused: neither is given.
+    :raises NotFound: there is no such file.
     """
     from streams.cli import show
     from streams.cli.logs import warnings
@@ -73,7 +75,7 @@ def open_url(url: str | Given | None) -> Iterator[Log]:
     warnings()
     if sys.stderr.isatty():
         show.note(f"on {given}")
-    with closing(open_log(given.url)) as log:
+    with closing(open_log(given.url, mode=mode)) as log:
         yield log
 
 

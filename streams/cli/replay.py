@@ -143,7 +143,7 @@ def _print(found: _Range, given: Given, rate: float | None) -> None:
     from streams.replay.result import total
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(given))
+        log = stack.enter_context(open_url(given, "ro"))
         found.check(log)
         spans = ranges(
             log, found.topic, found.start, found.end, partition=found.partition, now=time.time()
@@ -191,6 +191,7 @@ def _run(
 
     if app is None:
         app = Streams(given.url)
+    app._mode = "rw"  # what is not there cannot be replayed
     warnings()
     if not json:
         show.note(f"replaying {found.topic} on {given}")

@@ -56,7 +56,7 @@ def reset(
     from streams.replay.resetting import carry_out, plan
 
     found = places(to, "--to")
-    with open_url(url) as log:
+    with open_url(url, "ro" if dry_run else "rw") as log:
         one_partition(found, "--to", partition, log.topic(topic).partitions)
         moves = plan(log, group, topic, found, partition=partition, now=time.time())
         live = len(log.group(group).members)

@@ -57,7 +57,7 @@ def tail(
 
     found = None if start is None else places(start, "--from")
     wanted = None if key is None else key.encode("utf-8", "surrogateescape")
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         printer = _Printer(log, json=json)
         now = time.time()
         one_partition(found, "--from", partition, log.topic(topic).partitions)

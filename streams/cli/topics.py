@@ -29,7 +29,7 @@ def ls(url: Url = None, json: Json = False) -> None:
       [cyan]streams topics ls[/cyan]
       [cyan]streams topics ls --json | jq -r '.\[].topic'[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         found = [
             (info, show.tried(info.name, partial(_messages, log, info.name, info.partitions)))
             for info in log.topics()
@@ -64,7 +64,7 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
 
       [cyan]streams topics show orders[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         info = log.topic(topic)
         parts: list[dict[str, Any]] = []
         for partition in range(info.partitions):
@@ -126,7 +126,7 @@ def create(
             raise Misused(f"--config {pair!r}: write it as name=value")
         settings[name] = value
     seconds = None if keep_for is None else duration(keep_for, "--keep-for")
-    with open_url(url) as log:
+    with open_url(url, "rwc") as log:
         info = log.create(topic, partitions, Retention(seconds, keep), settings or None)
     show.say(
         f"{info.name}: {show.number(info.partitions, 'partition')}, {_retention(info.retention)}"

@@ -28,7 +28,7 @@ from typing_extensions import override
 
 from streams.clock import SYSTEM, Clock
 from streams.errors import ConfigError
-from streams.log.protocol import Log, Opened
+from streams.log.protocol import Log, Mode, Opened
 from streams.log.secrets import HIDDEN, Secrets, sounds_secret
 
 __all__ = ["FORMS", "VARIABLE", "Given", "Url", "choose", "open_log", "parse", "redact"]
@@ -83,12 +83,13 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<po
 _MEMORY = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
-_VALUE = re.compile(r"(?:[0-9.]{1,12}|full|normal)\Z")
+_VALUE = re.compile(r"(?:[0-9.]{1,12}|full|normal|rwc?|ro)\Z")
 
 _HARMLESS = frozenset(
     {
         "lease",
         "max_record",
+        "mode",
         "once",
         "replication.factor",
         "synchronous",
@@ -206,23 +207,31 @@ def open_log(
     config: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     member: str = "",
+    mode: Mode = "rwc",
 ) -> Log:
     """Open the log a URL names.
 
     :param config: driver settings, passed through.
     :param clock: the app's clock; the machine's own if None.
     :param member: the name under which static members will join groups, if they will.
+    :param mode: of a log that is a file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the
+        file if there is none.
     :raises ConfigError: the URL is not one of :data:`FORMS`, a setting cannot be, or the log's
         driver is not installed.
+    :raises NotFound: there is no such file, and ``mode`` says not to make it.
     :raises LogError: the log itself could not be opened.
     """
-    scheme, opened = read(url, config, clock, member)
+    scheme, opened = read(url, config, clock, member, mode)
     log: Log = driver(scheme).open(opened)
     return log
 
 
 def read(
-    url: str, config: Mapping[str, Any] | None, clock: Clock | None, member: str = ""
+    url: str,
+    config: Mapping[str, Any] | None,
+    clock: Clock | None,
+    member: str = "",
+    mode: Mode = "rwc",
 ) -> tuple[str, Opened]:
     """The scheme of a URL, and all of it that is the same for every log.
 
@@ -242,6 +251,7 @@ def read(
         config=given,
         clock=clock or SYSTEM,
         member=member,
+        mode=mode,
     )
     return found.scheme, opened
 

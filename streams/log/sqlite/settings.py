@@ -9,14 +9,16 @@ from typing import Literal
 
 from streams.errors import ConfigError
 from streams.log.membership import LONGEST, TERMS, Terms
-from streams.log.protocol import Opened
+from streams.log.protocol import Mode, Opened
 from streams.log.url import Url, parse
 
 MAX_RECORD = 999_000_000
 """Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
 and the ID of a record must fit into the same row."""
 
-_OPTIONS = ("synchronous", "lease", "timeout", "max_record")
+_OPTIONS = ("synchronous", "lease", "timeout", "max_record", "mode")
+_MODES: tuple[Mode, ...] = ("ro", "rw", "rwc")
+"""What allows less comes first."""
 _PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_autocheckpoint")
 
 
@@ -31,6 +33,8 @@ class Settings:
     :param timeout: seconds to wait while another process or thread writes.
     :param max_record: bytes of key and value that one record may have.
     :param pragmas: SQLite's own settings, for every connection.
+    :param mode: ``ro``: only look, nothing is changed and no file is made. ``rw``: use the file
+        that is there. ``rwc``: make it, if there is none.
     """
 
     path: str
@@ -39,6 +43,7 @@ class Settings:
     timeout: float = 10.0
     max_record: int = MAX_RECORD
     pragmas: Mapping[str, int] = field(default_factory=dict)
+    mode: Mode = "rwc"
 
 
 def read(opened: Opened) -> Settings:
@@ -79,6 +84,19 @@ def read(opened: Opened) -> Settings:
         timeout=timeout,
         max_record=int(max_record),
         pragmas=_pragmas(url, opened.config),
+        mode=_mode(url, options, opened.mode),
+    )
+
+
+def _mode(url: Url, options: Mapping[str, str], asked: Mode) -> Mode:
+    """What both the URL and whoever opens it allow."""
+    text = options.get("mode", "rwc")
+    for mode in _MODES:
+        if mode == text:
+            return min(mode, asked, key=_MODES.index)
+    raise ConfigError(
+        f"{url.place}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
+        "'rw' (use the one that is there) or 'ro' (only look)"
     )
 
 
