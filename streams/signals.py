@@ -40,7 +40,7 @@ class Signals:
     :param first: told the first signal's name, between two instructions of the main thread.
     """
 
-    def __init__(self, first: Callable[[str], None]) -> None:
+    def __init__(self, first: Callable[[str], object]) -> None:
         self._first = first
         self._before: dict[signal.Signals, Any] = {}
         self._loops = -1

@@ -158,7 +158,9 @@ def show_letter(
     topic: Topic,
     which: Annotated[
         str | None,
-        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET or message ID; else the oldest."),
+        typer.Argument(
+            metavar="WHICH", help="Its position, PARTITION/OFFSET or message ID; else the oldest."
+        ),
     ] = None,
     key: Annotated[
         str | None,
@@ -235,7 +237,7 @@ def _first(
 
 def _place(log: Log, which: str) -> tuple[int, int] | None:
     """The partition and offset that were given; None: it is a message ID."""
-    partition, slash, offset = which.partition("/")
+    partition, slash, offset = "/".join(which.split("/")[-2:]).partition("/")
     if not slash or not (partition.isascii() and partition.isdigit() and len(partition) < 10):
         return None
     try:
@@ -482,8 +484,8 @@ def _where(log: Log, row: Row) -> str:
 
 
 def _is(log: Log, row: Row, which: str) -> bool:
-    place = f"{row.batch.partition}/{log.show(row.position.offset)}"
-    return which in (place, row.batch.id(row.index))
+    where = _where(log, row)
+    return which in (where, where.partition("/")[2], row.batch.id(row.index))
 
 
 def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
@@ -496,6 +498,7 @@ def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     said = _header(headers, letters.MESSAGE)
     return {
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
+        "position": _where(log, row),
         "failed_at": _moment(_header(headers, letters.TIME), batch.time(index)),
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),

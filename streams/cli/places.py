@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from streams.reading import When
 
 HELP = (
-    "earliest, latest, an offset, a time (2013-01-05T10:00Z), that long ago (90s, 15m, 2h, 7d), "
-    "or -N for N messages before the end"
+    "earliest, latest, an offset, a position (orders/0/17), a time (2013-01-05T10:00Z), that long "
+    "ago (90s, 2h30m, 7d), or -N for N messages before the end"
 )
 
 LONGEST = 100 * 366 * 86_400.0
@@ -85,8 +85,9 @@ def moment(text: str, option: str) -> datetime:
     return found
 
 
-def places(text: str, option: str) -> When | Mapping[int, When]:
-    """One place, or ``PARTITION/PLACE,PARTITION/PLACE``: partitions with places of their own.
+def places(text: str, option: str, topic: str) -> When | Mapping[int, When]:
+    """One place in a topic, or several, each of a partition of its own: positions as they are
+    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, with commas between them.
 
     :raises Misused: it is neither.
     """
@@ -94,15 +95,25 @@ def places(text: str, option: str) -> When | Mapping[int, When]:
         return place(text, option)
     found: dict[int, When] = {}
     for part in text.split(","):
-        pair = _PART.match(part.strip())
+        pair = _PART.match(_within(part.strip(), option, topic))
         if pair is None:
             raise Misused(
-                f"{option} {brief(text, 60)!r}: several places are written as 0/1041,1/998"
+                f"{option} {brief(text, 60)!r}: several places are written as 0/1041,1/998 or as "
+                f"{topic}/0/1041,{topic}/1/998"
             )
         if int(pair[1]) in found:
             raise Misused(f"{option} {text!r}: partition {pair[1]} is named twice")
         found[int(pair[1])] = place(pair[2], option)
     return found
+
+
+def _within(text: str, option: str, topic: str) -> str:
+    """A place within its topic, ``PARTITION/PLACE``."""
+    rest = text.removeprefix(f"{topic}/")
+    if rest == text and text.count("/") > 1:
+        other = text.rsplit("/", 2)[0]
+        raise Misused(f"{option} {brief(text, 60)!r}: a place in {other}, and not in {topic}")
+    return rest
 
 
 def one_partition(

@@ -43,10 +43,19 @@ class _Range:
         self, topic: str, start: str, end: str, partition: int | None, key: str | None
     ) -> None:
         self.topic = topic
-        self.start: When | Mapping[int, When] = places(start, "--start")
-        found = places(end, "--end")
+        self.start: When | Mapping[int, When] = places(start, "--start", topic)
+        found = places(end, "--end", topic)
         if isinstance(found, Mapping):
-            raise Misused(f"--end {end!r}: one place; {HELP}")
+            if len(found) > 1:
+                raise Misused(f"--end {end!r}: one place; {HELP}")
+            ((number, found),) = found.items()
+            if partition not in (None, number):
+                raise Misused(f"--end {end!r}: not a place in partition {partition}")
+            partition = number
+            if isinstance(self.start, Mapping):
+                if set(self.start) != {number}:
+                    raise Misused(f"--end {end!r}: --start names another partition")
+                partition, self.start = number, self.start[number]
         self.end: When = found
         self.partition = partition
         self.key = None if key is None else key.encode("utf-8", "surrogateescape")
@@ -287,6 +296,7 @@ def _summary(result: ReplayResult, seconds: float) -> dict[str, Any]:
                 "topic": each.position.topic,
                 "partition": each.position.partition,
                 "offset": str(each.position.offset),
+                "position": str(each.position),
                 "id": show.printable(each.id),
                 "attempts": each.attempts,
                 "error": f"{type(each.error).__name__}: {words(each.error)}",

@@ -196,6 +196,7 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
         "topic": batch.topic,
         "partition": batch.partition,
         "offset": offset(log, batch.offsets[index]),
+        "position": f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}",
         "time": iso(batch.time(index)),
         "id": printable(batch.id(index)),
         "key": readable(key),

@@ -55,7 +55,7 @@ def tail(
     from streams.reading import ranges
     from streams.replay.copying import Rows
 
-    found = None if start is None else places(start, "--from")
+    found = None if start is None else places(start, "--from", topic)
     wanted = None if key is None else key.encode("utf-8", "surrogateescape")
     with open_url(url, "ro") as log:
         printer = _Printer(log, json=json)
