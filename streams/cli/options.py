@@ -34,6 +34,7 @@ AppUrl = Annotated[
         "kafka://host:9092. If neither is given: STREAMS_URL.",
     ),
 ]
+All = Annotated[bool, typer.Option("--all", help="Also those that the toolkit keeps for itself.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Partition = Annotated[
