@@ -11,6 +11,7 @@ else, and never raise; each caller says what None means to it.
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
@@ -88,6 +89,39 @@ def iso(written: bytes | str | None) -> datetime | None:
         return found.astimezone(timezone.utc)
     except OverflowError:  # its offset carries it over the edge of the calendar
         return EARLIEST if found.year == 1 else LATEST
+
+
+UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+"""Seconds of each unit, the largest first."""
+
+_DURATION = re.compile(
+    "".join(rf"(?:(\d{{1,15}}(?:\.\d{{1,9}})?){unit}\s?)?" for unit in UNITS), re.ASCII
+)
+
+
+def duration(written: str | None) -> float | None:
+    """A duration with its units, in seconds: ``90s``, ``15m``, ``2h30m``, ``1.5d``, ``1d 12h``.
+
+    Each unit stands once, the larger before the smaller, and only the last may have a fraction.
+    None for anything else.
+    """
+    written = "" if written is None else written.strip()
+    if not written or len(written) > TEXT:
+        return None
+    found = _DURATION.fullmatch(written)
+    if found is None:
+        return None
+    pairs = zip(found.groups(), UNITS.values(), strict=True)
+    given = [(number, size) for number, size in pairs if number is not None]
+    if any("." in number for number, _ in given[:-1]):
+        return None
+    return sum(float(number) * size for number, size in given)
+
+
+def seconds(written: str | None) -> float | None:
+    """A duration, with its units or as a number of seconds; None for anything else."""
+    found = duration(written)
+    return finite(written) if found is None else found
 
 
 def text(data: bytes) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from streams import wire
 from streams.cli.failures import Misused
 from streams.wire import brief
 
@@ -22,25 +23,23 @@ HELP = (
 LONGEST = 100 * 366 * 86_400.0
 """Seconds that a time may take: what is longer is a slip, and no log's calendar holds it."""
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|h|d|w)\Z", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
 _BACK = re.compile(r"-\d{1,18}\Z", re.ASCII)
+_OFFSET = re.compile(r"\d+(-\d+)?\Z", re.ASCII)
 _PART = re.compile(r"(\d{1,9})/([^/]+)\Z", re.ASCII)
 _NAMES = {"earliest": "earliest", "beginning": "earliest", "latest": "latest", "end": "latest"}
 
 
 def duration(text: str, option: str) -> float:
-    """``90s``, ``15m``, ``2h``, ``7d``: in seconds.
+    """``90s``, ``15m``, ``2h30m``, ``7d``: in seconds.
 
     :raises Misused: it is none.
     """
-    found = _DURATION.match(text.strip())
-    if found is None:
+    seconds = wire.duration(text)
+    if seconds is None:
         raise Misused(
-            f"{option} {brief(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h, 7d or 4w"
+            f"{option} {brief(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h30m, 7d or 4w"
         )
-    seconds = float(found[1]) * _UNITS[found[2]]
     if seconds > LONGEST:
         raise Misused(f"{option} {text!r}: at most 100 years")
     return seconds
@@ -58,11 +57,11 @@ def place(text: str, option: str) -> When:
         if int(text) == 0:
             raise Misused(f"{option} {text!r}: -N takes an N from 1; the end is 'latest'")
         return int(text)
-    if _DURATION.match(text):
+    if wire.duration(text) is not None:
         return timedelta(seconds=duration(text, option))
     if _DATE.match(text):
         return moment(text, option)
-    if not re.fullmatch(r"[\x21-\x7e]+", text) or not text[0].isdigit():
+    if _OFFSET.match(text) is None:
         raise Misused(f"{option} {brief(text, 60)!r}: {HELP}")
     return text
 

@@ -83,7 +83,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<po
 _MEMORY = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
-_VALUE = re.compile(r"(?:[0-9.]{1,12}|full|normal|rwc?|ro)\Z")
+_VALUE = re.compile(r"(?:[0-9.]{1,12}|(?:[0-9.]{1,12}(?:ms|[smhdw])){1,6}|full|normal|rwc?|ro)\Z")
 
 _HARMLESS = frozenset(
     {

@@ -58,12 +58,13 @@ async def serve(url: str) -> tuple[set[str], set[str]]:
         ended.set()
 
     queue = MessageQueue(app)
-    queue.subscribe(names["mails"], send)
+    consumer = queue.subscribe(names["mails"], send)
     EventBus(app, names["bus"]).subscribe("seen", lambda event: None, group="watching")
     trips = SagaOrchestrator(app, names["trips"], context=Trip)
     trips.add_step(SagaStep("book", book))
     delays = Delays(app, names["later"])
     async with app:
+        assert await consumer
         await orders.publish(1)
         await queue.publish(names["mails"], 1, delay=3_600)
         await delays.publish(orders, 2, delay=3_600)

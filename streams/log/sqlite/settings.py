@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from streams import wire
 from streams.errors import ConfigError
 from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Mode, Opened
@@ -67,10 +68,10 @@ def read(opened: Opened) -> Settings:
             f"{url.place}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(url, options, "lease", TERMS.lease)
+    lease = _number(url, options, "lease", TERMS.lease, wire.seconds)
     if lease > LONGEST:
         raise ConfigError(f"{url}: lease={options['lease']!r}: {LONGEST:g} seconds at most")
-    timeout = _number(url, options, "timeout", 10.0)
+    timeout = _number(url, options, "timeout", 10.0, wire.seconds)
     max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:
         raise ConfigError(
@@ -100,16 +101,20 @@ def _mode(url: Url, options: Mapping[str, str], asked: Mode) -> Mode:
     )
 
 
-def _number(url: Url, options: Mapping[str, str], name: str, default: float) -> float:
+def _number(
+    url: Url,
+    options: Mapping[str, str],
+    name: str,
+    default: float,
+    read: Callable[[str], float | None] = wire.finite,
+) -> float:
     text = options.get(name)
     if text is None:
         return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0 is needed")
+    number = read(text)
+    if number is None or not number > 0:
+        what = ", or a duration such as 90s or 2h30m," if read is wire.seconds else ""
+        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0{what} is needed")
     return number
 
 
