@@ -64,7 +64,7 @@ async def serve(url: str) -> tuple[set[str], set[str]]:
     trips.add_step(SagaStep("book", book))
     delays = Delays(app, names["later"])
     async with app:
-        assert await consumer
+        _ = await consumer
         await orders.publish(1)
         await queue.publish(names["mails"], 1, delay=3_600)
         await delays.publish(orders, 2, delay=3_600)
