@@ -32,7 +32,7 @@ LOGS = [(MemoryLog, numbers), (SqliteLog, numbers), (KafkaLog, numbers), (RedisL
 def test_every_log_reads_what_is_shown_of_its_positions(
     kind: Any, offsets: st.SearchStrategy[int], data: st.DataObject, topic: str, partition: int
 ) -> None:
-    log = cast(Any, kind)
+    log = kind
     position = Position(topic, partition, data.draw(offsets))
     text = str(position)
     assert Position.parse(text) == position

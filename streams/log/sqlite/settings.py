@@ -94,7 +94,7 @@ def _mode(url: Url, options: Mapping[str, str], asked: Mode) -> Mode:
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:
-            return min(mode, asked, key=_MODES.index)
+            return mode if _MODES.index(mode) < _MODES.index(asked) else asked
     raise ConfigError(
         f"{url.place}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
         "'rw' (use the one that is there) or 'ro' (only look)"
