@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
-import os
 import re
 import secrets
-import signal
 import sys
 import threading
 from collections import defaultdict
@@ -71,8 +69,8 @@ from streams.errors import (
 from streams.handlers import Declare, DeclareTo, HandlerOptions, Result
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
-from streams.log.protocol import Log, Queryable, Static, TopicInfo, check_retention, ensure
-from streams.log.url import open_log, redact
+from streams.log.protocol import Log, Mode, Queryable, Static, TopicInfo, check_retention, ensure
+from streams.log.url import Given, choose, open_log, redact
 from streams.message import Headers, Message, Record, Transaction
 from streams.processor import Options, Processor
 from streams.publisher import Observer, Publisher
@@ -85,6 +83,7 @@ from streams.runners.pump import Pump
 from streams.runners.threads import ThreadRunner
 from streams.runners.timing import NONE, Timing
 from streams.shielding import in_thread, to_the_end
+from streams.signals import Signals
 from streams.text import get_logger, one_line
 from streams.topic import Key, Source, Topic
 
@@ -129,7 +128,8 @@ class Streams:
     """Topics and processors on one log.
 
     :param url: ``sqlite:///file.db``, ``memory://name``, ``redis://host:6379/0`` or
-        ``kafka://host:9092``; from the environment's ``STREAMS_URL`` if not given.
+        ``kafka://host:9092``; from the environment's ``STREAMS_URL`` if not given. ``--url`` on the
+        command line goes before both.
     :param config: driver settings, passed through.
     :param member: a name of this process's own, which is the same after each restart: its groups
         know it by the name (static membership), so that it has its partitions back as soon as it is
@@ -156,6 +156,12 @@ class Streams:
         """How its topics are written as CloudEvents, where they do not say otherwise."""
         if cloudevents is not None:
             self.cloudevents = _check_cloudevents("", cloudevents)
+        self._option_url: str | None = None
+        """What ``--url`` says instead."""
+        self._mode: Mode = "rwc"
+        """What may become of the log's file by opening it."""
+        self._url_told = False
+        """Whoever runs the app has said already which log it is on."""
         self._member = "" if member is None else check_member(member)
         self._life = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
@@ -206,20 +212,29 @@ class Streams:
         """What is entered around each call that publishes (tracing)."""
 
     def __repr__(self) -> str:
-        return f"<Streams {redact(self.url) if self._url or 'STREAMS_URL' in os.environ else ''!r}>"
+        given = choose(self._option_url, self._url)
+        return f"<Streams {redact(given.url) if given is not None and given.url else ''!r}>"
 
     @property
     def url(self) -> str:
-        """The log's URL.
+        """The log's URL: what ``--url`` says, else what the code gave, else ``STREAMS_URL``.
 
         :raises ConfigError: none was given and the environment has none.
         """
-        url = self._url if self._url is not None else os.environ.get("STREAMS_URL", "")
-        if not url:
+        return self.given_url.url
+
+    @property
+    def given_url(self) -> Given:
+        """The log's URL and what gave it; as text both, without secrets.
+
+        :raises ConfigError: none was given and the environment has none.
+        """
+        given = choose(self._option_url, self._url)
+        if given is None or not given.url:
             raise ConfigError(
                 "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
             )
-        return url
+        return given
 
     @property
     def member(self) -> str:
@@ -927,14 +942,22 @@ class Streams:
         again. A second signal ends it at once: SIGINT with status 130, SIGTERM as the system does.
         """
         try:
-            if not self.processors and self._lifespan is None:
-                raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                runner.run(self._run())
+            self.run_or_raise()
         except StreamsError as error:
             print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
             fenced = isinstance(error.__cause__, MemberFenced)
             raise SystemExit(FENCED if fenced else 1) from error
+
+    def run_or_raise(self) -> None:
+        """The same, for a program that says itself why the app has ended.
+
+        :raises StreamsError: a fatal error; its cause is :class:`~streams.errors.MemberFenced`
+            where another process has taken this static member's name.
+        """
+        if not self.processors and self._lifespan is None:
+            raise ConfigError("nothing to run: declare a processor with @app.processor(...)")
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._run())
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -944,28 +967,13 @@ class Streams:
             logger.info("%s: finishing what is in flight", name)
             over.set()
 
-        def at_once(number: int, frame: object) -> None:
-            # KeyboardInterrupt would be raised wherever the loop is: inside a runner's task it is
-            # taken for the processor's death, and the way out then waits for handlers.
-            os.write(2, b"streams: interrupted, not everything was finished\n")
-            os._exit(130)
-
-        def stop(number: int, frame: object) -> None:
-            loop.call_soon_threadsafe(told, signal.Signals(number).name)
-            # Not the loop's own handlers: the second signal counts also while the loop is blocked.
-            signal.signal(signal.SIGINT, at_once)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-        before: dict[signal.Signals, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
-            async with self:
-                await over.wait()
+            # Not the loop's own handlers: the second signal counts also while the loop is blocked.
+            with Signals(lambda name: loop.call_soon_threadsafe(told, name)):
+                async with self:
+                    await over.wait()
         finally:
             self._over = None
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
     async def _enter(self, *, process: bool, cancel_body: bool = True) -> None:
         """Enter the app.
@@ -986,6 +994,8 @@ class Streams:
         try:
             stack.callback(self._forget)
             stack.push_async_callback(self._close_log)
+            if not self._url_told:
+                logger.info("the log is %s", self.given_url)
             await self._reach(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
             self._publisher.observer = self._observer
@@ -1035,7 +1045,7 @@ class Streams:
                 pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
-        self._log = open_log(self.url, self._config, self.clock, self._member)
+        self._log = open_log(self.url, self._config, self.clock, self._member, self._mode)
 
     async def _close_log(self) -> None:
         if self._log is not None:

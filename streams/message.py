@@ -87,14 +87,35 @@ def mark_of(identity: str | None) -> str:
 
 
 class Position(NamedTuple):
-    """Where one message stands in the log. Offsets of one partition are ordered."""
+    """Where one message stands in the log. Offsets of one partition are ordered.
+
+    As text it is ``topic/partition/offset``, with the offset as its log writes it: ``orders/0/17``,
+    on Redis ``orders/0/1795811598345-0``. Whatever takes a position takes this text, too.
+    """
 
     topic: str
     partition: int
     offset: int
 
     def __str__(self) -> str:
-        return f"{self.topic}/{self.partition}/{self.offset}"
+        return f"{self.topic}/{self.partition}/{wire.offset_text(self.offset)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A position that was written as text.
+
+        :raises InvalidValue: it is none.
+        """
+        found = wire.place(text) if isinstance(text, str) else None
+        if found is None:
+            from streams.errors import InvalidValue
+
+            shown = repr(wire.brief(text, 100)) if isinstance(text, str) else type(text).__name__
+            raise InvalidValue(
+                f"{shown} is no position: write TOPIC/PARTITION/OFFSET, such as orders/0/17, or on "
+                "Redis orders/0/1795811598345-0"
+            )
+        return cls(*found)
 
 
 class Raw(NamedTuple):
@@ -200,7 +221,7 @@ class Batch:
         """The message ID; a message without one is named by its place."""
         found = self.ids[index]
         if found is None:
-            return f"{self.topic}/{self.partition}/{self.offset(index)}"
+            return f"{self.topic}/{self.partition}/{wire.offset_text(self.offset(index))}"
         return found.partition("\0")[0]
 
     def marks(self) -> list[str] | None:
@@ -428,7 +449,7 @@ class Message(Generic[T_co, X_co]):
         key = None if self.key is None else wire.brief(self.key)
         return (
             f"<Message {wire.brief(self.id)!r} key={key!r} at "
-            f"{self.topic}/{self.partition}/{self.offset} attempt {self.attempt}>"
+            f"{self.position} attempt {self.attempt}>"
         )
 
 

@@ -34,9 +34,12 @@ logger = get_logger("streams")
 When = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
 """A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an
 offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a position
-(its partition is meant), or, as a negative int, that many messages before the end."""
+(its partition is meant) or its text, or, as a negative int, that many messages before the end."""
 
-PLACES = "'earliest', 'latest', a datetime, a timedelta, an offset, or -N for N before the end"
+PLACES = (
+    "'earliest', 'latest', a datetime, a timedelta, an offset, a position such as orders/0/17, or "
+    "-N for N before the end"
+)
 
 CHUNK = 1_000
 """Messages read at once from a partition."""
@@ -66,6 +69,8 @@ def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, no
         return first
     if when == "latest":
         return end
+    if "/" in when:  # whose partition is meant was looked at before
+        when = when.rpartition("/")[2]
     try:
         return log.parse(when)
     except ConfigError as error:
@@ -104,6 +109,7 @@ def ranges(
             raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
         if not 0 <= number < count:
             raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
+        one_partition(topic, {"start": when}, number, count)
         first, last = log.bounds(topic, number)
         low = resolve(log, topic, number, when, option="start", now=now)
         high = resolve(log, topic, number, end, option="end", now=now)
@@ -120,11 +126,15 @@ def one_partition(
     :raises InvalidValue: it is not said which, or two are said.
     """
     for option, when in places.items():
+        if isinstance(when, str) and "/" in when:
+            when = Position.parse(when)
         if isinstance(when, Position):
             if when.topic != topic or partition not in (None, when.partition):
                 raise InvalidValue(f"{option}={when}: a position of another partition")
             partition = when.partition
     for option, when in places.items():
+        if isinstance(when, str) and "/" in when:
+            continue
         absolute = isinstance(when, str) and when not in ("earliest", "latest")
         if absolute and not str(when)[:1].isdigit():
             raise InvalidValue(f"{option}={when!r} is no place in a topic: {PLACES}")

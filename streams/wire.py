@@ -11,6 +11,7 @@ else, and never raise; each caller says what None means to it.
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
@@ -90,6 +91,39 @@ def iso(written: bytes | str | None) -> datetime | None:
         return EARLIEST if found.year == 1 else LATEST
 
 
+UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+"""Seconds of each unit, the largest first."""
+
+_DURATION = re.compile(
+    "".join(rf"(?:(\d{{1,15}}(?:\.\d{{1,9}})?){unit}\s?)?" for unit in UNITS), re.ASCII
+)
+
+
+def duration(written: str | None) -> float | None:
+    """A duration with its units, in seconds: ``90s``, ``15m``, ``2h30m``, ``1.5d``, ``1d 12h``.
+
+    Each unit stands once, the larger before the smaller, and only the last may have a fraction.
+    None for anything else.
+    """
+    written = "" if written is None else written.strip()
+    if not written or len(written) > TEXT:
+        return None
+    found = _DURATION.fullmatch(written)
+    if found is None:
+        return None
+    pairs = zip(found.groups(), UNITS.values(), strict=True)
+    given = [(number, size) for number, size in pairs if number is not None]
+    if any("." in number for number, _ in given[:-1]):
+        return None
+    return sum(float(number) * size for number, size in given)
+
+
+def seconds(written: str | None) -> float | None:
+    """A duration, with its units or as a number of seconds; None for anything else."""
+    found = duration(written)
+    return finite(written) if found is None else found
+
+
 def text(data: bytes) -> str:
     """Bytes as text; what is not UTF-8 is kept by surrogates, never an error."""
     return data.decode("utf-8", "surrogateescape")
@@ -103,6 +137,45 @@ def brief(written: bytes | str, limit: int = TEXT) -> str:
     return written if len(written) <= limit else written[: max(0, limit - 3)] + "..."
 
 
+# -- offsets and positions -------------------------------------------------------------------------
+
+_HALF = 1 << 64
+
+
+class EntryId(int):
+    """An offset that shows itself as Redis writes it: ``ms-seq``.
+
+    Only where it is shown: serializers refuse subclasses of int, so positions have plain ones.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"{self >> 64}-{self & (_HALF - 1)}"
+
+
+def offset_text(offset: int) -> str:
+    """An offset as its log writes it: a number, or on Redis the entry ID.
+
+    Entry IDs of our time are above 2**64 as numbers, and the other logs' offsets are below it.
+    """
+    return str(offset) if offset < _HALF else str(EntryId(offset))
+
+
+def offset(written: str | None) -> int | None:
+    """An offset as :func:`offset_text` writes it, or as one plain number; else None."""
+    if not written:
+        return None
+    high, dash, low = written.partition("-")
+    if not dash:
+        found = whole(written, 39)
+        return found if found is not None and found < _HALF * _HALF else None
+    first, second = whole(high, 20), whole(low, 20)
+    if first is None or second is None or first >= _HALF or second >= _HALF:
+        return None
+    return first << 64 | second if first else EntryId(second)
+
+
 def place(written: bytes | str | None) -> tuple[str, int, int] | None:
     """``topic/partition/offset`` in parts; None for anything else."""
     if not written or len(written) > 2 * TEXT:
@@ -110,5 +183,5 @@ def place(written: bytes | str | None) -> tuple[str, int, int] | None:
     parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
-    partition, offset = whole(parts[1]), whole(parts[2], 40)
-    return None if partition is None or offset is None else (parts[0], partition, offset)
+    partition, at = whole(parts[1]), offset(parts[2])
+    return None if partition is None or at is None else (parts[0], partition, at)

@@ -34,6 +34,7 @@ from streams import (
     Streams,
     Unavailable,
 )
+from streams.log.url import open_log
 
 pytestmark = pytest.mark.anyio
 
@@ -609,6 +610,7 @@ COMMANDS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["topics", "ls"], 2, ("--url", "STREAMS_URL")),
     (["tail", "nothing", "--url", "sqlite:///log.db"], 1, ("no topic 'nothing'",)),
     (["groups", "show", "nobody", "--url", "sqlite:///log.db"], 1, ("'nobody'",)),
+    (["topics", "ls", "--url", "sqlite:///lgo.db"], 1, ("no file", "lgo.db", "there is log.db")),
 ]
 
 
@@ -625,6 +627,7 @@ def test_the_command_line_says_it_in_one_line(
         "@app.processor(topic, group='g')\n"
         "def handle(value, message, more): ...\n"
     )
+    open_log(f"sqlite:///{tmp_path / 'log.db'}").close()
     done = Shell(tmp_path)(*arguments)
     assert (done.returncode, done.stdout) == (status, "")
     (line,) = done.stderr.splitlines()

@@ -53,7 +53,7 @@ def _library() -> ModuleType:
         import zstandard
     except ImportError:
         raise BindError(
-            "Zstd needs the package zstandard: pip install 'streams-toolkit[zstd]'"
+            "Zstd needs the package zstandard (the extra zstd): pip install zstandard"
         ) from None
     return zstandard
 

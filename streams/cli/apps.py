@@ -45,8 +45,7 @@ def load(target: str, url: str | None = None) -> Streams:
             f"{target} is of type {type(found).__name__}, not a Streams app; "
             f"{_apps_of(module, name)}"
         )
-    if url:
-        found._url = url
+    found._option_url = url
     return found
 
 

@@ -394,7 +394,7 @@ def monitoring(view: View) -> Iterator[Finding]:
     elif find_spec("prometheus_client") is None:
         yield Finding(
             item, of, Verdict.no, "prometheus-client is not installed",
-            "pip install 'streams-toolkit[prometheus]'",
+            "pip install prometheus-client",
         )  # fmt: skip
     elif place := os.environ.get("STREAMS_HTTP"):
         yield Finding(item, of, Verdict.yes, f"streams run serves them on {place} (STREAMS_HTTP)")

@@ -90,7 +90,7 @@ def ls(
         raise Misused(
             "streams dead ls: --error, --key, --since and --until go with a group and its topic"
         )
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         if group is None or topic is None:
             _topics(log, json=json)
             return
@@ -170,7 +170,9 @@ def show_letter(
     topic: Topic,
     which: Annotated[
         str | None,
-        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET or message ID; else the oldest."),
+        typer.Argument(
+            metavar="WHICH", help="Its position, PARTITION/OFFSET or message ID; else the oldest."
+        ),
     ] = None,
     key: Annotated[
         str | None,
@@ -191,7 +193,7 @@ def show_letter(
     """
     if key is not None and (which is not None or name is not None):
         raise Misused("streams dead show takes --key, or WHICH and --name")
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         if key is None:
             whole = _whole_letter(log, group, topic, which, name)
         else:
@@ -247,7 +249,7 @@ def _first(
 
 def _place(log: Log, which: str) -> tuple[int, int] | None:
     """The partition and offset that were given; None: it is a message ID."""
-    partition, slash, offset = which.partition("/")
+    partition, slash, offset = "/".join(which.split("/")[-2:]).partition("/")
     if not slash or not (partition.isascii() and partition.isdigit() and len(partition) < 10):
         return None
     try:
@@ -480,7 +482,7 @@ def closed_keys(
       [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         heads = _heads(log, group, topic).all(limit=limit)
         tried = (show.tried(f"key {head.key!r}", partial(_closed, log, head)) for head in heads)
         found = [each for each in tried if each is not None]
@@ -722,8 +724,8 @@ def _where(log: Log, row: Row) -> str:
 
 
 def _is(log: Log, row: Row, which: str) -> bool:
-    place = f"{row.batch.partition}/{log.show(row.position.offset)}"
-    return which in (place, row.batch.id(row.index))
+    where = _where(log, row)
+    return which in (where, where.partition("/")[2], row.batch.id(row.index))
 
 
 def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
@@ -740,6 +742,7 @@ def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
     first = wire.iso(_header(headers, letters.FIRST_FAILED))
     return {
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
+        "position": _where(log, row),
         "failed_at": failed_at,
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +12,7 @@ import typer
 from streams.cli import show
 from streams.cli.apps import load
 from streams.cli.failures import DONE, FAILED, line
-from streams.cli.options import Json, Url
+from streams.cli.options import AppUrl, Json
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -35,7 +34,7 @@ def doctor(
     strict: Annotated[
         bool, typer.Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
-    url: Url = None,
+    url: AppUrl = None,
     json: Json = False,
 ) -> None:
     r"""Hold an app and its log against the checklist.
@@ -67,12 +66,13 @@ def doctor(
             {
                 "app": target,
                 "log": redact(app.url),
+                "log_from": app.given_url.by,
                 "ok": well,
                 "findings": [_as_json(finding) for finding in findings],
             }
         )
     else:
-        show.say(f"{target} on {redact(app.url)}")
+        show.say(f"{target} on {app.given_url}")
         if app._lifespan is not None:
             show.note("what the app's lifespan declares is not looked at")
         show.table(
@@ -105,12 +105,11 @@ def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
     from streams.log.url import open_log
 
     warnings()
-    missing = _missing_file(app.url)
-    if missing is not None:
-        yield None, f"there is no {missing} yet: run the app once"
-        return
     try:
-        log = open_log(app.url, app._config, app.clock, app.member)
+        log = open_log(app.url, app._config, app.clock, app.member, mode="ro")
+    except NotFound as error:
+        yield None, line(f"{error} (running the app once makes one)")
+        return
     except LogError as error:
         yield None, line(str(error))
         return
@@ -123,13 +122,3 @@ def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
             yield None, line(str(error))
             return
         yield log, ""
-
-
-def _missing_file(url: str) -> str | None:
-    """The file of a SQLite log that is not there: looking must not make it."""
-    from streams.log.url import read
-
-    scheme, opened = read(url, None, None)
-    if scheme != "sqlite" or os.path.exists(opened.path):
-        return None
-    return opened.path

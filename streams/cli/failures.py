@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from streams.errors import ConfigError, InvalidValue, StreamsError
 from streams.text import escape, one_line, words
@@ -62,12 +62,25 @@ def line(text: str) -> str:
 
 def report(text: str) -> None:
     """Say on standard error what went wrong, without any secret of the command line's."""
-    _tell(f"streams: {line(text)}\n")
+    _tell(f"{_formed(_hidden(line(text)))}\n")
 
 
 def report_traceback(error: BaseException) -> None:
     """Show where an error comes from, for whoever asked for it (:func:`debugging`)."""
-    _tell(escape("".join(traceback.format_exception(error)), lines=True))
+    _tell(_hidden(escape("".join(traceback.format_exception(error)), lines=True)))
+
+
+def _plain(text: str) -> str:
+    return f"streams: {text}"
+
+
+_formed: Callable[[str], str] = _plain
+
+
+def speak(formed: Callable[[str], str] = _plain) -> None:
+    """From now on :func:`report` writes its lines in this form."""
+    global _formed
+    _formed = formed
 
 
 _given: Sequence[str] = ()
@@ -80,12 +93,21 @@ def given(arguments: Sequence[str]) -> None:
     _given = arguments
 
 
-def _tell(text: str) -> None:
-    from streams.log.url import secrets_in
+def also_given(text: str) -> None:
+    """The same of a word that came another way."""
+    given([*_given, text])
 
-    variables = (os.environ.get(name, "") for name in ("STREAMS_URL", "STREAMS_PROMETHEUS"))
+
+def _hidden(text: str) -> str:
+    from streams.log.url import VARIABLE, secrets_in
+
+    variables = (os.environ.get(name, "") for name in (VARIABLE, "STREAMS_PROMETHEUS"))
+    return secrets_in([*_given, *variables]).hide(text)
+
+
+def _tell(text: str) -> None:
     try:
-        sys.stderr.write(secrets_in([*_given, *variables]).hide(text))
+        sys.stderr.write(text)
     except OSError:
         return  # nobody listens there either
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.cli.bookkeeping import is_own_group, not_shown, own_topics
+from streams.cli.options import All, Json, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
@@ -21,14 +22,12 @@ Name = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.")]
 
 
 @app.command("ls")
-def ls(
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also those that only mark dead letters as dealt with.")
-    ] = False,
-    url: Url = None,
-    json: Json = False,
-) -> None:
+def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
     r"""List the groups: who runs, and what is waiting.
+
+    Those that the toolkit keeps for itself (they follow delays, journals of
+    sagas, or mark dead letters as dealt with) are left out, unless --all is
+    given.
 
     [bold]Examples[/bold]
 
@@ -36,13 +35,20 @@ def ls(
       [cyan]streams groups ls --json | jq '.\[] | select(.lag > 1000)'[/cyan]
     """
     found: list[dict[str, Any]] = []
-    with open_url(url) as log:
-        for name in log.groups():
+    hidden = 0
+    with open_url(url, "ro") as log:
+        names = log.groups()
+        topics = show.tried("topics", log.topics) or ()
+        own = own_topics((info.name for info in topics), names)
+        for name in names:
             # Others name their groups as they like, and one may be gone by now.
             row = show.tried(f"group {name}", partial(_row, log, name))
-            if row is None or (row["topics"] == [name] and not everything):
-                continue  # for the latter see streams.patterns.deadletters.redriving
-            found.append(row)
+            if row is None:
+                continue
+            if not everything and is_own_group(name, row["topics"], own):
+                hidden += 1
+            else:
+                found.append(row)
     if json:
         show.print_json(found)
         return
@@ -53,6 +59,7 @@ def ls(
             for each in found
         ],
     )
+    not_shown(hidden, "group")
 
 
 def _row(log: Log, name: str) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
       [cyan]streams groups show billing[/cyan]
       [cyan]watch streams groups show billing[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         info = log.group(group)
         owners = {place: member.id for member in info.members for place in member.partitions}
         places = sorted({*info.positions, *owners})

@@ -13,17 +13,28 @@ from streams.cli.failures import Misused
 from streams.text import escape
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log
+    from streams.log.protocol import Log, Mode
+    from streams.log.url import Given
 
 Url = Annotated[
     str | None,
     typer.Option(
         "--url",
-        envvar="STREAMS_URL",
         metavar="URL",
-        help="The log: sqlite:///app.db, redis://host:6379/0, kafka://host:9092.",
+        help="The log: sqlite:///app.db, redis://host:6379/0, kafka://host:9092. "
+        "If not given: STREAMS_URL.",
     ),
 ]
+AppUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The log, instead of the app's own: sqlite:///app.db, redis://host:6379/0, "
+        "kafka://host:9092. If neither is given: STREAMS_URL.",
+    ),
+]
+All = Annotated[bool, typer.Option("--all", help="Also those that the toolkit keeps for itself.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Partition = Annotated[
@@ -34,19 +45,38 @@ Key = Annotated[
 ]
 
 
-@contextmanager
-def open_url(url: str | None) -> Iterator[Log]:
-    """The log of ``--url`` or of the environment, closed afterwards.
+def given_url(url: str | None) -> Given:
+    """The log of ``--url``, else of the environment.
 
     :raises Misused: neither is given.
     """
-    from streams.cli.logs import warnings
-    from streams.log.url import open_log
+    from streams.log.url import choose
 
-    if not url:
+    given = choose(url)
+    if given is None:
         raise Misused("no log: give --url, or set STREAMS_URL (such as sqlite:///app.db)")
+    return given
+
+
+@contextmanager
+def open_url(url: str | Given | None, mode: Mode = "rw") -> Iterator[Log]:
+    """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
+    told which one it is.
+
+    :param url: ``--url``, or a choice that was made already.
+    :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
+    :raises Misused: neither is given.
+    :raises NotFound: there is no such file.
+    """
+    from streams.cli import show
+    from streams.cli.logs import warnings
+    from streams.log.url import Given, open_log
+
+    given = url if isinstance(url, Given) else given_url(url)
     warnings()
-    with closing(open_log(url)) as log:
+    if sys.stderr.isatty():
+        show.note(f"on {given}")
+    with closing(open_log(given.url, mode=mode)) as log:
         yield log
 
 

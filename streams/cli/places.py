@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from streams import wire
 from streams.cli.failures import Misused
 from streams.wire import brief
 
@@ -15,32 +16,30 @@ if TYPE_CHECKING:
     from streams.reading import When
 
 HELP = (
-    "earliest, latest, an offset, a time (2013-01-05T10:00Z), that long ago (90s, 15m, 2h, 7d), "
-    "or -N for N messages before the end"
+    "earliest, latest, an offset, a position (orders/0/17), a time (2013-01-05T10:00Z), that long "
+    "ago (90s, 2h30m, 7d), or -N for N messages before the end"
 )
 
 LONGEST = 100 * 366 * 86_400.0
 """Seconds that a time may take: what is longer is a slip, and no log's calendar holds it."""
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(ms|s|m|h|d|w)\Z", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]|\Z)", re.ASCII)
 _BACK = re.compile(r"-\d{1,18}\Z", re.ASCII)
+_OFFSET = re.compile(r"\d+(-\d+)?\Z", re.ASCII)
 _PART = re.compile(r"(\d{1,9})/([^/]+)\Z", re.ASCII)
 _NAMES = {"earliest": "earliest", "beginning": "earliest", "latest": "latest", "end": "latest"}
 
 
 def duration(text: str, option: str) -> float:
-    """``90s``, ``15m``, ``2h``, ``7d``: in seconds.
+    """``90s``, ``15m``, ``2h30m``, ``7d``: in seconds.
 
     :raises Misused: it is none.
     """
-    found = _DURATION.match(text.strip())
-    if found is None:
+    seconds = wire.duration(text)
+    if seconds is None:
         raise Misused(
-            f"{option} {brief(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h, 7d or 4w"
+            f"{option} {brief(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h30m, 7d or 4w"
         )
-    seconds = float(found[1]) * _UNITS[found[2]]
     if seconds > LONGEST:
         raise Misused(f"{option} {text!r}: at most 100 years")
     return seconds
@@ -58,11 +57,11 @@ def place(text: str, option: str) -> When:
         if int(text) == 0:
             raise Misused(f"{option} {text!r}: -N takes an N from 1; the end is 'latest'")
         return int(text)
-    if _DURATION.match(text):
+    if wire.duration(text) is not None:
         return timedelta(seconds=duration(text, option))
     if _DATE.match(text):
         return moment(text, option)
-    if not re.fullmatch(r"[\x21-\x7e]+", text) or not text[0].isdigit():
+    if _OFFSET.match(text) is None:
         raise Misused(f"{option} {brief(text, 60)!r}: {HELP}")
     return text
 
@@ -85,8 +84,9 @@ def moment(text: str, option: str) -> datetime:
     return found
 
 
-def places(text: str, option: str) -> When | Mapping[int, When]:
-    """One place, or ``PARTITION/PLACE,PARTITION/PLACE``: partitions with places of their own.
+def places(text: str, option: str, topic: str) -> When | Mapping[int, When]:
+    """One place in a topic, or several, each of a partition of its own: positions as they are
+    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, with commas between them.
 
     :raises Misused: it is neither.
     """
@@ -94,15 +94,25 @@ def places(text: str, option: str) -> When | Mapping[int, When]:
         return place(text, option)
     found: dict[int, When] = {}
     for part in text.split(","):
-        pair = _PART.match(part.strip())
+        pair = _PART.match(_within(part.strip(), option, topic))
         if pair is None:
             raise Misused(
-                f"{option} {brief(text, 60)!r}: several places are written as 0/1041,1/998"
+                f"{option} {brief(text, 60)!r}: several places are written as 0/1041,1/998 or as "
+                f"{topic}/0/1041,{topic}/1/998"
             )
         if int(pair[1]) in found:
             raise Misused(f"{option} {text!r}: partition {pair[1]} is named twice")
         found[int(pair[1])] = place(pair[2], option)
     return found
+
+
+def _within(text: str, option: str, topic: str) -> str:
+    """A place within its topic, ``PARTITION/PLACE``."""
+    rest = text.removeprefix(f"{topic}/")
+    if rest == text and text.count("/") > 1:
+        other = text.rsplit("/", 2)[0]
+        raise Misused(f"{option} {brief(text, 60)!r}: a place in {other}, and not in {topic}")
+    return rest
 
 
 def one_partition(

@@ -13,13 +13,14 @@ import typer
 from streams.cli import show
 from streams.cli.apps import load
 from streams.cli.failures import INTERRUPTED, Failed, Misused, report
-from streams.cli.options import Json, Key, Partition, Url, open_url
+from streams.cli.options import AppUrl, Json, Key, Partition, given_url, open_url
 from streams.cli.places import HELP, one_partition, places, written
 from streams.text import words
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
+    from streams.log.url import Given
     from streams.processor import Processor
     from streams.reading import When
     from streams.replay import ReplayResult
@@ -42,10 +43,19 @@ class _Range:
         self, topic: str, start: str, end: str, partition: int | None, key: str | None
     ) -> None:
         self.topic = topic
-        self.start: When | Mapping[int, When] = places(start, "--start")
-        found = places(end, "--end")
+        self.start: When | Mapping[int, When] = places(start, "--start", topic)
+        found = places(end, "--end", topic)
         if isinstance(found, Mapping):
-            raise Misused(f"--end {end!r}: one place; {HELP}")
+            if len(found) > 1:
+                raise Misused(f"--end {end!r}: one place; {HELP}")
+            ((number, found),) = found.items()
+            if partition not in (None, number):
+                raise Misused(f"--end {end!r}: not a place in partition {partition}")
+            partition = number
+            if isinstance(self.start, Mapping):
+                if set(self.start) != {number}:
+                    raise Misused(f"--end {end!r}: --start names another partition")
+                partition, self.start = number, self.start[number]
         self.end: When = found
         self.partition = partition
         self.key = None if key is None else key.encode("utf-8", "surrogateescape")
@@ -90,7 +100,7 @@ def replay(
     errors: Annotated[
         Errors, typer.Option("--errors", help="At a message that fails for good.")
     ] = Errors.stop,
-    url: Url = None,
+    url: AppUrl = None,
     json: Json = False,
 ) -> None:
     """Read a range of a topic again, moving nobody.
@@ -125,13 +135,14 @@ def replay(
         raise Misused(f"--rate {rate:g}: messages a second, more than 0")
     found = _Range(topic, start, end, partition, key)
     app = None if target is None else load(target, url)
+    given = given_url(url) if app is None else app.given_url
     if into is None and to is None:
-        _print(found, url if app is None else app.url, rate)
+        _print(found, given, rate)
         return
-    _run(app, found, url, into=into, to=to, rate=rate, window=window, errors=errors, json=json)
+    _run(app, found, given, into=into, to=to, rate=rate, window=window, errors=errors, json=json)
 
 
-def _print(found: _Range, url: str | None, rate: float | None) -> None:
+def _print(found: _Range, given: Given, rate: float | None) -> None:
     """The range as JSON lines."""
     import sys
 
@@ -141,7 +152,7 @@ def _print(found: _Range, url: str | None, rate: float | None) -> None:
     from streams.replay.result import total
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(url))
+        log = stack.enter_context(open_url(given, "ro"))
         found.check(log)
         spans = ranges(
             log, found.topic, found.start, found.end, partition=found.partition, now=time.time()
@@ -169,7 +180,7 @@ def _print(found: _Range, url: str | None, rate: float | None) -> None:
 def _run(
     app: Streams | None,
     found: _Range,
-    url: str | None,
+    given: Given,
     *,
     into: str | None,
     to: str | None,
@@ -188,10 +199,11 @@ def _run(
     from streams.replay import replay as replay_range
 
     if app is None:
-        if not url:
-            raise Misused("no log: give --url, or set STREAMS_URL (such as sqlite:///app.db)")
-        app = Streams(url)
+        app = Streams(given.url)
+    app._mode = "rw"  # what is not there cannot be replayed
     warnings()
+    if not json:
+        show.note(f"replaying {found.topic} on {given}")
     last = ReplayResult(None)
     began = time.monotonic()
 
@@ -284,6 +296,7 @@ def _summary(result: ReplayResult, seconds: float) -> dict[str, Any]:
                 "topic": each.position.topic,
                 "partition": each.position.partition,
                 "offset": str(each.position.offset),
+                "position": str(each.position),
                 "id": show.printable(each.id),
                 "attempts": each.attempts,
                 "error": f"{type(each.error).__name__}: {words(each.error)}",

@@ -25,8 +25,9 @@ def reset(
         typer.Option(
             "--to",
             metavar="PLACE",
-            help="earliest, latest, an offset, a time (2013-01-05T10:00Z), that long ago (2h), "
-            "or -N: back by N messages from where it is.",
+            help="earliest, latest, an offset, a position (orders/0/17), a time "
+            "(2013-01-05T10:00Z), that long ago (2h30m), or -N: back by N messages from where it "
+            "is.",
         ),
     ],
     partition: Partition = None,
@@ -55,8 +56,8 @@ def reset(
     from streams.errors import GroupLive
     from streams.replay.resetting import carry_out, plan
 
-    found = places(to, "--to")
-    with open_url(url) as log:
+    found = places(to, "--to", topic)
+    with open_url(url, "ro" if dry_run else "rw") as log:
         one_partition(found, "--to", partition, log.topic(topic).partitions)
         moves = plan(log, group, topic, found, partition=partition, now=time.time())
         live = len(log.group(group).members)

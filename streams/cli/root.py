@@ -26,6 +26,7 @@ from streams.cli.failures import (
     line,
     report,
     report_traceback,
+    speak,
 )
 
 
@@ -71,8 +72,8 @@ def _root(
 ) -> None:
     """Event streams on Kafka, Redis, or a file: run, look, publish, replay, repair.
 
-    Every command takes [cyan]--url[/cyan], or [cyan]STREAMS_URL[/cyan] from the environment:
-    sqlite:///app.db, redis://host:6379/0, kafka://host:9092.
+    Which log: what [cyan]--url[/cyan] says, else what an app's code gives, else
+    [cyan]STREAMS_URL[/cyan]: sqlite:///app.db, redis://host:6379/0, kafka://host:9092.
 
     [bold]First steps[/bold]
 
@@ -100,6 +101,7 @@ app.add_typer(saga.app, name="saga")
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status."""
     given(arguments)
+    speak()
     try:
         status = _invoke(arguments)
         sys.stdout.flush()

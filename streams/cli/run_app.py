@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli.apps import load
-from streams.cli.failures import FAILED, USAGE, Failed, Misused, debugging, describe
-from streams.cli.options import Url, address
+from streams.cli.failures import (
+    FAILED,
+    FENCED,
+    USAGE,
+    Failed,
+    Misused,
+    debugging,
+    describe,
+    report,
+    report_traceback,
+)
+from streams.cli.logs import Format
+from streams.cli.options import AppUrl, address
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -62,10 +73,18 @@ class Level(StrEnum):
 
 def run(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
-    url: Url = None,
+    url: AppUrl = None,
     log_level: Annotated[
         Level | None,
         typer.Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
+    ] = None,
+    log_format: Annotated[
+        Format | None,
+        typer.Option(
+            "--log-format",
+            envvar="STREAMS_LOG_FORMAT",
+            help="How log lines are written: as text, or a JSON object each.",
+        ),
     ] = None,
     http: Annotated[
         str | None,
@@ -107,47 +126,55 @@ def run(
     added to the name. A process whose name another one takes ends with status
     79 and should not be started again.
 
+    With --log-format json each line on standard error is a JSON object: time,
+    level, logger, message, worker (its number, or null), exception. It also
+    takes the place of what the app itself has set up to write to the terminal.
+
     [bold]Examples[/bold]
 
       [cyan]streams run shop:app[/cyan]             app in shop.py, here or installed
       [cyan]streams run shop.events:app --log-level debug[/cyan]
       [cyan]streams run shop:app --url sqlite:///test.db[/cyan]
-      [cyan]streams run shop:app --workers 4[/cyan]
+      [cyan]streams run shop:app --workers 4 --log-format json[/cyan]
       [cyan]streams run shop:app --member shop-3[/cyan]
       [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
-    from streams.cli.logs import set_up
-    from streams.cli.workers import Worker, supervise
-    from streams.errors import ConfigError
+    from streams.cli.logs import set_up, speak
+    from streams.cli.workers import Worker, number, supervise, url_from_supervisor
     from streams.log.names import check_member
-    from streams.log.url import redact
 
     place_of_http = None if not http else address(http)
     level = None if log_level is None else getattr(logging, log_level.name.upper())
     if workers is not None and worker is None:
-        set_up(level)
-        level_name = log_level and log_level.value
-        raise typer.Exit(supervise(target, workers, url, level_name, place_of_http, member))
-    place = None if worker is None else Worker(worker)
+        speak(log_format, 0)
+        set_up(level, log_format, 0)
+        options = []
+        if log_level is not None:
+            options += ["--log-level", log_level.value]
+        if log_format is not None:
+            options += ["--log-format", log_format.value]
+        raise typer.Exit(supervise(target, workers, url, options, place_of_http, member))
+    which = None if worker is None else number()
+    speak(log_format, which)
+    place = None
+    if worker is not None:
+        place, url = Worker(worker), url_from_supervisor()
     _collect_rarely()
     app = load(target, url)
     if member is not None:
         app._member = check_member(member)
     gc.freeze()  # what was imported stays, and is not looked at again
-    set_up(level)
+    set_up(level, log_format, which)
     if place is not None:
         place.loaded(target, app)
-    logger.info("running %s on %s", target, redact(app.url))
+    logger.info("running %s on %s", target, app.given_url)
+    app._url_told = True
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:
         with _monitored(app, place_of_http):
-            app.run()
-    except SystemExit as ended:  # said already, in one line
-        misused = isinstance(ended.__cause__, ConfigError)
-        status = ended.code if isinstance(ended.code, int) else FAILED
-        raise typer.Exit(USAGE if misused else status) from None
-    except KeyboardInterrupt:
+            _run_to_its_end(app)
+    except typer.Exit:
         raise
     except Exception as error:
         if debugging():
@@ -156,3 +183,20 @@ def run(
         if status == USAGE:
             raise Misused(f"{target}: {text}") from error
         raise Failed(f"{target} failed: {text}") from error
+
+
+def _run_to_its_end(app: Streams) -> None:
+    """Run the app; say in one line what ended it.
+
+    :raises typer.Exit: something did.
+    """
+    from streams.errors import ConfigError, MemberFenced, StreamsError
+
+    try:
+        app.run_or_raise()
+    except StreamsError as error:
+        if debugging():
+            report_traceback(error)
+        report(str(error))
+        status = FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
+        raise typer.Exit(USAGE if isinstance(error, ConfigError) else status) from None

@@ -19,7 +19,7 @@ from streams.cli.failures import Failed
 from streams.cli.options import Json, Url, Yes, confirm, open_url
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log
+    from streams.log.protocol import Log, Mode
     from streams.patterns.saga.entry import Entry, Failure
     from streams.patterns.saga.journal import Journal
 
@@ -66,7 +66,7 @@ def ls(
     from streams.patterns.saga.journal import Journal
 
     found: list[dict[str, Any]] = []
-    with open_url(url) as log, _told():
+    with open_url(url, "ro") as log, _told():
         for each in _names(log) if name is None else (name,):
             journal = Journal(log, each)
             listing = journal.all(lambda entry: everything or not entry.over, newest or None)
@@ -109,7 +109,7 @@ def status(
       [cyan]streams saga status orders o-17[/cyan]
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
-    with _journal(url, name) as journal:
+    with _journal(url, name, "ro") as journal:
         entry = journal.latest(id, newest or None).entry
     whole = _whole(name, entry)
     if json:
@@ -203,10 +203,10 @@ def _told() -> Iterator[None]:
 
 
 @contextmanager
-def _journal(url: str | None, name: str) -> Iterator[Journal]:
+def _journal(url: str | None, name: str, mode: Mode = "rw") -> Iterator[Journal]:
     from streams.patterns.saga.journal import Journal
 
-    with open_url(url) as log, _told():
+    with open_url(url, mode) as log, _told():
         yield Journal(log, name)
 
 

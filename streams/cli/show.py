@@ -40,18 +40,18 @@ def as_json(found: Any) -> bytes:
     try:
         document = orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a lone surrogate in a text, which JSON in UTF-8 cannot hold
-        document = orjson.dumps(_whole(found), option=orjson.OPT_APPEND_NEWLINE)
+        document = orjson.dumps(whole(found), option=orjson.OPT_APPEND_NEWLINE)
     return escape_json(document)
 
 
-def _whole(found: Any) -> Any:
-    r"""The same with lone surrogates written as text: ``\udcff``."""
+def whole(found: Any) -> Any:
+    r"""A document with lone surrogates written as text: ``\udcff``."""
     if isinstance(found, str):
         return printable(found)
     if isinstance(found, Mapping):
-        return {printable(str(name)): _whole(each) for name, each in found.items()}
+        return {printable(str(name)): whole(each) for name, each in found.items()}
     if isinstance(found, (list, tuple)):
-        return [_whole(each) for each in found]
+        return [whole(each) for each in found]
     return found
 
 
@@ -233,6 +233,7 @@ def message(log: Log, batch: Batch, index: int) -> dict[str, Any]:
         "topic": batch.topic,
         "partition": batch.partition,
         "offset": offset(log, batch.offsets[index]),
+        "position": f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}",
         "time": iso(batch.time(index)),
         "id": printable(batch.id(index)),
         "key": readable(key),

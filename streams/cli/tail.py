@@ -55,9 +55,9 @@ def tail(
     from streams.reading import ranges
     from streams.replay.copying import Rows
 
-    found = None if start is None else places(start, "--from")
+    found = None if start is None else places(start, "--from", topic)
     wanted = None if key is None else key.encode("utf-8", "surrogateescape")
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         printer = _Printer(log, json=json)
         now = time.time()
         one_partition(found, "--from", partition, log.topic(topic).partitions)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
+from streams.cli.bookkeeping import not_shown, own_topics
 from streams.cli.failures import Misused
-from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.cli.options import All, Json, Url, Yes, confirm, open_url
 from streams.cli.places import duration
 
 if TYPE_CHECKING:
@@ -42,18 +43,28 @@ Compacted = Annotated[
 
 
 @app.command("ls")
-def ls(url: Url = None, json: Json = False) -> None:
+def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
     r"""List the topics.
+
+    What the toolkit keeps beside them (dead letters, retries, delays, journals
+    of sagas) is left out, unless --all is given.
 
     [bold]Examples[/bold]
 
       [cyan]streams topics ls[/cyan]
+      [cyan]streams topics ls --all[/cyan]
       [cyan]streams topics ls --json | jq -r '.\[].topic'[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
+        topics = log.topics()
+        own: set[str] = set()
+        if not everything:
+            groups = show.tried("groups", log.groups) or ()
+            own = own_topics((info.name for info in topics), groups)
         found = [
             (info, show.tried(info.name, partial(_messages, log, info.name, info.partitions)))
-            for info in log.topics()
+            for info in topics
+            if info.name not in own
         ]
     if json:
         show.print_json(
@@ -75,6 +86,7 @@ def ls(url: Url = None, json: Json = False) -> None:
             for info, messages in found
         ],
     )
+    not_shown(len(own), "topic")
 
 
 @app.command("show")
@@ -85,7 +97,7 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
 
       [cyan]streams topics show orders[/cyan]
     """
-    with open_url(url) as log:
+    with open_url(url, "ro") as log:
         info = log.topic(topic)
         parts: list[dict[str, Any]] = []
         for partition in range(info.partitions):
@@ -144,7 +156,7 @@ def create(
             raise Misused(f"--config {pair!r}: write it as name=value")
         settings[name] = value
     retention = _given(keep_for, keep, keep_bytes, compacted=compacted)
-    with open_url(url) as log:
+    with open_url(url, "rwc") as log:
         info = log.create(topic, partitions, retention, settings or None)
     show.say(
         f"{info.name}: {show.number(info.partitions, 'partition')}, {show.kept(info.retention)}"

@@ -49,7 +49,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
-from streams.cli.failures import DONE, FAILED, FENCED, INTERRUPTED, Misused, report
+from streams import wire
+from streams.cli.failures import DONE, FAILED, FENCED, INTERRUPTED, Misused, also_given, report
 from streams.errors import StreamsError
 from streams.text import get_logger
 
@@ -63,6 +64,25 @@ _LINE = 4_096
 INSTANCE = "group.instance.id"
 NUMBER = "STREAMS_WORKER"
 """Where an app finds its worker's number, from 1, in the environment."""
+_URL = "STREAMS_WORKER_URL"
+"""How the supervisor hands ``--url`` to a worker. Not by ``STREAMS_URL``, which counts less than
+what the app's code gives."""
+
+
+def number() -> int | None:
+    """Which worker this process is, from 1; None: its supervisor did not say."""
+    return wire.whole(os.environ.get(NUMBER))
+
+
+def url_from_supervisor() -> str | None:
+    """What ``--url`` said, taken out of the environment: the app's own children must not find it.
+
+    From here on no error shows a secret of it.
+    """
+    url = os.environ.pop(_URL, None)
+    if url:
+        also_given(url)
+    return url
 
 
 @dataclass(frozen=True)
@@ -92,12 +112,14 @@ def supervise(
     target: str,
     workers: int,
     url: str | None,
-    level: str | None,
+    options: Sequence[str] = (),
     http: tuple[str, int] | None = None,
     member: str | None = None,
 ) -> int:
     """Run an app in so many workers until a signal; the exit status.
 
+    :param url: ``--url``, which goes before what the app's code gives.
+    :param options: of the command line, for each of them.
     :param member: what their names in their groups begin with; the app's own if None.
     :param http: where the first serves its metrics; each other has the port after the one before.
     :raises Misused: there are not so many ports.
@@ -106,12 +128,10 @@ def supervise(
         raise Misused(
             f"--http {http[0]}:{http[1]}: {workers} workers need as many ports from there"
         )
-    command = [sys.executable, "-m", "streams.cli", "run", target]
-    if level is not None:
-        command += ["--log-level", level]
+    command = [sys.executable, "-m", "streams.cli", "run", target, *options]
     environment = dict(os.environ)
     if url:  # not an argument: others on the machine see those, and a URL may hold a password
-        environment["STREAMS_URL"] = url
+        environment[_URL] = url
     if member is not None:
         command += ["--member", member]
     lock, slot = claim(target)
@@ -234,10 +254,13 @@ class Supervisor:
             logger.info("%s: %d workers finish what is in flight", number.name, len(self._alive))
             self._stop(number)
             return
+        logger.warning(
+            "%s again: %d workers are killed, not everything was finished",
+            number.name, len(self._alive),
+        )  # fmt: skip
         for process, *_ in self._alive.values():
             with suppress(ProcessLookupError):
                 process.kill()
-        report("interrupted, not everything was finished")
         if number == signal.SIGTERM:
             asyncio.get_running_loop().remove_signal_handler(number)
             os.kill(os.getpid(), number)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from streams.config import Flow
 from streams.config import Retention as Retention
@@ -561,6 +561,11 @@ class Queryable(Protocol):
         ...
 
 
+Mode = Literal["ro", "rw", "rwc"]
+"""What may become of a log's file by opening it, in SQLite's words: ``ro`` only looks and changes
+nothing, ``rw`` uses a file that is there, ``rwc`` makes it if there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What a log's module is asked to open: the URL in parts, driver settings, the app's clock."""
@@ -575,3 +580,5 @@ class Opened:
     clock: Any = None
     member: str = ""
     """The name under which the app's processors join their groups; empty: they are not static."""
+    mode: Mode = "rwc"
+    """For logs that are files."""

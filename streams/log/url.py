@@ -17,20 +17,24 @@ scheme, user, hosts, path and the settings that are known to be harmless.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from typing_extensions import override
 
 from streams.clock import SYSTEM, Clock
 from streams.errors import ConfigError
-from streams.log.protocol import Log, Opened
+from streams.log.protocol import Log, Mode, Opened
 from streams.log.secrets import HIDDEN, Secrets, sounds_secret
 
-__all__ = ["FORMS", "Url", "open_log", "parse", "redact"]
+__all__ = ["FORMS", "VARIABLE", "Given", "Url", "choose", "open_log", "parse", "redact"]
+
+VARIABLE = "STREAMS_URL"
+"""The variable of the environment that gives the log's URL where nothing else does."""
 
 FORMS = (
     "sqlite:///relative.db",
@@ -79,12 +83,13 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<po
 _MEMORY = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
-_VALUE = re.compile(r"(?:[0-9.]{1,12}|full|normal)\Z")
+_VALUE = re.compile(r"(?:[0-9.]{1,12}|(?:[0-9.]{1,12}(?:ms|[smhdw])){1,6}|full|normal|rwc?|ro)\Z")
 
 _HARMLESS = frozenset(
     {
         "lease",
         "max_record",
+        "mode",
         "once",
         "replication.factor",
         "synchronous",
@@ -202,23 +207,31 @@ def open_log(
     config: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     member: str = "",
+    mode: Mode = "rwc",
 ) -> Log:
     """Open the log a URL names.
 
     :param config: driver settings, passed through.
     :param clock: the app's clock; the machine's own if None.
     :param member: the name under which static members will join groups, if they will.
+    :param mode: of a log that is a file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the
+        file if there is none.
     :raises ConfigError: the URL is not one of :data:`FORMS`, a setting cannot be, or the log's
         driver is not installed.
+    :raises NotFound: there is no such file, and ``mode`` says not to make it.
     :raises LogError: the log itself could not be opened.
     """
-    scheme, opened = read(url, config, clock, member)
+    scheme, opened = read(url, config, clock, member, mode)
     log: Log = driver(scheme).open(opened)
     return log
 
 
 def read(
-    url: str, config: Mapping[str, Any] | None, clock: Clock | None, member: str = ""
+    url: str,
+    config: Mapping[str, Any] | None,
+    clock: Clock | None,
+    member: str = "",
+    mode: Mode = "rwc",
 ) -> tuple[str, Opened]:
     """The scheme of a URL, and all of it that is the same for every log.
 
@@ -238,6 +251,7 @@ def read(
         config=given,
         clock=clock or SYSTEM,
         member=member,
+        mode=mode,
     )
     return found.scheme, opened
 
@@ -397,6 +411,36 @@ def driver(scheme: str, part: str = "") -> Any:
             f"{scheme}:// needs the package {missing!r}, which is not installed:"
             f" pip install '{distribution}'"
         ) from error
+
+
+# -- which URL -------------------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """A log's URL, and what gave it. As text it shows no secret."""
+
+    url: str
+    by: str
+    """``--url``, ``the code`` or ``STREAMS_URL``."""
+
+    @override
+    def __str__(self) -> str:
+        other = os.environ.get(VARIABLE, "")
+        ignored = bool(other) and self.by != VARIABLE and other != self.url
+        unused = f"; {VARIABLE} names another log and is not used" if ignored else ""
+        return f"{redact(self.url)} (from {self.by}{unused})"
+
+
+def choose(option: str | None, code: str | None = None) -> Given | None:
+    """The URL to use: that of ``--url``, else the code's, else the environment's; None: there is
+    none. The order is the same wherever a log is opened.
+    """
+    if option:
+        return Given(option, "--url")
+    if code is not None:
+        return Given(code, "the code")
+    variable = os.environ.get(VARIABLE, "")
+    return Given(variable, VARIABLE) if variable else None
 
 
 # -- showing a URL ---------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def plan(
     for number, when in places.items():
         if not 0 <= number < partitions:
             raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {number}")
+        one_partition(topic, {"to": when}, number, partitions)
         held = positions.get((topic, number))
         moves.append(_move(log, topic, number, held, _target(log, topic, number, held, when, now)))
     return moves

@@ -18,7 +18,7 @@ from tests.servers.redis import Redis
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import asyncio, signal, sys, threading, time
+import asyncio, ctypes, signal, sys, threading, time
 from contextlib import asynccontextmanager
 from streams import Streams
 
@@ -41,7 +41,7 @@ def watch():
     print("told", flush=True)
 
 def begin():
-    if how not in ("returns", "dies"):
+    if how not in ("returns", "dies", "stuck"):
         threading.Thread(target=watch, daemon=True).start()
     print("begun", flush=True)
     if how == "dies":
@@ -60,6 +60,11 @@ else:
             time.sleep(3600)
         elif how == "waits":
             await asyncio.Event().wait()
+        elif how == "stuck":
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            watch()
+            libc.pthread_mutex_lock(mutex)  # without end, and no signal interrupts it
 
 app.run()
 """
@@ -93,16 +98,35 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     assert (process.returncode, out, err) == (0, "left\n", "")
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
 @pytest.mark.parametrize("how", ["waits", "plain", "blocks"])
-def test_a_second_signal_ends_it_at_once(how: str) -> None:
+def test_a_second_signal_ends_it_at_once_and_is_said(
+    how: str, number: signal.Signals, status: int
+) -> None:
     with running(how) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.stdout is not None
         assert process.stdout.readline() == "told\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "streams: interrupted, not everything was finished"
+    assert process.returncode == status
+    said = f"streams: {number.name} again: interrupted, not everything was finished"
+    assert err.splitlines()[-1] == said
+
+
+def test_a_second_signal_ends_it_while_c_code_blocks_the_main_thread() -> None:
+    with running("stuck") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told\n"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    # By the signal itself, if that came before the thread was blocked.
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
+    said = "streams: SIGTERM again: interrupted, not everything was finished"
+    assert err.splitlines()[-1] == said
 
 
 def test_a_dead_processor_ends_it_with_one_clear_line() -> None:

@@ -172,6 +172,8 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
             heads = Heads(log, "billing", "orders").all()
             return {head.key.decode(): {"parked": head.parked, "dead": head.dead} for head in heads}
 
+    with shell.log():
+        pass
     missing = run("dead", "keys", "billing", "orders")
     assert (missing.status, missing.err.count("\n")) == (1, 1)
     assert "sequenced=True" in missing.err

@@ -124,7 +124,7 @@ def test_for_people(shell: Shell, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     result = run("doctor", "clinic:app")
     lines = result.out.splitlines()
     assert result.status == 1
-    assert lines[0] == "clinic:app on sqlite:///shop.db"
+    assert lines[0] == "clinic:app on sqlite:///shop.db (from the code)"
     assert lines[1].split() == ["ITEM", "OF", "WHY", "DO"]
     assert any(
         line.startswith("no") and "streams run --http 0.0.0.0:9100" in line for line in lines
@@ -153,7 +153,8 @@ def test_a_log_that_is_not_there(shell: Shell, doctor: Any) -> None:
     found = no(doctor("--url", "redis://127.0.0.1:1"), "persisted")
     assert "refused" in found["why"]
     found = no(doctor("--url", "sqlite:///none.db"), "persisted")
-    assert found["why"] == "there is no none.db yet: run the app once"
+    assert f"there is no file {shell.folder / 'none.db'}; beside it there is " in found["why"]
+    assert "running the app once makes one" in found["why"]
     assert not (shell.folder / "none.db").exists()
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from streams.cli import show
 from streams.cli.failures import Misused
-from streams.cli.places import places
+from streams.cli.places import HELP, places
+from tests.cli.conftest import Run, Shell
 
 
 @pytest.mark.parametrize(
@@ -39,13 +40,13 @@ from streams.cli.places import places
     ],
 )
 def test_a_place_is_read_as_it_is_written(text: str, meaning: object) -> None:
-    assert places(text, "--to") == meaning
+    assert places(text, "--to", "orders") == meaning
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-0-9/,.:TZsmhd]{1,12}", fullmatch=True))
 def test_whatever_is_written_is_a_place_or_misused(text: str) -> None:
     with suppress(Misused):
-        assert places(text, "--to") is not None
+        assert places(text, "--to", "orders") is not None
 
 
 _JSON = st.recursive(
@@ -74,3 +75,15 @@ def test_any_value_can_be_had_back(data: bytes) -> None:
         assert found["text"].encode() == data
     else:
         assert found["value"] == json.loads(data)
+
+
+def test_durations_on_the_command_line(shell: Shell, run: Run) -> None:
+    assert run("topics", "create", "orders", "--keep-for", "1d12h").status == 0
+    (topic,) = run("topics", "ls", "--json").json
+    assert topic["retention"]["seconds"] == 129_600.0
+    assert run("tail", "orders", "--from", "2h30m").status == 0
+    assert run("replay", "orders", "--start", "2h30m", "--end", "1h15m").status == 0
+    refused = run("tail", "orders", "--from", "30m2h")
+    assert refused.status == 2
+    assert "2h30m" in refused.err
+    assert "2h30m" in HELP

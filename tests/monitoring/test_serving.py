@@ -310,8 +310,8 @@ from streams.patterns import MetricsCollector
     )
     assert ended.stdout == "200\n501 the package prometheus-client is not installed\n"
     assert ended.stderr.splitlines()[-1] == (
-        "streams.errors.ConfigError: metrics need the package prometheus-client: "
-        "pip install 'streams-toolkit[prometheus]'"
+        "streams.errors.ConfigError: metrics need the package prometheus-client (the extra "
+        "prometheus): pip install prometheus-client"
     )
     assert "/metrics has nothing to say: pip install" in ended.stderr
 

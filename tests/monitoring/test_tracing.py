@@ -336,8 +336,8 @@ def test_without_the_package_it_says_what_is_missing() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert ended.stderr.splitlines()[-1] == (
-        "streams.errors.ConfigError: tracing needs the package opentelemetry-api: "
-        "pip install 'streams-toolkit[otel]'"
+        "streams.errors.ConfigError: tracing needs the package opentelemetry-api (the extra otel): "
+        "pip install opentelemetry-api"
     )
 
 

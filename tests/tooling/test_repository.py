@@ -175,3 +175,28 @@ def test_the_wheel_works_where_nothing_else_is(wheel: Path, tmp_path: Path) -> N
         check=True,
     )  # fmt: skip
     assert "replay" in shown.stdout
+
+
+def told() -> list[Path]:
+    """What a user reads: pages, and the code that has the messages."""
+    folders = ("streams", "codecs/stream_codecs", "examples")
+    code = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *code]
+
+
+def test_nothing_asks_pip_for_the_package_by_a_name_that_is_not_published() -> None:
+    bad = re.compile(r"pip install[^\n`]*\bstreams[-_]toolkit")
+    assert [path.name for path in told() if bad.search(path.read_text())] == []
+
+
+def test_nothing_advises_a_file_that_only_a_checkout_has() -> None:
+    code = [path for path in told() if path.suffix == ".py"]
+    assert [path.name for path in code if "docker compose" in path.read_text()] == []
+
+
+def test_the_readme_names_every_extra_that_a_service_may_add() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    section = (ROOT / "README.md").read_text().partition("Extras stand")[2].partition("\n## ")[0]
+    for extra in set(project["optional-dependencies"]) - {"dev"}:
+        assert f"`{extra}`" in section, extra
+    assert "uvicorn" in section

@@ -474,10 +474,10 @@ class Mail(msgspec.Struct):
 queue = MessageQueue(app)
 mails = queue.declare("mails", Mail, partitions=4)
 either = queue.declare("either", Mail | int)
-anything = queue.declare("anything")
+whatever = queue.declare("anything")
 assert_type(mails, Queue[Mail])
 assert_type(either, Queue[Mail | int])
-assert_type(anything, Queue[Any])
+assert_type(whatever, Queue[Any])
 
 
 @mails.subscribe()
@@ -491,11 +491,11 @@ def send_plain(message: QueueMessage[Mail]) -> int:
 
 
 @either.subscribe()
-async def wider(message: QueueMessage[Mail | int | str]) -> None: ...
+async def wider_mail(message: QueueMessage[Mail | int | str]) -> None: ...
 
 
-@anything.subscribe()
-async def of_anything(message: QueueMessage[dict[str, Any]]) -> None: ...
+@whatever.subscribe()
+async def mail_of_anything(message: QueueMessage[dict[str, Any]]) -> None: ...
 
 
 @queue.subscribe("mails")
@@ -508,10 +508,13 @@ async def send_number(message: QueueMessage[int]) -> None: ...
 async def send_with(message: QueueMessage[Mail], host: str) -> None: ...
 
 
+one_mail = QueueMessage("1", datetime.now(timezone.utc), Mail("ada"), 0, "mails")
+
+
 async def use_queues(consumer: MessageConsumer) -> None:
     assert_type(await mails.publish(Mail("ada"), key="ada", delay=3, id="1"), str)
     await either.publish(3)
-    await anything.publish(3)
+    await whatever.publish(3)
     await queue.publish("mails", Mail("ada"))
     declared: MessageConsumer = mails.subscribe(send)
     started: MessageConsumer = await mails.subscribe(send, ConsumerConfig())
@@ -519,9 +522,5 @@ async def use_queues(consumer: MessageConsumer) -> None:
     _ = await mails.subscribe(functools.partial(send_with, host="smtp"))
     await consumer.start(mails, send)
     await consumer.start("mails", send)
-    assert_type(
-        await send(QueueMessage("1", datetime.now(timezone.utc), Mail("ada"), 0, "mails")), None
-    )
-    assert_type(
-        send_plain(QueueMessage("1", datetime.now(timezone.utc), Mail("ada"), 0, "mails")), int
-    )
+    assert_type(await send(one_mail), None)
+    assert_type(send_plain(one_mail), int)

@@ -26,6 +26,7 @@ import re
 
 from streams import wire
 from streams.errors import ConfigError
+from streams.wire import EntryId as EntryId
 
 TOPICS = b"streams:topics"
 GROUPS = b"streams:groups"
@@ -86,18 +87,6 @@ def topics_key(group: str) -> bytes:
 # -- entry IDs -------------------------------------------------------------------------------------
 
 
-class EntryId(int):
-    """An offset that shows itself as Redis writes it: ``ms-seq``.
-
-    Only where it is shown: serializers refuse subclasses of int, so positions have plain ones.
-    """
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return f"{self >> 64}-{self & _LOW64}"
-
-
 def entry_id(offset: int) -> bytes:
     """An offset as Redis writes it."""
     offset = min(max(offset, 0), HIGH)
@@ -115,19 +104,15 @@ def offset(id: bytes) -> int:
     return int(high) << 64 | int(low or 0)
 
 
-_WRITTEN = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?\Z", re.ASCII)
-
-
 def parse(text: str) -> int:
-    """An entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that millisecond.
+    """An entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that millisecond; or
+    the number that it is as an offset, which no millisecond reaches.
 
     :raises ConfigError: it is none.
     """
-    found = _WRITTEN.match(text)
-    if found:
-        high, low = int(found[1]), int(found[2] or 0)
-        if high <= _LOW64 and low <= _LOW64:
-            return high << 64 | low
+    found = wire.offset(text)
+    if found is not None:
+        return found << 64 if "-" not in text and found <= _LOW64 else found
     raise ConfigError(
         f"{wire.brief(text, 60)!r} is no entry ID of Redis: write 1700000000000-0, or its first "
         "half"

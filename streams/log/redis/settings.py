@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from streams import wire
 from streams.errors import ConfigError
 from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
@@ -213,14 +214,18 @@ def _addresses(url: Url, kind: Kind) -> tuple[Address, ...]:
 # about when it connects.
 
 
-def _number(least: float) -> Callable[[str, str, Any], float]:
+def _seconds(least: float) -> Callable[[str, str, Any], float]:
     def convert(name: str, key: str, given: Any) -> float:
-        try:
-            number = float(given) if isinstance(given, (str, int, float)) else -1.0
-        except ValueError:
-            number = -1.0
-        if not least <= number < float("inf"):
-            raise ConfigError(f"{name}: {key}={given!r}: a number from {least:g} on is needed")
+        number: float | None = None
+        if isinstance(given, str):
+            number = wire.seconds(given)
+        elif isinstance(given, (int, float)):
+            number = float(given)
+        if number is None or not least <= number < float("inf"):
+            raise ConfigError(
+                f"{name}: {key}={given!r}: a number of seconds from {least:g} on is needed, or a "
+                "duration such as 90s or 2h30m"
+            )
         return number
 
     return convert
@@ -315,11 +320,11 @@ def _any(name: str, key: str, given: Any) -> Any:
 _Convert = Callable[[str, str, Any], Any]
 
 _OPTIONS: Mapping[str, _Convert] = {
-    "lease": _number(0),
-    "once": _number(0),
-    "timeout": _number(0),
+    "lease": _seconds(0),
+    "once": _seconds(0),
+    "timeout": _seconds(0),
     "wait": _whole,
-    "wait_timeout": _number(0.001),
+    "wait_timeout": _seconds(0.001),
 }
 
 _SENTINEL = {"sentinel_username": "username", "sentinel_password": "password"}
@@ -328,8 +333,8 @@ _DRIVER: Mapping[str, _Convert | None] = {
     "username": _text,
     "password": _text,
     "client_name": _text,
-    "socket_timeout": _number(0),
-    "socket_connect_timeout": _number(0),
+    "socket_timeout": _seconds(0),
+    "socket_connect_timeout": _seconds(0),
     "socket_read_size": _whole,
     "socket_keepalive": _truth,
     "socket_keepalive_options": None,

@@ -75,7 +75,7 @@ class Alive:
         with self._guard:
             if no in self._mine:
                 return True
-            free = self._try(no)
+            free = self._try(no, make=False)
             if free:
                 self._unlock(no)
             return None if free is None else not free
@@ -88,13 +88,16 @@ class Alive:
                 os.close(self._fd)
                 self._fd = None
 
-    def _try(self, no: int) -> bool | None:
-        """Lock the byte: True if it is ours now, False if another process has it."""
+    def _try(self, no: int, *, make: bool = True) -> bool | None:
+        """Lock the byte: True if it is ours now, False if another process has it.
+
+        :param make: make the file, if there is none. Otherwise nobody can have locked it.
+        """
         if sys.platform == "win32":
             return None
         try:
             if self._fd is None:
-                self._fd = companion(self._path, self._log)
+                self._fd = companion(self._path, self._log, make=make)
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, no)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
             return False if self._fd is not None else None
@@ -107,6 +110,8 @@ class Alive:
                     error,
                 )
             return None
+        except FileNotFoundError:
+            return None if make else True
         except OSError:  # no locks on this file system: leases alone decide
             return None
         return True

@@ -18,7 +18,7 @@ from typing import Any
 import apsw
 
 from streams.clock import Clock
-from streams.errors import Fatal, Unavailable
+from streams.errors import Fatal, NotFound, Unavailable
 from streams.log.sqlite import schema
 from streams.log.sqlite.failures import translate, translate_commit, translated
 from streams.log.sqlite.settings import Settings
@@ -59,16 +59,34 @@ class Patience:
         return True
 
 
+def _holds(path: str) -> bool:
+    """There is a file, and something in it."""
+    try:
+        return os.path.getsize(path) > 0
+    except OSError:
+        return False
+
+
 class Connection(apsw.Connection):
     """A connection to the log's file."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.path)
+        flags = apsw.SQLITE_OPEN_READWRITE
+        if settings.mode == "rwc":
+            flags |= apsw.SQLITE_OPEN_CREATE
+        # Not SQLITE_OPEN_READONLY for one that only looks: such a connection would leave its -wal
+        # and -shm files behind.
+        super().__init__(settings.path, flags=flags)
         self.patience = Patience(settings.timeout)
         self.set_busy_handler(self.patience)
         self.execute(f"PRAGMA synchronous = {settings.synchronous}")
         for name, value in {**_PRAGMAS, **settings.pragmas}.items():
             self.execute(f"PRAGMA {name} = {value:d}").fetchall()
+        if settings.mode == "ro":
+            self.execute("PRAGMA query_only = ON")
+            if _holds(f"{settings.path}-wal"):
+                # The last connection to close would move what a killed process left there.
+                self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def rows(self, sql: str, bindings: Any = ()) -> list[Any]:
         """Run a statement to its end; its rows."""
@@ -96,7 +114,7 @@ class Database:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared = Shared.of(settings.path)
+        self.shared = Shared.of(settings.path, make=settings.mode == "rwc")
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._idle: list[Connection] = []
@@ -114,7 +132,15 @@ class Database:
             raise
 
     def _prepare(self, connection: Connection) -> None:
-        """Make the file ours, whatever other processes do to it at the same time."""
+        """Make the file ours, whatever other processes do to it at the same time.
+
+        :raises NotFound: it is another program's, or empty, and must not be made a log.
+        """
+        if self.settings.mode != "rwc" and self._version(connection) is None:
+            raise NotFound(f"{self.path} is a SQLite database without a log in it: name another")
+        if self.settings.mode == "ro":
+            self._check_version(connection)
+            return
         connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # these two say something to a
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # new file only
         encoding = connection.pragma("encoding")
@@ -135,6 +161,9 @@ class Database:
                 connection.execute("COMMIT")
             finally:
                 connection.undo()
+        self._check_version(connection)
+
+    def _check_version(self, connection: Connection) -> None:
         version = self._version(connection)
         if version != schema.VERSION:
             raise Fatal(
@@ -241,6 +270,8 @@ class Database:
         :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
         self.check()
+        if self.settings.mode == "ro":
+            raise Fatal(f"{self.path}: it was opened with mode=ro, which only looks")
         timeout = self.settings.timeout if timeout is None else timeout
         self.shared.write.acquire(timeout)
         try:

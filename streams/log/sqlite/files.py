@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
+from difflib import get_close_matches
+
+from streams.errors import NotFound
 
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 _CAREFUL = _FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -19,8 +22,28 @@ class Refused(OSError):
     """A companion file is not one that this log made."""
 
 
-def create(path: str) -> None:
-    """Make a log's file, empty, unless there is one. What stands in the way SQLite says better.
+def nearest(path: str) -> str | None:
+    """The database in the same folder whose name is most like this one, without its folder."""
+    folder, name = os.path.split(path)
+    endings = (".db", os.path.splitext(name)[1] or ".db")
+    try:
+        there = sorted(each for each in os.listdir(folder) if each.endswith(endings))
+    except OSError:
+        return None
+    found = get_close_matches(name, [each for each in there if each != name], 1, cutoff=0.0)
+    return found[0] if found else None
+
+
+def missing(path: str) -> NotFound:
+    """What to say where a log's file is not there and must not be made."""
+    beside = nearest(path)
+    hint = "the folder has no *.db file" if beside is None else f"beside it there is {beside}"
+    return NotFound(f"there is no file {path}; {hint}")
+
+
+def create(path: str) -> bool:
+    """Make a log's file, empty, unless there is one; whether it was made. What stands in the way
+    SQLite says better.
 
     Nobody in this process may have it open: closing any descriptor of a file drops the locks that
     the process holds on it.
@@ -28,26 +51,31 @@ def create(path: str) -> None:
     try:
         os.close(os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError:
-        return
+        return False
+    return True
 
 
-def companion(path: str, log: str) -> int:
-    """A descriptor of the log's companion file, which is made if there is none.
+def companion(path: str, log: str, *, make: bool = True) -> int:
+    """A descriptor of the log's companion file.
 
     Where the log's folder is writable by others (``/tmp``), somebody else could put something there
     first: a symbolic link is not followed, and another user's file is not used, unless others may
     write to the log itself.
 
+    :param make: make it, if there is none.
     :raises Refused: what is there was not made for this log.
     :raises OSError: it cannot be opened.
     """
-    made = True
-    try:
-        found = os.open(path, _CAREFUL | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    found = None
+    if make:
+        try:
+            found = os.open(path, _CAREFUL | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+    made = found is not None
+    if found is None:
         if os.path.islink(path):
-            raise Refused(f"{path} is a symbolic link") from None
-        made = False
+            raise Refused(f"{path} is a symbolic link")
         found = os.open(path, _CAREFUL)
     try:
         database = os.stat(log)

@@ -44,10 +44,11 @@ _MOST_PARTITIONS = 100_000
 
 
 def open(opened: Opened) -> Log:
-    """The log in a file, which is made if there is none.
+    """The log in a file, which is made if there is none (unless ``mode`` says not to).
 
     :raises ConfigError: the URL cannot be used.
     :raises Unavailable: the file is locked, or cannot be opened.
+    :raises NotFound: there is no such file, or no log in it, and none is to be made.
     :raises Fatal: it is no SQLite database, damaged, read-only, or of a newer version.
     """
     return SqliteLog(opened)

@@ -73,6 +73,8 @@ class Trimmer:
 
     def now_and_then(self, topic: str) -> None:
         """Trim a little if it is time; appends and heartbeats call it as often as they like."""
+        if self._database.settings.mode == "ro":
+            return
         began, clock = time.monotonic(), self._database.clock.monotonic()
         with self._guard:
             next_, looked = self._looked.get(topic, (0.0, float("-inf")))
@@ -127,7 +129,7 @@ class Trimmer:
         on with the next deletion, or when the log is opened.
         """
         database = self._database
-        while True:
+        while database.settings.mode != "ro":
             with database.read() as connection:
                 found = connection.rows(f"{_DELETED} LIMIT 1")
             if not found:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from streams import wire
 from streams.errors import ConfigError
 from streams.log.membership import LONGEST, TERMS, Terms
-from streams.log.protocol import Opened
+from streams.log.protocol import Mode, Opened
 from streams.log.url import Url, parse
 
 MAX_RECORD = 999_000_000
 """Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
 and the ID of a record must fit into the same row."""
 
-_OPTIONS = ("synchronous", "lease", "timeout", "max_record")
+_OPTIONS = ("synchronous", "lease", "timeout", "max_record", "mode")
+_MODES: tuple[Mode, ...] = ("ro", "rw", "rwc")
+"""What allows less comes first."""
 _PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_autocheckpoint")
 
 
@@ -31,6 +34,8 @@ class Settings:
     :param timeout: seconds to wait while another process or thread writes.
     :param max_record: bytes of key and value that one record may have.
     :param pragmas: SQLite's own settings, for every connection.
+    :param mode: ``ro``: only look, nothing is changed and no file is made. ``rw``: use the file
+        that is there. ``rwc``: make it, if there is none.
     """
 
     path: str
@@ -39,6 +44,7 @@ class Settings:
     timeout: float = 10.0
     max_record: int = MAX_RECORD
     pragmas: Mapping[str, int] = field(default_factory=dict)
+    mode: Mode = "rwc"
 
 
 def read(opened: Opened) -> Settings:
@@ -62,10 +68,10 @@ def read(opened: Opened) -> Settings:
             f"{url.place}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(url, options, "lease", TERMS.lease)
+    lease = _number(url, options, "lease", TERMS.lease, wire.seconds)
     if lease > LONGEST:
         raise ConfigError(f"{url}: lease={options['lease']!r}: {LONGEST:g} seconds at most")
-    timeout = _number(url, options, "timeout", 10.0)
+    timeout = _number(url, options, "timeout", 10.0, wire.seconds)
     max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:
         raise ConfigError(
@@ -79,19 +85,36 @@ def read(opened: Opened) -> Settings:
         timeout=timeout,
         max_record=int(max_record),
         pragmas=_pragmas(url, opened.config),
+        mode=_mode(url, options, opened.mode),
     )
 
 
-def _number(url: Url, options: Mapping[str, str], name: str, default: float) -> float:
+def _mode(url: Url, options: Mapping[str, str], asked: Mode) -> Mode:
+    """What both the URL and whoever opens it allow."""
+    text = options.get("mode", "rwc")
+    for mode in _MODES:
+        if mode == text:
+            return mode if _MODES.index(mode) < _MODES.index(asked) else asked
+    raise ConfigError(
+        f"{url.place}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
+        "'rw' (use the one that is there) or 'ro' (only look)"
+    )
+
+
+def _number(
+    url: Url,
+    options: Mapping[str, str],
+    name: str,
+    default: float,
+    read: Callable[[str], float | None] = wire.finite,
+) -> float:
     text = options.get(name)
     if text is None:
         return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0 is needed")
+    number = read(text)
+    if number is None or not number > 0:
+        what = ", or a duration such as 90s or 2h30m," if read is wire.seconds else ""
+        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0{what} is needed")
     return number
 
 

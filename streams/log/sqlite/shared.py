@@ -14,7 +14,10 @@ from typing import ClassVar
 
 from streams.errors import Unavailable
 from streams.log.sqlite.alive import Alive
-from streams.log.sqlite.files import create
+from streams.log.sqlite.files import create, missing, nearest
+from streams.text import get_logger
+
+logger = get_logger("streams")
 
 
 class WriteLock:
@@ -51,6 +54,13 @@ class WriteLock:
         self._lock.release()
 
 
+def _tell_of(path: str) -> None:
+    """Log that a file was made: its name may be a slip."""
+    beside = nearest(path)
+    also = "" if beside is None else f"; beside it there was {beside} already"
+    logger.info("%s is a new log%s", path, also)
+
+
 class Shared:
     """One file as one process shares it. Get one with :meth:`of`, give it back when done."""
 
@@ -65,13 +75,20 @@ class Shared:
         self._watchers: dict[str, set[threading.Event]] = {}
 
     @classmethod
-    def of(cls, path: str) -> Shared:
-        """The one of this file in this process."""
+    def of(cls, path: str, *, make: bool = True) -> Shared:
+        """The one of this file in this process.
+
+        :param make: make the file, if there is none.
+        :raises NotFound: there is none, and it is not to be made.
+        """
         path = os.path.realpath(path)
         with cls._guard:
             shared = cls._all.get(path)
             if shared is None:
-                create(path)
+                if not make and not os.path.exists(path):
+                    raise missing(path)
+                if make and create(path):
+                    _tell_of(path)
                 shared = cls._all[path] = cls(path)
             shared._users += 1
             return shared

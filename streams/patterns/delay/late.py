@@ -27,7 +27,7 @@ from streams.errors import LogError
 from streams.letters import ATTEMPTS, ORIGIN, PREFIX, attempts_of, redrives_of
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure
-from streams.message import ID, REDRIVE, TIME, Batch, Record
+from streams.message import ID, REDRIVE, TIME, Batch, Position, Record
 from streams.patterns.delay.owner import Desk, own
 from streams.patterns.delay.wire import FAR, copy_name, entry
 from streams.processor import Processor
@@ -134,7 +134,7 @@ class Kept:
         return not self._counts and batch.topic in self.desks
 
     def _note(self, batch: Batch, index: int, attempt: int) -> Outgoing:
-        name = f"{batch.topic}/{batch.partition}/{batch.offsets[index]}"
+        name = str(Position(batch.topic, batch.partition, batch.offsets[index]))
         note = Record(
             str(attempt).encode(), name.encode(), f"{name}/{attempt}", (), batch.partition
         )

@@ -30,7 +30,8 @@ try:
     from prometheus_client.utils import floatToGoString
 except ImportError as error:
     raise ConfigError(
-        "metrics need the package prometheus-client: pip install 'streams-toolkit[prometheus]'"
+        "metrics need the package prometheus-client (the extra prometheus): "
+        "pip install prometheus-client"
     ) from error
 
 PATIENCE = 3.0

@@ -149,9 +149,7 @@ def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], Non
 
         from streams.patterns.monitoring.prometheus import MetricsCollector
     except (ImportError, ConfigError):
-        logger.warning(
-            "/metrics has nothing to say: pip install 'streams-toolkit[prometheus]' for it"
-        )
+        logger.warning("/metrics has nothing to say: pip install prometheus-client for it")
         missing = b"the package prometheus-client is not installed\n"
         return lambda accept: (HTTPStatus.NOT_IMPLEMENTED, "text/plain", missing), lambda: None
 

@@ -59,7 +59,8 @@ try:
     )
 except ImportError as error:
     raise ConfigError(
-        "tracing needs the package opentelemetry-api: pip install 'streams-toolkit[otel]'"
+        "tracing needs the package opentelemetry-api (the extra otel): "
+        "pip install opentelemetry-api"
     ) from error
 
 MOST_LINKS = 128
