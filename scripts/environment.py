@@ -240,6 +240,9 @@ class Environment:
         env = dict(os.environ)
         for name in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
             env.pop(name, None)
+        # Where bytecode is not kept, as in many containers, each of pytest's workers compiles all
+        # tests again (10 s), and each process that a test starts compiles the package.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         env.update(
             VIRTUAL_ENV=str(self.folder),
             PATH=str(self.bin) + os.pathsep + env.get("PATH", os.defpath),

@@ -49,7 +49,9 @@ def broker(lifetime: Lifetime) -> Iterator[Kafka]:
 @pytest.fixture
 def world(broker: Kafka) -> Iterator[World]:
     # A session that outlasts what a test does to the broker, on a busy machine, too.
-    settings = {"session.timeout.ms": 60_000, "socket.timeout.ms": 4000}
+    settings = {
+        "session.timeout.ms": 60_000, "heartbeat.interval.ms": 500, "socket.timeout.ms": 4000,
+    }  # fmt: skip
     opened = World(CASE, f"{broker.url}?{urlencode(settings)}")
     yield opened
     opened.close()

@@ -268,8 +268,11 @@ class Kafka:
             "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            "group.consumer.min.heartbeat.interval.ms": "200",
-            "group.consumer.heartbeat.interval.ms": "500",
+            "group.consumer.min.heartbeat.interval.ms": "100",
+            "group.consumer.heartbeat.interval.ms": "200",
+            # Kafka 4.3 computes a group's assignment once a second at most, unless told so.
+            "group.consumer.min.assignment.interval.ms": "0",
+            "group.consumer.assignment.interval.ms": "0",
             "group.consumer.min.session.timeout.ms": "1000",
             "group.consumer.session.timeout.ms": "6000",
         }
