@@ -25,6 +25,9 @@ from tests.servers.java import Missing
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, until
 
+# One broker for all of them: one of pytest's workers runs them.
+pytestmark = pytest.mark.xdist_group("kafka-docs")
+
 PAGE = ROOT / "docs" / "kafka.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = blocks(PAGE)

@@ -34,6 +34,9 @@ from tests.log.kafka_child import LATE
 from tests.servers.kafka import PASSWORD, USER, Kafka
 from tests.servers.lifetime import Lifetime
 
+# One broker for all of them: one of pytest's workers runs them.
+pytestmark = pytest.mark.xdist_group("kafka-faults")
+
 ROOT = Path(__file__).parents[2]
 CASE = Case("kafka_url", CAPABILITIES, trims=False)
 SESSION = 3.0
