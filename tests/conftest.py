@@ -51,7 +51,7 @@ _NAMES = SERVERS | {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, and leave the long fault runs out unless they are meant."""
+    """Mark the tests that need a server; leave the long fault runs out unless they are meant."""
     for item in items:
         if _needs_server(item):
             item.add_marker("servers")

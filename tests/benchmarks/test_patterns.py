@@ -154,7 +154,7 @@ def test_they_can_be_measured_on_sqlite(tmp_path: Path) -> None:
 def test_they_can_be_measured_on_redis(redis_server: RedisAddress) -> None:
     where = place("redis", redis_server.url)
     ours.fill(where.url, where.topic, SMALL.messages)
-    measured(where)
+    measured(where, "message queue", "saga, durable, 3 steps", "idempotency, an operation")
 
 
 def test_they_can_be_measured_on_kafka(kafka: KafkaAddress) -> None:

@@ -59,7 +59,7 @@ SESSION = 3.0
 """Seconds of a Kafka member's session, in a test that waits for its end."""
 
 HEARTBEAT = 0.1
-"""Seconds between two heartbeats of a Kafka member: a rebalance waits for the members' next ones."""
+"""Seconds between two heartbeats of a Kafka member: a rebalance waits for the next one of each."""
 
 LEASE = 2.0
 """Seconds of a Redis member's lease, in a test that waits for its end."""

@@ -153,13 +153,14 @@ def hashes(stage: Ground) -> dict[bytes, list[bytes]]:
 
 @pytest.mark.short_lease  # an owner that does not exist has the partition until its lease is over
 @pytest.mark.only("redis")
-async def test_rows_of_redis_that_make_no_sense(stage: Ground) -> None:
+@pytest.mark.parametrize("examples", [12, pytest.param(100, marks=pytest.mark.faults)])
+async def test_rows_of_redis_that_make_no_sense(stage: Ground, examples: int) -> None:
     """A damaged hash ends in an error of ours or in nothing at all, and the group goes on."""
     fill(stage)
     kinds = hashes(stage)
     damage = st.tuples(pick(list(kinds)), st.integers(0, 8), FIELDS | pick(NUMBERS + TEXTS))
     problems: list[str] = []
-    for key, at, value in made(damage, 40):
+    for key, at, value in made(damage, examples):
         field = kinds[key][at % len(kinds[key])]
         with server(stage) as redis:
             before: dict[Any, Any] = redis.hgetall(key)
