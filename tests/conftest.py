@@ -49,12 +49,32 @@ _NAMES = SERVERS | {
 """What a test's parameters call a fixture or a log that needs a server."""
 
 
+PROCESSES = (
+    "app/test_asgi.py", "app/test_run.py", "benchmarks/", "cli/test_dead_command.py",
+    "cli/test_hostile_output.py", "cli/test_look.py", "cli/test_publish.py",
+    "cli/test_replay_command.py", "cli/test_run_command.py", "cli/test_saga_command.py",
+    "cli/test_workers.py", "docs/", "examples/", "faults/test_kill.py",
+    "log/test_sqlite_processes.py", "monitoring/test_serving.py", "patterns/test_saga_kill.py",
+    "patterns/test_sequenced_freeze.py", "patterns/test_sequenced_kill.py", "servers/",
+    "test_bad_input.py", "tooling/",
+)  # fmt: skip
+"""Where tests start programs, or measure, most of the time: half of what the others need together.
+Only who is in a hurry leaves them out."""
+
+_HERE = Path(__file__).parent
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server; leave the long fault runs out unless they are meant."""
+    """Mark the tests that need a server, or processes; leave out the long fault runs unless they
+    are meant."""
     for item in items:
         if _needs_server(item):
             item.add_marker("servers")
+        if item.path.is_relative_to(_HERE):
+            place = item.path.relative_to(_HERE).as_posix()
+            if place.startswith(PROCESSES):
+                item.add_marker("processes")
     if "faults" not in config.option.markexpr:
         long = [item for item in items if item.get_closest_marker("faults")]
         items[:] = [item for item in items if not item.get_closest_marker("faults")]
