@@ -4,16 +4,19 @@
 
 ``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments reach what is run (the demo,
 pytest, the benchmarks). The set-up is :mod:`environment`'s; this file knows what each command runs.
-All families of checks run even if one fails; the exit status is the first failure's.
+The checks run at the same time, and each one's output is printed whole. All of them run even if one
+fails; the exit status is the first failure's.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from environment import ROOT, Environment, SetupError, call, say
@@ -36,39 +39,87 @@ CHECKS = (
 SERVERS = Step("servers", ("python", "-m", "tests.servers"))
 
 
-def steps(command: str, arguments: Sequence[str]) -> list[Step]:
-    """What a command runs, in order."""
+class Result(NamedTuple):
+    """How a step ended."""
+
+    step: Step
+    status: int
+    seconds: float
+
+
+def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
+    """What a command runs, one group after the other; the steps of a group run at the same time."""
     if command == "demo":
-        return [Step("demo", ("python", "-m", "examples.flights", *arguments))]
+        return [[Step("demo", ("python", "-m", "examples.flights", *arguments))]]
     if command == "bench":
-        return [Step("benchmarks", ("python", "-m", "benchmarks", *arguments))]
+        return [[Step("benchmarks", ("python", "-m", "benchmarks", *arguments))]]
     if command == "faults":
-        return [SERVERS, Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]
+        return [[SERVERS], [Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]]
     if command == "check":
-        return list(CHECKS)
+        return [CHECKS]
     # Much of a test's time is waiting for a server, and the servers are shared by all workers.
-    workers = str(min(6, 2 * (os.cpu_count() or 1)))
-    spread = ("-n", workers, "--dist", "worksteal")
-    return [*CHECKS, SERVERS, Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]
+    # Tests that share a server of their own are a group, which one worker runs (tests/conftest.py).
+    workers = str(min(8, 3 * (os.cpu_count() or 1)))
+    spread = ("-n", workers, "--dist", "loadgroup")
+    return [CHECKS, [SERVERS], [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]]
 
 
-def run(environment: Environment, plan: Sequence[Step]) -> int:
-    """Run all steps; 0 if every one succeeded, else the status of the first that did not."""
-    results = []
-    for step in plan:
-        if len(plan) > 1:
-            say(f"\n--- {step.name}")
+def run_one(environment: Environment, step: Step) -> Result:
+    """Run a step on the terminal."""
+    began = time.monotonic()
+    status = call(command_of(environment, step), environment.variables(), environment.root)
+    return Result(step, status, time.monotonic() - began)
+
+
+def run_together(environment: Environment, group: Sequence[Step]) -> list[Result]:
+    """Run steps at the same time; print the output of each in one piece, in their order."""
+
+    def captured(step: Step) -> tuple[Result, bytes]:
         began = time.monotonic()
-        program = str(environment.bin / step.command[0])
-        command = [program, *step.command[1:]]
-        status = call(command, environment.variables(), environment.root)
-        results.append((step.name, status, time.monotonic() - began))
-    if len(plan) > 1:
+        done = subprocess.run(
+            command_of(environment, step),
+            env=environment.variables(),
+            cwd=environment.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        return Result(step, done.returncode, time.monotonic() - began), done.stdout
+
+    results = []
+    # Ctrl-C in a terminal reaches the programs as well, so that nothing waits for them long.
+    with ThreadPoolExecutor(len(group)) as pool:
+        for result, output in pool.map(captured, group):
+            say(f"\n--- {result.step.name}")
+            sys.stdout.buffer.write(output)
+            sys.stdout.flush()
+            results.append(result)
+    return results
+
+
+def command_of(environment: Environment, step: Step) -> list[str]:
+    """The step's command line, with its program in ``.venv``."""
+    return [str(environment.bin / step.command[0]), *step.command[1:]]
+
+
+def run(environment: Environment, plan: Sequence[Sequence[Step]]) -> int:
+    """Run all steps; 0 if every one succeeded, else the status of the first that did not."""
+    results: list[Result] = []
+    alone = sum(map(len, plan)) == 1
+    for group in plan:
+        if len(group) > 1:
+            results += run_together(environment, group)
+            continue
+        if not alone:
+            say(f"\n--- {group[0].name}")
+        results.append(run_one(environment, group[0]))
+    if not alone:
         say("")
-        for name, status, seconds in results:
+        for step, status, seconds in results:
             verdict = "ok" if status == 0 else f"FAILED (exit status {status})"
-            say(f"{name:<14} {seconds:6.1f} s  {verdict}")
-    return next((status for _, status, _ in results if status), 0)
+            say(f"{step.name:<14} {seconds:6.1f} s  {verdict}")
+    return next((each.status for each in results if each.status), 0)
 
 
 def main(argv: Sequence[str]) -> int:

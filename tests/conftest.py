@@ -1,4 +1,4 @@
-"""What all tests share: real servers, and how coroutine tests run.
+"""What all tests share: real servers, which tests need one, and how coroutine tests run.
 
 A server that this machine lacks skips the tests that need it, with the command that helps; with
 ``CI=true`` they fail instead, so that nothing is passed over in silence where it counts.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.conformance.logs import Case
 from tests.servers import find
 from tests.servers.find import KafkaAddress, Missing, RedisAddress
 from tests.servers.lifetime import Lifetime
@@ -36,6 +38,69 @@ class _Owner:
     def pytest_unconfigure(self) -> None:
         os.environ.pop(_FOLDER, None)
         self.lifetime.close()
+
+
+SERVERS = frozenset({"lifetime", "kafka", "redis_server", "valkey_server"})
+"""The fixtures that a server comes from."""
+
+_NAMES = SERVERS | {
+    "cluster", "kafka_classic", "kafka_kip848", "kip848", "redis", "redis_durable", "valkey",
+}  # fmt: skip
+"""What a test's parameters call a fixture or a log that needs a server."""
+
+
+PROCESSES = (
+    "app/test_asgi.py", "app/test_run.py", "benchmarks/", "cli/test_dead_command.py",
+    "cli/test_hostile_output.py", "cli/test_look.py", "cli/test_publish.py",
+    "cli/test_replay_command.py", "cli/test_run_command.py", "cli/test_saga_command.py",
+    "cli/test_workers.py", "docs/", "examples/", "faults/test_kill.py",
+    "log/test_sqlite_processes.py", "monitoring/test_serving.py", "patterns/test_saga_kill.py",
+    "patterns/test_sequenced_freeze.py", "patterns/test_sequenced_kill.py", "servers/",
+    "test_bad_input.py", "tooling/",
+)  # fmt: skip
+"""Where tests start programs, or measure, most of the time: half of what the others need together.
+Only who is in a hurry leaves them out."""
+
+_HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, or processes; leave out the long fault runs unless they
+    are meant."""
+    for item in items:
+        if _needs_server(item):
+            item.add_marker("servers")
+        if item.path.is_relative_to(_HERE):
+            place = item.path.relative_to(_HERE).as_posix()
+            if place.startswith(PROCESSES):
+                item.add_marker("processes")
+    if "faults" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("faults")]
+        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=long)
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    if not SERVERS.isdisjoint(item.fixturenames):
+        return True
+    # A fixture that is chosen by a parameter: by its name, or by the log's.
+    chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if "request" not in item.fixturenames:
+        return False
+    names = {name for name in chosen if isinstance(name, str)}
+    urls = {each.url for each in chosen if isinstance(each, Case)}
+    return not names.isdisjoint(_NAMES) or bool(urls - {"memory_url", "sqlite_url"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: Any, request: Any) -> None:
+    """A server is started only for a test that is marked: `-m "not servers"` starts none."""
+    item = request._pyfuncitem
+    if fixturedef.argname in SERVERS and item.get_closest_marker("servers") is None:
+        pytest.fail(f"{item.nodeid} needs a server, which tests/conftest.py did not see")
 
 
 def pytest_configure(config: pytest.Config) -> None:

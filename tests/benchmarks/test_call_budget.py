@@ -228,5 +228,6 @@ if sys.version_info[:2] == (3, 11):
 @pytest.mark.parametrize("what", ["calls", "instructions"])
 async def test_the_meter_sees_a_call_more(what: str) -> None:
     bare = await per_message("async", what, BUDGETS["async"]._asdict()[what])
-    filtered = await per_message("filtered", what)
+    # One run of each size: what comes on top of the least that it costs is far less than a call.
+    filtered = await per_message("filtered", what, float("inf"))
     assert filtered >= bare + 1  # a filter is called for each message

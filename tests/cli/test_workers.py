@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -116,7 +117,9 @@ def test_workers_share_partitions_and_a_killed_one_comes_back(counting: Shell) -
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert "worker 2 was killed by SIGKILL: again in 1 s" in err.decode()
+    # At once, if it had lived long before this busy machine came to kill it.
+    again = r"worker 2 was killed by SIGKILL: (again in 1 s|started again at once)"
+    assert re.search(again, err.decode())
     assert not any(alive(pid) for pid in after.values())
 
 

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conformance.logs import LEASE, LOGS, SESSION, Case, lasting_url
+from tests.conformance.logs import HEARTBEAT, LEASE, LOGS, SESSION, Case, lasting_url
 from tests.conformance.stage import Stage
 from tests.conformance.world import World
+from tests.servers import find
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
-from tests.servers.redis import RedisCluster
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,7 +80,12 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def kafka_url(kafka: KafkaAddress, request: pytest.FixtureRequest) -> str:
-    settings = {"session.timeout.ms": int(SESSION * 1000), **NO_POLL, **SMALL_FETCHES}
+    settings = {
+        "session.timeout.ms": int(SESSION * 1000),
+        "heartbeat.interval.ms": int(HEARTBEAT * 1000),
+        **NO_POLL,
+        **SMALL_FETCHES,
+    }
     return url_of(kafka.url, request, **settings)
 
 
@@ -101,15 +106,9 @@ def valkey_url(valkey_server: RedisAddress, request: pytest.FixtureRequest) -> s
     return url_of(valkey_server.url, request, lease=f"{LEASE:g}")
 
 
-@pytest.fixture(scope="session")
-def redis_cluster(lifetime: Lifetime) -> Iterator[RedisCluster]:
-    with RedisCluster(lifetime) as cluster:
-        yield cluster
-
-
 @pytest.fixture
-def redis_cluster_url(redis_cluster: RedisCluster, request: pytest.FixtureRequest) -> str:
-    url = redis_cluster.url.replace("redis://", "redis+cluster://")
+def redis_cluster_url(lifetime: Lifetime, request: pytest.FixtureRequest) -> str:
+    url = find.redis_cluster(lifetime).url.replace("redis://", "redis+cluster://")
     return url_of(url, request, lease=f"{LEASE:g}")
 
 

@@ -20,6 +20,10 @@ class Case:
     :param capabilities: what the log says of itself.
     :param trims: it applies :class:`~streams.log.protocol.Retention` itself, and at once.
     :param crashes: its subscriptions have a ``crash``, a simulated ``kill -9`` of one member.
+    :param static: it has static members, whose partitions a restart has back.
+    :param leaves: a static member that closes its subscription leaves the group at once; where not,
+        its session must end first.
+    :param expels: a process can be expelled from the group by others.
     :param lease: seconds after which a silent member has lost its partitions, under that URL, in
         a test that waits for that (``short_lease``).
     """
@@ -28,11 +32,19 @@ class Case:
     capabilities: Capabilities
     trims: bool = True
     crashes: bool = False
+    static: bool = True
+    leaves: bool = True
+    expels: bool = False
     lease: float = 10.0
 
     @property
     def name(self) -> str:
         return self.capabilities.name
+
+    @property
+    def kip848(self) -> bool:
+        """Its groups speak Kafka's newer protocol."""
+        return self.name == "kip848"
 
     def can(self, need: str) -> bool:
         """Whether it has a capability, one of :class:`Capabilities` or of this class."""
@@ -46,17 +58,22 @@ machine loses nothing."""
 SESSION = 3.0
 """Seconds of a Kafka member's session, in a test that waits for its end."""
 
+HEARTBEAT = 0.1
+"""Seconds between two heartbeats of a Kafka member: a rebalance waits for the next one of each."""
+
 LEASE = 2.0
 """Seconds of a Redis member's lease, in a test that waits for its end."""
 
 LOGS = [
     Case("memory_url", MEMORY, crashes=True),
     Case("sqlite_url", SQLITE),
-    Case("kafka_url", KAFKA, trims=False, lease=SESSION),
-    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, lease=SESSION),
-    Case("redis_url", REDIS, trims=False, lease=LEASE),
-    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, lease=LEASE),
-    Case("redis_cluster_url", replace(REDIS, name="cluster"), trims=False, lease=LEASE),
+    Case("kafka_url", KAFKA, trims=False, leaves=False, lease=SESSION),
+    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, static=False, lease=SESSION),
+    Case("redis_url", REDIS, trims=False, expels=True, lease=LEASE),
+    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, expels=True, lease=LEASE),
+    Case(
+        "redis_cluster_url", replace(REDIS, name="cluster"), trims=False, expels=True, lease=LEASE
+    ),
 ]
 
 

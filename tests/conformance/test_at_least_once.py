@@ -154,7 +154,7 @@ async def test_what_finished_out_of_order_is_not_handled_again(stage: Stage) -> 
 @pytest.mark.needs("processes", "durable")
 async def test_kill_9_at_any_instant_loses_nothing(stage: Stage, tmp_path: Path) -> None:
     """A small version of the fault runs, on every log that can be shared by processes."""
-    messages, random = 4_000, Random(7)
+    messages, random = 2_000, Random(7)
     app = stage.app()
     topic = stage.topic(app, bytes, partitions=4)
     recorder = Recorder(tmp_path)

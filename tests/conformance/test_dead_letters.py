@@ -92,7 +92,11 @@ async def test_error_headers_are_bounded_and_the_end_of_the_traceback_is_kept(
 
 
 async def test_one_poison_message_never_stops_its_partition(stage: Stage) -> None:
-    """1,000 corrupt, truncated, deep and oversized payloads: each one letter, bytes intact."""
+    """1,000 corrupt, truncated, deep and oversized payloads: each one letter, bytes intact.
+
+    In memory so many: the codec is the same everywhere. On the others enough for several batches.
+    """
+    count = 1_000 if stage.case.name == "memory" else 250
     random = Random(20130101)
     app = stage.app()
     topic = stage.topic(app, Departed | Cancelled, partitions=1)
@@ -103,19 +107,19 @@ async def test_one_poison_message_never_stops_its_partition(stage: Stage) -> Non
         handled.append(event.tail)
 
     sound = msgspec.json.encode(Departed("N1", 2))
-    poison = {f"bad{n}": hostile(sound, n, random) for n in range(1_000)}
+    poison = {f"bad{n}": hostile(sound, n, random) for n in range(count)}
     async with app:
         records = [
             Record(value, b"k%d" % (n % 9), id) for n, (id, value) in enumerate(poison.items())
         ]
-        for n in range(0, 1_000, 100):
+        for n in range(0, count, 25):
             records.insert(n * 2 if n else 0, topic.record(Departed(f"good{n}", 1), key="k0"))
         for start in range(0, len(records), 50):
             await app.publisher.publish_many(topic.name, records[start : start + 50])
         await stage.committed(app)
         letters = await stage.letters(app)
-    assert len(handled) == 10
-    assert len(letters) == 1_000
+    assert len(handled) == count // 25
+    assert len(letters) == count
     assert {letter.id: letter.raw.value for letter in letters} == poison
 
 

@@ -51,14 +51,10 @@ def ended_by_its_name(world: World, member: Member) -> None:
     member.subscription.close()
 
 
-@pytest.fixture(autouse=True)
-def static_members(case: object, request: pytest.FixtureRequest) -> None:
-    """KIP-848 has none, which has a test of its own."""
-    name = getattr(case, "name", "")
-    if name == "kip848" and "kip848" not in request.function.__name__:
-        pytest.skip("with KIP-848 there are no static members that can be restarted")
+static = pytest.mark.needs("static")
 
 
+@static
 def test_a_restart_has_its_partitions_back_and_disturbs_nobody(world: World) -> None:
     topic, group = world.topic(5), world.group()
     logs = [opened(world) for _ in range(3)]
@@ -80,6 +76,7 @@ def test_a_restart_has_its_partitions_back_and_disturbs_nobody(world: World) -> 
     assert set(after.owned) == set(had)
 
 
+@static
 def test_the_one_before_commits_nothing_any_more(world: World) -> None:
     topic, group = world.topic(2), world.group()
     logs = [opened(world) for _ in range(2)]
@@ -106,9 +103,8 @@ def test_the_one_before_commits_nothing_any_more(world: World) -> None:
     ended_by_its_name(world, before)
 
 
+@pytest.mark.needs("expels")
 def test_an_expelled_members_partitions_are_free_at_once(world: World) -> None:
-    if world.case.name in ("kafka", "memory", "sqlite"):
-        pytest.skip("there nobody can, or need, expel a process")
     topic, group = world.topic(4), world.group()
     logs = [opened(world) for _ in range(2)]
     dead = world.member(group, topic, logs[0], static=one("a"))
@@ -130,9 +126,8 @@ def test_an_expelled_members_partitions_are_free_at_once(world: World) -> None:
     assert all(part not in dead.owned or dead.owned[part] is not each for part, each in had.items())
 
 
+@pytest.mark.needs("static", "leaves")
 def test_members_leave_and_others_have_what_they_had(world: World) -> None:
-    if world.case.name == "kafka":
-        pytest.skip("a static member that leaves is waited for until its session ends")
     topic, group = world.topic(4), world.group()
     logs = [opened(world) for _ in range(2)]
     leaves = world.member(group, topic, logs[0], static=one("a"))
@@ -142,9 +137,8 @@ def test_members_leave_and_others_have_what_they_had(world: World) -> None:
     stays.until_owns(4)
 
 
+@pytest.mark.needs("kip848")
 def test_kip848_refuses_a_name(world: World) -> None:
-    if world.case.name != "kip848":
-        pytest.skip("the others take it")
     topic, group = world.topic(), world.group()
     with pytest.raises(ConfigError, match=r"member='a'.*classic protocol"):
         world.member(group, topic, static=one("a"))

@@ -116,7 +116,7 @@ class World:
 
     def position(self, group: str, topic: str, partition: int = 0) -> int | None:
         """Where a group is."""
-        place = self.log.group(group).positions.get((topic, partition))
+        place = self.log.places(group, topic).get(partition)
         return None if place is None else place.position
 
     def outlive_leases(self) -> None:

@@ -62,7 +62,7 @@ class Ground:
         self.server.resume()
 
 
-KAFKA = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 500}
+KAFKA = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 200}
 KIP848 = {"group.protocol": "consumer"}
 BROKER_SESSION = 6.0
 """KIP-848: the broker's group.consumer.session.timeout.ms (tests/servers/kafka.py)."""

@@ -16,7 +16,6 @@ from tests.faults.history import Recorder, Sent, check, read
 
 SEED = int(os.environ.get("STREAMS_SEED", "20130101"))
 MESSAGES = int(os.environ.get("STREAMS_FAULT_MESSAGES", "200000"))
-KILLS = 20
 WORKERS = 4
 PARTITIONS = 8
 KEYS = 5_000
@@ -41,27 +40,34 @@ async def publish(url: str, topic: str, folder: Path, messages: int, random: Ran
 
 
 @pytest.mark.timeout(600)
-def test_four_processes_twenty_kills_nothing_lost_order_kept_redelivery_bounded(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("kills", "messages"),
+    [
+        pytest.param(6, 20_000, id="short"),
+        pytest.param(20, MESSAGES, id="long", marks=pytest.mark.faults),
+    ],
+)
+def test_four_processes_killed_nothing_lost_order_kept_redelivery_bounded(
+    tmp_path: Path, kills: int, messages: int
 ) -> None:
     random = Random(SEED)
     folder = tmp_path / "history"
     folder.mkdir()
     url, topic = f"sqlite:///{tmp_path / 'log.db'}?synchronous=normal", "numbers"
-    asyncio.run(publish(url, topic, folder, MESSAGES, random))
+    asyncio.run(publish(url, topic, folder, messages, random))
     with Fleet(folder, url, topic, "g", concurrency=32, pause=0.002) as fleet:
         for _ in range(WORKERS):
             fleet.start()
-        moments = sorted(random.randrange(MESSAGES // 50, MESSAGES) for _ in range(KILLS))
+        moments = sorted(random.randrange(messages // 50, messages) for _ in range(kills))
         for moment in moments:
             fleet.until(lambda handled, moment=moment: handled >= moment)  # type: ignore[misc]
             fleet.kill_one(random)
-        fleet.until(lambda handled: handled >= MESSAGES)
+        fleet.until(lambda handled: handled >= messages)
         fleet.stop()
     report = check(read(folder))
     logging.getLogger("tests.faults").info(
         "seed %d: %d sent, %d handled, %d redelivered over %d kills, %d lives",
-        SEED, report.sent, report.handled, report.redelivered, KILLS, report.lives - 1,
+        SEED, report.sent, report.handled, report.redelivered, kills, report.lives - 1,
     )  # fmt: skip
     assert report.anomalies == []
-    assert report.handled == MESSAGES
+    assert report.handled == messages

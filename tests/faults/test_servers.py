@@ -11,7 +11,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.history import Recorder, Sent, read
 from tests.faults.load import Load, answers, stored
 from tests.faults.run import Run, wait
-from tests.faults.sizes import BOTH, on, sizes
+from tests.faults.sizes import BOTH, sizes
 from tests.servers.lifetime import until
 
 
@@ -96,15 +96,15 @@ def more(fleet: Fleet, load: Load, messages: int) -> None:
     fleet.until(lambda handled: handled >= min(before + messages, load.messages))
 
 
-@on(*BOTH)
-async def test_a_reply_is_lost_after_the_write(run: Run) -> None:
+@sizes(5, 20, long_logs=BOTH)
+async def test_a_reply_is_lost_after_the_write(run: Run, size: int) -> None:
     """What was written and not answered is told as such or found again; never written as new."""
     recorder = Recorder(run.folder)
     app = Streams(run.ground.through)
     topic = app.topic(run.topic, bytes)
     acknowledged = 0
     async with app.connected():
-        for number in range(20):
+        for number in range(size):
             marker = f"mark{number}-{run.group}".encode()
             lost = run.ground.proxy.lose_reply(marker)
             record = topic.record(marker, key=f"k{number % 3}", id=f"m{number}")
@@ -118,7 +118,7 @@ async def test_a_reply_is_lost_after_the_write(run: Run) -> None:
     # The driver's own retries (idempotent on Kafka) and ours (by message ID on Redis) both leave
     # one entry, as all of it was one producer's session.
     ids = sorted(stored(run.log, run.topic).values())
-    assert ids == sorted(f"m{number}" for number in range(20))
+    assert ids == sorted(f"m{number}" for number in range(size))
     with run.fleet() as fleet:
         fleet.start()
         report = run.judge(fleet, acknowledged)

@@ -44,7 +44,7 @@ class Kills(NamedTuple):
 USUAL = {"redis": "lease=10", "kafka": "session.timeout.ms=10000"}
 ENDLESS = {
     "redis": "lease=3600&socket_timeout=5",
-    "kafka": "session.timeout.ms=300000&max.poll.interval.ms=300000",
+    "kafka": "session.timeout.ms=300000&max.poll.interval.ms=300000&heartbeat.interval.ms=200",
 }
 SHORT = Kills(2, ENDLESS, 0.0)
 LONG = Kills(20, USUAL, STEADY + 0.5)

@@ -20,6 +20,7 @@ from streams.engine.progress import encode
 from streams.log.protocol import Committed
 from streams.log.redis.keys import Part, members_key, topic_key, topics_key
 from streams.patterns import IdempotencyStore, IdempotentProcessor
+from tests.conformance.logs import LEASE, Case
 from tests.conformance.stage import QUICK
 from tests.hostile import kafka_wire
 from tests.hostile.commands import command, lists
@@ -27,6 +28,9 @@ from tests.hostile.generate import NUMBERS, TEXTS, any_text, pick
 from tests.hostile.ground import Ground
 from tests.hostile.test_suite import made
 from tests.runners.support import until
+from tests.servers.kafka import Kafka
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis as OwnRedis
 
 pytestmark = pytest.mark.anyio
 
@@ -132,6 +136,17 @@ async def test_positions_that_make_no_sense(stage: Ground) -> None:
 # -- Redis
 
 
+@pytest.fixture
+def alone(case: Case, lifetime: Lifetime) -> Iterator[Ground]:
+    """A server of the test's own. What lists all groups asks for each, and on the session's server
+    there are those of every test."""
+    settings = f"lease={LEASE:g}" if case.name == "redis" else ""
+    with Kafka(lifetime) if case.name == "kafka" else OwnRedis(lifetime) as own:
+        opened = Ground(case, f"{own.url}?{settings}".rstrip("?"))
+        yield opened
+        opened.close()
+
+
 @contextmanager
 def server(stage: Ground) -> Iterator[Redis]:
     place = urlsplit(stage.url)
@@ -153,13 +168,15 @@ def hashes(stage: Ground) -> dict[bytes, list[bytes]]:
 
 @pytest.mark.short_lease  # an owner that does not exist has the partition until its lease is over
 @pytest.mark.only("redis")
-async def test_rows_of_redis_that_make_no_sense(stage: Ground) -> None:
+@pytest.mark.parametrize("examples", [12, pytest.param(100, marks=pytest.mark.faults)])
+async def test_rows_of_redis_that_make_no_sense(alone: Ground, examples: int) -> None:
     """A damaged hash ends in an error of ours or in nothing at all, and the group goes on."""
+    stage = alone
     fill(stage)
     kinds = hashes(stage)
     damage = st.tuples(pick(list(kinds)), st.integers(0, 8), FIELDS | pick(NUMBERS + TEXTS))
     problems: list[str] = []
-    for key, at, value in made(damage, 40):
+    for key, at, value in made(damage, examples):
         field = kinds[key][at % len(kinds[key])]
         with server(stage) as redis:
             before: dict[Any, Any] = redis.hgetall(key)
@@ -227,8 +244,9 @@ async def test_claims_that_make_no_sense(stage: Ground) -> None:
 
 
 @pytest.mark.only("kafka")
-def test_groups_that_others_named(stage: Ground) -> None:
+def test_groups_that_others_named(alone: Ground) -> None:
     """Kafka takes any bytes for the name of a group, and any for what is committed."""
+    stage = alone
     fill(stage)
     broker = urlsplit(stage.url).netloc
     run = uuid4().hex[:8].encode()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -13,8 +14,8 @@ import msgspec
 import pytest
 
 from streams import Message, Streams
-from tests.servers.kafka import Kafka
-from tests.servers.lifetime import Lifetime
+from tests.servers.find import KafkaAddress
+from tests.servers.kafka import tool
 
 
 class Order(msgspec.Struct):
@@ -33,10 +34,21 @@ class Seen(NamedTuple):
     headers: dict[str, str]
 
 
-@pytest.fixture(scope="session")
-def broker(lifetime: Lifetime) -> Iterator[Kafka]:
-    with Kafka(lifetime) as kafka:
-        yield kafka
+class Broker(NamedTuple):
+    """The session's broker, and Kafka's own tools."""
+
+    url: str
+    bootstrap: str
+    folder: Path
+
+    def tool(self, name: str, *arguments: str, input: str | None = None) -> str:
+        """See :meth:`tests.servers.kafka.Kafka.tool`."""
+        return tool(self.bootstrap, self.folder, name, *arguments, input=input)
+
+
+@pytest.fixture
+def broker(kafka: KafkaAddress, tmp_path: Path) -> Broker:
+    return Broker(kafka.url, kafka.bootstrap, tmp_path)
 
 
 def name(what: str) -> str:

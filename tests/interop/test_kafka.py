@@ -14,19 +14,18 @@ from confluent_kafka import Consumer, Producer
 from streams import Streams
 from streams.config import Flow
 from streams.log.url import open_log
-from tests.interop.conftest import Order, name, publish, reading, until
-from tests.servers.kafka import Kafka
+from tests.interop.conftest import Broker, Order, name, publish, reading, until
 
 pytestmark = pytest.mark.anyio
 
 
-def create(broker: Kafka, topic: str, partitions: int) -> None:
+def create(broker: Broker, topic: str, partitions: int) -> None:
     log = open_log(broker.url)
     log.create(topic, partitions)
     log.close()
 
 
-async def test_a_plain_producer_writes_and_our_processor_reads(broker: Kafka) -> None:
+async def test_a_plain_producer_writes_and_our_processor_reads(broker: Broker) -> None:
     topic = name("orders")
     create(broker, topic, 2)
     producer = Producer({"bootstrap.servers": broker.bootstrap})
@@ -47,7 +46,7 @@ async def test_a_plain_producer_writes_and_our_processor_reads(broker: Kafka) ->
         assert message.id == (f"o{n}" if n % 2 else f"{topic}/0/{n}")
 
 
-async def test_the_console_producer_writes_and_our_processor_reads(broker: Kafka) -> None:
+async def test_the_console_producer_writes_and_our_processor_reads(broker: Broker) -> None:
     topic = name("orders")
     create(broker, topic, 1)
     line = 'ce_id:a1,origin:console\tada\t{"customer":"ada","cents":5}\n'
@@ -62,7 +61,7 @@ async def test_the_console_producer_writes_and_our_processor_reads(broker: Kafka
     assert message.headers["origin"] == "console"
 
 
-async def test_our_publisher_writes_and_plain_consumers_read(broker: Kafka) -> None:
+async def test_our_publisher_writes_and_plain_consumers_read(broker: Broker) -> None:
     topic = name("orders")
     orders = [(f"a{n}", Order("ada", n)) for n in range(3)]
     await publish(broker.url, topic, orders, partitions=1)
@@ -96,7 +95,7 @@ async def test_our_publisher_writes_and_plain_consumers_read(broker: Kafka) -> N
     assert len(said.splitlines()) == 3
 
 
-async def described(broker: Kafka, group: str, topic: str) -> list[str]:
+async def described(broker: Broker, group: str, topic: str) -> list[str]:
     """The line that ``kafka-consumer-groups --describe`` prints for a topic of one partition."""
     said = await asyncio.to_thread(broker.tool, "groups", "--describe", "--group", group)
     rows = [line.split() for line in said.splitlines()]
@@ -104,7 +103,7 @@ async def described(broker: Kafka, group: str, topic: str) -> list[str]:
     return row
 
 
-async def test_kafka_consumer_groups_shows_our_lag_as_it_is(broker: Kafka) -> None:
+async def test_kafka_consumer_groups_shows_our_lag_as_it_is(broker: Broker) -> None:
     topic, group = name("orders"), name("group")
     app = Streams(broker.url)
     orders = app.topic(topic, Order, key="customer", partitions=1)
@@ -132,7 +131,7 @@ async def test_kafka_consumer_groups_shows_our_lag_as_it_is(broker: Kafka) -> No
     assert row[:7] == [group, topic, "0", "5", "5", "0", "-"]
 
 
-async def test_an_aiokafka_service_on_the_same_topics_works_beside_ours(broker: Kafka) -> None:
+async def test_an_aiokafka_service_on_the_same_topics_works_beside_ours(broker: Broker) -> None:
     """Ours publishes orders and handles bills; theirs reads orders and answers with bills."""
     orders, bills = name("orders"), name("bills")
     app = Streams(broker.url)

@@ -19,9 +19,8 @@ from streams.errors import NotFound
 from streams.log.url import open_log
 from streams.message import Record
 from tests.cli.conftest import eventually
-from tests.interop.conftest import name
+from tests.interop.conftest import Broker, name
 from tests.servers.find import RedisAddress
-from tests.servers.kafka import Kafka
 
 STARTING = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -64,7 +63,7 @@ def workers(
         process.wait()
 
 
-def described(broker: Kafka, group: str) -> Any:
+def described(broker: Broker, group: str) -> Any:
     admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
     return admin.describe_consumer_groups([group])[group].result(30)
 
@@ -94,7 +93,7 @@ class Numbers:
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_a_killed_worker_comes_back(broker: Kafka, tmp_path: Path, protocol: str) -> None:
+def test_a_killed_worker_comes_back(broker: Broker, tmp_path: Path, protocol: str) -> None:
     numbers = Numbers(tmp_path, broker.url)
     topic = numbers.topic
 

@@ -1,4 +1,4 @@
-"""What tests of several logs need."""
+"""What tests of several logs need: servers of their own, and members that are closed at the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import redis
+
+from streams.log.redis import RedisLog
+from tests.log.redis_support import SHORT, Member, open_redis
+from tests.servers.lifetime import Lifetime
+from tests.servers.redis import Redis, redis_program, valkey_program
 
 
 @pytest.fixture
@@ -28,3 +34,36 @@ def closing() -> Iterator[int]:
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
+
+
+# -- Redis and Valkey ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
+def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
+    """One that a module has for itself."""
+    with Redis(lifetime, request.param()) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Redis) -> Iterator[redis.Redis]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def log(server: Redis) -> Iterator[RedisLog]:
+    """A handle on the module's server, with leases that a test may wait for."""
+    log = open_redis(f"{server.url}?{SHORT}")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def members() -> Iterator[list[Member]]:
+    """Those that are to be closed at the end."""
+    found: list[Member] = []
+    yield found
+    for member in found:
+        member.subscription.close()

@@ -1,4 +1,6 @@
-"""What the tests of the Redis log share: a member that the test polls, and a proxy that cuts."""
+"""What the tests of the Redis log share: names, a member that the test polls, a proxy that cuts.
+
+Their fixtures, a server, a client, a log and members, are in ``conftest.py``."""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ from typing import Any
 from uuid import uuid4
 
 from streams.errors import LogError, Unavailable
-from streams.log.protocol import Assignment, Commit, Committed
+from streams.log.protocol import Assignment, Commit, Committed, Retention
 from streams.log.redis import RedisLog
 from streams.log.url import open_log
 from streams.message import Batch, Position, Record
 
 PATIENCE = 60.0
 """Seconds until a test gives up on something that should happen; no measure of speed."""
+
+SHORT = "lease=1&socket_timeout=0.5"
+"""For a test that waits until a lease is over, or looks at the streams once a lease."""
 
 
 def open_redis(url: str, **config: Any) -> RedisLog:
@@ -30,6 +35,13 @@ def open_redis(url: str, **config: Any) -> RedisLog:
 def name(kind: str) -> str:
     """A name nobody else has."""
     return f"{kind}-{uuid4().hex[:8]}"
+
+
+def named(
+    log: RedisLog, partitions: int = 1, retention: Retention = Retention()
+) -> tuple[str, str]:
+    """A new topic, and the name of a group that is new as well."""
+    return log.create(name("topic"), partitions, retention).name, name("group")
 
 
 def record(

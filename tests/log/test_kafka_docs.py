@@ -25,6 +25,9 @@ from tests.servers.java import Missing
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, until
 
+# One broker for all of them: one of pytest's workers runs them.
+pytestmark = pytest.mark.xdist_group("kafka-docs")
+
 PAGE = ROOT / "docs" / "kafka.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = blocks(PAGE)
@@ -190,7 +193,10 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
 ) -> None:
     # The driver waits so long for a coordinator that it is not told of.
     monkeypatch.setattr(places, "ANSWER", 6.0)
-    _, url = walked
+    broker, url = walked
+    plain = open_log(broker.url)
+    plain.create("orders", 4)  # there already, if the service was run before
+    plain.close()
     log = open_log(url)
     with pytest.raises(Fatal, match="needs an ACL for the group"):
         log.begin("others", "orders", {0: 0})

@@ -34,6 +34,9 @@ from tests.log.kafka_child import LATE
 from tests.servers.kafka import PASSWORD, USER, Kafka
 from tests.servers.lifetime import Lifetime
 
+# One broker for all of them: one of pytest's workers runs them.
+pytestmark = pytest.mark.xdist_group("kafka-faults")
+
 ROOT = Path(__file__).parents[2]
 CASE = Case("kafka_url", CAPABILITIES, trims=False)
 SESSION = 3.0
@@ -49,7 +52,9 @@ def broker(lifetime: Lifetime) -> Iterator[Kafka]:
 @pytest.fixture
 def world(broker: Kafka) -> Iterator[World]:
     # A session that outlasts what a test does to the broker, on a busy machine, too.
-    settings = {"session.timeout.ms": 60_000, "socket.timeout.ms": 4000}
+    settings = {
+        "session.timeout.ms": 60_000, "heartbeat.interval.ms": 500, "socket.timeout.ms": 4000,
+    }  # fmt: skip
     opened = World(CASE, f"{broker.url}?{urlencode(settings)}")
     yield opened
     opened.close()

@@ -25,7 +25,8 @@ CASE = Case("kafka_url", CAPABILITIES, trims=False)
 
 @pytest.fixture
 def world(kafka: KafkaAddress) -> Iterator[World]:
-    opened = World(CASE, f"{kafka.url}?session.timeout.ms=60000")
+    # A rebalance waits for the members' next heartbeats.
+    opened = World(CASE, f"{kafka.url}?session.timeout.ms=60000&heartbeat.interval.ms=100")
     yield opened
     opened.close()
 

@@ -101,10 +101,10 @@ def test_markers_and_aborted_messages_are_gaps(world: World, transactional: Prod
     offsets = [offset for batch in world.read(topic) for offset in batch.offsets]
     assert offsets == [0, 1, 7]
     # Ranges that begin, end or consist of what is no message.
-    for start in range(first, end + 1):
-        for stop in range(start, end + 1):
-            expected = [b"123"[i : i + 1] for i, o in enumerate(offsets) if start <= o < stop]
-            assert world.values(topic, start=start, end=stop) == expected
+    ranges = [(0, 2), (0, 3), (1, 7), (2, 3), (2, 8), (3, 6), (4, 11), (6, 7), (7, 8), (8, 11)]
+    for start, stop in ranges:
+        expected = [b"123"[i : i + 1] for i, o in enumerate(offsets) if start <= o < stop]
+        assert world.values(topic, start=start, end=stop) == expected
     member = world.member(world.group(), topic)
     member.until_delivered(3)
     world.append(topic, [b"4"])

@@ -19,10 +19,9 @@ from streams.log.membership import LONGEST
 from streams.log.protocol import Committed
 from streams.log.redis import RedisLog
 from streams.log.redis.membership import Beat
-from tests.log.redis_support import Member, Proxy, append, name, open_redis, until
+from tests.log.redis_support import SHORT, Member, Proxy, append, named, open_redis, until
 from tests.servers.find import RedisAddress
 
-SHORT = "lease=1&socket_timeout=0.5"
 HOUR = 3_600_000
 
 
@@ -47,14 +46,6 @@ def logs() -> Iterator[list[RedisLog]]:
         log.close()
 
 
-@pytest.fixture
-def members() -> Iterator[list[Member]]:
-    found: list[Member] = []
-    yield found
-    for member in found:
-        member.subscription.close()
-
-
 def step(client: redis.Redis, topic: str, group: str, milliseconds: int) -> None:
     """Leave every stored time as a clock that was so much ahead would have left it."""
     for key in client.keys(f"{{{topic}*}}:group:{group}"):
@@ -72,7 +63,7 @@ def test_a_clock_that_was_ahead_keeps_no_lease_for_ever(
     server: RedisAddress, client: redis.Redis, logs: list[RedisLog], members: list[Member]
 ) -> None:
     logs += [open_redis(f"{server.url}?{SHORT}") for _ in range(2)]
-    topic, group = logs[0].create(name("topic"), 4).name, name("group")
+    topic, group = named(logs[0], 4)
     dead = Member(logs[0], group, topic)
     dead.owns(4)
     # It is killed, and then the clock is set back: its rows are valid for another hour.
@@ -94,7 +85,7 @@ def test_a_clock_that_is_set_forward_makes_no_second_owner(
 ) -> None:
     # Of the owner no sign of life comes in time, unless the lease really is over.
     logs += [open_redis(f"{server.url}?lease={LONGEST}&socket_timeout=5") for _ in range(2)]
-    topic, group = logs[0].create(name("topic"), 4).name, name("group")
+    topic, group = named(logs[0], 4)
     owner = Member(logs[0], group, topic)
     members.append(owner)
     owner.owns(4)
@@ -125,7 +116,7 @@ def test_members_that_live_do_not_notice_a_step(
     milliseconds: int,
 ) -> None:
     logs += [open_redis(f"{server.url}?{SHORT}") for _ in range(2)]
-    topic, group = logs[0].create(name("topic"), 4).name, name("group")
+    topic, group = named(logs[0], 4)
     members += [Member(log, group, topic) for log in logs]
 
     def poll() -> bool:
@@ -148,7 +139,7 @@ def test_a_lease_is_taken_only_as_it_was_seen(
 ) -> None:
     """An owner that confirms its lease between the look and the taking keeps it."""
     logs += [open_redis(f"{server.url}?{SHORT}") for _ in range(2)]
-    topic, group = logs[0].create(name("topic"), 1).name, name("group")
+    topic, group = named(logs[0])
     owner = Member(logs[0], group, topic)
     members.append(owner)
     owner.owns(1)
@@ -171,7 +162,7 @@ def test_time_in_which_nobody_answers_is_nobodys_death(
     with Proxy(port) as proxy:
         logs += [open_redis(f"{server.url}?{SHORT}")]
         logs += [open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")]
-        topic, group = logs[0].create(name("topic"), 1).name, name("group")
+        topic, group = named(logs[0])
         owner = Member(logs[0], group, topic)
         members.append(owner)
         owner.owns(1)

@@ -19,11 +19,18 @@ from streams.log.claims import Claim, Complete, Look, Release, Renew, Request, o
 from streams.log.protocol import Committed, Retention, Static
 from streams.log.redis import RedisLog
 from tests.cli.conftest import Shell
-from tests.log.redis_support import Member, append, name, open_redis, outcomes, record, until
-from tests.servers.lifetime import Lifetime
-from tests.servers.redis import Redis, redis_program, valkey_program
-
-SHORT = "lease=1&socket_timeout=0.5"
+from tests.log.redis_support import (
+    SHORT,
+    Member,
+    append,
+    name,
+    named,
+    open_redis,
+    outcomes,
+    record,
+    until,
+)
+from tests.servers.redis import Redis
 
 NONSENSE = (
     b"",
@@ -43,33 +50,12 @@ FIELDS = ("owner", "epoch", "beat", "until", "lease", "version", "window", "prog
 """Of a group's hash in a partition, all but the position."""
 
 
-@pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
-def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
-    with Redis(lifetime, request.param()) as server:
-        yield server
-
-
 @pytest.fixture
 def client(server: Redis) -> Iterator[redis.Redis]:
+    """What one test damages is no other's."""
     with server.client() as client:
         client.flushall()
         yield client
-
-
-@pytest.fixture
-def log(server: Redis) -> Iterator[RedisLog]:
-    log = open_redis(f"{server.url}?{SHORT}")
-    yield log
-    log.close()
-
-
-@pytest.fixture
-def members() -> Iterator[list[Member]]:
-    """Those that are to be closed at the end."""
-    found: list[Member] = []
-    yield found
-    for member in found:
-        member.subscription.close()
 
 
 @pytest.fixture
@@ -120,7 +106,7 @@ def values(*words: str) -> set[bytes | None]:
 def test_leases_of_the_dead_are_taken_whatever_stands_there(
     server: Redis, log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), PARTITIONS, Retention(messages=5)).name, name("group")
+    topic, group = named(log, PARTITIONS, Retention(messages=5))
     dead = Member(log, group, topic)
     one_each(log, topic, "old")
     dead.take_in(PARTITIONS)
@@ -146,7 +132,7 @@ def test_leases_of_the_dead_are_taken_whatever_stands_there(
 def test_leases_of_the_living_are_mended(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), PARTITIONS).name, name("group")
+    topic, group = named(log, PARTITIONS)
     owner = Member(log, group, topic)
     members.append(owner)
     one_each(log, topic, "old")
@@ -175,7 +161,7 @@ def test_a_position_that_is_none_is_said_with_its_key(
     caplog: pytest.LogCaptureFixture,
     value: bytes,
 ) -> None:
-    topic, group = log.create(name("topic"), 2).name, name("group")
+    topic, group = named(log, 2)
     log.begin(group, topic, {0: 0, 1: 0})
     key = f"{{{topic}:1}}:group:{group}"
     put(client, key, "position", value)
@@ -205,7 +191,7 @@ def test_ghosts_keep_nothing(
     log: RedisLog, client: redis.Redis, members: list[Member], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of members that are none: they count for a lease at most, and then they are gone."""
-    topic, group = log.create(name("topic"), 8).name, name("group")
+    topic, group = named(log, 8)
     log.create("other", 3)
     client.set("{broken}:topic", "no hash")
     key = f"{{group:{group}}}:members"
@@ -276,7 +262,7 @@ def test_where_a_group_began(
     caplog: pytest.LogCaptureFixture,
     value: bytes,
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     append(log, topic, [b"1", b"2"])
     log.begin(group, topic, {0: 0})
     client.delete(f"{{{topic}}}:group:{group}")
@@ -294,7 +280,7 @@ def test_where_a_group_began(
 def test_names_that_are_none(
     log: RedisLog, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    topic, group = log.create(name("topic"), 1, Retention(messages=1)).name, name("group")
+    topic, group = named(log, 1, Retention(messages=1))
     log.begin(group, topic, {0: 0})
     for key in ("streams:topics", "streams:groups"):
         client.sadd(key, b"\xff\xfe", b"a b", b"", b"x" * 300, b"..", b"{a}")
@@ -346,7 +332,7 @@ def test_another_kind_of_key_is_named(
     pattern: str,
     kind: str,
 ) -> None:
-    topic, group = log.create(name("topic"), 1, Retention(messages=5)).name, name("group")
+    topic, group = named(log, 1, Retention(messages=5))
     append(log, topic, [b"1"])
     first = Member(log, group, topic)
     first.take_in(1)
@@ -426,7 +412,7 @@ def test_claims(server: Redis, client: redis.Redis, field: str) -> None:
 def test_commands_name_what_they_leave_out(
     server: Redis, log: RedisLog, client: redis.Redis, shell: Shell
 ) -> None:
-    topic, group = log.create(name("topic"), 2).name, name("group")
+    topic, group = named(log, 2)
     log.begin(group, topic, {0: 0, 1: 0})
     put(client, f"{{{topic}:1}}:group:{group}", "position", b"\xff")
     broken = log.create(name("topic"), 2).name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,10 +18,12 @@ from streams.log.redis.feed import Feed
 from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
+    SHORT,
     Member,
     Proxy,
     append,
     name,
+    named,
     open_redis,
     outcomes,
     position,
@@ -30,41 +31,10 @@ from tests.log.redis_support import (
     until,
 )
 from tests.servers.lifetime import Lifetime
-from tests.servers.redis import Redis, redis_program, valkey_program
-
-SHORT = "lease=1&socket_timeout=0.5"
-"""For a test that waits until a lease is over, or looks at the streams once a lease."""
+from tests.servers.redis import Redis
 
 LONG = "lease=60"
 """A lease that outlasts the test, however long whoever holds it is not run."""
-
-
-@pytest.fixture(scope="module", params=[redis_program, valkey_program], ids=["redis", "valkey"])
-def server(request: pytest.FixtureRequest, lifetime: Lifetime) -> Iterator[Redis]:
-    with Redis(lifetime, request.param()) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: Redis) -> Iterator[redis.Redis]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
-def log(server: Redis) -> Iterator[RedisLog]:
-    log = open_redis(f"{server.url}?{SHORT}")
-    yield log
-    log.close()
-
-
-@pytest.fixture
-def members() -> Iterator[list[Member]]:
-    """Those that are to be closed at the end."""
-    found: list[Member] = []
-    yield found
-    for member in found:
-        member.subscription.close()
 
 
 def native(client: redis.Redis, topic: str, group: str) -> dict[str, Any]:
@@ -80,7 +50,7 @@ def native(client: redis.Redis, topic: str, group: str) -> dict[str, Any]:
 def test_redis_tools_show_where_the_group_stands(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(10)])]
     log.begin(group, topic, {0: offsets[3]})
     shown = native(client, topic, group)
@@ -213,7 +183,7 @@ def test_an_idle_member_asks_for_little(
 def test_who_was_replaced_can_do_nothing_any_more(
     server: Redis, log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
     old = Member(log, group, topic)
     old.owns(1)
@@ -249,7 +219,7 @@ def test_who_was_replaced_can_do_nothing_any_more(
 
 def test_an_older_commit_cannot_undo_a_newer_one(log: RedisLog, members: list[Member]) -> None:
     """Also where it was delayed on the way: the server itself compares."""
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
     member = Member(log, group, topic)
     members.append(member)
@@ -269,7 +239,7 @@ def test_an_older_commit_cannot_undo_a_newer_one(log: RedisLog, members: list[Me
 def test_keeping_alive_is_enough_to_stay(
     server: Redis, log: RedisLog, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     busy = Member(open_redis(f"{server.url}?lease=6"), group, topic)
     members.append(busy)
     busy.owns(1)
@@ -307,7 +277,7 @@ def test_members_that_read_different_topics_agree(log: RedisLog, members: list[M
 def test_a_group_is_moved_from_under_its_members_only_by_force(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
     member = Member(log, group, topic)
     members.append(member)
@@ -327,7 +297,7 @@ def test_a_group_that_began_is_taken_up_where_it_should_begin(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
     """Also if who began it was killed before the partitions were told."""
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
     log.begin(group, topic, {0: offsets[2]})
     client.delete(f"{{{topic}}}:group:{group}")
@@ -345,7 +315,7 @@ def test_a_server_that_lost_everything_is_gone_on_with(lifetime: Lifetime, serve
     with Redis(lifetime, server.program) as own, own.client() as client:
         # Each must be back before the other's patience ends, which is a lease.
         log = open_redis(f"{own.url}?lease=10")
-        topic, group = log.create(name("topic"), 2).name, name("group")
+        topic, group = named(log, 2)
         log.begin(group, topic, {0: 0, 1: 0})
         one, two = Member(log, group, topic), Member(log, group, topic)
         until(
@@ -391,7 +361,7 @@ def test_a_server_that_lost_everything_is_gone_on_with(lifetime: Lifetime, serve
 def test_a_part_that_was_lost_is_made_again(
     log: RedisLog, client: redis.Redis, members: list[Member], lost: str
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     member = Member(log, group, topic)
     members.append(member)
     append(log, topic, [b"%d" % n for n in range(5)])
@@ -421,7 +391,7 @@ def test_a_part_that_was_lost_is_made_again(
 def test_another_stream_of_the_name_is_read_from_its_beginning(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     member = Member(log, group, topic)
     members.append(member)
     append(log, topic, [b"%d" % n for n in range(5)])
@@ -437,7 +407,7 @@ def test_another_stream_of_the_name_is_read_from_its_beginning(
 def test_a_place_beyond_the_end_is_told_and_the_native_group_says_where_to_go_on(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     first = Member(log, group, topic)
     entries = append(log, topic, [b"%d" % n for n in range(5)])
     first.poll_until(lambda: len(first.values) == 5, "all are read")
@@ -457,7 +427,7 @@ def test_a_place_beyond_the_end_is_told_and_the_native_group_says_where_to_go_on
 def test_a_stream_that_lost_its_tail_is_told_and_gone_on_with_behind_what_is_left(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     first = Member(log, group, topic)
     left = append(log, topic, [b"%d" % n for n in range(3)])
     first.take_in(3)
@@ -478,7 +448,7 @@ def test_a_stream_that_lost_its_tail_is_told_and_gone_on_with_behind_what_is_lef
 def test_entries_trimmed_before_they_were_read_are_a_loss(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     first = Member(log, group, topic)
     append(log, topic, [b"%d" % n for n in range(5)])
     first.take_in(5)
@@ -508,7 +478,7 @@ def test_entries_trimmed_under_a_running_member_are_reported(
     members: list[Member],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     member = Member(log, group, topic)
     members.append(member)
     append(log, topic, [b"0"])
@@ -537,7 +507,7 @@ def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
 ) -> None:
     with Redis(lifetime, server.program) as own, own.client() as client:
         log = open_redis(f"{own.url}?{SHORT}")
-        topic, group = log.create(name("topic"), 1, Retention(messages=100)).name, name("group")
+        topic, group = named(log, 1, Retention(messages=100))
         first = Member(log, group, topic, window=0)
         first.owns(1)
         append(log, topic, [b"x" * 1_000 for _ in range(5_000)])
@@ -562,7 +532,7 @@ def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
 
 
 def test_a_cut_connection_loses_and_repeats_nothing(server: Redis, log: RedisLog) -> None:
-    topic, group = log.create(name("topic"), 2).name, name("group")
+    topic, group = named(log, 2)
     values = [b"%06d" % n for n in range(8_000)]
     append(log, topic, [record(each, partition=n % 2) for n, each in enumerate(values)])
     with Proxy(server.port) as proxy:
@@ -583,7 +553,7 @@ def test_a_cut_connection_loses_and_repeats_nothing(server: Redis, log: RedisLog
 def test_what_was_read_is_delivered_though_no_more_can_be_asked_for(
     server: Redis, log: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = named(log)
     with Proxy(server.port) as proxy:
         cut = open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")
         member = Member(cut, group, topic)
@@ -614,7 +584,7 @@ def test_what_was_read_is_delivered_though_no_more_can_be_asked_for(
 def test_a_server_that_was_frozen_changes_no_owner(lifetime: Lifetime, server: Redis) -> None:
     with Redis(lifetime, server.program) as own:
         log = open_redis(f"{own.url}?{SHORT}")
-        topic, group = log.create(name("topic"), 2).name, name("group")
+        topic, group = named(log, 2)
         both = [Member(log, group, topic), Member(log, group, topic)]
 
         def poll() -> bool | None:
@@ -646,7 +616,7 @@ def test_what_was_acknowledged_outlives_a_killed_server(lifetime: Lifetime, serv
     durable = ("--appendonly", "yes", "--appendfsync", "always")
     with Redis(lifetime, server.program, durable) as own:
         log = open_redis(f"{own.url}?{SHORT}")
-        topic, group = log.create(name("topic"), 1).name, name("group")
+        topic, group = named(log)
         member = Member(log, group, topic)
         acknowledged: list[bytes] = []
         stop = threading.Event()

@@ -84,8 +84,8 @@ def test_a_living_members_row_is_mended(log: SqliteLog) -> None:
         with log._database.write() as connection:
             connection.execute(f"UPDATE streams_members SET {column} = ?", (value,))
             connection.execute("UPDATE streams_groups SET generation = generation + 1")
-        append(log, "t", [record(value if isinstance(value, bytes) else value.encode())])
         before = len(member._history.values())
+        append(log, "t", [record(value if isinstance(value, bytes) else value.encode())])
         member._history.until(lambda before=before: len(member._history.values()) > before, "more")  # type: ignore[misc]
     other = Member(log, "g", ["t"], History(), "other")
     other.until_owns(2)

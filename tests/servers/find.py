@@ -25,13 +25,13 @@ from tests.servers import containers
 from tests.servers.java import Missing
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime, StartError, until
-from tests.servers.redis import Redis, any_program, valkey_program
+from tests.servers.redis import Redis, RedisCluster, any_program, valkey_program
 
 KAFKA = "STREAMS_TEST_KAFKA"
 REDIS = "STREAMS_TEST_REDIS"
 VALKEY = "STREAMS_TEST_VALKEY"
 
-__all__ = ["KafkaAddress", "Missing", "RedisAddress", "kafka", "redis", "valkey"]
+__all__ = ["KafkaAddress", "Missing", "RedisAddress", "kafka", "redis", "redis_cluster", "valkey"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,21 @@ def valkey(lifetime: Lifetime) -> RedisAddress:
     :raises StartError: it does not answer.
     """
     return _redis(lifetime, "valkey", VALKEY, containers.VALKEY_IMAGE, valkey_program)
+
+
+def redis_cluster(lifetime: Lifetime) -> RedisAddress:
+    """The session's Redis Cluster of three processes; its first node's address.
+
+    :raises Missing: there is no program to start; says what to do.
+    """
+
+    def start() -> dict[str, str]:
+        cluster = RedisCluster(lifetime)
+        cluster.start()
+        return {"address": cluster.url, "origin": "process"}
+
+    facts = lifetime.shared("redis-cluster", start)
+    return RedisAddress(facts["address"], facts["origin"])
 
 
 def _redis(

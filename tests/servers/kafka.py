@@ -57,6 +57,23 @@ def _java_command(options: Sequence[str], level: str, folder: Path) -> list[str]
     return [java(), *options, f"-Dlog4j2.configurationFile={logging}", "-cp", f"{jars()}/*"]
 
 
+def tool(bootstrap: str, folder: Path, name: str, *arguments: str, input: str | None = None) -> str:
+    """What one of Kafka's own command-line tools prints, see :meth:`Kafka.tool`.
+
+    :param folder: where it finds how to log.
+    """
+    command = _java_command(["-Xmx256m", "-XX:TieredStopAtLevel=1"], "error", folder)
+    done = subprocess.run(
+        [*command, _TOOLS.get(name, name), "--bootstrap-server", bootstrap, *arguments],
+        input=input,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    return done.stdout
+
+
 class Node:
     """One broker, with its controller.
 
@@ -224,16 +241,7 @@ class Kafka:
         :param name: ``groups``, ``produce``, ``consume``, ``topics``, ``configs`` or a class.
         :raises subprocess.CalledProcessError: it failed.
         """
-        command = _java_command(["-Xmx256m", "-XX:TieredStopAtLevel=1"], "error", self.folder)
-        done = subprocess.run(
-            [*command, _TOOLS.get(name, name), "--bootstrap-server", self.bootstrap, *arguments],
-            input=input,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=500,
-        )
-        return done.stdout
+        return tool(self.bootstrap, self.folder, name, *arguments, input=input)
 
     # -- making
 
@@ -268,8 +276,11 @@ class Kafka:
             "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            "group.consumer.min.heartbeat.interval.ms": "200",
-            "group.consumer.heartbeat.interval.ms": "500",
+            "group.consumer.min.heartbeat.interval.ms": "100",
+            "group.consumer.heartbeat.interval.ms": "200",
+            # Kafka 4.3 computes a group's assignment once a second at most, unless told so.
+            "group.consumer.min.assignment.interval.ms": "0",
+            "group.consumer.assignment.interval.ms": "0",
             "group.consumer.min.session.timeout.ms": "1000",
             "group.consumer.session.timeout.ms": "6000",
         }

@@ -1,4 +1,4 @@
-"""The brokers that other tests stand on."""
+"""The brokers that other tests stand on. What only the fault runs need is proved with them."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def test_the_shared_broker(kafka: KafkaAddress) -> None:
     admin.delete_topics([topic])[topic].result(30)
 
 
+@pytest.mark.faults
 def test_killed_paused_and_asked_with_its_own_tools(lifetime: Lifetime) -> None:
     with Kafka(lifetime, secure=True) as cluster:
         plain = {"bootstrap.servers": cluster.bootstrap}
@@ -78,6 +79,7 @@ def test_killed_paused_and_asked_with_its_own_tools(lifetime: Lifetime) -> None:
         assert said.split() == ["one", "two"]
 
 
+@pytest.mark.faults
 def test_a_cluster_of_three_outlives_its_leader(lifetime: Lifetime) -> None:
     with Kafka(lifetime, brokers=3) as cluster:
         settings = {"bootstrap.servers": cluster.bootstrap}

@@ -7,7 +7,6 @@ ran. So no test here touches the network, and each failure can be had on demand.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -323,12 +322,6 @@ def test_a_file_that_is_not_the_one_that_was_pinned_is_refused(
         environment.ensure()
     assert "DO NOT MATCH THE HASHES" in capfd.readouterr().err
     assert not list(machine.venv.rglob("one.py"))
-    # The one that was pinned is taken; the package itself cannot be built here.
-    real = hashlib.sha256((offered / "one-1-py3-none-any.whl").read_bytes()).hexdigest()
-    (machine.root / "constraints.txt").write_text(text.replace("1111", real))
-    with pytest.raises(SetupError, match=r"Could not install this package \("):
-        environment.ensure()
-    assert list(machine.venv.rglob("one.py"))
 
 
 def test_a_moved_checkout_and_a_vanished_interpreter_are_noticed(machine: Machine) -> None:
@@ -364,14 +357,14 @@ def test_all_families_run_and_the_first_failure_is_the_status(machine: Machine) 
     done = machine.dev("test", "--", "-k", "retry")
     assert done.returncode == 3
     *ran, tests = [note for note in machine.notes() if not note.startswith("pip")]
-    assert ran == [
-        "ruff check .",
-        "ruff format --check .",
+    assert sorted(ran[:5]) == [  # at the same time, so in any order
+        "lint-imports --no-logo",
         "python -m mypy",
         "python -m pyright",
-        "lint-imports --no-logo",
-        "python -m tests.servers",
+        "ruff check .",
+        "ruff format --check .",
     ]
+    assert ran[5:] == ["python -m tests.servers"]
     assert tests.startswith("python -m pytest -n ")
     assert tests.endswith(" -k retry")
     summary = done.stdout[done.stdout.rindex("ruff check") :].splitlines()

@@ -616,8 +616,8 @@ class KafkaSubscription:
         """The driver's on_commit: how a commit ended, told inside a poll."""
         self._commits.told(error, parts)
         failed = error or next((part.error for part in parts if part.error is not None), None)
-        if failed is None:
-            return
+        if failed is None or failed.code() == KafkaError._FATAL:
+            return  # what was fatal, such as that the member is fenced, the driver tells by itself
         if failed.code() in _NO_MEMBER:
             self._ownership.confirmed = float("-inf")
         elif kind_of(failed) is not Unavailable:
