@@ -66,8 +66,8 @@ _HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, or processes; leave out the long fault runs unless they
-    are meant."""
+    """Mark the tests that need a server, or processes; leave out what a log cannot do, which is not
+    a skip as there is nothing to run, and the long fault runs unless they are meant."""
     for item in items:
         if _needs_server(item):
             item.add_marker("servers")
@@ -75,10 +75,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             place = item.path.relative_to(_HERE).as_posix()
             if place.startswith(PROCESSES):
                 item.add_marker("processes")
-    if "faults" not in config.option.markexpr:
-        long = [item for item in items if item.get_closest_marker("faults")]
-        items[:] = [item for item in items if not item.get_closest_marker("faults")]
-        config.hook.pytest_deselected(items=long)
+    meant = "faults" in config.option.markexpr
+    left_out = [
+        item
+        for item in items
+        if not _log_can(item) or (item.get_closest_marker("faults") and not meant)
+    ]
+    if left_out:
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _log_can(item: pytest.Item) -> bool:
+    """The log that the test is for can do what its ``needs`` name."""
+    chosen = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
+    return not isinstance(chosen, Case) or all(chosen.can(need) for need in needs)
 
 
 def _needs_server(item: pytest.Item) -> bool:

@@ -56,7 +56,7 @@ def test_a_topic_takes_nothing_else(given: Any) -> None:
         lambda: MessageQueue(app, retention=given).declare("mails"),
         lambda: EventBus(app, retention=given),
     ):
-        with pytest.raises(ConfigError, match=r"give a Retention\("):
+        with pytest.raises(ConfigError, match=r"(give a|use) Retention\("):
             declare()
 
 

@@ -87,13 +87,20 @@ def test_each_line_is_a_json_object(shell: Shell, workers: tuple[str, ...], setu
         assert any("worker 1 is process" in each["message"] for each in told)
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["alone", "workers"])
-@pytest.mark.parametrize("trouble", ["dies", "missing", "broken"])
+@pytest.mark.parametrize(
+    ("trouble", "workers"),
+    [  # a worker that dies is started again, so that ends nothing
+        ("dies", ()),
+        ("missing", ()),
+        ("missing", ("--workers", "1")),
+        ("broken", ()),
+        ("broken", ("--workers", "1")),
+    ],
+    ids=["dies", "missing", "missing-workers", "broken", "broken-workers"],
+)
 def test_what_ends_it_is_a_json_object_too(
     shell: Shell, workers: tuple[str, ...], trouble: str
 ) -> None:
-    if workers and trouble == "dies":
-        pytest.skip("a worker that dies is started again")
     with shell.log() as log:
         fill(log, "orders", [order(13)])
     shell.write("dies.py", APP.format(setup=""))

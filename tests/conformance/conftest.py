@@ -17,30 +17,9 @@ from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(*capabilities): what a log must be able to do")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", LOGS, ids=lambda case: case.name)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a log cannot do: not a skip, there is nothing to run."""
-    left_out = [item for item in items if not _fits(item)]
-    if left_out:
-        items[:] = [item for item in items if _fits(item)]
-        config.hook.pytest_deselected(items=left_out)
-
-
-def _fits(item: pytest.Item) -> bool:
-    spec = (
-        item.callspec if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
-    )
-    case = spec.params.get("case") if spec else None
-    needs = [need for marker in item.iter_markers("needs") for need in marker.args]
-    return not isinstance(case, Case) or all(case.can(need) for need in needs)
 
 
 @pytest.fixture

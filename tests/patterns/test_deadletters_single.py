@@ -168,11 +168,10 @@ async def test_any_letter_can_be_edited(stage: Stage) -> None:
         assert {ORIGIN, FIRST_ERROR, FIRST_FAILED} <= set(message.headers)
 
 
+@pytest.mark.needs("processes")
 async def test_an_edit_that_was_killed_can_be_made_again_and_is_handled_once(
     stage: Stage,
 ) -> None:
-    if not stage.case.capabilities.processes:
-        pytest.skip("nothing of it outlives a process")
     world = World(stage)
     async with world.app:
         await world.bury(1, 2, key="k")
