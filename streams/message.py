@@ -25,7 +25,7 @@ T = TypeVar("T")
 # A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
 # Both have defaults, so that `message: Message` is complete for strict type checkers, too.
 T_co = TypeVar("T_co", covariant=True, default=Any)
-X_co = TypeVar("X_co", covariant=True, default=Any)
+X_co = TypeVar("X_co", covariant=True, default="Transaction")
 
 Headers = Sequence[tuple[str, "bytes | None"]]
 """Headers as they stand on the wire: pairs in order, names may repeat."""
