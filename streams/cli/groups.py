@@ -111,8 +111,8 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
             [
                 part["topic"],
                 str(part["partition"]),
-                part["position"],
-                part["end"],
+                show.place(part["position"]),
+                show.place(part["end"]),
                 part["lag"],
                 part["ahead"],
                 show.age(part["oldest_seconds"]),

@@ -26,8 +26,8 @@ def reset(
             "--to",
             metavar="PLACE",
             help="earliest, latest, an offset, a position (orders/0/17), a time "
-            "(2013-01-05T10:00Z), that long ago (2h30m), or -N: back by N messages from where it "
-            "is.",
+            "(2013-01-05T10:00Z), that long ago (2h30m), or -N: back by N messages, in each "
+            "partition, from where it is.",
         ),
     ],
     partition: Partition = None,

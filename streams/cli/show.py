@@ -140,6 +140,11 @@ def shown(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
+def place(offset: int | str | None) -> str | None:
+    """An offset for a table: as it is written everywhere else, so that it can be pasted."""
+    return None if offset is None else str(offset)
+
+
 def number(count: int | None, of: str) -> str:
     """So many of something; ``of`` is its singular."""
     if count is None:

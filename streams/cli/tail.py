@@ -7,12 +7,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streams.cli import show
-from streams.cli.failures import report
+from streams.cli.failures import Misused, report
 from streams.cli.options import Json, Key, Partition, Url, open_url
 from streams.cli.places import HELP, one_partition, places
 
@@ -27,8 +28,15 @@ LOOK = 0.2
 def tail(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="What to read.")],
     number: Annotated[
-        int, typer.Option("-n", "--lines", min=0, metavar="N", help="So many of the last messages.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            "-n",
+            "--lines",
+            min=0,
+            metavar="N",
+            help="So many of the last messages (10); with --from, of the first from there.",
+        ),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
     ] = False,
@@ -51,19 +59,23 @@ def tail(
       [cyan]streams tail orders -n 0 -f[/cyan]           only what arrives from now on
       [cyan]streams tail orders -f -k customer-42[/cyan]
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
+      [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
     from streams.reading import ranges
     from streams.replay.copying import Rows
 
     found = None if start is None else places(start, "--from", topic)
+    if follow and found is not None and number is not None:
+        raise Misused("--from, -n and --follow: leave one of them out")
+    last = 10 if number is None else number
     wanted = None if key is None else key.encode("utf-8", "surrogateescape")
     with open_url(url, "ro") as log:
         printer = _Printer(log, json=json)
         now = time.time()
         one_partition(found, "--from", partition, log.topic(topic).partitions)
         # With a key, how far back its last messages are is not known.
-        back = "earliest" if wanted is not None else -number
-        if found is None and number == 0:
+        back = "earliest" if wanted is not None else -last
+        if found is None and last == 0:
             found = "latest"
         spans = ranges(
             log, topic, back if found is None else found, "latest", partition=partition, now=now
@@ -71,9 +83,9 @@ def tail(
         rows = Rows(log, topic, spans, key=wanted)
         try:
             if found is None:
-                printer.rows(deque(rows, maxlen=number))
+                printer.rows(deque(rows, maxlen=last))
             else:
-                printer.rows(rows)
+                printer.rows(islice(rows, number))
         finally:
             rows.close()
         if follow:

@@ -115,8 +115,18 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
         show.print_json({"topic": topic, "retention": retention, "partitions": parts})
         return
     show.say(f"{topic}: {show.kept(info.retention)}")
-    columns = ["partition", "first", "end", "messages"]
-    show.table(columns, [[str(part["partition"]), *map(part.get, columns[1:])] for part in parts])
+    show.table(
+        ["partition", "first", "end", "messages"],
+        [
+            [
+                str(part["partition"]),
+                show.place(part["first"]),
+                show.place(part["end"]),
+                part["messages"],
+            ]
+            for part in parts
+        ],
+    )
 
 
 @app.command("create")

@@ -257,6 +257,13 @@ class Pump:
             _, end = self._log.bounds(assignment.topic, assignment.partition)
             if owned.progress.polled < end:
                 return "messages were not polled yet"
+        if not dispatcher.waiting:
+            with self._marks:
+                held = sum(owned.progress.held()[0] for _, owned in list(self._owned.values()))
+            if held:  # between two threads, perhaps, where nobody else sees them
+                return "messages are in hand"
+        if self._was_reset():
+            return "its positions were reset"
         due = dispatcher.due
         if due is not None and due <= self._now():
             return "messages are due to be tried again"
@@ -265,6 +272,25 @@ class Pump:
         if self._job.sequence is not None and (busy := self._job.sequence.busy()):
             return busy
         return "" if self._job.watch is None else self._job.watch.busy()
+
+    def _was_reset(self) -> bool:
+        """Somebody has set the group to other positions, and the partitions were not given up here
+        yet: for the log they are nobody's by now, or stand behind what was committed here."""
+        try:
+            group = self._log.group(self._job.group)
+        except NotFound:
+            return False  # it follows topics without a group
+        owned = {place for member in group.members for place in member.partitions}
+        for assignment, _ in list(self._owned.values()):
+            place, key = (assignment.topic, assignment.partition), id(assignment)
+            if place not in owned:
+                return True
+            found = group.positions.get(place)
+            known = (self._stored.get(key), self._submitted.get(key))
+            newest = max((each[0] for each in known if each is not None), default=None)
+            if found is not None and newest is not None and found.position < newest:
+                return True
+        return False
 
     def due(self) -> tuple[float, str] | None:
         """Of a processor at rest: how many seconds from now something that waits for its time is

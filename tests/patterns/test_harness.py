@@ -10,6 +10,7 @@ import pytest
 
 from streams import Delays, Message, MessageQueue, QueueMessage, Retry, RetryAfter, Streams
 from streams.patterns import EventBus
+from streams.replay import reset
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 
@@ -41,6 +42,19 @@ async def test_what_nobody_has_taken_up_yet_is_not_settled(stage: Stage) -> None
         await topic.publish_many(list(range(20)))
         await h.settled()
         assert sorted(stage.seen.values) == list(range(20))
+
+
+async def test_a_group_that_was_set_back_by_force_is_not_settled(stage: Stage) -> None:
+    """Its member hears of it later, and until then it has nothing to do."""
+    app = stage.app()
+    topic = stage.topic(app, partitions=2)
+    app.processor(topic, group=stage.group)(stage.recorder())
+    async with harness(app, url=stage.url) as h:
+        await topic.publish_many(list(range(20)))
+        for times in range(1, 6):
+            await h.settled()
+            assert len(stage.seen.values) == times * 20
+            await reset(app, stage.group, topic, "earliest", force=True)
 
 
 async def test_a_delayed_message_is_waited_for(stage: Stage) -> None:

@@ -165,7 +165,8 @@ class Groups:
             return error
         return GroupLive(
             f"group {group!r} has {len(members)} running members and cannot be changed: "
-            "stop them first"
+            "stop them first (a static member, as those of run --workers are, counts until its "
+            "session has ended, 10 s unless set otherwise, after it was stopped: then try again)"
         )
 
     def forget(self, group: str) -> None:
