@@ -94,6 +94,24 @@ def test_tail_shows_the_last_in_order_of_time(shell: Shell, run: Run) -> None:
     assert min(each["offset"] for each in since) == 1
 
 
+def test_tail_shows_so_many_from_a_place_on(shell: Shell, run: Run) -> None:
+    with shell.log() as log:
+        fill(log, "orders", [order(n, "a") for n in range(6)], partitions=1)
+    found = run("tail", "orders", "--from", "orders/0/2", "-n", "3", "--json").lines
+    assert [each["offset"] for each in found] == [2, 3, 4]
+    refused = run("tail", "orders", "--from", "orders/0/2", "-n", "3", "-f")
+    assert (refused.status, "leave one of them out" in refused.err) == (2, True)
+
+
+def test_a_position_in_a_table_can_be_pasted(shell: Shell, run: Run) -> None:
+    with shell.log() as log:
+        fill(log, "orders", [order(n, "a") for n in range(1_234)], partitions=1)
+        log.move("billing", "orders", {0: Committed(1_230)})
+    assert " 1234 " in run("topics", "show", "orders").out
+    assert " 1230 " in run("groups", "show", "billing").out
+    assert run("reset", "billing", "orders", "--to", "orders/0/1230", "-n").status == 0
+
+
 def test_tail_follows_until_it_is_interrupted(shell: Shell) -> None:
     with shell.log() as log:
         fill(log, "orders", [order(0)])
