@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _log_can(item: pytest.Item) -> bool:
     """The log that the test is for can do what its ``needs`` name."""
-    chosen = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    spec = getattr(item, "callspec", None)
+    chosen = spec.params.get("case") if spec is not None else None
     needs = [need for marker in item.iter_markers("needs") for need in marker.args]
     return not isinstance(chosen, Case) or all(chosen.can(need) for need in needs)
 

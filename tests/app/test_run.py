@@ -34,18 +34,19 @@ app = Streams("memory://", lifespan=lifespan)
 topic = app.topic("t", int)
 how = sys.argv[1]
 
-def watch():
-    first = signal.getsignal(signal.SIGINT)
+def watch(first):
     while signal.getsignal(signal.SIGINT) is first:
         time.sleep(0.01)
     print("told", flush=True)
 
 def begin():
+    first = signal.getsignal(signal.SIGINT)  # before anybody is told to send one
     if how not in ("returns", "dies", "stuck"):
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(first,), daemon=True).start()
     print("begun", flush=True)
     if how == "dies":
         raise SystemExit(5)
+    return first
 
 if how == "plain":
     @app.processor(topic, group="g")
@@ -55,7 +56,7 @@ if how == "plain":
 else:
     @app.processor(topic, group="g")
     async def handle(value):
-        begin()
+        first = begin()
         if how == "blocks":
             time.sleep(3600)
         elif how == "waits":
@@ -63,7 +64,7 @@ else:
         elif how == "stuck":
             libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
             libc.pthread_mutex_lock(mutex)
-            watch()
+            watch(first)
             libc.pthread_mutex_lock(mutex)  # without end, and no signal interrupts it
 
 app.run()
