@@ -2,9 +2,9 @@
 
 Counted are the calls that our code makes or is (the handler's own call is one of them) and the
 instructions that our code runs, in every thread, between an app's start and its end on a log in
-memory. What does not depend on the number of messages is taken out by counting twice; commits,
-which come as time passes and have a budget of their own (:data:`streams.engine.pace.SHARE`), by
-letting none come.
+memory. What does not depend on the number of messages is taken out by counting twice; what comes
+as time passes, by letting none come: commits, which have a budget of their own
+(:data:`streams.engine.pace.SHARE`), and slices of the event loop.
 
 A number here may be lowered when the loop gets leaner. Whoever wants to raise one pays for it on
 every message: see `make bench` first.
@@ -29,6 +29,7 @@ import streams
 from streams import Flow, Streams
 from streams.engine import pace
 from streams.patterns import instrument
+from streams.runners import aio
 
 pytestmark = pytest.mark.skipif(
     sys.gettrace() is not None, reason="a debugger or a coverage tool traces already"
@@ -188,8 +189,9 @@ async def _wait(over: threading.Event) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _rare_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_comes_as_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "SHARE", 1e-9)
+    monkeypatch.setattr(aio, "SLICE", 3_600.0)
 
 
 RUNS = 8
