@@ -90,6 +90,36 @@ def check_function(
         _check(at, name, said, topics, (), tombstones=tombstones)
 
 
+class Given(NamedTuple):
+    """What a function is called with by position."""
+
+    type: Any
+    """Of the argument, or of what is in it: the data of a queue's message."""
+    around: tuple[type, ...] = ()
+    """The class of the argument, where ``type`` is what is in it."""
+
+
+def check_arguments(
+    at: str, function: Callable[..., Any], *given: Given, any_part: bool = False
+) -> None:
+    """Compare a function's parameters with what it is always called with.
+
+    :param any_part: of a union it may be known to get a part only.
+    :raises ConfigError: it is annotated with another type than it will get.
+    """
+    for (name, said), each in zip(_positional(function), given, strict=False):
+        fits = [_takes(said, part, each.around) for part in _alternatives(each.type)]
+        if all(fits) or (any_part and any(fits)):
+            continue
+        wanted = "" if each.around and each.type is Any else _shown(each.type)
+        for cls in reversed(each.around):
+            wanted = f"{cls.__name__}[{wanted}]" if wanted else cls.__name__
+        raise ConfigError(
+            f"{at}: parameter {name!r} is annotated {_shown(said)}, but it gets {wanted}; "
+            f"annotate it {wanted}"
+        )
+
+
 def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: bool) -> None:
     """Compare what a handler returns with the topic that it is published to.
 
@@ -257,7 +287,7 @@ def _takes(annotation: Any, part: Any, around: tuple[type, ...] = ()) -> bool:
         if not _is(around[0], cls):
             continue
         arguments = typing.get_args(form)
-        ours = cls is Message or cls.__module__ in ("builtins", "collections.abc")
+        ours = cls is around[0] or cls.__module__ in ("builtins", "collections.abc")
         if not arguments or not ours or _takes(arguments[0], part, around[1:]):
             return True
     return False
@@ -337,6 +367,6 @@ def _shown(form: Any) -> str:
     cls, held = _class_of(form), typing.get_args(form)
     if cls is None or not held:
         return type_name(form)
-    if cls is Message and held[1:] == (Any,):
+    if cls is Message and held[1:] in ((Any,), ("Transaction",)):  # what it is by default
         held = held[:1]
     return f"{cls.__name__}[{', '.join('...' if each is ... else _shown(each) for each in held)}]"

@@ -206,7 +206,7 @@ def create_handler(
     """
     if not isinstance(bus, EventBus):
         raise ConfigError(f"create_handler({bus!r}, ...): an EventBus is needed")
-    asynchronous = check_handler(execute)
+    asynchronous = check_handler(execute, SagaEvent)
     for topic in (on_success, on_failure):
         if topic is not None:
             bus.check_declared(check_topic(topic))

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeForm
 
+from streams.annotations import Given, check_arguments
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
@@ -378,7 +379,8 @@ class MessageQueue:
         Await what is returned to know that it runs. Without a handler this is a decorator for one,
         ``@queue.subscribe("mails")``, which leaves it as it is.
 
-        :raises ConfigError: any of these cannot work, or others are declared and this queue is not.
+        :raises ConfigError: any of these cannot work, the handler is annotated with another type,
+            or others are declared and this queue is not.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
@@ -531,6 +533,9 @@ class MessageConsumer:
         form = shape(handler, name, batch=False)
         if form.wants_message:
             raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")
+        data = self._queue.topic(queue).typed
+        given = Given(Any if data is None else data.type, (QueueMessage,))
+        check_arguments(f"queue {queue!r}: handler {name}", handler, given)
         tasks = self._tasks
 
         def message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
