@@ -14,9 +14,11 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from msgspec.inspect import TypedDictType
 from typing_extensions import is_typeddict
 
@@ -134,6 +136,29 @@ def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: boo
         f"{at}: what it returns is annotated {_shown(said)}, but is published to topic "
         f"{to.topic!r} (to=), which has {wanted}; return {how}"
     )
+
+
+def unpublished(function: Callable[..., Any], topics: Iterable[Typed]) -> str:
+    """What a handler without ``to=`` certainly returns, as people write it, where that looks like
+    a message's value: a Struct, a dataclass, a model, or a class that a topic has. Else empty.
+    """
+    values = {_class_of(part) for each in topics for part in _alternatives(each.type)}
+    for form in _alternatives(_Annotations(function)["return"]):
+        cls, parts = _class_of(form), [form]
+        if cls is not None and issubclass(cls, (list, tuple, Sequence, Iterator)):
+            parts += [part for held in typing.get_args(form)[:1] for part in _alternatives(held)]
+        for found in map(_class_of, parts):
+            if found is None or found.__module__ == "builtins":
+                continue
+            if (
+                found in values
+                or issubclass(found, Struct)
+                or is_dataclass(found)
+                or is_model(found)
+                or is_typeddict(found)
+            ):
+                return _shown(form)
+    return ""
 
 
 def _check(

@@ -43,6 +43,7 @@ from typing_extensions import TypeForm
 
 from stream_codecs import Codec
 from streams import letters
+from streams.annotations import unpublished
 from streams.clock import SYSTEM, Clock
 from streams.config import (
     RETRY_PARTITIONS,
@@ -646,7 +647,15 @@ class Streams:
             )
 
         def declare(function: Callable[..., Any]) -> Processor[..., Any]:
-            return self._declare(function, options)
+            processor = self._declare(function, options)
+            if to is None:
+                known = [each.typed for each in self._declared if each.typed is not None]
+                if returned := unpublished(processor.function, known):
+                    logger.warning(
+                        "processor %s returns %s, and without to= nobody gets it",
+                        processor.name, returned,
+                    )  # fmt: skip
+            return processor
 
         return Declare(declare) if to is None else DeclareTo(declare)
 
