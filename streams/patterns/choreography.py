@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
@@ -81,8 +81,8 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     event: Event = None  # type: ignore[assignment]  # never None: __post_init__ makes one
 
     def __post_init__(self) -> None:
-        made: Event | None = self.event
-        if made is None:
+        given = cast("Event | None", self.event)
+        if given is None:
             headers = {CORRELATION: self.saga_id, STEP: self.step_name, STATUS: self.status}
             if self.error is not None:
                 headers[ERROR] = self.error
