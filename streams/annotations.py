@@ -14,9 +14,11 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from msgspec.inspect import TypedDictType
 from typing_extensions import is_typeddict
 
@@ -90,6 +92,36 @@ def check_function(
         _check(at, name, said, topics, (), tombstones=tombstones)
 
 
+class Given(NamedTuple):
+    """What a function is called with by position."""
+
+    type: Any
+    """Of the argument, or of what is in it: the data of a queue's message."""
+    around: tuple[type, ...] = ()
+    """The class of the argument, where ``type`` is what is in it."""
+
+
+def check_arguments(
+    at: str, function: Callable[..., Any], *given: Given, any_part: bool = False
+) -> None:
+    """Compare a function's parameters with what it is always called with.
+
+    :param any_part: of a union it may be known to get a part only.
+    :raises ConfigError: it is annotated with another type than it will get.
+    """
+    for (name, said), each in zip(_positional(function), given, strict=False):
+        fits = [_takes(said, part, each.around) for part in _alternatives(each.type)]
+        if all(fits) or (any_part and any(fits)):
+            continue
+        wanted = "" if each.around and each.type is Any else _shown(each.type)
+        for cls in reversed(each.around):
+            wanted = f"{cls.__name__}[{wanted}]" if wanted else cls.__name__
+        raise ConfigError(
+            f"{at}: parameter {name!r} is annotated {_shown(said)}, but it gets {wanted}; "
+            f"annotate it {wanted}"
+        )
+
+
 def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: bool) -> None:
     """Compare what a handler returns with the topic that it is published to.
 
@@ -104,6 +136,29 @@ def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: boo
         f"{at}: what it returns is annotated {_shown(said)}, but is published to topic "
         f"{to.topic!r} (to=), which has {wanted}; return {how}"
     )
+
+
+def unpublished(function: Callable[..., Any], topics: Iterable[Typed]) -> str:
+    """What a handler without ``to=`` certainly returns, as people write it, where that looks like
+    a message's value: a Struct, a dataclass, a model, or a class that a topic has. Else empty.
+    """
+    values = {_class_of(part) for each in topics for part in _alternatives(each.type)}
+    for form in _alternatives(_Annotations(function)["return"]):
+        cls, parts = _class_of(form), [form]
+        if cls is not None and issubclass(cls, (list, tuple, Sequence, Iterator)):
+            parts += [part for held in typing.get_args(form)[:1] for part in _alternatives(held)]
+        for found in map(_class_of, parts):
+            if found is None or found.__module__ == "builtins":
+                continue
+            if (
+                found in values
+                or issubclass(found, Struct)
+                or is_dataclass(found)
+                or is_model(found)
+                or is_typeddict(found)
+            ):
+                return _shown(form)
+    return ""
 
 
 def _check(
@@ -257,7 +312,7 @@ def _takes(annotation: Any, part: Any, around: tuple[type, ...] = ()) -> bool:
         if not _is(around[0], cls):
             continue
         arguments = typing.get_args(form)
-        ours = cls is Message or cls.__module__ in ("builtins", "collections.abc")
+        ours = cls is around[0] or cls.__module__ in ("builtins", "collections.abc")
         if not arguments or not ours or _takes(arguments[0], part, around[1:]):
             return True
     return False
@@ -337,6 +392,6 @@ def _shown(form: Any) -> str:
     cls, held = _class_of(form), typing.get_args(form)
     if cls is None or not held:
         return type_name(form)
-    if cls is Message and held[1:] == (Any,):
+    if cls is Message and held[1:] in ((Any,), ("Transaction",)):  # what it is by default
         held = held[:1]
     return f"{cls.__name__}[{', '.join('...' if each is ... else _shown(each) for each in held)}]"

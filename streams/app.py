@@ -43,6 +43,7 @@ from typing_extensions import TypeForm
 
 from stream_codecs import Codec
 from streams import letters
+from streams.annotations import unpublished
 from streams.clock import SYSTEM, Clock
 from streams.config import (
     RETRY_PARTITIONS,
@@ -176,6 +177,8 @@ class Streams:
         self._declared: list[Topic[Any]] = []
         self.processors: list[Processor[..., Any]] = []
         """Declared processors, in order."""
+        self._resources: list[AbstractAsyncContextManager[Any]] = []
+        """What is entered and left with it."""
         self._log: Log | None = None
         self._publisher: Publisher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -362,6 +365,14 @@ class Streams:
                     )
         self._declared.append(topic)
         self.topics[name] = topic
+
+    def add_resource(self, resource: AbstractAsyncContextManager[Any]) -> None:
+        """Have what one of the toolkit's patterns needs live as long as the app.
+
+        It is entered after the log is open and before the lifespan, and left after the lifespan and
+        all processors have ended. One that is added to an entered app is only left.
+        """
+        self._resources.append(resource)
 
     @overload
     def processor(
@@ -646,7 +657,15 @@ class Streams:
             )
 
         def declare(function: Callable[..., Any]) -> Processor[..., Any]:
-            return self._declare(function, options)
+            processor = self._declare(function, options)
+            if to is None:
+                known = [each.typed for each in self._declared if each.typed is not None]
+                if returned := unpublished(processor.function, known):
+                    logger.warning(
+                        "processor %s returns %s, and without to= nobody gets it",
+                        processor.name, returned,
+                    )  # fmt: skip
+            return processor
 
         return Declare(declare) if to is None else DeclareTo(declare)
 
@@ -1003,6 +1022,9 @@ class Streams:
             self._publisher.start()
             closing = self._publisher.close
             stack.push_async_callback(lambda: in_thread(closing, CLOSING))
+            stack.push_async_callback(self._leave_resources)
+            for resource in list(self._resources):
+                await resource.__aenter__()
             if self._lifespan is not None:
                 # So that it may publish; what is still missing then is its own to create.
                 await self._reach(partial(self._prepare_topics, missing_ok=True))
@@ -1050,6 +1072,11 @@ class Streams:
     async def _close_log(self) -> None:
         if self._log is not None:
             await in_thread(self._log.close)
+
+    async def _leave_resources(self) -> None:
+        async with AsyncExitStack() as stack:
+            for resource in self._resources:
+                stack.push_async_exit(resource)
 
     def _forget(self) -> None:
         self._started = self._processing = False

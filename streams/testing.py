@@ -18,13 +18,13 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from streams.app import Streams
 from streams.clock import SYSTEM
 from streams.clock import Clock as ClockProtocol
 from streams.config import DeadLetters
-from streams.errors import ProcessorDied
+from streams.errors import ConfigError, ProcessorDied
 from streams.log.protocol import Log
 from streams.message import Message
 from streams.topic import Topic
@@ -91,6 +91,26 @@ class Clock:
                 self._watchers.pop(ticket, None)
 
         return stop
+
+
+class OnTopic(Protocol[T]):
+    """What stands on a topic, as a declared queue does."""
+
+    @property
+    def topic(self) -> Topic[T]:
+        """The topic."""
+        ...
+
+
+def _topic_of(given: Topic[T] | OnTopic[T], what: str) -> Topic[T]:
+    """:raises ConfigError: it is no topic and stands on none."""
+    found = given if isinstance(given, Topic) else getattr(given, "topic", None)
+    if not isinstance(found, Topic):
+        raise ConfigError(
+            f"{what}({given!r}): a topic as app.topic(...) returns it, or a queue as "
+            "queue.declare(...) does; of a queue by name, queue.topic(name)"
+        )
+    return found
 
 
 class Harness:
@@ -195,17 +215,60 @@ class Harness:
                         return f"group {group}: nobody has taken up {topic}/{partition} yet"
         return ""
 
-    async def messages(self, topic: Topic[T]) -> list[Message[T]]:
-        """Everything in a topic, in order of log time."""
-        return await asyncio.to_thread(lambda: list(topic.read()))
+    async def messages(self, topic: Topic[T] | OnTopic[T]) -> list[Message[T]]:
+        """Everything in a topic, in order of log time.
+
+        :param topic: a topic, or a queue as :meth:`streams.MessageQueue.declare` returns it.
+        :raises ConfigError: it is neither.
+        """
+        found = _topic_of(topic, "messages")
+        return await asyncio.to_thread(lambda: list(found.read()))
 
     async def dead(
-        self, topic: Topic[Any], group: str, letters: DeadLetters | None = None
+        self,
+        topic: Topic[Any] | OnTopic[Any],
+        group: str | None = None,
+        letters: DeadLetters | str | None = None,
     ) -> list[Message[bytes]]:
-        """A group's dead letters of a topic, as they stand: original bytes, error headers."""
-        name = (letters or DeadLetters()).name(topic.name, group)
-        found: Topic[bytes] = Topic(self.app, name, bytes | None)  # type: ignore[arg-type]
-        return await asyncio.to_thread(lambda: list(found.read()))
+        """A group's dead letters of a topic, as they stand: original bytes, error headers.
+
+        :param topic: a topic, or a queue as :meth:`streams.MessageQueue.declare` returns it.
+        :param group: whose letters; of a queue it is the queue's name, and may be left out.
+        :param letters: the name of the topic that they are in, or the ``DeadLetters`` that gives
+            it. Not given: the ones of this group's processors in the app, else the default.
+        :raises ConfigError: it is called with something else.
+        :raises NotFound: there is no such topic in the log.
+        """
+        source = _topic_of(topic, "dead")
+        if group is None and source is not topic:
+            group = source.name
+        if not isinstance(group, str):
+            raise ConfigError(
+                f"dead({source.name!r}, {group!r}): the group whose dead letters it is about, a "
+                "str; only a queue's may be left out"
+            )
+        names = self._letters(source.name, group, letters)
+        found = [Topic[Any](self.app, name, bytes | None) for name in names]
+        return await asyncio.to_thread(lambda: [each for topic in found for each in topic.read()])
+
+    def _letters(self, topic: str, group: str, letters: object) -> list[str]:
+        """The names of the topics that a group's dead letters are in."""
+        if isinstance(letters, str):
+            return [letters]
+        if letters is None:
+            configured = [
+                processor.options.dead_letters
+                for processor in self.app.processors
+                if processor.group == group and topic in processor.topics
+            ] or [DeadLetters()]
+        elif isinstance(letters, DeadLetters):
+            configured = [letters]
+        else:
+            raise ConfigError(
+                f"dead({topic!r}, {group!r}, {letters!r}): the dead letter topic's name, or "
+                "DeadLetters(...)"
+            )
+        return list(dict.fromkeys(each.name(topic, group) for each in configured))
 
     @property
     def log(self) -> Log:

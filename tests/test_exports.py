@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import streams
 from streams import patterns
 
@@ -22,3 +24,33 @@ def test_the_package_imports_no_driver_and_no_pattern_until_it_is_asked_to() -> 
     code = "import streams, sys; print([m for m in sys.modules if m.startswith('streams.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["streams", "streams.patterns", "streams.patterns.monitoring"])
+def test_everything_can_be_imported_without_extras_and_says_what_is_missing_when_used(
+    module: str,
+) -> None:
+    code = f"""
+import sys
+for package in ("prometheus_client", "opentelemetry", "fastapi", "starlette", "pydantic"):
+    sys.modules[package] = None
+from {module} import *
+from streams import ConfigError, Streams
+for use in (MetricsCollector, instrument):
+    try:
+        use(Streams("memory://"))
+    except ConfigError as error:
+        print(use.__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        (
+            "MetricsCollector metrics need the package prometheus-client (the extra prometheus): "
+            "pip install prometheus-client"
+        ),
+        (
+            "instrument tracing needs the package opentelemetry-api (the extra otel): "
+            "pip install opentelemetry-api"
+        ),
+    ]

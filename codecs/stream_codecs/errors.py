@@ -60,6 +60,10 @@ class CodecError(Exception):
             at = ""
         return f"{where}{self.reason}{at}{f' ({self.codec})' if self.codec else ''}"
 
+    def __repr__(self) -> str:
+        # Log lines show errors by their repr, and where it went wrong belongs to it.
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The inherited way calls the class with its positional arguments only.
         return _rebuild, (type(self), self.reason, dict(self.__dict__))

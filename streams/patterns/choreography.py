@@ -19,12 +19,13 @@ import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
+from msgspec.structs import force_setattr
 from uuid_utils import uuid7
 
 from stream_codecs import EncodeError
@@ -68,8 +69,8 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     :param status: what that step says of itself; ``"started"`` where that was no step.
     :param data: the event's data.
     :param error: of a failure, the type and words of what the step raised.
-    :param event: the event itself: its ID is the same in every attempt, so it can serve as an
-        idempotency key.
+    :param event: the event itself, with its headers and attempt. Made up of the others where it is
+        not given, as in a test.
     """
 
     saga_id: str
@@ -77,7 +78,28 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     status: Literal["started", "succeeded", "failed"]
     data: Any
     error: str | None = None
-    event: Event | None = None
+    event: Event = None  # type: ignore[assignment]  # never None: __post_init__ makes one
+
+    def __post_init__(self) -> None:
+        given = cast("Event | None", self.event)
+        if given is None:
+            headers = {CORRELATION: self.saga_id, STEP: self.step_name, STATUS: self.status}
+            if self.error is not None:
+                headers[ERROR] = self.error
+            made = Event(
+                topic=self.step_name,
+                data=self.data,
+                id=str(uuid7()),
+                key=self.saga_id,
+                timestamp=datetime.now(timezone.utc),
+                headers=headers,
+            )
+            force_setattr(self, "event", made)
+
+    @property
+    def id(self) -> str:
+        """The event's ID: the same in every attempt, so it can serve as an idempotency key."""
+        return self.event.id
 
     @classmethod
     def of(cls, event: Event) -> SagaEvent:
@@ -206,7 +228,7 @@ def create_handler(
     """
     if not isinstance(bus, EventBus):
         raise ConfigError(f"create_handler({bus!r}, ...): an EventBus is needed")
-    asynchronous = check_handler(execute)
+    asynchronous = check_handler(execute, SagaEvent)
     for topic in (on_success, on_failure):
         if topic is not None:
             bus.check_declared(check_topic(topic))

@@ -17,7 +17,7 @@ There are no priorities: a log cannot keep them honestly.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -25,11 +25,19 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeForm
 
+from streams.annotations import Given, check_arguments
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import Log
-from streams.message import Message
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    OLD_CAUSATION,
+    OLD_CORRELATION,
+    Message,
+    named,
+)
 from streams.patterns.checking import NOT_GIVEN, check_app, check_whole
 from streams.patterns.delay.delays import Delay, Door, due_at
 from streams.patterns.delay.late import delay_topic
@@ -56,6 +64,36 @@ SPREAD = 8
 it."""
 
 
+class _Headers(Mapping[str, str]):
+    """A message's headers, which are looked at when somebody first asks for one."""
+
+    __slots__ = ("_found", "_message")
+
+    def __init__(self, message: Message[Any]) -> None:
+        self._message: Message[Any] | None = message
+        self._found: Mapping[str, str] = {}
+
+    def _all(self) -> Mapping[str, str]:
+        if self._message is not None:
+            self._found, self._message = self._message.headers, None
+        return self._found
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self._all()),)
+
+
 @dataclass(frozen=True, slots=True)
 class QueueMessage(Generic[T_co]):
     """What a handler of a queue sees."""
@@ -69,6 +107,20 @@ class QueueMessage(Generic[T_co]):
     """How often it failed before; 0 at first."""
     queue: str
     key: str | None = None
+    """The key as text; messages of one key are handled in order."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    """All its headers as text, as on a :class:`streams.Message`; where a name repeats, the last
+    one. Look at them while the handler runs."""
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What this message belongs to, such as a saga or a request (``ce_correlationid``)."""
+        return named(self.headers, CORRELATION, OLD_CORRELATION)
+
+    @property
+    def causation_id(self) -> str | None:
+        """The ID of the message that caused this one (``ce_causationid``)."""
+        return named(self.headers, CAUSATION, OLD_CAUSATION)
 
 
 Handler = Callable[[QueueMessage[Any]], Awaitable[None]] | Callable[[QueueMessage[Any]], None]
@@ -378,7 +430,8 @@ class MessageQueue:
         Await what is returned to know that it runs. Without a handler this is a decorator for one,
         ``@queue.subscribe("mails")``, which leaves it as it is.
 
-        :raises ConfigError: any of these cannot work, or others are declared and this queue is not.
+        :raises ConfigError: any of these cannot work, the handler is annotated with another type,
+            or others are declared and this queue is not.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
@@ -531,11 +584,20 @@ class MessageConsumer:
         form = shape(handler, name, batch=False)
         if form.wants_message:
             raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")
+        data = self._queue.topic(queue).typed
+        given = Given(Any if data is None else data.type, (QueueMessage,))
+        check_arguments(f"queue {queue!r}: handler {name}", handler, given)
         tasks = self._tasks
 
         def message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
             return QueueMessage(
-                source.id, source.timestamp, data, source.attempt - 1, queue, source.key
+                source.id,
+                source.timestamp,
+                data,
+                source.attempt - 1,
+                queue,
+                source.key,
+                _Headers(source),
             )
 
         async def handle(data: Any, source: Message[Any]) -> None:

@@ -648,3 +648,54 @@ def test_the_processor_is_what_was_declared() -> None:
     processor: Processor[..., Any] = handle
     assert processor.__doc__ == "Says something."
     assert (handle(Dep(2)), handle(event=Dep(2), times=5)) == (4, 10)
+
+
+class Unpublished(msgspec.Struct):
+    """What no topic has."""
+
+
+def returns(says: Any, *, to: Any = None, **options: Any) -> None:
+    """Declare a handler that is annotated to return this, on an app with a topic of enums."""
+    app = Streams("memory://")
+    app.topic("colours", Colour)
+    if to is not None:
+        options["to"] = app.topic("out", to)
+    app.processor(app.topic("t", int), group="g", **options)(annotated(Any, returns=says))
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"),
+    [
+        (Dep, "Dep"), (Dep | None, "Dep"), (None | Order, "Order"), (Model, "Model"),
+        (Item, "Item"), (Colour, "Colour"), (list[Dep], "list[Dep]"), (Unpublished, "Unpublished"),
+        (Sequence[Dep | None], "Sequence[Dep | None]"), (Iterator[Order], "Iterator[Order]"),
+        (Envelope[int], "Envelope[int]"), (bool | Dep, "Dep"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_that_nobody_gets_is_warned_of(
+    says: Any, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    returns(says)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"processor handle returns {shown}, and without to= nobody gets it"
+    )
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        None, type(None), bool, int, str, float, bytes, Any, object, dict[str, int], list[int], T,
+        int | None, HasN, datetime, Coroutine[Any, Any, Dep], "Unknown", list, tuple,
+        Callable[[], Dep],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_warned_of_where_nothing_is_certain(
+    says: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    returns(says)
+    returns(Dep, to=Dep)
+    assert caplog.records == []

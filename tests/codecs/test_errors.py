@@ -65,6 +65,11 @@ def test_text_of_an_error(error: CodecError, text: str) -> None:
     assert str(error) == text
 
 
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_the_repr_of_an_error_has_its_whole_text(error: CodecError) -> None:
+    assert repr(error) == f"{type(error).__name__}({str(error)!r})"
+
+
 class Secretive(msgspec.Struct, forbid_unknown_fields=True):
     states: dict[str, Status]
 

@@ -91,6 +91,25 @@ async def test_error_headers_are_bounded_and_the_end_of_the_traceback_is_kept(
     assert letter.headers["__streams.errors.stacktrace"].endswith("x\n")
 
 
+async def test_the_log_line_of_a_poison_message_says_where_it_is_wrong(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = stage.app()
+    topic = stage.topic(app, Departed, partitions=1)
+    app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
+    with caplog.at_level("WARNING", logger="streams"):
+        async with app:
+            poison = Record(b'{"type":"departed","tail":5,"delay":1}', b"k", "m1")
+            await app.publisher.publish(topic.name, poison)
+            await stage.committed(app)
+            (letter,) = await stage.letters(app)
+    said = letter.headers["__streams.errors.message"]
+    assert topic.name in said
+    assert "at $.tail (json)" in said
+    (line,) = [each.getMessage() for each in caplog.records if "dead letter" in each.getMessage()]
+    assert line.endswith(f"DecodeError({said!r})")
+
+
 async def test_one_poison_message_never_stops_its_partition(stage: Stage) -> None:
     """1,000 corrupt, truncated, deep and oversized payloads: each one letter, bytes intact.
 

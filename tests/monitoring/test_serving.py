@@ -304,6 +304,7 @@ with MonitoringServer(Streams("memory://"), port=0) as server:
     except HTTPError as error:
         print(error.code, error.read().decode(), end="")
 from streams.patterns import MetricsCollector
+MetricsCollector(Streams("memory://"))
 """
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

@@ -323,14 +323,20 @@ async def test_what_cannot_be_instrumented(traces: Traces) -> None:
     async with app.connected():
         with pytest.raises(ConfigError, match="running already"):
             instrument(app)
-    instrument(app)
+    wrong: Any
+    for wrong in ("x", 5, TracerProvider, trace.get_tracer("t")):
+        with pytest.raises(ConfigError, match=r"^instrument\(app, tracer_provider=.*: a Tracer"):
+            instrument(app, tracer_provider=wrong)
+    instrument(app, tracer_provider=TracerProvider())
     with pytest.raises(ConfigError, match="instrumented already"):
         instrument(app)
 
 
 def test_without_the_package_it_says_what_is_missing() -> None:
     code = (
-        "import sys; sys.modules['opentelemetry'] = None; from streams.patterns import instrument"
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "from streams import Streams; from streams.patterns import instrument\n"
+        "instrument(Streams('memory://'))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

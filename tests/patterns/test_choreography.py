@@ -528,3 +528,20 @@ async def test_a_tracker_is_started_once() -> None:
     found.stop()
     found.stop()
     await found.start()
+
+
+async def test_a_steps_event_is_always_there_with_its_id() -> None:
+    """Also in a test of the step alone, which gives none."""
+    bus = EventBus()
+    heard: list[SagaEvent] = []
+    create_handler(bus, "order.placed", heard.append, None, None)
+    await ChoreographySaga(bus, "order-17").start("order.placed", {"total": 20})
+    (event,) = heard
+    assert event.id == event.event.id
+    made = SagaEvent(
+        saga_id="s", step_name="pay", status="failed", data={"total": 1}, error="no credit"
+    )
+    assert made.id == made.event.id != ""
+    again = SagaEvent.of(made.event)
+    assert (again.saga_id, again.step_name, again.status) == ("s", "pay", "failed")
+    assert (again.data, again.error, again.id) == ({"total": 1}, "no credit", made.id)

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from streams import Delays, Message, MessageQueue, QueueMessage, Retry, RetryAfter, Streams
+from streams import (
+    ConfigError,
+    ConsumerConfig,
+    DeadLetters,
+    Delays,
+    Message,
+    MessageQueue,
+    QueueMessage,
+    Reject,
+    Retry,
+    RetryAfter,
+    Streams,
+)
 from streams.patterns import EventBus
 from streams.replay import reset
 from streams.testing import Clock, harness
@@ -144,3 +156,68 @@ async def test_in_the_tests_hand_it_returns_when_only_time_can_help(memory_url: 
         h.clock.advance(3600)
         await h.settled()
         assert tried == [1, 2]
+
+
+async def test_a_queues_messages_and_letters_are_at_hand(stage: Stage) -> None:
+    app, name, lost = stage.app(), f"{stage.topic_name}-mails", f"{stage.topic_name}-lost"
+    queue = MessageQueue(app, partitions=1)
+    mails = queue.declare(name, int)
+    others = queue.declare(f"{name}-others", int)
+
+    def refuse(message: QueueMessage[int]) -> None:
+        if message.data > 1:
+            raise Reject("too many")
+
+    _ = mails.subscribe(refuse, ConsumerConfig(dead_letter_queue=lost))
+    _ = others.subscribe(refuse)
+    async with harness(app, url=stage.url) as h:
+        for data in (1, 2):
+            await mails.publish(data)
+        await others.publish(3)
+        await h.settled()
+        for whole in (mails, mails.topic, queue.topic(name)):
+            assert [message.value for message in await h.messages(whole)] == [1, 2]
+        for letters in (
+            await h.dead(mails),
+            await h.dead(mails.topic, name),
+            await h.dead(mails, name, lost),
+            await h.dead(mails, letters=lost),
+            await h.dead(mails, name, DeadLetters(topic=lost)),
+        ):
+            assert [letter.value for letter in letters] == [b"2"]
+        assert [letter.value for letter in await h.dead(others)] == [b"3"]
+
+
+async def test_the_letters_of_a_processor_are_looked_for_where_it_puts_them() -> None:
+    app = Streams("memory://")
+    numbers = app.topic("numbers", int)
+
+    @app.processor(numbers, group="g", dead_letters=DeadLetters(topic="lost"))
+    def refuse(value: int) -> None:
+        raise Reject
+
+    async with harness(app) as h:
+        await numbers.publish(5)
+        await h.settled()
+        assert [letter.value for letter in await h.dead(numbers, "g")] == [b"5"]
+
+
+async def test_the_harness_says_what_it_takes() -> None:
+    app = Streams("memory://")
+    numbers = app.topic("numbers", int)
+    takes = (
+        r"a topic as app\.topic\(\.\.\.\) returns it, or a queue as queue\.declare\(\.\.\.\) does"
+    )
+    async with harness(app) as h:
+        asked: Any = h
+        for given in ("numbers", None, 5, MessageQueue(app)):
+            with pytest.raises(ConfigError, match=rf"^messages\(.*\): {takes}"):
+                await asked.messages(given)
+            with pytest.raises(ConfigError, match=rf"^dead\(.*\): {takes}"):
+                await asked.dead(given, "g")
+        for group in (None, 5, numbers):
+            with pytest.raises(ConfigError, match=r"^dead\('numbers', .*\): the group whose dead"):
+                await asked.dead(numbers, group)
+        for letters in (5, numbers):
+            with pytest.raises(ConfigError, match=r"^dead\('numbers', 'g', .*DeadLetters\("):
+                await asked.dead(numbers, "g", letters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -83,6 +84,43 @@ async def test_what_a_handler_sees(stage: Stage) -> None:
         assert (message.queue, message.retries) == (name, 0)
         # A server's clock is its own.
         assert abs(datetime.now(timezone.utc) - message.timestamp) < timedelta(hours=1)
+
+
+async def test_a_handler_sees_headers_key_correlation_and_causation(stage: Stage) -> None:
+    """In every attempt, and what was delayed, too."""
+    app, name = stage.app(), stage.topic_name
+    queue = MessageQueue(app, partitions=1)
+    seen: list[tuple[Any, ...]] = []
+
+    def note(message: QueueMessage[Any]) -> None:
+        headers = message.headers
+        seen.append(
+            (message.data, message.key, headers.get("tenant"), message.correlation_id,
+             message.causation_id, headers["ce_id"] == message.id, message.retries)
+        )  # fmt: skip
+        assert "tenant" in dict(headers)
+        assert pickle.loads(pickle.dumps(message)) == message
+        if message.data == "again" and not message.retries:
+            raise ConnectionError("once more")
+
+    work = Work(stage, note)
+    new = {"tenant": "t1", "ce_correlationid": "order-1", "ce_causationid": "e1"}
+    old = {"tenant": "t1", "correlationid": "order-2", "causationid": "e2"}
+    async with app:
+        await MessageConsumer(queue, FAST).start(name, work)
+        await queue.publish(name, "plain", headers={"tenant": "t1"})
+        await queue.publish(name, "again", key="k", headers=new)
+        await queue.publish(name, "later", headers=old, delay=0.05)
+        await work.until(3)
+    assert sorted(seen) == [
+        ("again", "k", "t1", "order-1", "e1", True, 0),
+        ("again", "k", "t1", "order-1", "e1", True, 1),
+        ("later", None, "t1", "order-2", "e2", True, 0),
+        ("plain", None, "t1", None, None, True, 0),
+    ]
+    made = QueueMessage("1", datetime.now(timezone.utc), 5, 0, "q", headers=new)
+    assert (made.headers, made.correlation_id, made.causation_id) == (new, "order-1", "e1")
+    assert hash(made)
 
 
 async def test_a_failing_message_is_tried_again_and_then_a_dead_letter(stage: Stage) -> None:

@@ -32,14 +32,17 @@ from streams import (
     Queue,
     QueueMessage,
     Retry,
+    SagaEvent,
     SagaOrchestrator,
     SagaStep,
     StepCall,
     Streams,
     Topic,
     Transaction,
+    create_handler,
 )
 from streams.replay import replay
+from streams.testing import Harness
 
 
 class Dep(msgspec.Struct, tag="dep"):
@@ -524,3 +527,24 @@ async def use_queues(consumer: MessageConsumer) -> None:
     await consumer.start("mails", send)
     assert_type(await send(one_mail), None)
     assert_type(send_plain(one_mail), int)
+    assert_type(one_mail.headers["tenant"], str)
+    assert_type(one_mail.correlation_id, str | None)
+
+
+async def hear(event: SagaEvent) -> str:
+    assert_type(event.event.key, str | None)
+    assert_type(event.event.id, str)
+    return event.id
+
+
+create_handler(EventBus(app), "order.placed", hear, "order.paid", None)
+
+
+# -- a harness looks at topics and at queues
+
+
+async def look(h: Harness) -> None:
+    assert_type(await h.messages(mails), list[Message[Mail]])
+    assert_type(await h.messages(mails.topic), list[Message[Mail]])
+    assert_type(await h.dead(mails), list[Message[bytes]])
+    assert_type(await h.dead(mails, "mails", "lost-mails"), list[Message[bytes]])

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from streams.annotations import Given, check_arguments
 from streams.errors import ConfigError
 from streams.patterns.bus.event import Event
 from streams.text import get_logger
@@ -29,10 +30,11 @@ ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
 data cannot be decoded); ``async def``, or plain and quick."""
 
 
-def check_handler(handler: Callable[..., Any]) -> bool:
+def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
     """Whether a handler is async.
 
-    :raises ConfigError: it cannot be called with an event.
+    :param event: the class of what it is called with.
+    :raises ConfigError: it cannot be called with an event, or is annotated with another type.
     """
     how = "give a function of one event, `async def handle(event): ...` or plain"
     if not callable(handler) or inspect.isclass(handler):
@@ -50,6 +52,7 @@ def check_handler(handler: Callable[..., Any]) -> bool:
         raise ConfigError(f"handler {name_of(handler)}: {error}; {how}") from error
     except ValueError:
         pass  # a builtin that does not tell its parameters
+    check_arguments(f"handler {name_of(handler)}", handler, Given(event))
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
 
 
@@ -70,6 +73,7 @@ def check_hook(hook: ErrorHook | None) -> ErrorHook:
         ) from error
     except ValueError:
         pass
+    check_arguments(f"on_error={name_of(hook)}", hook, Given(Any), Given(Event))
     return hook
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from streams.errors import Fatal, LogError, NotRunning
 from streams.log.claims import Answer, Claims, Request
+from streams.patterns.idempotency.errors import StoreClosed
 from streams.shielding import in_thread
 from streams.text import get_logger
 
@@ -65,7 +66,7 @@ class Desk:
         Cancelled or not, it will be done; what is asked after it is done after it.
 
         :raises LogError: there is none.
-        :raises NotRunning: the desk is closed.
+        :raises StoreClosed: the desk is closed.
         """
         if self._claims.immediate:
             return self._directly(request)
@@ -120,7 +121,10 @@ class Desk:
                 self._changed.notify()
 
     def _is_closed(self) -> NotRunning:
-        return NotRunning(f"{self._name}: closed")
+        return StoreClosed(
+            f"{self._name}: closed; close it after whatever uses it has ended, or let it live as "
+            "long as its app: IdempotencyStore(app)"
+        )
 
     # -- the thread
 

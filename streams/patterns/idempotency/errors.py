@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from streams.errors import StreamsError
+from streams.errors import ConfigError, NotRunning, StreamsError
+
+
+class StoreClosed(NotRunning, ConfigError):
+    """The store was closed before those who use it had ended.
+
+    No message is at fault, so in a handler it is a :class:`~streams.ConfigError` as well: the
+    processor ends with the message unsettled, and no saga is compensated for it.
+    """
 
 
 class InProgress(StreamsError):

@@ -25,6 +25,7 @@ from streams.errors import (
 )
 from streams.log.claims import Claim, Complete, Entry, Release
 from streams.patterns.idempotency import outcome
+from streams.patterns.idempotency.desk import Desk
 from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused
 from streams.patterns.idempotency.flights import Flight, Flights
 from streams.patterns.idempotency.keeping import kept
@@ -96,7 +97,10 @@ class IdempotentProcessor(Generic[T]):
         self._errors = _kinds(errors)
         self._bound = bind(type, codec)
         self._flights: Flights[_Stored] = Flights()
-        self._desk = store._desk
+
+    @property
+    def _desk(self) -> Desk:
+        return self.store.desk  # another one each time that the store is opened
 
     async def process(
         self,

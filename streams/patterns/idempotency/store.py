@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import msgspec
 from typing_extensions import TypeForm
@@ -32,10 +34,14 @@ from streams.log.claims import (
     Renew,
     open_claims,
 )
+from streams.log.protocol import Log
 from streams.log.url import redact
 from streams.patterns.checking import check_mapping
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.desk import Desk
+
+if TYPE_CHECKING:
+    from streams.app import Streams
 
 __all__ = ["DAY", "IdempotencyStore"]
 
@@ -56,22 +62,26 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 
 
 class IdempotencyStore:
-    """Outcomes and claims by key. Usable from any thread and any loop; close it when done.
+    """Outcomes and claims by key. Usable from any thread and any loop.
 
-    Nothing is opened before the first request. ``async with`` closes it at the end, and opens it
-    again when it is entered again, as an app does with its lifespan.
+    Of an app it keeps them where the app's log is, is usable while the app is entered, and needs
+    no closing. With a URL it is opened by its first request, and closed by whoever made it, after
+    those who use it have ended: with :meth:`close`, or at the end of ``async with``, which opens it
+    again when it is entered again.
 
-    :param url: ``memory://`` (this store alone), ``memory://name`` (shared in the process),
-        ``sqlite:///file.db`` (shared on the machine) or ``redis://…``. Options are the log's.
+    :param url: an app, on whose log, driver settings and clock it is; or ``memory://`` (this store
+        alone), ``memory://name`` (shared in the process), ``sqlite:///file.db`` (shared on the
+        machine) or ``redis://…``. Options are the log's.
     :param name: keys of one name are one namespace: letters, digits, ``.``, ``_``, ``-``.
     :param config: driver settings, as in ``Streams(config=...)``.
     :param clock: an app's or a test's clock, for memory and SQLite; Redis has the server's.
-    :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka).
+    :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka). Of an
+        app this is said when it is entered.
     """
 
     def __init__(
         self,
-        url: str = "memory://",
+        url: str | Streams = "memory://",
         *,
         name: str = "default",
         config: Mapping[str, Any] | None = None,
@@ -83,31 +93,72 @@ class IdempotencyStore:
             )
         check_mapping("IdempotencyStore", "config", config)
         self.name = name
-        self._open = partial(open_claims, url, config, clock)
-        self._desk = Desk(self._open(), f"idempotency store {name}")
-        self._url = redact(url)
         self._prefix = name.encode() + b":"
         self._plain = bind(Any, None)
+        self._lock = threading.Lock()
+        self._app = None if isinstance(url, str) else _app(url)
+        if self._app is None:
+            self._where = redact(str(url))
+            self._open = partial(open_claims, str(url), config, clock)
+            self._desk = self._opened()
+        else:
+            if config is not None or clock is not None:
+                raise ConfigError("IdempotencyStore(app): config and clock are the app's")
+            self._where = repr(self._app)
+            self._desks: WeakKeyDictionary[Log, Desk] = WeakKeyDictionary()
+            self._app.add_resource(self)
 
     def __repr__(self) -> str:
-        return f"<IdempotencyStore {self.name!r} in {self._url}>"
+        return f"<IdempotencyStore {self.name!r} in {self._where}>"
 
     async def __aenter__(self) -> Self:
-        if self._desk.closed:
-            self._desk = Desk(self._open(), f"idempotency store {self.name}")
+        if self._app is not None:
+            _ = self.desk  # an app whose log keeps no claims is told so when it is entered
+        elif self._desk.closed:
+            self._desk = self._opened()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Finish what was asked for, and let go of file and connections."""
-        await self._desk.close()
+        """Finish what was asked for, and let go of file and connections.
+
+        One of an app is closed with it, and opened again when the app is entered again.
+        """
+        if self._app is None:
+            await self._desk.close()
+            return
+        for desk in list(self._desks.values()):
+            await desk.close()
 
     @property
     def clock(self) -> Clock:
         """What leases are counted on."""
-        return self._desk.clock
+        return self.desk.clock
+
+    @property
+    def desk(self) -> Desk:
+        """Where requests are handed in.
+
+        :raises NotRunning: it is an app's, which is not entered.
+        :raises ConfigError: the app's log keeps no claims.
+        """
+        app = self._app
+        if app is None:
+            return self._desk
+        log = app.log
+        desk = self._desks.get(log)
+        if desk is None:
+            with self._lock:
+                desk = self._desks.get(log)
+                if desk is None:
+                    self._open = partial(open_claims, app.url, app._config, app.clock)
+                    desk = self._desks[log] = self._opened()
+        return desk
+
+    def _opened(self) -> Desk:
+        return Desk(self._open(), f"idempotency store {self.name}")
 
     # -- outcomes
 
@@ -118,7 +169,7 @@ class IdempotencyStore:
         :raises OperationFailed: the outcome is a failure.
         :raises LogError: the store cannot be reached.
         """
-        found = await self._desk.ask(Look(self.place(key)))
+        found = await self.desk.ask(Look(self.place(key)))
         if not isinstance(found, Entry) or found.value is None:
             return default
         bound = self._plain if type is Any else bind(type, None)
@@ -135,14 +186,14 @@ class IdempotencyStore:
         """
         bound = self._plain if type is Any else bind(type, None)
         data = outcome.result(bound.encode(value))
-        await self._desk.ask(Put(self.place(key), data, seconds("ttl", ttl)))
+        await self.desk.ask(Put(self.place(key), data, seconds("ttl", ttl)))
 
     async def forget(self, key: str) -> bool:
         """Remove what stands under a key, outcome or claim; whether anything did.
 
         :raises LogError: the store cannot be reached.
         """
-        return bool(await self._desk.ask(Forget(self.place(key))))
+        return bool(await self.desk.ask(Forget(self.place(key))))
 
     # -- the atomic three, and renewing
 
@@ -159,7 +210,7 @@ class IdempotencyStore:
         token = new_token()
         mark = digest(fingerprint)
         request = Claim(self.place(key), token, seconds("lease", lease), mark)
-        return token if await self._desk.ask(request) is None else None
+        return token if await self.desk.ask(request) is None else None
 
     async def complete(
         self,
@@ -178,14 +229,14 @@ class IdempotencyStore:
         bound = self._plain if type is Any else bind(type, None)
         data = outcome.result(bound.encode(value))
         request = Complete(self.place(key), token, data, seconds("ttl", ttl))
-        return bool(await self._desk.ask(request))
+        return bool(await self.desk.ask(request))
 
     async def release(self, key: str, token: str) -> bool:
         """Give a key back without an outcome: True, or False where it is another's by now.
 
         :raises LogError: the store cannot be reached.
         """
-        return bool(await self._desk.ask(Release(self.place(key), token)))
+        return bool(await self.desk.ask(Release(self.place(key), token)))
 
     async def renew(self, key: str, token: str, lease: float = LEASE) -> bool:
         """Keep a key for ``lease`` seconds from now: True, or False where it is another's by now.
@@ -193,7 +244,7 @@ class IdempotencyStore:
         :raises LogError: the store cannot be reached.
         """
         request = Renew(self.place(key), token, seconds("lease", lease))
-        return bool(await self._desk.ask(request))
+        return bool(await self.desk.ask(request))
 
     def place(self, key: str) -> bytes:
         """A key as it is stored, within this store's name.
@@ -209,6 +260,18 @@ class IdempotencyStore:
                 "use a hash of it"
             )
         return self._prefix + data
+
+
+def _app(given: object) -> Streams:
+    """:raises ConfigError: it is no app, and was no URL."""
+    from streams.app import Streams  # not before: a store with a URL needs no app
+
+    if not isinstance(given, Streams):
+        raise ConfigError(
+            f"IdempotencyStore({given!r}): an app, Streams(...), or a URL such as "
+            "'sqlite:///claims.db'"
+        )
+    return given
 
 
 def bind(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:

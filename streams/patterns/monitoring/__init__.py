@@ -7,6 +7,8 @@ more than before; how far behind a partition is, the log is asked then too.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from streams.errors import ConfigError
+
 if TYPE_CHECKING:
     from streams.patterns.monitoring.prometheus import MetricsCollector
     from streams.patterns.monitoring.serving import MonitoringServer
@@ -25,8 +27,23 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(home), name)
+    try:
+        found = getattr(import_module(home), name)
+    except ConfigError as error:
+        # Without its extra a name can be imported, as `import *` and what lists a module do, and
+        # says what it needs where it is used.
+        return _unusable(name, str(error))
+    globals()[name] = found
     return found
+
+
+def _unusable(name: str, why: str) -> type:
+    """What stands for a name whose extra is not installed."""
+
+    def refuse(cls: type, *args: object, **options: object) -> object:
+        raise ConfigError(why)
+
+    return type(name, (), {"__doc__": why, "__module__": __name__, "__new__": refuse})
 
 
 def __dir__() -> list[str]:

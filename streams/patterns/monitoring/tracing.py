@@ -77,7 +77,8 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
     """Trace an app's publishing and its handlers from its next start on.
 
     :param tracer_provider: where spans go; OpenTelemetry's global one if not given.
-    :raises ConfigError: the app is none, runs already, or is instrumented already.
+    :raises ConfigError: the app is none, runs already, or is instrumented already, or the provider
+        is none.
     """
     if not isinstance(app, Streams):
         raise ConfigError(f"instrument({app!r}): a Streams app is needed")
@@ -85,6 +86,13 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
         raise ConfigError("instrument(app): the app is running already; call it before")
     if app._observer is not None:
         raise ConfigError("instrument(app): it is instrumented already")
+    given: object = tracer_provider
+    provides = callable(getattr(given, "get_tracer", None)) and not isinstance(given, type)
+    if given is not None and not provides:
+        raise ConfigError(
+            f"instrument(app, tracer_provider={given!r}): a TracerProvider of "
+            "OpenTelemetry, or leave it out for the global one"
+        )
     from streams import __version__
 
     tracing = _Tracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))

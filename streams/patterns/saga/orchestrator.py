@@ -135,6 +135,7 @@ class SagaOrchestrator(Generic[C]):
         flow: Flow = Flow(),
     ) -> None:
         self._durable: Durable | None = None
+        self._context: Any = Any if context is None else context
         if app is None:
             if name is not None or context is not None:
                 raise ConfigError(
@@ -181,7 +182,8 @@ class SagaOrchestrator(Generic[C]):
         """Add a step after those that are there: a :class:`SagaStep`, or a name and what else
         makes one.
 
-        :raises ConfigError: it cannot work, or there is one of that name already.
+        :raises ConfigError: it cannot work, there is one of that name already, or its functions'
+            annotations are of another context's type.
         """
         if not isinstance(step, SagaStep):
             step = SagaStep(step, execute, compensate, **options)
@@ -207,6 +209,7 @@ class SagaOrchestrator(Generic[C]):
             if step.name in taken:
                 raise ConfigError(f"there is a step {step.name!r} already: names are unlike")
             taken.add(step.name)
+            step.check_context(self._course.name, self._context)
         self._course.add(steps)
         return self
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from streams.annotations import Given, check_arguments
 from streams.config import Retry
 from streams.errors import ConfigError
 
@@ -102,6 +103,17 @@ class SagaStep(Generic[C]):
             found = _callable(at, "compensate", self.compensate, seconds)
             object.__setattr__(self, "_compensate", found)
 
+    def check_context(self, saga: str, type: Any) -> None:
+        """
+        :param type: of the contexts that this saga's steps get.
+        :raises ConfigError: one of its functions is annotated with another type.
+        """
+        for option, function in (("execute", self.execute), ("compensate", self.compensate)):
+            if function is not None:
+                at = f"saga {saga!r}: step {self.name!r}: {option}"
+                # Of a union a step may be known to get only what the step before it returned.
+                check_arguments(at, function, Given(type), any_part=True)
+
     def action(self, call: StepCall) -> Callable[[Any], Any]:
         """The function of the context that this call means."""
         shape: Shape = getattr(self, "_compensate" if call.compensating else "_execute")
@@ -162,5 +174,6 @@ def _with_call(at: str, option: str, function: Any, what: str) -> Callable[..., 
     if needed > 2 or not may_take_one:
         raise ConfigError(f"{at}: {option} takes {needed} parameters; it is called {what}")
     if needed == 2:
+        check_arguments(f"{at}: {option}", function, Given(Any), Given(StepCall))
         return lambda context, call: function(context, call)
     return lambda context, call: function(context)
