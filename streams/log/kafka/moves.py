@@ -67,9 +67,9 @@ def order(groups: Groups, group: str, topic: str, moved: Mapping[int, Committed]
                 raise GroupLive(
                     f"group {group!r}: its members did not give up "
                     f"{', '.join(f'{topic}/{partition}' for topic, partition in waiting)} within "
-                    f"{PATIENCE:g} s: members that do not run this toolkit never do, stop them; "
-                    "static members that were stopped count until their sessions have ended, try "
-                    "again then"
+                    f"{PATIENCE:g} s: stop them first (those that do not run this toolkit never "
+                    "give theirs up; static members that were stopped count until their sessions "
+                    "have ended: then try again)"
                 )
             time.sleep(0.25)
     finally:
