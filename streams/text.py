@@ -25,12 +25,14 @@ import difflib
 import logging
 import re
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from typing_extensions import override
 
 __all__ = [
     "Escaping",
+    "close_match",
     "escape",
     "escape_json",
     "get_logger",
@@ -157,13 +159,22 @@ _NEAREST_OF = 10_000
 """Names that are compared with one that is not known, at most."""
 
 
+def close_match(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of these names that is most like this one, if any is like it at all.
+
+    :param cutoff: how much alike it must be, from 0 to 1.
+    """
+    among = islice(known, _NEAREST_OF)
+    return next(iter(difflib.get_close_matches(name[:256], among, 1, cutoff)), None)
+
+
 def nearest(name: object, known: Collection[str]) -> str:
     """A sentence for an error about a name that is not known: which one was probably meant, or
     what there is."""
-    if isinstance(name, str):
-        among = [each for each, _ in zip(known, range(_NEAREST_OF), strict=False)]
-        for found in difflib.get_close_matches(name[:256], among, 1):
-            return f"did you mean {found!r}?"
+    if isinstance(name, str) and (found := close_match(name, known)) is not None:
+        return f"did you mean {found!r}?"
+    if not known:
+        return "there is none."
     shown = ", ".join(repr(each) for each in sorted(known)[:5])
     return (
         f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from streams.errors import Unavailable
 from streams.log.sqlite.alive import Alive
-from streams.log.sqlite.files import create, missing, nearest
+from streams.log.sqlite.files import beside, create, missing
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -56,8 +56,8 @@ class WriteLock:
 
 def _tell_of(path: str) -> None:
     """Log that a file was made: its name may be a slip."""
-    beside = nearest(path)
-    also = "" if beside is None else f"; beside it there was {beside} already"
+    other = beside(path)
+    also = "" if other is None else f"; beside it there was {other} already"
     logger.info("%s is a new log%s", path, also)
 
 
