@@ -169,9 +169,8 @@ def abandon(
     with _journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandoned(last, time.time())  # refused before anybody is asked
-        left = ", ".join(last.done) or "nothing"
         confirm(
-            f"Abandon saga {id}, which is {last.status}? Not undone: {left}.",
+            f"Abandon saga {id}, which is {last.status}? Not undone: {_left(last)}.",
             yes=yes,
         )
         entry = journal.command(
@@ -221,6 +220,18 @@ def _said(failure: Failure) -> str:
     return f"{failure.step}: {failure.error}"
 
 
+def _left(entry: Entry) -> str:
+    """The steps that are not undone, and which of them could not be."""
+    failed = {each.step: each for each in entry.uncompensated}
+    return (
+        ", ".join(
+            f"{step} (its compensation failed: {failed[step].error})" if step in failed else step
+            for step in entry.not_undone
+        )
+        or "nothing"
+    )
+
+
 def _brief(name: str, entry: Entry) -> dict[str, Any]:
     why = entry.error
     if not why and entry.last:
@@ -251,6 +262,7 @@ def _whole(name: str, entry: Entry) -> dict[str, Any]:
         **_brief(name, entry),
         "updated": show.iso(entry.at) if entry.at else None,
         "done": list(entry.done),
+        "not_undone": list(entry.not_undone),
         "plan": [list(group) for group in entry.plan],
         "failure": None if entry.failure is None else failure(entry.failure),
         "failed_compensations": [failure(each) for each in entry.uncompensated],
