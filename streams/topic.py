@@ -136,6 +136,8 @@ class Topic(Generic[T]):
     owned = False
     """It is the toolkit's own: created where it is missing, on every log. One of the user's is not
     created on Kafka unless its partitions are declared, as their number can never change."""
+    takes_letters = False
+    """Dead letters go to it: it is created with the settings of a dead letter topic."""
 
     def __init__(
         self,

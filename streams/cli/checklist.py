@@ -300,13 +300,12 @@ def _letters(view: View, processor: Processor[..., Any], topic: str, name: str) 
             item, of, Verdict.no, f"{name} keeps {kept}, and then they are gone",
             "keep them for a week at least, better for ever",
         )  # fmt: skip
-    limits = [_limit(view, each) for each in (topic, name)]
-    if None not in limits and limits[1] <= limits[0]:  # type: ignore[operator]  # not None
+    theirs, its = _limit(view, name), _limit(view, topic)
+    if theirs is not None and its is not None and theirs <= its:
         return Finding(
             item, of, Verdict.no,
-            f"{name} takes {limits[1]:,} bytes, {topic} {limits[0]:,}: a letter is larger than its "
-            "message",
-            f"raise max.message.bytes of {name}",
+            f"{name} takes {theirs:,} bytes, {topic} {its:,}: a letter is larger than its message",
+            _widened(view, name, its),
         )  # fmt: skip
     waiting = _waiting(view, name)
     if waiting:
@@ -325,6 +324,24 @@ def _limit(view: View, topic: str) -> int | None:
         if fact.name == "max.message.bytes" and fact.value.isdecimal():
             return int(fact.value)
     return None
+
+
+LETTER = 1 << 16
+"""Bytes that a dead letter has more than its message, at most, with room to spare."""
+
+
+def _widened(view: View, name: str, limit: int) -> str:
+    """How to let a dead letter topic (of Kafka) take the letters of messages of this size."""
+    from streams.log.url import parse
+
+    setting = "max.message.bytes"
+    usual = 0 if view.log is None else int(view.log.capabilities.letters.get(setting, "0"))
+    size = max(usual, limit + LETTER)
+    brokers = ",".join(f"{host}:{port or 9092}" for host, port in parse(view.app.url).hosts)
+    return (
+        f"kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} "
+        f"--add-config {setting}={size}"
+    )
 
 
 def _waiting(view: View, name: str) -> int:

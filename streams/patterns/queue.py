@@ -234,6 +234,8 @@ class MessageQueue:
         self._declared: set[str] = set()
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
+        self._letter_queues: set[str] = set()
+        """The names of the dead letter queues of its consumers."""
         self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
         self._door = Door(app)
 
@@ -310,9 +312,16 @@ class MessageQueue:
             self._app, queue, type, codec=codec, partitions=count, retention=kept,
             cloudevents=self._app.cloudevents,
         )  # fmt: skip
+        topic.takes_letters = queue in self._letter_queues
         self._app.add_topic(topic)
         self._topics[queue] = topic
         return topic
+
+    def _bury_in(self, queue: str) -> None:
+        """A consumer has this dead letter queue, whether it is declared or not."""
+        self._letter_queues.add(queue)
+        if queue in self._topics:
+            self._topics[queue].takes_letters = True
 
     def _unknown(self, queue: str) -> str:
         return (
@@ -423,6 +432,8 @@ class MessageConsumer:
         if not isinstance(queue, MessageQueue):
             raise ConfigError(f"MessageConsumer({queue!r}): give a MessageQueue")
         check_config(config)
+        if config.dead_letter_queue is not None:
+            queue._bury_in(config.dead_letter_queue)
         self._queue = queue
         self._app = queue._app
         self._config = config
