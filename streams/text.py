@@ -36,6 +36,7 @@ __all__ = [
     "escape",
     "escape_json",
     "get_logger",
+    "is_slip",
     "nearest",
     "one_line",
     "trace",
@@ -166,6 +167,33 @@ def close_match(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | N
     """
     among = islice(known, _NEAREST_OF)
     return next(iter(difflib.get_close_matches(name[:256], among, 1, cutoff)), None)
+
+
+def is_slip(name: str, other: str) -> bool:
+    """Whether one name can hardly be meant to be another one than ``other``, but is written
+    differently: one character is wrong, missing or too many, two are the wrong way round, or only
+    the case of letters differs. Names that differ by a digit, and short ones, may be meant so.
+    """
+    one, two = name.casefold(), other.casefold()
+    if name == other or min(len(one), len(two)) < _SHORT:
+        return False
+    start = _same(one, two)
+    one, two = one[start:], two[start:]
+    end = _same(one[::-1], two[::-1])
+    one, two = one[: len(one) - end], two[: len(two) - end]
+    if len(one) <= 1 and len(two) <= 1:
+        return not (one + two).isdigit()
+    return len(one) == 2 and one == two[::-1]
+
+
+def _same(one: str, two: str) -> int:
+    """How many characters are the same at the beginning of both."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
+
+
+_SHORT = 5
+"""Names of fewer characters are never said to be a slip."""
 
 
 def nearest(name: object, known: Collection[str]) -> str:
