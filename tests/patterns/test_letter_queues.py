@@ -76,6 +76,7 @@ async def test_a_letter_queue_takes_letters_larger_than_their_messages(
             return
         # Nearly all that the queue takes: what is said of the error makes it larger than that.
         await MessageQueue(app).publish(names[0], "x" * (most(log, names[0]) - 400), id="large")
+        ends = [0]
         for _ in range(6_000):
             ends = [log.bounds(names[1], partition)[1] for partition in range(2)]
             if sum(ends) == 1:
