@@ -299,7 +299,10 @@ def retry(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            "--key", "-k", metavar="KEY", help="Only those of this key; repeatable. See below."
+            "--key",
+            "-k",
+            metavar="KEY",
+            help="Only those of this key; repeatable. A closed key: see above.",
         ),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
@@ -318,8 +321,8 @@ def retry(
     should it fail again, it is a new dead letter, which still says where it
     came from. Those of a key go back in the order in which they failed.
 
-    With --error, --key, --since or --until they are counted first, and you
-    are asked; --yes does not ask, and --dry-run only counts.
+    Unless each letter or key is named they are counted first, and you are
+    asked; --yes does not ask, and --dry-run only counts.
 
     Where a message closes a key (DeadLetters(sequenced=True)), --key lets it
     be handled again, and then those that wait behind it; --keys all of them.
@@ -387,7 +390,8 @@ def _deal(
     yes: bool,
     json: bool,
 ) -> int:
-    """Do it with the letters that are meant; those that a filter picks out are counted first."""
+    """Do it with the letters that are meant. Unless each is named, they are counted first, and
+    somebody is asked."""
 
     def wanted(row: Row) -> bool:
         return _of(row, group, topic) and asked(row)
@@ -396,10 +400,6 @@ def _deal(
         if limit is not None:
             raise Misused("--limit is for all letters, or those that an option picks out")
         chosen = letters.look_up(which, wanted)
-    elif asked.everything and not dry_run:
-        done = act(wanted=wanted, limit=limit)
-        _dealt(group, topic, done, task, json=json)
-        return done
     else:
         chosen = letters.look_for(wanted, limit)
     number = show.number(chosen.count, "letter")
@@ -483,7 +483,7 @@ def _retry_keys(
         else:
             show.note(f"{number} would be retried; nothing is changed")
         return
-    if chosen and not replace(asked, keys=None).everything:
+    if chosen and (asked.keys is None or not replace(asked, keys=None).everything):
         confirm(f"{number} of {heads.name}: to be retried?", yes=yes)
     for head in chosen:
         heads.command("retry", head)
@@ -702,9 +702,9 @@ def purge(
     They are not retried and not listed any more. Nothing is deleted:
     [cyan]streams dead ls --all[/cyan] lists them.
 
-    With --error, --key, --since or --until they are counted first, and you
-    are asked; --yes does not ask, and --dry-run only counts. What closes a key
-    is let go of with [cyan]streams dead drop[/cyan].
+    Unless each letter is named they are counted first, and you are asked;
+    --yes does not ask, and --dry-run only counts. What closes a key is let go
+    of with [cyan]streams dead drop[/cyan].
 
     [bold]Examples[/bold]
 
