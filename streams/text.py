@@ -33,6 +33,7 @@ from typing_extensions import override
 __all__ = [
     "Escaping",
     "close_match",
+    "counted",
     "escape",
     "escape_json",
     "get_logger",
@@ -154,6 +155,11 @@ def words(error: BaseException) -> str:
         return str(error)
     except Exception as failure:
         return f"(its str() raised {type(failure).__name__})"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 attempt``, ``2 attempts``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 _NEAREST_OF = 10_000
