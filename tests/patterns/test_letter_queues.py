@@ -36,20 +36,20 @@ Names = tuple[str, str]
 def queue_first(app: Streams, names: Names) -> None:
     queues = MessageQueue(app, partitions=2)
     mails, _ = queues.declare(names[0], str), queues.declare(names[1])
-    mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
+    _ = mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
 
 
 def consumer_first(app: Streams, names: Names) -> None:
     queues = MessageQueue(app, partitions=2)
     mails = queues.declare(names[0], str)
-    mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
+    _ = mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
     queues.declare(names[1])
 
 
 def two_objects(app: Streams, names: Names) -> None:
     MessageQueue(app, partitions=2).declare(names[1])
     mails = MessageQueue(app, partitions=2).declare(names[0], str)
-    mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
+    _ = mails.subscribe(fail, ConsumerConfig(max_retries=0, dead_letter_queue=names[1]))
 
 
 def topics(app: Streams, names: Names) -> None:
