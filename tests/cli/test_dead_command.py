@@ -205,6 +205,8 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
     assert (whole["value"], whole["id"], whole["headers"]) == (-2, "b-2", {})
     assert "ValueError" in whole["traceback"]
 
+    unasked = run("dead", "retry", "billing", "orders", "--keys")
+    assert (unasked.status, "to be retried? Nobody is there" in unasked.err) == (2, True)
     assert run("dead", "retry", "billing", "orders", "--key", "a", "--json").json["retried"] == 1
     assert run("dead", "edit", "billing", "orders", "b", "--value", "2").status == 0
     assert run("dead", "drop", "billing", "orders", "c", "--json").json["dropped"] == 1
