@@ -1097,17 +1097,32 @@ class Streams:
         for name, topics in wanted.items():
             for topic in topics:
                 check_retention(name, topic.retention or Retention(), capabilities)
-        for topics in wanted.values():
+        letter_topics = self._letter_topics()
+        for name, topics in wanted.items():
+            takes_letters = name in letter_topics or any(each.takes_letters for each in topics)
             try:
-                self._prepare(topics)
+                self._prepare(topics, capabilities.letters if takes_letters else None)
             except NotFound:
                 if not missing_ok:
                     raise
 
-    def _prepare(self, topics: list[Topic[Any]]) -> None:
+    def _letter_topics(self) -> set[str]:
+        """The topics for the processors' dead letters, and for those that are put back."""
+        return {
+            name(topic, processor.group)
+            for processor in self.processors
+            for topic in processor.topics
+            for name in (
+                processor.options.dead_letters.name,
+                processor.options.dead_letters.retry,
+            )
+        }
+
+    def _prepare(self, topics: list[Topic[Any]], config: Mapping[str, str] | None) -> None:
         """Create a topic, or find it as it is declared.
 
         :param topics: its declarations, which do not contradict each other.
+        :param config: settings that it is created with.
         """
         log, name = self.log, topics[0].name
         partitions = next((each.partitions for each in topics if each.partitions), None)
@@ -1117,7 +1132,7 @@ class Streams:
             log.topic(name)
             return
         spread = partitions or max(each.spread for each in topics)
-        info = ensure(log, name, spread, retention)
+        info = ensure(log, name, spread, retention, config)
         if partitions is not None and info.partitions != partitions:
             raise Mismatch(
                 f"topic {name!r} has {info.partitions} partitions, but is declared with "

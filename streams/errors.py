@@ -88,6 +88,10 @@ class MemberFenced(Fatal):
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 
+    missing: tuple[str, str] | None = None
+    """Which topic or group that is, where it is one: ``("topic", its name)`` or ``("group", its
+    name)``."""
+
 
 class Mismatch(LogError):
     """What was declared differs from what the log holds, such as a topic's number of partitions."""

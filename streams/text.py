@@ -25,15 +25,19 @@ import difflib
 import logging
 import re
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from typing_extensions import override
 
 __all__ = [
     "Escaping",
+    "close_match",
+    "counted",
     "escape",
     "escape_json",
     "get_logger",
+    "is_slip",
     "nearest",
     "one_line",
     "trace",
@@ -153,17 +157,58 @@ def words(error: BaseException) -> str:
         return f"(its str() raised {type(failure).__name__})"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 attempt``, ``2 attempts``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 _NEAREST_OF = 10_000
 """Names that are compared with one that is not known, at most."""
+
+
+def close_match(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of these names that is most like this one, if any is like it at all.
+
+    :param cutoff: how much alike it must be, from 0 to 1.
+    """
+    among = islice(known, _NEAREST_OF)
+    return next(iter(difflib.get_close_matches(name[:256], among, 1, cutoff)), None)
+
+
+def is_slip(name: str, other: str) -> bool:
+    """Whether one name can hardly be meant to be another one than ``other``, but is written
+    differently: one character is wrong, missing or too many, two are the wrong way round, or only
+    the case of letters differs. Names that differ by a digit, and short ones, may be meant so.
+    """
+    one, two = name.casefold(), other.casefold()
+    if name == other or min(len(one), len(two)) < _SHORT:
+        return False
+    start = _same(one, two)
+    one, two = one[start:], two[start:]
+    end = _same(one[::-1], two[::-1])
+    one, two = one[: len(one) - end], two[: len(two) - end]
+    if len(one) <= 1 and len(two) <= 1:
+        return not (one + two).isdigit()
+    return len(one) == 2 and one == two[::-1]
+
+
+def _same(one: str, two: str) -> int:
+    """How many characters are the same at the beginning of both."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
+
+
+_SHORT = 5
+"""Names of fewer characters are never said to be a slip."""
 
 
 def nearest(name: object, known: Collection[str]) -> str:
     """A sentence for an error about a name that is not known: which one was probably meant, or
     what there is."""
-    if isinstance(name, str):
-        among = [each for each, _ in zip(known, range(_NEAREST_OF), strict=False)]
-        for found in difflib.get_close_matches(name[:256], among, 1):
-            return f"did you mean {found!r}?"
+    if isinstance(name, str) and (found := close_match(name, known)) is not None:
+        return f"did you mean {found!r}?"
+    if not known:
+        return "there is none."
     shown = ", ".join(repr(each) for each in sorted(known)[:5])
     return (
         f"there are {shown} and {len(known) - 5} more." if len(known) > 5 else f"there are {shown}."

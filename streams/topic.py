@@ -136,6 +136,8 @@ class Topic(Generic[T]):
     owned = False
     """It is the toolkit's own: created where it is missing, on every log. One of the user's is not
     created on Kafka unless its partitions are declared, as their number can never change."""
+    takes_letters = False
+    """Dead letters go to it: it is created with the settings of a dead letter topic."""
 
     def __init__(
         self,
@@ -226,7 +228,9 @@ class Topic(Generic[T]):
                     raise EncodeError("the value's message ID is empty", topic=self.name)
                 id = str(found)
         elif not isinstance(id, str) or not id or "\0" in id:
-            raise EncodeError(f"message ID {id!r}: a non-empty str without NUL", topic=self.name)
+            raise EncodeError(
+                f"{id!r} is not a non-empty str without NUL", topic=self.name, role="message ID"
+            )
         pairs: Sequence[tuple[str, bytes | None]] = ()
         if headers or timestamp is not None:
             pairs = self._headers(headers or {}, timestamp)
@@ -240,27 +244,32 @@ class Topic(Generic[T]):
         pairs: list[tuple[str, bytes | None]] = []
         if not isinstance(headers, Mapping):
             raise EncodeError(
-                f"headers of type {type(headers).__name__}: a mapping of str is needed",
+                f"of type {type(headers).__name__}, and a mapping of str is needed",
                 topic=self.name,
+                role="headers",
             )
         for name, text in headers.items():
             if name == ID:
                 raise EncodeError(
-                    f"header {ID!r} is the message ID: give it as id=", topic=self.name
+                    f"{ID!r} is the message ID: give it as id=", topic=self.name, role="headers"
                 )
             if not isinstance(name, str) or not isinstance(text, str):
-                raise EncodeError(f"header {name!r}: names and values are str", topic=self.name)
+                raise EncodeError(
+                    f"{name!r}: names and values are str", topic=self.name, role="headers"
+                )
             pairs.append((name, text.encode("utf-8", "surrogateescape")))
         if timestamp is not None:
             if not isinstance(timestamp, datetime):
                 raise EncodeError(
-                    f"timestamp of type {type(timestamp).__name__}: a datetime is needed",
+                    f"of type {type(timestamp).__name__}, and a datetime is needed",
                     topic=self.name,
+                    role="timestamp",
                 )
             if timestamp.tzinfo is None:
                 raise EncodeError(
-                    f"timestamp {timestamp!r} has no time zone: say datetime.now(timezone.utc)",
+                    f"{timestamp!r} has no time zone: say datetime.now(timezone.utc)",
                     topic=self.name,
+                    role="timestamp",
                 )
             moment = timestamp.astimezone(timezone.utc)
             pairs.append((TIME, moment.isoformat().encode()))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import streams
 from streams.cli import show
 from streams.cli.logs import set_up
-from streams.text import escape, escape_json, get_logger, nearest, one_line
+from streams.text import escape, escape_json, get_logger, is_slip, nearest, one_line
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 FORGED = "x\n2026-01-01 00:00:00 ERROR streams: all is lost\x1b[2J\u202e"
@@ -201,3 +201,59 @@ def test_the_nearest_of_what_is_known_is_named() -> None:
         == "there are 'q0', 'q1', 'q2', 'q3', 'q4' and 2 more."
     )
     assert nearest("m" * 100_000, {"mails"}) == "there are 'mails'."
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("lost-mials", "lost-mails"),  # the wrong way round
+        ("lost-mail", "lost-mails"),
+        ("lost-mailss", "lost-mails"),
+        ("lost_mails", "lost-mails"),
+        ("Lost-Mails", "lost-mails"),
+        ("xost-mails", "lost-mails"),
+    ],
+)
+def test_one_slip(name: str, other: str) -> None:
+    assert is_slip(name, other)
+    assert is_slip(other, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("lost-mails", "lost-mails"),
+        ("mails-dead", "mails"),
+        ("lost-mails-de", "lost-mails-us"),
+        ("lost-mails-1", "lost-mails-2"),
+        ("lost-mails2", "lost-mails"),
+        ("dead", "read"),
+        ("", "lost-mails"),
+        ("mails", "lost-mails"),
+    ],
+)
+def test_names_that_may_be_meant_so(name: str, other: str) -> None:
+    assert not is_slip(name, other)
+    assert not is_slip(other, name)
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_a_slip_goes_both_ways_and_no_name_is_one_of_itself(name: str, other: str) -> None:
+    assert not is_slip(name, name)
+    assert is_slip(name, other) == is_slip(other, name)
+
+
+@given(st.text("abc-", min_size=6, max_size=12), st.data())
+def test_any_one_slip_is_seen(name: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(name) - 2))
+    wrong = data.draw(
+        st.sampled_from(
+            [
+                name[:at] + name[at + 1 :],
+                name[:at] + "x" + name[at:],
+                name[:at] + "x" + name[at + 1 :],
+                name[:at] + name[at + 1] + name[at] + name[at + 2 :],
+            ]
+        )
+    )
+    assert is_slip(wrong, name) == (wrong != name)

@@ -23,7 +23,8 @@ class CodecError(Exception):
     :param reason: what was wrong, in one line, without the payload's content.
     :param codec: the codec's name, such as ``json`` or ``zstd+json``.
     :param topic: the topic it was bound to.
-    :param role: ``value`` or ``key``.
+    :param role: what of a message it is about: ``value``, ``key``, ``message ID``, ``headers`` or
+        ``timestamp``.
     :param data: the bytes as they stood in the log; None where there are none.
     :param path: where in the document, such as ``$.items[3].price``; ``[...]`` is some entry of
         a mapping, and ``key in $.prices`` one of its keys.

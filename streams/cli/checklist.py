@@ -7,6 +7,7 @@ log, a login or an address does not tell is *unknown*, with the way to know it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.cli import show
+from streams.cli.letter_topics import arguments
 from streams.errors import LogError, NotFound
 
 if TYPE_CHECKING:
@@ -83,6 +85,16 @@ class View:
         self.watchers = watchers
         self._infos: dict[str, TopicInfo | str] = {}
         self._samples: dict[str, list[Seen]] = {}
+
+    def command(self, words: str) -> str:
+        """A command of ours on the app's log, as it can be given to a shell: with the log's URL,
+        unless the environment names that log already. A URL with a secret in it is not shown."""
+        from streams.log.url import VARIABLE, redact
+
+        url = self.app.url
+        if os.environ.get(VARIABLE) == url:
+            return f"streams {words}"
+        return f"streams {words} --url {shlex.quote(url) if redact(url) == url else 'URL'}"
 
     @cached_property
     def _helpers(self) -> list[Processor[..., Any]]:
@@ -193,7 +205,8 @@ def persisted(view: View) -> Iterator[Finding]:
         except NotFound:
             yield Finding(
                 "persisted", of, Verdict.unknown, "the log has no such topic yet",
-                f"create it (streams topics create {topic}, or run the app once), and ask again",
+                f"create it ({view.command(f'topics create {topic}')}, or run the app once), and "
+                "ask again",
             )  # fmt: skip
             continue
         info = view.info(topic)
@@ -287,19 +300,18 @@ def _letters(view: View, processor: Processor[..., Any], topic: str, name: str) 
             item, of, Verdict.no, f"{name} keeps {kept}, and then they are gone",
             "keep them for a week at least, better for ever",
         )  # fmt: skip
-    limits = [_limit(view, each) for each in (topic, name)]
-    if None not in limits and limits[1] <= limits[0]:  # type: ignore[operator]  # not None
+    theirs, its = _limit(view, name), _limit(view, topic)
+    if theirs is not None and its is not None and theirs <= its:
         return Finding(
             item, of, Verdict.no,
-            f"{name} takes {limits[1]:,} bytes, {topic} {limits[0]:,}: a letter is larger than its "
-            "message",
-            f"raise max.message.bytes of {name}",
+            f"{name} takes {theirs:,} bytes, {topic} {its:,}: a letter is larger than its message",
+            _widened(view, name, its),
         )  # fmt: skip
     waiting = _waiting(view, name)
     if waiting:
         return Finding(
             item, of, Verdict.yes, f"{show.number(waiting, 'letter')} in {name}",
-            f"streams dead ls {processor.group} {topic}",
+            view.command(f"dead ls {arguments(processor.group, topic, name)}"),
         )  # fmt: skip
     return Finding(item, of, Verdict.yes, f"they go to {name}; none waits")
 
@@ -312,6 +324,24 @@ def _limit(view: View, topic: str) -> int | None:
         if fact.name == "max.message.bytes" and fact.value.isdecimal():
             return int(fact.value)
     return None
+
+
+LETTER = 1 << 16
+"""Bytes that a dead letter has more than its message, at most, with room to spare."""
+
+
+def _widened(view: View, name: str, limit: int) -> str:
+    """How to let a dead letter topic (of Kafka) take the letters of messages of this size."""
+    from streams.log.url import parse
+
+    setting = "max.message.bytes"
+    usual = 0 if view.log is None else int(view.log.capabilities.letters.get(setting, "0"))
+    size = max(usual, limit + LETTER)
+    brokers = ",".join(f"{host}:{port or 9092}" for host, port in parse(view.app.url).hosts)
+    return (
+        f"kafka-configs.sh --bootstrap-server {brokers} --alter --topic {name} "
+        f"--add-config {setting}={size}"
+    )
 
 
 def _waiting(view: View, name: str) -> int:
@@ -562,7 +592,8 @@ def retention(view: View) -> Iterator[Finding]:
             yield Finding(
                 "retention", f"processor {processor.name}", Verdict.yes,
                 f"dead letters and their retries are kept for ever: {', '.join(for_ever)}",
-                f"streams topics retain {for_ever[0]} --keep-for 90d, if they need not be",
+                f"{view.command(f'topics retain {for_ever[0]} --keep-for 90d')}, if they need not "
+                "be",
             )  # fmt: skip
 
 
@@ -599,8 +630,8 @@ def _kept(view: View, topic: Topic[Any]) -> Finding:
         return Finding(item, of, Verdict.yes, f"{show.kept(actual)}, as declared")
     return Finding(
         item, of, Verdict.no, f"{show.kept(actual)}, and declared to be {show.kept(declared)}",
-        f"streams topics retain {topic.name} {show.retention_options(declared)}, or declare "
-        f"retention={actual!r}",
+        f"{view.command(f'topics retain {topic.name} {show.retention_options(declared)}')}, or "
+        f"declare retention={actual!r}",
     )  # fmt: skip
 
 

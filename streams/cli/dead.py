@@ -20,6 +20,7 @@ from streams.cli.failures import Failed, Misused
 from streams.cli.options import Json, Url, Yes, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import ConfigError, NotFound
+from streams.text import nearest
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -71,12 +72,15 @@ def ls(
 ) -> None:
     r"""List the dead letters that wait, the oldest first.
 
-    Without a group and a topic, list where there are any.
+    Without a group and a topic, list where there are any: the topics that are
+    named as dead letter topics are, and those whose newest messages are dead
+    letters. With [cyan]--name[/cyan] alone, list the letters of that topic, of whatever group.
 
     [bold]Examples[/bold]
 
       [cyan]streams dead ls[/cyan]
       [cyan]streams dead ls billing orders[/cyan]
+      [cyan]streams dead ls --name lost-mails[/cyan]
       [cyan]streams dead ls billing orders -n 10[/cyan]
       [cyan]streams dead ls billing orders --error timeout --since 2h[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
@@ -86,12 +90,13 @@ def ls(
     if (group is None) != (topic is None):
         raise Misused("streams dead ls takes a group and its topic, or neither")
     asked = choice(error, key, since, until)
-    if topic is None and not asked.everything:
+    if topic is None and name is None and not asked.everything:
         raise Misused(
-            "streams dead ls: --error, --key, --since and --until go with a group and its topic"
+            "streams dead ls: --error, --key, --since and --until go with a group and its topic, "
+            "or with --name"
         )
     with open_url(url, "ro") as log:
-        if group is None or topic is None:
+        if topic is None and name is None:
             _topics(log, json=json)
             return
         letters = _letters(log, group, topic, name)
@@ -107,10 +112,14 @@ def ls(
             show.note(f"the oldest {limit:,}, and there are more; --limit N lists N")
         elif rows.cut:
             show.note(f"only the oldest {LOOKED_AT:,} letters of {letters.name} were looked at")
+        if not found and group is not None and topic is not None:
+            _tell_elsewhere(log, group, topic, letters.name)
     if json:
         show.print_json(found)
         return
     columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
+    if group is None:
+        columns.insert(1, "group")
     show.table(
         [name.replace("_", " ") for name in columns],
         [[_cell(each[name]) for name in columns] for each in found],
@@ -124,10 +133,13 @@ def _cell(found: Any) -> show.Cell:
 
 
 def _topics(log: Log, *, json: bool) -> None:
-    from streams.patterns.deadletters.redriving import dead_topics, dealt
+    from streams.cli.letter_topics import arguments, find
+    from streams.patterns.deadletters.redriving import dealt
 
     found: list[dict[str, Any]] = []
-    for name in dead_topics(log):
+    other: str | None = None
+    looked = find(log)
+    for name, sources in looked.topics:
         waiting, total, oldest = 0, 0, None
         for partition, done in dealt(log, name, log.topic(name).partitions).items():
             first, end = log.bounds(name, partition)
@@ -142,18 +154,37 @@ def _topics(log: Log, *, json: bool) -> None:
                 oldest = moment if oldest is None else min(oldest, moment)
         age = None if oldest is None else max(0.0, time.time() - oldest)
         found.append(
-            {"dead_letters": name, "waiting": waiting, "total": total, "oldest_seconds": age}
+            {
+                "dead_letters": name,
+                "of": [{"group": group, "topic": topic} for topic, group in sources],
+                "waiting": waiting,
+                "total": total,
+                "oldest_seconds": age,
+            }
         )
+        if other is None:
+            asked = (arguments(group, topic, name) for topic, group in sources)
+            other = next((f"streams dead ls {words}" for words in asked if "--name" in words), None)
+    if not looked.whole:
+        show.note("not every partition was looked at for dead letters: name the topic with --name")
     if json:
         show.print_json(found)
         return
     show.table(
-        ["dead letters", "waiting", "total", "oldest"],
+        ["dead letters", "of", "waiting", "total", "oldest"],
         [
-            [each["dead_letters"], each["waiting"], each["total"], show.age(each["oldest_seconds"])]
+            [
+                each["dead_letters"],
+                ", ".join(f"{of['group']} {of['topic']}" for of in each["of"]) or None,
+                each["waiting"],
+                each["total"],
+                show.age(each["oldest_seconds"]),
+            ]
             for each in found
         ],
     )
+    if other is not None:
+        show.note(f"a topic with another name than TOPIC.GROUP.dead is given as --name: {other}")
 
 
 def _time_of(log: Log, topic: str, partition: int, position: int, end: int) -> float | None:
@@ -268,7 +299,10 @@ def retry(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            "--key", "-k", metavar="KEY", help="Only those of this key; repeatable. See below."
+            "--key",
+            "-k",
+            metavar="KEY",
+            help="Only those of this key; repeatable. A closed key: see above.",
         ),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
@@ -287,8 +321,8 @@ def retry(
     should it fail again, it is a new dead letter, which still says where it
     came from. Those of a key go back in the order in which they failed.
 
-    With --error, --key, --since or --until they are counted first, and you
-    are asked; --yes does not ask, and --dry-run only counts.
+    Unless each letter or key is named they are counted first, and you are
+    asked; --yes does not ask, and --dry-run only counts.
 
     Where a message closes a key (DeadLetters(sequenced=True)), --key lets it
     be handled again, and then those that wait behind it; --keys all of them.
@@ -356,7 +390,8 @@ def _deal(
     yes: bool,
     json: bool,
 ) -> int:
-    """Do it with the letters that are meant; those that a filter picks out are counted first."""
+    """Do it with the letters that are meant. Unless each is named, they are counted first, and
+    somebody is asked."""
 
     def wanted(row: Row) -> bool:
         return _of(row, group, topic) and asked(row)
@@ -365,10 +400,6 @@ def _deal(
         if limit is not None:
             raise Misused("--limit is for all letters, or those that an option picks out")
         chosen = letters.look_up(which, wanted)
-    elif asked.everything and not dry_run:
-        done = act(wanted=wanted, limit=limit)
-        _dealt(group, topic, done, task, json=json)
-        return done
     else:
         chosen = letters.look_for(wanted, limit)
     number = show.number(chosen.count, "letter")
@@ -452,7 +483,7 @@ def _retry_keys(
         else:
             show.note(f"{number} would be retried; nothing is changed")
         return
-    if chosen and not replace(asked, keys=None).everything:
+    if chosen and (asked.keys is None or not replace(asked, keys=None).everything):
         confirm(f"{number} of {heads.name}: to be retried?", yes=yes)
     for head in chosen:
         heads.command("retry", head)
@@ -671,9 +702,9 @@ def purge(
     They are not retried and not listed any more. Nothing is deleted:
     [cyan]streams dead ls --all[/cyan] lists them.
 
-    With --error, --key, --since or --until they are counted first, and you
-    are asked; --yes does not ask, and --dry-run only counts. What closes a key
-    is let go of with [cyan]streams dead drop[/cyan].
+    Unless each letter is named they are counted first, and you are asked;
+    --yes does not ask, and --dry-run only counts. What closes a key is let go
+    of with [cyan]streams dead drop[/cyan].
 
     [bold]Examples[/bold]
 
@@ -705,16 +736,56 @@ def _told(group: str, topic: str, done: int, what: str, *, json: bool) -> None:
         show.print_json({"group": group, "topic": topic, what: done})
 
 
-def _letters(log: Log, group: str, topic: str, name: str | None) -> Letters:
+def _letters(log: Log, group: str | None, topic: str | None, name: str | None) -> Letters:
+    """The dead letters of a group and topic, or those in the topic of this name.
+
+    :raises Failed: there is no such topic; says where their letters stand.
+    """
+    from streams.cli.letter_topics import elsewhere, find, likely
     from streams.patterns.deadletters.redriving import Letters
 
-    return Letters(log, name or DeadLetters().name(topic, group))
+    usual = "" if group is None or topic is None else DeadLetters().name(topic, group)
+    try:
+        return Letters(log, name or usual)
+    except NotFound as error:
+        found = find(log).topics
+        known = [each.name for each in found]
+        more = nearest(name or usual, known) if known else "there is none at all"
+        if group is not None and topic is not None:
+            if others := elsewhere(found, group, topic, ""):
+                more = _there(others, group, topic)
+            elif name is None and (meant := likely(found, group, topic)) is not None:
+                more = f"did you mean {meant}?"
+        raise Failed(f"there is no dead letter topic {name or usual!r}; {more}") from error
 
 
-def _of(row: Row, group: str, topic: str) -> bool:
+def _tell_elsewhere(log: Log, group: str, topic: str, name: str) -> None:
+    """Where nothing of a group and topic was found in a topic: say where their letters stand, or
+    whose letters are here."""
+    from streams.cli.letter_topics import elsewhere, find
+
+    found = find(log).topics
+    here = next((each.sources for each in found if each.name == name), ())
+    if others := elsewhere(found, group, topic, name):
+        show.note(_there(others, group, topic))
+    elif here and (topic, group) not in here:
+        whose = ", ".join(f"{group} {topic}" for topic, group in here)
+        show.note(f"in {name} are letters of GROUP TOPIC: {whose}")
+
+
+def _there(names: list[str], group: str, topic: str) -> str:
+    return (
+        f"letters of group {group} and topic {topic} stand in {', '.join(names)}: add --name "
+        f"{names[0]}"
+    )
+
+
+def _of(row: Row, group: str | None, topic: str | None) -> bool:
     """A letter is of this group and topic; one topic may hold those of several."""
     from streams.patterns.deadletters.redriving import source_of
 
+    if group is None and topic is None:
+        return True
     said_topic, said_group = source_of(row.batch.headers(row.index))
     return said_topic in (None, topic) and said_group in (None, group)
 
@@ -744,6 +815,7 @@ def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
         "place": f"{batch.partition}/{log.show(row.position.offset)}",
         "position": _where(log, row),
         "failed_at": failed_at,
+        "group": _header(headers, letters.GROUP),
         "id": show.printable(batch.id(index)),
         "key": show.readable(batch.keys[index]),
         "attempts": letters.attempts_of(headers) or None,

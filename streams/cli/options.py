@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli.failures import Misused
-from streams.text import escape
+from streams.errors import LogError, NotFound
+from streams.text import close_match, escape
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, Mode
@@ -77,7 +78,30 @@ def open_url(url: str | Given | None, mode: Mode = "rw") -> Iterator[Log]:
     if sys.stderr.isatty():
         show.note(f"on {given}")
     with closing(open_log(given.url, mode=mode)) as log:
-        yield log
+        try:
+            yield log
+        except NotFound as error:
+            if (better := _with_nearest(log, error)) is None:
+                raise
+            raise better from error
+
+
+def _with_nearest(log: Log, error: NotFound) -> NotFound | None:
+    """The same error, which names the topic or group that was probably meant first; None: nothing
+    there is like it."""
+    if error.missing is None:
+        return None
+    what, name = error.missing
+    try:
+        there = [info.name for info in log.topics()] if what == "topic" else log.groups()
+    except LogError:
+        return None
+    found = close_match(name, there)
+    if found is None or found == name:
+        return None
+    start = f"there is no {what} {name!r}"
+    rest = str(error).removeprefix(start).removeprefix(": ")
+    return NotFound(f"{start}: did you mean {found!r}?" + (f" Else: {rest}" if rest else ""))
 
 
 def address(text: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from streams.cli.apps import load
 from streams.cli.failures import INTERRUPTED, Failed, Misused, report
 from streams.cli.options import AppUrl, Json, Key, Partition, given_url, open_url
 from streams.cli.places import HELP, one_partition, places, written
-from streams.text import words
+from streams.text import close_match, words
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -264,8 +264,11 @@ def _processor(app: Streams, name: str) -> Processor[..., Any]:
             if processor.options.to is not None:
                 show.note(f"what {name} returns is not published to {processor.options.to.name}")
             return processor
-    known = ", ".join(each.name for each in app.processors) or "none"
-    raise Failed(f"--into {name}: the app has no such processor; it has: {known}")
+    names = [each.name for each in app.processors]
+    meant = close_match(name, names)
+    hint = "" if meant is None else f"did you mean {meant!r}? "
+    known = ", ".join(names) or "none"
+    raise Failed(f"--into {name}: the app has no such processor; {hint}it has: {known}")
 
 
 def _said(result: ReplayResult, began: float) -> str:

@@ -17,6 +17,7 @@ import typer
 from streams.cli import show
 from streams.cli.failures import Failed
 from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.text import close_match
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, Mode
@@ -39,6 +40,10 @@ Newest = Annotated[
 
 _NEWEST = 1_000_000
 """What :data:`streams.patterns.saga.journal.NEWEST` is, which is imported only when it is used."""
+
+
+_LIKE = 1_000
+"""Newest entries of each partition among which an ID like one that is not there is looked for."""
 
 
 @app.command("ls", hidden=True)  # as the other groups of commands call it
@@ -66,7 +71,7 @@ def ls(
     from streams.patterns.saga.journal import Journal
 
     found: list[dict[str, Any]] = []
-    with open_url(url, "ro") as log, _told():
+    with open_url(url, "ro") as log, _told(log, name):
         for each in _names(log) if name is None else (name,):
             journal = Journal(log, each)
             listing = journal.all(lambda entry: everything or not entry.over, newest or None)
@@ -169,9 +174,8 @@ def abandon(
     with _journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandoned(last, time.time())  # refused before anybody is asked
-        left = ", ".join(last.done) or "nothing"
         confirm(
-            f"Abandon saga {id}, which is {last.status}? Not undone: {left}.",
+            f"Abandon saga {id}, which is {last.status}? Not undone: {_left(last)}.",
             yes=yes,
         )
         entry = journal.command(
@@ -192,21 +196,40 @@ def _names(log: Log) -> list[str]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What is not there is no fault of the program's."""
-    from streams.patterns.saga.errors import SagaError
+def _told(log: Log, name: str | None) -> Iterator[None]:
+    """What is not there is no fault of the program's; says what was probably meant.
+
+    :param name: the orchestrator's, where it was given.
+    """
+    from streams.patterns.saga.errors import SagaError, UnknownSaga
 
     try:
         yield
+    except UnknownSaga as error:
+        meant = None if name is None else _meant(log, name, error.id)
+        hint = "" if meant is None else f"; did you mean {meant!r}?"
+        raise Failed(f"{error}{hint}") from error
     except SagaError as error:
         raise Failed(str(error)) from error
+
+
+def _meant(log: Log, name: str, id: str | None) -> str | None:
+    """The saga that is most like one that is not there."""
+    from streams.errors import LogError
+    from streams.patterns.saga.journal import Journal
+
+    try:
+        known = _names(log) if id is None else sorted(Journal(log, name).ids(_LIKE))
+    except LogError:
+        return None
+    return close_match(name if id is None else id, known)
 
 
 @contextmanager
 def _journal(url: str | None, name: str, mode: Mode = "rw") -> Iterator[Journal]:
     from streams.patterns.saga.journal import Journal
 
-    with open_url(url, mode) as log, _told():
+    with open_url(url, mode) as log, _told(log, name):
         yield Journal(log, name)
 
 
@@ -219,6 +242,18 @@ def _done(name: str, entry: Entry, *, json: bool) -> None:
 
 def _said(failure: Failure) -> str:
     return f"{failure.step}: {failure.error}"
+
+
+def _left(entry: Entry) -> str:
+    """The steps that are not undone, and which of them could not be."""
+    failed = {each.step: each for each in entry.uncompensated}
+    return (
+        ", ".join(
+            f"{step} (its compensation failed: {failed[step].error})" if step in failed else step
+            for step in entry.not_undone
+        )
+        or "nothing"
+    )
 
 
 def _brief(name: str, entry: Entry) -> dict[str, Any]:
@@ -251,6 +286,7 @@ def _whole(name: str, entry: Entry) -> dict[str, Any]:
         **_brief(name, entry),
         "updated": show.iso(entry.at) if entry.at else None,
         "done": list(entry.done),
+        "not_undone": list(entry.not_undone),
         "plan": [list(group) for group in entry.plan],
         "failure": None if entry.failure is None else failure(entry.failure),
         "failed_compensations": [failure(each) for each in entry.uncompensated],

@@ -68,7 +68,21 @@ def no_topic(topic: str, more: str = "") -> NotFound:
             f": declare it with app.topic({topic!r}, partitions=8), or create it with `streams "
             f"topics create {topic} --partitions 8`"
         )
-    return NotFound(text + more)
+    return _missing("topic", topic, text + more)
+
+
+def no_group(group: str, more: str = "") -> NotFound:
+    """The error for a group that is not there.
+
+    :param more: what only this log can say of it.
+    """
+    return _missing("group", group, f"there is no group {group!r}{more}")
+
+
+def _missing(what: str, name: str, text: str) -> NotFound:
+    error = NotFound(text)
+    error.missing = (what, name)
+    return error
 
 
 def place(key: bytes | None, id: str, partitions: int) -> int:

@@ -44,7 +44,7 @@ from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
 from streams.processor import Options, Processor, shape
 from streams.shielding import in_thread, to_the_end
-from streams.text import get_logger, nearest
+from streams.text import get_logger, is_slip, nearest
 from streams.topic import OwnedTopic, Topic
 
 if TYPE_CHECKING:
@@ -286,6 +286,9 @@ class MessageQueue:
         self._declared: set[str] = set()
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
+        self._letter_queues: dict[str, str | None] = {}
+        """The names of its consumers' dead letter queues, and of a queue that each is for, where
+        that is known."""
         self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
         self._door = Door(app)
 
@@ -330,6 +333,7 @@ class MessageQueue:
         :param retention: how long it keeps its messages, if not as this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
+        self._check_letter_queues(queue)
         topic = self._make(queue, type, codec, partitions, retention)
         self._declared.add(topic.name)
         return Queue(self, topic)
@@ -362,9 +366,42 @@ class MessageQueue:
             self._app, queue, type, codec=codec, partitions=count, retention=kept,
             cloudevents=self._app.cloudevents,
         )  # fmt: skip
+        topic.takes_letters = queue in self._letter_queues
         self._app.add_topic(topic)
         self._topics[queue] = topic
         return topic
+
+    def _add_letter_queue(self, letters: str, queue: str | None) -> None:
+        """A consumer has this dead letter queue, whether it is declared or not.
+
+        :param queue: which queue it is for, where that is known.
+        :raises ConfigError: its name seems to be a slip.
+        """
+        if queue is not None and letters not in self._declared:
+            for each in sorted(self._declared - {queue}):
+                if is_slip(letters, each):
+                    raise ConfigError(
+                        f"queue {queue!r}: dead_letter_queue={letters!r} is not declared: did you "
+                        f"mean {each!r}? Declare it before if it is another one: "
+                        f".declare({letters!r}, ...)"
+                    )
+        self._letter_queues[letters] = queue or self._letter_queues.get(letters)
+        if letters in self._topics:
+            self._topics[letters].takes_letters = True
+
+    def _check_letter_queues(self, declared: str) -> None:
+        """See that no consumer has meant the queue that is declared now.
+
+        :raises ConfigError: the name of a dead letter queue seems to be a slip.
+        """
+        for letters, queue in self._letter_queues.items():
+            known = letters in self._declared or queue is None or queue == declared
+            if not known and is_slip(letters, declared):
+                raise ConfigError(
+                    f"queue {queue!r}: dead_letter_queue={letters!r} is not declared: did you mean "
+                    f"{declared!r}, which is declared now? Declare it before if it is another one: "
+                    f".declare({letters!r}, ...)"
+                )
 
     def _unknown(self, queue: str) -> str:
         return (
@@ -431,7 +468,8 @@ class MessageQueue:
         ``@queue.subscribe("mails")``, which leaves it as it is.
 
         :raises ConfigError: any of these cannot work, the handler is annotated with another type,
-            or others are declared and this queue is not.
+            others are declared and this queue is not, or the name of its dead letter queue is a slip
+            of one that is declared.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
@@ -476,6 +514,8 @@ class MessageConsumer:
         if not isinstance(queue, MessageQueue):
             raise ConfigError(f"MessageConsumer({queue!r}): give a MessageQueue")
         check_config(config)
+        if config.dead_letter_queue is not None:
+            queue._add_letter_queue(config.dead_letter_queue, None)
         self._queue = queue
         self._app = queue._app
         self._config = config
@@ -551,6 +591,8 @@ class MessageConsumer:
         if self._worker is not None:
             raise ConfigError(f"{self!r} runs already: stop it first, or make another consumer")
         topic, config = self._queue.topic(queue), self._config
+        if config.dead_letter_queue is not None:
+            self._queue._add_letter_queue(config.dead_letter_queue, queue)
         options = Options(
             (topic,),
             queue,

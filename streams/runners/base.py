@@ -23,7 +23,7 @@ from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable, check_he
 from streams.runners.joint import Joint
 from streams.runners.lead import Lead
 from streams.runners.timing import Timing
-from streams.text import get_logger
+from streams.text import counted, get_logger
 
 logger = get_logger("streams")
 
@@ -569,8 +569,8 @@ class Runner(ABC):
         if burial is None or self.job.letter is None:
             raise RuntimeError("nothing to bury, or nowhere to")
         logger.warning(
-            "%s: dead letter after %d attempts: %s: %r",
-            self.job.name, burial.attempts, where(work), burial.error,
+            "%s: dead letter after %s: %s: %r",
+            self.job.name, counted(burial.attempts, "attempt"), where(work), burial.error,
         )  # fmt: skip
         if self.job.sequence is not None and not work[0].owner.live:
             self.dispatcher.abandon(work)  # whoever owns it now decides what becomes of its key

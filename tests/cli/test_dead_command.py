@@ -70,8 +70,8 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
     missing = run("dead", "show", "billing", "orders", "77/1")
     assert "there is no letter '77/1'" in missing.err
 
-    assert run("dead", "retry", "billing", "orders", "--json").json["retried"] == 3
-    assert run("dead", "retry", "billing", "orders", "--json").json["retried"] == 0
+    assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 3
+    assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 0
     assert run("dead", "ls", "billing", "orders", "--json").json == []
     assert len(run("dead", "ls", "billing", "orders", "--all", "--json").json) == 3
     back = {each["id"]: each for each in run("tail", "orders.billing.retry", "--json").lines}
@@ -93,18 +93,18 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
     assert len(failed.read("totals.txt")) == 4
     (left,) = run("dead", "ls", "billing", "orders", "--json").json
     assert (left["id"], left["redrives"]) == ("odd", 1)
-    assert run("dead", "purge", "billing", "orders", "--json").json["purged"] == 1
+    assert run("dead", "purge", "billing", "orders", "--yes", "--json").json["purged"] == 1
     assert waiting(failed) == 0
     groups = [each["group"] for each in run("groups", "ls", "--json").json]
     assert groups == ["billing", "totals"]
 
 
 def test_a_retry_that_was_killed_doubles_nothing(failed: Shell, run: Run) -> None:
-    assert run("dead", "retry", "billing", "orders").status == 0
+    assert run("dead", "retry", "billing", "orders", "--yes").status == 0
     with failed.log() as log:
         # As if it had been killed between writing the letters and committing how far it was.
         log.forget("orders.billing.dead")
-    assert run("dead", "retry", "billing", "orders", "--json").json["retried"] == 3
+    assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 3
     assert len(run("tail", "orders.billing.retry", "--json").lines) == 6
     serve(failed, lambda: waiting(failed) == 1 and len(failed.read("billed.txt")) >= 4)
     billed = [line.split()[0] for line in failed.read("billed.txt")]
@@ -112,14 +112,28 @@ def test_a_retry_that_was_killed_doubles_nothing(failed: Shell, run: Run) -> Non
     assert waiting(failed) == 1
 
 
+@pytest.mark.parametrize("verb", ["retry", "purge"])
+def test_all_of_them_are_asked_about_as_some_are(failed: Shell, run: Run, verb: str) -> None:
+    for words, number in (([], 3), (["--since", "1h"], 3), (["-n", "9"], 3)):
+        unasked = run("dead", verb, "billing", "orders", *words)
+        assert unasked.status == 2
+        assert unasked.err.startswith(f"streams: {number} letters of orders.billing.dead: to be ")
+        assert "Nobody is there to be asked: say --yes" in unasked.err
+    assert waiting(failed) == 3
+    assert run("dead", verb, "billing", "orders", "--yes").status == 0
+    assert waiting(failed) == 0
+    # Nothing is left that somebody could be asked about.
+    assert run("dead", verb, "billing", "orders").status == 0
+
+
 def test_some_of_them(failed: Shell, run: Run) -> None:
     found = run("dead", "ls", "billing", "orders", "--json").json
     oldest = {place.partition("/")[0]: id for place, id in reversed(
         [(each["place"], each["id"]) for each in found]
     )}  # fmt: skip
-    assert run("dead", "retry", "billing", "orders", "-n", "1", "--json").json["retried"] == len(
-        oldest
-    )
+    assert run("dead", "retry", "billing", "orders", "--yes", "-n", "1", "--json").json[
+        "retried"
+    ] == len(oldest)
     back = [each["id"] for each in run("tail", "orders.billing.retry", "--json").lines]
     assert sorted(back) == sorted(oldest.values())
     left = run("dead", "ls", "billing", "orders", "--json").json
@@ -191,6 +205,8 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
     assert (whole["value"], whole["id"], whole["headers"]) == (-2, "b-2", {})
     assert "ValueError" in whole["traceback"]
 
+    unasked = run("dead", "retry", "billing", "orders", "--keys")
+    assert (unasked.status, "to be retried? Nobody is there" in unasked.err) == (2, True)
     assert run("dead", "retry", "billing", "orders", "--key", "a", "--json").json["retried"] == 1
     assert run("dead", "edit", "billing", "orders", "b", "--value", "2").status == 0
     assert run("dead", "drop", "billing", "orders", "c", "--json").json["dropped"] == 1

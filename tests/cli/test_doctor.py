@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from streams.engine.progress import encode
 from streams.log.protocol import Committed, Retention
 from streams.log.sqlite.durability import filesystem
 from streams.message import Record
-from tests.cli.conftest import Result, Run, Shell, fill, order
+from tests.cli.conftest import Result, Run, Shell, eventually, fill, order
 
 WELL = """
 from streams import Retention, Streams
@@ -515,3 +516,35 @@ def test_a_queue_that_is_not_there_yet(shell: Shell, doctor: Any) -> None:
     first, second = findings(doctor(), "retention")
     assert (first["verdict"], first["why"]) == ("yes", "not there yet, to be kept for 1h")
     assert (second["verdict"], second["of"]) == ("unknown", "topic others")
+
+
+def test_the_advice_about_dead_letters_works_word_for_word(shell: Shell) -> None:
+    shell.write(
+        "mailer.py",
+        """
+from streams import Streams
+from streams.patterns import ConsumerConfig, MessageQueue
+
+app = Streams("sqlite:///mails.db")
+mails = MessageQueue(app).declare("mails", dict)
+
+
+@mails.subscribe(config=ConsumerConfig(max_retries=0, dead_letter_queue="lost-mails"))
+async def send(message) -> None:
+    raise ValueError("no good")
+""",
+    )
+    at = "sqlite:///mails.db"
+    shell("topics", "create", "mails", "--partitions", "8", "--url", at)
+    with shell.start("run", "mailer:app", "-l", "error"):
+        shell("publish", "mails", "--url", at, stdin=b'{"to": "ada"}\n')
+        eventually(lambda: '"waiting":1' in shell("dead", "ls", "--json", "--url", at).out)
+    for environment in ({}, {"STREAMS_URL": at}):
+        said = shell("doctor", "mailer:app", "--json", env=environment)
+        (found,) = findings(said, "dead letters")
+        assert found["why"] == "1 letter in lost-mails"
+        program, *words = shlex.split(found["do"])
+        assert program == "streams"
+        assert ("--url" in words) == (not environment)
+        listed = shell(*words, "--json", env=environment).json
+        assert [each["error"] for each in listed] == ["ValueError: no good"]

@@ -104,10 +104,10 @@ dead edit desk calls KEY --value EVIL
 dead edit billing orders WHICH --value EVIL
 dead drop desk calls KEY
 dead retry desk calls --key KEY
-dead retry billing orders -n 1
+dead retry billing orders -n 1 --yes
 dead retry billing orders --error EVIL --key EVIL --yes
 dead purge billing orders --error EVIL --dry-run
-dead purge billing orders
+dead purge billing orders --yes
 topics create EVIL
 topics create new
 topics retain new --keep-for 1h --yes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.cli.conftest import Run, Shell, eventually
@@ -142,6 +143,36 @@ def test_a_failed_saga_is_resumed_and_one_that_stands_is_abandoned(sagas: Shell,
     # What was said while no app ran is what counts for the app. It may have begun before it knew.
     serve(sagas, {**with_stuck, "eve": "abandoned"})
     assert run("saga", "status", "trips", "eve", "--json").json["reason"] == "by hand"
+
+
+def test_abandoning_says_what_is_not_undone(sagas: Shell, run: Run) -> None:
+    from streams.patterns.saga.journal import Journal
+
+    asked = run("saga", "abandon", "trips", "stuck")
+    assert asked.status == 2
+    assert "Abandon saga stuck, which is failed? Not undone: book (its compensation failed: " in (
+        asked.err
+    )
+    assert "ConnectionError: the hotel's " in asked.err
+    whole = run("saga", "status", "trips", "stuck", "--json").json
+    assert (whole["done"], whole["not_undone"]) == ([], ["book"])
+
+    plan = (("hotel", "car"), ("flight",), ("charge",))
+    with sagas.log() as log:  # half undone: one compensation failed, another step is still to come
+        journal = Journal(log, "trips")
+        said = journal.latest("stuck").entry.uncompensated[0]
+        failed = msgspec.structs.replace(said, step="flight")
+        journal.command(
+            "bob",
+            lambda last: last.next(
+                1.0, status="compensating", plan=plan, stage=2, done=("hotel",),
+                uncompensated=(failed,),
+            ),
+        )  # fmt: skip
+    asked = run("saga", "abandon", "trips", "bob")
+    assert "Not undone: hotel, flight (its compensation failed: ConnectionError: " in asked.err
+    assert run("saga", "abandon", "trips", "bob", "--yes").status == 0
+    assert run("saga", "status", "trips", "bob", "--json").json["not_undone"] == ["hotel", "flight"]
 
 
 def test_a_stopped_saga_goes_on_where_it_stood(sagas: Shell, run: Run) -> None:

@@ -117,4 +117,4 @@ def listed(stage: Ground, service: Service) -> None:
     for letter in waiting.documents[0][:2]:
         command(url, "dead", "edit", group, orders, letter["place"], "--value", "{}")
         command(url, "dead", "retry", group, orders, letter["id"])
-    command(url, "dead", "retry", group, orders)
+    command(url, "dead", "retry", group, orders, "--yes")

@@ -154,6 +154,41 @@ async def test_a_queue_that_is_not_declared_beside_others_is_an_error(memory_url
     queue.topic("mial")
 
 
+async def test_a_dead_letter_queue_that_is_a_slip_of_a_declared_one_is_an_error() -> None:
+    def take(message: QueueMessage[Any]) -> None: ...
+
+    slip = ConsumerConfig(dead_letter_queue="lost-mials")
+    near = (
+        r"queue 'mails': dead_letter_queue='lost-mials' is not declared: did you mean 'lost-mails'"
+    )
+
+    queue = MessageQueue(Streams("memory://"))
+    mails = queue.declare("mails", Mail)
+    queue.declare("lost-mails", Mail)
+    for declare in (
+        lambda: mails.subscribe(take, slip),
+        lambda: mails.subscribe(config=slip)(take),
+    ):
+        with pytest.raises(ConfigError, match=near + r"\? Declare it before .*'lost-mials'"):
+            _ = declare()
+    queue.declare("lost-mials")  # so it was meant
+    _ = mails.subscribe(take, slip)
+
+    other = MessageQueue(Streams("memory://"))
+    _ = other.declare("mails", Mail).subscribe(take, slip)
+    with pytest.raises(ConfigError, match=near + ", which is declared now"):
+        other.declare("lost-mails", Mail)
+    assert "lost-mails" not in other._topics
+
+    fresh = MessageQueue(Streams("memory://"))
+    mails = fresh.declare("mails", Mail)
+    fresh.declare("lost-mails-us")
+    # New names, however like they are; and one that is like the consumer's own queue.
+    for name in ("mails-dead", "lost-mails", "lost-mails-eu", "mails2", "dmails"):
+        _ = mails.subscribe(take, ConsumerConfig(dead_letter_queue=name))
+    fresh.declare("lost-mails")
+
+
 async def test_an_event_that_is_not_declared_beside_others_is_an_error(memory_url: str) -> None:
     app = Streams(memory_url)
     for bus in (PatternEventBus(), PatternEventBus(app)):

@@ -22,6 +22,7 @@ from streams.log.kafka.client import Shared
 from streams.log.kafka.errors import translate
 from streams.log.kafka.places import Bystander, Places
 from streams.log.kafka.settings import Settings
+from streams.log.names import no_group
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 
 OURS = "__streams."
@@ -85,7 +86,7 @@ class Groups:
         members, known = self._members(group)
         positions = self.positions(group)
         if not known and not positions:
-            raise NotFound(f"Kafka has no group {group!r}")
+            raise no_group(group)
         return GroupInfo(group, members, positions)
 
     def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
@@ -183,6 +184,6 @@ class Groups:
         try:
             self._ask(f"deleting group {group}", self._client, question)
         except NotFound as error:
-            raise NotFound(f"Kafka has no group {group!r}") from error
+            raise no_group(group) from error
         except LogError as error:
             raise self._live(group, error) from error

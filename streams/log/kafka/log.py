@@ -23,7 +23,7 @@ from streams.log.kafka.lines import Lines
 from streams.log.kafka.places import Places
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reading import KafkaReader, Readers
-from streams.log.kafka.settings import MESSAGE_BYTES, Settings, check, settings
+from streams.log.kafka.settings import MESSAGE_BYTES, Settings, check, meant, settings
 from streams.log.kafka.subscription import KafkaSubscription
 from streams.log.kafka.topics import Topics
 from streams.log.names import check_group
@@ -111,7 +111,10 @@ class KafkaLog:
         try:
             return kind(conf, **more)
         except KafkaException as error:
-            raise translate(error, "settings", self._settings.scrub) from None
+            refused = translate(error, "settings", self._settings.scrub)
+            if (hint := meant(str(refused))) is not None:
+                refused = ConfigError(f"{refused}; {hint}")
+            raise refused from None
         except (TypeError, ValueError) as error:
             self._settings.secrets.hide_in(error)
             raise ConfigError(f"Kafka, settings: {error}") from None

@@ -26,6 +26,7 @@ from streams.errors import ConfigError
 from streams.log.protocol import Opened
 from streams.log.secrets import Secrets
 from streams.log.url import Url, parse
+from streams.text import close_match
 
 Conf = dict[str, Any]
 
@@ -118,6 +119,37 @@ CONSUMER = _names(
     session.timeout.ms"""
 )
 """Settings that only a consumer understands."""
+
+COMMON = _names(
+    """allow.auto.create.topics api.version.request.timeout.ms bootstrap.servers
+    broker.address.family broker.address.ttl client.dns.lookup client.id client.rack
+    connections.max.idle.ms debug enable.ssl.certificate.verification log_level
+    max.in.flight.requests.per.connection message.copy.max.bytes metadata.max.age.ms
+    receive.message.max.bytes reconnect.backoff.max.ms reconnect.backoff.ms
+    retry.backoff.max.ms retry.backoff.ms sasl.kerberos.keytab sasl.kerberos.principal
+    sasl.kerberos.service.name sasl.mechanism sasl.oauthbearer.client.id
+    sasl.oauthbearer.client.secret sasl.oauthbearer.method sasl.oauthbearer.scope
+    sasl.oauthbearer.token.endpoint.url sasl.password sasl.username security.protocol
+    socket.connection.setup.timeout.ms socket.keepalive.enable socket.nagle.disable
+    socket.receive.buffer.bytes socket.send.buffer.bytes socket.timeout.ms ssl.ca.location
+    ssl.ca.pem ssl.certificate.location ssl.certificate.pem ssl.cipher.suites ssl.crl.location
+    ssl.endpoint.identification.algorithm ssl.key.location ssl.key.password ssl.key.pem
+    ssl.keystore.location ssl.keystore.password topic.metadata.refresh.interval.ms"""
+)
+"""Settings of every client that are given often: the driver does not list those it has."""
+
+_UNKNOWN = re.compile(r'No such configuration property: "([^"]*)"')
+
+
+def meant(refusal: str) -> str | None:
+    """Which setting was probably meant, where the driver says that it has none of a name; None:
+    it says something else, or nothing is like it."""
+    found = _UNKNOWN.search(refusal)
+    if found is None:
+        return None
+    name = close_match(found[1], sorted({"replication.factor", *COMMON, *PRODUCER, *CONSUMER}))
+    return None if name is None else f"did you mean {name!r}?"
+
 
 SERVED = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
 """What makes the driver queue events for whoever polls the client: nobody does regularly where

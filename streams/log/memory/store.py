@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from streams.clock import Clock
 from streams.errors import ConfigError, LogError, Mismatch, NotFound
 from streams.log.membership import NEVER, TERMS, Lease, Member, Part, Plan, plan
-from streams.log.names import check_group, check_topic, no_topic, places
+from streams.log.names import check_group, check_topic, no_group, no_topic, places
 from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Position, Record, identity_of
 
@@ -417,7 +417,7 @@ class Store:
         """A group that exists: one with positions, or with members."""
         group = self._groups.get(name)
         if group is None or not self._exists(group):
-            raise NotFound(f"no group {name!r} in memory://{self.name}: {_known(self.groups())}")
+            raise no_group(name, f" (memory://{self.name}: {_known(self.groups())})")
         return group
 
     def groups(self) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from streams.errors import GroupLive, Mismatch, NotFound
 from streams.log.membership import LONGEST, length
-from streams.log.names import check_group
+from streams.log.names import check_group, no_group
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.keys import GROUPS, Part, entry_id, members_key, topics_key
@@ -209,7 +209,7 @@ class Groups:
             ]
         )
         if not known:
-            raise NotFound(f"there is no group {group!r}")
+            raise no_group(group)
         parts: list[Part] = []
         for topic in sorted(topics_of(topics)):
             try:

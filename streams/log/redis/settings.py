@@ -27,6 +27,7 @@ from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Opened
 from streams.log.secrets import Secrets
 from streams.log.url import Url, parse
+from streams.text import close_match
 
 Address = tuple[str, int]
 """Host and port."""
@@ -420,4 +421,7 @@ def _accepted(name: str, key: str, tls: bool, shown: str) -> _Convert | None:
             raise ConfigError(f"{name}: {key} is for TLS: write rediss:// instead of redis://")
         return _TLS[key]
     known = sorted({*_OPTIONS, *_DRIVER, *_TLS, *_SENTINEL})
-    raise ConfigError(f"{name}: no setting {shown}; there are {', '.join(known)}")
+    # Of a name that may be a part of a secret nothing is said.
+    meant = close_match(key, known) if shown == repr(key) else None
+    there = "there are" if meant is None else f"did you mean {meant!r}? There are"
+    raise ConfigError(f"{name}: no setting {shown}; {there} {', '.join(known)}")

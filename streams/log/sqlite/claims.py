@@ -140,7 +140,7 @@ class SqliteClaims:
         if self._closed:
             raise Unavailable(f"{self._settings.path}: closed")
         if self._database is None:
-            database = Database(self._settings, self._clock)
+            database = Database(self._settings, self._clock, "file of claims")
             try:
                 with database.read() as connection:
                     there = connection.table_exists("main", "streams_claims")

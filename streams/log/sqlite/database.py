@@ -110,11 +110,11 @@ class Connection(apsw.Connection):
 class Database:
     """One log's connections to its file. Usable from any thread of the process that opened it."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, what: str = "log") -> None:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared = Shared.of(settings.path, make=settings.mode == "rwc")
+        self.shared = Shared.of(settings.path, make=settings.mode == "rwc", what=what)
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._idle: list[Connection] = []

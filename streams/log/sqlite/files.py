@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-from difflib import get_close_matches
 
 from streams.errors import NotFound
+from streams.text import close_match
 
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 _CAREFUL = _FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -22,7 +22,7 @@ class Refused(OSError):
     """A companion file is not one that this log made."""
 
 
-def nearest(path: str) -> str | None:
+def beside(path: str) -> str | None:
     """The database in the same folder whose name is most like this one, without its folder."""
     folder, name = os.path.split(path)
     endings = (".db", os.path.splitext(name)[1] or ".db")
@@ -30,14 +30,13 @@ def nearest(path: str) -> str | None:
         there = sorted(each for each in os.listdir(folder) if each.endswith(endings))
     except OSError:
         return None
-    found = get_close_matches(name, [each for each in there if each != name], 1, cutoff=0.0)
-    return found[0] if found else None
+    return close_match(name, [each for each in there if each != name], cutoff=0.0)
 
 
 def missing(path: str) -> NotFound:
     """What to say where a log's file is not there and must not be made."""
-    beside = nearest(path)
-    hint = "the folder has no *.db file" if beside is None else f"beside it there is {beside}"
+    other = beside(path)
+    hint = "the folder has no *.db file" if other is None else f"beside it there is {other}"
     return NotFound(f"there is no file {path}; {hint}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from streams.errors import GroupLive, NotFound
+from streams.log.names import no_group
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.sqlite.database import Connection, Database
 from streams.log.sqlite.roster import Row, bump, is_running, members
@@ -136,7 +137,7 @@ def ensure(connection: Connection, group: str) -> None:
 
 def _check(connection: Connection, group: str) -> None:
     if not connection.rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
-        raise NotFound(f"there is no group {group!r}")
+        raise no_group(group)
 
 
 def _numbers(connection: Connection, topic: str, wanted: Mapping[int, object]) -> dict[int, int]:

@@ -12,6 +12,7 @@ from streams.errors import ConfigError
 from streams.log.membership import LONGEST, TERMS, Terms
 from streams.log.protocol import Mode, Opened
 from streams.log.url import Url, parse
+from streams.text import close_match
 
 MAX_RECORD = 999_000_000
 """Bytes of key and value together. SQLite keeps no row above 1,000,000,000 bytes, and the headers
@@ -58,9 +59,12 @@ def read(opened: Opened) -> Settings:
     options = dict(opened.options)
     for name in options:
         if name not in _OPTIONS:
+            shown = url.named(name)
+            # Of a name that may be a part of a secret nothing is said.
+            meant = close_match(name, _OPTIONS) if shown == repr(name) else None
+            hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
-                f"{url.place}: no option {url.named(name)}; a sqlite:// URL takes"
-                f" {', '.join(_OPTIONS)}"
+                f"{url.place}: no option {shown}; {hint}a sqlite:// URL takes {', '.join(_OPTIONS)}"
             )
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in ("full", "normal"):
@@ -122,8 +126,10 @@ def _pragmas(url: Url, config: Mapping[str, object]) -> dict[str, int]:
     pragmas: dict[str, int] = {}
     for name, value in config.items():
         if name not in _PRAGMAS:
+            meant = close_match(name, _PRAGMAS)
+            hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
-                f"{url.place}: config={{{name!r}: ...}}: the pragmas that can be set are "
+                f"{url.place}: config={{{name!r}: ...}}: {hint}the pragmas that can be set are "
                 f"{', '.join(_PRAGMAS)}"
             )
         if not isinstance(value, int):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from streams.errors import Unavailable
 from streams.log.sqlite.alive import Alive
-from streams.log.sqlite.files import create, missing, nearest
+from streams.log.sqlite.files import beside, create, missing
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -54,11 +54,11 @@ class WriteLock:
         self._lock.release()
 
 
-def _tell_of(path: str) -> None:
-    """Log that a file was made: its name may be a slip."""
-    beside = nearest(path)
-    also = "" if beside is None else f"; beside it there was {beside} already"
-    logger.info("%s is a new log%s", path, also)
+def _tell_of(path: str, what: str) -> None:
+    """Log that a file was made, and what for: its name may be a slip."""
+    other = beside(path)
+    also = "" if other is None else f"; beside it there was {other} already"
+    logger.info("%s is a new %s%s", path, what, also)
 
 
 class Shared:
@@ -75,10 +75,11 @@ class Shared:
         self._watchers: dict[str, set[threading.Event]] = {}
 
     @classmethod
-    def of(cls, path: str, *, make: bool = True) -> Shared:
+    def of(cls, path: str, *, make: bool = True, what: str = "log") -> Shared:
         """The one of this file in this process.
 
         :param make: make the file, if there is none.
+        :param what: what a file that is made is said to be.
         :raises NotFound: there is none, and it is not to be made.
         """
         path = os.path.realpath(path)
@@ -88,7 +89,7 @@ class Shared:
                 if not make and not os.path.exists(path):
                     raise missing(path)
                 if make and create(path):
-                    _tell_of(path)
+                    _tell_of(path, what)
                 shared = cls._all[path] = cls(path)
             shared._users += 1
             return shared

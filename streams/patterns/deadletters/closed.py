@@ -71,10 +71,12 @@ class Heads:
         try:
             self.partitions = log.topic(self.name).partitions
         except NotFound:
-            raise NotFound(
+            missing = NotFound(
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
                 "ran with DeadLetters(sequenced=True)"
-            ) from None
+            )
+            missing.missing = ("topic", self.name)
+            raise missing from None
 
     def states(self) -> Iterator[tuple[int, State]]:
         """By partition, what follows from its records."""

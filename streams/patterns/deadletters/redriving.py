@@ -39,6 +39,7 @@ from streams.letters import EDITED, GROUP, PREFIX, TOPIC, first_failure, header,
 from streams.log.protocol import Committed, ensure
 from streams.message import ID, REDRIVE, Record
 from streams.replay.copying import CHUNK_BYTES, Row, Rows
+from streams.text import nearest
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -174,7 +175,7 @@ class Letters:
             self.partitions = log.topic(name).partitions
         except NotFound:
             known = [each for each in dead_topics(log) if each != name]
-            hint = f"there are: {', '.join(known)}" if known else "there is none at all"
+            hint = nearest(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
     def dealt(self) -> dict[int, Dealt]:

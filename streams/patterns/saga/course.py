@@ -27,7 +27,7 @@ from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
 from streams.patterns.saga.validation import LONGEST_WAIT
 from streams.shielding import ended
-from streams.text import get_logger
+from streams.text import counted, get_logger
 
 __all__ = ["Course", "Errors"]
 
@@ -305,8 +305,8 @@ class Course:
         text = f"{said.kind}: {said.message}" if said.message else said.kind
         if delay is None:
             logger.warning(
-                "saga %s %s: step %s %s after %d attempts: %s",
-                self.name, entry.saga, said.step, what, said.attempts, text,
+                "saga %s %s: step %s %s after %s: %s",
+                self.name, entry.saga, said.step, what, counted(said.attempts, "attempt"), text,
             )  # fmt: skip
         else:
             logger.info(

@@ -133,6 +133,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return tuple(each.step for each in self.uncompensated)
         return ()
 
+    @property
+    def not_undone(self) -> tuple[str, ...]:
+        """Steps whose effect would stay if nobody went on with it: those that are done and not
+        compensated, and those whose compensation failed; in the order of the plan."""
+        left = {*self.done, *(each.step for each in self.uncompensated)}
+        planned = tuple(name for group in self.plan for name in group if name in left)
+        return planned + tuple(sorted(left.difference(planned)))
+
     def next(self, at: float, **changes: Any) -> Self:
         """The entry that follows."""
         return msgspec.structs.replace(self, n=self.n + 1, at=at, **changes)

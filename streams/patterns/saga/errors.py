@@ -26,6 +26,9 @@ class SagaError(StreamsError):
 class UnknownSaga(SagaError, LookupError):
     """There is no saga of that ID in the log (any more)."""
 
+    id: str | None = None
+    """The ID; None: there are no sagas of that name at all."""
+
 
 class StepTimeout(SagaError, TimeoutError):
     """A step or its compensation ran longer than its ``timeout``: it may have had its effect."""

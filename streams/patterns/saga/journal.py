@@ -96,7 +96,9 @@ class Journal:
             kept = "or what the log keeps does not reach back to it"
             if not whole:
                 kept = f"or it does not stand among the last {newest:,} entries of a partition"
-            raise UnknownSaga(f"there is no saga {id!r} in {self.topic}, {kept}")
+            unknown = UnknownSaga(f"there is no saga {id!r} in {self.topic}, {kept}")
+            unknown.id = id
+            raise unknown
         return found, ends
 
     def all(self, wanted: Callable[[Entry], bool], newest: int | None = NEWEST) -> Listing:
@@ -118,6 +120,17 @@ class Journal:
                 if wanted(entry):
                     found[entry.saga] = entry
         return Listing(sorted(found.values(), key=lambda entry: entry.at), whole)
+
+    def ids(self, newest: int) -> set[str]:
+        """The IDs of sagas among the newest entries of each partition.
+
+        :param newest: how many entries are looked at.
+        """
+        found: set[str] = set()
+        for partition in range(self._partitions()):
+            start, end, _ = self._range(partition, newest)
+            found.update(each.entry.saga for each in self._scan(None, partition, start, end))
+        return found
 
     def since(self, places: MutableMapping[int, int], wanted: Container[bytes]) -> list[Stored]:
         """The entries under some keys from these offsets on, by partition; moves the offsets
