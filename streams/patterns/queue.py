@@ -468,8 +468,8 @@ class MessageQueue:
         ``@queue.subscribe("mails")``, which leaves it as it is.
 
         :raises ConfigError: any of these cannot work, the handler is annotated with another type,
-            others are declared and this queue is not, or the name of its dead letter queue is a slip
-            of one that is declared.
+            others are declared and this queue is not, or the name of its dead letter queue is a
+            slip of one that is declared.
         """
         self.topic(queue)
         if handler is NOT_GIVEN:
