@@ -4,11 +4,13 @@ A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
 ``dead_letter_queue`` of a queue's consumer), and a command without an app does not know it. But a
 dead letter says in its headers which topic and group it is of, so the newest records of every topic
 that is not known to be something else are looked at: :data:`LOOKED_AT` of a partition, of at most
-:data:`PARTITIONS` partitions. A topic that holds letters and much else besides may be missed.
+:data:`PARTITIONS` partitions and for :data:`SECONDS`, as each takes some questions to a server. A
+topic that holds letters and much else besides may be missed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
@@ -28,6 +30,10 @@ LOOKED_AT = 20
 
 PARTITIONS = 2_000
 """Partitions that are looked at, at most, where there is anything in them."""
+
+
+SECONDS = 10.0
+"""Real seconds after which no further topic is looked at."""
 
 
 class LetterTopic(NamedTuple):
@@ -58,9 +64,11 @@ def find(log: Log) -> Looked:
     named = [info for info in infos if info.name.endswith(".dead")]
     others = [info for info in infos if not info.name.endswith(".dead") and info.name not in own]
     found: list[LetterTopic] = []
-    left = PARTITIONS
+    left, give_up = PARTITIONS, time.monotonic() + SECONDS
     for info in (*named, *others):
-        look = show.tried(info.name, partial(_look, log, info, left))
+        if time.monotonic() > give_up:
+            left = 0
+        look = show.tried(info.name, partial(_look, log, info, left)) if left else None
         sources, looked = ((), 0) if look is None else look
         left -= looked
         if sources or info in named:

@@ -7,12 +7,24 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from streams import DeadLetters, Message, Retry
 from streams.patterns import ClosedKeys, DeadLetterManager
 from tests.conformance.stage import QUICK, Stage
 from tests.hostile.commands import Ended, command
 
 ONCE = Retry(attempts=1)
+
+
+@pytest.fixture(autouse=True)
+def _only_topics_of_this_test(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that the whole session shares: looking at all of them takes long."""
+    kind = type(stage.anchor)
+    topics = kind.topics
+    monkeypatch.setattr(
+        kind, "topics", lambda log: [each for each in topics(log) if stage.topic_name in each.name]
+    )
 
 
 async def asked(stage: Stage, *words: str) -> Ended:
