@@ -501,7 +501,7 @@ CALLS: list[tuple[str, Call, type[Exception], tuple[str, ...]]] = [
     ("one of many", lambda _, t: t.publish_many([PLACED, 5]), EncodeError, ("got int",)),
     ("a key", lambda _, t: t.publish(PLACED, key=1.5), EncodeError, ("orders key", "float", "str")),
     ("a yes as key", lambda _, t: t.publish(PLACED, key=True), EncodeError, ("bool", "str")),
-    ("an ID", lambda _, t: t.publish(PLACED, id=""), EncodeError, ("message ID ''", "non-empty")),
+    ("an ID", lambda _, t: t.publish(PLACED, id=""), EncodeError, ("message ID: ''", "non-empty")),
     ("a header", lambda _, t: t.publish(PLACED, headers={"a": 1}), EncodeError, ("'a'", "str")),
     ("headers", lambda _, t: t.publish(PLACED, headers=["a"]), EncodeError, ("list", "mapping")),
     (

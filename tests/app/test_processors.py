@@ -166,7 +166,10 @@ async def test_one_that_is_about_to_stop_when_the_app_is_left_stops_with_it() ->
         chore = app._chore(app.stop_processor(handle))  # and it is cancelled before its first step
         # Left behind it would be waited for, longer than a test may take.
     assert chore.cancelled()
-    assert not [each for each in threading.enumerate() if "handle" in each.name]
+    for each in threading.enumerate():
+        if "handle" in each.name:
+            each.join(30)  # it may have told its end and be about to come to it
+            assert not each.is_alive()
 
 
 async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(

@@ -99,9 +99,10 @@ def test_connections_that_only_wait_shut_nobody_out(served: MonitoringServer) ->
 
 def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringServer) -> None:
     served._server._connections = 2
-    free = threading.Event()
+    free, begun = threading.Event(), list[str]()
 
     def slow(accept: str) -> Any:
+        begun.append(accept)
         free.wait(30)
         return HTTPStatus.OK, "text/plain", b"at last"
 
@@ -110,7 +111,7 @@ def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringSe
         with connected(served) as one, connected(served) as two:
             for each in (one, two):
                 each.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
-            eventually(lambda: not served._server._sending)
+            eventually(lambda: len(begun) == 2 and not served._server._sending)
             with connected(served) as third:
                 assert closed(third)
             free.set()
