@@ -57,6 +57,7 @@ from streams.config import (
     Start,
 )
 from streams.errors import (
+    FENCED,
     ConfigError,
     GroupLive,
     MemberFenced,
@@ -111,9 +112,6 @@ name for the same reason."""
 
 _WORDS = re.compile(r"[^A-Za-z0-9._-]")
 """What a member's name cannot have in it."""
-
-FENCED = 79
-"""The exit status of a process whose static member's name another one has taken."""
 
 CLOSING = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""

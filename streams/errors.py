@@ -85,6 +85,12 @@ class MemberFenced(Fatal):
     """
 
 
+FENCED = 79
+"""The exit status of a process that ends with :class:`MemberFenced`: another one has taken its
+name in its groups, so what starts processes should not start this one again. No status of
+sysexits.h."""
+
+
 class NotFound(LogError, LookupError):
     """A topic, partition or group that does not exist."""
 

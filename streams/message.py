@@ -283,7 +283,8 @@ class Message(Generic[T_co, X_co]):
     of (``value``, ``attempt``, ``topic``, ``partition``, ``offset`` and ``id`` stay).
 
     ``Message[Order]`` is a message whose value is an ``Order``; ``Message[Order, Transaction]``
-    also says of what type ``transaction`` is. What is left out is ``Any``.
+    also says of what type ``transaction`` is. A type left out is ``Any`` for the value, and
+    ``Transaction`` for the transaction.
 
     :param value: the decoded value.
     :param id: the message ID (CloudEvents ``id``).

@@ -14,9 +14,6 @@ from streams.text import escape, one_line, words
 DONE = 0
 FAILED = 1
 USAGE = 2
-FENCED = 79
-"""Another process has taken this one's name in its groups (a static member), so what starts
-processes should not start this one again. No status of sysexits.h."""
 INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
 PIPE_CLOSED = 141

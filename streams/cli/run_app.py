@@ -14,7 +14,6 @@ import typer
 from streams.cli.apps import load
 from streams.cli.failures import (
     FAILED,
-    FENCED,
     USAGE,
     Failed,
     Misused,
@@ -190,7 +189,7 @@ def _run_to_its_end(app: Streams) -> None:
 
     :raises typer.Exit: something did.
     """
-    from streams.errors import ConfigError, MemberFenced, StreamsError
+    from streams.errors import FENCED, ConfigError, MemberFenced, StreamsError
 
     try:
         app.run_or_raise()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from streams import wire
-from streams.text import escape, escape_json
+from streams.text import counted, escape, escape_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -149,7 +149,7 @@ def number(count: int | None, of: str) -> str:
     """So many of something; ``of`` is its singular."""
     if count is None:
         return f"an unknown number of {of}s"
-    return f"{count:,} {of}" if count == 1 else f"{count:,} {of}s"
+    return counted(count, of)
 
 
 def readable(data: bytes | None) -> str | None:

@@ -50,8 +50,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from streams import wire
-from streams.cli.failures import DONE, FAILED, FENCED, INTERRUPTED, Misused, also_given, report
-from streams.errors import StreamsError
+from streams.cli.failures import DONE, FAILED, INTERRUPTED, Misused, also_given, report
+from streams.errors import FENCED, StreamsError
 from streams.text import get_logger
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from zlib import crc32
 
-from streams.errors import ConfigError, NotFound
+from streams.errors import ConfigError, MemberFenced, NotFound
 from streams.message import Record
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
@@ -105,3 +105,11 @@ def places(records: Iterable[Record], partitions: int) -> list[int]:
         else place(None, record.id, partitions)
         for record in records
     ]
+
+
+def member_fenced(group: str, name: str) -> MemberFenced:
+    """The error of a static member whose name another process has taken."""
+    return MemberFenced(
+        f"group {group!r}: another process has joined as member {name!r}; give each process a name "
+        "of its own, and start this one again only then"
+    )

@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from streams.errors import ConfigError, Fatal, MemberFenced, TooLarge
+from streams.errors import ConfigError, Fatal, TooLarge
 from streams.log.membership import NEVER, TERMS, Part
 from streams.log.memory.store import Group, Partition, Store, wait_on
+from streams.log.names import member_fenced
 from streams.log.protocol import (
     PROGRESS_LIMIT,
     Answered,
@@ -412,10 +413,7 @@ class MemorySubscription:
         self._owned.clear()
         if lost:
             self._listener.lost(lost)
-        raise MemberFenced(
-            f"group {self._group.name!r}: another process has joined as member {self.id!r}; give "
-            "each process a name of its own, and start this one again only then"
-        )
+        raise member_fenced(self._group.name, self.id)
 
     def _check(self) -> None:
         if self._ended:

@@ -26,8 +26,9 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from streams.errors import LogError, MemberFenced, Mismatch, NotFound, Unavailable
+from streams.errors import LogError, Mismatch, NotFound, Unavailable
 from streams.log.membership import FREE, NEVER, Lease, Member, Plan, Watch, length, plan
+from streams.log.names import member_fenced
 from streams.log.protocol import Assignment, Committed, Static
 from streams.log.redis.client import Client, Command, scripted
 from streams.log.redis.columns import Rows
@@ -354,10 +355,7 @@ class Membership:
     ) -> None:
         known, *words = answer
         if known < 0:
-            raise MemberFenced(
-                f"group {self._group!r}: another process has joined as member {self._name!r}; "
-                "give each process a name of its own, and start this one again only then"
-            )
+            raise member_fenced(self._group, self._name)
         if self._joined and not known:
             self._start_over(sent)
         self._joined = True

@@ -41,9 +41,9 @@ from math import isfinite
 from typing import NamedTuple
 
 from streams.clock import Clock
-from streams.errors import Fenced, MemberFenced, Mismatch
+from streams.errors import Fenced, Mismatch
 from streams.log.membership import FREE, LONGEST, NEVER, Lease, Member, Part, Watch, plan
-from streams.log.names import no_topic
+from streams.log.names import member_fenced, no_topic
 from streams.log.protocol import Assignment, Commit, Committed, Static
 from streams.log.sqlite.alive import Alive, timeline
 from streams.log.sqlite.database import Connection, Database
@@ -355,10 +355,7 @@ class Roster:
         """This member is none any more: because another process has its name?"""
         rows = members(connection, self.group) if self._name else []
         if any(row.id == self._name and row.no != self._no for row in rows):
-            raise MemberFenced(
-                f"group {self.group!r}: another process has joined as member {self._name!r}; "
-                "give each process a name of its own, and start this one again only then"
-            )
+            raise member_fenced(self.group, self._name)
 
     def _renew(self, connection: Connection, sent: float) -> bool:
         # All of it, so that a damaged row is mended.
