@@ -324,9 +324,16 @@ async def test_what_cannot_be_opened_is_a_dead_letter_with_its_own_bytes(fault: 
         write(app.log, "orders", sdk.KafkaMessage({"content-type": b"text/plain"}, None, b"1"))
         write(app.log, "orders", sdk.KafkaMessage(headers, None, value))
         await topic.publish(2)
-        await come(lambda: seen == [1, 2])
         letters = app.topic(DeadLetters().name("orders", "g"), bytes, cloudevents=False)
-        (letter,) = [message async for message in letters.read()]
+        found: list[Message[bytes]] = []
+
+        def dead_letter() -> bool:
+            found[:] = letters.read()
+            return bool(found)
+
+        await come(dead_letter)
+        await come(lambda: seen == [1, 2])
+    (letter,) = found
     assert letter.value == value
     assert why in letter.headers["__streams.errors.message"]
 
