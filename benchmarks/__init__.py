@@ -6,7 +6,7 @@ and is told as the median ratio with its spread, because a machine's speed drift
 not. Where to look:
 
 * :mod:`~benchmarks.baseline`: the loops by hand, for a sceptic to read;
-* :mod:`~benchmarks.ours`: the same with the toolkit;
+* :mod:`~benchmarks.created_here`: the same with the toolkit;
 * :mod:`~benchmarks.cases`: what is measured against what, and the ratio it should reach;
 * :mod:`~benchmarks.patterns` and :mod:`~benchmarks.pattern_cases`: the same two for the patterns
   and for metrics, beside the bare processor (``--case pattern:`` measures these alone);

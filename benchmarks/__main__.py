@@ -33,11 +33,11 @@ from rich.progress import (
 
 from benchmarks import against, machine
 from benchmarks.against import Comparison, UnknownRevision
-from benchmarks.cases import FULL, LOGS, QUICK, SERVED, Case, Place, Sizes, cases
+from benchmarks.cases import FULL, LOGS, LOGS_WITH_SERVER, QUICK, Case, LogTarget, Sizes, cases
 from benchmarks.measure import Row, measure
-from benchmarks.pattern_cases import patterns
-from benchmarks.peers.install import PEERS, Installed, PeerMissing, install
-from benchmarks.process import ROOT, MeasureError, Worker
+from benchmarks.pattern_cases import pattern_cases
+from benchmarks.peers.install import PEERS, InstalledPeer, PeerMissing, install
+from benchmarks.process import ROOT, MeasureError, WorkerProcess
 from benchmarks.report.page import page
 from benchmarks.report.table import markdown, table
 from benchmarks.servers import Missing, Servers, StartError
@@ -45,7 +45,7 @@ from benchmarks.servers import Missing, Servers, StartError
 REPEATS = 5
 
 
-class Unusable(Exception):
+class CannotMeasure(Exception):
     """What was asked for cannot be had here; the message is for the person who asked."""
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         if arguments.source is not None:
-            rows = _read(arguments.source)
+            rows = _read_rows(arguments.source)
         else:
             signal.signal(signal.SIGTERM, _interrupted)
             if arguments.against is not None:
@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted.")
         status = 130
-    except (Unusable, UnknownRevision) as error:
+    except (CannotMeasure, UnknownRevision) as error:
         console.print(f"benchmarks: {error}", markup=False, soft_wrap=True)
         status = 1
     if rows:
-        _tell(arguments, rows)
+        _report(arguments, rows)
     if compared:
-        _tell_compared(arguments, compared)
+        _report_comparison(arguments, compared)
     return status
 
 
@@ -85,7 +85,7 @@ def _interrupted(*_: object) -> NoReturn:
 # -- the command line -----------------------------------------------------------------------------
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole_number(least: int) -> Callable[[str], int]:
     def whole(text: str) -> int:
         number = int(text.replace(",", "").replace("_", ""))
         if number < least:
@@ -117,12 +117,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="measure this checkout beside another commit in turns, not beside loops by hand",
     )  # fmt: skip
     add(
-        "--repeats", type=_whole(1),
+        "--repeats", type=_whole_number(1),
         help=f"turns a case ({REPEATS}; with --against {against.REPEATS})",
     )  # fmt: skip
-    add("--messages", type=_whole(1_000), help=f"in a topic ({FULL.messages:,})")
+    add("--messages", type=_whole_number(1_000), help=f"in a topic ({FULL.messages:,})")
     add(
-        "--backlog", type=_whole(0),
+        "--backlog", type=_whole_number(0),
         help=f"messages of the backlog case ({FULL.backlog:,}; a full run: 10,000,000; 0: none)",
     )  # fmt: skip
     add("--list", action="store_true", help="the cases that would be measured, and no more")
@@ -141,8 +141,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.repeats is None:
         arguments.repeats = REPEATS if arguments.against is None else against.REPEATS
     if arguments.against is not None:
-        if arguments.repeats < against.TURNS:
-            parser.error(f"--against needs --repeats of at least {against.TURNS}")
+        if arguments.repeats < against.MIN_TURNS:
+            parser.error(f"--against needs --repeats of at least {against.MIN_TURNS}")
         if arguments.peer or arguments.source or arguments.html or arguments.save:
             parser.error("--against goes without --peer, --from, --html and --save")
     if arguments.save is not None:
@@ -158,30 +158,30 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _sizes(arguments: argparse.Namespace) -> Sizes:
     sizes = QUICK if arguments.quick else FULL
     if arguments.messages is not None:
-        slow = max(200, min(sizes.slow, arguments.messages // 20))
-        sizes = replace(sizes, messages=arguments.messages, slow=slow)
+        slow = max(200, min(sizes.slow_peer, arguments.messages // 20))
+        sizes = replace(sizes, messages=arguments.messages, slow_peer=slow)
         sizes = replace(
             sizes,
             publish=min(sizes.publish, arguments.messages),
-            share=min(sizes.share, arguments.messages),
-            each=min(sizes.each, arguments.messages // 5),
+            shared=min(sizes.shared, arguments.messages),
+            per_pattern=min(sizes.per_pattern, arguments.messages // 5),
         )
     if arguments.backlog is not None:
         sizes = replace(sizes, backlog=arguments.backlog)
     return sizes
 
 
-def _read(source: Path) -> list[Row]:
+def _read_rows(source: Path) -> list[Row]:
     try:
         rows = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Unusable(f"{source}: {error.strerror}") from error
+        raise CannotMeasure(f"{source}: {error.strerror}") from error
     except ValueError as error:
-        raise Unusable(f"{source} is no JSON: {error}") from error
+        raise CannotMeasure(f"{source} is no JSON: {error}") from error
     wanted = Row.__annotations__.keys()
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, dict) or not wanted <= row.keys():
-            raise Unusable(f"{source} is no list of rows as --json writes them")
+            raise CannotMeasure(f"{source} is no list of rows as --json writes them")
     return cast("list[Row]", rows)
 
 
@@ -196,23 +196,23 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
         servers = stack.enter_context(Servers())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-"))
         if arguments.list:
-            places = [_place(log, "", folder) for log in _logs(arguments)]
-            for case in _chosen(places, sizes, arguments.case):
+            targets = [_log_target(log, "", folder) for log in _logs(arguments)]
+            for case in _selected_cases(targets, sizes, arguments.case):
                 print(f"{case.log}: {case.name}")
             return 0
         peers = _peers(arguments, console)
-        places = _places(arguments, servers, folder, console)
-        wanted = _chosen(places, sizes, arguments.case)
+        targets = _log_targets(arguments, servers, folder, console)
+        wanted = _selected_cases(targets, sizes, arguments.case)
         if not wanted:
-            raise Unusable(NO_CASE)
-        facts = _facts(servers)
+            raise CannotMeasure(NO_SUCH_CASE)
+        facts = _machine_facts(servers)
         with _progress(console) as progress:
             total = progress.add_task("", total=len(wanted))
-            for place in places:
-                mine = [case for case in wanted if case.log == place.log]
-                if mine and place.log not in ("memory", "codecs"):
-                    progress.update(total, description=f"{place.log}: filling")
-                    _fill(place, sizes)
+            for log_target in targets:
+                mine = [case for case in wanted if case.log == log_target.log]
+                if mine and log_target.log not in ("memory", "codecs"):
+                    progress.update(total, description=f"{log_target.log}: filling")
+                    _fill_topic(log_target, sizes)
                 for case in mine:
 
                     def report(what: str, case: Case = case) -> None:
@@ -223,8 +223,10 @@ def _run(arguments: argparse.Namespace, rows: list[Row], console: Console) -> in
                     for row in found:
                         if row["error"] is not None:
                             status = 1
-                            said = f"{row['log']}: {row['case']} against {row['against']} failed"
-                            console.print(f"{said}: {row['error']}", markup=False, soft_wrap=True)
+                            message = f"{row['log']}: {row['case']} against {row['against']} failed"
+                            console.print(
+                                f"{message}: {row['error']}", markup=False, soft_wrap=True
+                            )
                     rows += found
                     progress.advance(total)
     return status
@@ -244,13 +246,14 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
         ours, theirs = folder / "now", folder / "before"
         ours.mkdir()
         theirs.mkdir()
-        places = _places(arguments, servers, str(ours), console)
-        others = [_place(each.log, each.url, str(theirs)) for each in places]
+        targets = _log_targets(arguments, servers, str(ours), console)
+        other_targets = [_log_target(each.log, each.url, str(theirs)) for each in targets]
         both = against.pairs(
-            _chosen(places, sizes, arguments.case), _chosen(others, sizes, arguments.case)
+            _selected_cases(targets, sizes, arguments.case),
+            _selected_cases(other_targets, sizes, arguments.case),
         )
         if not both:
-            raise Unusable(NO_CASE)
+            raise CannotMeasure(NO_SUCH_CASE)
         console.print(f"This checkout beside {commit[:12]} ({arguments.against})", markup=False)
         with _progress(console) as progress:
             total = progress.add_task("", total=len(both))
@@ -259,8 +262,10 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
                 if mine.log not in {"memory", "codecs", *filled}:
                     filled.add(mine.log)
                     progress.update(total, description=f"{mine.log}: filling")
-                    for root, found in zip(roots, (places, others), strict=True):
-                        _fill(next(each for each in found if each.log == mine.log), sizes, root)
+                    for root, found in zip(roots, (targets, other_targets), strict=True):
+                        _fill_topic(
+                            next(each for each in found if each.log == mine.log), sizes, root
+                        )
 
                 def report(what: str, case: Case = mine) -> None:
                     progress.update(total, description=f"{case.log}: {case.name}: {what}")
@@ -276,81 +281,85 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
     return status
 
 
-NO_CASE = "no case has such a name; --list shows them"
+NO_SUCH_CASE = "no case has such a name; --list shows them"
 
 
 def _logs(arguments: argparse.Namespace) -> list[str]:
-    default = [log for log in LOGS if not (arguments.quick and log in SERVED)]
+    default = [log for log in LOGS if not (arguments.quick and log in LOGS_WITH_SERVER)]
     return list(dict.fromkeys(arguments.log or default))
 
 
-def _places(
+def _log_targets(
     arguments: argparse.Namespace, servers: Servers, folder: str, console: Console
-) -> list[Place]:
+) -> list[LogTarget]:
     """Where the logs that were asked for are; a server that is missing is left out, and told."""
     found = []
     for log in _logs(arguments):
         try:
-            url = servers.url(log) if log in SERVED else ""
+            url = servers.url(log) if log in LOGS_WITH_SERVER else ""
         except (Missing, StartError) as error:
             if arguments.log:
-                raise Unusable(f"{log}: {error}") from error
+                raise CannotMeasure(f"{log}: {error}") from error
             console.print(f"{log} is left out: {error}", markup=False, soft_wrap=True)
             continue
-        found.append(_place(log, url, folder))
+        found.append(_log_target(log, url, folder))
     return found
 
 
-def _facts(servers: Servers) -> dict[str, str]:
+def _machine_facts(servers: Servers) -> dict[str, str]:
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    facts = {"when": when, **machine.describe(), **servers.versions}
-    load = machine.load()
+    facts = {"when": when, **machine.machine_facts(), **servers.versions}
+    load = machine.load_average()
     if load is not None:
         facts["load at the start"] = str(load)
     return facts
 
 
-def _place(log: str, url: str, folder: str) -> Place:
+def _log_target(log: str, url: str, folder: str) -> LogTarget:
     if log == "memory":
         url = f"memory://bench-{uuid4().hex}"
     elif log == "sqlite":
         url = f"sqlite:///{folder}/log.db"
-    return Place(log, url, f"orders-{uuid4().hex[:8]}", f"{folder}/by-hand.db", folder)
+    return LogTarget(log, url, f"orders-{uuid4().hex[:8]}", f"{folder}/by-hand.db", folder)
 
 
-def _chosen(places: Sequence[Place], sizes: Sizes, texts: Sequence[str] | None) -> list[Case]:
+def _selected_cases(
+    targets: Sequence[LogTarget], sizes: Sizes, texts: Sequence[str] | None
+) -> list[Case]:
     return [
         case
-        for place in places
-        for case in [*cases(place, sizes), *patterns(place, sizes)]
+        for place in targets
+        for case in [*cases(place, sizes), *pattern_cases(place, sizes)]
         if not texts or any(text.casefold() in case.name.casefold() for text in texts)
     ]
 
 
-def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, Installed]:
+def _peers(arguments: argparse.Namespace, console: Console) -> dict[str, InstalledPeer]:
     names = arguments.peer or []
     wanted = list(PEERS) if "all" in names else list(dict.fromkeys(names))
-    found: dict[str, Installed] = {}
+    found: dict[str, InstalledPeer] = {}
     for name in wanted:
         with console.status(f"{PEERS[name].title}: being made ready"):
             try:
                 found[name] = install(name)
             except PeerMissing as error:
                 if "all" not in names:
-                    raise Unusable(f"{name}: {error}") from error
+                    raise CannotMeasure(f"{name}: {error}") from error
                 console.print(f"{name} is left out: {error}", markup=False, soft_wrap=True)
     return found
 
 
-def _fill(place: Place, sizes: Sizes, root: Path = ROOT) -> None:
+def _fill_topic(log_target: LogTarget, sizes: Sizes, root: Path = ROOT) -> None:
     """The topic that all cases read, and for SQLite the table by hand."""
     try:
-        with Worker(root) as worker:
-            worker.ask("fill", url=place.url, topic=place.topic, messages=sizes.messages)
-            if place.log == "sqlite":
-                worker.ask("sqlite_fill", path=place.file, messages=sizes.messages)
+        with WorkerProcess(root) as worker:
+            worker.run_task(
+                "fill", url=log_target.url, topic=log_target.topic, messages=sizes.messages
+            )
+            if log_target.log == "sqlite":
+                worker.run_task("sqlite_fill", path=log_target.file, messages=sizes.messages)
     except MeasureError as error:
-        raise Unusable(f"{place.log} could not be filled: {error}") from error
+        raise CannotMeasure(f"{log_target.log} could not be filled: {error}") from error
 
 
 def _progress(console: Console) -> Progress:
@@ -368,7 +377,7 @@ def _progress(console: Console) -> Progress:
 # -- telling --------------------------------------------------------------------------------------
 
 
-def _tell_compared(arguments: argparse.Namespace, rows: Sequence[Comparison]) -> None:
+def _report_comparison(arguments: argparse.Namespace, rows: Sequence[Comparison]) -> None:
     console = _wide_console()
     title = f"This checkout beside {arguments.against}: medians of {arguments.repeats} turns"
     console.print(against.table(rows, title))
@@ -392,7 +401,7 @@ def _write(texts: Sequence[tuple[Path | None, Callable[[], str]]]) -> None:
             file.write_text(text(), encoding="utf-8")
 
 
-def _tell(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
+def _report(arguments: argparse.Namespace, rows: Sequence[Row]) -> None:
     console = _wide_console()
     turns = max(len(row["ratios"]) for row in rows)
     console.print(table(rows, f"Ours beside theirs: medians of {turns} turns"))

@@ -8,7 +8,7 @@ as failed.
 
 The ratio is this commit's figure divided by the other's, turn by turn. Its interval is that of the
 median and follows from the ordered ratios and the binomial distribution alone (the sign test's), so
-it assumes nothing of how a machine's noise is distributed. For one of 95 %, :data:`TURNS` turns are
+it assumes nothing of how a machine's noise is distributed. For one of 95 %, :data:`MIN_TURNS` turns are
 needed at least.
 """
 
@@ -27,12 +27,12 @@ from typing import Any, Literal, NamedTuple
 from rich.table import Table
 
 from benchmarks.cases import Case, Metric
-from benchmarks.measure import SideRunner, rounded
+from benchmarks.measure import SideRunner, round_figure
 from benchmarks.process import ROOT, MeasureError
 from benchmarks.report import words
 from benchmarks.report.table import styled
 
-TURNS = 6
+MIN_TURNS = 6
 """Turns, at least: the interval of fewer does not reach 95 %."""
 
 REPEATS = 9
@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
     ratio: float | None
     interval: tuple[float, float] | None
     figure: float | None
-    before: float | None
+    other_figure: float | None
     ratios: tuple[float, ...]
     error: str | None
 
@@ -86,11 +86,11 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
     The k-th smallest and the k-th largest of n enclose the median with the probability
     ``1 - 2 * P(Binomial(n, 1/2) < k)`` (see any text on order statistics).
 
-    :raises ValueError: there are fewer than :data:`TURNS`.
+    :raises ValueError: there are fewer than :data:`MIN_TURNS`.
     """
     count = len(ratios)
-    if count < TURNS:
-        raise ValueError(f"{count} ratios: at least {TURNS} are needed")
+    if count < MIN_TURNS:
+        raise ValueError(f"{count} ratios: at least {MIN_TURNS} are needed")
     outside, rank = 0.0, 0
     while True:
         outside += 2 * math.comb(count, rank) / 2**count
@@ -192,15 +192,15 @@ def _comparison(
     if len(figures) != len(before):
         return empty._replace(error=f"only one of the commits tells its {metric.key}")
     ratios = [new / old for new, old in zip(figures, before, strict=True) if old]
-    if len(ratios) < TURNS:
+    if len(ratios) < MIN_TURNS:
         return empty._replace(error=f"{len(ratios)} turns gave a figure: too few to compare")
     low, high = interval(ratios)
     return empty._replace(
-        ratio=rounded(statistics.median(ratios)),
-        interval=(rounded(low), rounded(high)),
-        figure=rounded(statistics.median(figures)),
-        before=rounded(statistics.median(before)),
-        ratios=tuple(map(rounded, ratios)),
+        ratio=round_figure(statistics.median(ratios)),
+        interval=(round_figure(low), round_figure(high)),
+        figure=round_figure(statistics.median(figures)),
+        other_figure=round_figure(statistics.median(before)),
+        ratios=tuple(map(round_figure, ratios)),
     )
 
 
@@ -210,12 +210,14 @@ COLUMNS = ("log", "case", "now", "before", "unit", "ratio", "95 % interval", "be
 _LEFT = ("log", "case", "unit", "better", "")
 
 
-def cells(row: Comparison) -> list[str]:
+def row_texts(row: Comparison) -> list[str]:
     """One row's texts, in the order of :data:`COLUMNS`."""
-    span = words.NOTHING if row.interval is None else "-".join(map(words.short, row.interval))
-    ratio = words.NOTHING if row.ratio is None else words.short(row.ratio)
+    span = (
+        words.NO_FIGURE if row.interval is None else "-".join(map(words.short_figure, row.interval))
+    )
+    ratio = words.NO_FIGURE if row.ratio is None else words.short_figure(row.ratio)
     return [
-        row.log, row.case, words.figure(row.figure, row.unit), words.figure(row.before, row.unit),
+        row.log, row.case, words.figure(row.figure, row.unit), words.figure(row.other_figure, row.unit),
         row.unit, ratio, span, row.better, row.verdict,
     ]  # fmt: skip
 
@@ -223,13 +225,15 @@ def cells(row: Comparison) -> list[str]:
 def table(rows: Sequence[Comparison], title: str) -> Table:
     """For the terminal; what is slower is yellow, what failed red."""
     styles = {"failed": "red", "slower": "yellow"}
-    return styled(title, COLUMNS, _LEFT, ((cells(row), styles.get(row.verdict)) for row in rows))
+    return styled(
+        title, COLUMNS, _LEFT, ((row_texts(row), styles.get(row.verdict)) for row in rows)
+    )
 
 
 def markdown(rows: Sequence[Comparison]) -> str:
     """A Markdown table."""
     return words.markdown(
-        [column or "verdict" for column in COLUMNS], (*_LEFT, "verdict"), map(cells, rows)
+        [column or "verdict" for column in COLUMNS], (*_LEFT, "verdict"), map(row_texts, rows)
     )
 
 

@@ -30,7 +30,7 @@ from benchmarks.orders import PARTITIONS, Order, Ping
 
 Handle = Callable[[Order], None]
 HandleMany = Callable[[list[Order]], None]
-Over = Callable[[], bool]
+IsOver = Callable[[], bool]
 Commit = Callable[[dict[Any, Any]], object]
 
 Row = tuple[int, Any, Any, Any, bytes]
@@ -76,7 +76,7 @@ REDIS_READ_SIZE = 128 * 1024
 # -- Kafka ----------------------------------------------------------------------------------------
 
 
-def kafka(consumer: Consumer, topic: str, function: Handle, over: Over, *, header: bool) -> None:
+def kafka(consumer: Consumer, topic: str, function: Handle, over: IsOver, *, header: bool) -> None:
     """One message after the other; the ID from the header ``ce_id``, else from the payload."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
@@ -84,7 +84,7 @@ def kafka(consumer: Consumer, topic: str, function: Handle, over: Over, *, heade
     positions: dict[int, int] = {}
     next_commit = time.monotonic() + COMMIT
     while not over():
-        for message in _polled(consumer):
+        for message in _poll_available(consumer):
             if message.error():
                 raise KafkaException(message.error())
             _key, partition, offset = message.key(), message.partition(), message.offset()
@@ -107,12 +107,12 @@ def kafka(consumer: Consumer, topic: str, function: Handle, over: Over, *, heade
         if len(new) >= WINDOW:
             old, new = new, {}
         if positions and time.monotonic() >= next_commit:
-            consumer.commit(offsets=_places(topic, positions), asynchronous=True)
+            consumer.commit(offsets=_topic_partitions(topic, positions), asynchronous=True)
             next_commit = time.monotonic() + COMMIT
-    consumer.commit(offsets=_places(topic, positions), asynchronous=False)
+    consumer.commit(offsets=_topic_partitions(topic, positions), asynchronous=False)
 
 
-def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Over) -> None:
+def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: IsOver) -> None:
     """The same for a function that takes lists, the ID from the header."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
@@ -121,7 +121,7 @@ def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Ov
     next_commit = time.monotonic() + COMMIT
     while not over():
         events = []
-        for message in _polled(consumer):
+        for message in _poll_available(consumer):
             if message.error():
                 raise KafkaException(message.error())
             _key, partition, offset = message.key(), message.partition(), message.offset()
@@ -139,13 +139,13 @@ def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: Ov
         if len(new) >= WINDOW:
             old, new = new, {}
         if positions and time.monotonic() >= next_commit:
-            consumer.commit(offsets=_places(topic, positions), asynchronous=True)
+            consumer.commit(offsets=_topic_partitions(topic, positions), asynchronous=True)
             next_commit = time.monotonic() + COMMIT
-    consumer.commit(offsets=_places(topic, positions), asynchronous=False)
+    consumer.commit(offsets=_topic_partitions(topic, positions), asynchronous=False)
 
 
 async def kafka_tasks(
-    consumer: Consumer, function: Callable[[Order], Awaitable[None]], over: Over, tasks: int
+    consumer: Consumer, function: Callable[[Order], Awaitable[None]], over: IsOver, tasks: int
 ) -> None:
     """As many messages at once as there are ``tasks``: a thread polls ahead, each task takes what
     is next. Neither order nor commits: what may be committed while one message overtakes another
@@ -166,7 +166,7 @@ async def kafka_tasks(
 
     def poll() -> None:
         while not (over() or ended.is_set()):
-            waiting.extend(_polled(consumer))
+            waiting.extend(_poll_available(consumer))
             loop.call_soon_threadsafe(wake)
             while len(waiting) > 2 * BATCH and not (over() or ended.is_set()):
                 room.clear()
@@ -208,12 +208,12 @@ def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size:
     """Encode, a fresh ID in a header, produce; every ``size`` messages wait until all of them are
     acknowledged, and keep where each came to stand."""
     encode = msgspec.json.encode
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
 
     def acknowledged(error: Any, message: Any) -> None:
         if error is not None:
             raise KafkaException(error)
-        places.append((message.partition(), message.offset()))
+        positions.append((message.partition(), message.offset()))
 
     for start in range(0, len(orders), size):
         for each in orders[start : start + size]:
@@ -226,22 +226,22 @@ def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size:
             )
             producer.poll(0)
         producer.flush()
-    assert len(places) == len(orders)
+    assert len(positions) == len(orders)
 
 
-def _polled(consumer: Consumer) -> list[Any]:
+def _poll_available(consumer: Consumer) -> list[Any]:
     """What has come. With a timeout consume() waits for the *whole* batch: take what is there."""
     return consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)
 
 
-def _places(topic: str, positions: dict[int, int]) -> list[TopicPartition]:
+def _topic_partitions(topic: str, positions: dict[int, int]) -> list[TopicPartition]:
     return [TopicPartition(topic, partition, offset) for partition, offset in positions.items()]
 
 
 # -- rows: what a list, a table and a stream come down to -----------------------------------------
 
 
-def rows(batches: Iterator[list[Row]], function: Handle, commit: Commit) -> None:
+def handle_rows(batches: Iterator[list[Row]], function: Handle, commit: Commit) -> None:
     """One message after the other."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
@@ -263,7 +263,7 @@ def rows(batches: Iterator[list[Row]], function: Handle, commit: Commit) -> None
     commit(positions)
 
 
-def rows_batches(batches: Iterator[list[Row]], function: HandleMany, commit: Commit) -> None:
+def handle_row_batches(batches: Iterator[list[Row]], function: HandleMany, commit: Commit) -> None:
     """The same for a function that takes lists."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
@@ -287,7 +287,7 @@ def rows_batches(batches: Iterator[list[Row]], function: HandleMany, commit: Com
     commit(positions)
 
 
-def from_list(whole: list[Row]) -> Iterator[list[Row]]:
+def batches_of_list(whole: list[Row]) -> Iterator[list[Row]]:
     """Batches of a list: what stands in memory."""
     for start in range(0, len(whole), BATCH):
         yield whole[start : start + BATCH]
@@ -362,8 +362,8 @@ class SqliteFile:
 # -- Redis ----------------------------------------------------------------------------------------
 
 
-def redis_in_turn(
-    client: redis.Redis, streams: Sequence[bytes], group: str, function: Handle, over: Over
+def redis_one_by_one(
+    client: redis.Redis, streams: Sequence[bytes], group: str, function: Handle, over: IsOver
 ) -> None:
     """As redis-py's documentation has it: XREADGROUP, handle, XACK."""
     decode = msgspec.json.Decoder(Order).decode
@@ -384,8 +384,10 @@ def redis_in_turn(
                 old, new = new, {}
 
 
-def redis_ahead(connection: Any, streams: Sequence[bytes], over: Over) -> Iterator[list[Row]]:
-    """Batches for :func:`rows`, read on redis-py's connection level: without its callbacks for
+def redis_read_ahead(
+    connection: Any, streams: Sequence[bytes], over: IsOver
+) -> Iterator[list[Row]]:
+    """Batches for :func:`handle_rows`, read on redis-py's connection level: without its callbacks for
     replies, from positions of our own, and the next batch asked for before this one is handled."""
     last: dict[bytes, bytes] = dict.fromkeys(streams, b"0")
     number = {stream: partition for partition, stream in enumerate(streams)}
@@ -427,7 +429,7 @@ def redis_publish(
 # -- latency: one event at a time -----------------------------------------------------------------
 
 
-def kafka_pings(consumer: Consumer, function: Callable[[Ping], None], over: Over) -> None:
+def kafka_pings(consumer: Consumer, function: Callable[[Ping], None], over: IsOver) -> None:
     """The poll loop of every tutorial."""
     decode = msgspec.json.Decoder(Ping).decode
     while not over():
@@ -440,7 +442,7 @@ def kafka_pings(consumer: Consumer, function: Callable[[Ping], None], over: Over
 
 
 def redis_pings(
-    client: redis.Redis, streams: Sequence[bytes], function: Callable[[Ping], None], over: Over
+    client: redis.Redis, streams: Sequence[bytes], function: Callable[[Ping], None], over: IsOver
 ) -> None:
     """XREAD with BLOCK, from what it read last."""
     decode = msgspec.json.Decoder(Ping).decode
@@ -456,7 +458,7 @@ def redis_pings(
 # -- many who wait for their own message ----------------------------------------------------------
 
 
-class Futures:
+class FuturePublisher:
     """``await publish(...)`` over Kafka's client: a future a message, a thread that polls."""
 
     def __init__(self, producer: Producer) -> None:
@@ -474,8 +476,8 @@ class Futures:
             if error is not None:
                 self._loop.call_soon_threadsafe(future.set_exception, KafkaException(error))
             else:
-                place = message.partition(), message.offset()
-                self._loop.call_soon_threadsafe(future.set_result, place)
+                position = message.partition(), message.offset()
+                self._loop.call_soon_threadsafe(future.set_result, position)
 
         self._producer.produce(
             topic,

@@ -14,19 +14,19 @@ from typing import Any, Literal
 from benchmarks import baseline
 from benchmarks.orders import KEYS, PARTITIONS
 from streams.config import Flow
-from streams.log.kafka.settings import settings as kafka_settings
-from streams.log.protocol import Opened
+from streams.log.kafka.settings import read_settings as kafka_settings
+from streams.log.protocol import OpenRequest
 
 LOGS = ("memory", "sqlite", "redis", "kafka", "codecs")
 """What ``--log`` takes: four logs, and the codecs, which need none."""
-SERVED = ("redis", "kafka")
+LOGS_WITH_SERVER = ("redis", "kafka")
 """Logs that need a server."""
 
-WAIT = 0.005
+HANDLER_WAIT = 0.005
 """Seconds that a handler waits where it does."""
-RATE = 1_000
+LATENCY_RATE = 1_000
 """Messages a second where latency is measured."""
-WORK = 50e-6
+HANDLER_CPU = 50e-6
 """Seconds of CPU that a handler takes where processes share the work."""
 
 Settings = Mapping[str, str]
@@ -78,7 +78,7 @@ class Metric:
     scale: float = 1.0
 
 
-RATE_OF = Metric("rate", "messages/s")
+MESSAGE_RATE = Metric("rate", "messages/s")
 P50 = Metric("p50", "ms", "less")
 P99 = Metric("p99", "ms", "less")
 PERCENT = Metric("percent", "% of a core", "less")
@@ -95,7 +95,7 @@ class Rival:
 
     side: Side | Limit
     target: float | None = None
-    metric: Metric = RATE_OF
+    metric: Metric = MESSAGE_RATE
     suffix: str = ""
 
 
@@ -124,11 +124,11 @@ class Sizes:
     :param publish: messages that are published.
     :param pings: messages whose latency is taken.
     :param idle: seconds of doing nothing.
-    :param share: messages that processes share.
-    :param slow: messages for peers that take their time.
-    :param each: sagas, or messages through a pattern that writes for each; five times as many
+    :param shared: messages that processes share.
+    :param slow_peer: messages for peers that take their time.
+    :param per_pattern: sagas, or messages through a pattern that writes for each; five times as many
         where it does not. At most a fifth of ``messages``.
-    :param every: all patterns on all logs, or a few.
+    :param all_patterns: all patterns on all logs, or a few.
     """
 
     messages: int
@@ -137,10 +137,10 @@ class Sizes:
     publish: int
     pings: int
     idle: float
-    share: int
-    slow: int
-    each: int
-    every: bool
+    shared: int
+    slow_peer: int
+    per_pattern: int
+    all_patterns: bool
 
 
 FULL = Sizes(1_000_000, 3.0, 2_000_000, 100_000, 10_000, 10.0, 200_000, 20_000, 10_000, True)
@@ -148,7 +148,7 @@ QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False)
 
 
 @dataclass(frozen=True)
-class Place:
+class LogTarget:
     """Where a log is.
 
     :param url: the log's.
@@ -164,40 +164,40 @@ class Place:
     folder: str = ""
 
 
-def _text(settings: Mapping[str, Any]) -> str:
+def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def ours_on_kafka() -> dict[str, Any]:
     """The client settings that ours gives a consumer, without what differs by address and group."""
-    found = kafka_settings(Opened("kafka://localhost", ""))
-    member = found.member("group", Flow(), lambda text: None)
+    found = kafka_settings(OpenRequest("kafka://localhost", ""))
+    member = found.member_config("group", Flow(), lambda text: None)
     hidden = ("bootstrap.servers", "group.id", "stats_cb")
     return {name: value for name, value in member.items() if name not in hidden}
 
 
-def _ours(place: Place, what: str) -> Settings:
-    said = {"processor": f"{what}; Flow(), Retry(), Dedup(), DeadLetters() as they come"}
-    if place.log == "kafka":
-        said["client"] = _text(ours_on_kafka())
+def _our_settings(log_target: LogTarget, description: str) -> Settings:
+    said = {"processor": f"{description}; Flow(), Retry(), Dedup(), DeadLetters() as they come"}
+    if log_target.log == "kafka":
+        said["client"] = _settings_text(ours_on_kafka())
     return said
 
 
-def _by_hand(place: Place, ours: Side) -> Callable[..., Side]:
+def _hand_loop(log_target: LogTarget, ours: Side) -> Callable[..., Side]:
     """Makes the loop of this log: ``loop(batch=..., header=...)``."""
     messages = ours.arguments["messages"]
 
     def loop(**more: Any) -> Side:
-        if place.log == "kafka":
-            given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
-            said = {"client": _text(baseline.KAFKA_CONSUMER)}
+        if log_target.log == "kafka":
+            given = {"url": log_target.url, "topic": log_target.topic, "messages": messages, **more}
+            said = {"client": _settings_text(baseline.KAFKA_CONSUMER)}
             return Side("by hand", "kafka", given, settings=said)
-        if place.log == "redis":
-            given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+        if log_target.log == "redis":
+            given = {"url": log_target.url, "topic": log_target.topic, "messages": messages, **more}
             said = {"client": "redis-py's connection, XREAD one batch ahead, hiredis"}
             return Side("by hand, reading ahead", "redis_ahead", given, settings=said)
-        if place.log == "sqlite":
-            given = {"path": place.file, "messages": messages, **more}
+        if log_target.log == "sqlite":
+            given = {"path": log_target.file, "messages": messages, **more}
             said = {"client": "apsw, WAL, synchronous=FULL, SELECT of 1,000 rows"}
             return Side("by hand", "sqlite", given, settings=said)
         return Side("by hand", "listed", {"messages": messages, **more}, settings={"": "a list"})
@@ -205,59 +205,67 @@ def _by_hand(place: Place, ours: Side) -> Callable[..., Side]:
     return loop
 
 
-def cases(place: Place, sizes: Sizes) -> list[Case]:
+def cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     """All cases of a log but the patterns (:mod:`benchmarks.pattern_cases`), rivals of peers
     among them."""
-    if place.log == "codecs":
-        return _codecs()
-    found = [*_consuming(place, sizes), *_waiting(place, sizes)]
-    if place.log != "memory":
-        found += _publishing(place, sizes)
-    if place.log in SERVED:
-        found.append(_latency(place, sizes, "plain", 1))
-        found.append(_latency(place, sizes, "async", 64))
-    found.append(_idle(place, sizes))
-    if place.log == "kafka":
+    if log_target.log == "codecs":
+        return _codec_cases()
+    found = [*_consuming_cases(log_target, sizes), *_waiting_cases(log_target, sizes)]
+    if log_target.log != "memory":
+        found += _publishing_cases(log_target, sizes)
+    if log_target.log in LOGS_WITH_SERVER:
+        found.append(_latency_case(log_target, sizes, "plain", 1))
+        found.append(_latency_case(log_target, sizes, "async", 64))
+    found.append(_idle_case(log_target, sizes))
+    if log_target.log == "kafka":
         if sizes.backlog:
-            found += _backlog(place, sizes)
-        found.append(_sharing(place, sizes))
+            found += _backlog_cases(log_target, sizes)
+        found.append(_sharing_case(log_target, sizes))
     return found
 
 
-def _consume(place: Place, messages: int, what: str, **more: Any) -> Side:
-    arguments = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+def _consume_side(log_target: LogTarget, messages: int, description: str, **more: Any) -> Side:
+    arguments = {"url": log_target.url, "topic": log_target.topic, "messages": messages, **more}
     prepare = None
-    if place.log == "memory":
-        given = {"url": place.url, "topic": place.topic, "messages": messages}
+    if log_target.log == "memory":
+        given = {"url": log_target.url, "topic": log_target.topic, "messages": messages}
         prepare = ("fill", given)
-    return Side("streams", "consume", arguments, prepare=prepare, settings=_ours(place, what))
+    return Side(
+        "streams",
+        "consume",
+        arguments,
+        prepare=prepare,
+        settings=_our_settings(log_target, description),
+    )
 
 
-def _faststream(place: Place, client: str, mode: str, messages: int, **more: Any) -> Side:
+def _faststream_side(
+    log_target: LogTarget, client: str, mode: str, messages: int, **more: Any
+) -> Side:
     named = {"ordered": "ordered, at least once", "default": "default, at most once"}
     name = f"FastStream {client}, {named.get(mode, mode)}"
-    topic = place.topic if client != "redis" else f"{place.topic}-faststream"
+    topic = log_target.topic if client != "redis" else f"{log_target.topic}-faststream"
     arguments = {
-        "client": client, "url": place.url, "topic": topic, "messages": messages, "mode": mode,
+        "client": client, "url": log_target.url, "topic": topic, "messages": messages, "mode": mode,
         **more,
     }  # fmt: skip
     return Side(name, "consume", arguments, peer="faststream")
 
 
-def _peer(place: Place, name: str, peer: str, messages: int, **more: Any) -> Side:
-    given = {"url": place.url, "topic": place.topic, "messages": messages, **more}
+def _peer_side(log_target: LogTarget, name: str, peer: str, messages: int, **more: Any) -> Side:
+    given = {"url": log_target.url, "topic": log_target.topic, "messages": messages, **more}
     return Side(name, "consume", given, peer=peer)
 
 
-def _consuming(place: Place, sizes: Sizes) -> list[Case]:
-    log, count = place.log, sizes.messages
-    plain = _consume(place, count, "a plain handler, concurrency=1")
-    batch = _consume(place, count, "a plain handler, batch=1000", shape="batch")
-    at_once = _consume(
-        place, count, "an async handler, concurrency=64", shape="async", concurrency=64
+def _consuming_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    log, count = log_target.log, sizes.messages
+    plain = _consume_side(log_target, count, "a plain handler, concurrency=1")
+    batch = _consume_side(log_target, count, "a plain handler, batch=1000", shape="batch")
+    at_once = _consume_side(
+        log_target, count, "an async handler, concurrency=64", shape="async", concurrency=64
     )
-    loop = _by_hand(place, plain)
-    slow, medium = sizes.slow, min(count, sizes.slow * 10)
+    loop = _hand_loop(log_target, plain)
+    slow, medium = sizes.slow_peer, min(count, sizes.slow_peer * 10)
     if log == "kafka":
         by_header = loop(header=True)
         return [
@@ -265,30 +273,30 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
                 "plain handler, ID in a header", log, plain,
                 (
                     Rival(by_header, 0.85),
-                    Rival(_peer(place, "Quix Streams", "quix", medium), 4.0),
+                    Rival(_peer_side(log_target, "Quix Streams", "quix", medium), 4.0),
                 ),
             ),
-            *_in_payload(place, count),
+            *_id_in_payload_cases(log_target, count),
             Case(
                 "batch handler", log, batch,
                 (
                     Rival(loop(batch=True), 0.90),
-                    Rival(_faststream(place, "aiokafka", "batch", medium)),
-                    Rival(_faststream(place, "confluent", "batch", medium)),
+                    Rival(_faststream_side(log_target, "aiokafka", "batch", medium)),
+                    Rival(_faststream_side(log_target, "confluent", "batch", medium)),
                 ),
             ),
             Case(
                 "async handler that does not wait, 64 at once", log, at_once,
                 (
                     Rival(by_header, 0.65),
-                    Rival(_faststream(place, "aiokafka", "ordered", slow), 80),
-                    Rival(_faststream(place, "confluent", "ordered", slow), 80),
-                    Rival(_faststream(place, "aiokafka", "default", slow)),
-                    Rival(_faststream(place, "confluent", "default", slow)),
-                    Rival(_peer(place, "aiokafka, a loop by hand", "aiokafka", medium)),
+                    Rival(_faststream_side(log_target, "aiokafka", "ordered", slow), 80),
+                    Rival(_faststream_side(log_target, "confluent", "ordered", slow), 80),
+                    Rival(_faststream_side(log_target, "aiokafka", "default", slow)),
+                    Rival(_faststream_side(log_target, "confluent", "default", slow)),
+                    Rival(_peer_side(log_target, "aiokafka, a loop by hand", "aiokafka", medium)),
                     Rival(
-                        _peer(
-                            place, "Parallel Consumer (JVM), key order", "parallel-consumer",
+                        _peer_side(
+                            log_target, "Parallel Consumer (JVM), key order", "parallel-consumer",
                             medium, concurrency=64,
                         ),
                         15,
@@ -298,18 +306,18 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
             ),
         ]  # fmt: skip
     if log == "redis":
-        given = {"url": place.url, "topic": place.topic, "messages": count}
+        given = {"url": log_target.url, "topic": log_target.topic, "messages": count}
         said = {"client": "redis-py, XREADGROUP of 1,000 a stream, XACK, hiredis"}
         in_turn = Side("by hand, in turn", "redis_in_turn", given, settings=said)
         return [
             Case("plain handler", log, plain, (Rival(in_turn, 1.5), Rival(loop(), 0.85))),
             Case(
                 "batch handler", log, batch,
-                (Rival(loop(batch=True)), Rival(_faststream(place, "redis", "batch", medium))),
+                (Rival(loop(batch=True)), Rival(_faststream_side(log_target, "redis", "batch", medium))),
             ),
             Case(
                 "async handler that does not wait, 64 at once", log, at_once,
-                (Rival(loop()), Rival(_faststream(place, "redis", "ordered", slow))),
+                (Rival(loop()), Rival(_faststream_side(log_target, "redis", "ordered", slow))),
                 concurrency=64,
             ),
         ]  # fmt: skip
@@ -324,83 +332,97 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
     ]  # fmt: skip
 
 
-def _in_payload(place: Place, count: int) -> list[Case]:
+def _id_in_payload_cases(log_target: LogTarget, count: int) -> list[Case]:
     """The ID in the payload: of messages without headers, as others write them, and of ours. Of
     these, ours looks at the headers too, for who sent them and whether they were put back."""
-    foreign = Place(place.log, place.url, f"{place.topic}-foreign")
+    foreign = LogTarget(log_target.log, log_target.url, f"{log_target.topic}-foreign")
     fill = ("kafka_fill", {"url": foreign.url, "topic": foreign.topic, "messages": count})
     found = []
     for where, name, prepare, target in (
         (foreign, "plain handler, ID in the payload, no headers", fill, 0.85),
-        (place, "plain handler, ID in the payload, headers too", None, None),
+        (log_target, "plain handler, ID in the payload, headers too", None, None),
     ):
         what = "a plain handler, concurrency=1, id=order_id"
-        ours = _consume(where, count, what, id="order_id")
-        loop = _by_hand(where, ours)(header=False)
-        case = Case(name, place.log, replace(ours, prepare=prepare), (Rival(loop, target),))
+        ours = _consume_side(where, count, what, id="order_id")
+        loop = _hand_loop(where, ours)(header=False)
+        case = Case(name, log_target.log, replace(ours, prepare=prepare), (Rival(loop, target),))
         found.append(case)
     return found
 
 
-def _waiting(place: Place, sizes: Sizes) -> list[Case]:
+def _waiting_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     found = []
     for concurrency, target in ((64, 0.96), (256, 0.94), (1024, 0.70)):
-        if place.log in ("memory", "sqlite") and concurrency == 1024:
+        if log_target.log in ("memory", "sqlite") and concurrency == 1024:
             continue
-        limit = concurrency / WAIT
+        limit = concurrency / HANDLER_WAIT
         count = min(sizes.messages, int(limit * sizes.waiting))
         what = f"an async handler, concurrency={concurrency}"
-        side = _consume(
-            place, count, what, shape="async", concurrency=concurrency, wait=WAIT, skip=concurrency
+        side = _consume_side(
+            log_target,
+            count,
+            what,
+            shape="async",
+            concurrency=concurrency,
+            wait=HANDLER_WAIT,
+            skip=concurrency,
         )
         name = f"async handler that waits 5 ms, {concurrency} at once"
         rivals = [Rival(Limit("the limit", limit), target)]
-        if place.log == "kafka":
-            slow = {"concurrency": concurrency, "wait": WAIT}
-            given = {"url": place.url, "topic": place.topic, "messages": count, **slow}
-            said = {"client": _text(baseline.KAFKA_CONSUMER)}
+        if log_target.log == "kafka":
+            slow = {"concurrency": concurrency, "wait": HANDLER_WAIT}
+            given = {"url": log_target.url, "topic": log_target.topic, "messages": count, **slow}
+            said = {"client": _settings_text(baseline.KAFKA_CONSUMER)}
             title = "by hand, tasks, without order or commits"
             rivals.append(Rival(Side(title, "kafka_tasks", given, settings=said)))
             title = f"Parallel Consumer (JVM), key order, {concurrency} threads"
             rivals.append(
-                Rival(_peer(place, title, "parallel-consumer", min(count, sizes.slow * 4), **slow))
+                Rival(
+                    _peer_side(
+                        log_target,
+                        title,
+                        "parallel-consumer",
+                        min(count, sizes.slow_peer * 4),
+                        **slow,
+                    )
+                )
             )
             if concurrency == 64:
-                few = max(100, sizes.slow // 10)
-                side_ = _faststream(
-                    place, "aiokafka", "ordered", few, wait=WAIT, workers=PARTITIONS
+                few = max(100, sizes.slow_peer // 10)
+                side_ = _faststream_side(
+                    log_target, "aiokafka", "ordered", few, wait=HANDLER_WAIT, workers=PARTITIONS
                 )
                 rivals.append(Rival(side_))
         check = Side(
             "streams", "keeps_order",
             {
-                "url": place.url, "topic": place.topic, "messages": max(2, count // 4),
-                "concurrency": concurrency, "wait": WAIT,
+                "url": log_target.url, "topic": log_target.topic, "messages": max(2, count // 4),
+                "concurrency": concurrency, "wait": HANDLER_WAIT,
             },
             prepare=side.prepare,
         )  # fmt: skip
-        found.append(Case(name, place.log, side, tuple(rivals), check, concurrency))
-    limit = 64 / WAIT
+        found.append(Case(name, log_target.log, side, tuple(rivals), check, concurrency))
+    limit = 64 / HANDLER_WAIT
     count = min(sizes.messages, int(limit * sizes.waiting))
-    side = _consume(
-        place, count, "a plain handler, concurrency=64", shape="threads", concurrency=64,
-        wait=WAIT, skip=64,
+    side = _consume_side(
+        log_target, count, "a plain handler, concurrency=64", shape="threads", concurrency=64,
+        wait=HANDLER_WAIT, skip=64,
     )  # fmt: skip
     name = "plain handler that waits 5 ms, 64 threads"
-    found.append(Case(name, place.log, side, (Rival(Limit("the limit", limit), 0.90),)))
+    found.append(Case(name, log_target.log, side, (Rival(Limit("the limit", limit), 0.90),)))
     return found
 
 
-def _publishing(place: Place, sizes: Sizes) -> list[Case]:
-    log, count = place.log, sizes.publish
-    where: dict[str, Any] = {"url": place.url}
+def _publishing_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    log, count = log_target.log, sizes.publish
+    where: dict[str, Any] = {"url": log_target.url}
     said = {
-        "kafka": _text(baseline.KAFKA_PRODUCER),
+        "kafka": _settings_text(baseline.KAFKA_PRODUCER),
         "redis": "redis-py, pipelines of XADD, hiredis",
         "sqlite": "apsw, WAL, synchronous=FULL, executemany",
     }[log]
     task, at = (
-        ("sqlite_publish", {"folder": place.folder})
+        ("sqlite_publish", {"folder": log_target.folder})
         if log == "sqlite"
         else (f"{log}_publish", where)
     )
@@ -411,11 +433,11 @@ def _publishing(place: Place, sizes: Sizes) -> list[Case]:
         by_hand = Side("by hand", task, {**at, **given}, settings={"client": said})
         name = f"publish_many, {size:,} at a time"
         found.append(Case(name, log, ours, (Rival(by_hand, 0.80),)))
-    if log not in SERVED:
+    if log not in LOGS_WITH_SERVER:
         return found
     tasks = min(1_000, count)
     each = {"messages": max(tasks, count // 2), "tasks": tasks}
-    few = {"messages": max(tasks, count // 10), "tasks": tasks, "topic": f"{place.topic}-each"}
+    few = {"messages": max(tasks, count // 10), "tasks": tasks, "topic": f"{log_target.topic}-each"}
     rivals = []
     for client in ("aiokafka", "confluent") if log == "kafka" else ("redis",):
         arguments = {"client": client, **where, **few}
@@ -438,42 +460,45 @@ def _publishing(place: Place, sizes: Sizes) -> list[Case]:
     return found
 
 
-def _latency(place: Place, sizes: Sizes, shape: str, concurrency: int) -> Case:
-    given: dict[str, Any] = {"url": place.url, "messages": sizes.pings, "rate": RATE}
+def _latency_case(log_target: LogTarget, sizes: Sizes, shape: str, concurrency: int) -> Case:
+    given: dict[str, Any] = {"url": log_target.url, "messages": sizes.pings, "rate": LATENCY_RATE}
     more = {"shape": shape, "concurrency": concurrency}
     what = f"{'an async' if shape == 'async' else 'a plain'} handler, concurrency={concurrency}"
-    ours = Side("streams", "latency", {**given, **more}, settings=_ours(place, what))
-    said = baseline.KAFKA_CONSUMER if place.log == "kafka" else {"XREAD": "BLOCK 100"}
+    ours = Side("streams", "latency", {**given, **more}, settings=_our_settings(log_target, what))
+    said = baseline.KAFKA_CONSUMER if log_target.log == "kafka" else {"XREAD": "BLOCK 100"}
     hand = Side(
-        "by hand, a poll loop", f"{place.log}_latency", given, settings={"client": _text(said)}
+        "by hand, a poll loop",
+        f"{log_target.log}_latency",
+        given,
+        settings={"client": _settings_text(said)},
     )
     target = 1.25 if shape == "plain" else None
     return Case(
-        f"latency at {RATE:,} a second, {shape} handler", place.log, ours,
+        f"latency at {LATENCY_RATE:,} a second, {shape} handler", log_target.log, ours,
         (Rival(hand, target, P50, ", p50"), Rival(hand, target, P99, ", p99")),
     )  # fmt: skip
 
 
-def _idle(place: Place, sizes: Sizes) -> Case:
+def _idle_case(log_target: LogTarget, sizes: Sizes) -> Case:
     ours = Side(
-        "streams", "idle", {"url": place.url, "seconds": sizes.idle},
-        settings=_ours(place, "an async handler, concurrency=64, an empty topic"),
+        "streams", "idle", {"url": log_target.url, "seconds": sizes.idle},
+        settings=_our_settings(log_target, "an async handler, concurrency=64, an empty topic"),
     )  # fmt: skip
     rivals = [Rival(Limit("1 % of a core", 1.0), 1.0, PERCENT)]
-    if place.log == "kafka":
+    if log_target.log == "kafka":
         hand = Side("by hand, a poll loop", "kafka_idle", ours.arguments)
         rivals.append(Rival(hand, None, PERCENT))
-    return Case("idle processor", place.log, ours, tuple(rivals))
+    return Case("idle processor", log_target.log, ours, tuple(rivals))
 
 
-def _backlog(place: Place, sizes: Sizes) -> list[Case]:
+def _backlog_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     found = []
     keys = max(KEYS, sizes.backlog // 10)
-    large = Place(place.log, place.url, f"{place.topic}-backlog")
+    large = LogTarget(log_target.log, log_target.url, f"{log_target.topic}-backlog")
     for shape, more in (("plain", {}), ("async", {"concurrency": 64})):
         what = f"{'an async handler, concurrency=64' if more else 'a plain handler'}"
-        big = _consume(large, sizes.backlog, what, shape=shape, **more)
-        small = _consume(place, sizes.messages, what, shape=shape, **more)
+        big = _consume_side(large, sizes.backlog, what, shape=shape, **more)
+        small = _consume_side(log_target, sizes.messages, what, shape=shape, **more)
         prepare = (
             "fill",
             {"url": large.url, "topic": large.topic, "messages": sizes.backlog, "keys": keys},
@@ -486,7 +511,7 @@ def _backlog(place: Place, sizes: Sizes) -> list[Case]:
         rival = Side(name, "consume", small.arguments, fresh=True, settings=small.settings)
         found.append(
             Case(
-                f"backlog of {sizes.backlog:,}, {keys:,} keys, {shape} handler", place.log, ours,
+                f"backlog of {sizes.backlog:,}, {keys:,} keys, {shape} handler", log_target.log, ours,
                 (
                     Rival(rival, 0.85),
                     Rival(Limit("Flow.bytes", Flow().bytes), 1.0, GROWTH, ", memory"),
@@ -496,21 +521,26 @@ def _backlog(place: Place, sizes: Sizes) -> list[Case]:
     return found
 
 
-def _sharing(place: Place, sizes: Sizes) -> Case:
-    given = {"url": place.url, "topic": place.topic, "messages": sizes.share, "work": WORK}
-    topic = f"{place.topic}-shared"
-    fill = ("fill", {"url": place.url, "topic": topic, "messages": sizes.share})
-    what = _ours(place, "a plain handler that works for 50 µs, concurrency=1")
+def _sharing_case(log_target: LogTarget, sizes: Sizes) -> Case:
+    given = {
+        "url": log_target.url,
+        "topic": log_target.topic,
+        "messages": sizes.shared,
+        "work": HANDLER_CPU,
+    }
+    topic = f"{log_target.topic}-shared"
+    fill = ("fill", {"url": log_target.url, "topic": topic, "messages": sizes.shared})
+    what = _our_settings(log_target, "a plain handler that works for 50 µs, concurrency=1")
     both = Side(
         "streams, two processes", "share", {**given, "topic": topic, "processes": 2},
         prepare=fill, settings=what,
     )  # fmt: skip
     one = Side("streams, one process", "share", {**both.arguments, "processes": 1}, settings=what)
     name = f"two processes, {PARTITIONS} partitions, a handler of 50 µs"
-    return Case(name, place.log, both, (Rival(one, 1.7),))
+    return Case(name, log_target.log, both, (Rival(one, 1.7),))
 
 
-def _codecs() -> list[Case]:
+def _codec_cases() -> list[Case]:
     encode = Metric("encode", "calls/s")
     decode = Metric("decode", "calls/s")
     size = Metric("size", "bytes", "less")

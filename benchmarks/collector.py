@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 
-EACH = 20_000
+GC_THRESHOLD = 20_000
 """Objects that may come into being until it looks (Python's own: 700)."""
 
 
-def collect_rarely() -> None:
+def raise_gc_threshold() -> None:
     """From here on, in this process; what is imported is not looked at any more."""
-    gc.set_threshold(EACH, *gc.get_threshold()[1:])
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     gc.freeze()

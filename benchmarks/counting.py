@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class Counter:
+class MessageCounter:
     """Counts messages and knows when the first and the last of them came.
 
     What is measured begins with message ``skip + 1``, so that joining a group, filling a prefetch
@@ -25,32 +25,32 @@ class Counter:
             raise ValueError(f"{messages} messages are too few to measure")
         self._messages = messages
         self._left = messages
-        self._begin = messages - skip
+        self._start_at_left = messages - skip
         self._measured = messages - skip
-        self._began = 0.0
-        self.ended = 0.0
+        self._started_at = 0.0
+        self.ended_at = 0.0
         """When the last came: the clock's ``time.perf_counter()``."""
         self._cpu = 0.0
-        self.over = threading.Event()
+        self.done = threading.Event()
 
     @property
     def seen(self) -> int:
         """How many came so far."""
         return self._messages - self._left
 
-    def one(self, value: Any = None) -> None:
+    def count_one(self, value: Any = None) -> None:
         """One message was handled."""
         self._left = left = self._left - 1
-        if left == self._begin:
+        if left == self._start_at_left:
             self._start()
         elif left == 0:
             self._end()
 
-    def many(self, values: Sequence[Any]) -> None:
+    def count_batch(self, values: Sequence[Any]) -> None:
         """A batch was handled."""
         before = self._left
         self._left = left = before - len(values)
-        if left <= self._begin < before:
+        if left <= self._start_at_left < before:
             self._measured = left
             self._start()
         if left <= 0 < before:
@@ -58,13 +58,13 @@ class Counter:
             self._end()
 
     def _start(self) -> None:
-        self._began = time.perf_counter()
+        self._started_at = time.perf_counter()
         self._cpu = time.process_time()
 
     def _end(self) -> None:
-        self.ended = time.perf_counter()
+        self.ended_at = time.perf_counter()
         self._cpu = time.process_time() - self._cpu
-        self.over.set()
+        self.done.set()
 
     @property
     def result(self) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Counter:
         """
         if not self._measured:
             raise ValueError("all messages came in one batch: measure more of them")
-        seconds = self.ended - self._began
+        seconds = self.ended_at - self._started_at
         return {
             "rate": self._measured / seconds,
             "seconds": seconds,
@@ -92,14 +92,14 @@ class OrderCheck:
         self._running: set[str] = set()
         self.violations = 0
 
-    def begin(self, customer: str, order_id: str) -> None:
+    def handler_started(self, customer: str, order_id: str) -> None:
         """A handler starts."""
         if customer in self._running or self._last.get(customer, "") >= order_id:
             self.violations += 1
         self._running.add(customer)
         self._last[customer] = order_id
 
-    def end(self, customer: str) -> None:
+    def handler_returned(self, customer: str) -> None:
         """A handler has returned."""
         self._running.discard(customer)
 

@@ -18,10 +18,17 @@ import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks import baseline
-from benchmarks.counting import Counter
+from benchmarks.counting import MessageCounter
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, message_id, order, ping
-from benchmarks.ours import Answer, Arrivals, concurrently, create, handler, paced
-from benchmarks.process import Worker
+from benchmarks.ours import (
+    Answer,
+    ArrivalTimes,
+    call_at_rate,
+    create,
+    handler,
+    publish_concurrently,
+)
+from benchmarks.process import WorkerProcess
 from streams.app import loop_factory
 
 Over = Callable[[], bool]
@@ -56,14 +63,14 @@ def _kafka_topic(url: str) -> str:
 
 def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool = False) -> Answer:
     """The consume loop in a new group."""
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     consumer = _consumer(url)
     try:
         consumer.subscribe([topic])
         if batch:
-            baseline.kafka_batches(consumer, topic, counter.many, counter.over.is_set)
+            baseline.kafka_batches(consumer, topic, counter.count_batch, counter.done.is_set)
         else:
-            baseline.kafka(consumer, topic, counter.one, counter.over.is_set, header=header)
+            baseline.kafka(consumer, topic, counter.count_one, counter.done.is_set, header=header)
     finally:
         consumer.close()
     return counter.result
@@ -71,13 +78,13 @@ def kafka(url: str, topic: str, messages: int, header: bool = True, batch: bool 
 
 def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: float) -> Answer:
     """Tasks that take what a thread polls, in a new group; each waits ``wait`` seconds."""
-    counter = Counter(messages, skip=concurrency)
+    counter = MessageCounter(messages, skip=concurrency)
     consumer = _consumer(url)
     later = handler("async", counter, wait)
     try:
         consumer.subscribe([topic])
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            over = counter.over.is_set
+            over = counter.done.is_set
             runner.run(baseline.kafka_tasks(consumer, later, over, concurrency))
     finally:
         consumer.close()
@@ -116,9 +123,11 @@ def kafka_publish_each(url: str, messages: int, tasks: int) -> Answer:
     producer, topic = _producer(url), _kafka_topic(url)
 
     async def main() -> float:
-        futures = baseline.Futures(producer)
+        futures = baseline.FuturePublisher(producer)
         try:
-            return await concurrently(lambda each: futures.publish(topic, each), messages, tasks)
+            return await publish_concurrently(
+                lambda each: futures.publish(topic, each), messages, tasks
+            )
         finally:
             futures.close()
 
@@ -128,19 +137,19 @@ def kafka_publish_each(url: str, messages: int, tasks: int) -> Answer:
 
 def kafka_latency(url: str, messages: int, rate: int) -> Answer:
     """From produce() in another process to the function's call in the poll loop here."""
-    arrivals = Arrivals(messages, skip=rate // 2)
+    arrivals = ArrivalTimes(messages, skip=rate // 2)
     topic = _kafka_topic(url)
     consumer = _consumer(url)
-    with Worker() as other:
+    with WorkerProcess() as other:
         # Assigned by hand: nothing to wait for, and nothing that a group would add.
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
         pacing = threading.Thread(
-            target=other.ask,
+            target=other.run_task,
             args=("kafka_pace",),
             kwargs={"url": url, "topic": topic, "messages": messages + rate // 2, "rate": rate},
         )
         pacing.start()
-        baseline.kafka_pings(consumer, arrivals.one, arrivals.over.is_set)
+        baseline.kafka_pings(consumer, arrivals.record, arrivals.done.is_set)
         pacing.join()
     consumer.close()
     return arrivals.result
@@ -156,7 +165,7 @@ def kafka_pace(url: str, topic: str, messages: int, rate: int) -> Answer:
         producer.produce(topic, encode(event), event.customer.encode())
         producer.poll(0)
 
-    paced(send, messages, rate)
+    call_at_rate(send, messages, rate)
     producer.flush()
     return {}
 
@@ -190,13 +199,15 @@ def _client(url: str) -> redis.Redis:
 
 def redis_in_turn(url: str, topic: str, messages: int) -> Answer:
     """XREADGROUP, handle, XACK."""
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     streams, group = _streams(topic), f"by-hand-{uuid4().hex}"
     with _client(url) as client:
         for stream in streams:
             client.xgroup_create(stream, group, "0")
         try:
-            baseline.redis_in_turn(client, streams, group, counter.one, counter.over.is_set)
+            baseline.redis_one_by_one(
+                client, streams, group, counter.count_one, counter.done.is_set
+            )
         finally:
             for stream in streams:
                 client.xgroup_destroy(stream, group)
@@ -205,10 +216,10 @@ def redis_in_turn(url: str, topic: str, messages: int) -> Answer:
 
 def redis_ahead(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
     """XREAD on the connection level, one batch ahead; positions in a hash."""
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     with _client(url) as client:
         connection: Any = client.connection_pool.get_connection()
-        batches = baseline.redis_ahead(connection, _streams(topic), counter.over.is_set)
+        batches = baseline.redis_read_ahead(connection, _streams(topic), counter.done.is_set)
         key = f"by-hand-{uuid4().hex}"
 
         def commit(positions: dict[Any, Any]) -> None:
@@ -216,9 +227,9 @@ def redis_ahead(url: str, topic: str, messages: int, batch: bool = False) -> Ans
 
         try:
             if batch:
-                baseline.rows_batches(batches, counter.many, commit)
+                baseline.handle_row_batches(batches, counter.count_batch, commit)
             else:
-                baseline.rows(batches, counter.one, commit)
+                baseline.handle_rows(batches, counter.count_one, commit)
         finally:
             connection.disconnect()
             client.delete(key)
@@ -240,16 +251,16 @@ def redis_publish(url: str, messages: int, size: int) -> Answer:
 
 def redis_latency(url: str, messages: int, rate: int) -> Answer:
     """From XADD in another process to the function's call here."""
-    arrivals = Arrivals(messages, skip=rate // 2)
+    arrivals = ArrivalTimes(messages, skip=rate // 2)
     topic = f"by-hand-{uuid4().hex}"
-    with _client(url) as client, Worker() as other:
+    with _client(url) as client, WorkerProcess() as other:
         pacing = threading.Thread(
-            target=other.ask,
+            target=other.run_task,
             args=("redis_pace",),
             kwargs={"url": url, "topic": topic, "messages": messages + rate // 2, "rate": rate},
         )
         pacing.start()
-        baseline.redis_pings(client, _streams(topic), arrivals.one, arrivals.over.is_set)
+        baseline.redis_pings(client, _streams(topic), arrivals.record, arrivals.done.is_set)
         pacing.join()
         client.delete(*_streams(topic))
     return arrivals.result
@@ -265,7 +276,7 @@ def redis_pace(url: str, topic: str, messages: int, rate: int) -> Answer:
             fields: Any = {"value": encode(event), "key": event.customer}
             client.xadd(streams[number % PARTITIONS], fields)
 
-        paced(send, messages, rate)
+        call_at_rate(send, messages, rate)
     return {}
 
 
@@ -287,14 +298,14 @@ def _rows(messages: int) -> list[baseline.Row]:
 def listed(messages: int, batch: bool = False) -> Answer:
     """The loop over a list."""
     whole = _rows(messages)
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
 
     def commit(positions: dict[Any, Any]) -> None: ...
 
     if batch:
-        baseline.rows_batches(baseline.from_list(whole), counter.many, commit)
+        baseline.handle_row_batches(baseline.batches_of_list(whole), counter.count_batch, commit)
     else:
-        baseline.rows(baseline.from_list(whole), counter.one, commit)
+        baseline.handle_rows(baseline.batches_of_list(whole), counter.count_one, commit)
     return counter.result
 
 
@@ -311,12 +322,12 @@ def sqlite_fill(path: str, messages: int) -> Answer:
 
 def sqlite(path: str, messages: int, batch: bool = False) -> Answer:
     """The loop over a table."""
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     file = baseline.SqliteFile(path)
     if batch:
-        baseline.rows_batches(file.batches(), counter.many, file.commit)
+        baseline.handle_row_batches(file.batches(), counter.count_batch, file.commit)
     else:
-        baseline.rows(file.batches(), counter.one, file.commit)
+        baseline.handle_rows(file.batches(), counter.count_one, file.commit)
     file.close()
     return counter.result
 

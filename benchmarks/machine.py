@@ -9,14 +9,14 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.collector import EACH
+from benchmarks.collector import GC_THRESHOLD
 
 PACKAGES = (
     "streams-toolkit", "msgspec", "orjson", "uvloop", "apsw", "confluent-kafka", "redis", "hiredis",
 )  # fmt: skip
 
 
-def describe() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Names and values, as they stand beside the figures."""
     found = {
         "processor": _processor(),
@@ -24,7 +24,7 @@ def describe() -> dict[str, str]:
         "memory": _memory(),
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "garbage collector": f"each {EACH:,} objects, as under streams run",
+        "garbage collector": f"each {GC_THRESHOLD:,} objects, as under streams run",
     }
     for package in PACKAGES:
         try:
@@ -34,7 +34,7 @@ def describe() -> dict[str, str]:
     return found
 
 
-def load() -> float | None:
+def load_average() -> float | None:
     """Processes that wanted a core, on average over the last minute; None where nobody counts."""
     try:
         return round(os.getloadavg()[0], 2)
@@ -61,7 +61,7 @@ def _memory() -> str:
     return f"{size / (1 << 30):.0f} GiB"
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of this process that are in memory now (its peak, where the system tells no more)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -74,7 +74,7 @@ def resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Memory:
+class MemorySampler:
     """Watches this process's memory, ten times a second. A context manager.
 
     :ivar samples: seconds since it began, and bytes.
@@ -87,7 +87,7 @@ class Memory:
         self._began = 0.0
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> MemorySampler:
         self._began = time.perf_counter()
         self._sample()
         self._thread.start()
@@ -103,7 +103,7 @@ class Memory:
             self._sample()
 
     def _sample(self) -> None:
-        self.samples.append((time.perf_counter() - self._began, resident()))
+        self.samples.append((time.perf_counter() - self._began, resident_bytes()))
 
     @property
     def growth(self) -> int:

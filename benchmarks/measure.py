@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from benchmarks.cases import Case, Limit, Rival, Side
-from benchmarks.peers.install import Installed
-from benchmarks.process import ROOT, MeasureError, Worker
+from benchmarks.peers.install import InstalledPeer
+from benchmarks.process import ROOT, MeasureError, WorkerProcess
 
 Answer = dict[str, Any]
 Report = Callable[[str], None]
@@ -56,11 +56,13 @@ class SideRunner:
     :param root: the checkout whose code the workers run.
     """
 
-    def __init__(self, peers: Mapping[str, Installed], stack: ExitStack, root: Path = ROOT) -> None:
+    def __init__(
+        self, peers: Mapping[str, InstalledPeer], stack: ExitStack, root: Path = ROOT
+    ) -> None:
         self._peers = peers
         self._stack = stack
         self._root = root
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, WorkerProcess] = {}
 
     def run(self, side: Side) -> Answer:
         """One measurement.
@@ -70,34 +72,34 @@ class SideRunner:
         if side.peer:
             return self._peers[side.peer].run(side.task, side.arguments)
         if side.fresh:
-            with Worker(self._root) as worker:
-                return worker.ask(side.task, **side.arguments)
-        return self._worker(side).ask(side.task, **side.arguments)
+            with WorkerProcess(self._root) as worker:
+                return worker.run_task(side.task, **side.arguments)
+        return self._worker(side).run_task(side.task, **side.arguments)
 
     def prepare(self, side: Side) -> None:
         """What stands before the first measurement."""
         if side.prepare is not None:
             task, arguments = side.prepare
             worker = self._worker(side)
-            worker.ask(task, **arguments)
+            worker.run_task(task, **arguments)
 
-    def _worker(self, side: Side) -> Worker:
+    def _worker(self, side: Side) -> WorkerProcess:
         name = side.process or side.name
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = self._stack.enter_context(Worker(self._root))
+            worker = self._workers[name] = self._stack.enter_context(WorkerProcess(self._root))
         return worker
 
 
 def measure(
     case: Case,
     repeats: int,
-    peers: Mapping[str, Installed],
+    peers: Mapping[str, InstalledPeer],
     machine: Mapping[str, str],
     report: Report = lambda what: None,
 ) -> list[Row]:
     """All rows of a case; rivals of peers that are not in ``peers`` are left out."""
-    rivals = [r for r in case.rivals if isinstance(r.side, Limit) or _there(r.side, peers)]
+    rivals = [r for r in case.rivals if isinstance(r.side, Limit) or _is_available(r.side, peers)]
     if not rivals:
         return []
     sides: dict[str, Side] = {case.ours.name: case.ours}
@@ -111,30 +113,30 @@ def measure(
         runner = SideRunner(peers, stack)
         for name, side in sides.items():
             report(f"{name}: preparing")
-            _attempt(failures, name, lambda side=side: runner.prepare(side))  # type: ignore[misc]
+            _try_measuring(failures, name, lambda side=side: runner.prepare(side))  # type: ignore[misc]
         for turn in range(repeats):
-            order = list(sides) if turn % 2 == 0 else list(reversed(sides))
-            for name in order:
+            side_names = list(sides) if turn % 2 == 0 else list(reversed(sides))
+            for name in side_names:
                 if name in failures or case.ours.name in failures:
                     continue
                 report(f"{name} ({turn + 1} of {repeats})")
                 side = sides[name]
-                answer = _attempt(failures, name, lambda side=side: runner.run(side))  # type: ignore[misc]
+                answer = _try_measuring(failures, name, lambda side=side: runner.run(side))  # type: ignore[misc]
                 if answer is not None:
                     answers[name].append(answer)
         if case.check is not None and case.ours.name not in failures:
             report("is order kept?")
             check = case.check
-            checked = _attempt(failures, case.ours.name, lambda: runner.run(check))
+            checked = _try_measuring(failures, case.ours.name, lambda: runner.run(check))
             violations = checked["violations"] if checked is not None else None
     return [_row(case, rival, answers, failures, violations, machine) for rival in rivals]
 
 
-def _there(side: Side, peers: Mapping[str, Installed]) -> bool:
+def _is_available(side: Side, peers: Mapping[str, InstalledPeer]) -> bool:
     return not side.peer or side.peer in peers
 
 
-def _attempt(failures: dict[str, str], name: str, call: Callable[[], Any]) -> Any:
+def _try_measuring(failures: dict[str, str], name: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except MeasureError as error:
@@ -176,7 +178,7 @@ def _row(
         "baseline": None,
         "target": rival.target,
         "met": None,
-        "ratios": [rounded(ratio) for ratio in ratios],
+        "ratios": [round_figure(ratio) for ratio in ratios],
         "error": error,
         "concurrency": case.concurrency,
         "violations": violations,
@@ -186,10 +188,10 @@ def _row(
     }
     if ratios and error is None:
         ratio = statistics.median(ratios)
-        row["ratio"] = rounded(ratio)
-        row["spread"] = [rounded(min(ratios)), rounded(max(ratios))]
-        row["figure"] = rounded(statistics.median(ours))
-        row["baseline"] = rounded(statistics.median(theirs))
+        row["ratio"] = round_figure(ratio)
+        row["spread"] = [round_figure(min(ratios)), round_figure(max(ratios))]
+        row["figure"] = round_figure(statistics.median(ours))
+        row["baseline"] = round_figure(statistics.median(theirs))
         if rival.target is not None:
             met = ratio >= rival.target if metric.better == "more" else ratio <= rival.target
             row["met"] = met and not violations
@@ -205,11 +207,11 @@ def _details(answers: Sequence[Answer], whose: str) -> dict[str, Any]:
         key: last[key] for key in ("quantiles", "memory", "shares") if key in last
     }
     if "cpu_us" in last:
-        kept["cpu_us"] = rounded(statistics.median(answer["cpu_us"] for answer in answers))
+        kept["cpu_us"] = round_figure(statistics.median(answer["cpu_us"] for answer in answers))
     return {whose: kept} if kept else {}
 
 
-def rounded(value: float) -> float:
+def round_figure(value: float) -> float:
     """Four digits that count."""
     if value == 0 or not math.isfinite(value):
         return value

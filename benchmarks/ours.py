@@ -15,21 +15,21 @@ from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.counting import Counter, OrderCheck, percentiles
-from benchmarks.machine import Memory
+from benchmarks.counting import MessageCounter, OrderCheck, percentiles
+from benchmarks.machine import MemorySampler
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, customer, order, ping
-from benchmarks.process import Worker
+from benchmarks.process import WorkerProcess
 from streams import Flow, Streams
 from streams.app import loop_factory
 from streams.config import RETRY_PARTITIONS
 
 Answer = dict[str, Any]
 
-LIMIT = 900.0
+TIME_LIMIT = 900.0
 """Seconds after which a measurement is given up."""
 
 
-class Stuck(Exception):
+class Stalled(Exception):
     """A measurement did not end; the message says how far it came."""
 
 
@@ -43,18 +43,18 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
         return runner.run(awaited())
 
 
-async def reached(over: threading.Event, app: Streams) -> None:
+async def wait_done(done: threading.Event, app: Streams) -> None:
     """Wait for a measurement's end.
 
     :raises Stuck: it does not come.
     """
-    if not await asyncio.to_thread(over.wait, LIMIT):
-        raise Stuck(f"not over within {LIMIT:g} s: {app.stats()}")
+    if not await asyncio.to_thread(done.wait, TIME_LIMIT):
+        raise Stalled(f"not over within {TIME_LIMIT:g} s: {app.stats()}")
 
 
 # -- making a log ----------------------------------------------------------------------------------
 
-_anchors: list[tuple[asyncio.Runner, AsyncExitStack]] = []
+_kept_open: list[tuple[asyncio.Runner, AsyncExitStack]] = []
 """What keeps a log in memory alive for as long as this process."""
 
 
@@ -68,11 +68,11 @@ def fill(url: str, topic: str, messages: int, keys: int = KEYS) -> Answer:
             end = min(start + 10_000, messages)
             await orders.publish_many([order(number, keys) for number in range(start, end)])
 
-    stand(app, publish)
+    publish_and_keep(app, publish)
     return {}
 
 
-def stand(app: Streams, publish: Callable[[], Awaitable[None]]) -> None:
+def publish_and_keep(app: Streams, publish: Callable[[], Awaitable[None]]) -> None:
     """Publish to a log; one in memory stays until the process ends."""
 
     async def anchor(stack: AsyncExitStack) -> None:
@@ -83,7 +83,7 @@ def stand(app: Streams, publish: Callable[[], Awaitable[None]]) -> None:
     stack = AsyncExitStack()
     runner.run(anchor(stack))
     if app.url.startswith("memory:"):
-        _anchors.append((runner, stack))
+        _kept_open.append((runner, stack))
         gc.collect()
         gc.freeze()  # what stands in the log is no work for the collector while we measure
     else:
@@ -99,27 +99,27 @@ def create(url: str, topic: str) -> Answer:
 # -- consuming ------------------------------------------------------------------------------------
 
 
-def handler(shape: str, counter: Counter, wait: float = 0.0) -> Callable[..., Any]:
+def handler(shape: str, counter: MessageCounter, wait: float = 0.0) -> Callable[..., Any]:
     """A handler that counts.
 
     :param shape: ``plain``, ``batch``, ``async`` or ``threads``.
     :param wait: seconds that it waits; a plain one and a batch one do not.
     """
     if shape == "plain":
-        return counter.one
+        return counter.count_one
     if shape == "batch":
-        return counter.many
+        return counter.count_batch
     if shape == "threads":
         lock = threading.Lock()
 
         def in_a_thread(value: Order) -> None:
             time.sleep(wait)
             with lock:
-                counter.one()
+                counter.count_one()
 
         return in_a_thread
 
-    one = counter.one
+    one = counter.count_one
     if not wait:
 
         async def at_once(value: Order) -> None:
@@ -154,7 +154,7 @@ def consume(
     :param flow: settings of :class:`streams.Flow` that are not the defaults.
     :param size: messages a batch, at most, where ``shape`` is ``batch``.
     """
-    counter = Counter(messages, skip)
+    counter = MessageCounter(messages, skip)
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer, id=id)
     batch = size if shape == "batch" else None
@@ -166,13 +166,13 @@ def consume(
         flow=Flow(**(flow or {})),  # type: ignore[arg-type]
     )(handler(shape, counter, wait))
 
-    async def main() -> Memory:
+    async def main() -> MemorySampler:
         async with app:
-            with Memory() as memory:
-                await reached(counter.over, app)
+            with MemorySampler() as memory:
+                await wait_done(counter.done, app)
             return memory
 
-    memory: Memory = run(main)
+    memory: MemorySampler = run(main)
     return {**counter.result, "growth": memory.growth, "memory": memory.curve()}
 
 
@@ -180,30 +180,30 @@ def keeps_order(
     url: str, topic: str, messages: int, concurrency: int, wait: float, shape: str = "async"
 ) -> Answer:
     """The same with a handler that looks whether each key's orders come one after the other."""
-    counter, check, lock = Counter(messages), OrderCheck(), threading.Lock()
+    counter, check, lock = MessageCounter(messages), OrderCheck(), threading.Lock()
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer)
 
     async def later(value: Order) -> None:
-        check.begin(value.customer, value.order_id)
+        check.handler_started(value.customer, value.order_id)
         await asyncio.sleep(wait)
-        check.end(value.customer)
-        counter.one()
+        check.handler_returned(value.customer)
+        counter.count_one()
 
     def in_a_thread(value: Order) -> None:
         with lock:
-            check.begin(value.customer, value.order_id)
+            check.handler_started(value.customer, value.order_id)
         time.sleep(wait)
         with lock:
-            check.end(value.customer)
-            counter.one()
+            check.handler_returned(value.customer)
+            counter.count_one()
 
     handler: Any = in_a_thread if shape == "threads" else later
     app.processor(orders, group=f"bench-{uuid4().hex}", concurrency=concurrency)(handler)
 
     async def main() -> None:
         async with app:
-            await reached(counter.over, app)
+            await wait_done(counter.done, app)
 
     run(main)
     return {"violations": check.violations, "messages": messages}
@@ -236,12 +236,12 @@ def publish_each(url: str, messages: int, tasks: int) -> Answer:
 
     async def main() -> float:
         async with app.connected():
-            return await concurrently(topic.publish, messages, tasks)
+            return await publish_concurrently(topic.publish, messages, tasks)
 
     return {"rate": run(main)}
 
 
-async def concurrently(
+async def publish_concurrently(
     publish: Callable[[Order], Awaitable[Any]], messages: int, tasks: int
 ) -> float:
     """Messages a second that ``tasks`` coroutines get acknowledged together."""
@@ -257,7 +257,7 @@ async def concurrently(
     return share * tasks / (time.perf_counter() - began)
 
 
-def paced(send: Callable[[int], None], messages: int, rate: int) -> None:
+def call_at_rate(send: Callable[[int], None], messages: int, rate: int) -> None:
     """Call ``send`` with 0 to ``messages``, ``rate`` times a second."""
     begin = time.monotonic() + 0.1
     for number in range(messages):
@@ -270,16 +270,16 @@ def paced(send: Callable[[int], None], messages: int, rate: int) -> None:
 # -- latency --------------------------------------------------------------------------------------
 
 
-class Arrivals:
+class ArrivalTimes:
     """Takes the time of each ping; the first ``skip`` warm everything up."""
 
     def __init__(self, messages: int, skip: int) -> None:
         self._left = messages
         self._skip = skip
         self.milliseconds: list[float] = []
-        self.over = threading.Event()
+        self.done = threading.Event()
 
-    def one(self, value: Ping) -> None:
+    def record(self, value: Ping) -> None:
         """A ping has come to its handler."""
         if self._skip:
             self._skip -= 1
@@ -287,7 +287,7 @@ class Arrivals:
         self.milliseconds.append((time.monotonic_ns() - value.sent) / 1e6)
         self._left -= 1
         if self._left == 0:
-            self.over.set()
+            self.done.set()
 
     @property
     def result(self) -> Answer:
@@ -300,11 +300,11 @@ def latency(
     url: str, messages: int, rate: int, shape: str = "plain", concurrency: int = 1
 ) -> Answer:
     """From the call of publish in another process to the handler's start here."""
-    arrivals = Arrivals(messages, skip=rate // 2)
+    arrivals = ArrivalTimes(messages, skip=rate // 2)
     app = Streams(url)
     name = f"pings-{uuid4().hex}"
     pings = app.topic(name, Ping, key=customer, partitions=PARTITIONS)
-    one = arrivals.one
+    one = arrivals.record
 
     async def at_once(value: Ping) -> None:
         one(value)
@@ -314,12 +314,12 @@ def latency(
 
     async def main() -> None:
         async with app:
-            with Worker() as other:
+            with WorkerProcess() as other:
                 count = messages + rate // 2
                 await asyncio.to_thread(
-                    other.ask, "pace", url=url, topic=name, messages=count, rate=rate
+                    other.run_task, "pace", url=url, topic=name, messages=count, rate=rate
                 )
-                await reached(arrivals.over, app)
+                await wait_done(arrivals.done, app)
 
     run(main)
     return arrivals.result
@@ -347,7 +347,7 @@ def pace(url: str, topic: str, messages: int, rate: int) -> Answer:
                 loop.call_soon_threadsafe(begin, number)
 
             # By a thread: a loop's timers are too coarse for it (uvloop's have whole milliseconds).
-            await asyncio.to_thread(paced, begin_soon, messages, rate)
+            await asyncio.to_thread(call_at_rate, begin_soon, messages, rate)
             await asyncio.gather(*running)
 
     run(main)
@@ -401,8 +401,8 @@ class Member:
         self.processor = app.processor(orders, group=group)(handle)
         self.processor.pause()
         self.app = app
-        self.life = app.background()
-        self.life.__enter__()
+        self.background = app.background()
+        self.background.__enter__()
 
 
 _members: list[Member] = []
@@ -434,11 +434,11 @@ def go() -> Answer:
 
 def leave() -> Answer:
     """Leave the group."""
-    _members.pop().life.__exit__(None, None, None)
+    _members.pop().background.__exit__(None, None, None)
     return {}
 
 
-def turns_of(seconds: float) -> int:
+def loop_turns_for(seconds: float) -> int:
     """How often a loop that does nothing turns in so much CPU time on this machine."""
     turns = 200_000
     best = float("inf")
@@ -452,41 +452,43 @@ def turns_of(seconds: float) -> int:
 
 def share(url: str, topic: str, messages: int, processes: int, work: float) -> Answer:
     """``processes`` members of one group over a topic, each message ``work`` seconds of CPU."""
-    group, turns = f"bench-{uuid4().hex}", turns_of(work)
-    members = [Worker() for _ in range(processes)]
+    group, turns = f"bench-{uuid4().hex}", loop_turns_for(work)
+    members = [WorkerProcess() for _ in range(processes)]
     try:
         for member in members:
-            member.ask("join", url=url, topic=topic, group=group, turns=turns)
-        _until(members, _settled)
+            member.run_task("join", url=url, topic=topic, group=group, turns=turns)
+        _wait_until(members, _is_shared_out)
         time.sleep(1)
-        _until(members, _settled)  # and it is still so
+        _wait_until(members, _is_shared_out)  # and it is still so
         for member in members:
-            member.ask("go")
-        seen = _until(members, lambda seen: sum(s["handled"] for s in seen) >= messages)
+            member.run_task("go")
+        seen = _wait_until(members, lambda seen: sum(s["handled"] for s in seen) >= messages)
         handled = sum(s["handled"] for s in seen)
         busy = [s for s in seen if s["handled"]]
         seconds = max(s["last"] for s in busy) - min(s["first"] for s in busy)
         for member in members:
-            member.ask("leave")
+            member.run_task("leave")
         return {"rate": handled / seconds, "shares": [s["handled"] for s in seen]}
     finally:
         for member in members:
             member.close()
 
 
-def _settled(seen: list[Answer]) -> bool:
+def _is_shared_out(seen: list[Answer]) -> bool:
     """Whether the group's partitions are shared out: the topic's, and those for what is put back
     from its dead letters."""
     owned = [each["partitions"] for each in seen]
     return bool(sum(owned) == PARTITIONS + RETRY_PARTITIONS and min(owned) > 0)
 
 
-def _until(members: list[Worker], wanted: Callable[[list[Answer]], bool]) -> list[Answer]:
-    ends = time.monotonic() + LIMIT
+def _wait_until(
+    members: list[WorkerProcess], wanted: Callable[[list[Answer]], bool]
+) -> list[Answer]:
+    ends = time.monotonic() + TIME_LIMIT
     while True:
-        seen = [member.ask("look") for member in members]
+        seen = [member.run_task("look") for member in members]
         if wanted(seen):
             return seen
         if time.monotonic() > ends:
-            raise Stuck(f"not over within {LIMIT:g} s: {seen}")
+            raise Stalled(f"not over within {TIME_LIMIT:g} s: {seen}")
         time.sleep(0.1)

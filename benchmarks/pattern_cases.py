@@ -15,21 +15,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.cases import Case, Metric, Place, Rival, Side, Sizes
+from benchmarks.cases import Case, LogTarget, Metric, Rival, Side, Sizes
 
-PREFIX = "pattern: "
+PATTERN_PREFIX = "pattern: "
 """Begins the name of each of these cases."""
 
-AT_ONCE = 64
+CONCURRENCY = 64
 """Handlers at once, where they are async."""
 
-FREE = 0.95
+NEARLY_FREE = 0.95
 """The ratio of what should cost 5 % at most."""
-FREE_CPU = 1.05
+NEARLY_FREE_CPU = 1.05
 """The same in CPU time, which is steadier than a rate."""
 MANY, FEW = 10_000, 10
 """Patterns that do not fit, on one bus."""
-ALIKE = 1.1
+SAME = 1.1
 """The ratio of two figures that are promised to be the same."""
 
 QUICK = {
@@ -52,18 +52,22 @@ COST = Metric("cost", "µs/publish", "less")
 DEFAULTS = "Retry(), Dedup(), DeadLetters(), Flow() as they come"
 
 
-def patterns(place: Place, sizes: Sizes) -> list[Case]:
+def pattern_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     """The patterns on a log; those that need none are memory's."""
-    if place.log == "codecs":
+    if log_target.log == "codecs":
         return []
-    found = [*_unseen(place, sizes), *_consuming(place, sizes), *_publishing(place, sizes)]
-    found += _passing(place, sizes)
-    if place.log != "kafka":  # it cannot say who came first, so it keeps no claims
-        found.append(_once(place, sizes))
-    if place.log == "memory":
-        found += _local(sizes)
-    if not sizes.every:
-        names = {PREFIX + name for name in QUICK.get(place.log, ())}
+    found = [
+        *_overhead_cases(log_target, sizes),
+        *_consuming_cases(log_target, sizes),
+        *_publishing_cases(log_target, sizes),
+    ]
+    found += _end_to_end_cases(log_target, sizes)
+    if log_target.log != "kafka":  # it cannot say who came first, so it keeps no claims
+        found.append(_idempotency_case(log_target, sizes))
+    if log_target.log == "memory":
+        found += _local_cases(sizes)
+    if not sizes.all_patterns:
+        names = {PATTERN_PREFIX + name for name in QUICK.get(log_target.log, ())}
         found = [case for case in found if case.name in names]
     return found
 
@@ -74,37 +78,39 @@ def _side(name: str, task: str, said: str = "", /, **arguments: Any) -> Side:
 
 
 def _case(log: str, name: str, ours: Side, *rivals: Rival) -> Case:
-    return Case(PREFIX + name, log, ours, rivals)
+    return Case(PATTERN_PREFIX + name, log, ours, rivals)
 
 
 # -- what is not on a message's way ----------------------------------------------------------------
 
 
-def _unseen(place: Place, sizes: Sizes) -> list[Case]:
+def _overhead_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
     """The same processor with and without something that a message should not feel."""
     shapes: dict[str, dict[str, Any]] = {
         "plain": {"shape": "plain"},
-        "async": {"shape": "async", "concurrency": AT_ONCE},
+        "async": {"shape": "async", "concurrency": CONCURRENCY},
     }
 
     def case(
         name: str, said: str, way: str, shape: str, messages: int, target: float | None
     ) -> Case:
-        given = {**_where(place, messages), **shapes[shape]}
-        ours = _prepared(place, messages, _side("streams", "processor", said, way=way, **given))
+        given = {**_topic_arguments(log_target, messages), **shapes[shape]}
+        ours = _with_filled_topic(
+            log_target, messages, _side("streams", "processor", said, way=way, **given)
+        )
         bare = _side("without", "processor", DEFAULTS, way="bare", **given)
-        by_cpu = None if target is None else FREE_CPU
+        by_cpu = None if target is None else NEARLY_FREE_CPU
         return _case(
-            place.log, name, ours, Rival(bare, target),
+            log_target.log, name, ours, Rival(bare, target),
             Rival(bare, by_cpu, CPU, ", CPU time"),
         )  # fmt: skip
 
-    count, fewer, few = sizes.messages, sizes.messages // 4, 5 * sizes.each
+    count, fewer, few = sizes.messages, sizes.messages // 4, 5 * sizes.per_pattern
     scraped = "MetricsCollector, scraped once a second (Prometheus by default: every 15 s)"
     spans = "instrument(app), a BatchSpanProcessor whose exporter does nothing"
     return [
-        case("metrics, plain", scraped, "metrics", "plain", count, FREE),
-        case("metrics, async", scraped, "metrics", "async", count, FREE),
+        case("metrics, plain", scraped, "metrics", "plain", count, NEARLY_FREE),
+        case("metrics, async", scraped, "metrics", "async", count, NEARLY_FREE),
         case(
             "dead letters in order, nothing fails", "DeadLetters(sequenced=True)", "sequenced",
             "plain", fewer, None,
@@ -118,40 +124,44 @@ def _unseen(place: Place, sizes: Sizes) -> list[Case]:
     ]  # fmt: skip
 
 
-def _where(place: Place, messages: int) -> dict[str, Any]:
-    return {"url": place.url, "topic": place.topic, "messages": messages}
+def _topic_arguments(log_target: LogTarget, messages: int) -> dict[str, Any]:
+    return {"url": log_target.url, "topic": log_target.topic, "messages": messages}
 
 
-def _prepared(place: Place, messages: int, side: Side) -> Side:
+def _with_filled_topic(log_target: LogTarget, messages: int, side: Side) -> Side:
     """A log in memory is filled in the process that reads it; the others are, for all cases."""
-    if place.log != "memory":
+    if log_target.log != "memory":
         return side
-    return replace(side, prepare=("fill", _where(place, messages)))
+    return replace(side, prepare=("fill", _topic_arguments(log_target, messages)))
 
 
 # -- what handles ----------------------------------------------------------------------------------
 
 
-def _consuming(place: Place, sizes: Sizes) -> list[Case]:
-    log, count = place.log, 5 * sizes.each
-    given = _where(place, count)
+def _consuming_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    log, count = log_target.log, 5 * sizes.per_pattern
+    given = _topic_arguments(log_target, count)
     queue = _side(
-        "streams", "queue", f"ConsumerConfig(concurrency={AT_ONCE})", url=place.url, messages=count
+        "streams",
+        "queue",
+        f"ConsumerConfig(concurrency={CONCURRENCY})",
+        url=log_target.url,
+        messages=count,
     )
 
     def processor(name: str, way: str, **where: Any) -> Side:
         return _side(
-            name, "processor", f"an async handler, concurrency={AT_ONCE}; {DEFAULTS}", way=way,
-            shape="async", concurrency=AT_ONCE, **where,
+            name, "processor", f"an async handler, concurrency={CONCURRENCY}; {DEFAULTS}", way=way,
+            shape="async", concurrency=CONCURRENCY, **where,
         )  # fmt: skip
 
-    events = {**given, "topic": f"{place.topic}-events"}
+    events = {**given, "topic": f"{log_target.topic}-events"}
     subscriber = _side(
-        "streams", "subscriber", f"group=..., concurrency={AT_ONCE}, a typed bus", **events
+        "streams", "subscriber", f"group=..., concurrency={CONCURRENCY}, a typed bus", **events
     )
     return [
         _case(
-            log, "message queue", _prepared(place, count, queue),
+            log, "message queue", _with_filled_topic(log_target, count, queue),
             Rival(processor("the bare processor", "bare", **given)),
             Rival(processor("the bare processor, with the message", "message", **given)),
         ),
@@ -166,15 +176,15 @@ def _consuming(place: Place, sizes: Sizes) -> list[Case]:
 # -- what publishes --------------------------------------------------------------------------------
 
 
-def _publishing(place: Place, sizes: Sizes) -> list[Case]:
-    count = 5 * sizes.each
-    given = {"url": place.url, "messages": count, "tasks": 1_000}
+def _publishing_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    count = 5 * sizes.per_pattern
+    given = {"url": log_target.url, "messages": count, "tasks": 1_000}
     said = "1,000 concurrent calls"
 
     def case(name: str, way: str) -> Case:
         ours = _side("streams", "publishing", said, way=way, **given)
         bare = _side("bare publish", "publishing", said, way="bare", **given)
-        return _case(place.log, f"{name}, publish", ours, Rival(bare))
+        return _case(log_target.log, f"{name}, publish", ours, Rival(bare))
 
     return [case("message queue", "queue"), case("event bus", "bus")]
 
@@ -182,11 +192,11 @@ def _publishing(place: Place, sizes: Sizes) -> list[Case]:
 # -- from publish to handler -----------------------------------------------------------------------
 
 
-def _passing(place: Place, sizes: Sizes) -> list[Case]:
-    log, count = place.log, sizes.each
+def _end_to_end_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
+    log, count = log_target.log, sizes.per_pattern
     tasks = min(250, count)
-    given = {"url": place.url, "messages": count, "tasks": tasks}
-    said = f"{tasks} concurrent calls that publish, {AT_ONCE} handlers at once"
+    given = {"url": log_target.url, "messages": count, "tasks": tasks}
+    said = f"{tasks} concurrent calls that publish, {CONCURRENCY} handlers at once"
 
     def side(name: str, way: str) -> Side:
         return _side(name, "passing", said, way=way, **given)
@@ -201,13 +211,13 @@ def _passing(place: Place, sizes: Sizes) -> list[Case]:
     ]
 
 
-def _once(place: Place, sizes: Sizes) -> Case:
-    store = "memory://" if place.log == "memory" else place.url
-    given = {"url": store, "calls": sizes.each}
-    said = f"{AT_ONCE} callers, each call under another key"
+def _idempotency_case(log_target: LogTarget, sizes: Sizes) -> Case:
+    store = "memory://" if log_target.log == "memory" else log_target.url
+    given = {"url": store, "calls": sizes.per_pattern}
+    said = f"{CONCURRENCY} callers, each call under another key"
     ours = _side("streams", "once", said, way="idempotent", **given)
     return _case(
-        place.log, "idempotency, an operation", ours,
+        log_target.log, "idempotency, an operation", ours,
         Rival(_side("a plain call", "once", way="bare", **given), metric=CALLS),
     )  # fmt: skip
 
@@ -215,8 +225,8 @@ def _once(place: Place, sizes: Sizes) -> Case:
 # -- without a log ---------------------------------------------------------------------------------
 
 
-def _local(sizes: Sizes) -> list[Case]:
-    slow, quick = sizes.each, 5 * sizes.each
+def _local_cases(sizes: Sizes) -> list[Case]:
+    slow, quick = sizes.per_pattern, 5 * sizes.per_pattern
 
     def case(
         name: str, task: str, way: str, against: str, metric: Metric, calls: int, **more: Any
@@ -236,14 +246,14 @@ def _local(sizes: Sizes) -> list[Case]:
             "event bus, local, 10 plain subscribers", "local", "bus", "direct calls", EVENTS, quick,
             subscribers=10, plain=True,
         ),
-        _case("memory", f"event bus, {MANY:,} patterns", many, Rival(few, ALIKE, COST)),
+        _case("memory", f"event bus, {MANY:,} patterns", many, Rival(few, SAME, COST)),
         case("saga, in memory, 3 steps", "saga_in_memory", "saga", "direct calls", SAGAS, slow),
         case(
             "idempotency, IDs in one process", "deduplicated", "deduplicated", "a plain call",
             CALLS, quick,
         ),
         case(
-            f"backpressure, {AT_ONCE} places", "places", "controller", "asyncio.Semaphore", CALLS,
+            f"backpressure, {CONCURRENCY} places", "places", "controller", "asyncio.Semaphore", CALLS,
             quick, tasks=1_000,
         ),
     ]  # fmt: skip

@@ -16,9 +16,17 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.counting import Counter
+from benchmarks.counting import MessageCounter
 from benchmarks.orders import PARTITIONS, Order, customer, order
-from benchmarks.ours import Answer, concurrently, fill, handler, reached, run, stand
+from benchmarks.ours import (
+    Answer,
+    fill,
+    handler,
+    publish_and_keep,
+    publish_concurrently,
+    run,
+    wait_done,
+)
 from streams import DeadLetters, Message, Retry, Streams
 from streams.patterns import (
     BackpressureController,
@@ -39,7 +47,7 @@ from streams.patterns import (
     create_handler,
 )
 
-AT_ONCE = 64
+CONCURRENCY = 64
 """Handlers at once, where they are async."""
 STEPS = 3
 """Of a saga."""
@@ -49,7 +57,7 @@ TOPIC = "order.eu.paid"
 Call = Callable[[Order], Awaitable[Any]]
 
 
-def _name(what: str) -> str:
+def _unique_name(what: str) -> str:
     return f"{what}-{uuid4().hex}"
 
 
@@ -59,14 +67,14 @@ def _name(what: str) -> str:
 def fill_events(url: str, topic: str, messages: int) -> Answer:
     """Publish the orders 0 to ``messages`` on a bus, each as an event."""
     app = Streams(url)
-    call = _to(EventBus(app, topic, type=Order, partitions=PARTITIONS))
+    call = _bus_publisher(EventBus(app, topic, type=Order, partitions=PARTITIONS))
 
     async def publish() -> None:
         for start in range(0, messages, 1_000):
             numbers = range(start, min(start + 1_000, messages))
             await asyncio.gather(*(call(order(number)) for number in numbers))
 
-    stand(app, publish)
+    publish_and_keep(app, publish)
     return {}
 
 
@@ -80,7 +88,7 @@ def processor(
         there are none), ``metrics`` (collected, and scraped once a second), ``spans`` (of every
         call) or ``sampled spans`` (of one call in a hundred).
     """
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     app = Streams(url)
     orders = app.topic(topic, Order, key=customer)
     options: dict[str, Any] = {}
@@ -91,19 +99,19 @@ def processor(
     handle = handler(shape, counter)
     if way == "message":
         handle = _with_message(counter)
-    app.processor(orders, group=_name("bench"), concurrency=concurrency, **options)(handle)
+    app.processor(orders, group=_unique_name("bench"), concurrency=concurrency, **options)(handle)
 
     async def main() -> None:
-        with _watched(app, way):
+        with _observed(app, way):
             async with app:
-                await reached(counter.over, app)
+                await wait_done(counter.done, app)
 
     run(main)
     return counter.result
 
 
-def _with_message(counter: Counter) -> Callable[..., Any]:
-    one = counter.one
+def _with_message(counter: MessageCounter) -> Callable[..., Any]:
+    one = counter.count_one
 
     async def handle(value: Order, message: Message[Order]) -> None:
         one()
@@ -111,18 +119,18 @@ def _with_message(counter: Counter) -> Callable[..., Any]:
     return handle
 
 
-def _watched(app: Streams, way: str) -> AbstractContextManager[None]:
+def _observed(app: Streams, way: str) -> AbstractContextManager[None]:
     if way == "metrics":
-        return _scraped(app)
+        return _scraping(app)
     if way == "spans":
-        return _traced(app, 1.0)
+        return _tracing(app, 1.0)
     if way == "sampled spans":
-        return _traced(app, 0.01)
+        return _tracing(app, 0.01)
     return nullcontext()
 
 
 @contextmanager
-def _scraped(app: Streams) -> Iterator[None]:
+def _scraping(app: Streams) -> Iterator[None]:
     """Fifteen times as often as Prometheus does by default."""
     from prometheus_client import CollectorRegistry, generate_latest
 
@@ -146,7 +154,7 @@ def _scraped(app: Streams) -> Iterator[None]:
 
 
 @contextmanager
-def _traced(app: Streams, share: float) -> Iterator[None]:
+def _tracing(app: Streams, share: float) -> Iterator[None]:
     """Spans are made, gathered in batches, and sent nowhere."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -169,10 +177,10 @@ def _traced(app: Streams, share: float) -> Iterator[None]:
 
 def queue(url: str, messages: int) -> Answer:
     """A :class:`MessageConsumer` on a queue with ``messages``."""
-    name = _name("queue")
+    name = _unique_name("queue")
     fill(url, name, messages)  # a queue is a topic
-    counter = Counter(messages)
-    one = counter.one
+    counter = MessageCounter(messages)
+    one = counter.count_one
     app = Streams(url)
     queues = MessageQueue(app, partitions=PARTITIONS)
     queues.declare(name, Order)
@@ -182,9 +190,9 @@ def queue(url: str, messages: int) -> Answer:
 
     async def main() -> None:
         async with app:
-            consumer = MessageConsumer(queues, ConsumerConfig(concurrency=AT_ONCE))
+            consumer = MessageConsumer(queues, ConsumerConfig(concurrency=CONCURRENCY))
             await consumer.start(name, handle)
-            await reached(counter.over, app)
+            await wait_done(counter.done, app)
             await consumer.stop()
 
     run(main)
@@ -193,21 +201,23 @@ def queue(url: str, messages: int) -> Answer:
 
 def subscriber(url: str, topic: str, messages: int) -> Answer:
     """A durable subscriber of a bus with ``messages``, in a new group."""
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     app = Streams(url)
     bus = EventBus(app, topic, type=Order)
-    bus.subscribe(TOPIC, _heard(counter), group=_name("bench"), concurrency=AT_ONCE)
+    bus.subscribe(
+        TOPIC, _counting_handler(counter), group=_unique_name("bench"), concurrency=CONCURRENCY
+    )
 
     async def main() -> None:
         async with app:
-            await reached(counter.over, app)
+            await wait_done(counter.done, app)
 
     run(main)
     return counter.result
 
 
-def _heard(counter: Counter) -> Callable[[Event], Awaitable[None]]:
-    one = counter.one
+def _counting_handler(counter: MessageCounter) -> Callable[[Event], Awaitable[None]]:
+    one = counter.count_one
 
     async def heard(event: Event) -> None:
         one()
@@ -224,19 +234,19 @@ def publishing(url: str, messages: int, tasks: int, way: str) -> Answer:
     :param way: ``bare``, ``queue`` or ``bus``.
     """
     app = Streams(url)
-    publish = _publish(app, way)
+    publish = _publisher_of(app, way)
 
     async def main() -> float:
         async with app.connected():
-            return await concurrently(publish, messages, tasks)
+            return await publish_concurrently(publish, messages, tasks)
 
     return {"rate": run(main)}
 
 
-def _publish(app: Streams, way: str) -> Call:
-    name = _name(way)
+def _publisher_of(app: Streams, way: str) -> Call:
+    name = _unique_name(way)
     if way == "bus":
-        return _to(EventBus(app, name, type=Order, partitions=PARTITIONS))
+        return _bus_publisher(EventBus(app, name, type=Order, partitions=PARTITIONS))
     if way == "bare":
         return app.topic(name, Order, key=customer, partitions=PARTITIONS).publish
     queues = MessageQueue(app, partitions=PARTITIONS)
@@ -248,7 +258,7 @@ def _publish(app: Streams, way: str) -> Call:
     return publish
 
 
-def _to(bus: EventBus) -> Call:
+def _bus_publisher(bus: EventBus) -> Call:
     async def publish(value: Order) -> None:
         await bus.publish(TOPIC, value, key=value.customer)
 
@@ -267,9 +277,9 @@ def passing(url: str, messages: int, tasks: int, way: str) -> Answer:
         ``saga``, a durable one of three steps; ``choreography``, one of three steps over a bus.
     """
     share = messages // tasks
-    counter = Counter(1 + share * tasks)
+    counter = MessageCounter(1 + share * tasks)
     app = Streams(url)
-    publish = _WAYS[way](app, counter)
+    publish = _VARIANTS[way](app, counter)
 
     async def some(first: int) -> None:
         for number in range(first, first + share):
@@ -282,22 +292,26 @@ def passing(url: str, messages: int, tasks: int, way: str) -> Answer:
                 await asyncio.sleep(0.01)  # whoever handles is about to join
             began = time.perf_counter()
             await asyncio.gather(*(some(1 + task * share) for task in range(tasks)))
-            await reached(counter.over, app)
-        return share * tasks / (counter.ended - began)
+            await wait_done(counter.done, app)
+        return share * tasks / (counter.ended_at - began)
 
     return {"rate": run(main)}
 
 
-def _bare(app: Streams, counter: Counter) -> Call:
-    topic = app.topic(_name("bare"), Order, key=customer, partitions=PARTITIONS)
-    app.processor(topic, group=_name("bench"), concurrency=AT_ONCE)(handler("async", counter))
+def _bare(app: Streams, counter: MessageCounter) -> Call:
+    topic = app.topic(_unique_name("bare"), Order, key=customer, partitions=PARTITIONS)
+    app.processor(topic, group=_unique_name("bench"), concurrency=CONCURRENCY)(
+        handler("async", counter)
+    )
     return topic.publish
 
 
-def _delay(app: Streams, counter: Counter) -> Call:
-    topic = app.topic(_name("late"), Order, key=customer, partitions=PARTITIONS)
-    app.processor(topic, group=_name("bench"), concurrency=AT_ONCE)(handler("async", counter))
-    delays = Delays(app, _name("delays"), partitions=PARTITIONS)
+def _delay(app: Streams, counter: MessageCounter) -> Call:
+    topic = app.topic(_unique_name("late"), Order, key=customer, partitions=PARTITIONS)
+    app.processor(topic, group=_unique_name("bench"), concurrency=CONCURRENCY)(
+        handler("async", counter)
+    )
+    delays = Delays(app, _unique_name("delays"), partitions=PARTITIONS)
 
     async def publish(value: Order) -> None:
         await delays.publish(topic, value, delay=0)
@@ -305,14 +319,14 @@ def _delay(app: Streams, counter: Counter) -> Call:
     return publish
 
 
-def _ephemeral(app: Streams, counter: Counter) -> Call:
-    bus = EventBus(app, _name("bus"), type=Order, partitions=PARTITIONS)
-    bus.subscribe(TOPIC, _heard(counter))
-    return _to(bus)
+def _ephemeral(app: Streams, counter: MessageCounter) -> Call:
+    bus = EventBus(app, _unique_name("bus"), type=Order, partitions=PARTITIONS)
+    bus.subscribe(TOPIC, _counting_handler(counter))
+    return _bus_publisher(bus)
 
 
-def _chain(app: Streams, counter: Counter) -> Call:
-    name = _name("chain")
+def _chain(app: Streams, counter: MessageCounter) -> Call:
+    name = _unique_name("chain")
     topics = [
         app.topic(f"{name}-{step}", Order, key="order_id", partitions=PARTITIONS)
         for step in range(STEPS)
@@ -322,14 +336,14 @@ def _chain(app: Streams, counter: Counter) -> Call:
         return value
 
     for source, target in itertools.pairwise(topics):
-        app.processor(source, group=name, concurrency=AT_ONCE, to=target)(hand_on)
-    app.processor(topics[-1], group=name, concurrency=AT_ONCE)(handler("async", counter))
+        app.processor(source, group=name, concurrency=CONCURRENCY, to=target)(hand_on)
+    app.processor(topics[-1], group=name, concurrency=CONCURRENCY)(handler("async", counter))
     return topics[0].publish
 
 
-def _saga(app: Streams, counter: Counter) -> Call:
+def _saga(app: Streams, counter: MessageCounter) -> Call:
     saga = SagaOrchestrator(
-        app, _name("saga"), context=Order, partitions=PARTITIONS, concurrency=AT_ONCE
+        app, _unique_name("saga"), context=Order, partitions=PARTITIONS, concurrency=CONCURRENCY
     )
     for step, action in enumerate(_actions(counter)):
         saga.add_step(f"step-{step}", action)
@@ -340,7 +354,7 @@ def _saga(app: Streams, counter: Counter) -> Call:
     return start
 
 
-def _actions(counter: Counter) -> list[Call]:
+def _actions(counter: MessageCounter) -> list[Call]:
     """What the steps of a saga do: nothing, and the last one counts."""
 
     async def nothing(value: Order) -> None: ...
@@ -348,9 +362,9 @@ def _actions(counter: Counter) -> list[Call]:
     return [*[nothing] * (STEPS - 1), handler("async", counter)]
 
 
-def _choreography(app: Streams, counter: Counter) -> Call:
-    bus = EventBus(app, _name("dance"), type=Order, partitions=PARTITIONS)
-    one = counter.one
+def _choreography(app: Streams, counter: MessageCounter) -> Call:
+    bus = EventBus(app, _unique_name("dance"), type=Order, partitions=PARTITIONS)
+    one = counter.count_one
 
     async def hand_on(event: SagaEvent) -> None: ...
 
@@ -361,7 +375,7 @@ def _choreography(app: Streams, counter: Counter) -> Call:
         over = step == STEPS - 1
         create_handler(
             bus, f"step.{step}", last if over else hand_on, None if over else f"step.{step + 1}",
-            None, name=f"step-{step}", group=_name("bench"), concurrency=AT_ONCE,
+            None, name=f"step-{step}", group=_unique_name("bench"), concurrency=CONCURRENCY,
         )  # fmt: skip
 
     async def start(value: Order) -> None:
@@ -370,7 +384,7 @@ def _choreography(app: Streams, counter: Counter) -> Call:
     return start
 
 
-_WAYS: dict[str, Callable[[Streams, Counter], Call]] = {
+_VARIANTS: dict[str, Callable[[Streams, MessageCounter], Call]] = {
     "bare": _bare, "delay": _delay, "ephemeral": _ephemeral, "chain": _chain, "saga": _saga,
     "choreography": _choreography,
 }  # fmt: skip
@@ -379,7 +393,7 @@ _WAYS: dict[str, Callable[[Streams, Counter], Call]] = {
 # -- without a log ---------------------------------------------------------------------------------
 
 
-async def _in_turn(call: Call, calls: int) -> float:
+async def _calls_per_second(call: Call, calls: int) -> float:
     """Calls a second, one after the other."""
     values = [order(number) for number in range(1_000)]
     await call(values[0])
@@ -414,10 +428,12 @@ def local(calls: int, way: str, subscribers: int = 10, *, plain: bool = False) -
             handle(value)
 
     bare = call_each_plainly if plain else call_each
-    return {"rate": run(lambda: _in_turn(_to(bus) if way == "bus" else bare, calls))}
+    return {
+        "rate": run(lambda: _calls_per_second(_bus_publisher(bus) if way == "bus" else bare, calls))
+    }
 
 
-SHAPES = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")
+UNMATCHED_PATTERNS = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")
 """Patterns that no event's topic fits."""
 
 
@@ -432,9 +448,9 @@ def matching(calls: int, patterns: int) -> Answer:
     async def heard(event: Event) -> None: ...
 
     for number in range(patterns):
-        bus.subscribe(SHAPES[number % len(SHAPES)].format(number), never)
+        bus.subscribe(UNMATCHED_PATTERNS[number % len(UNMATCHED_PATTERNS)].format(number), never)
     bus.subscribe("order.*.paid", heard)
-    return {"cost": 1e6 / run(lambda: _in_turn(_to(bus), calls))}
+    return {"cost": 1e6 / run(lambda: _calls_per_second(_bus_publisher(bus), calls))}
 
 
 def saga_in_memory(calls: int, way: str) -> Answer:
@@ -450,7 +466,9 @@ def saga_in_memory(calls: int, way: str) -> Answer:
         for _ in range(STEPS):
             await step(value)
 
-    return {"rate": run(lambda: _in_turn(saga.execute if way == "saga" else call_each, calls))}
+    return {
+        "rate": run(lambda: _calls_per_second(saga.execute if way == "saga" else call_each, calls))
+    }
 
 
 def deduplicated(calls: int, way: str) -> Answer:
@@ -479,15 +497,15 @@ def places(calls: int, tasks: int, way: str) -> Answer:
     ``asyncio.Semaphore``. Whoever has one gives way to the others once."""
 
     async def main() -> float:
-        shared: Any = asyncio.Semaphore(AT_ONCE)
+        shared: Any = asyncio.Semaphore(CONCURRENCY)
         if way == "controller":
-            shared = BackpressureController(AT_ONCE)
+            shared = BackpressureController(CONCURRENCY)
 
         async def call(value: Order) -> None:
             async with shared:
                 await asyncio.sleep(0)
 
-        return await concurrently(call, calls, tasks)
+        return await publish_concurrently(call, calls, tasks)
 
     return {"rate": run(main)}
 
@@ -501,7 +519,7 @@ def once(url: str, calls: int, way: str) -> Answer:
 
     async def main() -> float:
         async with _operations(url, way) as call:
-            return await concurrently(call, calls, AT_ONCE)
+            return await publish_concurrently(call, calls, CONCURRENCY)
 
     return {"rate": run(main)}
 
@@ -518,7 +536,7 @@ async def _operations(url: str, way: str) -> AsyncIterator[Call]:
 
         yield plain
         return
-    async with IdempotencyStore(url, name=_name("bench")) as store:
+    async with IdempotencyStore(url, name=_unique_name("bench")) as store:
         charges = IdempotentProcessor(store, type=int)
         numbers = itertools.count()
 

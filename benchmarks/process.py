@@ -1,6 +1,6 @@
 """Measurements run in processes of their own, so that nothing of one is left to the next.
 
-A :class:`Worker` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked, one at
+A :class:`WorkerProcess` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked, one at
 a time, and ends when whoever started it does. A peer's program is run once (:func:`run_once`) and
 answers with its last line.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LIMIT = 1_800.0
+TIME_LIMIT = 1_800.0
 """Seconds for one measurement, at most."""
 
 
@@ -33,31 +33,31 @@ def _environment(root: Path = ROOT) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-class Worker:
+class WorkerProcess:
     """A process that measures. A context manager.
 
     :param root: the checkout whose code it runs.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             cwd=root,
             env=_environment(root),
         )
-        self._rest = b""
+        self._unread = b""
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, task: str, /, **arguments: Any) -> dict[str, Any]:
+    def run_task(self, task: str, /, **arguments: Any) -> dict[str, Any]:
         """What a task answers.
 
         :raises MeasureError: it failed, the process ended, or it took too long.
@@ -77,23 +77,25 @@ class Worker:
     def _line(self, task: str) -> bytes:
         assert self._popen.stdout is not None
         out = self._popen.stdout.fileno()
-        ends = time.monotonic() + LIMIT
-        while b"\n" not in self._rest:
+        ends = time.monotonic() + TIME_LIMIT
+        while b"\n" not in self._unread:
             left = ends - time.monotonic()
             if left <= 0:
                 self._popen.kill()
-                raise MeasureError(f"{task}: not over within {LIMIT:g} s")
+                raise MeasureError(f"{task}: not over within {TIME_LIMIT:g} s")
             if select.select([out], [], [], min(left, 1.0))[0]:
                 more = os.read(out, 1 << 16)
                 if not more:
                     raise self._ended(task)
-                self._rest += more
-        line, _, self._rest = self._rest.partition(b"\n")
+                self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
         return line
 
     def _ended(self, task: str) -> MeasureError:
         status = self._popen.wait()
-        return MeasureError(f"{task}: the process ended (status {status}): {_tail(self._said)}")
+        return MeasureError(
+            f"{task}: the process ended (status {status}): {_last_lines(self._stderr)}"
+        )
 
     def close(self) -> None:
         """End it."""
@@ -109,7 +111,7 @@ class Worker:
             self._popen.kill()
             self._popen.wait()
         self._popen.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
 
 def run_once(
@@ -134,9 +136,9 @@ def run_once(
         assert popen.stdin is not None
         name = Path(command[0]).name
         try:
-            status = popen.wait(LIMIT)
+            status = popen.wait(TIME_LIMIT)
         except subprocess.TimeoutExpired:
-            raise MeasureError(f"{name}: not over within {LIMIT:g} s") from None
+            raise MeasureError(f"{name}: not over within {TIME_LIMIT:g} s") from None
         finally:
             if popen.poll() is None:
                 popen.kill()
@@ -145,11 +147,11 @@ def run_once(
         out.seek(0)
         lines = out.read().decode(errors="replace").splitlines()
         if status:
-            raise MeasureError(f"{name} ended with status {status}: {_tail(said)}")
+            raise MeasureError(f"{name} ended with status {status}: {_last_lines(said)}")
         try:
             answer = json.loads(lines[-1])
         except (IndexError, ValueError):
-            raise MeasureError(f"{name} gave no figures: {_tail(said)}") from None
+            raise MeasureError(f"{name} gave no figures: {_last_lines(said)}") from None
         if not isinstance(answer, dict):
             raise MeasureError(f"{name} gave no figures but {lines[-1][:200]}")
         if "error" in answer:
@@ -157,7 +159,7 @@ def run_once(
         return answer
 
 
-def _tail(said: Any) -> str:
+def _last_lines(said: Any) -> str:
     said.seek(0)
     lines = said.read().decode(errors="replace").strip().splitlines()
     return " | ".join(lines[-3:]) or "it said nothing"

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from benchmarks import machine
 from benchmarks.orders import KEYS
-from benchmarks.process import MeasureError, Worker
+from benchmarks.process import MeasureError, WorkerProcess
 from benchmarks.servers import Missing, Servers, StartError
 
 LOGS = ("kafka", "redis", "sqlite", "memory")
@@ -36,7 +36,7 @@ class Sweep:
     """One setting, and what it is set to.
 
     :param values: each with the task's arguments; the first is the default.
-    :param query: they are settings in the log's URL.
+    :param in_url: they are settings in the log's URL.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Sweep:
     base: dict[str, Any]
     values: dict[str, dict[str, Any]]
     logs: tuple[str, ...] = LOGS
-    query: bool = False
+    in_url: bool = False
     messages: int = MESSAGES
 
 
-def _flow(name: str, values: Sequence[float]) -> dict[str, dict[str, Any]]:
+def _flow_values(name: str, values: Sequence[float]) -> dict[str, dict[str, Any]]:
     return {f"{value:,}": {"flow": {name: value}} for value in values}
 
 
-def _driver(name: str, values: Sequence[object]) -> dict[str, dict[str, Any]]:
+def _driver_values(name: str, values: Sequence[object]) -> dict[str, dict[str, Any]]:
     return {str(value): {name: value} for value in values}
 
 
@@ -61,9 +61,9 @@ WAITS = {"shape": "async", "wait": WAIT}
 KAFKA = ("kafka",)
 
 SWEEPS = [
-    Sweep("Flow.bytes", "consume", PLAIN, _flow("bytes", [64 << 20, 1 << 20, 4 << 20, 16 << 20])),
-    Sweep("Flow.messages", "consume", PLAIN, _flow("messages", [10_000, 100, 1_000, 100_000])),
-    Sweep("Flow.commit", "consume", PLAIN, _flow("commit", [1.0, 0.05, 0.2, 5.0])),
+    Sweep("Flow.bytes", "consume", PLAIN, _flow_values("bytes", [64 << 20, 1 << 20, 4 << 20, 16 << 20])),
+    Sweep("Flow.messages", "consume", PLAIN, _flow_values("messages", [10_000, 100, 1_000, 100_000])),
+    Sweep("Flow.commit", "consume", PLAIN, _flow_values("commit", [1.0, 0.05, 0.2, 5.0])),
     Sweep(
         "batch=", "consume", {"shape": "batch"},
         {f"{size:,}": {"size": size} for size in (1_000, 10, 100, 10_000)},
@@ -78,32 +78,32 @@ SWEEPS = [
     ),
     Sweep(
         "fetch.queue.backoff.ms", "consume", PLAIN,
-        _driver("fetch.queue.backoff.ms", [5, 1, 50, 1_000]), KAFKA, query=True,
+        _driver_values("fetch.queue.backoff.ms", [5, 1, 50, 1_000]), KAFKA, in_url=True,
     ),
     Sweep(
         "fetch.max.bytes", "consume", PLAIN,
-        _driver("fetch.max.bytes", [1 << 20, 256 << 10, 512 << 10, 2 << 20, 4 << 20]), KAFKA,
-        query=True,
+        _driver_values("fetch.max.bytes", [1 << 20, 256 << 10, 512 << 10, 2 << 20, 4 << 20]), KAFKA,
+        in_url=True,
     ),
     Sweep(
         "queued.max.messages.kbytes", "consume", PLAIN,
-        _driver("queued.max.messages.kbytes", [8_192, 1_024, 2_048, 65_536]), KAFKA, query=True,
+        _driver_values("queued.max.messages.kbytes", [8_192, 1_024, 2_048, 65_536]), KAFKA, in_url=True,
     ),
     Sweep(
         "queued.min.messages", "consume", PLAIN,
-        _driver("queued.min.messages", [26_214, 1_000, 5_000, 100_000]), KAFKA, query=True,
+        _driver_values("queued.min.messages", [26_214, 1_000, 5_000, 100_000]), KAFKA, in_url=True,
     ),
     Sweep(
         "linger.ms, publish_many of 1,000", "publish_many", {"size": 1_000},
-        _driver("linger.ms", [1, 0, 5, 50]), KAFKA, query=True, messages=100_000,
+        _driver_values("linger.ms", [1, 0, 5, 50]), KAFKA, in_url=True, messages=100_000,
     ),
     Sweep(
         "batch.size, publish_many of 10,000", "publish_many", {"size": 10_000},
-        _driver("batch.size", [1_000_000, 16_384, 131_072]), KAFKA, query=True, messages=200_000,
+        _driver_values("batch.size", [1_000_000, 16_384, 131_072]), KAFKA, in_url=True, messages=200_000,
     ),
     Sweep(
         "compression.type, publish_many of 10,000", "publish_many", {"size": 10_000},
-        _driver("compression.type", ["none", "lz4", "zstd"]), KAFKA, query=True, messages=200_000,
+        _driver_values("compression.type", ["none", "lz4", "zstd"]), KAFKA, in_url=True, messages=200_000,
     ),
 ]  # fmt: skip
 
@@ -114,16 +114,16 @@ def run(sweep: Sweep, url: str, topics: dict[str, str], repeats: int) -> list[st
     topic = topics.get(url)
     default = next(iter(sweep.values))
     rates: dict[str, list[float]] = {value: [] for value in sweep.values}
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         if fill and topic is None:
             topic = topics[url] = f"sweep-{uuid4().hex}"
-            worker.ask("fill", url=url, topic=topic, messages=MESSAGES, keys=KEYS)
+            worker.run_task("fill", url=url, topic=topic, messages=MESSAGES, keys=KEYS)
         for turn in range(repeats):
             order = list(sweep.values) if turn % 2 == 0 else list(reversed(sweep.values))
             for value in order:
                 more = sweep.values[value]
                 address = url
-                if sweep.query:
+                if sweep.in_url:
                     address += ("&" if "?" in url else "?") + "&".join(
                         f"{name}={each}" for name, each in more.items()
                     )
@@ -131,7 +131,7 @@ def run(sweep: Sweep, url: str, topics: dict[str, str], repeats: int) -> list[st
                 arguments = {"url": address, "messages": sweep.messages, **sweep.base, **more}
                 if fill:
                     arguments["topic"] = topic
-                rates[value].append(worker.ask(sweep.task, **arguments)["rate"])
+                rates[value].append(worker.run_task(sweep.task, **arguments)["rate"])
     lines = []
     for value, found in rates.items():
         ratios = [rate / base for rate, base in zip(found, rates[default], strict=True)]
@@ -155,14 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for each in SWEEPS
         if not arguments.names or any(name in each.name for name in arguments.names)
     ]
-    print(", ".join(f"{name} {what}" for name, what in machine.describe().items()))
+    print(", ".join(f"{name} {what}" for name, what in machine.machine_facts().items()))
     topics: dict[str, str] = {}
     with ExitStack() as stack:
         servers = stack.enter_context(Servers())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for log in arguments.log or ["kafka", "sqlite"]:
             try:
-                url = servers.url(log) if log in ("kafka", "redis") else _local(log, folder)
+                url = servers.url(log) if log in ("kafka", "redis") else _local_url(log, folder)
             except (Missing, StartError) as error:
                 print(f"{log}: {error}", file=sys.stderr)
                 return 1
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _local(log: str, folder: Path) -> str:
+def _local_url(log: str, folder: Path) -> str:
     return f"sqlite:///{folder / 'sweep.db'}" if log == "sqlite" else f"memory://{uuid4().hex}"
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from environment import ROOT, Environment, SetupError, call, say
+from environment import ROOT, Environment, SetupError, print_now, run_program
 
 
 class Step(NamedTuple):
@@ -64,10 +64,10 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     return [CHECKS, [SERVERS], [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))]]
 
 
-def run_one(environment: Environment, step: Step) -> Result:
+def run_on_terminal(environment: Environment, step: Step) -> Result:
     """Run a step on the terminal."""
     began = time.monotonic()
-    status = call(command_of(environment, step), environment.variables(), environment.root)
+    status = run_program(command_of(environment, step), environment.variables(), environment.root)
     return Result(step, status, time.monotonic() - began)
 
 
@@ -91,7 +91,7 @@ def run_together(environment: Environment, group: Sequence[Step]) -> list[Result
     # Ctrl-C in a terminal reaches the programs as well, so that nothing waits for them long.
     with ThreadPoolExecutor(len(group)) as pool:
         for result, output in pool.map(captured, group):
-            say(f"\n--- {result.step.name}")
+            print_now(f"\n--- {result.step.name}")
             sys.stdout.buffer.write(output)
             sys.stdout.flush()
             results.append(result)
@@ -112,29 +112,33 @@ def run(environment: Environment, plan: Sequence[Sequence[Step]]) -> int:
             results += run_together(environment, group)
             continue
         if not alone:
-            say(f"\n--- {group[0].name}")
-        results.append(run_one(environment, group[0]))
+            print_now(f"\n--- {group[0].name}")
+        results.append(run_on_terminal(environment, group[0]))
     if not alone:
-        say("")
+        print_now("")
         for step, status, seconds in results:
             verdict = "ok" if status == 0 else f"FAILED (exit status {status})"
-            say(f"{step.name:<14} {seconds:6.1f} s  {verdict}")
+            print_now(f"{step.name:<14} {seconds:6.1f} s  {verdict}")
     return next((each.status for each in results if each.status), 0)
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
-    own, dashes, arguments = list(argv), False, []
-    if "--" in own:
-        cut = own.index("--")
-        own, dashes, arguments = own[:cut], True, own[cut + 1 :]
+    own_arguments, dashes, arguments = list(argv), False, []
+    if "--" in own_arguments:
+        separator = own_arguments.index("--")
+        own_arguments, dashes, arguments = (
+            own_arguments[:separator],
+            True,
+            own_arguments[separator + 1 :],
+        )
     parser = argparse.ArgumentParser(
         prog="dev.py",
         description="Set up .venv as needed, then run one of the project's commands in it.",
         epilog="What follows -- reaches the demo, pytest or the benchmarks.",
     )
     parser.add_argument("command", choices=["demo", "test", "check", "bench", "faults"])
-    command = parser.parse_args(own).command
+    command = parser.parse_args(own_arguments).command
     if dashes and command == "check":
         parser.error("check takes no arguments")
     environment = Environment(ROOT)

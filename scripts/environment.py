@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3", "python")
-CHOICE = "STREAMS_PYTHON"
+PYTHON_VARIABLE = "STREAMS_PYTHON"
 """Environment variable that names the interpreter to build with, instead of a search."""
 
 BUILD = ("hatchling", "editables")
@@ -70,12 +70,12 @@ class Interpreter(NamedTuple):
         return "Python {} ({})".format(".".join(map(str, self.version)), self.path)
 
 
-def say(text: str) -> None:
+def print_now(text: str) -> None:
     """One line of progress, at once."""
     print(text, flush=True)
 
 
-def call(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
+def run_program(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
     """Run a program to its end; its exit status.
 
     Ctrl-C in a terminal reaches the program as well, so it is given the time to end in order.
@@ -113,8 +113,10 @@ def probe(path: str) -> Interpreter | str:
         return f"does not run ({error})"
     lines = done.stdout.decode(errors="replace").splitlines()
     if done.returncode or len(lines) < 2:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        return "does not run ({})".format(said[-1] if said else f"exit status {done.returncode}")
+        stderr_lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return "does not run ({})".format(
+            stderr_lines[-1] if stderr_lines else f"exit status {done.returncode}"
+        )
     try:
         version = tuple(map(int, lines[0].split(".")))
     except ValueError:
@@ -139,12 +141,12 @@ def candidates(venv: Path) -> Iterator[str]:
             yield path
 
 
-def find(venv: Path) -> Interpreter:
+def find_interpreter(venv: Path) -> Interpreter:
     """The newest interpreter that runs and can build a virtual environment.
 
     :raises SetupError: none does; says what was tried and what to install.
     """
-    chosen = os.environ.get(CHOICE)
+    chosen = os.environ.get(PYTHON_VARIABLE)
     tried = []
     for path in [shutil.which(chosen) or chosen] if chosen else candidates(venv):
         found = probe(path)
@@ -155,14 +157,14 @@ def find(venv: Path) -> Interpreter:
         "No Python {}.{} or newer that can build a virtual environment was found.".format(*OLDEST)
     ]
     if chosen:
-        lines = [f"{CHOICE}={chosen} cannot be used."]
+        lines = [f"{PYTHON_VARIABLE}={chosen} cannot be used."]
     lines += tried
     lines += [
         "What helps:",
         "  Debian, Ubuntu: apt-get install python3 python3-venv   (as root)",
         "  Fedora:         dnf install python3.13                 (as root)",
         "  macOS:          brew install python@3.13",
-        f"  elsewhere:      install Python and name it: {CHOICE}=/path/to/python3.13 make test",
+        f"  elsewhere:      install Python and name it: {PYTHON_VARIABLE}=/path/to/python3.13 make test",
     ]
     raise SetupError("\n".join(lines))
 
@@ -170,7 +172,7 @@ def find(venv: Path) -> Interpreter:
 # -- the pins ------------------------------------------------------------------------------------
 
 
-def pins(text: str, extras: Sequence[str]) -> str:
+def select_pins(text: str, extras: Sequence[str]) -> str:
     """What is to be installed of the pins: the package's, and with the extra ``dev`` all of them.
 
     :raises SetupError: the file has not these two parts.
@@ -211,8 +213,8 @@ class Environment:
 
         :raises SetupError: they cannot be.
         """
-        with self._alone():
-            state = self._state()
+        with self._lock():
+            state = self._read_stamp()
             wanted = sorted({*extras, *state.get("extras", [])})
             current = fingerprint(self.root)
             if state.get("fingerprint") == current and wanted == state["extras"]:
@@ -220,12 +222,14 @@ class Environment:
             began = time.monotonic()
             if state:
                 known = state["fingerprint"] == current
-                say("Adding to .venv" if known else "Updating .venv: what is pinned has changed")
+                print_now(
+                    "Adding to .venv" if known else "Updating .venv: what is pinned has changed"
+                )
                 self.stamp.unlink()
             else:
                 self._create()
             self._install(wanted)
-            self._seal(
+            self._write_stamp(
                 {
                     "extras": wanted,
                     "fingerprint": current,
@@ -233,7 +237,7 @@ class Environment:
                     "python": self._version(),
                 }
             )
-            say(f"Ready in {time.monotonic() - began:.0f} s.")
+            print_now(f"Ready in {time.monotonic() - began:.0f} s.")
 
     def variables(self) -> dict[str, str]:
         """The process environment in which the tools of ``.venv`` run, and keep to it."""
@@ -258,7 +262,7 @@ class Environment:
 
     # -- steps
 
-    def _state(self) -> dict[str, Any]:
+    def _read_stamp(self) -> dict[str, Any]:
         """What the stamp says, if it can be believed; else nothing."""
         try:
             state = json.loads(self.stamp.read_text(encoding="utf-8"))
@@ -266,7 +270,7 @@ class Environment:
             folder = state["folder"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
-        chosen = os.environ.get(CHOICE)
+        chosen = os.environ.get(PYTHON_VARIABLE)
         if chosen:
             found = probe(shutil.which(chosen) or chosen)
             if not isinstance(found, Interpreter) or ".".join(map(str, found.version)) != version:
@@ -281,46 +285,50 @@ class Environment:
         return ".".join(map(str, found.version)) if isinstance(found, Interpreter) else ""
 
     def _create(self) -> None:
-        interpreter = find(self.folder)
+        interpreter = find_interpreter(self.folder)
         if self.folder.is_symlink() or self.folder.is_file():
             self.folder.unlink()
         elif self.folder.exists():
-            say("Removing .venv: it was not finished, it was moved, or its interpreter is gone")
+            print_now(
+                "Removing .venv: it was not finished, it was moved, or its interpreter is gone"
+            )
             shutil.rmtree(self.folder)
-        say(f"Building .venv with {interpreter}")
-        self._run([interpreter.path, "-m", "venv", str(self.folder)], "create .venv")
+        print_now(f"Building .venv with {interpreter}")
+        self._run_or_fail([interpreter.path, "-m", "venv", str(self.folder)], "create .venv")
 
     def _install(self, extras: Sequence[str]) -> None:
         what = "this package" + (f" with the extras {', '.join(extras)}" if extras else "")
-        say(f"Installing {what} and what it needs (pinned; a minute or so if it is to be fetched)")
+        print_now(
+            f"Installing {what} and what it needs (pinned; a minute or so if it is to be fetched)"
+        )
         chosen = self.folder / "pins.txt"
         pinned = (self.root / PINS).read_text(encoding="utf-8")
-        chosen.write_text(pins(pinned, extras), encoding="utf-8")
+        chosen.write_text(select_pins(pinned, extras), encoding="utf-8")
         pip = [
             str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
             "--quiet", "--no-deps",
         ]  # fmt: skip
         # A file that is not one of those that were pinned is refused, whoever offers it.
         hashed = [*pip, "--require-hashes", "--requirement", str(chosen)]
-        self._run(hashed, f"install what {what} needs")
-        self._run([*pip, "--no-build-isolation", "--editable", "."], f"install {what}")
+        self._run_or_fail(hashed, f"install what {what} needs")
+        self._run_or_fail([*pip, "--no-build-isolation", "--editable", "."], f"install {what}")
 
-    def _run(self, command: Sequence[str], purpose: str) -> None:
-        status = call(command, self.variables(), self.root)
+    def _run_or_fail(self, command: Sequence[str], purpose: str) -> None:
+        status = run_program(command, self.variables(), self.root)
         if status:
             raise SetupError(
                 f"Could not {purpose} (exit status {status}); the lines above say why.\n"
                 "Nothing is half done: the next run starts over."
             )
 
-    def _seal(self, state: dict[str, Any]) -> None:
+    def _write_stamp(self, state: dict[str, Any]) -> None:
         """Write the stamp, whole or not at all."""
         draft = self.stamp.with_suffix(".draft")
         draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, self.stamp)
 
     @contextlib.contextmanager
-    def _alone(self) -> Generator[None]:
+    def _lock(self) -> Generator[None]:
         """One set-up of this checkout at a time; the lock ends with its process."""
         try:
             import fcntl
@@ -331,6 +339,6 @@ class Environment:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                say("Waiting for another set-up of this folder to finish")
+                print_now("Waiting for another set-up of this folder to finish")
                 fcntl.flock(held, fcntl.LOCK_EX)
             yield

@@ -24,7 +24,7 @@ SYSTEMS = """
 environments = ["sys_platform == 'linux'", "sys_platform == 'darwin'"]
 """
 
-ANYWHERE = "sys_platform == 'darwin' or sys_platform == 'linux'"
+ALL_SYSTEMS_MARKER = "sys_platform == 'darwin' or sys_platform == 'linux'"
 """How uv writes the condition that is true on all of them."""
 
 HEADER = """\
@@ -51,7 +51,9 @@ def resolved(extras: Sequence[str], known: Path | None) -> dict[str, str]:
         done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=True)
     found = {}
     for pin in re.split(r"\n(?=\S)", done.stdout.strip()):
-        pin = pin.replace(f" ; {ANYWHERE}", "").replace(f" and ({ANYWHERE})", "")
+        pin = pin.replace(f" ; {ALL_SYSTEMS_MARKER}", "").replace(
+            f" and ({ALL_SYSTEMS_MARKER})", ""
+        )
         found[pin.partition("==")[0]] = pin
     return found
 

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
         ConfigError,
         Fatal,
         Fenced,
-        GroupLive,
+        GroupNotEmpty,
         HandlerTimeout,
         InvalidValue,
         LogError,
         MemberFenced,
-        Mismatch,
         NotFound,
         NotRunning,
         OutcomeUnknown,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         RetryAfter,
         StreamsError,
         TooLarge,
+        TopicMismatch,
         Unavailable,
     )
     from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
         instrument,
     )
     from streams.processor import Processor
-    from streams.reading import Reading
+    from streams.reading import TopicReader
     from streams.topic import Source, Topic
 
 __version__ = "0.1.0"
@@ -115,7 +115,7 @@ __all__ = [
     "Fenced",
     "FilteredSubscriber",
     "Flow",
-    "GroupLive",
+    "GroupNotEmpty",
     "HandlerTimeout",
     "Health",
     "HealthEndpoint",
@@ -130,7 +130,6 @@ __all__ = [
     "MessageConsumer",
     "MessageQueue",
     "MetricsCollector",
-    "Mismatch",
     "MonitoringServer",
     "NotAcquired",
     "NotClosed",
@@ -147,7 +146,6 @@ __all__ = [
     "Queue",
     "QueueMessage",
     "Raw",
-    "Reading",
     "Reject",
     "ReprocessStopped",
     "Retention",
@@ -173,6 +171,8 @@ __all__ = [
     "Subscription",
     "TooLarge",
     "Topic",
+    "TopicMismatch",
+    "TopicReader",
     "Transaction",
     "Unavailable",
     "UnknownSaga",

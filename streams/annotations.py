@@ -23,19 +23,19 @@ from msgspec.inspect import TypedDictType
 from typing_extensions import is_typeddict
 
 from stream_codecs import fields_of, type_name
-from stream_codecs.shape import bare, is_model, parts_of
+from stream_codecs.shape import is_pydantic_model, member_types, strip_wrapping
 from streams.errors import ConfigError
 from streams.message import Message
 
 
-class Typed(NamedTuple):
+class TopicType(NamedTuple):
     """A topic's name, and the type of its values."""
 
     topic: str
     type: Any
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def function_name(function: Callable[..., Any]) -> str:
     """What an error calls a function."""
     return getattr(function, "__qualname__", type(function).__name__)
 
@@ -53,29 +53,31 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def check_handler(
-    at: str,
+    where: str,
     function: Callable[..., Any],
-    topics: Sequence[Typed],
+    topics: Sequence[TopicType],
     *,
     batch: bool,
     wants_message: bool,
-    filtered: bool,
+    has_filter: bool,
 ) -> None:
     """Compare a handler's parameters with the topics that it reads.
 
-    :param filtered: there is a filter, which may leave only a part of the type.
+    :param has_filter: there is a filter, which may leave only a part of the type.
     :raises ConfigError: it is annotated with another type than it will get.
     """
-    around = (list,) if batch else ()
-    annotated = list(_positional(function))
-    for (name, said), what in zip(annotated, (around, (*around, Message)), strict=False):
-        if what[-1:] == (Message,) and not wants_message:
+    wrappers = (list,) if batch else ()
+    parameters = list(_positional_parameters(function))
+    for (name, annotation), wrapped_in in zip(
+        parameters, (wrappers, (*wrappers, Message)), strict=False
+    ):
+        if wrapped_in[-1:] == (Message,) and not wants_message:
             break
-        _check(at, name, said, topics, what, any_part=filtered)
+        _check_parameter(where, name, annotation, topics, wrapped_in, any_part=has_filter)
 
 
 def check_function(
-    at: str, function: Callable[..., Any], topics: Sequence[Typed], *, tombstones: bool
+    where: str, function: Callable[..., Any], topics: Sequence[TopicType], *, tombstones: bool
 ) -> None:
     """Compare a function of a value (a filter, a key) with the topics whose values it gets.
 
@@ -85,68 +87,70 @@ def check_function(
     try:
         signature(function).bind(None)
     except TypeError as error:
-        raise ConfigError(f"{at}: {error}; it is called with the value alone") from error
+        raise ConfigError(f"{where}: {error}; it is called with the value alone") from error
     except ValueError:
         return  # a builtin that does not tell its parameters
-    for name, said in list(_positional(function))[:1]:
-        _check(at, name, said, topics, (), tombstones=tombstones)
+    for name, annotation in list(_positional_parameters(function))[:1]:
+        _check_parameter(where, name, annotation, topics, (), tombstones=tombstones)
 
 
-class Given(NamedTuple):
+class ArgumentType(NamedTuple):
     """What a function is called with by position."""
 
     type: Any
     """Of the argument, or of what is in it: the data of a queue's message."""
-    around: tuple[type, ...] = ()
+    wrappers: tuple[type, ...] = ()
     """The class of the argument, where ``type`` is what is in it."""
 
 
 def check_arguments(
-    at: str, function: Callable[..., Any], *given: Given, any_part: bool = False
+    where: str, function: Callable[..., Any], *arguments: ArgumentType, any_part: bool = False
 ) -> None:
     """Compare a function's parameters with what it is always called with.
 
     :param any_part: of a union it may be known to get a part only.
     :raises ConfigError: it is annotated with another type than it will get.
     """
-    for (name, said), each in zip(_positional(function), given, strict=False):
-        fits = [_takes(said, part, each.around) for part in _alternatives(each.type)]
+    for (name, annotation), each in zip(_positional_parameters(function), arguments, strict=False):
+        fits = [_accepts(annotation, part, each.wrappers) for part in _union_members(each.type)]
         if all(fits) or (any_part and any(fits)):
             continue
-        wanted = "" if each.around and each.type is Any else _shown(each.type)
-        for cls in reversed(each.around):
+        wanted = "" if each.wrappers and each.type is Any else _format_type(each.type)
+        for cls in reversed(each.wrappers):
             wanted = f"{cls.__name__}[{wanted}]" if wanted else cls.__name__
         raise ConfigError(
-            f"{at}: parameter {name!r} is annotated {_shown(said)}, but it gets {wanted}; "
+            f"{where}: parameter {name!r} is annotated {_format_type(annotation)}, but it gets {wanted}; "
             f"annotate it {wanted}"
         )
 
 
-def check_result(at: str, function: Callable[..., Any], to: Typed, *, batch: bool) -> None:
+def check_result(where: str, function: Callable[..., Any], to: TopicType, *, batch: bool) -> None:
     """Compare what a handler returns with the topic that it is published to.
 
     :raises ConfigError: nothing that it may return fits.
     """
-    said = _Annotations(function)["return"]
-    if _may_return(said, to.type, batch=batch):
+    annotation = _Annotations(function)["return"]
+    if _may_return(annotation, to.type, batch=batch):
         return
-    wanted = _shown(to.type)
-    how = f"a list with {wanted} or None for each message" if batch else f"{wanted} or None"
+    wanted = _format_type(to.type)
+    advice = f"a list with {wanted} or None for each message" if batch else f"{wanted} or None"
     raise ConfigError(
-        f"{at}: what it returns is annotated {_shown(said)}, but is published to topic "
-        f"{to.topic!r} (to=), which has {wanted}; return {how}"
+        f"{where}: what it returns is annotated {_format_type(annotation)}, but is published to topic "
+        f"{to.topic!r} (to=), which has {wanted}; return {advice}"
     )
 
 
-def unpublished(function: Callable[..., Any], topics: Iterable[Typed]) -> str:
+def unpublished_result(function: Callable[..., Any], topics: Iterable[TopicType]) -> str:
     """What a handler without ``to=`` certainly returns, as people write it, where that looks like
     a message's value: a Struct, a dataclass, a model, or a class that a topic has. Else empty.
     """
-    values = {_class_of(part) for each in topics for part in _alternatives(each.type)}
-    for form in _alternatives(_Annotations(function)["return"]):
-        cls, parts = _class_of(form), [form]
+    values = {_class_of(part) for each in topics for part in _union_members(each.type)}
+    for returned in _union_members(_Annotations(function)["return"]):
+        cls, parts = _class_of(returned), [returned]
         if cls is not None and issubclass(cls, (list, tuple, Sequence, Iterator)):
-            parts += [part for held in typing.get_args(form)[:1] for part in _alternatives(held)]
+            parts += [
+                part for held in typing.get_args(returned)[:1] for part in _union_members(held)
+            ]
         for found in map(_class_of, parts):
             if found is None or found.__module__ == "builtins":
                 continue
@@ -154,51 +158,51 @@ def unpublished(function: Callable[..., Any], topics: Iterable[Typed]) -> str:
                 found in values
                 or issubclass(found, Struct)
                 or is_dataclass(found)
-                or is_model(found)
+                or is_pydantic_model(found)
                 or is_typeddict(found)
             ):
-                return _shown(form)
+                return _format_type(returned)
     return ""
 
 
-def _check(
-    at: str,
+def _check_parameter(
+    where: str,
     parameter: str,
-    said: Any,
-    topics: Sequence[Typed],
-    around: tuple[type, ...],
+    annotation: Any,
+    topics: Sequence[TopicType],
+    wrappers: tuple[type, ...],
     *,
     any_part: bool = False,
     tombstones: bool = True,
 ) -> None:
-    parts = [part for each in topics for part in _alternatives(each.type)]
+    parts = [part for each in topics for part in _union_members(each.type)]
     if not tombstones:
         parts = [part for part in parts if part is not type(None)]
-    fits = [_takes(said, part, around) for part in parts]
+    fits = [_accepts(annotation, part, wrappers) for part in parts]
     if all(fits) or (any_part and any(fits)):
         return
-    wanted = " | ".join(dict.fromkeys(_shown(each.type) for each in topics))
-    for cls in reversed(around):
+    wanted = " | ".join(dict.fromkeys(_format_type(each.type) for each in topics))
+    for cls in reversed(wrappers):
         wanted = f"{cls.__name__}[{wanted}]"
-    gets = " and ".join(f"topic {each.topic!r} has {_shown(each.type)}" for each in topics)
-    if around and not _takes(said, Any, around):
-        what = "the messages" if around == (list, Message) else "the message"
-        gets = f"it gets {'a list (batch=)' if around == (list,) else what}, and {gets}"
-    instead = ""
-    if not around and all(_takes(said, part, (list,)) for part in parts):
-        instead = ", or give batch="
+    gets = " and ".join(f"topic {each.topic!r} has {_format_type(each.type)}" for each in topics)
+    if wrappers and not _accepts(annotation, Any, wrappers):
+        what = "the messages" if wrappers == (list, Message) else "the message"
+        gets = f"it gets {'a list (batch=)' if wrappers == (list,) else what}, and {gets}"
+    alternative = ""
+    if not wrappers and all(_accepts(annotation, part, (list,)) for part in parts):
+        alternative = ", or give batch="
     elif len(topics) == 1 and topics[0].type is bytes:  # which it is where none was given
-        instead = f", or give the type: app.topic({topics[0].topic!r}, ...)"
+        alternative = f", or give the type: app.topic({topics[0].topic!r}, ...)"
     raise ConfigError(
-        f"{at}: parameter {parameter!r} is annotated {_shown(said)}, but {gets}; "
-        f"annotate it {wanted}{instead}"
+        f"{where}: parameter {parameter!r} is annotated {_format_type(annotation)}, but {gets}; "
+        f"annotate it {wanted}{alternative}"
     )
 
 
 # -- reading annotations
 
 
-def _positional(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+def _positional_parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
     """The parameters that are given by position, with what they are annotated; ``Any`` where that
     is nothing, or not known."""
     annotations = _Annotations(function)
@@ -219,23 +223,23 @@ class _Annotations:
     """A function's annotations, each evaluated by itself."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._found: Mapping[str, Any] = {}
+        self._by_name: Mapping[str, Any] = {}
         self._globals: dict[str, Any] = {}
-        plain = _plain(function)
-        if plain is None:
+        function_called = _function_called(function)
+        if function_called is None:
             return
         try:
-            told = signature(plain)
+            declared = signature(function_called)
         except Exception:  # nothing is known of it
             return
-        self._globals = plain.__globals__
-        self._found = {
-            "return": told.return_annotation,
-            **{name: each.annotation for name, each in told.parameters.items()},
+        self._globals = function_called.__globals__
+        self._by_name = {
+            "return": declared.return_annotation,
+            **{name: each.annotation for name, each in declared.parameters.items()},
         }
 
     def __getitem__(self, name: str) -> Any:
-        found = self._found.get(name, Any)
+        found = self._by_name.get(name, Any)
         if found is inspect.Parameter.empty:
             return Any
 
@@ -248,7 +252,7 @@ class _Annotations:
             return Any
 
 
-def _plain(function: Any) -> types.FunctionType | None:
+def _function_called(function: Any) -> types.FunctionType | None:
     """The function that is called in the end; None where what it gets may be something else."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -274,16 +278,16 @@ _PROMOTED: Mapping[type, tuple[type, ...]] = {
 """What type checkers take for another class."""
 
 
-def _alternatives(form: Any) -> list[Any]:
+def _union_members(form: Any) -> list[Any]:
     """The members of a union, or the type itself, without names and wrapping."""
     try:
-        form = bare(form)
+        form = strip_wrapping(form)
         while isinstance(form, typing.NewType):
-            form = bare(form.__supertype__)
+            form = strip_wrapping(form.__supertype__)
     except Exception:  # an alias of what does not exist (yet)
         return [Any]
     if typing.get_origin(form) in (typing.Union, types.UnionType):
-        return [part for each in typing.get_args(form) for part in _alternatives(each)]
+        return [part for each in typing.get_args(form) for part in _union_members(each)]
     if typing.get_origin(form) is typing.Literal:
         return [type(value) for value in typing.get_args(form)]
     return [type(None) if form is None else form]
@@ -294,38 +298,38 @@ def _class_of(form: Any) -> type | None:
     cls: Any = typing.get_origin(form) or form
     if not isinstance(cls, type) or Any in cls.__mro__ or getattr(cls, "_is_protocol", False):
         return None
-    if hasattr(cls, "__get_pydantic_core_schema__") and not is_model(cls):
+    if hasattr(cls, "__get_pydantic_core_schema__") and not is_pydantic_model(cls):
         return None  # its values are what this says: for an EmailStr they are plain str
     return cls
 
 
-def _takes(annotation: Any, part: Any, around: tuple[type, ...] = ()) -> bool:
+def _accepts(annotation: Any, part: Any, wrappers: tuple[type, ...] = ()) -> bool:
     """Whether a parameter takes a value of a type, or what is around it: a list, a message."""
-    for form in _alternatives(annotation):
+    for form in _union_members(annotation):
         cls = _class_of(form)
         if cls is None:
             return True
-        if not around:
-            if _is(part, form):
+        if not wrappers:
+            if _is_subtype(part, form):
                 return True
             continue
-        if not _is(around[0], cls):
+        if not _is_subtype(wrappers[0], cls):
             continue
         arguments = typing.get_args(form)
-        ours = cls is around[0] or cls.__module__ in ("builtins", "collections.abc")
-        if not arguments or not ours or _takes(arguments[0], part, around[1:]):
+        element_type_first = cls is wrappers[0] or cls.__module__ in ("builtins", "collections.abc")
+        if not arguments or not element_type_first or _accepts(arguments[0], part, wrappers[1:]):
             return True
     return False
 
 
-def _is(part: Any, form: Any) -> bool:
+def _is_subtype(part: Any, form: Any) -> bool:
     """Whether each value of one type is of another, too, as far as can be said."""
     given, wanted = _class_of(part), _class_of(form)
     if given is None or wanted is None or given is object:
         return True
     if is_typeddict(wanted):
         if is_typeddict(given):
-            return _required(wanted) <= _names(given)
+            return _required_fields(wanted) <= _field_names(given)
         return issubclass(given, Mapping)  # perhaps: it depends on what is in it
     if is_typeddict(given):
         given = dict
@@ -338,14 +342,14 @@ def _is(part: Any, form: Any) -> bool:
         return True
 
 
-def _names(typed_dict: Any) -> set[str]:
+def _field_names(typed_dict: Any) -> set[str]:
     return {name for _, names in fields_of(typed_dict) or () for name in names}
 
 
-def _required(typed_dict: Any) -> set[str]:
+def _required_fields(typed_dict: Any) -> set[str]:
     return {
         field.name
-        for part in parts_of(typed_dict)
+        for part in member_types(typed_dict)
         if isinstance(part, TypedDictType)
         for field in part.fields
         if field.required
@@ -354,26 +358,30 @@ def _required(typed_dict: Any) -> set[str]:
 
 def _may_return(annotation: Any, to: Any, *, batch: bool) -> bool:
     """Whether a value of a type can be published as another, or hold some that can."""
-    forms = [form for form in _alternatives(annotation) if form is not type(None)]
-    return not forms or any(_may_hold(form, to, batch=batch) for form in forms)
+    forms = [form for form in _union_members(annotation) if form is not type(None)]
+    return not forms or any(_may_contain(form, to, batch=batch) for form in forms)
 
 
-def _may_hold(form: Any, to: Any, *, batch: bool) -> bool:
+def _may_contain(form: Any, to: Any, *, batch: bool) -> bool:
     cls = _class_of(form)
     if cls is None or issubclass(cls, Awaitable):
         return True
-    if not batch and any(_may_be(form, each) for each in _alternatives(to)):
+    if not batch and any(_may_be_instance(form, each) for each in _union_members(to)):
         return True
-    if not issubclass(cls, (list, tuple, Iterator)) and not _is(list, cls):
+    if not issubclass(cls, (list, tuple, Iterator)) and not _is_subtype(list, cls):
         return False
-    held = typing.get_args(form)
-    held = held if cls is tuple else held[:1]  # a generator's others are not what it yields
-    return not held or any(_may_return(each, to, batch=False) for each in held if each is not ...)
+    element_types = typing.get_args(form)
+    element_types = (
+        element_types if cls is tuple else element_types[:1]
+    )  # a generator's others are not what it yields
+    return not element_types or any(
+        _may_return(each, to, batch=False) for each in element_types if each is not ...
+    )
 
 
-def _may_be(form: Any, to: Any) -> bool:
+def _may_be_instance(form: Any, to: Any) -> bool:
     """Whether a value of one type may be of another: it may also be of a subclass."""
-    if _is(form, to) or _is(to, form):
+    if _is_subtype(form, to) or _is_subtype(to, form):
         return True
     return any(
         cls is not None and all(issubclass(each, family) for each in (cls, other))
@@ -382,16 +390,16 @@ def _may_be(form: Any, to: Any) -> bool:
     )
 
 
-def _shown(form: Any) -> str:
+def _format_type(form: Any) -> str:
     """A type as people write it, on one line."""
-    form = bare(form)
+    form = strip_wrapping(form)
     if typing.get_origin(form) in (typing.Union, types.UnionType):
-        return " | ".join(_shown(part) for part in typing.get_args(form))
+        return " | ".join(_format_type(part) for part in typing.get_args(form))
     if isinstance(form, typing.NewType):
         return form.__name__
-    cls, held = _class_of(form), typing.get_args(form)
-    if cls is None or not held:
+    cls, arguments = _class_of(form), typing.get_args(form)
+    if cls is None or not arguments:
         return type_name(form)
-    if cls is Message and held[1:] in ((Any,), ("Transaction",)):  # what it is by default
-        held = held[:1]
-    return f"{cls.__name__}[{', '.join('...' if each is ... else _shown(each) for each in held)}]"
+    if cls is Message and arguments[1:] in ((Any,), ("Transaction",)):  # what it is by default
+        arguments = arguments[:1]
+    return f"{cls.__name__}[{', '.join('...' if each is ... else _format_type(each) for each in arguments)}]"

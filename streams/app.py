@@ -43,7 +43,7 @@ from typing_extensions import TypeForm
 
 from stream_codecs import Codec
 from streams import letters
-from streams.annotations import unpublished
+from streams.annotations import unpublished_result
 from streams.clock import SYSTEM, Clock
 from streams.config import (
     RETRY_PARTITIONS,
@@ -57,35 +57,43 @@ from streams.config import (
     Start,
 )
 from streams.errors import (
-    FENCED,
+    EXIT_FENCED,
     ConfigError,
-    GroupLive,
+    GroupNotEmpty,
     MemberFenced,
-    Mismatch,
     NotFound,
     NotRunning,
     ProcessorDied,
     StreamsError,
+    TopicMismatch,
     Unavailable,
 )
-from streams.handlers import Declare, DeclareTo, HandlerOptions, Result
+from streams.handlers import HandlerOptions, HandlerResult, ProcessorDecorator, PublishingDecorator
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
-from streams.log.protocol import Log, Mode, Queryable, Static, TopicInfo, check_retention, ensure
-from streams.log.url import Given, choose, open_log, redact
+from streams.log.protocol import (
+    Log,
+    OpenMode,
+    Queryable,
+    StaticMember,
+    TopicInfo,
+    check_retention,
+    ensure_topic,
+)
+from streams.log.url import ChosenUrl, choose_url, open_log, redact
 from streams.message import Headers, Message, Record, Transaction
-from streams.processor import Options, Processor
-from streams.publisher import Observer, Publisher
-from streams.reading import resolve
-from streams.runners.aio import LoopRunner
-from streams.runners.base import Runner
+from streams.processor import Processor, ProcessorOptions
+from streams.publisher import Publisher, PublishObserver
+from streams.reading import resolve_offset
+from streams.runners.aio import AsyncExecutor
+from streams.runners.base import Executor
 from streams.runners.job import Job
-from streams.runners.joint import Joint, Turns
-from streams.runners.pump import Pump
-from streams.runners.threads import ThreadRunner
-from streams.runners.timing import NONE, Timing
-from streams.shielding import in_thread, to_the_end
-from streams.signals import Signals
+from streams.runners.joint import HandlerTransaction, TransactionLock
+from streams.runners.pump import Poller
+from streams.runners.threads import ThreadExecutor
+from streams.runners.timing import NO_DURATIONS, Timing
+from streams.shielding import run_in_thread, run_to_completion
+from streams.signals import StopSignals
 from streams.text import get_logger, one_line
 from streams.topic import Key, Source, Topic
 
@@ -110,17 +118,17 @@ _SEQUENCE = "streams.patterns.deadletters.sequence"
 """What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
 name for the same reason."""
 
-_WORDS = re.compile(r"[^A-Za-z0-9._-]")
+_NOT_IN_MEMBER_NAME = re.compile(r"[^A-Za-z0-9._-]")
 """What a member's name cannot have in it."""
 
-CLOSING = 10.0
+CLOSE_TIMEOUT = 10.0
 """Real seconds for what was published to be acknowledged when an app ends."""
 
 
-def _check_cloudevents(where: str, given: object) -> CloudEvents:
-    if not isinstance(given, CloudEvents):
-        raise ConfigError(f"{where}cloudevents={given!r}: use CloudEvents(source=...)")
-    return given
+def _check_cloudevents(where: str, value: object) -> CloudEvents:
+    if not isinstance(value, CloudEvents):
+        raise ConfigError(f"{where}cloudevents={value!r}: use CloudEvents(source=...)")
+    return value
 
 
 class Streams:
@@ -155,14 +163,14 @@ class Streams:
         """How its topics are written as CloudEvents, where they do not say otherwise."""
         if cloudevents is not None:
             self.cloudevents = _check_cloudevents("", cloudevents)
-        self._option_url: str | None = None
+        self.url_override: str | None = None
         """What ``--url`` says instead."""
-        self._mode: Mode = "rwc"
+        self.open_mode: OpenMode = "rwc"
         """What may become of the log's file by opening it."""
-        self._url_told = False
+        self.url_logged = False
         """Whoever runs the app has said already which log it is on."""
         self._member = "" if member is None else check_member(member)
-        self._life = secrets.token_hex(8)
+        self._instance_id = secrets.token_hex(8)
         if config is not None and not isinstance(config, Mapping):
             raise ConfigError(
                 f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
@@ -172,7 +180,7 @@ class Streams:
         self.clock: Clock = SYSTEM
         self.topics: dict[str, Topic[Any]] = {}
         """Declared topics by name; of several declarations, the last."""
-        self._declared: list[Topic[Any]] = []
+        self.declared_topics: list[Topic[Any]] = []
         self.processors: list[Processor[..., Any]] = []
         """Declared processors, in order."""
         self._resources: list[AbstractAsyncContextManager[Any]] = []
@@ -181,39 +189,39 @@ class Streams:
         self._publisher: Publisher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stack: AsyncExitStack | None = None
-        self._owner: asyncio.Task[Any] | None = None
-        self._ended: dict[Processor[..., Any], asyncio.Future[None]] = {}
+        self._body_task: asyncio.Task[Any] | None = None
+        self._end_futures: dict[Processor[..., Any], asyncio.Future[None]] = {}
         self._failure: ProcessorDied | None = None
         """What the first processor to die died of; until the app is entered again."""
-        self._awaiting_failure: set[asyncio.Future[ProcessorDied]] = set()
-        """Told when a processor has died; futures of any loops, guarded by :attr:`_entering`."""
-        self._cancelled_body = False
-        self._started = False
+        self._failure_waiters: set[asyncio.Future[ProcessorDied]] = set()
+        """Told when a processor has died; futures of any loops, guarded by :attr:`_state_lock`."""
+        self._body_cancelled = False
+        self._declarations_closed = False
         """Entered, past the point where processors can be declared."""
-        self._processing = False
+        self._runs_processors = False
         """Processors run, or are being started: one that is declared now starts by itself."""
         self._starting: set[Processor[..., Any]] = set()
         """Declared on the running app, and not begun yet."""
-        self._retiring: set[Processor[..., Any]] = set()
+        self._stopping_processors: set[Processor[..., Any]] = set()
         """Told to stop while the app goes on."""
-        self._chores: set[asyncio.Task[None]] = set()
+        self._background_tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._entering = threading.Lock()
-        self._starts: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+        self._state_lock = threading.Lock()
+        self._start_positions: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)
         """By group, where to begin what could not be begun for it, as it is live."""
-        self._over: asyncio.Event | None = None
+        self._stop_requested: asyncio.Event | None = None
         """Set by a signal, of an app that runs by itself; such a one waits for its server."""
-        self._turns = Turns()
+        self._transaction_lock = TransactionLock()
         """Handlers with a transaction of their own take turns."""
-        self._measured = False
+        self._timing_enabled = False
         """Handlers' calls are timed."""
-        self._wraps: list[Callable[[Job], Job]] = []
+        self._job_wrappers: list[Callable[[Job], Job]] = []
         """What is put around each processor's job when it starts (tracing)."""
-        self._observer: Observer | None = None
+        self._publish_observer: PublishObserver | None = None
         """What is entered around each call that publishes (tracing)."""
 
     def __repr__(self) -> str:
-        given = choose(self._option_url, self._url)
+        given = choose_url(self.url_override, self._url)
         return f"<Streams {redact(given.url) if given is not None and given.url else ''!r}>"
 
     @property
@@ -222,15 +230,15 @@ class Streams:
 
         :raises ConfigError: none was given and the environment has none.
         """
-        return self.given_url.url
+        return self.url_source.url
 
     @property
-    def given_url(self) -> Given:
+    def url_source(self) -> ChosenUrl:
         """The log's URL and what gave it; as text both, without secrets.
 
         :raises ConfigError: none was given and the environment has none.
         """
-        given = choose(self._option_url, self._url)
+        given = choose_url(self.url_override, self._url)
         if given is None or not given.url:
             raise ConfigError(
                 "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
@@ -243,35 +251,39 @@ class Streams:
         return self._member
 
     @property
-    def life(self) -> str:
+    def instance_id(self) -> str:
         """A word for this process, by which its groups tell it from others of its name."""
-        return self._life
+        return self._instance_id
 
-    def _static(self, processor: Processor[..., Any], member: str, life: str) -> Static | None:
+    def _static_member(
+        self, processor: Processor[..., Any], member: str, instance_id: str
+    ) -> StaticMember | None:
         """What a processor of a process with this name is in its group; None without a name.
 
         Of several processors in one group, those after the first have their own names added.
         """
         if not member:
             return None
-        first = next((each for each in self.processors if each.group == processor.group), processor)
-        name = member if first is processor else f"{member}-{processor.name}"
-        return Static(_WORDS.sub(".", name)[:249], life)
+        first_of_group = next(
+            (each for each in self.processors if each.group == processor.group), processor
+        )
+        name = member if first_of_group is processor else f"{member}-{processor.name}"
+        return StaticMember(_NOT_IN_MEMBER_NAME.sub(".", name)[:249], instance_id)
 
-    def expel(self, member: str, life: str) -> None:
+    def expel_member(self, member: str, instance_id: str) -> None:
         """Give up the memberships of another process of this app, which has certainly ended, so
         that the others have its partitions at once (blocks; any thread).
 
         :param member: its name, :attr:`member` there.
-        :param life: its :attr:`life`.
+        :param instance_id: its :attr:`instance_id`.
         :raises NotRunning: the app is not entered.
         :raises LogError: it could not be done; its leases run out by themselves.
         """
         log = self.log
         for processor in list(self.processors):
-            static = self._static(processor, member, life)
+            static = self._static_member(processor, member, instance_id)
             if static is not None:
-                log.expel(processor.group, static)
+                log.remove_member(processor.group, static)
 
     # -- declaring
 
@@ -351,7 +363,7 @@ class Streams:
         :raises ConfigError: it contradicts an earlier declaration.
         """
         name = topic.name
-        for other in self._declared:
+        for other in self.declared_topics:
             if other.name != name:
                 continue
             for option in ("partitions", "retention"):
@@ -361,7 +373,7 @@ class Streams:
                         f"topic {name!r}: declared with {option}={before!r}, and again with "
                         f"{option}={now!r}"
                     )
-        self._declared.append(topic)
+        self.declared_topics.append(topic)
         self.topics[name] = topic
 
     def add_resource(self, resource: AbstractAsyncContextManager[Any]) -> None:
@@ -383,7 +395,7 @@ class Streams:
         filter: Callable[[A], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[A, Message[A, Transaction]]: ...
+    ) -> ProcessorDecorator[A, Message[A, Transaction]]: ...
 
     @overload
     def processor(
@@ -396,7 +408,7 @@ class Streams:
         filter: Callable[[A], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[A, Message[A, Transaction], Result[O]]: ...
+    ) -> PublishingDecorator[A, Message[A, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
@@ -409,7 +421,7 @@ class Streams:
         filter: Callable[[A], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[list[A], list[Message[A, Transaction]]]: ...
+    ) -> ProcessorDecorator[list[A], list[Message[A, Transaction]]]: ...
 
     @overload
     def processor(
@@ -422,7 +434,9 @@ class Streams:
         filter: Callable[[A], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[list[A], list[Message[A, Transaction]], Sequence[Result[O]] | None]: ...
+    ) -> PublishingDecorator[
+        list[A], list[Message[A, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
 
     @overload
     def processor(
@@ -436,7 +450,7 @@ class Streams:
         filter: Callable[[A | B], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[A | B, Message[A | B, Transaction]]: ...
+    ) -> ProcessorDecorator[A | B, Message[A | B, Transaction]]: ...
 
     @overload
     def processor(
@@ -450,7 +464,7 @@ class Streams:
         filter: Callable[[A | B], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[A | B, Message[A | B, Transaction], Result[O]]: ...
+    ) -> PublishingDecorator[A | B, Message[A | B, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
@@ -464,7 +478,7 @@ class Streams:
         filter: Callable[[A | B], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[list[A | B], list[Message[A | B, Transaction]]]: ...
+    ) -> ProcessorDecorator[list[A | B], list[Message[A | B, Transaction]]]: ...
 
     @overload
     def processor(
@@ -478,7 +492,9 @@ class Streams:
         filter: Callable[[A | B], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[list[A | B], list[Message[A | B, Transaction]], Sequence[Result[O]] | None]: ...
+    ) -> PublishingDecorator[
+        list[A | B], list[Message[A | B, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
 
     @overload
     def processor(
@@ -493,7 +509,7 @@ class Streams:
         filter: Callable[[A | B | C], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[A | B | C, Message[A | B | C, Transaction]]: ...
+    ) -> ProcessorDecorator[A | B | C, Message[A | B | C, Transaction]]: ...
 
     @overload
     def processor(
@@ -508,7 +524,7 @@ class Streams:
         filter: Callable[[A | B | C], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[A | B | C, Message[A | B | C, Transaction], Result[O]]: ...
+    ) -> PublishingDecorator[A | B | C, Message[A | B | C, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
@@ -523,7 +539,7 @@ class Streams:
         filter: Callable[[A | B | C], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
+    ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
 
     @overload
     def processor(
@@ -538,8 +554,8 @@ class Streams:
         filter: Callable[[A | B | C], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[
-        list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[Result[O]] | None
+    ) -> PublishingDecorator[
+        list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
     ]: ...
 
     @overload
@@ -556,7 +572,7 @@ class Streams:
         filter: Callable[[Any], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[Any, Message[Any, Transaction]]: ...
+    ) -> ProcessorDecorator[Any, Message[Any, Transaction]]: ...
 
     @overload
     def processor(
@@ -572,7 +588,7 @@ class Streams:
         filter: Callable[[Any], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[Any, Message[Any, Transaction], Result[O]]: ...
+    ) -> PublishingDecorator[Any, Message[Any, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
@@ -588,7 +604,7 @@ class Streams:
         filter: Callable[[Any], bool] | None = None,
         to: None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Declare[list[Any], list[Message[Any, Transaction]]]: ...
+    ) -> ProcessorDecorator[list[Any], list[Message[Any, Transaction]]]: ...
 
     @overload
     def processor(
@@ -604,7 +620,9 @@ class Streams:
         filter: Callable[[Any], bool] | None = None,
         to: Topic[O],
         **options: Unpack[HandlerOptions],
-    ) -> DeclareTo[list[Any], list[Message[Any, Transaction]], Sequence[Result[O]] | None]: ...
+    ) -> PublishingDecorator[
+        list[Any], list[Message[Any, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
 
     def processor(
         self,
@@ -636,7 +654,7 @@ class Streams:
         Type checkers compare the handler with the topics, up to three of them; what it returns with
         ``to``; and what is declared is still callable as the plain function.
         """
-        options = Options(
+        options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
             dead_letters, flow,
         )  # fmt: skip
@@ -648,30 +666,34 @@ class Streams:
                     "declare it with this app's .topic(...)"
                 )
 
-        if self._started:
+        if self._declarations_closed:
             raise ConfigError(
                 "the app's processors are running already: declare them before it is entered, or "
                 "in its lifespan"
             )
 
         def declare(function: Callable[..., Any]) -> Processor[..., Any]:
-            processor = self._declare(function, options)
+            processor = self.declare(function, options)
             if to is None:
-                known = [each.typed for each in self._declared if each.typed is not None]
-                if returned := unpublished(processor.function, known):
+                topic_types = [
+                    each.topic_type for each in self.declared_topics if each.topic_type is not None
+                ]
+                if returned := unpublished_result(processor.function, topic_types):
                     logger.warning(
                         "processor %s returns %s, and without to= nobody gets it",
                         processor.name, returned,
                     )  # fmt: skip
             return processor
 
-        return Declare(declare) if to is None else DeclareTo(declare)
+        return ProcessorDecorator(declare) if to is None else PublishingDecorator(declare)
 
-    def _declare(
+    def declare(
         self,
         function: Callable[P, R],
-        options: Options,
-        kind: Callable[[Callable[P, R], Options, str], Processor[P, R]] = Processor,
+        options: ProcessorOptions,
+        processor_class: Callable[
+            [Callable[P, R], ProcessorOptions, str], Processor[P, R]
+        ] = Processor,
     ) -> Processor[P, R]:
         """Declare a processor; on a running app it is :meth:`start_processor`'s to begin it."""
         if isinstance(function, Processor):  # one handler, declared twice
@@ -683,20 +705,20 @@ class Streams:
         while unique in taken:
             unique = f"{name}-{number}"
             number += 1
-        processor = kind(function, options, unique)
+        processor = processor_class(function, options, unique)
         for other in self.processors:
-            both = set(other.topics) & set(processor.topics)
-            if other.group == options.group and both and not processor.shares:
+            shared_topics = set(other.topics) & set(processor.topics)
+            if other.group == options.group and shared_topics and not processor.shares_group:
                 raise ConfigError(
-                    f"processor {name}: group {options.group!r} already reads {sorted(both)[0]!r} "
+                    f"processor {name}: group {options.group!r} already reads {sorted(shared_topics)[0]!r} "
                     f"in processor {other.name}; give it a group of its own"
                 )
-        if options.retry.logged:
-            processor.late = import_module(_LATE).keep(self, processor)
+        if options.retry.uses_attempt_log:
+            processor.attempt_log = import_module(_LATE).keep(self, processor)
         if options.dead_letters.sequenced:
-            processor.sequence = import_module(_SEQUENCE).keep(self, processor)
+            processor.key_parking = import_module(_SEQUENCE).keep(self, processor)
         self.processors.append(processor)
-        if self._processing:
+        if self._runs_processors:
             self._starting.add(processor)
         return processor
 
@@ -710,7 +732,7 @@ class Streams:
         :raises ProcessorDied: it was left because a processor died.
         """
         if self._log is None:
-            raise self._not_running("the app is not running: use it inside `async with app:`")
+            raise self.not_running_error("the app is not running: use it inside `async with app:`")
         return self._log
 
     @property
@@ -721,15 +743,15 @@ class Streams:
         :raises ProcessorDied: it was left because a processor died.
         """
         if self._publisher is None:
-            raise self._not_running("the app is not running: use it inside `async with app:`")
+            raise self.not_running_error("the app is not running: use it inside `async with app:`")
         return self._publisher
 
-    def _not_running(self, what: str) -> StreamsError:
+    def not_running_error(self, message: str) -> StreamsError:
         """The error of whoever uses the app and cannot: that it is not entered is not the point
         where a processor died and took it down."""
         failure = self._failure
         if failure is None:
-            return NotRunning(what)
+            return NotRunning(message)
         error = ProcessorDied(f"the app has stopped: {failure}")
         error.__cause__ = failure.__cause__
         return error
@@ -751,7 +773,7 @@ class Streams:
                 f"app.query reads the file of a sqlite:// log with SQL; this is a "
                 f"{log.capabilities.name} log"
             )
-        return await in_thread(log.query, sql, parameters)
+        return await run_in_thread(log.query, sql, parameters)
 
     def wait(self, awaitable: Awaitable[T]) -> T:
         """Run an awaitable on the app's loop and wait for it: the bridge for synchronous code.
@@ -769,7 +791,7 @@ class Streams:
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
             if loop is None:
-                raise self._not_running(
+                raise self.not_running_error(
                     "the app is not running: use it inside `with app.background():`"
                 )
             raise ConfigError("app.wait() on the app's own loop would wait for ever: use await")
@@ -782,42 +804,42 @@ class Streams:
     def measure(self) -> None:
         """Take the time of handlers' calls from now on, for :meth:`stats`; now and then of quick
         ones, so that it is not felt."""
-        self._measured = True
+        self._timing_enabled = True
         for processor in self.processors:
-            if processor._runner is not None:
-                self._time(processor._runner)
+            if processor.executor is not None:
+                self._enable_timing(processor.executor)
 
-    def _time(self, runner: Runner) -> None:
-        if self._measured and runner.timing is None:
+    def _enable_timing(self, runner: Executor) -> None:
+        if self._timing_enabled and runner.timing is None:
             runner.timing = Timing(asynchronous=runner.job.asynchronous)
 
     def stats(self) -> Stats:
         """Figures of this moment."""
         found = {}
         for processor in self.processors:
-            runner, pump = processor._runner, processor._pump
-            if runner is None or pump is None:
+            executor, poller = processor.executor, processor.poller
+            if executor is None or poller is None:
                 continue
-            counts, pumped = runner.dispatcher.counts, pump.stats()
-            handled, filtered = runner.tally()
+            counts, poller_stats = executor.dispatcher.counts, poller.stats()
+            handled, filtered = executor.counters()
             found[processor.name] = ProcessorStats(
                 handled=handled,
                 duplicates=counts.duplicates,
                 filtered=filtered,
                 retries=counts.retries,
-                dead_letters=counts.buried,
-                in_flight=pumped.held,
-                in_flight_bytes=pumped.held_bytes,
-                running=runner.running,
-                waiting=runner.dispatcher.waiting,
-                partitions=pumped.partitions,
-                commits=pumped.commits,
-                rebalances=pumped.rebalances,
-                losses=pumped.losses,
-                rejected=pumped.rejected,
-                commit_seconds=pumped.commit_seconds,
-                handler_seconds=NONE if runner.timing is None else runner.timing.read(),
-                places=pumped.places,
+                dead_letters=counts.dead_lettered,
+                in_flight=poller_stats.held,
+                in_flight_bytes=poller_stats.held_bytes,
+                running=executor.running,
+                waiting=executor.dispatcher.waiting,
+                partitions=poller_stats.partitions,
+                commits=poller_stats.commits,
+                rebalances=poller_stats.rebalances,
+                losses=poller_stats.losses,
+                rejected=poller_stats.rejected,
+                commit_seconds=poller_stats.commit_seconds,
+                handler_seconds=NO_DURATIONS if executor.timing is None else executor.timing.read(),
+                progress=poller_stats.progress,
             )
         published = self._publisher.published if self._publisher is not None else 0
         return Stats(found, published)
@@ -828,17 +850,17 @@ class Streams:
         for processor in self.processors:
             if processor in self._starting:
                 continue
-            runner, pump = processor._runner, processor._pump
-            error = pump.fatal if pump is not None else None
+            executor, poller = processor.executor, processor.poller
+            error = poller.fatal if poller is not None else None
             found[processor.name] = ProcessorHealth(
-                running=pump is not None and not pump.ended.is_set(),
+                running=poller is not None and not poller.ended.is_set(),
                 paused=processor.paused,
-                reachable=pump is not None and pump.reachable,
-                overdue=runner.overdue() if runner is not None else 0,
-                error=processor._died if error is None else describe(error),
-                losses=0 if pump is None else pump.losses,
-                rejected=0 if pump is None else pump.rejected,
-                contested=0 if pump is None else pump.contested,
+                reachable=poller is not None and poller.reachable,
+                overdue=executor.overdue() if executor is not None else 0,
+                error=processor.end_reason if error is None else describe_error(error),
+                losses=0 if poller is None else poller.losses,
+                rejected=0 if poller is None else poller.rejected,
+                contested=0 if poller is None else poller.contested,
             )
         return Health(self._log is not None, found, self._stopping)
 
@@ -849,25 +871,25 @@ class Streams:
         that. Any number may wait, on any loop; who is cancelled does no harm. The answer stays
         until the app is entered again. An app that is left in order answers nobody.
         """
-        with self._entering:
+        with self._state_lock:
             if self._failure is not None:
                 return self._failure
-            told: asyncio.Future[ProcessorDied] = asyncio.get_running_loop().create_future()
-            self._awaiting_failure.add(told)
+            waiter: asyncio.Future[ProcessorDied] = asyncio.get_running_loop().create_future()
+            self._failure_waiters.add(waiter)
         try:
-            return await told
+            return await waiter
         finally:
-            with self._entering:
-                self._awaiting_failure.discard(told)
+            with self._state_lock:
+                self._failure_waiters.discard(waiter)
 
-    def _fail(self, failure: ProcessorDied) -> None:
+    def _report_failure(self, failure: ProcessorDied) -> None:
         """A processor has died (loop only)."""
-        with self._entering:
+        with self._state_lock:
             self._failure = failure
-            waiting = list(self._awaiting_failure)
-        for told in waiting:
+            waiting = list(self._failure_waiters)
+        for waiter in waiting:
             with suppress(RuntimeError):  # that loop is closed: nobody waits any more
-                told.get_loop().call_soon_threadsafe(_tell, told, failure)
+                waiter.get_loop().call_soon_threadsafe(_set_failure, waiter, failure)
 
     # -- its life
 
@@ -887,13 +909,13 @@ class Streams:
                 await self._stack.__aexit__(kind, error, trace)
         finally:
             self._stack = None  # only now may it be entered again
-            owner, self._owner = self._owner, None
+            body_task, self._body_task = self._body_task, None
             failure = self._failure
-            ours = self._cancelled_body and isinstance(error, asyncio.CancelledError)
-            if self._cancelled_body and owner is not None:
-                owner.uncancel()
-            self._cancelled_body = False
-        if failure is not None and (error is None or ours):
+            cancelled_by_us = self._body_cancelled and isinstance(error, asyncio.CancelledError)
+            if self._body_cancelled and body_task is not None:
+                body_task.uncancel()
+            self._body_cancelled = False
+        if failure is not None and (error is None or cancelled_by_us):
             raise failure from failure.__cause__
 
     @asynccontextmanager
@@ -915,22 +937,22 @@ class Streams:
         :raises ProcessorDied: at the end, if a processor died meanwhile.
         """
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
-        stopping: list[Callable[[], object]] = []
+        stop_callbacks: list[Callable[[], object]] = []
 
-        async def live() -> None:
-            over = asyncio.Event()
+        async def run_until_stopped() -> None:
+            stop_requested = asyncio.Event()
             loop = asyncio.get_running_loop()
-            stopping.append(lambda: loop.call_soon_threadsafe(over.set))
+            stop_callbacks.append(lambda: loop.call_soon_threadsafe(stop_requested.set))
             async with self:
                 ready.set_result(None)
-                await over.wait()
+                await stop_requested.wait()
 
         failure: list[BaseException] = []
 
         def main() -> None:
             try:
                 with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                    runner.run(live())
+                    runner.run(run_until_stopped())
             except BaseException as error:
                 if ready.done():
                     failure.append(error)
@@ -943,7 +965,7 @@ class Streams:
             ready.result()
             yield self
         finally:
-            for stop in stopping:
+            for stop in stop_callbacks:
                 with suppress(RuntimeError):  # the loop is closed: it ended by itself
                     stop()
             thread.join()
@@ -963,7 +985,7 @@ class Streams:
         except StreamsError as error:
             print(f"streams: {one_line(str(error))}", file=sys.stderr)  # noqa: T201 - the process ends with this
             fenced = isinstance(error.__cause__, MemberFenced)
-            raise SystemExit(FENCED if fenced else 1) from error
+            raise SystemExit(EXIT_FENCED if fenced else 1) from error
 
     def run_or_raise(self) -> None:
         """The same, for a program that says itself why the app has ended.
@@ -978,19 +1000,19 @@ class Streams:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        over = self._over = asyncio.Event()
+        stop_requested = self._stop_requested = asyncio.Event()
 
-        def told(name: str) -> None:
+        def request_stop(name: str) -> None:
             logger.info("%s: finishing what is in flight", name)
-            over.set()
+            stop_requested.set()
 
         try:
             # Not the loop's own handlers: the second signal counts also while the loop is blocked.
-            with Signals(lambda name: loop.call_soon_threadsafe(told, name)):
+            with StopSignals(lambda name: loop.call_soon_threadsafe(request_stop, name)):
                 async with self:
-                    await over.wait()
+                    await stop_requested.wait()
         finally:
-            self._over = None
+            self._stop_requested = None
 
     async def _enter(self, *, process: bool, cancel_body: bool = True) -> None:
         """Enter the app.
@@ -998,46 +1020,46 @@ class Streams:
         :param process: run its processors.
         :param cancel_body: cancel the current task when one of them dies.
         """
-        with self._entering:
+        with self._state_lock:
             if self._stack is not None:
                 raise NotRunning("the app is running already: enter it once")
             stack = self._stack = AsyncExitStack()
         self._loop = asyncio.get_running_loop()
-        self._owner = asyncio.current_task() if cancel_body else None
+        self._body_task = asyncio.current_task() if cancel_body else None
         self._failure = None
         for processor in self.processors:
-            processor._died = None
-        self._cancelled_body = self._stopping = False
+            processor.end_reason = None
+        self._body_cancelled = self._stopping = False
         try:
-            stack.callback(self._forget)
+            stack.callback(self._reset_state)
             stack.push_async_callback(self._close_log)
-            if not self._url_told:
-                logger.info("the log is %s", self.given_url)
-            await self._reach(self._open_log)
+            if not self.url_logged:
+                logger.info("the log is %s", self.url_source)
+            await self._wait_until_available(self._open_log)
             self._publisher = Publisher(self.log, self.clock)
-            self._publisher.observer = self._observer
-            self._publisher.refusal = self._not_running
+            self._publisher.observer = self._publish_observer
+            self._publisher.closed_error = self.not_running_error
             self._publisher.start()
             closing = self._publisher.close
-            stack.push_async_callback(lambda: in_thread(closing, CLOSING))
+            stack.push_async_callback(lambda: run_in_thread(closing, CLOSE_TIMEOUT))
             stack.push_async_callback(self._leave_resources)
             for resource in list(self._resources):
                 await resource.__aenter__()
             if self._lifespan is not None:
                 # So that it may publish; what is still missing then is its own to create.
-                await self._reach(partial(self._prepare_topics, missing_ok=True))
+                await self._wait_until_available(partial(self.ensure_topics, missing_ok=True))
                 await stack.enter_async_context(self._lifespan(self))
-            await self._reach(self._prepare_topics)
-            self._started = True
+            await self._wait_until_available(self.ensure_topics)
+            self._declarations_closed = True
             if process:
                 stack.push_async_callback(self._stop)
                 processors = list(self.processors)
-                self._processing = True
+                self._runs_processors = True
                 for processor in processors:
                     # All before the first starts: Kafka gives no start to a group that is live.
-                    await self._reach(partial(processor.prepare, self))
+                    await self._wait_until_available(partial(processor.ensure_topics, self))
                 for processor in processors:
-                    await self._start(processor)
+                    await self._start_poller(processor)
         except BaseException:
             self._stopping = True  # what ends from here on ends because of this error
             try:
@@ -1046,77 +1068,81 @@ class Streams:
                 self._stack = None
             raise
 
-    async def _reach(self, ask: Callable[[], None]) -> None:
+    async def _wait_until_available(self, request: Callable[[], None]) -> None:
         """Ask the log something, off the loop; :meth:`run` asks until there is an answer."""
         pause = 0.5
         while True:
             try:
-                await in_thread(ask)
+                await run_in_thread(request)
                 return
             except Unavailable as error:
-                if self._over is None or self._over.is_set():
+                if self._stop_requested is None or self._stop_requested.is_set():
                     raise
                 logger.warning("%s; trying again in %g s", error, pause)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
-                        await self._over.wait()
-                if self._over.is_set():
+                        await self._stop_requested.wait()
+                if self._stop_requested.is_set():
                     raise
                 pause = min(5.0, 2 * pause)
 
     def _open_log(self) -> None:
-        self._log = open_log(self.url, self._config, self.clock, self._member, self._mode)
+        self._log = open_log(self.url, self._config, self.clock, self._member, self.open_mode)
 
     async def _close_log(self) -> None:
         if self._log is not None:
-            await in_thread(self._log.close)
+            await run_in_thread(self._log.close)
 
     async def _leave_resources(self) -> None:
         async with AsyncExitStack() as stack:
             for resource in self._resources:
                 stack.push_async_exit(resource)
 
-    def _forget(self) -> None:
-        self._started = self._processing = False
+    def _reset_state(self) -> None:
+        self._declarations_closed = self._runs_processors = False
         self._starting.clear()
         self._log = self._publisher = self._loop = None
-        self._starts.clear()
-        for processor in (*self.processors, *self._ended):
-            processor._runner = processor._pump = None
-        self._ended.clear()
-        self._retiring.clear()
+        self._start_positions.clear()
+        for processor in (*self.processors, *self._end_futures):
+            processor.executor = processor.poller = None
+        self._end_futures.clear()
+        self._stopping_processors.clear()
 
-    def _prepare_topics(self, *, missing_ok: bool = False) -> None:
+    def ensure_topics(self, *, missing_ok: bool = False) -> None:
         """Check declared topics against the log, and create what is missing."""
-        wanted: dict[str, list[Topic[Any]]] = {}
-        for topic in self._declared:
-            wanted.setdefault(topic.name, []).append(topic)
+        declared: dict[str, list[Topic[Any]]] = {}
+        for topic in self.declared_topics:
+            declared.setdefault(topic.name, []).append(topic)
         capabilities = self.log.capabilities
-        for name, topics in wanted.items():
+        for name, topics in declared.items():
             for topic in topics:
                 check_retention(name, topic.retention or Retention(), capabilities)
-        letter_topics = self._letter_topics()
-        for name, topics in wanted.items():
-            takes_letters = name in letter_topics or any(each.takes_letters for each in topics)
+        dead_letter_topics = self._dead_letter_topics()
+        for name, topics in declared.items():
+            for_dead_letters = name in dead_letter_topics or any(
+                each.for_dead_letters for each in topics
+            )
             try:
-                self._prepare(topics, capabilities.letters if takes_letters else None)
+                self._ensure_topic(
+                    topics, capabilities.dead_letter_config if for_dead_letters else None
+                )
             except NotFound:
                 if not missing_ok:
                     raise
 
-    def _letter_topics(self) -> set[str]:
+    def _dead_letter_topics(self) -> set[str]:
         """The topics for the processors' dead letters, and for those that are put back."""
         return {
-            name(topic, processor.group)
+            name_of(topic, processor.group)
             for processor in self.processors
             for topic in processor.topics
-            for name in (
+            for name_of in (
                 processor.options.dead_letters.name,
                 processor.options.dead_letters.retry,
             )
         }
 
-    def _prepare(self, topics: list[Topic[Any]], config: Mapping[str, str] | None) -> None:
+    def _ensure_topic(self, topics: list[Topic[Any]], config: Mapping[str, str] | None) -> None:
         """Create a topic, or find it as it is declared.
 
         :param topics: its declarations, which do not contradict each other.
@@ -1125,48 +1151,50 @@ class Streams:
         log, name = self.log, topics[0].name
         partitions = next((each.partitions for each in topics if each.partitions), None)
         retention = next((each.retention for each in topics if each.retention), Retention())
-        owned = any(each.owned for each in topics)
-        if partitions is None and not owned and not log.capabilities.creates_topics:
+        internal = any(each.internal for each in topics)
+        if partitions is None and not internal and not log.capabilities.creates_topics:
             log.topic(name)
             return
-        spread = partitions or max(each.spread for each in topics)
-        info = ensure(log, name, spread, retention, config)
+        default_partitions = partitions or max(each.default_partitions for each in topics)
+        info = ensure_topic(log, name, default_partitions, retention, config)
         if partitions is not None and info.partitions != partitions:
-            raise Mismatch(
+            raise TopicMismatch(
                 f"topic {name!r} has {info.partitions} partitions, but is declared with "
                 f"{partitions}; declare {info.partitions}, or leave partitions out"
             )
 
-    async def _start(self, processor: Processor[..., Any]) -> None:
+    async def _start_poller(self, processor: Processor[..., Any]) -> None:
         loop = asyncio.get_running_loop()
-        job = processor.job(self)
-        for wrap in self._wraps:
+        job = processor.make_job(self)
+        for wrap in self._job_wrappers:
             job = wrap(job)
 
-        def joint() -> Joint:
-            return pump.joint(self._turns)
+        def new_transaction() -> HandlerTransaction:
+            return poller.handler_transaction(self._transaction_lock)
 
-        runner: Runner = (
-            LoopRunner(job, loop, joint) if job.asynchronous else ThreadRunner(job, joint)
+        executor: Executor = (
+            AsyncExecutor(job, loop, new_transaction)
+            if job.asynchronous
+            else ThreadExecutor(job, new_transaction)
         )
-        self._time(runner)
-        pump = Pump(processor.source(self), job, runner)
-        processor._died = None
+        self._enable_timing(executor)
+        poller = Poller(processor.subscribed_log(self), job, executor)
+        processor.end_reason = None
         ended: asyncio.Future[None] = loop.create_future()
-        self._ended[processor] = ended
+        self._end_futures[processor] = ended
 
         def on_end() -> None:
             try:
-                loop.call_soon_threadsafe(self._pump_ended, processor, pump, ended)
+                loop.call_soon_threadsafe(self._poller_ended, processor, poller, ended)
             except RuntimeError:
                 return  # the loop is closed already
 
-        pump.on_end = on_end
-        processor._runner, processor._pump = runner, pump
+        poller.on_end = on_end
+        processor.executor, processor.poller = executor, poller
         if processor.paused:
-            pump.pause()
-        runner.start()
-        pump.start()
+            poller.pause()
+        executor.start()
+        poller.start()
 
     # -- one processor, while the app goes on
 
@@ -1177,13 +1205,15 @@ class Streams:
         :raises NotRunning: no processors run here.
         :raises LogError: the log refuses; the processor stays declared and does not run.
         """
-        if not self._processing:
-            raise self._not_running("the app runs no processors: enter it with `async with app:`")
+        if not self._runs_processors:
+            raise self.not_running_error(
+                "the app runs no processors: enter it with `async with app:`"
+            )
         pause = 0.5
         while True:
             try:
-                await in_thread(self._prepare_topics)
-                await in_thread(processor.prepare, self)
+                await run_in_thread(self.ensure_topics)
+                await run_in_thread(processor.ensure_topics, self)
                 break
             except Unavailable as error:
                 if processor not in self._starting:
@@ -1194,11 +1224,11 @@ class Streams:
             except BaseException:
                 self._starting.discard(processor)  # so that its health is that it does not run
                 raise
-        for companion in processor.companions:
-            await self.start_processor(companion)
-        if self._processing and processor in self._starting:
+        for helper in processor.helpers:
+            await self.start_processor(helper)
+        if self._runs_processors and processor in self._starting:
             self._starting.discard(processor)
-            await self._start(processor)
+            await self._start_poller(processor)
 
     async def stop_processor(self, processor: Processor[..., Any]) -> None:
         """Stop a processor and take its declaration back; the others go on.
@@ -1209,99 +1239,107 @@ class Streams:
         self._starting.discard(processor)
         if processor in self.processors:
             self.processors.remove(processor)
-        runner, pump, ended = processor._runner, processor._pump, self._ended.get(processor)
-        if runner is None or pump is None or ended is None:
-            for companion in processor.companions:
-                await self.stop_processor(companion)
+        executor, poller, ended = (
+            processor.executor,
+            processor.poller,
+            self._end_futures.get(processor),
+        )
+        if executor is None or poller is None or ended is None:
+            for helper in processor.helpers:
+                await self.stop_processor(helper)
             return
-        self._retiring.add(processor)
-        pump.stop()
-        for patience in (processor.options.flow.drain + CLOSING, CLOSING):
-            await asyncio.wait({ended}, timeout=patience)
+        self._stopping_processors.add(processor)
+        poller.stop()
+        for timeout in (processor.options.flow.drain + CLOSE_TIMEOUT, CLOSE_TIMEOUT):
+            await asyncio.wait({ended}, timeout=timeout)
             if ended.done():
                 break
-            runner.hurry()
+            executor.stop_waiting()
         else:
             logger.error("processor %s did not end in time and is left behind", processor.name)
-        await runner.gone()
-        self._ended.pop(processor, None)
-        self._retiring.discard(processor)
-        processor._runner = processor._pump = None
-        for companion in processor.companions:
-            await self.stop_processor(companion)
+        await executor.wait_closed()
+        self._end_futures.pop(processor, None)
+        self._stopping_processors.discard(processor)
+        processor.executor = processor.poller = None
+        for helper in processor.helpers:
+            await self.stop_processor(helper)
 
-    def _chore(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something beside the app's body, until the app is left at the latest (loop only)."""
-        task = asyncio.create_task(work)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        task = asyncio.create_task(coroutine)
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
         return task
 
-    def _prepare_processor(self, processor: Processor[..., Any]) -> None:
+    def _ensure_processor_topics(self, processor: Processor[..., Any]) -> None:
         """Create its dead letter and retry topics, and give a new group its start."""
         log, options = self.log, processor.options
-        letters_config = log.capabilities.letters
-        if processor.late is not None:
-            processor.late.prepare(log)
-        if processor.sequence is not None:
-            processor.sequence.prepare(log)
+        dead_letter_config = log.capabilities.dead_letter_config
+        if processor.attempt_log is not None:
+            processor.attempt_log.prepare(log)
+        if processor.key_parking is not None:
+            processor.key_parking.prepare(log)
         for source in options.topics:
             info = log.topic(source.name)
-            dead = options.dead_letters.name(source.name, processor.group)
-            retry = options.dead_letters.retry(source.name, processor.group)
-            self._begin(processor.group, info, options.start)
-            for name, partitions in ((dead, info.partitions), (retry, RETRY_PARTITIONS)):
-                beside = ensure(log, name, partitions, config=letters_config)
-                if name == retry:
-                    self._begin(processor.group, beside, "earliest")
+            dead_letter_topic = options.dead_letters.name(source.name, processor.group)
+            retry_topic = options.dead_letters.retry(source.name, processor.group)
+            self._initialize_group(processor.group, info, options.start)
+            for name, partitions in (
+                (dead_letter_topic, info.partitions),
+                (retry_topic, RETRY_PARTITIONS),
+            ):
+                created = ensure_topic(log, name, partitions, config=dead_letter_config)
+                if name == retry_topic:
+                    self._initialize_group(processor.group, created, "earliest")
 
-    def _begin(self, group: str, info: TopicInfo, start: Start | datetime) -> None:
+    def _initialize_group(self, group: str, info: TopicInfo, start: Start | datetime) -> None:
         """Give a group that is new to this topic its positions there."""
         log = self.log
-        if log.places(group, info.name):
+        if log.committed(group, info.name):
             return
         now = self.clock.time()
-        places = {
-            partition: resolve(log, info.name, partition, start, option="start", now=now)
+        offsets = {
+            partition: resolve_offset(log, info.name, partition, start, option="start", now=now)
             for partition in range(info.partitions)
         }
         try:
-            log.begin(group, info.name, places)
-        except GroupLive:
+            log.initialize_offsets(group, info.name, offsets)
+        except GroupNotEmpty:
             # Members of the release before this one run, without this topic. Whoever of us gets a
             # partition begins it there.
-            self._starts[group].update(
-                ((info.name, partition), place) for partition, place in places.items()
+            self._start_positions[group].update(
+                ((info.name, partition), offset) for partition, offset in offsets.items()
             )
 
-    def _job(self, processor: Processor[..., Any]) -> Job:
+    def make_job(self, processor: Processor[..., Any]) -> Job:
+        """What the executors run for this processor, bound to this app's log and publisher."""
         options, log = processor.options, self.log
         results = None
         if options.to is not None:
             target = options.to
 
-            def record(value: Any, id: str, headers: Headers) -> Record:
-                found = target.record(value, id=id)
-                found.headers = [*found.headers, *headers]
-                return found
+            def make_record(value: Any, id: str, headers: Headers) -> Record:
+                record = target.record(value, id=id)
+                record.headers = [*record.headers, *headers]
+                return record
 
-            results = letters.results(
+            results = letters.result_encoder(
                 processor.group,
                 target.name,
-                record,
+                make_record,
                 several=(get_origin(target.type) or target.type) not in (list, tuple),
             )
-        group, letter = processor.group, options.dead_letters
+        group, dead_letters = processor.group, options.dead_letters
         sources: dict[str, Source[Any]] = {}
         for topic in options.topics:
-            sources[topic.name] = sources[letter.retry(topic.name, group)] = topic
+            sources[topic.name] = sources[dead_letters.retry(topic.name, group)] = topic
         return Job(
             name=processor.name,
             group=group,
             topics=tuple(sources),
             function=processor.function,
-            asynchronous=processor.shape.asynchronous,
-            wants_message=processor.shape.wants_message,
+            asynchronous=processor.signature.asynchronous,
+            wants_message=processor.signature.wants_message,
             decodings={name: topic.decoding for name, topic in sources.items()},
             concurrency=options.concurrency,
             batch=options.batch,
@@ -1311,104 +1349,108 @@ class Streams:
             dedup=options.dedup,
             flow=options.flow,
             clock=self.clock,
-            results=results,
-            letter=letters.letter(
-                group, lambda topic: letter.name(sources[topic].name, group), self.clock
+            encode_results=results,
+            dead_letter=letters.dead_letter_maker(
+                group, lambda topic: dead_letters.name(sources[topic].name, group), self.clock
             ),
-            send=self.publisher.derive,
-            late=processor.late,
-            watch=processor.late,
-            sequence=processor.sequence,
-            starts=self._starts[group],
-            member=self._static(processor, self._member, self._life),
+            write_derived=self.publisher.publish_durably,
+            attempt_log=processor.attempt_log,
+            observer=processor.attempt_log,
+            key_parking=processor.key_parking,
+            start_positions=self._start_positions[group],
+            member=self._static_member(processor, self._member, self._instance_id),
             transactions=(
-                log.capabilities.transactions and results is None and processor.sequence is None
+                log.capabilities.transactions and results is None and processor.key_parking is None
             ),
         )
 
-    def _pump_ended(
-        self, processor: Processor[..., Any], pump: Pump, ended: asyncio.Future[None]
+    def _poller_ended(
+        self, processor: Processor[..., Any], poller: Poller, ended: asyncio.Future[None]
     ) -> None:
         if not ended.done():
             ended.set_result(None)
-        error = pump.fatal
-        if error is None and (self._stopping or processor in self._retiring):
+        error = poller.fatal
+        if error is None and (self._stopping or processor in self._stopping_processors):
             return
         if error is not None and not isinstance(error, StreamsError):
             logger.error("processor %s died", processor.name, exc_info=error)
-        processor._died = describe(error) if error is not None else "it ended by itself"
+        processor.end_reason = describe_error(error) if error is not None else "it ended by itself"
         if self._failure is not None:
             return
-        failure = ProcessorDied(f"processor {processor.name} died: {processor._died}")
+        failure = ProcessorDied(f"processor {processor.name} died: {processor.end_reason}")
         failure.__cause__ = error
-        self._fail(failure)
-        if self._owner is not None and not self._stopping:
-            self._cancelled_body = True
-            self._owner.cancel()
+        self._report_failure(failure)
+        if self._body_task is not None and not self._stopping:
+            self._body_cancelled = True
+            self._body_task.cancel()
 
     async def _stop(self) -> None:
         """Stop all processors: handlers finish up to their drain deadlines, positions commit.
 
         Cancelled meanwhile it does the same, without patience for handlers.
         """
-        self._stop_pumps()
-        await to_the_end(self._stopped(), self._hurry)
+        self._stop_pollers()
+        await run_to_completion(self._wait_stopped(), self._cancel_handlers)
 
-    def _stop_pumps(self) -> None:
-        for processor in self._ended:  # those that run, also if they are declared no more
-            if processor._pump is not None:
-                processor._pump.stop()
+    def _stop_pollers(self) -> None:
+        for processor in self._end_futures:  # those that run, also if they are declared no more
+            if processor.poller is not None:
+                processor.poller.stop()
 
-    def _hurry(self) -> None:
-        for processor in self._ended:
-            if processor._runner is not None:
-                processor._runner.hurry()
+    def _cancel_handlers(self) -> None:
+        for processor in self._end_futures:
+            if processor.executor is not None:
+                processor.executor.stop_waiting()
 
-    async def _stopped(self) -> None:
-        self._processing = False
-        chores = list(self._chores)
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
-        self._stop_pumps()  # one may have begun meanwhile
-        late = {future for future in self._ended.values() if not future.done()}
-        longest = max((each.options.flow.drain for each in self._ended), default=0.0)
-        if late:
-            _, late = await asyncio.wait(late, timeout=longest + CLOSING)
-        if late:
-            self._hurry()
-            _, late = await asyncio.wait(late, timeout=CLOSING)
-        if late:
-            logger.error("%d processors did not end in time and are left behind", len(late))
-        for processor in self._ended:
-            if processor._runner is not None:
-                await processor._runner.gone()
+    async def _wait_stopped(self) -> None:
+        self._runs_processors = False
+        tasks = list(self._background_tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._stop_pollers()  # one may have begun meanwhile
+        still_running = {future for future in self._end_futures.values() if not future.done()}
+        longest = max((each.options.flow.drain for each in self._end_futures), default=0.0)
+        if still_running:
+            _, still_running = await asyncio.wait(still_running, timeout=longest + CLOSE_TIMEOUT)
+        if still_running:
+            self._cancel_handlers()
+            _, still_running = await asyncio.wait(still_running, timeout=CLOSE_TIMEOUT)
+        if still_running:
+            logger.error(
+                "%d processors did not end in time and are left behind", len(still_running)
+            )
+        for processor in self._end_futures:
+            if processor.executor is not None:
+                await processor.executor.wait_closed()
 
 
 def _check_lifespan(lifespan: Lifespan) -> Lifespan:
-    how = "write `@asynccontextmanager async def lifespan(app): ... yield ...`"
+    advice = "write `@asynccontextmanager async def lifespan(app): ... yield ...`"
     if not callable(lifespan):
-        raise ConfigError(f"Streams(lifespan={lifespan!r}): not a function; {how}")
+        raise ConfigError(f"Streams(lifespan={lifespan!r}): not a function; {advice}")
     name = getattr(lifespan, "__name__", repr(lifespan))
     if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
-        raise ConfigError(f"Streams(lifespan={name}): not a context manager; {how}")
+        raise ConfigError(f"Streams(lifespan={name}): not a context manager; {advice}")
     try:
         inspect.signature(lifespan).bind(None)
     except TypeError as error:
-        raise ConfigError(f"Streams(lifespan={name}): it is called with the app: {how}") from error
+        raise ConfigError(
+            f"Streams(lifespan={name}): it is called with the app: {advice}"
+        ) from error
     except ValueError:
         pass  # a builtin that does not tell its parameters
     return lifespan
 
 
-def _tell(told: asyncio.Future[ProcessorDied], failure: ProcessorDied) -> None:
-    if not told.done():
-        told.set_result(failure)
+def _set_failure(waiter: asyncio.Future[ProcessorDied], failure: ProcessorDied) -> None:
+    if not waiter.done():
+        waiter.set_result(failure)
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error in one line's words."""
-    return f"{type(error).__name__}: {letters.words(error)}".removesuffix(": ")
+    return f"{type(error).__name__}: {letters.error_text(error)}".removesuffix(": ")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -62,8 +62,8 @@ async def exit_on_failure(app: Streams) -> AsyncIterator[Streams]:
 
 
 async def _interrupt_on_failure(app: Streams) -> None:
-    died = await app.failed()
-    logger.critical("%s; the server is stopped", died)
+    failure = await app.failed()
+    logger.critical("%s; the server is stopped", failure)
     # Not SIGTERM: servers raise the signal that stopped them once more when they are done. SIGTERM
     # would then end the process, with a status that systemd takes for success.
     signal.raise_signal(signal.SIGINT)
@@ -112,32 +112,32 @@ class HealthEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or take part in a server's lifespan."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await _acknowledge_lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, send)
+            await self._respond(scope, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _answer(self, scope: Scope, send: Send) -> None:
+    async def _respond(self, scope: Scope, send: Send) -> None:
         method, headers = scope["method"], [(b"cache-control", b"no-store")]
         if method not in ("GET", "HEAD"):
             status, body = 405, b'{"ok": false, "error": "only GET and HEAD"}\n'
             headers.append((b"allow", b"GET, HEAD"))
         else:
-            status, body = self._state(scope["path"].rstrip("/").rpartition("/")[2])
+            status, body = self._health_response(scope["path"].rstrip("/").rpartition("/")[2])
         headers.append((b"content-type", b"application/json"))
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         body = b"" if method == "HEAD" else body
         await send({"type": "http.response.body", "body": body})
 
-    def _state(self, asked: str) -> tuple[int, bytes]:
+    def _health_response(self, probe: str) -> tuple[int, bytes]:
         health = self._app.health()
-        ok = {"livez": health.live, "readyz": health.ready}.get(asked, health.ok)
+        ok = {"livez": health.live, "readyz": health.ready}.get(probe, health.ok)
         return 200 if ok else 503, json.dumps(health.summary(ok=ok)).encode() + b"\n"
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def _acknowledge_lifespan(receive: Receive, send: Send) -> None:
     """There is nothing to open: the app's life is somebody else's."""
     while True:
         message = await receive()

@@ -1,8 +1,8 @@
 """Time, as everything below the app asks for it, so that a test can hold it in its hand.
 
 ``monotonic`` measures how long (leases, backoff), ``time`` says when (timestamps). Whoever waits
-asks :meth:`Clock.timeout` how long to block in real seconds, and is woken through
-:meth:`Clock.watch` when a clock that a test advances has moved.
+asks :meth:`Clock.real_timeout` how long to block in real seconds, and is woken through
+:meth:`Clock.on_jump` when a clock that a test advances has moved.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Clock(Protocol):
         """Seconds since the epoch, UTC."""
         ...
 
-    def timeout(self, seconds: float) -> float:
+    def real_timeout(self, seconds: float) -> float:
         """How long to block, in real seconds, so as not to miss ``seconds`` of this clock;
         infinity is allowed, and comes back as it is or as something long."""
         ...
 
-    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
-        """Call ``moved`` (from any thread, under no lock of the clock's) whenever the clock
+    def on_jump(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` (from any thread, under no lock of the clock's) whenever the clock
         jumps; returns the way to stop."""
         ...
 
@@ -40,11 +40,11 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
 
-    def timeout(self, seconds: float) -> float:
+    def real_timeout(self, seconds: float) -> float:
         """Real seconds are this clock's seconds."""
         return max(0.0, seconds)
 
-    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
+    def on_jump(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Never jumps, so nothing is ever called."""
         return lambda: None
 

@@ -29,16 +29,16 @@ OnUnknown = Literal["dead", "skip"]
 Start = Literal["earliest", "latest"]
 
 
-def _check(ok: bool, what: str) -> None:
-    if not ok:
-        raise ConfigError(what)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
 
 
-def _whole(value: object, least: int) -> bool:
+def _is_whole_number(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _seconds(value: object) -> bool:
+def _is_duration(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
@@ -64,30 +64,32 @@ class Retention:
 
     def __post_init__(self) -> None:
         seconds = self.seconds
-        _check(
-            seconds is None or (_seconds(seconds) and 0 < seconds < float("inf")),
+        _require(
+            seconds is None or (_is_duration(seconds) and 0 < seconds < float("inf")),
             f"Retention(seconds={seconds!r}): more than 0, or None",
         )
         for name in ("messages", "bytes"):
             count = getattr(self, name)
-            _check(
-                count is None or _whole(count, 1),
+            _require(
+                count is None or _is_whole_number(count, 1),
                 f"Retention({name}={count!r}): a whole number from 1, or None",
             )
-        _check(
+        _require(
             isinstance(self.compacted, bool),
             f"Retention(compacted={self.compacted!r}): True or False",
         )
 
     @property
-    def bounds(self) -> tuple[str, ...]:
+    def bounds_set(self) -> tuple[str, ...]:
         """The names of the bounds that are set; none of them: messages are kept for ever."""
         return tuple(
             field.name for field in fields(self) if getattr(self, field.name) != field.default
         )
 
     def __repr__(self) -> str:
-        return f"Retention({', '.join(f'{each}={getattr(self, each)!r}' for each in self.bounds)})"
+        return (
+            f"Retention({', '.join(f'{each}={getattr(self, each)!r}' for each in self.bounds_set)})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +120,38 @@ class Retry:
     durable: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            _whole(self.attempts, 1),
+        _require(
+            _is_whole_number(self.attempts, 1),
             f"Retry(attempts={self.attempts!r}): a whole number from 1; 1 is the first call alone",
         )
-        _check(_seconds(self.delay), f"Retry(delay={self.delay!r}): seconds, not negative")
-        _check(_seconds(self.cap), f"Retry(cap={self.cap!r}): seconds, not negative")
-        several = isinstance(self.never, (tuple, list, set, frozenset))
-        never = tuple(self.never) if several else (self.never,)
-        for kind in never:
-            _check(
-                isinstance(kind, type) and issubclass(kind, BaseException),
-                f"Retry(never=...): a tuple of exception types, not {kind!r}",
+        _require(_is_duration(self.delay), f"Retry(delay={self.delay!r}): seconds, not negative")
+        _require(_is_duration(self.cap), f"Retry(cap={self.cap!r}): seconds, not negative")
+        is_collection = isinstance(self.never, (tuple, list, set, frozenset))
+        never = tuple(self.never) if is_collection else (self.never,)
+        for exception_type in never:
+            _require(
+                isinstance(exception_type, type) and issubclass(exception_type, BaseException),
+                f"Retry(never=...): a tuple of exception types, not {exception_type!r}",
             )
         object.__setattr__(self, "never", never)
         for name in ("in_order", "durable"):
             value = getattr(self, name)
-            _check(isinstance(value, bool), f"Retry({name}={value!r}): True or False")
+            _require(isinstance(value, bool), f"Retry({name}={value!r}): True or False")
 
-    def bounds(self) -> Iterator[float]:
+    def backoff_bounds(self) -> Iterator[float]:
         """The upper bound of each backoff in turn, in seconds: ``attempts - 1`` of them."""
         for n in range(self.attempts - 1):
             yield min(self.cap, self.delay * 2.0 ** min(n, 1000))
 
     @property
-    def logged(self) -> bool:
+    def uses_attempt_log(self) -> bool:
         """Attempts are counted in the log."""
         return self.durable or not self.in_order
 
     @property
-    def total(self) -> float:
+    def longest_backoff(self) -> float:
         """The longest time in seconds that backoff alone can hold a key."""
-        return sum(self.bounds())
+        return sum(self.backoff_bounds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +167,11 @@ class Dedup:
     cap: int = 2_000_000
 
     def __post_init__(self) -> None:
-        _check(
-            _whole(self.window, 0),
+        _require(
+            _is_whole_number(self.window, 0),
             f"Dedup(window={self.window!r}): a whole number of message IDs; 0 turns it off",
         )
-        _check(_whole(self.cap, 1), f"Dedup(cap={self.cap!r}): a whole number from 1")
+        _require(_is_whole_number(self.cap, 1), f"Dedup(cap={self.cap!r}): a whole number from 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,11 @@ class DeadLetters:
     sees them again. Every processor reads it beside its topic."""
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             isinstance(self.sequenced, bool),
             f"DeadLetters(sequenced={self.sequenced!r}): True or False",
         )
-        _check(
+        _require(
             isinstance(self.topic, str) and bool(self.topic),
             f"DeadLetters(topic={self.topic!r}): a topic's name is needed, as a str",
         )
@@ -239,13 +241,18 @@ class Flow:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        _check(_whole(self.messages, 1), f"Flow(messages={self.messages!r}): a whole number from 1")
-        _check(_whole(self.bytes, 1), f"Flow(bytes={self.bytes!r}): a whole number from 1")
-        _check(
-            _seconds(self.commit) and self.commit > 0,
+        _require(
+            _is_whole_number(self.messages, 1),
+            f"Flow(messages={self.messages!r}): a whole number from 1",
+        )
+        _require(
+            _is_whole_number(self.bytes, 1), f"Flow(bytes={self.bytes!r}): a whole number from 1"
+        )
+        _require(
+            _is_duration(self.commit) and self.commit > 0,
             f"Flow(commit={self.commit!r}): seconds, more than 0",
         )
-        _check(_seconds(self.drain), f"Flow(drain={self.drain!r}): seconds, not negative")
+        _require(_is_duration(self.drain), f"Flow(drain={self.drain!r}): seconds, not negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +272,7 @@ class CloudEvents:
     type: str | Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             isinstance(self.source, str)
             and self.source.isascii()
             and self.source.isprintable()
@@ -273,7 +280,7 @@ class CloudEvents:
             and not set(self.source) & set(' "<>\\^`{|}'),
             f"CloudEvents(source={self.source!r}): a URI or a part of one, such as '/shop/orders'",
         )
-        _check(
+        _require(
             self.type is None
             or callable(self.type)
             or (isinstance(self.type, str) and self.type != "" and self.type.isprintable()),

@@ -40,13 +40,13 @@ class InvalidValue(StreamsError, ValueError):
     """
 
 
-def config_error(error: BaseException) -> ConfigError | None:
+def find_config_error(error: BaseException) -> ConfigError | None:
     """The :class:`ConfigError` that an error is, or that is in it (an exception group); if any."""
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
-            if (found := config_error(each)) is not None:
+            if (found := find_config_error(each)) is not None:
                 return found
     return None
 
@@ -85,7 +85,7 @@ class MemberFenced(Fatal):
     """
 
 
-FENCED = 79
+EXIT_FENCED = 79
 """The exit status of a process that ends with :class:`MemberFenced`: another one has taken its
 name in its groups, so what starts processes should not start this one again. No status of
 sysexits.h."""
@@ -99,7 +99,7 @@ class NotFound(LogError, LookupError):
     name)``."""
 
 
-class Mismatch(LogError):
+class TopicMismatch(LogError):
     """What was declared differs from what the log holds, such as a topic's number of partitions."""
 
 
@@ -111,7 +111,7 @@ class Fenced(LogError):
     """This member no longer owns the partition: another epoch does. Nothing was committed."""
 
 
-class GroupLive(LogError):
+class GroupNotEmpty(LogError):
     """A group's position cannot be moved while members are running, unless forced."""
 
 

@@ -8,8 +8,8 @@ without losing parameters' names and defaults.
 
 Parameters are contravariant: a handler of a base class or of a wider union is as good.
 
-Nothing here is on a message's way: :meth:`streams.Streams.processor` returns a :class:`Declare` or
-a :class:`DeclareTo`, which are called once, with the handler.
+Nothing here is on a message's way: :meth:`streams.Streams.processor` returns a :class:`ProcessorDecorator` or
+a :class:`PublishingDecorator`, which are called once, with the handler.
 """
 
 # pyright: reportInvalidTypeVarUse=false, reportOverlappingOverload=false
@@ -35,7 +35,7 @@ M_contra = TypeVar("M_contra", contravariant=True)
 Q = TypeVar("Q")
 Q_co = TypeVar("Q_co", covariant=True)
 
-Result: TypeAlias = O | Sequence[O] | Iterator[O] | None
+HandlerResult: TypeAlias = O | Sequence[O] | Iterator[O] | None
 """What a handler with ``to=`` returns for one message."""
 
 
@@ -69,7 +69,7 @@ class MessageHandler(Protocol[V_contra, M_contra, P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
-class SendingHandler(Protocol[V_contra, Q_co, P, R_co]):
+class PublishingHandler(Protocol[V_contra, Q_co, P, R_co]):
     """Takes ``(value)``; what it returns is published."""
 
     @overload
@@ -78,7 +78,7 @@ class SendingHandler(Protocol[V_contra, Q_co, P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
-class SendingMessageHandler(Protocol[V_contra, M_contra, Q_co, P, R_co]):
+class PublishingMessageHandler(Protocol[V_contra, M_contra, Q_co, P, R_co]):
     """Takes ``(value, message)``; what it returns is published."""
 
     @overload
@@ -91,11 +91,11 @@ class SendingMessageHandler(Protocol[V_contra, M_contra, Q_co, P, R_co]):
 # overloads ends with plain callables, which take what the protocols before them did not fit.
 
 
-class Declare(Generic[V, M]):
+class ProcessorDecorator(Generic[V, M]):
     """The decorator for a handler of ``V``, or of ``V`` and ``M``."""
 
-    def __init__(self, declare: Callable[[Any], Any]) -> None:
-        self._declare = declare
+    def __init__(self, register: Callable[[Any], Any]) -> None:
+        self._register = register
 
     @overload
     def __call__(self, handler: MessageHandler[V, M, P, R], /) -> Processor[P, R]: ...  # type: ignore[overload-overlap]
@@ -110,19 +110,19 @@ class Declare(Generic[V, M]):
 
         :raises ConfigError: it cannot be one.
         """
-        return self._declare(handler)
+        return self._register(handler)
 
 
-class DeclareTo(Generic[V, M, Q]):
+class PublishingDecorator(Generic[V, M, Q]):
     """The decorator for a handler whose result, a ``Q``, is published."""
 
-    def __init__(self, declare: Callable[[Any], Any]) -> None:
-        self._declare = declare
+    def __init__(self, register: Callable[[Any], Any]) -> None:
+        self._register = register
 
     @overload
-    def __call__(self, handler: SendingMessageHandler[V, M, Q, P, R], /) -> Processor[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, handler: PublishingMessageHandler[V, M, Q, P, R], /) -> Processor[P, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, handler: SendingHandler[V, Q, P, R], /) -> Processor[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, handler: PublishingHandler[V, Q, P, R], /) -> Processor[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
         self, handler: Callable[[V, M], Q | Awaitable[Q]], /
@@ -134,4 +134,4 @@ class DeclareTo(Generic[V, M, Q]):
 
         :raises ConfigError: it cannot be one.
         """
-        return self._declare(handler)
+        return self._register(handler)

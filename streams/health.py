@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streams.runners.pump import Place
-from streams.runners.timing import NONE, Durations
+from streams.runners.pump import PartitionProgress
+from streams.runners.timing import NO_DURATIONS, Durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ProcessorStats:
     :param commit_seconds: how long the log took to acknowledge commits.
     :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
         :meth:`streams.Streams.measure` was called.
-    :param places: how far it is in each partition that it owns.
+    :param progress: how far it is in each partition that it owns.
     """
 
     handled: int
@@ -50,9 +50,9 @@ class ProcessorStats:
     rebalances: int
     losses: int
     rejected: int = 0
-    commit_seconds: Durations = NONE
-    handler_seconds: Durations = NONE
-    places: tuple[Place, ...] = ()
+    commit_seconds: Durations = NO_DURATIONS
+    handler_seconds: Durations = NO_DURATIONS
+    progress: tuple[PartitionProgress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

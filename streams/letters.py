@@ -19,31 +19,31 @@ from typing import Any
 
 from streams import wire
 from streams.clock import Clock
-from streams.engine.dispatch import Work
+from streams.engine.dispatch import Delivery
 from streams.message import (
     CAUSATION,
     CORRELATION,
     ID,
-    OLD_CORRELATION,
+    LEGACY_CORRELATION,
     REDRIVE,
     Headers,
     Record,
     text,
 )
 from streams.runners.job import Outgoing
-from streams.text import words as words
+from streams.text import error_text as error_text
 
-EXCEPTION = "__streams.errors.exception"
-MESSAGE = "__streams.errors.message"
-STACKTRACE = "__streams.errors.stacktrace"
-TOPIC = "__streams.errors.topic"
-PARTITION = "__streams.errors.partition"
-OFFSET = "__streams.errors.offset"
-ATTEMPTS = "__streams.errors.attempts"
-GROUP = "__streams.errors.group"
-TIME = "__streams.errors.time"
+ERROR_EXCEPTION = "__streams.errors.exception"
+ERROR_MESSAGE = "__streams.errors.message"
+ERROR_STACKTRACE = "__streams.errors.stacktrace"
+ERROR_TOPIC = "__streams.errors.topic"
+ERROR_PARTITION = "__streams.errors.partition"
+ERROR_OFFSET = "__streams.errors.offset"
+ERROR_ATTEMPTS = "__streams.errors.attempts"
+ERROR_GROUP = "__streams.errors.group"
+ERROR_TIME = "__streams.errors.time"
 
-PREFIX = "__streams.errors."
+ERROR_PREFIX = "__streams.errors."
 
 ORIGIN = "streams_origin"
 FIRST_FAILED = "streams_first_failed"
@@ -60,56 +60,58 @@ _MESSAGE_BYTES = 1 << 10
 _ATTEMPT_DIGITS = 9
 
 
-def letter(group: str, topic: Callable[[str], str], clock: Clock) -> Callable[[Work], Outgoing]:
+def dead_letter_maker(
+    group: str, topic: Callable[[str], str], clock: Clock
+) -> Callable[[Delivery], Outgoing]:
     """Makes the dead letter of a work with a burial.
 
     :param topic: the dead letter topic of a source topic.
     """
 
-    def make(work: Work) -> Outgoing:
-        segment, index, _, _, _, _, burial = work
-        if burial is None:
+    def make_dead_letter(delivery: Delivery) -> Outgoing:
+        fetched, index, _, _, _, _, reason = delivery
+        if reason is None:
             raise ValueError("a work without a burial has no dead letter")
-        batch = segment.batch
+        batch = fetched.batch
         headers = [
             (name, value)
             for name, value in batch.headers(index)
-            if name != ID and not name.startswith(PREFIX)
+            if name != ID and not name.startswith(ERROR_PREFIX)
         ]
-        place = (batch.topic, batch.partition, str(batch.offset(index)))
-        when = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
-        headers += error_headers(burial.error, burial.attempts, group, place, when)
+        failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
+        timestamp = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
+        headers += error_headers(reason.error, reason.attempts, group, failed_at, timestamp)
         return topic(batch.topic), Record(
             batch.values[index], batch.keys[index], batch.id(index), headers
         )
 
-    return make
+    return make_dead_letter
 
 
 def error_headers(
-    error: BaseException, attempts: int, group: str, place: tuple[str, int, str], when: str
+    error: BaseException, attempts: int, group: str, failed_at: tuple[str, int, str], timestamp: str
 ) -> list[tuple[str, bytes | None]]:
     """The headers that say what went wrong, in at most :data:`ERROR_BYTES`."""
     kind = type(error)
-    topic, partition, offset = place
+    topic, partition, offset = failed_at
     pairs = [
-        (EXCEPTION, f"{kind.__module__}.{kind.__qualname__}"[:256]),
-        (MESSAGE, _cut(words(error), _MESSAGE_BYTES)),
-        (TOPIC, topic),
-        (PARTITION, str(partition)),
-        (OFFSET, offset),
-        (ATTEMPTS, str(attempts)),
-        (GROUP, group),
-        (TIME, when),
+        (ERROR_EXCEPTION, f"{kind.__module__}.{kind.__qualname__}"[:256]),
+        (ERROR_MESSAGE, _truncate_end(error_text(error), _MESSAGE_BYTES)),
+        (ERROR_TOPIC, topic),
+        (ERROR_PARTITION, str(partition)),
+        (ERROR_OFFSET, offset),
+        (ERROR_ATTEMPTS, str(attempts)),
+        (ERROR_GROUP, group),
+        (ERROR_TIME, timestamp),
     ]
     encoded = [(name, value.encode("utf-8", "backslashreplace")) for name, value in pairs]
-    used = sum(len(name) + len(value) for name, value in encoded) + len(STACKTRACE)
+    used = sum(len(name) + len(value) for name, value in encoded) + len(ERROR_STACKTRACE)
     trace = "".join(traceback.format_exception(error))
-    stack = _tail(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
-    return [*encoded[:2], (STACKTRACE, stack), *encoded[2:]]
+    stack = _truncate_start(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
+    return [*encoded[:2], (ERROR_STACKTRACE, stack), *encoded[2:]]
 
 
-def _cut(text: str, size: int) -> str:
+def _truncate_end(text: str, size: int) -> str:
     """The beginning of a text, in at most this many bytes."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= size:
@@ -117,7 +119,7 @@ def _cut(text: str, size: int) -> str:
     return data[: size - 3].decode("utf-8", "ignore") + "..."
 
 
-def _tail(data: bytes, size: int) -> bytes:
+def _truncate_start(data: bytes, size: int) -> bytes:
     """The end of a traceback says most: where it was raised."""
     if len(data) <= size:
         return data
@@ -126,18 +128,18 @@ def _tail(data: bytes, size: int) -> bytes:
     return b"..." + data[-(size - 3) :].decode("utf-8", "ignore").encode()
 
 
-def results(
+def result_encoder(
     group: str, topic: str, record: Callable[[Any, str, Headers], Record], *, several: bool
-) -> Callable[[Any, Work], Sequence[Outgoing]]:
+) -> Callable[[Any, Delivery], Sequence[Outgoing]]:
     """Encodes what a handler returned, for the topic it goes to.
 
     :param record: makes the record of a value, with this ID and these headers.
     :param several: a list, tuple or generator is several values; else any value is one.
     """
 
-    def make(result: Any, work: Work) -> Sequence[Outgoing]:
-        segment, index, _, identity, _, _, _ = work
-        batch = segment.batch
+    def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
+        fetched, index, _, identity, _, _, _ = delivery
+        batch = fetched.batch
         source = identity.replace("\0", "/") if identity is not None else batch.id(index)
         values: Iterable[Any] = (result,)
         if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
@@ -146,17 +148,17 @@ def results(
             (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
         ]
         found = batch.headers(index)
-        correlation = header(found, CORRELATION) or header(found, OLD_CORRELATION)
+        correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
         if correlation:
             headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
         headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
         return [
-            (topic, record(value, f"{source}/{group}/{at}", headers))
-            for at, value in enumerate(values)
+            (topic, record(value, f"{source}/{group}/{number}", headers))
+            for number, value in enumerate(values)
             if value is not None
         ]
 
-    return make
+    return encode_results
 
 
 def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
@@ -164,28 +166,30 @@ def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
     back: those that it has not yet, because it failed for the first time."""
     found: list[tuple[str, bytes | None]] = []
 
-    def add(name: str, said: str) -> None:
-        found.append((name, _cut(said, ERROR_BYTES // 8).encode("utf-8", "surrogateescape")))
+    def add(name: str, content: str) -> None:
+        found.append(
+            (name, _truncate_end(content, ERROR_BYTES // 8).encode("utf-8", "surrogateescape"))
+        )
 
-    topic = header(headers, TOPIC)
-    if topic and header(headers, ORIGIN) is None:
-        place = (header(headers, name) or "?" for name in (PARTITION, OFFSET))
-        add(ORIGIN, "/".join((topic, *place)))
-    when = header(headers, TIME)
-    if when and header(headers, FIRST_FAILED) is None:
-        add(FIRST_FAILED, when)
+    topic = header_text(headers, ERROR_TOPIC)
+    if topic and header_text(headers, ORIGIN) is None:
+        position = (header_text(headers, name) or "?" for name in (ERROR_PARTITION, ERROR_OFFSET))
+        add(ORIGIN, "/".join((topic, *position)))
+    timestamp = header_text(headers, ERROR_TIME)
+    if timestamp and header_text(headers, FIRST_FAILED) is None:
+        add(FIRST_FAILED, timestamp)
         add(FIRST_ERROR, error_of(headers))
     return found
 
 
 def error_of(headers: Headers) -> str:
     """What went wrong, of a dead letter: the exception's type and text."""
-    kind = (header(headers, EXCEPTION) or "unknown").rpartition(".")[2]
-    said = header(headers, MESSAGE)
-    return f"{kind}: {said}" if said else kind
+    kind = (header_text(headers, ERROR_EXCEPTION) or "unknown").rpartition(".")[2]
+    message = header_text(headers, ERROR_MESSAGE)
+    return f"{kind}: {message}" if message else kind
 
 
-def header(headers: Headers, name: str) -> str | None:
+def header_text(headers: Headers, name: str) -> str | None:
     """One header as text; None where there is none. Of several, the last."""
     found = None
     for each, value in headers:
@@ -196,9 +200,9 @@ def header(headers: Headers, name: str) -> str | None:
 
 def redrives_of(headers: Headers) -> int:
     """How often a message was put back so far; 0 where the header is none of ours."""
-    return wire.whole(header(headers, REDRIVE)) or 0
+    return wire.parse_int(header_text(headers, REDRIVE)) or 0
 
 
 def attempts_of(headers: Headers) -> int:
     """How often a message had failed when it was written; 0 where the header is none of ours."""
-    return wire.whole(header(headers, ATTEMPTS), _ATTEMPT_DIGITS) or 0
+    return wire.parse_int(header_text(headers, ERROR_ATTEMPTS), _ATTEMPT_DIGITS) or 0

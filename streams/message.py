@@ -39,8 +39,8 @@ SPECVERSION = "ce_specversion"
 TIME = "ce_time"
 CORRELATION = "ce_correlationid"
 CAUSATION = "ce_causationid"
-OLD_CORRELATION = "correlationid"
-OLD_CAUSATION = "causationid"
+LEGACY_CORRELATION = "correlationid"
+LEGACY_CAUSATION = "causationid"
 """Both without the prefix, as earlier versions and other producers write them: still read."""
 UNREADABLE = "streams_unreadable_headers"
 """Stands in the place of headers that the log's driver cannot read, and says why."""
@@ -75,12 +75,12 @@ def identity_of(headers: Headers) -> str | None:
     return identity(text(id), text(source or b""), text(redrive or b""))
 
 
-def named(headers: Mapping[str, str], name: str, old: str) -> str | None:
+def header_or_legacy(headers: Mapping[str, str], name: str, legacy_name: str) -> str | None:
     """A header that has an old name, too; the new one counts where both are there."""
-    return headers.get(name) or headers.get(old)
+    return headers.get(name) or headers.get(legacy_name)
 
 
-def mark_of(identity: str | None) -> str:
+def identity_suffix(identity: str | None) -> str:
     """What an identity has beside the ID; empty where that is nothing."""
     at = -1 if identity is None else identity.find("\0")
     return "" if identity is None or at < 0 else identity[at:]
@@ -98,7 +98,7 @@ class Position(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
-        return f"{self.topic}/{self.partition}/{wire.offset_text(self.offset)}"
+        return f"{self.topic}/{self.partition}/{wire.format_offset(self.offset)}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -106,11 +106,11 @@ class Position(NamedTuple):
 
         :raises InvalidValue: it is none.
         """
-        found = wire.place(text) if isinstance(text, str) else None
+        found = wire.parse_position(text) if isinstance(text, str) else None
         if found is None:
             from streams.errors import InvalidValue
 
-            shown = repr(wire.brief(text, 100)) if isinstance(text, str) else type(text).__name__
+            shown = repr(wire.shorten(text, 100)) if isinstance(text, str) else type(text).__name__
             raise InvalidValue(
                 f"{shown} is no position: write TOPIC/PARTITION/OFFSET, such as orders/0/17, or on "
                 "Redis orders/0/1795811598345-0"
@@ -139,7 +139,7 @@ class Record(msgspec.Struct, gc=False):
     partition: int | None = None
 
 
-READABLE: Mapping[int, str] = MappingProxyType({})
+ALL_READABLE: Mapping[int, str] = MappingProxyType({})
 """What :attr:`Batch.unreadable` is where all headers can be read."""
 
 
@@ -171,7 +171,7 @@ class Batch:
         "values",
     )
 
-    broken: Mapping[int, Exception] = MappingProxyType({})
+    decode_errors: Mapping[int, Exception] = MappingProxyType({})
     """Why the values of some messages cannot be decoded, by index, where that is known before."""
 
     def __init__(
@@ -185,7 +185,7 @@ class Batch:
         headers: Sequence[Headers | None] | None = None,
         times: Sequence[float] | None = None,
         assignment: Any = None,
-        unreadable: Mapping[int, str] = READABLE,
+        unreadable: Mapping[int, str] = ALL_READABLE,
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -221,20 +221,20 @@ class Batch:
         """The message ID; a message without one is named by its place."""
         found = self.ids[index]
         if found is None:
-            return f"{self.topic}/{self.partition}/{wire.offset_text(self.offset(index))}"
+            return f"{self.topic}/{self.partition}/{wire.format_offset(self.offset(index))}"
         return found.partition("\0")[0]
 
-    def marks(self) -> list[str] | None:
+    def identity_suffixes(self) -> list[str] | None:
         """What the identity of each message has beside its ID (source and redrive count), empty
         where that is nothing; None where it is so for all."""
-        marks = [mark_of(identity) for identity in self.ids]
-        return marks if any(marks) else None
+        suffixes = [identity_suffix(identity) for identity in self.ids]
+        return suffixes if any(suffixes) else None
 
     def release(self, index: int) -> None:
         """Let go of one settled message's bytes."""
         self.keys[index] = self.values[index] = None
 
-    def measure(self) -> tuple[int, int]:
+    def total_and_largest(self) -> tuple[int, int]:
         """The bytes of all keys and values together, and of the largest value: -1 where one of
         them is null."""
         values: list[Any] = self.values
@@ -250,7 +250,7 @@ class Batch:
         except TypeError:
             return sum(sizes) + sum(map(len, filter(None, keys))), largest
 
-    def nbytes(self) -> list[int]:
+    def message_sizes(self) -> list[int]:
         """The size of each message's key and value in bytes."""
         return [
             (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
@@ -377,11 +377,11 @@ class Message(Generic[T_co, X_co]):
         """
         for name, value in self._batch.headers(self._index):
             if name == TIME and value:
-                stated = wire.iso(value)
+                stated = wire.parse_iso_time(value)
                 if stated is None:
                     break
                 return stated
-        return wire.utc(self._batch.time(self._index))
+        return wire.utc_from_seconds(self._batch.time(self._index))
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -407,15 +407,15 @@ class Message(Generic[T_co, X_co]):
     def correlation_id(self) -> str | None:
         """What this message belongs to, such as a saga or a request: ``ce_correlationid``, or
         ``correlationid`` as it is called where CloudEvents' prefix is left out."""
-        return self._first(CORRELATION, OLD_CORRELATION)
+        return self._header_text(CORRELATION, LEGACY_CORRELATION)
 
     @property
     def causation_id(self) -> str | None:
         """The ID of the message that caused this one: ``ce_causationid``, or ``causationid``."""
-        return self._first(CAUSATION, OLD_CAUSATION)
+        return self._header_text(CAUSATION, LEGACY_CAUSATION)
 
-    def _first(self, name: str, old: str) -> str | None:
-        found = self.header(name) or self.header(old)
+    def _header_text(self, name: str, legacy_name: str) -> str | None:
+        found = self.header(name) or self.header(legacy_name)
         return None if not found else text(found)
 
     @property
@@ -447,14 +447,14 @@ class Message(Generic[T_co, X_co]):
 
     def __repr__(self) -> str:
         # The value stays out: it may hold what must not reach a log line.
-        key = None if self.key is None else wire.brief(self.key)
+        key = None if self.key is None else wire.shorten(self.key)
         return (
-            f"<Message {wire.brief(self.id)!r} key={key!r} at "
+            f"<Message {wire.shorten(self.id)!r} key={key!r} at "
             f"{self.position} attempt {self.attempt}>"
         )
 
 
-def deliver(
+def make_message(
     value: Any, batch: Batch, index: int, attempt: int, transaction: Any = None
 ) -> Message[Any]:
     """A message as a view of one row of a batch (what the runners build)."""

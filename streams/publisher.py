@@ -5,7 +5,7 @@ Redis few scripts): what arrives while one append runs is the next one. Order of
 
 Nothing is retried here: an outcome that is not known is told to whoever published. *Derived*
 records (what a handler returned, dead letters) are different: their message IDs are derived from
-the source's, so writing them again is harmless, and :meth:`Publisher.derive` waits out an outage.
+the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an outage.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from streams.errors import (
 )
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.runners.joint import joined
+from streams.runners.joint import in_transaction
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-CHUNK = 10_000
+MAX_RECORDS_PER_APPEND = 10_000
 """Records in one append, at most."""
 
-PAUSE = 0.1
+RETRY_PAUSE = 0.1
 """Seconds before a derived record is written again (times 2 each time, to 10)."""
 
-Answers = Sequence["Position | LogError"]
+AppendResults = Sequence["Position | LogError"]
 
-Observer = Callable[
+PublishObserver = Callable[
     [str, Sequence[Record]], AbstractContextManager[Callable[[Sequence[Position]], None]]
 ]
 """Entered around each call that publishes, with the topic and the records, to which it may add
 headers; what it yields is told where they landed."""
 
 
-class _Order:
+class _PublishRequest:
     """Records of one call, and who waits for them."""
 
-    __slots__ = ("answer", "future", "loop", "records", "single", "topic")
+    __slots__ = ("future", "loop", "on_result", "records", "single", "topic")
 
     def __init__(
         self,
         topic: str,
         records: Sequence[Record],
-        answer: Callable[[Answers], None] | None = None,
+        on_result: Callable[[AppendResults], None] | None = None,
         future: asyncio.Future[Any] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         *,
@@ -66,7 +66,7 @@ class _Order:
     ) -> None:
         self.topic = topic
         self.records = records
-        self.answer = answer
+        self.on_result = on_result
         self.future = future
         self.loop = loop
         self.single = single
@@ -79,23 +79,23 @@ class Publisher:
         self._log = log
         self._clock = clock
         self._changed = threading.Condition()
-        self._orders: list[_Order] = []
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
-        self._ticket = 0
-        self._waiting = False
+        self._requests: list[_PublishRequest] = []
+        self._delayed: list[tuple[float, int, Callable[[], None]]] = []
+        self._delayed_count = 0
+        self._idle = False
         self._closing = False
-        self._thread = threading.Thread(target=self._main, name="streams-publisher", daemon=True)
-        self._unwatch: Callable[[], None] = lambda: None
-        self._unanswered = 0
-        self.observer: Observer | None = None
-        self.refusal: Callable[[str], StreamsError] = NotRunning
+        self._thread = threading.Thread(target=self._run, name="streams-publisher", daemon=True)
+        self._stop_watching_clock: Callable[[], None] = lambda: None
+        self._pending = 0
+        self.observer: PublishObserver | None = None
+        self.closed_error: Callable[[str], StreamsError] = NotRunning
         """Makes the error for whoever publishes too late."""
         self.published = 0
         """Records acknowledged so far."""
 
     def start(self) -> None:
         """Begin to append."""
-        self._unwatch = self._clock.watch(self._moved)
+        self._stop_watching_clock = self._clock.on_jump(self._clock_advanced)
         self._thread.start()
 
     def close(self, timeout: float) -> None:
@@ -104,7 +104,7 @@ class Publisher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._unwatch()
+        self._stop_watching_clock()
         if not self._thread.is_alive():
             return
         self._thread.join(timeout)
@@ -113,246 +113,258 @@ class Publisher:
         except LogError as error:
             logger.warning("publisher: not everything was acknowledged: %s", error)
 
-    def _moved(self) -> None:
+    def _clock_advanced(self) -> None:
         with self._changed:
             self._changed.notify()
 
     @property
-    def busy(self) -> bool:
+    def has_pending(self) -> bool:
         """Something handed over was not answered yet."""
-        return self._unanswered > 0
+        return self._pending > 0
 
     # -- handing over
 
-    def _hand_over(self, order: _Order) -> None:
+    def _enqueue(self, request: _PublishRequest) -> None:
         with self._changed:
             if self._closing:
-                raise self.refusal("the app is closing or closed: nothing more is published")
-            self._orders.append(order)
-            self._unanswered += 1
-            if self._waiting:
-                self._waiting = False
+                raise self.closed_error("the app is closing or closed: nothing more is published")
+            self._requests.append(request)
+            self._pending += 1
+            if self._idle:
+                self._idle = False
                 self._changed.notify()
 
     async def publish(self, topic: str, record: Record) -> Position:
         """Append one record; its position once it is durable."""
         if self.observer is None:
             return await self._publish(topic, record)
-        with self.observer(topic, (record,)) as landed:
+        with self.observer(topic, (record,)) as report_positions:
             position = await self._publish(topic, record)
-            landed((position,))
+            report_positions((position,))
         return position
 
     async def _publish(self, topic: str, record: Record) -> Position:
-        _check_may_wait()
+        _refuse_in_transaction()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = loop.create_future()
-        self._hand_over(_Order(topic, (record,), None, future, loop, single=True))
+        self._enqueue(_PublishRequest(topic, (record,), None, future, loop, single=True))
         return await future
 
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
         """Append records in order; their positions once all are durable."""
         if self.observer is None or not records:
             return await self._publish_many(topic, records)
-        with self.observer(topic, records) as landed:
+        with self.observer(topic, records) as report_positions:
             positions = await self._publish_many(topic, records)
-            landed(positions)
+            report_positions(positions)
         return positions
 
     async def _publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
-        _check_may_wait()
+        _refuse_in_transaction()
         if not records:
             return []
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Position]] = loop.create_future()
-        self._hand_over(_Order(topic, records, None, future, loop))
+        self._enqueue(_PublishRequest(topic, records, None, future, loop))
         return await future
 
-    def send(
-        self, topic: str, records: Sequence[Record], answer: Callable[[Answers], None]
+    def append(
+        self, topic: str, records: Sequence[Record], on_result: Callable[[AppendResults], None]
     ) -> None:
         """Append records; ``answer`` is called once, from a thread of the publisher or the log."""
-        self._hand_over(_Order(topic, records, answer))
+        self._enqueue(_PublishRequest(topic, records, on_result))
 
-    def derive(
+    def publish_durably(
         self,
         outgoing: Sequence[tuple[str, Record]],
-        sent: Callable[[Sequence[BaseException | None]], None],
+        on_done: Callable[[Sequence[BaseException | None]], None],
     ) -> None:
         """Append records whose IDs are derived, again and again through outages.
 
-        ``sent`` is told, per record, None once it is confirmed, or what the log refuses it for.
+        ``on_done`` is told, per record, None once it is confirmed, or what the log refuses it for.
         """
         errors: list[BaseException | None] = [None] * len(outgoing)
         by_topic: dict[str, list[int]] = {}
         for index, (topic, _) in enumerate(outgoing):
             by_topic.setdefault(topic, []).append(index)
-        left = len(by_topic)
+        topics_left = len(by_topic)
         lock = threading.Lock()
 
-        def finished() -> None:
-            nonlocal left
+        def topic_done() -> None:
+            nonlocal topics_left
             with lock:
-                left -= 1
-                over = left == 0
-            if over:
-                sent(errors)
+                topics_left -= 1
+                all_done = topics_left == 0
+            if all_done:
+                on_done(errors)
 
         for topic, indexes in by_topic.items():
-            self._derive(topic, [(i, outgoing[i][1]) for i in indexes], errors, finished, 0)
+            self._append_until_confirmed(
+                topic, [(i, outgoing[i][1]) for i in indexes], errors, topic_done, 0
+            )
 
-    def _derive(
+    def _append_until_confirmed(
         self,
         topic: str,
-        rest: list[tuple[int, Record]],
+        remaining: list[tuple[int, Record]],
         errors: list[BaseException | None],
-        finished: Callable[[], None],
-        tries: int,
+        on_done: Callable[[], None],
+        attempt: int,
     ) -> None:
-        def answer(answers: Answers) -> None:
-            again: list[tuple[int, Record]] = []
-            trouble: LogError | None = None
-            for (index, record), result in zip(rest, answers, strict=True):
+        def on_result(results: AppendResults) -> None:
+            unconfirmed: list[tuple[int, Record]] = []
+            last_error: LogError | None = None
+            for (index, record), result in zip(remaining, results, strict=True):
                 if isinstance(result, (Unavailable, OutcomeUnknown)):
-                    again.append((index, record))
-                    trouble = result
+                    unconfirmed.append((index, record))
+                    last_error = result
                 elif isinstance(result, BaseException):
                     errors[index] = result
-            if not again:
-                finished()
+            if not unconfirmed:
+                on_done()
                 return
-            pause = min(10.0, PAUSE * 2.0 ** min(tries, 20))
-            if tries == 0:
-                logger.warning("publisher: %s is waited for: %s", topic, trouble)
-            self._call_later(pause, lambda: self._derive(topic, again, errors, finished, tries + 1))
+            pause = min(10.0, RETRY_PAUSE * 2.0 ** min(attempt, 20))
+            if attempt == 0:
+                logger.warning("publisher: %s is waited for: %s", topic, last_error)
+            self._call_later(
+                pause,
+                lambda: self._append_until_confirmed(
+                    topic, unconfirmed, errors, on_done, attempt + 1
+                ),
+            )
 
         try:
-            self.send(topic, [record for _, record in rest], answer)
+            self.append(topic, [record for _, record in remaining], on_result)
         except (NotRunning, ProcessorDied):
             return  # the app ends: the source stays unsettled and is handled again
 
     def _call_later(self, seconds: float, action: Callable[[], None]) -> None:
         with self._changed:
-            self._ticket += 1
-            heappush(self._later, (self._clock.monotonic() + seconds, self._ticket, action))
+            self._delayed_count += 1
+            heappush(
+                self._delayed, (self._clock.monotonic() + seconds, self._delayed_count, action)
+            )
             self._changed.notify()
 
     # -- the thread
 
-    def _main(self) -> None:
+    def _run(self) -> None:
         while True:
             due: list[Callable[[], None]] = []
             with self._changed:
-                while not self._orders:
+                while not self._requests:
                     now = self._clock.monotonic()
-                    while self._later and self._later[0][0] <= now:
-                        due.append(heappop(self._later)[2])
+                    while self._delayed and self._delayed[0][0] <= now:
+                        due.append(heappop(self._delayed)[2])
                     if due or self._closing:
                         break
-                    self._waiting = True
+                    self._idle = True
                     timeout = None
-                    if self._later:
-                        timeout = self._clock.timeout(self._later[0][0] - now)
+                    if self._delayed:
+                        timeout = self._clock.real_timeout(self._delayed[0][0] - now)
                     self._changed.wait(timeout)
-                    self._waiting = False
-                orders, self._orders = self._orders, []
+                    self._idle = False
+                requests, self._requests = self._requests, []
             for action in due:
                 action()
-            if not orders and not due:
+            if not requests and not due:
                 return  # closing
-            for topic, group in _by_topic(orders).items():
-                for part in _chunks(group):
-                    self._append(topic, part)
+            for topic, group in _group_by_topic(requests).items():
+                for batch in _split_batches(group):
+                    self._append_batch(topic, batch)
 
-    def _append(self, topic: str, orders: list[_Order]) -> None:
-        if len(orders) == 1:
-            records = orders[0].records
+    def _append_batch(self, topic: str, requests: list[_PublishRequest]) -> None:
+        if len(requests) == 1:
+            records = requests[0].records
         else:
-            records = [record for order in orders for record in order.records]
+            records = [record for order in requests for record in order.records]
 
-        def done(answers: Answers) -> None:
-            self._answer(orders, answers)
+        def on_result(results: AppendResults) -> None:
+            self._deliver_results(requests, results)
 
         try:
-            self._log.append(topic, records, done)
+            self._log.append(topic, records, on_result)
         except LogError as error:
-            done([error] * len(records))
+            on_result([error] * len(records))
         except Exception as error:
             logger.exception("publisher: the log failed in an unexpected way")
-            done([LogError(f"cannot write to {topic}: {error!r}")] * len(records))
+            on_result([LogError(f"cannot write to {topic}: {error!r}")] * len(records))
 
-    def _answer(self, orders: Sequence[_Order], answers: Answers) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Order, Answers]]] = {}
-        at = 0
-        failed = _failed(answers)
+    def _deliver_results(self, requests: Sequence[_PublishRequest], results: AppendResults) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_PublishRequest, AppendResults]]] = {}
+        start = 0
+        failed = _count_failed(results)
         with self._changed:
-            self._unanswered -= len(orders)
-            self.published += len(answers) - failed
-        for order in orders:
-            end = at + len(order.records)
-            part, at = answers[at:end], end
-            if order.loop is not None:
-                by_loop.setdefault(order.loop, []).append((order, part))
-            elif order.answer is not None:
+            self._pending -= len(requests)
+            self.published += len(results) - failed
+        for request in requests:
+            end = start + len(request.records)
+            own_results, start = results[start:end], end
+            if request.loop is not None:
+                by_loop.setdefault(request.loop, []).append((request, own_results))
+            elif request.on_result is not None:
                 try:
-                    order.answer(part)
+                    request.on_result(own_results)
                 except Exception:
                     logger.exception("publisher: an answer could not be given")
         for loop, each in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_resolve, each)
+                loop.call_soon_threadsafe(_resolve_futures, each)
             except RuntimeError:
                 continue  # that loop is closed: nobody waits any more
 
 
-def _check_may_wait() -> None:
-    if joined():
+def _refuse_in_transaction() -> None:
+    if in_transaction():
         raise ConfigError(
             "publishing while message.transaction is open would wait for itself: publish "
             "before the first execute, or return the value with to="
         )
 
 
-def _by_topic(orders: Sequence[_Order]) -> dict[str, list[_Order]]:
-    groups: dict[str, list[_Order]] = {}
-    for order in orders:
-        groups.setdefault(order.topic, []).append(order)
+def _group_by_topic(requests: Sequence[_PublishRequest]) -> dict[str, list[_PublishRequest]]:
+    groups: dict[str, list[_PublishRequest]] = {}
+    for request in requests:
+        groups.setdefault(request.topic, []).append(request)
     return groups
 
 
-def _chunks(orders: list[_Order]) -> list[list[_Order]]:
-    """Orders in groups of about :data:`CHUNK` records."""
-    if len(orders) == 1 or sum(len(order.records) for order in orders) <= CHUNK:
-        return [orders]
-    chunks: list[list[_Order]] = [[]]
+def _split_batches(requests: list[_PublishRequest]) -> list[list[_PublishRequest]]:
+    """Orders in groups of about :data:`MAX_RECORDS_PER_APPEND` records."""
+    if (
+        len(requests) == 1
+        or sum(len(request.records) for request in requests) <= MAX_RECORDS_PER_APPEND
+    ):
+        return [requests]
+    batches: list[list[_PublishRequest]] = [[]]
     size = 0
-    for order in orders:
-        if chunks[-1] and size + len(order.records) > CHUNK:
-            chunks.append([])
+    for request in requests:
+        if batches[-1] and size + len(request.records) > MAX_RECORDS_PER_APPEND:
+            batches.append([])
             size = 0
-        chunks[-1].append(order)
-        size += len(order.records)
-    return chunks
+        batches[-1].append(request)
+        size += len(request.records)
+    return batches
 
 
-def _resolve(answered: Sequence[tuple[_Order, Answers]]) -> None:
+def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:
     """On the loop of those who wait."""
-    for order, answers in answered:
-        future = order.future
+    for request, results in answered:
+        future = request.future
         if future is None or future.done():
             continue
-        failed = _failed(answers)
+        failed = _count_failed(results)
         if failed:
-            failure = next(each for each in answers if isinstance(each, BaseException))
-            if not order.single:
-                failure.add_note(f"{failed} of {len(answers)} records were not acknowledged")
+            failure = next(each for each in results if isinstance(each, BaseException))
+            if not request.single:
+                failure.add_note(f"{failed} of {len(results)} records were not acknowledged")
             future.set_exception(failure)
         else:
-            future.set_result(answers[0] if order.single else list(answers))
+            future.set_result(results[0] if request.single else list(results))
 
 
-def _failed(answers: Answers) -> int:
+def _count_failed(results: AppendResults) -> int:
     """How many records were not acknowledged."""
-    if set(map(type, answers)) == {Position}:  # as good as always, and at C speed
+    if set(map(type, results)) == {Position}:  # as good as always, and at C speed
         return 0
-    return sum(isinstance(answer, BaseException) for answer in answers)
+    return sum(isinstance(answer, BaseException) for answer in results)

@@ -1,6 +1,6 @@
 """Reading a range of a topic again, outside any group: no position moves, nobody is disturbed.
 
-A :class:`Reading` is iterable with ``for`` and ``async for``. Its end is fixed when it is made,
+A :class:`TopicReader` is iterable with ``for`` and ``async for``. Its end is fixed when it is made,
 and it ends by position, never by counting messages, so gaps (compaction, transaction markers) do
 no harm. Order is the log's within a partition; partitions are merged by the log's time.
 """
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from stream_codecs import DecodeError
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import Log, Reader
-from streams.message import Batch, Message, Position, deliver
+from streams.message import Batch, Message, Position, make_message
 from streams.runners.job import Skip
-from streams.shielding import in_thread
+from streams.shielding import run_in_thread
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -31,57 +31,59 @@ T = TypeVar("T")
 
 logger = get_logger("streams")
 
-When = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
+OffsetSpec = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
 """A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an
 offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a position
 (its partition is meant) or its text, or, as a negative int, that many messages before the end."""
 
-PLACES = (
+OFFSET_SPEC_FORMS = (
     "'earliest', 'latest', a datetime, a timedelta, an offset, a position such as orders/0/17, or "
     "-N for N before the end"
 )
 
-CHUNK = 1_000
+READ_LIMIT = 1_000
 """Messages read at once from a partition."""
 
 
-def resolve(log: Log, topic: str, partition: int, when: When, *, option: str, now: float) -> int:
-    """The offset that ``when`` means in one partition.
+def resolve_offset(
+    log: Log, topic: str, partition: int, spec: OffsetSpec, *, option: str, now: float
+) -> int:
+    """The offset that ``spec`` means in one partition.
 
     :raises InvalidValue: it means none.
     """
-    if isinstance(when, bool) or not isinstance(when, (str, int, datetime, timedelta, Position)):
-        raise InvalidValue(f"{option}={when!r} is no place in a topic: {PLACES}")
-    first, end = log.bounds(topic, partition)
-    if isinstance(when, Position):
-        return when.offset
-    if isinstance(when, timedelta):
-        return log.at(topic, partition, now - when.total_seconds())
-    if isinstance(when, datetime):
-        if when.tzinfo is None:
+    if isinstance(spec, bool) or not isinstance(spec, (str, int, datetime, timedelta, Position)):
+        raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+    first, end = log.watermarks(topic, partition)
+    if isinstance(spec, Position):
+        return spec.offset
+    if isinstance(spec, timedelta):
+        return log.offset_for_time(topic, partition, now - spec.total_seconds())
+    if isinstance(spec, datetime):
+        if spec.tzinfo is None:
             raise InvalidValue(
-                f"{option}={when!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
+                f"{option}={spec!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
             )
-        return log.at(topic, partition, when.timestamp())
-    if isinstance(when, int):
-        return log.back(topic, partition, end, -when) if when < 0 else when
-    if when == "earliest":
+        return log.offset_for_time(topic, partition, spec.timestamp())
+    if isinstance(spec, int):
+        return log.offset_before(topic, partition, end, -spec) if spec < 0 else spec
+    if spec == "earliest":
         return first
-    if when == "latest":
+    if spec == "latest":
         return end
-    if "/" in when:  # whose partition is meant was looked at before
-        when = when.rpartition("/")[2]
+    if "/" in spec:  # whose partition is meant was looked at before
+        spec = spec.rpartition("/")[2]
     try:
-        return log.parse(when)
+        return log.parse_offset(spec)
     except ConfigError as error:
         raise InvalidValue(str(error)) from None
 
 
-def ranges(
+def resolve_ranges(
     log: Log,
     topic: str,
-    start: When | Mapping[int, When],
-    end: When,
+    start: OffsetSpec | Mapping[int, OffsetSpec],
+    end: OffsetSpec,
     *,
     partition: int | None = None,
     now: float,
@@ -93,69 +95,69 @@ def ranges(
     :raises InvalidValue: start or end mean nothing here.
     """
     count = log.topic(topic).partitions
-    starts: dict[int, When]
+    starts: dict[int, OffsetSpec]
     if isinstance(start, Mapping):
         if partition is not None:
             raise ConfigError("start names its partitions already: leave partition out")
         starts = dict(start)
-        only = next(iter(starts)) if len(starts) == 1 else None
-        one_partition(topic, {"end": end}, only, count)
+        single_partition = next(iter(starts)) if len(starts) == 1 else None
+        resolve_partition(topic, {"end": end}, single_partition, count)
     else:
-        partition = one_partition(topic, {"start": start, "end": end}, partition, count)
+        partition = resolve_partition(topic, {"start": start, "end": end}, partition, count)
         starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
     found: dict[int, tuple[int, int]] = {}
-    for number, when in starts.items():
+    for number, spec in starts.items():
         if not isinstance(number, int):
             raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
         if not 0 <= number < count:
             raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
-        one_partition(topic, {"start": when}, number, count)
-        first, last = log.bounds(topic, number)
-        low = resolve(log, topic, number, when, option="start", now=now)
-        high = resolve(log, topic, number, end, option="end", now=now)
+        resolve_partition(topic, {"start": spec}, number, count)
+        log_start, log_end = log.watermarks(topic, number)
+        start_offset = resolve_offset(log, topic, number, spec, option="start", now=now)
+        end_offset = resolve_offset(log, topic, number, end, option="end", now=now)
         # What is behind the end now is not part of the range, even if an offset says so.
-        found[number] = (max(low, first), min(high, last))
+        found[number] = (max(start_offset, log_start), min(end_offset, log_end))
     return found
 
 
-def one_partition(
-    topic: str, places: Mapping[str, When], partition: int | None, count: int
+def resolve_partition(
+    topic: str, specs: Mapping[str, OffsetSpec], partition: int | None, count: int
 ) -> int | None:
     """The one partition that is meant, None: all of them. An offset belongs to one.
 
     :raises InvalidValue: it is not said which, or two are said.
     """
-    for option, when in places.items():
-        if isinstance(when, str) and "/" in when:
-            when = Position.parse(when)
-        if isinstance(when, Position):
-            if when.topic != topic or partition not in (None, when.partition):
-                raise InvalidValue(f"{option}={when}: a position of another partition")
-            partition = when.partition
-    for option, when in places.items():
-        if isinstance(when, str) and "/" in when:
+    for option, spec in specs.items():
+        if isinstance(spec, str) and "/" in spec:
+            spec = Position.parse(spec)
+        if isinstance(spec, Position):
+            if spec.topic != topic or partition not in (None, spec.partition):
+                raise InvalidValue(f"{option}={spec}: a position of another partition")
+            partition = spec.partition
+    for option, spec in specs.items():
+        if isinstance(spec, str) and "/" in spec:
             continue
-        absolute = isinstance(when, str) and when not in ("earliest", "latest")
-        if absolute and not str(when)[:1].isdigit():
-            raise InvalidValue(f"{option}={when!r} is no place in a topic: {PLACES}")
-        if isinstance(when, int) and not isinstance(when, bool):
-            absolute = when >= 0
+        absolute = isinstance(spec, str) and spec not in ("earliest", "latest")
+        if absolute and not str(spec)[:1].isdigit():
+            raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            absolute = spec >= 0
         if absolute and partition is None and count > 1:
             raise InvalidValue(
-                f"{option}={when!r} is an offset of one partition: say which (partition=...)"
+                f"{option}={spec!r} is an offset of one partition: say which (partition=...)"
             )
     return partition
 
 
-class Reading(Generic[T]):
+class TopicReader(Generic[T]):
     """A range of a topic, read once. Give it back with ``with`` when you may stop early."""
 
     def __init__(
         self,
         app: Streams,
         topic: Source[T],
-        start: When = "earliest",
-        end: When = "latest",
+        start: OffsetSpec = "earliest",
+        end: OffsetSpec = "latest",
         *,
         partition: int | None = None,
         key: bytes | None = None,
@@ -171,27 +173,32 @@ class Reading(Generic[T]):
         self.topic = topic.name
         self.skipped = 0
         """Messages passed over because they cannot be decoded (``errors="skip"``)."""
-        self._decoding = topic.decoding
+        self._decoder = topic.decoding
         self._key = key
-        self._skip = errors == "skip"
-        self._lanes: list[_Lane] = []
-        self.ranges = ranges(log, topic.name, start, end, partition=partition, now=app.clock.time())
+        self._skip_errors = errors == "skip"
+        self._cursors: list[_PartitionCursor] = []
+        self.ranges = resolve_ranges(
+            log, topic.name, start, end, partition=partition, now=app.clock.time()
+        )
         """First offset and the one before which reading ends, by partition."""
-        for number, (low, high) in self.ranges.items():
-            if low < high:
-                self._lanes.append(
-                    _Lane(log.reader(topic.name, number, low, high), self._decoding.opened)
+        for number, (start_offset, end_offset) in self.ranges.items():
+            if start_offset < end_offset:
+                self._cursors.append(
+                    _PartitionCursor(
+                        log.reader(topic.name, number, start_offset, end_offset),
+                        self._decoder.unwrap,
+                    )
                 )
-        self._messages = self._read()
-        self._hop = threading.Lock()
+        self._messages = self._iterate()
+        self._read_lock = threading.Lock()
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
 
     def close(self) -> None:
         """Give back what the reading holds; reading on afterwards ends at once."""
-        with self._hop:
-            for lane in self._lanes:
-                lane.close()
-            self._lanes = []
+        with self._read_lock:
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors = []
             self._messages.close()
 
     # -- iteration
@@ -207,12 +214,12 @@ class Reading(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[Message[T]]:
         while True:
-            chunk = await asyncio.to_thread(self._chunk)
+            chunk = await asyncio.to_thread(self._read_chunk)
             for item in chunk:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
-            if len(chunk) < CHUNK:
+            if len(chunk) < READ_LIMIT:
                 return
 
     async def __aenter__(self) -> Self:
@@ -224,32 +231,32 @@ class Reading(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await in_thread(self.close)  # the log may be closed next
+        await run_in_thread(self.close)  # the log may be closed next
 
-    def _chunk(self) -> list[Message[T] | BaseException]:
+    def _read_chunk(self) -> list[Message[T] | BaseException]:
         """What the next thread hop brings; an error comes where it happened."""
         chunk: list[Message[T] | BaseException] = []
-        with self._hop:
+        with self._read_lock:
             try:
                 for message in self._messages:
                     chunk.append(message)
-                    if len(chunk) == CHUNK:
+                    if len(chunk) == READ_LIMIT:
                         break
             except Exception as error:
                 chunk.append(error)
         return chunk
 
-    def _read(self) -> Generator[Message[T], None, None]:
+    def _iterate(self) -> Generator[Message[T], None, None]:
         try:
-            for batch, index in _merge(self._lanes):
+            for batch, index in _merge_by_time(self._cursors):
                 if self._key is not None and batch.keys[index] != self._key:
                     continue
                 try:
-                    value = self._decoding.one(batch, index)
+                    value = self._decoder.decode_one(batch, index)
                 except Skip:
                     continue
                 except DecodeError as error:
-                    if not self._skip:
+                    if not self._skip_errors:
                         error.add_note(
                             f"at {batch.topic}/{batch.partition}/{batch.offset(index)}; "
                             "errors='skip' reads on"
@@ -261,20 +268,20 @@ class Reading(Generic[T]):
                         batch.topic, batch.partition, batch.offset(index), error,
                     )  # fmt: skip
                     continue
-                yield deliver(value, batch, index, 1)
+                yield make_message(value, batch, index, 1)
         finally:
-            for lane in self._lanes:
-                lane.close()
+            for cursor in self._cursors:
+                cursor.close()
 
 
-class _Lane:
+class _PartitionCursor:
     """One partition of a reading: the batch at hand, and the next message in it."""
 
     def __init__(
-        self, reader: Reader, opened: Callable[[Batch], Batch] = lambda batch: batch
+        self, reader: Reader, unwrap_events: Callable[[Batch], Batch] = lambda batch: batch
     ) -> None:
         self._reader = reader
-        self._opened = opened
+        self._unwrap_events = unwrap_events
         self._open = True
         self.batch: Batch | None = None
         self.index = 0
@@ -283,12 +290,12 @@ class _Lane:
         """Move to the next message; False at the end."""
         self.index += 1
         if self.batch is None or self.index >= len(self.batch):
-            self.batch = self._reader.read(CHUNK) if self._open else None
+            self.batch = self._reader.read(READ_LIMIT) if self._open else None
             self.index = 0
             while self.batch is not None and not len(self.batch):
-                self.batch = self._reader.read(CHUNK)
+                self.batch = self._reader.read(READ_LIMIT)
             if self.batch is not None:
-                self.batch = self._opened(self.batch)
+                self.batch = self._unwrap_events(self.batch)
         return self.batch is not None
 
     def close(self) -> None:
@@ -297,25 +304,25 @@ class _Lane:
             self._reader.close()
 
 
-def _merge(lanes: list[_Lane]) -> Iterator[tuple[Batch, int]]:
+def _merge_by_time(cursors: list[_PartitionCursor]) -> Iterator[tuple[Batch, int]]:
     """All messages of the lanes, the earliest (log time) next."""
-    if len(lanes) == 1:
-        lane = lanes[0]
-        while lane.advance():
-            if lane.batch is not None:
-                yield lane.batch, lane.index
+    if len(cursors) == 1:
+        cursor = cursors[0]
+        while cursor.advance():
+            if cursor.batch is not None:
+                yield cursor.batch, cursor.index
         return
     heap: list[tuple[float, int]] = []
-    for number, lane in enumerate(lanes):
-        if lane.advance() and lane.batch is not None:
-            heap.append((lane.batch.time(lane.index), number))
+    for number, cursor in enumerate(cursors):
+        if cursor.advance() and cursor.batch is not None:
+            heap.append((cursor.batch.time(cursor.index), number))
     heapify(heap)
     while heap:
         _, number = heap[0]
-        lane = lanes[number]
-        if lane.batch is not None:
-            yield lane.batch, lane.index
-        if lane.advance() and lane.batch is not None:
-            heapreplace(heap, (lane.batch.time(lane.index), number))
+        cursor = cursors[number]
+        if cursor.batch is not None:
+            yield cursor.batch, cursor.index
+        if cursor.advance() and cursor.batch is not None:
+            heapreplace(heap, (cursor.batch.time(cursor.index), number))
         else:
             heappop(heap)

@@ -22,19 +22,21 @@ T = TypeVar("T")
 logger = get_logger("streams")
 
 
-async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: None) -> T:
-    """Await ``work`` to its end, whatever happens to the caller meanwhile.
+async def run_to_completion(
+    awaitable: Awaitable[T], on_cancel: Callable[[], None] = lambda: None
+) -> T:
+    """Await ``awaitable`` to its end, whatever happens to the caller meanwhile.
 
     A caller that is cancelled gets its ``CancelledError`` when the work has ended, whether that
     succeeded or failed. What the work failed with is then the cancellation's cause, and logged:
     whoever catches the cancellation (a timeout, a task group) may drop it unread. A cancellation
     that was requested before the work could begin does not keep it from running.
 
-    :param hurry: called at each cancellation, to make the work end sooner; must not raise.
+    :param on_cancel: called at each cancellation, to make the work end sooner; must not raise.
     :raises CancelledError: the caller was cancelled, or the work was.
     """
-    task = asyncio.ensure_future(work)
-    cancelled = await ended(task, hurry)
+    task = asyncio.ensure_future(awaitable)
+    cancelled = await wait_deferring_cancel(task, on_cancel)
     if cancelled is None:
         return task.result()
     failure = None if task.cancelled() else task.exception()
@@ -45,23 +47,23 @@ async def to_the_end(work: Awaitable[T], hurry: Callable[[], None] = lambda: Non
     raise cancelled from failure
 
 
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """``asyncio.to_thread``, to the end: no thread can be interrupted, so a caller that is
     cancelled waits until nothing of it runs any more.
 
     :raises CancelledError: the caller was cancelled.
     """
-    return await to_the_end(asyncio.to_thread(function, *args, **kwargs))
+    return await run_to_completion(asyncio.to_thread(function, *args, **kwargs))
 
 
-async def ended(
-    task: asyncio.Future[Any], hurry: Callable[[], None] = lambda: None
+async def wait_deferring_cancel(
+    task: asyncio.Future[Any], on_cancel: Callable[[], None] = lambda: None
 ) -> asyncio.CancelledError | None:
     """Wait until ``task`` is done, and neither cancel it nor raise what it raised.
 
     For a caller that needs the outcome although it was cancelled.
 
-    :param hurry: called at each cancellation of the caller.
+    :param on_cancel: called at each cancellation of the caller.
     :returns: the cancellation that came meanwhile (of several, the last), which the caller must
         raise in the end, or know to be somebody else's.
     """
@@ -71,5 +73,5 @@ async def ended(
             await asyncio.wait((task,))
         except asyncio.CancelledError as error:
             cancelled = error
-            hurry()
+            on_cancel()
     return cancelled

@@ -8,7 +8,7 @@ Theory of operation. Python runs a signal's handler in the main thread, between 
 instructions, so a main thread that is blocked in C code (a blocking driver called by an async
 handler) never comes to it. The interpreter also writes the number of each signal to a file
 descriptor (:func:`signal.set_wakeup_fd`), and does that at once. After the first signal a thread
-reads from it: where the main thread does not act on the second signal within :data:`PATIENCE`
+reads from it: where the main thread does not act on the second signal within :data:`MAIN_THREAD_TIMEOUT`
 seconds, this thread ends the process. The event loop uses the same descriptor to be woken, so what
 is read is passed on to the loop's.
 """
@@ -28,78 +28,82 @@ from streams.text import get_logger
 
 logger = get_logger("streams")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-PATIENCE = 1.0
+MAIN_THREAD_TIMEOUT = 1.0
 """Seconds that the main thread has to act on the second signal."""
 
 
-class Signals:
+class StopSignals:
     """Handles both signals while it is entered (main thread; in any other it does nothing).
 
-    :param first: told the first signal's name, between two instructions of the main thread.
+    :param on_first: told the first signal's name, between two instructions of the main thread.
     """
 
-    def __init__(self, first: Callable[[str], object]) -> None:
-        self._first = first
-        self._before: dict[signal.Signals, Any] = {}
-        self._loops = -1
+    def __init__(self, on_first: Callable[[str], object]) -> None:
+        self._on_first = on_first
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._loop_fd = -1
         """The event loop's own descriptor for being woken."""
-        self._reading = self._writing = -1
-        self._armed = False
+        self._read_fd = self._write_fd = -1
+        self._first_received = False
         """The first signal has come."""
-        self._again = threading.Event()
+        self._second_received = threading.Event()
         """The process is being ended."""
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._reading, self._writing = os.pipe()
-            os.set_blocking(self._writing, False)
-            threading.Thread(target=self._watch, name="streams-signals", daemon=True).start()
-            self._before = {each: signal.signal(each, self._stop) for each in SIGNALS}
+            self._read_fd, self._write_fd = os.pipe()
+            os.set_blocking(self._write_fd, False)
+            threading.Thread(
+                target=self._watch_wakeup_fd, name="streams-signals", daemon=True
+            ).start()
+            self._previous_handlers = {
+                each: signal.signal(each, self._handle_first) for each in STOP_SIGNALS
+            }
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self._before:
+        if not self._previous_handlers:
             return
-        for each, handler in self._before.items():
+        for each, handler in self._previous_handlers.items():
             signal.signal(each, handler)
-        if self._armed:
-            signal.set_wakeup_fd(self._loops)
-        os.close(self._writing)  # the thread reads the end
+        if self._first_received:
+            signal.set_wakeup_fd(self._loop_fd)
+        os.close(self._write_fd)  # the thread reads the end
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, self._end)
-        self._loops = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._armed = True
-        self._first(signal.Signals(number).name)
+    def _handle_first(self, number: int, frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, self._handle_second)
+        self._loop_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self._first_received = True
+        self._on_first(signal.Signals(number).name)
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
+    def _handle_second(self, number: int, frame: FrameType | None) -> None:
         # KeyboardInterrupt would be raised wherever the loop is: inside a runner's task it is
         # taken for the processor's death, and the way out then waits for handlers.
-        self._again.set()
-        _tell(number)
+        self._second_received.set()
+        _log_interrupted(number)
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         os._exit(128 + number)
 
-    def _watch(self) -> None:
-        while data := os.read(self._reading, 64):
-            if self._loops >= 0:
+    def _watch_wakeup_fd(self) -> None:
+        while data := os.read(self._read_fd, 64):
+            if self._loop_fd >= 0:
                 try:
-                    os.write(self._loops, data)
+                    os.write(self._loop_fd, data)
                 except OSError:
                     pass  # the loop has been woken as often as it can be, or is closed
-            numbers = [each for each in data if each in SIGNALS]
-            if numbers and not self._again.wait(PATIENCE):
-                _tell(numbers[0])
+            numbers = [each for each in data if each in STOP_SIGNALS]
+            if numbers and not self._second_received.wait(MAIN_THREAD_TIMEOUT):
+                _log_interrupted(numbers[0])
                 os._exit(128 + numbers[0])
-        os.close(self._reading)
+        os.close(self._read_fd)
 
 
-def _tell(number: int) -> None:
+def _log_interrupted(number: int) -> None:
     """Log that the process ends at once.
 
     The main thread may have been interrupted while it logged, and what it holds then must not be

@@ -33,7 +33,7 @@ __all__ = ["Clock", "Harness", "harness"]
 
 T = TypeVar("T")
 
-_FOR_EVER = 3600.0
+_LONGEST_WAIT = 3600.0
 
 
 class Clock:
@@ -50,7 +50,7 @@ class Clock:
         self._elapsed = 0.0
         self._lock = threading.Lock()
         self._watchers: dict[int, Callable[[], None]] = {}
-        self._ticket = 0
+        self._last_watcher = 0
 
     def monotonic(self) -> float:
         """Seconds advanced so far."""
@@ -72,28 +72,28 @@ class Clock:
         with self._lock:
             self._elapsed += seconds
             watchers = list(self._watchers.values())
-        for moved in watchers:
-            moved()
+        for callback in watchers:
+            callback()
 
-    def timeout(self, seconds: float) -> float:
+    def real_timeout(self, seconds: float) -> float:
         """Nothing that waits for this clock comes about by waiting in real time."""
-        return 0.0 if seconds <= 0 else _FOR_EVER
+        return 0.0 if seconds <= 0 else _LONGEST_WAIT
 
-    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
-        """Call ``moved`` after every advance; returns the way to stop."""
+    def on_jump(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` after every advance; returns the way to stop."""
         with self._lock:
-            self._ticket += 1
-            ticket = self._ticket
-            self._watchers[ticket] = moved
+            self._last_watcher += 1
+            watcher = self._last_watcher
+            self._watchers[watcher] = callback
 
         def stop() -> None:
             with self._lock:
-                self._watchers.pop(ticket, None)
+                self._watchers.pop(watcher, None)
 
         return stop
 
 
-class OnTopic(Protocol[T]):
+class HasTopic(Protocol[T]):
     """What stands on a topic, as a declared queue does."""
 
     @property
@@ -102,12 +102,12 @@ class OnTopic(Protocol[T]):
         ...
 
 
-def _topic_of(given: Topic[T] | OnTopic[T], what: str) -> Topic[T]:
+def _topic_of(given: Topic[T] | HasTopic[T], method: str) -> Topic[T]:
     """:raises ConfigError: it is no topic and stands on none."""
     found = given if isinstance(given, Topic) else getattr(given, "topic", None)
     if not isinstance(found, Topic):
         raise ConfigError(
-            f"{what}({given!r}): a topic as app.topic(...) returns it, or a queue as "
+            f"{method}({given!r}): a topic as app.topic(...) returns it, or a queue as "
             "queue.declare(...) does; of a queue by name, queue.topic(name)"
         )
     return found
@@ -134,72 +134,72 @@ class Harness:
         :raises ProcessorDied: a processor ended.
         """
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + within
-        held = isinstance(self.clock, Clock)
-        quiet = 0
-        while quiet < 2:
+        deadline = loop.time() + within
+        manual_clock = isinstance(self.clock, Clock)
+        idle_rounds = 0
+        while idle_rounds < 2:
             # Twice in a row: what one look saw at rest may have been between two threads.
-            busy = await asyncio.to_thread(self._busy)
-            due = None if busy or held else self._due()
-            quiet = 0 if busy or due is not None else quiet + 1
-            if loop.time() > give_up and busy:
+            busy = await asyncio.to_thread(self._unfinished)
+            due = None if busy or manual_clock else self._next_due()
+            idle_rounds = 0 if busy or due is not None else idle_rounds + 1
+            if loop.time() > deadline and busy:
                 raise TimeoutError(f"after {within:g} s: {busy}")
-            if due is not None and loop.time() + due[0] > give_up:
-                raise TimeoutError(self._too_late(within, *due))
+            if due is not None and loop.time() + due[0] > deadline:
+                raise TimeoutError(self._due_too_late_message(within, *due))
             await asyncio.sleep(0.001 if due is None else min(max(due[0], 0.001), 0.02))
 
-    def _due(self) -> tuple[float, str] | None:
+    def _next_due(self) -> tuple[float, str] | None:
         """What is due first of all that waits for its time: in how many seconds, and what."""
         found = [
             (due[0], f"processor {processor.name}: {due[1]}")
             for processor in self.app.processors
-            if processor._pump is not None
+            if processor.poller is not None
             and not processor.paused
-            and (due := processor._pump.due()) is not None
+            and (due := processor.poller.next_due()) is not None
         ]
         return min(found, default=None)
 
-    def _too_late(self, within: float, seconds: float, what: str) -> str:
-        at = datetime.fromtimestamp(self.clock.time() + seconds, timezone.utc)
-        how = "give settled(within=...) more"
-        if self.log.capabilities.clocked:
-            how += ", or move time on yourself: harness(app, clock=Clock())"
+    def _due_too_late_message(self, within: float, seconds: float, what: str) -> str:
+        due_at = datetime.fromtimestamp(self.clock.time() + seconds, timezone.utc)
+        advice = "give settled(within=...) more"
+        if self.log.capabilities.uses_app_clock:
+            advice += ", or move time on yourself: harness(app, clock=Clock())"
         return (
             f"settled(within={within:g}): {what}; due in {seconds:.1f} s, at "
-            f"{at.isoformat(timespec='seconds')}; {how}"
+            f"{due_at.isoformat(timespec='seconds')}; {advice}"
         )
 
-    def _busy(self) -> str:
+    def _unfinished(self) -> str:
         """What is still going on, in words; empty when nothing is."""
         app = self.app
-        if app.publisher.busy:
+        if app.publisher.has_pending:
             return "messages are being published"
         for processor in app.processors:
-            pump = processor._pump
-            if pump is None:
+            poller = processor.poller
+            if poller is None:
                 return f"processor {processor.name} is being started"
-            if pump.fatal is not None or pump.ended.is_set():
-                why = f"processor {processor.name} ended: {pump.fatal!r}"
-                raise ProcessorDied(why) from pump.fatal
-            busy = pump.busy()
+            if poller.fatal is not None or poller.ended.is_set():
+                message = f"processor {processor.name} ended: {poller.fatal!r}"
+                raise ProcessorDied(message) from poller.fatal
+            busy = poller.unfinished()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"
-        return self._unowned()
+        return self._unassigned_partition()
 
-    def _unowned(self) -> str:
+    def _unassigned_partition(self) -> str:
         """Which partition has messages for a group of the app that none of its processors has
         taken up yet; empty where there is none."""
         log = self.app.log
         groups: dict[str, tuple[set[str], set[tuple[str, int]]]] = {}
         for processor in self.app.processors:
-            pump = processor._pump
-            if pump is None or processor.paused:
+            poller = processor.poller
+            if poller is None or processor.paused:
                 continue
-            if not (reads := pump.reads(log)) and not pump.owned():
+            if not (reads := poller.subscribed_topics(log)) and not poller.owned_partitions():
                 return f"processor {processor.name}: follows no partition yet"
             topics, owned = groups.setdefault(processor.group, (set(), set()))
             topics.update(reads)
-            owned |= pump.owned()
+            owned |= poller.owned_partitions()
         for group, (topics, owned) in groups.items():
             for topic in topics:
                 missing = {
@@ -207,15 +207,15 @@ class Harness:
                     for partition in range(log.topic(topic).partitions)
                     if (topic, partition) not in owned
                 }
-                places = log.places(group, topic) if missing else {}
+                committed = log.committed(group, topic) if missing else {}
                 for partition in missing:
-                    first, end = log.bounds(topic, partition)
-                    place = places.get(partition)
-                    if (first if place is None else max(first, place.position)) < end:
+                    first, end = log.watermarks(topic, partition)
+                    position = committed.get(partition)
+                    if (first if position is None else max(first, position.position)) < end:
                         return f"group {group}: nobody has taken up {topic}/{partition} yet"
         return ""
 
-    async def messages(self, topic: Topic[T] | OnTopic[T]) -> list[Message[T]]:
+    async def messages(self, topic: Topic[T] | HasTopic[T]) -> list[Message[T]]:
         """Everything in a topic, in order of log time.
 
         :param topic: a topic, or a queue as :meth:`streams.MessageQueue.declare` returns it.
@@ -226,7 +226,7 @@ class Harness:
 
     async def dead(
         self,
-        topic: Topic[Any] | OnTopic[Any],
+        topic: Topic[Any] | HasTopic[Any],
         group: str | None = None,
         letters: DeadLetters | str | None = None,
     ) -> list[Message[bytes]]:
@@ -247,11 +247,11 @@ class Harness:
                 f"dead({source.name!r}, {group!r}): the group whose dead letters it is about, a "
                 "str; only a queue's may be left out"
             )
-        names = self._letters(source.name, group, letters)
+        names = self._dead_letter_topics(source.name, group, letters)
         found = [Topic[Any](self.app, name, bytes | None) for name in names]
         return await asyncio.to_thread(lambda: [each for topic in found for each in topic.read()])
 
-    def _letters(self, topic: str, group: str, letters: object) -> list[str]:
+    def _dead_letter_topics(self, topic: str, group: str, letters: object) -> list[str]:
         """The names of the topics that a group's dead letters are in."""
         if isinstance(letters, str):
             return [letters]

@@ -15,7 +15,7 @@ that is escaped again stays the same.
 JSON is escaped by its own rules (:func:`escape_json`), whether a terminal reads it or a program: it
 is the same document, and does not depend on where it goes.
 
-Loggers of the toolkit come from :func:`get_logger`, which gives them :class:`Escaping`: one record
+Loggers of the toolkit come from :func:`get_logger`, which gives them :class:`EscapingFilter`: one record
 is one line, and a traceback's lines are indented, so that none can pass for a record.
 """
 
@@ -31,20 +31,20 @@ from itertools import islice
 from typing_extensions import override
 
 __all__ = [
-    "Escaping",
+    "EscapingFilter",
     "close_match",
-    "counted",
+    "count_with_noun",
+    "error_text",
     "escape",
     "escape_json",
+    "format_traceback",
     "get_logger",
-    "is_slip",
-    "nearest",
+    "is_misspelling",
     "one_line",
-    "trace",
-    "words",
+    "suggestion",
 ]
 
-_UNFIT = re.compile(
+_UNSAFE = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls (Unicode UAX #9)
@@ -56,27 +56,27 @@ _UNFIT = re.compile(
 )
 
 
-def _written(found: re.Match[str]) -> str:
+def _escaped(found: re.Match[str]) -> str:
     text = found[0]
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(text) or _code(ord(text))
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(text) or _code_escape(ord(text))
 
 
-def _code(code: int) -> str:
+def _code_escape(code: int) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def escape(text: str, *, lines: bool = False) -> str:
+def escape(text: str, *, keep_lines: bool = False) -> str:
     """The text on one line, without anything that could steer a terminal.
 
-    :param lines: line breaks and tabs stay, for what is a text of several lines.
+    :param keep_lines: line breaks and tabs stay, for what is a text of several lines.
     """
     if text.isascii() and text.isprintable():
         return text
-    if lines:
+    if keep_lines:
         return "\n".join("\t".join(map(escape, row.split("\t"))) for row in text.split("\n"))
-    return _UNFIT.sub(_written, text)
+    return _UNSAFE.sub(_escaped, text)
 
 
 def one_line(text: str) -> str:
@@ -92,21 +92,21 @@ def escape_json(document: bytes) -> bytes:
     """
     if document.isascii() and b"\x7f" not in document:
         return document
-    return _UNFIT.sub(_in_json, document.decode()).encode()
+    return _UNSAFE.sub(_escaped_in_json, document.decode()).encode()
 
 
-def _in_json(found: re.Match[str]) -> str:
+def _escaped_in_json(found: re.Match[str]) -> str:
     text = found[0]
     if text in "\t\n\r":
         return text
-    units = text.encode("utf-16-be")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    utf16 = text.encode("utf-16-be")
+    return "".join(f"\\u{utf16[at]:02x}{utf16[at + 1]:02x}" for at in range(0, len(utf16), 2))
 
 
 # -- log lines -------------------------------------------------------------------------------------
 
 
-class Escaping(logging.Filter):
+class EscapingFilter(logging.Filter):
     """Escapes a record's message and traceback; for a logger or a handler. Lets everything pass.
 
     A message that cannot be put together (an argument's own ``__str__`` fails) is told as such
@@ -126,30 +126,30 @@ class Escaping(logging.Filter):
             if shown != message:
                 record.msg, record.args = shown, ()
         if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
-            record.exc_text = trace(record.exc_info[1])
+            record.exc_text = format_traceback(record.exc_info[1])
         return True
 
 
-def trace(error: BaseException) -> str:
+def format_traceback(error: BaseException) -> str:
     """An exception's traceback, escaped and indented."""
     try:
         text = "".join(traceback.format_exception(error))
     except Exception as failure:
         text = f"{type(error).__name__} (its traceback cannot be shown: {type(failure).__name__})"
-    return "\n".join(f"  {row}" for row in escape(text, lines=True).rstrip("\n").split("\n"))
+    return "\n".join(f"  {row}" for row in escape(text, keep_lines=True).rstrip("\n").split("\n"))
 
 
-_ESCAPING = Escaping()
+_ESCAPING_FILTER = EscapingFilter()
 
 
 def get_logger(name: str) -> logging.Logger:
     """A logger of the toolkit: ``streams`` or below it."""
     logger = logging.getLogger(name)
-    logger.addFilter(_ESCAPING)  # a second time does nothing
+    logger.addFilter(_ESCAPING_FILTER)  # a second time does nothing
     return logger
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What an error says; some classes' ``__str__`` fails itself, and that must not matter."""
     try:
         return str(error)
@@ -157,12 +157,12 @@ def words(error: BaseException) -> str:
         return f"(its str() raised {type(failure).__name__})"
 
 
-def counted(count: int, noun: str) -> str:
+def count_with_noun(count: int, noun: str) -> str:
     """``1 attempt``, ``2 attempts``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-_NEAREST_OF = 10_000
+_MAX_COMPARED = 10_000
 """Names that are compared with one that is not known, at most."""
 
 
@@ -171,38 +171,38 @@ def close_match(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | N
 
     :param cutoff: how much alike it must be, from 0 to 1.
     """
-    among = islice(known, _NEAREST_OF)
+    among = islice(known, _MAX_COMPARED)
     return next(iter(difflib.get_close_matches(name[:256], among, 1, cutoff)), None)
 
 
-def is_slip(name: str, other: str) -> bool:
+def is_misspelling(name: str, other: str) -> bool:
     """Whether one name can hardly be meant to be another one than ``other``, but is written
     differently: one character is wrong, missing or too many, two are the wrong way round, or only
     the case of letters differs. Names that differ by a digit, and short ones, may be meant so.
     """
     one, two = name.casefold(), other.casefold()
-    if name == other or min(len(one), len(two)) < _SHORT:
+    if name == other or min(len(one), len(two)) < _SHORTEST_MISSPELLING:
         return False
-    start = _same(one, two)
+    start = _common_prefix(one, two)
     one, two = one[start:], two[start:]
-    end = _same(one[::-1], two[::-1])
+    end = _common_prefix(one[::-1], two[::-1])
     one, two = one[: len(one) - end], two[: len(two) - end]
     if len(one) <= 1 and len(two) <= 1:
         return not (one + two).isdigit()
     return len(one) == 2 and one == two[::-1]
 
 
-def _same(one: str, two: str) -> int:
+def _common_prefix(one: str, two: str) -> int:
     """How many characters are the same at the beginning of both."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
 
 
-_SHORT = 5
+_SHORTEST_MISSPELLING = 5
 """Names of fewer characters are never said to be a slip."""
 
 
-def nearest(name: object, known: Collection[str]) -> str:
+def suggestion(name: object, known: Collection[str]) -> str:
     """A sentence for an error about a name that is not known: which one was probably meant, or
     what there is."""
     if isinstance(name, str) and (found := close_match(name, known)) is not None:

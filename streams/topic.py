@@ -24,8 +24,8 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
-from streams.annotations import Typed, check_function, name_of
-from streams.cloudevents import Writer, opened
+from streams.annotations import TopicType, check_function, function_name
+from streams.cloudevents import EventHeaderWriter, unwrap_structured
 from streams.config import CloudEvents, OnUnknown, Retention
 from streams.errors import ConfigError
 from streams.log.names import check_topic
@@ -34,7 +34,7 @@ from streams.runners.job import Skip
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.reading import Reading, When
+    from streams.reading import OffsetSpec, TopicReader
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -52,12 +52,12 @@ class Source(Protocol[T_co]):
         ...
 
     @property
-    def decoding(self) -> Decoder[T_co]:
+    def decoding(self) -> TopicDecoder[T_co]:
         """How its values are decoded."""
         ...
 
 
-class Decoder(Generic[T_co]):
+class TopicDecoder(Generic[T_co]):
     """Decodes one topic's values for the runners (``runners.job.Decoding``)."""
 
     def __init__(
@@ -66,26 +66,28 @@ class Decoder(Generic[T_co]):
         type: TypeForm[T_co],
         topic: str,
         unknown: OnUnknown,
-        identify: Identifier | None,
+        id_reader: ValueIdReader | None,
         *,
-        opens: bool = False,
+        unwraps_events: bool = False,
     ) -> None:
-        self._opens = opens
+        self._unwraps_events = unwraps_events
         self._bound = codec.bind(type, topic=topic, role="value")
         self._nullable = includes_none(type)
         self._skip_unknown = unknown == "skip"
-        self._identify = identify
+        self._id_reader = id_reader
 
-    def opened(self, batch: Batch) -> Batch:
+    def unwrap(self, batch: Batch) -> Batch:
         """What the batch holds, where CloudEvents in structured mode are in it; else itself."""
-        return opened(batch) if self._opens else batch
+        return unwrap_structured(batch) if self._unwraps_events else batch
 
     @property
-    def identify(self) -> Identifier | None:
+    def id_reader(self) -> ValueIdReader | None:
         """Reads the message ID from a decoded value, where the topic says it is there."""
-        return self._identify
+        return self._id_reader
 
-    def fast(self, values: Sequence[bytes | None], largest: int) -> Callable[[Any], Any] | None:
+    def fast_decoder(
+        self, values: Sequence[bytes | None], largest: int
+    ) -> Callable[[Any], Any] | None:
         """The bare decoder, if it is safe for every one of these values; else None.
 
         ``largest`` is the largest one's size in bytes, -1 where one is null.
@@ -95,7 +97,7 @@ class Decoder(Generic[T_co]):
             return None
         return bound.fast if largest <= bound.small or bound.cleared(values) else None
 
-    def one(self, batch: Batch, index: int) -> T_co:
+    def decode_one(self, batch: Batch, index: int) -> T_co:
         """Decode one message.
 
         :raises Skip: a tombstone or an unknown tag that is to be passed over.
@@ -103,8 +105,8 @@ class Decoder(Generic[T_co]):
         :raises ConfigError: nothing can, as the codec found out only now.
         """
         data = batch.values[index]
-        if batch.broken and index in batch.broken:
-            raise batch.broken[index]
+        if batch.decode_errors and index in batch.decode_errors:
+            raise batch.decode_errors[index]
         if data is None:
             if self._nullable:
                 return None  # type: ignore[return-value]  # T includes None, so this is a T
@@ -131,12 +133,12 @@ class Topic(Generic[T]):
     Made by :meth:`streams.Streams.topic`.
     """
 
-    spread = 1
+    default_partitions = 1
     """Partitions it is created with where nobody said how many."""
-    owned = False
+    internal = False
     """It is the toolkit's own: created where it is missing, on every log. One of the user's is not
     created on Kafka unless its partitions are declared, as their number can never change."""
-    takes_letters = False
+    for_dead_letters = False
     """Dead letters go to it: it is created with the settings of a dead letter topic."""
 
     def __init__(
@@ -156,8 +158,8 @@ class Topic(Generic[T]):
         self._app = app
         self.name = check_topic(name)
         self.type = type
-        whole = isinstance(partitions, int) and not isinstance(partitions, bool)
-        if partitions is not None and not (whole and partitions >= 1):
+        is_whole = isinstance(partitions, int) and not isinstance(partitions, bool)
+        if partitions is not None and not (is_whole and partitions >= 1):
             raise ConfigError(f"topic {name!r}: partitions={partitions!r}: a whole number from 1")
         if unknown not in ("dead", "skip"):
             raise ConfigError(f"topic {name!r}: unknown={unknown!r}: 'dead' or 'skip'")
@@ -174,25 +176,29 @@ class Topic(Generic[T]):
         self.partitions = partitions
         self.retention = retention
         """How long it is declared to keep its messages; None: nobody said."""
-        own = codec is not None and not codec.__class__.__module__.startswith("stream_codecs")
-        self.typed = None if own and type is bytes else Typed(name, type)
+        custom_codec = codec is not None and not codec.__class__.__module__.startswith(
+            "stream_codecs"
+        )
+        self.topic_type = None if custom_codec and type is bytes else TopicType(name, type)
         """Its name and type for those who compare; None where a codec of the user's own may make
         anything of bytes, which is also what a topic has whose type was left out."""
-        self._key = _reader(name, "key", key, type, self.typed)
-        self._id = _reader(name, "id", id, type, self.typed)
-        self._id_in_value = id is not None
+        self.key_of = _field_reader(name, "key", key, type, self.topic_type)
+        self.id_of = _field_reader(name, "id", id, type, self.topic_type)
+        self.id_in_value = id is not None
         try:
             codec = codec if codec is not None else default_codec(type)
             self._bound = codec.bind(type, topic=name, role="value")
-            identify = Identifier(self._id) if self._id is not None else None
-            opens = cloudevents is not None
-            self.decoding: Decoder[T] = Decoder(codec, type, name, unknown, identify, opens=opens)
+            id_reader = ValueIdReader(self.id_of) if self.id_of is not None else None
+            unwraps_events = cloudevents is not None
+            self.decoding: TopicDecoder[T] = TopicDecoder(
+                codec, type, name, unknown, id_reader, unwraps_events=unwraps_events
+            )
         except BindError as error:
             raise ConfigError(f"topic {name!r}: {error}") from error
         self._nullable = includes_none(type)
-        self._events: Writer | None = None
+        self._event_writer: EventHeaderWriter | None = None
         if cloudevents is not None:
-            self._events = Writer(cloudevents, name, self._bound.content_type)
+            self._event_writer = EventHeaderWriter(cloudevents, name, self._bound.content_type)
 
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
@@ -217,13 +223,13 @@ class Topic(Generic[T]):
             data = None if value is None and self._nullable else self._bound.encode(value)
         except BindError as error:
             raise ConfigError(f"topic {self.name!r}: {error}") from error
-        if key is None and self._key is not None and value is not None:
-            key = self._key(value)
+        if key is None and self.key_of is not None and value is not None:
+            key = self.key_of(value)
         if id is None:
-            if self._id is None or value is None:
+            if self.id_of is None or value is None:
                 id = str(uuid7())
             else:
-                found = self._id(value)
+                found = self.id_of(value)
                 if found is None or found == "":
                     raise EncodeError("the value's message ID is empty", topic=self.name)
                 id = str(found)
@@ -233,12 +239,12 @@ class Topic(Generic[T]):
             )
         pairs: Sequence[tuple[str, bytes | None]] = ()
         if headers or timestamp is not None:
-            pairs = self._headers(headers or {}, timestamp)
-        if self._events is not None:
-            pairs = self._events.headers(value, pairs)
-        return Record(data, _key_bytes(self.name, key), id, pairs)
+            pairs = self._encode_headers(headers or {}, timestamp)
+        if self._event_writer is not None:
+            pairs = self._event_writer.headers(value, pairs)
+        return Record(data, encode_key(self.name, key), id, pairs)
 
-    def _headers(
+    def _encode_headers(
         self, headers: Mapping[str, str], timestamp: datetime | None
     ) -> list[tuple[str, bytes | None]]:
         pairs: list[tuple[str, bytes | None]] = []
@@ -271,8 +277,8 @@ class Topic(Generic[T]):
                     topic=self.name,
                     role="timestamp",
                 )
-            moment = timestamp.astimezone(timezone.utc)
-            pairs.append((TIME, moment.isoformat().encode()))
+            utc_timestamp = timestamp.astimezone(timezone.utc)
+            pairs.append((TIME, utc_timestamp.isoformat().encode()))
         return pairs
 
     async def publish(
@@ -310,8 +316,8 @@ class Topic(Generic[T]):
 
     def records(self, values: Iterable[T]) -> list[Record]:
         """What would be written for many values, at a price a bulk load can pay."""
-        key, name = self._key, self.name
-        if self._id is not None or self._nullable or self._events is not None:
+        key, name = self.key_of, self.name
+        if self.id_of is not None or self._nullable or self._event_writer is not None:
             return [self.record(value) for value in values]
         values = list(values)
         try:
@@ -323,7 +329,9 @@ class Topic(Generic[T]):
         return [
             Record(
                 data,
-                at.encode() if type(at := key(value)) is str else _key_bytes(name, at),
+                record_key.encode()
+                if type(record_key := key(value)) is str
+                else encode_key(name, record_key),
                 str(uuid7()),
             )
             for value, data in zip(values, encoded, strict=True)
@@ -333,65 +341,70 @@ class Topic(Generic[T]):
 
     def read(
         self,
-        start: When = "earliest",
-        end: When = "latest",
+        start: OffsetSpec = "earliest",
+        end: OffsetSpec = "latest",
         *,
         partition: int | None = None,
         key: Key | None = None,
         errors: Literal["raise", "skip"] = "raise",
-    ) -> Reading[T]:
-        """Read a range again, without any group: see :class:`streams.reading.Reading`."""
-        from streams.reading import Reading
+    ) -> TopicReader[T]:
+        """Read a range again, without any group: see :class:`streams.reading.TopicReader`."""
+        from streams.reading import TopicReader
 
-        wanted = None if key is None else _key_bytes(self.name, key)
-        return Reading(self._app, self, start, end, partition=partition, key=wanted, errors=errors)
+        key_bytes = None if key is None else encode_key(self.name, key)
+        return TopicReader(
+            self._app, self, start, end, partition=partition, key=key_bytes, errors=errors
+        )
 
 
-class OwnedTopic(Topic[T]):
+class InternalTopic(Topic[T]):
     """A topic of one of the toolkit's patterns, such as a queue or a saga's journal."""
 
-    owned = True
+    internal = True
 
 
-def _reader(
-    topic: str, option: str, wanted: Any, type: Any, typed: Typed | None
+def _field_reader(
+    topic: str, option: str, field: Any, type: Any, topic_type: TopicType | None
 ) -> Callable[[Any], Any] | None:
     """Reads a field of a value; checked against the declared type."""
-    if wanted is None:
+    if field is None:
         return None
-    if callable(wanted):
-        function: Callable[[Any], Any] = wanted
-        if typed is not None:
+    if callable(field):
+        function: Callable[[Any], Any] = field
+        if topic_type is not None:
             check_function(
-                f"topic {topic!r}: {option}={name_of(wanted)}", function, [typed], tombstones=False
+                f"topic {topic!r}: {option}={function_name(field)}",
+                function,
+                [topic_type],
+                tombstones=False,
             )
         return function
-    if not isinstance(wanted, str) or not wanted:
-        raise ConfigError(f"topic {topic!r}: {option}={wanted!r}: a field's name or a function")
-    known = fields_of(type)
-    if known is None:
-        return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
-    if not known:
+    if not isinstance(field, str) or not field:
+        raise ConfigError(f"topic {topic!r}: {option}={field!r}: a field's name or a function")
+    fields = fields_of(type)
+    if fields is None:
+        return lambda value: value[field] if isinstance(value, Mapping) else getattr(value, field)
+    if not fields:
         raise ConfigError(
-            f"topic {topic!r}: {option}={wanted!r}: its values have no fields; give a function"
+            f"topic {topic!r}: {option}={field!r}: its values have no fields; give a function"
         )
-    for kind, names in known:
-        if wanted not in names:
-            there = (
+    for kind, names in fields:
+        if field not in names:
+            available = (
                 f"it has {', '.join(sorted(names))}" if names else "it has none; give a function"
             )
             raise ConfigError(
-                f"topic {topic!r}: {option}={wanted!r}: {kind.__name__} has no such field, {there}"
+                f"topic {topic!r}: {option}={field!r}: {kind.__name__} has no such field, {available}"
             )
-    mappings = [issubclass(kind, dict) for kind, _ in known]
+    mappings = [issubclass(kind, dict) for kind, _ in fields]
     if all(mappings):
-        return lambda value: value.get(wanted)  # absent where it is NotRequired: no key
+        return lambda value: value.get(field)  # absent where it is NotRequired: no key
     if not any(mappings):
-        return attrgetter(wanted)
-    return lambda value: value[wanted] if isinstance(value, Mapping) else getattr(value, wanted)
+        return attrgetter(field)
+    return lambda value: value[field] if isinstance(value, Mapping) else getattr(value, field)
 
 
-class Identifier:
+class ValueIdReader:
     """Reads the message ID from a value (``runners.job.Identify``).
 
     :param read: what gives the value's part that is its ID.
@@ -410,7 +423,7 @@ class Identifier:
             raise DecodeError("the value's message ID is empty")
         return found if type(found) is str else str(found)
 
-    def many(self, values: Sequence[Any]) -> list[str]:
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
         """The ID of each value, where all have one.
 
         :raises Exception: one has none.
@@ -421,7 +434,11 @@ class Identifier:
         return [self(value) for value in values]
 
 
-def _key_bytes(topic: str, key: Any) -> bytes | None:
+def encode_key(topic: str, key: Any) -> bytes | None:
+    """A key as it is written: text in UTF-8, bytes as they are.
+
+    :raises EncodeError: it is neither.
+    """
     if key is None:
         return None
     if type(key) is str:
@@ -432,7 +449,7 @@ def _key_bytes(topic: str, key: Any) -> bytes | None:
     if isinstance(key, bytes):
         return key
     if isinstance(key, (int, str, UUID)) and not isinstance(key, bool):
-        return _key_bytes(topic, str(key))
+        return encode_key(topic, str(key))
     raise EncodeError(
         f"key of type {type(key).__name__}: a key is a str, int, UUID or bytes, or None",
         topic=topic,

@@ -17,35 +17,35 @@ from typing import Annotated
 
 import msgspec
 
-DIGITS = 18
+MAX_DIGITS = 18
 """Digits of a whole number, at most: the largest is below 2**63, so that it fits every log."""
 
-TEXT = 256
+MAX_TEXT = 256
 """Characters of a name that is shown or of a time that is parsed, at most."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
-LATEST = datetime.max.replace(tzinfo=timezone.utc)
+EARLIEST_TIME = datetime.min.replace(tzinfo=timezone.utc)
+LATEST_TIME = datetime.max.replace(tzinfo=timezone.utc)
 
 FIRST_SECOND = -62_135_596_800
-"""Seconds since the epoch of :data:`EARLIEST`."""
+"""Seconds since the epoch of :data:`EARLIEST_TIME`."""
 LAST_SECOND = 253_402_300_799
-"""Seconds since the epoch of :data:`LATEST`, rounded down."""
+"""Seconds since the epoch of :data:`LATEST_TIME`, rounded down."""
 
-Moment = Annotated[float, msgspec.Meta(ge=FIRST_SECOND, le=LAST_SECOND)]
+EpochSeconds = Annotated[float, msgspec.Meta(ge=FIRST_SECOND, le=LAST_SECOND)]
 """Seconds since the epoch, within the years 1 to 9999, in a document that msgspec decodes."""
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 """A whole number that fits every log, in a document that msgspec decodes."""
 
 
-def whole(written: bytes | str | None, digits: int = DIGITS) -> int | None:
+def parse_int(written: bytes | str | None, digits: int = MAX_DIGITS) -> int | None:
     """A whole number from 0 on, in at most this many ASCII digits; None for anything else."""
     if not written or len(written) > digits or not written.isascii() or not written.isdigit():
         return None
     return int(written)
 
 
-def finite(written: bytes | str | None) -> float | None:
+def parse_float(written: bytes | str | None) -> float | None:
     """A number that is neither infinite nor NaN, as :func:`repr` writes a float; else None."""
     if not written or len(written) > 32 or not written.isascii():
         return None
@@ -56,7 +56,7 @@ def finite(written: bytes | str | None) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def utc(seconds: float) -> datetime:
+def utc_from_seconds(seconds: float) -> datetime:
     """The time that many seconds since the epoch.
 
     A time outside the years 1 to 9999 is shown as the first or the last there is, NaN as the
@@ -65,9 +65,9 @@ def utc(seconds: float) -> datetime:
     if seconds != seconds:
         return EPOCH
     if seconds <= FIRST_SECOND:
-        return EARLIEST
+        return EARLIEST_TIME
     if seconds > LAST_SECOND:
-        return LATEST
+        return LATEST_TIME
     try:
         return datetime.fromtimestamp(seconds, timezone.utc)
     except (ValueError, OverflowError, OSError):
@@ -75,9 +75,9 @@ def utc(seconds: float) -> datetime:
         return EPOCH + timedelta(seconds=seconds)
 
 
-def iso(written: bytes | str | None) -> datetime | None:
+def parse_iso_time(written: bytes | str | None) -> datetime | None:
     """A time in ISO 8601, in UTC; without an offset it is taken as UTC. None for anything else."""
-    if not written or len(written) > TEXT:
+    if not written or len(written) > MAX_TEXT:
         return None
     try:
         found = datetime.fromisoformat(text(written) if isinstance(written, bytes) else written)
@@ -88,40 +88,40 @@ def iso(written: bytes | str | None) -> datetime | None:
     try:
         return found.astimezone(timezone.utc)
     except OverflowError:  # its offset carries it over the edge of the calendar
-        return EARLIEST if found.year == 1 else LATEST
+        return EARLIEST_TIME if found.year == 1 else LATEST_TIME
 
 
-UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+DURATION_UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 """Seconds of each unit, the largest first."""
 
 _DURATION = re.compile(
-    "".join(rf"(?:(\d{{1,15}}(?:\.\d{{1,9}})?){unit}\s?)?" for unit in UNITS), re.ASCII
+    "".join(rf"(?:(\d{{1,15}}(?:\.\d{{1,9}})?){unit}\s?)?" for unit in DURATION_UNITS), re.ASCII
 )
 
 
-def duration(written: str | None) -> float | None:
+def parse_duration(written: str | None) -> float | None:
     """A duration with its units, in seconds: ``90s``, ``15m``, ``2h30m``, ``1.5d``, ``1d 12h``.
 
     Each unit stands once, the larger before the smaller, and only the last may have a fraction.
     None for anything else.
     """
     written = "" if written is None else written.strip()
-    if not written or len(written) > TEXT:
+    if not written or len(written) > MAX_TEXT:
         return None
     found = _DURATION.fullmatch(written)
     if found is None:
         return None
-    pairs = zip(found.groups(), UNITS.values(), strict=True)
+    pairs = zip(found.groups(), DURATION_UNITS.values(), strict=True)
     given = [(number, size) for number, size in pairs if number is not None]
     if any("." in number for number, _ in given[:-1]):
         return None
     return sum(float(number) * size for number, size in given)
 
 
-def seconds(written: str | None) -> float | None:
+def parse_seconds(written: str | None) -> float | None:
     """A duration, with its units or as a number of seconds; None for anything else."""
-    found = duration(written)
-    return finite(written) if found is None else found
+    found = parse_duration(written)
+    return parse_float(written) if found is None else found
 
 
 def text(data: bytes) -> str:
@@ -129,7 +129,7 @@ def text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def brief(written: bytes | str, limit: int = TEXT) -> str:
+def shorten(written: bytes | str, limit: int = MAX_TEXT) -> str:
     """Text for a log line, an error or a repr, in at most this many characters."""
     if isinstance(written, bytes):
         # A character has at most four bytes: more of a long text need not be decoded.
@@ -139,10 +139,10 @@ def brief(written: bytes | str, limit: int = TEXT) -> str:
 
 # -- offsets and positions -------------------------------------------------------------------------
 
-_HALF = 1 << 64
+_TWO_TO_64 = 1 << 64
 
 
-class EntryId(int):
+class RedisEntryId(int):
     """An offset that shows itself as Redis writes it: ``ms-seq``.
 
     Only where it is shown: serializers refuse subclasses of int, so positions have plain ones.
@@ -151,37 +151,39 @@ class EntryId(int):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return f"{self >> 64}-{self & (_HALF - 1)}"
+        return f"{self >> 64}-{self & (_TWO_TO_64 - 1)}"
 
 
-def offset_text(offset: int) -> str:
+def format_offset(offset: int) -> str:
     """An offset as its log writes it: a number, or on Redis the entry ID.
 
     Entry IDs of our time are above 2**64 as numbers, and the other logs' offsets are below it.
     """
-    return str(offset) if offset < _HALF else str(EntryId(offset))
+    return str(offset) if offset < _TWO_TO_64 else str(RedisEntryId(offset))
 
 
-def offset(written: str | None) -> int | None:
-    """An offset as :func:`offset_text` writes it, or as one plain number; else None."""
+def parse_offset(written: str | None) -> int | None:
+    """An offset as :func:`format_offset` writes it, or as one plain number; else None."""
     if not written:
         return None
-    high, dash, low = written.partition("-")
+    high_digits, dash, low_digits = written.partition("-")
     if not dash:
-        found = whole(written, 39)
-        return found if found is not None and found < _HALF * _HALF else None
-    first, second = whole(high, 20), whole(low, 20)
-    if first is None or second is None or first >= _HALF or second >= _HALF:
+        found = parse_int(written, 39)
+        return found if found is not None and found < _TWO_TO_64 * _TWO_TO_64 else None
+    first, second = parse_int(high_digits, 20), parse_int(low_digits, 20)
+    if first is None or second is None or first >= _TWO_TO_64 or second >= _TWO_TO_64:
         return None
-    return first << 64 | second if first else EntryId(second)
+    return first << 64 | second if first else RedisEntryId(second)
 
 
-def place(written: bytes | str | None) -> tuple[str, int, int] | None:
+def parse_position(written: bytes | str | None) -> tuple[str, int, int] | None:
     """``topic/partition/offset`` in parts; None for anything else."""
-    if not written or len(written) > 2 * TEXT:
+    if not written or len(written) > 2 * MAX_TEXT:
         return None
     parts = (text(written) if isinstance(written, bytes) else written).rsplit("/", 2)
     if len(parts) != 3 or not parts[0]:
         return None
-    partition, at = whole(parts[1]), offset(parts[2])
-    return None if partition is None or at is None else (parts[0], partition, at)
+    partition, offset_value = parse_int(parts[1]), parse_offset(parts[2])
+    return (
+        None if partition is None or offset_value is None else (parts[0], partition, offset_value)
+    )

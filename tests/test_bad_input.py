@@ -26,12 +26,12 @@ from streams import (
     Flow,
     InvalidValue,
     Message,
-    Mismatch,
     NotFound,
     NotRunning,
     Position,
     Retry,
     Streams,
+    TopicMismatch,
     Unavailable,
 )
 from streams.log.url import open_log
@@ -428,7 +428,7 @@ async def test_partitions_that_the_log_does_not_have(tmp_path: Path) -> None:
         pass
     second = Streams(url)
     second.topic("orders", Placed, partitions=3)
-    with pytest.raises(Mismatch) as caught:
+    with pytest.raises(TopicMismatch) as caught:
         await second.__aenter__()
     said(caught.value, "'orders'", "has 2 partitions", "declared with 3", "declare 2")
 

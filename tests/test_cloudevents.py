@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from stream_codecs import DecodeError, MessagePack
 from streams import CloudEvents, ConfigError, DeadLetters, Message, Streams
-from streams.cloudevents import open_event
+from streams.cloudevents import unwrap_event
 from streams.log.protocol import Log
 from streams.message import Record
 from streams.patterns import Event, EventBus, MessageQueue
@@ -362,7 +362,7 @@ async def test_a_topic_that_carries_no_events_leaves_values_as_they_are() -> Non
 def test_whatever_comes_is_opened_or_refused(value: bytes) -> None:
     headers = [("content-type", b"application/cloudevents+json")]
     try:
-        open_event(value, headers)
+        unwrap_event(value, headers)
     except DecodeError:
         return
 
@@ -393,7 +393,7 @@ def test_an_event_opened_is_the_event_in_binary_mode(
         envelope["data"], wanted = data, data.encode()
     elif data is not None:
         envelope["data"], wanted = data, json.dumps(data).encode()
-    found, headers = open_event(
+    found, headers = unwrap_event(
         json.dumps(envelope).encode(),
         [("Content-Type", b"APPLICATION/cloudevents+JSON"), ("ce_id", b"x"), ("mine", b"1")],
     )

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import wire
-from streams.cli.failures import Misused
-from streams.cli.places import duration, place
+from streams.cli.failures import UsageError
+from streams.cli.places import parse_duration, parse_offset
 from streams.errors import ConfigError
-from streams.log.redis.settings import read as read_redis
-from streams.log.sqlite.settings import read as read_sqlite
-from streams.log.url import read as read_url
+from streams.log.redis.settings import read_settings as read_redis
+from streams.log.sqlite.settings import read_settings as read_sqlite
+from streams.log.url import read_url as read_url
 from streams.log.url import redact
 
 CASES = [
@@ -37,33 +37,35 @@ NONE = ("", "h", "2", "30m2h", "2h2h", "1.5h30m", "2h30", "-2h", "2 hours", "1e3
 
 @pytest.mark.parametrize(("text", "seconds"), CASES)
 def test_what_is_one(text: str, seconds: float) -> None:
-    assert wire.duration(text) == pytest.approx(seconds)
-    assert wire.seconds(text) == wire.duration(text)
-    assert duration(text, "--keep-for") == wire.duration(text)
-    assert place(text, "--from") == timedelta(seconds=wire.duration(text) or 0)
+    assert wire.parse_duration(text) == pytest.approx(seconds)
+    assert wire.parse_seconds(text) == wire.parse_duration(text)
+    assert parse_duration(text, "--keep-for") == wire.parse_duration(text)
+    assert parse_offset(text, "--from") == timedelta(seconds=wire.parse_duration(text) or 0)
 
 
 @pytest.mark.parametrize("text", NONE)
 def test_what_is_none(text: str) -> None:
-    assert wire.duration(text) is None
-    with pytest.raises(Misused, match="2h30m"):
-        duration(text, "--keep-for")
+    assert wire.parse_duration(text) is None
+    with pytest.raises(UsageError, match="2h30m"):
+        parse_duration(text, "--keep-for")
 
 
-@given(st.dictionaries(st.sampled_from(list(wire.UNITS)), st.integers(0, 10**9), min_size=1))
+@given(
+    st.dictionaries(st.sampled_from(list(wire.DURATION_UNITS)), st.integers(0, 10**9), min_size=1)
+)
 def test_any_number_of_units_in_order(parts: dict[str, int]) -> None:
-    ordered = {unit: parts[unit] for unit in wire.UNITS if unit in parts}
+    ordered = {unit: parts[unit] for unit in wire.DURATION_UNITS if unit in parts}
     text = "".join(f"{number}{unit}" for unit, number in ordered.items())
-    total = sum(number * wire.UNITS[unit] for unit, number in ordered.items())
-    assert wire.duration(text) == pytest.approx(total)
+    total = sum(number * wire.DURATION_UNITS[unit] for unit, number in ordered.items())
+    assert wire.parse_duration(text) == pytest.approx(total)
     if len(ordered) > 1:
         backwards = "".join(f"{number}{unit}" for unit, number in reversed(ordered.items()))
-        assert wire.duration(backwards) is None
+        assert wire.parse_duration(backwards) is None
 
 
 @given(st.text(max_size=300) | st.from_regex(r"[0-9.smhdw ]{0,300}", fullmatch=True))
 def test_whatever_is_given_it_never_raises(text: str) -> None:
-    found = wire.seconds(text)
+    found = wire.parse_seconds(text)
     assert found is None or isinstance(found, float)
 
 
@@ -76,12 +78,12 @@ def test_in_urls(text: str, seconds: float) -> None:
     _, opened = read_url(redis, None, None)
     found = read_redis(opened)
     assert found.terms.lease == seconds
-    assert (found.once, found.timeout, found.wait_timeout) == (9_000.0, 20.0, 1.5)
+    assert (found.dedup_seconds, found.append_timeout, found.wait_timeout) == (9_000.0, 20.0, 1.5)
     assert found.connection["socket_timeout"] == 2.0
     assert redact("redis://h?lease=2h30m") == "redis://h?lease=2h30m"
     _, opened = read_url(f"sqlite:///x.db?lease={text}&timeout={text}", None, None)
     sqlite = read_sqlite(opened)
-    assert (sqlite.terms.lease, sqlite.timeout) == (seconds, seconds)
+    assert (sqlite.terms.lease, sqlite.write_timeout) == (seconds, seconds)
 
 
 @pytest.mark.parametrize("text", ["soon", "2h30", "30m2h", "nan", "inf", "-1"])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import InvalidValue, Message, Position, wire
-from streams.cli.failures import Misused
-from streams.cli.places import places
+from streams.cli.failures import UsageError
+from streams.cli.places import parse_offsets
 from streams.errors import ConfigError
 from streams.log.kafka.log import KafkaLog
 from streams.log.memory.log import MemoryLog
@@ -19,7 +19,7 @@ from streams.log.sqlite.log import SqliteLog
 
 HALF = 1 << 64
 
-numbers = st.integers(0, 10**wire.DIGITS - 1)
+numbers = st.integers(0, 10**wire.MAX_DIGITS - 1)
 entries = st.integers(HALF, HALF * HALF - 1)
 topics = st.from_regex(r"[A-Za-z0-9._-]{1,249}", fullmatch=True)
 partitions = st.integers(0, 99_999)
@@ -39,7 +39,7 @@ def test_every_log_reads_what_is_shown_of_its_positions(
     assert str(Position.parse(text)) == text
     assert text == f"{topic}/{partition}/{log.show(None, position.offset)}"
     assert log.parse(None, text.rpartition("/")[2]) == position.offset
-    found = cast(Any, places(text, "--from", topic))
+    found = cast(Any, parse_offsets(text, "--from", topic))
     assert list(found) == [partition]
     assert log.parse(None, found[partition]) == position.offset
 
@@ -48,7 +48,7 @@ def test_every_log_reads_what_is_shown_of_its_positions(
 def test_any_offset_comes_back(offset: int, topic: str, partition: int) -> None:
     position = Position(topic, partition, offset)
     assert Position.parse(str(position)) == position
-    entry = Position(topic, partition, wire.EntryId(offset))  # as Redis's messages have it
+    entry = Position(topic, partition, wire.RedisEntryId(offset))  # as Redis's messages have it
     assert str(Position.parse(str(entry))) == str(entry)
     assert Position.parse(str(entry)) == position
     # As it was shown before there was one form.
@@ -57,12 +57,12 @@ def test_any_offset_comes_back(offset: int, topic: str, partition: int) -> None:
 
 @given(entries)
 def test_redis_also_reads_the_number(offset: int) -> None:
-    assert RedisLog.parse(cast(Any, None), str(offset)) == offset
+    assert RedisLog.parse_offset(cast(Any, None), str(offset)) == offset
 
 
 @given(st.text() | st.from_regex(r"[a-z/]{0,9}[0-9-]{0,45}/[0-9-]{0,45}", fullmatch=True))
 def test_what_is_no_position_is_an_error_of_one_line(text: str) -> None:
-    if wire.place(text) is None:
+    if wire.parse_position(text) is None:
         with pytest.raises(InvalidValue, match="orders/0/17") as caught:
             Position.parse(text)
         assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_a_message_is_shown_where_it_stands() -> None:
     ],
 )
 def test_places_of_a_command_line(text: str, found: object) -> None:
-    assert places(text, "--from", "orders") == found
+    assert parse_offsets(text, "--from", "orders") == found
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_places_of_a_command_line(text: str, found: object) -> None:
     ],
 )
 def test_a_place_elsewhere_is_refused(text: str, words: str) -> None:
-    with pytest.raises(Misused, match=words):
-        places(text, "--from", "orders")
+    with pytest.raises(UsageError, match=words):
+        parse_offsets(text, "--from", "orders")
 
 
 def test_an_entry_id_is_no_offset_of_the_other_logs() -> None:

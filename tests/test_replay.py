@@ -34,7 +34,7 @@ from streams import (
 )
 from streams.message import ID, Record
 from streams.replay import ReplayFailed, ReplayResult, handling, replay
-from streams.runners.pump import Pump
+from streams.runners.pump import Poller
 from tests.runners.support import until
 
 pytestmark = pytest.mark.anyio
@@ -285,15 +285,15 @@ async def test_cancelled_it_finishes_what_runs_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     others = set(threading.enumerate())
-    world, ended, pumps = World(), list[int](), list[Pump]()
+    world, ended, pumps = World(), list[int](), list[Poller]()
     begun, go, results = asyncio.Event(), asyncio.Event(), list[ReplayResult]()
 
-    class Known(Pump):
+    class Known(Poller):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             pumps.append(self)
 
-    monkeypatch.setattr(handling, "Pump", Known)
+    monkeypatch.setattr(handling, "Poller", Known)
 
     async def handle(value: int) -> None:
         begun.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streams import GroupLive, InvalidValue, NotFound, Streams
+from streams import GroupNotEmpty, InvalidValue, NotFound, Streams
 from streams.engine.progress import decode, encode
 from streams.log.protocol import Committed
 from streams.replay import reset
@@ -52,7 +52,7 @@ async def test_places() -> None:
     topic = app.topic("t", int, partitions=1)
     async with harness(app, clock=clock):
         log = app.log
-        log.begin("g", "t", {0: 0})
+        log.initialize_offsets("g", "t", {0: 0})
         for n in range(10):
             await topic.publish(n)
             clock.advance(60)
@@ -83,7 +83,7 @@ async def test_places() -> None:
             await to(0, partition=1)
         with pytest.raises(NotFound):
             await reset(app, "stranger", topic, 0)
-        log.create("fresh", 1)
+        log.create_topic("fresh", 1)
         with pytest.raises(InvalidValue, match="no position"):
             await reset(app, "g", "fresh", -1)
         assert [each.before for each in await reset(app, "g", "fresh", 0)] == [None]
@@ -98,7 +98,7 @@ async def test_what_was_settled_out_of_order_is_counted() -> None:
         held = Committed(2, encode(2, 0, [(4, 6), (8, 9)]).progress)
 
         async def counts(when: Any) -> tuple[int | None, int | None]:
-            app.log.move("g", "t", {0: held})
+            app.log.reset_offsets("g", "t", {0: held})
             (move,) = await reset(app, "g", topic, when)
             return move.again, move.skipped
 
@@ -119,7 +119,7 @@ async def test_a_live_group_is_moved_only_by_force() -> None:
     async with harness(app) as h:
         await topic.publish_many(range(5))
         await h.settled()
-        with pytest.raises(GroupLive):
+        with pytest.raises(GroupNotEmpty):
             await reset(app, "g", topic, "earliest")
         await h.settled()
         assert seen == [0, 1, 2, 3, 4]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import streams
 from streams.cli import show
-from streams.cli.logs import set_up
-from streams.text import escape, escape_json, get_logger, is_slip, nearest, one_line
+from streams.cli.logs import configure_logging
+from streams.text import escape, escape_json, get_logger, is_misspelling, one_line, suggestion
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 FORGED = "x\n2026-01-01 00:00:00 ERROR streams: all is lost\x1b[2J\u202e"
@@ -48,8 +48,8 @@ def test_what_is_escaped_is_one_line_that_steers_nothing(text: str) -> None:
     assert escape(shown) == shown
     assert not unfit(one_line(text))
     shown.encode()
-    assert unfit(escape(text, lines=True)) <= {"\n", "\t"}
-    assert escape(text, lines=True).count("\n") == text.count("\n")
+    assert unfit(escape(text, keep_lines=True)) <= {"\n", "\t"}
+    assert escape(text, keep_lines=True).count("\n") == text.count("\n")
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs", "M"))))
@@ -80,13 +80,13 @@ def test_json_stays_the_same_document(value: object, ascii: bool) -> None:
     shown = escape_json(document)
     assert not unfit(shown.decode())
     assert json.loads(shown) == json.loads(document)
-    assert show.as_json(value).count(b"\n") == 1
-    assert not unfit(show.as_json(value).decode()) - {"\n"}
-    assert orjson.loads(show.as_json(value)) == value
+    assert show.json_bytes(value).count(b"\n") == 1
+    assert not unfit(show.json_bytes(value).decode()) - {"\n"}
+    assert orjson.loads(show.json_bytes(value)) == value
 
 
 def test_a_lone_surrogate_in_json_is_told_as_text() -> None:
-    found = json.loads(show.as_json({"a\ud800": ["b\udcff", ("c\ud800", 1)], "d": 1}))
+    found = json.loads(show.json_bytes({"a\ud800": ["b\udcff", ("c\ud800", 1)], "d": 1}))
     assert found == {"a\\ud800": ["b\\xff", ["c\\ud800", 1]], "d": 1}
 
 
@@ -182,7 +182,7 @@ def test_the_command_line_escapes_what_others_log(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(stream, "isatty", partial(bool, terminal), raising=False)
         monkeypatch.setattr("sys.stderr", stream)
         root.handlers.clear()
-        set_up(logging.INFO)
+        configure_logging(logging.INFO)
         try:
             raise ValueError(FORGED)
         except ValueError:
@@ -194,13 +194,13 @@ def test_the_command_line_escapes_what_others_log(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_nearest_of_what_is_known_is_named() -> None:
-    assert nearest("mial", {"mails", "jobs"}) == "did you mean 'mails'?"
-    assert nearest("zzz", {"mails", "jobs"}) == "there are 'jobs', 'mails'."
+    assert suggestion("mial", {"mails", "jobs"}) == "did you mean 'mails'?"
+    assert suggestion("zzz", {"mails", "jobs"}) == "there are 'jobs', 'mails'."
     assert (
-        nearest(7, [f"q{n}" for n in range(7)])
+        suggestion(7, [f"q{n}" for n in range(7)])
         == "there are 'q0', 'q1', 'q2', 'q3', 'q4' and 2 more."
     )
-    assert nearest("m" * 100_000, {"mails"}) == "there are 'mails'."
+    assert suggestion("m" * 100_000, {"mails"}) == "there are 'mails'."
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_the_nearest_of_what_is_known_is_named() -> None:
     ],
 )
 def test_one_slip(name: str, other: str) -> None:
-    assert is_slip(name, other)
-    assert is_slip(other, name)
+    assert is_misspelling(name, other)
+    assert is_misspelling(other, name)
 
 
 @pytest.mark.parametrize(
@@ -233,14 +233,14 @@ def test_one_slip(name: str, other: str) -> None:
     ],
 )
 def test_names_that_may_be_meant_so(name: str, other: str) -> None:
-    assert not is_slip(name, other)
-    assert not is_slip(other, name)
+    assert not is_misspelling(name, other)
+    assert not is_misspelling(other, name)
 
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_a_slip_goes_both_ways_and_no_name_is_one_of_itself(name: str, other: str) -> None:
-    assert not is_slip(name, name)
-    assert is_slip(name, other) == is_slip(other, name)
+    assert not is_misspelling(name, name)
+    assert is_misspelling(name, other) == is_misspelling(other, name)
 
 
 @given(st.text("abc-", min_size=6, max_size=12), st.data())
@@ -256,4 +256,4 @@ def test_any_one_slip_is_seen(name: str, data: st.DataObject) -> None:
             ]
         )
     )
-    assert is_slip(wrong, name) == (wrong != name)
+    assert is_misspelling(wrong, name) == (wrong != name)

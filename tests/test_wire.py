@@ -16,16 +16,20 @@ ANYTHING = st.one_of(st.none(), st.binary(max_size=64), st.text(max_size=64))
 
 @given(ANYTHING)
 def test_nothing_raises(written: bytes | str | None) -> None:
-    whole, finite, moment = wire.whole(written), wire.finite(written), wire.iso(written)
-    assert whole is None or 0 <= whole < 10**wire.DIGITS
+    whole, finite, moment = (
+        wire.parse_int(written),
+        wire.parse_float(written),
+        wire.parse_iso_time(written),
+    )
+    assert whole is None or 0 <= whole < 10**wire.MAX_DIGITS
     assert finite is None or math.isfinite(finite)
     assert moment is None or moment.utcoffset() == timedelta(0)
-    wire.place(written)
+    wire.parse_position(written)
 
 
-@given(st.integers(0, 10**wire.DIGITS - 1))
+@given(st.integers(0, 10**wire.MAX_DIGITS - 1))
 def test_our_own_numbers_come_back(number: int) -> None:
-    assert wire.whole(str(number)) == wire.whole(str(number).encode()) == number
+    assert wire.parse_int(str(number)) == wire.parse_int(str(number).encode()) == number
 
 
 @pytest.mark.parametrize(
@@ -48,46 +52,46 @@ def test_our_own_numbers_come_back(number: int) -> None:
     ids=lambda written: repr(written)[:12] + str(len(written or "")),
 )
 def test_what_is_no_whole_number(written: bytes | str | None) -> None:
-    assert wire.whole(written) is None
+    assert wire.parse_int(written) is None
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_our_own_floats_come_back(number: float) -> None:
-    assert wire.finite(repr(number)) == number
+    assert wire.parse_float(repr(number)) == number
 
 
 @pytest.mark.parametrize("written", ["nan", "inf", "-Infinity", "1e999", "", "x", "٣", "1" * 99])
 def test_what_is_no_finite_number(written: str) -> None:
-    assert wire.finite(written) is None
+    assert wire.parse_float(written) is None
 
 
 @given(st.floats() | st.integers(-(1 << 128), 1 << 128))
 def test_every_number_of_seconds_is_a_time(seconds: float) -> None:
-    found = wire.utc(seconds)
-    assert wire.EARLIEST <= found <= wire.LATEST
+    found = wire.utc_from_seconds(seconds)
+    assert wire.EARLIEST_TIME <= found <= wire.LATEST_TIME
     assert found.utcoffset() == timedelta(0)
 
 
 @given(st.datetimes(timezones=st.just(timezone.utc)))
 def test_a_time_of_our_own_comes_back(moment: datetime) -> None:
-    assert abs(wire.utc(moment.timestamp()) - moment) < timedelta(microseconds=100)
-    assert wire.iso(moment.isoformat()) == moment
+    assert abs(wire.utc_from_seconds(moment.timestamp()) - moment) < timedelta(microseconds=100)
+    assert wire.parse_iso_time(moment.isoformat()) == moment
 
 
 @pytest.mark.parametrize(
     ("seconds", "found"),
     [
         (math.nan, wire.EPOCH),
-        (math.inf, wire.LATEST),
-        (-math.inf, wire.EARLIEST),
-        (3e11, wire.LATEST),  # the Redis entry ID 300000000000000-0: the year 11476
-        (wire.LAST_SECOND, wire.LATEST.replace(microsecond=0)),
-        (wire.FIRST_SECOND, wire.EARLIEST),
-        (1 << 100, wire.LATEST),
+        (math.inf, wire.LATEST_TIME),
+        (-math.inf, wire.EARLIEST_TIME),
+        (3e11, wire.LATEST_TIME),  # the Redis entry ID 300000000000000-0: the year 11476
+        (wire.LAST_SECOND, wire.LATEST_TIME.replace(microsecond=0)),
+        (wire.FIRST_SECOND, wire.EARLIEST_TIME),
+        (1 << 100, wire.LATEST_TIME),
     ],
 )  # fmt: skip
 def test_a_time_beyond_the_calendar_is_its_edge(seconds: float, found: datetime) -> None:
-    assert wire.utc(seconds) == found
+    assert wire.utc_from_seconds(seconds) == found
 
 
 @pytest.mark.parametrize(
@@ -96,8 +100,8 @@ def test_a_time_beyond_the_calendar_is_its_edge(seconds: float, found: datetime)
         ("2013-01-01T05:17:00", datetime(2013, 1, 1, 5, 17, tzinfo=timezone.utc)),
         ("2013-01-01T05:17:00+02:00", datetime(2013, 1, 1, 3, 17, tzinfo=timezone.utc)),
         (b"2013-01-01T05:17:00Z", datetime(2013, 1, 1, 5, 17, tzinfo=timezone.utc)),
-        ("0001-01-01T00:00:00+14:00", wire.EARLIEST),
-        ("9999-12-31T23:59:59-14:00", wire.LATEST),
+        ("0001-01-01T00:00:00+14:00", wire.EARLIEST_TIME),
+        ("9999-12-31T23:59:59-14:00", wire.LATEST_TIME),
         ("10000-01-01T00:00:00Z", None),
         ("0000-01-01T00:00:00Z", None),
         ("9" * 5_000, None),
@@ -106,23 +110,23 @@ def test_a_time_beyond_the_calendar_is_its_edge(seconds: float, found: datetime)
     ],
 )  # fmt: skip
 def test_iso(written: bytes | str, found: datetime | None) -> None:
-    assert wire.iso(written) == found
+    assert wire.parse_iso_time(written) == found
 
 
 @given(st.binary(max_size=200), st.integers(3, 50))
 def test_text_is_bounded_and_keeps_what_is_not_utf_8(data: bytes, limit: int) -> None:
     whole = wire.text(data)
     assert whole.encode("utf-8", "surrogateescape") == data
-    cut = wire.brief(data, limit)
+    cut = wire.shorten(data, limit)
     assert len(cut) <= limit
-    assert cut == wire.brief(whole, limit)
+    assert cut == wire.shorten(whole, limit)
     assert cut == whole if len(whole) <= limit else cut.endswith("...")
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(0, 99), st.integers(0, (1 << 128) - 1))
 def test_a_place_comes_back(topic: str, partition: int, offset: int) -> None:
     written = f"{topic}/{partition}/{offset}".encode("utf-8", "surrogatepass")
-    found = wire.place(written)
+    found = wire.parse_position(written)
     assert found is not None
     assert found[1:] == (partition, offset)
 
@@ -131,4 +135,4 @@ def test_a_place_comes_back(topic: str, partition: int, offset: int) -> None:
     "written", [b"", b"a/b/c", b"a/1", b"/1/2", b"a/-1/2", b"a/1/" + b"9" * 5_000]
 )
 def test_what_is_no_place(written: bytes) -> None:
-    assert wire.place(written) is None
+    assert wire.parse_position(written) is None

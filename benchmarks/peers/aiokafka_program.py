@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from benchmarks.counting import Counter
+from benchmarks.counting import MessageCounter
 from benchmarks.orders import PARTITIONS, Order, message_id, order
 from benchmarks.peers.program import Answer, main
 
@@ -22,7 +22,7 @@ def consume(url: str, topic: str, messages: int) -> Answer:
 
     async def run() -> Answer:
         aiokafka: Any = importlib.import_module("aiokafka")
-        counter = Counter(messages)
+        counter = MessageCounter(messages)
         decode = msgspec.json.Decoder(Order).decode
         consumer = aiokafka.AIOKafkaConsumer(
             topic,
@@ -41,11 +41,11 @@ def consume(url: str, topic: str, messages: int) -> Answer:
         next_commit = time.monotonic() + 1
 
         async def handle(value: Order) -> None:
-            counter.one(value)
+            counter.count_one(value)
 
-        while not counter.over.is_set():
+        while not counter.done.is_set():
             fetched = await consumer.getmany(timeout_ms=100, max_records=1_000)
-            for place, batch in fetched.items():
+            for topic_partition, batch in fetched.items():
                 for message in batch:
                     id = None
                     for name, value in message.headers:
@@ -55,7 +55,7 @@ def consume(url: str, topic: str, messages: int) -> Answer:
                         continue
                     await handle(decode(message.value))
                     new[id] = None
-                    positions[place] = message.offset + 1
+                    positions[topic_partition] = message.offset + 1
             if len(new) >= WINDOW:
                 old, new = new, {}
             if positions and time.monotonic() >= next_commit:

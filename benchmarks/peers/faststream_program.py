@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import msgspec
 
-from benchmarks.counting import Counter
+from benchmarks.counting import MessageCounter
 from benchmarks.orders import Order, order
 from benchmarks.peers.program import Answer, main
 
@@ -110,10 +110,10 @@ def _subscribe(broker: Any, client: str, topic: str, mode: str, workers: int) ->
 async def _consume(
     client: str, url: str, topic: str, messages: int, mode: str, wait: float, workers: int
 ) -> Answer:
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     broker, said = _broker(client, url)
     subscribe, how = _subscribe(broker, client, topic, mode, workers)
-    one, many = counter.one, counter.many
+    one, many = counter.count_one, counter.count_batch
 
     async def at_once(value: Any) -> None:
         one()
@@ -127,7 +127,7 @@ async def _consume(
 
     subscribe(batch if mode == "batch" else later if wait else at_once)
     await broker.start()
-    if not await asyncio.to_thread(counter.over.wait, LIMIT):
+    if not await asyncio.to_thread(counter.done.wait, LIMIT):
         raise TimeoutError(f"not over within {LIMIT:g} s")
     return {**counter.result, "settings": {**said, "subscriber": how}}
 

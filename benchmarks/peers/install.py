@@ -64,14 +64,14 @@ PEERS: Mapping[str, Peer] = {
 }  # fmt: skip
 
 
-def store() -> Path:
+def store_folder() -> Path:
     """Where environments and jars stay."""
     if sys.prefix != sys.base_prefix:
         return Path(sys.prefix) / "share"
     return Path.home() / ".cache" / "streams-toolkit"
 
 
-class Installed:
+class InstalledPeer:
     """A peer that can run."""
 
     def __init__(self, peer: Peer, command: Sequence[str]) -> None:
@@ -88,18 +88,18 @@ class Installed:
         return _run_java(self._command, arguments)
 
 
-def install(name: str) -> Installed:
+def install(name: str) -> InstalledPeer:
     """Make a peer ready to run.
 
     :raises PeerMissing: it cannot be had; says why.
     """
     peer = PEERS[name]
     if not peer.module:
-        return Installed(peer, _java_command())
+        return InstalledPeer(peer, _java_command())
     interpreter = sys.executable
     if not all(importlib.util.find_spec(each) for each in peer.imports):
         interpreter = str(_environment(peer) / "bin" / "python")
-    return Installed(peer, [interpreter, "-m", f"benchmarks.peers.{peer.module}"])
+    return InstalledPeer(peer, [interpreter, "-m", f"benchmarks.peers.{peer.module}"])
 
 
 def _environment(peer: Peer) -> Path:
@@ -108,9 +108,9 @@ def _environment(peer: Peer) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     text = requirements.read_bytes() + version.encode()
     label = f"peer-{requirements.stem}-{hashlib.sha256(text).hexdigest()[:8]}"
-    wanted = store() / label
-    store().mkdir(parents=True, exist_ok=True)
-    with locked(store() / "peers.lock"):
+    wanted = store_folder() / label
+    store_folder().mkdir(parents=True, exist_ok=True)
+    with locked(store_folder() / "peers.lock"):
         if (wanted / "ready").exists():
             return wanted
         shutil.rmtree(wanted, ignore_errors=True)
@@ -119,7 +119,7 @@ def _environment(peer: Peer) -> Path:
             [sys.executable, "-m", "venv", str(wanted)],
             [python, "-m", "pip", "install", "-q", "-r", str(requirements)],
         ):
-            _call(command, f"{peer.title} could not be installed")
+            _run_or_fail(command, f"{peer.title} could not be installed")
         (wanted / "ready").touch()
     return wanted
 
@@ -133,14 +133,14 @@ def _java_command() -> list[str]:
             )
     folder = HERE / "parallel_consumer"
     text = (folder / "pom.xml").read_bytes() + (folder / "Bench.java").read_bytes()
-    wanted = store() / f"peer-parallel-consumer-{hashlib.sha256(text).hexdigest()[:8]}"
-    store().mkdir(parents=True, exist_ok=True)
-    with locked(store() / "peers.lock"):
+    wanted = store_folder() / f"peer-parallel-consumer-{hashlib.sha256(text).hexdigest()[:8]}"
+    store_folder().mkdir(parents=True, exist_ok=True)
+    with locked(store_folder() / "peers.lock"):
         if not wanted.is_dir():
-            with tempfile.TemporaryDirectory(dir=store()) as scratch:
+            with tempfile.TemporaryDirectory(dir=store_folder()) as scratch:
                 made = Path(scratch, "made")
                 what = "the Parallel Consumer could not be built"
-                _call(
+                _run_or_fail(
                     [
                         "mvn", "-q", "-B", "-f", str(folder / "pom.xml"),
                         "dependency:copy-dependencies", f"-DoutputDirectory={made}",
@@ -148,7 +148,7 @@ def _java_command() -> list[str]:
                     ],
                     what,
                 )  # fmt: skip
-                _call(
+                _run_or_fail(
                     ["javac", "-cp", f"{made}/*", "-d", str(made), str(folder / "Bench.java")], what
                 )
                 made.rename(wanted)  # whole, or not there
@@ -183,7 +183,7 @@ def _run_java(command: Sequence[str], arguments: Mapping[str, Any]) -> dict[str,
     return answer
 
 
-def _call(command: Sequence[str], what: str) -> None:
+def _run_or_fail(command: Sequence[str], what: str) -> None:
     try:
         done = subprocess.run(
             list(command),
@@ -200,4 +200,4 @@ def _call(command: Sequence[str], what: str) -> None:
         raise PeerMissing(f"{what}: {said}")
 
 
-__all__ = ["PEERS", "Installed", "MeasureError", "Peer", "PeerMissing", "install"]
+__all__ = ["PEERS", "InstalledPeer", "MeasureError", "Peer", "PeerMissing", "install"]

@@ -12,7 +12,7 @@ import tempfile
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.counting import Counter
+from benchmarks.counting import MessageCounter
 from benchmarks.peers.program import Answer, main
 
 CONFIG = {
@@ -28,7 +28,7 @@ CONFIG = {
 def consume(url: str, topic: str, messages: int) -> Answer:
     """A plain function over ``messages`` of a topic."""
     quix: Any = importlib.import_module("quixstreams")
-    counter = Counter(messages)
+    counter = MessageCounter(messages)
     app = quix.Application(
         broker_address=url.partition("://")[2],
         consumer_group=f"quix-{uuid4().hex}",
@@ -39,7 +39,7 @@ def consume(url: str, topic: str, messages: int) -> Answer:
         state_dir=tempfile.mkdtemp(prefix="quix-"),
     )
     frame = app.dataframe(app.topic(topic, value_deserializer="json", key_deserializer="bytes"))
-    frame.update(counter.one)
+    frame.update(counter.count_one)
     app.run(count=messages, collect=False)
     settings = {
         "toolkit": f"Quix Streams {quix.__version__}",

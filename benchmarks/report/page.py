@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from benchmarks.measure import Row
-from benchmarks.pattern_cases import PREFIX
+from benchmarks.pattern_cases import PATTERN_PREFIX
 from benchmarks.report import svg, words
 from benchmarks.report.table import COLUMNS, cells
 
@@ -197,7 +197,7 @@ def _memory(rows: Sequence[Row]) -> str:
 
 
 def _is_pattern(row: Row) -> bool:
-    return row["case"].startswith(PREFIX)
+    return row["case"].startswith(PATTERN_PREFIX)
 
 
 def _patterns(rows: Sequence[Row]) -> str:
@@ -208,7 +208,7 @@ def _patterns(rows: Sequence[Row]) -> str:
             continue
         ours = _microseconds(row["figure"], row["unit"])
         theirs = _microseconds(row["baseline"], row["unit"])
-        names = (row["log"], row["case"].removeprefix(PREFIX), row["against"])
+        names = (row["log"], row["case"].removeprefix(PATTERN_PREFIX), row["against"])
         figures = (f"{ours:.3g}", f"{theirs:.3g}", f"{ours - theirs:+.3g}")
         cells = "".join(f"<td>{escape(name)}</td>" for name in names)
         cells += "".join(f'<td class="n">{figure}</td>' for figure in figures)

@@ -55,7 +55,7 @@ def bars(groups: Sequence[Group], unit: str) -> str:
         parts.append(_text(left - 10, y + thick - 3, group.name, "end", "group"))
         y += thick + 3
         for bar in group.bars:
-            width = max(1.0, scale.at(bar.value) - left) if bar.value > 0 else 1.0
+            width = max(1.0, scale.coordinate(bar.value) - left) if bar.value > 0 else 1.0
             title = f"<title>{escape(f'{bar.name}: {bar.value:,.4g} {unit} {bar.note}')}</title>"
             parts.append(
                 f'<rect class="c{bar.colour % SERIES}" x="{left}" y="{y}" width="{width:.1f}" '
@@ -66,8 +66,8 @@ def bars(groups: Sequence[Group], unit: str) -> str:
             y += thick
         y += gap
     grid = [
-        f'<line class="grid" x1="{scale.at(tick):.1f}" x2="{scale.at(tick):.1f}" y1="18" y2="{y}"/>'
-        + _text(scale.at(tick), 12, short(tick), "middle")
+        f'<line class="grid" x1="{scale.coordinate(tick):.1f}" x2="{scale.coordinate(tick):.1f}" y1="18" y2="{y}"/>'
+        + _text(scale.coordinate(tick), 12, short(tick), "middle")
         for tick in scale.ticks
     ]
     parts.append(_text(WIDTH - 4, 12, unit, "end"))
@@ -100,11 +100,11 @@ def lines(
     up = _axis(ys, bottom, top, log_y)
     parts: list[str] = []
     for tick in across.ticks:
-        x = across.at(tick)
+        x = across.coordinate(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
         parts.append(_text(x, bottom + 16, short(tick), "middle"))
     for tick in up.ticks:
-        y = up.at(tick)
+        y = up.coordinate(tick)
         parts.append(
             f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
@@ -112,13 +112,15 @@ def lines(
     parts.append(_text((left + WIDTH - right) / 2, bottom + 34, x_name, "middle"))
     parts.append(_text(4, top - 3, y_name, "start"))
     for number, line in enumerate(kept):
-        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in line.points)
+        path = " ".join(
+            f"{across.coordinate(x):.1f},{up.coordinate(y):.1f}" for x, y in line.points
+        )
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         colour = line.colour % SERIES
         parts.append(f'<polyline class="l{colour}"{dash} points="{path}"/>')
         if len(line.points) < 12:
             parts += [
-                f'<circle class="c{colour}" cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="3">'
+                f'<circle class="c{colour}" cx="{across.coordinate(x):.1f}" cy="{up.coordinate(y):.1f}" r="3">'
                 f"<title>{escape(f'{line.name}: {short(x)}, {short(y)}')}</title></circle>"
                 for x, y in line.points
             ]
@@ -142,7 +144,7 @@ class _Scale:
         self._high = high if high > self._low else self._low + 1
         self._begin, self._end = begin, end
 
-    def at(self, value: float) -> float:
+    def coordinate(self, value: float) -> float:
         """Where a value is."""
         value = math.log10(value) if self._log else value
         share = (value - self._low) / (self._high - self._low)

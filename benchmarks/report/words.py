@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 
 from benchmarks.measure import Row
 
-NOTHING = "-"
+NO_FIGURE = "-"
 """Stands where there is no figure."""
 
 
 def figure(value: float | None, unit: str) -> str:
     """A figure with as many digits as mean something."""
     if value is None:
-        return NOTHING
+        return NO_FIGURE
     if unit == "messages/s" or abs(value) >= 1_000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
@@ -21,15 +21,15 @@ def figure(value: float | None, unit: str) -> str:
 
 def ratio(row: Row) -> str:
     """The median ratio."""
-    return NOTHING if row["ratio"] is None else short(row["ratio"])
+    return NO_FIGURE if row["ratio"] is None else short_figure(row["ratio"])
 
 
 def spread(row: Row) -> str:
     """The lowest and the highest ratio."""
     if row["spread"] is None:
-        return NOTHING
+        return NO_FIGURE
     low, high = row["spread"]
-    return f"{short(low)}-{short(high)}"
+    return f"{short_figure(low)}-{short_figure(high)}"
 
 
 def target(row: Row) -> str:
@@ -49,7 +49,7 @@ def verdict(row: Row) -> str:
     return said
 
 
-def short(value: float) -> str:
+def short_figure(value: float) -> str:
     """A ratio with as many digits as mean something."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 

@@ -8,9 +8,9 @@ from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError
 from stream_codecs.json import Json
-from stream_codecs.plain import Bytes, Text, is_plain
+from stream_codecs.plain import Bytes, Text, is_only
 from stream_codecs.protocol import Codec
-from stream_codecs.shape import describe
+from stream_codecs.shape import type_info
 
 __all__ = ["default_codec"]
 
@@ -18,9 +18,9 @@ __all__ = ["default_codec"]
 def default_codec(type: TypeForm[Any]) -> Codec:
     """Bytes as they are, a str as text, everything else as JSON."""
     try:
-        shape = describe(type)
+        shape = type_info(type)
     except BindError:
         return Json()  # which says what is wrong when it is bound
-    if is_plain(shape, bytes):
+    if is_only(shape, bytes):
         return Bytes()
-    return Text() if is_plain(shape, str) else Json()
+    return Text() if is_only(shape, str) else Json()

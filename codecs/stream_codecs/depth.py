@@ -25,33 +25,33 @@ from __future__ import annotations
 from array import array
 from itertools import accumulate
 
-__all__ = ["json_deeper", "msgpack_deeper"]
+__all__ = ["json_is_deeper", "msgpack_is_deeper"]
 
 _CHUNK = 1 << 16
 
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_DEPTH_CHANGES = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: an opener is 1, a closer -1."""
 
-_PLAIN = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_NOT_STRUCTURAL = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
-def json_deeper(data: bytes, limit: int) -> bool:
+def json_is_deeper(data: bytes, limit: int) -> bool:
     """Whether a JSON document nests deeper than ``limit`` (its outermost array is level 1)."""
     size = len(data)
     if size <= limit:
         return False
     # Where arrays are few, finding one after the other is ten times as fast as counting.
-    arrays, at = 0, data.find(91)
-    while at >= 0:
+    arrays, position = 0, data.find(91)
+    while position >= 0:
         arrays += 1
         if arrays == 8:
             arrays = data.count(b"[")
             break
-        at = data.find(91, at + 1)
+        position = data.find(91, position + 1)
     if arrays + (size - arrays + 3) // 4 <= limit or arrays + data.count(b"{") <= limit:
         return False
     depth = 0
-    inside = False  # a string
+    in_string = False  # a string
     escaped = False  # the chunk's first byte, by a backslash at the end of the last one
     for start in range(0, size, _CHUNK):
         chunk = data[start + escaped : start + _CHUNK]
@@ -61,10 +61,10 @@ def json_deeper(data: bytes, limit: int) -> bool:
             escaped = chunk.endswith(b"\\")
             chunk = chunk.replace(b'\\"', b"")
         # Two quotes with no bracket between them change nothing for what stands around them.
-        chunk = chunk.translate(_STEPS, _PLAIN).replace(b'""', b"")
+        chunk = chunk.translate(_DEPTH_CHANGES, _NOT_STRUCTURAL).replace(b'""', b"")
         pieces = chunk.split(b'"')
-        steps = array("b", b"".join(pieces[inside::2]))
-        inside ^= len(pieces) % 2 == 0
+        steps = array("b", b"".join(pieces[in_string::2]))
+        in_string ^= len(pieces) % 2 == 0
         if max(accumulate(steps, initial=depth)) > limit:
             return True
         depth += sum(steps)
@@ -75,7 +75,7 @@ _CONTAINERS = frozenset(range(0x80, 0xA0)) | frozenset(range(0xDC, 0xE0))
 _NO_CONTAINERS = bytes(byte for byte in range(256) if byte not in _CONTAINERS)
 
 
-def _sizes() -> list[int]:
+def _fixed_sizes() -> list[int]:
     """Bytes of an item by its first byte, 0 where its length or its items follow."""
     sizes = [0] * 256
     for byte in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
@@ -91,10 +91,10 @@ def _sizes() -> list[int]:
     return sizes
 
 
-_SIZES = _sizes()
-_COUNTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+_FIXED_SIZES = _fixed_sizes()
+_SIZED_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 """Arrays and maps: bytes of their count, items for each."""
-_MEASURED = {
+_SIZED_VALUES = {
     first + power: (1 << power, besides)
     for first, besides in ((0xC4, 0), (0xC7, 1), (0xD9, 0))
     for power in range(3)
@@ -102,40 +102,40 @@ _MEASURED = {
 """Binaries, extensions and strings: bytes of their length, bytes besides."""
 
 
-def msgpack_deeper(data: bytes, limit: int) -> bool:
+def msgpack_is_deeper(data: bytes, limit: int) -> bool:
     """Whether a MessagePack document nests deeper than ``limit`` (keys of maps nest too)."""
     size = len(data)
     if size <= limit or len(data.translate(None, _NO_CONTAINERS)) <= limit:
         return False
-    outer: list[int] = []  # items still to come in the containers around this one
-    left = 1
-    at = 0
-    while at < size:
-        byte = data[at]
-        step = _SIZES[byte]
+    items_left_outside: list[int] = []  # items still to come in the containers around this one
+    items_left = 1
+    position = 0
+    while position < size:
+        byte = data[position]
+        step = _FIXED_SIZES[byte]
         if step:
-            at += step
-        elif byte in _MEASURED:
-            width, besides = _MEASURED[byte]
-            length = int.from_bytes(data[at + 1 : at + 1 + width], "big")
-            at += 1 + width + besides + length
+            position += step
+        elif byte in _SIZED_VALUES:
+            width, extra = _SIZED_VALUES[byte]
+            length = int.from_bytes(data[position + 1 : position + 1 + width], "big")
+            position += 1 + width + extra + length
         elif byte in _CONTAINERS:
-            if byte in _COUNTED:
-                width, each = _COUNTED[byte]
-                items = int.from_bytes(data[at + 1 : at + 1 + width], "big") * each
-                at += width
+            if byte in _SIZED_CONTAINERS:
+                width, each = _SIZED_CONTAINERS[byte]
+                items = int.from_bytes(data[position + 1 : position + 1 + width], "big") * each
+                position += width
             else:
                 items = byte - 0x90 if byte >= 0x90 else 2 * (byte - 0x80)
-            at += 1
-            outer.append(left)
-            if len(outer) > limit:
+            position += 1
+            items_left_outside.append(items_left)
+            if len(items_left_outside) > limit:
                 return True
-            left = items + 1
+            items_left = items + 1
         else:
             return False  # 0xc1 is never used
-        left -= 1
-        while not left:
-            if not outer:
+        items_left -= 1
+        while not items_left:
+            if not items_left_outside:
                 return False
-            left = outer.pop() - 1
+            items_left = items_left_outside.pop() - 1
     return False

@@ -16,12 +16,12 @@ import msgspec
 from msgspec import inspect
 
 from stream_codecs.errors import DecodeError, EncodeError, UnknownTag
-from stream_codecs.shape import Shape, members, type_name
+from stream_codecs.shape import TypeInfo, type_name, union_members
 
-__all__ = ["Place", "decode_error", "encode_error", "tag_reader"]
+__all__ = ["ErrorContext", "decode_error", "encode_error", "tag_reader"]
 
 
-class Place(NamedTuple):
+class ErrorContext(NamedTuple):
     """Where a codec is bound; part of every error."""
 
     codec: str
@@ -30,18 +30,18 @@ class Place(NamedTuple):
     type: str
     """The declared type, as people write it."""
 
-    def error(self, data: bytes, reason: str, **where: Any) -> DecodeError:
+    def decode_error(self, data: bytes, reason: str, **where: Any) -> DecodeError:
         """A decoding error at this place."""
         return DecodeError(
             reason, data=data, codec=self.codec, topic=self.topic, role=self.role, **where
         )
 
-    def refusal(self, reason: str, **where: Any) -> EncodeError:
+    def encode_error(self, reason: str, **where: Any) -> EncodeError:
         """An encoding error at this place."""
         return EncodeError(reason, codec=self.codec, topic=self.topic, role=self.role, **where)
 
 
-_ABOUT_THE_TYPE = re.compile(
+_SAFE_MESSAGE = re.compile(
     r"(Expected `[^`]*`"
     r"|Object missing required field `[^`]*`\Z"
     r"|Invalid (UUID|decimal|base64|RFC3339|ISO8601|epoch|MessagePack timestamp)"
@@ -62,7 +62,7 @@ TagReader = Callable[[bytes], "str | int | None"]
 
 
 def decode_error(
-    place: Place, data: bytes, exc: Exception, unknown_tag: TagReader | None = None
+    context: ErrorContext, data: bytes, exc: Exception, unknown_tag: TagReader | None = None
 ) -> DecodeError:
     """The typed error for what a decoder raised over ``data``.
 
@@ -73,64 +73,64 @@ def decode_error(
     if isinstance(exc, MemoryError):
         raise exc
     if isinstance(exc, msgspec.ValidationError):
-        return _invalid(place, data, exc, unknown_tag)
+        return _validation_error(context, data, exc, unknown_tag)
     if isinstance(exc, UnicodeDecodeError):
         # Its object is the one text in question.
         at = data.find(exc.object)
-        return place.error(data, _NOT_UTF8, offset=at + exc.start if at >= 0 else None)
+        return context.decode_error(data, _NOT_UTF8, offset=at + exc.start if at >= 0 else None)
     if isinstance(exc, RecursionError):
-        return place.error(data, "nested deeper than this thread's stack allows")
+        return context.decode_error(data, "nested deeper than this thread's stack allows")
     if isinstance(exc, msgspec.DecodeError):
         found = _MALFORMED.match(str(exc))
         if found:
             kind, reason, offset = found[1], found[2], int(found[3])
             if kind == "JSON" and reason == "trailing characters":
                 offset -= 1  # it has read the first of them
-            return place.error(data, f"malformed {kind}: {reason}", offset=offset)
+            return context.decode_error(data, f"malformed {kind}: {reason}", offset=offset)
         if not data:
-            return place.error(data, "empty")
-        return place.error(data, "ends too early", offset=len(data))
+            return context.decode_error(data, "empty")
+        return context.decode_error(data, "ends too early", offset=len(data))
     if isinstance(exc, JSONDecodeError):  # orjson's, whose messages are fixed texts
         if not data:
-            return place.error(data, "empty")
+            return context.decode_error(data, "empty")
         if not exc.doc:  # it keeps what it could read as text
-            return place.error(data, _NOT_UTF8, offset=_not_utf8(data))
+            return context.decode_error(data, _NOT_UTF8, offset=_first_invalid_utf8(data))
         offset = len(exc.doc[: exc.pos].encode())
-        return place.error(data, f"malformed JSON: {exc.msg}", offset=offset)
-    return place.error(data, f"refused by {place.type} ({type(exc).__name__})")
+        return context.decode_error(data, f"malformed JSON: {exc.msg}", offset=offset)
+    return context.decode_error(data, f"refused by {context.type} ({type(exc).__name__})")
 
 
-def _invalid(
-    place: Place, data: bytes, exc: msgspec.ValidationError, unknown_tag: TagReader | None
+def _validation_error(
+    context: ErrorContext, data: bytes, exc: msgspec.ValidationError, unknown_tag: TagReader | None
 ) -> DecodeError:
     message = str(exc)
     if exc.__cause__ is not None:
-        _, path = _split(message[len(str(exc.__cause__)) :])
+        _, path = _split_path(message[len(str(exc.__cause__)) :])
         kind = type(exc.__cause__).__name__
-        return place.error(data, f"refused by the type's own check ({kind})", path=path)
+        return context.decode_error(data, f"refused by the type's own check ({kind})", path=path)
     if message.startswith("Object contains unknown field"):
         # Its name, which ends the message or not, could look like a path.
-        return place.error(data, "a field that the type forbids")
-    message, path = _split(message)
+        return context.decode_error(data, "a field that the type forbids")
+    message, path = _split_path(message)
     if unknown_tag is not None:
         tag = unknown_tag(data)
         if tag is not None:
             return UnknownTag(
-                f"a tag that {place.type} does not have",
+                f"a tag that {context.type} does not have",
                 tag=tag,
                 data=data,
-                codec=place.codec,
-                topic=place.topic,
-                role=place.role,
+                codec=context.codec,
+                topic=context.topic,
+                role=context.role,
                 path=path,
             )
-    if _ABOUT_THE_TYPE.match(message):
+    if _SAFE_MESSAGE.match(message):
         reason = message[0].lower() + message[1:].replace("`", "'")
-        return place.error(data, reason, path=path)
-    return place.error(data, "a value that the type does not have", path=path)
+        return context.decode_error(data, reason, path=path)
+    return context.decode_error(data, "a value that the type does not have", path=path)
 
 
-def _split(message: str) -> tuple[str, str]:
+def _split_path(message: str) -> tuple[str, str]:
     """The message of msgspec and the path it ends with, ``$`` where it names none."""
     text, found, path = message.rpartition(" - at `")
     if not found or not path.endswith("`"):
@@ -138,7 +138,7 @@ def _split(message: str) -> tuple[str, str]:
     return text, path[:-1].replace("`", "")
 
 
-def _not_utf8(data: bytes) -> int | None:
+def _first_invalid_utf8(data: bytes) -> int | None:
     try:
         data.decode()
     except UnicodeDecodeError as exc:
@@ -146,7 +146,9 @@ def _not_utf8(data: bytes) -> int | None:
     return None
 
 
-def tag_reader(shape: Shape, decoder: Callable[[Any], Callable[[bytes], Any]]) -> TagReader | None:
+def tag_reader(
+    shape: TypeInfo, decoder: Callable[[Any], Callable[[bytes], Any]]
+) -> TagReader | None:
     """How to find an unknown tag in a document that the type's decoder refused.
 
     It decodes the document again, to a struct that has the tag and nothing else: slow, but exact,
@@ -156,7 +158,7 @@ def tag_reader(shape: Shape, decoder: Callable[[Any], Callable[[bytes], Any]]) -
     """
     tagged = [
         part
-        for part in members(shape)
+        for part in union_members(shape)
         if isinstance(part, inspect.StructType) and part.tag is not None
     ]
     if not tagged:
@@ -178,16 +180,16 @@ def tag_reader(shape: Shape, decoder: Callable[[Any], Callable[[bytes], Any]]) -
     return unknown_tag
 
 
-def encode_error(place: Place, value: Any, exc: Exception) -> EncodeError:
+def encode_error(context: ErrorContext, value: Any, exc: Exception) -> EncodeError:
     """The typed error for what an encoder raised over ``value``."""
     if isinstance(exc, EncodeError):
         return exc
-    what = type_name(type(value))
+    type_text = type_name(type(value))
     if isinstance(exc, RecursionError):
-        return place.refusal(f"{what} is nested too deeply, or contains itself")
+        return context.encode_error(f"{type_text} is nested too deeply, or contains itself")
     if isinstance(exc, UnicodeEncodeError):
-        return place.refusal(f"{what} holds text that is not UTF-8 (a lone surrogate)")
+        return context.encode_error(f"{type_text} holds text that is not UTF-8 (a lone surrogate)")
     message = str(exc)
     if _UNSUPPORTED.match(message):
-        return place.refusal(f"{what} cannot be encoded: {message}")
-    return place.refusal(f"{what} cannot be encoded ({type(exc).__name__})")
+        return context.encode_error(f"{type_text} cannot be encoded: {message}")
+    return context.encode_error(f"{type_text} cannot be encoded ({type(exc).__name__})")

@@ -3,7 +3,7 @@
 msgspec encodes whatever it is given: a struct whose ``int`` field holds a str is written as it is,
 and every consumer then finds a poison message. Decoding what was just encoded shows it, and that is
 what a codec does before it lets a value out; but it costs more than the encoding. So the common
-case is decided here first: :func:`compile_fits` writes a Python expression for the type (as
+case is decided here first: :func:`compile_check` writes a Python expression for the type (as
 :mod:`dataclasses` does for ``__init__``) that looks at the classes of a value and its fields.
 
 The predicate is sound and incomplete: *True* means that the type's decoder takes what the encoder
@@ -22,35 +22,35 @@ from typing import Any
 
 from msgspec import inspect
 
-from stream_codecs.shape import Shape, members, origin
+from stream_codecs.shape import TypeInfo, class_of, union_members
 
-__all__ = ["compile_fits", "unsure"]
+__all__ = ["always_unsure", "compile_check"]
 
-Fits = Callable[[Any], bool]
+TypeCheck = Callable[[Any], bool]
 
 
-def unsure(value: Any) -> bool:
+def always_unsure(value: Any) -> bool:
     """The predicate of a type for which none can be compiled."""
     return False
 
 
-def compile_fits(shape: Shape, *, finite: bool) -> Fits:
+def compile_check(shape: TypeInfo, *, finite: bool) -> TypeCheck:
     """A predicate for values of this type.
 
     :param finite: the format has no NaN and no infinity (JSON).
     """
-    writer = _Writer(finite)
+    compiler = _CheckCompiler(finite)
     try:
-        return writer.function(shape)
-    except _Unsure:
-        return unsure
+        return compiler.compile_function(shape)
+    except _NotCompilable:
+        return always_unsure
 
 
-class _Unsure(Exception):
+class _NotCompilable(Exception):
     """A type whose values cannot be judged by their classes."""
 
 
-_EXACT: dict[type[Shape], type] = {
+_EXACT_CLASSES: dict[type[TypeInfo], type] = {
     inspect.NoneType: type(None),
     inspect.BoolType: bool,
     inspect.IntType: int,
@@ -64,7 +64,7 @@ _EXACT: dict[type[Shape], type] = {
 }
 
 
-class _Writer:
+class _CheckCompiler:
     """Writes the source of predicates; each is a function that others may call.
 
     Nothing of the source comes from outside: field names are checked to be identifiers, and all
@@ -76,96 +76,100 @@ class _Writer:
         self.namespace: dict[str, Any] = {}
         self.functions: dict[int, str] = {}
 
-    def name(self, thing: Any) -> str:
+    def bind_name(self, thing: Any) -> str:
         name = f"_{len(self.namespace)}"
         self.namespace[name] = thing
         return name
 
-    def function(self, shape: Shape) -> Fits:
-        made: Fits = self.namespace[self.function_name(shape)]
+    def compile_function(self, shape: TypeInfo) -> TypeCheck:
+        made: TypeCheck = self.namespace[self.define_function(shape)]
         return made
 
-    def function_name(self, shape: Shape) -> str:
+    def define_function(self, shape: TypeInfo) -> str:
         if id(shape) in self.functions:
             return self.functions[id(shape)]
-        name = self.functions[id(shape)] = self.name(None)  # a type may contain itself
-        body = self.test(shape, "v")
+        name = self.functions[id(shape)] = self.bind_name(None)  # a type may contain itself
+        body = self.test_expression(shape, "v")
         exec(f"def {name}(v): return {body}", self.namespace)  # noqa: S102 - see the class
         return name
 
-    def test(self, shape: Shape, value: str) -> str:
+    def test_expression(self, shape: TypeInfo, value: str) -> str:
         """An expression that is true where ``value``, an expression too, fits."""
-        parts = members(shape)
-        exact = [self.exact(part) for part in parts]
+        parts = union_members(shape)
+        exact = [self.exact_class(part) for part in parts]
         if None not in exact:
             if len(exact) == 1:
-                return f"type({value}) is {self.name(exact[0])}"
-            return f"type({value}) in {self.name(frozenset(exact))}"
-        return f"({' or '.join(self.test_one(part, value) for part in parts)})"
+                return f"type({value}) is {self.bind_name(exact[0])}"
+            return f"type({value}) in {self.bind_name(frozenset(exact))}"
+        return f"({' or '.join(self.member_expression(part, value) for part in parts)})"
 
-    def exact(self, shape: Shape) -> type | None:
+    def exact_class(self, shape: TypeInfo) -> type | None:
         """The class all of whose instances fit, where that is all there is to say."""
-        cls = _EXACT.get(type(shape))
+        cls = _EXACT_CLASSES.get(type(shape))
         if cls is not None and shape == type(shape)():  # no constraint
             return cls
         if isinstance(shape, inspect.EnumType):
             return shape.cls
         return None
 
-    def test_one(self, shape: Shape, value: str) -> str:
-        cls = self.exact(shape)
+    def member_expression(self, shape: TypeInfo, value: str) -> str:
+        cls = self.exact_class(shape)
         if cls is not None:
-            return f"type({value}) is {self.name(cls)}"
+            return f"type({value}) is {self.bind_name(cls)}"
         match shape:
             case inspect.FloatType() if shape == inspect.FloatType():
-                test = f"type({value}) is {self.name(float)}"
+                test = f"type({value}) is {self.bind_name(float)}"
                 # Neither NaN nor an infinity is zero when taken from itself.
                 return f"({test} and {value} - {value} == 0.0)" if self.finite else test
             case inspect.LiteralType(values=values):
-                return self.literal(values, value)
+                return self.literal_expression(values, value)
             case inspect.StructType() | inspect.DataclassType() | inspect.NamedTupleType():
-                return self.fields(shape, value)
+                return self.fields_expression(shape, value)
             case inspect.ListType() if not shape.min_length and shape.max_length is None:
-                return f"(type({value}) is list and {self.every(shape.item_type, value)})"
+                return (
+                    f"(type({value}) is list and {self.items_expression(shape.item_type, value)})"
+                )
             case inspect.DictType() if not shape.min_length and shape.max_length is None:
-                if self.exact(shape.key_type) is str:
-                    keys = self.every(shape.key_type, value)
-                    items = self.every(shape.value_type, f"{value}.values()")
+                if self.exact_class(shape.key_type) is str:
+                    keys = self.items_expression(shape.key_type, value)
+                    items = self.items_expression(shape.value_type, f"{value}.values()")
                     return f"(type({value}) is dict and {keys} and {items})"
             case _:
                 pass
-        raise _Unsure
+        raise _NotCompilable
 
-    def literal(self, values: tuple[Any, ...], value: str) -> str:
+    def literal_expression(self, values: tuple[Any, ...], value: str) -> str:
         tests = []
         for cls in (str, int):
             found = frozenset(item for item in values if type(item) is cls)
             if found:
-                tests.append(f"type({value}) is {cls.__name__} and {value} in {self.name(found)}")
+                tests.append(
+                    f"type({value}) is {cls.__name__} and {value} in {self.bind_name(found)}"
+                )
         if len(values) != sum(type(item) in (str, int) for item in values):
-            raise _Unsure
+            raise _NotCompilable
         return f"({' or '.join(tests)})"
 
-    def fields(
+    def fields_expression(
         self,
         shape: inspect.StructType | inspect.DataclassType | inspect.NamedTupleType,
         value: str,
     ) -> str:
         if value != "v":
-            return f"{self.function_name(shape)}({value})"
-        cls = origin(shape.cls)
+            return f"{self.define_function(shape)}({value})"
+        cls = class_of(shape.cls)
         attrs = hasattr(cls, "__attrs_attrs__")  # may validate and convert as it likes
         if attrs or hasattr(cls, "__post_init__"):
-            raise _Unsure
-        tests = [f"type(v) is {self.name(cls)}"]
+            raise _NotCompilable
+        tests = [f"type(v) is {self.bind_name(cls)}"]
         for field in shape.fields:
             if not field.name.isidentifier() or iskeyword(field.name):
-                raise _Unsure
-            tests.append(self.test(field.type, f"v.{field.name}"))
+                raise _NotCompilable
+            tests.append(self.test_expression(field.type, f"v.{field.name}"))
         return f"({' and '.join(tests)})"
 
-    def every(self, shape: Shape, values: str) -> str:
-        exact = {self.exact(part) for part in members(shape)}
+    def items_expression(self, shape: TypeInfo, values: str) -> str:
+        exact = {self.exact_class(part) for part in union_members(shape)}
         if None not in exact:
-            return f"{self.name(frozenset(exact))}.issuperset(map(type, {values}))"
-        return f"all(map({self.function_name(shape)}, {values}))"
+            return f"{self.bind_name(frozenset(exact))}.issuperset(map(type, {values}))"
+        return f"all(map({self.define_function(shape)}, {values}))"

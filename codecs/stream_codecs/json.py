@@ -12,11 +12,11 @@ import msgspec
 import orjson
 from typing_extensions import TypeForm
 
-from stream_codecs.depth import json_deeper
-from stream_codecs.limits import Limits
+from stream_codecs.depth import json_is_deeper
+from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import describe, has_models, is_open
-from stream_codecs.structured import Format, bind
+from stream_codecs.shape import has_models, is_untyped, type_info
+from stream_codecs.structured import Format, bind_format
 
 __all__ = ["Json"]
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _has_array = methodcaller("__contains__", ord("["))
 
 
-def _harmless(values: Sequence[bytes], limit: int) -> bool:
+def _surely_shallow(values: Sequence[bytes], limit: int) -> bool:
     # Without arrays a level needs four bytes; see stream_codecs.depth.
     return max(map(len, values)) <= 4 * limit and not any(map(_has_array, values))
 
@@ -39,21 +39,21 @@ _TYPED = Format(
     content_type="application/json",
     encode=msgspec.json.Encoder().encode,
     decoder=_decoder,
-    deeper=json_deeper,
-    harmless=_harmless,
-    null=b"null",
+    is_deeper=json_is_deeper,
+    surely_shallow=_surely_shallow,
+    nan_text=b"null",
 )
 
 # Whatever orjson has written it reads, and there is no type to disagree with.
 _UNTYPED = _TYPED._replace(
     encode=partial(orjson.dumps, default=msgspec.to_builtins),
     decoder=lambda type: orjson.loads,
-    reread=False,
+    may_refuse_own=False,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Json(Limits):
+class Json(SizeAndDepthLimits):
     """Values as JSON.
 
     Fields that the type does not declare are passed over, missing or mistyped ones are errors.
@@ -63,7 +63,7 @@ class Json(Limits):
     A type with Pydantic models is validated by Pydantic, which decides what fits (extra
     ``pydantic``).
 
-    NaN and the infinities cannot be written; msgspec and orjson alone would make them ``null``.
+    NaN and the infinities cannot be written; msgspec and orjson alone would make them ``nan_text``.
 
     :param max_size: bytes of one document, decoded or encoded.
     :param max_depth: levels of nesting, decoded or encoded.
@@ -78,5 +78,5 @@ class Json(Limits):
             from stream_codecs.models import bind_models
 
             return bind_models(_TYPED, self, type, topic, role)
-        format = _UNTYPED if is_open(describe(type)) else _TYPED
-        return bind(format, self, type, topic, role)
+        format = _UNTYPED if is_untyped(type_info(type)) else _TYPED
+        return bind_format(format, self, type, topic, role)

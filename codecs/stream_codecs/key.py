@@ -11,10 +11,10 @@ from msgspec import inspect
 from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError, DecodeError
-from stream_codecs.explain import Place, encode_error
-from stream_codecs.limits import Size, excess
+from stream_codecs.explain import ErrorContext, encode_error
+from stream_codecs.limits import SizeLimit, size_error
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import is_open, parts_of, type_name
+from stream_codecs.shape import is_untyped, member_types, type_name
 
 __all__ = ["Key"]
 
@@ -50,7 +50,7 @@ _READERS: dict[type[inspect.Type], Callable[[bytes], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Key(Size):
+class Key(SizeLimit):
     """A key as text: str as UTF-8, int in decimal, UUID in its canonical form; bytes as they are.
 
     Equal keys become equal bytes, which is what partition and order go by. Every key can be
@@ -66,23 +66,23 @@ class Key(Size):
 
         :raises BindError: ``type`` is none of str, int, UUID and bytes, nor a union of them.
         """
-        parts = parts_of(type)
+        parts = member_types(type)
         kinds = {part.__class__ for part in parts} - {inspect.NoneType}
-        if any(map(is_open, parts)):
+        if any(map(is_untyped, parts)):
             kinds = {inspect.StrType}
         if not kinds or not kinds <= _READERS.keys():
             raise BindError(f"a key is str, int, UUID or bytes, not {type_name(type)}")
         read = _READERS[kinds.pop()] if len(kinds) == 1 else _text
-        return _bind(read, self.max_size, Place("key", topic, role, type_name(type)))
+        return _bind(read, self.max_size, ErrorContext("key", topic, role, type_name(type)))
 
 
-def _bind(read: Callable[[bytes], Any], max_size: int, place: Place) -> Bound[Any]:
+def _bind(read: Callable[[bytes], Any], max_size: int, context: ErrorContext) -> Bound[Any]:
     def encode(value: Any) -> bytes:
         if isinstance(value, str):
             try:
                 data = value.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as exc:
-                raise encode_error(place, value, exc) from None
+                raise encode_error(context, value, exc) from None
         elif isinstance(value, bytes):
             data = bytes(value)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -90,27 +90,29 @@ def _bind(read: Callable[[bytes], Any], max_size: int, place: Place) -> Bound[An
         elif isinstance(value, uuid.UUID):
             data = str(value).encode()
         else:
-            raise place.refusal(f"a key is str, int, UUID or bytes, not {type_name(type(value))}")
-        reason = excess(data, max_size)
+            raise context.encode_error(
+                f"a key is str, int, UUID or bytes, not {type_name(type(value))}"
+            )
+        reason = size_error(data, max_size)
         if reason is not None:
-            raise place.refusal(reason)
+            raise context.encode_error(reason)
         return data
 
     def decode(data: bytes) -> Any:
-        reason = excess(data, max_size)
+        reason = size_error(data, max_size)
         if reason is not None:
-            raise place.error(data, reason)
+            raise context.decode_error(data, reason)
         try:
             return read(data)
         except ValueError:
             pass
-        raise place.error(data, f"does not read as {place.type}")
+        raise context.decode_error(data, f"does not read as {context.type}")
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
         if isinstance(exc, DecodeError):
             return exc
         if isinstance(exc, MemoryError):
             raise exc
-        return place.error(data, f"does not read as {place.type}")
+        return context.decode_error(data, f"does not read as {context.type}")
 
     return Bound(encode, decode, "text/plain; charset=utf-8", explain=explain)

@@ -8,7 +8,14 @@ from typing import cast
 
 from stream_codecs.errors import BindError
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "Limits", "Size", "excess", "present"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_SIZE",
+    "SizeAndDepthLimits",
+    "SizeLimit",
+    "non_null_values",
+    "size_error",
+]
 
 MAX_SIZE = 16 << 20
 """Bytes of one document, unless a codec is told otherwise: 16 MiB."""
@@ -21,12 +28,12 @@ levels take at most 256 KiB of the thread's stack (measured with msgspec 0.22 an
 3.13).
 """
 
-DEEPEST = 900
+DEPTH_LIMIT = 900
 """Python 3.11 ends recursion in C at about 1,000 levels, its caller's included."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class SizeLimit:
     """A bound for what is decoded and what is encoded.
 
     :param max_size: bytes of one value.
@@ -40,7 +47,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits(Size):
+class SizeAndDepthLimits(SizeLimit):
     """Bounds for what is decoded and what is encoded.
 
     :param max_size: bytes of one document.
@@ -50,20 +57,20 @@ class Limits(Size):
     max_depth: int = MAX_DEPTH
 
     def __post_init__(self) -> None:
-        Size.__post_init__(self)
-        if not 1 <= self.max_depth <= DEEPEST:
+        SizeLimit.__post_init__(self)
+        if not 1 <= self.max_depth <= DEPTH_LIMIT:
             name = type(self).__name__
-            raise BindError(f"{name}(max_depth={self.max_depth!r}): from 1 to {DEEPEST} levels")
+            raise BindError(f"{name}(max_depth={self.max_depth!r}): from 1 to {DEPTH_LIMIT} levels")
 
 
-def excess(data: bytes, max_size: int) -> str | None:
+def size_error(data: bytes, max_size: int) -> str | None:
     """What to say of a value that is too large, None if it is not."""
     if len(data) <= max_size:
         return None
     return f"{len(data)} bytes; at most {max_size} are allowed"
 
 
-def present(values: Sequence[bytes | None]) -> tuple[Sequence[bytes], int]:
+def non_null_values(values: Sequence[bytes | None]) -> tuple[Sequence[bytes], int]:
     """The values of a batch that are not null, and the size of the largest."""
     found = cast("Sequence[bytes]", values)
     try:

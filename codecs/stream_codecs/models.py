@@ -20,80 +20,87 @@ from pydantic_core.core_schema import ErrorType
 from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError, DecodeError, UnknownTag
-from stream_codecs.explain import Place, decode_error
-from stream_codecs.fits import unsure
-from stream_codecs.limits import Limits
+from stream_codecs.explain import ErrorContext, decode_error
+from stream_codecs.fits import always_unsure
+from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import bare, classes_of, is_model, origin, parts_of, type_name
-from stream_codecs.structured import Format, Parts, assemble
+from stream_codecs.shape import (
+    accepted_classes,
+    class_of,
+    is_pydantic_model,
+    member_types,
+    strip_wrapping,
+    type_name,
+)
+from stream_codecs.structured import Format, TypeParts, build_bound
 
 __all__ = ["bind_models", "tags_of_models"]
 
-_QUOTING = frozenset({"error", "tag", "tz_actual"})
+_QUOTING_CONTEXT_KEYS = frozenset({"error", "tag", "tz_actual"})
 """What a message is made with where it may quote the document."""
 
-_KINDS = frozenset(get_args(ErrorType))
+_PYDANTIC_ERROR_TYPES = frozenset(get_args(ErrorType))
 """Failures that Pydantic knows; a validator can raise others, with texts of its own."""
 
-_OWN_CHECKS = frozenset({"value_error", "assertion_error"})
+_USER_CHECK_TYPES = frozenset({"value_error", "assertion_error"})
 """What a validator of the user's raised: its text is the user's."""
 
 
 def bind_models(
-    format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: Role
+    format: Format, limits: SizeAndDepthLimits, type: TypeForm[Any], topic: str, role: Role
 ) -> Bound[Any]:
     """Bind JSON to a type with models.
 
     :raises BindError: Pydantic cannot make sense of the type.
     """
-    adapter = _adapter(type)
-    names = frozenset(_names(adapter.core_schema))
-    place = Place(format.name, topic, role, type_name(bare(type)))
+    adapter = _type_adapter(type)
+    names = frozenset(_declared_names(adapter.core_schema))
+    context = ErrorContext(format.name, topic, role, type_name(strip_wrapping(type)))
 
     def encode(value: Any) -> bytes:
         try:
             return adapter.dump_json(value, by_alias=True, warnings="error")
         except PydanticSerializationError as exc:
-            error = misfit(value, exc)
+            error = locate_misfit(value, exc)
         try:
             raise error
         finally:
             del error
 
-    def misfit(value: Any, exc: Exception) -> Exception:
+    def locate_misfit(value: Any, exc: Exception) -> Exception:
         """Pydantic says that a value is of another type, but its text holds the value: look for
         where that is."""
         try:
             data = adapter.dump_json(value, by_alias=True, warnings=False)
             adapter.validate_json(data, strict=True)
         except ValidationError as found:
-            fault = _invalid(place, names, b"", found)
-            reason = f"does not fit {place.type}: {fault.reason}"
-            return place.refusal(reason, path=fault.path)
+            fault = _validation_error(context, names, b"", found)
+            reason = f"does not fit {context.type}: {fault.reason}"
+            return context.encode_error(reason, path=fault.path)
         except Exception:  # noqa: S110 - it cannot be written at all, as was found before
             pass
         return exc
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
         if isinstance(exc, ValidationError):
-            return _invalid(place, names, data, exc)
-        return decode_error(place, data, exc)
+            return _validation_error(context, names, data, exc)
+        return decode_error(context, data, exc)
 
-    parts = Parts(
+    parts = TypeParts(
         read=adapter.validator.validate_json,
         explain=explain,
         encode=encode,
-        fits=unsure,
-        classes=_classes(type),
-        plain=adapter.dump_python,
+        surely_fits=always_unsure,
+        classes=_model_classes(type),
+        to_builtins=adapter.dump_python,
     )
-    return assemble(format, limits, place, parts)
+    return build_bound(format, limits, context, parts)
 
 
 def tags_of_models(type: TypeForm[Any]) -> frozenset[str | int]:
     """The tags of a union of models with a discriminator; empty where it has none."""
     try:
-        schema: Any = _adapter(type).core_schema
+        schema: Any = _type_adapter(type).core_schema
     except BindError:
         return frozenset()  # binding says what is wrong
     while schema.get("type") != "tagged-union" and isinstance(schema.get("schema"), dict):
@@ -102,53 +109,55 @@ def tags_of_models(type: TypeForm[Any]) -> frozenset[str | int]:
     return frozenset(tag for tag in choices if isinstance(tag, str | int))
 
 
-def _adapter(type: TypeForm[Any]) -> TypeAdapter[Any]:
+def _type_adapter(type: TypeForm[Any]) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(type)
     except Exception as exc:  # it evaluates the annotations of others: anything can happen
         reason = " ".join(str(exc).partition("\n")[0].split()) or type_name(exc.__class__)
-        raise BindError(f"cannot use the type {type_name(bare(type))}: {reason}") from exc
+        raise BindError(f"cannot use the type {type_name(strip_wrapping(type))}: {reason}") from exc
 
 
-def _classes(type: TypeForm[Any]) -> tuple[type, ...] | None:
+def _model_classes(type: TypeForm[Any]) -> tuple[type, ...] | None:
     found: list[Any] = []
-    for part in parts_of(type):
-        classes = classes_of(part)
-        if isinstance(part, inspect.CustomType) and is_model(part.cls):
-            classes = (origin(part.cls),)
+    for part in member_types(type):
+        classes = accepted_classes(part)
+        if isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls):
+            classes = (class_of(part.cls),)
         if classes is None:
             return None
         found += classes
     return tuple(found)
 
 
-def _invalid(place: Place, names: frozenset[str], data: bytes, exc: ValidationError) -> DecodeError:
+def _validation_error(
+    where: ErrorContext, names: frozenset[str], data: bytes, exc: ValidationError
+) -> DecodeError:
     errors = exc.errors(include_url=False, include_input=False)
     first = errors[0]
-    kind, context = first["type"], first.get("ctx", {})
-    path = _path(first["loc"], names)
+    kind, error_context = first["type"], first.get("ctx", {})
+    path = _format_path(first["loc"], names)
     if kind == "json_invalid":
         if not data:
-            return place.error(data, "empty")
-        return place.error(data, f"malformed JSON: {context.get('error', '')}")
+            return where.decode_error(data, "empty")
+        return where.decode_error(data, f"malformed JSON: {error_context.get('error', '')}")
     if kind == "union_tag_invalid":
         return UnknownTag(
-            f"a tag that {place.type} does not have",
-            tag=context["tag"], data=data, codec=place.codec, topic=place.topic, role=place.role,
+            f"a tag that {where.type} does not have",
+            tag=error_context["tag"], data=data, codec=where.codec, topic=where.topic, role=where.role,
             path=path,
         )  # fmt: skip
-    if kind in _OWN_CHECKS or kind not in _KINDS:
-        cause = context.get("error")
+    if kind in _USER_CHECK_TYPES or kind not in _PYDANTIC_ERROR_TYPES:
+        cause = error_context.get("error")
         name = type(cause).__name__ if isinstance(cause, BaseException) else kind
-        return place.error(data, f"refused by the type's own check ({name})", path=path)
-    if _QUOTING & context.keys():
-        return place.error(data, f"does not fit: {kind.replace('_', ' ')}", path=path)
+        return where.decode_error(data, f"refused by the type's own check ({name})", path=path)
+    if _QUOTING_CONTEXT_KEYS & error_context.keys():
+        return where.decode_error(data, f"does not fit: {kind.replace('_', ' ')}", path=path)
     reason = first["msg"]
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-    return place.error(data, reason[0].lower() + reason[1:] + more, path=path)
+    return where.decode_error(data, reason[0].lower() + reason[1:] + more, path=path)
 
 
-def _path(location: tuple[int | str, ...], names: frozenset[str]) -> str:
+def _format_path(location: tuple[int | str, ...], names: frozenset[str]) -> str:
     """A location as the other codecs write it. A name that the type does not have is the key of a
     mapping or a field that is forbidden: it comes from the document and is left out."""
     path = "$"
@@ -160,7 +169,7 @@ def _path(location: tuple[int | str, ...], names: frozenset[str]) -> str:
     return path
 
 
-def _names(schema: Any) -> Iterator[str]:
+def _declared_names(schema: Any) -> Iterator[str]:
     """All names that a location may hold and that come from the type: fields, aliases, and the
     tags and members of unions."""
     todo = [schema]

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import msgspec
 from typing_extensions import TypeForm
 
-from stream_codecs.depth import msgpack_deeper
+from stream_codecs.depth import msgpack_is_deeper
 from stream_codecs.errors import BindError
-from stream_codecs.limits import Limits
+from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import bare, has_models, type_name
-from stream_codecs.structured import Format, bind
+from stream_codecs.shape import has_models, strip_wrapping, type_name
+from stream_codecs.structured import Format, bind_format
 
 __all__ = ["MessagePack"]
 
@@ -25,7 +25,7 @@ def _decoder(type: Any) -> Callable[[bytes], Any]:
     return msgspec.msgpack.Decoder(type).decode
 
 
-def _harmless(values: Sequence[bytes], limit: int) -> bool:
+def _surely_shallow(values: Sequence[bytes], limit: int) -> bool:
     return False  # one byte can be a level: only the length speaks for a whole batch
 
 
@@ -34,13 +34,13 @@ _FORMAT = Format(
     content_type="application/vnd.msgpack",
     encode=msgspec.msgpack.Encoder().encode,
     decoder=_decoder,
-    deeper=msgpack_deeper,
-    harmless=_harmless,
+    is_deeper=msgpack_is_deeper,
+    surely_shallow=_surely_shallow,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class MessagePack(Limits):
+class MessagePack(SizeAndDepthLimits):
     """Values as MessagePack.
 
     Fields that the type does not declare are passed over, missing or mistyped ones are errors.
@@ -57,7 +57,7 @@ class MessagePack(Limits):
         """
         if has_models(type):
             raise BindError(
-                f"cannot use the type {type_name(bare(type))}: Pydantic models travel as JSON; use "
+                f"cannot use the type {type_name(strip_wrapping(type))}: Pydantic models travel as JSON; use "
                 "Json()"
             )
-        return bind(_FORMAT, self, type, topic, role)
+        return bind_format(_FORMAT, self, type, topic, role)

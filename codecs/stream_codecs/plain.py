@@ -10,26 +10,26 @@ from msgspec import inspect
 from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError, DecodeError
-from stream_codecs.explain import Place, decode_error, encode_error
-from stream_codecs.limits import Size, excess, present
+from stream_codecs.explain import ErrorContext, decode_error, encode_error
+from stream_codecs.limits import SizeLimit, non_null_values, size_error
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import Shape, describe, is_open, members, type_name
+from stream_codecs.shape import TypeInfo, is_untyped, type_info, type_name, union_members
 
-__all__ = ["Bytes", "Text", "is_plain"]
+__all__ = ["Bytes", "Text", "is_only"]
 
 T = TypeVar("T")
 
-_SHAPES: dict[Any, Shape] = {str: inspect.StrType(), bytes: inspect.BytesType()}
+_SHAPES: dict[Any, TypeInfo] = {str: inspect.StrType(), bytes: inspect.BytesType()}
 
 
-def is_plain(shape: Shape, cls: type) -> bool:
+def is_only(shape: TypeInfo, cls: type) -> bool:
     """Whether the type is ``cls`` (str or bytes) and nothing besides, or that or None."""
-    parts = [part for part in members(shape) if not isinstance(part, inspect.NoneType)]
+    parts = [part for part in union_members(shape) if not isinstance(part, inspect.NoneType)]
     return bool(parts) and all(part == _SHAPES[cls] for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
-class Text(Size):
+class Text(SizeLimit):
     """A str as UTF-8.
 
     :param max_size: bytes of one text.
@@ -44,7 +44,7 @@ class Text(Size):
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes(Size):
+class Bytes(SizeLimit):
     """Bytes, untouched.
 
     :param max_size: of one value.
@@ -74,20 +74,20 @@ def _bind(
     topic: str,
     role: Role,
 ) -> Bound[Any]:
-    shape = describe(form)
-    if not is_plain(shape, cls) and not is_open(shape):
+    shape = type_info(form)
+    if not is_only(shape, cls) and not is_untyped(shape):
         raise BindError(
             f"{name.capitalize()} carries {cls.__name__}, not {type_name(form)}; Json carries most "
             f"types"
         )
-    place = Place(name, topic, role, cls.__name__)
+    context = ErrorContext(name, topic, role, cls.__name__)
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
-        return decode_error(place, data, exc)
+        return decode_error(context, data, exc)
 
     def decode(data: bytes) -> Any:
-        if len(data) > max_size and (reason := excess(data, max_size)):
-            raise place.error(data, reason)
+        if len(data) > max_size and (reason := size_error(data, max_size)):
+            raise context.decode_error(data, reason)
         try:
             return read(data)
         except Exception as exc:
@@ -98,18 +98,18 @@ def _bind(
             del error
 
     def cleared(values: Sequence[bytes | None]) -> bool:
-        return present(values)[1] <= max_size
+        return non_null_values(values)[1] <= max_size
 
     def encode(value: Any) -> bytes:
         if not isinstance(value, cls):
-            raise place.refusal(f"expected {cls.__name__}, got {type_name(type(value))}")
+            raise context.encode_error(f"expected {cls.__name__}, got {type_name(type(value))}")
         try:
             data = write(value)
         except UnicodeEncodeError as exc:
-            raise encode_error(place, value, exc) from None
-        reason = excess(data, max_size)
+            raise encode_error(context, value, exc) from None
+        reason = size_error(data, max_size)
         if reason is not None:
-            raise place.refusal(reason)
+            raise context.encode_error(reason)
         return data
 
     return Bound(encode, decode, _CONTENT_TYPES[cls], False, read, cleared, explain)

@@ -24,24 +24,24 @@ from typing_extensions import TypeForm
 from stream_codecs.errors import BindError
 
 __all__ = [
-    "Shape",
-    "bare",
-    "classes_of",
-    "describe",
+    "TypeInfo",
+    "accepted_classes",
+    "class_of",
     "fields_of",
     "has_models",
     "includes_none",
-    "is_model",
-    "is_open",
-    "members",
-    "origin",
-    "parts_of",
+    "is_pydantic_model",
+    "is_untyped",
+    "member_types",
+    "strip_wrapping",
     "tags_of",
+    "type_info",
     "type_name",
-    "walk",
+    "union_members",
+    "walk_types",
 ]
 
-Shape: TypeAlias = inspect.Type
+TypeInfo: TypeAlias = inspect.Type
 """A type, taken apart by msgspec."""
 
 Fielded: TypeAlias = (
@@ -64,7 +64,7 @@ def type_name(form: TypeForm[Any]) -> str:
     return " ".join(repr(form).replace("typing.", "").split())
 
 
-def describe(form: TypeForm[Any]) -> Shape:
+def type_info(form: TypeForm[Any]) -> TypeInfo:
     """A type, taken apart.
 
     :raises BindError: msgspec cannot make sense of it.
@@ -76,16 +76,16 @@ def describe(form: TypeForm[Any]) -> Shape:
         raise BindError(f"cannot use the type {type_name(form)}: {reason}") from exc
 
 
-def members(shape: Shape) -> list[Shape]:
+def union_members(shape: TypeInfo) -> list[TypeInfo]:
     """The members of a union, or the type itself, without ``Annotated``'s wrapping."""
     while isinstance(shape, inspect.Metadata):
         shape = shape.type
     if isinstance(shape, inspect.UnionType):
-        return [part for each in shape.types for part in members(each)]
+        return [part for each in shape.types for part in union_members(each)]
     return [shape]
 
 
-def walk(shape: Shape) -> Iterator[Shape]:
+def walk_types(shape: TypeInfo) -> Iterator[TypeInfo]:
     """The type and every type inside it, each once (types may contain themselves)."""
     seen: set[int] = set()
     todo = [shape]
@@ -109,13 +109,13 @@ def walk(shape: Shape) -> Iterator[Shape]:
             todo.append(part.item_type)
 
 
-def origin(cls: Any) -> type:
+def class_of(cls: Any) -> type:
     """The class itself, of a generic class with its arguments filled in."""
     found: type = typing.get_origin(cls) or cls
     return found
 
 
-def bare(form: Any) -> Any:
+def strip_wrapping(form: Any) -> Any:
     """A type without ``Annotated``'s wrapping and without the name of an alias (PEP 695)."""
     while True:
         if typing.get_origin(form) is typing.Annotated:
@@ -126,18 +126,18 @@ def bare(form: Any) -> Any:
             return form
 
 
-def is_model(cls: Any) -> bool:
+def is_pydantic_model(cls: Any) -> bool:
     """Whether this is a class of Pydantic's models. Where it is, Pydantic has been imported."""
     base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
-    return base is not None and isinstance(origin(cls), type) and issubclass(origin(cls), base)
+    return base is not None and isinstance(class_of(cls), type) and issubclass(class_of(cls), base)
 
 
 def has_models(form: TypeForm[Any]) -> bool:
     """Whether a type has a Pydantic model anywhere in it."""
     if "pydantic" not in sys.modules:
         return False
-    form = bare(form)
-    if is_model(form):
+    form = strip_wrapping(form)
+    if is_pydantic_model(form):
         return True
     if any(has_models(part) for part in typing.get_args(form) if not isinstance(part, str)):
         return True
@@ -145,10 +145,13 @@ def has_models(form: TypeForm[Any]) -> bool:
         shape = inspect.type_info(form)
     except Exception:  # binding says what is wrong
         return False
-    return any(isinstance(part, inspect.CustomType) and is_model(part.cls) for part in walk(shape))
+    return any(
+        isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls)
+        for part in walk_types(shape)
+    )
 
 
-def is_open(shape: Shape) -> bool:
+def is_untyped(shape: TypeInfo) -> bool:
     """Whether nothing is known about the values of this type (``Any``, ``object``)."""
     return isinstance(shape, inspect.AnyType) or (
         isinstance(shape, inspect.CustomType) and shape.cls is object
@@ -157,7 +160,9 @@ def is_open(shape: Shape) -> bool:
 
 def includes_none(form: TypeForm[Any]) -> bool:
     """Whether None is a value of this type, so that a handler of it takes tombstones too."""
-    return any(isinstance(part, inspect.NoneType) or is_open(part) for part in parts_of(form))
+    return any(
+        isinstance(part, inspect.NoneType) or is_untyped(part) for part in member_types(form)
+    )
 
 
 def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
@@ -169,38 +174,38 @@ def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
         return tags_of_models(form)
     return frozenset(
         part.tag
-        for part in parts_of(form)
+        for part in member_types(form)
         if isinstance(part, inspect.StructType) and part.tag is not None
     )
 
 
-def parts_of(form: TypeForm[Any]) -> list[Shape]:
+def member_types(form: TypeForm[Any]) -> list[TypeInfo]:
     """The members of a type, also of a union that msgspec cannot decode."""
-    form = bare(form)
+    form = strip_wrapping(form)
     try:
-        return members(inspect.type_info(form))
+        return union_members(inspect.type_info(form))
     except Exception:
         # Perhaps another library's, for a codec of its own: all we can see is a plain union.
         if typing.get_origin(form) in (typing.Union, types.UnionType):
-            return [part for each in typing.get_args(form) for part in parts_of(each)]
-        return [inspect.CustomType(_Foreign)]
+            return [part for each in typing.get_args(form) for part in member_types(each)]
+        return [inspect.CustomType(_UnknownType)]
 
 
-class _Foreign:
+class _UnknownType:
     """Stands for a type that msgspec cannot make sense of."""
 
 
-def classes_of(shape: Shape) -> tuple[type, ...] | None:
+def accepted_classes(shape: TypeInfo) -> tuple[type, ...] | None:
     """The classes of which a value of this type must be an instance; None where any will do.
 
     Wider than the type where Python is lenient and the wire cannot tell (an int for a float, a
     tuple for a list), so an instance may still not fit.
     """
     found: list[type] = []
-    for part in members(shape):
+    for part in union_members(shape):
         if isinstance(part, _FIELDED):
             typed_dict = isinstance(part, inspect.TypedDictType)
-            found.append(dict if typed_dict else origin(part.cls))
+            found.append(dict if typed_dict else class_of(part.cls))
         elif isinstance(part, inspect.EnumType):
             found.append(part.cls)
         elif isinstance(part, inspect.LiteralType):
@@ -214,7 +219,7 @@ def classes_of(shape: Shape) -> tuple[type, ...] | None:
     return tuple(found)
 
 
-_CLASSES: dict[type[Shape], tuple[type, ...]] = {
+_CLASSES: dict[type[TypeInfo], tuple[type, ...]] = {
     inspect.NoneType: (type(None),),
     inspect.BoolType: (bool,),
     inspect.IntType: (int,),
@@ -240,14 +245,14 @@ def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
     known: an untyped value, a plain ``dict``, a class of another library.
     """
     result: list[tuple[type, set[str]]] = []
-    for part in parts_of(form):
+    for part in member_types(form):
         if isinstance(part, _FIELDED):
-            result.append((origin(part.cls), {field.name for field in part.fields}))
-        elif isinstance(part, inspect.CustomType) and is_model(part.cls):
-            model: Any = origin(part.cls)
+            result.append((class_of(part.cls), {field.name for field in part.fields}))
+        elif isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls):
+            model: Any = class_of(part.cls)
             result.append((model, {*model.model_fields, *model.model_computed_fields}))
         elif isinstance(part, inspect.AnyType | inspect.CustomType | inspect.DictType):
             return None
         elif not isinstance(part, inspect.NoneType):
-            result.append(((classes_of(part) or (object,))[0], set()))
+            result.append(((accepted_classes(part) or (object,))[0], set()))
     return result

@@ -1,12 +1,12 @@
 """What JSON and MessagePack have in common: documents with a type, decoded by functions in C.
 
 Theory of operation. Reading: bound size and depth, decode, and only if that fails find out why.
-:func:`bind` puts the three into one ``decode``, and also gives out the bare decoder, for batches
+:func:`bind_format` puts the three into one ``decode``, and also gives out the bare decoder, for batches
 that are cleared as a whole (see :class:`~stream_codecs.Bound`).
 
 Writing: what ``encode`` returns, ``decode`` accepts; a value for which that is not so is an
 :class:`~stream_codecs.EncodeError`, and no consumer ever finds it. The class of a value and of its
-fields mostly proves it (:mod:`stream_codecs.fits`); where not, the document is decoded again. Size
+fields mostly proves it (:mod:`stream_codecs.surely_fits`); where not, the document is decoded again. Size
 and depth are bounded as for reading.
 """
 
@@ -22,89 +22,100 @@ from msgspec import inspect
 from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError, DecodeError, EncodeError
-from stream_codecs.explain import Place, decode_error, encode_error, tag_reader
-from stream_codecs.fits import compile_fits
-from stream_codecs.limits import Limits, excess, present
+from stream_codecs.explain import ErrorContext, decode_error, encode_error, tag_reader
+from stream_codecs.fits import compile_check
+from stream_codecs.limits import SizeAndDepthLimits, non_null_values, size_error
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import Shape, classes_of, describe, is_open, type_name, walk
+from stream_codecs.shape import (
+    TypeInfo,
+    accepted_classes,
+    is_untyped,
+    type_info,
+    type_name,
+    walk_types,
+)
 
-__all__ = ["Format", "Parts", "assemble", "bind"]
+__all__ = ["Format", "TypeParts", "bind_format", "build_bound"]
 
 
 class Format(NamedTuple):
-    """A format of documents: what :func:`bind` needs of it."""
+    """A format of documents: what :func:`bind_format` needs of it."""
 
     name: str
     content_type: str
     encode: Callable[[Any], bytes]
     decoder: Callable[[Any], Callable[[bytes], Any]]
     """Makes the decoding function for a type."""
-    deeper: Callable[[bytes, int], bool]
+    is_deeper: Callable[[bytes, int], bool]
     """Whether a document nests deeper than so many levels."""
-    harmless: Callable[[Sequence[bytes], int], bool]
+    surely_shallow: Callable[[Sequence[bytes], int], bool]
     """Whether no document of a batch can, by a look at the whole batch."""
-    null: bytes | None = None
+    nan_text: bytes | None = None
     """As what NaN is written, where the format has none and the encoder hides it."""
-    reread: bool = True
+    may_refuse_own: bool = True
     """A value may be written that the decoder refuses."""
 
 
-class Parts(NamedTuple):
-    """What a type gives to :func:`assemble`.
+class TypeParts(NamedTuple):
+    """What a type gives to :func:`build_bound`.
 
     :param read: the decoder alone; it raises whatever it likes.
     :param explain: the typed error for what ``read`` raised over these bytes.
     :param encode: the encoder alone.
-    :param fits: see :mod:`stream_codecs.fits`.
-    :param classes: see :func:`stream_codecs.shape.classes_of`.
-    :param plain: a value as builtins.
+    :param surely_fits: see :mod:`stream_codecs.surely_fits`.
+    :param classes: see :func:`stream_codecs.shape.accepted_classes`.
+    :param to_builtins: a value as builtins.
     """
 
     read: Callable[[bytes], Any]
     explain: Callable[[bytes, Exception], DecodeError]
     encode: Callable[[Any], bytes]
-    fits: Callable[[Any], bool]
+    surely_fits: Callable[[Any], bool]
     classes: tuple[type, ...] | None
-    plain: Callable[[Any], Any] = msgspec.to_builtins
+    to_builtins: Callable[[Any], Any] = msgspec.to_builtins
 
 
-def bind(format: Format, limits: Limits, type: TypeForm[Any], topic: str, role: Role) -> Bound[Any]:
+def bind_format(
+    format: Format, limits: SizeAndDepthLimits, type: TypeForm[Any], topic: str, role: Role
+) -> Bound[Any]:
     """Bind a format to a type.
 
     :raises BindError: msgspec cannot carry the type.
     """
-    place = Place(format.name, topic, role, type_name(type))
-    shape = describe(type)
-    _check(shape, type)
+    context = ErrorContext(format.name, topic, role, type_name(type))
+    shape = type_info(type)
+    _check_known_types(shape, type)
     try:
         fast = format.decoder(type)
     except Exception as exc:
-        raise BindError(f"cannot use the type {place.type}: {exc}") from exc
+        raise BindError(f"cannot use the type {context.type}: {exc}") from exc
     unknown_tag = tag_reader(shape, format.decoder)
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
-        return decode_error(place, data, exc, unknown_tag)
+        return decode_error(context, data, exc, unknown_tag)
 
-    fits = compile_fits(shape, finite=format.null is not None)
-    parts = Parts(fast, explain, format.encode, fits, classes_of(shape))
-    return assemble(format, limits, place, parts)
+    fits = compile_check(shape, finite=format.nan_text is not None)
+    parts = TypeParts(fast, explain, format.encode, fits, accepted_classes(shape))
+    return build_bound(format, limits, context, parts)
 
 
-def assemble(format: Format, limits: Limits, place: Place, parts: Parts) -> Bound[Any]:
+def build_bound(
+    format: Format, limits: SizeAndDepthLimits, context: ErrorContext, parts: TypeParts
+) -> Bound[Any]:
     """Put bounds, decoder and encoder together."""
     max_size, max_depth = limits.max_size, limits.max_depth
     small = min(max_size, max_depth)
-    deeper, harmless = format.deeper, format.harmless
+    is_deeper, surely_shallow = format.is_deeper, format.surely_shallow
     fast, explain = parts.read, parts.explain
 
-    def too_much(data: bytes) -> str | None:
+    def limit_error(data: bytes) -> str | None:
         if len(data) > max_size:
-            return excess(data, max_size)
-        return f"nested deeper than {max_depth} levels" if deeper(data, max_depth) else None
+            return size_error(data, max_size)
+        return f"nested deeper than {max_depth} levels" if is_deeper(data, max_depth) else None
 
     def decode(data: bytes) -> Any:
-        if len(data) > small and (reason := too_much(data)):
-            raise place.error(data, reason)
+        if len(data) > small and (reason := limit_error(data)):
+            raise context.decode_error(data, reason)
         try:
             return fast(data)
         except Exception as exc:
@@ -117,10 +128,10 @@ def assemble(format: Format, limits: Limits, place: Place, parts: Parts) -> Boun
             del error
 
     def cleared(values: Sequence[bytes | None]) -> bool:
-        found, largest = present(values)
-        return largest <= small or (largest <= max_size and harmless(found, max_depth))
+        found, largest = non_null_values(values)
+        return largest <= small or (largest <= max_size and surely_shallow(found, max_depth))
 
-    encode, encode_batch = _encoder(format, place, parts, too_much, small)
+    encode, encode_batch = _build_encoders(format, context, parts, limit_error, small)
     return Bound(
         encode=encode,
         encode_batch=encode_batch,
@@ -133,9 +144,9 @@ def assemble(format: Format, limits: Limits, place: Place, parts: Parts) -> Boun
     )
 
 
-def _check(shape: Shape, type: TypeForm[Any]) -> None:
-    for part in walk(shape):
-        if isinstance(part, inspect.CustomType) and not is_open(part):
+def _check_known_types(shape: TypeInfo, type: TypeForm[Any]) -> None:
+    for part in walk_types(shape):
+        if isinstance(part, inspect.CustomType) and not is_untyped(part):
             raise BindError(
                 f"cannot use the type {type_name(type)}: msgspec does not know "
                 f"{type_name(part.cls)}; use a Struct, dataclass, TypedDict, NamedTuple or "
@@ -143,50 +154,52 @@ def _check(shape: Shape, type: TypeForm[Any]) -> None:
             )
 
 
-def _encoder(
+def _build_encoders(
     format: Format,
-    place: Place,
-    parts: Parts,
-    too_much: Callable[[bytes], str | None],
+    context: ErrorContext,
+    parts: TypeParts,
+    limit_error: Callable[[bytes], str | None],
     small: int,
 ) -> tuple[Callable[[Any], bytes], Callable[[Sequence[Any]], list[bytes]]]:
     read, write = parts.read, parts.encode
-    fits, classes = parts.fits, parts.classes
-    null = format.null
+    surely_fits, classes = parts.surely_fits, parts.classes
+    null = format.nan_text
 
-    def misfit(value: Any) -> EncodeError | None:
+    def class_error(value: Any) -> EncodeError | None:
         if classes is None or isinstance(value, classes):
             return None
-        return place.refusal(f"expected {place.type}, got {type_name(type(value))}")
+        return context.encode_error(f"expected {context.type}, got {type_name(type(value))}")
 
     def find_fault(value: Any, data: bytes, sure: bool) -> EncodeError | None:
-        error = misfit(value)
+        error = class_error(value)
         if error is not None:
             return error
-        reason = too_much(data)
+        reason = limit_error(data)
         if reason is not None:
-            return place.refusal(reason)
+            return context.encode_error(reason)
         if sure:
             return None
-        if null is not None and data.find(null) >= 0 and _has_non_finite(value, parts.plain):
-            return place.refusal("NaN or an infinity, which JSON cannot say")
-        if not format.reread:
+        if null is not None and data.find(null) >= 0 and _has_non_finite(value, parts.to_builtins):
+            return context.encode_error("NaN or an infinity, which JSON cannot say")
+        if not format.may_refuse_own:
             return None
         try:
             read(data)
         except Exception as exc:
             fault = parts.explain(data, exc)
-            return place.refusal(f"does not fit {place.type}: {fault.reason}", path=fault.path)
+            return context.encode_error(
+                f"does not fit {context.type}: {fault.reason}", path=fault.path
+            )
         return None
 
     def encode(value: Any) -> bytes:
         try:
-            sure = fits(value)
+            sure = surely_fits(value)
             data = write(value)
         except MemoryError:
             raise
         except Exception as exc:
-            error = misfit(value) or encode_error(place, value, exc)
+            error = class_error(value) or encode_error(context, value, exc)
         else:
             if sure and len(data) <= small:
                 return data
@@ -202,7 +215,7 @@ def _encoder(
     def encode_batch(values: Sequence[Any]) -> list[bytes]:
         try:
             # Counted, and not asked for all(): StopIteration from a value would end map() early.
-            if sum(map(fits, values)) == len(values):
+            if sum(map(surely_fits, values)) == len(values):
                 found = list(map(write, values))
                 if len(found) == len(values) and max(map(len, found), default=0) <= small:
                     return found
@@ -224,10 +237,10 @@ _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 def _has_non_finite(value: Any, plain: Callable[[Any], Any]) -> bool:
     # Hardly ever, so the first look is cheap and only the second one certain.
     try:
-        perhaps = _NON_FINITE.search(_as_msgpack(value)) is not None
+        may_have = _NON_FINITE.search(_as_msgpack(value)) is not None
     except Exception:  # MessagePack cannot say all that JSON can
-        perhaps = True
-    if not perhaps:
+        may_have = True
+    if not may_have:
         return False
     todo = [plain(value)]
     while todo:

@@ -22,8 +22,8 @@ from typing_extensions import TypeForm
 
 from stream_codecs.default import default_codec
 from stream_codecs.errors import BindError, CodecError, DecodeError
-from stream_codecs.explain import Place, decode_error
-from stream_codecs.limits import MAX_SIZE, excess
+from stream_codecs.explain import ErrorContext, decode_error
+from stream_codecs.limits import MAX_SIZE, size_error
 from stream_codecs.protocol import Bound, Codec, Headers, Role
 from stream_codecs.shape import type_name
 
@@ -44,11 +44,11 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Behind a first byte of 0x50 to 0x5f: a frame that is not content."""
 
-_RUN, _COMPRESSED = 1, 2
+_RUN_LENGTH, _COMPRESSED = 1, 2
 """Types of blocks: one byte repeated, compressed."""
 
 
-def _library() -> ModuleType:
+def _import_zstandard() -> ModuleType:
     try:
         import zstandard
     except ImportError:
@@ -74,7 +74,7 @@ class Zstd:
     max_size: int = MAX_SIZE
 
     def __post_init__(self) -> None:
-        top = _library().MAX_COMPRESSION_LEVEL
+        top = _import_zstandard().MAX_COMPRESSION_LEVEL
         if not -100 <= self.level <= top:
             raise BindError(f"Zstd(level={self.level!r}): from -100 to {top}")
         if self.max_size < 1:
@@ -86,23 +86,23 @@ class Zstd:
         :raises BindError: the inner codec cannot carry the type.
         """
         codec = default_codec(type) if self.inner is None else self.inner
-        place = Place("zstd", topic, role, type_name(type))
-        contexts = _Contexts(self.level, self.max_size)
-        return _bind(codec.bind(type, topic=topic, role=role), place, contexts)
+        context = ErrorContext("zstd", topic, role, type_name(type))
+        contexts = _ContextPool(self.level, self.max_size)
+        return _bind(codec.bind(type, topic=topic, role=role), context, contexts)
 
 
-class _Fault(Exception):
+class _CorruptData(Exception):
     """What is wrong with a compressed value."""
 
 
-class _Contexts:
+class _ContextPool:
     """Compression contexts, one for each thread that is at it: they must not be shared, and are
     too expensive to make for every message. (``list.pop`` and ``append`` are atomic.)"""
 
     def __init__(self, level: int, max_size: int) -> None:
         self.level = level
         self.max_size = max_size
-        self.zstandard = _library()
+        self.zstandard = _import_zstandard()
         self.compressors: list[Any] = []
         self.decompressors: list[Any] = []
 
@@ -123,19 +123,21 @@ class _Contexts:
         :raises _Fault: it is no such thing, or too much.
         """
         if len(data) > self.max_size + (self.max_size >> 7) + 1024:  # Zstandard's worst case
-            raise _Fault(f"{len(data)} bytes compressed; at most {self.max_size} are allowed")
+            raise _CorruptData(f"{len(data)} bytes compressed; at most {self.max_size} are allowed")
         try:
             context = self.decompressors.pop()
         except IndexError:
             context = self.zstandard.ZstdDecompressor(max_window_size=max(_WINDOW, self.max_size))
         try:
-            return self._one(context, data) or self._all(context, data)
+            return self._decompress_single_frame(context, data) or self._decompress_frames(
+                context, data
+            )
         except self.zstandard.ZstdError as exc:
-            raise _Fault(f"not Zstandard's ({str(exc).rpartition(': ')[2]})") from None
+            raise _CorruptData(f"not Zstandard's ({str(exc).rpartition(': ')[2]})") from None
         finally:
             self.decompressors.append(context)
 
-    def _one(self, context: Any, data: bytes) -> bytes | None:
+    def _decompress_single_frame(self, context: Any, data: bytes) -> bytes | None:
         """The common case, by libzstd alone: one frame that declares its size."""
         try:
             if 0 < self.zstandard.frame_content_size(data) <= self.max_size:
@@ -145,91 +147,93 @@ class _Contexts:
             pass  # more frames, or broken: found out below
         return None
 
-    def _all(self, context: Any, data: bytes) -> bytes:
+    def _decompress_frames(self, context: Any, data: bytes) -> bytes:
         pieces: list[bytes] = []
-        left = self.max_size
-        for frame, fills in self._frames(data):
+        bytes_left = self.max_size
+        for frame, max_content in self._frames(data):
             declared = self.zstandard.frame_content_size(frame)
-            if declared > left:
-                raise self._too_much()
-            if declared == 0 and fills:  # libzstd is not asked about these
-                raise _Fault("more than its frame declares")
+            if declared > bytes_left:
+                raise self._too_large()
+            if declared == 0 and max_content:  # libzstd is not asked about these
+                raise _CorruptData("more than its frame declares")
             try:
-                piece = context.decompress(frame, max_output_size=max(1, min(left, fills)))
+                piece = context.decompress(
+                    frame, max_output_size=max(1, min(bytes_left, max_content))
+                )
             except self.zstandard.ZstdError as exc:
-                if fills > left and "full frame" in str(exc):
-                    raise self._too_much() from None
+                if max_content > bytes_left and "full frame" in str(exc):
+                    raise self._too_large() from None
                 raise
-            left -= len(piece)
-            if left < 0:
-                raise self._too_much()
+            bytes_left -= len(piece)
+            if bytes_left < 0:
+                raise self._too_large()
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _too_much(self) -> _Fault:
-        return _Fault(f"more than {self.max_size} bytes when decompressed")
+    def _too_large(self) -> _CorruptData:
+        return _CorruptData(f"more than {self.max_size} bytes when decompressed")
 
     def _frames(self, data: bytes) -> Iterator[tuple[bytes, int]]:
         """Each frame, and how many bytes its blocks can fill at most (RFC 8878, 3.1.1)."""
         if not data:
-            raise _Fault("empty")
-        at = 0
+            raise _CorruptData("empty")
+        position = 0
         for _ in range(_FRAMES):
-            start, fills = at, 0
-            magic = data[at : at + 4]
+            start, max_content = position, 0
+            magic = data[position : position + 4]
             if magic == _MAGIC:
-                header = data[at : at + 18]
-                at += self.zstandard.frame_header_size(header)
+                header = data[position : position + 18]
+                position += self.zstandard.frame_header_size(header)
                 block = 0
                 while not block & 1:  # the last one is marked
-                    block = int.from_bytes(data[at : at + 3], "little")
+                    block = int.from_bytes(data[position : position + 3], "little")
                     kind, size = block >> 1 & 3, block >> 3
-                    at += 3 + (1 if kind == _RUN else size)
-                    fills += _BLOCK if kind == _COMPRESSED else size
-                    if at > len(data):
-                        raise _Fault("ends too early")
-                at += 4 * self.zstandard.get_frame_parameters(header).has_checksum
+                    position += 3 + (1 if kind == _RUN_LENGTH else size)
+                    max_content += _BLOCK if kind == _COMPRESSED else size
+                    if position > len(data):
+                        raise _CorruptData("ends too early")
+                position += 4 * self.zstandard.get_frame_parameters(header).has_checksum
             elif len(magic) == 4 and magic[0] & 0xF0 == 0x50 and magic[1:] == _SKIPPABLE:
-                at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+                position += 8 + int.from_bytes(data[position + 4 : position + 8], "little")
             else:
-                raise _Fault(f"no Zstandard frame at byte {at}")
-            if at > len(data):
-                raise _Fault("ends too early")
+                raise _CorruptData(f"no Zstandard frame at byte {position}")
+            if position > len(data):
+                raise _CorruptData("ends too early")
             if magic == _MAGIC:
-                yield data[start:at], fills
-            if at == len(data):
+                yield data[start:position], max_content
+            if position == len(data):
                 return
-        raise _Fault(f"more than {_FRAMES} frames")
+        raise _CorruptData(f"more than {_FRAMES} frames")
 
 
-def _bind(inner: Bound[Any], place: Place, contexts: _Contexts) -> Bound[Any]:
-    def outer(error: CodecError) -> None:
+def _bind(inner: Bound[Any], context: ErrorContext, pool: _ContextPool) -> Bound[Any]:
+    def relabel(error: CodecError) -> None:
         error.codec = f"zstd+{error.codec}" if error.codec else "zstd"
-        error.topic = place.topic
-        error.role = place.role
+        error.topic = context.topic
+        error.role = context.role
 
     def encode(value: Any) -> bytes:
         try:
             plain = inner.encode(value)
         except CodecError as exc:
-            outer(exc)
+            relabel(exc)
             raise
-        reason = excess(plain, contexts.max_size)
+        reason = size_error(plain, pool.max_size)
         if reason is not None:
-            raise place.refusal(reason)
-        return contexts.compress(plain)
+            raise context.encode_error(reason)
+        return pool.compress(plain)
 
     def decode(data: bytes, *headers: Headers) -> Any:
         try:
-            plain = contexts.decompress(data)
-        except _Fault as exc:
-            error = place.error(data, str(exc))
+            plain = pool.decompress(data)
+        except _CorruptData as exc:
+            error = context.decode_error(data, str(exc))
         else:
             try:
                 return inner.decode(plain, *headers)
             except Exception as exc:
                 error = inner.explain(plain, exc)
-            outer(error)
+            relabel(error)
             error.data = data
         try:
             raise error  # out here, the original, which may quote the payload, is not its context
@@ -237,7 +241,7 @@ def _bind(inner: Bound[Any], place: Place, contexts: _Contexts) -> Bound[Any]:
             del error
 
     def explain(data: bytes, exc: Exception) -> DecodeError:
-        return decode_error(place, data, exc)
+        return decode_error(context, data, exc)
 
     return Bound(
         encode=encode,

@@ -31,7 +31,7 @@ UNDECODABLE = (
 )
 """Messages that no handler can be given: cut off, mistyped, not UTF-8, unknown, too deep."""
 
-STALLED = 60.0
+STALL_TIMEOUT = 60.0
 """Seconds without any progress after which the run is given up."""
 
 
@@ -95,7 +95,7 @@ class Outcome:
         return found
 
 
-async def run(data: Path, url: str, say: Callable[[str], None]) -> Outcome:
+async def run(data: Path, url: str, report: Callable[[str], None]) -> Outcome:
     """Run the whole demo on a log.
 
     :raises ConfigError: the file or the URL cannot be.
@@ -113,26 +113,26 @@ async def run(data: Path, url: str, say: Callable[[str], None]) -> Outcome:
         effects = Effects(path)
         app, topic = build(url, name, str(path))
         raw = app.topic(name, bytes)
-        say(f"{len(table):,} flights, {len(expected):,} events, topic {name}")
+        report(f"{len(table):,} flights, {len(expected):,} events, topic {name}")
         memory = url.startswith("memory:")
         async with app if memory else app.connected():
             positions, twice = await publish(app, topic, expected)
             for number, document in enumerate(UNDECODABLE):
                 await raw.publish(document, key=f"N{number}BAD", id=f"undecodable-{number}")
             published = len(expected) + twice
-            say(f"published {published:,} messages, {twice:,} of them for the second time")
+            report(f"published {published:,} messages, {twice:,} of them for the second time")
             began = time.monotonic()
             wanted = len(expected)
             if memory:
                 kills = 0
-                await _until(lambda: effects.read() >= wanted, effects, lambda: None)
-                await _until(lambda: _settled(app, name), effects, lambda: None)
+                await _wait_until(lambda: effects.read() >= wanted, effects, lambda: None)
+                await _wait_until(lambda: _is_caught_up(app, name), effects, lambda: None)
             else:
-                kills = await _with_kill(app, url, name, path, effects, wanted, say)
+                kills = await _with_kill(app, url, name, path, effects, wanted, report)
             seconds = time.monotonic() - began
             effects.read()
             dead = await _dead_letters(app, name)
-            say("replaying one aircraft, and one hour")
+            report("replaying one aircraft, and one hour")
             replays = await asyncio.to_thread(_replays, topic, expected, positions)
         return Outcome(
             plain=plain_count(table),
@@ -175,20 +175,22 @@ async def _with_kill(
     path: Path,
     effects: Effects,
     wanted: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> int:
     """Let a worker handle half, kill it, and let another finish."""
-    worker = _start(url, name, path)
+    worker = _start_worker(url, name, path)
     try:
-        await _until(lambda: effects.read() >= wanted // 2, effects, lambda: _alive(worker))
+        await _wait_until(
+            lambda: effects.read() >= wanted // 2, effects, lambda: _check_alive(worker)
+        )
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        say(f"killed the worker with SIGKILL after {effects.read():,} events; starting another")
-        worker = _start(url, name, path)
-        await _until(lambda: effects.read() >= wanted, effects, lambda: _alive(worker))
-        await _until(lambda: _settled(app, name), effects, lambda: _alive(worker))
+        report(f"killed the worker with SIGKILL after {effects.read():,} events; starting another")
+        worker = _start_worker(url, name, path)
+        await _wait_until(lambda: effects.read() >= wanted, effects, lambda: _check_alive(worker))
+        await _wait_until(lambda: _is_caught_up(app, name), effects, lambda: _check_alive(worker))
         worker.send_signal(signal.SIGTERM)
-        if await asyncio.to_thread(worker.wait, STALLED):
+        if await asyncio.to_thread(worker.wait, STALL_TIMEOUT):
             raise DemoError(f"the worker ended with status {worker.returncode}")
     finally:
         if worker.poll() is None:
@@ -197,37 +199,41 @@ async def _with_kill(
     return 1
 
 
-def _start(url: str, name: str, path: Path) -> subprocess.Popen[bytes]:
+def _start_worker(url: str, name: str, path: Path) -> subprocess.Popen[bytes]:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "examples.flights.worker", url, name, str(path)]
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
 
 
-def _alive(worker: subprocess.Popen[bytes]) -> None:
+def _check_alive(worker: subprocess.Popen[bytes]) -> None:
     if worker.poll() is not None:
         raise DemoError(f"the worker ended by itself with status {worker.returncode}")
 
 
-async def _until(over: Callable[[], bool], effects: Effects, check: Callable[[], None]) -> None:
+async def _wait_until(
+    condition: Callable[[], bool], effects: Effects, check: Callable[[], None]
+) -> None:
     """Wait for a condition, as long as something moves."""
     moved, last = time.monotonic(), -1
-    while not await asyncio.to_thread(over):
+    while not await asyncio.to_thread(condition):
         check()
         if len(effects.all) != last:
             moved, last = time.monotonic(), len(effects.all)
-        elif time.monotonic() - moved > STALLED:
-            raise DemoError(f"no progress for {STALLED:g} s, {len(effects.seen):,} events handled")
+        elif time.monotonic() - moved > STALL_TIMEOUT:
+            raise DemoError(
+                f"no progress for {STALL_TIMEOUT:g} s, {len(effects.seen):,} events handled"
+            )
         await asyncio.sleep(0.02)
 
 
-def _settled(app: Streams, name: str) -> bool:
+def _is_caught_up(app: Streams, name: str) -> bool:
     """The group's position is at the end of every partition."""
-    places = app.log.group(GROUP).positions
+    committed = app.log.group(GROUP).positions
     for partition in range(app.log.topic(name).partitions):
-        first, end = app.log.bounds(name, partition)
-        place = places.get((name, partition))
-        if end > first and (place is None or place.position < end):
+        first, end = app.log.watermarks(name, partition)
+        position = committed.get((name, partition))
+        if end > first and (position is None or position.position < end):
             return False
     return True
 

@@ -69,7 +69,7 @@ def show(outcome: Outcome, console: Console) -> None:
     promises = Table(title="What was promised", show_header=False)
     promises.add_row("order violations", str(verdict.order_violations))
     promises.add_row("lost", str(verdict.lost))
-    again = f"{verdict.handled_twice:,} of {len_events(outcome):,}"
+    again = f"{verdict.handled_twice:,} of {event_count(outcome):,}"
     if verdict.handled_twice:
         again += f", at most {verdict.handled_at_most} times (redelivered after the SIGKILL)"
     promises.add_row("handled more than once", again)
@@ -89,6 +89,6 @@ def _carrier(figures: Figures, carrier: str) -> str:
     return f"{figures.carrier_flights[carrier]:,}, {text}"
 
 
-def len_events(outcome: Outcome) -> int:
+def event_count(outcome: Outcome) -> int:
     """How many different events there were."""
     return outcome.published - outcome.twice_published

@@ -100,8 +100,8 @@ def judge(effects: list[Effect], expected: list[tuple[str, Event]]) -> Verdict:
     """Count each event once, and look for what must not be."""
     figures = Figures()
     times: Counter[int] = Counter()
-    first_of_life: dict[tuple[int, str], int] = {}
-    last_ever: dict[str, int] = defaultdict(lambda: -1)
+    last_in_worker: dict[tuple[int, str], int] = {}
+    last_overall: dict[str, int] = defaultdict(lambda: -1)
     violations = 0
     for effect in effects:
         times[effect.sequence] += 1
@@ -110,15 +110,15 @@ def judge(effects: list[Effect], expected: list[tuple[str, Event]]) -> Verdict:
         if key is not None:
             # Within one life of the worker a key's events come in order; what a crash makes
             # come again comes in order too.
-            life = (effect.life, key)
-            if effect.sequence <= first_of_life.get(life, -1):
+            worker_and_key = (effect.worker_pid, key)
+            if effect.sequence <= last_in_worker.get(worker_and_key, -1):
                 violations += 1
-            first_of_life[life] = effect.sequence
+            last_in_worker[worker_and_key] = effect.sequence
             # Over all lives, what comes for the first time comes in order.
             if not again:
-                if effect.sequence < last_ever[key]:
+                if effect.sequence < last_overall[key]:
                     violations += 1
-                last_ever[key] = effect.sequence
+                last_overall[key] = effect.sequence
         if again:
             continue
         if effect.kind == "departed":

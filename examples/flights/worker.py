@@ -28,7 +28,7 @@ KINDS: dict[type, str] = {Departed: "departed", Arrived: "arrived", Cancelled: "
 class Effect(msgspec.Struct, array_like=True, frozen=True):
     """That an event was handled, and by which life of the worker."""
 
-    life: int
+    worker_pid: int
     sequence: int
     kind: str
     carrier: str
@@ -42,7 +42,7 @@ def build(
     """The app: one topic keyed by aircraft, one processor with 64 handlers at once."""
     app = Streams(url, member=member)
     flights: Topic[Event] = app.topic(name, Event, key="tail_number", partitions=PARTITIONS)
-    life = os.getpid()
+    worker_pid = os.getpid()
     encode = msgspec.json.encode
     file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -61,7 +61,7 @@ def build(
             raise ConnectionError("a service that fails now and then")
         delay = event.delay_minutes if isinstance(event, Departed) else 0
         kind = KINDS[type(event)]
-        effect = Effect(life, event.sequence, kind, event.carrier, event.tail_number, delay)
+        effect = Effect(worker_pid, event.sequence, kind, event.carrier, event.tail_number, delay)
         os.write(file, encode(effect) + b"\n")
 
     return app, flights

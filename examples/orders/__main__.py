@@ -12,7 +12,7 @@ from uuid import uuid4
 from examples.orders import choreography, saga
 from examples.orders.demo import run
 from examples.orders.saga import DATABASE, URL, Order
-from examples.orders.shop import following
+from examples.orders.shop import open_choreographed
 from streams.errors import StreamsError
 from streams.patterns import SagaFailedError
 
@@ -56,7 +56,7 @@ def main() -> int:
                 saga.create(URL, DATABASE)[0].run()
             return 0
         if arguments.command == "order":
-            place = _choreographed if arguments.choreographed else _order
+            place = _place_choreographed if arguments.choreographed else _place_order
             return asyncio.run(place(Order(arguments.customer, arguments.sku)))
         return _demo(arguments)
     except StreamsError as error:
@@ -66,7 +66,7 @@ def main() -> int:
         return 130
 
 
-async def _order(order: Order) -> int:
+async def _place_order(order: Order) -> int:
     app, orders = saga.create(URL, DATABASE)
     async with app.connected():
         try:
@@ -78,9 +78,9 @@ async def _order(order: Order) -> int:
     return 0
 
 
-async def _choreographed(order: Order) -> int:
+async def _place_choreographed(order: Order) -> int:
     id = str(uuid4())
-    async with following(URL) as shop:
+    async with open_choreographed(URL) as shop:
         await shop.place(order, id)
         while (state := shop.state(id)) is None or state.status == "open":  # noqa: ASYNC110
             await asyncio.sleep(0.05)

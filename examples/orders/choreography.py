@@ -24,11 +24,11 @@ SHIPPED = "order.shipped"
 REFUSED = "order.refused"
 """The two ends are SHIPPED and REFUSED."""
 
-PATIENT = Retry(attempts=5, delay=0.2, never=(Refused,))
+RETRY = Retry(attempts=5, delay=0.2, never=(Refused,))
 """A service may be busy; what it has decided it has decided."""
 
 
-def bus_of(app: Streams) -> EventBus:
+def order_bus(app: Streams) -> EventBus:
     """What the three talk over."""
     return EventBus(app, "order-events", type=Order, partitions=4)
 
@@ -37,7 +37,7 @@ def create(url: str, database: str) -> tuple[Streams, EventBus]:
     """An app on a log in which all three take part; each could have an app of its own."""
     services = Services(database)
     app = Streams(url)
-    bus = bus_of(app)
+    bus = order_bus(app)
     stock(bus, services)
     bank(bus, services)
     carrier(bus, services)
@@ -53,7 +53,7 @@ def stock(bus: EventBus, services: Services) -> None:
     def release(heard: SagaEvent) -> None:
         services.release(f"{heard.saga_id}/release", heard.data.sku)
 
-    create_handler(bus, PLACED, reserve, "stock.reserved", REFUSED, retry=PATIENT)
+    create_handler(bus, PLACED, reserve, "stock.reserved", REFUSED, retry=RETRY)
     create_handler(bus, "order.unpaid", release, REFUSED, None)
 
 
@@ -69,7 +69,7 @@ def bank(bus: EventBus, services: Services) -> None:
         order: Order = heard.data
         services.refund(f"{heard.saga_id}/refund", order.customer, order.cents)
 
-    create_handler(bus, "stock.reserved", charge, "order.paid", "order.unpaid", retry=PATIENT)
+    create_handler(bus, "stock.reserved", charge, "order.paid", "order.unpaid", retry=RETRY)
     create_handler(bus, "order.undeliverable", refund, "order.unpaid", None)
 
 
@@ -81,4 +81,4 @@ def carrier(bus: EventBus, services: Services) -> None:
         parcel = services.ship(f"{heard.saga_id}/ship", order.customer, order.sku)
         return replace(order, parcel=parcel)
 
-    create_handler(bus, "order.paid", ship, SHIPPED, "order.undeliverable", retry=PATIENT)
+    create_handler(bus, "order.paid", ship, SHIPPED, "order.undeliverable", retry=RETRY)

@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from examples.orders.saga import PRICE, Order
 from examples.orders.services import Services
-from examples.orders.shop import Ended, Shop, opened
+from examples.orders.shop import Ended, Shop, open_shop
 
 CUPS, MONEY = 20, 3 * PRICE
 """There are not enough cups for everybody, nor does everybody have the money for all he orders."""
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
-OVER = ("completed", "compensated")
+ENDED_STATUSES = ("completed", "compensated")
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ async def run(
     count: int,
     kills: int,
     seed: int,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     *,
     choreographed: bool = False,
 ) -> Outcome:
@@ -62,29 +62,29 @@ async def run(
     services.fill("pot", count)
     for customer in {order.customer for order in wanted.values()}:
         services.deposit(customer, MONEY)
-    async with opened(url, database, choreographed=choreographed) as shop:
+    async with open_shop(url, database, choreographed=choreographed) as shop:
         for id, order in wanted.items():
             await shop.place(order, id)
-        say(f"{count} orders are placed")
+        report(f"{count} orders are placed")
         async with _workers(url, database, choreographed=choreographed) as workers:
-            for number, limit in enumerate(_moments(count, kills, random.Random(seed))):
-                await _over(shop, limit)
+            for number, limit in enumerate(_kill_points(count, kills, random.Random(seed))):
+                await _wait_for_ended(shop, limit)
                 workers.kill(number % 2)
-                say(f"a worker was killed when {limit} orders were over")
-            await _over(shop, count)
+                report(f"a worker was killed when {limit} orders were over")
+            await _wait_for_ended(shop, count)
         found = await shop.ended()
     errors = audit(wanted, found, services)
     return Outcome(Counter(each.status for each in found), kills, errors)
 
 
-def _moments(count: int, kills: int, random: random.Random) -> list[int]:
+def _kill_points(count: int, kills: int, random: random.Random) -> list[int]:
     return sorted(random.randrange(count * 3 // 4) for _ in range(kills))
 
 
-async def _over(shop: Shop, count: int) -> None:
+async def _wait_for_ended(shop: Shop, count: int) -> None:
     """Wait until so many orders are over."""
-    async with asyncio.timeout(PATIENCE):
-        while await shop.over() < count:  # noqa: ASYNC110 - workers end them
+    async with asyncio.timeout(TIMEOUT):
+        while await shop.ended_count() < count:  # noqa: ASYNC110 - workers end them
             await asyncio.sleep(0.05)
 
 
@@ -135,7 +135,7 @@ async def _workers(url: str, database: str, *, choreographed: bool) -> AsyncIter
 
 def audit(wanted: dict[str, Order], found: Sequence[Ended], services: Services) -> list[str]:
     """Whether the three services agree: what was not shipped was not paid, and is in stock."""
-    errors = [f"{each.id} is {each.status}" for each in found if each.status not in OVER]
+    errors = [f"{each.id} is {each.status}" for each in found if each.status not in ENDED_STATUSES]
     errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in found}]
     done = [each for each in found if each.status == "completed"]
     parcels = services.parcels()

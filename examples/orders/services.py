@@ -53,7 +53,7 @@ class Services:
         with closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as file:
             yield file
 
-    def _once(self, key: str, act: Callable[[sqlite3.Connection], str]) -> str:
+    def _answer_once(self, key: str, act: Callable[[sqlite3.Connection], str]) -> str:
         """Act, and remember the answer under the key: both are in the file, or neither is."""
         with self._open() as file:
             file.execute("BEGIN IMMEDIATE")
@@ -62,7 +62,7 @@ class Services:
                     "SELECT answer, refusal FROM answers WHERE key = ?", (key,)
                 ).fetchone()
                 if known is None:
-                    known = _decided(act, file)
+                    known = _run_once(act, file)
                     file.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, *known))
             except BaseException:
                 file.execute("ROLLBACK")
@@ -107,7 +107,7 @@ class Services:
                 raise OutOfStock(f"no {sku} left")
             return sku
 
-        self._once(key, act)
+        self._answer_once(key, act)
 
     def release(self, key: str, sku: str) -> None:
         """Put a piece back."""
@@ -116,7 +116,7 @@ class Services:
             file.execute("UPDATE stock SET pieces = pieces + 1 WHERE sku = ?", (sku,))
             return sku
 
-        self._once(key, act)
+        self._answer_once(key, act)
 
     # -- bank
 
@@ -135,7 +135,7 @@ class Services:
                 raise Declined(f"{customer} cannot pay {cents}")
             return f"receipt {key}"
 
-        return self._once(key, act)
+        return self._answer_once(key, act)
 
     def refund(self, key: str, customer: str, cents: int) -> None:
         """Give money back."""
@@ -146,7 +146,7 @@ class Services:
             )
             return f"refund {key}"
 
-        self._once(key, act)
+        self._answer_once(key, act)
 
     # -- carrier
 
@@ -164,7 +164,7 @@ class Services:
             file.execute("INSERT INTO parcels VALUES (?, ?, ?)", (number, customer, sku))
             return number
 
-        return self._once(key, act)
+        return self._answer_once(key, act)
 
     # -- the books
 
@@ -184,7 +184,7 @@ class Services:
             return {row[0]: (row[1], row[2]) for row in file.execute("SELECT * FROM parcels")}
 
 
-def _decided(
+def _run_once(
     act: Callable[[sqlite3.Connection], str], file: sqlite3.Connection
 ) -> tuple[str, str | None]:
     """The answer, and the name of the refusal if it is one; who refuses has changed nothing."""

@@ -21,7 +21,7 @@ from streams.patterns import (
     SagaTracker,
 )
 
-KEPT = 1_000_000
+MAX_TRACKED = 1_000_000
 """So many ended orders a tracker knows."""
 
 
@@ -46,7 +46,7 @@ class Orchestrated:
         """Have it carried out; returns when that is durable."""
         await self._orders.start(order, id=id)
 
-    async def over(self) -> int:
+    async def ended_count(self) -> int:
         """How many orders were completed or compensated."""
         return len(await self._orders.list("completed", "compensated"))
 
@@ -57,7 +57,7 @@ class Orchestrated:
 
 
 @asynccontextmanager
-async def asking(url: str, database: str) -> AsyncIterator[Orchestrated]:
+async def open_orchestrated(url: str, database: str) -> AsyncIterator[Orchestrated]:
     app, orders = saga.create(url, database)
     async with app.connected():
         yield Orchestrated(orders)
@@ -73,7 +73,7 @@ class Choreographed:
     async def place(self, order: Order, id: str) -> None:
         await ChoreographySaga(self._bus, id).start(PLACED, order)
 
-    async def over(self) -> int:
+    async def ended_count(self) -> int:
         return len(self._tracker.done()) + len(self._tracker.failed())
 
     async def ended(self) -> list[Ended]:
@@ -90,10 +90,10 @@ class Choreographed:
 
 
 @asynccontextmanager
-async def following(url: str) -> AsyncIterator[Choreographed]:
+async def open_choreographed(url: str) -> AsyncIterator[Choreographed]:
     app = Streams(url)
-    bus = choreography.bus_of(app)
-    tracker = SagaTracker(bus, done=SHIPPED, failed=REFUSED, keep=KEPT)
+    bus = choreography.order_bus(app)
+    tracker = SagaTracker(bus, done=SHIPPED, failed=REFUSED, keep=MAX_TRACKED)
     async with app, tracker:
         yield Choreographed(bus, tracker)
 
@@ -101,6 +101,6 @@ async def following(url: str) -> AsyncIterator[Choreographed]:
 Shop = Orchestrated | Choreographed
 
 
-def opened(url: str, database: str, *, choreographed: bool) -> AbstractAsyncContextManager[Shop]:
+def open_shop(url: str, database: str, *, choreographed: bool) -> AbstractAsyncContextManager[Shop]:
     """A shop on a log."""
-    return following(url) if choreographed else asking(url, database)
+    return open_choreographed(url) if choreographed else open_orchestrated(url, database)

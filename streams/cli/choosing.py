@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.places import duration, moment
+from streams.cli.places import parse_duration, parse_time
 
 if TYPE_CHECKING:
-    from streams.replay.copying import Row
+    from streams.replay.copying import LogRow
 
-Which = Annotated[
+WhichLetters = Annotated[
     list[str] | None,
     typer.Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; all, if not given."),
 ]
-Error = Annotated[
+ErrorText = Annotated[
     str | None,
     typer.Option(
         "--error", "-e", metavar="TEXT", help="Only those with this in the error's type or text."
     ),
 ]
-OfKey = Annotated[
+Keys = Annotated[
     list[str] | None,
     typer.Option("--key", "-k", metavar="KEY", help="Only those of this key; repeatable."),
 ]
@@ -40,7 +40,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many, and chang
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeadLetterFilter:
     """What is asked of a dead letter. Nothing: every letter will do."""
 
     error: str | None = None
@@ -51,20 +51,20 @@ class Choice:
     """When it failed, in seconds since the epoch; from, and before."""
 
     @property
-    def everything(self) -> bool:
+    def matches_all(self) -> bool:
         """Nothing is asked."""
-        return self == Choice()
+        return self == DeadLetterFilter()
 
-    def __call__(self, row: Row) -> bool:
+    def __call__(self, row: LogRow) -> bool:
         """Whether a letter has what is asked."""
         from streams import letters
-        from streams.patterns.deadletters.letter import failed_at_of
+        from streams.patterns.deadletters.letter import failure_time
 
         batch, index = row.batch, row.index
         if self.keys is not None and batch.keys[index] not in self.keys:
             return False
         if self.since is not None or self.until is not None:
-            failed = failed_at_of(batch, index).timestamp()
+            failed = failure_time(batch, index).timestamp()
             if self.since is not None and failed < self.since:
                 return False
             if self.until is not None and failed >= self.until:
@@ -72,26 +72,29 @@ class Choice:
         if self.error is None:
             return True
         headers = batch.headers(index)
-        said = (letters.header(headers, letters.EXCEPTION) or "", letters.error_of(headers))
+        said = (
+            letters.header_text(headers, letters.ERROR_EXCEPTION) or "",
+            letters.error_of(headers),
+        )
         return any(self.error.casefold() in each.casefold() for each in said)
 
 
-def choice(
+def parse_filter(
     error: str | None, keys: list[str] | None, since: str | None, until: str | None
-) -> Choice:
+) -> DeadLetterFilter:
     """What the options ask.
 
     :raises Misused: one of them cannot be.
     """
-    return Choice(
+    return DeadLetterFilter(
         error or None,
         frozenset(each.encode("utf-8", "surrogateescape") for each in keys) if keys else None,
-        None if since is None else _time(since, "--since"),
-        None if until is None else _time(until, "--until"),
+        None if since is None else _parse_time(since, "--since"),
+        None if until is None else _parse_time(until, "--until"),
     )
 
 
-def _time(text: str, option: str) -> float:
+def _parse_time(text: str, option: str) -> float:
     if text[:4].isdigit() and text[4:5] == "-":
-        return moment(text, option).timestamp()
-    return time.time() - duration(text, option)
+        return parse_time(text, option).timestamp()
+    return time.time() - parse_duration(text, option)

@@ -15,19 +15,28 @@ import typer
 
 from streams import wire
 from streams.cli import editing, show
-from streams.cli.choosing import Choice, DryRun, Error, OfKey, Since, Until, Which, choice
-from streams.cli.failures import Failed, Misused
-from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.cli.choosing import (
+    DeadLetterFilter,
+    DryRun,
+    ErrorText,
+    Keys,
+    Since,
+    Until,
+    WhichLetters,
+    parse_filter,
+)
+from streams.cli.failures import CommandFailed, UsageError
+from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import ConfigError, NotFound
-from streams.text import nearest
+from streams.text import suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers
-    from streams.patterns.deadletters.closed import Head, Heads
-    from streams.patterns.deadletters.redriving import LetterRows, Letters
-    from streams.replay.copying import Row
+    from streams.patterns.deadletters.closed import ClosedKeyHead, ClosedKeyReader
+    from streams.patterns.deadletters.redriving import DeadLetterRows, DeadLetterTopic
+    from streams.replay.copying import LogRow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,25 +59,25 @@ Limit = Annotated[
 
 
 @app.command("ls")
-def ls(
+def list_dead_letters(
     group: Annotated[
         str | None, typer.Argument(metavar="GROUP", help="Whose; all there are, if not given.")
     ] = None,
     topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Of which topic.")] = None,
-    everything: Annotated[
+    include_handled: Annotated[
         bool, typer.Option("--all", help="Also those that were retried or purged.")
     ] = False,
     limit: Annotated[
         int,
         typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
     ] = 1_000,
-    error: Error = None,
-    key: OfKey = None,
+    error: ErrorText = None,
+    key: Keys = None,
     since: Since = None,
     until: Until = None,
     name: Name = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     r"""List the dead letters that wait, the oldest first.
 
@@ -85,73 +94,77 @@ def ls(
       [cyan]streams dead ls billing orders --error timeout --since 2h[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
     """
-    from streams.patterns.deadletters.redriving import LOOKED_AT
+    from streams.patterns.deadletters.redriving import SCAN_LIMIT
 
     if (group is None) != (topic is None):
-        raise Misused("streams dead ls takes a group and its topic, or neither")
-    asked = choice(error, key, since, until)
-    if topic is None and name is None and not asked.everything:
-        raise Misused(
+        raise UsageError("streams dead ls takes a group and its topic, or neither")
+    letter_filter = parse_filter(error, key, since, until)
+    if topic is None and name is None and not letter_filter.matches_all:
+        raise UsageError(
             "streams dead ls: --error, --key, --since and --until go with a group and its topic, "
             "or with --name"
         )
     with open_url(url, "ro") as log:
         if topic is None and name is None:
-            _topics(log, json=json)
+            _print_topics(log, json=json)
             return
-        letters = _letters(log, group, topic, name)
-        with closing(letters.rows(everything=everything)) as rows:
-            ours = (row for row in rows if _of(row, group, topic) and asked(row))
+        dead_letters = _open_dead_letters(log, group, topic, name)
+        with closing(dead_letters.rows(everything=include_handled)) as rows:
+            matching = (row for row in rows if _is_of(row, group, topic) and letter_filter(row))
             found = []
-            for row in islice(ours, limit):
-                make = partial(_brief, log, row, waiting=rows.waits(row))
-                if (brief := show.tried(_where(log, row), make)) is not None:
-                    found.append(brief)
-            more = next(ours, None) is not None
+            for row in islice(matching, limit):
+                make_summary = partial(_letter_summary, log, row, waiting=rows.is_waiting(row))
+                if (
+                    summary := show.call_or_report(_position_text(log, row), make_summary)
+                ) is not None:
+                    found.append(summary)
+            more = next(matching, None) is not None
         if more:
-            show.note(f"the oldest {limit:,}, and there are more; --limit N lists N")
-        elif rows.cut:
-            show.note(f"only the oldest {LOOKED_AT:,} letters of {letters.name} were looked at")
+            show.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+        elif rows.is_truncated:
+            show.print_note(
+                f"only the oldest {SCAN_LIMIT:,} letters of {dead_letters.name} were looked at"
+            )
         if not found and group is not None and topic is not None:
-            _tell_elsewhere(log, group, topic, letters.name)
+            _print_other_topics(log, group, topic, dead_letters.name)
     if json:
         show.print_json(found)
         return
     columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
     if group is None:
         columns.insert(1, "group")
-    show.table(
+    show.print_table(
         [name.replace("_", " ") for name in columns],
-        [[_cell(each[name]) for name in columns] for each in found],
+        [[_cell_value(each[name]) for name in columns] for each in found],
     )
 
 
-def _cell(found: Any) -> show.Cell:
+def _cell_value(found: Any) -> show.Cell:
     if isinstance(found, bool):
         return "yes" if found else "no"
     return found if found is None or isinstance(found, int) else str(found)
 
 
-def _topics(log: Log, *, json: bool) -> None:
-    from streams.cli.letter_topics import arguments, find
-    from streams.patterns.deadletters.redriving import dealt
+def _print_topics(log: Log, *, json: bool) -> None:
+    from streams.cli.letter_topics import dead_ls_arguments, find_dead_letter_topics
+    from streams.patterns.deadletters.redriving import resolved_offsets
 
     found: list[dict[str, Any]] = []
-    other: str | None = None
-    looked = find(log)
-    for name, sources in looked.topics:
+    example: str | None = None
+    search = find_dead_letter_topics(log)
+    for name, sources in search.topics:
         waiting, total, oldest = 0, 0, None
-        for partition, done in dealt(log, name, log.topic(name).partitions).items():
-            first, end = log.bounds(name, partition)
-            place = max(first, done.position)
-            waiting += log.lag(name, partition, place) or 0
+        for partition, done in resolved_offsets(log, name, log.topic(name).partitions).items():
+            first, end = log.watermarks(name, partition)
+            position = max(first, done.position)
+            waiting += log.lag(name, partition, position) or 0
             for low, high in done.ranges:
-                picked = (log.lag(name, partition, low), log.lag(name, partition, high))
-                waiting -= (picked[0] or 0) - (picked[1] or 0)
+                handled = (log.lag(name, partition, low), log.lag(name, partition, high))
+                waiting -= (handled[0] or 0) - (handled[1] or 0)
             total += log.lag(name, partition, first) or 0
-            moment = _time_of(log, name, partition, place, end)
-            if moment is not None:
-                oldest = moment if oldest is None else min(oldest, moment)
+            oldest_here = _record_time(log, name, partition, position, end)
+            if oldest_here is not None:
+                oldest = oldest_here if oldest is None else min(oldest, oldest_here)
         age = None if oldest is None else max(0.0, time.time() - oldest)
         found.append(
             {
@@ -162,15 +175,19 @@ def _topics(log: Log, *, json: bool) -> None:
                 "oldest_seconds": age,
             }
         )
-        if other is None:
-            asked = (arguments(group, topic, name) for topic, group in sources)
-            other = next((f"streams dead ls {words}" for words in asked if "--name" in words), None)
-    if not looked.whole:
-        show.note("not every partition was looked at for dead letters: name the topic with --name")
+        if example is None:
+            argument_texts = (dead_ls_arguments(group, topic, name) for topic, group in sources)
+            example = next(
+                (f"streams dead ls {words}" for words in argument_texts if "--name" in words), None
+            )
+    if not search.complete:
+        show.print_note(
+            "not every partition was looked at for dead letters: name the topic with --name"
+        )
     if json:
         show.print_json(found)
         return
-    show.table(
+    show.print_table(
         ["dead letters", "of", "waiting", "total", "oldest"],
         [
             [
@@ -178,16 +195,18 @@ def _topics(log: Log, *, json: bool) -> None:
                 ", ".join(f"{of['group']} {of['topic']}" for of in each["of"]) or None,
                 each["waiting"],
                 each["total"],
-                show.age(each["oldest_seconds"]),
+                show.age_text(each["oldest_seconds"]),
             ]
             for each in found
         ],
     )
-    if other is not None:
-        show.note(f"a topic with another name than TOPIC.GROUP.dead is given as --name: {other}")
+    if example is not None:
+        show.print_note(
+            f"a topic with another name than TOPIC.GROUP.dead is given as --name: {example}"
+        )
 
 
-def _time_of(log: Log, topic: str, partition: int, position: int, end: int) -> float | None:
+def _record_time(log: Log, topic: str, partition: int, position: int, end: int) -> float | None:
     if position >= end:
         return None
     with closing(log.reader(topic, partition, position, end)) as reader:
@@ -196,7 +215,7 @@ def _time_of(log: Log, topic: str, partition: int, position: int, end: int) -> f
 
 
 @app.command("show")
-def show_letter(
+def show_dead_letter(
     group: Group,
     topic: Topic,
     which: Annotated[
@@ -211,7 +230,7 @@ def show_letter(
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Show one dead letter whole, with its traceback.
 
@@ -223,79 +242,90 @@ def show_letter(
       [cyan]streams dead show billing orders --key c-17[/cyan]
     """
     if key is not None and (which is not None or name is not None):
-        raise Misused("streams dead show takes --key, or WHICH and --name")
+        raise UsageError("streams dead show takes --key, or WHICH and --name")
     with open_url(url, "ro") as log:
         if key is None:
-            whole = _whole_letter(log, group, topic, which, name)
+            details = _find_dead_letter(log, group, topic, which, name)
         else:
-            head = next(_heads(log, group, topic).all(_bytes(key)), None)
-            if head is None:
-                raise Failed(f"key {key!r} is not closed; see streams dead keys {group} {topic}")
-            whole = {**_closed(log, head), **_whole(log, head.row, waiting=head.dead)}
+            closed_key = next(_open_closed_keys(log, group, topic).heads(_key_bytes(key)), None)
+            if closed_key is None:
+                raise CommandFailed(
+                    f"key {key!r} is not closed; see streams dead keys {group} {topic}"
+                )
+            details = {
+                **_closed_key_json(log, closed_key),
+                **_letter_details(log, closed_key.row, waiting=closed_key.is_dead),
+            }
     if json:
-        show.print_json(whole)
+        show.print_json(details)
         return
-    trace, headers = whole.pop("traceback"), whole.pop("headers")
-    value = {part: whole.pop(part) for part in ("value", "text", "base64") if part in whole}
-    show.mapping({part: _cell(cell) for part, cell in whole.items()})
+    trace, headers = details.pop("traceback"), details.pop("headers")
+    value = {part: details.pop(part) for part in ("value", "text", "base64") if part in details}
+    show.print_mapping({part: _cell_value(cell) for part, cell in details.items()})
     for header, text in headers.items():
-        show.say(f"header {header}: {text or ''}")
+        show.print_line(f"header {header}: {text or ''}")
     for part, cell in value.items():
-        text = cell if isinstance(cell, str) else show.as_json(cell).decode("utf-8", "replace")
-        show.say("")
-        show.say(f"{part}:")
-        show.block(text.rstrip())
-    show.say("")
-    show.say("traceback:")
-    show.block((trace or "(none)").rstrip())
+        text = cell if isinstance(cell, str) else show.json_bytes(cell).decode("utf-8", "replace")
+        show.print_line("")
+        show.print_line(f"{part}:")
+        show.print_indented(text.rstrip())
+    show.print_line("")
+    show.print_line("traceback:")
+    show.print_indented((trace or "(none)").rstrip())
 
 
-def _whole_letter(
+def _find_dead_letter(
     log: Log, group: str, topic: str, which: str | None, name: str | None
 ) -> dict[str, Any]:
-    from streams.patterns.deadletters.redriving import LOOKED_AT
+    from streams.patterns.deadletters.redriving import SCAN_LIMIT
 
-    letters = _letters(log, group, topic, name)
-    place = None if which is None else _place(log, which)
-    if place is not None and (found := _first(log, letters.at(*place), group, topic, which)):
+    dead_letters = _open_dead_letters(log, group, topic, name)
+    partition_offset = None if which is None else _parse_partition_offset(log, which)
+    if partition_offset is not None and (
+        found := _first_details(log, dead_letters.row_at(*partition_offset), group, topic, which)
+    ):
         return found
-    rows = letters.rows(everything=which is not None)
-    if found := _first(log, rows, group, topic, which):
+    rows = dead_letters.rows(everything=which is not None)
+    if found := _first_details(log, rows, group, topic, which):
         return found
-    what = "no dead letter waits" if which is None else f"there is no letter {which!r}"
-    if rows.cut:
-        what += f" among the oldest {LOOKED_AT:,}"
-    raise Failed(f"{letters.name}: {what}; see streams dead ls {group} {topic} --all")
+    problem = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+    if rows.is_truncated:
+        problem += f" among the oldest {SCAN_LIMIT:,}"
+    raise CommandFailed(
+        f"{dead_letters.name}: {problem}; see streams dead ls {group} {topic} --all"
+    )
 
 
-def _first(
-    log: Log, rows: LetterRows, group: str, topic: str, which: str | None
+def _first_details(
+    log: Log, rows: DeadLetterRows, group: str, topic: str, which: str | None
 ) -> dict[str, Any] | None:
     """The first letter of a group and topic, or the one that is meant."""
     with closing(rows):
-        ours = (row for row in rows if _of(row, group, topic))
-        found = next((row for row in ours if which is None or _is(log, row, which)), None)
-        return None if found is None else _whole(log, found, waiting=rows.waits(found))
+        matching = (row for row in rows if _is_of(row, group, topic))
+        found = next((row for row in matching if which is None or _is_named(log, row, which)), None)
+        return (
+            None if found is None else _letter_details(log, found, waiting=rows.is_waiting(found))
+        )
 
 
-def _place(log: Log, which: str) -> tuple[int, int] | None:
+def _parse_partition_offset(log: Log, which: str) -> tuple[int, int] | None:
     """The partition and offset that were given; None: it is a message ID."""
     partition, slash, offset = "/".join(which.split("/")[-2:]).partition("/")
     if not slash or not (partition.isascii() and partition.isdigit() and len(partition) < 10):
         return None
     try:
-        return int(partition), log.parse(offset)
+        return int(partition), log.parse_offset(offset)
     except ConfigError:
         return None
 
 
 @app.command("retry")
-def retry(
+def retry_dead_letters(
     group: Group,
     topic: Topic,
-    which: Which = None,
+    which: WhichLetters = None,
     limit: Limit = None,
-    error: Error = None,
+    error: ErrorText = None,
     key: Annotated[
         list[str] | None,
         typer.Option(
@@ -309,10 +339,10 @@ def retry(
     since: Since = None,
     until: Until = None,
     dry_run: DryRun = False,
-    yes: Yes = False,
+    yes: AssumeYes = False,
     name: Name = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Put the dead letters that wait back: all, some, or single ones.
 
@@ -335,31 +365,33 @@ def retry(
       [cyan]streams dead retry billing orders -n 1[/cyan]        try the oldest first
       [cyan]streams dead retry billing orders --key c-17[/cyan]
     """
-    asked = choice(error, key, since, until)
+    letter_filter = parse_filter(error, key, since, until)
     if key and keys:
-        raise Misused("streams dead retry takes --key or --keys, not both")
+        raise UsageError("streams dead retry takes --key or --keys, not both")
     if which and keys:
-        raise Misused("streams dead retry takes WHICH or --keys, not both")
+        raise UsageError("streams dead retry takes WHICH or --keys, not both")
     if keys and (limit is not None or name is not None):
-        raise Misused("streams dead retry: --limit and --name are not for closed keys")
+        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
     with open_url(url) as log:
         if keys or (key and not which and name is None):
-            closed = _closed_keys(log, group, topic, asked, wanted=key)
+            closed = _select_closed_keys(log, group, topic, letter_filter, keys=key)
             if closed is not None:
-                _retry_keys(log, group, topic, closed, asked, limit, dry_run, yes, json=json)
+                _retry_closed_keys(
+                    log, group, topic, closed, letter_filter, limit, dry_run, yes, json=json
+                )
                 return
         retry_topic = DeadLetters().retry(topic, group)
-        letters = _letters(log, group, topic, name)
+        dead_letters = _open_dead_letters(log, group, topic, name)
         if key and not which:
-            _check_key(letters, group, topic, asked, key)
-        _deal(
-            letters,
+            _require_closed(dead_letters, group, topic, letter_filter, key)
+        _handle_letters(
+            dead_letters,
             group,
             topic,
-            _Task("retried", "put back", f"to {retry_topic}"),
-            partial(letters.put_back, lambda row: retry_topic),
+            _Action("retried", "put back", f"to {retry_topic}"),
+            partial(dead_letters.redrive, lambda row: retry_topic),
             which=which,
-            asked=asked,
+            letter_filter=letter_filter,
             limit=limit,
             dry_run=dry_run,
             yes=yes,
@@ -367,24 +399,24 @@ def retry(
         )
 
 
-class _Task(NamedTuple):
+class _Action(NamedTuple):
     """What a command does with letters, in words."""
 
     field: str
     """In JSON."""
-    what: str
-    where: str
+    done_text: str
+    destination: str
 
 
-def _deal(
-    letters: Letters,
+def _handle_letters(
+    dead_letters: DeadLetterTopic,
     group: str,
     topic: str,
-    task: _Task,
-    act: Callable[..., int],
+    action: _Action,
+    handle: Callable[..., int],
     *,
     which: list[str] | None,
-    asked: Choice,
+    letter_filter: DeadLetterFilter,
     limit: int | None,
     dry_run: bool,
     yes: bool,
@@ -393,79 +425,100 @@ def _deal(
     """Do it with the letters that are meant. Unless each is named, they are counted first, and
     somebody is asked."""
 
-    def wanted(row: Row) -> bool:
-        return _of(row, group, topic) and asked(row)
+    def matches(row: LogRow) -> bool:
+        return _is_of(row, group, topic) and letter_filter(row)
 
     if which:
         if limit is not None:
-            raise Misused("--limit is for all letters, or those that an option picks out")
-        chosen = letters.look_up(which, wanted)
+            raise UsageError("--limit is for all letters, or those that an option picks out")
+        selection = dead_letters.select_named(which, matches)
     else:
-        chosen = letters.look_for(wanted, limit)
-    number = show.number(chosen.count, "letter")
+        selection = dead_letters.select(matches, limit)
+    number = show.count_text(selection.count, "letter")
     if dry_run:
         if json:
-            found = {"group": group, "topic": topic, task.field: 0, "matching": chosen.count}
+            found = {"group": group, "topic": topic, action.field: 0, "matching": selection.count}
             show.print_json(found)
         else:
-            show.note(f"{number} would be {task.what}, {task.where}; nothing is changed")
-        return chosen.count
-    if chosen.count and not which:
-        confirm(f"{number} of {letters.name}: to be {task.what}, {task.where}?", yes=yes)
-    done = act(wanted=chosen.wanted, limit=limit, ends=chosen.ends)
-    _dealt(group, topic, done, task, json=json)
+            show.print_note(
+                f"{number} would be {action.done_text}, {action.destination}; nothing is changed"
+            )
+        return selection.count
+    if selection.count and not which:
+        confirm(
+            f"{number} of {dead_letters.name}: to be {action.done_text}, {action.destination}?",
+            yes=yes,
+        )
+    done = handle(wanted=selection.matches, limit=limit, ends=selection.end_offsets)
+    _print_handled(group, topic, done, action, json=json)
     return done
 
 
-def _dealt(group: str, topic: str, done: int, task: _Task, *, json: bool) -> None:
-    _told(group, topic, done, task.field, json=json)
+def _print_handled(group: str, topic: str, done: int, action: _Action, *, json: bool) -> None:
+    _print_count_json(group, topic, done, action.field, json=json)
     if not json:
-        show.note(f"{show.number(done, 'letter')} {task.what}, {task.where}")
+        show.print_note(
+            f"{show.count_text(done, 'letter')} {action.done_text}, {action.destination}"
+        )
 
 
-def _closed_keys(
-    log: Log, group: str, topic: str, asked: Choice, *, wanted: list[str] | None
-) -> list[Head] | None:
+def _select_closed_keys(
+    log: Log, group: str, topic: str, letter_filter: DeadLetterFilter, *, keys: list[str] | None
+) -> list[ClosedKeyHead] | None:
     """The closed keys that are meant; None: none of these is closed, so letters are meant.
 
     :raises NotFound: all are meant, and no key was ever closed here.
     :raises NotClosed: some of them are closed, and not this one; or no decision is waited for.
     """
-    if wanted is None:
-        heads = _heads(log, group, topic)
-        return [head for head in heads.all() if head.dead and asked(head.row)]
+    if keys is None:
+        closed_keys_log = _open_closed_keys(log, group, topic)
+        return [
+            closed_key
+            for closed_key in closed_keys_log.heads()
+            if closed_key.is_dead and letter_filter(closed_key.row)
+        ]
     try:
-        heads = _heads(log, group, topic)
+        closed_keys_log = _open_closed_keys(log, group, topic)
     except NotFound:
         return None
-    names = [_bytes(each) for each in dict.fromkeys(wanted)]
-    if not any(next(heads.all(each), None) for each in names):
+    names = [_key_bytes(each) for each in dict.fromkeys(keys)]
+    if not any(next(closed_keys_log.heads(each), None) for each in names):
         return None
-    rest = replace(asked, keys=None)
-    return [head for each in names if rest((head := heads.one(each)).row)]
+    filter_without_keys = replace(letter_filter, keys=None)
+    return [
+        closed_key
+        for each in names
+        if filter_without_keys((closed_key := closed_keys_log.dead_head(each)).row)
+    ]
 
 
-def _check_key(letters: Letters, group: str, topic: str, asked: Choice, names: list[str]) -> None:
+def _require_closed(
+    dead_letters: DeadLetterTopic,
+    group: str,
+    topic: str,
+    letter_filter: DeadLetterFilter,
+    names: list[str],
+) -> None:
     """Where no letter has one of these keys, and keys can be closed: say that they are not.
 
     :raises NotClosed: the first of them that is not.
     """
-    if letters.waiting(lambda row: _of(row, group, topic) and asked(row)):
+    if dead_letters.count_waiting(lambda row: _is_of(row, group, topic) and letter_filter(row)):
         return
     try:
-        heads = _heads(letters.log, group, topic)
+        closed_keys_log = _open_closed_keys(dead_letters.log, group, topic)
     except NotFound:
         return
     for name in names:
-        heads.one(_bytes(name))
+        closed_keys_log.dead_head(_key_bytes(name))
 
 
-def _retry_keys(
+def _retry_closed_keys(
     log: Log,
     group: str,
     topic: str,
-    chosen: list[Head],
-    asked: Choice,
+    selection: list[ClosedKeyHead],
+    letter_filter: DeadLetterFilter,
     limit: int | None,
     dry_run: bool,
     yes: bool,
@@ -473,32 +526,34 @@ def _retry_keys(
     json: bool,
 ) -> None:
     if limit is not None:
-        raise Misused("streams dead retry: --limit and --name are not for closed keys")
-    heads = _heads(log, group, topic)
-    number = show.number(len(chosen), "key")
+        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
+    closed_keys_log = _open_closed_keys(log, group, topic)
+    number = show.count_text(len(selection), "key")
     if dry_run:
         if json:
-            found = {"group": group, "topic": topic, "retried": 0, "matching": len(chosen)}
+            found = {"group": group, "topic": topic, "retried": 0, "matching": len(selection)}
             show.print_json(found)
         else:
-            show.note(f"{number} would be retried; nothing is changed")
+            show.print_note(f"{number} would be retried; nothing is changed")
         return
-    if chosen and (asked.keys is None or not replace(asked, keys=None).everything):
-        confirm(f"{number} of {heads.name}: to be retried?", yes=yes)
-    for head in chosen:
-        heads.command("retry", head)
-    _decided(group, topic, len(chosen), "retried", json=json)
+    if selection and (
+        letter_filter.keys is None or not replace(letter_filter, keys=None).matches_all
+    ):
+        confirm(f"{number} of {closed_keys_log.name}: to be retried?", yes=yes)
+    for closed_key in selection:
+        closed_keys_log.send_command("retry", closed_key)
+    _print_decided(group, topic, len(selection), "retried", json=json)
 
 
 @app.command("keys")
-def closed_keys(
+def list_closed_keys(
     group: Group,
     topic: Topic,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
     ] = 1_000,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """List the closed keys, and what closes them.
 
@@ -514,21 +569,26 @@ def closed_keys(
       [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
     """
     with open_url(url, "ro") as log:
-        heads = _heads(log, group, topic).all(limit=limit)
-        tried = (show.tried(f"key {head.key!r}", partial(_closed, log, head)) for head in heads)
-        found = [each for each in tried if each is not None]
+        found_keys = _open_closed_keys(log, group, topic).heads(limit=limit)
+        summaries = (
+            show.call_or_report(
+                f"key {closed_key.key!r}", partial(_closed_key_json, log, closed_key)
+            )
+            for closed_key in found_keys
+        )
+        found = [each for each in summaries if each is not None]
     if json:
         show.print_json(found)
         return
     columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
-    show.table(
+    show.print_table(
         [name.replace("_", " ") for name in columns],
-        [[_cell(each[name]) for name in columns] for each in found],
+        [[_cell_value(each[name]) for name in columns] for each in found],
     )
 
 
 @app.command("edit")
-def edit(
+def edit_dead_letter(
     group: Group,
     topic: Topic,
     which: Annotated[
@@ -549,7 +609,7 @@ def edit(
     ] = None,
     name: Name = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Put a dead letter back with another value.
 
@@ -570,76 +630,83 @@ def edit(
       [cyan]streams dead edit billing orders --key c-17[/cyan]    what closes this key
     """
     if (which is None) == (key is None):
-        raise Misused("streams dead edit takes WHICH or --key")
+        raise UsageError("streams dead edit takes WHICH or --key")
     if key is not None and name is not None:
-        raise Misused("streams dead edit: --name is not for closed keys")
-    data = editing.given(value, file)
-    command = editing.editor() if data is None else []
+        raise UsageError("streams dead edit: --name is not for closed keys")
+    data = editing.replacement_value(value, file)
+    command = editing.editor_command() if data is None else []
 
-    def made(row: Row) -> bytes:
+    def new_value(row: LogRow) -> bytes:
         old = row.batch.values[row.index] or b""
-        return editing.edited(old, command) if data is None else data
+        return editing.edit_in_editor(old, command) if data is None else data
 
     with open_url(url) as log:
-        head = None if name is not None else _closing(log, group, topic, which, key)
-        if which is None or head is not None:
-            heads = _heads(log, group, topic)
-            head = heads.one(_bytes(key or which or ""))
-            heads.command("edit", head, made(head.row))
-            _decided(group, topic, 1, "edited", json=json)
+        closed_key = None if name is not None else _closed_key_meant(log, group, topic, which, key)
+        if which is None or closed_key is not None:
+            closed_keys_log = _open_closed_keys(log, group, topic)
+            closed_key = closed_keys_log.dead_head(_key_bytes(key or which or ""))
+            closed_keys_log.send_command("edit", closed_key, new_value(closed_key.row))
+            _print_decided(group, topic, 1, "edited", json=json)
             return
-        letters = _letters(log, group, topic, name)
-        chosen = letters.look_up([which], lambda row: _of(row, group, topic))
-        if chosen.count > 1:
-            raise Failed(
-                f"{letters.name}: {chosen.count} letters have the ID {which!r}; name one by its "
+        dead_letters = _open_dead_letters(log, group, topic, name)
+        selection = dead_letters.select_named([which], lambda row: _is_of(row, group, topic))
+        if selection.count > 1:
+            raise CommandFailed(
+                f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one by its "
                 f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
             )
-        (partition, end), *_ = chosen.ends.items()
-        with closing(letters.at(partition, end - 1)) as rows:
+        (partition, end), *_ = selection.end_offsets.items()
+        with closing(dead_letters.row_at(partition, end - 1)) as rows:
             row = next(iter(rows))
         retry_topic = DeadLetters().retry(topic, group)
-        new = made(row)
-        done = letters.put_back(
-            lambda row: retry_topic, wanted=chosen.wanted, ends=chosen.ends, edited=new
+        new = new_value(row)
+        done = dead_letters.redrive(
+            lambda row: retry_topic,
+            matches=selection.matches,
+            end_offsets=selection.end_offsets,
+            edited=new,
         )
         if not done:
-            raise Failed(f"{letters.name}: letter {which!r} was dealt with meanwhile")
-    task = _Task("edited", "edited and put back", f"to {retry_topic}")
-    _dealt(group, topic, done, task, json=json)
+            raise CommandFailed(f"{dead_letters.name}: letter {which!r} was dealt with meanwhile")
+    action = _Action("edited", "edited and put back", f"to {retry_topic}")
+    _print_handled(group, topic, done, action, json=json)
 
 
-def _closing(log: Log, group: str, topic: str, which: str | None, key: str | None) -> Head | None:
+def _closed_key_meant(
+    log: Log, group: str, topic: str, which: str | None, key: str | None
+) -> ClosedKeyHead | None:
     """What closes the key that is meant; None: a letter is meant.
 
     :raises Misused: it can be both.
     """
     try:
-        heads = _heads(log, group, topic)
+        closed_keys_log = _open_closed_keys(log, group, topic)
     except NotFound:
         if key is None:
             return None
         raise
-    head = next(heads.all(_bytes(which or key or "")), None)
-    if head is None or which is None:
-        return head
+    closed_key = next(closed_keys_log.heads(_key_bytes(which or key or "")), None)
+    if closed_key is None or which is None:
+        return closed_key
     try:
-        _letters(log, group, topic, None).look_up([which], lambda row: _of(row, group, topic))
+        _open_dead_letters(log, group, topic, None).select_named(
+            [which], lambda row: _is_of(row, group, topic)
+        )
     except NotFound:
-        return head
-    raise Misused(
+        return closed_key
+    raise UsageError(
         f"{which!r} is a closed key and a letter: give it as --key, or the letter as its "
         f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
     )
 
 
 @app.command("drop")
-def drop(
+def drop_closed_key(
     group: Group,
     topic: Topic,
     key: Key,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Let go of the message that closes a key.
 
@@ -651,51 +718,55 @@ def drop(
       [cyan]streams dead drop billing orders c-17[/cyan]
     """
     with open_url(url) as log:
-        heads = _heads(log, group, topic)
-        heads.command("drop", heads.one(_bytes(key)))
-    _decided(group, topic, 1, "dropped", json=json)
+        closed_keys_log = _open_closed_keys(log, group, topic)
+        closed_keys_log.send_command("drop", closed_keys_log.dead_head(_key_bytes(key)))
+    _print_decided(group, topic, 1, "dropped", json=json)
 
 
-def _decided(group: str, topic: str, count: int, what: str, *, json: bool) -> None:
-    _told(group, topic, count, what, json=json)
+def _print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
+    _print_count_json(group, topic, count, field, json=json)
     if not json:
-        show.note(
-            f"{show.number(count, 'key')} {what}; whoever owns the partition follows, once it runs"
+        show.print_note(
+            f"{show.count_text(count, 'key')} {field}; whoever owns the partition follows, once it runs"
         )
 
 
-def _heads(log: Log, group: str, topic: str) -> Heads:
-    from streams.patterns.deadletters.closed import Heads
+def _open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
+    from streams.patterns.deadletters.closed import ClosedKeyReader
 
-    return Heads(log, group, topic)
+    return ClosedKeyReader(log, group, topic)
 
 
-def _bytes(text: str) -> bytes:
+def _key_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _closed(log: Log, head: Head) -> dict[str, Any]:
-    brief = _brief(log, head.row, waiting=head.dead)
-    if not head.dead and brief["error"] == "?":
-        brief["error"] = brief["failed_at"] = None
-    return {**brief, "parked": head.parked, "state": "dead" if head.dead else "coming back"}
+def _closed_key_json(log: Log, closed_key: ClosedKeyHead) -> dict[str, Any]:
+    summary = _letter_summary(log, closed_key.row, waiting=closed_key.is_dead)
+    if not closed_key.is_dead and summary["error"] == "?":
+        summary["error"] = summary["failed_at"] = None
+    return {
+        **summary,
+        "parked": closed_key.parked,
+        "state": "dead" if closed_key.is_dead else "coming back",
+    }
 
 
 @app.command("purge")
-def purge(
+def purge_dead_letters(
     group: Group,
     topic: Topic,
-    which: Which = None,
+    which: WhichLetters = None,
     limit: Limit = None,
-    error: Error = None,
-    key: OfKey = None,
+    error: ErrorText = None,
+    key: Keys = None,
     since: Since = None,
     until: Until = None,
     dry_run: DryRun = False,
-    yes: Yes = False,
+    yes: AssumeYes = False,
     name: Name = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Set the dead letters that wait aside: all, some, or single ones.
 
@@ -713,17 +784,17 @@ def purge(
       [cyan]streams dead purge billing orders --error ValueError --until 7d[/cyan]
       [cyan]streams dead purge billing orders -n 10[/cyan]
     """
-    asked = choice(error, key, since, until)
+    letter_filter = parse_filter(error, key, since, until)
     with open_url(url) as log:
-        letters = _letters(log, group, topic, name)
-        _deal(
-            letters,
+        dead_letters = _open_dead_letters(log, group, topic, name)
+        _handle_letters(
+            dead_letters,
             group,
             topic,
-            _Task("purged", "set aside", "where streams dead ls --all still lists them"),
-            letters.set_aside,
+            _Action("purged", "set aside", "where streams dead ls --all still lists them"),
+            dead_letters.purge,
             which=which,
-            asked=asked,
+            letter_filter=letter_filter,
             limit=limit,
             dry_run=dry_run,
             yes=yes,
@@ -731,56 +802,64 @@ def purge(
         )
 
 
-def _told(group: str, topic: str, done: int, what: str, *, json: bool) -> None:
+def _print_count_json(group: str, topic: str, done: int, field: str, *, json: bool) -> None:
     if json:
-        show.print_json({"group": group, "topic": topic, what: done})
+        show.print_json({"group": group, "topic": topic, field: done})
 
 
-def _letters(log: Log, group: str | None, topic: str | None, name: str | None) -> Letters:
+def _open_dead_letters(
+    log: Log, group: str | None, topic: str | None, name: str | None
+) -> DeadLetterTopic:
     """The dead letters of a group and topic, or those in the topic of this name.
 
     :raises Failed: there is no such topic; says where their letters stand.
     """
-    from streams.cli.letter_topics import elsewhere, find, likely
-    from streams.patterns.deadletters.redriving import Letters
+    from streams.cli.letter_topics import (
+        find_dead_letter_topics,
+        other_topics_of,
+        suggest_arguments,
+    )
+    from streams.patterns.deadletters.redriving import DeadLetterTopic
 
-    usual = "" if group is None or topic is None else DeadLetters().name(topic, group)
+    default_name = "" if group is None or topic is None else DeadLetters().name(topic, group)
     try:
-        return Letters(log, name or usual)
+        return DeadLetterTopic(log, name or default_name)
     except NotFound as error:
-        found = find(log).topics
+        found = find_dead_letter_topics(log).topics
         known = [each.name for each in found]
-        more = nearest(name or usual, known) if known else "there is none at all"
+        hint = suggestion(name or default_name, known) if known else "there is none at all"
         if group is not None and topic is not None:
-            if others := elsewhere(found, group, topic, ""):
-                more = _there(others, group, topic)
-            elif name is None and (meant := likely(found, group, topic)) is not None:
-                more = f"did you mean {meant}?"
-        raise Failed(f"there is no dead letter topic {name or usual!r}; {more}") from error
+            if others := other_topics_of(found, group, topic, ""):
+                hint = _use_name_hint(others, group, topic)
+            elif name is None and (suggested := suggest_arguments(found, group, topic)) is not None:
+                hint = f"did you mean {suggested}?"
+        raise CommandFailed(
+            f"there is no dead letter topic {name or default_name!r}; {hint}"
+        ) from error
 
 
-def _tell_elsewhere(log: Log, group: str, topic: str, name: str) -> None:
+def _print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
     """Where nothing of a group and topic was found in a topic: say where their letters stand, or
     whose letters are here."""
-    from streams.cli.letter_topics import elsewhere, find
+    from streams.cli.letter_topics import find_dead_letter_topics, other_topics_of
 
-    found = find(log).topics
+    found = find_dead_letter_topics(log).topics
     here = next((each.sources for each in found if each.name == name), ())
-    if others := elsewhere(found, group, topic, name):
-        show.note(_there(others, group, topic))
+    if others := other_topics_of(found, group, topic, name):
+        show.print_note(_use_name_hint(others, group, topic))
     elif here and (topic, group) not in here:
         whose = ", ".join(f"{group} {topic}" for topic, group in here)
-        show.note(f"in {name} are letters of GROUP TOPIC: {whose}")
+        show.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
 
 
-def _there(names: list[str], group: str, topic: str) -> str:
+def _use_name_hint(names: list[str], group: str, topic: str) -> str:
     return (
         f"letters of group {group} and topic {topic} stand in {', '.join(names)}: add --name "
         f"{names[0]}"
     )
 
 
-def _of(row: Row, group: str | None, topic: str | None) -> bool:
+def _is_of(row: LogRow, group: str | None, topic: str | None) -> bool:
     """A letter is of this group and topic; one topic may hold those of several."""
     from streams.patterns.deadletters.redriving import source_of
 
@@ -790,69 +869,72 @@ def _of(row: Row, group: str | None, topic: str | None) -> bool:
     return said_topic in (None, topic) and said_group in (None, group)
 
 
-def _where(log: Log, row: Row) -> str:
-    return f"{row.batch.topic}/{row.batch.partition}/{log.show(row.position.offset)}"
+def _position_text(log: Log, row: LogRow) -> str:
+    return f"{row.batch.topic}/{row.batch.partition}/{log.format_offset(row.position.offset)}"
 
 
-def _is(log: Log, row: Row, which: str) -> bool:
-    where = _where(log, row)
-    return which in (where, where.partition("/")[2], row.batch.id(row.index))
+def _is_named(log: Log, row: LogRow, which: str) -> bool:
+    position = _position_text(log, row)
+    return which in (position, position.partition("/")[2], row.batch.id(row.index))
 
 
-def _brief(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
+def _letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
-    parts = [_header(headers, name) for name in (letters.TOPIC, letters.PARTITION, letters.OFFSET)]
+    parts = [
+        _header_text(headers, name)
+        for name in (letters.ERROR_TOPIC, letters.ERROR_PARTITION, letters.ERROR_OFFSET)
+    ]
     source = "/".join(part or "?" for part in parts)
-    kind = (_header(headers, letters.EXCEPTION) or "?").rpartition(".")[2]
-    said = _header(headers, letters.MESSAGE)
+    kind = (_header_text(headers, letters.ERROR_EXCEPTION) or "?").rpartition(".")[2]
+    said = _header_text(headers, letters.ERROR_MESSAGE)
     error = f"{kind}: {said}" if said else kind
-    failed_at = _moment(_header(headers, letters.TIME), batch.time(index))
-    first = wire.iso(_header(headers, letters.FIRST_FAILED))
+    failed_at = _failed_at_text(_header_text(headers, letters.ERROR_TIME), batch.time(index))
+    first = wire.parse_iso_time(_header_text(headers, letters.FIRST_FAILED))
     return {
-        "place": f"{batch.partition}/{log.show(row.position.offset)}",
-        "position": _where(log, row),
+        "place": f"{batch.partition}/{log.format_offset(row.position.offset)}",
+        "position": _position_text(log, row),
         "failed_at": failed_at,
-        "group": _header(headers, letters.GROUP),
-        "id": show.printable(batch.id(index)),
-        "key": show.readable(batch.keys[index]),
+        "group": _header_text(headers, letters.ERROR_GROUP),
+        "id": show.printable_text(batch.id(index)),
+        "key": show.bytes_text(batch.keys[index]),
         "attempts": letters.attempts_of(headers) or None,
         "error": error,
         "source": source,
-        "origin": _header(headers, letters.ORIGIN) or source,
-        "first_failed_at": failed_at if first is None else show.iso(first.timestamp()),
-        "first_error": _header(headers, letters.FIRST_ERROR) or error,
+        "origin": _header_text(headers, letters.ORIGIN) or source,
+        "first_failed_at": failed_at if first is None else show.iso_time(first.timestamp()),
+        "first_error": _header_text(headers, letters.FIRST_ERROR) or error,
         "redrives": letters.redrives_of(headers),
-        "edited": _header(headers, letters.EDITED) is not None,
+        "edited": _header_text(headers, letters.EDITED) is not None,
         "waiting": waiting,
     }
 
 
-def _moment(written: str | None, otherwise: float) -> str:
-    found = wire.iso(written)
-    return show.iso(otherwise if found is None else found.timestamp())
+def _failed_at_text(written: str | None, otherwise: float) -> str:
+    found = wire.parse_iso_time(written)
+    return show.iso_time(otherwise if found is None else found.timestamp())
 
 
-def _whole(log: Log, row: Row, *, waiting: bool) -> dict[str, Any]:
+def _letter_details(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
     from streams import letters
     from streams.message import ID
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     return {
-        **_brief(log, row, waiting=waiting),
+        **_letter_summary(log, row, waiting=waiting),
         "headers": {
-            show.printable(name): show.readable(value)
+            show.printable_text(name): show.bytes_text(value)
             for name, value in headers
-            if name != ID and not name.startswith(letters.PREFIX)
+            if name != ID and not name.startswith(letters.ERROR_PREFIX)
         },
-        "traceback": _header(headers, letters.STACKTRACE),
-        **show.value(batch.values[index]),
+        "traceback": _header_text(headers, letters.ERROR_STACKTRACE),
+        **show.value_json(batch.values[index]),
     }
 
 
-def _header(headers: Headers, name: str) -> str | None:
+def _header_text(headers: Headers, name: str) -> str | None:
     found = [value for each, value in headers if each == name]
-    return show.readable(found[-1]) if found else None
+    return show.bytes_text(found[-1]) if found else None

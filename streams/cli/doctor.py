@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli import show
-from streams.cli.apps import load
+from streams.cli.apps import load_app
 from streams.cli.failures import DONE, FAILED, line
-from streams.cli.options import AppUrl, Json
+from streams.cli.options import AppUrl, AsJson
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -35,7 +35,7 @@ def doctor(
         bool, typer.Option("--strict", help="What cannot be known counts as wrong.")
     ] = False,
     url: AppUrl = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     r"""Hold an app and its log against the checklist.
 
@@ -51,60 +51,62 @@ def doctor(
       [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
-    from streams.cli.checklist import Verdict, View, look
-    from streams.cli.watchers import Watchers
+    from streams.cli.checklist import AppInspection, Verdict, run_checks
+    from streams.cli.watchers import PrometheusClient
     from streams.log.url import redact
 
-    watchers = Watchers(prometheus)
-    app = load(target, url)
-    with _opened(app) as (log, trouble):
-        findings = list(look(View(app, log, trouble, watchers)))
+    prometheus_client = PrometheusClient(prometheus)
+    app = load_app(target, url)
+    with _open_read_only(app) as (log, open_error):
+        findings = list(run_checks(AppInspection(app, log, open_error, prometheus_client)))
     counts = Counter(finding.verdict for finding in findings)
-    well = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
+    passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
         show.print_json(
             {
                 "app": target,
                 "log": redact(app.url),
-                "log_from": app.given_url.by,
-                "ok": well,
-                "findings": [_as_json(finding) for finding in findings],
+                "log_from": app.url_source.source,
+                "ok": passed,
+                "findings": [_finding_json(finding) for finding in findings],
             }
         )
     else:
-        show.say(f"{target} on {app.given_url}")
+        show.print_line(f"{target} on {app.url_source}")
         if app._lifespan is not None:
-            show.note("what the app's lifespan declares is not looked at")
-        show.table(
+            show.print_note("what the app's lifespan declares is not looked at")
+        show.print_table(
             ["", "item", "of", "why", "do"],
-            [[f.verdict.value, f.item, f.of, f.why, f.do or None] for f in findings],
+            [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
         )
-        words = [f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]]
-        show.say(", ".join(words))
-    raise typer.Exit(DONE if well else FAILED)
+        count_texts = [
+            f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]
+        ]
+        show.print_line(", ".join(count_texts))
+    raise typer.Exit(DONE if passed else FAILED)
 
 
-def _as_json(finding: Finding) -> dict[str, str]:
+def _finding_json(finding: Finding) -> dict[str, str]:
     return {
         "item": finding.item,
-        "of": finding.of,
+        "of": finding.subject,
         "verdict": finding.verdict.value,
-        "why": finding.why,
-        "do": finding.do,
+        "why": finding.reason,
+        "do": finding.advice,
     }
 
 
 @contextmanager
-def _opened(app: Streams) -> Iterator[tuple[Log | None, str]]:
+def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
     """The app's log; or None and why it could not be opened.
 
     :raises ConfigError: the URL or a setting cannot be.
     """
-    from streams.cli.logs import warnings
+    from streams.cli.logs import configure_warnings
     from streams.errors import LogError, NotFound
     from streams.log.url import open_log
 
-    warnings()
+    configure_warnings()
     try:
         log = open_log(app.url, app._config, app.clock, app.member, mode="ro")
     except NotFound as error:

@@ -9,16 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from streams.cli.failures import Failed, Misused
+from streams.cli.failures import CommandFailed, UsageError
 
 
-def given(value: str | None, file: Path | None) -> bytes | None:
+def replacement_value(value: str | None, file: Path | None) -> bytes | None:
     """What ``--value`` or ``--file`` says; None where neither was given.
 
     :raises Misused: both were.
     """
     if value is not None and file is not None:
-        raise Misused("streams dead edit takes --value or --file, not both")
+        raise UsageError("streams dead edit takes --value or --file, not both")
     if value is not None:
         return value.encode("utf-8", "surrogateescape")
     if file == Path("-"):
@@ -26,7 +26,7 @@ def given(value: str | None, file: Path | None) -> bytes | None:
     return None if file is None else file.read_bytes()
 
 
-def editor() -> list[str]:
+def editor_command() -> list[str]:
     """The user's editor, as a command.
 
     :raises Misused: none is set, or it cannot be read.
@@ -35,13 +35,15 @@ def editor() -> list[str]:
     try:
         words = shlex.split(name)
     except ValueError as error:
-        raise Misused(f"EDITOR={name!r}: {error}") from None
+        raise UsageError(f"EDITOR={name!r}: {error}") from None
     if not words:
-        raise Misused("streams dead edit takes --value or --file, or EDITOR from the environment")
+        raise UsageError(
+            "streams dead edit takes --value or --file, or EDITOR from the environment"
+        )
     return words
 
 
-def edited(data: bytes, command: list[str]) -> bytes:
+def edit_in_editor(data: bytes, command: list[str]) -> bytes:
     """What the editor makes of these bytes.
 
     An editor that ends a file with a line break ends it with one that was not there: it is taken
@@ -55,14 +57,16 @@ def edited(data: bytes, command: list[str]) -> bytes:
         try:
             status = subprocess.run([*command, str(path)], check=False).returncode
         except OSError as error:
-            raise Failed(f"the editor {command[0]!r} cannot be run: {error.strerror}") from None
+            raise CommandFailed(
+                f"the editor {command[0]!r} cannot be run: {error.strerror}"
+            ) from None
         if status != 0:
-            raise Failed(
+            raise CommandFailed(
                 f"the editor {command[0]!r} ended with status {status}: nothing is changed"
             )
         found = path.read_bytes()
     if not data.endswith(b"\n"):
         found = found.removesuffix(b"\n").removesuffix(b"\r")
     if found == data:
-        raise Failed("the value was not changed in the editor: the letter stays as it is")
+        raise CommandFailed("the value was not changed in the editor: the letter stays as it is")
     return found

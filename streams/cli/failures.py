@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from streams.errors import ConfigError, InvalidValue, StreamsError
-from streams.text import escape, one_line, words
+from streams.text import error_text, escape, one_line
 
 DONE = 0
 FAILED = 1
@@ -20,13 +20,13 @@ PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has enough (``| head``)."""
 
 
-class Failed(Exception):
+class CommandFailed(Exception):
     """A command could not do what it was asked to; its text is the line for the user."""
 
     status = FAILED
 
 
-class Misused(Failed):
+class UsageError(CommandFailed):
     """The command line itself cannot be: a value that means nothing, a URL that is missing."""
 
     status = USAGE
@@ -36,18 +36,18 @@ class PipeClosed(Exception):
     """Nobody reads standard output any more."""
 
 
-def describe(error: BaseException) -> tuple[str, int]:
+def error_line_and_status(error: BaseException) -> tuple[str, int]:
     """The line to show for an error, and the status to end with."""
-    if isinstance(error, Failed):
+    if isinstance(error, CommandFailed):
         return line(str(error)), error.status
-    text = "; ".join([words(error), *map(str, getattr(error, "__notes__", ()))])
+    text = "; ".join([error_text(error), *map(str, getattr(error, "__notes__", ()))])
     if isinstance(error, (ConfigError, InvalidValue)):
         return line(text), USAGE
     if isinstance(error, StreamsError):
         return line(text), FAILED
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return line(f"{place}{error.strerror}"), FAILED
+        file_prefix = f"{error.filename}: " if error.filename else ""
+        return line(f"{file_prefix}{error.strerror}"), FAILED
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line(f"{text} (STREAMS_DEBUG=1 shows where)"), FAILED
 
@@ -57,59 +57,61 @@ def line(text: str) -> str:
     return one_line(text)
 
 
-def report(text: str) -> None:
+def print_error(text: str) -> None:
     """Say on standard error what went wrong, without any secret of the command line's."""
-    _tell(f"{_formed(_hidden(line(text)))}\n")
+    _write_stderr(f"{_format_error(_without_secrets(line(text)))}\n")
 
 
-def report_traceback(error: BaseException) -> None:
-    """Show where an error comes from, for whoever asked for it (:func:`debugging`)."""
-    _tell(_hidden(escape("".join(traceback.format_exception(error)), lines=True)))
+def print_traceback(error: BaseException) -> None:
+    """Show where an error comes from, for whoever asked for it (:func:`is_debugging`)."""
+    _write_stderr(
+        _without_secrets(escape("".join(traceback.format_exception(error)), keep_lines=True))
+    )
 
 
-def _plain(text: str) -> str:
+def _format_plain(text: str) -> str:
     return f"streams: {text}"
 
 
-_formed: Callable[[str], str] = _plain
+_format_error: Callable[[str], str] = _format_plain
 
 
-def speak(formed: Callable[[str], str] = _plain) -> None:
-    """From now on :func:`report` writes its lines in this form."""
-    global _formed
-    _formed = formed
+def set_error_format(format_error: Callable[[str], str] = _format_plain) -> None:
+    """From now on :func:`print_error` writes its lines in this form."""
+    global _format_error
+    _format_error = format_error
 
 
-_given: Sequence[str] = ()
+_secret_sources: Sequence[str] = ()
 
 
-def given(arguments: Sequence[str]) -> None:
+def hide_secrets_of(arguments: Sequence[str]) -> None:
     """The words of the command line: of a URL among them, wherever it stands, no error shows a
     secret."""
-    global _given
-    _given = arguments
+    global _secret_sources
+    _secret_sources = arguments
 
 
-def also_given(text: str) -> None:
+def hide_secret_also(text: str) -> None:
     """The same of a word that came another way."""
-    given([*_given, text])
+    hide_secrets_of([*_secret_sources, text])
 
 
-def _hidden(text: str) -> str:
-    from streams.log.url import VARIABLE, secrets_in
+def _without_secrets(text: str) -> str:
+    from streams.log.url import URL_VARIABLE, secrets_in
 
-    variables = (os.environ.get(name, "") for name in (VARIABLE, "STREAMS_PROMETHEUS"))
-    return secrets_in([*_given, *variables]).hide(text)
+    variables = (os.environ.get(name, "") for name in (URL_VARIABLE, "STREAMS_PROMETHEUS"))
+    return secrets_in([*_secret_sources, *variables]).hide(text)
 
 
-def _tell(text: str) -> None:
+def _write_stderr(text: str) -> None:
     try:
         sys.stderr.write(text)
     except OSError:
         return  # nobody listens there either
 
 
-def debugging() -> bool:
+def is_debugging() -> bool:
     """Tracebacks are wanted."""
     return os.environ.get("STREAMS_DEBUG", "") not in ("", "0")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.bookkeeping import is_own_group, not_shown, own_topics
-from streams.cli.options import All, Json, Url, Yes, confirm, open_url
+from streams.cli.bookkeeping import internal_topics, is_internal_group, print_hidden_count
+from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
@@ -22,7 +22,9 @@ Name = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.")]
 
 
 @app.command("ls")
-def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
+def list_groups(
+    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
+) -> None:
     r"""List the groups: who runs, and what is waiting.
 
     Those that the toolkit keeps for itself (they follow delays, journals of
@@ -38,50 +40,54 @@ def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
     hidden = 0
     with open_url(url, "ro") as log:
         names = log.groups()
-        topics = show.tried("topics", log.topics) or ()
-        own = own_topics((info.name for info in topics), names)
+        topics = show.call_or_report("topics", log.topics) or ()
+        internal = internal_topics((info.name for info in topics), names)
         for name in names:
             # Others name their groups as they like, and one may be gone by now.
-            row = show.tried(f"group {name}", partial(_row, log, name))
+            row = show.call_or_report(f"group {name}", partial(_group_json, log, name))
             if row is None:
                 continue
-            if not everything and is_own_group(name, row["topics"], own):
+            if not include_internal and is_internal_group(name, row["topics"], internal):
                 hidden += 1
             else:
                 found.append(row)
     if json:
         show.print_json(found)
         return
-    show.table(
+    show.print_table(
         ["group", "members", "lag", "topics"],
         [
             [each["group"], each["members"], each["lag"], ", ".join(each["topics"])]
             for each in found
         ],
     )
-    not_shown(hidden, "group")
+    print_hidden_count(hidden, "group")
 
 
-def _row(log: Log, name: str) -> dict[str, Any]:
+def _group_json(log: Log, name: str) -> dict[str, Any]:
     info = log.group(name)
     return {
-        "group": show.printable(name),
+        "group": show.printable_text(name),
         "members": len(info.members),
         "topics": sorted({topic for topic, _ in info.positions}),
-        "lag": _lag(log, info),
+        "lag": _total_lag(log, info),
     }
 
 
-def _lag(log: Log, info: GroupInfo) -> int | None:
-    parts = [
+def _total_lag(log: Log, info: GroupInfo) -> int | None:
+    partition_lags = [
         log.lag(topic, partition, held.position)
         for (topic, partition), held in info.positions.items()
     ]
-    return None if None in parts else sum(part for part in parts if part is not None)
+    return (
+        None
+        if None in partition_lags
+        else sum(partition_lag for partition_lag in partition_lags if partition_lag is not None)
+    )
 
 
 @app.command("show")
-def show_group(group: Name, url: Url = None, json: Json = False) -> None:
+def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
     """Show where a group is in every partition.
 
     The oldest message that is not settled holds its partition's position back:
@@ -94,65 +100,79 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     """
     with open_url(url, "ro") as log:
         info = log.group(group)
-        owners = {place: member.id for member in info.members for place in member.partitions}
-        places = sorted({*info.positions, *owners})
-        parts = [_part(log, info, topic, partition, owners) for topic, partition in places]
+        owners = {
+            topic_partition: member.id
+            for member in info.members
+            for topic_partition in member.partitions
+        }
+        topic_partitions = sorted({*info.positions, *owners})
+        rows = [
+            _partition_json(log, info, topic, partition, owners)
+            for topic, partition in topic_partitions
+        ]
     if json:
         members = [
-            {"id": each.id, "partitions": [list(place) for place in each.partitions]}
+            {
+                "id": each.id,
+                "partitions": [list(topic_partition) for topic_partition in each.partitions],
+            }
             for each in info.members
         ]
-        show.print_json({"group": group, "members": members, "partitions": parts})
+        show.print_json({"group": group, "members": members, "partitions": rows})
         return
-    show.say(f"{group}: {show.number(len(info.members), 'member')} running")
-    show.table(
+    show.print_line(f"{group}: {show.count_text(len(info.members), 'member')} running")
+    show.print_table(
         ["topic", "partition", "position", "end", "lag", "ahead", "oldest", "key", "owner"],
         [
             [
-                part["topic"],
-                str(part["partition"]),
-                show.place(part["position"]),
-                show.place(part["end"]),
-                part["lag"],
-                part["ahead"],
-                show.age(part["oldest_seconds"]),
-                part["oldest_key"],
-                part["owner"],
+                row["topic"],
+                str(row["partition"]),
+                show.offset_cell(row["position"]),
+                show.offset_cell(row["end"]),
+                row["lag"],
+                row["ahead"],
+                show.age_text(row["oldest_seconds"]),
+                row["oldest_key"],
+                row["owner"],
             ]
-            for part in parts
+            for row in rows
         ],
     )
 
 
-def _part(
+def _partition_json(
     log: Log, info: GroupInfo, topic: str, partition: int, owners: dict[tuple[str, int], str]
 ) -> dict[str, Any]:
     from streams.replay.resetting import settled_ahead
-    from streams.replay.result import count
+    from streams.replay.result import count_messages
 
     held = info.positions.get((topic, partition))
-    first, end = log.bounds(topic, partition)
+    first, end = log.watermarks(topic, partition)
     position = first if held is None else held.position
-    ahead: int | None = 0
+    settled_ahead_count: int | None = 0
     for low, high in () if held is None else settled_ahead(held):
-        part = count(log, topic, partition, low, high)
-        ahead = None if ahead is None or part is None else ahead + part
-    oldest = _oldest(log, topic, partition, max(first, position), end)
+        range_count = count_messages(log, topic, partition, low, high)
+        settled_ahead_count = (
+            None
+            if settled_ahead_count is None or range_count is None
+            else settled_ahead_count + range_count
+        )
+    oldest = _first_unsettled(log, topic, partition, max(first, position), end)
     return {
         "topic": topic,
         "partition": partition,
-        "position": None if held is None else show.offset(log, held.position),
-        "end": show.offset(log, end),
+        "position": None if held is None else show.offset_json(log, held.position),
+        "end": show.offset_json(log, end),
         "lag": log.lag(topic, partition, position),
-        "ahead": ahead,
+        "ahead": settled_ahead_count,
         "owner": owners.get((topic, partition)),
         "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest.time(0)),
-        "oldest_key": None if oldest is None else show.readable(oldest.keys[0]),
-        "oldest_id": None if oldest is None else show.printable(oldest.id(0)),
+        "oldest_key": None if oldest is None else show.bytes_text(oldest.keys[0]),
+        "oldest_id": None if oldest is None else show.printable_text(oldest.id(0)),
     }
 
 
-def _oldest(log: Log, topic: str, partition: int, position: int, end: int) -> Batch | None:
+def _first_unsettled(log: Log, topic: str, partition: int, position: int, end: int) -> Batch | None:
     """What stands at a position: the first message that is not settled."""
     if position >= end:
         return None
@@ -164,7 +184,7 @@ def _oldest(log: Log, topic: str, partition: int, position: int, end: int) -> Ba
 
 
 @app.command("delete")
-def delete(group: Name, yes: Yes = False, url: Url = None) -> None:
+def delete_group(group: Name, yes: AssumeYes = False, url: Url = None) -> None:
     """Delete a group and its positions.
 
     Should its processors start again, they begin as a new group does.
@@ -176,6 +196,6 @@ def delete(group: Name, yes: Yes = False, url: Url = None) -> None:
     """
     with open_url(url) as log:
         positions = len(log.group(group).positions)
-        confirm(f"Delete group {group} with its {show.number(positions, 'position')}?", yes=yes)
-        log.forget(group)
-    show.say(f"{group}: deleted")
+        confirm(f"Delete group {group} with its {show.count_text(positions, 'position')}?", yes=yes)
+        log.delete_group(group)
+    show.print_line(f"{group}: deleted")

@@ -3,8 +3,8 @@
 A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
 ``dead_letter_queue`` of a queue's consumer), and a command without an app does not know it. But a
 dead letter says in its headers which topic and group it is of, so the newest records of every topic
-that is not known to be something else are looked at: :data:`LOOKED_AT` of a partition, of at most
-:data:`PARTITIONS` partitions and for :data:`SECONDS`, as each takes some questions to a server. A
+that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at most
+:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes some questions to a server. A
 topic that holds letters and much else besides may be missed.
 """
 
@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.cli import show
-from streams.cli.bookkeeping import own_topics
+from streams.cli.bookkeeping import internal_topics
 from streams.config import DeadLetters
 from streams.text import close_match
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log, TopicInfo
     from streams.message import Headers
 
-LOOKED_AT = 20
+RECORDS_SAMPLED = 20
 """Newest records of a partition that are looked at."""
 
-PARTITIONS = 2_000
+MAX_PARTITIONS = 2_000
 """Partitions that are looked at, at most, where there is anything in them."""
 
 
-SECONDS = 10.0
+TIME_LIMIT = 10.0
 """Real seconds after which no further topic is looked at."""
 
 
-class LetterTopic(NamedTuple):
+class DeadLetterTopic(NamedTuple):
     """A topic of dead letters.
 
     :param sources: topic and group of the letters that were seen in it, the newest of a partition
@@ -47,86 +47,98 @@ class LetterTopic(NamedTuple):
     sources: tuple[tuple[str, str], ...]
 
 
-class Looked(NamedTuple):
+class SearchResult(NamedTuple):
     """What was found.
 
-    :param whole: every topic that could hold letters was looked at.
+    :param complete: every topic that could hold letters was looked at.
     """
 
-    topics: list[LetterTopic]
-    whole: bool
+    topics: list[DeadLetterTopic]
+    complete: bool
 
 
-def find(log: Log) -> Looked:
+def find_dead_letter_topics(log: Log) -> SearchResult:
     """The topics that hold dead letters, or are named so, by name."""
     infos = log.topics()
-    own = own_topics((info.name for info in infos), show.tried("groups", log.groups) or ())
+    internal = internal_topics(
+        (info.name for info in infos), show.call_or_report("groups", log.groups) or ()
+    )
     named = [info for info in infos if info.name.endswith(".dead")]
-    others = [info for info in infos if not info.name.endswith(".dead") and info.name not in own]
-    found: list[LetterTopic] = []
-    left, give_up = PARTITIONS, time.monotonic() + SECONDS
+    others = [
+        info for info in infos if not info.name.endswith(".dead") and info.name not in internal
+    ]
+    found: list[DeadLetterTopic] = []
+    partitions_left, deadline = MAX_PARTITIONS, time.monotonic() + TIME_LIMIT
     for info in (*named, *others):
-        if time.monotonic() > give_up:
-            left = 0
-        look = show.tried(info.name, partial(_look, log, info, left)) if left else None
-        sources, looked = ((), 0) if look is None else look
-        left -= looked
+        if time.monotonic() > deadline:
+            partitions_left = 0
+        sampled = (
+            show.call_or_report(info.name, partial(_sample_sources, log, info, partitions_left))
+            if partitions_left
+            else None
+        )
+        sources, partitions_read = ((), 0) if sampled is None else sampled
+        partitions_left -= partitions_read
         if sources or info in named:
-            found.append(LetterTopic(info.name, sources))
-    return Looked(sorted(found), left > 0)
+            found.append(DeadLetterTopic(info.name, sources))
+    return SearchResult(sorted(found), partitions_left > 0)
 
 
-def _look(log: Log, info: TopicInfo, most: int) -> tuple[tuple[tuple[str, str], ...], int]:
+def _sample_sources(
+    log: Log, info: TopicInfo, max_partitions: int
+) -> tuple[tuple[tuple[str, str], ...], int]:
     """Topic and group of the letters among a topic's newest records, and how many partitions were
     looked at for that."""
     sources: dict[tuple[str, str], None] = {}
-    looked = 0
+    partitions_read = 0
     for partition in range(info.partitions):
-        first, end = log.bounds(info.name, partition)
+        first, end = log.watermarks(info.name, partition)
         if first >= end:
             continue
-        if looked == most:
+        if partitions_read == max_partitions:
             break
-        looked += 1
-        start = max(first, log.back(info.name, partition, end, LOOKED_AT))
+        partitions_read += 1
+        start = max(first, log.offset_before(info.name, partition, end, RECORDS_SAMPLED))
         with closing(log.reader(info.name, partition, start, end)) as reader:
-            while (batch := reader.read(LOOKED_AT)) is not None:
-                found = [_source(batch.headers(at)) for at in range(len(batch.offsets))]
+            while (batch := reader.read(RECORDS_SAMPLED)) is not None:
+                found = [_source_of(batch.headers(at)) for at in range(len(batch.offsets))]
                 sources |= dict.fromkeys(each for each in reversed(found) if each is not None)
-    return tuple(sources), looked
+    return tuple(sources), partitions_read
 
 
-def _source(headers: Headers) -> tuple[str, str] | None:
+def _source_of(headers: Headers) -> tuple[str, str] | None:
     """The topic and group of a dead letter; None: it is none, or does not say so."""
-    from streams.log.names import is_name
+    from streams.log.names import is_valid_name
     from streams.patterns.deadletters.parked import PREFIX
     from streams.patterns.deadletters.redriving import source_of
 
     topic, group = source_of(headers)
-    if topic is None or group is None or not (is_name(topic) and is_name(group)):
+    if topic is None or group is None or not (is_valid_name(topic) and is_valid_name(group)):
         return None
     if any(name.startswith(PREFIX) for name, _ in headers):  # the record of a closed key
         return None
     return topic, group
 
 
-def elsewhere(found: Iterable[LetterTopic], group: str, topic: str, name: str) -> list[str]:
+def other_topics_of(
+    topics: Iterable[DeadLetterTopic], group: str, topic: str, name: str
+) -> list[str]:
     """The topics other than this one that hold letters of a group and topic."""
-    return [each.name for each in found if (topic, group) in each.sources and each.name != name]
+    return [each.name for each in topics if (topic, group) in each.sources and each.name != name]
 
 
-def likely(found: Iterable[LetterTopic], group: str, topic: str) -> str | None:
+def suggest_arguments(topics: Iterable[DeadLetterTopic], group: str, topic: str) -> str | None:
     """How ``GROUP TOPIC`` should have been written, where there are letters of one like it."""
     known = {
-        f"{group} {topic}": arguments(group, topic, each.name)
-        for each in found
+        f"{group} {topic}": dead_ls_arguments(group, topic, each.name)
+        for each in topics
         for topic, group in each.sources
     }
     name = close_match(f"{group} {topic}", known)
     return None if name is None else known[name]
 
 
-def arguments(group: str, topic: str, name: str) -> str:
+def dead_ls_arguments(group: str, topic: str, name: str) -> str:
     """What ``streams dead ls`` and the like are called with for these letters."""
-    usual = DeadLetters().name(topic, group)
-    return f"{group} {topic}" + ("" if name == usual else f" --name {name}")
+    default_name = DeadLetters().name(topic, group)
+    return f"{group} {topic}" + ("" if name == default_name else f" --name {name}")

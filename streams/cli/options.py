@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.failures import Misused
+from streams.cli.failures import UsageError
 from streams.errors import LogError, NotFound
 from streams.text import close_match, escape
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log, Mode
-    from streams.log.url import Given
+    from streams.log.protocol import Log, OpenMode
+    from streams.log.url import ChosenUrl
 
 Url = Annotated[
     str | None,
@@ -35,9 +35,11 @@ AppUrl = Annotated[
         "kafka://host:9092. If neither is given: STREAMS_URL.",
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="Also those that the toolkit keeps for itself.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+IncludeInternal = Annotated[
+    bool, typer.Option("--all", help="Also those that the toolkit keeps for itself.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AssumeYes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Partition = Annotated[
     int | None, typer.Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
 ]
@@ -46,21 +48,21 @@ Key = Annotated[
 ]
 
 
-def given_url(url: str | None) -> Given:
+def resolve_url(url: str | None) -> ChosenUrl:
     """The log of ``--url``, else of the environment.
 
     :raises Misused: neither is given.
     """
-    from streams.log.url import choose
+    from streams.log.url import choose_url
 
-    given = choose(url)
-    if given is None:
-        raise Misused("no log: give --url, or set STREAMS_URL (such as sqlite:///app.db)")
-    return given
+    source = choose_url(url)
+    if source is None:
+        raise UsageError("no log: give --url, or set STREAMS_URL (such as sqlite:///app.db)")
+    return source
 
 
 @contextmanager
-def open_url(url: str | Given | None, mode: Mode = "rw") -> Iterator[Log]:
+def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log]:
     """The log of ``--url``, else of the environment, closed afterwards. A person who looks on is
     told which one it is.
 
@@ -70,41 +72,41 @@ def open_url(url: str | Given | None, mode: Mode = "rw") -> Iterator[Log]:
     :raises NotFound: there is no such file.
     """
     from streams.cli import show
-    from streams.cli.logs import warnings
-    from streams.log.url import Given, open_log
+    from streams.cli.logs import configure_warnings
+    from streams.log.url import ChosenUrl, open_log
 
-    given = url if isinstance(url, Given) else given_url(url)
-    warnings()
+    source = url if isinstance(url, ChosenUrl) else resolve_url(url)
+    configure_warnings()
     if sys.stderr.isatty():
-        show.note(f"on {given}")
-    with closing(open_log(given.url, mode=mode)) as log:
+        show.print_note(f"on {source}")
+    with closing(open_log(source.url, mode=mode)) as log:
         try:
             yield log
         except NotFound as error:
-            if (better := _with_nearest(log, error)) is None:
+            if (suggested := _with_suggestion(log, error)) is None:
                 raise
-            raise better from error
+            raise suggested from error
 
 
-def _with_nearest(log: Log, error: NotFound) -> NotFound | None:
+def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
     """The same error, which names the topic or group that was probably meant first; None: nothing
     there is like it."""
     if error.missing is None:
         return None
-    what, name = error.missing
+    kind, name = error.missing
     try:
-        there = [info.name for info in log.topics()] if what == "topic" else log.groups()
+        existing = [info.name for info in log.topics()] if kind == "topic" else log.groups()
     except LogError:
         return None
-    found = close_match(name, there)
+    found = close_match(name, existing)
     if found is None or found == name:
         return None
-    start = f"there is no {what} {name!r}"
+    start = f"there is no {kind} {name!r}"
     rest = str(error).removeprefix(start).removeprefix(": ")
     return NotFound(f"{start}: did you mean {found!r}?" + (f" Else: {rest}" if rest else ""))
 
 
-def address(text: str) -> tuple[str, int]:
+def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT``, ``[IPV6]:PORT``, or ``:PORT`` for all of this machine's addresses.
 
     :raises Misused: it is not written so.
@@ -112,9 +114,9 @@ def address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not (port.isascii() and port.isdecimal()) or (":" in bare and bare == host):
-        raise Misused(f"{text!r}: an address is written as HOST:PORT, such as 0.0.0.0:9100")
+        raise UsageError(f"{text!r}: an address is written as HOST:PORT, such as 0.0.0.0:9100")
     if int(port) > 65_535:
-        raise Misused(f"{text!r}: there is no port {port}; the last one is 65535")
+        raise UsageError(f"{text!r}: there is no port {port}; the last one is 65535")
     return bare or "0.0.0.0", int(port)  # noqa: S104 - asked for
 
 
@@ -127,5 +129,5 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Misused(f"{question} Nobody is there to be asked: say --yes")
+        raise UsageError(f"{question} Nobody is there to be asked: say --yes")
     typer.confirm(escape(question), abort=True, err=True)

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 import typer
 
 from streams.cli import show
-from streams.cli.failures import Failed, Misused, report
-from streams.cli.options import Json, Url, open_url
+from streams.cli.failures import CommandFailed, UsageError, print_error
+from streams.cli.options import AsJson, Url, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Record
 
-CHUNK = 5_000
+LINES_PER_APPEND = 5_000
 """Lines written at once, at most."""
 
-READ = 1 << 18
+READ_SIZE = 1 << 18
 """Bytes read at once, at most."""
 
-LONGEST = 64 << 20
+MAX_LINE = 64 << 20
 """Bytes of one line, at most: a file without line ends is no JSON lines."""
 
 
@@ -53,7 +53,7 @@ def publish(
         bool, typer.Option("--skip", help="Pass invalid lines over instead of stopping.")
     ] = False,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Publish JSON lines, one message each.
 
@@ -69,55 +69,57 @@ def publish(
       [cyan]tail -F app.log | jq -c --unbuffered .event | streams publish app[/cyan]
     """
     if key is not None and key_field is not None:
-        raise Misused("--key and --key-field: give one of them")
-    maker = _Maker(key, key_field, id_field)
+        raise UsageError("--key and --key-field: give one of them")
+    record_maker = _RecordMaker(key, key_field, id_field)
     written, skipped = 0, 0
     with ExitStack() as stack:
-        source, size = stack.enter_context(_source(file))
+        source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
         log.topic(topic)
-        bar = stack.enter_context(show.Bar(f"publishing to {topic}", size))
-        for lines in _chunks(source):
-            records, problem = _records(maker, lines.lines, skip=skip)
-            written += _append(log, topic, [record for _, record in records], written)
+        bar = stack.enter_context(show.ProgressBar(f"publishing to {topic}", size))
+        for lines in _read_lines(source):
+            records, problem = _make_records(record_maker, lines.lines, skip=skip)
+            written += _append_durably(log, topic, [record for _, record in records], written)
             skipped += len(lines.lines) - len(records) if skip else 0
             if problem is not None:
-                raise Failed(f"{problem}; published before it: {show.number(written, 'message')}")
-            bar.at(lines.bytes)
+                raise CommandFailed(
+                    f"{problem}; published before it: {show.count_text(written, 'message')}"
+                )
+            bar.update(lines.bytes)
     if json:
         show.print_json({"topic": topic, "published": written, "skipped": skipped})
     else:
-        also = f", {show.number(skipped, 'invalid line')} passed over" if skipped else ""
-        show.note(f"{show.number(written, 'message')} published to {topic}{also}")
+        also = f", {show.count_text(skipped, 'invalid line')} passed over" if skipped else ""
+        show.print_note(f"{show.count_text(written, 'message')} published to {topic}{also}")
 
 
 @contextmanager
-def _source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
+def _open_source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
     """What to read, and how many bytes that is, where it can be known."""
     if file != "-":
         with Path(file).open("rb") as source:
             yield source, os.fstat(source.fileno()).st_size or None
         return
     if sys.stdin.isatty():
-        show.note("reading JSON lines from the terminal; Ctrl-D ends")
+        show.print_note("reading JSON lines from the terminal; Ctrl-D ends")
     yield cast(BufferedReader, sys.stdin.buffer), None
 
 
-class _Lines(NamedTuple):
+class _LineChunk(NamedTuple):
     lines: Sequence[tuple[int, bytes]]
     """Numbers, from 1, and lines without their ends; empty ones are left out."""
     bytes: int
     """Read so far."""
 
 
-def _chunks(source: BufferedReader) -> Iterator[_Lines]:
+def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
     """Lines as they come: whatever is there is given out before waiting for more."""
     number, done = 0, 0
     rest: list[bytes] = []
     size = 0
     first = True
     while True:
-        data = source.read1(READ)
+        data = source.read1(READ_SIZE)
         done += len(data)
         if first and data.startswith(b"\xef\xbb\xbf"):
             data = data[3:]  # a byte order mark, as some editors write it
@@ -126,21 +128,21 @@ def _chunks(source: BufferedReader) -> Iterator[_Lines]:
         if data and not end:
             rest.append(data)
             size += len(data)
-            if size > LONGEST:
-                raise Failed(f"line {number + 1} is longer than {LONGEST >> 20} MiB")
+            if size > MAX_LINE:
+                raise CommandFailed(f"line {number + 1} is longer than {MAX_LINE >> 20} MiB")
             continue
         lines = (b"".join(rest) + head).split(b"\n")
         rest, size = [tail], len(tail)
         found = [(number + at, line.strip()) for at, line in enumerate(lines, 1)]
         number += len(lines)
         found = [pair for pair in found if pair[1]]
-        for start in range(0, len(found), CHUNK):
-            yield _Lines(found[start : start + CHUNK], done)
+        for start in range(0, len(found), LINES_PER_APPEND):
+            yield _LineChunk(found[start : start + LINES_PER_APPEND], done)
         if not data:
             return
 
 
-class _Maker:
+class _RecordMaker:
     """Makes the record of a line."""
 
     def __init__(self, key: str | None, key_field: str | None, id_field: str | None) -> None:
@@ -148,7 +150,7 @@ class _Maker:
         self._key_field = key_field
         self._id_field = id_field
 
-    def record(self, line: bytes) -> Record:
+    def make_record(self, line: bytes) -> Record:
         """:raises ValueError: the line is not JSON, or lacks a field; says why."""
         import orjson
         from uuid_utils import uuid7
@@ -158,28 +160,28 @@ class _Maker:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise ValueError(f"not JSON: {_reason(error)}") from error
+            raise ValueError(f"not JSON: {_json_error_text(error)}") from error
         key = self._key
         if self._key_field is not None:
-            found = _field(value, self._key_field)
+            found = _text_field(value, self._key_field)
             key = None if found is None else found.encode()
         id = str(uuid7())
         if self._id_field is not None:
-            named = _field(value, self._id_field)
-            if not named or "\0" in named:
+            message_id = _text_field(value, self._id_field)
+            if not message_id or "\0" in message_id:
                 raise ValueError(f"field {self._id_field!r} holds no message ID")
-            id = named
+            id = message_id
         return Record(line, key, id)
 
 
-def _reason(error: Exception) -> str:
+def _json_error_text(error: Exception) -> str:
     """What orjson says, with the column alone: a line has no other lines."""
     text, _, place = str(error).partition(": line ")
     column = place.partition("column ")[2].partition(" ")[0]
     return f"{text} (column {column})" if column else text
 
 
-def _field(value: Any, name: str) -> str | None:
+def _text_field(value: Any, name: str) -> str | None:
     if not isinstance(value, dict):
         raise ValueError(f"no field {name!r}: the value is no object")
     if name not in value:
@@ -193,36 +195,36 @@ def _field(value: Any, name: str) -> str | None:
     raise ValueError(f"field {name!r}: text or a whole number is needed")
 
 
-def _records(
-    maker: _Maker, lines: Sequence[tuple[int, bytes]], *, skip: bool
+def _make_records(
+    maker: _RecordMaker, lines: Sequence[tuple[int, bytes]], *, skip: bool
 ) -> tuple[list[tuple[int, Record]], str | None]:
     """Records up to the first invalid line, and what is wrong with that."""
     found: list[tuple[int, Record]] = []
     for number, line in lines:
         try:
-            found.append((number, maker.record(line)))
+            found.append((number, maker.make_record(line)))
         except ValueError as error:
             problem = f"line {number}: {error}"
             if not skip:
                 return found, problem
-            report(f"{problem}: passed over")
+            print_error(f"{problem}: passed over")
     return found, None
 
 
-def _append(log: Log, topic: str, records: Sequence[Record], before: int) -> int:
+def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int) -> int:
     """Write records and wait until they are durable; how many.
 
     :raises Failed: some were not acknowledged.
     """
-    from streams.patterns.deadletters.redriving import append
+    from streams.patterns.deadletters.redriving import append_and_wait
 
     if not records:
         return 0
-    answers = append(log, topic, records)
-    failures = [answer for answer in answers if isinstance(answer, Exception)]
+    results = append_and_wait(log, topic, records)
+    failures = [result for result in results if isinstance(result, Exception)]
     if failures:
-        raise Failed(
-            f"{failures[0]}; not acknowledged: {show.number(len(failures), 'message')}; "
-            f"published: {show.number(before + len(records) - len(failures), 'message')}"
+        raise CommandFailed(
+            f"{failures[0]}; not acknowledged: {show.count_text(len(failures), 'message')}; "
+            f"published: {show.count_text(before + len(records) - len(failures), 'message')}"
         )
     return len(records)

@@ -11,61 +11,61 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.apps import load
-from streams.cli.failures import INTERRUPTED, Failed, Misused, report
-from streams.cli.options import AppUrl, Json, Key, Partition, given_url, open_url
-from streams.cli.places import HELP, one_partition, places, written
-from streams.text import close_match, words
+from streams.cli.apps import load_app
+from streams.cli.failures import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli.options import AppUrl, AsJson, Key, Partition, open_url, resolve_url
+from streams.cli.places import OFFSET_HELP, format_positions, parse_offsets, require_partition
+from streams.text import close_match, error_text
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.log.url import Given
+    from streams.log.url import ChosenUrl
     from streams.processor import Processor
-    from streams.reading import When
+    from streams.reading import OffsetSpec
     from streams.replay import ReplayResult
 
-SHOWN = 10
+MAX_FAILURES_SHOWN = 10
 """Failures told one by one; more are counted."""
 
 
-class Errors(StrEnum):
+class OnError(StrEnum):
     """What to do at a message that fails for good."""
 
     stop = "stop"
     skip = "skip"
 
 
-class _Range:
+class _RangeArguments:
     """What is to be read."""
 
     def __init__(
         self, topic: str, start: str, end: str, partition: int | None, key: str | None
     ) -> None:
         self.topic = topic
-        self.start: When | Mapping[int, When] = places(start, "--start", topic)
-        found = places(end, "--end", topic)
+        self.start: OffsetSpec | Mapping[int, OffsetSpec] = parse_offsets(start, "--start", topic)
+        found = parse_offsets(end, "--end", topic)
         if isinstance(found, Mapping):
             if len(found) > 1:
-                raise Misused(f"--end {end!r}: one place; {HELP}")
+                raise UsageError(f"--end {end!r}: one place; {OFFSET_HELP}")
             ((number, found),) = found.items()
             if partition not in (None, number):
-                raise Misused(f"--end {end!r}: not a place in partition {partition}")
+                raise UsageError(f"--end {end!r}: not a place in partition {partition}")
             partition = number
             if isinstance(self.start, Mapping):
                 if set(self.start) != {number}:
-                    raise Misused(f"--end {end!r}: --start names another partition")
+                    raise UsageError(f"--end {end!r}: --start names another partition")
                 partition, self.start = number, self.start[number]
-        self.end: When = found
+        self.end: OffsetSpec = found
         self.partition = partition
         self.key = None if key is None else key.encode("utf-8", "surrogateescape")
 
-    def check(self, log: Log) -> None:
+    def require_partitions(self, log: Log) -> None:
         """:raises Misused: an offset, and not said of which partition."""
         count = log.topic(self.topic).partitions
-        one_partition(self.start, "--start", self.partition, count)
+        require_partition(self.start, "--start", self.partition, count)
         if not isinstance(self.start, Mapping):
-            one_partition(self.end, "--end", self.partition, count)
+            require_partition(self.end, "--end", self.partition, count)
 
 
 def replay(
@@ -82,7 +82,7 @@ def replay(
         str | None, typer.Option("--to", metavar="TOPIC", help="Write it to another topic.")
     ] = None,
     start: Annotated[
-        str, typer.Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {HELP}.")
+        str, typer.Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
     ] = "earliest",
     end: Annotated[
         str, typer.Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
@@ -98,10 +98,10 @@ def replay(
         typer.Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none."),
     ] = None,
     errors: Annotated[
-        Errors, typer.Option("--errors", help="At a message that fails for good.")
-    ] = Errors.stop,
+        OnError, typer.Option("--errors", help="At a message that fails for good.")
+    ] = OnError.stop,
     url: AppUrl = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Read a range of a topic again, moving nobody.
 
@@ -125,168 +125,191 @@ def replay(
       [cyan]streams replay orders --start 0/1041,1/998[/cyan]    partition 0 from 1041...
     """
     if second is None and ":" in first:
-        raise Misused(f"{first}: which of its topics? streams replay {first} TOPIC")
+        raise UsageError(f"{first}: which of its topics? streams replay {first} TOPIC")
     target, topic = (None, first) if second is None else (first, second)
     if into is not None and to is not None:
-        raise Misused("--into and --to: give one of them")
+        raise UsageError("--into and --to: give one of them")
     if into is not None and target is None:
-        raise Misused(f"--into {into}: of which app? Write MODULE:APP before {topic}")
+        raise UsageError(f"--into {into}: of which app? Write MODULE:APP before {topic}")
     if rate is not None and not 0 < rate < float("inf"):
-        raise Misused(f"--rate {rate:g}: messages a second, more than 0")
-    found = _Range(topic, start, end, partition, key)
-    app = None if target is None else load(target, url)
-    given = given_url(url) if app is None else app.given_url
+        raise UsageError(f"--rate {rate:g}: messages a second, more than 0")
+    range_arguments = _RangeArguments(topic, start, end, partition, key)
+    app = None if target is None else load_app(target, url)
+    url_source = resolve_url(url) if app is None else app.url_source
     if into is None and to is None:
-        _print(found, given, rate)
+        _print_range(range_arguments, url_source, rate)
         return
-    _run(app, found, given, into=into, to=to, rate=rate, window=window, errors=errors, json=json)
+    _replay_range(
+        app,
+        range_arguments,
+        url_source,
+        into=into,
+        to=to,
+        rate=rate,
+        window=window,
+        errors=errors,
+        json=json,
+    )
 
 
-def _print(found: _Range, given: Given, rate: float | None) -> None:
+def _print_range(
+    range_arguments: _RangeArguments, url_source: ChosenUrl, rate: float | None
+) -> None:
     """The range as JSON lines."""
     import sys
 
-    from streams.reading import ranges
-    from streams.replay.copying import Rows
-    from streams.replay.pace import Pace
-    from streams.replay.result import total
+    from streams.reading import resolve_ranges
+    from streams.replay.copying import RangeReader
+    from streams.replay.pace import TokenBucket
+    from streams.replay.result import total_messages
 
     with ExitStack() as stack:
-        log = stack.enter_context(open_url(given, "ro"))
-        found.check(log)
-        spans = ranges(
-            log, found.topic, found.start, found.end, partition=found.partition, now=time.time()
+        log = stack.enter_context(open_url(url_source, "ro"))
+        range_arguments.require_partitions(log)
+        offset_ranges = resolve_ranges(
+            log,
+            range_arguments.topic,
+            range_arguments.start,
+            range_arguments.end,
+            partition=range_arguments.partition,
+            now=time.time(),
         )
-        rows = Rows(log, found.topic, spans, key=found.key)
+        rows = RangeReader(log, range_arguments.topic, offset_ranges, key=range_arguments.key)
         stack.callback(rows.close)
-        pace = Pace(rate)
+        pace = TokenBucket(rate)
         quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
         bar = stack.enter_context(
-            show.Bar(f"reading {found.topic}", total(log, found.topic, spans), quiet=quiet)
+            show.ProgressBar(
+                f"reading {range_arguments.topic}",
+                total_messages(log, range_arguments.topic, offset_ranges),
+                quiet=quiet,
+            )
         )
         while True:
-            while (room := pace.room(1_000)) <= 0:
-                time.sleep(pace.delay())
-            chunk = rows.chunk(room)
+            while (room := pace.available(1_000)) <= 0:
+                time.sleep(pace.seconds_to_next())
+            chunk = rows.read_chunk(room)
             if not chunk:
                 break
             for row in chunk:
-                show.write(show.json_line(log, row.batch, row.index))
+                show.write_bytes(show.json_line(log, row.batch, row.index))
             sys.stdout.buffer.flush()
-            pace.spend(len(chunk))
-            bar.at(rows.scanned)
+            pace.consume(len(chunk))
+            bar.update(rows.scanned)
 
 
-def _run(
+def _replay_range(
     app: Streams | None,
-    found: _Range,
-    given: Given,
+    range_arguments: _RangeArguments,
+    url_source: ChosenUrl,
     *,
     into: str | None,
     to: str | None,
     rate: float | None,
     window: int | None,
-    errors: Errors,
+    errors: OnError,
     json: bool,
 ) -> None:
     """The range into a handler or a topic, and what came of it."""
     import asyncio
 
     from streams.app import Streams, loop_factory
-    from streams.cli.logs import warnings
+    from streams.cli.logs import configure_warnings
     from streams.config import Dedup
     from streams.replay import ReplayFailed, ReplayResult
     from streams.replay import replay as replay_range
 
     if app is None:
-        app = Streams(given.url)
-    app._mode = "rw"  # what is not there cannot be replayed
-    warnings()
+        app = Streams(url_source.url)
+    app.open_mode = "rw"  # what is not there cannot be replayed
+    configure_warnings()
     if not json:
-        show.note(f"replaying {found.topic} on {given}")
-    last = ReplayResult(None)
+        show.print_note(f"replaying {range_arguments.topic} on {url_source}")
+    last_result = ReplayResult(None)
     began = time.monotonic()
 
-    async def go(app: Streams) -> ReplayResult:
+    async def run_replay(app: Streams) -> ReplayResult:
         async with app.connected():
-            target = to if into is None else _processor(app, into)
-            await asyncio.to_thread(found.check, app.log)
+            target = to if into is None else _find_processor(app, into)
+            await asyncio.to_thread(range_arguments.require_partitions, app.log)
 
-            def seen(result: ReplayResult) -> None:
-                nonlocal last
-                last = result
-                bar.at(result.scanned, result.total)
+            def on_progress(result: ReplayResult) -> None:
+                nonlocal last_result
+                last_result = result
+                bar.update(result.scanned, result.total)
 
             try:
                 return await replay_range(
                     app,
-                    found.topic,
+                    range_arguments.topic,
                     target or "",
-                    start=found.start,
-                    end=found.end,
-                    partition=found.partition,
-                    key=found.key,
+                    start=range_arguments.start,
+                    end=range_arguments.end,
+                    partition=range_arguments.partition,
+                    key=range_arguments.key,
                     rate=rate,
                     dedup=None if window is None else Dedup(window=window),
                     errors=errors.value,
-                    progress=seen,
+                    progress=on_progress,
                 )
             except ReplayFailed as failed:
                 result = failed.result
-                raise Failed(
-                    f"stopped at {failed.failure}; {_said(result, began)}; go on with --start "
-                    f"{written(app.log, result.positions)}, or pass such messages over with "
+                raise CommandFailed(
+                    f"stopped at {failed.failure}; {_summary_text(result, began)}; go on with --start "
+                    f"{format_positions(app.log, result.positions)}, or pass such messages over with "
                     "--errors skip"
                 ) from failed
             except asyncio.CancelledError:
-                if last.positions:
-                    where = written(app.log, last.positions)
-                    report(f"interrupted; {_said(last, began)}; go on with --start {where}")
+                if last_result.positions:
+                    where = format_positions(app.log, last_result.positions)
+                    print_error(
+                        f"interrupted; {_summary_text(last_result, began)}; go on with --start {where}"
+                    )
                 raise
 
-    with show.Bar(f"replaying {found.topic}") as bar:
+    with show.ProgressBar(f"replaying {range_arguments.topic}") as bar:
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                result = runner.run(go(app))
+                result = runner.run(run_replay(app))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-    for failure in result.failures[:SHOWN]:
-        report(f"passed over {failure}")
+    for failure in result.failures[:MAX_FAILURES_SHOWN]:
+        print_error(f"passed over {failure}")
     if json:
-        show.print_json(_summary(result, time.monotonic() - began))
+        show.print_json(_summary_json(result, time.monotonic() - began))
     else:
-        show.note(_said(result, began))
+        show.print_note(_summary_text(result, began))
 
 
-def _processor(app: Streams, name: str) -> Processor[..., Any]:
+def _find_processor(app: Streams, name: str) -> Processor[..., Any]:
     for processor in app.processors:
         if processor.name == name:
             if processor.options.to is not None:
-                show.note(f"what {name} returns is not published to {processor.options.to.name}")
+                show.print_note(
+                    f"what {name} returns is not published to {processor.options.to.name}"
+                )
             return processor
     names = [each.name for each in app.processors]
-    meant = close_match(name, names)
-    hint = "" if meant is None else f"did you mean {meant!r}? "
+    suggestion = close_match(name, names)
+    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
     known = ", ".join(names) or "none"
-    raise Failed(f"--into {name}: the app has no such processor; {hint}it has: {known}")
+    raise CommandFailed(f"--into {name}: the app has no such processor; {hint}it has: {known}")
 
 
-def _said(result: ReplayResult, began: float) -> str:
+def _summary_text(result: ReplayResult, began: float) -> str:
     seconds = time.monotonic() - began
     parts = [f"{result.handled:,} done"]
     if result.duplicates:
-        parts.append(show.number(result.duplicates, "duplicate"))
+        parts.append(show.count_text(result.duplicates, "duplicate"))
     if result.filtered:
         parts.append(f"{result.filtered:,} filtered out")
     if result.failed:
         parts.append(f"{result.failed:,} failed")
-    pace = f", {result.read / seconds:,.0f} a second" if seconds >= 1 else ""
-    return (
-        f"{show.number(result.read, 'message')} read: {', '.join(parts)} in {seconds:.1f} s{pace}"
-    )
+    rate = f", {result.read / seconds:,.0f} a second" if seconds >= 1 else ""
+    return f"{show.count_text(result.read, 'message')} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
 
 
-def _summary(result: ReplayResult, seconds: float) -> dict[str, Any]:
+def _summary_json(result: ReplayResult, seconds: float) -> dict[str, Any]:
     return {
         "read": result.read,
         "handled": result.handled,
@@ -300,9 +323,9 @@ def _summary(result: ReplayResult, seconds: float) -> dict[str, Any]:
                 "partition": each.position.partition,
                 "offset": str(each.position.offset),
                 "position": str(each.position),
-                "id": show.printable(each.id),
+                "id": show.printable_text(each.id),
                 "attempts": each.attempts,
-                "error": f"{type(each.error).__name__}: {words(each.error)}",
+                "error": f"{type(each.error).__name__}: {error_text(each.error)}",
             }
             for each in result.failures
         ],

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.failures import Failed
-from streams.cli.options import Json, Partition, Url, open_url
-from streams.cli.places import one_partition, places
+from streams.cli.failures import CommandFailed
+from streams.cli.options import AsJson, Partition, Url, open_url
+from streams.cli.places import parse_offsets, require_partition
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -38,7 +38,7 @@ def reset(
         bool, typer.Option("--force", help="Even while it runs; its members start over from there.")
     ] = False,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Move a group to another place in a topic.
 
@@ -53,64 +53,64 @@ def reset(
       [cyan]streams reset billing orders --to 1041 --partition 3[/cyan]
       [cyan]streams reset billing orders --to latest[/cyan]      give up what is waiting
     """
-    from streams.errors import GroupLive
-    from streams.replay.resetting import carry_out, plan
+    from streams.errors import GroupNotEmpty
+    from streams.replay.resetting import apply_reset, plan_reset
 
-    found = places(to, "--to", topic)
+    offsets = parse_offsets(to, "--to", topic)
     with open_url(url, "ro" if dry_run else "rw") as log:
-        one_partition(found, "--to", partition, log.topic(topic).partitions)
-        moves = plan(log, group, topic, found, partition=partition, now=time.time())
-        live = len(log.group(group).members)
+        require_partition(offsets, "--to", partition, log.topic(topic).partitions)
+        moves = plan_reset(log, group, topic, offsets, partition=partition, now=time.time())
+        running_members = len(log.group(group).members)
         if not dry_run:
             try:
-                carry_out(log, group, topic, moves, force=force)
-            except GroupLive as error:
-                raise Failed(f"{error} (--force)") from error
+                apply_reset(log, group, topic, moves, force=force)
+            except GroupNotEmpty as error:
+                raise CommandFailed(f"{error} (--force)") from error
         if json:
             show.print_json(
                 {
                     "group": group,
                     "topic": topic,
                     "moved": not dry_run,
-                    "members": live,
-                    "partitions": [_json(log, move) for move in moves],
+                    "members": running_members,
+                    "partitions": [_move_json(log, move) for move in moves],
                 }
             )
             return
-        show.table(
+        show.print_table(
             ["partition", "from", "to", "again", "skipped"],
             [
                 [
                     str(move.partition),
-                    None if move.before is None else log.show(move.before),
-                    log.show(move.after),
+                    None if move.before is None else log.format_offset(move.before),
+                    log.format_offset(move.after),
                     move.again,
                     move.skipped,
                 ]
                 for move in moves
             ],
         )
-    again, skipped = _sum(moves, "again"), _sum(moves, "skipped")
-    said = f"to be handled again: {again}, to be skipped: {skipped}"
+    replayed, skipped = _total_text(moves, "again"), _total_text(moves, "skipped")
+    summary = f"to be handled again: {replayed}, to be skipped: {skipped}"
     if dry_run:
-        show.note(f"dry run, nothing was changed: {said}")
-        if live:
-            members = show.number(live, "member")
-            show.note(f"{group} has {members} running: stop them first, or add --force")
+        show.print_note(f"dry run, nothing was changed: {summary}")
+        if running_members:
+            members = show.count_text(running_members, "member")
+            show.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
-        show.note(f"{group} was moved in {topic}: {said}")
+        show.print_note(f"{group} was moved in {topic}: {summary}")
 
 
-def _sum(moves: list[Move], name: str) -> str:
+def _total_text(moves: list[Move], name: str) -> str:
     counts = [getattr(move, name) for move in moves]
-    return show.number(None if None in counts else sum(counts), "message")
+    return show.count_text(None if None in counts else sum(counts), "message")
 
 
-def _json(log: Log, move: Move) -> dict[str, Any]:
+def _move_json(log: Log, move: Move) -> dict[str, Any]:
     return {
         "partition": move.partition,
-        "from": None if move.before is None else show.offset(log, move.before),
-        "to": show.offset(log, move.after),
+        "from": None if move.before is None else show.offset_json(log, move.before),
+        "to": show.offset_json(log, move.after),
         "again": move.again,
         "skipped": move.skipped,
     }

@@ -19,18 +19,18 @@ from streams.cli.failures import (
     PIPE_CLOSED,
     USAGE,
     PipeClosed,
-    debugging,
-    describe,
-    given,
+    error_line_and_status,
+    hide_secrets_of,
     is_closed_pipe,
+    is_debugging,
     line,
-    report,
-    report_traceback,
-    speak,
+    print_error,
+    print_traceback,
+    set_error_format,
 )
 
 
-class _Root(TyperGroup):
+class _RootGroup(TyperGroup):
     """Tells what the library below would swallow: a closed pipe, an interrupt."""
 
     @override
@@ -47,7 +47,7 @@ class _Root(TyperGroup):
 
 app = typer.Typer(
     name="streams",
-    cls=_Root,
+    cls=_RootGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -55,8 +55,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from streams import __version__
 
         typer.echo(f"streams {__version__}")
@@ -67,7 +67,7 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say the version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
     ] = False,
 ) -> None:
     """Event streams on Kafka, Redis, or a file: run, look, publish, replay, repair.
@@ -100,8 +100,8 @@ app.add_typer(saga.app, name="saga")
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status."""
-    given(arguments)
-    speak()
+    hide_secrets_of(arguments)
+    set_error_format()
     try:
         status = _invoke(arguments)
         sys.stdout.flush()
@@ -122,27 +122,27 @@ def _invoke(arguments: Sequence[str]) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:
-        report("aborted, nothing was done")
+        print_error("aborted, nothing was done")
         return FAILED
     except (PipeClosed, BrokenPipeError):
         raise
     except Exception as error:
         if hasattr(error, "format_message"):
-            return _misused(error)
-        text, status = describe(error)
-        if debugging():
-            report_traceback(error)
-        report(text)
+            return _print_usage_error(error)
+        text, status = error_line_and_status(error)
+        if is_debugging():
+            print_traceback(error)
+        print_error(text)
         return status
     return found if isinstance(found, int) else DONE
 
 
-def _misused(error: Any) -> int:
+def _print_usage_error(error: Any) -> int:
     """The command line could not be read: what is wrong, and where help is."""
     text = line(str(error.format_message()))
     if not text:  # a group without a command: its help was shown
         return USAGE
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "streams")
-    report(f"{text.rstrip('.')}; see {command} --help")
+    print_error(f"{text.rstrip('.')}; see {command} --help")
     return int(getattr(error, "exit_code", USAGE))

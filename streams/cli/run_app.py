@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.apps import load
+from streams.cli.apps import load_app
 from streams.cli.failures import (
     FAILED,
     USAGE,
-    Failed,
-    Misused,
-    debugging,
-    describe,
-    report,
-    report_traceback,
+    CommandFailed,
+    UsageError,
+    error_line_and_status,
+    is_debugging,
+    print_error,
+    print_traceback,
 )
-from streams.cli.logs import Format
-from streams.cli.options import AppUrl, address
+from streams.cli.logs import LogFormat
+from streams.cli.options import AppUrl, parse_address
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -33,24 +33,24 @@ logger = get_logger("streams")
 
 
 @contextmanager
-def _monitored(app: Streams, place: tuple[str, int] | None) -> Iterator[None]:
+def _serve_monitoring(app: Streams, http_address: tuple[str, int] | None) -> Iterator[None]:
     """Serve metrics and health meanwhile, where that is wanted."""
-    if place is None:
+    if http_address is None:
         yield
         return
     from streams.patterns.monitoring import MonitoringServer
 
-    with MonitoringServer(app, *place) as server:
+    with MonitoringServer(app, *http_address) as server:
         host = f"[{server.host}]" if ":" in server.host else server.host
         logger.info("metrics and health on http://%s:%d", host, server.port)
         yield
 
 
-RARELY = 20_000
+GC_THRESHOLD = 20_000
 """Objects that may come into being until Python looks for unreachable cycles among them."""
 
 
-def _collect_rarely() -> None:
+def _raise_gc_threshold() -> None:
     """Let most messages die before the cyclic garbage collector looks at them.
 
     With Python's own 700 it goes through everything that is under way again and again: a quarter
@@ -58,10 +58,10 @@ def _collect_rarely() -> None:
     """
     first, *others = gc.get_threshold()
     if first:  # 0: somebody turned it off
-        gc.set_threshold(max(first, RARELY), *others)
+        gc.set_threshold(max(first, GC_THRESHOLD), *others)
 
 
-class Level(StrEnum):
+class LogLevel(StrEnum):
     """Levels of log lines, the chattiest first."""
 
     debug = "debug"
@@ -74,11 +74,11 @@ def run(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the app is.")],
     url: AppUrl = None,
     log_level: Annotated[
-        Level | None,
+        LogLevel | None,
         typer.Option("--log-level", "-l", help="The least level logged (info, or the app's own)."),
     ] = None,
     log_format: Annotated[
-        Format | None,
+        LogFormat | None,
         typer.Option(
             "--log-format",
             envvar="STREAMS_LOG_FORMAT",
@@ -138,64 +138,64 @@ def run(
       [cyan]streams run shop:app --member shop-3[/cyan]
       [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
-    from streams.cli.logs import set_up, speak
-    from streams.cli.workers import Worker, number, supervise, url_from_supervisor
+    from streams.cli.logs import configure_logging, format_errors_as_logs
+    from streams.cli.workers import WorkerProcess, supervise, take_supervisor_url, worker_number
     from streams.log.names import check_member
 
-    place_of_http = None if not http else address(http)
+    http_address = None if not http else parse_address(http)
     level = None if log_level is None else getattr(logging, log_level.name.upper())
     if workers is not None and worker is None:
-        speak(log_format, 0)
-        set_up(level, log_format, 0)
+        format_errors_as_logs(log_format, 0)
+        configure_logging(level, log_format, 0)
         options = []
         if log_level is not None:
             options += ["--log-level", log_level.value]
         if log_format is not None:
             options += ["--log-format", log_format.value]
-        raise typer.Exit(supervise(target, workers, url, options, place_of_http, member))
-    which = None if worker is None else number()
-    speak(log_format, which)
-    place = None
+        raise typer.Exit(supervise(target, workers, url, options, http_address, member))
+    worker_index = None if worker is None else worker_number()
+    format_errors_as_logs(log_format, worker_index)
+    worker_process = None
     if worker is not None:
-        place, url = Worker(worker), url_from_supervisor()
-    _collect_rarely()
-    app = load(target, url)
+        worker_process, url = WorkerProcess(worker), take_supervisor_url()
+    _raise_gc_threshold()
+    app = load_app(target, url)
     if member is not None:
         app._member = check_member(member)
     gc.freeze()  # what was imported stays, and is not looked at again
-    set_up(level, log_format, which)
-    if place is not None:
-        place.loaded(target, app)
-    logger.info("running %s on %s", target, app.given_url)
-    app._url_told = True
+    configure_logging(level, log_format, worker_index)
+    if worker_process is not None:
+        worker_process.report_loaded(target, app)
+    logger.info("running %s on %s", target, app.url_source)
+    app.url_logged = True
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
     try:
-        with _monitored(app, place_of_http):
-            _run_to_its_end(app)
+        with _serve_monitoring(app, http_address):
+            _run_until_stopped(app)
     except typer.Exit:
         raise
     except Exception as error:
-        if debugging():
+        if is_debugging():
             raise
-        text, status = describe(error)
+        text, status = error_line_and_status(error)
         if status == USAGE:
-            raise Misused(f"{target}: {text}") from error
-        raise Failed(f"{target} failed: {text}") from error
+            raise UsageError(f"{target}: {text}") from error
+        raise CommandFailed(f"{target} failed: {text}") from error
 
 
-def _run_to_its_end(app: Streams) -> None:
+def _run_until_stopped(app: Streams) -> None:
     """Run the app; say in one line what ended it.
 
     :raises typer.Exit: something did.
     """
-    from streams.errors import FENCED, ConfigError, MemberFenced, StreamsError
+    from streams.errors import EXIT_FENCED, ConfigError, MemberFenced, StreamsError
 
     try:
         app.run_or_raise()
     except StreamsError as error:
-        if debugging():
-            report_traceback(error)
-        report(str(error))
-        status = FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
+        if is_debugging():
+            print_traceback(error)
+        print_error(str(error))
+        status = EXIT_FENCED if isinstance(error.__cause__, MemberFenced) else FAILED
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else status) from None

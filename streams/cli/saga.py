@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.failures import Failed
-from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.cli.failures import CommandFailed
+from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
 from streams.text import close_match
 
 if TYPE_CHECKING:
-    from streams.log.protocol import Log, Mode
-    from streams.patterns.saga.entry import Entry, Failure
+    from streams.log.protocol import Log, OpenMode
+    from streams.patterns.saga.entry import Failure, JournalEntry
     from streams.patterns.saga.journal import Journal
 
 app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
@@ -39,23 +39,23 @@ Newest = Annotated[
 ]
 
 _NEWEST = 1_000_000
-"""What :data:`streams.patterns.saga.journal.NEWEST` is, which is imported only when it is used."""
+"""What :data:`streams.patterns.saga.journal.DEFAULT_NEWEST` is, which is imported only when it is used."""
 
 
-_LIKE = 1_000
+_SUGGEST_FROM_NEWEST = 1_000
 """Newest entries of each partition among which an ID like one that is not there is looked for."""
 
 
 @app.command("ls", hidden=True)  # as the other groups of commands call it
 @app.command("list")
-def ls(
+def list_sagas(
     name: Annotated[
         str | None, typer.Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
+    include_ended: Annotated[bool, typer.Option("--all", help="Also those that are over.")] = False,
     newest: Newest = _NEWEST,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     r"""List the sagas that are not over, the one that moved last at the end.
 
@@ -71,23 +71,26 @@ def ls(
     from streams.patterns.saga.journal import Journal
 
     found: list[dict[str, Any]] = []
-    with open_url(url, "ro") as log, _told(log, name):
-        for each in _names(log) if name is None else (name,):
+    with open_url(url, "ro") as log, _as_command_errors(log, name):
+        for each in _saga_names(log) if name is None else (name,):
             journal = Journal(log, each)
-            listing = journal.all(lambda entry: everything or not entry.over, newest or None)
+            listing = journal.list_latest(
+                lambda entry: include_ended or not entry.is_final, newest or None
+            )
             rows = (
-                show.tried(f"{each} {e.saga}", partial(_brief, each, e)) for e in listing.entries
+                show.call_or_report(f"{each} {e.saga}", partial(_saga_summary, each, e))
+                for e in listing.entries
             )
             found += [row for row in rows if row is not None]
-            if not listing.whole:
-                show.note(
+            if not listing.is_complete:
+                show.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
                     "looked at; --newest 0 looks at all"
                 )
     if json:
         show.print_json(found)
         return
-    show.table(
+    show.print_table(
         ["saga", "id", "status", "at", "since", "why"],
         [
             [
@@ -95,7 +98,7 @@ def ls(
                 each["id"],
                 each["status"],
                 ", ".join(each["steps"]) or None,
-                show.age(each["seconds"]),
+                show.age_text(each["seconds"]),
                 each["why"],
             ]
             for each in found
@@ -104,8 +107,8 @@ def ls(
 
 
 @app.command("status")
-def status(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+def show_status(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
 ) -> None:
     """Show where a saga stands, and its context.
 
@@ -114,22 +117,24 @@ def status(
       [cyan]streams saga status orders o-17[/cyan]
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
-    with _journal(url, name, "ro") as journal:
+    with _open_journal(url, name, "ro") as journal:
         entry = journal.latest(id, newest or None).entry
-    whole = _whole(name, entry)
+    details = _saga_details(name, entry)
     if json:
-        show.print_json(whole)
+        show.print_json(details)
         return
-    context = whole.pop("context")
-    rows = {key: _cell(found) for key, found in whole.items() if key not in ("why", "plan")}
-    show.mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    show.say("plan: " + ", ".join(" | ".join(group) for group in whole["plan"]))
-    show.say(f"context: {show.as_json(context).decode().rstrip()}")
+    context = details.pop("context")
+    rows = {
+        key: _format_value(found) for key, found in details.items() if key not in ("why", "plan")
+    }
+    show.print_mapping({key: found for key, found in rows.items() if found not in ("", None)})
+    show.print_line("plan: " + ", ".join(" | ".join(group) for group in details["plan"]))
+    show.print_line(f"context: {show.json_bytes(context).decode().rstrip()}")
 
 
 @app.command("resume")
-def resume(
-    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: Json = False
+def resume_saga(
+    name: Name, id: Id, newest: Newest = _NEWEST, url: Url = None, json: AsJson = False
 ) -> None:
     """Go on with a saga that stands still.
 
@@ -140,24 +145,26 @@ def resume(
 
       [cyan]streams saga resume orders o-17[/cyan]
     """
-    from streams.patterns.saga.entry import resumed
+    from streams.patterns.saga.entry import resume_entry
 
-    with _journal(url, name) as journal:
-        entry = journal.command(id, lambda last: resumed(last, time.time()), newest or None)
-    _done(name, entry, json=json)
+    with _open_journal(url, name) as journal:
+        entry = journal.append_command(
+            id, lambda last: resume_entry(last, time.time()), newest or None
+        )
+    _print_result(name, entry, json=json)
 
 
 @app.command("abandon")
-def abandon(
+def abandon_saga(
     name: Name,
     id: Id,
     reason: Annotated[
         str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")
     ] = "",
-    yes: Yes = False,
+    yes: AssumeYes = False,
     newest: Newest = _NEWEST,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Take no further step of a saga, neither forward nor backward.
 
@@ -169,34 +176,34 @@ def abandon(
       [cyan]streams saga abandon orders o-17 --reason "refunded by hand"[/cyan]
       [cyan]streams saga abandon orders o-17 --yes[/cyan]
     """
-    from streams.patterns.saga.entry import abandoned
+    from streams.patterns.saga.entry import abandon_entry
 
-    with _journal(url, name) as journal:
+    with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
-        abandoned(last, time.time())  # refused before anybody is asked
+        abandon_entry(last, time.time())  # refused before anybody is asked
         confirm(
-            f"Abandon saga {id}, which is {last.status}? Not undone: {_left(last)}.",
+            f"Abandon saga {id}, which is {last.status}? Not undone: {_steps_not_undone(last)}.",
             yes=yes,
         )
-        entry = journal.command(
-            id, lambda last: abandoned(last, time.time(), reason), newest or None
+        entry = journal.append_command(
+            id, lambda last: abandon_entry(last, time.time(), reason), newest or None
         )
-    _done(name, entry, json=json)
+    _print_result(name, entry, json=json)
 
 
-def _names(log: Log) -> list[str]:
+def _saga_names(log: Log) -> list[str]:
     """The names of all sagas that the log has a journal of."""
-    from streams.patterns.saga.journal import SUFFIX
+    from streams.patterns.saga.journal import TOPIC_SUFFIX
 
     return [
-        info.name.removesuffix(SUFFIX)
+        info.name.removesuffix(TOPIC_SUFFIX)
         for info in log.topics()
-        if info.name.endswith(SUFFIX) and info.name != SUFFIX
+        if info.name.endswith(TOPIC_SUFFIX) and info.name != TOPIC_SUFFIX
     ]
 
 
 @contextmanager
-def _told(log: Log, name: str | None) -> Iterator[None]:
+def _as_command_errors(log: Log, name: str | None) -> Iterator[None]:
     """What is not there is no fault of the program's; says what was probably meant.
 
     :param name: the orchestrator's, where it was given.
@@ -206,76 +213,80 @@ def _told(log: Log, name: str | None) -> Iterator[None]:
     try:
         yield
     except UnknownSaga as error:
-        meant = None if name is None else _meant(log, name, error.id)
-        hint = "" if meant is None else f"; did you mean {meant!r}?"
-        raise Failed(f"{error}{hint}") from error
+        suggestion = None if name is None else _suggestion(log, name, error.id)
+        hint = "" if suggestion is None else f"; did you mean {suggestion!r}?"
+        raise CommandFailed(f"{error}{hint}") from error
     except SagaError as error:
-        raise Failed(str(error)) from error
+        raise CommandFailed(str(error)) from error
 
 
-def _meant(log: Log, name: str, id: str | None) -> str | None:
+def _suggestion(log: Log, name: str, id: str | None) -> str | None:
     """The saga that is most like one that is not there."""
     from streams.errors import LogError
     from streams.patterns.saga.journal import Journal
 
     try:
-        known = _names(log) if id is None else sorted(Journal(log, name).ids(_LIKE))
+        known = (
+            _saga_names(log)
+            if id is None
+            else sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST))
+        )
     except LogError:
         return None
     return close_match(name if id is None else id, known)
 
 
 @contextmanager
-def _journal(url: str | None, name: str, mode: Mode = "rw") -> Iterator[Journal]:
+def _open_journal(url: str | None, name: str, mode: OpenMode = "rw") -> Iterator[Journal]:
     from streams.patterns.saga.journal import Journal
 
-    with open_url(url, mode) as log, _told(log, name):
+    with open_url(url, mode) as log, _as_command_errors(log, name):
         yield Journal(log, name)
 
 
-def _done(name: str, entry: Entry, *, json: bool) -> None:
+def _print_result(name: str, entry: JournalEntry, *, json: bool) -> None:
     if json:
-        show.print_json(_brief(name, entry))
+        show.print_json(_saga_summary(name, entry))
     else:
-        show.say(f"{entry.saga}: {entry.status}")
+        show.print_line(f"{entry.saga}: {entry.status}")
 
 
-def _said(failure: Failure) -> str:
+def _failure_text(failure: Failure) -> str:
     return f"{failure.step}: {failure.error}"
 
 
-def _left(entry: Entry) -> str:
+def _steps_not_undone(entry: JournalEntry) -> str:
     """The steps that are not undone, and which of them could not be."""
     failed = {each.step: each for each in entry.uncompensated}
     return (
         ", ".join(
             f"{step} (its compensation failed: {failed[step].error})" if step in failed else step
-            for step in entry.not_undone
+            for step in entry.uncompensated_steps
         )
         or "nothing"
     )
 
 
-def _brief(name: str, entry: Entry) -> dict[str, Any]:
+def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
     why = entry.error
     if not why and entry.last:
-        why = "; ".join(map(_said, entry.last))
+        why = "; ".join(map(_failure_text, entry.last))
     if not why and entry.uncompensated:
-        why = "; ".join(f"not compensated: {_said(each)}" for each in entry.uncompensated)
+        why = "; ".join(f"not compensated: {_failure_text(each)}" for each in entry.uncompensated)
     if not why and entry.failure is not None:
-        why = _said(entry.failure)
+        why = _failure_text(entry.failure)
     return {
         "saga": name,
-        "id": show.printable(entry.saga),
+        "id": show.printable_text(entry.saga),
         "status": entry.status,
-        "steps": list(entry.steps),
+        "steps": list(entry.current_steps),
         "seconds": max(0.0, time.time() - entry.at) if entry.at else None,
         "why": why or None,
     }
 
 
-def _whole(name: str, entry: Entry) -> dict[str, Any]:
-    def failure(found: Failure) -> dict[str, Any]:
+def _saga_details(name: str, entry: JournalEntry) -> dict[str, Any]:
+    def failure_json(found: Failure) -> dict[str, Any]:
         return {
             "step": found.step,
             "error": str(found.error),
@@ -283,25 +294,25 @@ def _whole(name: str, entry: Entry) -> dict[str, Any]:
         }
 
     return {
-        **_brief(name, entry),
-        "updated": show.iso(entry.at) if entry.at else None,
+        **_saga_summary(name, entry),
+        "updated": show.iso_time(entry.at) if entry.at else None,
         "done": list(entry.done),
-        "not_undone": list(entry.not_undone),
+        "not_undone": list(entry.uncompensated_steps),
         "plan": [list(group) for group in entry.plan],
-        "failure": None if entry.failure is None else failure(entry.failure),
-        "failed_compensations": [failure(each) for each in entry.uncompensated],
-        "retrying": [failure(each) for each in entry.last],
+        "failure": None if entry.failure is None else failure_json(entry.failure),
+        "failed_compensations": [failure_json(each) for each in entry.uncompensated],
+        "retrying": [failure_json(each) for each in entry.last],
         "reason": entry.error or None,
         "transitions": entry.n,
-        "context": show.document(bytes(entry.context)),
+        "context": show.document_json(bytes(entry.context)),
     }
 
 
-def _cell(found: Any) -> show.Cell:
+def _format_value(found: Any) -> show.Cell:
     if isinstance(found, list):
-        return "; ".join(str(_cell(each)) for each in found)
+        return "; ".join(str(_format_value(each)) for each in found)
     if isinstance(found, dict):
         return f"{found['step']}: {found['error']} (attempt {found['attempts']})"
     if isinstance(found, float):
-        return show.age(found)
+        return show.age_text(found)
     return found if found is None or isinstance(found, int) else str(found)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli import show
-from streams.cli.failures import Misused, report
-from streams.cli.options import Json, Key, Partition, Url, open_url
-from streams.cli.places import HELP, one_partition, places
+from streams.cli.failures import UsageError, print_error
+from streams.cli.options import AsJson, Key, Partition, Url, open_url
+from streams.cli.places import OFFSET_HELP, parse_offsets, require_partition
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.copying import Row
+    from streams.replay.copying import LogRow
 
-LOOK = 0.2
+POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
 
 
@@ -42,12 +42,12 @@ def tail(
     ] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="PLACE", help=f"Everything from there on: {HELP}."),
+        typer.Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
     ] = None,
     partition: Partition = None,
     key: Key = None,
     url: Url = None,
-    json: Json = False,
+    json: AsJson = False,
 ) -> None:
     """Show the last messages of a topic, and what arrives.
 
@@ -61,66 +61,73 @@ def tail(
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
-    from streams.reading import ranges
-    from streams.replay.copying import Rows
+    from streams.reading import resolve_ranges
+    from streams.replay.copying import RangeReader
 
-    found = None if start is None else places(start, "--from", topic)
-    if follow and found is not None and number is not None:
-        raise Misused("--from, -n and --follow: leave one of them out")
-    last = 10 if number is None else number
-    wanted = None if key is None else key.encode("utf-8", "surrogateescape")
+    offsets = None if start is None else parse_offsets(start, "--from", topic)
+    if follow and offsets is not None and number is not None:
+        raise UsageError("--from, -n and --follow: leave one of them out")
+    line_count = 10 if number is None else number
+    key_bytes = None if key is None else key.encode("utf-8", "surrogateescape")
     with open_url(url, "ro") as log:
-        printer = _Printer(log, json=json)
+        printer = _MessagePrinter(log, json=json)
         now = time.time()
-        one_partition(found, "--from", partition, log.topic(topic).partitions)
+        require_partition(offsets, "--from", partition, log.topic(topic).partitions)
         # With a key, how far back its last messages are is not known.
-        back = "earliest" if wanted is not None else -last
-        if found is None and last == 0:
-            found = "latest"
-        spans = ranges(
-            log, topic, back if found is None else found, "latest", partition=partition, now=now
+        default_start = "earliest" if key_bytes is not None else -line_count
+        if offsets is None and line_count == 0:
+            offsets = "latest"
+        offset_ranges = resolve_ranges(
+            log,
+            topic,
+            default_start if offsets is None else offsets,
+            "latest",
+            partition=partition,
+            now=now,
         )
-        rows = Rows(log, topic, spans, key=wanted)
+        rows = RangeReader(log, topic, offset_ranges, key=key_bytes)
         try:
-            if found is None:
-                printer.rows(deque(rows, maxlen=last))
+            if offsets is None:
+                printer.print_rows(deque(rows, maxlen=line_count))
             else:
-                printer.rows(islice(rows, number))
+                printer.print_rows(islice(rows, number))
         finally:
             rows.close()
         if follow:
-            _follow(log, topic, {p: end for p, (_, end) in spans.items()}, wanted, printer)
+            _follow(
+                log, topic, {p: end for p, (_, end) in offset_ranges.items()}, key_bytes, printer
+            )
 
 
 def _follow(
-    log: Log, topic: str, ends: dict[int, int], key: bytes | None, printer: _Printer
+    log: Log, topic: str, ends: dict[int, int], key: bytes | None, printer: _MessagePrinter
 ) -> None:
     from streams.errors import Unavailable
-    from streams.replay.copying import Rows
+    from streams.replay.copying import RangeReader
 
     reachable = True
     while True:
         try:
-            spans = {p: (at, log.bounds(topic, p)[1]) for p, at in ends.items()}
-            rows = Rows(log, topic, spans, key=key)
+            offset_ranges = {p: (at, log.watermarks(topic, p)[1]) for p, at in ends.items()}
+            rows = RangeReader(log, topic, offset_ranges, key=key)
             try:
                 for row in rows:
-                    printer.row(row)
+                    printer.print_row(row)
                     ends[row.batch.partition] = row.position.offset + 1
             finally:
                 rows.close()
-            ends.update({p: max(ends[p], end) for p, (_, end) in spans.items()})
+            ends.update({p: max(ends[p], end) for p, (_, end) in offset_ranges.items()})
         except Unavailable as error:
             if reachable:
-                report(f"waiting for the log: {error}")
+                print_error(f"waiting for the log: {error}")
             reachable = False
         else:
             reachable = True
         printer.flush()
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
 
 
-class _Printer:
+class _MessagePrinter:
     """Messages on standard output."""
 
     def __init__(self, log: Log, *, json: bool) -> None:
@@ -128,22 +135,24 @@ class _Printer:
         self._json = json
         self._colour = not json and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
-    def rows(self, rows: Iterable[Row]) -> None:
+    def print_rows(self, rows: Iterable[LogRow]) -> None:
         """Print these."""
         for row in rows:
-            self.row(row)
+            self.print_row(row)
         self.flush()
 
-    def row(self, row: Row) -> None:
+    def print_row(self, row: LogRow) -> None:
         """Print one."""
         log, batch, index = self._log, row.batch, row.index
         if self._json:
-            show.write(show.json_line(log, batch, index))
+            show.write_bytes(show.json_line(log, batch, index))
             return
-        where = f"{batch.topic}/{batch.partition}/{log.show(batch.offsets[index])}"
-        line = show.tried(where, lambda: show.message_line(log, batch, index, colour=self._colour))
+        where = f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
+        line = show.call_or_report(
+            where, lambda: show.message_line(log, batch, index, colour=self._colour)
+        )
         if line is not None:
-            show.write(line.encode("utf-8", "backslashreplace"))
+            show.write_bytes(line.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         """Let whoever reads have it."""

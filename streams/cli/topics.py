@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import show
-from streams.cli.bookkeeping import not_shown, own_topics
-from streams.cli.failures import Misused
-from streams.cli.options import All, Json, Url, Yes, confirm, open_url
-from streams.cli.places import duration
+from streams.cli.bookkeeping import internal_topics, print_hidden_count
+from streams.cli.failures import UsageError
+from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
+from streams.cli.places import parse_duration
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -43,7 +43,9 @@ Compacted = Annotated[
 
 
 @app.command("ls")
-def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
+def list_topics(
+    include_internal: IncludeInternal = False, url: Url = None, json: AsJson = False
+) -> None:
     r"""List the topics.
 
     What the toolkit keeps beside them (dead letters, retries, delays, journals
@@ -57,14 +59,19 @@ def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
     """
     with open_url(url, "ro") as log:
         topics = log.topics()
-        own: set[str] = set()
-        if not everything:
-            groups = show.tried("groups", log.groups) or ()
-            own = own_topics((info.name for info in topics), groups)
+        internal: set[str] = set()
+        if not include_internal:
+            groups = show.call_or_report("groups", log.groups) or ()
+            internal = internal_topics((info.name for info in topics), groups)
         found = [
-            (info, show.tried(info.name, partial(_messages, log, info.name, info.partitions)))
+            (
+                info,
+                show.call_or_report(
+                    info.name, partial(_message_count, log, info.name, info.partitions)
+                ),
+            )
             for info in topics
-            if info.name not in own
+            if info.name not in internal
         ]
     if json:
         show.print_json(
@@ -79,18 +86,18 @@ def ls(everything: All = False, url: Url = None, json: Json = False) -> None:
             ]
         )
         return
-    show.table(
+    show.print_table(
         ["topic", "partitions", "messages", "retention"],
         [
-            [info.name, info.partitions, messages, show.kept(info.retention)]
+            [info.name, info.partitions, messages, show.retention_text(info.retention)]
             for info, messages in found
         ],
     )
-    not_shown(len(own), "topic")
+    print_hidden_count(len(internal), "topic")
 
 
 @app.command("show")
-def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
+def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
     """Show a topic: where each partition begins and ends.
 
     [bold]Examples[/bold]
@@ -99,38 +106,38 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
     """
     with open_url(url, "ro") as log:
         info = log.topic(topic)
-        parts: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for partition in range(info.partitions):
-            first, end = log.bounds(topic, partition)
-            parts.append(
+            first, end = log.watermarks(topic, partition)
+            rows.append(
                 {
                     "partition": partition,
-                    "first": show.offset(log, first),
-                    "end": show.offset(log, end),
+                    "first": show.offset_json(log, first),
+                    "end": show.offset_json(log, end),
                     "messages": log.lag(topic, partition, first),
                 }
             )
     if json:
         retention = _retention_json(info.retention)
-        show.print_json({"topic": topic, "retention": retention, "partitions": parts})
+        show.print_json({"topic": topic, "retention": retention, "partitions": rows})
         return
-    show.say(f"{topic}: {show.kept(info.retention)}")
-    show.table(
+    show.print_line(f"{topic}: {show.retention_text(info.retention)}")
+    show.print_table(
         ["partition", "first", "end", "messages"],
         [
             [
-                str(part["partition"]),
-                show.place(part["first"]),
-                show.place(part["end"]),
-                part["messages"],
+                str(row["partition"]),
+                show.offset_cell(row["first"]),
+                show.offset_cell(row["end"]),
+                row["messages"],
             ]
-            for part in parts
+            for row in rows
         ],
     )
 
 
 @app.command("create")
-def create(
+def create_topic(
     topic: Name,
     partitions: Annotated[
         int, typer.Option("--partitions", "-p", min=1, metavar="N", help="How many.")
@@ -163,25 +170,25 @@ def create(
     for pair in config or ():
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise Misused(f"--config {pair!r}: write it as name=value")
+            raise UsageError(f"--config {pair!r}: write it as name=value")
         settings[name] = value
-    retention = _given(keep_for, keep, keep_bytes, compacted=compacted)
+    retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     with open_url(url, "rwc") as log:
-        info = log.create(topic, partitions, retention, settings or None)
-    show.say(
-        f"{info.name}: {show.number(info.partitions, 'partition')}, {show.kept(info.retention)}"
+        info = log.create_topic(topic, partitions, retention, settings or None)
+    show.print_line(
+        f"{info.name}: {show.count_text(info.partitions, 'partition')}, {show.retention_text(info.retention)}"
     )
-    differs = show.kept(info.retention) != show.kept(retention)
+    differs = show.retention_text(info.retention) != show.retention_text(retention)
     if differs and retention != Retention() and info.retention_known:
-        words = show.retention_options(retention)
-        show.note(
+        options_text = show.retention_options(retention)
+        show.print_note(
             f"{topic} was there, and its retention is as it was: streams topics retain {topic} "
-            f"{words} changes it"
+            f"{options_text} changes it"
         )
 
 
 @app.command("retain")
-def retain(
+def set_retention(
     topic: Name,
     keep_for: KeepFor = None,
     keep: Keep = None,
@@ -190,7 +197,7 @@ def retain(
     for_ever: Annotated[
         bool, typer.Option("--for-ever", help="Keep messages for ever from now on.")
     ] = False,
-    yes: Yes = False,
+    yes: AssumeYes = False,
     url: Url = None,
 ) -> None:
     """Change how long a topic keeps its messages.
@@ -206,9 +213,9 @@ def retain(
     """
     from streams.config import Retention
 
-    retention = _given(keep_for, keep, keep_bytes, compacted=compacted)
+    retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     if for_ever == (retention != Retention()):
-        raise Misused(
+        raise UsageError(
             "say how long messages are kept: --for-ever, or one or more of --keep-for, --keep, "
             "--keep-bytes and --compacted"
         )
@@ -216,16 +223,16 @@ def retain(
         info = log.topic(topic)
         if not for_ever:
             confirm(
-                f"{topic}: {show.kept(info.retention)}. {show.kept(retention).capitalize()} "
+                f"{topic}: {show.retention_text(info.retention)}. {show.retention_text(retention).capitalize()} "
                 "from now on, and delete what is beyond that?",
                 yes=yes,
             )
-        info = log.retain(topic, retention)
-    show.say(f"{info.name}: {show.kept(info.retention)}")
+        info = log.set_retention(topic, retention)
+    show.print_line(f"{info.name}: {show.retention_text(info.retention)}")
 
 
 @app.command("delete")
-def delete(topic: Name, yes: Yes = False, url: Url = None) -> None:
+def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
     """Delete a topic with its messages and all positions in it.
 
     [bold]Examples[/bold]
@@ -234,25 +241,25 @@ def delete(topic: Name, yes: Yes = False, url: Url = None) -> None:
       [cyan]streams topics delete clicks --yes[/cyan]
     """
     with open_url(url) as log:
-        messages = _messages(log, topic, log.topic(topic).partitions)
-        confirm(f"Delete {topic} with its {show.number(messages, 'message')}?", yes=yes)
-        log.delete(topic)
-    show.say(f"{topic}: deleted")
+        messages = _message_count(log, topic, log.topic(topic).partitions)
+        confirm(f"Delete {topic} with its {show.count_text(messages, 'message')}?", yes=yes)
+        log.delete_topic(topic)
+    show.print_line(f"{topic}: deleted")
 
 
-def _given(
+def _parse_retention(
     keep_for: str | None, keep: int | None, keep_bytes: int | None, *, compacted: bool
 ) -> Retention:
     from streams.config import Retention
 
-    seconds = None if keep_for is None else duration(keep_for, "--keep-for")
+    seconds = None if keep_for is None else parse_duration(keep_for, "--keep-for")
     return Retention(seconds, keep, keep_bytes, compacted)
 
 
-def _messages(log: Log, topic: str, partitions: int) -> int | None:
+def _message_count(log: Log, topic: str, partitions: int) -> int | None:
     found = 0
     for partition in range(partitions):
-        part = log.lag(topic, partition, log.bounds(topic, partition)[0])
+        part = log.lag(topic, partition, log.watermarks(topic, partition)[0])
         if part is None:
             return None
         found += part

@@ -50,8 +50,15 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from streams import wire
-from streams.cli.failures import DONE, FAILED, INTERRUPTED, Misused, also_given, report
-from streams.errors import FENCED, StreamsError
+from streams.cli.failures import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    UsageError,
+    hide_secret_also,
+    print_error,
+)
+from streams.errors import EXIT_FENCED, StreamsError
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -59,50 +66,50 @@ if TYPE_CHECKING:
 
 logger = get_logger("streams")
 
-LOADED = b"+"
-_LINE = 4_096
-INSTANCE = "group.instance.id"
-NUMBER = "STREAMS_WORKER"
+LOADED_BYTE = b"+"
+_MAX_LINE = 4_096
+GROUP_INSTANCE_ID = "group.instance.id"
+NUMBER_VARIABLE = "STREAMS_WORKER"
 """Where an app finds its worker's number, from 1, in the environment."""
-_URL = "STREAMS_WORKER_URL"
+_URL_VARIABLE = "STREAMS_WORKER_URL"
 """How the supervisor hands ``--url`` to a worker. Not by ``STREAMS_URL``, which counts less than
 what the app's code gives."""
 
 
-def number() -> int | None:
+def worker_number() -> int | None:
     """Which worker this process is, from 1; None: its supervisor did not say."""
-    return wire.whole(os.environ.get(NUMBER))
+    return wire.parse_int(os.environ.get(NUMBER_VARIABLE))
 
 
-def url_from_supervisor() -> str | None:
+def take_supervisor_url() -> str | None:
     """What ``--url`` said, taken out of the environment: the app's own children must not find it.
 
     From here on no error shows a secret of it.
     """
-    url = os.environ.pop(_URL, None)
+    url = os.environ.pop(_URL_VARIABLE, None)
     if url:
-        also_given(url)
+        hide_secret_also(url)
     return url
 
 
 @dataclass(frozen=True)
-class Patience:
+class RestartPolicy:
     """How a supervisor bears the deaths of a worker; all times in seconds."""
 
-    first: float = 1.0
+    first_delay: float = 1.0
     """The wait before a worker is started again that did not live long."""
-    longest: float = 30.0
+    max_delay: float = 30.0
     """The wait doubles up to this."""
-    steady: float = 10.0
+    stable_after: float = 10.0
     """A worker that lived so long is started again at once."""
-    start: float = 10.0
+    startup_time: float = 10.0
     """A worker that dies sooner died at its start."""
-    tries: int = 5
+    max_failed_starts: int = 5
     """So many deaths at the start in a row, while no other worker lives on, are enough."""
 
     def delay(self, deaths: int) -> float:
         """The wait after so many deaths in a row of workers that did not live long."""
-        return min(self.first * 2.0 ** min(deaths - 1, 32), self.longest) if deaths else 0.0
+        return min(self.first_delay * 2.0 ** min(deaths - 1, 32), self.max_delay) if deaths else 0.0
 
 
 # -- the supervisor -------------------------------------------------------------------------------
@@ -125,37 +132,38 @@ def supervise(
     :raises Misused: there are not so many ports.
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
-        raise Misused(
+        raise UsageError(
             f"--http {http[0]}:{http[1]}: {workers} workers need as many ports from there"
         )
     command = [sys.executable, "-m", "streams.cli", "run", target, *options]
     environment = dict(os.environ)
     if url:  # not an argument: others on the machine see those, and a URL may hold a password
-        environment[_URL] = url
+        environment[_URL_VARIABLE] = url
     if member is not None:
         command += ["--member", member]
-    lock, slot = claim(target)
+    lock, slot = claim_slot(target)
     try:
         tags = [
             str(number) if slot == 1 else f"{slot}.{number}" for number in range(1, workers + 1)
         ]
         commands = [
-            [*command, *_http(http, number), "--worker", tag] for number, tag in enumerate(tags)
+            [*command, *_http_arguments(http, number), "--worker", tag]
+            for number, tag in enumerate(tags)
         ]
         return asyncio.run(Supervisor(target, commands, environment).run())
     finally:
         os.close(lock)
 
 
-def _http(place: tuple[str, int] | None, number: int) -> list[str]:
+def _http_arguments(address: tuple[str, int] | None, index: int) -> list[str]:
     """The words that tell a worker, counted from 0, where to serve its metrics."""
-    if place is None:
+    if address is None:
         return []
-    host = f"[{place[0]}]" if ":" in place[0] else place[0]
-    return ["--http", f"{host}:{place[1] + number if place[1] else 0}"]
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return ["--http", f"{host}:{address[1] + index if address[1] else 0}"]
 
 
-def claim(target: str) -> tuple[int, int]:
+def claim_slot(target: str) -> tuple[int, int]:
     """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
 
     It is held while the descriptor is open. Where files cannot be locked the slot is always 1. It
@@ -167,7 +175,7 @@ def claim(target: str) -> tuple[int, int]:
         return os.open(os.devnull, os.O_RDONLY), 1
     path = os.path.join(tempfile.gettempdir(), f"streams-{os.geteuid()}")
     try:
-        folder = _own_folder(path)
+        folder = _open_private_folder(path)
     except OSError as error:
         logger.warning(
             "%s: %s: without it a restart of this command is a new member of its groups;"
@@ -178,7 +186,7 @@ def claim(target: str) -> tuple[int, int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         for slot in count(1):
-            lock = os.open(f"{_word(target)}-{slot}.lock", flags, 0o600, dir_fd=folder)
+            lock = os.open(f"{_name_part(target)}-{slot}.lock", flags, 0o600, dir_fd=folder)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -190,7 +198,7 @@ def claim(target: str) -> tuple[int, int]:
     raise AssertionError("unreachable: slots have no end")
 
 
-def _own_folder(path: str) -> int:
+def _open_private_folder(path: str) -> int:
     """A folder that nobody else can write to, made if there is none, as a descriptor.
 
     :raises OSError: somebody else has made it, or opened it to others.
@@ -218,47 +226,47 @@ class Supervisor:
         name: str,
         commands: Sequence[Sequence[str]],
         environment: Mapping[str, str],
-        patience: Patience = Patience(),
+        policy: RestartPolicy = RestartPolicy(),
     ) -> None:
         self._name = name
         self._commands = commands
         self._environment = environment
-        self._patience = patience
-        self._alive: dict[int, tuple[Process, socket.socket, float]] = {}
-        self._said: dict[int, bytes] = {}
+        self._policy = policy
+        self._running: dict[int, tuple[Process, socket.socket, float]] = {}
+        self._received: dict[int, bytes] = {}
         """What each worker has said since its start."""
         self._signal = signal.SIGTERM
-        self._over = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._status = DONE
 
     async def run(self) -> int:
         """Until a signal, or until it is hopeless; the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._told, number)
+            loop.add_signal_handler(number, self._handle_signal, number)
         try:
-            first = await self._start(1)
-            if not await self._loads(1) and not self._over.is_set():
-                return self._refused(await first.wait())
+            first = await self._start_worker(1)
+            if not await self._wait_until_loaded(1) and not self._stop_requested.is_set():
+                return self._load_failed(await first.wait())
             numbers = range(1, len(self._commands) + 1)
-            await asyncio.gather(*map(self._keep, numbers))
+            await asyncio.gather(*map(self._keep_running, numbers))
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            for process, *_ in self._alive.values():  # only after an error of our own
+            for process, *_ in self._running.values():  # only after an error of our own
                 process.kill()
         return self._status
 
-    def _told(self, number: signal.Signals) -> None:
-        if not self._over.is_set():
-            logger.info("%s: %d workers finish what is in flight", number.name, len(self._alive))
-            self._stop(number)
+    def _handle_signal(self, number: signal.Signals) -> None:
+        if not self._stop_requested.is_set():
+            logger.info("%s: %d workers finish what is in flight", number.name, len(self._running))
+            self._stop_workers(number)
             return
         logger.warning(
             "%s again: %d workers are killed, not everything was finished",
-            number.name, len(self._alive),
+            number.name, len(self._running),
         )  # fmt: skip
-        for process, *_ in self._alive.values():
+        for process, *_ in self._running.values():
             with suppress(ProcessLookupError):
                 process.kill()
         if number == signal.SIGTERM:
@@ -266,109 +274,115 @@ class Supervisor:
             os.kill(os.getpid(), number)
         os._exit(INTERRUPTED)
 
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop_workers(self, number: signal.Signals) -> None:
         self._signal = number
-        self._over.set()
-        for process, *_ in self._alive.values():
+        self._stop_requested.set()
+        for process, *_ in self._running.values():
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _start(self, number: int) -> Process:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
+    async def _start_worker(self, number: int) -> Process:
+        socket_end, worker_end = socket.socketpair()
+        socket_end.setblocking(False)
+        with worker_end:
             process = await asyncio.create_subprocess_exec(
                 *self._commands[number - 1],
-                stdin=theirs.fileno(),
-                env={**self._environment, NUMBER: str(number)},
+                stdin=worker_end.fileno(),
+                env={**self._environment, NUMBER_VARIABLE: str(number)},
                 process_group=0,
             )
-        self._alive[number] = (process, ours, time.monotonic())
-        self._said[number] = b""
+        self._running[number] = (process, socket_end, time.monotonic())
+        self._received[number] = b""
         logger.info("worker %d is process %d", number, process.pid)
-        if self._over.is_set():  # told while it was being started
+        if self._stop_requested.is_set():  # told while it was being started
             with suppress(ProcessLookupError):
                 process.send_signal(self._signal)
         return process
 
-    async def _loads(self, number: int) -> bool:
+    async def _wait_until_loaded(self, number: int) -> bool:
         """Wait until a worker has loaded the app; False if it ended instead."""
-        ours = self._alive[number][1]
+        socket_end = self._running[number][1]
         try:
-            self._said[number] += await asyncio.get_running_loop().sock_recv(ours, _LINE)
+            self._received[number] += await asyncio.get_running_loop().sock_recv(
+                socket_end, _MAX_LINE
+            )
         except OSError:
             return False
-        return self._said[number].startswith(LOADED)
+        return self._received[number].startswith(LOADED_BYTE)
 
-    def _bury(self, number: int) -> None:
+    def _announce_ended(self, number: int) -> None:
         """A worker's process has ended: tell the others, who give up its memberships."""
-        _, ours, _ = self._alive.pop(number)
-        said = self._said.pop(number)
+        _, socket_end, _ = self._running.pop(number)
+        received = self._received.pop(number)
         with suppress(OSError):  # what it said last, if there is anything
-            said += ours.recv(_LINE)
-        ours.close()
-        line, newline, _ = said.removeprefix(LOADED).partition(b"\n")
-        if newline and line and not self._over.is_set():
-            for _, other, _ in self._alive.values():
+            received += socket_end.recv(_MAX_LINE)
+        socket_end.close()
+        line, newline, _ = received.removeprefix(LOADED_BYTE).partition(b"\n")
+        if newline and line and not self._stop_requested.is_set():
+            for _, other_socket, _ in self._running.values():
                 with suppress(OSError):  # it is about to end, or does not read
-                    other.send(line + b"\n")
+                    other_socket.send(line + b"\n")
 
-    def _refused(self, status: int) -> int:
+    def _load_failed(self, status: int) -> int:
         """The first worker could not load the app. What it said itself is not said again."""
-        self._alive.pop(1)[1].close()
+        self._running.pop(1)[1].close()
         if status in (DONE, FAILED, 2):
             return status or FAILED
-        report(f"{self._name}: the first worker {_ending(status)} while it loaded the app")
+        print_error(f"{self._name}: the first worker {exit_text(status)} while it loaded the app")
         return FAILED
 
-    async def _keep(self, number: int) -> None:
+    async def _keep_running(self, number: int) -> None:
         """Let one worker run until it is over, in one process after another."""
-        patience = self._patience
-        deaths = early = 0
+        policy = self._policy
+        deaths = failed_starts = 0
         while True:
-            if number not in self._alive:
-                await self._start(number)
-            process, _, born = self._alive[number]
+            if number not in self._running:
+                await self._start_worker(number)
+            process, _, started_at = self._running[number]
             status = await process.wait()
-            life = time.monotonic() - born
-            self._bury(number)
-            if self._over.is_set():
+            uptime = time.monotonic() - started_at
+            self._announce_ended(number)
+            if self._stop_requested.is_set():
                 # Whoever had no handler for the signal yet had nothing in flight either.
                 if status not in (DONE, -self._signal, INTERRUPTED):
-                    logger.error("worker %d %s", number, _ending(status))
+                    logger.error("worker %d %s", number, exit_text(status))
                     self._status = self._status or FAILED
                 return
-            if status == FENCED:
+            if status == EXIT_FENCED:
                 logger.error(
                     "worker %d: another process has taken its name in its groups; it is not "
                     "started again", number,
                 )  # fmt: skip
-                self._status = FENCED
+                self._status = EXIT_FENCED
                 return
-            deaths = 0 if life >= patience.steady else deaths + 1
-            early = early + 1 if life < patience.start else 0
-            if early >= patience.tries and not self._anyone_lives_on():
-                report(
-                    f"{self._name}: workers do not stay alive: one died {early} times in a row "
-                    f"within {patience.start:g} s of its start, at last it {_ending(status)}"
+            deaths = 0 if uptime >= policy.stable_after else deaths + 1
+            failed_starts = failed_starts + 1 if uptime < policy.startup_time else 0
+            if failed_starts >= policy.max_failed_starts and not self._has_stable_worker():
+                print_error(
+                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in a row "
+                    f"within {policy.startup_time:g} s of its start, at last it {exit_text(status)}"
                 )
                 self._status = self._status or FAILED
-                self._stop(signal.SIGTERM)
+                self._stop_workers(signal.SIGTERM)
                 return
-            delay = patience.delay(deaths)
+            delay = policy.delay(deaths)
             when = f"again in {delay:g} s" if delay else "started again at once"
-            logger.warning("worker %d %s: %s", number, _ending(status), when)
+            logger.warning("worker %d %s: %s", number, exit_text(status), when)
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._over.wait(), delay)
-            if self._over.is_set():
+                await asyncio.wait_for(self._stop_requested.wait(), delay)
+            if self._stop_requested.is_set():
                 return
 
-    def _anyone_lives_on(self) -> bool:
+    def _has_stable_worker(self) -> bool:
         now = time.monotonic()
-        return any(now - born >= self._patience.start for _, _, born in self._alive.values())
+        return any(
+            now - started_at >= self._policy.startup_time
+            for _, _, started_at in self._running.values()
+        )
 
 
-def _ending(status: int) -> str:
+def exit_text(status: int) -> str:
+    """An exit status in words; a negative one is the signal that ended the process."""
     if status < 0:
         try:
             return f"was killed by {signal.Signals(-status).name}"
@@ -380,7 +394,7 @@ def _ending(status: int) -> str:
 # -- a worker -------------------------------------------------------------------------------------
 
 
-class Worker:
+class WorkerProcess:
     """What a process that a supervisor started does beside running its app.
 
     :param tag: what tells it from the supervisor's other workers, the same after a restart.
@@ -393,36 +407,38 @@ class Worker:
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
 
-    def loaded(self, target: str, app: Streams) -> None:
+    def report_loaded(self, target: str, app: Streams) -> None:
         """Fit the app for its place among others, and tell the supervisor that it is there.
 
         :raises Misused: the app's log is one process's own.
         :raises ConfigError: it has no URL, or one that cannot be.
         """
         if app.url.lower().startswith("memory:"):
-            raise Misused(f"{target}: memory:// is one process's own: --workers needs another log")
-        name(app, f"{socket.gethostname()}-{target}", self._tag)
-        line = f"{app.member} {app.life}\n".encode() if app.member else b""
+            raise UsageError(
+                f"{target}: memory:// is one process's own: --workers needs another log"
+            )
+        name_member(app, f"{socket.gethostname()}-{target}", self._tag)
+        line = f"{app.member} {app.instance_id}\n".encode() if app.member else b""
         with suppress(OSError):  # it is gone: the thread will see
-            self._supervisor.sendall(LOADED + line)
+            self._supervisor.sendall(LOADED_BYTE + line)
         threading.Thread(
-            target=self._watch, args=(app,), name="streams-supervisor", daemon=True
+            target=self._follow_supervisor, args=(app,), name="streams-supervisor", daemon=True
         ).start()
 
-    def _watch(self, app: Streams) -> None:
+    def _follow_supervisor(self, app: Streams) -> None:
         with suppress(OSError), self._supervisor.makefile("rb") as lines:
             for line in lines:
-                member, _, life = line.decode().strip().partition(" ")
+                member, _, instance_id = line.decode().strip().partition(" ")
                 try:
-                    app.expel(member, life)
+                    app.expel_member(member, instance_id)
                 except StreamsError as error:
                     logger.info("%s has ended, and what it had is waited for: %s", member, error)
         logger.warning("the supervisor is gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def name(app: Streams, default: str, tag: str) -> None:
-    """Give a worker's app a name in its groups: the app's own, or ``default``, and ``tag``.
+def name_member(app: Streams, default_name: str, tag: str) -> None:
+    """Give a worker's app a name in its groups: the app's own, or ``default_name``, and ``tag``.
 
     On Kafka the user's ``group.instance.id`` takes the place of a name; with KIP-848 there is none.
     """
@@ -434,15 +450,15 @@ def name(app: Streams, default: str, tag: str) -> None:
         return
     url = parse(app.url)
     if url.scheme in ("kafka", "kafka+ssl"):
-        given = {**url.options, **config}
-        if str(given.get("group.protocol", "classic")).lower() != "classic":
+        settings = {**url.options, **config}
+        if str(settings.get("group.protocol", "classic")).lower() != "classic":
             return
-        if INSTANCE in given:
-            config[INSTANCE] = f"{_word(str(given[INSTANCE]))}-{tag}"
+        if GROUP_INSTANCE_ID in settings:
+            config[GROUP_INSTANCE_ID] = f"{_name_part(str(settings[GROUP_INSTANCE_ID]))}-{tag}"
             return
-    app._member = f"{_word(default)[-180:]}-{tag}"
+    app._member = f"{_name_part(default_name)[-180:]}-{tag}"
 
 
-def _word(text: str) -> str:
+def _name_part(text: str) -> str:
     """The text as a part of a name: of letters that Kafka and file systems take."""
     return re.sub(r"[^A-Za-z0-9._-]", ".", text)[-200:]

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 
 A subscription delivers batches of consecutive messages of one partition. Each becomes a
-:class:`~streams.engine.progress.Segment`: the batch plus one byte a message that says whether the
+:class:`~streams.engine.progress.FetchedBatch`: the batch plus one byte a message that says whether the
 message is *settled* (handled, dropped as a duplicate, filtered out, or moved elsewhere with that
 write confirmed). Settling a message is one byte store and nothing else; everything a commit needs
 is derived from those bytes when a commit is due, about once a second, at C speed.

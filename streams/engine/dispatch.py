@@ -21,7 +21,7 @@ Rules
    the others queue up behind it.
 7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
    lane from then on, so that its duplicates, whatever their key, still wait for it.
-8. A message that comes back another way than from its partition (:meth:`Dispatcher.insert`) goes
+8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`) goes
    before whatever waits in its key's lane. It has no identity: it was settled in its partition.
 
 A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
@@ -36,28 +36,30 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streams.config import Retry
-from streams.engine.progress import Progress, Segment
-from streams.engine.retry import again
-from streams.engine.window import Window
+from streams.engine.progress import FetchedBatch, Progress
+from streams.engine.retry import retry_delay
+from streams.engine.window import DedupWindow
 
-Lane: TypeAlias = "bytes | str | None"
+OrderingKey: TypeAlias = "bytes | str | None"
 
-AHEAD = 2_000
+READ_AHEAD = 2_000
 """Messages that were not looked at yet, from which on no more are needed for now. What waits for
 its turn falls out of the processor's cache, and Python's cyclic garbage collector goes through it
 again and again: with five times as many, a message cost 7 % more CPU (on Kafka)."""
 
 
-class Burial(NamedTuple):
+class DeadLetterReason(NamedTuple):
     """A message that will not be handled: why, after how many attempts, and how often the write
     to the dead letters failed so far."""
 
     error: BaseException
     attempts: int
-    tries: int = 0
+    failed_writes: int = 0
 
 
-Work: TypeAlias = "tuple[Segment, int, Lane, str | None, int, bool, Burial | None]"
+Delivery: TypeAlias = (
+    "tuple[FetchedBatch, int, OrderingKey, str | None, int, bool, DeadLetterReason | None]"
+)
 """Segment, index into it, lane, identity, attempt (from 1), not to be batched with others,
 and, for a message on its way to the dead letters, why."""
 
@@ -70,155 +72,155 @@ class Ownership(Protocol):
     valid_until: float
 
 
-class Owned:
+class PartitionState:
     """One assignment's state: progress, window and lanes."""
 
     __slots__ = (
         "assignment",
-        "freed",
-        "lanes",
-        "live",
-        "pending",
+        "in_flight",
+        "is_owned",
         "progress",
-        "version",
+        "released",
+        "snapshot_version",
+        "unconfirmed",
         "window",
     )
 
-    def __init__(self, assignment: Any, progress: Progress, window: Window | None) -> None:
+    def __init__(self, assignment: Any, progress: Progress, window: DedupWindow | None) -> None:
         self.assignment = assignment
         """An :class:`Ownership`; the log's own object."""
         self.progress = progress
         self.window = window
         """None: deduplication is off."""
-        self.lanes: dict[Lane, deque[Work] | None] = {}
-        self.live = True
+        self.in_flight: dict[OrderingKey, deque[Delivery] | None] = {}
+        self.is_owned = True
         """Not revoked and not lost."""
-        self.freed: set[Lane] = set()
+        self.released: set[OrderingKey] = set()
         """Once revoked: the lanes whose handlers have ended since."""
-        self.pending = 0
+        self.unconfirmed = 0
         """Messages handled or given up, whose writes are not confirmed yet."""
-        self.version = 0
+        self.snapshot_version = 0
         """How many snapshots were taken, so that an older one can be told from a newer."""
 
 
-class Counts:
+class DispatchCounts:
     """What happened so far, counted where it is rare."""
 
-    __slots__ = ("buried", "duplicates", "filtered", "handled", "retries")
+    __slots__ = ("dead_lettered", "duplicates", "filtered", "handled", "retries")
 
     def __init__(self) -> None:
         self.handled = 0
         self.duplicates = 0
         self.filtered = 0
         self.retries = 0
-        self.buried = 0
+        self.dead_lettered = 0
 
 
-def _offset(work: Work) -> int:
-    return work[0].batch.offsets[work[1]]
+def _offset(delivery: Delivery) -> int:
+    return delivery[0].batch.offsets[delivery[1]]
 
 
 class Dispatcher:
     """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
 
     def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
-        """``refill`` is called when a segment is begun and fewer than :data:`AHEAD` wait."""
+        """``refill`` is called when a segment is begun and fewer than :data:`READ_AHEAD` wait."""
         self._retry = retry
-        self._loose = not retry.in_order
+        self._unordered = not retry.in_order
         self.refill = refill
-        self._owned: dict[tuple[str, int], Owned] = {}
-        self._fences: dict[tuple[str, int], dict[Lane, deque[Work] | None]] = {}
-        self._incoming: deque[Segment] = deque()
+        self._partitions: dict[tuple[str, int], PartitionState] = {}
+        self._outlived: dict[tuple[str, int], dict[OrderingKey, deque[Delivery] | None]] = {}
+        self._incoming: deque[FetchedBatch] = deque()
         self.offered = 0
         """Messages that were ever offered."""
-        self._begun = 0
-        self.segment: Segment | None = None
+        self._given_out = 0
+        self.current: FetchedBatch | None = None
         """What is given out now; None between two segments."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
-        self.ready: deque[Work] = deque()
+        self.ready: deque[Delivery] = deque()
         """Messages whose turn has come: behind another of their key, or after a pause."""
-        self._timers: list[tuple[float, int, Work]] = []
-        self._ticket = 0
+        self._timers: list[tuple[float, int, Delivery]] = []
+        self._timer_number = 0
         self.paused = False
         """Nothing is given out while set; what runs goes on."""
-        self.counts = Counts()
+        self.counts = DispatchCounts()
 
     # -- partitions
 
-    def assign(self, owned: Owned) -> None:
+    def assign(self, state: PartitionState) -> None:
         """Begin with a partition. Lanes still busy from an earlier assignment stay so."""
-        place = (owned.assignment.topic, owned.assignment.partition)
-        owned.lanes = self._fences.pop(place, owned.lanes)
-        self._owned[place] = owned
+        partition = (state.assignment.topic, state.assignment.partition)
+        state.in_flight = self._outlived.pop(partition, state.in_flight)
+        self._partitions[partition] = state
 
-    def revoke(self, owned: Owned) -> None:
+    def revoke(self, state: PartitionState) -> None:
         """Give out nothing more of this partition. What runs is still to be reported."""
-        if not owned.live:
+        if not state.is_owned:
             return  # its lanes may be the next assignment's already
-        place = (owned.assignment.topic, owned.assignment.partition)
-        owned.live = False
-        if self._owned.get(place) is owned:
-            del self._owned[place]
-        if self.segment is not None and self.segment.owner is owned:
-            self.segment, self._cursor = None, iter(())
-        waiting = [work for work in self.ready if work[0].owner is owned]
-        waiting += [work for _, _, work in self._timers if work[0].owner is owned]
-        self.ready = deque(work for work in self.ready if work[0].owner is not owned)
-        self._timers = [timer for timer in self._timers if timer[2][0].owner is not owned]
+        partition = (state.assignment.topic, state.assignment.partition)
+        state.is_owned = False
+        if self._partitions.get(partition) is state:
+            del self._partitions[partition]
+        if self.current is not None and self.current.state is state:
+            self.current, self._cursor = None, iter(())
+        waiting = [delivery for delivery in self.ready if delivery[0].state is state]
+        waiting += [delivery for _, _, delivery in self._timers if delivery[0].state is state]
+        self.ready = deque(delivery for delivery in self.ready if delivery[0].state is not state)
+        self._timers = [timer for timer in self._timers if timer[2][0].state is not state]
         self._timers.sort()
-        lanes = owned.lanes
-        for work in waiting:  # their lanes are busy, but nobody is running in them
-            lanes.pop(work[2], None)
-        for lane in lanes:
-            lanes[lane] = None
-        if lanes:
-            self._fences[place] = lanes
+        in_flight = state.in_flight
+        for delivery in waiting:  # their lanes are busy, but nobody is running in them
+            in_flight.pop(delivery[2], None)
+        for ordering_key in in_flight:
+            in_flight[ordering_key] = None
+        if in_flight:
+            self._outlived[partition] = in_flight
 
     # -- what is there
 
-    def offer(self, segment: Segment) -> None:
+    def offer(self, fetched: FetchedBatch) -> None:
         """Take in a segment (any thread)."""
-        self._incoming.append(segment)
-        self.offered += len(segment)
+        self._incoming.append(fetched)
+        self.offered += len(fetched)
 
-    def insert(self, segment: Segment) -> None:
+    def push_returned(self, fetched: FetchedBatch) -> None:
         """Give these messages out, each before whatever else of its key waits, alone and in order.
 
         They are not part of their partition's progress, and no duplicate is looked for.
         """
-        owned = segment.owner
-        if not owned.live:
+        state = fetched.state
+        if not state.live:
             return
-        queues: dict[bytes | None, list[Work]] = {}
-        for index, key in enumerate(segment.keys):
-            queues.setdefault(key, []).append((segment, index, key, None, 1, True, None))
+        queues: dict[bytes | None, list[Delivery]] = {}
+        for index, key in enumerate(fetched.keys):
+            queues.setdefault(key, []).append((fetched, index, key, None, 1, True, None))
         for key, queue in queues.items():
             if key is None:
                 self.ready.extend(queue)
-            elif key in owned.lanes:
-                self._queue_first(queue, {(id(owned), key): queue})
+            elif key in state.lanes:
+                self._queue_front(queue, {(id(state), key): queue})
             else:
-                owned.lanes[key] = deque(queue[1:]) or None
+                state.lanes[key] = deque(queue[1:]) or None
                 self.ready.append(queue[0])
 
     @property
-    def backlog(self) -> bool:
+    def has_backlog(self) -> bool:
         """Something was offered that was not looked at yet."""
-        return bool(self.ready or self._incoming or self.segment is not None)
+        return bool(self.ready or self._incoming or self.current is not None)
 
     @property
-    def ahead(self) -> int:
+    def read_ahead(self) -> int:
         """How many messages were offered that no segment was begun of (any thread)."""
-        return self.offered - self._begun
+        return self.offered - self._given_out
 
-    def wake(self, now: float) -> None:
+    def release_due(self, now: float) -> None:
         """Make ready what has waited long enough."""
         timers = self._timers
         while timers and timers[0][0] <= now:
             self.ready.append(heappop(timers)[2])
 
     @property
-    def due(self) -> float | None:
+    def next_due(self) -> float | None:
         """When the next waiting message may be tried again, in monotonic seconds."""
         first = self._timers[:1]  # others may look on while the runner takes it out
         return first[0][0] if first else None
@@ -228,465 +230,503 @@ class Dispatcher:
         """How many messages wait to be tried again."""
         return len(self._timers)
 
-    def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, Lane, int]]:
+    def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
         """Topic, partition, lane and attempt of messages waiting to be tried again."""
         return [
-            (w[0].batch.topic, w[0].batch.partition, w[2], w[4])
-            for _, _, w in sorted(self._timers)[:limit]
+            (delivery[0].batch.topic, delivery[0].batch.partition, delivery[2], delivery[4])
+            for _, _, delivery in sorted(self._timers)[:limit]
         ]
 
     # -- dispatch
 
-    def take(self, now: float) -> Work | None:
+    def take(self, now: float) -> Delivery | None:
         """The next message whose turn has come, or None. Its lane is busy from here on."""
         if self.paused:
             return None
         if self.ready:
-            work = self.ready[0]
-            if now >= work[0].owner.assignment.valid_until:
+            delivery = self.ready[0]
+            if now >= delivery[0].state.assignment.valid_until:
                 return None
             self.ready.popleft()
-            return work
+            return delivery
         while True:
-            segment = self.segment
-            if segment is None:
-                segment = self._next_segment()
-                if segment is None:
+            fetched = self.current
+            if fetched is None:
+                fetched = self._next_batch()
+                if fetched is None:
                     return None
-            owned = segment.owner
-            if now >= owned.assignment.valid_until:
+            state = fetched.state
+            if now >= state.assignment.valid_until:
                 return None
-            lanes, window, holes, loose = owned.lanes, owned.window, segment.holes, self._loose
+            in_flight, window, partly_settled, unordered = (
+                state.lanes,
+                state.window,
+                fetched.partly_settled,
+                self._unordered,
+            )
             for index, key, identity in self._cursor:
-                if holes and segment.done[index]:
+                if partly_settled and fetched.settled[index]:
                     continue
-                lane: Lane = identity if key is None or (loose and identity in lanes) else key
-                if lane is not None:
-                    if lane in lanes:
-                        queue = lanes[lane]
-                        work = (segment, index, lane, identity, 1, False, None)
+                ordering_key: OrderingKey = (
+                    identity if key is None or (unordered and identity in in_flight) else key
+                )
+                if ordering_key is not None:
+                    if ordering_key in in_flight:
+                        queue = in_flight[ordering_key]
+                        delivery = (fetched, index, ordering_key, identity, 1, False, None)
                         if queue is None:
-                            lanes[lane] = deque((work,))
+                            in_flight[ordering_key] = deque((delivery,))
                         else:
-                            queue.append(work)
+                            queue.append(delivery)
                         continue
                     if (
                         identity is not None
                         and window is not None
                         and (identity in window.new or identity in window.old)
                     ):
-                        segment.done[index] = 1
+                        fetched.settled[index] = 1
                         self.counts.duplicates += 1
                         continue
-                    lanes[lane] = None
-                return (segment, index, lane, identity, 1, False, None)
-            self.segment = None
+                    in_flight[ordering_key] = None
+                return (fetched, index, ordering_key, identity, 1, False, None)
+            self.current = None
 
-    def take_batch(self, now: float, limit: int) -> list[Work]:
+    def take_batch(self, now: float, limit: int) -> list[Delivery]:
         """Up to ``limit`` messages whose turn has come, in order.
 
         A key may recur within a batch, an identity may not. A message to be handled alone, or to
         be buried, comes alone.
         """
-        batch: list[Work] = []
-        mine: set[tuple[int, Lane]] = set()
+        batch: list[Delivery] = []
+        batch_keys: set[tuple[int, OrderingKey]] = set()
         identities: set[str] = set()
         while len(batch) < limit:
-            work = self.take(now) if self.ready else self._scan(now, mine, identities)
-            if work is None:
+            delivery = (
+                self.take(now) if self.ready else self._take_for_batch(now, batch_keys, identities)
+            )
+            if delivery is None:
                 break
-            if work[5] or work[6] is not None:
+            if delivery[5] or delivery[6] is not None:
                 if batch:
-                    self.ready.appendleft(work)
+                    self.ready.appendleft(delivery)
                 else:
-                    batch.append(work)
+                    batch.append(delivery)
                 break
-            owned, lane = work[0].owner, work[2]
+            state, ordering_key = delivery[0].state, delivery[2]
             queue = None
             while True:
-                batch.append(work)
-                identity = work[3]
+                batch.append(delivery)
+                identity = delivery[3]
                 if identity is not None:
                     identities.add(identity)
-                if lane is None:
+                if ordering_key is None:
                     break
-                mine.add((id(owned), lane))
-                queue = owned.lanes[lane]
+                batch_keys.add((id(state), ordering_key))
+                queue = state.lanes[ordering_key]
                 if not queue or len(batch) >= limit or queue[0][5]:
                     break
-                if queue[0][3] in identities or self._settled_before(queue[0]):
+                if queue[0][3] in identities or self._is_duplicate(queue[0]):
                     break
-                if self._loose and lane != queue[0][3] and queue[0][3] in owned.lanes:
+                if self._unordered and ordering_key != queue[0][3] and queue[0][3] in state.lanes:
                     break
-                work = queue.popleft()
-            if queue is not None and not queue and lane is not None:
-                owned.lanes[lane] = None
+                delivery = queue.popleft()
+            if queue is not None and not queue and ordering_key is not None:
+                state.lanes[ordering_key] = None
         return batch
 
-    def _scan(self, now: float, mine: set[tuple[int, Lane]], identities: set[str]) -> Work | None:
+    def _take_for_batch(
+        self, now: float, batch_keys: set[tuple[int, OrderingKey]], identities: set[str]
+    ) -> Delivery | None:
         """Like :meth:`take` without ``ready``; a key that this batch holds is not in its way."""
         while not self.paused:
-            segment = self.segment or self._next_segment()
-            if segment is None:
+            fetched = self.current or self._next_batch()
+            if fetched is None:
                 return None
-            owned = segment.owner
-            if now >= owned.assignment.valid_until:
+            state = fetched.state
+            if now >= state.assignment.valid_until:
                 return None
-            lanes, loose = owned.lanes, self._loose
+            in_flight, unordered = state.lanes, self._unordered
             for index, key, identity in self._cursor:
-                if segment.done[index]:
+                if fetched.settled[index]:
                     continue
-                lane: Lane = identity if key is None or (loose and identity in lanes) else key
-                work: Work = (segment, index, lane, identity, 1, False, None)
-                if lane is None:
-                    return work
-                if lane in lanes:
-                    queue = lanes[lane]
+                ordering_key: OrderingKey = (
+                    identity if key is None or (unordered and identity in in_flight) else key
+                )
+                delivery: Delivery = (fetched, index, ordering_key, identity, 1, False, None)
+                if ordering_key is None:
+                    return delivery
+                if ordering_key in in_flight:
+                    queue = in_flight[ordering_key]
                     if queue is not None:
-                        queue.append(work)
+                        queue.append(delivery)
                     elif (
-                        (id(owned), lane) in mine
+                        (id(state), ordering_key) in batch_keys
                         and identity not in identities
-                        and not self._settled_before(work)
+                        and not self._is_duplicate(delivery)
                     ):
-                        return work
+                        return delivery
                     else:
-                        lanes[lane] = deque((work,))
-                elif self._settled_before(work):
-                    segment.done[index] = 1
+                        in_flight[ordering_key] = deque((delivery,))
+                elif self._is_duplicate(delivery):
+                    fetched.settled[index] = 1
                     self.counts.duplicates += 1
                 else:
-                    lanes[lane] = None
-                    return work
-            self.segment = None
+                    in_flight[ordering_key] = None
+                    return delivery
+            self.current = None
         return None
 
-    def _next_segment(self) -> Segment | None:
+    def _next_batch(self) -> FetchedBatch | None:
         while self._incoming:
-            segment = self._incoming.popleft()
-            self._begun += len(segment)
-            if segment.owner.live:
-                self._begin(segment, 0)
-                if self.ahead < AHEAD:
+            fetched = self._incoming.popleft()
+            self._given_out += len(fetched)
+            if fetched.state.live:
+                self._give_out_from(fetched, 0)
+                if self.read_ahead < READ_AHEAD:
                     self.refill()
-                return segment
+                return fetched
         return None
 
-    def _begin(self, segment: Segment, start: int) -> None:
+    def _give_out_from(self, fetched: FetchedBatch, start: int) -> None:
         """Give out this segment from an index on."""
-        count = len(segment)
+        count = len(fetched)
         if start < count:
-            self.segment = segment
-            keys, ids = segment.keys, segment.ids
+            self.current = fetched
+            keys, ids = fetched.keys, fetched.ids
             if start:
                 keys, ids = keys[start:], ids[start:]
             self._cursor = zip(range(start, count), keys, ids, strict=True)
         else:
-            self.segment, self._cursor = None, iter(())
+            self.current, self._cursor = None, iter(())
 
-    def _settled_before(self, work: Work) -> bool:
-        identity, window = work[3], work[0].owner.window
+    def _is_duplicate(self, delivery: Delivery) -> bool:
+        identity, window = delivery[3], delivery[0].state.window
         return identity is not None and window is not None and identity in window
 
-    def straight(self, now: float) -> Segment | None:
+    def take_fast(self, now: float) -> FetchedBatch | None:
         """A segment all of whose messages may be handled one after the other.
 
         Given where nothing stands in the way: no lane is busy, nothing was settled before, no
-        identity recurs. The caller reports with :meth:`ran`. For one runner alone.
+        identity recurs. The caller reports with :meth:`finish_fast`. For one runner alone.
         """
         if self.paused or self.ready:
             return None
-        if self.segment is not None:
+        if self.current is not None:
             return None
-        segment = self._next_segment()
-        if segment is None:
+        fetched = self._next_batch()
+        if fetched is None:
             return None
-        owned = segment.owner
-        if owned.lanes or segment.holes or now >= owned.assignment.valid_until:
+        state = fetched.state
+        if state.lanes or fetched.partly_settled or now >= state.assignment.valid_until:
             return None
-        if owned.window is not None:
-            unique: set[Any] = set(segment.ids)
+        if state.window is not None:
+            unique: set[Any] = set(fetched.ids)
             if None in unique:
                 if len(unique) > 1:
                     return None
-            elif len(unique) != len(segment) or not owned.window.fresh(unique):
+            elif len(unique) != len(fetched) or not state.window.fresh(unique):
                 return None
             else:
-                segment.unique = unique
-        return segment
+                fetched.unique_ids = unique
+        return fetched
 
-    def ran(self, segment: Segment, start: int, stop: int) -> None:
+    def finish_fast(self, fetched: FetchedBatch, start: int, stop: int) -> None:
         """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
 
         What is left of the segment is given out by :meth:`take`.
         """
-        owned = segment.owner
-        if owned.window is not None and stop > start and segment.ids[start] is not None:
-            whole = stop - start == len(segment)
-            identities = segment.ids if whole else segment.ids[start:stop]
-            unique = segment.unique if whole else None
-            if unique is not None and len(unique) <= owned.window.size:
-                owned.window.absorb(unique)
+        state = fetched.state
+        if state.window is not None and stop > start and fetched.ids[start] is not None:
+            whole = stop - start == len(fetched)
+            identities = fetched.ids if whole else fetched.ids[start:stop]
+            unique = fetched.unique_ids if whole else None
+            if unique is not None and len(unique) <= state.window.size:
+                state.window.absorb(unique)
             else:
-                owned.window.extend(identities)
-            segment.unique = None
-            heir = None if owned.live else self._heir(owned)
-            if heir is not None:
-                heir.extend([each for each in identities if each is not None])
+                state.window.extend(identities)
+            fetched.unique_ids = None
+            successor = None if state.live else self._successor_window(state)
+            if successor is not None:
+                successor.extend([each for each in identities if each is not None])
         self.counts.handled += stop - start
-        if segment is self.segment:
-            self._begin(segment, stop)
+        if fetched is self.current:
+            self._give_out_from(fetched, stop)
 
-    def claim(self, segment: Segment, start: int, index: int, stop: int) -> list[Work]:
+    def interrupt_fast(
+        self, fetched: FetchedBatch, start: int, index: int, stop: int
+    ) -> list[Delivery]:
         """A straight run that began at ``start`` stumbled: messages before ``index`` are handled,
         those before ``stop`` are what it stumbled over, as works whose lanes are busy.
 
         Nothing where the partition was revoked meanwhile.
         """
-        self.ran(segment, start, index)
-        owned = segment.owner
-        if not owned.live:
+        self.finish_fast(fetched, start, index)
+        state = fetched.state
+        if not state.live:
             return []
-        works: list[Work] = []
+        deliveries: list[Delivery] = []
         for at in range(index, stop):
-            identity = segment.ids[at]
-            key = segment.keys[at]
-            lane: Lane = identity if key is None else key
-            if lane is not None:
-                owned.lanes[lane] = None
-            works.append((segment, at, lane, identity, 1, False, None))
-        if segment is self.segment:
-            self._begin(segment, stop)
-        return works
+            identity = fetched.ids[at]
+            key = fetched.keys[at]
+            ordering_key: OrderingKey = identity if key is None else key
+            if ordering_key is not None:
+                state.lanes[ordering_key] = None
+            deliveries.append((fetched, at, ordering_key, identity, 1, False, None))
+        if fetched is self.current:
+            self._give_out_from(fetched, stop)
+        return deliveries
 
-    def refuse(self, segment: Segment) -> None:
-        """What :meth:`straight` gave cannot be run straight after all; give it out one by one."""
-        self.ran(segment, 0, 0)
+    def decline_fast(self, fetched: FetchedBatch) -> None:
+        """What :meth:`take_fast` gave cannot be run straight after all; give it out one by one."""
+        self.finish_fast(fetched, 0, 0)
 
     # -- outcomes
 
-    def done(self, work: Work) -> None:
+    def mark_settled(self, delivery: Delivery) -> None:
         """The message is settled: handled, or buried with the write confirmed."""
-        segment, index, lane, identity, _, _, burial = work
-        segment.done[index] = 1
-        owned = segment.owner
-        if burial is None:
+        fetched, index, ordering_key, identity, _, _, reason = delivery
+        fetched.settled[index] = 1
+        state = fetched.state
+        if reason is None:
             self.counts.handled += 1
         else:
-            self.counts.buried += 1
-        live = owned.live
-        if identity is not None and owned.window is not None:
-            if live:  # as in _remember, without the calls: this is the hot loop
-                window = owned.window
+            self.counts.dead_lettered += 1
+        is_owned = state.live
+        if identity is not None and state.window is not None:
+            if is_owned:  # as in _remember, without the calls: this is the hot loop
+                window = state.window
                 window.new.add(identity)
                 if len(window.new) >= window.size:
                     window.turn()
             else:
-                self._remember(owned, owned.window, identity)
-        if lane is not None:
-            if live:
-                queue = owned.lanes.pop(lane)
+                self._remember_identity(state, state.window, identity)
+        if ordering_key is not None:
+            if is_owned:
+                queue = state.lanes.pop(ordering_key)
                 if queue:
-                    self._next(owned, lane, queue)
+                    self._promote_next(state, ordering_key, queue)
             else:
-                self._free(owned, lane)
+                self._release_key(state, ordering_key)
 
-    def filtered(self, work: Work) -> None:
+    def mark_filtered(self, delivery: Delivery) -> None:
         """The message was passed over by a filter: settled, and counts as seen."""
-        self.done(work)
+        self.mark_settled(delivery)
         self.counts.handled -= 1
         self.counts.filtered += 1
 
-    def done_batch(self, works: Iterable[Work]) -> None:
+    def mark_batch_settled(self, deliveries: Iterable[Delivery]) -> None:
         """These messages, taken as one batch, are settled."""
-        works = list(works)
-        self._settle(works)
-        self._free_lanes(works)
+        deliveries = list(deliveries)
+        self._record_settled(deliveries)
+        self._release_keys(deliveries)
 
-    def _settle(self, works: Iterable[Work]) -> None:
-        for segment, index, _, identity, _, _, _ in works:
-            segment.done[index] = 1
+    def _record_settled(self, deliveries: Iterable[Delivery]) -> None:
+        for fetched, index, _, identity, _, _, _ in deliveries:
+            fetched.settled[index] = 1
             self.counts.handled += 1
-            owned = segment.owner
-            if identity is not None and owned.window is not None:
-                self._remember(owned, owned.window, identity)
+            state = fetched.state
+            if identity is not None and state.window is not None:
+                self._remember_identity(state, state.window, identity)
 
-    def _free_lanes(self, works: Iterable[Work], keep: Collection[tuple[int, Lane]] = ()) -> None:
+    def _release_keys(
+        self, deliveries: Iterable[Delivery], keep: Collection[tuple[int, OrderingKey]] = ()
+    ) -> None:
         """Nobody runs in these works' lanes any more, but for some."""
-        lanes = {(id(work[0].owner), work[2]): work[0].owner for work in works}
-        for (owner, lane), owned in lanes.items():
-            if lane is not None and (owner, lane) not in keep:
-                self._free(owned, lane)
+        ordering_keys = {
+            (id(delivery[0].state), delivery[2]): delivery[0].state for delivery in deliveries
+        }
+        for (state_id, ordering_key), state in ordering_keys.items():
+            if ordering_key is not None and (state_id, ordering_key) not in keep:
+                self._release_key(state, ordering_key)
 
-    def split(self, works: Sequence[Work]) -> None:
+    def split_batch(self, deliveries: Sequence[Delivery]) -> None:
         """A batch failed as a whole: its messages are to be handled one by one, in order."""
-        queues: dict[tuple[int, Lane], list[Work]] = {}
-        heads: list[Work] = []
-        for segment, index, lane, identity, attempt, _, burial in works:
-            owned = segment.owner
-            work: Work = (segment, index, lane, identity, attempt, True, burial)
-            place = (id(owned), lane)
-            if not owned.live:
-                if lane is not None:
-                    self._free(owned, lane)
-            elif lane is None:
-                heads.append(work)
-            elif place in queues:
-                queues[place].append(work)
+        queues: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        first_of_key: list[Delivery] = []
+        for fetched, index, ordering_key, identity, attempt, _, reason in deliveries:
+            state = fetched.state
+            delivery: Delivery = (fetched, index, ordering_key, identity, attempt, True, reason)
+            state_and_key = (id(state), ordering_key)
+            if not state.live:
+                if ordering_key is not None:
+                    self._release_key(state, ordering_key)
+            elif ordering_key is None:
+                first_of_key.append(delivery)
+            elif state_and_key in queues:
+                queues[state_and_key].append(delivery)
             else:
-                queues[place] = []
-                heads.append(work)
-        self._queue_first(works, queues)
-        self.ready.extendleft(reversed(heads))
+                queues[state_and_key] = []
+                first_of_key.append(delivery)
+        self._queue_front(deliveries, queues)
+        self.ready.extendleft(reversed(first_of_key))
 
-    def batch_failed(
+    def mark_batch_failed(
         self,
-        works: Sequence[Work],
+        deliveries: Sequence[Delivery],
         errors: Mapping[int, BaseException],
         now: float,
         random: float,
         final: Collection[int] = (),
-    ) -> list[Work]:
+    ) -> list[Delivery]:
         """Some of a batch failed, by index; the others are settled. What is to be buried.
 
         Those in ``final`` are not tried again. Where several of one key failed, the first keeps
         the lane and the others wait behind it, each to be tried again or buried in its turn.
         """
-        behind: dict[tuple[int, Lane], list[Work]] = {}
-        settled: list[Work] = []
-        burials: list[Work] = []
-        for index, work in enumerate(works):
+        behind: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        settled: list[Delivery] = []
+        rejected: list[Delivery] = []
+        for index, delivery in enumerate(deliveries):
             error = errors.get(index)
             if error is None:
-                settled.append(work)
+                settled.append(delivery)
                 continue
-            segment, at, lane, identity, attempt, _, _ = work
-            live = segment.owner.live
-            delay = None if index in final else again(self._retry, attempt, error, random)
+            fetched, at, ordering_key, identity, attempt, _, _ = delivery
+            is_owned = fetched.state.live
+            delay = None if index in final else retry_delay(self._retry, attempt, error, random)
             if delay is None:
-                work = self.condemned(work, error)
+                delivery = self.rejected(delivery, error)
             else:
                 self.counts.retries += 1
-                if self._loose and live and type(lane) is bytes:
-                    lane = self._step_out(segment.owner, identity)
-                work = (segment, at, lane, identity, attempt + 1, True, None)
-            place = (id(segment.owner), lane)
-            if lane is not None and live and place in behind:
-                behind[place].append(work)
+                if self._unordered and is_owned and type(ordering_key) is bytes:
+                    ordering_key = self._leave_key_order(fetched.state, identity)
+                delivery = (fetched, at, ordering_key, identity, attempt + 1, True, None)
+            state_and_key = (id(fetched.state), ordering_key)
+            if ordering_key is not None and is_owned and state_and_key in behind:
+                behind[state_and_key].append(delivery)
                 continue
             if delay is None:
-                burials.append(work)
-            elif live:
-                self.later(work, now + delay)
-            if lane is not None and (live or delay is None):
-                behind[place] = []
-        self._settle(settled)
-        self._queue_first(works, behind)
-        self._free_lanes(works, keep=behind.keys())
-        return burials
+                rejected.append(delivery)
+            elif is_owned:
+                self.deliver_at(delivery, now + delay)
+            if ordering_key is not None and (is_owned or delay is None):
+                behind[state_and_key] = []
+        self._record_settled(settled)
+        self._queue_front(deliveries, behind)
+        self._release_keys(deliveries, keep=behind.keys())
+        return rejected
 
-    def _step_out(self, owned: Owned, identity: str | None) -> Lane:
+    def _leave_key_order(self, state: PartitionState, identity: str | None) -> OrderingKey:
         """A message out of its key's order has its identity for a lane, so that a duplicate of
         it, under whichever key, still waits for its outcome."""
-        if identity is None or owned.window is None or identity in owned.lanes:
+        if identity is None or state.window is None or identity in state.in_flight:
             return None
-        owned.lanes[identity] = None
+        state.in_flight[identity] = None
         return identity
 
-    def _queue_first(
-        self, works: Iterable[Work], queues: Mapping[tuple[int, Lane], list[Work]]
+    def _queue_front(
+        self,
+        deliveries: Iterable[Delivery],
+        queues: Mapping[tuple[int, OrderingKey], list[Delivery]],
     ) -> None:
         """Put these works at the front of their lanes' queues; the lanes are busy."""
-        owners = {id(work[0].owner): work[0].owner for work in works}
-        for (owner, lane), queue in queues.items():
+        states = {id(delivery[0].state): delivery[0].state for delivery in deliveries}
+        for (state_id, ordering_key), queue in queues.items():
             if queue:
-                lanes = owners[owner].lanes
-                lanes[lane] = deque((*queue, *(lanes[lane] or ())))
+                in_flight = states[state_id].lanes
+                in_flight[ordering_key] = deque((*queue, *(in_flight[ordering_key] or ())))
 
-    def _queue_last(self, owned: Owned, work: Work) -> None:
-        queue = owned.lanes[work[2]]
+    def _queue_back(self, state: PartitionState, delivery: Delivery) -> None:
+        queue = state.in_flight[delivery[2]]
         if queue is None:
-            owned.lanes[work[2]] = deque((work,))
+            state.in_flight[delivery[2]] = deque((delivery,))
         else:
-            queue.append(work)
+            queue.append(delivery)
 
-    def failed(self, work: Work, error: BaseException, now: float, random: float) -> Work | None:
+    def mark_failed(
+        self, delivery: Delivery, error: BaseException, now: float, random: float
+    ) -> Delivery | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
-        attempt is left: the work to be buried, to be reported by :meth:`done` or :meth:`later`.
+        attempt is left: the work to be buried, to be reported by :meth:`settled` or :meth:`deliver_at`.
         """
-        burials = self.batch_failed((work,), {0: error}, now, random)
-        return burials[0] if burials else None
+        rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
+        return rejected[0] if rejected else None
 
-    def condemned(self, work: Work, error: BaseException) -> Work:
+    def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
         """The message can never be handled: the work to be buried."""
-        segment, index, lane, identity, attempt, _, _ = work
-        return (segment, index, lane, identity, attempt, True, Burial(error, attempt))
+        fetched, index, ordering_key, identity, attempt, _, _ = delivery
+        return (
+            fetched,
+            index,
+            ordering_key,
+            identity,
+            attempt,
+            True,
+            DeadLetterReason(error, attempt),
+        )
 
-    def later(self, work: Work, due: float) -> None:
+    def deliver_at(self, delivery: Delivery, due: float) -> None:
         """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""
-        if not work[0].owner.live:
-            self.abandon(work)
+        if not delivery[0].state.live:
+            self.abandon(delivery)
             return
-        self._ticket += 1
-        heappush(self._timers, (due, self._ticket, work))
+        self._timer_number += 1
+        heappush(self._timers, (due, self._timer_number, delivery))
 
-    def abandon(self, work: Work) -> None:
+    def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""
-        owned, lane = work[0].owner, work[2]
-        if owned.live:
+        state, ordering_key = delivery[0].state, delivery[2]
+        if state.live:
             # Not to be overtaken: it stays at the head of its lane.
-            for at, other in enumerate(self.ready if lane is not None else ()):
-                if other[2] == lane and other[0].owner is owned:
+            for at, other in enumerate(self.ready if ordering_key is not None else ()):
+                if other[2] == ordering_key and other[0].state is state:
                     # Of the same batch: whichever stands first in the log goes first.
-                    first, second = sorted((work, other), key=_offset)
+                    first, second = sorted((delivery, other), key=_offset)
                     self.ready[at] = first
-                    self._queue_first((second,), {(id(owned), lane): [second]})
+                    self._queue_front((second,), {(id(state), ordering_key): [second]})
                     return
-            self.ready.appendleft(work)
-        elif lane is not None:
-            self._free(owned, lane)
+            self.ready.appendleft(delivery)
+        elif ordering_key is not None:
+            self._release_key(state, ordering_key)
 
     # -- lanes
 
-    def _remember(self, owned: Owned, window: Window, identity: str) -> None:
+    def _remember_identity(self, state: PartitionState, window: DedupWindow, identity: str) -> None:
         window.add(identity)
-        heir = None if owned.live else self._heir(owned)
-        if heir is not None:
-            heir.add(identity)
+        successor = None if state.is_owned else self._successor_window(state)
+        if successor is not None:
+            successor.add(identity)
 
-    def _heir(self, owned: Owned) -> Window | None:
+    def _successor_window(self, state: PartitionState) -> DedupWindow | None:
         """The window of a partition that left and came back: what a handler of the earlier
         assignment still settles comes a second time, and is a duplicate then."""
-        now = self._owned.get((owned.assignment.topic, owned.assignment.partition))
-        return None if now is None else now.window
+        current = self._partitions.get((state.assignment.topic, state.assignment.partition))
+        return None if current is None else current.window
 
-    def _free(self, owned: Owned, lane: Lane) -> None:
+    def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
         """Nobody runs in this lane any more."""
-        if not owned.live:
+        if not state.is_owned:
             # A batch may report a lane message by message. The first time it becomes free, and
             # from then on it belongs to the assignment that came after.
-            if lane in owned.freed:
+            if ordering_key in state.released:
                 return
-            owned.freed.add(lane)
-        if lane in owned.lanes:
-            self._next(owned, lane, owned.lanes.pop(lane))
+            state.released.add(ordering_key)
+        if ordering_key in state.in_flight:
+            self._promote_next(state, ordering_key, state.in_flight.pop(ordering_key))
 
-    def _next(self, owned: Owned, lane: Lane, queue: deque[Work] | None) -> None:
+    def _promote_next(
+        self, state: PartitionState, ordering_key: OrderingKey, queue: deque[Delivery] | None
+    ) -> None:
         """Give the lane, taken out of ``lanes``, to the next of its queue that is no duplicate."""
         while queue:
-            work = queue.popleft()
-            if self._settled_before(work):
-                work[0].done[work[1]] = 1
+            delivery = queue.popleft()
+            if self._is_duplicate(delivery):
+                delivery[0].settled[delivery[1]] = 1
                 self.counts.duplicates += 1
                 continue
-            twin = work[3]
-            if self._loose and twin is not None and twin != lane and twin in owned.lanes:
-                self._queue_last(owned, (*work[:2], twin, *work[3:]))
+            identity = delivery[3]
+            if (
+                self._unordered
+                and identity is not None
+                and identity != ordering_key
+                and identity in state.in_flight
+            ):
+                self._queue_back(state, (*delivery[:2], identity, *delivery[3:]))
                 continue
-            owned.lanes[lane] = queue or None
-            self.ready.append(work)
+            state.in_flight[ordering_key] = queue or None
+            self.ready.append(delivery)
             return
-        if not owned.live and not owned.lanes:
-            place = (owned.assignment.topic, owned.assignment.partition)
-            if self._fences.get(place) is owned.lanes:
-                del self._fences[place]
+        if not state.is_owned and not state.in_flight:
+            partition = (state.assignment.topic, state.assignment.partition)
+            if self._outlived.get(partition) is state.in_flight:
+                del self._outlived[partition]

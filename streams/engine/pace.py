@@ -11,13 +11,13 @@ Where nothing was settled since the last look, the next look comes later each ti
 
 from __future__ import annotations
 
-SHARE = 1 / 50
+CORE_SHARE = 1 / 50
 """Commits may take this share of one core's time, at most."""
 
-CREDIT = 0.02
+SAVED_UP = 0.02
 """Seconds that they may take before their share of the time has passed."""
 
-LOOK = 0.05
+LONGEST_LOOK = 0.05
 """Seconds between two looks while messages are being handled and none is settled."""
 
 
@@ -29,30 +29,32 @@ class CommitPace:
         ``longest`` is less, that counts.
     """
 
-    __slots__ = ("_longest", "_look", "_owed", "_shortest", "_since", "due")
+    __slots__ = ("_charged_at", "_debt", "_longest", "_look_interval", "_shortest", "due")
 
     def __init__(self, longest: float, shortest: float) -> None:
         self._longest = longest
-        self._shortest = self._look = min(shortest, longest)
-        self._owed = 0.0
+        self._shortest = self._look_interval = min(shortest, longest)
+        self._debt = 0.0
         """Seconds that commits took and for which their share of the time has not passed..."""
-        self._since = float("-inf")
+        self._charged_at = float("-inf")
         """...at this moment."""
         self.due = float("-inf")
         """The moment from which on what has been settled may be committed."""
 
-    def committed(self, now: float, cost: float) -> None:
+    def record_commit(self, now: float, cost: float) -> None:
         """Something was committed at ``now``, which took ``cost`` seconds."""
-        self._look = self._shortest
-        self._spend(now, cost, self._shortest)
+        self._look_interval = self._shortest
+        self._charge(now, cost, self._shortest)
 
-    def unmoved(self, now: float, cost: float) -> None:
+    def record_idle_look(self, now: float, cost: float) -> None:
         """Nothing was: it was looked for at ``now`` and not found, or was not accepted."""
-        self._spend(now, cost, self._look)
-        self._look = max(self._shortest, min(2 * self._look, LOOK, self._longest))
+        self._charge(now, cost, self._look_interval)
+        self._look_interval = max(
+            self._shortest, min(2 * self._look_interval, LONGEST_LOOK, self._longest)
+        )
 
-    def _spend(self, now: float, cost: float, least: float) -> None:
-        owed = max(0.0, self._owed - (now - self._since) * SHARE) + cost
-        self._owed = min(owed, CREDIT + self._longest * SHARE)  # no more is waited for
-        self._since = now
-        self.due = now + max(least, (self._owed - CREDIT) / SHARE)
+    def _charge(self, now: float, cost: float, least: float) -> None:
+        owed = max(0.0, self._debt - (now - self._charged_at) * CORE_SHARE) + cost
+        self._debt = min(owed, SAVED_UP + self._longest * CORE_SHARE)  # no more is waited for
+        self._charged_at = now
+        self.due = now + max(least, (self._debt - SAVED_UP) / CORE_SHARE)

@@ -29,16 +29,16 @@ from typing import Any, NamedTuple
 
 from streams.message import Batch
 
-LIMIT = 4_095
+PROGRESS_LIMIT = 4_095
 """Characters of an encoded progress, at most: Kafka's default for commit metadata."""
 
 Range = tuple[int, int]
 """Offsets from the first to before the second."""
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_DIGIT = {letter: digit for digit, letter in enumerate(_LETTERS)}
-_LOW = (1 << 64) - 1
-_LONGEST = 13
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_DIGIT = {letter: digit for digit, letter in enumerate(_ALPHABET)}
+_LOW_HALF = (1 << 64) - 1
+_MAX_DIGITS = 13
 """Letters of the longest number: half an offset."""
 _FLIP = bytes([1, 0]) + bytes(254)
 
@@ -55,72 +55,74 @@ class Snapshot(NamedTuple):
 # -- the text form ------------------------------------------------------------------------------
 
 
-def _number(value: int) -> str:
-    letters = []
+def _encode_number(value: int) -> str:
+    symbols = []
     while True:
         value, digit = value >> 5, value & 31
         if not value:
-            letters.append(_LETTERS[digit])
-            return "".join(letters)
-        letters.append(_LETTERS[digit | 32])
+            symbols.append(_ALPHABET[digit])
+            return "".join(symbols)
+        symbols.append(_ALPHABET[digit | 32])
 
 
-def _step(value: int, previous: int) -> str:
+def _encode_step(value: int, previous: int) -> str:
     """``value`` written relative to ``previous``, which is not larger."""
     high = (value >> 64) - (previous >> 64)
     if high:
-        return f"~{_number(high)}{_number(value & _LOW)}"
-    return _number(value - previous)
+        return f"~{_encode_number(high)}{_encode_number(value & _LOW_HALF)}"
+    return _encode_number(value - previous)
 
 
-class _Scanner:
-    """Reads what :func:`_step` wrote; ValueError where it could not have."""
+class _ProgressReader:
+    """Reads what :func:`_encode_step` wrote; ValueError where it could not have."""
 
-    def __init__(self, text: str, at: int) -> None:
+    def __init__(self, text: str, index: int) -> None:
         self.text = text
-        self.at = at
+        self.index = index
 
-    def more(self) -> bool:
-        return self.at < len(self.text)
+    def has_more(self) -> bool:
+        return self.index < len(self.text)
 
-    def number(self) -> int:
+    def read_number(self) -> int:
         value = 0
-        for place in range(_LONGEST):
-            if self.at >= len(self.text):
+        for digit_index in range(_MAX_DIGITS):
+            if self.index >= len(self.text):
                 raise ValueError("progress ends inside a number")
-            digit = _DIGIT.get(self.text[self.at])
+            digit = _DIGIT.get(self.text[self.index])
             if digit is None:
-                raise ValueError(f"progress has {self.text[self.at]!r} in a number")
-            self.at += 1
-            value |= (digit & 31) << 5 * place
+                raise ValueError(f"progress has {self.text[self.index]!r} in a number")
+            self.index += 1
+            value |= (digit & 31) << 5 * digit_index
             if digit < 32:
-                if value > _LOW or (place and not digit):
+                if value > _LOW_HALF or (digit_index and not digit):
                     break
                 return value
         raise ValueError("progress has a number that is too large, or longer than need be")
 
-    def step(self, previous: int) -> int:
-        if self.text.startswith("~", self.at):
-            self.at += 1
-            more = self.number()
+    def read_step(self, previous: int) -> int:
+        if self.text.startswith("~", self.index):
+            self.index += 1
+            more = self.read_number()
             high = (previous >> 64) + more
             if not more or high > 1 << 64:
                 raise ValueError("progress has an offset that no log has")
-            return (high << 64) | self.number()
-        offset = previous + self.number()
+            return (high << 64) | self.read_number()
+        offset = previous + self.read_number()
         if offset >> 64 != previous >> 64:
             raise ValueError("progress has an offset that no log has")
         return offset
 
 
-def encode(position: int, floor: int, settled: Sequence[Range], limit: int = LIMIT) -> Snapshot:
+def encode(
+    position: int, floor: int, settled: Sequence[Range], limit: int = PROGRESS_LIMIT
+) -> Snapshot:
     """Write floor and settled set; ``settled`` ascends, above ``position``, ranges not touching."""
-    head = _step(max(0, floor), 0)
-    runs = ["1r", head]
-    size = 2 + len(head)
+    encoded_floor = _encode_step(max(0, floor), 0)
+    runs = ["1r", encoded_floor]
+    size = 2 + len(encoded_floor)
     previous, covered = position, position
     for start, end in settled:
-        piece = _step(start, previous) + _step(end, start)
+        piece = _encode_step(start, previous) + _encode_step(end, start)
         if size + len(piece) > limit:
             break
         runs.append(piece)
@@ -129,10 +131,10 @@ def encode(position: int, floor: int, settled: Sequence[Range], limit: int = LIM
     last = settled[-1][1] if settled else position
     if settled and last >> 64 == position >> 64:
         # A bitmap wins where runs are short; it needs a letter for six offsets.
-        room = (limit - 2 - len(head)) // 4 * 4 * 6
+        room = (limit - 2 - len(encoded_floor)) // 4 * 4 * 6
         span = min(last - position, room)
         better = covered < last if span == last - position else position + span > covered
-        if better or (covered == last and 2 + len(head) + -(-span // 6) < size):
+        if better or (covered == last and 2 + len(encoded_floor) + -(-span // 6) < size):
             bits = 0
             for start, end in settled:
                 low, high = start - position, min(end - position, span)
@@ -141,7 +143,7 @@ def encode(position: int, floor: int, settled: Sequence[Range], limit: int = LIM
                 bits |= ((1 << (high - low)) - 1) << low
             packed = bits.to_bytes(-(-span // 8), "little")
             text = urlsafe_b64encode(packed).decode().rstrip("=")
-            return Snapshot(position, f"1b{head}{text}", span == last - position)
+            return Snapshot(position, f"1b{encoded_floor}{text}", span == last - position)
     return Snapshot(position, "".join(runs), covered == last)
 
 
@@ -150,27 +152,27 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
 
     :raises ValueError: the text is not ours (another tool's metadata, or damaged).
     """
-    if len(text) > LIMIT or text[:2] not in ("1r", "1b"):
+    if len(text) > PROGRESS_LIMIT or text[:2] not in ("1r", "1b"):
         raise ValueError("progress is not of this toolkit's form")
-    scanner = _Scanner(text, 2)
-    floor = scanner.step(0)
+    scanner = _ProgressReader(text, 2)
+    floor = scanner.read_step(0)
     if floor > position:
         raise ValueError("progress has its floor above its position")
     settled: list[Range] = []
     if text[1] == "r":
         previous = position
-        while scanner.more():
-            start = scanner.step(previous)
-            end = scanner.step(start)
+        while scanner.has_more():
+            start = scanner.read_step(previous)
+            end = scanner.read_step(start)
             if end <= start or start < previous or (settled and start == previous):
                 raise ValueError("progress has an empty or unordered run")
             settled.append((start, end))
             previous = end
         return floor, settled
-    tail = text[scanner.at :]
-    if any(letter not in _DIGIT for letter in tail):
+    bitmap = text[scanner.index :]
+    if any(symbol not in _DIGIT for symbol in bitmap):
         raise ValueError("progress has a bitmap that is not base64url")
-    packed = urlsafe_b64decode(tail + "=" * (-len(tail) % 4))
+    packed = urlsafe_b64decode(bitmap + "=" * (-len(bitmap) % 4))
     bits = bin(int.from_bytes(packed, "little"))[:1:-1]  # least bit first
     start = bits.find("1")
     while start >= 0:
@@ -184,7 +186,7 @@ def decode(position: int, text: str) -> tuple[int, list[Range]]:
     return floor, settled
 
 
-def cut(settled: Sequence[Range], end: int) -> list[Range]:
+def truncated(settled: Sequence[Range], end: int) -> list[Range]:
     """A settled set without what lies at or behind ``end``."""
     return [(low, min(high, end)) for low, high in settled if low < end]
 
@@ -192,28 +194,28 @@ def cut(settled: Sequence[Range], end: int) -> list[Range]:
 # -- the bytes -----------------------------------------------------------------------------------
 
 
-class Segment:
+class FetchedBatch:
     """One batch on its way, with a byte a message: 1 once the message is settled."""
 
     __slots__ = (
         "_nbytes",
         "batch",
         "decode",
-        "done",
-        "events",
-        "first",
-        "holes",
+        "decoded",
+        "first_new",
+        "held_bytes",
         "ids",
         "keys",
-        "largest",
-        "owner",
-        "size",
-        "unique",
+        "largest_value",
+        "partly_settled",
+        "settled",
+        "state",
+        "unique_ids",
         "values",
     )
 
-    def __init__(self, owner: Any, batch: Batch, ids: list[str | None] | None = None) -> None:
-        self.owner = owner
+    def __init__(self, state: Any, batch: Batch, ids: list[str | None] | None = None) -> None:
+        self.state = state
         """The partition's state it belongs to (:class:`~streams.engine.dispatch.Owned`)."""
         self.batch = batch
         self.keys = batch.keys
@@ -222,36 +224,36 @@ class Segment:
         """Identities: the batch's own, unless those are inside the values and put here later."""
         self.decode: Callable[[Any], Any] | None = None
         """The bare decoder, where it is safe for all these values (the runner's own)."""
-        self.events: list[Any] | None = None
+        self.decoded: list[Any] | None = None
         """The decoded values, where the identity is inside them."""
-        self.unique: set[str] | None = None
+        self.unique_ids: set[str] | None = None
         """The identities, while the segment is run straight: they are known to differ."""
-        self.done = bytearray(len(batch))
-        self.holes = False
+        self.settled = bytearray(len(batch))
+        self.partly_settled = False
         """Some messages were settled before they arrived (in an earlier life of the group)."""
-        self.first = 0
+        self.first_new = 0
         """Messages before this index were delivered before: another segment speaks for them."""
         self._nbytes: list[int] | None = None
-        self.size, self.largest = batch.measure()
-        """Bytes held by the messages that were not released. ``largest``: the largest value's
+        self.held_bytes, self.largest_value = batch.total_and_largest()
+        """Bytes held by the messages that were not released. ``largest_value``: the largest value's
         bytes, -1 where one is null."""
 
     def __len__(self) -> int:
-        return len(self.done)
+        return len(self.settled)
 
     def release(self) -> None:
         """Let go of the settled messages' bytes."""
         if self._nbytes is None:
-            self._nbytes = self.batch.nbytes()
-        release, events = self.batch.release, self.events
-        for index in compress(range(len(self.done)), self.done):
+            self._nbytes = self.batch.message_sizes()
+        release, decoded = self.batch.release, self.decoded
+        for index in compress(range(len(self.settled)), self.settled):
             release(index)
-            if events is not None:
-                events[index] = None
-        self.size = sum(compress(self._nbytes, self.done.translate(_FLIP)))
+            if decoded is not None:
+                decoded[index] = None
+        self.held_bytes = sum(compress(self._nbytes, self.settled.translate(_FLIP)))
 
 
-def _put(found: list[Range], start: int, end: int) -> None:
+def _append_range(found: list[Range], start: int, end: int) -> None:
     """Append a range. A byte may be set while the bytes are looked through, so what was the end of
     one range can be the beginning of the next: they are one."""
     if found and start <= found[-1][1]:
@@ -264,20 +266,20 @@ def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range
     """A settled set together with single offsets; ascending, none touching."""
     found: list[Range] = []
     for start, end in sorted([*settled, *((offset, offset + 1) for offset in offsets)]):
-        _put(found, start, end)
+        _append_range(found, start, end)
     return found
 
 
-class _Closed(NamedTuple):
+class _SettledRun(NamedTuple):
     """Neighbouring segments that are wholly settled behind one that is not."""
 
     start: int
     end: int
 
 
-def _closed(segment: Segment) -> _Closed:
-    offsets = segment.batch.offsets
-    return _Closed(offsets[segment.first], offsets[-1] + 1)
+def _settled_run(fetched: FetchedBatch) -> _SettledRun:
+    offsets = fetched.batch.offsets
+    return _SettledRun(offsets[fetched.first_new], offsets[-1] + 1)
 
 
 class Progress:
@@ -286,133 +288,133 @@ class Progress:
     def __init__(self, position: int, floor: int, settled: Iterable[Range] = ()) -> None:
         self.position = position
         self.floor = floor
-        self._segments: list[Segment | _Closed] = []
-        self._tidy = 64
+        self._batches: list[FetchedBatch | _SettledRun] = []
+        self._collapse_above = 64
         """Collapse settled segments once there are more than this."""
         self.polled = position
         """Everything below was delivered to :meth:`add`."""
         self._restored = [(start, end) for start, end in settled if end > position]
         """Settled before this assignment began, and not yet polled past."""
 
-    def add(self, owner: Any, batch: Batch, ids: list[str | None] | None = None) -> Segment:
+    def add(self, state: Any, batch: Batch, ids: list[str | None] | None = None) -> FetchedBatch:
         """Take in the next batch of this partition; what is settled already is marked so.
 
         :param ids: what stands for the identities, where they are not the batch's own.
         """
-        segment = Segment(owner, batch, ids)
-        offsets, done = batch.offsets, segment.done
+        fetched = FetchedBatch(state, batch, ids)
+        offsets, flags = batch.offsets, fetched.settled
         if offsets[0] < self.polled:
             # Delivered before, by a client that seeks back by itself: never a second time.
-            segment.first = bisect_left(offsets, self.polled)
-            done[: segment.first] = b"\1" * segment.first
-            segment.holes = True
+            fetched.first_new = bisect_left(offsets, self.polled)
+            flags[: fetched.first_new] = b"\1" * fetched.first_new
+            fetched.partly_settled = True
         if self._restored:
             starts = [start for start, _ in self._restored]
             for index, offset in enumerate(offsets):
                 at = bisect_right(starts, offset) - 1
                 if at >= 0 and offset < self._restored[at][1]:
-                    done[index] = 1
-                    segment.holes = True
-        if segment.first < len(segment):
-            self._segments.append(segment)
+                    flags[index] = 1
+                    fetched.partly_settled = True
+        if fetched.first_new < len(fetched):
+            self._batches.append(fetched)
         self.polled = max(self.polled, offsets[-1] + 1)
         if self._restored and self._restored[-1][1] <= self.polled:
             self._restored = []
-        return segment
+        return fetched
 
-    def held(self) -> tuple[int, int]:
+    def unsettled(self) -> tuple[int, int]:
         """How many messages are delivered and not settled, and the bytes not yet let go of."""
-        if not self._segments:
+        if not self._batches:
             return 0, 0
         self._advance()
         messages = size = 0
-        for at, segment in enumerate(self._segments):
-            if isinstance(segment, Segment):
-                left = segment.done.count(0)
+        for at, fetched in enumerate(self._batches):
+            if isinstance(fetched, FetchedBatch):
+                left = fetched.settled.count(0)
                 if left:
                     messages += left
-                    size += segment.size
+                    size += fetched.held_bytes
                 else:
-                    self._segments[at] = _closed(segment)
+                    self._batches[at] = _settled_run(fetched)
         return messages, size
 
-    def oldest(self) -> float | None:
+    def oldest_unsettled(self) -> float | None:
         """When the log took the first message that is delivered and not settled, in seconds since
         the epoch; None where there is none."""
         self._advance()
-        head = self._segments[0] if self._segments else None
-        if not isinstance(head, Segment):
+        head = self._batches[0] if self._batches else None
+        if not isinstance(head, FetchedBatch):
             return None
-        first = head.done.find(0)
+        first = head.settled.find(0)
         return None if first < 0 else head.batch.time(first)
 
-    def sweep(self) -> None:
+    def release_settled(self) -> None:
         """Let go of the bytes of settled messages whose neighbours are not settled."""
-        for at, segment in enumerate(self._segments):
-            if isinstance(segment, Segment) and segment.done.find(1) >= 0:
-                if segment.done.find(0) < 0:
-                    self._segments[at] = _closed(segment)
+        for at, fetched in enumerate(self._batches):
+            if isinstance(fetched, FetchedBatch) and fetched.settled.find(1) >= 0:
+                if fetched.settled.find(0) < 0:
+                    self._batches[at] = _settled_run(fetched)
                 else:
-                    segment.release()
+                    fetched.release()
 
     def _advance(self) -> None:
         """Move the position over what is settled; forget and collapse settled segments."""
-        segments = self._segments
+        batches = self._batches
         passed = 0
-        for head in segments:
-            if isinstance(head, _Closed):
+        for head in batches:
+            if isinstance(head, _SettledRun):
                 self.position = max(self.position, head.end)
             else:
-                first = head.done.find(0)
+                first = head.settled.find(0)
                 if first >= 0:
                     if first:
                         self.position = max(self.position, head.batch.offsets[first])
                     break
                 self.position = max(self.position, head.batch.offsets[-1] + 1)
             passed += 1
-        del segments[:passed]
-        if len(segments) > self._tidy:
-            kept: list[Segment | _Closed] = []
-            for segment in segments:
-                if isinstance(segment, Segment):
-                    if segment.done.find(0) >= 0:
-                        kept.append(segment)
+        del batches[:passed]
+        if len(batches) > self._collapse_above:
+            remaining: list[FetchedBatch | _SettledRun] = []
+            for batch in batches:
+                if isinstance(batch, FetchedBatch):
+                    if batch.settled.find(0) >= 0:
+                        remaining.append(batch)
                         continue
-                    segment = _closed(segment)
-                if kept and isinstance(kept[-1], _Closed):
-                    segment = _Closed(kept[-1].start, segment.end)
-                    kept.pop()
-                kept.append(segment)
-            self._segments = kept
-            self._tidy = 2 * len(kept) + 64
+                    batch = _settled_run(batch)
+                if remaining and isinstance(remaining[-1], _SettledRun):
+                    batch = _SettledRun(remaining[-1].start, batch.end)
+                    remaining.pop()
+                remaining.append(batch)
+            self._batches = remaining
+            self._collapse_above = 2 * len(remaining) + 64
 
-    def ranges(self) -> list[Range]:
+    def settled_ranges(self) -> list[Range]:
         """The settled set: what is settled above the position, ascending, none touching."""
         found: list[Range] = []
         start: int | None = None  # of the settled range that is open
         end = 0
-        for segment in self._segments:
-            if isinstance(segment, _Closed):
-                start = segment.start if start is None else start
-                end = segment.end
+        for fetched in self._batches:
+            if isinstance(fetched, _SettledRun):
+                start = fetched.start if start is None else start
+                end = fetched.end
                 continue
-            done, offsets = segment.done, segment.batch.offsets
-            at = first = segment.first
-            while at < len(done):
+            flags, offsets = fetched.settled, fetched.batch.offsets
+            at = first = fetched.first_new
+            while at < len(flags):
                 if start is None:
-                    at = done.find(1, at)
+                    at = flags.find(1, at)
                     if at < 0:
                         break
                     start = offsets[at]
-                stop = done.find(0, at)
+                stop = flags.find(0, at)
                 if stop < 0:
                     end = offsets[-1] + 1
                     break
                 end = offsets[stop - 1] + 1 if stop > first else end
-                _put(found, start, end)
+                _append_range(found, start, end)
                 start, at = None, stop
         if start is not None:
-            _put(found, start, end)
+            _append_range(found, start, end)
         for low, high in self._restored:
             low = max(low, self.polled)
             if low < high:
@@ -421,25 +423,25 @@ class Progress:
                 found.append((low, high))
         return [(max(low, self.position), high) for low, high in found if high > self.position]
 
-    def snapshot(self, limit: int = LIMIT) -> Snapshot:
+    def snapshot(self, limit: int = PROGRESS_LIMIT) -> Snapshot:
         """What can be committed now."""
         self._advance()
-        return encode(self.position, self.floor, self.ranges(), limit)
+        return encode(self.position, self.floor, self.settled_ranges(), limit)
 
-    def preview(self, marks: Iterable[tuple[Segment, int]]) -> Snapshot:
+    def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int]]) -> Snapshot:
         """The snapshot as it will be once these messages (segment, index) are settled too.
 
         Nothing is changed: for a transaction that may still be rolled back.
         """
         self._advance()
-        fresh = [(segment, index) for segment, index in marks if not segment.done[index]]
-        for segment, index in fresh:
-            segment.done[index] = 1
+        unsettled = [(fetched, index) for fetched, index in settling if not fetched.settled[index]]
+        for fetched, index in unsettled:
+            fetched.settled[index] = 1
         try:
-            ahead = Progress(self.position, self.floor)
-            ahead._segments = list(self._segments)
-            ahead.polled, ahead._restored = self.polled, self._restored
-            return ahead.snapshot()
+            preview = Progress(self.position, self.floor)
+            preview._batches = list(self._batches)
+            preview.polled, preview._restored = self.polled, self._restored
+            return preview.snapshot()
         finally:
-            for segment, index in fresh:
-                segment.done[index] = 0
+            for fetched, index in unsettled:
+                fetched.settled[index] = 0

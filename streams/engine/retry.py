@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from streams.config import Retry
-from streams.errors import Reject, RetryAfter, config_error
+from streams.errors import Reject, RetryAfter, find_config_error
 
 
-def again(policy: Retry, attempt: int, error: BaseException, random: float) -> float | None:
+def retry_delay(policy: Retry, attempt: int, error: BaseException, random: float) -> float | None:
     """Seconds until the next attempt after ``attempt`` (from 1) failed; None: no more, bury it.
 
     Exponential backoff with full jitter (see :class:`~streams.config.Retry`): ``random`` is
@@ -14,7 +14,7 @@ def again(policy: Retry, attempt: int, error: BaseException, random: float) -> f
     """
     if isinstance(error, Reject) or attempt >= policy.attempts or isinstance(error, policy.never):
         return None
-    if config_error(error) is not None:
+    if find_config_error(error) is not None:
         return None
     if isinstance(error, RetryAfter):
         return error.seconds

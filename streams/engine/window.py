@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from weakref import WeakSet
 
 
-class Window:
+class DedupWindow:
     """The identities settled in one partition, the last ``size`` at least."""
 
-    __slots__ = ("__weakref__", "cap", "new", "old", "size", "wanted")
+    __slots__ = ("__weakref__", "new", "old", "process_cap", "size", "wanted_size")
 
     def __init__(self, size: int) -> None:
-        self.size = self.wanted = size
-        self.cap = 2 * size
+        self.size = self.wanted_size = size
+        self.process_cap = 2 * size
         """Identities that all windows of the process together may hold."""
         self.new: set[str] = set()
         self.old: set[str] = set()
@@ -34,7 +34,7 @@ class Window:
         """Remember one identity."""
         self.new.add(identity)
         if len(self.new) >= self.size:
-            self.turn()
+            self.rotate()
 
     def extend(self, identities: Sequence[str]) -> None:
         """Remember many, oldest first."""
@@ -45,7 +45,7 @@ class Window:
             self.new.update(identities[start:stop])
             start = stop
             if len(self.new) >= self.size:
-                self.turn()
+                self.rotate()
 
     def absorb(self, identities: set[str]) -> None:
         """Remember a whole batch in the form that is cheapest: fresh, and not more than ``size``.
@@ -53,45 +53,45 @@ class Window:
         The set is the window's own from here on.
         """
         if len(self.new) + len(identities) > self.size:
-            self.turn()
+            self.rotate()
         if self.new:
             self.new.update(identities)
         else:
             self.new = identities
         if len(self.new) >= self.size:
-            self.turn()
+            self.rotate()
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Forget the older half."""
         self.old, self.new = self.new, set()
 
-    def fresh(self, identities: set[str]) -> bool:
+    def has_none_of(self, identities: set[str]) -> bool:
         """True where none of these is remembered."""
         return self.new.isdisjoint(identities) and self.old.isdisjoint(identities)
 
 
-class Memory:
+class WindowBudget:
     """Shares a cap on remembered identities evenly between all windows of a process."""
 
     def __init__(self) -> None:
-        self._windows: WeakSet[Window] = WeakSet()
+        self._windows: WeakSet[DedupWindow] = WeakSet()
 
-    def window(self, size: int, cap: int) -> Window:
+    def new_window(self, size: int, cap: int) -> DedupWindow:
         """A new window of ``size``, or of its share of ``cap`` if that is less. For one caller at a
         time.
 
         Windows there already shrink with it when their turn comes, and grow again when it is
         found here that others are gone.
         """
-        window = Window(size)
-        window.cap = cap
+        window = DedupWindow(size)
+        window.process_cap = cap
         self._windows.add(window)
         windows = list(self._windows)
         for each in windows:
             # A window holds up to twice its size.
-            each.size = max(1, min(each.wanted, each.cap // (2 * len(windows))))
+            each.size = max(1, min(each.wanted_size, each.process_cap // (2 * len(windows))))
         return window
 
 
-PROCESS = Memory()
+PROCESS_BUDGET = WindowBudget()
 """The windows of this process."""

@@ -1,8 +1,8 @@
 """Claims: who may do a thing that is to be done once, and what came of it.
 
 A log's servers can also keep *claims*. Under a key stands nothing, a claim (somebody works on it,
-until its lease ends), or an outcome (bytes, until their time is over). :class:`Claims` is what a
-log's package implements, in its module ``claims``; Kafka has no such thing.
+until its lease ends), or an outcome (bytes, until their time is over). :class:`ClaimStore` is what a
+log's package implements, in its module ``store``; Kafka has no such thing.
 
 Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
 
@@ -13,7 +13,7 @@ Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``)
   the same token is harmless, so a request whose answer was lost may be repeated.
 * **A lease is over when its time has passed**: then whoever asks next gets the claim. Until
   somebody does, the former owner may still renew it or complete it: nobody else has begun, and an
-  outcome that is known is better than work done twice. After :data:`GRACE` it is forgotten.
+  outcome that is known is better than work done twice. After :data:`CLAIM_GRACE` it is forgotten.
 * **What is over is removed** by the implementation itself.
 
 Requests are handed over many at a time, so that they share a transaction or a round trip.
@@ -26,27 +26,27 @@ from typing import Any, NamedTuple, Protocol
 
 from streams.clock import Clock
 from streams.errors import ConfigError, LogError
-from streams.log.url import driver, read, redact
+from streams.log.url import import_log, read_url, redact
 
 __all__ = [
-    "GRACE",
+    "CLAIM_GRACE",
     "Claim",
-    "Claims",
+    "ClaimStore",
     "Complete",
-    "Entry",
-    "Forget",
-    "Look",
-    "Put",
+    "DeleteClaim",
+    "GetClaim",
+    "PutOutcome",
     "Release",
     "Renew",
     "Request",
+    "StoredClaim",
     "open_claims",
 ]
 
-GRACE = 600.0
+CLAIM_GRACE = 600.0
 """Seconds for which a claim whose lease is over is still known to its owner, if nobody takes it."""
 
-_KEEPERS = ("memory", "sqlite", "redis")
+_SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
 
 
 class Claim(NamedTuple):
@@ -83,13 +83,13 @@ class Release(NamedTuple):
     token: str
 
 
-class Look(NamedTuple):
-    """What stands there. Answer: an :class:`Entry`, or None."""
+class GetClaim(NamedTuple):
+    """What stands there. Answer: an :class:`StoredClaim`, or None."""
 
     key: bytes
 
 
-class Put(NamedTuple):
+class PutOutcome(NamedTuple):
     """Put an outcome there for ``ttl`` seconds, whatever it replaces. Answer: True."""
 
     key: bytes
@@ -97,32 +97,32 @@ class Put(NamedTuple):
     ttl: float
 
 
-class Forget(NamedTuple):
+class DeleteClaim(NamedTuple):
     """Remove what stands there. Answer: whether anything did."""
 
     key: bytes
 
 
-Request = Claim | Renew | Complete | Release | Look | Put | Forget
+Request = Claim | Renew | Complete | Release | GetClaim | PutOutcome | DeleteClaim
 
 
-class Entry(NamedTuple):
+class StoredClaim(NamedTuple):
     """What stands under a key.
 
     :param fingerprint: of the request, as its claim named it; empty if it named none.
     :param value: the outcome, None while somebody works on it.
-    :param left: seconds until the lease is over, or the outcome is forgotten.
+    :param expires_in: seconds until the lease is over, or the outcome is forgotten.
     """
 
     fingerprint: str
     value: bytes | None
-    left: float
+    expires_in: float
 
 
-Answer = Entry | bool | None
+Answer = StoredClaim | bool | None
 
 
-class Claims(Protocol):
+class ClaimStore(Protocol):
     """Where claims are kept. Used by one thread at a time; nothing is opened before it is used."""
 
     @property
@@ -131,11 +131,11 @@ class Claims(Protocol):
         ...
 
     @property
-    def immediate(self) -> bool:
-        """Whether :meth:`run` never waits for anything, so that an event loop may call it."""
+    def never_blocks(self) -> bool:
+        """Whether :meth:`execute` never waits for anything, so that an event loop may call it."""
         ...
 
-    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer in order, or why there is none.
 
         :raises LogError: nothing of it was done.
@@ -149,18 +149,18 @@ class Claims(Protocol):
 
 def open_claims(
     url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None
-) -> Claims:
+) -> ClaimStore:
     """Claims kept where a log's URL leads to.
 
     :param config: driver settings, passed through.
     :param clock: for what is kept in this process or on this machine; the machine's own if None.
     :raises ConfigError: it is no log's URL, or that log keeps no claims.
     """
-    scheme, opened = read(url, config, clock)
-    if not scheme.startswith(_KEEPERS):
+    scheme, request = read_url(url, config, clock)
+    if not scheme.startswith(_SCHEMES_WITH_CLAIMS):
         raise ConfigError(
             f"{redact(url)}: {scheme} cannot say who came first; keep claims in Redis "
             "(redis://host:6379/0), a file (sqlite:///claims.db) or memory://"
         )
-    claims: Claims = driver(scheme, "claims").open_claims(opened)
-    return claims
+    store: ClaimStore = import_log(scheme, "claims").open_claims(request)
+    return store

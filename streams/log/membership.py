@@ -31,7 +31,7 @@ Whether a lease or a member's row has expired is never read from a clock that so
 stored time would be compared with a clock that may have been stepped since, so that leases would
 be held for ever or taken too early. Either the time line is one that nobody can set (the monotonic
 clock that the processes of one machine share), or the observer finds it out by itself
-(:class:`Watch`): a row that stood unchanged for its whole length, on the observer's own monotonic
+(:class:`StalenessTracker`): a row that stood unchanged for its whole length, on the observer's own monotonic
 clock, is over, as its owner would have changed it by confirming it. Then it is taken by
 compare-and-set.
 
@@ -42,7 +42,7 @@ nearer to one and the same target, members that act in any order and on old snap
 A lease ends by release or by expiry, by nothing else: a member whose row is gone but whose lease
 is not over may still be running a handler. The *owner* counts more strictly than the table does:
 it trusts its lease only until ``time before the request was sent + lease - margin``
-(:meth:`Terms.valid_until`), measured on its own monotonic clock, so it stops before anybody else
+(:meth:`LeaseTerms.valid_until`), measured on its own monotonic clock, so it stops before anybody else
 may start however long the answer took (Gray and Cheriton, "Leases", SOSP 1989). And as a frozen
 process can wake up at any later time, each taking raises the lease's *epoch* by one, and a commit
 names owner and epoch: an older one is refused. An owner that comes back to find its expired lease
@@ -68,7 +68,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-Part = tuple[str, int]
+TopicPartition = tuple[str, int]
 """A topic's name and the number of one of its partitions."""
 
 
@@ -89,171 +89,171 @@ class Lease(NamedTuple):
     expires: float
 
 
-LONGEST = 3600.0
+MAX_LEASE = 3600.0
 """Seconds that a lease may last at most. A stored length beyond it is damage: such a row is not
 waited for longer than the observer's own lease lasts."""
 
-NEVER = float("inf")
+INFINITY = float("inf")
 
-FREE = Lease("", 0, -NEVER)
+UNOWNED = Lease("", 0, -INFINITY)
 """The lease of a partition that nobody has owned yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LeaseTerms:
     """How long ownership lasts without being confirmed, in seconds."""
 
     lease: float = 10.0
 
     @property
-    def heartbeat(self) -> float:
+    def heartbeat_interval(self) -> float:
         """Renew this often: two of three heartbeats may fail before anything is lost."""
         return self.lease / 3
 
     @property
-    def margin(self) -> float:
+    def safety_margin(self) -> float:
         """How much earlier than the table the owner itself stops believing in its lease: room for
         clocks that run at different rates, and for the time between a check and its effect."""
         return self.lease / 10
 
-    def expires(self, now: float) -> float:
+    def expiry(self, now: float) -> float:
         """The expiry to write, on the log's time line, when renewing or acquiring at ``now``."""
         return now + self.lease
 
     def valid_until(self, sent: float) -> float:
         """Until when the owner may act, on its own monotonic clock; ``sent`` is the time on that
         clock before the confirmed request was sent."""
-        return sent + self.lease - self.margin
+        return sent + self.lease - self.safety_margin
 
 
-TERMS = Terms()
+DEFAULT_TERMS = LeaseTerms()
 
 
-class Watch:
+class StalenessTracker:
     """How long the rows of a log have stood unchanged, on one observer's own monotonic clock.
 
-    ``look`` whenever the rows have been read, then ask of each row how much of its length is
-    ``left``. Only time in which the log answered is counted: between two looks at most ``gap``
+    ``observe`` whenever the rows have been read, then ask of each row how much of its length is
+    ``remaining``. Only time in which the log answered is counted: between two looks at most ``max_gap``
     seconds. While nobody is answered, no owner can confirm its lease either, so a log that stood
     still, or an observer that did, must not be taken for the death of all others. The time that is
     counted never runs ahead of the clock, so nothing is ever over too early.
 
-    :param gap: less than a lease by more than the time between two heartbeats, so that an owner
+    :param max_gap: less than a lease by more than the time between two heartbeats, so that an owner
         has its turn before anybody else when the log answers again.
     """
 
-    def __init__(self, gap: float) -> None:
-        self._gap = gap
-        self._last: float | None = None
-        self._counted = 0.0
-        self._seen: dict[Hashable, tuple[Hashable, float]] = {}
+    def __init__(self, max_gap: float) -> None:
+        self._max_gap = max_gap
+        self._last_observed: float | None = None
+        self._observed_time = 0.0
+        self._unchanged_since: dict[Hashable, tuple[Hashable, float]] = {}
 
-    def look(self, now: float) -> None:
+    def observe(self, now: float) -> None:
         """The rows have been read; ``now`` is the time *after* the answer."""
-        if self._last is not None:
-            self._counted += min(max(0.0, now - self._last), self._gap)
-        self._last = now
+        if self._last_observed is not None:
+            self._observed_time += min(max(0.0, now - self._last_observed), self._max_gap)
+        self._last_observed = now
 
-    def left(self, row: Hashable, mark: Hashable, length: float) -> float:
+    def remaining(self, row: Hashable, version: Hashable, lease: float) -> float:
         """Seconds until this row may be taken for over; 0: it is.
 
         :param row: which one it is.
-        :param mark: what changes whenever its owner confirms it.
-        :param length: how long the owner counts on it after it was confirmed, in seconds.
+        :param version: what changes whenever its owner confirms it.
+        :param lease: how long the owner counts on it after it was confirmed, in seconds.
         """
-        seen = self._seen.get(row)
-        if seen is None or seen[0] != mark:
-            self._seen[row] = mark, self._counted
-            return length
-        return max(0.0, length - (self._counted - seen[1]))
+        seen = self._unchanged_since.get(row)
+        if seen is None or seen[0] != version:
+            self._unchanged_since[row] = version, self._observed_time
+            return lease
+        return max(0.0, lease - (self._observed_time - seen[1]))
 
-    def keep(self, rows: Collection[Hashable]) -> None:
+    def keep_only(self, rows: Collection[Hashable]) -> None:
         """Forget all rows but these."""
-        for row in [row for row in self._seen if row not in rows]:
-            del self._seen[row]
+        for row in [row for row in self._unchanged_since if row not in rows]:
+            del self._unchanged_since[row]
 
 
-def length(seconds: float | None, own: float) -> float:
+def lease_length(seconds: float | None, own_lease: float) -> float:
     """How long to wait for a row whose owner has stored that it lasts so many seconds.
 
-    :param own: the observer's own lease, for a length that makes no sense.
+    :param own_lease: the observer's own lease, for a length that makes no sense.
     """
-    return seconds if seconds is not None and 0 < seconds <= LONGEST else own
+    return seconds if seconds is not None and 0 < seconds <= MAX_LEASE else own_lease
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one member should do now about each partition it has or should have."""
 
-    release: tuple[Part, ...] = ()
+    release: tuple[TopicPartition, ...] = ()
     """Mine, to go elsewhere: drain, commit, then release. Renew them until then. (What only bears
     my name, because I inherited it, needs no draining.)"""
-    acquire: Mapping[Part, int] = field(default_factory=dict)
+    acquire: Mapping[TopicPartition, int] = field(default_factory=dict)
     """Mine to take now: partition to the epoch to write, if the stored one is still one less."""
-    renew: tuple[Part, ...] = ()
+    renew: tuple[TopicPartition, ...] = ()
     """Mine, and stays."""
-    again: float = NEVER
+    replan_at: float = INFINITY
     """When the tables may call for another plan though nobody has written to them: a foreign
     lease or member row that runs out by then. On the log's time line."""
 
 
 def plan(
-    me: str,
+    member_id: str,
     now: float,
     members: Iterable[Member],
     partitions: Mapping[str, int],
-    leases: Mapping[Part, Lease],
-    held: Collection[Part] | None = None,
+    leases: Mapping[TopicPartition, Lease],
+    held: Collection[TopicPartition] | None = None,
 ) -> Plan:
-    """What member ``me`` should do, from one consistent snapshot taken at ``now``.
+    """What member ``member_id`` should do, from one consistent snapshot taken at ``now``.
 
-    :param members: all rows of the group, ``me`` among them (it counts as alive whatever its
+    :param members: all rows of the group, ``member_id`` among them (it counts as alive whatever its
         row's expiry says: it is the one asking).
     :param partitions: how many partitions each topic has; at least the topics of ``members``.
     :param leases: the leases of the group; a partition that is absent was never owned.
-    :param held: of the leases that name ``me``, those that this member has taken itself; None:
+    :param held: of the leases that name ``member_id``, those that this member has taken itself; None:
         all. The others are a predecessor's of the same name, or were taken by a request whose
         answer was lost. They count as mine and are to be taken again, under the next epoch.
     """
-    everyone = list(members)
-    alive = {row.id: row.topics for row in everyone if row.expires > now or row.id == me}
+    all_members = list(members)
+    alive = {row.id: row.topics for row in all_members if row.expires > now or row.id == member_id}
     owners = {
-        part: lease.owner
-        for part, lease in leases.items()
-        if lease.owner == me or (lease.owner in alive and lease.expires > now)
+        partition: lease.owner
+        for partition, lease in leases.items()
+        if lease.owner == member_id or (lease.owner in alive and lease.expires > now)
     }
-    wanted = target(alive, partitions, owners)
+    targets = target_owners(alive, partitions, owners)
 
-    release: list[Part] = []
-    renew: list[Part] = []
-    acquire: dict[Part, int] = {}
-    others = (row.expires for row in everyone if row.id in alive and row.id != me)
-    again = min(others, default=NEVER)
-    for part, owner in owners.items():
-        if owner != me:
+    release: list[TopicPartition] = []
+    renew: list[TopicPartition] = []
+    acquire: dict[TopicPartition, int] = {}
+    others = (row.expires for row in all_members if row.id in alive and row.id != member_id)
+    replan_at = min(others, default=INFINITY)
+    for partition, owner in owners.items():
+        if owner != member_id:
             continue
-        if wanted.get(part) != me:
-            release.append(part)
-        elif held is None or part in held:
-            renew.append(part)
+        if targets.get(partition) != member_id:
+            release.append(partition)
+        elif held is None or partition in held:
+            renew.append(partition)
         else:
-            acquire[part] = leases[part].epoch + 1
-    for part, owner in wanted.items():
-        lease = leases.get(part, FREE)
-        if owner != me or lease.owner == me:
+            acquire[partition] = leases[partition].epoch + 1
+    for partition, owner in targets.items():
+        lease = leases.get(partition, UNOWNED)
+        if owner != member_id or lease.owner == member_id:
             continue
         if not lease.owner or lease.expires <= now:
-            acquire[part] = lease.epoch + 1
+            acquire[partition] = lease.epoch + 1
         else:
-            again = min(again, lease.expires)
-    return Plan(tuple(sorted(release)), acquire, tuple(sorted(renew)), again)
+            replan_at = min(replan_at, lease.expires)
+    return Plan(tuple(sorted(release)), acquire, tuple(sorted(renew)), replan_at)
 
 
-def target(
+def target_owners(
     members: Mapping[str, Collection[str]],
     partitions: Mapping[str, int],
-    owners: Mapping[Part, str],
-) -> dict[Part, str]:
+    owners: Mapping[TopicPartition, str],
+) -> dict[TopicPartition, str]:
     """Which member should own each partition.
 
     :param members: the living members' IDs, and the topics each one subscribes to.
@@ -261,18 +261,18 @@ def target(
     :param owners: who owns what now; what is absent has no owner.
     :returns: an owner for every partition that some member subscribes to.
     """
-    shares = _Shares(members, partitions, owners)
-    while path := shares.path():
+    balancer = _Balancer(members, partitions, owners)
+    while path := balancer.shortest_path():
         for giver, taker in path:
-            shares.hand(giver, taker, shares.topic_between(giver, taker))
-    while exchange := shares.exchange():
-        giver, taker, there, back = exchange
-        shares.hand(giver, taker, there)
-        shares.hand(taker, giver, back)
-    return shares.settle()
+            balancer.transfer(giver, taker, balancer.most_uneven_topic(giver, taker))
+    while exchange := balancer.find_exchange():
+        giver, taker, topic_given, topic_returned = exchange
+        balancer.transfer(giver, taker, topic_given)
+        balancer.transfer(taker, giver, topic_returned)
+    return balancer.to_owners()
 
 
-class _Shares:
+class _Balancer:
     """How many partitions of each topic each member has, being evened out.
 
     Everything is gone through in sorted order, which is what makes it deterministic.
@@ -282,108 +282,110 @@ class _Shares:
         self,
         members: Mapping[str, Collection[str]],
         partitions: Mapping[str, int],
-        owners: Mapping[Part, str],
+        owners: Mapping[TopicPartition, str],
     ) -> None:
-        self.share: dict[str, dict[str, int]] = {
+        self.counts: dict[str, dict[str, int]] = {
             member: {topic: 0 for topic in sorted(topics) if topic in partitions}
             for member, topics in sorted(members.items())
         }
-        self.readers = {
-            topic: [member for member, topics in self.share.items() if topic in topics]
+        self.subscribers = {
+            topic: [member for member, topics in self.counts.items() if topic in topics]
             for topic in sorted(partitions)
         }
-        self.load = dict.fromkeys(self.share, 0)
-        self.own: dict[tuple[str, str], list[int]] = {}
+        self.load = dict.fromkeys(self.counts, 0)
+        self.owned: dict[tuple[str, str], list[int]] = {}
         self.unowned: dict[str, list[int]] = {}
-        for topic, readers in self.readers.items():
+        for topic, readers in self.subscribers.items():
             for partition in range(partitions[topic]):
                 owner = owners.get((topic, partition))
-                if owner is not None and topic in self.share.get(owner, ()):
-                    self.own.setdefault((owner, topic), []).append(partition)
-                    self.add(owner, topic, 1)
+                if owner is not None and topic in self.counts.get(owner, ()):
+                    self.owned.setdefault((owner, topic), []).append(partition)
+                    self.change_count(owner, topic, 1)
                 elif readers:
                     self.unowned.setdefault(topic, []).append(partition)
         for topic, without in self.unowned.items():
             for _ in without:
-                self.add(min(self.readers[topic], key=self.burden(topic)), topic, 1)
+                self.change_count(min(self.subscribers[topic], key=self.load_key(topic)), topic, 1)
 
-    def add(self, member: str, topic: str, count: int) -> None:
-        self.share[member][topic] += count
+    def change_count(self, member: str, topic: str, count: int) -> None:
+        self.counts[member][topic] += count
         self.load[member] += count
 
-    def burden(self, topic: str) -> Callable[[str], tuple[int, int, str]]:
-        return lambda member: (self.load[member], self.share[member][topic], member)
+    def load_key(self, topic: str) -> Callable[[str], tuple[int, int, str]]:
+        return lambda member: (self.load[member], self.counts[member][topic], member)
 
-    def settle(self) -> dict[Part, str]:
+    def to_owners(self) -> dict[TopicPartition, str]:
         """The numbers as partitions, with as few moves as these numbers allow."""
-        found: dict[Part, str] = {}
-        for topic, readers in self.readers.items():
-            over = list(self.unowned.get(topic, ()))
+        owners: dict[TopicPartition, str] = {}
+        for topic, readers in self.subscribers.items():
+            surplus = list(self.unowned.get(topic, ()))
             for member in readers:
-                own = self.own.get((member, topic), [])
-                kept = self.share[member][topic]
-                over += own[kept:]
-                found.update(dict.fromkeys(((topic, p) for p in own[:kept]), member))
-            over.sort(reverse=True)
+                partitions = self.owned.get((member, topic), [])
+                count = self.counts[member][topic]
+                surplus += partitions[count:]
+                owners.update(dict.fromkeys(((topic, p) for p in partitions[:count]), member))
+            surplus.sort(reverse=True)
             for member in readers:
-                missing = self.share[member][topic] - len(self.own.get((member, topic), ()))
+                missing = self.counts[member][topic] - len(self.owned.get((member, topic), ()))
                 for _ in range(missing):
-                    found[topic, over.pop()] = member
-        return found
+                    owners[topic, surplus.pop()] = member
+        return owners
 
     # -- evening out
 
-    def hand(self, giver: str, taker: str, topic: str) -> None:
-        self.add(giver, topic, -1)
-        self.add(taker, topic, 1)
+    def transfer(self, giver: str, taker: str, topic: str) -> None:
+        self.change_count(giver, topic, -1)
+        self.change_count(taker, topic, 1)
 
-    def shared(self, giver: str, taker: str) -> Iterator[tuple[int, str]]:
+    def transferable(self, giver: str, taker: str) -> Iterator[tuple[int, str]]:
         """The topics the giver could hand over, with how many more of each it has."""
-        for topic, count in self.share[giver].items():
-            if count and topic in self.share[taker]:
-                yield count - self.share[taker][topic], topic
+        for topic, count in self.counts[giver].items():
+            if count and topic in self.counts[taker]:
+                yield count - self.counts[taker][topic], topic
 
-    def topic_between(self, giver: str, taker: str) -> str:
+    def most_uneven_topic(self, giver: str, taker: str) -> str:
         """The topic in which they differ most."""
-        return max(self.shared(giver, taker))[1]
+        return max(self.transferable(giver, taker))[1]
 
-    def path(self) -> list[tuple[str, str]]:
+    def shortest_path(self) -> list[tuple[str, str]]:
         """A shortest chain of moves from a member to one with at least two fewer, last move
         first, so that each member gives of what it has now; empty if there is none."""
         by_load = sorted(self.load, key=lambda m: (self.load[m], m))
         for source in reversed(by_load):
-            goal = self.load[source] - 2
-            if self.load[by_load[0]] > goal:
+            goal_load = self.load[source] - 2
+            if self.load[by_load[0]] > goal_load:
                 break
-            came = {source: source}
-            reached = [source]
-            for member in reached:
+            predecessors = {source: source}
+            frontier = [source]
+            for member in frontier:
                 for other in by_load:
-                    if other in came or not any(True for _ in self.shared(member, other)):
+                    if other in predecessors or not any(
+                        True for _ in self.transferable(member, other)
+                    ):
                         continue
-                    came[other] = member
-                    reached.append(other)
-                    if self.load[other] <= goal:
-                        return list(_back(came, other))
+                    predecessors[other] = member
+                    frontier.append(other)
+                    if self.load[other] <= goal_load:
+                        return list(_trace_path(predecessors, other))
         return []
 
-    def exchange(self) -> tuple[str, str, str, str] | None:
+    def find_exchange(self) -> tuple[str, str, str, str] | None:
         """Two members and two topics such that handing over one partition of each evens out the
         first topic and does not harm the second: giver, taker, topic there, topic back."""
-        for topic, readers in self.readers.items():
-            count = {member: self.share[member][topic] for member in readers}
+        for topic, readers in self.subscribers.items():
+            count = {member: self.counts[member][topic] for member in readers}
             ordered = sorted(readers, key=lambda m: (count[m], m))
             for giver in reversed(ordered):
                 for taker in ordered:
                     if count[giver] - count[taker] < 2:
                         break
-                    more, back = max(self.shared(taker, giver), default=(0, ""))
-                    if more >= 1:
-                        return giver, taker, topic, back
+                    surplus, topic_returned = max(self.transferable(taker, giver), default=(0, ""))
+                    if surplus >= 1:
+                        return giver, taker, topic, topic_returned
         return None
 
 
-def _back(came: Mapping[str, str], end: str) -> Iterator[tuple[str, str]]:
-    while came[end] != end:
-        yield came[end], end
-        end = came[end]
+def _trace_path(predecessors: Mapping[str, str], end: str) -> Iterator[tuple[str, str]]:
+    while predecessors[end] != end:
+        yield predecessors[end], end
+        end = predecessors[end]

@@ -13,7 +13,7 @@ from zlib import crc32
 from streams.errors import ConfigError, MemberFenced, NotFound
 from streams.message import Record
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
+_VALID_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
 
 
 def check_topic(name: str) -> str:
@@ -21,7 +21,7 @@ def check_topic(name: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if not isinstance(name, str) or not _NAME.match(name) or name in (".", ".."):
+    if not isinstance(name, str) or not _VALID_NAME.match(name) or name in (".", ".."):
         raise ConfigError(
             f"topic name {name!r}: use 1 to 249 letters, digits, '.', '_' or '-' (Kafka's rule)"
         )
@@ -33,12 +33,12 @@ def check_group(name: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not _VALID_NAME.match(name):
         raise ConfigError(f"group name {name!r}: use 1 to 249 letters, digits, '.', '_' or '-'")
     return name
 
 
-_MEMBER = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
+_VALID_MEMBER_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
 
 def check_member(name: str) -> str:
@@ -47,45 +47,45 @@ def check_member(name: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if not isinstance(name, str) or not _MEMBER.match(name) or name in (".", ".."):
+    if not isinstance(name, str) or not _VALID_MEMBER_NAME.match(name) or name in (".", ".."):
         raise ConfigError(f"member name {name!r}: use 1 to 200 letters, digits, '.', '_' or '-'")
     return name
 
 
-def is_name(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """Whether a topic or a group may have this name."""
-    return _NAME.match(name) is not None
+    return _VALID_NAME.match(name) is not None
 
 
-def no_topic(topic: str, more: str = "") -> NotFound:
+def topic_not_found(topic: str, suffix: str = "") -> NotFound:
     """The error for a topic that is not there, which says how to create it.
 
-    :param more: what only this log can say of it.
+    :param suffix: what only this log can say of it.
     """
     text = f"there is no topic {topic!r}"
-    if is_name(topic):
+    if is_valid_name(topic):
         text += (
             f": declare it with app.topic({topic!r}, partitions=8), or create it with `streams "
             f"topics create {topic} --partitions 8`"
         )
-    return _missing("topic", topic, text + more)
+    return _not_found("topic", topic, text + suffix)
 
 
-def no_group(group: str, more: str = "") -> NotFound:
+def group_not_found(group: str, suffix: str = "") -> NotFound:
     """The error for a group that is not there.
 
-    :param more: what only this log can say of it.
+    :param suffix: what only this log can say of it.
     """
-    return _missing("group", group, f"there is no group {group!r}{more}")
+    return _not_found("group", group, f"there is no group {group!r}{suffix}")
 
 
-def _missing(what: str, name: str, text: str) -> NotFound:
+def _not_found(kind: str, name: str, text: str) -> NotFound:
     error = NotFound(text)
-    error.missing = (what, name)
+    error.missing = (kind, name)
     return error
 
 
-def place(key: bytes | None, id: str, partitions: int) -> int:
+def partition_for(key: bytes | None, id: str, partitions: int) -> int:
     """The partition of a key on the logs that are ours (Kafka has murmur2).
 
     A keyless message goes by its ID, so that publishing it again lands beside its twin.
@@ -95,19 +95,19 @@ def place(key: bytes | None, id: str, partitions: int) -> int:
     return crc32(key if key is not None else id.encode("utf-8", "surrogateescape")) % partitions
 
 
-def places(records: Iterable[Record], partitions: int) -> list[int]:
+def partitions_for(records: Iterable[Record], partitions: int) -> list[int]:
     """The partition of each record: the one that it names, else that of its key."""
     return [
-        named
-        if (named := record.partition) is not None
+        explicit
+        if (explicit := record.partition) is not None
         else crc32(key) % partitions
         if (key := record.key) is not None
-        else place(None, record.id, partitions)
+        else partition_for(None, record.id, partitions)
         for record in records
     ]
 
 
-def member_fenced(group: str, name: str) -> MemberFenced:
+def member_fenced_error(group: str, name: str) -> MemberFenced:
     """The error of a static member whose name another process has taken."""
     return MemberFenced(
         f"group {group!r}: another process has joined as member {name!r}; give each process a name "

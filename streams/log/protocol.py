@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from streams.config import Flow
 from streams.config import Retention as Retention
-from streams.errors import ConfigError, LogError, Mismatch, NotFound
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.message import Batch, Position, Record
 
 PROGRESS_LIMIT = 4_095
@@ -53,16 +53,16 @@ class Capabilities:
     declared. The toolkit's own are created on every log."""
     retention: frozenset[str] = frozenset({"seconds", "messages"})
     """The bounds of :class:`~streams.config.Retention` that it can apply."""
-    clocked: bool = False
+    uses_app_clock: bool = False
     """All its time is the app's clock, so that a test can advance it."""
-    commits: float = 0.025
+    commit_interval: float = 0.025
     """Seconds between two submits of a member's positions that the log bears, at least."""
-    portion: int = 1_000
+    poll_limit: int = 1_000
     """Messages to be polled at once, at most, by the thread that handles them, where Python's
     cyclic garbage collector is called as often as it is by default."""
-    letters: Mapping[str, str] = field(default_factory=dict)
+    dead_letter_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
-    compacted: Mapping[str, str] = field(default_factory=dict)
+    compacted_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of a topic of which only the last record of each key is kept, on logs that can."""
 
 
@@ -71,16 +71,16 @@ def check_retention(topic: str, retention: Retention, capabilities: Capabilities
 
     :raises ConfigError: it cannot.
     """
-    lacking = [bound for bound in retention.bounds if bound not in capabilities.retention]
-    if lacking:
+    unsupported = [bound for bound in retention.bounds_set if bound not in capabilities.retention]
+    if unsupported:
         possible = [each.name for each in fields(Retention) if each.name in capabilities.retention]
         raise ConfigError(
-            f"topic {topic!r}: Retention({lacking[0]}=...) is not possible on {capabilities.name}, "
+            f"topic {topic!r}: Retention({unsupported[0]}=...) is not possible on {capabilities.name}, "
             f"which has {', '.join(possible)}"
         )
 
 
-def ensure(
+def ensure_topic(
     log: Log,
     topic: str,
     partitions: int,
@@ -97,8 +97,8 @@ def ensure(
     except NotFound:
         pass
     try:
-        return log.create(topic, partitions, retention, config)
-    except Mismatch:
+        return log.create_topic(topic, partitions, retention, config)
+    except TopicMismatch:
         return log.topic(topic)
 
 
@@ -112,19 +112,19 @@ class TopicInfo(NamedTuple):
     """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
 
 
-class Fact(NamedTuple):
+class DurabilityFact(NamedTuple):
     """A setting, of the log or of its servers, that decides whether an acknowledged message can be
     lost.
 
     :param name: as the server calls it.
     :param value: as it is now.
-    :param enough: False: messages can be lost by it. None: it cannot be known from here.
+    :param is_safe: False: messages can be lost by it. None: it cannot be known from here.
     :param advice: what to do or to think of; may be said of what is enough, too.
     """
 
     name: str
     value: str
-    enough: bool | None
+    is_safe: bool | None
     advice: str = ""
 
 
@@ -146,7 +146,7 @@ class Commit(NamedTuple):
     version: int
 
 
-class Static(NamedTuple):
+class StaticMember(NamedTuple):
     """A member with a name of its own, by which its group knows it again after a restart.
 
     Whoever joins under the name takes over what the member before had, at once, and that one is
@@ -155,11 +155,11 @@ class Static(NamedTuple):
     """
 
     name: str
-    life: str
+    incarnation: str
     """Which process has the name, as a word that no other process has."""
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.life}"
+        return f"{self.name}:{self.incarnation}"
 
 
 class MemberInfo(NamedTuple):
@@ -178,9 +178,13 @@ class GroupInfo(NamedTuple):
     positions: Mapping[tuple[str, int], Committed]
     """By topic and partition; a partition without a position is absent."""
 
-    def places(self, topic: str) -> dict[int, Committed]:
+    def committed_in(self, topic: str) -> dict[int, Committed]:
         """Those of one topic, by partition."""
-        return {part: place for (name, part), place in self.positions.items() if name == topic}
+        return {
+            partition: committed
+            for (name, partition), committed in self.positions.items()
+            if name == topic
+        }
 
 
 class Assignment:
@@ -190,12 +194,12 @@ class Assignment:
     """
 
     __slots__ = (
-        "beyond",
         "committed",
         "epoch",
+        "listener_state",
         "partition",
         "position",
-        "state",
+        "stored_beyond_end",
         "topic",
         "valid_until",
     )
@@ -213,7 +217,7 @@ class Assignment:
         self.epoch = epoch
         self.committed = committed
         """What the group had stored when this assignment began."""
-        self.beyond: int | None = None
+        self.stored_beyond_end: int | None = None
         """What was stored until then, where that lies beyond the log's end and the log itself put
         ``committed`` in its place."""
         self.position: int = committed.position if committed else 0
@@ -221,14 +225,14 @@ class Assignment:
         self.valid_until = valid_until
         """Monotonic time until which ownership is certain; the subscription moves it on each
         confirmation, and to minus infinity when the partition is revoked or lost."""
-        self.state: Any = None
+        self.listener_state: Any = None
         """The listener's own."""
 
     def __repr__(self) -> str:
         return f"<Assignment {self.topic}/{self.partition} epoch {self.epoch}>"
 
 
-class Listener(Protocol):
+class RebalanceListener(Protocol):
     """What a subscription tells its user, always inside ``poll`` or ``close``."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
@@ -247,7 +251,7 @@ class Listener(Protocol):
         ...
 
 
-Answered = Callable[[bool], None]
+Submitted = Callable[[bool], None]
 """Told once whether the places that were submitted are stored."""
 
 
@@ -274,15 +278,15 @@ class Subscription(Protocol):
         """
         ...
 
-    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """Store these places as :meth:`commit` does, but let it cost little: so that they survive
         the end of this process, not of the machine, and without waiting where the log can say
         later what became of it.
 
-        ``answered`` is called once, inside of this call or of a later one of ``poll`` or
+        ``on_submitted`` is called once, inside of this call or of a later one of ``poll`` or
         ``commit``; nothing else is submitted before. False: they were not accepted.
 
-        :raises Unavailable: nothing is known to be stored; ``answered`` was not called.
+        :raises Unavailable: nothing is known to be stored; ``on_submitted`` was not called.
         """
         ...
 
@@ -294,7 +298,7 @@ class Subscription(Protocol):
         """Deliver these again, from behind the last message delivered."""
         ...
 
-    def restart(self, assignments: Iterable[Assignment]) -> None:
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
         """Give these up, committed or not, and have the partitions assigned anew by a later poll,
         to this member or another, at the group's stored places. The listener has let go of them
         by itself and is not told so; those that are not owned any more are passed over.
@@ -311,11 +315,11 @@ class Subscription(Protocol):
         """
         ...
 
-    def wake(self) -> None:
+    def wakeup(self) -> None:
         """Make a blocked ``poll`` return soon (any thread)."""
         ...
 
-    def begin(self) -> Transaction:
+    def begin_transaction(self) -> Transaction:
         """A transaction for a handler (any thread).
 
         :raises ConfigError: the log has none.
@@ -361,7 +365,7 @@ class Reader(Protocol):
         ...
 
 
-Done = Callable[[Sequence["Position | LogError"]], None]
+OnAppended = Callable[[Sequence["Position | LogError"]], None]
 """Told once how an append ended: per record its position, or why it is not (known to be) there."""
 
 
@@ -375,7 +379,7 @@ class Log(Protocol):
 
     # -- topics
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
@@ -389,7 +393,7 @@ class Log(Protocol):
         """
         ...
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention; ``Retention()`` keeps messages for ever.
 
         :raises NotFound: there is none of that name.
@@ -408,7 +412,7 @@ class Log(Protocol):
         """All topics, by name."""
         ...
 
-    def durability(self, topic: str) -> tuple[Fact, ...]:
+    def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """What decides whether an acknowledged message of this topic can be lost, as it is now.
 
         :raises NotFound: there is none of that name, and its settings are its own.
@@ -416,38 +420,38 @@ class Log(Protocol):
         """
         ...
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
         ...
 
     # -- writing
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
-        """Write records in order. May block; calls ``done`` exactly once, from any thread.
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
+        """Write records in order. May block; calls ``on_appended`` exactly once, from any thread.
 
-        A missing topic is told as :class:`NotFound` through ``done``.
+        A missing topic is told as :class:`NotFound` through ``on_appended``.
 
-        A key always goes to one partition; a keyless record goes by its ID. Durable when ``done``
+        A key always goes to one partition; a keyless record goes by its ID. Durable when ``on_appended``
         says so. Never raises for what concerns single records.
         """
         ...
 
     # -- reading
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the one the next message will get or exceed."""
         ...
 
-    def end(self, topic: str, partition: int) -> int:
+    def log_end_offset(self, topic: str, partition: int) -> int:
         """Where the log ends, be it readable now or not: a position beyond it is none of this
         log."""
         ...
 
-    def at(self, topic: str, partition: int, time: float) -> int:
+    def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         ...
 
-    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """Position of the message ``count`` before ``position``, or the first there is."""
         ...
 
@@ -461,7 +465,7 @@ class Log(Protocol):
 
     # -- groups
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a *new* group its positions, all at once: True where it had none in this topic."""
         ...
 
@@ -472,7 +476,7 @@ class Log(Protocol):
         """
         ...
 
-    def places(self, group: str, topic: str) -> dict[int, Committed]:
+    def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """Where a group is in one topic, by partition; nothing if it never was there."""
         ...
 
@@ -480,8 +484,8 @@ class Log(Protocol):
         """The names of all groups, sorted."""
         ...
 
-    def move(
-        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
         """Set a group's places in a topic.
 
@@ -490,7 +494,7 @@ class Log(Protocol):
         """
         ...
 
-    def forget(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
@@ -502,20 +506,20 @@ class Log(Protocol):
         self,
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         *,
         flow: Flow = Flow(),
-        window: int = TRIM_MARGIN,
-        member: Static | None = None,
+        trim_margin: int = TRIM_MARGIN,
+        member: StaticMember | None = None,
     ) -> Subscription:
-        """Join a group. ``flow`` sizes the driver's own prefetch; ``window`` is how many messages
+        """Join a group. ``flow`` sizes the driver's own prefetch; ``trim_margin`` is how many messages
         below the group's position must not be trimmed; ``member`` makes it a static member.
 
         :raises ConfigError: there are no static members here, as the log is configured.
         """
         ...
 
-    def expel(self, group: str, member: Static) -> None:
+    def remove_member(self, group: str, member: StaticMember) -> None:
         """Give up the membership of a process that has certainly ended, so that the others have
         its partitions at once. Does nothing where it is no member any more, where another process
         has its name by now, and where the log lets nobody do it (Kafka: there the member's name is
@@ -525,12 +529,12 @@ class Log(Protocol):
 
     # -- the rest
 
-    def show(self, offset: int) -> str:
+    def format_offset(self, offset: int) -> str:
         """An offset as people write it on this log."""
         ...
 
-    def parse(self, text: str) -> int:
-        """An offset as :meth:`show` writes it.
+    def parse_offset(self, text: str) -> int:
+        """An offset as :meth:`format_offset` writes it.
 
         :raises ConfigError: it is none.
         """
@@ -561,13 +565,13 @@ class Queryable(Protocol):
         ...
 
 
-Mode = Literal["ro", "rw", "rwc"]
+OpenMode = Literal["ro", "rw", "rwc"]
 """What may become of a log's file by opening it, in SQLite's words: ``ro`` only looks and changes
 nothing, ``rw`` uses a file that is there, ``rwc`` makes it if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenRequest:
     """What a log's module is asked to open: the URL in parts, driver settings, the app's clock."""
 
     # None of these is shown: each may hold a password.
@@ -580,5 +584,5 @@ class Opened:
     clock: Any = None
     member: str = ""
     """The name under which the app's processors join their groups; empty: they are not static."""
-    mode: Mode = "rwc"
+    mode: OpenMode = "rwc"
     """For logs that are files."""

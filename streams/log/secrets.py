@@ -12,16 +12,16 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-PIECE = 6
+MIN_PIECE = 6
 """Characters of a secret that stand together in a text are hidden from so many on."""
 
-SHORTEST = 3
-"""A secret that is shorter than :data:`PIECE` is hidden whole, from this length on; below, it would
+MIN_SECRET = 3
+"""A secret that is shorter than :data:`MIN_PIECE` is hidden whole, from this length on; below, it would
 take letters out of ordinary words and is not worth its name."""
 
 HIDDEN = "***"
 
-_SOUNDS = re.compile(
+_SECRET_NAME = re.compile(
     r"passw|pwd|passphrase|secret|token|credential|jaas|private|assertion|signature"
     r"|auth_?key|api_?key|access_?key|key$|\.pem$|key_?data|key_?password"
     r"|oauthbearer\.(config|extensions)",
@@ -29,9 +29,9 @@ _SOUNDS = re.compile(
 )
 
 
-def sounds_secret(name: str) -> bool:
+def is_secret_name(name: str) -> bool:
     """Whether a setting of this name is one whose value must not be shown."""
-    return _SOUNDS.search(name) is not None
+    return _SECRET_NAME.search(name) is not None
 
 
 class Secrets:
@@ -40,43 +40,45 @@ class Secrets:
     :param values: what must not be shown.
     """
 
-    __slots__ = ("_pieces", "_short")
+    __slots__ = ("_pieces", "_short_secrets")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         pieces: set[str] = set()
-        short: set[str] = set()
+        short_secrets: set[str] = set()
         for value in values:
-            for form in _forms(value):
-                if len(form) >= PIECE:
-                    pieces.update(form[at : at + PIECE] for at in range(len(form) - PIECE + 1))
-                elif len(form) >= SHORTEST:
-                    short.add(form)
+            for encoding in _encodings_of(value):
+                if len(encoding) >= MIN_PIECE:
+                    pieces.update(
+                        encoding[at : at + MIN_PIECE] for at in range(len(encoding) - MIN_PIECE + 1)
+                    )
+                elif len(encoding) >= MIN_SECRET:
+                    short_secrets.add(encoding)
         self._pieces = frozenset(pieces)
-        self._short = sorted(short, key=len, reverse=True)
+        self._short_secrets = sorted(short_secrets, key=len, reverse=True)
 
     def hide(self, text: str) -> str:
         """The text, with ``***`` for what it quotes of a secret."""
         if self._pieces:
-            text = self._without_pieces(text)
-        for each in self._short:
+            text = self._hide_pieces(text)
+        for each in self._short_secrets:
             text = text.replace(each, HIDDEN)
         return text
 
-    def _without_pieces(self, text: str) -> str:
-        found: list[str] = []
-        shown = at = 0  # what stands before `shown` has been dealt with
-        while at <= len(text) - PIECE:
-            if text[at : at + PIECE] not in self._pieces:
+    def _hide_pieces(self, text: str) -> str:
+        parts: list[str] = []
+        copied = at = 0  # what stands before `shown` has been dealt with
+        while at <= len(text) - MIN_PIECE:
+            if text[at : at + MIN_PIECE] not in self._pieces:
                 at += 1
                 continue
-            end = at + PIECE
-            while text[end - PIECE + 1 : end + 1] in self._pieces and end < len(text):
+            end = at + MIN_PIECE
+            while text[end - MIN_PIECE + 1 : end + 1] in self._pieces and end < len(text):
                 end += 1
-            found += (text[shown:at], HIDDEN)
-            shown = at = end
-        return "".join((*found, text[shown:]))
+            parts += (text[copied:at], HIDDEN)
+            copied = at = end
+        return "".join((*parts, text[copied:]))
 
-    def hide_in(self, error: BaseException) -> None:
+    def hide_in_error(self, error: BaseException) -> None:
         """Take the secrets out of a driver's exception, and out of those it was raised from."""
         seen: set[int] = set()
         todo: list[BaseException | None] = [error]
@@ -94,13 +96,13 @@ class Secrets:
                     each.filename = self.hide(each.filename)
 
 
-def _forms(value: str) -> set[str]:
+def _encodings_of(value: str) -> set[str]:
     """A text as it is, and as URLs, Python and JSON write it."""
-    written = value.encode("unicode_escape").decode("ascii")
+    escaped = value.encode("unicode_escape").decode("ascii")
     return {
         value,
         quote(value, safe="", errors="replace"),
         repr(value)[1:-1],
-        written,
+        escaped,
         value.replace("\\", "\\\\").replace('"', '\\"'),
     }

@@ -28,15 +28,24 @@ from typing_extensions import override
 
 from streams.clock import SYSTEM, Clock
 from streams.errors import ConfigError
-from streams.log.protocol import Log, Mode, Opened
-from streams.log.secrets import HIDDEN, Secrets, sounds_secret
+from streams.log.protocol import Log, OpenMode, OpenRequest
+from streams.log.secrets import HIDDEN, Secrets, is_secret_name
 
-__all__ = ["FORMS", "VARIABLE", "Given", "Url", "choose", "open_log", "parse", "redact"]
+__all__ = [
+    "URL_FORMS",
+    "URL_VARIABLE",
+    "ChosenUrl",
+    "Url",
+    "choose_url",
+    "open_log",
+    "parse",
+    "redact",
+]
 
-VARIABLE = "STREAMS_URL"
+URL_VARIABLE = "STREAMS_URL"
 """The variable of the environment that gives the log's URL where nothing else does."""
 
-FORMS = (
+URL_FORMS = (
     "sqlite:///relative.db",
     "sqlite:////absolute.db",
     "memory://name",
@@ -45,7 +54,7 @@ FORMS = (
 )
 """How URLs are written, one example a form."""
 
-ENCODING = (
+ENCODING_HINT = (
     "in a user, password or value, write @ as %40, / as %2F, ? as %3F, # as %23, & as %26, % as %25"
 )
 
@@ -63,10 +72,10 @@ _MODULES = {
 }
 _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]"}
 
-Place = Literal["file", "hosts", "name"]
+LocationKind = Literal["file", "hosts", "name"]
 """What stands between the scheme and the settings."""
 
-_PLACES: Mapping[str, Place] = {"memory": "name", "sqlite": "file"}
+_LOCATION_KINDS: Mapping[str, LocationKind] = {"memory": "name", "sqlite": "file"}
 """What is not here has hosts."""
 
 _EXAMPLES: Mapping[str, str] = {
@@ -80,12 +89,14 @@ _EXAMPLES: Mapping[str, str] = {
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<rest>.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?")
-_MEMORY = re.compile(r"[A-Za-z0-9._-]*\Z")
+_MEMORY_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
-_VALUE = re.compile(r"(?:[0-9.]{1,12}|(?:[0-9.]{1,12}(?:ms|[smhdw])){1,6}|full|normal|rwc?|ro)\Z")
+_HARMLESS_VALUE = re.compile(
+    r"(?:[0-9.]{1,12}|(?:[0-9.]{1,12}(?:ms|[smhdw])){1,6}|full|normal|rwc?|ro)\Z"
+)
 
-_HARMLESS = frozenset(
+_HARMLESS_SETTINGS = frozenset(
     {
         "lease",
         "max_record",
@@ -125,12 +136,12 @@ class Url:
         return dict(self.settings)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Scheme, hosts and path: what names the log in errors, without login and settings."""
         hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in self.hosts)
-        return f"{self.scheme}://{hosts}{self._path()}"
+        return f"{self.scheme}://{hosts}{self._encoded_path()}"
 
-    def _path(self) -> str:
+    def _encoded_path(self) -> str:
         if not self.hosts:
             path = self.path.replace("%", "%25").replace("?", "%3F")
             return f"/{path}" if self.scheme == "sqlite" else path
@@ -138,28 +149,30 @@ class Url:
 
     @override
     def __str__(self) -> str:
-        start, _, place = self.place.partition("://")
+        start, _, location = self.location.partition("://")
         login = f"{self.login}@" if self.login else ""
-        shown = [f"{name}={value}" for name, value in self.settings if _harmless(name, value)]
+        shown = [f"{name}={value}" for name, value in self.settings if _is_harmless(name, value)]
         if len(shown) < len(self.settings):
             shown.append(HIDDEN)
-        return f"{start}://{login}{place}{'?' if shown else ''}{'&'.join(shown)}"
+        return f"{start}://{login}{location}{'?' if shown else ''}{'&'.join(shown)}"
 
     @override
     def __repr__(self) -> str:
         return f"<{self}>"
 
-    def named(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """A setting's name for an error.
 
         Behind a secret it may be a part of that secret, in which a ``&`` was not encoded.
         """
-        before = self._secret_before(name)
-        if before is None:
+        secret_before = self._secret_before(name)
+        if secret_before is None:
             return repr(name)
-        return f"(its name is not shown, as it follows {before}; a & in a value is written %26)"
+        return (
+            f"(its name is not shown, as it follows {secret_before}; a & in a value is written %26)"
+        )
 
-    def doubtful(self) -> Iterator[str]:
+    def possible_secret_names(self) -> Iterator[str]:
         """The names that stand behind a secret."""
         return (name for name, _ in self.settings if self._secret_before(name) is not None)
 
@@ -168,38 +181,39 @@ class Url:
         for each, _ in self.settings:
             if each == name:
                 return secret
-            if secret is None and sounds_secret(each):
+            if secret is None and is_secret_name(each):
                 secret = each
         return None
 
     def secrets(self, config: Mapping[str, Any] | None = None) -> Secrets:
         """What a driver's text must not show of this URL and of the settings given in code."""
-        return Secrets(self._secrets(config or {}))
+        return Secrets(self.secret_values(config or {}))
 
-    def _secrets(self, config: Mapping[str, Any]) -> Iterator[str]:
+    def secret_values(self, config: Mapping[str, Any]) -> Iterator[str]:
+        """What must not be printed: of the URL, and of the driver's own settings."""
         if self.password:
             yield self.password
         elif self.user:  # a token, perhaps
             yield self.user
-        behind = False
+        after_secret = False
         for name, value in self.settings:
-            if behind and not _harmless(name, value):
-                if name not in _HARMLESS:
+            if after_secret and not _is_harmless(name, value):
+                if name not in _HARMLESS_SETTINGS:
                     yield name
                 yield value
-            elif sounds_secret(name):
-                behind = True
+            elif is_secret_name(name):
+                after_secret = True
                 yield value
         for name, value in config.items():
-            if sounds_secret(str(name)):
+            if is_secret_name(str(name)):
                 if isinstance(value, (str, int, float)):
                     yield str(value)
                 elif isinstance(value, bytes):
                     yield value.decode("utf-8", "replace")
 
 
-def _harmless(name: str, value: str) -> bool:
-    return name in _HARMLESS and _VALUE.match(value) is not None
+def _is_harmless(name: str, value: str) -> bool:
+    return name in _HARMLESS_SETTINGS and _HARMLESS_VALUE.match(value) is not None
 
 
 def open_log(
@@ -207,7 +221,7 @@ def open_log(
     config: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     member: str = "",
-    mode: Mode = "rwc",
+    mode: OpenMode = "rwc",
 ) -> Log:
     """Open the log a URL names.
 
@@ -216,47 +230,47 @@ def open_log(
     :param member: the name under which static members will join groups, if they will.
     :param mode: of a log that is a file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the
         file if there is none.
-    :raises ConfigError: the URL is not one of :data:`FORMS`, a setting cannot be, or the log's
+    :raises ConfigError: the URL is not one of :data:`URL_FORMS`, a setting cannot be, or the log's
         driver is not installed.
     :raises NotFound: there is no such file, and ``mode`` says not to make it.
     :raises LogError: the log itself could not be opened.
     """
-    scheme, opened = read(url, config, clock, member, mode)
-    log: Log = driver(scheme).open(opened)
+    scheme, request = read_url(url, config, clock, member, mode)
+    log: Log = import_log(scheme).open(request)
     return log
 
 
-def read(
+def read_url(
     url: str,
     config: Mapping[str, Any] | None,
     clock: Clock | None,
     member: str = "",
-    mode: Mode = "rwc",
-) -> tuple[str, Opened]:
+    mode: OpenMode = "rwc",
+) -> tuple[str, OpenRequest]:
     """The scheme of a URL, and all of it that is the same for every log.
 
-    :raises ConfigError: it is not one of :data:`FORMS`.
+    :raises ConfigError: it is not one of :data:`URL_FORMS`.
     """
-    found = parse(url)
-    given = dict(config or {})
-    for name, value in given.items():
-        if isinstance(value, str) and not _encodable(value):
+    parsed = parse(url)
+    driver_config = dict(config or {})
+    for name, value in driver_config.items():
+        if isinstance(value, str) and not _is_encodable(value):
             raise ConfigError(
                 f"config={{{name!r}: ...}}: its text holds a lone surrogate, which no driver takes"
             )
-    opened = Opened(
+    request = OpenRequest(
         url=url,
-        path=found.path,
-        options=found.options,
-        config=given,
+        path=parsed.path,
+        options=parsed.options,
+        config=driver_config,
         clock=clock or SYSTEM,
         member=member,
         mode=mode,
     )
-    return found.scheme, opened
+    return parsed.scheme, request
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
@@ -266,18 +280,18 @@ def _encodable(text: str) -> bool:
 def parse(url: str) -> Url:
     """A log's URL in its parts.
 
-    :raises ConfigError: it is not one of :data:`FORMS`; nothing of it is quoted but its scheme.
+    :raises ConfigError: it is not one of :data:`URL_FORMS`; nothing of it is quoted but its scheme.
     """
     if not isinstance(url, str):
-        raise ConfigError(f"log URL of type {type(url).__name__}: write it as {_forms()}")
-    found = _URL.match(url)
-    if found is None:
-        raise ConfigError(f"log URL without a scheme: write it as {_forms()}")
-    scheme = found["scheme"].lower()
+        raise ConfigError(f"log URL of type {type(url).__name__}: write it as {_forms_text()}")
+    match = _URL.match(url)
+    if match is None:
+        raise ConfigError(f"log URL without a scheme: write it as {_forms_text()}")
+    scheme = match["scheme"].lower()
     if scheme not in _MODULES:
-        raise ConfigError(f"{scheme}:// URL: no log is called {scheme!r}; use {_forms()}")
+        raise ConfigError(f"{scheme}:// URL: no log is called {scheme!r}; use {_forms_text()}")
     example = _EXAMPLES.get(scheme.replace("rediss", "redis"), "")
-    return _parse(scheme, found["rest"], _PLACES.get(scheme, "hosts"), example)
+    return _parse(scheme, match["rest"], _LOCATION_KINDS.get(scheme, "hosts"), example)
 
 
 def parse_http(url: str) -> Url:
@@ -285,88 +299,92 @@ def parse_http(url: str) -> Url:
 
     :raises ConfigError: it cannot be read; nothing of it is quoted but its scheme.
     """
-    found = _URL.match(url)
-    if found is None or found["scheme"].lower() not in ("http", "https"):
+    match = _URL.match(url)
+    if match is None or match["scheme"].lower() not in ("http", "https"):
         raise ConfigError("an http URL is needed, such as http://localhost:9090")
-    return _parse(found["scheme"].lower(), found["rest"], "hosts", "http://localhost:9090")
+    return _parse(match["scheme"].lower(), match["rest"], "hosts", "http://localhost:9090")
 
 
-def _forms() -> str:
-    return f"{', '.join(FORMS[:-1])} or {FORMS[-1]}"
+def _forms_text() -> str:
+    return f"{', '.join(URL_FORMS[:-1])} or {URL_FORMS[-1]}"
 
 
-def _parse(scheme: str, rest: str, kind: Place, example: str) -> Url:
-    said = f"{scheme}:// URL"
+def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) -> Url:
+    label = f"{scheme}:// URL"
     if _CONTROL.search(rest):
-        raise ConfigError(f"{said}: it holds a line break or another control character")
-    place, mark, query = rest.partition("?")
-    if kind == "hosts":
+        raise ConfigError(f"{label}: it holds a line break or another control character")
+    location, question_mark, query = rest.partition("?")
+    if location_kind == "hosts":
         # Nothing behind the login may look like its end, or a password could be read as hosts,
         # path or settings, and be shown.
-        login, at, place = _authority(said, place, query, example)
-        hosts, slash, path = place.partition("/")
-        found = Url(
+        login, at_sign, location = _split_login(label, location, query, example)
+        hosts, slash, path = location.partition("/")
+        parsed = Url(
             scheme,
-            hosts=tuple(_hosts(said, hosts, example)),
+            hosts=tuple(_parse_hosts(label, hosts, example)),
             path=slash + path,
-            settings=tuple(_settings(said, query)) if mark else (),
+            settings=tuple(_parse_settings(label, query)) if question_mark else (),
         )
-        return _with_login(said, found, login) if at else found
-    if kind == "file":
-        if not place.startswith("/"):
+        return _add_login(label, parsed, login) if at_sign else parsed
+    if location_kind == "file":
+        if not location.startswith("/"):
             raise ConfigError(
-                f"{said}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db"
+                f"{label}: write sqlite:///relative.db (three slashes) or sqlite:////absolute.db"
                 " (four)"
             )
-        path = _decoded(said, place[1:])
+        path = _percent_decode(label, location[1:])
     else:
-        path = _decoded(said, place)
-        if not _MEMORY.match(path):
+        path = _percent_decode(label, location)
+        if not _MEMORY_NAME.match(path):
             raise ConfigError(
-                f"{said}: write memory:// or memory://name (letters, digits, '.', '_', '-')"
+                f"{label}: write memory:// or memory://name (letters, digits, '.', '_', '-')"
             )
-    return Url(scheme, path=path, settings=tuple(_settings(said, query)) if mark else ())
+    return Url(
+        scheme, path=path, settings=tuple(_parse_settings(label, query)) if question_mark else ()
+    )
 
 
-def _authority(said: str, place: str, query: str, example: str) -> tuple[str, str, str]:
-    authority, slash, path = place.partition("/")
-    if "#" in place or "#" in query:
-        raise ConfigError(f"{said}: a # has no meaning there; {ENCODING}")
+def _split_login(label: str, location: str, query: str, example: str) -> tuple[str, str, str]:
+    authority, slash, path = location.partition("/")
+    if "#" in location or "#" in query:
+        raise ConfigError(f"{label}: a # has no meaning there; {ENCODING_HINT}")
     if "@" in path or "@" in query:
-        raise ConfigError(f"{said}: an @ stands behind the first / or ?; {ENCODING}")
-    login, at, hosts = authority.rpartition("@")
+        raise ConfigError(f"{label}: an @ stands behind the first / or ?; {ENCODING_HINT}")
+    login, at_sign, hosts = authority.rpartition("@")
     if not hosts:
-        raise ConfigError(f"{said}: it names no host:port; write {example}")
-    return login, at, hosts + slash + path
+        raise ConfigError(f"{label}: it names no host:port; write {example}")
+    return login, at_sign, hosts + slash + path
 
 
-def _with_login(said: str, found: Url, login: str) -> Url:
+def _add_login(label: str, parsed: Url, login: str) -> Url:
     name, _, secret = login.partition(":")
     return Url(
-        found.scheme,
-        hosts=found.hosts,
-        path=found.path,
-        user=_decoded(said, name),
-        password=_decoded(said, secret),
-        settings=found.settings,
+        parsed.scheme,
+        hosts=parsed.hosts,
+        path=parsed.path,
+        user=_percent_decode(label, name),
+        password=_percent_decode(label, secret),
+        settings=parsed.settings,
         # A user without a password may be a token.
         login=f"{name}:{HIDDEN}" if secret and _USER.match(name) else HIDDEN,
     )
 
 
-def _hosts(said: str, text: str, example: str) -> Iterator[tuple[str, int | None]]:
-    parts = text.split(",")
-    for number, part in enumerate(parts, 1):
-        found = _HOST.fullmatch(part)
-        port = None if found is None or found["port"] is None else int(found["port"])
-        if found is None or (port is not None and not 0 < port < 65_536):
+def _parse_hosts(label: str, text: str, example: str) -> Iterator[tuple[str, int | None]]:
+    hosts = text.split(",")
+    for number, host in enumerate(hosts, 1):
+        match = _HOST.fullmatch(host)
+        port = None if match is None or match["port"] is None else int(match["port"])
+        if match is None or (port is not None and not 0 < port < 65_536):
             # It is not quoted: where the @ of a login is missing, this is the login.
-            which = "its host" if len(parts) == 1 else f"host {number} of {len(parts)}"
-            raise ConfigError(f"{said}: {which} is no host:port ({ENCODING}); write {example}")
-        yield found["host"], port
+            which = "its host" if len(hosts) == 1 else f"host {number} of {len(hosts)}"
+            raise ConfigError(
+                f"{label}: {which} is no host:port ({ENCODING_HINT}); write {example}"
+            )
+        yield match["host"], port
 
 
-def _settings(said: str, query: str) -> Iterator[tuple[str, str]]:
+def _parse_settings(label: str, query: str) -> Iterator[tuple[str, str]]:
     names: set[str] = set()
     pairs = query.split("&") if query else []
     for number, pair in enumerate(pairs, 1):
@@ -374,34 +392,34 @@ def _settings(said: str, query: str) -> Iterator[tuple[str, str]]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(
-                f"{said}: {which} is not written name=value; a & in a value is written %26"
+                f"{label}: {which} is not written name=value; a & in a value is written %26"
             )
         if "#" in pair:
-            raise ConfigError(f"{said}: {which} holds a #, which is written %23")
-        name, value = _decoded(said, name), _decoded(said, value)
+            raise ConfigError(f"{label}: {which} holds a #, which is written %23")
+        name, value = _percent_decode(label, name), _percent_decode(label, value)
         if name in names:
-            which = repr(name) if name in _HARMLESS else which
-            raise ConfigError(f"{said}: {which} is set twice; a & in a value is written %26")
+            which = repr(name) if name in _HARMLESS_SETTINGS else which
+            raise ConfigError(f"{label}: {which} is set twice; a & in a value is written %26")
         names.add(name)
         yield name, value
 
 
-def _decoded(said: str, text: str) -> str:
+def _percent_decode(label: str, text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
         pass  # the exception holds the text: it must not become this error's context
-    raise ConfigError(f"{said}: what is percent-encoded in it is not UTF-8")
+    raise ConfigError(f"{label}: what is percent-encoded in it is not UTF-8")
 
 
-def driver(scheme: str, part: str = "") -> Any:
+def import_log(scheme: str, submodule: str = "") -> Any:
     """The package of a scheme, or a module in it, imported only now.
 
     :raises ConfigError: what it needs is not installed.
     """
     name = _MODULES[scheme]
     try:
-        return importlib.import_module(f"{name}.{part}" if part else name)
+        return importlib.import_module(f"{name}.{submodule}" if submodule else name)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if not isinstance(error, ModuleNotFoundError) or missing in ("", "streams"):
@@ -416,31 +434,33 @@ def driver(scheme: str, part: str = "") -> Any:
 # -- which URL -------------------------------------------------------------------------------------
 
 
-class Given(NamedTuple):
+class ChosenUrl(NamedTuple):
     """A log's URL, and what gave it. As text it shows no secret."""
 
     url: str
-    by: str
+    source: str
     """``--url``, ``the code`` or ``STREAMS_URL``."""
 
     @override
     def __str__(self) -> str:
-        other = os.environ.get(VARIABLE, "")
-        ignored = bool(other) and self.by != VARIABLE and other != self.url
-        unused = f"; {VARIABLE} names another log and is not used" if ignored else ""
-        return f"{redact(self.url)} (from {self.by}{unused})"
+        environment_url = os.environ.get(URL_VARIABLE, "")
+        ignored = (
+            bool(environment_url) and self.source != URL_VARIABLE and environment_url != self.url
+        )
+        unused = f"; {URL_VARIABLE} names another log and is not used" if ignored else ""
+        return f"{redact(self.url)} (from {self.source}{unused})"
 
 
-def choose(option: str | None, code: str | None = None) -> Given | None:
+def choose_url(option: str | None, code: str | None = None) -> ChosenUrl | None:
     """The URL to use: that of ``--url``, else the code's, else the environment's; None: there is
     none. The order is the same wherever a log is opened.
     """
     if option:
-        return Given(option, "--url")
+        return ChosenUrl(option, "--url")
     if code is not None:
-        return Given(code, "the code")
-    variable = os.environ.get(VARIABLE, "")
-    return Given(variable, VARIABLE) if variable else None
+        return ChosenUrl(code, "the code")
+    variable = os.environ.get(URL_VARIABLE, "")
+    return ChosenUrl(variable, URL_VARIABLE) if variable else None
 
 
 # -- showing a URL ---------------------------------------------------------------------------------
@@ -451,8 +471,8 @@ def redact(url: str) -> str:
     try:
         return str(parse(url))
     except ConfigError:
-        found = _URL.match(url) if isinstance(url, str) else None
-        return f"{found['scheme'].lower()}://{HIDDEN}" if found else HIDDEN
+        match = _URL.match(url) if isinstance(url, str) else None
+        return f"{match['scheme'].lower()}://{HIDDEN}" if match else HIDDEN
 
 
 def secrets_in(texts: Iterable[str]) -> Secrets:
@@ -460,18 +480,18 @@ def secrets_in(texts: Iterable[str]) -> Secrets:
 
     :param texts: words of a command line, values from the environment.
     """
-    return Secrets(secret for text in texts for secret in _secrets_in(text))
+    return Secrets(secret for text in texts for secret in _secrets_in_text(text))
 
 
-def _secrets_in(text: str) -> Iterator[str]:
+def _secrets_in_text(text: str) -> Iterator[str]:
     start, separator, rest = text.partition("://")
     if not separator:
         return
     scheme = re.search(r"[A-Za-z][A-Za-z0-9+.-]*\Z", start)
     url = text if scheme is None else text[scheme.start() :]
     try:
-        known = parse_http(url) if url.lower().startswith("http") else parse(url)
+        parsed = parse_http(url) if url.lower().startswith("http") else parse(url)
     except ConfigError:
         yield rest
         return
-    yield from known._secrets({})
+    yield from parsed.secret_values({})

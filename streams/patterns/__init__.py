@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         UnknownSaga,
     )
 
-_HOME: dict[str, str] = {
+_MODULE_OF: dict[str, str] = {
     "BackpressureController": "streams.patterns.backpressure",
     "ChoreographySaga": "streams.patterns.choreography",
     "ClaimLost": "streams.patterns.idempotency",
@@ -170,12 +170,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(home), name)
+    found = globals()[name] = getattr(import_module(module), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

@@ -23,8 +23,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
 from streams.errors import ConfigError, InvalidValue, StreamsError
-from streams.patterns.operation import call, check, is_plain
-from streams.shielding import to_the_end
+from streams.patterns.operation import call_operation, check_operation, runs_in_thread
+from streams.shielding import run_to_completion
 
 __all__ = ["BackpressureController", "NotAcquired"]
 
@@ -45,22 +45,22 @@ class BackpressureController:
     """
 
     def __init__(self, max_concurrency: int, *, max_bytes: int | None = None) -> None:
-        _check_bound("max_concurrency", max_concurrency)
+        _check_limit("max_concurrency", max_concurrency)
         if max_bytes is not None:
-            _check_bound("max_bytes", max_bytes)
+            _check_limit("max_bytes", max_bytes)
         self.max_concurrency = max_concurrency
         self.max_bytes = max_bytes
         self._pending = 0
-        self._bytes = 0
-        self._held: Counter[int] = Counter()
+        self._pending_bytes = 0
+        self._held_by_size: Counter[int] = Counter()
         """How many places are held, by size."""
-        self._line: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return (
             f"<BackpressureController {self._pending} of {self.max_concurrency}, "
-            f"{len(self._line)} waiting>"
+            f"{len(self._waiters)} waiting>"
         )
 
     @property
@@ -71,17 +71,17 @@ class BackpressureController:
     @property
     def waiting(self) -> int:
         """How many stand in line."""
-        return len(self._line)
+        return len(self._waiters)
 
     @property
     def pending_bytes(self) -> int:
         """The sizes of those that have a place, together."""
-        return self._bytes
+        return self._pending_bytes
 
     @property
     def waiting_bytes(self) -> int:
         """The sizes of those that stand in line, together."""
-        return sum(self._line.values())
+        return sum(self._waiters.values())
 
     async def acquire(self, size: int = 0) -> None:
         """Wait for a place; give it back with ``release(size)``.
@@ -91,22 +91,22 @@ class BackpressureController:
         :param size: bytes, or whatever ``max_bytes`` counts.
         :raises InvalidValue: ``size`` cannot be.
         """
-        if not _is_whole(size, 0):
+        if not _is_int(size, 0):
             raise InvalidValue(f"acquire(size={size!r}): a whole number, not negative")
-        loop = self._here()
-        if not self._line and self._fits(size):
-            self._take(size)
+        loop = self._running_loop()
+        if not self._waiters and self._has_room(size):
+            self._grant(size)
             return
-        turn: asyncio.Future[None] = loop.create_future()
-        self._line[turn] = size
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters[waiter] = size
         try:
-            await turn
+            await waiter
         except BaseException:
-            if turn.done() and not turn.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self.release(size)  # its turn had come, and it will not use it
             else:
-                self._line.pop(turn, None)
-                self._let_in()  # those behind it may be smaller
+                self._waiters.pop(waiter, None)
+                self._wake_waiters()  # those behind it may be smaller
             raise
 
     def release(self, size: int = 0) -> None:
@@ -115,18 +115,18 @@ class BackpressureController:
         :param size: as it was acquired.
         :raises NotAcquired: no place of that size is held. Nothing changed.
         """
-        if self._held[size] < 1:
-            what = "release()" if size == 0 else f"release({size!r})"
+        if self._held_by_size[size] < 1:
+            release_call = "release()" if size == 0 else f"release({size!r})"
             raise NotAcquired(
-                f"{what}: no place of that size is held ({self._pending} are); release once for "
+                f"{release_call}: no place of that size is held ({self._pending} are); release once for "
                 "each acquire, with the same size"
             )
-        self._held[size] -= 1
-        if not self._held[size]:
-            del self._held[size]
+        self._held_by_size[size] -= 1
+        if not self._held_by_size[size]:
+            del self._held_by_size[size]
         self._pending -= 1
-        self._bytes -= size
-        self._let_in()
+        self._pending_bytes -= size
+        self._wake_waiters()
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -158,55 +158,55 @@ class BackpressureController:
             when the caller is cancelled.
         :param size: bytes, or whatever ``max_bytes`` counts.
         """
-        check(operation, "with_backpressure(operation)")
+        check_operation(operation, "with_backpressure(operation)")
         await self.acquire(size)
         try:
-            work = call(operation)
-            return await (to_the_end(work) if is_plain(operation) else work)
+            running = call_operation(operation)
+            return await (run_to_completion(running) if runs_in_thread(operation) else running)
         finally:
             self.release(size)
 
     # -- the line
 
-    def _here(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            if self._pending or self._line:
+            if self._pending or self._waiters:
                 raise RuntimeError(
                     "this BackpressureController is in use on another event loop; make one for each"
                 )
             self._loop = loop
         return loop
 
-    def _fits(self, size: int) -> bool:
+    def _has_room(self, size: int) -> bool:
         if self._pending >= self.max_concurrency:
             return False
-        if self.max_bytes is None or not size or not self._bytes:
+        if self.max_bytes is None or not size or not self._pending_bytes:
             return True
-        return self._bytes + size <= self.max_bytes
+        return self._pending_bytes + size <= self.max_bytes
 
-    def _take(self, size: int) -> None:
+    def _grant(self, size: int) -> None:
         self._pending += 1
-        self._bytes += size
-        self._held[size] += 1
+        self._pending_bytes += size
+        self._held_by_size[size] += 1
 
-    def _let_in(self) -> None:
-        while self._line:
-            turn, size = next(iter(self._line.items()))
-            if turn.cancelled():  # its task has not run since
-                del self._line[turn]
+    def _wake_waiters(self) -> None:
+        while self._waiters:
+            waiter, size = next(iter(self._waiters.items()))
+            if waiter.cancelled():  # its task has not run since
+                del self._waiters[waiter]
                 continue
-            if not self._fits(size):
+            if not self._has_room(size):
                 return
-            del self._line[turn]
-            self._take(size)
-            turn.set_result(None)
+            del self._waiters[waiter]
+            self._grant(size)
+            waiter.set_result(None)
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_int(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-def _check_bound(name: str, value: object) -> None:
-    if not _is_whole(value, 1):
+def _check_limit(name: str, value: object) -> None:
+    if not _is_int(value, 1):
         raise ConfigError(f"BackpressureController({name}={value!r}): a whole number from 1")

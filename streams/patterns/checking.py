@@ -16,60 +16,60 @@ NOT_GIVEN: Any = object()
 """Stands for an argument that was left out, where None would be a mistake."""
 
 
-def check_app(app: object, what: str) -> Streams:
+def check_app(app: object, where: str) -> Streams:
     """The app, if it is one.
 
-    :param what: which pattern it was given to.
+    :param where: which pattern it was given to.
     :raises ConfigError: otherwise.
     """
     from streams.app import Streams  # not before: not every pattern needs an app
 
     if not isinstance(app, Streams):
-        raise ConfigError(f"{what}({app!r}): an app is needed, Streams(...)")
+        raise ConfigError(f"{where}({app!r}): an app is needed, Streams(...)")
     return app
 
 
-def check_whole(what: str, option: str, value: object, least: int = 1) -> None:
+def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:
     """
-    :param what: whose option it is.
-    :raises ConfigError: it is not a whole number from ``least``.
+    :param where: whose option it is.
+    :raises ConfigError: it is not a whole number from ``minimum``.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{what}({option}={value!r}): a whole number from {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{where}({option}={value!r}): a whole number from {minimum}")
 
 
-def check_mapping(what: str, option: str, value: object) -> None:
+def check_mapping(where: str, option: str, value: object) -> None:
     """
-    :param what: whose option it is.
+    :param where: whose option it is.
     :raises ConfigError: it is neither None nor a mapping.
     """
     if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(f"{what}({option}=...): a mapping, not a {type(value).__name__}")
+        raise ConfigError(f"{where}({option}=...): a mapping, not a {type(value).__name__}")
 
 
-def check_within(what: str, value: Any) -> None:
+def check_timeout(where: str, value: Any) -> None:
     """
-    :param what: the call that waits.
+    :param where: the call that waits.
     :raises InvalidValue: it is no number of seconds.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and value >= 0):  # not `value < 0`, which is false for NaN
-        raise InvalidValue(f"{what}(within={value!r}): seconds, not negative")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and value >= 0):  # not `value < 0`, which is false for NaN
+        raise InvalidValue(f"{where}(within={value!r}): seconds, not negative")
 
 
-def check_calls(function: Any, what: str, *arguments: str) -> None:
+def check_callable(function: Any, where: str, *arguments: str) -> None:
     """
-    :param what: the call that it is given to.
+    :param where: the call that it is given to.
     :param arguments: what it is called with.
     :raises ConfigError: it is no function that can be called so.
     """
-    how = f"a function of ({', '.join(arguments)})"
+    expected = f"a function of ({', '.join(arguments)})"
     if not callable(function) or inspect.isclass(function):
-        raise ConfigError(f"{what}: {function!r} is not {how}")
+        raise ConfigError(f"{where}: {function!r} is not {expected}")
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         name = getattr(function, "__name__", None) or type(function).__name__
-        raise ConfigError(f"{what}: {name}: {error}; it is called as {how}") from error
+        raise ConfigError(f"{where}: {name}: {error}; it is called as {expected}") from error
     except ValueError:
         return  # a builtin that does not tell its parameters

@@ -31,33 +31,33 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
-from streams.errors import ConfigError, InvalidValue, Reject, config_error
-from streams.letters import words
+from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
+from streams.letters import error_text
 from streams.message import CORRELATION
-from streams.patterns.bus import Durable, Event, EventBus, Subscription
-from streams.patterns.bus.calling import check_handler, name_of
+from streams.patterns.bus import DurableOptions, Event, EventBus, Subscription
+from streams.patterns.bus.calling import check_handler, handler_name
 from streams.patterns.bus.event import check_event
-from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic
+from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
 from streams.patterns.checking import NOT_GIVEN
-from streams.reading import When
+from streams.reading import OffsetSpec
 from streams.text import get_logger
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
 
 logger = get_logger("streams.choreography")
 
-STEP = "saga_step"
-STATUS = "saga_status"
-ERROR = "saga_error"
+STEP_HEADER = "saga_step"
+STATUS_HEADER = "saga_status"
+ERROR_HEADER = "saga_error"
 """The headers of a saga's events, beside ``ce_correlationid`` and ``ce_causationid``."""
 
-STARTED = "saga.started"
+STARTED_TOPIC = "saga.started"
 """The topic of the event that starts a saga, where nobody says another."""
 
-ERROR_CHARACTERS = 1_000
+MAX_ERROR_LENGTH = 1_000
 """What travels of an error's words, at most."""
 
-GROUP_CHARACTERS = 100
+MAX_GROUP_LENGTH = 100
 """A group's name that is made of topics is at most this long."""
 
 
@@ -83,10 +83,14 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def __post_init__(self) -> None:
         given = cast("Event | None", self.event)
         if given is None:
-            headers = {CORRELATION: self.saga_id, STEP: self.step_name, STATUS: self.status}
+            headers = {
+                CORRELATION: self.saga_id,
+                STEP_HEADER: self.step_name,
+                STATUS_HEADER: self.status,
+            }
             if self.error is not None:
-                headers[ERROR] = self.error
-            made = Event(
+                headers[ERROR_HEADER] = self.error
+            event = Event(
                 topic=self.step_name,
                 data=self.data,
                 id=str(uuid7()),
@@ -94,7 +98,7 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 timestamp=datetime.now(timezone.utc),
                 headers=headers,
             )
-            force_setattr(self, "event", made)
+            force_setattr(self, "event", event)
 
     @property
     def id(self) -> str:
@@ -105,13 +109,13 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def of(cls, event: Event) -> SagaEvent:
         """An event's part in a saga. One that belongs to none is the start of its own."""
         check_event(event, "SagaEvent.of")
-        status: Any = event.headers.get(STATUS)
+        status: Any = event.headers.get(STATUS_HEADER)
         return cls(
             saga_id=event.correlation_id or event.id,
-            step_name=event.headers.get(STEP) or event.topic,
+            step_name=event.headers.get(STEP_HEADER) or event.topic,
             status=status if status in ("succeeded", "failed") else "started",
             data=event.data,
-            error=event.headers.get(ERROR),
+            error=event.headers.get(ERROR_HEADER),
             event=event,
         )
 
@@ -120,7 +124,7 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return f"<SagaEvent {self.saga_id!r} {self.step_name} {self.status}>"
 
 
-Execute = Callable[[SagaEvent], Any]
+StepFunction = Callable[[SagaEvent], Any]
 """A step's work, ``async def`` or plain: what it returns is the answer's data, None stands for the
 data it got. Raising :class:`~streams.errors.Reject` fails the step at once."""
 
@@ -167,26 +171,26 @@ class ChoreographySaga:
             if topic is not NOT_GIVEN:
                 if data is not None:
                     raise ConfigError(
-                        f"start(topic, data): the topic is a str, such as {STARTED!r}, not a "
+                        f"start(topic, data): the topic is a str, such as {STARTED_TOPIC!r}, not a "
                         f"{type(topic).__name__}"
                     )
                 data = topic
-            topic = STARTED
-        headers = {CORRELATION: self.saga_id, STEP: step_name, STATUS: "started"}
-        id = derived(self.saga_id, "start", topic)
+            topic = STARTED_TOPIC
+        headers = {CORRELATION: self.saga_id, STEP_HEADER: step_name, STATUS_HEADER: "started"}
+        id = derive_id(self.saga_id, "start", topic)
         return await self.bus.publish(topic, data, key=self.saga_id, id=id, headers=headers)
 
     @staticmethod
     def create_handler(
         bus: EventBus,
         listen_to: str,
-        execute: Execute,
+        execute: StepFunction,
         on_success: str | None,
         on_failure: str | None,
         *,
         name: str | None = None,
         group: str | None = None,
-        **options: Unpack[Durable],
+        **options: Unpack[DurableOptions],
     ) -> Subscription:
         """:func:`create_handler`."""
         return create_handler(
@@ -200,13 +204,13 @@ class ChoreographySaga:
 def create_handler(
     bus: EventBus,
     listen_to: str,
-    execute: Execute,
+    execute: StepFunction,
     on_success: str | None,
     on_failure: str | None,
     *,
     name: str | None = None,
     group: str | None = None,
-    **options: Unpack[Durable],
+    **options: Unpack[DurableOptions],
 ) -> Subscription:
     """Make a step: hear an event, do something, publish what came of it. Calling what is returned
     ends it.
@@ -232,14 +236,14 @@ def create_handler(
     for topic in (on_success, on_failure):
         if topic is not None:
             bus.check_declared(check_topic(topic))
-    step = Step(
+    step = ChoreographyStep(
         bus,
         execute,
         asynchronous,
         on_success,
         on_failure,
         name=_step_name(name, execute, listen_to),
-        group=group or _group(check_pattern(listen_to), on_success),
+        group=group or _default_group(check_pattern(listen_to), on_success),
         retry=options.get("retry", Retry()),
     )
 
@@ -250,13 +254,13 @@ def create_handler(
     return bus.subscribe(listen_to, handle, group=step.group, **options)
 
 
-class Step:
+class ChoreographyStep:
     """What a step does with an event."""
 
     def __init__(
         self,
         bus: EventBus,
-        execute: Execute,
+        execute: StepFunction,
         asynchronous: bool,
         on_success: str | None,
         on_failure: str | None,
@@ -276,42 +280,42 @@ class Step:
 
     async def handle(self, event: Event) -> None:
         """Execute, and answer."""
-        heard = SagaEvent.of(event)
+        saga_event = SagaEvent.of(event)
         try:
-            result = await self._run(heard)
+            result = await self._call(saga_event)
         except Exception as error:
-            if self._on_failure is None or not self._final(error, event):
+            if self._on_failure is None or not self._is_final(error, event):
                 raise
-            if config_error(error) is not None:
+            if find_config_error(error) is not None:
                 raise  # the step cannot work, whatever the event: it did not fail over this one
             logger.warning(
-                "saga %s: step %s failed over %r: %r", heard.saga_id, self.name, event, error
+                "saga %s: step %s failed over %r: %r", saga_event.saga_id, self.name, event, error
             )
-            await self._answer(event, self._on_failure, "failed", event.data, error)
+            await self._publish_outcome(event, self._on_failure, "failed", event.data, error)
             return
         if self._on_success is not None:
             try:
                 data = event.data if result is None else result
-                await self._answer(event, self._on_success, "succeeded", data)
+                await self._publish_outcome(event, self._on_success, "succeeded", data)
             except EncodeError as error:
                 # What it returned cannot be written, and never will be.
                 if self._on_failure is None:
                     raise Reject(f"step {self.name}: {error}") from error
-                await self._answer(event, self._on_failure, "failed", event.data, error)
+                await self._publish_outcome(event, self._on_failure, "failed", event.data, error)
 
-    async def _run(self, heard: SagaEvent) -> Any:
+    async def _call(self, saga_event: SagaEvent) -> Any:
         if self._asynchronous:
-            return await self._execute(heard)
-        result = await asyncio.to_thread(self._execute, heard)
+            return await self._execute(saga_event)
+        result = await asyncio.to_thread(self._execute, saga_event)
         return await result if inspect.isawaitable(result) else result
 
-    def _final(self, error: Exception, event: Event) -> bool:
+    def _is_final(self, error: Exception, event: Event) -> bool:
         """Whether nobody will try again."""
         if self._bus.app is None or isinstance(error, (Reject, *self._retry.never)):
             return True
         return event.attempt >= self._retry.attempts
 
-    async def _answer(
+    async def _publish_outcome(
         self,
         event: Event,
         topic: str,
@@ -319,33 +323,33 @@ class Step:
         data: Any,
         error: Exception | None = None,
     ) -> None:
-        headers = {STEP: self.name, STATUS: status}
+        headers = {STEP_HEADER: self.name, STATUS_HEADER: status}
         if error is not None:
-            said = f"{type(error).__name__}: {words(error)}"[:ERROR_CHARACTERS]
-            headers[ERROR] = said.encode("utf-8", "replace").decode()
-        id = derived(event.id, self.group, self.name)
-        await self._bus.answer(event, topic, data, id=id, headers=headers)
+            failure = f"{type(error).__name__}: {error_text(error)}"[:MAX_ERROR_LENGTH]
+            headers[ERROR_HEADER] = failure.encode("utf-8", "replace").decode()
+        id = derive_id(event.id, self.group, self.name)
+        await self._bus.publish_derived(event, topic, data, id=id, headers=headers)
 
 
-def derived(*parts: str) -> str:
+def derive_id(*parts: str) -> str:
     """An ID that follows from these, always the same."""
     return str(uuid5(NAMESPACE_URL, "\0".join(parts)))
 
 
-def _step_name(name: str | None, execute: Execute, listen_to: str) -> str:
+def _step_name(name: str | None, execute: StepFunction, listen_to: str) -> str:
     if name is not None:
         if not isinstance(name, str) or not name.isprintable() or not name.strip():
             raise ConfigError(f"create_handler(name={name!r}): the step's name, a non-empty str")
         return name
-    found = name_of(execute)
-    return listen_to if found == "<lambda>" else found
+    function_name = handler_name(execute)
+    return listen_to if function_name == "<lambda>" else function_name
 
 
-def _group(listen_to: str, on_success: str | None) -> str:
-    made = re.sub(r"[^A-Za-z0-9._-]", "_", f"{listen_to}.to.{on_success or 'end'}")
-    if len(made) > GROUP_CHARACTERS:
-        made = f"{made[:GROUP_CHARACTERS]}-{derived(listen_to, on_success or '')[:8]}"
-    return made
+def _default_group(listen_to: str, on_success: str | None) -> str:
+    group_name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{listen_to}.to.{on_success or 'end'}")
+    if len(group_name) > MAX_GROUP_LENGTH:
+        group_name = f"{group_name[:MAX_GROUP_LENGTH]}-{derive_id(listen_to, on_success or '')[:8]}"
+    return group_name
 
 
 class SagaState(msgspec.Struct, frozen=True, kw_only=True):
@@ -390,7 +394,7 @@ class SagaTracker:
         *,
         done: str | Iterable[str],
         failed: str | Iterable[str] | None = None,
-        topics: str = WILD,
+        topics: str = WILDCARD,
         stuck_after: float = 300.0,
         keep: int = 10_000,
     ) -> None:
@@ -404,20 +408,20 @@ class SagaTracker:
             raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
         self.bus = bus
         self._topics = bus.check_declared(topics)
-        self._done = _trie(bus, "done", done)
-        self._failed = None if failed is None else _trie(bus, "failed", failed)
+        self._done_topics = _topic_trie(bus, "done", done)
+        self._failed_topics = None if failed is None else _topic_trie(bus, "failed", failed)
         self._stuck_after = float(stuck_after)
-        self._keep = keep
-        self._open: dict[str, SagaState] = {}
-        self._ended: OrderedDict[str, SagaState] = OrderedDict()
+        self._max_ended = keep
+        self._open_sagas: dict[str, SagaState] = {}
+        self._ended_sagas: OrderedDict[str, SagaState] = OrderedDict()
         """The one that changed last comes last."""
-        self._outcomes: dict[str, datetime] = {}
+        self._ended_at: dict[str, datetime] = {}
         """When ended sagas came to their end."""
         self._subscription: Subscription | None = None
 
     # -- its life
 
-    async def start(self, since: When | None = "earliest") -> None:
+    async def start(self, since: OffsetSpec | None = "earliest") -> None:
         """Begin to watch.
 
         :param since: over a log, from where on it is read first (:meth:`streams.Topic.read`); None
@@ -426,8 +430,8 @@ class SagaTracker:
         """
         if self._subscription is not None:
             raise ConfigError("SagaTracker: it watches already")
-        subscription = self._subscription = self.bus._subscribe(
-            self._topics, self._watch, None, None, {}
+        subscription = self._subscription = self.bus.add_subscription(
+            self._topics, self._handle_event, None, None, {}
         )
         try:
             await subscription.ready()
@@ -457,7 +461,7 @@ class SagaTracker:
     ) -> None:
         self.stop()
 
-    async def _watch(self, event: Event) -> None:
+    async def _handle_event(self, event: Event) -> None:
         self.see(event)
 
     def see(self, event: Event) -> None:
@@ -470,85 +474,85 @@ class SagaTracker:
         saga_id = event.correlation_id
         if not saga_id:
             return
-        before = self._open.get(saga_id) or self._ended.get(saga_id)
-        if before is None and STATUS not in event.headers:
+        known = self._open_sagas.get(saga_id) or self._ended_sagas.get(saga_id)
+        if known is None and STATUS_HEADER not in event.headers:
             return
-        heard = SagaEvent.of(event)
+        saga_event = SagaEvent.of(event)
         state = SagaState(
             saga_id=saga_id,
             status="open",
-            step_name=heard.step_name,
+            step_name=saga_event.step_name,
             topic=event.topic,
             started=event.timestamp,
             updated=event.timestamp,
-            error=heard.error,
+            error=saga_event.error,
         )
-        if before is not None:
-            state = _merged(before, state)
-        end = self._end(event.topic, heard.status)
-        if end is not None and event.timestamp >= self._outcomes.get(saga_id, event.timestamp):
-            self._outcomes[saga_id] = event.timestamp
-            state = msgspec.structs.replace(state, status=end)
-        self._put(state)
+        if known is not None:
+            state = _merge_states(known, state)
+        outcome = self._outcome_of(event.topic, saga_event.status)
+        if outcome is not None and event.timestamp >= self._ended_at.get(saga_id, event.timestamp):
+            self._ended_at[saga_id] = event.timestamp
+            state = msgspec.structs.replace(state, status=outcome)
+        self._store_state(state)
 
-    def _end(self, topic: str, status: str) -> Literal["done", "failed"] | None:
-        if self._done.match(topic):
+    def _outcome_of(self, topic: str, status: str) -> Literal["done", "failed"] | None:
+        if self._done_topics.match(topic):
             return "done"
-        if status == "failed" if self._failed is None else self._failed.match(topic):
+        if status == "failed" if self._failed_topics is None else self._failed_topics.match(topic):
             return "failed"
         return None
 
-    def _put(self, state: SagaState) -> None:
+    def _store_state(self, state: SagaState) -> None:
         saga_id = state.saga_id
         if state.status == "open":
-            self._open[saga_id] = state
+            self._open_sagas[saga_id] = state
             return
-        self._open.pop(saga_id, None)
-        self._ended[saga_id] = state
-        self._ended.move_to_end(saga_id)
-        while len(self._ended) > self._keep:
-            oldest, _ = self._ended.popitem(last=False)
-            self._outcomes.pop(oldest, None)
+        self._open_sagas.pop(saga_id, None)
+        self._ended_sagas[saga_id] = state
+        self._ended_sagas.move_to_end(saga_id)
+        while len(self._ended_sagas) > self._max_ended:
+            oldest, _ = self._ended_sagas.popitem(last=False)
+            self._ended_at.pop(oldest, None)
 
     # -- what it answers
 
     def get(self, saga_id: str) -> SagaState | None:
         """One saga; None if it is not known, or no longer."""
         _check_saga_id("get", saga_id)
-        return self._open.get(saga_id) or self._ended.get(saga_id)
+        return self._open_sagas.get(saga_id) or self._ended_sagas.get(saga_id)
 
     def open(self) -> list[SagaState]:
         """Those that have not ended, the stuck ones among them; the oldest first."""
-        return _oldest_first(self._open.values())
+        return _oldest_first(self._open_sagas.values())
 
     def stuck(self) -> list[SagaState]:
         """Those of :meth:`open` of which nothing was heard for too long."""
         app = self.bus.app
-        limit = (SYSTEM if app is None else app.clock).time() - self._stuck_after
-        return [each for each in self.open() if each.updated.timestamp() < limit]
+        oldest_allowed = (SYSTEM if app is None else app.clock).time() - self._stuck_after
+        return [each for each in self.open() if each.updated.timestamp() < oldest_allowed]
 
     def done(self) -> list[SagaState]:
         """Those that came to their good end."""
-        return _oldest_first(each for each in self._ended.values() if each.status == "done")
+        return _oldest_first(each for each in self._ended_sagas.values() if each.status == "done")
 
     def failed(self) -> list[SagaState]:
         """Those that failed."""
-        return _oldest_first(each for each in self._ended.values() if each.status == "failed")
+        return _oldest_first(each for each in self._ended_sagas.values() if each.status == "failed")
 
     def forget(self, saga_id: str) -> bool:
         """Know nothing of a saga any more, such as one that was given up. False: it was unknown."""
         _check_saga_id("forget", saga_id)
-        self._outcomes.pop(saga_id, None)
-        found = self._open.pop(saga_id, None) or self._ended.pop(saga_id, None)
+        self._ended_at.pop(saga_id, None)
+        found = self._open_sagas.pop(saga_id, None) or self._ended_sagas.pop(saga_id, None)
         return found is not None
 
 
-def _check_saga_id(what: str, saga_id: object) -> None:
+def _check_saga_id(method: str, saga_id: object) -> None:
     if not isinstance(saga_id, str):
-        raise InvalidValue(f"SagaTracker.{what}({saga_id!r}): the saga's ID is a str")
+        raise InvalidValue(f"SagaTracker.{method}({saga_id!r}): the saga's ID is a str")
 
 
-def _trie(bus: EventBus, option: str, topics: str | Iterable[str]) -> Trie[bool]:
+def _topic_trie(bus: EventBus, option: str, topics: str | Iterable[str]) -> Trie[bool]:
     if not isinstance(topics, Iterable):
         raise ConfigError(f"SagaTracker({option}={topics!r}): a topic, or several")
     found: Trie[bool] = Trie()
@@ -557,15 +561,15 @@ def _trie(bus: EventBus, option: str, topics: str | Iterable[str]) -> Trie[bool]
     return found
 
 
-def _merged(before: SagaState, now: SagaState) -> SagaState:
+def _merge_states(known: SagaState, seen: SagaState) -> SagaState:
     """Two sights of one saga as one, in whatever order they were seen."""
-    older, younger = sorted((before, now), key=lambda each: each.updated)
+    older, younger = sorted((known, seen), key=lambda each: each.updated)
     return SagaState(
-        saga_id=before.saga_id,
-        status=before.status,
+        saga_id=known.saga_id,
+        status=known.status,
         step_name=younger.step_name,
         topic=younger.topic,
-        started=min(before.started, now.started),
+        started=min(known.started, seen.started),
         updated=younger.updated,
         error=younger.error or older.error,
     )

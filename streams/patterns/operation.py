@@ -14,45 +14,47 @@ from collections.abc import Callable
 from typing import Any
 
 from streams.errors import ConfigError
-from streams.patterns.checking import check_calls
+from streams.patterns.checking import check_callable
 
 
-def check(operation: object, what: str, *arguments: str) -> None:
+def check_operation(operation: object, where: str, *arguments: str) -> None:
     """Refuse what cannot be called.
 
-    :param what: the call as people should write it.
+    :param where: the call as people should write it.
     :param arguments: what it will be called with.
     :raises ConfigError: it is, most likely, the result of a call; or it takes other arguments.
     """
     if callable(operation) and not (arguments and inspect.isclass(operation)):
         # Of a function this is known at once; of others it takes longer than the call may.
         code = getattr(operation, "__code__", None)
-        bound = getattr(operation, "__self__", None) is not None
+        bound_self = getattr(operation, "__self__", None) is not None
         if code is not None and (
-            code.co_argcount != len(arguments) + bound or code.co_kwonlyargcount
+            code.co_argcount != len(arguments) + bound_self or code.co_kwonlyargcount
         ):
-            check_calls(operation, what, *arguments)
+            check_callable(operation, where, *arguments)
         return
     if inspect.iscoroutine(operation):
         operation.close()  # nobody will await it, and Python would warn of that
     raise ConfigError(
-        f"{what}: give the function itself, or a lambda around the call, not a "
+        f"{where}: give the function itself, or a lambda around the call, not a "
         f"{type(operation).__name__}"
     )
 
 
-def is_plain(operation: Callable[..., Any]) -> bool:
+def runs_in_thread(operation: Callable[..., Any]) -> bool:
     """Whether it blocks whoever calls it. A lambda does not: it binds arguments to a call."""
     while isinstance(operation, functools.partial):
         operation = operation.func
-    call = getattr(operation, "__call__", None)  # noqa: B004 - an object may be called as well
-    asynchronous = inspect.iscoroutinefunction(operation) or inspect.iscoroutinefunction(call)
+    call_method = getattr(operation, "__call__", None)  # noqa: B004 - an object may be called as well
+    asynchronous = inspect.iscoroutinefunction(operation) or inspect.iscoroutinefunction(
+        call_method
+    )
     return not asynchronous and getattr(operation, "__name__", "") != "<lambda>"
 
 
-async def call(operation: Callable[..., Any], *args: Any) -> Any:
+async def call_operation(operation: Callable[..., Any], *args: Any) -> Any:
     """Call it where it belongs, and await what it returns if that can be awaited."""
-    if is_plain(operation):
+    if runs_in_thread(operation):
         result = await asyncio.to_thread(operation, *args)
     else:
         result = operation(*args)

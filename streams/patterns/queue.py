@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeForm
 
-from streams.annotations import Given, check_arguments
+from streams.annotations import ArgumentType, check_arguments
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
@@ -33,19 +33,19 @@ from streams.log.protocol import Log
 from streams.message import (
     CAUSATION,
     CORRELATION,
-    OLD_CAUSATION,
-    OLD_CORRELATION,
+    LEGACY_CAUSATION,
+    LEGACY_CORRELATION,
     Message,
-    named,
+    header_or_legacy,
 )
-from streams.patterns.checking import NOT_GIVEN, check_app, check_whole
-from streams.patterns.delay.delays import Delay, Door, due_at
+from streams.patterns.checking import NOT_GIVEN, check_app, check_int
+from streams.patterns.delay.delays import Delay, DelayClient, due_at
 from streams.patterns.delay.late import delay_topic
 from streams.patterns.delay.wire import Outcome
-from streams.processor import Options, Processor, shape
-from streams.shielding import in_thread, to_the_end
-from streams.text import get_logger, is_slip, nearest
-from streams.topic import OwnedTopic, Topic
+from streams.processor import Processor, ProcessorOptions, inspect_handler
+from streams.shielding import run_in_thread, run_to_completion
+from streams.text import get_logger, is_misspelling, suggestion
+from streams.topic import InternalTopic, Topic
 
 if TYPE_CHECKING:
     from stream_codecs import Codec
@@ -59,39 +59,39 @@ F = TypeVar("F", bound=Callable[..., object])
 
 logger = get_logger("streams")
 
-SPREAD = 8
+DEFAULT_PARTITIONS = 8
 """Partitions of a queue that is created, where nobody said how many: so many consumers can share
 it."""
 
 
-class _Headers(Mapping[str, str]):
+class _LazyHeaders(Mapping[str, str]):
     """A message's headers, which are looked at when somebody first asks for one."""
 
-    __slots__ = ("_found", "_message")
+    __slots__ = ("_headers", "_message")
 
     def __init__(self, message: Message[Any]) -> None:
         self._message: Message[Any] | None = message
-        self._found: Mapping[str, str] = {}
+        self._headers: Mapping[str, str] = {}
 
-    def _all(self) -> Mapping[str, str]:
+    def _load(self) -> Mapping[str, str]:
         if self._message is not None:
-            self._found, self._message = self._message.headers, None
-        return self._found
+            self._headers, self._message = self._message.headers, None
+        return self._headers
 
     def __getitem__(self, name: str) -> str:
-        return self._all()[name]
+        return self._load()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter(self._load())
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self._load())
 
     def __repr__(self) -> str:
-        return repr(self._all())
+        return repr(self._load())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self._all()),)
+        return dict, (dict(self._load()),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,12 @@ class QueueMessage(Generic[T_co]):
     @property
     def correlation_id(self) -> str | None:
         """What this message belongs to, such as a saga or a request (``ce_correlationid``)."""
-        return named(self.headers, CORRELATION, OLD_CORRELATION)
+        return header_or_legacy(self.headers, CORRELATION, LEGACY_CORRELATION)
 
     @property
     def causation_id(self) -> str | None:
         """The ID of the message that caused this one (``ce_causationid``)."""
-        return named(self.headers, CAUSATION, OLD_CAUSATION)
+        return header_or_legacy(self.headers, CAUSATION, LEGACY_CAUSATION)
 
 
 Handler = Callable[[QueueMessage[Any]], Awaitable[None]] | Callable[[QueueMessage[Any]], None]
@@ -160,19 +160,21 @@ class ConsumerConfig:
     flow: Flow = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("max_retries", 0)):
-            count: Any = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or count < least:
-                raise ConfigError(f"ConsumerConfig({name}={count!r}): a whole number from {least}")
+        for name, minimum in (("concurrency", 1), ("max_retries", 0)):
+            value: Any = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ConfigError(
+                    f"ConsumerConfig({name}={value!r}): a whole number from {minimum}"
+                )
         for name in ("retry_delay", "retry_cap", "drain"):
             _check_seconds(name, getattr(self, name))
         _check_seconds("commit", self.commit, positive=True)
         if self.timeout is not None:
             _check_seconds("timeout", self.timeout, positive=True)
-        letters = DeadLetters()
+        dead_letters = DeadLetters()
         if self.dead_letter_queue is not None:
             name = check_topic(self.dead_letter_queue)
-            letters = DeadLetters(topic=name)
+            dead_letters = DeadLetters(topic=name)
         retry = Retry(
             attempts=self.max_retries + 1,
             delay=self.retry_delay,
@@ -181,7 +183,7 @@ class ConsumerConfig:
             durable=True,
         )
         object.__setattr__(self, "retry", retry)
-        object.__setattr__(self, "dead_letters", letters)
+        object.__setattr__(self, "dead_letters", dead_letters)
         object.__setattr__(self, "flow", Flow(commit=self.commit, drain=self.drain))
 
 
@@ -192,19 +194,19 @@ def check_config(config: object) -> None:
 
 
 def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and (value > 0 or (value == 0 and not positive)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (value > 0 or (value == 0 and not positive)):
         return
-    least = "more than 0" if positive else "not negative"
-    raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {least}")
+    minimum = "more than 0" if positive else "not negative"
+    raise ConfigError(f"ConsumerConfig({name}={value!r}): seconds, {minimum}")
 
 
-class _Queue(OwnedTopic[Any]):
-    spread = SPREAD
+class _QueueTopic(InternalTopic[Any]):
+    spread = DEFAULT_PARTITIONS
 
 
-class _Worker(Processor[..., Any]):
-    shares = True
+class _QueueProcessor(Processor[..., Any]):
+    shares_group = True
 
 
 class Queue(Generic[T]):
@@ -277,23 +279,23 @@ class MessageQueue:
     ) -> None:
         check_app(app, "MessageQueue")
         if partitions is not None:
-            check_whole("MessageQueue", "partitions", partitions)
+            check_int("MessageQueue", "partitions", partitions)
         if retention is not None and not isinstance(retention, Retention):
             raise ConfigError(f"MessageQueue(retention={retention!r}): use Retention(...)")
-        self._app = app
+        self.app = app
         self._partitions = partitions
         self._retention = retention
         self._declared: set[str] = set()
         """Queues that were declared, and not only used."""
         self._topics: dict[str, Topic[Any]] = {}
-        self._letter_queues: dict[str, str | None] = {}
+        self._dead_letter_queues: dict[str, str | None] = {}
         """The names of its consumers' dead letter queues, and of a queue that each is for, where
         that is known."""
-        self._ready: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
-        self._door = Door(app)
+        self._ensured: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
+        self._delay_client = DelayClient(app)
 
     def __repr__(self) -> str:
-        return f"<MessageQueue on {self._app!r}>"
+        return f"<MessageQueue on {self.app!r}>"
 
     @overload
     def declare(
@@ -333,8 +335,8 @@ class MessageQueue:
         :param retention: how long it keeps its messages, if not as this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
-        self._check_letter_queues(queue)
-        topic = self._make(queue, type, codec, partitions, retention)
+        self._check_dead_letter_queues(queue)
+        topic = self._declare_topic(queue, type, codec, partitions, retention)
         self._declared.add(topic.name)
         return Queue(self, topic)
 
@@ -346,11 +348,11 @@ class MessageQueue:
         if not isinstance(queue, str) or queue not in self._topics:
             check_group(queue)
             if self._declared:
-                raise ConfigError(self._unknown(queue))
-            self._make(queue, Any, None, None, None)
+                raise ConfigError(self._undeclared_message(queue))
+            self._declare_topic(queue, Any, None, None, None)
         return self._topics[queue]
 
-    def _make(
+    def _declare_topic(
         self,
         queue: str,
         type: Any,
@@ -360,52 +362,54 @@ class MessageQueue:
     ) -> Topic[Any]:
         if check_group(queue) in self._topics:
             raise ConfigError(f"queue {queue!r}: declare it once, before it is used")
-        count = self._partitions if partitions is None else partitions
-        kept = self._retention if retention is None else retention
-        topic = _Queue(
-            self._app, queue, type, codec=codec, partitions=count, retention=kept,
-            cloudevents=self._app.cloudevents,
+        partition_count = self._partitions if partitions is None else partitions
+        topic_retention = self._retention if retention is None else retention
+        topic = _QueueTopic(
+            self.app, queue, type, codec=codec, partitions=partition_count, retention=topic_retention,
+            cloudevents=self.app.cloudevents,
         )  # fmt: skip
-        topic.takes_letters = queue in self._letter_queues
-        self._app.add_topic(topic)
+        topic.for_dead_letters = queue in self._dead_letter_queues
+        self.app.add_topic(topic)
         self._topics[queue] = topic
         return topic
 
-    def _add_letter_queue(self, letters: str, queue: str | None) -> None:
+    def add_dead_letter_queue(self, dead_letter_queue: str, queue: str | None) -> None:
         """A consumer has this dead letter queue, whether it is declared or not.
 
         :param queue: which queue it is for, where that is known.
         :raises ConfigError: its name seems to be a slip.
         """
-        if queue is not None and letters not in self._declared:
+        if queue is not None and dead_letter_queue not in self._declared:
             for each in sorted(self._declared - {queue}):
-                if is_slip(letters, each):
+                if is_misspelling(dead_letter_queue, each):
                     raise ConfigError(
-                        f"queue {queue!r}: dead_letter_queue={letters!r} is not declared: did you "
+                        f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did you "
                         f"mean {each!r}? Declare it before if it is another one: "
-                        f".declare({letters!r}, ...)"
+                        f".declare({dead_letter_queue!r}, ...)"
                     )
-        self._letter_queues[letters] = queue or self._letter_queues.get(letters)
-        if letters in self._topics:
-            self._topics[letters].takes_letters = True
+        self._dead_letter_queues[dead_letter_queue] = queue or self._dead_letter_queues.get(
+            dead_letter_queue
+        )
+        if dead_letter_queue in self._topics:
+            self._topics[dead_letter_queue].for_dead_letters = True
 
-    def _check_letter_queues(self, declared: str) -> None:
+    def _check_dead_letter_queues(self, declared: str) -> None:
         """See that no consumer has meant the queue that is declared now.
 
         :raises ConfigError: the name of a dead letter queue seems to be a slip.
         """
-        for letters, queue in self._letter_queues.items():
-            known = letters in self._declared or queue is None or queue == declared
-            if not known and is_slip(letters, declared):
+        for dead_letter_queue, queue in self._dead_letter_queues.items():
+            known = dead_letter_queue in self._declared or queue is None or queue == declared
+            if not known and is_misspelling(dead_letter_queue, declared):
                 raise ConfigError(
-                    f"queue {queue!r}: dead_letter_queue={letters!r} is not declared: did you mean "
+                    f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did you mean "
                     f"{declared!r}, which is declared now? Declare it before if it is another one: "
-                    f".declare({letters!r}, ...)"
+                    f".declare({dead_letter_queue!r}, ...)"
                 )
 
-    def _unknown(self, queue: str) -> str:
+    def _undeclared_message(self, queue: str) -> str:
         return (
-            f"queue {queue!r} is not declared: {nearest(queue, self._topics)} Declare a new one "
+            f"queue {queue!r} is not declared: {suggestion(queue, self._topics)} Declare a new one "
             f"before it is used: .declare({queue!r}, ...)"
         )
 
@@ -429,17 +433,19 @@ class MessageQueue:
         :raises EncodeError: the data do not fit the queue's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        topic = self._named(queue)
-        await self._prepared(queue)
-        now = self._app.clock.time()
+        topic = self._topic_or_invalid(queue)
+        await self._ensure_queue(queue)
+        now = self.app.clock.time()
         due = None if delay is None else due_at(now, delay, None)
-        when = datetime.fromtimestamp(now, timezone.utc)
-        record = topic.record(data, key=key, id=id, headers=headers, timestamp=when)
+        timestamp = datetime.fromtimestamp(now, timezone.utc)
+        record = topic.record(data, key=key, id=id, headers=headers, timestamp=timestamp)
         if due is None:
-            await self._app.publisher.publish(queue, record)
+            await self.app.publisher.publish(queue, record)
         else:
-            waiting = delay_topic(queue, queue)
-            await self._door.put(waiting, _count_of(queue), queue, record, due)
+            waiting_topic = delay_topic(queue, queue)
+            await self._delay_client.schedule(
+                waiting_topic, _partition_count(queue), queue, record, due
+            )
         return record.id
 
     async def cancel(self, queue: str, id: str, *, within: float = 30.0) -> Outcome:
@@ -447,9 +453,11 @@ class MessageQueue:
 
         A running consumer of the queue answers.
         """
-        self._named(queue)
-        await self._prepared(queue)
-        return await self._door.cancel(delay_topic(queue, queue), _count_of(queue), id, within)
+        self._topic_or_invalid(queue)
+        await self._ensure_queue(queue)
+        return await self._delay_client.cancel(
+            delay_topic(queue, queue), _partition_count(queue), id, within
+        )
 
     @overload
     def subscribe(
@@ -486,25 +494,25 @@ class MessageQueue:
 
     def _subscribe(self, queue: str, handler: Any, config: ConsumerConfig) -> MessageConsumer:
         consumer = MessageConsumer(self, config)
-        consumer._declare(queue, handler)
-        if self._app._processing:
-            consumer._starting = self._app._chore(consumer._start())
-            consumer._starting.add_done_callback(consumer._told)
+        consumer._declare_processor(queue, handler)
+        if self.app._runs_processors:
+            consumer._start_task = self.app.spawn(consumer._start_processor())
+            consumer._start_task.add_done_callback(consumer._log_start_failure)
         return consumer
 
-    def _named(self, queue: str) -> Topic[Any]:
+    def _topic_or_invalid(self, queue: str) -> Topic[Any]:
         """The topic of a queue whose name may have come with a message."""
         try:
             return self.topic(queue)
         except ConfigError as error:
             raise InvalidValue(str(error)) from None
 
-    async def _prepared(self, queue: str) -> None:
+    async def _ensure_queue(self, queue: str) -> None:
         """The queue is there, with its partitions."""
-        ready = self._ready.setdefault(self._app.log, set())
-        if queue not in ready:
-            await in_thread(self._app._prepare_topics)
-            ready.add(queue)
+        ensured = self._ensured.setdefault(self.app.log, set())
+        if queue not in ensured:
+            await run_in_thread(self.app.ensure_topics)
+            ensured.add(queue)
 
 
 class MessageConsumer:
@@ -515,28 +523,28 @@ class MessageConsumer:
             raise ConfigError(f"MessageConsumer({queue!r}): give a MessageQueue")
         check_config(config)
         if config.dead_letter_queue is not None:
-            queue._add_letter_queue(config.dead_letter_queue, None)
+            queue.add_dead_letter_queue(config.dead_letter_queue, None)
         self._queue = queue
-        self._app = queue._app
+        self._app = queue.app
         self._config = config
-        self._worker: Processor[..., Any] | None = None
-        self._starting: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._processor: Processor[..., Any] | None = None
+        self._start_task: asyncio.Task[None] | None = None
+        self._handler_tasks: set[asyncio.Task[Any] | None] = set()
         """Those that run a handler."""
 
     def __repr__(self) -> str:
-        of = "" if self._worker is None else f" of {self._worker.topics[0]!r}"
-        return f"<MessageConsumer{of}>"
+        suffix = "" if self._processor is None else f" of {self._processor.topics[0]!r}"
+        return f"<MessageConsumer{suffix}>"
 
     def __await__(self) -> Generator[Any, None, Self]:
-        if self._starting is not None:
-            yield from asyncio.shield(self._starting).__await__()
+        if self._start_task is not None:
+            yield from asyncio.shield(self._start_task).__await__()
         return self
 
     @property
     def running(self) -> bool:
         """It was started, and not stopped."""
-        return self._worker is not None
+        return self._processor is not None
 
     @overload
     async def start(self, queue_name: str, handler: Handler) -> None: ...
@@ -555,13 +563,15 @@ class MessageConsumer:
         :raises ConfigError: it runs already, or the handler cannot be called.
         :raises LogError: the log refuses.
         """
-        if not self._app._processing:
-            raise self._app._not_running(
+        if not self._app._runs_processors:
+            raise self._app.not_running_error(
                 "the app does not run: start a consumer inside `async with app:`, or declare it "
                 "before with queue.subscribe(...)"
             )
-        self._declare(queue_name.name if isinstance(queue_name, Queue) else queue_name, handler)
-        await self._start()
+        self._declare_processor(
+            queue_name.name if isinstance(queue_name, Queue) else queue_name, handler
+        )
+        await self._start_processor()
 
     async def stop(self) -> None:
         """Take in no more, finish what is in flight, commit, and leave.
@@ -571,29 +581,29 @@ class MessageConsumer:
 
         :raises ConfigError: called by one of its own handlers, which it would wait for.
         """
-        if asyncio.current_task() in self._tasks:
+        if asyncio.current_task() in self._handler_tasks:
             raise ConfigError(
                 "a handler cannot wait for the end of its own consumer: use "
                 "asyncio.create_task(consumer.stop())"
             )
-        worker, self._worker = self._worker, None
-        starting, self._starting = self._starting, None
-        if starting is not None and not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-        if worker is not None:
-            worker.pause()  # from this moment on no handler begins
-            await to_the_end(self._app.stop_processor(worker))
+        processor, self._processor = self._processor, None
+        start_task, self._start_task = self._start_task, None
+        if start_task is not None and not start_task.done():
+            start_task.cancel()
+            await asyncio.wait({start_task})
+        if processor is not None:
+            processor.pause()  # from this moment on no handler begins
+            await run_to_completion(self._app.stop_processor(processor))
 
     # -- inside
 
-    def _declare(self, queue: str, handler: Handler) -> None:
-        if self._worker is not None:
+    def _declare_processor(self, queue: str, handler: Handler) -> None:
+        if self._processor is not None:
             raise ConfigError(f"{self!r} runs already: stop it first, or make another consumer")
         topic, config = self._queue.topic(queue), self._config
         if config.dead_letter_queue is not None:
-            self._queue._add_letter_queue(config.dead_letter_queue, queue)
-        options = Options(
+            self._queue.add_dead_letter_queue(config.dead_letter_queue, queue)
+        options = ProcessorOptions(
             (topic,),
             queue,
             concurrency=config.concurrency,
@@ -602,36 +612,38 @@ class MessageConsumer:
             dead_letters=config.dead_letters,
             flow=config.flow,
         )
-        self._worker = self._app._declare(self._wrapped(queue, handler), options, _Worker)
+        self._processor = self._app.declare(
+            self._wrap_handler(queue, handler), options, _QueueProcessor
+        )
 
-    async def _start(self) -> None:
-        worker = self._worker
-        if worker is None:
+    async def _start_processor(self) -> None:
+        processor = self._processor
+        if processor is None:
             return
         try:
-            await self._app.start_processor(worker)
+            await self._app.start_processor(processor)
         except BaseException:
-            self._worker = None
-            await self._app.stop_processor(worker)
+            self._processor = None
+            await self._app.stop_processor(processor)
             raise
 
-    def _told(self, task: asyncio.Task[None]) -> None:
+    def _log_start_failure(self, task: asyncio.Task[None]) -> None:
         """It was started beside the app's body: what went wrong is not kept back."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
-    def _wrapped(self, queue: str, handler: Any) -> Callable[..., Any]:
+    def _wrap_handler(self, queue: str, handler: Any) -> Callable[..., Any]:
         """The processor's handler around the consumer's."""
         name = getattr(handler, "__name__", type(handler).__name__)
-        form = shape(handler, name, batch=False)
-        if form.wants_message:
+        signature = inspect_handler(handler, name, batch=False)
+        if signature.wants_message:
             raise ConfigError(f"queue {queue!r}: handler {name} takes one parameter, the message")
-        data = self._queue.topic(queue).typed
-        given = Given(Any if data is None else data.type, (QueueMessage,))
-        check_arguments(f"queue {queue!r}: handler {name}", handler, given)
-        tasks = self._tasks
+        topic_type = self._queue.topic(queue).topic_type
+        expected = ArgumentType(Any if topic_type is None else topic_type.type, (QueueMessage,))
+        check_arguments(f"queue {queue!r}: handler {name}", handler, expected)
+        tasks = self._handler_tasks
 
-        def message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
+        def to_queue_message(data: Any, source: Message[Any]) -> QueueMessage[Any]:
             return QueueMessage(
                 source.id,
                 source.timestamp,
@@ -639,25 +651,25 @@ class MessageConsumer:
                 source.attempt - 1,
                 queue,
                 source.key,
-                _Headers(source),
+                _LazyHeaders(source),
             )
 
-        async def handle(data: Any, source: Message[Any]) -> None:
+        async def handle_async(data: Any, source: Message[Any]) -> None:
             task = asyncio.current_task()
             tasks.add(task)
             try:
-                await handler(message(data, source))
+                await handler(to_queue_message(data, source))
             finally:
                 tasks.discard(task)
 
-        def plain(data: Any, source: Message[Any]) -> Any:
+        def handle_plain(data: Any, source: Message[Any]) -> Any:
             # What it returns is looked at by the runner: a coroutine would be a mistake.
-            return handler(message(data, source))
+            return handler(to_queue_message(data, source))
 
-        wrapped = handle if form.asynchronous else plain
+        wrapped = handle_async if signature.asynchronous else handle_plain
         wrapped.__name__ = name
         return wrapped
 
 
-def _count_of(queue: str) -> Callable[[Log], int]:
+def _partition_count(queue: str) -> Callable[[Log], int]:
     return lambda log: log.topic(queue).partitions

@@ -24,13 +24,13 @@ from streams.config import Dedup, Retry
 from streams.errors import ConfigError
 from streams.message import Message
 from streams.processor import Processor
-from streams.reading import When, ranges
-from streams.replay.copying import copy
-from streams.replay.handling import Handling, handle
-from streams.replay.pace import Pace
+from streams.reading import OffsetSpec, resolve_ranges
+from streams.replay.copying import copy_range
+from streams.replay.handling import ReplayOptions, handle_range
+from streams.replay.pace import TokenBucket
 from streams.replay.resetting import Move, reset
-from streams.replay.result import Failure, ReplayFailed, ReplayResult, total
-from streams.topic import Key, Source, Topic, _key_bytes
+from streams.replay.result import Failure, ReplayFailed, ReplayResult, total_messages
+from streams.topic import Key, Source, Topic, encode_key
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -47,8 +47,8 @@ async def replay(
     topic: Source[A],
     into: Callable[[A], object] | Callable[[A, Message[A]], object],
     *,
-    start: When | Mapping[int, When] = "earliest",
-    end: When = "latest",
+    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+    end: OffsetSpec = "latest",
     partition: int | None = None,
     key: Key | None = None,
     rate: float | None = None,
@@ -65,8 +65,8 @@ async def replay(
     topic: Source[Any] | str,
     into: Processor[..., Any] | Topic[Any] | str,
     *,
-    start: When | Mapping[int, When] = "earliest",
-    end: When = "latest",
+    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+    end: OffsetSpec = "latest",
     partition: int | None = None,
     key: Key | None = None,
     rate: float | None = None,
@@ -83,8 +83,8 @@ async def replay(
     topic: str,
     into: Callable[..., Any],
     *,
-    start: When | Mapping[int, When] = "earliest",
-    end: When = "latest",
+    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+    end: OffsetSpec = "latest",
     partition: int | None = None,
     key: Key | None = None,
     rate: float | None = None,
@@ -100,8 +100,8 @@ async def replay(
     topic: Source[Any] | str,
     into: Callable[..., Any] | Topic[Any] | str,
     *,
-    start: When | Mapping[int, When] = "earliest",
-    end: When = "latest",
+    start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
+    end: OffsetSpec = "latest",
     partition: int | None = None,
     key: Key | None = None,
     rate: float | None = None,
@@ -135,10 +135,10 @@ async def replay(
     """
     if errors not in ("stop", "skip"):
         raise ConfigError(f"errors={errors!r}: 'stop' or 'skip'")
-    Pace(rate)
+    TokenBucket(rate)
     name = topic if isinstance(topic, str) else topic.name
-    wanted = None if key is None else _key_bytes(name, key)
-    how = Handling(rate, dedup, retry, errors == "skip", progress)
+    key_bytes = None if key is None else encode_key(name, key)
+    replay_options = ReplayOptions(rate, dedup, retry, errors == "skip", progress)
     log, now = app.log, app.clock.time()
     into_topic = isinstance(into, (str, Topic))
     if isinstance(into, str):
@@ -154,15 +154,26 @@ async def replay(
         await asyncio.to_thread(log.topic, target)
 
     def survey() -> tuple[dict[int, tuple[int, int]], int | None]:
-        found = ranges(log, name, start, end, partition=partition, now=now)
-        return found, total(log, name, found)
+        offsets = resolve_ranges(log, name, start, end, partition=partition, now=now)
+        return offsets, total_messages(log, name, offsets)
 
-    found, messages = await asyncio.to_thread(survey)
+    offsets, messages = await asyncio.to_thread(survey)
     if source is None:
-        return await copy(app, name, target, found, key=wanted, total=messages, how=how)
+        return await copy_range(
+            app, name, target, offsets, key=key_bytes, total=messages, options=replay_options
+        )
     if not callable(into):
         raise ConfigError(f"into={into!r}: a function, a processor or a topic")
-    return await handle(app, source, name, into, found, key=wanted, total=messages, how=how)
+    return await handle_range(
+        app,
+        source,
+        name,
+        into,
+        offsets,
+        key=key_bytes,
+        total=messages,
+        replay_options=replay_options,
+    )
 
 
 def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[Any]:
@@ -176,10 +187,13 @@ def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[An
     if not isinstance(topic, str):
         return topic
     if isinstance(into, Processor):
-        letters = into.options.dead_letters
+        dead_letters = into.options.dead_letters
         for source in into.options.topics:
-            beside = (letters.name(source.name, into.group), letters.retry(source.name, into.group))
-            if topic == source.name or topic in beside:
+            extra_topics = (
+                dead_letters.name(source.name, into.group),
+                dead_letters.retry(source.name, into.group),
+            )
+            if topic == source.name or topic in extra_topics:
                 return source
         if topic not in app.topics and len(into.options.topics) == 1:
             return into.options.topics[0]

@@ -12,92 +12,98 @@ from typing_extensions import override
 
 from streams.annotations import check_handler
 from streams.config import Dedup, Flow, Retry
-from streams.engine.dispatch import Work
+from streams.engine.dispatch import Delivery
 from streams.errors import ProcessorDied, StreamsError
 from streams.message import Position, text
-from streams.processor import Options, Processor, Shape, shape, typed
-from streams.replay.pace import Pace
-from streams.replay.ranged import RangeFeed, groupless
-from streams.replay.result import KEPT, Failure, ReplayFailed, ReplayResult
-from streams.runners.aio import LoopRunner
-from streams.runners.base import Runner
+from streams.processor import (
+    HandlerSignature,
+    Processor,
+    ProcessorOptions,
+    inspect_handler,
+    topic_type_of,
+)
+from streams.replay.pace import TokenBucket
+from streams.replay.ranged import RangeSubscription, groupless_log
+from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
+from streams.runners.aio import AsyncExecutor
+from streams.runners.base import Executor
 from streams.runners.job import Job
-from streams.runners.pump import Pump
-from streams.runners.threads import ThreadRunner
-from streams.shielding import to_the_end
+from streams.runners.pump import Poller
+from streams.runners.threads import ThreadExecutor
+from streams.shielding import run_to_completion
 from streams.topic import Source
 
 if TYPE_CHECKING:
     from streams.app import Streams
 
-LOOK = 0.1
+REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
 
 
 class _Failures:
     """What failed for good. Each is told where the dispatcher may be touched."""
 
-    def __init__(self, *, skip: bool) -> None:
-        self._skip = skip
+    def __init__(self, *, skip_failed: bool) -> None:
+        self._skip_failed = skip_failed
         self._lock = threading.Lock()
         self.stop: Callable[[], None] = lambda: None
         self.count = 0
-        self.kept: list[Failure] = []
+        self.first_failures: list[Failure] = []
 
-    def add(self, runner: Runner, work: Work) -> None:
+    def add(self, executor: Executor, delivery: Delivery) -> None:
         """Pass the message over, or let nothing more begin."""
-        segment, index, _, _, _, _, burial = work
-        if burial is None:
+        fetched, index, _, _, _, _, reason = delivery
+        if reason is None:
             raise ValueError("a work without a burial has not failed")
-        batch = segment.batch
+        batch = fetched.batch
         key = batch.keys[index]
         with self._lock:
             self.count += 1
-            if len(self.kept) < KEPT:
-                self.kept.append(
+            if len(self.first_failures) < FAILURES_KEPT:
+                self.first_failures.append(
                     Failure(
                         Position(batch.topic, batch.partition, batch.offset(index)),
                         batch.id(index),
                         None if key is None else text(key),
-                        burial.attempts,
-                        burial.error,
+                        reason.attempts,
+                        reason.error,
                     )
                 )
-        if self._skip:
-            runner.dispatcher.done(work)
+        if self._skip_failed:
+            executor.dispatcher.mark_settled(delivery)
         else:
-            runner.dispatcher.paused = True
+            executor.dispatcher.paused = True
             self.stop()
 
 
-class _Threads(ThreadRunner):
+class _ReplayThreadExecutor(ThreadExecutor):
     def __init__(self, job: Job, failures: _Failures) -> None:
         super().__init__(job)
         self._failures = failures
 
     @override
-    def bury(self, work: Work) -> None:
-        self._failures.add(self, work)
+    def dead_letter(self, delivery: Delivery) -> None:
+        self._failures.add(self, delivery)
 
 
-class _Loop(LoopRunner):
+class _ReplayAsyncExecutor(AsyncExecutor):
     def __init__(self, job: Job, failures: _Failures, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(job, loop)
         self._failures = failures
 
     @override
-    def bury(self, work: Work) -> None:
-        self._failures.add(self, work)
+    def dead_letter(self, delivery: Delivery) -> None:
+        self._failures.add(self, delivery)
 
 
 @dataclass(frozen=True, slots=True)
-class Handling:
+class ReplayOptions:
     """How a range is handled."""
 
     rate: float | None
     dedup: Dedup | None
     retry: Retry | None
-    skip: bool
+    skip_failed: bool
     progress: Callable[[ReplayResult], None] | None
 
 
@@ -105,66 +111,70 @@ def _check_type(
     name: str,
     source: Source[Any],
     function: Callable[..., Any],
-    form: Shape,
-    options: Options | None = None,
+    handler_shape: HandlerSignature,
+    options: ProcessorOptions | None = None,
 ) -> None:
     """:raises ConfigError: the function is annotated with another type than the topic's."""
-    read = typed(source)
-    if read is not None:
+    value_type = topic_type_of(source)
+    if value_type is not None:
         check_handler(
             name,
             function,
-            [read],
+            [value_type],
             batch=options is not None and options.batch is not None,
-            wants_message=form.wants_message,
-            filtered=options is not None and options.filter is not None,
+            wants_message=handler_shape.wants_message,
+            has_filter=options is not None and options.filter is not None,
         )
 
 
-def _job(
-    app: Streams, source: Source[Any], topic: str, function: Callable[..., Any], how: Handling
+def _replay_job(
+    app: Streams,
+    source: Source[Any],
+    topic: str,
+    function: Callable[..., Any],
+    replay_options: ReplayOptions,
 ) -> Job:
     """What to run: as the processor says, or a plain function once a message."""
     if isinstance(function, Processor):
-        options, found = function.options, function.shape
+        options, handler_shape = function.options, function.signature
         name, inner = f"replay into {function.name}", function.function
-        _check_type(name, source, inner, found, options)
+        _check_type(name, source, inner, handler_shape, options)
         return Job(
             name=name,
             group=name,
             topics=(topic,),
             function=inner,
-            asynchronous=found.asynchronous,
-            wants_message=found.wants_message,
+            asynchronous=handler_shape.asynchronous,
+            wants_message=handler_shape.wants_message,
             decodings={topic: source.decoding},
             concurrency=options.concurrency,
             batch=options.batch,
             filter=options.filter,
             timeout=options.timeout,
-            retry=how.retry or options.retry,
-            dedup=how.dedup or options.dedup,
+            retry=replay_options.retry or options.retry,
+            dedup=replay_options.dedup or options.dedup,
             flow=options.flow,
             clock=app.clock,
         )
     name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
-    found = shape(function, name, batch=False)
-    _check_type(name, source, function, found)
+    handler_shape = inspect_handler(function, name, batch=False)
+    _check_type(name, source, function, handler_shape)
     return Job(
         name=name,
         group=name,
         topics=(topic,),
         function=function,
-        asynchronous=found.asynchronous,
-        wants_message=found.wants_message,
+        asynchronous=handler_shape.asynchronous,
+        wants_message=handler_shape.wants_message,
         decodings={topic: source.decoding},
-        retry=how.retry or Retry(attempts=1),
-        dedup=how.dedup or Dedup(),
+        retry=replay_options.retry or Retry(attempts=1),
+        dedup=replay_options.dedup or Dedup(),
         flow=Flow(),
         clock=app.clock,
     )
 
 
-async def handle(
+async def handle_range(
     app: Streams,
     source: Source[Any],
     topic: str,
@@ -173,34 +183,38 @@ async def handle(
     *,
     key: bytes | None,
     total: int | None,
-    how: Handling,
+    replay_options: ReplayOptions,
 ) -> ReplayResult:
     """Run a function over a range.
 
     :raises ReplayFailed: a message failed for good, and ``how.skip`` is not set.
     """
     loop = asyncio.get_running_loop()
-    job = _job(app, source, topic, function, how)
-    failures = _Failures(skip=how.skip)
-    runner = _Loop(job, failures, loop) if job.asynchronous else _Threads(job, failures)
+    job = _replay_job(app, source, topic, function, replay_options)
+    failures = _Failures(skip_failed=replay_options.skip_failed)
+    executor = (
+        _ReplayAsyncExecutor(job, failures, loop)
+        if job.asynchronous
+        else _ReplayThreadExecutor(job, failures)
+    )
 
-    def settled() -> None:
-        stats = pump.stats()
-        if not stats.held and not runner.sending:
-            pump.stop()
+    def stop_if_settled() -> None:
+        stats = poller.stats()
+        if not stats.held and not executor.unconfirmed:
+            poller.stop()
 
     feed = await asyncio.to_thread(
-        RangeFeed,
+        RangeSubscription,
         app.log,
         topic,
         ranges,
         key=key,
         exact=job.concurrency == 1 and job.batch is None,
-        pace=Pace(how.rate),
-        idle=settled,
+        rate_limit=TokenBucket(replay_options.rate),
+        on_all_read=stop_if_settled,
     )
-    pump = Pump(groupless(app.log, feed.listen), job, runner)
-    failures.stop = pump.stop
+    poller = Poller(groupless_log(app.log, feed.subscribe), job, executor)
+    failures.stop = poller.stop
     ended = asyncio.Event()
 
     def on_end() -> None:
@@ -209,10 +223,10 @@ async def handle(
         except RuntimeError:
             return  # the loop is closed already
 
-    pump.on_end = on_end
+    poller.on_end = on_end
 
     def result() -> ReplayResult:
-        counts = runner.dispatcher.counts
+        counts = executor.dispatcher.counts
         return ReplayResult(
             total=total,
             scanned=feed.scanned,
@@ -222,31 +236,31 @@ async def handle(
             filtered=counts.filtered,
             retries=counts.retries,
             failed=failures.count,
-            failures=tuple(failures.kept),
+            failures=tuple(failures.first_failures),
             positions=dict(feed.positions),
         )
 
-    runner.start()
-    pump.start()
+    executor.start()
+    poller.start()
     waiting = asyncio.ensure_future(ended.wait())
     try:
         while not waiting.done():
-            if how.progress is not None:
-                how.progress(result())
-            await asyncio.wait([waiting], timeout=LOOK)
+            if replay_options.progress is not None:
+                replay_options.progress(result())
+            await asyncio.wait([waiting], timeout=REPORT_INTERVAL)
     finally:
         # Cancelled: what runs is finished, up to the processor's drain deadline; cancelled again,
         # handlers are not waited for.
-        pump.stop()
-        await to_the_end(waiting, runner.hurry)
-        await runner.gone()
-        if how.progress is not None:
-            how.progress(result())
-    if pump.fatal is not None:
-        if isinstance(pump.fatal, StreamsError):
-            raise pump.fatal
-        raise ProcessorDied(f"{job.name} died: {pump.fatal!r}") from pump.fatal
+        poller.stop()
+        await run_to_completion(waiting, executor.stop_waiting)
+        await executor.wait_closed()
+        if replay_options.progress is not None:
+            replay_options.progress(result())
+    if poller.fatal is not None:
+        if isinstance(poller.fatal, StreamsError):
+            raise poller.fatal
+        raise ProcessorDied(f"{job.name} died: {poller.fatal!r}") from poller.fatal
     found = result()
-    if failures.count and not how.skip:
-        raise ReplayFailed(failures.kept[0], found) from failures.kept[0].error
+    if failures.count and not replay_options.skip_failed:
+        raise ReplayFailed(failures.first_failures[0], found) from failures.first_failures[0].error
     return found

@@ -6,11 +6,11 @@ import time
 
 from streams.errors import ConfigError
 
-BURST = 0.1
+BURST_SECONDS = 0.1
 """Seconds' worth of messages that may be caught up at once."""
 
 
-class Pace:
+class TokenBucket:
     """A token bucket that holds a tenth of a second's messages, one at least.
 
     :param rate: messages a second; None is no limit.
@@ -20,11 +20,11 @@ class Pace:
         if rate is not None and not 0 < rate < float("inf"):
             raise ConfigError(f"rate={rate!r}: messages a second, more than 0, or None")
         self._rate = rate
-        self._burst = max(1.0, (rate or 0.0) * BURST)
+        self._burst = max(1.0, (rate or 0.0) * BURST_SECONDS)
         self._tokens = 1.0
         self._since = time.monotonic()
 
-    def room(self, wanted: int) -> int:
+    def available(self, wanted: int) -> int:
         """How many of ``wanted`` messages may go now."""
         if self._rate is None:
             return wanted
@@ -33,11 +33,11 @@ class Pace:
         self._since = now
         return min(wanted, int(self._tokens))
 
-    def spend(self, messages: int) -> None:
+    def consume(self, messages: int) -> None:
         """So many went."""
         self._tokens -= messages
 
-    def delay(self) -> float:
+    def seconds_to_next(self) -> float:
         """Seconds until the next message may go."""
         if self._rate is None:
             return 0.0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streams.engine.progress import decode, encode
 from streams.errors import InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
-from streams.reading import When, one_partition, resolve
-from streams.replay.result import count
+from streams.reading import OffsetSpec, resolve_offset, resolve_partition
+from streams.replay.result import count_messages
 from streams.topic import Source
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def reset(
     app: Streams,
     group: str,
     topic: str | Source[Any],
-    to: When | Mapping[int, When],
+    to: OffsetSpec | Mapping[int, OffsetSpec],
     *,
     partition: int | None = None,
     force: bool = False,
@@ -56,20 +56,20 @@ async def reset(
     """
     name = topic if isinstance(topic, str) else topic.name
 
-    def work() -> list[Move]:
-        moves = plan(app.log, group, name, to, partition=partition, now=app.clock.time())
+    def plan_and_apply() -> list[Move]:
+        moves = plan_reset(app.log, group, name, to, partition=partition, now=app.clock.time())
         if not dry_run:
-            carry_out(app.log, group, name, moves, force=force)
+            apply_reset(app.log, group, name, moves, force=force)
         return moves
 
-    return await asyncio.to_thread(work)
+    return await asyncio.to_thread(plan_and_apply)
 
 
-def plan(
+def plan_reset(
     log: Log,
     group: str,
     topic: str,
-    to: When | Mapping[int, When],
+    to: OffsetSpec | Mapping[int, OffsetSpec],
     *,
     partition: int | None = None,
     now: float,
@@ -81,74 +81,86 @@ def plan(
     """
     partitions = log.topic(topic).partitions
     positions = log.group(group).positions
-    places: Mapping[int, When]
+    targets: Mapping[int, OffsetSpec]
     if isinstance(to, Mapping):
-        places = to
+        targets = to
     else:
-        partition = one_partition(topic, {"to": to}, partition, partitions)
-        places = dict.fromkeys(range(partitions) if partition is None else (partition,), to)
+        partition = resolve_partition(topic, {"to": to}, partition, partitions)
+        targets = dict.fromkeys(range(partitions) if partition is None else (partition,), to)
     moves: list[Move] = []
-    for number, when in places.items():
+    for number, when in targets.items():
         if not 0 <= number < partitions:
             raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {number}")
-        one_partition(topic, {"to": when}, number, partitions)
-        held = positions.get((topic, number))
-        moves.append(_move(log, topic, number, held, _target(log, topic, number, held, when, now)))
+        resolve_partition(topic, {"to": when}, number, partitions)
+        committed = positions.get((topic, number))
+        moves.append(
+            _plan_partition(
+                log,
+                topic,
+                number,
+                committed,
+                _target_offset(log, topic, number, committed, when, now),
+            )
+        )
     return moves
 
 
-def _target(
-    log: Log, topic: str, partition: int, held: Committed | None, when: When, now: float
+def _target_offset(
+    log: Log, topic: str, partition: int, committed: Committed | None, when: OffsetSpec, now: float
 ) -> int:
-    first, end = log.bounds(topic, partition)
+    first, end = log.watermarks(topic, partition)
     if isinstance(when, int) and not isinstance(when, bool) and when < 0:
-        if held is None:
+        if committed is None:
             raise InvalidValue(
                 f"to={when}: the group has no position in {topic}/{partition} to go back from"
             )
-        return max(first, log.back(topic, partition, held.position, -when))
-    found = resolve(log, topic, partition, when, option="to", now=now)
+        return max(first, log.offset_before(topic, partition, committed.position, -when))
+    found = resolve_offset(log, topic, partition, when, option="to", now=now)
     if found > end:
         raise InvalidValue(
-            f"to={log.show(found)}: {topic}/{partition} ends at {log.show(end)}, "
+            f"to={log.format_offset(found)}: {topic}/{partition} ends at {log.format_offset(end)}, "
             "nothing stands there yet"
         )
     return max(first, found)
 
 
-def _move(log: Log, topic: str, partition: int, held: Committed | None, after: int) -> Move:
-    if held is None:
+def _plan_partition(
+    log: Log, topic: str, partition: int, committed: Committed | None, after: int
+) -> Move:
+    if committed is None:
         return Move(partition, None, after, 0, 0)
-    before = held.position
-    settled = settled_ahead(held)
-    again = count(log, topic, partition, after, before)
-    skipped = count(log, topic, partition, before, after)
+    before = committed.position
+    settled = settled_ahead(committed)
+    again = count_messages(log, topic, partition, after, before)
+    skipped = count_messages(log, topic, partition, before, after)
     for low, high in settled:
         # Settled already, out of order: forgotten behind the new position, not lost before it.
-        behind = count(log, topic, partition, max(low, after), high)
-        ahead = count(log, topic, partition, low, min(high, after))
+        behind = count_messages(log, topic, partition, max(low, after), high)
+        ahead = count_messages(log, topic, partition, low, min(high, after))
         again = None if again is None or behind is None else again + behind
         skipped = None if skipped is None or ahead is None else skipped - ahead
     return Move(partition, before, after, again, skipped)
 
 
-def settled_ahead(held: Committed) -> list[tuple[int, int]]:
+def settled_ahead(committed: Committed) -> list[tuple[int, int]]:
     """Ranges above a group's position whose messages are settled; none for a foreign commit."""
-    if not held.progress:
+    if not committed.progress:
         return []
     try:
-        return decode(held.position, held.progress)[1]
+        return decode(committed.position, committed.progress)[1]
     except ValueError:
         return []
 
 
-def carry_out(log: Log, group: str, topic: str, moves: list[Move], *, force: bool = False) -> None:
+def apply_reset(
+    log: Log, group: str, topic: str, moves: list[Move], *, force: bool = False
+) -> None:
     """Move the group: its floor is its new position, so no older message counts as seen.
 
     :raises GroupLive: the group has running members, and ``force`` is not set.
     """
-    places = {
+    positions = {
         move.partition: Committed(move.after, encode(move.after, move.after, ()).progress)
         for move in moves
     }
-    log.move(group, topic, places, force=force)
+    log.reset_offsets(group, topic, positions, force=force)

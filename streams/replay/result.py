@@ -9,9 +9,9 @@ from typing import NamedTuple
 from streams.errors import StreamsError
 from streams.log.protocol import Log
 from streams.message import Position
-from streams.text import words
+from streams.text import error_text
 
-KEPT = 100
+FAILURES_KEPT = 100
 """Failures kept with their errors; more are only counted."""
 
 
@@ -27,7 +27,7 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         key = f", key {self.key!r}" if self.key is not None else ""
-        what = f"{type(self.error).__name__}: {words(self.error)}"
+        what = f"{type(self.error).__name__}: {error_text(self.error)}"
         return f"{self.position} (ID {self.id!r}{key}): {what}"
 
 
@@ -75,19 +75,19 @@ class ReplayFailed(StreamsError):
         self.result = result
 
 
-def count(log: Log, topic: str, partition: int, low: int, high: int) -> int | None:
+def count_messages(log: Log, topic: str, partition: int, low: int, high: int) -> int | None:
     """Messages from position ``low`` to before ``high``; None where the log cannot know."""
     if low >= high:
         return 0
-    behind, rest = log.lag(topic, partition, low), log.lag(topic, partition, high)
-    return None if behind is None or rest is None else max(0, behind - rest)
+    lag_of_low, lag_of_high = log.lag(topic, partition, low), log.lag(topic, partition, high)
+    return None if lag_of_low is None or lag_of_high is None else max(0, lag_of_low - lag_of_high)
 
 
-def total(log: Log, topic: str, ranges: Mapping[int, tuple[int, int]]) -> int | None:
+def total_messages(log: Log, topic: str, ranges: Mapping[int, tuple[int, int]]) -> int | None:
     """Messages in all these ranges; None where the log cannot know."""
     found = 0
     for partition, (low, high) in ranges.items():
-        part = count(log, topic, partition, low, high)
+        part = count_messages(log, topic, partition, low, high)
         if part is None:
             return None
         found += part

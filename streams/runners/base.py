@@ -1,6 +1,6 @@
 """What every runner does with an outcome: settle, publish what was returned, try again, bury.
 
-A runner owns a dispatcher and is the only one to touch it, inside :meth:`Runner.enter`: under its
+A runner owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`: under its
 lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters are sent
 with a callback, and until it comes the message's lane stays busy and the message unsettled.
 """
@@ -14,32 +14,32 @@ from dataclasses import dataclass, field
 from random import random
 from typing import Any
 
-from streams.engine.dispatch import Dispatcher, Owned, Work
-from streams.engine.progress import Segment
-from streams.engine.retry import again
-from streams.errors import BatchError, Fenced, LogError, Unavailable, config_error
-from streams.message import Batch, Message, deliver
-from streams.runners.job import Job, Late, Outgoing, Skip, Undecodable, check_headers
-from streams.runners.joint import Joint
-from streams.runners.lead import Lead
+from streams.engine.dispatch import Delivery, Dispatcher, PartitionState
+from streams.engine.progress import FetchedBatch
+from streams.engine.retry import retry_delay
+from streams.errors import BatchError, Fenced, LogError, Unavailable, find_config_error
+from streams.message import Batch, Message, make_message
+from streams.runners.job import AttemptLog, Job, Outgoing, Skip, Undecodable, check_headers
+from streams.runners.joint import HandlerTransaction
+from streams.runners.lead import PollingHandOver
 from streams.runners.timing import Timing
-from streams.text import counted, get_logger
+from streams.text import count_with_noun, get_logger
 
 logger = get_logger("streams")
 
 
-class MovedOn(Fenced):
+class OwnershipLost(Fenced):
     """A handler's transaction was rolled back because its partition is another member's now."""
 
 
-class Postponed(Unavailable):
+class TransactionPostponed(Unavailable):
     """A handler's transaction was rolled back because the log could not be reached."""
 
 
-POSTPONED = 1.0
+TRANSACTION_PAUSE = 1.0
 """Seconds before such a message is handled again; it uses up no attempt."""
 
-BURIAL_PAUSE = 1.0
+WRITE_PAUSE = 1.0
 """Seconds before a dead letter that was refused is written again (times 2 each time, to 60)."""
 
 
@@ -47,9 +47,9 @@ BURIAL_PAUSE = 1.0
 class BatchOutcome:
     """What became of a batch, by index into it."""
 
-    chosen: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     """Given to the handler, in this order."""
-    events: list[Any] = field(default_factory=list)
+    decoded: list[Any] = field(default_factory=list)
     """Their decoded values."""
     skipped: list[int] = field(default_factory=list)
     """Not for this handler, or filtered out."""
@@ -62,21 +62,25 @@ class BatchOutcome:
     """What the handler raised."""
 
 
-class Runner(ABC):
+class Executor(ABC):
     """Runs a job's handler over what the dispatcher gives out."""
 
-    def __init__(self, job: Job, joint: Callable[[], Joint] | None = None) -> None:
+    def __init__(
+        self, job: Job, open_transaction: Callable[[], HandlerTransaction] | None = None
+    ) -> None:
         self.job = job
         self.dispatcher = Dispatcher(job.retry)
-        self._joint = joint if job.transactions and job.wants_message else None
+        self._open_transaction = (
+            open_transaction if job.transactions and job.wants_message else None
+        )
         self._now = job.clock.monotonic
         self.fatal: BaseException | None = None
         """What ended this runner, other than being stopped."""
-        self.sending = 0
+        self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
-        self._halted = False
+        self._suspended = False
         """No further handler is started."""
-        self.hurried = False
+        self.impatient = False
         """Nobody waits for handlers any more."""
         self.timing: Timing | None = None
         """Takes the time of handlers' calls, where somebody asked for it."""
@@ -84,14 +88,14 @@ class Runner(ABC):
     # -- what the pump calls, in its turns
 
     @abstractmethod
-    def enter(self, action: Callable[[], None]) -> None:
+    def call_soon(self, action: Callable[[], None]) -> None:
         """Run ``action`` where the dispatcher may be touched: now, or soon (any thread)."""
 
     @abstractmethod
-    def kick(self) -> None:
+    def notify(self) -> None:
         """There may be something to do."""
 
-    def follow(self, lead: Lead, wake: Callable[[], None]) -> None:
+    def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
         """The pump's turns may be taken in a thread of this runner's; ``wake`` ends one that
         blocks. A runner that cannot leaves them to the pump."""
         return
@@ -101,35 +105,35 @@ class Runner(ABC):
     def running(self) -> int:
         """Handlers running at this moment."""
 
-    def tally(self) -> tuple[int, int]:
+    def counters(self) -> tuple[int, int]:
         """How many messages were handled and how many filtered out, at this moment."""
         counts = self.dispatcher.counts
         return counts.handled, counts.filtered
 
     @abstractmethod
-    def call(self, action: Callable[[], None]) -> None:
-        """Like :meth:`enter`, and return when it was run (not from the loop, nor inside it)."""
+    def call_and_wait(self, action: Callable[[], None]) -> None:
+        """Like :meth:`call_soon`, and return when it was run (not from the loop, nor inside it)."""
 
     @abstractmethod
-    def calm(self, owned: Collection[Owned] | None, until: float) -> bool:
+    def wait_idle(self, states: Collection[PartitionState] | None, until: float) -> bool:
         """Wait until ``until`` (monotonic) for what runs of these partitions, None: of all, with
         its writes confirmed. False: something still runs."""
 
-    def cancel(self, owned: Collection[Owned] | None) -> bool:
+    def cancel(self, states: Collection[PartitionState] | None) -> bool:
         """Cancel what runs of these partitions, None: of all. False: something still runs."""
-        return self.calm(owned, float("-inf"))
+        return self.wait_idle(states, float("-inf"))
 
     @abstractmethod
     def start(self) -> None:
         """Begin to work."""
 
     @abstractmethod
-    def halt(self) -> None:
+    def suspend(self) -> None:
         """Start no further handler (any thread)."""
 
     @abstractmethod
     def resume(self) -> None:
-        """Undo :meth:`halt`."""
+        """Undo :meth:`suspend`."""
 
     def overdue(self) -> int:
         """How many handlers run longer than the processor's timeout and cannot be ended."""
@@ -139,103 +143,122 @@ class Runner(ABC):
     def close(self) -> None:
         """End for good."""
 
-    async def gone(self) -> None:
+    async def wait_closed(self) -> None:
         """On the app's loop, after :meth:`close`: wait a moment for what lives there to end."""
         await asyncio.sleep(0)
 
-    def die(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the processor with this error (where the dispatcher may be touched). Nothing more is
         started; the pump sees it and commits what is settled."""
         self.fatal = self.fatal or error
-        self._halted = True
+        self._suspended = True
         self.dispatcher.refill()
 
-    def hurry(self) -> None:
-        """Whoever waits in :meth:`calm` waits no more (any thread)."""
-        self.hurried = True
-        self.enter(lambda: None)
+    def stop_waiting(self) -> None:
+        """Whoever waits in :meth:`wait_idle` waits no more (any thread)."""
+        self.impatient = True
+        self.call_soon(lambda: None)
 
-    def assign(self, owned: Owned) -> None:
+    def assign(self, state: PartitionState) -> None:
         """Begin with a partition."""
-        self.call(lambda: self.dispatcher.assign(owned))
+        self.call_and_wait(lambda: self.dispatcher.assign(state))
 
-    def revoke(self, owned: Collection[Owned]) -> None:
+    def revoke(self, states: Collection[PartitionState]) -> None:
         """Start nothing more of these partitions."""
 
         def revoke() -> None:
-            for each in owned:
+            for each in states:
                 self.dispatcher.revoke(each)
 
-        self.call(revoke)
+        self.call_and_wait(revoke)
 
     # -- one message
 
-    def clear(self, segment: Segment) -> bool:
+    def nothing_recorded(self, fetched: FetchedBatch) -> bool:
         """Nothing is kept of any of these messages that would have to be asked for, before one of
         them fails."""
-        late, sequence = self.job.late, self.job.sequence
-        return (late is None or late.clear(segment.batch)) and (
-            sequence is None or sequence.clear(segment)
+        attempt_log, key_parking = self.job.attempt_log, self.job.key_parking
+        return (attempt_log is None or attempt_log.nothing_recorded(fetched.batch)) and (
+            key_parking is None or key_parking.no_key_closed(fetched)
         )
 
-    def decode(self, segment: Segment, index: int) -> Any:
+    def decode(self, fetched: FetchedBatch, index: int) -> Any:
         """The value to be handled.
 
         :raises Skip: it is not for this handler.
         """
-        late = self.job.late
-        if late is not None and late.moved(segment.batch, index):
+        attempt_log = self.job.attempt_log
+        if attempt_log is not None and attempt_log.is_delayed(fetched.batch, index):
             raise Skip
-        if segment.events is not None:
-            event = segment.events[index]
+        if fetched.decoded is not None:
+            event = fetched.decoded[index]
             if isinstance(event, Undecodable):
                 raise event.error
             return event
-        if segment.decode is not None:
+        if fetched.decode is not None:
             try:
-                return segment.decode(segment.values[index])
+                return fetched.decode(fetched.values[index])
             except Exception:  # noqa: S110 - the careful way says what is wrong
                 pass
-        batch = segment.batch
+        batch = fetched.batch
         if batch.unreadable:
             check_headers(batch, index)
-        return self.job.decodings[batch.topic].one(batch, index)
+        return self.job.decodings[batch.topic].decode_one(batch, index)
 
-    def message(self, event: Any, work: Work, joint: Joint | None) -> Message[Any]:
+    def build_message(
+        self, event: Any, delivery: Delivery, transaction: HandlerTransaction | None
+    ) -> Message[Any]:
         """The message around a decoded value."""
-        return deliver(event, work[0].batch, work[1], self.attempt(work), joint)
+        return make_message(
+            event, delivery[0].batch, delivery[1], self.attempt_number(delivery), transaction
+        )
 
-    def row(self, work: Work, joint: Joint | None) -> tuple[Batch, int, int, Joint | None]:
-        """What :meth:`message` makes a message of: see :attr:`Job.builds_messages`."""
-        return work[0].batch, work[1], self.attempt(work), joint
+    def message_arguments(
+        self, delivery: Delivery, transaction: HandlerTransaction | None
+    ) -> tuple[Batch, int, int, HandlerTransaction | None]:
+        """What :meth:`build_message` makes a message of: see :attr:`Job.builds_messages`."""
+        return delivery[0].batch, delivery[1], self.attempt_number(delivery), transaction
 
-    def messages(self, events: Sequence[Any], works: Sequence[Work], joint: Joint | None) -> Any:
+    def build_messages(
+        self,
+        events: Sequence[Any],
+        deliveries: Sequence[Delivery],
+        transaction: HandlerTransaction | None,
+    ) -> Any:
         """What a batch handler that wants messages is given: a list of them, or what makes it."""
 
         def make() -> list[Message[Any]]:
-            pairs = zip(events, works, strict=True)
-            return [self.message(event, work, joint) for event, work in pairs]
+            pairs = zip(events, deliveries, strict=True)
+            return [self.build_message(event, delivery, transaction) for event, delivery in pairs]
 
         return make if self.job.builds_messages else make()
 
-    def _late(self, work: Work) -> Late | None:
+    def _attempt_log_of(self, delivery: Delivery) -> AttemptLog | None:
         """What counts this message's attempts in the log. Of one that has come back from behind a
         dead one they are not."""
-        sequence = self.job.sequence
-        return None if sequence is not None and sequence.back(work) else self.job.late
+        key_parking = self.job.key_parking
+        return (
+            None
+            if key_parking is not None and key_parking.has_returned(delivery)
+            else self.job.attempt_log
+        )
 
-    def attempt(self, work: Work) -> int:
+    def attempt_number(self, delivery: Delivery) -> int:
         """Which attempt this is, from 1; those before a restart count where the log knows them."""
-        late = self._late(work)
-        return work[4] if late is None else work[4] + late.attempts(work[0].batch, work[1])
+        attempt_log = self._attempt_log_of(delivery)
+        return (
+            delivery[4]
+            if attempt_log is None
+            else delivery[4] + attempt_log.failed_attempts(delivery[0].batch, delivery[1])
+        )
 
-    def choose(self, works: Sequence[Work]) -> BatchOutcome:
+    def decode_batch(self, deliveries: Sequence[Delivery]) -> BatchOutcome:
         """Decode and filter a batch."""
         outcome = BatchOutcome()
-        keep = self.job.filter
-        for index, work in enumerate(works):
+        accepts = self.job.filter
+        for index, delivery in enumerate(deliveries):
             try:
-                event = self.decode(work[0], work[1])
+                event = self.decode(delivery[0], delivery[1])
             except Skip:
                 outcome.skipped.append(index)
                 continue
@@ -244,416 +267,482 @@ class Runner(ABC):
                 outcome.poisoned.add(index)
                 continue
             try:
-                wanted = keep is None or keep(event)
+                wanted = accepts is None or accepts(event)
             except Exception as error:
                 outcome.errors[index] = error
                 continue
             if wanted:
-                outcome.chosen.append(index)
-                outcome.events.append(event)
+                outcome.accepted.append(index)
+                outcome.decoded.append(event)
             else:
                 outcome.skipped.append(index)
         return outcome
 
     # -- outcomes, where the dispatcher may be touched
 
-    def succeeded(self, work: Work, result: Any, joint: Joint | None = None) -> None:
+    def succeeded(
+        self, delivery: Delivery, result: Any, transaction: HandlerTransaction | None = None
+    ) -> None:
         """The handler returned."""
-        if self.job.results is not None and result is not None:
+        if self.job.encode_results is not None and result is not None:
             try:
-                outgoing = self.job.results(result, work)
+                outgoing = self.job.encode_results(result, delivery)
             except Exception as error:
-                self.failed(work, error)
+                self.failed(delivery, error)
                 return
             if outgoing:
-                self._send([work], outgoing, lambda errors: self._sent(work, errors))
+                self._write(
+                    [delivery], outgoing, lambda errors: self._results_written(delivery, errors)
+                )
                 return
-        self.settle(work)
+        self.settle(delivery)
 
-    def settle(self, work: Work, *, filtered: bool = False) -> None:
+    def settle(self, delivery: Delivery, *, filtered: bool = False) -> None:
         """The message was handled, or passed over, and what its handler returned is written."""
-        sequence = self.job.sequence
-        if sequence is not None and sequence.back(work) and work[0].owner.live:
+        key_parking = self.job.key_parking
+        if (
+            key_parking is not None
+            and key_parking.has_returned(delivery)
+            and delivery[0].state.live
+        ):
             # Not its partition's progress but a record says that it was handled.
-            record = sequence.done(work)
-            self._send([work], [record], lambda errors: self._noted(work, errors[0], filtered))
+            record = key_parking.handled(delivery)
+            self._write(
+                [delivery],
+                [record],
+                lambda errors: self._outcome_recorded(delivery, errors[0], filtered),
+            )
         elif filtered:
-            self.dispatcher.filtered(work)
+            self.dispatcher.mark_filtered(delivery)
         else:
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(delivery)
 
-    def _noted(self, work: Work, error: BaseException | None, filtered: bool) -> None:
-        sequence = self.job.sequence
+    def _outcome_recorded(
+        self, delivery: Delivery, error: BaseException | None, filtered: bool
+    ) -> None:
+        key_parking = self.job.key_parking
         if error is not None:
-            logger.error("%s: %s was handled, and not noted: %r", self.job.name, where(work), error)
-            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
-        elif sequence is None or not sequence.written(work):
-            self.dispatcher.abandon(work)
+            logger.error(
+                "%s: %s was handled, and not noted: %r", self.job.name, location(delivery), error
+            )
+            self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
+        elif key_parking is None or not key_parking.write_confirmed(delivery):
+            self.dispatcher.abandon(delivery)
         elif filtered:
-            self.dispatcher.filtered(work)
+            self.dispatcher.mark_filtered(delivery)
         else:
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(delivery)
 
     # -- keys that are closed behind a dead message
 
-    def park(self, work: Work) -> bool:
+    def park_if_closed(self, delivery: Delivery) -> bool:
         """Whether the message is not to be handled now, because its key is closed."""
-        sequence = self.job.sequence
-        if sequence is None:
+        key_parking = self.job.key_parking
+        if key_parking is None:
             return False
         try:
-            parking = sequence.parking(work)
+            parking = key_parking.decide(delivery)
         except Unavailable:  # it has said so
-            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
+            self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
             return True
         if parking is None:
             return False
         if parking.record is not None:
-            self._send([work], [parking.record], lambda errors: self._put_behind(work, errors[0]))
+            self._write(
+                [delivery],
+                [parking.record],
+                lambda errors: self._parked_behind(delivery, errors[0]),
+            )
         else:
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(delivery)
             self.dispatcher.counts.handled -= 1
-            self.dispatcher.counts.duplicates += parking.settled
+            self.dispatcher.counts.duplicates += parking.is_duplicate
         return True
 
-    def _put_behind(self, work: Work, error: BaseException | None) -> None:
-        sequence = self.job.sequence
+    def _parked_behind(self, delivery: Delivery, error: BaseException | None) -> None:
+        key_parking = self.job.key_parking
         if error is not None:
-            if sequence is not None:
-                sequence.refused(work)
+            if key_parking is not None:
+                key_parking.write_refused(delivery)
             logger.error(
                 "%s: cannot be parked behind a dead message of its key, again in %g s: %s: %r",
-                self.job.name, BURIAL_PAUSE, where(work), error,
+                self.job.name, WRITE_PAUSE, location(delivery), error,
             )  # fmt: skip
-            self.dispatcher.later(work, self._now() + BURIAL_PAUSE)
-        elif sequence is None or not sequence.written(work):
-            self.dispatcher.abandon(work)
+            self.dispatcher.deliver_at(delivery, self._now() + WRITE_PAUSE)
+        elif key_parking is None or not key_parking.write_confirmed(delivery):
+            self.dispatcher.abandon(delivery)
         else:
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(delivery)
             self.dispatcher.counts.handled -= 1
 
-    def unparked(self, works: list[Work]) -> list[Work]:
+    def without_parked(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Those of what was taken that are to be handled now. Of a key that is closed, all are
         looked at one by one, in order."""
-        sequence = self.job.sequence
-        if sequence is None or not works:
-            return works
-        if len(works) == 1:
-            return [] if self.park(works[0]) else works
-        closed = {(id(work[0].owner), work[2]) for work in works if sequence.closed(work)}
+        key_parking = self.job.key_parking
+        if key_parking is None or not deliveries:
+            return deliveries
+        if len(deliveries) == 1:
+            return [] if self.park_if_closed(deliveries[0]) else deliveries
+        closed = {
+            (id(delivery[0].state), delivery[2])
+            for delivery in deliveries
+            if key_parking.is_closed(delivery)
+        }
         if not closed:
-            return works
-        self.dispatcher.split([w for w in works if (id(w[0].owner), w[2]) in closed])
-        return [work for work in works if (id(work[0].owner), work[2]) not in closed]
+            return deliveries
+        self.dispatcher.split_batch(
+            [delivery for delivery in deliveries if (id(delivery[0].state), delivery[2]) in closed]
+        )
+        return [
+            delivery
+            for delivery in deliveries
+            if (id(delivery[0].state), delivery[2]) not in closed
+        ]
 
-    def failed(self, work: Work, error: BaseException) -> None:
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
-        if isinstance(error, MovedOn):
+        if isinstance(error, OwnershipLost):
             # Whoever owns it handles it: that is no failure, whatever the attempt.
-            self.dispatcher.abandon(work)
+            self.dispatcher.abandon(delivery)
             return
-        if isinstance(error, Postponed):
-            logger.warning("%s: rolled back %s: %s", self.job.name, where(work), error)
-            self.dispatcher.later(work, self._now() + POSTPONED)
+        if isinstance(error, TransactionPostponed):
+            logger.warning("%s: rolled back %s: %s", self.job.name, location(delivery), error)
+            self.dispatcher.deliver_at(delivery, self._now() + TRANSACTION_PAUSE)
             return
-        if self._stopped([work], {0: error}):
+        if self._fail_on_config_error([delivery], {0: error}):
             return
-        if self._late(work) is not None:
-            self._settle_batch([work], {0: error}, ())
+        if self._attempt_log_of(delivery) is not None:
+            self._settle_batch([delivery], {0: error}, ())
             return
-        burial = self.dispatcher.failed(work, error, self._now(), random())
-        if burial is None:
+        rejected = self.dispatcher.mark_failed(delivery, error, self._now(), random())
+        if rejected is None:
             logger.info(
                 "%s: attempt %d of %d failed for %s: %r",
-                self.job.name, work[4], self.job.retry.attempts, where(work), error,
+                self.job.name, delivery[4], self.job.retry.attempts, location(delivery), error,
             )  # fmt: skip
         else:
-            self.bury(burial)
+            self.dead_letter(rejected)
 
-    def _stopped(self, works: Sequence[Work], errors: Mapping[int, BaseException]) -> bool:
+    def _fail_on_config_error(
+        self, deliveries: Sequence[Delivery], errors: Mapping[int, BaseException]
+    ) -> bool:
         """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is
         the program that is wrong, not the message. Messages that failed stay unsettled."""
-        wrong = ((at, found) for at, each in errors.items() if (found := config_error(each)))
-        index, found = next(wrong, (-1, None))
+        config_errors = (
+            (at, found) for at, each in errors.items() if (found := find_config_error(each))
+        )
+        index, found = next(config_errors, (-1, None))
         if found is None:
             return False
         logger.error(
             "%s: stopped, as no message can be handled like this; %s stays unsettled: %s",
-            self.job.name, where(works[index]), found, exc_info=found,
+            self.job.name, location(deliveries[index]), found, exc_info=found,
         )  # fmt: skip
-        self.die(found)
-        self.dispatcher.done_batch([work for at, work in enumerate(works) if at not in errors])
+        self.fail(found)
+        self.dispatcher.mark_batch_settled(
+            [delivery for at, delivery in enumerate(deliveries) if at not in errors]
+        )
         for at in sorted(errors, reverse=True):
-            self.dispatcher.abandon(works[at])
+            self.dispatcher.abandon(deliveries[at])
         return True
 
-    def batch_failed(self, works: Sequence[Work], error: BaseException) -> None:
+    def batch_failed(self, deliveries: Sequence[Delivery], error: BaseException) -> None:
         """The batch handler raised over all of these."""
-        if isinstance(error, MovedOn):
-            self.dispatcher.split(works)
+        if isinstance(error, OwnershipLost):
+            self.dispatcher.split_batch(deliveries)
             return
-        if self._stopped(works, dict.fromkeys(range(len(works)), error)):
+        if self._fail_on_config_error(deliveries, dict.fromkeys(range(len(deliveries)), error)):
             return
-        if isinstance(error, BatchError) and self.job.results is not None and len(works) > 1:
-            self.dispatcher.split(works)  # what the others would have returned is not known
+        if (
+            isinstance(error, BatchError)
+            and self.job.encode_results is not None
+            and len(deliveries) > 1
+        ):
+            self.dispatcher.split_batch(
+                deliveries
+            )  # what the others would have returned is not known
             return
         if isinstance(error, BatchError):
-            wrong = [index for index in error.errors if index not in range(len(works))]
+            wrong = [index for index in error.errors if index not in range(len(deliveries))]
             if error.errors and not wrong:
-                self._settle_batch(works, error.errors, ())
+                self._settle_batch(deliveries, error.errors, ())
                 return
             logger.error(
                 "%s: BatchError names %s of a batch of %d: taken as a failure of all",
-                self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(works),
+                self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(deliveries),
             )  # fmt: skip
-        if len(works) == 1:
-            self.failed(works[0], error)
+        if len(deliveries) == 1:
+            self.failed(deliveries[0], error)
             return
-        logger.info("%s: a batch of %d failed, one by one: %r", self.job.name, len(works), error)
-        self.dispatcher.split(works)
+        logger.info(
+            "%s: a batch of %d failed, one by one: %r", self.job.name, len(deliveries), error
+        )
+        self.dispatcher.split_batch(deliveries)
 
-    def batch_ended(self, works: Sequence[Work], outcome: BatchOutcome) -> None:
+    def batch_ended(self, deliveries: Sequence[Delivery], outcome: BatchOutcome) -> None:
         """The batch handler returned or raised, over those messages that were for it."""
         failure = outcome.failure
-        if failure is not None and self._stopped(works, dict.fromkeys(range(len(works)), failure)):
+        if failure is not None and self._fail_on_config_error(
+            deliveries, dict.fromkeys(range(len(deliveries)), failure)
+        ):
             return
         if isinstance(failure, BatchError) and failure.results is not None:
             outcome.result = list(failure.results)
-        elif failure is not None and len(outcome.chosen) == len(works):
-            self.batch_failed(works, failure)
+        elif failure is not None and len(outcome.accepted) == len(deliveries):
+            self.batch_failed(deliveries, failure)
             return
-        elif isinstance(failure, BatchError) and self.job.results is not None:
-            self.dispatcher.split(works)
+        elif isinstance(failure, BatchError) and self.job.encode_results is not None:
+            self.dispatcher.split_batch(deliveries)
             return
         if outcome.failure is not None and not isinstance(outcome.failure, BatchError):
-            self.dispatcher.split(works)
+            self.dispatcher.split_batch(deliveries)
             return
         errors = dict(outcome.errors)
         if isinstance(outcome.failure, BatchError):
             named = set(outcome.failure.errors)
-            if not named or not named <= set(range(len(outcome.chosen))):
-                self.dispatcher.split(works)
+            if not named or not named <= set(range(len(outcome.accepted))):
+                self.dispatcher.split_batch(deliveries)
                 return
             errors.update(
-                (outcome.chosen[index], error) for index, error in outcome.failure.errors.items()
+                (outcome.accepted[index], error) for index, error in outcome.failure.errors.items()
             )
         self.dispatcher.counts.filtered += len(outcome.skipped)
         self.dispatcher.counts.handled -= len(outcome.skipped)
         outgoing: list[Outgoing] = []
         senders: list[int] = []
-        if self.job.results is not None and outcome.result is not None:
+        if self.job.encode_results is not None and outcome.result is not None:
             try:
                 items = list(outcome.result)
-                if len(items) != len(outcome.chosen):
+                if len(items) != len(outcome.accepted):
                     raise ValueError(
                         f"{self.job.name} returned {len(items)} results for a batch of "
-                        f"{len(outcome.chosen)} messages: return one for each, None for nothing"
+                        f"{len(outcome.accepted)} messages: return one for each, None for nothing"
                     )
             except Exception as error:
-                errors.update(dict.fromkeys(outcome.chosen, error))
+                errors.update(dict.fromkeys(outcome.accepted, error))
                 items = []
-            for index, item in zip(outcome.chosen, items, strict=False):
+            for index, item in zip(outcome.accepted, items, strict=False):
                 if index in errors:
                     continue
                 try:
-                    records = () if item is None else self.job.results(item, works[index])
+                    records = (
+                        () if item is None else self.job.encode_results(item, deliveries[index])
+                    )
                 except Exception as error:
                     errors[index] = error
                     continue
                 outgoing.extend(records)
                 senders.extend([index] * len(records))
         if not outgoing:
-            self._settle_batch(works, errors, outcome.poisoned)
+            self._settle_batch(deliveries, errors, outcome.poisoned)
             return
 
-        def sent(answers: Sequence[BaseException | None]) -> None:
+        def on_written(answers: Sequence[BaseException | None]) -> None:
             pairs = zip(senders, answers, strict=True)
             errors.update((index, answer) for index, answer in pairs if answer is not None)
-            self._settle_batch(works, errors, outcome.poisoned)
+            self._settle_batch(deliveries, errors, outcome.poisoned)
 
-        self._send(works, outgoing, sent)
+        self._write(deliveries, outgoing, on_written)
 
     def _settle_batch(
-        self, works: Sequence[Work], errors: Mapping[int, BaseException], final: Collection[int]
+        self,
+        deliveries: Sequence[Delivery],
+        errors: Mapping[int, BaseException],
+        final: Collection[int],
     ) -> None:
-        sequence = self.job.sequence
+        key_parking = self.job.key_parking
         if not errors:
-            if sequence is not None and sequence.back(works[0]):  # it comes alone
-                self.settle(works[0])
+            if key_parking is not None and key_parking.has_returned(
+                deliveries[0]
+            ):  # it comes alone
+                self.settle(deliveries[0])
             else:
-                self.dispatcher.done_batch(works)
+                self.dispatcher.mark_batch_settled(deliveries)
             return
-        if self._stopped(works, errors):
+        if self._fail_on_config_error(deliveries, errors):
             return
-        late = self._late(works[0])
-        if late is not None:
-            self._log_attempts(late, works, errors, final)
+        attempt_log = self._attempt_log_of(deliveries[0])
+        if attempt_log is not None:
+            self._record_attempts(attempt_log, deliveries, errors, final)
             return
-        self._settle_failed(works, errors, final)
+        self._settle_failed(deliveries, errors, final)
 
     def _settle_failed(
-        self, works: Sequence[Work], errors: Mapping[int, BaseException], final: Collection[int]
+        self,
+        deliveries: Sequence[Delivery],
+        errors: Mapping[int, BaseException],
+        final: Collection[int],
     ) -> None:
         now = self._now()
-        for burial in self.dispatcher.batch_failed(works, errors, now, random(), final):
-            self.bury(burial)
+        for rejected in self.dispatcher.mark_batch_failed(deliveries, errors, now, random(), final):
+            self.dead_letter(rejected)
 
-    def _log_attempts(
+    def _record_attempts(
         self,
-        late: Late,
-        works: Sequence[Work],
+        attempt_log: AttemptLog,
+        deliveries: Sequence[Delivery],
         errors: Mapping[int, BaseException],
         final: Collection[int],
     ) -> None:
         """Failures whose attempts are counted in the log: once that is written, those messages
         that wait elsewhere are settled, and the others wait in their lanes or are buried."""
-        works, left, hopeless = list(works), dict(errors), set(final)
-        aside: list[int] = []
+        deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
+        copy_of: list[int] = []
         outgoing: list[Outgoing] = []
         for index, error in errors.items():
-            work = works[index]
-            attempt = self.attempt(work)
-            works[index] = work = (*work[:4], attempt, *work[5:])
-            delay = None if index in final else again(self.job.retry, attempt, error, random())
+            delivery = deliveries[index]
+            attempt = self.attempt_number(delivery)
+            deliveries[index] = delivery = (*delivery[:4], attempt, *delivery[5:])
+            delay = (
+                None if index in final else retry_delay(self.job.retry, attempt, error, random())
+            )
             if delay is None:
-                hopeless.add(index)
+                exhausted.add(index)
                 continue
             logger.info(
                 "%s: attempt %d of %d failed for %s: %r",
-                self.job.name, attempt, self.job.retry.attempts, where(work), error,
+                self.job.name, attempt, self.job.retry.attempts, location(delivery), error,
             )  # fmt: skip
-            copy, note = late.failing(work, attempt, delay)
-            if copy is not None:
-                outgoing.append(copy)
-                aside.append(index)
-            outgoing.append(note)
-            aside.append(-1)
+            delayed_copy, attempt_record = attempt_log.record_failure(delivery, attempt, delay)
+            if delayed_copy is not None:
+                outgoing.append(delayed_copy)
+                copy_of.append(index)
+            outgoing.append(attempt_record)
+            copy_of.append(-1)
 
-        def written(answers: Sequence[BaseException | None]) -> None:
+        def on_attempts_written(answers: Sequence[BaseException | None]) -> None:
             counts = self.dispatcher.counts
-            for index, answer in zip(aside, answers, strict=True):
+            for index, answer in zip(copy_of, answers, strict=True):
                 if index < 0:
                     if answer is not None:
                         logger.error("%s: an attempt was not noted: %r", self.job.name, answer)
                 elif answer is None:
-                    del left[index]
+                    del failures[index]
                     counts.retries += 1
                     counts.handled -= 1  # it is settled here, and was not handled
                 else:
-                    left[index] = answer
-                    hopeless.add(index)
-            if left:
-                self._settle_failed(works, left, hopeless)
+                    failures[index] = answer
+                    exhausted.add(index)
+            if failures:
+                self._settle_failed(deliveries, failures, exhausted)
             else:
-                self.dispatcher.done_batch(works)
+                self.dispatcher.mark_batch_settled(deliveries)
 
         if outgoing:
-            self._send(works, outgoing, written)
+            self._write(deliveries, outgoing, on_attempts_written)
         else:
-            self._settle_failed(works, left, hopeless)
+            self._settle_failed(deliveries, failures, exhausted)
 
-    def poison(self, work: Work, error: BaseException) -> None:
+    def reject_undecodable(self, delivery: Delivery, error: BaseException) -> None:
         """The message cannot be decoded: no attempt will change that."""
-        if self._stopped([work], {0: error}):
+        if self._fail_on_config_error([delivery], {0: error}):
             return
-        burial = self.dispatcher.condemned(work, error)
-        self.bury(burial)
+        rejected = self.dispatcher.rejected(delivery, error)
+        self.dead_letter(rejected)
 
-    def skipped(self, work: Work) -> None:
+    def skipped(self, delivery: Delivery) -> None:
         """The message is not for this handler."""
-        self.settle(work, filtered=True)
+        self.settle(delivery, filtered=True)
 
-    def bury(self, work: Work) -> None:
+    def dead_letter(self, delivery: Delivery) -> None:
         """Write the dead letter of a work that has a burial; the source is settled after that."""
-        burial = work[6]
-        if burial is None or self.job.letter is None:
+        reason = delivery[6]
+        if reason is None or self.job.dead_letter is None:
             raise RuntimeError("nothing to bury, or nowhere to")
         logger.warning(
             "%s: dead letter after %s: %s: %r",
-            self.job.name, counted(burial.attempts, "attempt"), where(work), burial.error,
+            self.job.name, count_with_noun(reason.attempts, "attempt"), location(delivery), reason.error,
         )  # fmt: skip
-        if self.job.sequence is not None and not work[0].owner.live:
-            self.dispatcher.abandon(work)  # whoever owns it now decides what becomes of its key
+        if self.job.key_parking is not None and not delivery[0].state.live:
+            self.dispatcher.abandon(delivery)  # whoever owns it now decides what becomes of its key
             return
         try:
-            letter = self.job.letter(work)
-            if self.job.sequence is not None:
-                letter = self.job.sequence.buried(work, letter)
+            dead_letter = self.job.dead_letter(delivery)
+            if self.job.key_parking is not None:
+                dead_letter = self.job.key_parking.close_key(delivery, dead_letter)
         except Exception as error:
-            self._unburied(work, error)
+            self._dead_letter_refused(delivery, error)
             return
-        self._send([work], [letter], lambda errors: self._buried(work, errors[0]))
+        self._write(
+            [delivery], [dead_letter], lambda errors: self._dead_letter_written(delivery, errors[0])
+        )
 
-    def _buried(self, work: Work, error: BaseException | None) -> None:
-        sequence = self.job.sequence
+    def _dead_letter_written(self, delivery: Delivery, error: BaseException | None) -> None:
+        key_parking = self.job.key_parking
         if error is not None:
-            if sequence is not None:
-                sequence.refused(work)
-            self._unburied(work, error)
-        elif sequence is not None and not sequence.written(work):
-            self.dispatcher.abandon(work)  # it is not settled: what was written counts for nobody
+            if key_parking is not None:
+                key_parking.write_refused(delivery)
+            self._dead_letter_refused(delivery, error)
+        elif key_parking is not None and not key_parking.write_confirmed(delivery):
+            self.dispatcher.abandon(
+                delivery
+            )  # it is not settled: what was written counts for nobody
         else:
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(delivery)
 
-    def _unburied(self, work: Work, error: BaseException) -> None:
-        burial = work[6]
-        tries = burial.tries + 1 if burial is not None else 1
-        pause = min(60.0, BURIAL_PAUSE * 2.0 ** min(tries - 1, 10))
+    def _dead_letter_refused(self, delivery: Delivery, error: BaseException) -> None:
+        reason = delivery[6]
+        failed_writes = reason.failed_writes + 1 if reason is not None else 1
+        pause = min(60.0, WRITE_PAUSE * 2.0 ** min(failed_writes - 1, 10))
         logger.error(
             "%s: cannot write the dead letter of %s, again in %g s: %r",
-            self.job.name, where(work), pause, error,
+            self.job.name, location(delivery), pause, error,
         )  # fmt: skip
-        if burial is not None:
-            work = (*work[:6], burial._replace(tries=tries))
-        self.dispatcher.later(work, self._now() + pause)
+        if reason is not None:
+            delivery = (*delivery[:6], reason._replace(failed_writes=failed_writes))
+        self.dispatcher.deliver_at(delivery, self._now() + pause)
 
-    def _send(
+    def _write(
         self,
-        works: Sequence[Work],
+        deliveries: Sequence[Delivery],
         outgoing: Sequence[Outgoing],
-        sent: Callable[[Sequence[BaseException | None]], None],
+        on_written: Callable[[Sequence[BaseException | None]], None],
     ) -> None:
-        """Write, and call ``sent`` where the dispatcher may be touched once the log answered."""
-        send = self.job.send
-        if send is None:
+        """Write, and call ``on_written`` where the dispatcher may be touched once the log answered."""
+        write_derived = self.job.write_derived
+        if write_derived is None:
             raise RuntimeError("this job has nothing to write with")
-        self.sending += len(works)
-        for work in works:
-            work[0].owner.pending += 1
+        self.unconfirmed += len(deliveries)
+        for delivery in deliveries:
+            delivery[0].state.pending += 1
 
-        def answered(errors: Sequence[BaseException | None]) -> None:
-            self.sending -= len(works)
-            for work in works:
-                work[0].owner.pending -= 1
-            sent(errors)
+        def on_answer(errors: Sequence[BaseException | None]) -> None:
+            self.unconfirmed -= len(deliveries)
+            for delivery in deliveries:
+                delivery[0].state.pending -= 1
+            on_written(errors)
 
-        send(outgoing, lambda errors: self.enter(lambda: answered(errors)))
+        write_derived(outgoing, lambda errors: self.call_soon(lambda: on_answer(errors)))
 
-    def _sent(self, work: Work, errors: Sequence[BaseException | None]) -> None:
+    def _results_written(self, delivery: Delivery, errors: Sequence[BaseException | None]) -> None:
         """What this message's handler returned was written, or refused."""
         error = next((error for error in errors if error is not None), None)
         if error is None:
-            self.settle(work)
+            self.settle(delivery)
         else:
-            self.failed(work, error)
+            self.failed(delivery, error)
 
-    def join(self, joint: Joint, works: Sequence[Work]) -> BaseException | None:
+    def commit_transaction(
+        self, transaction: HandlerTransaction, deliveries: Sequence[Delivery]
+    ) -> BaseException | None:
         """Commit the handler's transaction with its messages' places; what went wrong, if so."""
         try:
-            joint.commit(works)
+            transaction.commit(deliveries)
         except Fenced as error:
             logger.warning("%s: rolled back, the partition moved on: %r", self.job.name, error)
-            for work in works:  # start nothing more of it until the log has said what holds
-                work[0].owner.assignment.valid_until = float("-inf")
-            return MovedOn(str(error))
+            for (
+                delivery
+            ) in deliveries:  # start nothing more of it until the log has said what holds
+                delivery[0].state.assignment.valid_until = float("-inf")
+            return OwnershipLost(str(error))
         except Unavailable as error:
-            return Postponed(str(error))
+            return TransactionPostponed(str(error))
         except LogError as error:
             return error
         return None
 
 
-def where(work: Work) -> str:
+def location(delivery: Delivery) -> str:
     """Where a work's message stands, for a log line."""
-    batch = work[0].batch
-    return f"{batch.topic}/{batch.partition}/{batch.offset(work[1])}"
+    batch = delivery[0].batch
+    return f"{batch.topic}/{batch.partition}/{batch.offset(delivery[1])}"

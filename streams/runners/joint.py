@@ -1,7 +1,7 @@
 """The transaction that a handler may join, offered as ``message.transaction``.
 
 Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so the
-handlers of a process take *turns*: a plain handler waits in :meth:`Joint.execute`; an async one
+handlers of a process take *turns*: a plain handler waits in :meth:`HandlerTransaction.execute`; an async one
 must not block its loop, and waits in ``async with message.transaction:`` instead. Nobody waits in
 a thread of a pool: a pool full of those who wait would leave none to whom they wait for.
 """
@@ -15,80 +15,84 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Self
 
-from streams.engine.dispatch import Work
+from streams.engine.dispatch import Delivery
 from streams.errors import Unavailable
 
-PATIENCE = 60.0
+LOCK_TIMEOUT = 60.0
 """Seconds a plain handler waits for another handler's transaction to end."""
 
 
-class Turns:
+class TransactionLock:
     """One holder at a time, first come, first served; threads and loops alike."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held = False
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiters: deque[Callable[[], None]] = deque()
 
-    def take(self, handed: Callable[[], None]) -> bool:
-        """True: it is ours. False: ``handed`` is called, from any thread, once it is."""
+    def acquire_or_enqueue(self, on_acquired: Callable[[], None]) -> bool:
+        """True: it is ours. False: ``on_acquired`` is called, from any thread, once it is."""
         with self._lock:
             if self._held:
-                self._waiting.append(handed)
+                self._waiters.append(on_acquired)
                 return False
             self._held = True
             return True
 
-    def withdraw(self, handed: Callable[[], None]) -> bool:
+    def withdraw(self, on_acquired: Callable[[], None]) -> bool:
         """Wait no more. False: too late, it is ours already."""
         with self._lock:
             try:
-                self._waiting.remove(handed)
+                self._waiters.remove(on_acquired)
             except ValueError:
                 return False
             return True
 
     def acquire(self, timeout: float) -> bool:
         """Wait for it in this thread; False: ``timeout`` seconds were not enough."""
-        come = threading.Event()
-        handed = come.set
-        return self.take(handed) or come.wait(timeout) or not self.withdraw(handed)
+        acquired = threading.Event()
+        on_acquired = acquired.set
+        return (
+            self.acquire_or_enqueue(on_acquired)
+            or acquired.wait(timeout)
+            or not self.withdraw(on_acquired)
+        )
 
-    async def wait(self) -> None:
+    async def acquire_async(self) -> None:
         """Wait for it on a loop."""
         loop = asyncio.get_running_loop()
-        come: asyncio.Future[None] = loop.create_future()
+        acquired: asyncio.Future[None] = loop.create_future()
 
-        def tell() -> None:
-            if not come.done():
-                come.set_result(None)
+        def set_acquired() -> None:
+            if not acquired.done():
+                acquired.set_result(None)
 
-        def handed() -> None:
+        def on_acquired() -> None:
             try:
-                loop.call_soon_threadsafe(tell)
+                loop.call_soon_threadsafe(set_acquired)
             except RuntimeError:  # the loop is closed, and who waited went with it
                 self.release()
 
-        if self.take(handed):
+        if self.acquire_or_enqueue(on_acquired):
             return
         try:
-            await come
+            await acquired
         except BaseException:
-            if not self.withdraw(handed):
+            if not self.withdraw(on_acquired):
                 self.release()
             raise
 
     def release(self) -> None:
         """Give it to who waits longest."""
         with self._lock:
-            if not self._waiting:
+            if not self._waiters:
                 self._held = False
                 return
-            handed = self._waiting.popleft()
-        handed()
+            on_acquired = self._waiters.popleft()
+        on_acquired()
 
 
-class _Mark:
+class _OpenFlag:
     """One transaction, as seen from the contexts in which it was used."""
 
     __slots__ = ("open",)
@@ -97,47 +101,47 @@ class _Mark:
         self.open = False
 
 
-_mark: ContextVar[_Mark | None] = ContextVar("streams-transaction", default=None)
+_open_flag: ContextVar[_OpenFlag | None] = ContextVar("streams-transaction", default=None)
 
 
-def joined() -> bool:
+def in_transaction() -> bool:
     """Whether this context's transaction is open: to publish would be to wait for oneself."""
-    mark = _mark.get()
-    return mark is not None and mark.open
+    flag = _open_flag.get()
+    return flag is not None and flag.open
 
 
-class Joint:
+class HandlerTransaction:
     """The transactions of one worker, one after the other."""
 
     def __init__(
         self,
-        open: Callable[[], Any],
-        commit: Callable[[Any, Sequence[Work]], None],
-        turns: Turns,
+        begin: Callable[[], Any],
+        commit: Callable[[Any, Sequence[Delivery]], None],
+        lock: TransactionLock,
         *,
         may_block: bool,
     ) -> None:
-        self._open = open
+        self._begin = begin
         self._commit = commit
-        self._turns = turns
+        self._lock = lock
         self._may_block = may_block
         self._held = False
-        self._mark = _Mark()
+        self._open_flag = _OpenFlag()
         self._transaction: Any = None
 
     async def __aenter__(self) -> Self:
         """Wait for other handlers' transactions to end; ours ends with the handler."""
         if not self._held:
-            await self._turns.wait()
+            await self._lock.acquire_async()
             self._held = True
-        _mark.set(self._mark)
+        _open_flag.set(self._open_flag)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         return None
 
     @property
-    def begun(self) -> bool:
+    def is_open(self) -> bool:
         """Something was executed since the last outcome."""
         return self._transaction is not None
 
@@ -148,25 +152,25 @@ class Joint:
         """
         if self._transaction is None:
             if not self._held:
-                if not self._turns.acquire(PATIENCE if self._may_block else 0):
+                if not self._lock.acquire(LOCK_TIMEOUT if self._may_block else 0):
                     raise Unavailable(
                         "another handler's transaction is open: in an async handler use "
                         "`async with message.transaction:`, which waits for it"
                     )
                 self._held = True
-            self._transaction = self._open()
-            self._mark.open = True
-            _mark.set(self._mark)
+            self._transaction = self._begin()
+            self._open_flag.open = True
+            _open_flag.set(self._open_flag)
         rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
         return rows
 
-    def commit(self, works: Sequence[Work]) -> None:
+    def commit(self, deliveries: Sequence[Delivery]) -> None:
         """The handler succeeded."""
         transaction, self._transaction = self._transaction, None
         try:
-            self._commit(transaction, works)
+            self._commit(transaction, deliveries)
         finally:
-            self._leave()
+            self._release()
 
     def rollback(self) -> None:
         """The handler failed, or its message is not ours any more."""
@@ -175,12 +179,12 @@ class Joint:
             if transaction is not None:
                 transaction.rollback()
         finally:
-            self._leave()
+            self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._held:
             self._held = False
             # What the handler started and left behind keeps the old mark: it may publish.
-            self._mark.open = False
-            self._mark = _Mark()
-            self._turns.release()
+            self._open_flag.open = False
+            self._open_flag = _OpenFlag()
+            self._lock.release()

@@ -2,7 +2,7 @@
 
 Two threads that wait for each other after every batch cost a third of the throughput on Kafka. So
 a handler's thread that has nothing to do takes the *lead*: it polls, and handles what came without
-handing it over. The pump's own thread looks every :data:`AWAY` whether the other still comes round,
+handing it over. The pump's own thread looks every :data:`SILENCE` whether the other still comes round,
 and where a handler is slow it takes the lead back: then it polls ahead, commits and keeps the
 membership alive while the handler runs.
 (The pattern is Leader/Followers: Schmidt, Stal, Rohnert, Buschmann, *Pattern-Oriented Software
@@ -16,101 +16,101 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-AWAY = 0.02
+SILENCE = 0.02
 """Real seconds without a turn of the handler's thread after which the pump's takes the lead."""
 
-WAITING = 0.25
+BLOCKED = 0.25
 """Real seconds until the pump's thread looks again while the handler's waits in a turn."""
 
 
-class Lead:
+class PollingHandOver:
     """The lead of one processor.
 
-    :param turn: polls once, and commits what is due; may block until there is something.
-    :param may: whether the handler's thread may take turns at all now.
+    :param poll_cycle: polls once, and commits what is due; may block until there is something.
+    :param is_allowed: whether the handler's thread may take turns at all now.
     """
 
-    def __init__(self, turn: Callable[[], None], may: Callable[[], bool]) -> None:
-        self._turn = turn
-        self._may = may
-        self.turning = threading.Lock()
+    def __init__(self, poll_cycle: Callable[[], None], is_allowed: Callable[[], bool]) -> None:
+        self._poll_cycle = poll_cycle
+        self._allowed = is_allowed
+        self.cycle_lock = threading.Lock()
         """Held by the thread whose turn it is."""
-        self._turns = 0
+        self._cycles = 0
         """How many the handler's thread took."""
-        self._seen = 0
+        self._cycles_seen = 0
         """How many of them the pump's thread saw at its last look."""
-        self.given = False
+        self.handed_over = False
         """The handler's thread has the lead."""
-        self._wanted = False
+        self._requested = False
         """It would like to have it, and has nothing to do until then."""
-        self._called = threading.Event()
+        self._recalled = threading.Event()
         """The pump's own thread is needed at once."""
-        self.broken: BaseException | None = None
+        self.failure: BaseException | None = None
         """What ended a turn, and with it the processor."""
 
     # -- the pump's own thread
 
-    def away(self) -> bool:
+    def handler_polls(self) -> bool:
         """Whether the handler's thread leads. If so, some time has passed."""
-        if not self.given:
+        if not self.handed_over:
             return False
-        self._called.wait(WAITING if self.turning.locked() else AWAY)
-        self._called.clear()
-        seen, self._seen = self._seen, self._turns
-        if self.given and (self._seen != seen or self.turning.locked()):
+        self._recalled.wait(BLOCKED if self.cycle_lock.locked() else SILENCE)
+        self._recalled.clear()
+        seen, self._cycles_seen = self._cycles_seen, self._cycles
+        if self.handed_over and (self._cycles_seen != seen or self.cycle_lock.locked()):
             return True
-        self.given = False
+        self.handed_over = False
         return False
 
-    def turn(self) -> bool:
+    def cycle(self) -> bool:
         """A turn of the pump's own. True: the handler's thread waits for the lead, and has it
         from now on: tell it."""
-        with self.turning:
-            self.given = False
+        with self.cycle_lock:
+            self.handed_over = False
             try:
-                self._turn()
+                self._poll_cycle()
             except BaseException as error:
-                self.broken = self.broken or error  # nobody takes another turn
+                self.failure = self.failure or error  # nobody takes another turn
                 raise
-        if not self._wanted:
+        if not self._requested:
             return False
-        self._wanted = False
-        self._called.clear()
-        self._seen = self._turns
-        self.given = True
+        self._requested = False
+        self._recalled.clear()
+        self._cycles_seen = self._cycles
+        self.handed_over = True
         return True
 
-    def call(self) -> None:
+    def recall(self) -> None:
         """The pump's own thread shall look (any thread)."""
-        self._called.set()
+        self._recalled.set()
 
     # -- the handler's thread
 
-    def take(self) -> bool:
+    def cycle_in_handler(self) -> bool:
         """A turn in this thread, which has nothing else to do. False: it was none, the lead comes
         later or not at all."""
-        if not self.turning.acquire(blocking=False):
-            self._wanted = True
+        if not self.cycle_lock.acquire(blocking=False):
+            self._requested = True
             return False
         try:
-            self._wanted = False
-            self.given = self._may()
-            if not self.given:
+            self._requested = False
+            self.handed_over = self._allowed()
+            if not self.handed_over:
                 return False
-            self._turns += 1
-            self._turn()
+            self._cycles += 1
+            self._poll_cycle()
         except BaseException as error:
-            self.broken = self.broken or error
-            self.given = False
-            self._called.set()
+            self.failure = self.failure or error
+            self.handed_over = False
+            self._recalled.set()
             return False
         finally:
-            self.turning.release()
+            self.cycle_lock.release()
         return True
 
-    def leave(self) -> None:
+    def give_back(self) -> None:
         """This thread waits for something else than messages: the pump's own shall lead."""
-        self._wanted = False
-        if self.given:
-            self.given = False
-            self._called.set()
+        self._requested = False
+        if self.handed_over:
+            self.handed_over = False
+            self._recalled.set()

@@ -17,16 +17,16 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
-BOUNDS = (
+BUCKET_BOUNDS = (
     0.000_01, 0.000_1, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds."""
 
-EVERY = 64
+SAMPLE_EVERY = 64
 """One stretch in so many is timed, of a handler that is quick."""
 
-QUICK = 0.000_05
+QUICK_CALL = 0.000_05
 """Seconds of a call below which timing each would be felt."""
 
 
@@ -34,11 +34,11 @@ class Durations(NamedTuple):
     """Durations seen so far.
 
     :param counts: how many fell into each bucket: those up to the bound of the same index in
-        :data:`BOUNDS`, and above the one before; the last are longer than every bound.
+        :data:`BUCKET_BOUNDS`, and above the one before; the last are longer than every bound.
     :param total: all of them together, in seconds.
     """
 
-    counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
+    counts: tuple[int, ...] = (0,) * (len(BUCKET_BOUNDS) + 1)
     total: float = 0.0
 
     @property
@@ -47,7 +47,7 @@ class Durations(NamedTuple):
         return sum(self.counts)
 
 
-NONE = Durations()
+NO_DURATIONS = Durations()
 """Nothing was timed."""
 
 
@@ -58,12 +58,12 @@ class Histogram:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = [0] * (len(BOUNDS) + 1)
+        self._counts = [0] * (len(BUCKET_BOUNDS) + 1)
         self._total = 0.0
 
     def add(self, seconds: float, times: int = 1) -> None:
         """Something took so long, ``times`` times."""
-        at = bisect_left(BOUNDS, seconds)
+        at = bisect_left(BUCKET_BOUNDS, seconds)
         with self._lock:
             self._counts[at] += times
             self._total += seconds * times
@@ -78,46 +78,46 @@ class Timing:
     """Times the calls of one handler, now and then."""
 
     def __init__(self, *, asynchronous: bool) -> None:
-        self._around = self._around_async if asynchronous else self._around_plain
+        self._wrap = self._wrap_async if asynchronous else self._wrap_plain
         self._histogram = Histogram()
-        self._every = 1
-        self._passed = 0
+        self._interval = 1
+        self._since_sample = 0
         """Stretches since the last that was timed."""
 
     def read(self) -> Durations:
         """The handler's calls so far, those that failed included."""
         return self._histogram.read()
 
-    def pick(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def sample(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, or the same with a clock around it: what to call for the next stretch."""
-        self._passed += 1
-        if self._passed < self._every:
+        self._since_sample += 1
+        if self._since_sample < self._interval:
             return function
-        times, self._passed = self._passed, 0
-        return self._around(function, times)
+        times, self._since_sample = self._since_sample, 0
+        return self._wrap(function, times)
 
-    def _took(self, seconds: float, times: int) -> None:
+    def _record(self, seconds: float, times: int) -> None:
         self._histogram.add(seconds, times)
-        self._every = EVERY if seconds < QUICK else 1
+        self._interval = SAMPLE_EVERY if seconds < QUICK_CALL else 1
 
-    def _around_async(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
-        async def timed(*given: Any) -> Any:
+    def _wrap_async(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
+        async def timed(*arguments: Any) -> Any:
             began = perf_counter()
             try:
-                return await function(*given)
+                return await function(*arguments)
             finally:
-                self._took(perf_counter() - began, times)
+                self._record(perf_counter() - began, times)
 
         return timed
 
-    def _around_plain(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
-        def timed(*given: Any) -> Any:
+    def _wrap_plain(self, function: Callable[..., Any], times: int) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
             began = perf_counter()
             try:
-                result = function(*given)
+                result = function(*arguments)
                 # A generator's code is the handler's: it runs here, not where its values are sent.
                 return list(result) if hasattr(result, "__next__") else result
             finally:
-                self._took(perf_counter() - began, times)
+                self._record(perf_counter() - began, times)
 
         return timed

@@ -40,7 +40,7 @@ from typing_extensions import TypeAliasType
 
 from stream_codecs import Bound, Json, Role
 from streams import ConfigError, Message, Processor, Streams, Topic, Transaction
-from streams.processor import Options
+from streams.processor import ProcessorOptions
 from streams.replay import replay
 from streams.testing import harness
 
@@ -481,7 +481,7 @@ async def test_annotations_are_found_wherever_the_function_is() -> None:
     async with app.connected():
         with pytest.raises(ConfigError, match=r"^replay into .* is annotated Can, but "):
             await replay(app, deps, wrong[0])
-        of_cans = app._declare(wrong[0], Options((app.topic("cans", Can),), "g"))
+        of_cans = app.declare(wrong[0], ProcessorOptions((app.topic("cans", Can),), "g"))
         with pytest.raises(ConfigError, match=r"^replay into handle: .* is annotated Can, but "):
             await replay(app, deps, of_cans)
 

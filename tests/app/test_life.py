@@ -126,7 +126,7 @@ async def test_resuming_does_not_restart_an_app_that_ends(asynchronous: bool) ->
             await until(lambda: begun)
 
     life = asyncio.create_task(live())
-    await until(lambda: processor._pump is not None and processor._pump._finishing)
+    await until(lambda: processor.poller is not None and processor.poller._finishing)
     processor.resume()
     go.set()
     await life

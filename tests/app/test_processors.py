@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streams import Flow, NotRunning, Processor, Streams, Unavailable
-from streams.processor import Options
+from streams.processor import ProcessorOptions
 from streams.testing import harness
 from tests.runners.support import QUICK, until
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 def declared(app: Streams, handler: Any, group: str = "late", **options: Any) -> Any:
     topic = app.topic("t", int)
-    return app._declare(handler, Options((topic,), group, flow=QUICK, **options))
+    return app.declare(handler, ProcessorOptions((topic,), group, flow=QUICK, **options))
 
 
 async def test_one_that_is_declared_late_handles_what_is_there_and_what_comes() -> None:
@@ -71,7 +71,7 @@ async def test_one_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
         await topic.publish(2)
         await until(lambda: "stays 2" in seen)
         assert "goes 2" not in seen
-        (place,) = app.log.places("goes", "t").values()
+        (place,) = app.log.committed("goes", "t").values()
         assert app.log.lag("t", 0, place.position) == 1
         again = declared(app, goes.function, "goes")  # the name and the group are free again
         await app.start_processor(again)
@@ -95,18 +95,18 @@ async def test_a_stop_does_not_end_the_app_and_what_stops_ends_with_it() -> None
     async with app:
         await topic.publish(1)
         await begun.wait()
-        stopping = app._chore(app.stop_processor(handle))
-        await until(lambda: handle in app._retiring)
+        stopping = app.spawn(app.stop_processor(handle))
+        await until(lambda: handle in app._stopping_processors)
     assert stopping.done()
     assert ended == ["handler"]
     assert not [each for each in threading.enumerate() if "handle" in each.name]
-    assert handle._pump is None
+    assert handle.poller is None
 
 
 async def test_an_outage_at_the_start_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
     app, seen, tries = Streams("memory://"), list[int](), list[int]()
     topic = app.topic("t", int)
-    prepare = Processor.prepare
+    prepare = Processor.ensure_topics
 
     def fails_once(self: Processor[..., Any], app: Streams) -> None:
         tries.append(1)
@@ -114,7 +114,7 @@ async def test_an_outage_at_the_start_is_waited_out(monkeypatch: pytest.MonkeyPa
             raise Unavailable("not now")
         prepare(self, app)
 
-    monkeypatch.setattr(Processor, "prepare", fails_once)
+    monkeypatch.setattr(Processor, "ensure_topics", fails_once)
 
     async def handle(value: int) -> None:
         seen.append(value)
@@ -135,8 +135,8 @@ async def test_a_start_that_waits_ends_with_the_app(monkeypatch: pytest.MonkeyPa
     async def handle(value: int) -> None: ...
 
     async with app:
-        monkeypatch.setattr(Processor, "prepare", fails)
-        chore = app._chore(app.start_processor(declared(app, handle)))
+        monkeypatch.setattr(Processor, "ensure_topics", fails)
+        chore = app.spawn(app.start_processor(declared(app, handle)))
         await asyncio.sleep(0)
     assert chore.cancelled()
 
@@ -163,7 +163,7 @@ async def test_one_that_is_about_to_stop_when_the_app_is_left_stops_with_it() ->
 
     async with app:
         app.processors.remove(handle)
-        chore = app._chore(app.stop_processor(handle))  # and it is cancelled before its first step
+        chore = app.spawn(app.stop_processor(handle))  # and it is cancelled before its first step
         # Left behind it would be waited for, longer than a test may take.
     assert chore.cancelled()
     for each in threading.enumerate():
@@ -185,6 +185,6 @@ async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(
     async def handle(value: int) -> None: ...
 
     async with app:
-        monkeypatch.setattr(Processor, "prepare", fails)
+        monkeypatch.setattr(Processor, "ensure_topics", fails)
         await app.start_processor(declared(app, handle))
     assert asked.is_set()

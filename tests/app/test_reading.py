@@ -40,8 +40,8 @@ async def test_a_cancelled_reading_is_given_back_when_its_thread_has_ended() -> 
     async with app.connected():
         await topic.publish_many(range(10))
         reading = topic.read()
-        slow: Any = Slow(reading._lanes[0]._reader)
-        reading._lanes[0]._reader = slow
+        slow: Any = Slow(reading._cursors[0]._reader)
+        reading._cursors[0]._reader = slow
 
         async def read() -> None:
             async with reading:

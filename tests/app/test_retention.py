@@ -38,7 +38,7 @@ def test_its_repr_can_be_written_into_the_program() -> None:
     for each in (Retention(), Retention(seconds=60), Retention(None, 5, 7, True)):
         assert eval(repr(each)) == each
     assert repr(Retention()) == "Retention()"
-    assert Retention(seconds=1, compacted=True).bounds == ("seconds", "compacted")
+    assert Retention(seconds=1, compacted=True).bounds_set == ("seconds", "compacted")
 
 
 def test_it_is_frozen_and_can_be_compared() -> None:

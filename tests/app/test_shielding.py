@@ -13,7 +13,7 @@ import pytest
 from streams import DeadLetterManager, Reject, Streams
 from streams.patterns.backpressure import BackpressureController
 from streams.replay import replay
-from streams.shielding import ended, in_thread, to_the_end
+from streams.shielding import run_in_thread, run_to_completion, wait_deferring_cancel
 from streams.testing import harness
 from tests.runners.support import until
 
@@ -47,20 +47,20 @@ async def settled() -> None:
 async def test_what_it_returns_and_raises() -> None:
     work = Work()
     work.go.set()
-    assert await to_the_end(work.run()) == "result"
+    assert await run_to_completion(work.run()) == "result"
     work.failure = ValueError("no")
     with pytest.raises(ValueError, match="no") as found:
-        await to_the_end(work.run())
+        await run_to_completion(work.run())
     assert found.value is work.failure
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     future.set_result(7)
-    assert await to_the_end(future) == 7
+    assert await run_to_completion(future) == 7
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_a_cancellation_comes_after_the_work(times: int) -> None:
     work, hurried = Work(), list[int]()
-    task = asyncio.create_task(to_the_end(work.run(), lambda: hurried.append(1)))
+    task = asyncio.create_task(run_to_completion(work.run(), lambda: hurried.append(1)))
     await work.begun.wait()
     for number in range(1, times + 1):
         task.cancel(f"number {number}")
@@ -79,7 +79,7 @@ async def test_a_failure_is_not_lost_beside_a_cancellation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     work = Work(ValueError("the disk is full"))
-    task = asyncio.create_task(to_the_end(work.run()))
+    task = asyncio.create_task(run_to_completion(work.run()))
     await work.begun.wait()
     task.cancel()
     await settled()
@@ -101,7 +101,7 @@ async def test_a_cancellation_that_was_there_before_does_not_keep_it_from_runnin
         task = asyncio.current_task()
         assert task is not None
         task.cancel()  # is delivered where it waits next
-        await to_the_end(work.run())
+        await run_to_completion(work.run())
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(outer())
@@ -110,7 +110,7 @@ async def test_a_cancellation_that_was_there_before_does_not_keep_it_from_runnin
 
 async def test_a_cancellation_in_the_moment_of_its_end() -> None:
     work = Work()
-    task = asyncio.create_task(to_the_end(work.run()))
+    task = asyncio.create_task(run_to_completion(work.run()))
     await work.begun.wait()
     work.go.set()
     while not work.done:  # noqa: ASYNC110 - at its very step, not some steps later
@@ -123,7 +123,7 @@ async def test_a_cancellation_in_the_moment_of_its_end() -> None:
 
 async def test_work_that_is_cancelled_itself() -> None:
     inner = asyncio.create_task(Work().run())
-    task = asyncio.create_task(to_the_end(inner))
+    task = asyncio.create_task(run_to_completion(inner))
     await settled()
     inner.cancel("by somebody")
     with pytest.raises(asyncio.CancelledError, match="by somebody"):
@@ -133,7 +133,7 @@ async def test_work_that_is_cancelled_itself() -> None:
 
 async def test_work_and_caller_are_both_cancelled() -> None:
     inner = asyncio.create_task(Work().run())
-    task = asyncio.create_task(to_the_end(inner))
+    task = asyncio.create_task(run_to_completion(inner))
     await settled()
     task.cancel("the caller")
     await settled()
@@ -150,7 +150,7 @@ async def test_a_timeout_around_it_is_a_timeout(failure: ValueError | None) -> N
         async with scope:
             scope.reschedule(asyncio.get_running_loop().time())
             asyncio.get_running_loop().call_later(0.01, work.go.set)
-            await to_the_end(work.run())
+            await run_to_completion(work.run())
     assert work.done
     cancelled = found.value.__cause__
     assert isinstance(cancelled, asyncio.CancelledError)
@@ -165,7 +165,7 @@ async def test_a_timeout_and_a_cancellation_from_further_out() -> None:
 
     async def inner() -> None:
         async with asyncio.timeout(0):
-            await to_the_end(work.run())
+            await run_to_completion(work.run())
 
     task = asyncio.create_task(inner())
     await until(lambda: task.cancelling() > 0)  # the timeout has come
@@ -190,7 +190,7 @@ async def test_a_task_group_that_aborts(
 
     with pytest.raises(ExceptionGroup) as found:
         async with asyncio.TaskGroup() as group:
-            group.create_task(to_the_end(work.run()))
+            group.create_task(run_to_completion(work.run()))
             group.create_task(sibling())
     assert [type(each) for each in found.value.exceptions] == [LookupError]
     assert work.done
@@ -209,7 +209,7 @@ async def test_the_body_of_a_task_group() -> None:
     with pytest.raises(ExceptionGroup):
         async with asyncio.TaskGroup() as group:
             group.create_task(sibling())
-            await to_the_end(work.run())
+            await run_to_completion(work.run())
             raise AssertionError("it was cancelled")
     assert work.done
     task = asyncio.current_task()
@@ -223,7 +223,7 @@ async def test_an_outcome_that_is_wanted_in_spite_of_a_cancellation() -> None:
     found = list[tuple[bool, str]]()
 
     async def outer() -> None:
-        cancelled = await ended(inner)
+        cancelled = await wait_deferring_cancel(inner)
         found.append((cancelled is not None, inner.result()))
 
     task = asyncio.create_task(outer())
@@ -243,7 +243,7 @@ async def test_a_thread_is_waited_for() -> None:
         go.wait()
         over.append(name)
 
-    task = asyncio.create_task(in_thread(work, name="it"))
+    task = asyncio.create_task(run_in_thread(work, name="it"))
     await until(begun.is_set)
     task.cancel()
     await settled()
@@ -314,20 +314,20 @@ async def test_a_copy_that_is_cancelled_waits_for_the_thread_that_reads(
     from streams.replay import copying
 
     begun, go, order = threading.Event(), threading.Event(), list[str]()
-    chunk, close = copying.Rows.chunk, copying.Rows.close
+    chunk, close = copying.RangeReader.read_chunk, copying.RangeReader.close
 
-    def slow(self: copying.Rows, messages: int, size: int = 1 << 20) -> list[copying.Row]:
+    def slow(self: copying.RangeReader, messages: int, size: int = 1 << 20) -> list[copying.LogRow]:
         begun.set()
         go.wait()
         order.append("read")
         return chunk(self, messages, size)
 
-    def closed(self: copying.Rows) -> None:
+    def closed(self: copying.RangeReader) -> None:
         order.append("closed")
         close(self)
 
-    monkeypatch.setattr(copying.Rows, "chunk", slow)
-    monkeypatch.setattr(copying.Rows, "close", closed)
+    monkeypatch.setattr(copying.RangeReader, "read_chunk", slow)
+    monkeypatch.setattr(copying.RangeReader, "close", closed)
     app = Streams("memory://")
     topic, other = app.topic("t", int), app.topic("u", int)
     async with app.connected():

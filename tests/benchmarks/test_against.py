@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from benchmarks import against
 from benchmarks.__main__ import main
-from benchmarks.against import TURNS, Comparison, UnknownRevision, interval, resolve
-from benchmarks.cases import QUICK, Place, cases
+from benchmarks.against import MIN_TURNS, Comparison, UnknownRevision, interval, resolve
+from benchmarks.cases import QUICK, LogTarget, cases
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--quick", "--log", "memory", "--case", "plain handler", "--messages", "2000"]
 
 
-@given(st.integers(TURNS, 60))
+@given(st.integers(MIN_TURNS, 60))
 def test_the_interval_holds_95_percent_and_is_the_narrowest_that_does(count: int) -> None:
     low, high = interval(list(map(float, range(count))))
     rank = int(low) + 1
@@ -33,7 +33,7 @@ def test_the_interval_holds_95_percent_and_is_the_narrowest_that_does(count: int
     assert enclosed(rank) >= 0.95 > enclosed(rank + 1)
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=TURNS, max_size=30), st.randoms())
+@given(st.lists(st.floats(0.01, 100), min_size=MIN_TURNS, max_size=30), st.randoms())
 def test_the_interval_does_not_depend_on_the_order_and_encloses_the_median(
     ratios: list[float], random: object
 ) -> None:
@@ -45,8 +45,8 @@ def test_the_interval_does_not_depend_on_the_order_and_encloses_the_median(
 
 
 def test_too_few_turns_have_no_interval() -> None:
-    with pytest.raises(ValueError, match=f"at least {TURNS}"):
-        interval([1.0] * (TURNS - 1))
+    with pytest.raises(ValueError, match=f"at least {MIN_TURNS}"):
+        interval([1.0] * (MIN_TURNS - 1))
 
 
 def compared(better: str, low: float, high: float, error: str | None = None) -> Comparison:
@@ -84,7 +84,7 @@ def test_every_verdict_is_counted() -> None:
 
 
 def test_what_was_measured_by_one_case_is_not_measured_again_by_another() -> None:
-    one, two = Place("codecs", "", "one"), Place("codecs", "", "two")
+    one, two = LogTarget("codecs", "", "one"), LogTarget("codecs", "", "two")
     found = against.pairs(cases(one, QUICK), cases(two, QUICK))
     asked = [(mine.ours.task, str(mine.ours.arguments)) for mine, _ in found]
     assert len(asked) == len(set(asked)) < len(cases(one, QUICK))
@@ -135,7 +135,7 @@ def test_both_commits_run_their_own_files(
     monkeypatch.setattr(against, "unpack", unpack_slower)
     file = tmp_path / "rows.json"
     table = tmp_path / "rows.md"
-    run = [*SMALL, "--against", "HEAD", "--repeats", str(TURNS)]
+    run = [*SMALL, "--against", "HEAD", "--repeats", str(MIN_TURNS)]
     assert main([*run, "--json", str(file), "--markdown", str(table)]) == 0
     rows = json.loads(file.read_text())
     assert [row["case"] for row in rows] == [
@@ -145,7 +145,7 @@ def test_both_commits_run_their_own_files(
         assert row["error"] is None
         assert row["before"] == 1.0
         assert row["figure"] > 1.0
-        assert len(row["ratios"]) == TURNS
+        assert len(row["ratios"]) == MIN_TURNS
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
     assert "2 quicker" in table.read_text()
     assert "2 quicker" in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_a_task_that_the_other_commit_lacks_is_told(
 
     monkeypatch.setattr(against, "unpack", unpack_older)
     file = tmp_path / "rows.json"
-    run = [*SMALL, "--against", "HEAD", "--repeats", str(TURNS), "--json", str(file)]
+    run = [*SMALL, "--against", "HEAD", "--repeats", str(MIN_TURNS), "--json", str(file)]
     assert main(run) == 1
     for row in json.loads(file.read_text()):
         assert "consume" in row["error"]

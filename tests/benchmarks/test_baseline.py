@@ -15,14 +15,14 @@ import redis as redis_client
 from confluent_kafka import Consumer
 
 from benchmarks import baseline, hand, ours
-from benchmarks.cases import LOGS, QUICK, SERVED, Place, Side, cases, ours_on_kafka
-from benchmarks.collector import EACH
+from benchmarks.cases import LOGS, LOGS_WITH_SERVER, QUICK, LogTarget, Side, cases, ours_on_kafka
+from benchmarks.collector import GC_THRESHOLD
 from benchmarks.orders import KEYS, Order, customer, message_id, order
-from benchmarks.process import Worker
+from benchmarks.process import WorkerProcess
 from benchmarks.worker import task_of
-from streams.cli.run_app import RARELY
-from streams.log.kafka.settings import settings
-from streams.log.protocol import Opened
+from streams.cli import run_app
+from streams.log.kafka.settings import read_settings
+from streams.log.protocol import OpenRequest
 from streams.log.redis.settings import READ_SIZE
 from tests.servers.find import KafkaAddress, RedisAddress
 
@@ -47,11 +47,11 @@ def test_kafkas_consumer_has_our_settings() -> None:
 
 
 def test_cycles_are_looked_for_as_under_streams_run() -> None:
-    assert EACH == RARELY
+    assert GC_THRESHOLD == run_app.GC_THRESHOLD
 
 
 def test_kafkas_producer_has_our_settings() -> None:
-    mine = settings(Opened("kafka://localhost", "")).producer()
+    mine = read_settings(OpenRequest("kafka://localhost", "")).producer_config()
     assert {name: mine[name] for name in baseline.KAFKA_PRODUCER} == baseline.KAFKA_PRODUCER
 
 
@@ -88,9 +88,9 @@ def test_a_loop_over_rows_calls_once_for_each_id_and_commits(batch: bool) -> Non
         def many(orders: list[Order]) -> None:
             seen.extend(each.order_id for each in orders)
 
-        baseline.rows_batches(batches, many, committed.update)
+        baseline.handle_row_batches(batches, many, committed.update)
     else:
-        baseline.rows(batches, lambda each: seen.append(each.order_id), committed.update)
+        baseline.handle_rows(batches, lambda each: seen.append(each.order_id), committed.update)
     assert seen == [order(number).order_id for number in range(4)]
     assert committed == {0: 0, 1: 1, 2: 2, 3: 3}
 
@@ -100,7 +100,7 @@ def test_the_window_is_bounded_and_remembers_enough(monkeypatch: pytest.MonkeyPa
     seen: list[str] = []
     numbers = [*range(10), *range(10), *range(100, 130), *range(10)]
     batches = (_rows(numbers[at : at + 5]) for at in range(0, len(numbers), 5))
-    baseline.rows(batches, lambda each: seen.append(each.order_id), lambda positions: None)
+    baseline.handle_rows(batches, lambda each: seen.append(each.order_id), lambda positions: None)
     # The first repetition is passed over; after thirty others it is forgotten.
     assert len(seen) == 10 + 30 + 10
 
@@ -109,7 +109,7 @@ def test_the_table_by_hand_has_what_was_published(tmp_path: Path) -> None:
     file = baseline.SqliteFile(str(tmp_path / "raw.db"))
     file.publish([order(number) for number in range(25)], 10)
     seen: list[str] = []
-    baseline.rows(file.batches(), lambda each: seen.append(each.order_id), file.commit)
+    baseline.handle_rows(file.batches(), lambda each: seen.append(each.order_id), file.commit)
     file.close()
     assert seen == [order(number).order_id for number in range(25)]
 
@@ -206,13 +206,13 @@ def test_the_loops_on_redis_read_what_ours_wrote(redis_server: RedisAddress) -> 
         for stream in streams:
             client.xgroup_create(stream, "loops", "0")
         assert _ids(
-            lambda function, over: baseline.redis_in_turn(client, streams, "loops", function, over)
+            lambda function, over: baseline.redis_one_by_one(client, streams, "loops", function, over)
         ) == ALL  # fmt: skip
         assert all(not client.xpending(stream, "loops")["pending"] for stream in streams)
         connection: Any = client.connection_pool.get_connection()
         assert _ids(
-            lambda function, over: baseline.rows(
-                baseline.redis_ahead(connection, streams, over), function, lambda positions: None
+            lambda function, over: baseline.handle_rows(
+                baseline.redis_read_ahead(connection, streams, over), function, lambda positions: None
             )
         ) == ALL  # fmt: skip
         connection.disconnect()
@@ -228,8 +228,8 @@ def test_what_is_published_by_hand_on_redis_can_be_read(redis_server: RedisAddre
 # -- every case can be run ----------------------------------------------------------------------
 
 
-def _place(log: str) -> Place:
-    return Place(log, "url", "topic", "file", "folder")
+def _place(log: str) -> LogTarget:
+    return LogTarget(log, "url", "topic", "file", "folder")
 
 
 @pytest.mark.parametrize("log", LOGS)
@@ -265,7 +265,7 @@ def test_every_row_of_the_promise_has_a_case() -> None:
     assert found["kafka", "1,000 concurrent `await publish`"][:2] == [5.0, 5.0]
     for log in ("kafka", "redis", "sqlite"):
         assert found[log, "publish_many, 10,000 at a time"] == [0.80]
-    for log in SERVED:
+    for log in LOGS_WITH_SERVER:
         assert found[log, "latency at 1,000 a second, plain handler"] == [1.25, 1.25]
     assert found["kafka", "two processes, 4 partitions, a handler of 50 µs"] == [1.7]
 
@@ -273,29 +273,29 @@ def test_every_row_of_the_promise_has_a_case() -> None:
 def test_tasks_that_wait_for_nothing_else_run_on_kafka(kafka: KafkaAddress) -> None:
     """Those that the small runs of the command, on memory, do not reach."""
     where = {"url": kafka.url}
-    with Worker() as worker:
-        worker.ask("fill", **where, topic="bench-tasks", messages=4_000)
+    with WorkerProcess() as worker:
+        worker.run_task("fill", **where, topic="bench-tasks", messages=4_000)
         at = {**where, "topic": "bench-tasks", "messages": 3_000}
         for id in (None, "order_id"):
-            assert worker.ask("consume", **at, id=id)["messages"] == 2_999
-        assert worker.ask("kafka", **at, batch=True)["rate"] > 0
-        checked = worker.ask("keeps_order", **at, concurrency=256, wait=0.002)
+            assert worker.run_task("consume", **at, id=id)["messages"] == 2_999
+        assert worker.run_task("kafka", **at, batch=True)["rate"] > 0
+        checked = worker.run_task("keeps_order", **at, concurrency=256, wait=0.002)
         assert checked["violations"] == 0
         tasks = {"concurrency": 100, "wait": 0.002}
-        assert worker.ask("kafka_tasks", **at, **tasks)["messages"] == 2_900
+        assert worker.run_task("kafka_tasks", **at, **tasks)["messages"] == 2_900
         for task in ("publish_each", "kafka_publish_each"):
-            assert worker.ask(task, **where, messages=200, tasks=100)["rate"] > 0
+            assert worker.run_task(task, **where, messages=200, tasks=100)["rate"] > 0
         for task in ("publish_many", "kafka_publish"):
-            assert worker.ask(task, **where, messages=200, size=100)["rate"] > 0
+            assert worker.run_task(task, **where, messages=200, size=100)["rate"] > 0
         for task in ("latency", "kafka_latency"):
-            answer = worker.ask(task, **where, messages=50, rate=200)
+            answer = worker.run_task(task, **where, messages=50, rate=200)
             assert 0 < answer["p50"] <= answer["p99"]
 
 
 def test_processes_share_a_topic(kafka: KafkaAddress) -> None:
-    with Worker() as worker:
-        worker.ask("fill", url=kafka.url, topic="bench-shared", messages=2_000)
+    with WorkerProcess() as worker:
+        worker.run_task("fill", url=kafka.url, topic="bench-shared", messages=2_000)
         given = {"url": kafka.url, "topic": "bench-shared", "messages": 2_000, "work": 1e-6}
-        answer = worker.ask("share", **given, processes=2)
+        answer = worker.run_task("share", **given, processes=2)
     assert sum(answer["shares"]) >= 2_000
     assert answer["rate"] > 0

@@ -11,17 +11,17 @@ import pytest
 
 from benchmarks import ours
 from benchmarks.__main__ import _parse, _sizes
-from benchmarks.cases import FULL, LOGS, QUICK, Case, Place, Side, Sizes
+from benchmarks.cases import FULL, LOGS, QUICK, Case, LogTarget, Side, Sizes
 from benchmarks.measure import SideRunner, measure
-from benchmarks.pattern_cases import MANY, PREFIX, patterns
+from benchmarks.pattern_cases import MANY, PATTERN_PREFIX, pattern_cases
 from benchmarks.pattern_cases import QUICK as IN_QUICK
-from benchmarks.patterns import SHAPES, TOPIC, _watched
+from benchmarks.patterns import TOPIC, UNMATCHED_PATTERNS, _observed
 from benchmarks.worker import task_of
 from streams import Streams
 from streams.patterns.bus.trie import Trie
 from tests.servers.find import KafkaAddress, RedisAddress
 
-SMALL = replace(FULL, messages=2_000, publish=500, each=300)
+SMALL = replace(FULL, messages=2_000, publish=500, per_pattern=300)
 
 EVERYWHERE = {
     "metrics, plain", "metrics, async", "dead letters in order, nothing fails",
@@ -38,8 +38,8 @@ IN_PROCESS = {
 }  # fmt: skip
 
 
-def place(log: str, url: str = "url") -> Place:
-    return Place(log, url, f"orders-{uuid4().hex[:8]}")
+def place(log: str, url: str = "url") -> LogTarget:
+    return LogTarget(log, url, f"orders-{uuid4().hex[:8]}")
 
 
 A_FEW = "message queue", "saga, durable, 3 steps", "idempotency, an operation"
@@ -47,7 +47,9 @@ A_FEW = "message queue", "saga, durable, 3 steps", "idempotency, an operation"
 
 
 def named(log: str, sizes: Sizes) -> dict[str, Case]:
-    return {case.name.removeprefix(PREFIX): case for case in patterns(place(log), sizes)}
+    return {
+        case.name.removeprefix(PATTERN_PREFIX): case for case in pattern_cases(place(log), sizes)
+    }
 
 
 # -- which there are ------------------------------------------------------------------------------
@@ -102,10 +104,10 @@ def test_the_promised_ratios_are_targets(log: str) -> None:
 def test_there_are_messages_enough_however_few_are_asked_for() -> None:
     for given in (["--messages", "1000"], ["--quick", "--messages", "1234"], ["--quick"], []):
         sizes = _sizes(_parse(given))
-        for case in patterns(place("sqlite"), sizes):
+        for case in pattern_cases(place("sqlite"), sizes):
             for side in (case.ours, *(rival.side for rival in case.rivals)):
                 assert isinstance(side, Side)
-                messages = side.arguments.get("messages", sizes.each)
+                messages = side.arguments.get("messages", sizes.per_pattern)
                 assert side.arguments.get("tasks", 1) <= messages <= sizes.messages
 
 
@@ -115,28 +117,28 @@ def test_there_are_messages_enough_however_few_are_asked_for() -> None:
 def test_the_patterns_that_shall_not_fit_do_not() -> None:
     trie: Trie[int] = Trie()
     for number in range(MANY):
-        trie.add(SHAPES[number % len(SHAPES)].format(number), number)
+        trie.add(UNMATCHED_PATTERNS[number % len(UNMATCHED_PATTERNS)].format(number), number)
     trie.add("order.*.paid", -1)
     assert trie.match(TOPIC) == [-1]
 
 
 def test_what_is_said_to_be_on_is_on() -> None:
     app = Streams("memory://")
-    with _watched(app, "bare"):
-        assert not app._measured
-        assert app._observer is None
-    with _watched(app, "metrics"):
-        assert app._measured
-    with _watched(app, "spans"):
-        assert app._observer is not None
+    with _observed(app, "bare"):
+        assert not app._timing_enabled
+        assert app._publish_observer is None
+    with _observed(app, "metrics"):
+        assert app._timing_enabled
+    with _observed(app, "spans"):
+        assert app._publish_observer is not None
 
 
-def measured(where: Place, *names: str) -> None:
+def measured(where: LogTarget, *names: str) -> None:
     """Each case, once; all or those of these names."""
     wanted = [
         case
-        for case in patterns(where, SMALL)
-        if not names or case.name.removeprefix(PREFIX) in names
+        for case in pattern_cases(where, SMALL)
+        if not names or case.name.removeprefix(PATTERN_PREFIX) in names
     ]
     assert len(wanted) >= len(names)
     for case in wanted:

@@ -8,13 +8,13 @@ from typing import Any, cast
 import pytest
 
 from benchmarks.cases import GROWTH, P99, Case, Limit, Rival, Side
-from benchmarks.counting import Counter, OrderCheck, percentiles
+from benchmarks.counting import MessageCounter, OrderCheck, percentiles
 from benchmarks.measure import Row, measure
-from benchmarks.peers.install import PEERS, Installed
-from benchmarks.process import MeasureError, Worker, run_once
+from benchmarks.peers.install import PEERS, InstalledPeer
+from benchmarks.process import MeasureError, WorkerProcess, run_once
 
 
-class Scripted(Installed):
+class Scripted(InstalledPeer):
     """A peer whose figures are known before."""
 
     def __init__(self, *answers: Mapping[str, Any] | str) -> None:
@@ -43,7 +43,7 @@ def rows(
         peers["check"] = Scripted({"violations": violations})
         check = scripted("check")
     case = Case("a case", "kafka", scripted("ours"), rivals, check)
-    return measure(case, len(ours), cast("dict[str, Installed]", peers), {"python": "3"})
+    return measure(case, len(ours), cast("dict[str, InstalledPeer]", peers), {"python": "3"})
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_each_turn() -> None:
@@ -86,7 +86,7 @@ def test_nobody_always_runs_first() -> None:
             return {"rate": 1.0}
 
     case = Case("a case", "kafka", scripted("ours"), (Rival(scripted("theirs")),))
-    peers: dict[str, Installed] = {"ours": Noted(), "theirs": Noted()}
+    peers: dict[str, InstalledPeer] = {"ours": Noted(), "theirs": Noted()}
     measure(case, 3, peers, {})
     assert asked == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
@@ -124,16 +124,16 @@ def test_peers_that_are_not_there_give_no_row() -> None:
 
 
 def test_what_is_measured_begins_after_what_is_skipped() -> None:
-    counter = Counter(10, skip=4)
+    counter = MessageCounter(10, skip=4)
     for _ in range(9):
-        counter.one()
-    assert not counter.over.is_set()
-    counter.one()
-    assert counter.over.is_set()
+        counter.count_one()
+    assert not counter.done.is_set()
+    counter.count_one()
+    assert counter.done.is_set()
     assert counter.result["messages"] == 6
     assert counter.seen == 10
     ended = counter.result
-    counter.one()  # what comes after the last changes nothing
+    counter.count_one()  # what comes after the last changes nothing
     assert counter.result == ended
 
 
@@ -141,37 +141,37 @@ def test_what_is_measured_begins_after_what_is_skipped() -> None:
 def test_batches_count_what_came_after_the_first_of_them(
     sizes: tuple[int, ...], measured: int
 ) -> None:
-    counter = Counter(10)
+    counter = MessageCounter(10)
     for size in sizes:
-        assert not counter.over.is_set()
-        counter.many([None] * size)
-    assert counter.over.is_set()
+        assert not counter.done.is_set()
+        counter.count_batch([None] * size)
+    assert counter.done.is_set()
     assert counter.result["messages"] == measured
 
 
 def test_one_batch_is_nothing_to_measure() -> None:
-    counter = Counter(10)
-    counter.many([None] * 10)
+    counter = MessageCounter(10)
+    counter.count_batch([None] * 10)
     with pytest.raises(ValueError, match="in one batch"):
         assert counter.result
 
 
 def test_too_few_messages_are_refused() -> None:
     with pytest.raises(ValueError, match="too few"):
-        Counter(1)
+        MessageCounter(1)
 
 
 def test_the_order_check_sees_an_overlap_and_a_step_back() -> None:
     check = OrderCheck()
-    check.begin("ada", "order-1")
-    check.end("ada")
-    check.begin("ada", "order-2")
-    check.begin("bob", "order-1")
+    check.handler_started("ada", "order-1")
+    check.handler_returned("ada")
+    check.handler_started("ada", "order-2")
+    check.handler_started("bob", "order-1")
     assert check.violations == 0
-    check.begin("ada", "order-3")  # the second runs still
+    check.handler_started("ada", "order-3")  # the second runs still
     assert check.violations == 1
-    check.end("bob")
-    check.begin("bob", "order-1")  # again
+    check.handler_returned("bob")
+    check.handler_started("bob", "order-1")  # again
     assert check.violations == 2
 
 
@@ -186,17 +186,17 @@ def test_percentiles_are_measurements() -> None:
 
 
 def test_a_worker_that_fails_says_why_and_goes_on() -> None:
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         with pytest.raises(MeasureError, match="unable to open database file"):
-            worker.ask("sqlite", path="/nowhere/at/all.db", messages=10)
-        assert worker.ask("codec", name="JSON", seconds=0.01)["size"] == 200
+            worker.run_task("sqlite", path="/nowhere/at/all.db", messages=10)
+        assert worker.run_task("codec", name="JSON", seconds=0.01)["size"] == 200
 
 
 def test_a_worker_that_is_gone_is_told() -> None:
-    with Worker() as worker:
+    with WorkerProcess() as worker:
         worker._popen.kill()
         with pytest.raises(MeasureError, match="the process ended"):
-            worker.ask("codec", name="JSON")
+            worker.run_task("codec", name="JSON")
 
 
 @pytest.mark.parametrize(

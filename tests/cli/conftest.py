@@ -171,7 +171,7 @@ def order(n: int, customer: str | None = None, id: str | None = None) -> bytes:
 
 def fill(log: Log, topic: str, values: Sequence[bytes], partitions: int = 2) -> None:
     """Write orders, each by an append of its own, so that each has its own time."""
-    log.create(topic, partitions)
+    log.create_topic(topic, partitions)
     for value in values:
         found = json.loads(value)
         key = None if found["customer"] is None else found["customer"].encode()

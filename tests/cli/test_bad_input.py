@@ -123,7 +123,7 @@ def filled(shell: Shell) -> Shell:
         shell.write(name, text)
     with shell.log() as log:
         fill(log, "orders", [order(n) for n in range(4)])
-        log.begin("held", "orders", {0: 0, 1: 0})
+        log.initialize_offsets("held", "orders", {0: 0, 1: 0})
     return shell
 
 

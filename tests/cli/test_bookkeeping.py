@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import DeadLetters, Reject, Retry, Streams
-from streams.cli.bookkeeping import KINDS, is_own_group, own_topics
+from streams.cli.bookkeeping import INTERNAL_SUFFIXES, internal_topics, is_internal_group
 from streams.cli.root import run as run_command
 from streams.log.url import open_log
 from streams.patterns import (
@@ -39,7 +39,7 @@ async def serve(url: str) -> tuple[set[str], set[str]]:
     names = {name: f"{name}.of.{id(app)}" for name in ("orders", "mails", "bus", "trips", "later")}
     with closing(open_log(url)) as log:
         for name in (names["orders"], names["mails"], names["bus"], f"{names['trips']}.saga"):
-            log.create(name, 1)
+            log.create_topic(name, 1)
     orders = app.topic(names["orders"], int)
     logged = Retry(attempts=2, delay=0.001, durable=True)
     sequenced = DeadLetters(sequenced=True)
@@ -119,19 +119,24 @@ async def test_it_is_the_same_on_a_server(
     st.sets(st.from_regex(r"[a-c]{1,2}", fullmatch=True)),
 )
 def test_a_name_of_a_users_is_never_hidden(topics: set[str], groups: set[str]) -> None:
-    assert own_topics(topics, groups) == set()
-    beside = {f"{topic}.{group}.{kind}" for topic in topics for group in groups for kind in KINDS}
-    assert own_topics(topics | beside, groups) == beside
-    assert own_topics(beside, groups) & topics == set()
+    assert internal_topics(topics, groups) == set()
+    beside = {
+        f"{topic}.{group}.{kind}"
+        for topic in topics
+        for group in groups
+        for kind in INTERNAL_SUFFIXES
+    }
+    assert internal_topics(topics | beside, groups) == beside
+    assert internal_topics(beside, groups) & topics == set()
 
 
 def test_a_name_alone_may_deceive() -> None:
-    assert own_topics({"left.for.dead", "retry", "a.dead", ".saga"}, set()) == set()
-    assert own_topics({"left", "left.for.dead"}, set()) == {"left.for.dead"}
-    assert own_topics({"d", "d.dead", "d.retry"}, {"d.floor"}) == {"d", "d.dead", "d.retry"}
+    assert internal_topics({"left.for.dead", "retry", "a.dead", ".saga"}, set()) == set()
+    assert internal_topics({"left", "left.for.dead"}, set()) == {"left.for.dead"}
+    assert internal_topics({"d", "d.dead", "d.retry"}, {"d.floor"}) == {"d", "d.dead", "d.retry"}
 
 
 def test_a_group_without_topics_is_somebodys() -> None:
-    assert not is_own_group("g", [], {"t"})
-    assert is_own_group("g", ["t.saga"], {"t.saga"})
-    assert not is_own_group("g", ["orders", "orders.g.retry"], {"orders.g.retry"})
+    assert not is_internal_group("g", [], {"t"})
+    assert is_internal_group("g", ["t.saga"], {"t.saga"})
+    assert not is_internal_group("g", ["orders", "orders.g.retry"], {"orders.g.retry"})

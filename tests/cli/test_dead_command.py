@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streams.message import Record
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.redriving import append_and_wait
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 
@@ -35,12 +35,12 @@ def serve(shell: Shell, until: object) -> None:
 
 def waiting(shell: Shell) -> int:
     """Dead letters of billing that nobody dealt with."""
-    from streams.patterns.deadletters.redriving import Letters
+    from streams.patterns.deadletters.redriving import DeadLetterTopic
 
     with shell.log() as log:
         if "orders.billing.dead" not in [info.name for info in log.topics()]:
             return 0
-        return Letters(log, "orders.billing.dead").waiting()
+        return DeadLetterTopic(log, "orders.billing.dead").count_waiting()
 
 
 def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, run: Run) -> None:
@@ -103,7 +103,7 @@ def test_a_retry_that_was_killed_doubles_nothing(failed: Shell, run: Run) -> Non
     assert run("dead", "retry", "billing", "orders", "--yes").status == 0
     with failed.log() as log:
         # As if it had been killed between writing the letters and committing how far it was.
-        log.forget("orders.billing.dead")
+        log.delete_group("orders.billing.dead")
     assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 3
     assert len(run("tail", "orders.billing.retry", "--json").lines) == 6
     serve(failed, lambda: waiting(failed) == 1 and len(failed.read("billed.txt")) >= 4)
@@ -167,8 +167,8 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
     def publish(*pairs: tuple[str, int]) -> None:
         with shell.log() as log:
             records = [Record(str(n).encode(), key.encode(), f"{key}{n}") for key, n in pairs]
-            log.create("orders", 2)
-            append(log, "orders", records)
+            log.create_topic("orders", 2)
+            append_and_wait(log, "orders", records)
 
     def serve(until: Callable[[], bool]) -> None:
         with shell.start("run", "closed:app", "-l", "error", stdout=subprocess.DEVNULL) as process:
@@ -178,13 +178,15 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
             assert process.returncode == 0
 
     def keys() -> dict[str, dict[str, Any]]:
-        from streams.patterns.deadletters.closed import Heads
+        from streams.patterns.deadletters.closed import ClosedKeyReader
 
         with shell.log() as log:
             if "orders.billing.parked" not in [info.name for info in log.topics()]:
                 return {}
-            heads = Heads(log, "billing", "orders").all()
-            return {head.key.decode(): {"parked": head.parked, "dead": head.dead} for head in heads}
+            heads = ClosedKeyReader(log, "billing", "orders").heads()
+            return {
+                head.key.decode(): {"parked": head.parked, "dead": head.is_dead} for head in heads
+            }
 
     with shell.log():
         pass

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from streams.cli.checklist import ALERTS, memory_limit
+from streams.cli.checklist import REQUIRED_ALERTS, memory_limit
 from streams.engine.progress import encode
 from streams.log.protocol import Committed, Retention
-from streams.log.sqlite.durability import filesystem
+from streams.log.sqlite.durability import file_system_of
 from streams.message import Record
 from tests.cli.conftest import Result, Run, Shell, eventually, fill, order
 
@@ -177,8 +177,8 @@ def test_what_a_file_lies_on(tmp_path: Path) -> None:
         "/run/over/shop.db": "xfs",
         "/data here/shop.db": "nfs4",
     }
-    assert {path: filesystem(path, mounts) for path in kinds} == kinds
-    assert filesystem("/shop.db", tmp_path / "none") is None
+    assert {path: file_system_of(path, mounts) for path in kinds} == kinds
+    assert file_system_of("/shop.db", tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_a_file_lies_on(tmp_path: Path) -> None:
 def test_a_file_on_what_does_not_last(
     shell: Shell, doctor: Any, monkeypatch: pytest.MonkeyPatch, kind: str, verdict: str
 ) -> None:
-    monkeypatch.setattr("streams.log.sqlite.durability.filesystem", lambda path: kind)
+    monkeypatch.setattr("streams.log.sqlite.durability.file_system_of", lambda path: kind)
     app(shell)
     (found,) = findings(doctor(), "persisted")
     assert found["verdict"] == verdict
@@ -227,20 +227,20 @@ def test_dead_letters_that_are_gone_before_anybody_looks(shell: Shell, doctor: A
     (found,) = findings(doctor(), "dead letters")
     assert found["why"] == f"they go to {name}, made at its first start"
     with shell.log() as log:
-        log.create(name, 2)
+        log.create_topic(name, 2)
         letters = [Record(b"x", None, f"{n}", partition=0) for n in range(3)]
         log.append(name, letters, lambda answers: None)
     (found,) = findings(doctor(), "dead letters")
     assert (found["verdict"], found["why"]) == ("yes", f"3 letters in {name}")
     assert found["do"] == "streams dead ls billing orders"
     with shell.log() as log:  # the first and the last were dealt with
-        log.move(name, name, {0: Committed(1, encode(1, 0, [(2, 3)]).progress)})
+        log.reset_offsets(name, name, {0: Committed(1, encode(1, 0, [(2, 3)]).progress)})
     assert findings(doctor(), "dead letters")[0]["why"] == f"1 letter in {name}"
     with shell.log() as log:
-        log.create(name, 2, Retention(seconds=3600))
+        log.create_topic(name, 2, Retention(seconds=3600))
     assert no(doctor(), "dead letters")["why"] == f"{name} keeps them 60m, and then they are gone"
     with shell.log() as log:
-        log.create(name, 2, Retention(messages=100))
+        log.create_topic(name, 2, Retention(messages=100))
     assert "keeps 100 of them" in no(doctor(), "dead letters")["why"]
 
 
@@ -303,7 +303,7 @@ def prometheus(answers: Mapping[str, Any]) -> Iterator[str]:
 
 def answers(
     processors: tuple[str, ...] = ("bill", "other"),
-    alerts: tuple[str, ...] = ALERTS,
+    alerts: tuple[str, ...] = REQUIRED_ALERTS,
     managers: int = 1,
 ) -> dict[str, Any]:
     return {
@@ -326,7 +326,7 @@ def test_prometheus_that_watches(shell: Shell, doctor: Any) -> None:
     ("item", "there", "why"),
     [
         ("monitoring", answers(processors=("other",)), "Prometheus has no figures of bill"),
-        ("alerts", answers(alerts=ALERTS[1:]), f"it has no rule {ALERTS[0]}"),
+        ("alerts", answers(alerts=REQUIRED_ALERTS[1:]), f"it has no rule {REQUIRED_ALERTS[0]}"),
         ("alerts", answers(managers=0), "it has the rules, and no Alertmanager to tell"),
     ],
 )
@@ -372,7 +372,7 @@ def test_retries_that_hammer_or_outlive_what_they_rest_on(shell: Shell, doctor: 
     declared(shell, hours)
     assert doctor().status == 0
     with shell.log() as log:
-        log.create("orders", 2, Retention(seconds=3600))
+        log.create_topic("orders", 2, Retention(seconds=3600))
     app(shell, **{"processor": f'group="billing", {hours}', ", retention=Retention()": ""})
     assert no(doctor(), "retries")["why"] == (
         "60 attempts within 9h, and orders keeps messages for 60m only"
@@ -415,7 +415,7 @@ def test_keys_that_are_torn_or_missing(shell: Shell, doctor: Any) -> None:
     assert found["why"] == "key c\x1b[31m is in partitions 0, 1"
     assert "murmur2" in found["do"]
     with shell.log() as log:
-        log.delete("orders")
+        log.delete_topic("orders")
         fill(log, "orders", [order(1)])
         log.append("orders", [Record(order(2), None, "bare")], lambda answers: None)
     assert no(doctor(), "order")["why"] == "1 of its last 2 messages have no key"
@@ -493,8 +493,8 @@ def test_dead_letters_that_are_kept_for_ever(shell: Shell, doctor: Any) -> None:
     kept(shell, "Retention()")
     assert [each["of"] for each in findings(doctor(), "retention")] == ["topic orders"]
     with shell.log() as log:
-        log.create("orders.billing.dead", 2)
-        log.create("orders.billing.retry", 1)
+        log.create_topic("orders.billing.dead", 2)
+        log.create_topic("orders.billing.retry", 1)
     found = findings(doctor(), "retention")[1]
     assert (found["of"], found["verdict"]) == ("processor bill", "yes")
     assert found["why"] == (

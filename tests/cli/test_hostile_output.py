@@ -188,7 +188,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
             ("calls", 1, records),
             ("trips.saga", 1, sagas),
         ):
-            log.create(topic, partitions)
+            log.create_topic(topic, partitions)
             log.append(topic, found, lambda answers: None)
         log.flush(10.0)
 
@@ -201,7 +201,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
                 return False
             dead = log.lag("orders.billing.dead", 0, 0) or 0
             dead += log.lag("orders.billing.dead", 1, 0) or 0
-            ended = list(Journal(log, "trips").all(lambda entry: entry.status != "running"))
+            ended = list(Journal(log, "trips").list_latest(lambda entry: entry.status != "running"))
             return dead == len(records) and bool(ended)
 
     with shell.start("run", "shop:app", "-l", "debug", "--http", "127.0.0.1:0") as process:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cli.logs import Format, Json, set_up
+from streams.cli.logs import JsonFormatter, LogFormat, configure_logging
 from tests.cli.conftest import Shell, eventually, fill, order
 
 APP = """
@@ -178,9 +178,9 @@ def test_a_format_takes_the_terminals_place_and_leaves_other_handlers(
     stream, kept = io.StringIO(), logging.StreamHandler(io.StringIO())
     monkeypatch.setattr("sys.stderr", stream)
     root.handlers[:] = [logging.StreamHandler(stream), kept]
-    set_up(None)  # nothing was asked for: the app's own stays
+    configure_logging(None)  # nothing was asked for: the app's own stays
     assert len(root.handlers) == 2
-    set_up(None, Format.json, 3)
+    configure_logging(None, LogFormat.json, 3)
     assert root.handlers[0] is kept
     assert len(root.handlers) == 2
     logging.getLogger("shop").error("told")
@@ -203,7 +203,7 @@ def test_whatever_is_logged_is_one_json_object_on_one_line(text: str, extra: Any
         raise ValueError(text)
     except ValueError:
         record.exc_info = sys.exc_info()
-    line = Json(1).format(record)
+    line = JsonFormatter(1).format(record)
     assert len(line.splitlines()) == 1
     line.encode()
     found = json.loads(line)

@@ -56,7 +56,7 @@ def test_a_group_shows_what_it_is_waiting_for(shell: Shell, run: Run) -> None:
         fill(log, "orders", [order(n, "slow\x1b[1m") for n in range(6)], partitions=1)
         # Offsets 3 and 4 are settled out of order; 2 holds the position back.
         ahead = encode(2, 0, [(3, 5)]).progress
-        log.move("billing", "orders", {0: Committed(2, ahead)})
+        log.reset_offsets("billing", "orders", {0: Committed(2, ahead)})
     found = run("groups", "show", "billing", "--json").json
     assert found["members"] == []
     (part,) = found["partitions"]
@@ -106,7 +106,7 @@ def test_tail_shows_so_many_from_a_place_on(shell: Shell, run: Run) -> None:
 def test_a_position_in_a_table_can_be_pasted(shell: Shell, run: Run) -> None:
     with shell.log() as log:
         fill(log, "orders", [order(n, "a") for n in range(1_234)], partitions=1)
-        log.move("billing", "orders", {0: Committed(1_230)})
+        log.reset_offsets("billing", "orders", {0: Committed(1_230)})
     assert " 1234 " in run("topics", "show", "orders").out
     assert " 1230 " in run("groups", "show", "billing").out
     assert run("reset", "billing", "orders", "--to", "orders/0/1230", "-n").status == 0
@@ -236,7 +236,7 @@ def test_members_are_seen_while_they_run(shell: Shell) -> None:
 
 def test_a_retention_is_changed(shell: Shell, run: Run) -> None:
     with shell.log() as log:
-        log.create("orders", 2)
+        log.create_topic("orders", 2)
     assert run("topics", "retain", "orders", "--keep-for", "90m", "--keep", "5", "--yes").out == (
         "orders: kept for 90m, about 5 a partition\n"
     )

@@ -116,8 +116,8 @@ def test_a_log_is_as_it_was_after_a_look(
 
     with shell.log() as log:
         fill(log, "orders", [order(n) for n in range(5)])
-        log.create("orders", 2, Retention(messages=1))  # a look does not trim either
-        log.begin("billing", "orders", {0: 0, 1: 0})
+        log.create_topic("orders", 2, Retention(messages=1))  # a look does not trim either
+        log.initialize_offsets("billing", "orders", {0: 0, 1: 0})
     if killed:
         code = (
             "import os, signal\n"
@@ -173,18 +173,18 @@ def test_code_may_ask_for_a_file_that_is_there(tmp_path: Path, mode: str) -> Non
         open_log(f"{url}?mode={mode}")
     assert not list(tmp_path.iterdir())
     log = open_log(url)
-    log.create("t", 1)
+    log.create_topic("t", 1)
     log.close()
     log = open_log(f"{url}?mode={mode}")
     assert [topic.name for topic in log.topics()] == ["t"]
     if mode == "ro":
         with pytest.raises(Fatal, match="mode=ro, which only looks"):
-            log.create("u", 1)
+            log.create_topic("u", 1)
         (answer,) = append(log, "t", [record(b"1")])
         assert isinstance(answer, LogError)
     else:
         append(log, "t", [record(b"1")])
-        assert log.bounds("t", 0) == (0, 1)
+        assert log.watermarks("t", 0) == (0, 1)
     log.close()
 
 

@@ -13,7 +13,7 @@ from streams import ConfigError
 from streams.log.kafka import settings
 from streams.log.url import open_log
 from streams.message import Record
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.redriving import append_and_wait
 from tests.cli.conftest import Run, Shell, fill, order
 from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import LOGS, Case
@@ -51,10 +51,10 @@ def test_topics_and_groups(case: Case, request: pytest.FixtureRequest) -> None:
     ]
     log = open_log(url)
     try:
-        log.create(topic, 1)
-        append(log, topic, [Record(b"1", None, "one")])
-        log.create(f"{topic}.{group}.parked", 1)
-        log.begin(group, topic, {0: log.bounds(topic, 0)[0]})
+        log.create_topic(topic, 1)
+        append_and_wait(log, topic, [Record(b"1", None, "one")])
+        log.create_topic(f"{topic}.{group}.parked", 1)
+        log.initialize_offsets(group, topic, {0: log.watermarks(topic, 0)[0]})
         for words, kind, wrong, meant in commands:
             ended = command(url, *words.split())
             assert ended.status == 1
@@ -135,8 +135,8 @@ def test_of_what_may_be_a_part_of_a_secret_nothing_is_said(wrong: str) -> None:
 def test_every_setting_that_is_advised_is_one() -> None:
     unknown: list[str] = []
     for kind, names in (
-        (Producer, settings.PRODUCER | settings.COMMON),
-        (Consumer, settings.CONSUMER),
+        (Producer, settings.PRODUCER_ONLY | settings.COMMON),
+        (Consumer, settings.CONSUMER_ONLY),
     ):
         for name in sorted(names):
             with pytest.raises((KafkaException, TypeError, ValueError)) as refused:

@@ -13,7 +13,7 @@ from tests.cli.conftest import Run, Shell, eventually
 @pytest.fixture
 def topic(shell: Shell) -> Shell:
     with shell.log() as log:
-        log.create("orders", 2)
+        log.create_topic("orders", 2)
     return shell
 
 
@@ -22,7 +22,7 @@ def values(shell: Shell) -> list[tuple[bytes | None, bytes | None, str]]:
     with shell.log() as log:
         found = []
         for partition in range(2):
-            reader = log.reader("orders", partition, *log.bounds("orders", partition))
+            reader = log.reader("orders", partition, *log.watermarks("orders", partition))
             while (batch := reader.read(1_000)) is not None:
                 found += [
                     (batch.time(at), batch.keys[at], batch.values[at], batch.id(at))

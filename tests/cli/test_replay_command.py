@@ -15,8 +15,8 @@ def filled(shell: Shell) -> Shell:
     """Orders 0 to 19, by customer c0 to c4; 5 twice under one ID."""
     with shell.log() as log:
         fill(log, "orders", [order(n) for n in (*range(20), 5)])
-        log.create("copy", 3)
-        log.begin("billing", "orders", {0: 1, 1: 1})
+        log.create_topic("copy", 3)
+        log.initialize_offsets("billing", "orders", {0: 1, 1: 1})
     return shell
 
 
@@ -128,7 +128,7 @@ def test_reset_shows_then_moves(filled: Shell, run: Run) -> None:
     assert "to be handled again: 4 messages" in ended.err
     with filled.log() as log:
         for (_, partition), place in log.group("billing").positions.items():
-            assert place.position == log.bounds("orders", partition)[1] - 2
+            assert place.position == log.watermarks("orders", partition)[1] - 2
             # The floor is the position: nothing before counts as seen.
             assert decode(place.position, place.progress) == (place.position, [])
     one = run("reset", "billing", "orders", "--to", "3", "--partition", "1", "--json").json

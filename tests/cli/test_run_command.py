@@ -44,7 +44,7 @@ def hang(value):
 
 def publish(shell: Shell, topic: str, count: int = 1) -> None:
     with shell.log() as log:
-        log.create(topic, 1)
+        log.create_topic(topic, 1)
         log.append(topic, [Record(b"1", None, str(n)) for n in range(count)], lambda answers: None)
 
 

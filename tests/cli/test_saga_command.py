@@ -82,7 +82,8 @@ def standing(shell: Shell) -> dict[str, str]:
 
     with shell.log() as log:
         return {
-            entry.saga: entry.status for entry in Journal(log, "trips").all(lambda _: True).entries
+            entry.saga: entry.status
+            for entry in Journal(log, "trips").list_latest(lambda _: True).entries
         }
 
 
@@ -162,9 +163,9 @@ def test_abandoning_says_what_is_not_undone(sagas: Shell, run: Run) -> None:
         journal = Journal(log, "trips")
         said = journal.latest("stuck").entry.uncompensated[0]
         failed = msgspec.structs.replace(said, step="flight")
-        journal.command(
+        journal.append_command(
             "bob",
-            lambda last: last.next(
+            lambda last: last.next_entry(
                 1.0, status="compensating", plan=plan, stage=2, done=("hotel",),
                 uncompensated=(failed,),
             ),
@@ -182,9 +183,9 @@ def test_a_stopped_saga_goes_on_where_it_stood(sagas: Shell, run: Run) -> None:
         journal = Journal(log, "trips")
         begun = journal.latest("ada").entry
         plan = (("book",), ("charge",))
-        journal.command(
+        journal.append_command(
             "bob",
-            lambda last: last.next(
+            lambda last: last.next_entry(
                 1.0, status="running", plan=plan, stage=1, done=("book",), failure=None
             ),
         )

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.cli import watchers
-from streams.cli.failures import Misused
-from streams.cli.watchers import Watchers
+from streams.cli.failures import UsageError
+from streams.cli.watchers import PrometheusClient
 
 HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 
@@ -55,8 +55,8 @@ def saying(body: bytes, length: int | None = None, status: str = "200 OK") -> Se
 
 
 def asked(address: str) -> list[Any]:
-    found = Watchers(f"http://{address}")
-    return [found.processors(), found.alerts(), found.told()]
+    found = PrometheusClient(f"http://{address}")
+    return [found.processor_names(), found.alert_names(), found.has_alertmanager()]
 
 
 ANSWERS: list[tuple[Serve, str]] = [
@@ -127,7 +127,7 @@ def test_no_shape_of_an_answer_is_an_error(found: object) -> None:
 
 
 def test_an_answer_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "LARGEST", 1_000)
+    monkeypatch.setattr(watchers, "MAX_RESPONSE", 1_000)
     with answering(saying(b" " * 1_001)) as address:
         assert all("more than 1,000 bytes" in str(each) for each in asked(address))
 
@@ -142,10 +142,10 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
         while not over.wait(0.02):
             client.sendall(b" ")
 
-    monkeypatch.setattr(watchers, "PATIENCE", 0.5)
+    monkeypatch.setattr(watchers, "REQUEST_TIMEOUT", 0.5)
     with answering(drip) as address:
         began = time.monotonic()
-        found = Watchers(f"http://{address}").processors()
+        found = PrometheusClient(f"http://{address}").processor_names()
         assert time.monotonic() - began < 60  # and not for ever
         over.set()
     assert found == "Prometheus takes longer than 0.5 s to answer"
@@ -154,12 +154,12 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
 def test_a_login_is_sent_and_never_shown() -> None:
     heard: list[bytes] = []
     with answering(saying(b'{"data": {"result": []}}'), heard) as address:
-        found = Watchers(f"http://me:p%40ss%3AHunter2@{address}/prom/")
-        assert found.processors() == set()
+        found = PrometheusClient(f"http://me:p%40ss%3AHunter2@{address}/prom/")
+        assert found.processor_names() == set()
     assert b"GET /prom/api/v1/query?" in heard[0]
     login = heard[0].partition(b"Authorization: Basic ")[2].partition(b"\r")[0]
     assert b64decode(login) == b"me:p@ss:Hunter2"
-    assert "Hunter2" not in str(found.prometheus)
+    assert "Hunter2" not in str(found.url)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_a_login_is_sent_and_never_shown() -> None:
 )
 def test_a_url_that_cannot_be_is_not_quoted(url: str) -> None:
     if not url:
-        assert Watchers(url).prometheus is None
+        assert PrometheusClient(url).url is None
         return
-    with pytest.raises(Misused) as caught:
-        Watchers(url)
+    with pytest.raises(UsageError) as caught:
+        PrometheusClient(url)
     assert "Hunter2" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None

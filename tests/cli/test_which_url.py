@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streams import Streams
-from streams.log.url import choose
+from streams.log.url import choose_url
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 OPTION, CODE, VARIABLE = "memory://option", "memory://code", "memory://variable"
@@ -52,10 +52,10 @@ def test_the_order(
     monkeypatch.delenv("STREAMS_URL", raising=False)
     if variable is not None:
         monkeypatch.setenv("STREAMS_URL", variable)
-    found = choose(option, code)
+    found = choose_url(option, code)
     wanted = option or code or variable
     by = {OPTION: "--url", CODE: "the code", VARIABLE: "STREAMS_URL", None: None}[wanted]
-    assert (found and found.url, found and found.by) == (wanted, by)
+    assert (found and found.url, found and found.source) == (wanted, by)
     ignored = variable is not None and wanted != variable
     assert ("STREAMS_URL names another log" in str(found)) is ignored
 

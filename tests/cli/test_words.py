@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.cli import show
-from streams.cli.failures import Misused
-from streams.cli.places import HELP, places
+from streams.cli.failures import UsageError
+from streams.cli.places import OFFSET_HELP, parse_offsets
 from tests.cli.conftest import Run, Shell
 
 
@@ -40,13 +40,13 @@ from tests.cli.conftest import Run, Shell
     ],
 )
 def test_a_place_is_read_as_it_is_written(text: str, meaning: object) -> None:
-    assert places(text, "--to", "orders") == meaning
+    assert parse_offsets(text, "--to", "orders") == meaning
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-0-9/,.:TZsmhd]{1,12}", fullmatch=True))
 def test_whatever_is_written_is_a_place_or_misused(text: str) -> None:
-    with suppress(Misused):
-        assert places(text, "--to", "orders") is not None
+    with suppress(UsageError):
+        assert parse_offsets(text, "--to", "orders") is not None
 
 
 _JSON = st.recursive(
@@ -60,14 +60,14 @@ _JSON = st.recursive(
 @given(_JSON, st.sampled_from([None, 2]))
 def test_a_json_value_is_shown_without_loss(value: Any, indent: int | None) -> None:
     data = json.dumps(value, indent=indent).encode()
-    line = show.as_json(show.value(data))
+    line = show.json_bytes(show.value_json(data))
     assert line.count(b"\n") == 1
     assert json.loads(line) == {"value": value}
 
 
 @given(st.binary(max_size=40))
 def test_any_value_can_be_had_back(data: bytes) -> None:
-    found = json.loads(show.as_json(show.value(data)))
+    found = json.loads(show.json_bytes(show.value_json(data)))
     (name,) = found
     if name == "base64":
         assert base64.b64decode(found["base64"]) == data
@@ -86,4 +86,4 @@ def test_durations_on_the_command_line(shell: Shell, run: Run) -> None:
     refused = run("tail", "orders", "--from", "30m2h")
     assert refused.status == 2
     assert "2h30m" in refused.err
-    assert "2h30m" in HELP
+    assert "2h30m" in OFFSET_HELP

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from streams import Streams
-from streams.cli.workers import Patience, Supervisor, claim
-from streams.cli.workers import name as name_it
+from streams.cli.workers import RestartPolicy, Supervisor, claim_slot
+from streams.cli.workers import name_member as name_it
 from streams.errors import ConfigError, NotFound
 from streams.message import Record
 from tests.cli.conftest import Shell, eventually
@@ -93,7 +93,7 @@ def alive(pid: int) -> bool:
 def counting(shell: Shell) -> Shell:
     shell.write("counting.py", COUNTING)
     with shell.log() as log:
-        log.create("numbers", 4)
+        log.create_topic("numbers", 4)
     return shell
 
 
@@ -199,7 +199,7 @@ LOADS = "import os; os.write(0, b'+'); "
 
 
 def supervised(
-    *programs: str, patience: Patience, environment: Mapping[str, str] | None = None
+    *programs: str, patience: RestartPolicy, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A supervisor of these Python programs, in a process of its own."""
     commands = [[sys.executable, "-c", program] for program in programs]
@@ -217,7 +217,7 @@ def supervised(
 
 
 def test_workers_that_keep_dying_at_their_start_end_it() -> None:
-    patience = Patience(first=0.01, longest=0.04, start=30)
+    patience = RestartPolicy(first_delay=0.01, max_delay=0.04, startup_time=30)
     # The second lives, though not for so long that it would count; it is drained.
     lives = LOADS + "import signal; signal.pause()"
     ended = supervised(LOADS + "raise SystemExit(3)", lives, patience=patience)
@@ -232,7 +232,9 @@ def test_workers_that_keep_dying_at_their_start_end_it() -> None:
 
 
 def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
-    patience = Patience(first=0.01, longest=0.01, start=1.0, tries=2)
+    patience = RestartPolicy(
+        first_delay=0.01, max_delay=0.01, startup_time=1.0, max_failed_starts=2
+    )
     tries, lived = str(tmp_path / "tries"), str(tmp_path / "lived")
     # Its first life is as long as the other needs to count; the eighth ends the supervisor.
     dies = (
@@ -249,11 +251,11 @@ def test_while_one_lives_on_another_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_the_wait_doubles_up_to_its_limit() -> None:
-    waits = [Patience().delay(deaths) for deaths in (0, 1, 2, 3, 4, 5, 6, 7, 5000)]
+    waits = [RestartPolicy().delay(deaths) for deaths in (0, 1, 2, 3, 4, 5, 6, 7, 5000)]
     assert waits == [0, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
-class Noting(Patience):
+class Noting(RestartPolicy):
     """Notes what it is asked, and ends the supervisor at the third question."""
 
     def delay(self, deaths: int) -> float:
@@ -269,7 +271,7 @@ asked: list[int] = []
 @pytest.mark.parametrize(("steady", "expected"), [(0.0, [0, 0, 0]), (60.0, [1, 2, 3])])
 def test_who_lived_for_long_is_started_again_at_once(steady: float, expected: list[int]) -> None:
     async def run() -> int:
-        patience = Noting(steady=steady)
+        patience = Noting(stable_after=steady)
         return await Supervisor("app", [[sys.executable, "-c", LOADS]], {}, patience).run()
 
     asked.clear()
@@ -282,11 +284,11 @@ def test_who_lived_for_long_is_started_again_at_once(steady: float, expected: li
 
 def test_a_second_supervisor_on_this_machine_has_a_slot_of_its_own() -> None:
     name = f"test-{os.getpid()}:app"
-    first, slot = claim(name)
-    second, other = claim(name)
+    first, slot = claim_slot(name)
+    second, other = claim_slot(name)
     assert (slot, other) == (1, 2)
     os.close(first)
-    again, slot = claim(name)
+    again, slot = claim_slot(name)
     assert slot == 1
     os.close(second)
     os.close(again)
@@ -296,7 +298,7 @@ def test_the_locks_are_in_a_folder_that_is_this_user_s_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    lock, slot = claim("shop:app")
+    lock, slot = claim_slot("shop:app")
     assert slot == 1
     (folder,) = tmp_path.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -307,7 +309,7 @@ def test_the_locks_are_in_a_folder_that_is_this_user_s_alone(
     file.unlink()
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
-        claim("shop:app")
+        claim_slot("shop:app")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -333,8 +335,8 @@ def test_a_folder_that_somebody_else_took_is_not_used(
             pytest.skip("only root can give a folder to another user")
         else:
             os.chown(folder, 65_534, 65_534)
-    first, slot = claim("shop:app")
-    second, other = claim("shop:app")
+    first, slot = claim_slot("shop:app")
+    second, other = claim_slot("shop:app")
     os.close(first)
     os.close(second)
     assert slot != other
@@ -383,10 +385,10 @@ def test_two_processors_of_a_group_do_not_share_a_name() -> None:
         def handle(value: bytes) -> None:
             return
 
-    found = [app._static(each, app.member, app.life) for each in app.processors]
+    found = [app._static_member(each, app.member, app.instance_id) for each in app.processors]
     assert [each.name for each in found if each] == ["worker-3", "worker-3-handle-2", "worker-3"]
-    assert {each.life for each in found if each} == {app.life}
-    assert Streams("kafka://host", member="worker-3").life != app.life
+    assert {each.incarnation for each in found if each} == {app.instance_id}
+    assert Streams("kafka://host", member="worker-3").instance_id != app.instance_id
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "ä", "..", "x" * 201, 7])
@@ -417,7 +419,7 @@ def test_the_others_are_told_which_process_has_ended(tmp_path: Path) -> None:
         "os.kill(os.getppid(), signal.SIGTERM)\n"
         "signal.pause()\n"
     )
-    ended = supervised(dies, hears, patience=Patience(first=30))
+    ended = supervised(dies, hears, patience=RestartPolicy(first_delay=30))
     assert ended.returncode == 0, ended.stderr
     assert heard.read_bytes() == b"shop-1 abc\n"
 
@@ -426,7 +428,7 @@ def test_who_is_fenced_by_its_name_is_not_started_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
     fenced = f"{LOADS}open({str(count)!r}, 'a').write('x')\nraise SystemExit(79)"
     other = f"{LOADS}import time; time.sleep(0.5); raise SystemExit(79)"
-    ended = supervised(fenced, other, patience=Patience(first=0.01, longest=0.01))
+    ended = supervised(fenced, other, patience=RestartPolicy(first_delay=0.01, max_delay=0.01))
     assert ended.returncode == 79
     assert count.read_text() == "x"
     assert ended.stderr.count("another process has taken its name") == 2

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_codecs import depth
-from stream_codecs.depth import json_deeper, msgpack_deeper
+from stream_codecs.depth import json_is_deeper, msgpack_is_deeper
 
 limits = st.integers(1, 6)
 documents = st.recursive(
@@ -48,12 +48,12 @@ def test_depth_of_a_json_document(
     value: Any, limit: int, indent: int | None, ascii_only: bool
 ) -> None:
     data = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode()
-    assert json_deeper(data, limit) == (levels(value) > limit)
+    assert json_is_deeper(data, limit) == (levels(value) > limit)
 
 
 @given(documents, limits)
 def test_depth_of_a_messagepack_document(value: Any, limit: int) -> None:
-    assert msgpack_deeper(msgspec.msgpack.encode(value), limit) == (levels(value) > limit)
+    assert msgpack_is_deeper(msgspec.msgpack.encode(value), limit) == (levels(value) > limit)
 
 
 class _Stop(Exception):
@@ -135,7 +135,7 @@ def test_no_broken_json_takes_a_decoder_deeper(text: str, limit: int) -> None:
     data = text.encode()
     parser = _Parser(data)
     if parser.reached(parser.json) > limit:
-        assert json_deeper(data, limit)
+        assert json_is_deeper(data, limit)
 
 
 broken = st.lists(
@@ -152,7 +152,7 @@ broken = st.lists(
 def test_no_broken_messagepack_takes_a_decoder_deeper(data: bytes, limit: int) -> None:
     parser = _Parser(data)
     if parser.reached(parser.msgpack) > limit:
-        assert msgpack_deeper(data, limit)
+        assert msgpack_is_deeper(data, limit)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_no_broken_messagepack_takes_a_decoder_deeper(data: bytes, limit: int) -
 def test_levels_of_json_by_the_thousand(item: bytes, levels_each: int) -> None:
     for count in (200, 100_000):
         data = item * count
-        assert json_deeper(data, count * levels_each - 1)
-        assert not json_deeper(data, count * levels_each)
+        assert json_is_deeper(data, count * levels_each - 1)
+        assert not json_is_deeper(data, count * levels_each)
 
 
 @pytest.mark.parametrize(
@@ -180,13 +180,13 @@ def test_levels_of_json_by_the_thousand(item: bytes, levels_each: int) -> None:
 def test_levels_of_messagepack_by_the_thousand(item: bytes, levels_each: int) -> None:
     for count in (200, 20_000):
         data = item * count
-        assert msgpack_deeper(data, count * levels_each - 1)
-        assert not msgpack_deeper(data, count * levels_each)
+        assert msgpack_is_deeper(data, count * levels_each - 1)
+        assert not msgpack_is_deeper(data, count * levels_each)
 
 
 def test_many_containers_beside_each_other_are_not_deep() -> None:
     rows = [{"name": "a [[[[", "values": [1, 2, []]}] * 2_000
-    assert not json_deeper(json.dumps(rows).encode(), 4)
-    assert json_deeper(json.dumps(rows).encode(), 3)
-    assert not msgpack_deeper(msgspec.msgpack.encode(rows), 4)
-    assert msgpack_deeper(msgspec.msgpack.encode(rows), 3)
+    assert not json_is_deeper(json.dumps(rows).encode(), 4)
+    assert json_is_deeper(json.dumps(rows).encode(), 3)
+    assert not msgpack_is_deeper(msgspec.msgpack.encode(rows), 4)
+    assert msgpack_is_deeper(msgspec.msgpack.encode(rows), 3)

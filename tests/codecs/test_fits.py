@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_codecs import EncodeError, Json, MessagePack
-from stream_codecs.fits import compile_fits, unsure
-from stream_codecs.shape import describe
+from stream_codecs.fits import always_unsure, compile_check
+from stream_codecs.shape import type_info
 from tests.codecs.samples import (
     Bounded,
     Cancelled,
@@ -68,7 +68,7 @@ def test_sure_of_what_is_right(values: dict[str, Any]) -> None:
     for codec in (Json(), MessagePack()):
         bound = codec.bind(Everything, topic="t")
         assert bound.decode(bound.encode(value)) == value
-    assert compile_fits(describe(Everything), finite=True)(value)
+    assert compile_check(type_info(Everything), finite=True)(value)
 
 
 @given(st.fixed_dictionaries(right), st.sampled_from(sorted(right)), wrong)
@@ -115,7 +115,7 @@ SURE = [
 
 @pytest.mark.parametrize(("type", "values"), SURE)
 def test_common_types_need_no_second_look(type: Any, values: list[Any]) -> None:
-    fits = compile_fits(describe(type), finite=True)
+    fits = compile_check(type_info(type), finite=True)
     assert all(map(fits, values))
 
 
@@ -137,8 +137,8 @@ class Priced(Item):
     ],
 )
 def test_not_sure_of_anything_else(type: Any, values: list[Any]) -> None:
-    fits = compile_fits(describe(type), finite=True)
-    assert fits is not unsure
+    fits = compile_check(type_info(type), finite=True)
+    assert fits is not always_unsure
     assert not any(map(fits, values))
 
 
@@ -150,4 +150,4 @@ def test_not_sure_of_anything_else(type: Any, values: list[Any]) -> None:
     ],
 )  # fmt: skip
 def test_types_that_only_the_decoder_can_judge(type: Any) -> None:
-    assert compile_fits(describe(type), finite=True) is unsure
+    assert compile_check(type_info(type), finite=True) is always_unsure

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from streams.log.membership import Part
-from streams.log.protocol import Assignment, Commit, Log, Static
+from streams.log.membership import TopicPartition
+from streams.log.protocol import Assignment, Commit, Log, StaticMember
 from streams.message import Batch
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Event(NamedTuple):
 
     member: str
     what: str
-    part: Part
+    part: TopicPartition
     offset: int = -1
     value: bytes | None = None
 
@@ -49,13 +49,13 @@ class History:
                 seen = "\n".join(map(str, self.events[-30:]))
                 pytest.fail(f"never happened: {what}; the last events:\n{seen}")
 
-    def values(self, part: Part | None = None) -> list[bytes | None]:
+    def values(self, part: TopicPartition | None = None) -> list[bytes | None]:
         """The values delivered, of one partition or of all, in order."""
         return [e.value for e in self.events if e.what == "message" and part in (None, e.part)]
 
     def owners_at_once(self) -> list[Event]:
         """The events by which a partition got a second owner: must be none."""
-        owners: dict[Part, str] = {}
+        owners: dict[TopicPartition, str] = {}
         wrong = []
         for event in self.events:
             if event.what == "assigned":
@@ -91,10 +91,10 @@ class Member:
         drain: Callable[[Sequence[Assignment]], None] = lambda assignments: None,
         limit: int = 100,
         window: int = 10,
-        static: Static | None = None,
+        static: StaticMember | None = None,
     ) -> None:
         self.name = name
-        self.owned: dict[Part, Assignment] = {}
+        self.owned: dict[TopicPartition, Assignment] = {}
         self.past: list[Assignment] = []
         self.sizes: list[int] = []
         self.keys: list[bytes | None] = []
@@ -111,7 +111,7 @@ class Member:
         self._closing = False
         self._thaw = threading.Event()
         self._version = 0
-        self.subscription = log.subscribe(group, topics, self, window=window, member=static)
+        self.subscription = log.subscribe(group, topics, self, trim_margin=window, member=static)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -121,7 +121,7 @@ class Member:
         self._greet(assignments)
         for assignment in assignments:
             if assignment.committed is None:
-                first, _ = self._log.bounds(assignment.topic, assignment.partition)
+                first, _ = self._log.watermarks(assignment.topic, assignment.partition)
                 assignment.position = first if self._start is None else self._start
             self.owned[part(assignment)] = assignment
             self.past.append(assignment)
@@ -195,7 +195,7 @@ class Member:
             finished.set()
 
         self._jobs.append(run)
-        self.subscription.wake()
+        self.subscription.wakeup()
         assert finished.wait(PATIENCE), f"{self.name} does not come out of poll: {self.error!r}"
         if failed:
             raise failed[0]
@@ -211,7 +211,7 @@ class Member:
             self._thaw.wait()
 
         self._jobs.append(job)
-        self.subscription.wake()
+        self.subscription.wakeup()
         assert frozen.wait(PATIENCE), f"{self.name} does not come out of poll: {self.error!r}"
 
     def thaw(self, late: Callable[[], None] = lambda: None) -> None:
@@ -255,11 +255,11 @@ class Member:
         """Leave the group; an error that ended the member before is raised."""
         self._closing = True
         self._thaw.set()
-        self.subscription.wake()
+        self.subscription.wakeup()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), f"{self.name} does not come out of poll"
         self.join()
 
 
-def part(assignment: Assignment) -> Part:
+def part(assignment: Assignment) -> TopicPartition:
     return assignment.topic, assignment.partition

@@ -83,7 +83,7 @@ class Stage:
         return Streams(self.url)
 
     def opened(self) -> Any:
-        """What :meth:`places` takes for an app: the log alone."""
+        """What :meth:`committed` takes for an app: the log alone."""
         return SimpleNamespace(log=self.anchor)
 
     def topic(self, app: Streams, type: Any = int, **options: Any) -> Topic[Any]:
@@ -150,13 +150,13 @@ class Stage:
 
     def places(self, app: Streams, topic: str = "") -> dict[int, Committed]:
         """Where the group is in one topic, by partition: the server has those of all tests."""
-        return dict(app.log.places(self.group, topic or self.topic_name))
+        return dict(app.log.committed(self.group, topic or self.topic_name))
 
     def at_end(self, app: Streams) -> bool:
         """The group's committed position is behind the last message of every partition."""
         places = self.places(app)
         for partition in range(app.log.topic(self.topic_name).partitions):
-            first, end = app.log.bounds(self.topic_name, partition)
+            first, end = app.log.watermarks(self.topic_name, partition)
             place = places.get(partition)
             if end > first and (place is None or place.position < end):
                 return False

@@ -12,8 +12,8 @@ import pytest
 
 from streams import ConfigError, Delays, IdempotencyStore, IdempotentProcessor, Streams
 from streams.config import Retention
-from streams.errors import Mismatch, NotFound
-from streams.log.protocol import Log, TopicInfo, ensure
+from streams.errors import NotFound, TopicMismatch
+from streams.log.protocol import Log, TopicInfo, ensure_topic
 from streams.patterns import (
     ChoreographySaga,
     ConsumerConfig,
@@ -186,7 +186,7 @@ async def test_several_that_find_it_missing_at_once_have_one_topic(stage: Stage)
         apps.append(app)
     found = await entered(*apps)
     assert found[:3] + found[4:] == [None] * 5
-    assert found[3] is None or isinstance(found[3], Mismatch), "only it said how many"
+    assert found[3] is None or isinstance(found[3], TopicMismatch), "only it said how many"
     assert partitions(stage.anchor, stage.topic_name)[0] in (5, 8)
     assert partitions(stage.anchor, f"{stage.group}.saga") == [8]
 
@@ -201,20 +201,20 @@ def test_who_comes_second_uses_what_the_first_one_made(stage: Stage) -> None:
         def topic(self, topic: str) -> TopicInfo:
             if name in [info.name for info in stage.anchor.topics()]:
                 return stage.anchor.topic(topic)
-            stage.anchor.create(name, 3)
+            stage.anchor.create_topic(name, 3)
             raise NotFound("it was not there when it was asked for")
 
         def __getattr__(self, name: str) -> Any:
             return getattr(stage.anchor, name)
 
     raced: Any = Raced()
-    assert ensure(raced, name, 8).partitions == 3
+    assert ensure_topic(raced, name, 8).partitions == 3
 
 
 async def test_what_is_there_is_used_as_it_is(stage: Stage) -> None:
     log, name = stage.anchor, stage.topic_name
-    log.create(name, 3)
-    log.create(f"{stage.group}.saga", 2)
+    log.create_topic(name, 3)
+    log.create_topic(f"{stage.group}.saga", 2)
     app = stage.app()
     MessageQueue(app).declare(name)
     SagaOrchestrator(app, stage.group, context=Trip)
@@ -222,7 +222,7 @@ async def test_what_is_there_is_used_as_it_is(stage: Stage) -> None:
     assert partitions(log, name, f"{stage.group}.saga") == [3, 2]
     wrong = stage.app()
     MessageQueue(wrong, partitions=4).declare(name)
-    with pytest.raises(Mismatch, match=f"{name}.* 3 partitions.*declare"):
+    with pytest.raises(TopicMismatch, match=f"{name}.* 3 partitions.*declare"):
         await entered(wrong)
 
 
@@ -245,7 +245,7 @@ async def test_a_topic_is_created_with_the_retention_that_is_declared(stage: Sta
 async def test_a_topic_that_is_there_keeps_the_retention_that_it_has(stage: Stage) -> None:
     """A declaration in a program's next release deletes nobody's messages; doctor tells."""
     kept = Retention(seconds=30 * 86_400)
-    stage.anchor.create(stage.topic_name, 2, kept)
+    stage.anchor.create_topic(stage.topic_name, 2, kept)
     app = stage.app()
     app.topic(stage.topic_name, int, partitions=2, retention=Retention(seconds=60))
     await entered(app)
@@ -254,11 +254,11 @@ async def test_a_topic_that_is_there_keeps_the_retention_that_it_has(stage: Stag
 
 async def test_a_retention_can_be_changed_and_taken_back(stage: Stage) -> None:
     log, name = stage.anchor, stage.topic_name
-    log.create(name, 2, Retention(seconds=3600))
+    log.create_topic(name, 2, Retention(seconds=3600))
     hour = Retention(seconds=7200)
-    assert log.retain(name, hour).retention == hour
+    assert log.set_retention(name, hour).retention == hour
     await stage.until(lambda: log.topic(name).retention == hour, "changed")
-    log.retain(name, Retention())
+    log.set_retention(name, Retention())
     await stage.until(lambda: log.topic(name).retention == Retention(), "for ever")
     assert log.topic(name).partitions == 2
 
@@ -272,13 +272,13 @@ async def test_what_a_log_cannot_do_is_refused_before_anything_is_created(
     stage: Stage, retention: Retention
 ) -> None:
     app, name = stage.app(), stage.topic_name
-    able = set(retention.bounds) <= stage.case.capabilities.retention
+    able = set(retention.bounds_set) <= stage.case.capabilities.retention
     app.topic(name, int, partitions=1, retention=retention)
     if able:
         await entered(app)
         assert stage.anchor.topic(name).retention == retention
         return
-    with pytest.raises(ConfigError, match=rf"{name}.*{retention.bounds[0]}.*seconds"):
+    with pytest.raises(ConfigError, match=rf"{name}.*{retention.bounds_set[0]}.*seconds"):
         await entered(app)
     assert name not in [info.name for info in stage.anchor.topics()]
 

@@ -14,7 +14,7 @@ from streams import Dedup, Flow, Message, ProcessorDied, Retry
 from streams.engine.progress import decode
 from streams.errors import Unavailable
 from streams.log.protocol import Retention
-from streams.runners.pump import Pump
+from streams.runners.pump import Poller
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.history import Recorder, Sent, check, read
@@ -31,7 +31,7 @@ async def test_the_start_is_committed_before_the_first_delivery(stage: Stage) ->
         await stage.handled(1)
     assert set(found[0]) == {0, 1}
     assert all(
-        place.position == stage.anchor.bounds(topic.name, 0)[0] for place in found[0].values()
+        place.position == stage.anchor.watermarks(topic.name, 0)[0] for place in found[0].values()
     )
 
 
@@ -80,16 +80,16 @@ async def test_what_waits_for_a_slow_message_is_stored_long_before_the_interval_
 async def test_partitions_that_cannot_be_begun_are_begun_later(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = Pump._restore, 3
+    begin, failures = Poller._restore_progress, 3
 
-    def fails(self: Pump, *given: Any) -> Any:
+    def fails(self: Poller, *given: Any) -> Any:
         nonlocal failures
         if failures:
             failures -= 1
             raise Unavailable("the log is away for a moment")
         return begin(self, *given)
 
-    monkeypatch.setattr(Pump, "_restore", fails)
+    monkeypatch.setattr(Poller, "_restore_progress", fails)
     app = stage.app()
     topic = stage.topic(app)
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
@@ -204,7 +204,7 @@ async def test_a_crashed_member_loses_nothing(stage: Stage) -> None:
     with pytest.raises(ProcessorDied, match="crashed by a test"):
         async with app:
             await stage.handled(50)
-            pump = app.processors[0]._pump
+            pump = app.processors[0].poller
             assert pump is not None
             subscription = pump._subscription
             assert subscription is not None
@@ -219,13 +219,13 @@ async def test_a_crashed_member_loses_nothing(stage: Stage) -> None:
 async def test_what_was_deleted_before_it_was_handled_is_reported(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage.anchor.create(stage.topic_name, 1, Retention(messages=100))
+    stage.anchor.create_topic(stage.topic_name, 1, Retention(messages=100))
     app = stage.app()
     topic = stage.topic(app, partitions=None)
     async with app.connected():
         await stage.publish(topic, *range(10))
-    first, _ = stage.anchor.bounds(topic.name, 0)
-    assert stage.anchor.begin(stage.group, topic.name, {0: first - 5})
+    first, _ = stage.anchor.watermarks(topic.name, 0)
+    assert stage.anchor.initialize_offsets(stage.group, topic.name, {0: first - 5})
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
     with caplog.at_level(logging.ERROR, logger="streams"):
         async with app:
@@ -288,10 +288,10 @@ def rewind(stage: Stage) -> None:
     from streams.log.protocol import Committed
 
     places = {
-        partition: Committed(stage.anchor.bounds(stage.topic_name, partition)[0])
+        partition: Committed(stage.anchor.watermarks(stage.topic_name, partition)[0])
         for partition in range(stage.anchor.topic(stage.topic_name).partitions)
     }
-    stage.anchor.move(stage.group, stage.topic_name, places)
+    stage.anchor.reset_offsets(stage.group, stage.topic_name, places)
 
 
 async def test_a_topic_that_is_added_to_a_live_group_begins_where_it_was_told(stage: Stage) -> None:
@@ -316,7 +316,7 @@ async def test_a_topic_that_is_added_to_a_live_group_begins_where_it_was_told(st
             await stage.until(
                 lambda: all(
                     stage.places(after, added.name)[part].position
-                    == stage.anchor.bounds(added.name, part)[1]
+                    == stage.anchor.watermarks(added.name, part)[1]
                     for part in range(2)
                 ),
                 "it is committed",

@@ -117,7 +117,7 @@ async def test_pause_and_resume_skip_and_repeat_nothing(stage: Stage) -> None:
         assert app.health().processors["handle"].paused
         await stage.publish(topic, 1_000)
         before = len(stage.seen.handled)
-        pump = processor._pump
+        pump = processor.poller
         assert pump is not None
         await stage.until(lambda: pump._driver_paused, "the pause reached the log")
         assert len(stage.seen.handled) == before
@@ -128,7 +128,7 @@ async def test_pause_and_resume_skip_and_repeat_nothing(stage: Stage) -> None:
 
 async def when_stopping(stage: Stage, app: Streams, then: asyncio.Event) -> None:
     """Set an event once a processor of the app has been told to stop, and starts nothing more."""
-    pump = app.processors[0]._pump
+    pump = app.processors[0].poller
     assert pump is not None
     await stage.until(lambda: pump._finishing, "told to stop")
     then.set()
@@ -164,7 +164,7 @@ async def test_stop_takes_in_no_more(stage: Stage, asynchronous: bool) -> None:
     handled = list[int]()
 
     def stopping() -> bool:
-        pump = app.processors[0]._pump
+        pump = app.processors[0].poller
         return pump is not None and pump._finishing
 
     # From some message on each lasts until the stop has begun, so that they cannot all be handled.

@@ -18,7 +18,7 @@ from streams import (
     Retry,
     StreamsError,
 )
-from streams.letters import ERROR_BYTES, PREFIX
+from streams.letters import ERROR_BYTES, ERROR_PREFIX
 from streams.message import REDRIVE, Record
 from tests.conformance.stage import QUICK, Stage
 
@@ -56,7 +56,7 @@ async def test_a_letter_holds_everything(stage: Stage) -> None:
     assert "raise ValueError" in headers["__streams.errors.stacktrace"]
     assert headers["__streams.errors.topic"] == topic.name
     assert headers["__streams.errors.partition"] == str(position.partition)
-    assert headers["__streams.errors.offset"] == stage.anchor.show(position.offset)
+    assert headers["__streams.errors.offset"] == stage.anchor.format_offset(position.offset)
     assert headers["__streams.errors.attempts"] == "1"
     assert headers["__streams.errors.group"] == stage.group
 
@@ -85,7 +85,7 @@ async def test_error_headers_are_bounded_and_the_end_of_the_traceback_is_kept(
     size = sum(
         len(name) + len(value or b"")
         for name, value in letter.raw.headers
-        if name.startswith(PREFIX)
+        if name.startswith(ERROR_PREFIX)
     )
     assert size <= ERROR_BYTES
     assert letter.headers["__streams.errors.stacktrace"].endswith("x\n")
@@ -265,7 +265,7 @@ async def test_what_is_put_back_is_handled_again_by_this_group_alone(stage: Stag
         kept = [
             (name, value)
             for name, value in letter.raw.headers
-            if name != "ce_id" and not name.startswith(PREFIX)
+            if name != "ce_id" and not name.startswith(ERROR_PREFIX)
         ]
         record = Record(letter.raw.value, b"k", letter.id, [*kept, (REDRIVE, b"1")])
         await app.publisher.publish(retry, record)
@@ -333,5 +333,5 @@ async def test_a_program_that_cannot_work_is_nobodys_dead_letter(
     async with app.connected():
         assert await stage.letters(app) == []
         (place,) = stage.places(app).values()
-        first, _ = stage.anchor.bounds(topic.name, 0)
+        first, _ = stage.anchor.watermarks(topic.name, 0)
         assert place.position == first

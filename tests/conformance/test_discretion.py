@@ -105,7 +105,7 @@ async def test_a_processor_that_dies_cancels_the_body(stage: Stage) -> None:
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
     with pytest.raises(ProcessorDied, match="handle died: Fatal: the disk is gone"):
         async with app:
-            pump = app.processors[0]._pump
+            pump = app.processors[0].poller
             assert pump is not None
             subscription = pump._subscription or await stage.until(lambda: pump._subscription)
 

@@ -25,7 +25,7 @@ def far(stage: Stage) -> int:
 
 async def forge(stage: Stage, place: Committed) -> None:
     """Store a place as anybody could."""
-    await asyncio.to_thread(stage.anchor.move, stage.group, stage.topic_name, {0: place})
+    await asyncio.to_thread(stage.anchor.reset_offsets, stage.group, stage.topic_name, {0: place})
 
 
 async def begun(stage: Stage) -> tuple[int, int]:
@@ -34,7 +34,7 @@ async def begun(stage: Stage) -> tuple[int, int]:
     topic = stage.topic(app, partitions=1)
     async with app.connected():
         await stage.publish(topic, *range(10), key=str)
-    return stage.anchor.bounds(stage.topic_name, 0)
+    return stage.anchor.watermarks(stage.topic_name, 0)
 
 
 async def go_on(stage: Stage, *more: int) -> tuple[ProcessorStats, ProcessorHealth]:
@@ -67,7 +67,7 @@ async def test_a_position_beyond_the_end_is_told_and_skips_nothing(
     assert (stats.losses, health.losses) == (1, 1)
     assert health.ok
     place = stage.places(stage.opened())[0]
-    assert place.position == stage.anchor.bounds(stage.topic_name, 0)[1]
+    assert place.position == stage.anchor.watermarks(stage.topic_name, 0)[1]
     # It stands where it should from now on: nothing is told again, nor handled again.
     stats, _ = await go_on(stage, 20)
     assert stats.losses == 0

@@ -123,7 +123,7 @@ def test_identities_are_of_id_source_and_redrive(
     world.append(topic, [record(b"v", id="a", headers=headers)])
     (batch,) = world.read(topic)
     beside = expected.removeprefix("a")
-    assert batch.marks() == ([beside] if beside else None)
+    assert batch.identity_suffixes() == ([beside] if beside else None)
     assert batch.ids == [expected]
     assert batch.id(0) == "a"
 
@@ -135,7 +135,7 @@ def test_what_identities_have_beside_their_ids_stands_where_the_message_does(
     marked = [(), [(REDRIVE, b"2")], [("other", b"x")], [(SOURCE, b"shop")]]
     world.append(topic, [record(b"v", id=f"m{n}", headers=h) for n, h in enumerate(marked)])
     (batch,) = world.read(topic)
-    assert batch.marks() == ["", "\0\x002", "", "\0shop\x000"]
+    assert batch.identity_suffixes() == ["", "\0\x002", "", "\0shop\x000"]
 
 
 def test_writers_at_the_same_time_lose_and_shuffle_nothing(world: World) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from streams.errors import ConfigError, GroupLive, NotFound
+from streams.errors import ConfigError, GroupNotEmpty, NotFound
 from streams.log.protocol import PROGRESS_LIMIT, Committed
 from tests.conformance.world import World
 
 
 def test_a_group_begins_once_in_each_topic(world: World) -> None:
     topic, other, group = world.topic(2), world.topic(), world.group()
-    assert world.log.begin(group, topic, {0: 0, 1: 0})
-    assert not world.log.begin(group, topic, {0: 5, 1: 5})
-    assert world.log.begin(group, other, {0: 0})
+    assert world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
+    assert not world.log.initialize_offsets(group, topic, {0: 5, 1: 5})
+    assert world.log.initialize_offsets(group, other, {0: 0})
     places = world.open().group(group).positions
     assert {part: place.position for part, place in places.items()} == {
         (topic, 0): 0,
@@ -25,22 +25,22 @@ def test_a_group_begins_once_in_each_topic(world: World) -> None:
 def test_groups_are_listed_and_strangers_not_found(world: World) -> None:
     topic, groups = world.topic(), sorted(world.group() for _ in range(3))
     for group in groups:
-        world.log.begin(group, topic, {0: 0})
+        world.log.initialize_offsets(group, topic, {0: 0})
     names = world.log.groups()
     assert names == sorted(names)
     assert [name for name in names if name in groups] == groups
     stranger = world.group()
     assert stranger not in names
-    for call in (world.log.group, world.log.forget):
+    for call in (world.log.group, world.log.delete_group):
         with pytest.raises(NotFound):
             call(stranger)
 
 
 def test_a_group_is_moved_with_its_progress(world: World) -> None:
     topic, group = world.topic(2), world.group()
-    world.log.begin(group, topic, {0: 0, 1: 0})
+    world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
     place = Committed(1, "~" * PROGRESS_LIMIT)
-    world.log.move(group, topic, {1: place})
+    world.log.reset_offsets(group, topic, {1: place})
     positions = world.log.group(group).positions
     assert positions[topic, 1] == place
     assert positions[topic, 0].position == 0
@@ -48,10 +48,10 @@ def test_a_group_is_moved_with_its_progress(world: World) -> None:
 
 def test_a_forgotten_group_may_begin_anew(world: World) -> None:
     topic, group = world.topic(), world.group()
-    world.log.begin(group, topic, {0: 1})
-    world.log.forget(group)
+    world.log.initialize_offsets(group, topic, {0: 1})
+    world.log.delete_group(group)
     assert group not in world.log.groups()
-    assert world.log.begin(group, topic, {0: 0})
+    assert world.log.initialize_offsets(group, topic, {0: 0})
     assert world.position(group, topic) == 0
 
 
@@ -71,28 +71,28 @@ def test_a_running_group_shows_its_members_and_what_they_own(world: World) -> No
 
 def test_a_running_group_is_not_moved_and_not_forgotten(world: World) -> None:
     topic, group = world.topic(), world.group()
-    world.log.begin(group, topic, {0: 0})
+    world.log.initialize_offsets(group, topic, {0: 0})
     member = world.member(group, topic)
     member.until_owns(1)
-    with pytest.raises(GroupLive, match=group):
-        world.log.move(group, topic, {0: Committed(1)})
-    with pytest.raises(GroupLive, match=group):
-        world.log.forget(group)
+    with pytest.raises(GroupNotEmpty, match=group):
+        world.log.reset_offsets(group, topic, {0: Committed(1)})
+    with pytest.raises(GroupNotEmpty, match=group):
+        world.log.delete_group(group)
     assert world.position(group, topic) == 0
     world.leave(member)
-    world.log.move(group, topic, {0: Committed(1)})
+    world.log.reset_offsets(group, topic, {0: Committed(1)})
     assert world.position(group, topic) == 1
-    world.log.forget(group)
+    world.log.delete_group(group)
 
 
 def test_a_forced_move_makes_the_members_start_over_from_there(world: World) -> None:
     topic, group = world.topic(2), world.group()
-    end = {p: world.log.bounds(topic, p)[1] for p in range(2)}
+    end = {p: world.log.watermarks(topic, p)[1] for p in range(2)}
     world.append(topic, [b"%d" % i for i in range(20)])
     member = world.member(group, topic)
     member.until_delivered(20)
     before = list(member.past)
-    world.log.move(group, topic, {0: Committed(end[0])}, force=True)
+    world.log.reset_offsets(group, topic, {0: Committed(end[0])}, force=True)
     again = len(world.values(topic, 0))
     member.until_delivered(20 + again)
     assert member.delivered()[20:] == world.values(topic, 0)
@@ -108,4 +108,4 @@ def test_a_forced_move_makes_the_members_start_over_from_there(world: World) -> 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "x" * 250])
 def test_a_group_name_that_kafka_tools_cannot_write_is_refused(world: World, name: str) -> None:
     with pytest.raises(ConfigError, match="group"):
-        world.log.begin(name, world.topic(), {0: 0})
+        world.log.initialize_offsets(name, world.topic(), {0: 0})

@@ -13,7 +13,7 @@ from tests.conformance.world import World
 @pytest.mark.needs("durable")
 def test_everything_is_there_when_the_log_is_opened_again(world: World) -> None:
     topic, group = world.name("topic"), world.group()
-    made = world.log.create(topic, 2, Retention(seconds=3600))
+    made = world.log.create_topic(topic, 2, Retention(seconds=3600))
     world.append(topic, [record(b"%d" % i, partition=i % 2) for i in range(20)])
     member = world.member(group, topic)
     member.until_delivered(20)
@@ -84,4 +84,4 @@ def test_a_killed_members_partitions_are_taken_over_where_it_had_committed(world
         assert len(values) >= 10
     # All but the last of its batches were committed, and a batch is of one partition.
     assert len(world.history.values()) <= 20 + 50
-    assert world.position(group, topic, 0) == world.log.bounds(topic, 0)[1]
+    assert world.position(group, topic, 0) == world.log.watermarks(topic, 0)[1]

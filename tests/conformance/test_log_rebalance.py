@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from streams.log.membership import Part
+from streams.log.membership import TopicPartition
 from tests.conformance.member import Member
 from tests.conformance.records import record
 from tests.conformance.world import World
@@ -16,7 +16,7 @@ def until_shared(world: World, members: Sequence[Member], sizes: list[int]) -> N
     """Wait until these members own disjoint sets of these sizes."""
 
     def shared() -> bool:
-        owned: list[Part] = [place for member in members for place in list(member.owned)]
+        owned: list[TopicPartition] = [place for member in members for place in list(member.owned)]
         counts = sorted(len(member.owned) for member in members)
         return counts == sizes and len(owned) == len(set(owned))
 
@@ -90,7 +90,7 @@ def test_a_silent_member_that_nobody_replaced_goes_on_as_before(world: World) ->
     member.until_delivered(1)
     member.do(lambda: None)  # its commit is done
     assert world.position(group, topic) == position.offset + 1
-    if world.case.capabilities.clocked:
+    if world.case.capabilities.uses_app_clock:
         assert member.owned[topic, 0] is mine
 
 

@@ -19,7 +19,7 @@ def append_until_trimmed(world: World, topic: str, position: int) -> int:
     log's business. Returns the first position there is."""
     for _ in range(200):
         world.append(topic, [b"more"] * 50)
-        if (first := world.log.bounds(topic, 0)[0]) > position:
+        if (first := world.log.watermarks(topic, 0)[0]) > position:
             return first
     raise AssertionError("10,000 messages later nothing was trimmed")
 
@@ -27,7 +27,7 @@ def append_until_trimmed(world: World, topic: str, position: int) -> int:
 def begun(world: World, topic: str) -> str:
     """A group that is at the first position there is."""
     group = world.group()
-    assert world.log.begin(group, topic, {0: world.log.bounds(topic, 0)[0]})
+    assert world.log.initialize_offsets(group, topic, {0: world.log.watermarks(topic, 0)[0]})
     return group
 
 
@@ -43,7 +43,7 @@ def settled(world: World, topic: str, count: int) -> tuple[str, list[Position]]:
 
 def test_about_so_many_messages_are_kept(world: World) -> None:
     topic = world.topic(retention=Retention(messages=100))
-    first = append_until_trimmed(world, topic, world.log.bounds(topic, 0)[0])
+    first = append_until_trimmed(world, topic, world.log.watermarks(topic, 0)[0])
     left = world.read(topic)
     assert left[0].offsets[0] >= first
     assert sum(map(len, left)) >= 100
@@ -53,7 +53,7 @@ def test_what_a_group_has_not_settled_is_kept(world: World) -> None:
     topic = world.topic(retention=Retention(messages=1))
     group = begun(world, topic)
     positions = world.append(topic, [b"%d" % i for i in range(10)])
-    world.log.move(group, topic, {0: Committed(positions[5].offset)})
+    world.log.reset_offsets(group, topic, {0: Committed(positions[5].offset)})
     for _ in range(10):
         world.append(topic, [b"more"] * 100)
     member = world.member(group, topic, window=0)
@@ -68,20 +68,20 @@ def test_what_a_dedup_window_is_rebuilt_from_is_kept(world: World) -> None:
     assert behind is not None
     for _ in range(5):
         world.append(topic, [b"more"] * 50)
-    assert world.log.back(topic, 0, behind, WINDOW) <= positions[-WINDOW].offset
+    assert world.log.offset_before(topic, 0, behind, WINDOW) <= positions[-WINDOW].offset
     values = world.values(topic, start=positions[-WINDOW].offset)
     assert values[:WINDOW] == [b"%d" % i for i in range(50 - WINDOW, 50)]
 
 
 def test_the_slowest_group_decides(world: World) -> None:
     topic = world.topic(retention=Retention(messages=1))
-    first = world.log.bounds(topic, 0)[0]
+    first = world.log.watermarks(topic, 0)[0]
     slow = begun(world, topic)
     settled(world, topic, 50)
     for _ in range(5):
         world.append(topic, [b"more"] * 50)
     assert world.values(topic)[0] == b"0"
-    world.log.forget(slow)
+    world.log.delete_group(slow)
     append_until_trimmed(world, topic, first)
 
 
@@ -89,10 +89,10 @@ def test_a_place_that_was_trimmed_away_is_seen_and_reading_goes_on_at_the_first(
     world: World,
 ) -> None:
     topic = world.topic(retention=Retention(messages=10))
-    start = world.log.bounds(topic, 0)[0]
+    start = world.log.watermarks(topic, 0)[0]
     first = append_until_trimmed(world, topic, start)
     group = world.group()
-    world.log.begin(group, topic, {0: start})
+    world.log.initialize_offsets(group, topic, {0: start})
     member = world.member(group, topic)
     member.until_delivered(1)
     committed = member.past[0].committed
@@ -102,7 +102,7 @@ def test_a_place_that_was_trimmed_away_is_seen_and_reading_goes_on_at_the_first(
     assert events[0].offset >= first
 
 
-@pytest.mark.needs("clocked")
+@pytest.mark.needs("uses_app_clock")
 def test_messages_go_when_they_are_too_old(world: World) -> None:
     topic = world.topic(retention=Retention(seconds=60))
     world.append(topic, [b"old"] * 5)

@@ -10,17 +10,17 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from streams.errors import ConfigError, LogError, MemberFenced
-from streams.log.membership import LONGEST
-from streams.log.protocol import Log, Static
+from streams.log.membership import MAX_LEASE
+from streams.log.protocol import Log, StaticMember
 from streams.log.url import open_log
 from tests.conformance.member import Member
 from tests.conformance.world import World
 
 PATIENT: dict[str, dict[str, object]] = {
-    "redis": {"lease": LONGEST},
-    "valkey": {"lease": LONGEST},
-    "cluster": {"lease": LONGEST},
-    "sqlite": {"lease": LONGEST},
+    "redis": {"lease": MAX_LEASE},
+    "valkey": {"lease": MAX_LEASE},
+    "cluster": {"lease": MAX_LEASE},
+    "sqlite": {"lease": MAX_LEASE},
     "kafka": {"session.timeout.ms": 300_000, "max.poll.interval.ms": 300_000},
 }
 
@@ -34,8 +34,8 @@ def opened(world: World) -> Log:
     return log
 
 
-def one(name: str, life: str = "1") -> Static:
-    return Static(name, life)
+def one(name: str, life: str = "1") -> StaticMember:
+    return StaticMember(name, life)
 
 
 def shared(world: World, members: list[Member], sizes: list[int]) -> None:
@@ -114,12 +114,12 @@ def test_an_expelled_members_partitions_are_free_at_once(world: World) -> None:
     dead.freeze()
     # Somebody else's life, and a name that nobody has, are nobody's to expel.
     for stranger in (one("a", "2"), one("c")):
-        logs[1].expel(group, stranger)
+        logs[1].remove_member(group, stranger)
     assert len(world.log.group(group).members) == 2
-    logs[1].expel(group, one("a"))
+    logs[1].remove_member(group, one("a"))
     lives.until_owns(4)
     assert all(lives.owned[part].epoch > each.epoch for part, each in had.items())
-    logs[1].expel("nobody", one("a"))
+    logs[1].remove_member("nobody", one("a"))
     # It was not dead at all: it has lost everything, and joins again.
     dead.thaw()
     shared(world, [dead, lives], [2, 2])

@@ -75,8 +75,8 @@ def test_a_restarted_partition_is_assigned_anew_at_its_stored_place(world: World
 
     def restart() -> None:
         member._forget([before])
-        member.subscription.restart([before])
-        member.subscription.restart([before])  # it is not owned any more
+        member.subscription.reassign([before])
+        member.subscription.reassign([before])  # it is not owned any more
 
     member.do(restart)
     member.until_delivered(17)
@@ -198,15 +198,15 @@ def test_what_is_submitted_is_stored_and_that_is_said(world: World) -> None:
 
     for count, offset in enumerate((2, 5, 9), 1):
         commits = [member.place(mine, offsets[offset], f"progress {offset}")]
-        member.do(partial(member.subscription.submit, commits, answered))
+        member.do(partial(member.subscription.commit_async, commits, answered))
         world.history.until(lambda count=count: len(answers) == count, "the log answers")  # type: ignore[misc]
         assert answers[-1]
-        place = world.log.places(group, topic)[0]
+        place = world.log.committed(group, topic)[0]
         assert place == Committed(offsets[offset], f"progress {offset}")
     # What is waited for comes behind what was submitted, answered or not.
-    last = world.log.bounds(topic, 0)[1]
+    last = world.log.watermarks(topic, 0)[1]
     commits = [member.place(mine, last - 1)]
-    member.do(partial(member.subscription.submit, commits, answered))
+    member.do(partial(member.subscription.commit_async, commits, answered))
     member.do(partial(member.subscription.commit, [member.place(mine, last)]))
     assert world.position(group, topic) == last
     world.history.until(lambda: len(answers) == 4, "the log answers")
@@ -286,7 +286,10 @@ def test_nobody_gets_a_partition_before_its_owner_has_drained(world: World) -> N
         while not drained.wait(0.2):  # what a runner does while handlers finish
             old.subscription.keep_alive()
         old.subscription.commit(
-            [old.place(a, world.log.bounds(topic, a.partition)[1], "drained") for a in assignments]
+            [
+                old.place(a, world.log.watermarks(topic, a.partition)[1], "drained")
+                for a in assignments
+            ]
         )
 
     old = world.member(group, topic, commit=False, drain=drain)
@@ -299,7 +302,7 @@ def test_nobody_gets_a_partition_before_its_owner_has_drained(world: World) -> N
     drained.set()
     new.until_owns(1)
     (mine,) = new.owned.values()
-    assert mine.committed == Committed(world.log.bounds(topic, mine.partition)[1], "drained")
+    assert mine.committed == Committed(world.log.watermarks(topic, mine.partition)[1], "drained")
     assert not world.history.owners_at_once()
     assert len(new.delivered()) == 0
 
@@ -307,7 +310,7 @@ def test_nobody_gets_a_partition_before_its_owner_has_drained(world: World) -> N
 def test_closing_drains_and_its_commits_count(world: World) -> None:
     topic, group = world.topic(), world.group()
     world.append(topic, numbers(0, 5))
-    end = world.log.bounds(topic, 0)[1]
+    end = world.log.watermarks(topic, 0)[1]
     member: Member
 
     def drain(assignments: Sequence[Assignment]) -> None:
@@ -400,7 +403,7 @@ def test_pausing_a_thousand_times_skips_and_repeats_nothing(world: World) -> Non
 # -- leases ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("clocked")
+@pytest.mark.needs("uses_app_clock")
 def test_keeping_alive_without_polling_keeps_the_partitions(world: World) -> None:
     topic, group = world.topic(), world.group()
     busy = world.member(group, topic)
@@ -421,7 +424,7 @@ def test_keeping_alive_without_polling_keeps_the_partitions(world: World) -> Non
     assert [event.what for event in world.history.events] == ["assigned"]
 
 
-@pytest.mark.needs("clocked")
+@pytest.mark.needs("uses_app_clock")
 def test_a_blocked_poll_keeps_the_partitions_however_far_the_clock_jumps(world: World) -> None:
     topic, group = world.topic(), world.group()
     idle, other = world.member(group, topic), world.member(group, topic)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streams.errors import ConfigError, LogError, Mismatch, NotFound
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.log.protocol import Retention
 from tests.conformance.records import record
 from tests.conformance.world import World
@@ -14,7 +14,7 @@ from tests.conformance.world import World
 
 def test_a_topic_is_found_as_it_was_created(world: World) -> None:
     name = world.name("topic")
-    made = world.log.create(name, 3, Retention(seconds=3600))
+    made = world.log.create_topic(name, 3, Retention(seconds=3600))
     assert (made.name, made.partitions, made.retention.seconds) == (name, 3, 3600)
     assert world.open().topic(name) == made
     assert made in world.log.topics()
@@ -23,10 +23,10 @@ def test_a_topic_is_found_as_it_was_created(world: World) -> None:
 def test_creating_again_is_harmless_but_not_with_another_count(world: World) -> None:
     topic = world.topic(2)
     world.append(topic, [b"kept"] * 20)
-    assert world.log.create(topic, 2).partitions == 2
+    assert world.log.create_topic(topic, 2).partitions == 2
     assert len(world.values(topic, 0) + world.values(topic, 1)) == 20
-    with pytest.raises(Mismatch, match="2"):
-        world.log.create(topic, 3)
+    with pytest.raises(TopicMismatch, match="2"):
+        world.log.create_topic(topic, 3)
 
 
 def test_topics_are_listed_by_name(world: World) -> None:
@@ -39,33 +39,33 @@ def test_topics_are_listed_by_name(world: World) -> None:
 def test_a_deleted_topic_takes_its_messages_and_positions_along(world: World) -> None:
     topic, other, group = world.topic(), world.topic(), world.group()
     world.append(topic, [b"old"])
-    world.log.begin(group, topic, {0: 1})
-    world.log.begin(group, other, {0: 0})
-    world.log.delete(topic)
+    world.log.initialize_offsets(group, topic, {0: 1})
+    world.log.initialize_offsets(group, other, {0: 0})
+    world.log.delete_topic(topic)
     with pytest.raises(NotFound):
         world.log.topic(topic)
     assert list(world.log.group(group).positions) == [(other, 0)]
-    world.log.create(topic, 2)
+    world.log.create_topic(topic, 2)
     assert world.values(topic) == []
-    assert world.log.begin(group, topic, {0: 0, 1: 0})
+    assert world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "ü", "x" * 250])
 def test_a_name_that_kafka_would_refuse_is_refused(world: World, name: str) -> None:
     with pytest.raises(ConfigError, match="topic"):
-        world.log.create(name, 1)
+        world.log.create_topic(name, 1)
 
 
 def test_what_is_not_there_is_not_found(world: World) -> None:
     missing, topic = world.name("missing"), world.topic(2)
     calls: tuple[Callable[[], object], ...] = (
         lambda: world.log.topic(missing),
-        lambda: world.log.delete(missing),
-        lambda: world.log.bounds(missing, 0),
-        lambda: world.log.bounds(topic, 2),
+        lambda: world.log.delete_topic(missing),
+        lambda: world.log.watermarks(missing, 0),
+        lambda: world.log.watermarks(topic, 2),
         lambda: world.log.reader(missing, 0, 0, 1).read(1, 1.0),
-        lambda: world.log.begin(world.group(), missing, {0: 0}),
-        lambda: world.log.begin(world.group(), topic, {2: 0}),
+        lambda: world.log.initialize_offsets(world.group(), missing, {0: 0}),
+        lambda: world.log.initialize_offsets(world.group(), topic, {2: 0}),
     )
     for number, call in enumerate(calls):
         with pytest.raises(NotFound):
@@ -80,5 +80,5 @@ def test_a_closed_log_says_so(world: World) -> None:
     log.close()
     log.close()
     with pytest.raises(LogError):
-        log.bounds(topic, 0)
+        log.watermarks(topic, 0)
     assert world.append(topic, [b"the others go on"])

@@ -30,7 +30,7 @@ async def test_what_is_shown_of_a_position_is_taken_everywhere(
         values: list[int] = []
         await replay(app, topic, values.append, start=start, end=end)
         assert values == [1, 2, 3]
-        stage.anchor.begin(group, topic.name, dict.fromkeys(range(2), 0))
+        stage.anchor.initialize_offsets(group, topic.name, dict.fromkeys(range(2), 0))
         (move,) = await reset(app, group, topic, texts[2])
         assert (move.partition, move.after) == (positions[2].partition, positions[2].offset)
         elsewhere = texts[2].replace(topic.name, "elsewhere")
@@ -48,5 +48,5 @@ async def test_what_is_shown_of_a_position_is_taken_everywhere(
         asked = ["reset", group, topic.name, "--to", text, "--json", "--url", stage.url]
         assert run(asked) == 0
         assert json.loads(capfd.readouterr().out)["moved"] is True
-        place = stage.anchor.places(group, topic.name)[positions[3].partition]
+        place = stage.anchor.committed(group, topic.name)[positions[3].partition]
         assert place.position == positions[3].offset

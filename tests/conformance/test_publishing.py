@@ -18,7 +18,7 @@ async def test_it_returns_the_position_once_durable(stage: Stage) -> None:
     topic = stage.topic(app, partitions=1)
     async with app.connected():
         first = await topic.publish(1)
-        _, end = stage.anchor.bounds(topic.name, 0)
+        _, end = stage.anchor.watermarks(topic.name, 0)
         second = await topic.publish(2)
     assert (first.topic, first.partition) == (topic.name, 0)
     assert first.offset < end <= second.offset
@@ -144,7 +144,7 @@ async def publish(topic: Topic[int]) -> Position:
 
 
 async def test_partitions_must_agree(stage: Stage) -> None:
-    from streams import ConfigError, Mismatch
+    from streams import ConfigError, TopicMismatch
 
     app = stage.app()
     topic = stage.topic(app, partitions=2)
@@ -152,7 +152,7 @@ async def test_partitions_must_agree(stage: Stage) -> None:
         await topic.publish(1)
     other: Streams = stage.app()
     stage.topic(other, partitions=3)
-    with pytest.raises(Mismatch, match=r"has 2 partitions, but is declared with 3"):
+    with pytest.raises(TopicMismatch, match=r"has 2 partitions, but is declared with 3"):
         async with other.connected():
             pass
     with pytest.raises(ConfigError, match="and again with partitions=4"):

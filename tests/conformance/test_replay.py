@@ -43,7 +43,7 @@ async def test_ranges(stage: Stage) -> None:
             assert read(start=positions[5], end=positions[8]) == [5, 6, 7]
             assert read(end=offset) == list(range(5))
             assert read(start=-3) == [17, 18, 19]
-            assert read(start=stage.anchor.show(offset)) == list(range(5, 20))
+            assert read(start=stage.anchor.format_offset(offset)) == list(range(5, 20))
             assert read(start="latest") == []
             assert read(start=positions[8], end=positions[5]) == []
             now = datetime.now(timezone.utc)

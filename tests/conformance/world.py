@@ -28,7 +28,7 @@ class World:
     def __init__(self, case: Case, url: str) -> None:
         self.case = case
         self.url = url
-        self.manual = ManualClock() if case.capabilities.clocked else None
+        self.manual = ManualClock() if case.capabilities.uses_app_clock else None
         self.clock: Clock = self.manual or SYSTEM
         self.history = History()
         self._logs: list[Log] = []
@@ -60,7 +60,7 @@ class World:
 
     def topic(self, partitions: int = 1, retention: Retention = Retention()) -> str:
         """A new topic."""
-        return self.log.create(self.name("topic"), partitions, retention).name
+        return self.log.create_topic(self.name("topic"), partitions, retention).name
 
     def group(self) -> str:
         """A new group's name."""
@@ -83,7 +83,7 @@ class World:
         self, topic: str, partition: int = 0, start: int | None = None, end: int | None = None
     ) -> list[Batch]:
         """What stands between two positions, by default all."""
-        first, last = self.log.bounds(topic, partition)
+        first, last = self.log.watermarks(topic, partition)
         reader = self.log.reader(
             topic, partition, first if start is None else start, last if end is None else end
         )
@@ -116,7 +116,7 @@ class World:
 
     def position(self, group: str, topic: str, partition: int = 0) -> int | None:
         """Where a group is."""
-        place = self.log.places(group, topic).get(partition)
+        place = self.log.committed(group, topic).get(partition)
         return None if place is None else place.position
 
     def outlive_leases(self) -> None:

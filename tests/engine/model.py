@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from streams.config import Retry
-from streams.engine.dispatch import Owned
-from streams.engine.progress import Progress, Range, Segment, decode, encode
-from streams.engine.window import Window
+from streams.engine.dispatch import PartitionState
+from streams.engine.progress import FetchedBatch, Progress, Range, decode, encode
+from streams.engine.window import DedupWindow
 from streams.errors import Reject, RetryAfter
 from tests.engine.support import batch
 
@@ -46,7 +46,7 @@ class Entry:
     """A message in one assignment."""
 
     sent: Sent
-    segment: Segment
+    segment: FetchedBatch
     index: int
     state: State = "queued"
     failures: int = 0
@@ -77,8 +77,8 @@ class Tenure:
     partition: int
     ownership: Ownership
     progress: Progress
-    window: Window | None
-    owned: Owned
+    window: DedupWindow | None
+    owned: PartitionState
     base: set[int]
     """Offsets that were settled when it began."""
     next: int
@@ -134,13 +134,15 @@ class Group:
         floor, ranges = decode(position, text)
         return floor, ranges, self.covered(partition, position, ranges)
 
-    def restore(self, partition: int) -> tuple[Progress, Window | None, set[int], int, list[str]]:
+    def restore(
+        self, partition: int
+    ) -> tuple[Progress, DedupWindow | None, set[int], int, list[str]]:
         """What an assignment begins with, the window read back from the log itself."""
         floor, ranges, covered = self.stored(partition)
         position = self.committed[partition][0]
         log = self.log[partition]
         at = sum(1 for sent in log if sent.offset < position)
-        window = Window(self.window) if self.window else None
+        window = DedupWindow(self.window) if self.window else None
         seen = [
             sent.identity
             for sent in log[max(0, at - self.window) :]
@@ -154,7 +156,7 @@ class Group:
     def live(self, partition: int) -> Tenure | None:
         return next((t for t in self.tenures if t.live and t.partition == partition), None)
 
-    def deliver(self, tenure: Tenure, count: int, back: int = 0) -> Segment | None:
+    def deliver(self, tenure: Tenure, count: int, back: int = 0) -> FetchedBatch | None:
         """The next ``count`` messages of the log, from ``back`` before the end of the last."""
         log = self.log[tenure.partition]
         known = sum(1 for sent in log if sent.offset < tenure.progress.position)
@@ -167,8 +169,8 @@ class Group:
         segment = tenure.progress.add(tenure.owned, made)
         for index, sent in enumerate(chosen):
             again = start + index < tenure.next
-            assert segment.done[index] == (again or sent.offset in tenure.base)
-            if not segment.done[index]:
+            assert segment.settled[index] == (again or sent.offset in tenure.base)
+            if not segment.settled[index]:
                 tenure.entries[sent.offset] = Entry(sent, segment, index)
         tenure.next = max(tenure.next, start + len(chosen))
         return segment
@@ -284,7 +286,7 @@ class Group:
         for tenure in self.tenures:
             if tenure.live:
                 for entry in tenure.entries.values():
-                    if entry.segment.done[entry.index] and entry.state != "settled":
+                    if entry.segment.settled[entry.index] and entry.state != "settled":
                         yield tenure, entry
 
     def handled(self, partition: int, identity: str | None) -> bool:

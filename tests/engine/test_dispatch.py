@@ -16,8 +16,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from streams.engine.dispatch import Work
-from streams.engine.progress import Segment
+from streams.engine.dispatch import Delivery
+from streams.engine.progress import FetchedBatch
 from streams.errors import Reject, RetryAfter
 from tests.engine.model import Entry, Tenure
 from tests.engine.support import runs
@@ -41,9 +41,9 @@ class Machine(World):
     def succeed(self, flight: Flight) -> None:
         self.flights.remove(flight)
         if self.mode == "batch":
-            self.dispatcher.done_batch(flight.works)
+            self.dispatcher.mark_batch_settled(flight.works)
         else:
-            self.dispatcher.done(flight.works[0])
+            self.dispatcher.mark_settled(flight.works[0])
         for tenure, entry in zip(flight.tenures, flight.entries, strict=True):
             self.settle(tenure, entry, "handled")
 
@@ -61,7 +61,7 @@ class Machine(World):
             self.abandon(flight)
         elif len(flight.works) == 1:
             self.flights.remove(flight)
-            self.dispatcher.filtered(flight.works[0])
+            self.dispatcher.mark_filtered(flight.works[0])
             self.settle(flight.tenures[0], flight.entries[0], "filtered")
 
     def fail(self, data: st.DataObject) -> None:
@@ -79,9 +79,9 @@ class Machine(World):
         error = data.draw(errors)
         poison = data.draw(st.integers(0, 5)) == 5
         if poison:
-            burial: Work | None = self.dispatcher.condemned(work, error)
+            burial: Delivery | None = self.dispatcher.rejected(work, error)
         else:
-            burial = self.dispatcher.failed(work, error, self.now, random)
+            burial = self.dispatcher.mark_failed(work, error, self.now, random)
         self.failed(tenure, entry, error, random, burial, poison)
 
     def failed(
@@ -90,7 +90,7 @@ class Machine(World):
         entry: Entry,
         error: Exception,
         random: float,
-        burial: Work | None,
+        burial: Delivery | None,
         final: bool = False,
     ) -> None:
         hopeless = final or self.group.hopeless(entry, error)
@@ -109,7 +109,7 @@ class Machine(World):
         indexes = st.integers(0, len(flight.works) - 1)
         failing = data.draw(st.dictionaries(indexes, errors, min_size=1))
         final = data.draw(st.sets(st.sampled_from(sorted(failing)), max_size=1))
-        burials = self.dispatcher.batch_failed(flight.works, failing, self.now, random, final)
+        burials = self.dispatcher.mark_batch_failed(flight.works, failing, self.now, random, final)
         by_entry = {id(self.found([work]).entries[0]): work for work in burials}
         heads: set[tuple[int, Any]] = set()  # lanes that wait for a message of this batch
         for index, (tenure, entry) in enumerate(zip(flight.tenures, flight.entries, strict=True)):
@@ -134,7 +134,7 @@ class Machine(World):
         assert not by_entry
 
     def was_split(self, flight: Flight) -> None:
-        self.dispatcher.split(flight.works)
+        self.dispatcher.split_batch(flight.works)
         for tenure, entry in zip(flight.tenures, flight.entries, strict=True):
             entry.state = "queued" if tenure.live else "gone"
             entry.alone = True
@@ -152,27 +152,27 @@ class Machine(World):
         self.burials.remove(flight)
         (work,), (entry,), (tenure,) = flight
         if data.draw(st.booleans()):
-            self.dispatcher.done(work)
+            self.dispatcher.mark_settled(work)
             self.settle(tenure, entry, "buried")
             return
-        self.dispatcher.later(work, self.now + 2.0)
+        self.dispatcher.deliver_at(work, self.now + 2.0)
         entry.state = "unburied" if tenure.live else "gone"
         entry.due = self.now + 2.0
 
     # -- a straight run
 
     def go_straight(self) -> bool:
-        segment = self.dispatcher.straight(self.now)
+        segment = self.dispatcher.take_fast(self.now)
         self.note_drops()
         if segment is None:
             return False
         self.may_run_straight(segment)
-        self.run, self.at, self.within = (segment, self.by_owner[id(segment.owner)]), 0, False
+        self.run, self.at, self.within = (segment, self.by_owner[id(segment.state)]), 0, False
         return True
 
-    def may_run_straight(self, segment: Segment) -> None:
+    def may_run_straight(self, segment: FetchedBatch) -> None:
         """All of it may be handled in turn, with nothing looked at in between."""
-        tenure = self.by_owner[id(segment.owner)]
+        tenure = self.by_owner[id(segment.state)]
         entries = [tenure.entries[offset] for offset in segment.batch.offsets]
         identities = [e.sent.identity for e in entries if e.sent.identity is not None]
         assert not self.dispatcher.paused
@@ -204,7 +204,7 @@ class Machine(World):
             return
         self.within = False
         if data.draw(st.integers(0, 4)) < 4:
-            segment.done[self.at] = 1
+            segment.settled[self.at] = 1
             self.group.settle(tenure, self.entry_at(self.at), remember=False)
             self.at += 1
             return
@@ -213,7 +213,7 @@ class Machine(World):
         entries = [self.entry_at(index) for index in range(self.at, stop)]
         for entry in entries:
             entry.state = "running"
-        works = self.dispatcher.claim(segment, 0, self.at, stop)
+        works = self.dispatcher.interrupt_fast(segment, 0, self.at, stop)
         self.ended(self.at)
         assert len(works) == (stop - self.at if tenure.live else 0)
         if not works:
@@ -224,7 +224,7 @@ class Machine(World):
         assert list(flight.entries) == entries
         if len(works) == 1:
             error, random = data.draw(errors), data.draw(jitter)
-            burial = self.dispatcher.failed(works[0], error, self.now, random)
+            burial = self.dispatcher.mark_failed(works[0], error, self.now, random)
             self.failed(tenure, entries[0], error, random, burial)
         elif data.draw(st.booleans()):
             self.was_split(flight)
@@ -233,7 +233,7 @@ class Machine(World):
 
     def ran(self, stop: int) -> None:
         if self.run is not None:
-            self.dispatcher.ran(self.run[0], 0, stop)
+            self.dispatcher.finish_fast(self.run[0], 0, stop)
             self.ended(stop)
 
     def ended(self, stop: int) -> None:
@@ -249,7 +249,7 @@ class Machine(World):
         if self.run is None or self.within:
             return
         if self.at == 0:
-            self.dispatcher.refuse(self.run[0])
+            self.dispatcher.decline_fast(self.run[0])
             self.ended(0)
         else:
             self.ran(self.at)
@@ -286,7 +286,7 @@ class Machine(World):
         for tenure in self.group.tenures:
             if tenure.live:
                 for entry in tenure.entries.values():
-                    assert entry.segment.done[entry.index] == (entry.state == "settled")
+                    assert entry.segment.settled[entry.index] == (entry.state == "settled")
         counts = self.dispatcher.counts
         for name in ("handled", "duplicates", "filtered", "retries", "buried"):
             assert getattr(counts, name) == self.counts[name], name
@@ -299,7 +299,7 @@ class Machine(World):
             self.ran(self.at)
         self.resume()
         self.end_handlers()
-        assert not self.dispatcher._fences, "a fence that nobody takes down"
+        assert not self.dispatcher._outlived, "a fence that nobody takes down"
         self.assign_all()
         for _ in range(1_000):
             self.end_handlers()
@@ -321,24 +321,24 @@ class Machine(World):
                 self.group.commit(tenure)
         self.group.judge()
         dispatcher = self.dispatcher
-        assert not dispatcher.backlog
-        assert dispatcher.due is None
+        assert not dispatcher.has_backlog
+        assert dispatcher.next_due is None
         assert dispatcher.waiting == 0
         for tenure in self.group.tenures:
-            assert not tenure.owned.lanes, "a lane that nobody runs in is busy"
-            assert not tenure.live or tenure.progress.held() == (0, 0)
+            assert not tenure.owned.in_flight, "a lane that nobody runs in is busy"
+            assert not tenure.live or tenure.progress.unsettled() == (0, 0)
 
     def end_handlers(self) -> None:
         while self.flights:
             self.succeed(self.flights[0])
         while self.burials:
             flight = self.burials.pop()
-            self.dispatcher.done(flight.works[0])
+            self.dispatcher.mark_settled(flight.works[0])
             self.settle(flight.tenures[0], flight.entries[0], "buried")
 
     def step_on(self) -> None:
         if self.run is not None:
-            self.run[0].done[self.at] = 1
+            self.run[0].settled[self.at] = 1
             self.group.settle(self.run[1], self.entry_at(self.at), remember=False)
             self.at += 1
             self.within = False

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from streams.config import Retry
-from streams.engine.dispatch import Dispatcher, Owned, Work
-from streams.engine.progress import Progress, Segment
-from streams.engine.window import Window
+from streams.engine.dispatch import Delivery, Dispatcher, PartitionState
+from streams.engine.progress import FetchedBatch, Progress
+from streams.engine.window import DedupWindow
 from streams.errors import Reject
 from tests.engine.model import Ownership
 from tests.engine.support import batch
@@ -28,19 +28,19 @@ class Case:
         self.dedup = dedup
         self.owned = self.assign()
 
-    def assign(self) -> Owned:
-        window = Window(100) if self.dedup else None
-        self.owned = Owned(Ownership(0), Progress(0, 0), window)
+    def assign(self) -> PartitionState:
+        window = DedupWindow(100) if self.dedup else None
+        self.owned = PartitionState(Ownership(0), Progress(0, 0), window)
         self.dispatcher.assign(self.owned)
         self.end = 0
         return self.owned
 
-    def again(self) -> Owned:
+    def again(self) -> PartitionState:
         """The partition leaves and comes back at once, from its beginning."""
         self.dispatcher.revoke(self.owned)
         return self.assign()
 
-    def offer(self, *names: str) -> Segment:
+    def offer(self, *names: str) -> FetchedBatch:
         keys = [None if name[0] == "-" else name[0].encode() for name in names]
         ids = [None if name[1:] == "?" else name for name in names]
         segment = self.owned.progress.add(
@@ -50,29 +50,29 @@ class Case:
         self.dispatcher.offer(segment)
         return segment
 
-    def take(self, now: float = 0.0) -> Work | None:
-        self.dispatcher.wake(now)
+    def take(self, now: float = 0.0) -> Delivery | None:
+        self.dispatcher.release_due(now)
         return self.dispatcher.take(now)
 
-    def take_one(self, now: float = 0.0) -> Work:
+    def take_one(self, now: float = 0.0) -> Delivery:
         work = self.take(now)
         assert work is not None
         return work
 
-    def take_batch(self, limit: int = 10, now: float = 0.0) -> list[Work]:
-        self.dispatcher.wake(now)
+    def take_batch(self, limit: int = 10, now: float = 0.0) -> list[Delivery]:
+        self.dispatcher.release_due(now)
         return self.dispatcher.take_batch(now, limit)
 
-    def fail(self, work: Work, now: float = 0.0, random: float = 0.9) -> Work | None:
-        return self.dispatcher.failed(work, ERROR, now, random)
+    def fail(self, work: Delivery, now: float = 0.0, random: float = 0.9) -> Delivery | None:
+        return self.dispatcher.mark_failed(work, ERROR, now, random)
 
 
-def places(works: Sequence[Work | None]) -> list[int]:
+def places(works: Sequence[Delivery | None]) -> list[int]:
     """The offsets of works."""
     return [work[0].batch.offsets[work[1]] for work in works if work is not None]
 
 
-def all_taken(case: Case, now: float = 0.0) -> list[Work]:
+def all_taken(case: Case, now: float = 0.0) -> list[Delivery]:
     works = []
     while (work := case.take(now)) is not None:
         works.append(work)
@@ -87,7 +87,7 @@ def test_a_key_waits_for_its_message_and_others_do_not() -> None:
     case.offer("a1", "a2", "b3", "-4", "-5")
     works = all_taken(case)
     assert places(works) == [0, 2, 3, 4]
-    case.dispatcher.done(works[0])
+    case.dispatcher.mark_settled(works[0])
     assert places([case.take()]) == [1]
 
 
@@ -95,7 +95,7 @@ def test_what_waited_comes_before_what_was_not_looked_at() -> None:
     case = Case()
     case.offer("a1", "a2", "b3", "c4")
     first, _ = case.take_one(), case.take_one()
-    case.dispatcher.done(first)
+    case.dispatcher.mark_settled(first)
     assert places(all_taken(case)) == [1, 3]
 
 
@@ -104,9 +104,9 @@ def test_a_duplicate_in_flight_waits_for_the_outcome_of_the_first() -> None:
     segment = case.offer("a1", "a1")
     first = case.take_one()
     assert case.take() is None
-    assert segment.done == bytes([0, 0])
-    case.dispatcher.done(first)
-    assert segment.done == bytes([1, 1])
+    assert segment.settled == bytes([0, 0])
+    case.dispatcher.mark_settled(first)
+    assert segment.settled == bytes([1, 1])
     assert case.dispatcher.counts.duplicates == 1
 
 
@@ -117,7 +117,7 @@ def test_a_failed_message_is_not_swallowed_by_its_own_redelivery() -> None:
     assert case.take(0.5) is None
     retry = case.take_one(1.0)
     assert retry[4] == 2
-    assert segment.done == bytes([0, 0])
+    assert segment.settled == bytes([0, 0])
 
 
 def test_keyless_duplicates_wait_for_each_other_too() -> None:
@@ -125,8 +125,8 @@ def test_keyless_duplicates_wait_for_each_other_too() -> None:
     segment = case.offer("-1", "-1", "-2")
     works = all_taken(case)
     assert places(works) == [0, 2]
-    case.dispatcher.done(works[0])
-    assert segment.done == bytes([1, 1, 0])
+    case.dispatcher.mark_settled(works[0])
+    assert segment.settled == bytes([1, 1, 0])
 
 
 def test_without_key_and_id_nothing_waits() -> None:
@@ -138,7 +138,7 @@ def test_without_key_and_id_nothing_waits() -> None:
 def test_without_dedup_a_duplicate_is_handled_in_its_turn() -> None:
     case = Case(dedup=False)
     case.offer("a1", "a1")
-    case.dispatcher.done(case.take_one())
+    case.dispatcher.mark_settled(case.take_one())
     assert places([case.take()]) == [1]
 
 
@@ -148,13 +148,13 @@ def test_a_lane_stays_busy_until_the_dead_letter_is_written() -> None:
     burial = case.fail(case.take_one())
     assert burial is not None
     assert case.take() is None
-    case.dispatcher.later(burial, 5.0)
+    case.dispatcher.deliver_at(burial, 5.0)
     assert case.take(4.0) is None
     again = case.take_one(5.0)
     assert again[6] == burial[6]
-    assert segment.done == bytes([0, 0])
-    case.dispatcher.done(again)
-    assert segment.done == bytes([1, 0])
+    assert segment.settled == bytes([0, 0])
+    case.dispatcher.mark_settled(again)
+    assert segment.settled == bytes([1, 0])
     assert places([case.take(5.0)]) == [1]
 
 
@@ -162,11 +162,11 @@ def test_nothing_starts_once_ownership_is_not_certain() -> None:
     case = Case()
     case.offer("a1", "a2")
     case.owned.assignment.valid_until = 10.0
-    case.dispatcher.done(case.take_one(9.9))
+    case.dispatcher.mark_settled(case.take_one(9.9))
     assert case.take(10.0) is None  # neither what is ready
     case.offer("b3")
     assert case.take(10.0) is None
-    assert case.dispatcher.straight(10.0) is None
+    assert case.dispatcher.take_fast(10.0) is None
     assert case.take_batch(5, 10.0) == []
     case.owned.assignment.valid_until = 20.0
     assert places(all_taken(case, 10.0)) == [1, 2]
@@ -179,7 +179,7 @@ def test_what_waits_is_named_soonest_first() -> None:
     for work, random in zip(works, (0.9, 0.1, 0.5), strict=True):
         case.fail(work, random=random)
     assert case.dispatcher.waiting == 3
-    assert case.dispatcher.due == 0.1
+    assert case.dispatcher.next_due == 0.1
     assert case.dispatcher.waiting_keys(2) == [("orders", 0, b"b", 2), ("orders", 0, "-3", 2)]
 
 
@@ -205,21 +205,21 @@ def test_out_of_order_duplicates_still_wait(early: bool, batches: bool) -> None:
     found = case.take_batch() if batches else all_taken(case)
     assert places(found) == [2]
     for work in found:
-        case.dispatcher.done(work)
+        case.dispatcher.mark_settled(work)
     retry = case.take_one(1.0)
     assert places([retry]) == [0]
-    case.dispatcher.done(retry)
-    assert all(first.done)
-    assert all(second.done)
+    case.dispatcher.mark_settled(retry)
+    assert all(first.settled)
+    assert all(second.settled)
     assert case.dispatcher.counts.duplicates == 1
-    assert not case.owned.lanes
+    assert not case.owned.in_flight
 
 
 def test_out_of_order_a_key_is_still_handled_one_at_a_time() -> None:
     case = Case(in_order=False)
     case.offer("a1", "a2", "a3", "a4", "a5")
     works = case.take_batch(3)
-    assert case.dispatcher.batch_failed(works, {0: ERROR, 1: ERROR}, 0.0, 0.9) == []
+    assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 1: ERROR}, 0.0, 0.9) == []
     assert places(all_taken(case)) == [3]
     assert places(all_taken(case, 1.0)) == [0, 1]
 
@@ -234,7 +234,7 @@ def test_a_key_that_still_runs_waits_when_its_partition_comes_back() -> None:
     case.again()
     case.offer("a?", "a?", "b?")
     assert places(all_taken(case)) == [2]
-    case.dispatcher.done(running)
+    case.dispatcher.mark_settled(running)
     assert places(all_taken(case)) == [0]
 
 
@@ -245,8 +245,8 @@ def test_what_an_outlived_handler_settles_is_not_handled_again() -> None:
     case.again()
     segment = case.offer("a1", "a2")
     assert case.take() is None
-    case.dispatcher.done(running)
-    assert segment.done == bytes([1, 0])
+    case.dispatcher.mark_settled(running)
+    assert segment.settled == bytes([1, 0])
     assert places([case.take()]) == [1]
 
 
@@ -259,11 +259,11 @@ def test_a_fence_outlasts_several_assignments_and_is_taken_down() -> None:
         case.offer("a1", "b2")
         (other,) = all_taken(case)
         assert places([other]) == [1]
-        case.dispatcher.done(other)
+        case.dispatcher.mark_settled(other)
     case.dispatcher.revoke(case.owned)
-    assert case.dispatcher._fences
+    assert case.dispatcher._outlived
     case.dispatcher.abandon(running)
-    assert not case.dispatcher._fences
+    assert not case.dispatcher._outlived
     case.assign()
     case.offer("a1")
     assert places(all_taken(case)) == [0]
@@ -273,11 +273,11 @@ def test_waiting_and_ready_messages_leave_no_fence() -> None:
     case = Case()
     case.offer("a1", "a2", "b3", "b4")
     case.fail(case.take_one())
-    case.dispatcher.done(case.take_one())
+    case.dispatcher.mark_settled(case.take_one())
     case.dispatcher.revoke(case.owned)
-    assert not case.dispatcher._fences
-    assert case.dispatcher.due is None
-    assert not case.dispatcher.backlog
+    assert not case.dispatcher._outlived
+    assert case.dispatcher.next_due is None
+    assert not case.dispatcher.has_backlog
     case.assign()
     case.offer("a1", "a2", "b3", "b4")
     assert places(all_taken(case)) == [0, 2]
@@ -303,7 +303,7 @@ def test_what_is_offered_for_a_partition_that_left_is_never_given_out() -> None:
     case.assign()
     case.offer("c1")
     assert places(all_taken(case)) == [0]
-    assert not case.dispatcher.backlog
+    assert not case.dispatcher.has_backlog
 
 
 @pytest.mark.parametrize("ending", ["abandon", "split", "batch_failed", "done_batch"])
@@ -319,24 +319,24 @@ def test_a_batch_that_outlived_its_partition_frees_a_key_once(ending: str) -> No
         for work in reversed(works):
             case.dispatcher.abandon(work)
     elif ending == "split":
-        case.dispatcher.split(works)
+        case.dispatcher.split_batch(works)
     elif ending == "batch_failed":
-        case.dispatcher.batch_failed(works, {0: ERROR}, 0.0, 0.5)
+        case.dispatcher.mark_batch_failed(works, {0: ERROR}, 0.0, 0.5)
     else:
-        case.dispatcher.done_batch(works)
+        case.dispatcher.mark_batch_settled(works)
     found = all_taken(case)
     assert places(found) == [0]
-    case.dispatcher.done(found[0])
+    case.dispatcher.mark_settled(found[0])
     assert places(all_taken(case)) == [1]
 
 
 def test_a_straight_run_that_outlived_its_partition_counts_as_seen() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "c3")
-    assert case.dispatcher.straight(0.0) is segment
+    assert case.dispatcher.take_fast(0.0) is segment
     case.again()
-    segment.done[:2] = b"\1\1"
-    case.dispatcher.ran(segment, 0, 2)
+    segment.settled[:2] = b"\1\1"
+    case.dispatcher.finish_fast(segment, 0, 2)
     case.offer("a1", "b2", "c3")
     assert places(all_taken(case)) == [2]
 
@@ -350,7 +350,7 @@ def test_a_batch_holds_a_key_in_order_and_an_identity_once() -> None:
     works = case.take_batch()
     assert places(works) == [0, 1, 2]
     assert case.take_batch() == []
-    case.dispatcher.done_batch(works)
+    case.dispatcher.mark_batch_settled(works)
     assert places(case.take_batch()) == [4]
     assert case.dispatcher.counts.duplicates == 1
 
@@ -361,18 +361,18 @@ def test_a_key_is_in_one_batch_at_a_time() -> None:
     first = case.take_batch(2)
     assert places(first) == [0, 1]
     assert places(case.take_batch(2)) == [3]
-    case.dispatcher.done_batch(first)
+    case.dispatcher.mark_batch_settled(first)
     assert places(case.take_batch(2)) == [2]
 
 
 def test_a_batch_that_failed_is_run_again_one_by_one_in_order() -> None:
     case = Case()
     case.offer("a1", "b2", "a3", "c4")
-    case.dispatcher.split(case.take_batch(3))
+    case.dispatcher.split_batch(case.take_batch(3))
     works = [case.take_batch(), case.take_batch(), case.take_batch()]
     assert list(map(places, works)) == [[0], [1], [3]]
     assert [work[4] for (work,) in works] == [1, 1, 1], "splitting uses no attempts"
-    case.dispatcher.done_batch(works[0])
+    case.dispatcher.mark_batch_settled(works[0])
     assert places(case.take_batch()) == [2]
 
 
@@ -380,14 +380,14 @@ def test_of_two_failures_of_a_key_the_second_waits_behind_the_first() -> None:
     case = Case()
     case.offer("a1", "a2", "a3", "b4", "a5")
     works = case.take_batch(4)
-    assert case.dispatcher.batch_failed(works, {0: ERROR, 2: ERROR}, 0.0, 0.9) == []
+    assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 2: ERROR}, 0.0, 0.9) == []
     assert case.take_batch() == []
     (first,) = case.take_batch(now=1.0)
     assert (places([first]), first[4]) == ([0], 2)
-    case.dispatcher.done(first)
+    case.dispatcher.mark_settled(first)
     (second,) = case.take_batch(now=1.0)
     assert (places([second]), second[4]) == ([2], 2)
-    case.dispatcher.done(second)
+    case.dispatcher.mark_settled(second)
     assert places(case.take_batch(now=1.0)) == [4]
 
 
@@ -400,16 +400,16 @@ def test_of_two_dead_letters_of_a_key_the_second_is_written_behind_the_first(
     case = Case(attempts=attempts)
     segment = case.offer("a1", "a2", "a3")
     works = case.take_batch(2)
-    burials = case.dispatcher.batch_failed(works, {0: error, 1: error}, 0.0, 0.9, final)
+    burials = case.dispatcher.mark_batch_failed(works, {0: error, 1: error}, 0.0, 0.9, final)
     assert places(burials) == [0]
     assert case.take() is None
-    case.dispatcher.done(burials[0])
+    case.dispatcher.mark_settled(burials[0])
     second = case.take_one()
     assert places([second]) == [1]
     assert second[6] is not None
     assert case.take() is None
-    case.dispatcher.done(second)
-    assert segment.done == bytes([1, 1, 0])
+    case.dispatcher.mark_settled(second)
+    assert segment.settled == bytes([1, 1, 0])
     assert places([case.take()]) == [2]
 
 
@@ -417,9 +417,9 @@ def test_a_dead_letter_behind_a_retry_does_not_free_the_key() -> None:
     case = Case()
     case.offer("a1", "a2", "a3")
     works = case.take_batch(2)
-    assert case.dispatcher.batch_failed(works, {0: ERROR, 1: ERROR}, 0.0, 0.9, {1}) == []
+    assert case.dispatcher.mark_batch_failed(works, {0: ERROR, 1: ERROR}, 0.0, 0.9, {1}) == []
     assert case.take() is None
-    case.dispatcher.done(case.take_one(1.0))
+    case.dispatcher.mark_settled(case.take_one(1.0))
     burial = case.take_one(1.0)
     assert burial[6] is not None
     assert case.take(1.0) is None
@@ -434,7 +434,7 @@ def test_a_cancelled_batch_gives_a_key_back_one_at_a_time(order: int) -> None:
         case.dispatcher.abandon(work)
     taken = all_taken(case)
     assert sorted(places(taken)) == [0, 1]
-    case.dispatcher.done(next(work for work in taken if work[2] == b"a"))
+    case.dispatcher.mark_settled(next(work for work in taken if work[2] == b"a"))
     assert places(all_taken(case)) == [2]
 
 
@@ -444,43 +444,43 @@ def test_a_cancelled_batch_gives_a_key_back_one_at_a_time(order: int) -> None:
 def test_straight_is_given_only_where_nothing_is_in_the_way() -> None:
     case = Case()
     case.offer("z0")
-    case.dispatcher.done(case.take_one())
+    case.dispatcher.mark_settled(case.take_one())
     for names in (("a1", "a1"), ("b2", "z0"), ("c3", "-?")):
         case.offer(*names)
-        assert case.dispatcher.straight(0.0) is None, names
+        assert case.dispatcher.take_fast(0.0) is None, names
         for work in all_taken(case):
-            case.dispatcher.done(work)
+            case.dispatcher.mark_settled(work)
     case.offer("d4")
     case.dispatcher.paused = True
-    assert case.dispatcher.straight(0.0) is None
+    assert case.dispatcher.take_fast(0.0) is None
     case.dispatcher.paused = False
-    segment = case.dispatcher.straight(0.0)
+    segment = case.dispatcher.take_fast(0.0)
     assert segment is not None
-    case.dispatcher.refuse(segment)
+    case.dispatcher.decline_fast(segment)
     busy = case.take_one()
     case.offer("e5")
-    assert case.dispatcher.straight(0.0) is None
-    case.dispatcher.done(busy)
+    assert case.dispatcher.take_fast(0.0) is None
+    case.dispatcher.mark_settled(busy)
 
 
 def test_a_restored_segment_is_not_run_straight() -> None:
     case = Case()
     case.owned.progress = Progress(0, 0, [(1, 2)])
     case.offer("a1", "b2", "c3")
-    assert case.dispatcher.straight(0.0) is None
+    assert case.dispatcher.take_fast(0.0) is None
     assert places(all_taken(case)) == [0, 2]
 
 
 def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "a3", "c4")
-    assert case.dispatcher.straight(0.0) is segment
-    segment.done[0] = 1
-    (work,) = case.dispatcher.claim(segment, 0, 1, 2)
+    assert case.dispatcher.take_fast(0.0) is segment
+    segment.settled[0] = 1
+    (work,) = case.dispatcher.interrupt_fast(segment, 0, 1, 2)
     assert places([work]) == [1]
     assert places(all_taken(case)) == [2, 3]
     case.offer("a1")
-    case.dispatcher.done(work)
+    case.dispatcher.mark_settled(work)
     assert case.take() is None
     assert case.dispatcher.counts.handled == 2
 
@@ -488,23 +488,25 @@ def test_what_a_straight_run_leaves_is_taken_one_by_one() -> None:
 def test_a_straight_run_is_seen_by_what_comes_after_it() -> None:
     case = Case()
     segment = case.offer("a1", "b2")
-    assert case.dispatcher.straight(0.0) is segment
-    segment.done[:] = b"\1\1"
-    case.dispatcher.ran(segment, 0, 2)
+    assert case.dispatcher.take_fast(0.0) is segment
+    segment.settled[:] = b"\1\1"
+    case.dispatcher.finish_fast(segment, 0, 2)
     late = case.offer("b2", "c3")
-    assert case.dispatcher.straight(0.0) is None
+    assert case.dispatcher.take_fast(0.0) is None
     assert places(all_taken(case)) == [3]
-    assert late.done == bytes([1, 0])
+    assert late.settled == bytes([1, 0])
 
 
 # -- what comes back another way
 
 
-def inserted(case: Case, *names: str) -> Segment:
+def inserted(case: Case, *names: str) -> FetchedBatch:
     """Messages that come back, at offsets that no other message of the case has."""
     offsets = range(100, 100 + len(names))
-    segment = Segment(case.owned, batch(offsets, [name[0].encode() for name in names], [*names]))
-    case.dispatcher.insert(segment)
+    segment = FetchedBatch(
+        case.owned, batch(offsets, [name[0].encode() for name in names], [*names])
+    )
+    case.dispatcher.push_returned(segment)
     return segment
 
 
@@ -516,24 +518,24 @@ def test_what_comes_back_goes_before_what_waits_in_its_lane_in_order_and_alone()
     inserted(case, "a7", "c8", "a9")
     assert places(all_taken(case)) == [101]
     for place in (100, 102, 1):
-        case.dispatcher.done(first)
+        case.dispatcher.mark_settled(first)
         (first,) = case.take_batch()
         assert places([first]) == [place]
-    case.dispatcher.done(first)
+    case.dispatcher.mark_settled(first)
     assert case.take() is None
 
 
 def test_what_comes_back_is_no_duplicate_and_no_part_of_its_partitions_progress() -> None:
     case = Case()
     case.offer("a1")
-    case.dispatcher.done(case.take_one())
+    case.dispatcher.mark_settled(case.take_one())
     segment = inserted(case, "a1")
     work = case.take_one()
     assert work[0] is segment
     assert case.owned.progress.snapshot().position == 1
-    case.dispatcher.done(work)
+    case.dispatcher.mark_settled(work)
     assert case.owned.progress.snapshot().position == 1
-    assert case.owned.lanes == {}
+    assert case.owned.in_flight == {}
 
 
 def test_what_comes_back_is_forgotten_with_its_partition() -> None:
@@ -543,9 +545,9 @@ def test_what_comes_back_is_forgotten_with_its_partition() -> None:
     former = case.owned
     inserted(case, "a2", "b3")
     case.again()
-    case.dispatcher.insert(Segment(former, batch(range(100, 101), [b"c"], ["c4"])))
+    case.dispatcher.push_returned(FetchedBatch(former, batch(range(100, 101), [b"c"], ["c4"])))
     assert case.take() is None
     case.offer("a5", "b6", "c7")
     assert places(all_taken(case)) == [1, 2]
-    case.dispatcher.done(running)
+    case.dispatcher.mark_settled(running)
     assert places(all_taken(case)) == [0]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine.pace import CREDIT, LOOK, SHARE, CommitPace
+from streams.engine.pace import CORE_SHARE, LONGEST_LOOK, SAVED_UP, CommitPace
 
 seconds = st.floats(0.0, 10.0)
 intervals = st.floats(0.001, 10.0)
@@ -24,7 +24,7 @@ def test_it_is_due_within_its_bounds(
     assert pace.due <= now
     for moved, late, cost in steps:
         now = max(now, pace.due) + late + cost
-        (pace.committed if moved else pace.unmoved)(now, cost)
+        (pace.record_commit if moved else pace.record_idle_look)(now, cost)
         assert now + min(longest, shortest) - HAIR <= pace.due <= now + longest + HAIR
 
 
@@ -36,12 +36,12 @@ def test_it_takes_no_more_than_its_share(
     pace, now, spent = CommitPace(longest, shortest), 0.0, list[tuple[float, float]]()
     for moved, late, cost in steps:
         now = max(now, pace.due) + late
-        (pace.committed if moved else pace.unmoved)(now, cost)
-        spent.append((now, min(cost, longest * SHARE)))
+        (pace.record_commit if moved else pace.record_idle_look)(now, cost)
+        spent.append((now, min(cost, longest * CORE_SHARE)))
     for first, (began, _) in enumerate(spent):
         total = 0.0
         for at, cost in spent[first:]:
-            assert total <= (at - began) * SHARE + CREDIT + HAIR
+            assert total <= (at - began) * CORE_SHARE + SAVED_UP + HAIR
             total += cost
 
 
@@ -52,31 +52,31 @@ def test_while_nothing_moves_it_looks_less_and_less_often(
     pace, now, waits = CommitPace(3_600.0, shortest), 0.0, list[float]()
     for cost in costs:
         now = max(now, pace.due)
-        pace.unmoved(now, cost)
+        pace.record_idle_look(now, cost)
         waits.append(pace.due - now)
-    assert all(wait <= max(LOOK, shortest, 0.001 / SHARE) + HAIR for wait in waits)
+    assert all(wait <= max(LONGEST_LOOK, shortest, 0.001 / CORE_SHARE) + HAIR for wait in waits)
     if len(costs) > 10:
-        assert waits[-1] >= min(LOOK, waits[0] * 2) - HAIR
+        assert waits[-1] >= min(LONGEST_LOOK, waits[0] * 2) - HAIR
     now = pace.due
-    pace.committed(now, 0.0)
+    pace.record_commit(now, 0.0)
     assert pace.due <= now + shortest + HAIR
 
 
 def test_a_commit_that_costs_little_is_followed_soon_by_the_next() -> None:
     pace = CommitPace(1.0, 0.025)
-    pace.committed(100.0, 0.0)
+    pace.record_commit(100.0, 0.0)
     assert pace.due == 100.025
-    pace.committed(200.0, CREDIT)
+    pace.record_commit(200.0, SAVED_UP)
     assert pace.due == 200.025
-    pace.committed(200.0, 0.005)
-    assert pace.due == pytest.approx(200.0 + 0.005 / SHARE)
-    pace.committed(300.0, 5.0)
+    pace.record_commit(200.0, 0.005)
+    assert pace.due == pytest.approx(200.0 + 0.005 / CORE_SHARE)
+    pace.record_commit(300.0, 5.0)
     assert pace.due == pytest.approx(301.0)
-    pace.committed(301.0, 0.0)
+    pace.record_commit(301.0, 0.0)
     assert pace.due == pytest.approx(301.025)
 
 
 def test_who_wants_commits_more_often_than_the_log_gets_them() -> None:
     pace = CommitPace(0.05, 0.1)
-    pace.committed(100.0, 0.0)
+    pace.record_commit(100.0, 0.0)
     assert pace.due == 100.05

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streams.engine.progress import (
-    LIMIT,
+    PROGRESS_LIMIT,
+    FetchedBatch,
     Progress,
     Range,
-    Segment,
-    cut,
     decode,
     encode,
+    truncated,
     with_offsets,
 )
-from streams.log.protocol import PROGRESS_LIMIT
+from streams.log import protocol
 from tests.engine.support import Tracked, batch, runs
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~"
@@ -62,7 +62,7 @@ def within(inner: Sequence[Range], outer: Sequence[Range]) -> bool:
 
 
 def test_the_limit_is_the_logs() -> None:
-    assert LIMIT == PROGRESS_LIMIT == 4_095
+    assert PROGRESS_LIMIT == protocol.PROGRESS_LIMIT == 4_095
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_fits_comes_back_whole(place: tuple[int, int, list[Range]]) -> None
     snapshot = encode(position, floor, settled)
     assert snapshot.position == position
     assert snapshot.complete  # 80 ranges fit, whatever their offsets are
-    assert len(snapshot.progress) <= LIMIT
+    assert len(snapshot.progress) <= PROGRESS_LIMIT
     assert set(snapshot.progress) <= set(ALPHABET)
     assert decode(position, snapshot.progress) == (floor, settled)
 
@@ -120,7 +120,7 @@ def test_ten_thousand_gaps_fit(first: int) -> None:
     settled = [(first + at, first + at + 1) for at in range(1, 20_001, 2)]
     snapshot = encode(first, 0, settled)
     assert snapshot.complete
-    assert len(snapshot.progress) <= LIMIT
+    assert len(snapshot.progress) <= PROGRESS_LIMIT
     assert decode(first, snapshot.progress) == (0, settled)
 
 
@@ -128,7 +128,7 @@ def test_thirty_thousand_gaps_are_cut() -> None:
     settled = [(at, at + 1) for at in range(1, 60_001, 2)]
     snapshot = encode(0, 0, settled)
     assert not snapshot.complete
-    assert LIMIT - 8 < len(snapshot.progress) <= LIMIT
+    assert PROGRESS_LIMIT - 8 < len(snapshot.progress) <= PROGRESS_LIMIT
     kept = decode(0, snapshot.progress)[1]
     assert kept == settled[: len(kept)]
     assert len(kept) > 12_000
@@ -184,7 +184,7 @@ def test_what_lies_behind_the_end_is_cut_off(
 ) -> None:
     position, _, settled = place
     end = position + room
-    kept = cut(settled, end)
+    kept = truncated(settled, end)
     assert within(kept, settled)
     assert all(start < stop <= end for start, stop in kept)
     for start, stop in settled:
@@ -208,7 +208,7 @@ def test_damaged_text_is_refused_with_one_error(
 
 def test_text_over_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="form"):
-        decode(0, "1bA" + "A" * LIMIT)
+        decode(0, "1bA" + "A" * PROGRESS_LIMIT)
 
 
 def test_a_floor_above_the_position_is_refused() -> None:
@@ -238,7 +238,7 @@ class Versus(RuleBasedStateMachine):
             (i for i, offset in enumerate(self.log) if offset >= position), len(self.log)
         )
         self.delivered = self.next
-        self.flights: dict[int, tuple[Segment, int]] = {}  # what is not settled
+        self.flights: dict[int, tuple[FetchedBatch, int]] = {}  # what is not settled
         self.alive: WeakSet[Tracked] = WeakSet()
         self.last = position
 
@@ -265,12 +265,12 @@ class Versus(RuleBasedStateMachine):
         segment = self.progress.add(
             None, batch(offsets, values=[bytes(o % 7 + 1) for o in offsets], alive=self.alive)
         )
-        assert segment.size == sum(o % 7 + 1 for o in offsets)
+        assert segment.held_bytes == sum(o % 7 + 1 for o in offsets)
         for index, offset in enumerate(offsets):
             again = index < known
-            assert segment.done[index] == (again or offset in self.settled)
-            assert segment.holes or not segment.done[index]
-            if not segment.done[index]:
+            assert segment.settled[index] == (again or offset in self.settled)
+            assert segment.partly_settled or not segment.settled[index]
+            if not segment.settled[index]:
                 self.flights[offset] = (segment, index)
         self.delivered = max(self.delivered, self.log.index(offsets[-1]) + 1)
 
@@ -283,7 +283,7 @@ class Versus(RuleBasedStateMachine):
 
     def settle_one(self, offset: int) -> None:
         segment, index = self.flights.pop(offset)
-        segment.done[index] = 1
+        segment.settled[index] = 1
         self.settled.add(offset)
 
     @rule()
@@ -291,7 +291,7 @@ class Versus(RuleBasedStateMachine):
         for offset in sorted(self.flights)[1:]:
             self.settle_one(offset)
 
-    @rule(limit=st.sampled_from([LIMIT, LIMIT, 60]))
+    @rule(limit=st.sampled_from([PROGRESS_LIMIT, PROGRESS_LIMIT, 60]))
     def snapshot(self, limit: int) -> None:
         snapshot = self.progress.snapshot(limit)
         floor, ranges = decode(snapshot.position, snapshot.progress)
@@ -315,7 +315,7 @@ class Versus(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.flights)), unique=True))
         before = self.progress.snapshot()
         _, ranges = decode(before.position, before.progress)
-        ahead = self.progress.preview(self.flights[offset] for offset in chosen)
+        ahead = self.progress.preview_commit(self.flights[offset] for offset in chosen)
         assert self.progress.snapshot() == before
         _, after = decode(ahead.position, ahead.progress)
         assert self.covered(ahead.position, after) == self.covered(before.position, ranges) | set(
@@ -333,16 +333,16 @@ class Versus(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         """Nothing but unsettled messages is held, and only what is held is counted."""
-        self.progress.sweep()
-        held = self.progress.held()
+        self.progress.release_settled()
+        held = self.progress.unsettled()
         assert held == (len(self.flights), sum(o % 7 + 1 for o in self.flights))
 
     @invariant()
     def what_is_counted_is_what_is_held(self) -> None:
         if hasattr(self, "progress"):
-            messages, size = self.progress.held()
+            messages, size = self.progress.unsettled()
             assert messages == len(self.flights)
-            assert size == sum(each.measure()[0] for each in self.alive)
+            assert size == sum(each.total_and_largest()[0] for each in self.alive)
 
 
 TestVersus = Versus.TestCase
@@ -358,7 +358,7 @@ def stuck(segments: int, each: int, settle: Callable[[int, bytearray], None]) ->
     progress.add(None, batch([0]))
     for number in range(segments):
         first = 1 + number * each
-        settle(number, progress.add(None, batch(range(first, first + each))).done)
+        settle(number, progress.add(None, batch(range(first, first + each))).settled)
         yield progress
 
 
@@ -373,7 +373,7 @@ def test_135_000_settled_segments_behind_a_stuck_one_are_kept_as_one_range() -> 
         progress = each
         if number % 20 == 0:
             snapshot = progress.snapshot()
-            kept = max(kept, len(progress._segments))
+            kept = max(kept, len(progress._batches))
             assert snapshot.position == 0
     assert kept < 150
     assert decode(0, progress.snapshot().progress) == (0, [(1, 270_001)])
@@ -383,8 +383,8 @@ def test_135_000_settled_segments_behind_a_stuck_one_are_kept_as_one_range() -> 
 def test_segments_that_pile_up_between_commits_are_collapsed_by_the_next() -> None:
     *_, progress = stuck(5_000, 2, all_of_it)
     progress.snapshot()
-    assert len(progress._segments) == 2
-    assert progress.ranges() == [(1, 10_001)]
+    assert len(progress._batches) == 2
+    assert progress.settled_ranges() == [(1, 10_001)]
 
 
 def test_open_segments_among_settled_ones_are_kept_and_nothing_else() -> None:
@@ -395,22 +395,22 @@ def test_open_segments_among_settled_ones_are_kept_and_nothing_else() -> None:
 
     *_, progress = stuck(1_000, 3, mostly)
     progress.snapshot()
-    assert len(progress._segments) == 1 + 10 + 11  # the stuck one, the open ones, those between
+    assert len(progress._batches) == 1 + 10 + 11  # the stuck one, the open ones, those between
     gaps = [2 + number * 3 for number in range(50, 1_000, 100)]
     bounds = [1, *(at for gap in gaps for at in (gap, gap + 1)), 3_001]
-    assert progress.ranges() == list(zip(bounds[::2], bounds[1::2], strict=True))
-    assert progress.held() == (11, 0)
+    assert progress.settled_ranges() == list(zip(bounds[::2], bounds[1::2], strict=True))
+    assert progress.unsettled() == (11, 0)
 
 
 def test_a_stuck_head_that_is_settled_at_last_moves_the_position_over_everything() -> None:
     progress = Progress(0, 0)
     head = progress.add(None, batch([0]))
     for number in range(200):
-        all_of_it(0, progress.add(None, batch([2 * number + 1, 2 * number + 2])).done)
+        all_of_it(0, progress.add(None, batch([2 * number + 1, 2 * number + 2])).settled)
     progress.snapshot()
-    head.done[0] = 1
+    head.settled[0] = 1
     assert progress.snapshot() == (401, "1rA", True)
-    assert not progress._segments
+    assert not progress._batches
 
 
 def test_a_settled_segment_holds_no_bytes() -> None:
@@ -420,9 +420,9 @@ def test_a_settled_segment_holds_no_bytes() -> None:
     for number in range(50):
         offsets = [3 * number + at for at in (1, 2, 3)]
         made = batch(offsets, values=[b"x" * 1_000] * 3, alive=alive)
-        all_of_it(0, progress.add(None, made).done)
+        all_of_it(0, progress.add(None, made).settled)
         del made
-    assert progress.held() == (1, 10)
+    assert progress.unsettled() == (1, 10)
     assert not alive
 
 
@@ -430,35 +430,35 @@ def test_sweeping_lets_go_of_settled_messages_only() -> None:
     progress = Progress(0, 0)
     made = batch([0, 1, 2], [b"key", None, b"k"], values=[b"12", b"3456", b"7"])
     segment = progress.add(None, made)
-    assert progress.held() == (3, 11)
-    segment.done[1] = 1
-    assert progress.held() == (2, 11)
-    progress.sweep()
-    assert progress.held() == (2, 7)
+    assert progress.unsettled() == (3, 11)
+    segment.settled[1] = 1
+    assert progress.unsettled() == (2, 11)
+    progress.release_settled()
+    assert progress.unsettled() == (2, 7)
     assert (made.keys, made.values) == ([b"key", None, b"k"], [b"12", None, b"7"])
-    segment.done[0] = 1
-    progress.sweep()
-    assert progress.held() == (1, 2)
+    segment.settled[0] = 1
+    progress.release_settled()
+    assert progress.unsettled() == (1, 2)
     assert (made.keys, made.values) == ([None, None, b"k"], [None, None, b"7"])
 
 
 def test_values_decoded_ahead_are_let_go_of_too() -> None:
     progress = Progress(0, 0)
     segment = progress.add(None, batch([0, 1]))
-    segment.events = ["first", "second"]
-    segment.done[0] = 1
-    progress.sweep()
-    assert segment.events == [None, "second"]
+    segment.decoded = ["first", "second"]
+    segment.settled[0] = 1
+    progress.release_settled()
+    assert segment.decoded == [None, "second"]
 
 
 def test_what_was_settled_in_an_earlier_life_outlasts_a_gap_in_the_log() -> None:
     """The settled messages 5 to 9 expired meanwhile: the position moves past them."""
     progress = Progress(3, 0, [(5, 10)])
-    all_of_it(0, progress.add(None, batch([3, 4])).done)
+    all_of_it(0, progress.add(None, batch([3, 4])).settled)
     assert decode(5, progress.snapshot().progress) == (0, [(5, 10)])
     segment = progress.add(None, batch([20]))
-    assert segment.done == b"\0"
-    segment.done[0] = 1
+    assert segment.settled == b"\0"
+    segment.settled[0] = 1
     assert progress.snapshot()[:2] == (21, "1rA")
 
 

@@ -36,9 +36,9 @@ def test_a_message_settled_during_a_snapshot_joins_its_neighbours() -> None:
 
     progress = Progress(0, 0)
     segment = progress.add(None, batch(range(10)))
-    done = segment.done = Settling(b"\0\1\1\0\1\1\0\1\0\0")
+    done = segment.settled = Settling(b"\0\1\1\0\1\1\0\1\0\0")
     done.meanwhile = that_one
-    assert progress.ranges() == [(1, 10)]
+    assert progress.settled_ranges() == [(1, 10)]
     assert done.count(1) == 9
 
 
@@ -65,14 +65,14 @@ def test_a_snapshot_says_no_less_than_before_and_no_more_than_after(
     for steps in segments:
         chosen = [at := at + step for step in steps]
         segment = progress.add(None, batch(chosen))
-        done = segment.done = Settling(len(chosen))
+        done = segment.settled = Settling(len(chosen))
         some(done, -1)
         done.meanwhile = some
         places.update((offset, (done, index)) for index, offset in enumerate(chosen))
     for _ in range(4):
         before = settled()
-        progress.held()
-        progress.sweep()
+        progress.unsettled()
+        progress.release_settled()
         snapshot = progress.snapshot()
         _, ranges = decode(snapshot.position, snapshot.progress)
         said = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.config import Retry
-from streams.engine.retry import again
+from streams.engine.retry import retry_delay
 from streams.errors import HandlerTimeout, Reject, RetryAfter
 from tests.engine.support import runs
 
@@ -40,13 +40,13 @@ class Worse(Hopeless):
 )
 def test_again(attempt: int, error: Exception, random: float, delay: float | None) -> None:
     policy = Retry(attempts=5, delay=0.1, cap=0.5, never=(Hopeless,))
-    assert again(policy, attempt, error, random) == (
+    assert retry_delay(policy, attempt, error, random) == (
         None if delay is None else pytest.approx(delay)
     )
 
 
 def test_one_attempt_is_no_retry() -> None:
-    assert again(Retry(attempts=1), 1, ValueError(), 0.5) is None
+    assert retry_delay(Retry(attempts=1), 1, ValueError(), 0.5) is None
 
 
 @runs(100)
@@ -61,7 +61,7 @@ def test_one_attempt_is_no_retry() -> None:
     st.floats(0, 1, exclude_max=True),
 )
 def test_no_backoff_is_longer_than_its_bound(policy: Retry, attempt: int, random: float) -> None:
-    delay = again(policy, attempt, ValueError(), random)
+    delay = retry_delay(policy, attempt, ValueError(), random)
     if attempt >= policy.attempts:
         assert delay is None
     else:

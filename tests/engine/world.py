@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from streams.config import Retry
-from streams.engine.dispatch import Dispatcher, Owned, Work
-from streams.engine.progress import Segment
+from streams.engine.dispatch import Delivery, Dispatcher, PartitionState
+from streams.engine.progress import FetchedBatch
 from tests.engine.model import Entry, Group, Ownership, Sent, Tenure
 
 KEYS = [b"a", b"b", b"c"]
@@ -28,7 +28,7 @@ partitions = st.integers(0, 1)
 class Flight(NamedTuple):
     """What a runner holds: messages that are handled together, or one that is buried."""
 
-    works: Sequence[Work]
+    works: Sequence[Delivery]
     entries: Sequence[Entry]
     tenures: Sequence[Tenure]
 
@@ -78,7 +78,7 @@ class World(RuleBasedStateMachine):
         self.by_owner: dict[int, Tenure] = {}
         self.flights: list[Flight] = []
         self.burials: list[Flight] = []
-        self.run: tuple[Segment, Tenure] | None = None  # a straight run that is out
+        self.run: tuple[FetchedBatch, Tenure] | None = None  # a straight run that is out
         self.at = 0  # how far it is
         self.within = False  # a handler of it runs
         self.counts: Counter[str] = Counter()
@@ -124,7 +124,7 @@ class World(RuleBasedStateMachine):
             if self.group.live(partition) is None:
                 progress, window, covered, at, seen = self.group.restore(partition)
                 ownership = Ownership(partition)
-                owned = Owned(ownership, progress, window)
+                owned = PartitionState(ownership, progress, window)
                 self.dispatcher.assign(owned)
                 tenure = Tenure(partition, ownership, progress, window, owned, covered, at, seen)
                 self.group.tenures.append(tenure)
@@ -193,15 +193,15 @@ class World(RuleBasedStateMachine):
 
     # -- a runner takes
 
-    def found(self, works: Sequence[Work]) -> Flight:
-        tenures = [self.by_owner[id(work[0].owner)] for work in works]
+    def found(self, works: Sequence[Delivery]) -> Flight:
+        tenures = [self.by_owner[id(work[0].state)] for work in works]
         entries = [
             tenure.entries[work[0].batch.offsets[work[1]]]
             for tenure, work in zip(tenures, works, strict=True)
         ]
         return Flight(works, entries, tenures)
 
-    def took(self, works: Sequence[Work]) -> None:
+    def took(self, works: Sequence[Delivery]) -> None:
         """Check what was given out."""
         assert not self.dispatcher.paused
         self.note_drops()
@@ -255,7 +255,7 @@ class World(RuleBasedStateMachine):
 
     def take(self, limit: int = 3) -> bool:
         dispatcher = self.dispatcher
-        dispatcher.wake(self.now)
+        dispatcher.release_due(self.now)
         if self.mode == "straight" and self.go_straight():
             return True
         if self.mode == "batch":

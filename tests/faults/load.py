@@ -157,7 +157,7 @@ async def answers(
     def told(found: Sequence[Position | LogError]) -> None:
         loop.call_soon_threadsafe(future.set_result, found)
 
-    app.publisher.send(topic, records, told)
+    app.publisher.append(topic, records, told)
     return await future
 
 
@@ -165,7 +165,7 @@ def stored(log: Log, topic: str) -> dict[tuple[int, int], str]:
     """What stands in a topic: the message ID by partition and offset."""
     found: dict[tuple[int, int], str] = {}
     for partition in range(log.topic(topic).partitions):
-        reader = log.reader(topic, partition, *log.bounds(topic, partition))
+        reader = log.reader(topic, partition, *log.watermarks(topic, partition))
         try:
             while (batch := reader.read(5_000, 20.0)) is not None:
                 for index, offset in enumerate(batch.offsets):

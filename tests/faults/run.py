@@ -50,7 +50,7 @@ class Run:
         self._not_yet = ""
         """Why :meth:`at_end` said no."""
         if create:
-            self.log.create(self.topic, PARTITIONS)
+            self.log.create_topic(self.topic, PARTITIONS)
 
     def load(self, messages: int, *, rate: float | None = None, url: str = "") -> Load:
         """Publish to the topic; see :class:`Load`."""
@@ -93,7 +93,7 @@ class Run:
             return False
         try:
             for partition in range(PARTITIONS):
-                first, end = self.log.bounds(self.topic, partition)
+                first, end = self.log.watermarks(self.topic, partition)
                 place = places.get(partition)
                 if end > first and (place is None or place < end):
                     self._not_yet = f"{partition} is at {place}, its end is {end}"

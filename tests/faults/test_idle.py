@@ -22,7 +22,7 @@ class Idle(NamedTuple):
 @sizes(Idle(50, 1.0), Idle(1_000, 15.0), logs=(), long_logs=BOTH)
 def test_idle_partitions_cost_next_to_nothing(run: Run, size: Idle) -> None:
     topic = f"{run.topic}-wide"
-    run.log.create(topic, size.partitions)
+    run.log.create_topic(topic, size.partitions)
     # A broker that has just made so many is busy for a while: a process that joins now would end.
     if run.ground.name == "kafka":
         until(lambda: run.known() is not None, 120, "the group's coordinator answers")
@@ -34,7 +34,7 @@ def test_idle_partitions_cost_next_to_nothing(run: Run, size: Idle) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     logging.getLogger("tests.faults").warning("%s, idle: %s", run.ground.name, found)
-    run.log.delete(topic)
+    run.log.delete_topic(topic)
     # A guard against what grows without end or spins, not a measure: docs/faults.md has figures.
     assert found["cpu"] < 0.5
     assert found["after"] - found["before"] < 8.0

@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from streams import DeadLetters, Flow, Message, Retry, Streams, Topic
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.kafka import reach
-from streams.log.kafka.reading import Readers
+from streams.log.kafka.reading import ReaderPool
 from streams.log.protocol import Committed
 from streams.message import Position
 from tests.faults.ground import KAFKA, Ground, kafka_ground
@@ -73,7 +73,7 @@ async def test_metadata_that_is_not_ours_costs_redelivery_at_most(run: Run) -> N
     """Each text in a partition of its own."""
     partitions = len(FOREIGN)
     run.topic += "-foreign"
-    run.log.create(run.topic, partitions)
+    run.log.create_topic(run.topic, partitions)
     app = Streams(run.ground.direct)
     topic = app.topic(run.topic, bytes)
     calls = handled(app, topic, run)
@@ -85,7 +85,7 @@ async def test_metadata_that_is_not_ours_costs_redelivery_at_most(run: Run) -> N
     await asyncio.to_thread(commit, run, {n: (5, text) for n, text in enumerate(FOREIGN)})
 
     def over() -> bool:
-        places = run.log.places(run.group, run.topic)
+        places = run.log.committed(run.group, run.topic)
         return all(places[n].position >= 20 for n in range(partitions))
 
     async with app:
@@ -108,7 +108,7 @@ async def test_ten_thousand_gaps_wait_at_intake_and_lose_nothing(
 ) -> None:
     """Every other message hangs: the map of what is settled nears its limit, intake waits."""
     name = f"{run.topic}-gaps"
-    run.log.create(name, 1)
+    run.log.create_topic(name, 1)
     app = Streams(run.ground.direct)
     topic = app.topic(name, bytes)
     gate = asyncio.Event()
@@ -212,14 +212,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What was found when another client was asked. From the second time on another is answered,
     though none is: that a client alone is cut off, nobody can bring about."""
     found: list[bool] = []
-    really = Readers.reaches
+    really = ReaderPool.probe_broker
 
-    def reaches(self: Readers, part: tuple[str, int] | None) -> bool:
+    def reaches(self: ReaderPool, part: tuple[str, int] | None) -> bool:
         found.append(bool(found) or really(self, part))
         return found[-1]
 
-    monkeypatch.setattr(Readers, "reaches", reaches)
-    monkeypatch.setattr(reach, "PATIENCE", 4.0)
+    monkeypatch.setattr(ReaderPool, "probe_broker", reaches)
+    monkeypatch.setattr(reach, "DISCONNECTED_LIMIT", 4.0)
     return found
 
 

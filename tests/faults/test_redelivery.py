@@ -152,7 +152,7 @@ async def test_memory_does_what_was_in_flight_and_50_ms_again(tmp_path: Path) ->
                 await asyncio.to_thread(
                     until, lambda path=path, moment=moment: len(done(path)) >= moment, 60, "jobs"
                 )
-                pump = app.processors[0]._pump
+                pump = app.processors[0].poller
                 assert pump is not None
                 assert pump._subscription is not None
                 pump._subscription.crash()  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ async def test_memory_does_what_was_in_flight_and_50_ms_again(tmp_path: Path) ->
         again: set[str] = set()
         for partition in range(PARTITIONS):
             place = log.group(name).positions[name, partition]
-            reader = log.reader(name, partition, *log.bounds(name, partition))
+            reader = log.reader(name, partition, *log.watermarks(name, partition))
             while (batch := reader.read(1_000)) is not None:
                 again.update(
                     batch.id(index)

@@ -243,8 +243,10 @@ async def test_the_disk_is_full(
                 await asyncio.sleep(0.1)
 
         def caught_up() -> bool:
-            places = app.log.places(name, name)
-            return all(places[part].position >= app.log.bounds(name, part)[1] for part in range(2))
+            places = app.log.committed(name, name)
+            return all(
+                places[part].position >= app.log.watermarks(name, part)[1] for part in range(2)
+            )
 
         with caplog.at_level(logging.WARNING, logger="streams"):
             async with app:

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from streams import Flow, Message, Retry, Streams
 from streams.engine.progress import decode
-from streams.log.protocol import Answered, Assignment, Listener, Log, Subscription
+from streams.log.protocol import Assignment, Log, RebalanceListener, Submitted, Subscription
 from streams.log.protocol import Commit as LogCommit
 from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Started
 
@@ -38,7 +38,7 @@ class Watched:
         return getattr(self._log, name)
 
     def subscribe(
-        self, group: str, topics: Sequence[str], listener: Listener, **options: Any
+        self, group: str, topics: Sequence[str], listener: RebalanceListener, **options: Any
     ) -> Subscription:
         recorder = self._recorder
         assigned = listener.assigned
@@ -51,20 +51,20 @@ class Watched:
 
         listener.assigned = write_down  # type: ignore[method-assign]
         subscription = self._log.subscribe(group, topics, listener, **options)
-        commit, submit = subscription.commit, subscription.submit
+        commit, submit = subscription.commit, subscription.commit_async
 
         def commit_and_write_down(commits: Sequence[LogCommit]) -> None:
             asked = time.monotonic()
             commit(commits)
             write_commits(commits, asked)
 
-        def submit_and_write_down(commits: Sequence[LogCommit], answered: Answered) -> None:
+        def submit_and_write_down(commits: Sequence[LogCommit], on_submitted: Submitted) -> None:
             asked = time.monotonic()
 
             def answer(stored: bool) -> None:
                 if stored:
                     write_commits(commits, asked)
-                answered(stored)
+                on_submitted(stored)
 
             submit(commits, answer)
 
@@ -86,7 +86,7 @@ class Watched:
                 )
 
         subscription.commit = commit_and_write_down  # type: ignore[method-assign]
-        subscription.submit = submit_and_write_down  # type: ignore[method-assign]
+        subscription.commit_async = submit_and_write_down  # type: ignore[method-assign]
         return subscription
 
 

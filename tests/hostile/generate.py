@@ -17,17 +17,17 @@ from streams import letters, message
 from streams.message import Headers, Record
 from streams.patterns.deadletters import parked
 from streams.patterns.delay import wire as delay
-from streams.patterns.saga.entry import Entry
+from streams.patterns.saga.entry import JournalEntry
 from tests.hostile.kafka_wire import Written
 
 NAMES = [
     message.ID, message.SOURCE, message.TYPE, message.TIME, message.CORRELATION,
     message.CAUSATION, message.REDRIVE, message.UNREADABLE, "traceparent", "tracestate",
-    letters.EXCEPTION, letters.MESSAGE, letters.STACKTRACE, letters.TOPIC, letters.PARTITION,
-    letters.OFFSET, letters.ATTEMPTS, letters.GROUP, letters.TIME, letters.ORIGIN,
+    letters.ERROR_EXCEPTION, letters.ERROR_MESSAGE, letters.ERROR_STACKTRACE, letters.ERROR_TOPIC, letters.ERROR_PARTITION,
+    letters.ERROR_OFFSET, letters.ERROR_ATTEMPTS, letters.ERROR_GROUP, letters.ERROR_TIME, letters.ORIGIN,
     letters.FIRST_FAILED, letters.FIRST_ERROR, letters.EDITED,
-    delay.DUE, delay.TO, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.ANSWERS,
-    parked.WHAT, parked.OWNER, parked.OFFSET, parked.TIME, parked.NAME, parked.OF, parked.FRESH,
+    delay.DUE, delay.TOPIC, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.REQUEST,
+    parked.KIND, parked.OWNER, parked.OFFSET, parked.TIME, parked.MESSAGE_ID, parked.TARGET, parked.AFTER_RESET,
     "value", "key", "null:value", "header:key", "null:", "",
 ]  # fmt: skip
 """Every header name that means something to us."""
@@ -153,10 +153,10 @@ def letter(n: int, topic: str, group: str) -> list[Record]:
 def delayed(n: int, to: str) -> list[Record]:
     inner = Record(b'{"n":%d}' % n, b"k", f"m{n}", ((message.TIME, b"2024-01-01T00:00:00Z"),))
     return [
-        delay.entry(inner, to, 1_700_000_000_000),
-        delay.entry(inner, to, 4_000_000_000_000),
-        delay.mark(f"m{n}".encode(), "delivered", f"x{n}", "r"),
-        delay.request(f"m{n}", f"r{n}"),
+        delay.entry_record(inner, to, 1_700_000_000_000),
+        delay.entry_record(inner, to, 4_000_000_000_000),
+        delay.mark_record(f"m{n}".encode(), "delivered", f"x{n}", "r"),
+        delay.cancel_record(f"m{n}", f"r{n}"),
     ]
 
 
@@ -172,8 +172,8 @@ def behind(n: int, key: bytes) -> list[Record]:
     """Everything that stands in a topic of parked messages, but for who owns it."""
     inner = Record(b'{"n":%d}' % n, key, f"m{n}", ((message.REDRIVE, b"1"),))
     return [
-        parked.entry_record("dead", "nobody", 0, n, inner, 1.7e9),
-        parked.entry_record("waits", "nobody", 0, n, inner, 1.7e9),
+        parked.parked_record("dead", "nobody", 0, n, inner, 1.7e9),
+        parked.parked_record("waits", "nobody", 0, n, inner, 1.7e9),
         parked.done_record("nobody", 0, n, key),
         parked.command_record("retry", n, 0, key, f"c{n}"),
         parked.command_record("edit", n, 0, key, f"e{n}", inner),
@@ -182,7 +182,9 @@ def behind(n: int, key: bytes) -> list[Record]:
 
 
 def journal(n: int) -> st.SearchStrategy[Written]:
-    entry = Entry(saga=f"s{n}", n=1, context={"n": n}, plan=(("pay",),), done=(), due=1.0, at=1.7e9)
+    entry = JournalEntry(
+        saga=f"s{n}", n=1, context={"n": n}, plan=(("pay",),), done=(), due=1.0, at=1.7e9
+    )
 
     def written(value: bytes, key: bytes) -> Written:
         return Written(value, key, ((b"ce_id", b"s%d/1" % n),))

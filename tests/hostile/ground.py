@@ -26,7 +26,7 @@ class Ground(Stage):
     def create(self, topic: str, partitions: int = 1) -> None:
         """A topic that takes records of any time."""
         config = ANY_TIME if self.case.name == "kafka" else None
-        self.anchor.create(topic, partitions, config=config)
+        self.anchor.create_topic(topic, partitions, config=config)
 
     def write(self, topic: str, records: Sequence[kafka_wire.Written]) -> None:
         """Write records as they are, to partition 0: also names and times that no client takes.

@@ -18,7 +18,7 @@ from stream_codecs import DecodeError
 from streams import Message, Streams, StreamsError
 from streams.engine.progress import encode
 from streams.log.protocol import Committed
-from streams.log.redis.keys import Part, members_key, topic_key, topics_key
+from streams.log.redis.keys import PartitionKeys, members_key, topic_key, topics_key
 from streams.patterns import IdempotencyStore, IdempotentProcessor
 from tests.conformance.logs import LEASE, Case
 from tests.conformance.stage import QUICK
@@ -92,11 +92,11 @@ async def test_positions_that_make_no_sense(stage: Ground) -> None:
     """Whatever is committed, what is published from then on is handled, or health says why not."""
     fill(stage)
     groups = [f"{stage.group}-{n}" for n in range(GROUPS)]
-    first, _ = stage.anchor.bounds(stage.topic_name, 0)
+    first, _ = stage.anchor.watermarks(stage.topic_name, 0)
     places = dict(zip(groups, made(forged(), GROUPS), strict=False))
     for group, place in places.items():
-        stage.anchor.begin(group, stage.topic_name, {0: first})
-        stage.anchor.move(
+        stage.anchor.initialize_offsets(group, stage.topic_name, {0: first})
+        stage.anchor.reset_offsets(
             group, stage.topic_name, {0: place._replace(position=first + place.position)}
         )
     wanted = set(range(1_000, 1_010))
@@ -156,10 +156,10 @@ def server(stage: Ground) -> Iterator[Redis]:
 
 def hashes(stage: Ground) -> dict[bytes, list[bytes]]:
     """The keys of a group's and a topic's hashes, and their fields."""
-    part = Part(stage.topic_name, 0, 1)
+    part = PartitionKeys(stage.topic_name, 0, 1)
     row = ["owner", "epoch", "until", "position", "progress", "version", "read", "window", "floor"]
     return {
-        part.group(stage.group): [name.encode() for name in row],
+        part.group_key(stage.group): [name.encode() for name in row],
         members_key(stage.group): [b"somebody", b"\xff", b"m" * 300],
         topics_key(stage.group): [stage.topic_name.encode(), b"\xff"],
         topic_key(stage.topic_name): [b"partitions", b"seconds", b"messages", b"most"],
@@ -250,7 +250,7 @@ def test_groups_that_others_named(alone: Ground) -> None:
     fill(stage)
     broker = urlsplit(stage.url).netloc
     run = uuid4().hex[:8].encode()
-    stage.anchor.begin(stage.group, stage.topic_name, {0: 0})
+    stage.anchor.initialize_offsets(stage.group, stage.topic_name, {0: 0})
     for name in (b"g\xff" + run, b"a b/c\n" + run, b"\x1b[31m" + run, b"g" * 3_000 + run):
         kafka_wire.commit(broker, name, stage.topic_name, {0: (3, b"\xff\xfe")})
     listed = lists(stage.url, "groups", "ls", "--all").documents[0]

@@ -48,8 +48,8 @@ def test_letters_whose_headers_make_no_sense(stage: Ground) -> None:
     dead = f"{stage.topic_name}.{stage.group}.dead"
     stage.create(dead)
     names = [
-        letters.ATTEMPTS, letters.OFFSET, letters.PARTITION, letters.TIME, letters.EXCEPTION,
-        letters.MESSAGE, letters.STACKTRACE, "streams_redrive", letters.ORIGIN,
+        letters.ERROR_ATTEMPTS, letters.ERROR_OFFSET, letters.ERROR_PARTITION, letters.ERROR_TIME, letters.ERROR_EXCEPTION,
+        letters.ERROR_MESSAGE, letters.ERROR_STACKTRACE, "streams_redrive", letters.ORIGIN,
         letters.FIRST_FAILED, letters.FIRST_ERROR, letters.EDITED,
     ]  # fmt: skip
     stage.write(
@@ -130,14 +130,14 @@ def test_a_row_that_cannot_be_shown_is_named(
     topic = stage.topic_name
     stage.create(topic)
     stage.write(topic, [Written(b"1"), Written(b"2"), Written(b"3")])
-    real = show.readable
+    real = show.bytes_text
 
     def readable(data: bytes | None) -> str | None:
         if data == b"2":
             raise ZeroDivisionError("nobody thought of it")
         return real(data)
 
-    monkeypatch.setattr(show, "readable", readable)
+    monkeypatch.setattr(show, "bytes_text", readable)
     found = command(stage.url, "tail", topic)
     assert found.status == 0
     assert [line.split()[-1] for line in found.out.splitlines()] == ["1", "3"]

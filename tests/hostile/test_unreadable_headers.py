@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from streams import DeadLetters, Dedup, EventBus, Flow, Message, Retry, Streams
 from streams.cli.root import run
-from streams.log.kafka.batch import KafkaBatch, take_errors
+from streams.log.kafka.batch import KafkaBatch, remove_errors
 from streams.log.url import open_log
 from streams.message import UNREADABLE
 from streams.replay import replay
@@ -56,7 +56,7 @@ class Place:
         self.topic = f"hostile-{uuid4().hex[:8]}"
         self.group = f"group-{uuid4().hex[:8]}"
         log = open_log(self.url)
-        log.create(self.topic, 1)
+        log.create_topic(self.topic, 1)
         log.close()
 
     def write(self, records: list[Written]) -> None:
@@ -67,7 +67,7 @@ class Place:
         return await asyncio.to_thread(lambda: list(topic.read()))
 
     def settled(self, app: Streams, count: int) -> bool:
-        found = app.log.places(self.group, self.topic).get(0)
+        found = app.log.committed(self.group, self.topic).get(0)
         return found is not None and found.position >= count
 
 
@@ -210,7 +210,7 @@ async def test_replays_name_it_and_copies_say_what_they_lack(place: Place) -> No
         assert failure.position.offset == 1
         assert "headers cannot be read" in str(failure.error)
         copy = app.topic(f"{place.topic}-copy", bytes)
-        await asyncio.to_thread(app.log.create, copy.name, 1)
+        await asyncio.to_thread(app.log.create_topic, copy.name, 1)
         await replay(app, topic, copy)
         copied = await asyncio.to_thread(lambda: list(copy.read()))
     assert seen == [1, 3]
@@ -277,7 +277,7 @@ def test_what_ends_a_partition_is_told_from_messages(place: Place) -> None:
         messages: list[Any] = []
         while len(messages) < 4:
             messages += consumer.consume(4 - len(messages), 1.0)
-        (end,) = take_errors(messages)
+        (end,) = remove_errors(messages)
         error = end.error()
         assert error is not None
         assert error.code() == KafkaError._PARTITION_EOF

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streams import DeadLetters, EventBus, Message, Retry, wire
-from streams.letters import ATTEMPTS
+from streams.letters import ERROR_ATTEMPTS
 from streams.message import REDRIVE, TIME
 from tests.conformance.stage import QUICK
 from tests.hostile.ground import Ground
@@ -41,7 +41,7 @@ async def test_counts_in_headers_are_bounded(stage: Ground) -> None:
         [
             Written(b"%d" % n, b"k%d" % n, [(b"ce_id", b"m%d" % n), (name.encode(), count)])
             for n, (name, count) in enumerate(
-                (name, count) for name in (REDRIVE, ATTEMPTS) for count in COUNTS
+                (name, count) for name in (REDRIVE, ERROR_ATTEMPTS) for count in COUNTS
             )
         ],
     )
@@ -74,7 +74,9 @@ async def test_what_came_back_with_a_count_that_is_none_is_counted_from_the_star
     stage.write(
         back,
         [
-            Written(b"%d" % n, b"k%d" % n, [(b"ce_id", b"m%d" % n), (ATTEMPTS.encode(), count)])
+            Written(
+                b"%d" % n, b"k%d" % n, [(b"ce_id", b"m%d" % n), (ERROR_ATTEMPTS.encode(), count)]
+            )
             for n, count in enumerate(COUNTS)
         ],
     )
@@ -111,8 +113,8 @@ async def test_a_time_beyond_the_calendar(stage: Ground) -> None:
         await stage.handled(3)
         assert app.health().ok
         found = await asyncio.to_thread(lambda: [each.timestamp for each in topic.read()])
-    assert set(found) == {wire.LATEST}
-    assert times == {1: wire.LATEST, 2: wire.LATEST, 3: wire.LATEST}
+    assert set(found) == {wire.LATEST_TIME}
+    assert times == {1: wire.LATEST_TIME, 2: wire.LATEST_TIME, 3: wire.LATEST_TIME}
 
 
 @pytest.mark.only("kafka", "redis")
@@ -137,4 +139,4 @@ async def test_a_time_beyond_the_calendar_on_a_bus(stage: Ground, group: str | N
         await bus.publish("order", "z")
         await stage.until(lambda: len(got) == 3, "all are handled")
         assert app.health().ok
-    assert got[:2] == [("x", wire.LATEST), ("y", wire.LATEST)]
+    assert got[:2] == [("x", wire.LATEST_TIME), ("y", wire.LATEST_TIME)]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 def create(broker: Broker, topic: str, partitions: int) -> None:
     log = open_log(broker.url)
-    log.create(topic, partitions)
+    log.create_topic(topic, partitions)
     log.close()
 
 

@@ -78,7 +78,7 @@ class Numbers:
         self.module = self.topic.replace("-", "_")
         (folder / f"{self.module}.py").write_text(APP.format(topic=self.topic))
         self.log = open_log(url)
-        self.log.create(self.topic, 4)
+        self.log.create_topic(self.topic, 4)
 
     def publish(self, numbers: range) -> None:
         records = [Record(b"%d" % n, None, f"n{n}", partition=n % 4) for n in numbers]

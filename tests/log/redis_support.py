@@ -41,7 +41,7 @@ def named(
     log: RedisLog, partitions: int = 1, retention: Retention = Retention()
 ) -> tuple[str, str]:
     """A new topic, and the name of a group that is new as well."""
-    return log.create(name("topic"), partitions, retention).name, name("group")
+    return log.create_topic(name("topic"), partitions, retention).name, name("group")
 
 
 def record(
@@ -96,7 +96,7 @@ class Member:
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         for each in assignments:
-            first, _ = self.log.bounds(each.topic, each.partition)
+            first, _ = self.log.watermarks(each.topic, each.partition)
             each.position = first if each.committed is None else each.committed.position
             self.owned[each.topic, each.partition] = each
             self.events.append(("assigned", each.partition))

@@ -110,7 +110,7 @@ class Worker:
         rows = list(zip(batch.offsets, batch.values, strict=True))
         while rows:
             some = [rows.pop(0) for _ in range(min(len(rows), self.chance.randrange(1, 30)))]
-            transaction = self.subscription.begin()
+            transaction = self.subscription.begin_transaction()
             for offset, value in some:
                 transaction.execute(
                     "INSERT INTO effects (partition, at, value, worker) VALUES (?, ?, ?, ?)",

@@ -11,8 +11,8 @@ from confluent_kafka import Message as KMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.batch import KafkaBatch, offsets, runs, take_errors
-from streams.message import identity, identity_of, mark_of
+from streams.log.kafka.batch import KafkaBatch, offsets_of, remove_errors, split_by_partition
+from streams.message import identity, identity_of, identity_suffix
 
 
 def message(offset: int = 0, topic: str = "t", partition: int = 0, **more: Any) -> Any:
@@ -31,13 +31,13 @@ def test_columns_are_read_from_the_drivers_objects() -> None:
     assert [batch.id(0), batch.id(1)] == ["a", "t/0/7"]
     assert (batch.headers(0), batch.headers(1)) == ([("ce_id", b"a")], [("x", None)])
     assert (batch.time(0), batch.time(1)) == (1.5, 2.5)
-    assert (len(batch), batch.nbytes()) == (2, [2, 0])
+    assert (len(batch), batch.message_sizes()) == (2, [2, 0])
 
 
 def test_an_id_can_be_read_without_making_all_of_them() -> None:
     batch = KafkaBatch("t", 0, [message(headers=[("ce_id", b"a"), ("ce_source", b"s")])])
     assert batch.id(0) == "a"
-    assert batch._found is None
+    assert batch._ids is None
     assert batch.ids == [identity("a", "s")]
 
 
@@ -51,9 +51,9 @@ def test_what_is_released_is_let_go() -> None:
 
 @given(st.lists(st.integers(0, 1 << 62), min_size=1, max_size=20, unique=True).map(sorted))
 def test_offsets_are_those_of_the_messages_with_gaps_and_without(found: list[int]) -> None:
-    assert list(offsets([message(each) for each in found])) == found
+    assert list(offsets_of([message(each) for each in found])) == found
     dense = range(found[0], found[0] + len(found))
-    assert list(offsets([message(each) for each in dense])) == list(dense)
+    assert list(offsets_of([message(each) for each in dense])) == list(dense)
 
 
 pairs = st.lists(
@@ -72,10 +72,10 @@ def test_what_identities_have_beside_the_ids_is_known_without_them(
     batch = KafkaBatch("t", 0, [message(n, headers=each) for n, each in enumerate(headers)])
     if released:
         batch.release(0)
-    marks = batch.marks()
-    assert batch._found is None
+    marks = batch.identity_suffixes()
+    assert batch._ids is None
     assert marks is None or any(marks)
-    assert (marks or [""] * len(headers)) == [mark_of(each) for each in batch.ids]
+    assert (marks or [""] * len(headers)) == [identity_suffix(each) for each in batch.ids]
 
 
 @given(st.lists(st.none() | pairs, max_size=5))
@@ -90,14 +90,16 @@ def test_the_fast_way_to_identities_finds_what_the_plain_one_finds(
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2)), max_size=12))
 def test_what_was_polled_is_cut_into_runs_of_one_partition(places: list[tuple[str, int]]) -> None:
     messages = [message(n, topic, partition) for n, (topic, partition) in enumerate(places)]
-    found = list(runs(messages, None))
+    found = list(split_by_partition(messages, None))
     assert [each for _, _, run in found for each in run] == messages
     for topic, partition, run in found:
         assert {(each.topic(), each.partition()) for each in run} == {(topic, partition)}
     for one, other in pairwise(found):
         assert one[:2] != other[:2]
     if len({topic for topic, _ in places}) == 1:
-        assert [run[1:] for run in runs(messages, places[0][0])] == [run[1:] for run in found]
+        assert [run[1:] for run in split_by_partition(messages, places[0][0])] == [
+            run[1:] for run in found
+        ]
 
 
 @pytest.mark.parametrize("bad", [[], [0], [1], [0, 2], [0, 1, 2]])
@@ -107,5 +109,5 @@ def test_errors_are_told_from_messages(bad: list[int]) -> None:
     ]
     kept = [id(each) for n, each in enumerate(messages) if n not in bad]
     taken = [id(messages[n]) for n in bad]
-    assert [id(each) for each in take_errors(messages)] == taken
+    assert [id(each) for each in remove_errors(messages)] == taken
     assert [id(each) for each in messages] == kept

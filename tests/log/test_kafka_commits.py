@@ -9,8 +9,8 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from streams.errors import Unavailable
 from streams.log.kafka import commits as module
-from streams.log.kafka.commits import Commits, Gone
-from streams.log.kafka.partitions import Key, keys_of
+from streams.log.kafka.commits import MembershipLost, OffsetCommits
+from streams.log.kafka.partitions import Key, topic_partitions_of
 from streams.log.protocol import Assignment, Commit, Committed
 
 KEY = ("t", 0)
@@ -28,7 +28,7 @@ class Coordinator:
         self.refuses = 0
         """How many more it refuses."""
         self.member: str | None = "m"
-        self.commits = Commits(self.send, self.read, lambda: self.member)
+        self.commits = OffsetCommits(self.send, self.read, lambda: self.member)
 
     def send(self, parts: list[TopicPartition]) -> None:
         self.sent.append(parts)
@@ -63,7 +63,7 @@ def coordinator() -> Coordinator:
 
 def test_only_what_is_owned_and_newer_is_sent(coordinator: Coordinator) -> None:
     mine, stranger, commits = assignment(), assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
     assert commits.commit([Commit(mine, 5, "a", 2)])
     assert not commits.commit([Commit(mine, 9, "", 2), Commit(mine, 1, "", 1)])
     assert not commits.commit([Commit(stranger, 9, "", 9)])
@@ -71,9 +71,9 @@ def test_only_what_is_owned_and_newer_is_sent(coordinator: Coordinator) -> None:
         [Commit(mine, 6, "b", 3), Commit(mine, 8, "c", 5), Commit(mine, 7, "", 4)]
     )
     assert coordinator.places == {KEY: Committed(8, "c")}
-    commits.disowns([stranger])
+    commits.remove_assignments([stranger])
     assert commits.commit([Commit(mine, 9, "", 6)])
-    commits.disowns([mine])
+    commits.remove_assignments([mine])
     assert not commits.commit([Commit(mine, 10, "", 7)])
     assert coordinator.history == [5, 8, 9]
 
@@ -82,8 +82,8 @@ def test_a_commit_that_is_refused_for_a_moment_is_tried_again(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
-    monkeypatch.setattr(module, "PAUSE", 0.0)
+    commits.add_assignments([mine])
+    monkeypatch.setattr(module, "RETRY_PAUSE", 0.0)
     coordinator.refuses = 3
     assert commits.commit([Commit(mine, 5, "", 1)])
     assert len(coordinator.sent) == 4
@@ -93,19 +93,19 @@ def test_a_commit_that_is_refused_for_a_moment_is_tried_again(
 def test_the_same_may_be_tried_again_after_it_failed(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "INSISTS", 0.0)
+    monkeypatch.setattr(module, "RETRY_TIMEOUT", 0.0)
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
     coordinator.refuses = 1
     with pytest.raises(Unavailable, match="did not take"):
         commits.commit([Commit(mine, 5, "", 1)])
-    commits.told(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
+    commits.on_commit(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
     assert commits.commit([Commit(mine, 5, "", 1)])
 
 
 def test_a_commit_without_an_answer_is_not_overtaken(coordinator: Coordinator) -> None:
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
     coordinator.frozen = True
     with pytest.raises(Unavailable):
         commits.commit([Commit(mine, 5, "", 1)])
@@ -124,37 +124,41 @@ def test_the_driver_tells_that_a_commit_failed_and_the_next_may_go(
     coordinator: Coordinator,
 ) -> None:
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
     coordinator.frozen = True
     with pytest.raises(Unavailable):
         commits.commit([Commit(mine, 5, "", 1)])
     coordinator.frozen = False
-    commits.told(KafkaError(KafkaError._TIMED_OUT), coordinator.held.pop())
+    commits.on_commit(KafkaError(KafkaError._TIMED_OUT), coordinator.held.pop())
     assert commits.commit([Commit(mine, 6, "", 2)])
     assert coordinator.history == [6]
 
 
 def test_a_submit_does_not_wait_and_is_told_by_the_driver(coordinator: Coordinator) -> None:
     mine, commits, told = assignment(), coordinator.commits, list[bool]()
-    commits.owns([mine])
+    commits.add_assignments([mine])
     coordinator.frozen = True
-    assert commits.submit([Commit(mine, 5, "a", 1)], told.append)
-    assert not commits.submit([Commit(mine, 6, "b", 2)], told.append), "two at a time"
+    assert commits.commit_async([Commit(mine, 5, "a", 1)], told.append)
+    assert not commits.commit_async([Commit(mine, 6, "b", 2)], told.append), "two at a time"
     assert told == []
     coordinator.frozen = False
     sent = coordinator.held.pop()
     coordinator.land(sent)
-    commits.told(None, [TopicPartition(*KEY, 5, metadata="other")])  # of another, as far as it goes
+    commits.on_commit(
+        None, [TopicPartition(*KEY, 5, metadata="other")]
+    )  # of another, as far as it goes
     assert told == []
-    commits.told(None, sent)
+    commits.on_commit(None, sent)
     assert told == [True]
-    assert commits.submit([Commit(mine, 6, "b", 2)], told.append)
-    commits.told(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
+    assert commits.commit_async([Commit(mine, 6, "b", 2)], told.append)
+    commits.on_commit(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), coordinator.sent[-1])
     assert told == [True, False]
-    assert not commits.submit([Commit(mine, 5, "a", 1)], told.append), "it is stored"
-    assert not commits.submit([Commit(assignment(), 9, "", 9)], told.append), "it is not owned"
-    commits.submit([Commit(mine, 7, "c", 3)], told.append)
-    commits.lost()
+    assert not commits.commit_async([Commit(mine, 5, "a", 1)], told.append), "it is stored"
+    assert not commits.commit_async([Commit(assignment(), 9, "", 9)], told.append), (
+        "it is not owned"
+    )
+    commits.commit_async([Commit(mine, 7, "c", 3)], told.append)
+    commits.membership_lost()
     assert told == [True, False, False]
 
 
@@ -162,65 +166,65 @@ def test_a_commit_waits_for_the_submit_before_it_and_goes_on_where_that_was_refu
     coordinator: Coordinator,
 ) -> None:
     mine, commits, told = assignment(), coordinator.commits, list[bool]()
-    commits.owns([mine])
-    commits.submit([Commit(mine, 5, "", 1)], told.append)
+    commits.add_assignments([mine])
+    commits.commit_async([Commit(mine, 5, "", 1)], told.append)
     assert commits.commit([Commit(mine, 6, "", 2)])
     assert told == [True]
     coordinator.refuses = 1
-    commits.submit([Commit(mine, 7, "", 3)], told.append)
+    commits.commit_async([Commit(mine, 7, "", 3)], told.append)
     assert commits.commit([Commit(mine, 8, "", 4)])
     assert told == [True, False]
     assert coordinator.history == [5, 6, 8]
     coordinator.frozen = True
-    commits.submit([Commit(mine, 9, "", 5)], told.append)
+    commits.commit_async([Commit(mine, 9, "", 5)], told.append)
     with pytest.raises(Unavailable):
         commits.commit([Commit(mine, 10, "", 6)])  # it may still land
 
 
 def test_one_that_lands_late_is_followed_by_the_newest_again(coordinator: Coordinator) -> None:
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
     coordinator.frozen = True
     with pytest.raises(Unavailable):
         commits.commit([Commit(mine, 5, "old", 1)])
     coordinator.frozen = False
     late = coordinator.held.pop()
-    commits.lost()  # nobody waits for it any more, but the driver still has it
+    commits.membership_lost()  # nobody waits for it any more, but the driver still has it
     commits.commit([Commit(mine, 8, "new", 2)])
     coordinator.land(late)
     assert coordinator.places[KEY] == Committed(5, "old")
-    commits.told(None, late)
+    commits.on_commit(None, late)
     assert coordinator.places[KEY] == Committed(8, "new")
     sent = len(coordinator.sent)
-    commits.told(None, coordinator.sent[-1])
+    commits.on_commit(None, coordinator.sent[-1])
     assert len(coordinator.sent) == sent  # and that is the end of it
 
 
 def test_a_former_members_commit_counts_for_nothing(coordinator: Coordinator) -> None:
     mine, commits = assignment(), coordinator.commits
-    commits.owns([mine])
+    commits.add_assignments([mine])
 
     def send(parts: list[TopicPartition]) -> None:
         coordinator.member = None  # what the driver learns from the answer
 
     commits._send = send
-    with pytest.raises(Gone):
+    with pytest.raises(MembershipLost):
         commits.commit([Commit(mine, 5, "", 1)])
-    commits.lost()
+    commits.membership_lost()
     again = assignment()
     coordinator.member = "another"
     commits._send = coordinator.send
-    commits.owns([again])
+    commits.add_assignments([again])
     assert commits.commit([Commit(again, 5, "", 0)])
 
 
 def test_places_between_two_assignments_are_stored_for_nobody(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "INSISTS", 0.0)
-    coordinator.commits.place({KEY: Committed(3, "moved")})
+    monkeypatch.setattr(module, "RETRY_TIMEOUT", 0.0)
+    coordinator.commits.store_unassigned({KEY: Committed(3, "moved")})
     assert coordinator.places == {KEY: Committed(3, "moved")}
-    assert keys_of(coordinator.sent[0]) == [KEY]
+    assert topic_partitions_of(coordinator.sent[0]) == [KEY]
     coordinator.refuses = 1
     with pytest.raises(Unavailable):
-        coordinator.commits.place({KEY: Committed(4)})
+        coordinator.commits.store_unassigned({KEY: Committed(4)})

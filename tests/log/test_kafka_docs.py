@@ -17,7 +17,7 @@ from streams import Flow, MessageQueue, Retention, Retry, Streams
 from streams.errors import ConfigError, Fatal
 from streams.log.kafka import places
 from streams.log.kafka import settings as module
-from streams.log.kafka.settings import CALLBACKS, FIXED, OURS, RUNS_CODE, Settings
+from streams.log.kafka.settings import CALLBACKS, FIXED, MANAGED, RUNS_CODE, Settings
 from streams.log.protocol import Committed
 from streams.log.url import open_log
 from tests.docs.blocks import ROOT, Block, blocks, commands
@@ -47,9 +47,9 @@ def section(title: str) -> str:
 def defaults() -> dict[str, Any]:
     """What a producer and a member are given where nothing is set."""
     plain = Settings("h")
-    member = plain.member("g", Flow(), lambda _: None)
+    member = plain.member_config("g", Flow(), lambda _: None)
     del member["message.max.bytes"]  # means the producer's everywhere else
-    return {**member, **plain.producer()}
+    return {**member, **plain.producer_config()}
 
 
 def test_the_table_of_settings_is_what_clients_are_given() -> None:
@@ -70,7 +70,7 @@ def test_the_table_of_settings_is_what_clients_are_given() -> None:
 def test_what_may_not_be_set_is_listed_and_refused() -> None:
     listed = set(re.findall(r"`([\w.]+)`", section("What may not be set")))
     listed -= {"all", "config"} | CALLBACKS
-    refused = {*FIXED, *OURS, *RUNS_CODE}
+    refused = {*FIXED, *MANAGED, *RUNS_CODE}
     assert {module.ALIASES.get(name, name) for name in listed} == refused
     for name in listed:
         with pytest.raises(ConfigError, match=re.escape(name)):
@@ -129,12 +129,12 @@ async def test_these_rights_are_enough_for_a_service(
 
     def settled() -> bool:
         log = app.log
-        found = log.places("billing", "orders")
+        found = log.committed("billing", "orders")
         return all(log.lag("orders", part, found[part].position) == 0 for part in range(4))
 
     def letters() -> int:
         topic = "orders.billing.dead"
-        return sum(app.log.bounds(topic, p)[1] for p in range(app.log.topic(topic).partitions))
+        return sum(app.log.watermarks(topic, p)[1] for p in range(app.log.topic(topic).partitions))
 
     async with app:
         for n in range(6):
@@ -148,13 +148,13 @@ async def test_these_rights_are_enough_for_a_service(
         log = open_log(url)
         assert "billing" in log.groups()
         assert {"orders", "orders.billing.dead"} <= {each.name for each in log.topics()}
-        log.move("billing", "orders", {0: Committed(log.bounds("orders", 0)[1])})
+        log.reset_offsets("billing", "orders", {0: Committed(log.watermarks("orders", 0)[1])})
         with pytest.raises(Fatal, match="needs an ACL for the group"):
-            log.forget("billing")
+            log.delete_group("billing")
         with pytest.raises(Fatal, match="needs an ACL for the topic"):
-            log.delete("orders")
+            log.delete_topic("orders")
         with pytest.raises(Fatal, match="needs an ACL for Create on the topic"):
-            log.create("others", 1)
+            log.create_topic("others", 1)
         assert not log.topic("orders").retention_known, "it may not DescribeConfigs"
         log.close()
 
@@ -192,14 +192,14 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
     walked: tuple[Kafka, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver waits so long for a coordinator that it is not told of.
-    monkeypatch.setattr(places, "ANSWER", 6.0)
+    monkeypatch.setattr(places, "REQUEST_TIMEOUT", 6.0)
     broker, url = walked
     plain = open_log(broker.url)
-    plain.create("orders", 4)  # there already, if the service was run before
+    plain.create_topic("orders", 4)  # there already, if the service was run before
     plain.close()
     log = open_log(url)
     with pytest.raises(Fatal, match="needs an ACL for the group"):
-        log.begin("others", "orders", {0: 0})
+        log.initialize_offsets("others", "orders", {0: 0})
     log.close()
 
 

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from streams.errors import (
     ConfigError,
     Fatal,
-    GroupLive,
+    GroupNotEmpty,
     LogError,
     NotFound,
     OutcomeUnknown,
@@ -20,8 +20,15 @@ from streams.errors import (
     Unavailable,
 )
 from streams.log.kafka import asking, errors, topics
-from streams.log.kafka.errors import CODES, WRITES, Said, connection, kind_of, translate
-from streams.log.kafka.lines import QUIET, Lines
+from streams.log.kafka.errors import (
+    ERROR_CLASSES,
+    WRITE_ERROR_CLASSES,
+    ConnectionFailure,
+    error_class_of,
+    parse_connection_failure,
+    translate,
+)
+from streams.log.kafka.lines import REPEAT_AFTER, DriverLogger
 from streams.log.kafka.log import KafkaLog
 from streams.log.secrets import Secrets
 from streams.log.url import open_log
@@ -44,7 +51,7 @@ from tests.servers.lifetime import free_port
         ("OFFSET_METADATA_TOO_LARGE", TooLarge, False),
         ("UNKNOWN_TOPIC_OR_PART", NotFound, False),
         ("GROUP_ID_NOT_FOUND", NotFound, False),
-        ("NON_EMPTY_GROUP", GroupLive, False),
+        ("NON_EMPTY_GROUP", GroupNotEmpty, False),
         ("INVALID_REPLICATION_FACTOR", ConfigError, False),
         ("SASL_AUTHENTICATION_FAILED", Fatal, False),
         ("TOPIC_AUTHORIZATION_FAILED", Fatal, True),
@@ -54,24 +61,24 @@ from tests.servers.lifetime import free_port
 )
 def test_a_code_means_one_thing(name: str, kind: type[StreamsError], write: bool) -> None:
     error = KafkaError(getattr(KafkaError, name))
-    assert kind_of(error, write=write) is kind
+    assert error_class_of(error, write=write) is kind
     assert type(translate(KafkaException(error), "trying", write=write)) is kind
 
 
 def test_no_code_is_in_two_rows() -> None:
-    for names in (errors._NAMES, errors._WRITE_NAMES):
+    for names in (errors._ERROR_NAMES, errors._WRITE_ERROR_NAMES):
         words = [word for text in names.values() for word in text.split()]
         assert len(words) == len(set(words))
-    assert len(CODES) > len(WRITES) > 0
+    assert len(ERROR_CLASSES) > len(WRITE_ERROR_CLASSES) > 0
 
 
 def test_what_is_in_no_table_goes_by_the_drivers_own_word() -> None:
     unknown = KafkaError._NOOP
-    assert unknown not in CODES
-    assert kind_of(KafkaError(unknown)) is LogError
-    assert kind_of(KafkaError(unknown, retriable=True)) is Unavailable
-    assert kind_of(KafkaError(unknown, fatal=True)) is Fatal
-    assert kind_of(KafkaError(unknown, fatal=True), write=True) is OutcomeUnknown
+    assert unknown not in ERROR_CLASSES
+    assert error_class_of(KafkaError(unknown)) is LogError
+    assert error_class_of(KafkaError(unknown, retriable=True)) is Unavailable
+    assert error_class_of(KafkaError(unknown, fatal=True)) is Fatal
+    assert error_class_of(KafkaError(unknown, fatal=True), write=True) is OutcomeUnknown
 
 
 def test_a_message_is_one_line_with_what_was_tried_what_failed_and_what_to_do() -> None:
@@ -145,14 +152,14 @@ SAID = [
 
 @pytest.mark.parametrize(("line", "said"), SAID)
 def test_of_a_connection_the_address_and_the_reason_are_left(line: str, said: str) -> None:
-    found = connection(line)
+    found = parse_connection_failure(line)
     assert found is not None
     assert str(found) == said
 
 
 @pytest.mark.parametrize("line", ["1/1 brokers are down", "Local: Timed out", ""])
 def test_a_line_that_is_of_no_connection_is_none(line: str) -> None:
-    assert connection(line) is None
+    assert parse_connection_failure(line) is None
 
 
 @pytest.mark.parametrize(
@@ -164,8 +171,8 @@ def test_a_line_that_is_of_no_connection_is_none(line: str) -> None:
         ("kafka1:9092,kafka2:9092", [("kafka1:9092", "x"), ("kafka2:9092", "y")], False,
          ("kafka1:9092: x; kafka2:9092: y; is Kafka running",), ("docker", "sqlite")),
         ("h:9092", [], False, ("no answer from h:9092", "is the address right"), ("docker",)),
-        ("h:9092", [("h:9092", errors.CLOSED)], False, ("kafka+ssl://", "login"), ("running",)),
-        ("h:9092", [("h:9092", errors.CLOSED)], True, ("want a login",), ("kafka+ssl://",)),
+        ("h:9092", [("h:9092", errors.CONNECTION_CLOSED)], False, ("kafka+ssl://", "login"), ("running",)),
+        ("h:9092", [("h:9092", errors.CONNECTION_CLOSED)], True, ("want a login",), ("kafka+ssl://",)),
         ("h:9092", [("h:9092", "a PLAINTEXT listener?")], True, ("it is kafka://",), ("login",)),
     ],
 )  # fmt: skip
@@ -176,7 +183,9 @@ def test_what_no_broker_answers_says_where_why_and_what_to_look_at(
     words: tuple[str, ...],
     not_said: tuple[str, ...],
 ) -> None:
-    error = errors.unreachable("asking", hosts, [Said(*each) for each in said], tls=tls)
+    error = errors.unreachable_error(
+        "asking", hosts, [ConnectionFailure(*each) for each in said], tls=tls
+    )
     assert type(error) is Unavailable
     assert "\n" not in str(error)
     assert [word for word in words if word not in str(error)] == []
@@ -190,7 +199,7 @@ def test_where_nobody_listens_that_is_said_soon(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     # So long that the test would fail if an answer were waited for to the end.
-    monkeypatch.setattr(topics, "ANSWER", 10_000.0)
+    monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 10_000.0)
     port = free_port()
     log = open_log(f"kafka://127.0.0.1:{port}")
     with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: connection refused; is Kafka runn"):
@@ -212,12 +221,12 @@ def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
 
 
 def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "GRACE", 0.0)
-    monkeypatch.setattr(topics, "ANSWER", 1.0)
+    monkeypatch.setattr(asking, "FIRST_CONNECT_GRACE", 0.0)
+    monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 1.0)
     for answered in (False, True):
         log = open_log(f"kafka://127.0.0.1:{free_port()}")
         assert isinstance(log, KafkaLog)
-        log._asking._reached = answered
+        log._requests._ever_reached = answered
         start = time.monotonic()
         with pytest.raises(Unavailable, match="connection refused"):
             log.topics()
@@ -243,7 +252,9 @@ class Hand:
         return self.now
 
 
-def tell(lines: Lines, level: int, facility: str, line: str, client: str = "streams#c-1") -> None:
+def tell(
+    lines: DriverLogger, level: int, facility: str, line: str, client: str = "streams#c-1"
+) -> None:
     lines.log(level, "%s [%s] %s", facility, client, line)
 
 
@@ -252,7 +263,7 @@ def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     clock = Hand()
-    lines = Lines(logging.getLogger("streams.kafka"), clock)
+    lines = DriverLogger(logging.getLogger("streams.kafka"), clock)
     for second in range(200):
         clock.now = float(second)
         for client in ("streams#producer-1", "streams#consumer-2"):
@@ -264,7 +275,7 @@ def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
     ]
     assert {each.levelno for each in caplog.records} == {logging.INFO}
     caplog.clear()
-    clock.now += 3 * QUIET[1]  # it was mended meanwhile
+    clock.now += 3 * REPEAT_AFTER[1]  # it was mended meanwhile
     for second in range(100):
         clock.now += 1
         tell(lines, logging.ERROR, "FAIL", REFUSED.format(second))
@@ -273,14 +284,14 @@ def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
 
 def test_an_idle_connection_that_ends_is_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    lines = Lines(logging.getLogger("streams.kafka"))
+    lines = DriverLogger(logging.getLogger("streams.kafka"))
     tell(lines, logging.INFO, "FAIL", "[thrd:h:9092/1]: h:9092/1: Disconnected (after 600000ms)")
     (found,) = caplog.records
     assert (found.levelno, found.getMessage()) == (logging.DEBUG, "h:9092: disconnected")
 
 
 def test_other_lines_keep_their_level_and_their_text(caplog: pytest.LogCaptureFixture) -> None:
-    lines = Lines(logging.getLogger("streams.kafka"))
+    lines = DriverLogger(logging.getLogger("streams.kafka"))
     tell(lines, logging.WARNING, "MAXPOLL", "[thrd:main]: Application maximum poll interval")
     (found,) = caplog.records
     assert found.levelno == logging.WARNING
@@ -303,7 +314,7 @@ def test_a_secret_that_the_driver_quotes_is_in_no_error_and_no_cause() -> None:
 
 
 def test_a_secret_in_a_line_of_the_driver_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    lines = Lines(logging.getLogger("streams.kafka"), scrub=Secrets(["QXZVJKqxzvjk"]).hide)
+    lines = DriverLogger(logging.getLogger("streams.kafka"), scrub=Secrets(["QXZVJKqxzvjk"]).hide)
     with caplog.at_level(logging.DEBUG):
         tell(lines, logging.WARNING, "CONFWARN", "sasl.password is QXZVJKqxzvjk", "streams#1")
     assert "QXZVJK" not in caplog.text

@@ -105,7 +105,7 @@ def test_a_member_stopped_beyond_its_session_starts_and_commits_nothing(
         settings["session.timeout.ms"] = int(SESSION * 1000)
     url = f"{broker.url}?{urlencode(settings)}"
     topic, group = world.topic(), world.group()
-    world.log.begin(group, topic, {0: 0})
+    world.log.initialize_offsets(group, topic, {0: 0})
     with Child(url, group, topic) as child:
         child.until("certain", True)
         child.process.send_signal(signal.SIGSTOP)
@@ -193,7 +193,7 @@ def test_a_commit_to_a_frozen_broker_does_not_wait_without_end(
 
     member.do(lambda: commit(1))
     freeze(broker)
-    monkeypatch.setattr(subscription_module, "ANSWER", 1.0)  # from now on there is none
+    monkeypatch.setattr(subscription_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
     for version in (2, 3):
         with pytest.raises(Unavailable):
             member.do(partial(commit, version))
@@ -222,7 +222,7 @@ def test_a_frozen_coordinator_does_not_hold_up_the_end(
     member.until_owns(1)
     told: list[Any] = []
     freeze(broker)
-    monkeypatch.setattr(subscription_module, "ANSWER", 1.0)  # from now on there is none
+    monkeypatch.setattr(subscription_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
     try:
         log.append(topic, [record(b"v")], told.extend)
         world.leave(member)
@@ -345,7 +345,7 @@ def test_a_member_that_may_not_log_in_ends(broker: Kafka, world: World) -> None:
     log = open_log(secure_url(broker, "wrong"))
     assert isinstance(log, KafkaLog)
     topic = world.topic()
-    log._topics._counts[topic] = (1, float("inf"))  # as if it had been seen before
+    log._topics._partition_counts[topic] = (1, float("inf"))  # as if it had been seen before
     member = world.member(world.group(), topic, log=log)
     world.history.until(lambda: member.error is not None, "it is told")
     with pytest.raises(Fatal, match="check user, password"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from streams.errors import ConfigError, Fatal, GroupLive
+from streams.errors import ConfigError, Fatal, GroupNotEmpty
 from streams.log.kafka import moves
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
@@ -155,20 +155,20 @@ def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) 
 def test_members_that_do_not_look_cannot_be_forced(
     kafka: KafkaAddress, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "PATIENCE", 1.0)
+    monkeypatch.setattr(moves, "RESET_TIMEOUT", 1.0)
     topic, group = world.topic(), world.group()
-    world.log.begin(group, topic, {0: 0})
+    world.log.initialize_offsets(group, topic, {0: 0})
     theirs = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
     theirs.subscribe([topic])
     deadline = time.monotonic() + PATIENCE
     while not theirs.assignment() and time.monotonic() < deadline:
         theirs.consume(1, 0.1)
-    with pytest.raises(GroupLive, match="stop them first"):
-        world.log.move(group, topic, {0: Committed(5)}, force=True)
+    with pytest.raises(GroupNotEmpty, match="stop them first"):
+        world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     theirs.close()
     assert world.position(group, topic) == 0
-    assert world.log.groups().count(moves.desk(group)) == 0
-    world.log.move(group, topic, {0: Committed(5)}, force=True)
+    assert world.log.groups().count(moves.reset_group_name(group)) == 0
+    world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     assert world.position(group, topic) == 5
 
 
@@ -177,7 +177,7 @@ def test_a_move_keeps_progress_of_full_length(world: World) -> None:
     member = world.member(group, topic)
     member.until_owns(1)
     place = Committed(0, "x" * 4095)
-    world.log.move(group, topic, {0: place}, force=True)
+    world.log.reset_offsets(group, topic, {0: place}, force=True)
     world.history.until(lambda: len(member.past) == 2, "it started over")
     assert member.past[1].committed == place
 
@@ -185,8 +185,8 @@ def test_a_move_keeps_progress_of_full_length(world: World) -> None:
 def test_a_running_group_cannot_begin_in_another_topic(world: World) -> None:
     topic, other, group = world.topic(), world.topic(), world.group()
     world.member(group, topic).until_owns(1)
-    with pytest.raises(GroupLive):
-        world.log.begin(group, other, {0: 0})
+    with pytest.raises(GroupNotEmpty):
+        world.log.initialize_offsets(group, other, {0: 0})
 
 
 # -- what is asked for wrongly --------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_drain_that_outlasts_the_membership_is_warned_of(
 def test_there_is_no_transaction(world: World) -> None:
     member = world.member(world.group(), world.topic())
     with pytest.raises(ConfigError, match="sqlite"):
-        member.subscription.begin()
+        member.subscription.begin_transaction()
 
 
 def test_a_plain_tool_sees_the_position_as_it_is(kafka: KafkaAddress, world: World) -> None:

@@ -84,8 +84,8 @@ def test_an_open_transaction_lies_within_the_log_though_it_cannot_be_read(
     for value in (b"1", b"2"):
         transactional.produce(topic, value, partition=0)
     transactional.flush()
-    assert world.log.bounds(topic, 0) == (0, 1)
-    assert world.log.end(topic, 0) == 3
+    assert world.log.watermarks(topic, 0) == (0, 1)
+    assert world.log.log_end_offset(topic, 0) == 3
     transactional.commit_transaction()
 
 
@@ -96,7 +96,9 @@ def test_markers_and_aborted_messages_are_gaps(world: World, transactional: Prod
     transaction(transactional, topic, [b"3"], commit=True)
     transaction(transactional, topic, [b"no"], commit=False)
     first, end = 0, 11  # markers are written after the transaction's end was acknowledged
-    world.history.until(lambda: world.log.bounds(topic, 0) == (first, end), "all markers are there")
+    world.history.until(
+        lambda: world.log.watermarks(topic, 0) == (first, end), "all markers are there"
+    )
     assert world.values(topic) == [b"1", b"2", b"3"]
     offsets = [offset for batch in world.read(topic) for offset in batch.offsets]
     assert offsets == [0, 1, 7]
@@ -119,7 +121,7 @@ def test_an_open_transaction_ends_what_can_be_read(world: World, transactional: 
     transactional.produce(topic, b"open", partition=0)
     transactional.flush()
     world.append(topic, [b"behind"])
-    assert world.log.bounds(topic, 0) == (0, 1)
+    assert world.log.watermarks(topic, 0) == (0, 1)
     assert world.values(topic) == [b"before"]
     transactional.commit_transaction()
     until_end(world, topic, 4)
@@ -129,7 +131,7 @@ def test_an_open_transaction_ends_what_can_be_read(world: World, transactional: 
 def until_end(world: World, topic: str, end: int) -> None:
     """Wait until so much can be read (a coordinator writes its markers after it has answered)."""
     deadline = time.monotonic() + PATIENCE
-    while world.log.bounds(topic, 0)[1] < end:
+    while world.log.watermarks(topic, 0)[1] < end:
         assert time.monotonic() < deadline, "the marker was never written"
 
 
@@ -144,7 +146,7 @@ def test_a_record_too_large_for_its_topic_fails_alone(world: World, limit: int |
         # A batch that is refused takes its small records along, so it must not be larger.
         log, size = open_log(f"{world.url}?batch.size=15000"), limit + 10_000
         config["max.message.bytes"] = str(limit)
-    topic = log.create(world.name("small"), 1, config=config).name
+    topic = log.create_topic(world.name("small"), 1, config=config).name
     records = [record(b"a"), record(b"x" * size), record(b"b"), record(b"c" * 10_000)]
     outcomes = append(log, topic, records)
     assert [type(outcome) for outcome in outcomes] == [Position, TooLarge, Position, Position]
@@ -160,8 +162,8 @@ def test_a_record_too_large_for_the_driver_fails_alone(world: World) -> None:
 
 
 def test_a_dead_letter_topic_takes_more_than_any_other(world: World) -> None:
-    settings = world.log.capabilities.letters
-    letters = world.log.create(world.name("letters"), 1, config=settings).name
+    settings = world.log.capabilities.dead_letter_config
+    letters = world.log.create_topic(world.name("letters"), 1, config=settings).name
     value = b"x" * (5 << 20)
     assert isinstance(append(world.log, world.topic(), [record(value)])[0], TooLarge)
     world.append(letters, [value])
@@ -233,19 +235,19 @@ def test_a_closed_log_takes_nothing_more(world: World) -> None:
 def test_retention_and_settings_are_kafkas(world: World, admin: AdminClient) -> None:
     name = world.name("topic")
     config = {"cleanup.policy": "compact,delete", "replication.factor": "1"}
-    world.log.create(name, 1, Retention(seconds=90.5), config)
+    world.log.create_topic(name, 1, Retention(seconds=90.5), config)
     assert settings_of(admin, name)["retention.ms"] == "90500"
     assert settings_of(admin, name)["cleanup.policy"] == "compact,delete"
     kept = world.topic()
     assert settings_of(admin, kept)["retention.ms"] == "-1"
-    given = world.log.create(world.name("topic"), 1, config={"retention.ms": "1000"})
+    given = world.log.create_topic(world.name("topic"), 1, config={"retention.ms": "1000"})
     assert given.retention == Retention(seconds=1)
     with pytest.raises(ConfigError, match="Retention"):
-        world.log.create(world.name("topic"), 1, Retention(messages=5))
+        world.log.create_topic(world.name("topic"), 1, Retention(messages=5))
     with pytest.raises(ConfigError, match=r"replication\.factor"):
-        world.log.create(world.name("topic"), 1, config={"replication.factor": "3"})
+        world.log.create_topic(world.name("topic"), 1, config={"replication.factor": "3"})
     with pytest.raises(ConfigError):
-        world.log.create(world.name("topic"), 1, config={"no.such.setting": "3"})
+        world.log.create_topic(world.name("topic"), 1, config={"no.such.setting": "3"})
 
 
 def settings_of(admin: AdminClient, topic: str) -> dict[str, str]:
@@ -326,13 +328,13 @@ def trim(admin: AdminClient, topic: str, first: int) -> None:
 def test_a_group_sees_that_its_position_was_deleted(world: World, admin: AdminClient) -> None:
     topic, group = world.topic(), world.group()
     world.append(topic, [b"%d" % i for i in range(10)])
-    world.log.begin(group, topic, {0: 2})
+    world.log.initialize_offsets(group, topic, {0: 2})
     trim(admin, topic, 6)
     found: list[tuple[int, int]] = []
 
     def greet(assignments: Any) -> None:
         for assignment in assignments:
-            first, _ = world.log.bounds(topic, 0)
+            first, _ = world.log.watermarks(topic, 0)
             found.append((assignment.committed.position, first))
             assignment.position = max(assignment.position, first)
 
@@ -346,12 +348,12 @@ def test_a_position_that_is_overtaken_while_it_waits_is_resolved_anew(
     world: World, admin: AdminClient
 ) -> None:
     topic, group = world.topic(), world.group()
-    world.log.begin(group, topic, {0: 0})
+    world.log.initialize_offsets(group, topic, {0: 0})
     world.append(topic, [b"0"])
 
     def greet(assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
-            first, _ = world.log.bounds(topic, 0)
+            first, _ = world.log.watermarks(topic, 0)
             assignment.position = max(assignment.position, first)
 
     member = world.member(group, topic, greet=greet)
@@ -378,7 +380,7 @@ def test_a_position_that_is_overtaken_while_it_waits_is_resolved_anew(
 def test_a_reader_whose_consumer_sees_nothing_goes_on_with_another(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "QUIET", 0.0)
+    monkeypatch.setattr(reading, "STALL_TIMEOUT", 0.0)
     log, topic = world.log, world.topic(1)
     assert isinstance(log, KafkaLog)
     append(log, topic, [record(b"1"), record(b"2")])
@@ -411,7 +413,7 @@ def test_a_reader_goes_on_behind_what_was_deleted(world: World, admin: AdminClie
     trim(admin, topic, 6)
     assert world.values(topic, start=2, end=8) == [b"6", b"7"]
     assert world.values(topic, start=2, end=5) == []
-    assert world.log.back(topic, 0, 8, 5) == 6
+    assert world.log.offset_before(topic, 0, 8, 5) == 6
 
 
 # -- what is said about it ------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.ownership import JUDGED, Ownership
-from streams.log.kafka.statistics import Broker, Member, Snapshot, decode
+from streams.log.kafka.ownership import RESPONSE_GRACE, Ownership
+from streams.log.kafka.statistics import Broker, GroupState, Snapshot, decode_snapshot
 
-SETTLED = int(JUDGED * 1e6)
+SETTLED = int(RESPONSE_GRACE * 1e6)
 
 
 class Driver:
@@ -35,10 +35,10 @@ class Driver:
 
     def report(self) -> float:
         """A report is made and heard; when."""
-        state = Member("up", "steady" if self.steady else "wait-join", self.rebalances)
-        self.ownership.polled = self.now
+        state = GroupState("up", "steady" if self.steady else "wait-join", self.rebalances)
+        self.ownership.polled_at = self.now
         snapshot = Snapshot(int(self.now * 1e6), {"GroupCoordinator": self.broker}, state)
-        self.ownership.take(snapshot, self.now)
+        self.ownership.observe(snapshot, self.now)
         return self.now
 
     def wait(self, seconds: float) -> None:
@@ -57,17 +57,17 @@ def test_an_answered_heartbeat_confirms_from_the_report_before_it(driver: Driver
     driver.send()
     driver.wait(0.5)
     driver.report()
-    assert driver.ownership.confirmed == before
+    assert driver.ownership.confirmed_at == before
     assert driver.ownership.valid_until == before + 10
 
 
 def test_silence_confirms_nothing(driver: Driver) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     for _ in range(20):
         driver.wait(1)
         driver.send("Metadata")
         driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
     assert driver.ownership.valid_until < driver.now
 
 
@@ -76,61 +76,61 @@ def test_silence_confirms_nothing(driver: Driver) -> None:
     ["connects", "disconnects", "req_timeouts", "rxerrs", "txerrs", "txretries"],
 )
 def test_trouble_on_the_way_takes_the_heartbeat_back(driver: Driver, trouble: str) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     driver.wait(1)
     driver.send()
     setattr(driver.broker, trouble, 1)
     for _ in range(5):
         driver.wait(1)
         driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
 
 
 def test_a_search_for_another_coordinator_is_trouble(driver: Driver) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     driver.wait(1)
     driver.send()
     driver.send("FindCoordinator")
     driver.report()
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
 
 
 @pytest.mark.parametrize("field", ["waitresp_cnt", "outbuf_cnt"])
 def test_what_is_outstanding_confirms_once_it_is_answered(driver: Driver, field: str) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     driver.wait(1)
     before = driver.report()
     driver.send()
     setattr(driver.broker, field, 1)
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
     setattr(driver.broker, field, 0)
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == before
+    assert driver.ownership.confirmed_at == before
 
 
 def test_an_answer_that_may_not_have_been_judged_yet_waits(driver: Driver) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     driver.send()
     driver.broker.rxidle = SETTLED - 1
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
     driver.broker.rxidle = 1_000_000
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == start  # that of the report before it was sent
-    assert driver.ownership._pending is None
+    assert driver.ownership.confirmed_at == start  # that of the report before it was sent
+    assert driver.ownership._before_heartbeat is None
 
 
 def test_a_member_that_left_its_steady_state_is_not_confirmed_by_what_it_sent(
     driver: Driver,
 ) -> None:
-    start = driver.ownership.confirmed
+    start = driver.ownership.confirmed_at
     driver.wait(1)
     driver.send()
     driver.steady = False
@@ -138,7 +138,7 @@ def test_a_member_that_left_its_steady_state_is_not_confirmed_by_what_it_sent(
     driver.steady = True
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == start
+    assert driver.ownership.confirmed_at == start
 
 
 def test_a_stopped_process_wakes_up_uncertain_until_a_heartbeat_is_answered(
@@ -161,7 +161,7 @@ def test_a_member_nobody_polls_is_owner_no_longer_than_the_driver_waits() -> Non
     ownership = Ownership(10.0, 3.0, False, 100.0)
     ownership.confirm(105.0)
     assert ownership.valid_until == 103.0
-    ownership.polled = 104.0
+    ownership.polled_at = 104.0
     assert ownership.valid_until == 107.0
 
 
@@ -171,15 +171,15 @@ def test_a_classic_members_sync_confirms_from_the_last_report_without_it() -> No
     before = driver.report()
     driver.wait(0.2)
     driver.send("SyncGroup")
-    driver.ownership.assigned()  # heard before the next report
-    assert driver.ownership.confirmed == before
+    driver.ownership.assignment_received()  # heard before the next report
+    assert driver.ownership.confirmed_at == before
     driver.wait(30)
     before = driver.report()
     driver.send("SyncGroup")
     driver.wait(1)
     driver.report()  # and here after it
-    driver.ownership.assigned()
-    assert driver.ownership.confirmed == before
+    driver.ownership.assignment_received()
+    assert driver.ownership.confirmed_at == before
 
 
 def test_counts_that_are_not_read_at_one_instant_make_no_heartbeat() -> None:
@@ -187,7 +187,7 @@ def test_counts_that_are_not_read_at_one_instant_make_no_heartbeat() -> None:
     driver.send()
     driver.wait(1)
     driver.report()
-    confirmed = driver.ownership.confirmed
+    confirmed = driver.ownership.confirmed_at
     # tx was read before a commit was sent, the table after.
     driver.broker.req["OffsetCommit"] = 1
     driver.wait(1)
@@ -195,7 +195,7 @@ def test_counts_that_are_not_read_at_one_instant_make_no_heartbeat() -> None:
     driver.broker.tx += 1
     driver.wait(1)
     driver.report()
-    assert driver.ownership.confirmed == confirmed
+    assert driver.ownership.confirmed_at == confirmed
 
 
 steps = st.lists(
@@ -245,7 +245,7 @@ def test_it_never_claims_more_than_an_answered_heartbeat_gave(
                 driver.report()
             case _:
                 pass
-        assert driver.ownership.confirmed <= truth
+        assert driver.ownership.confirmed_at <= truth
 
 
 def test_reports_are_read_from_the_drivers_json() -> None:
@@ -260,6 +260,6 @@ def test_reports_are_read_from_the_drivers_json() -> None:
 
     reports: list[Any] = [report(101_000_000, 1), report(102_000_000, 1), report(103_000_000, 2)]
     for text in reports:
-        snapshot = decode(text)
-        ownership.take(snapshot, snapshot.ts / 1e6)
-    assert ownership.confirmed == 102.0
+        snapshot = decode_snapshot(text)
+        ownership.observe(snapshot, snapshot.ts / 1e6)
+    assert ownership.confirmed_at == 102.0

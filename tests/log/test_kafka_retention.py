@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import Retention
-from streams.log.kafka.topics import _retention_of, _settings_of
+from streams.log.kafka.topics import _config_of, _retention_of
 
 DEFAULTS = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 """What a topic has that is kept for ever."""
@@ -22,7 +22,7 @@ DEFAULTS = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "de
     )
 )
 def test_what_is_written_is_read(retention: Retention) -> None:
-    assert _retention_of({**DEFAULTS, **_settings_of(retention)}) == retention
+    assert _retention_of({**DEFAULTS, **_config_of(retention)}) == retention
 
 
 @given(st.dictionaries(st.sampled_from(sorted(DEFAULTS)), st.none() | st.text(max_size=30)))

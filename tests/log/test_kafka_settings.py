@@ -9,15 +9,15 @@ import pytest
 from streams.config import Flow
 from streams.errors import ConfigError
 from streams.log.kafka.settings import (
-    CONSUMER,
-    OVERHEAD,
-    PRODUCER,
+    CONSUMER_ONLY,
+    MESSAGE_OVERHEAD,
+    PRODUCER_ONLY,
     Settings,
-    prefetched,
-    settings,
-    sized,
+    prefetch_bytes,
+    prefetch_config,
+    read_settings,
 )
-from streams.log.protocol import Opened
+from streams.log.protocol import OpenRequest
 from streams.log.url import open_log
 
 SECRET = "p@ss/word"
@@ -25,7 +25,7 @@ SECRET = "p@ss/word"
 
 def read(url: str = "kafka://h", config: dict[str, Any] | None = None, **options: str) -> Settings:
     query = {name.replace("_", "."): value for name, value in options.items()}
-    return settings(Opened(url, "", query, config or {}))
+    return read_settings(OpenRequest(url, "", query, config or {}))
 
 
 def refused(url: str = "kafka://h", config: dict[str, Any] | None = None, **options: str) -> str:
@@ -48,7 +48,7 @@ def refused(url: str = "kafka://h", config: dict[str, Any] | None = None, **opti
 )
 def test_brokers_are_read_from_the_url(url: str, hosts: str) -> None:
     assert read(url).hosts == hosts
-    assert read(url).admin()["bootstrap.servers"] == hosts
+    assert read(url).admin_config()["bootstrap.servers"] == hosts
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_nothing_may_follow_the_brokers() -> None:
 def test_scheme_and_user_make_the_security_protocol(
     url: str, protocol: str, mechanism: str | None
 ) -> None:
-    conf = read(url).producer()
+    conf = read(url).producer_config()
     assert conf["security.protocol"] == protocol
     assert conf.get("sasl.mechanism") == mechanism
 
 
 def test_a_user_and_password_may_hold_anything_when_quoted() -> None:
-    conf = read("kafka+ssl://us%40er:p%40ss%2Fword@h", sasl_mechanisms="PLAIN").admin()
+    conf = read("kafka+ssl://us%40er:p%40ss%2Fword@h", sasl_mechanisms="PLAIN").admin_config()
     assert (conf["sasl.username"], conf["sasl.password"]) == ("us@er", SECRET)
     assert conf["sasl.mechanism"] == "PLAIN"
 
@@ -129,7 +129,7 @@ def test_what_would_break_a_promise_or_run_code_is_refused(name: str, value: Any
 
 def test_a_url_can_hold_no_callable() -> None:
     with pytest.raises(ConfigError, match="callable given in config="):
-        settings(Opened("kafka://h", "", {"stats_cb": "print"}, {}))
+        read_settings(OpenRequest("kafka://h", "", {"stats_cb": "print"}, {}))
 
 
 @pytest.mark.parametrize(
@@ -154,31 +154,31 @@ def test_every_setting_reaches_the_clients_that_know_it_and_no_other() -> None:
         fetch_wait_max_ms="7",
     )
     clients = {
-        "admin": found.admin(),
-        "producer": found.producer(),
-        "reader": found.reader(1 << 20),
-        "member": found.member("g", Flow(), print),
+        "admin": found.admin_config(),
+        "producer": found.producer_config(),
+        "reader": found.reader_config(1 << 20),
+        "member": found.member_config("g", Flow(), print),
     }
     for conf in clients.values():
         assert conf["socket.keepalive.enable"] == "true"
     for name in ("reader", "member"):
         assert clients[name]["fetch.wait.max.ms"] == "7"
         assert clients[name]["check.crcs"] == "true"
-        assert not PRODUCER - {"message.max.bytes"} & set(clients[name])
+        assert not PRODUCER_ONLY - {"message.max.bytes"} & set(clients[name])
     assert clients["producer"]["queue.buffering.max.ms"] == "1"
     assert clients["producer"]["compression.type"] == "lz4"
     for name in ("admin", "producer"):
-        assert not CONSUMER & set(clients[name])
+        assert not CONSUMER_ONLY & set(clients[name])
 
 
 def test_code_wins_over_the_url() -> None:
-    found = settings(Opened("kafka://h", "", {"linger.ms": "1"}, {"linger.ms": 2}))
-    assert found.producer()["queue.buffering.max.ms"] == 2
+    found = read_settings(OpenRequest("kafka://h", "", {"linger.ms": "1"}, {"linger.ms": 2}))
+    assert found.producer_config()["queue.buffering.max.ms"] == 2
 
 
 def test_promises_are_in_the_configuration_whatever_is_given() -> None:
     found = read()
-    producer, member = found.producer(), found.member("g", Flow(), print)
+    producer, member = found.producer_config(), found.member_config("g", Flow(), print)
     assert (producer["enable.idempotence"], producer["acks"]) == (True, "all")
     assert producer["partitioner"] == "murmur2_random"
     assert member["enable.auto.commit"] is False
@@ -186,14 +186,14 @@ def test_promises_are_in_the_configuration_whatever_is_given() -> None:
     assert member["auto.offset.reset"] == "error"
     assert member["isolation.level"] == "read_committed"
     assert member["partition.assignment.strategy"] == "cooperative-sticky"
-    assert found.session == 10
+    assert found.session_timeout == 10
 
 
 def test_a_group_protocol_takes_only_its_own_settings() -> None:
     found = read(group_protocol="consumer")
     assert found.kip848
     assert not {"session.timeout.ms", "partition.assignment.strategy"} & set(
-        found.member("g", Flow(), print)
+        found.member_config("g", Flow(), print)
     )
     for name, value in (
         ("session.timeout.ms", "6000"),
@@ -205,7 +205,8 @@ def test_a_group_protocol_takes_only_its_own_settings() -> None:
         assert name in refused("kafka://h", config)
     assert "a third" in refused(session_timeout_ms="3000", heartbeat_interval_ms="2000")
     assert (
-        read(session_timeout_ms="3000").member("g", Flow(), print)["heartbeat.interval.ms"] == 1000
+        read(session_timeout_ms="3000").member_config("g", Flow(), print)["heartbeat.interval.ms"]
+        == 1000
     )
 
 
@@ -217,9 +218,9 @@ def test_eager_assignors_are_known() -> None:
 
 @pytest.mark.parametrize("size", [1, 100_000, 1 << 20, 64 << 20, 1 << 40])
 def test_the_prefetch_stays_within_its_share_of_the_flow(size: int) -> None:
-    share = prefetched(Flow(bytes=size))
+    share = prefetch_bytes(Flow(bytes=size))
     assert share <= max(64 * 1024, size // 2)
-    conf = sized(share)
+    conf = prefetch_config(share)
     assert conf["max.partition.fetch.bytes"] <= conf["fetch.max.bytes"]
     # A full queue, and the fetch that was under way when it became full, of messages of any size.
     for message in (100, 200, 1_000, 10_000):
@@ -227,7 +228,7 @@ def test_the_prefetch_stays_within_its_share_of_the_flow(size: int) -> None:
             conf["queued.max.messages.kbytes"] * 1024 // message, conf["queued.min.messages"]
         )
         fetched = conf["fetch.max.bytes"] // message
-        assert (count + fetched) * (message + OVERHEAD) <= share
+        assert (count + fetched) * (message + MESSAGE_OVERHEAD) <= share
 
 
 def test_a_message_that_never_finds_room_is_refused_at_once() -> None:
@@ -283,7 +284,9 @@ def test_a_members_name_that_cannot_be(url: str, config: dict[str, str], words: 
 
 
 def test_a_members_name_is_its_group_instance_id() -> None:
-    opened = Opened("kafka://h", "h", member="shop-3")
-    conf = settings(opened).member("g", Flow(), lambda _: None, "shop-3-second")
+    opened = OpenRequest("kafka://h", "h", member="shop-3")
+    conf = read_settings(opened).member_config("g", Flow(), lambda _: None, "shop-3-second")
     assert conf["group.instance.id"] == "shop-3-second"
-    assert "group.instance.id" not in settings(opened).member("g", Flow(), lambda _: None)
+    assert "group.instance.id" not in read_settings(opened).member_config(
+        "g", Flow(), lambda _: None
+    )

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streams.log.membership import (
-    FREE,
-    LONGEST,
-    NEVER,
-    TERMS,
+    DEFAULT_TERMS,
+    INFINITY,
+    MAX_LEASE,
+    UNOWNED,
     Lease,
+    LeaseTerms,
     Member,
-    Part,
     Plan,
-    Terms,
-    Watch,
-    length,
+    StalenessTracker,
+    TopicPartition,
+    lease_length,
     plan,
-    target,
+    target_owners,
 )
 
 TOPICS = ("a", "b", "c")
@@ -37,15 +37,17 @@ names = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
 
 
 def owners_of(
-    parts: list[Part], names: Iterable[str] = NAMES
-) -> st.SearchStrategy[dict[Part, str]]:
+    parts: list[TopicPartition], names: Iterable[str] = NAMES
+) -> st.SearchStrategy[dict[TopicPartition, str]]:
     """An owner for each partition; "gone" is no member, so its partitions have none."""
     each = st.tuples(*(st.sampled_from([*names, "gone"]) for _ in parts))
     return each.map(lambda owners: dict(zip(parts, owners, strict=True)))
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> tuple[dict[str, list[str]], dict[str, int], dict[Part, str]]:
+def groups(
+    draw: st.DrawFn,
+) -> tuple[dict[str, list[str]], dict[str, int], dict[TopicPartition, str]]:
     """Members with topic sets of their own, partitions, and owners, some of whom are gone."""
     partitions = draw(topics)
     members = {
@@ -66,7 +68,7 @@ def test_alike_subscriptions_are_even_in_each_topic_and_altogether(
 ) -> None:
     parts = [(topic, p) for topic, count in partitions.items() for p in range(count)]
     owners = data.draw(owners_of(parts))
-    found = target({member: [*partitions] for member in members}, partitions, owners)
+    found = target_owners({member: [*partitions] for member in members}, partitions, owners)
     assert sorted(found) == sorted(parts)
     for which in ({*partitions}, *({topic} for topic in partitions)):
         counts = dict.fromkeys(members, 0)
@@ -80,7 +82,7 @@ def test_one_topic_moves_no_partition_more_than_evenness_needs(
     members: list[str], count: int, data: st.DataObject
 ) -> None:
     owners = data.draw(owners_of([("a", p) for p in range(count)]))
-    found = target({member: ["a"] for member in members}, {"a": count}, owners)
+    found = target_owners({member: ["a"] for member in members}, {"a": count}, owners)
     moved = sum(owner in members and found[part] != owner for part, owner in owners.items())
     # The most loaded keep the larger shares; nobody can keep more than its share.
     least, more = divmod(count, len(members))
@@ -91,10 +93,10 @@ def test_one_topic_moves_no_partition_more_than_evenness_needs(
 
 @given(groups())
 def test_nobody_gives_and_takes_in_one_topic(
-    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]],
+    group: tuple[dict[str, list[str]], dict[str, int], dict[TopicPartition, str]],
 ) -> None:
     members, partitions, owners = group
-    found = target(members, partitions, owners)
+    found = target_owners(members, partitions, owners)
     gave = {(owners[part], part[0]) for part, owner in found.items() if owners[part] != owner}
     took = {(owner, part[0]) for part, owner in found.items() if owners[part] != owner}
     assert not gave & took
@@ -102,16 +104,16 @@ def test_nobody_gives_and_takes_in_one_topic(
 
 @given(groups())
 def test_an_assignment_that_is_reached_is_kept(
-    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]],
+    group: tuple[dict[str, list[str]], dict[str, int], dict[TopicPartition, str]],
 ) -> None:
     members, partitions, owners = group
-    found = target(members, partitions, owners)
-    assert target(members, partitions, found) == found
+    found = target_owners(members, partitions, owners)
+    assert target_owners(members, partitions, found) == found
 
 
 @given(groups(), st.randoms(use_true_random=False))
 def test_every_member_computes_the_same(
-    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]], random: object
+    group: tuple[dict[str, list[str]], dict[str, int], dict[TopicPartition, str]], random: object
 ) -> None:
     members, partitions, owners = group
 
@@ -120,8 +122,8 @@ def test_every_member_computes_the_same(
         random.shuffle(items)  # type: ignore[attr-defined]
         return dict(items)
 
-    again = target(shuffled(members), shuffled(partitions), shuffled(owners))  # type: ignore[arg-type]
-    assert again == target(members, partitions, owners)
+    again = target_owners(shuffled(members), shuffled(partitions), shuffled(owners))  # type: ignore[arg-type]
+    assert again == target_owners(members, partitions, owners)
 
 
 @settings(max_examples=200, deadline=None)
@@ -141,7 +143,7 @@ def test_different_subscriptions_are_as_even_as_any_assignment(
         if any(topic in wanted for wanted in subscriptions)
     ]
     owners = data.draw(owners_of(parts, members))
-    found = target(members, partitions, owners)
+    found = target_owners(members, partitions, owners)
     assert sorted(found) == sorted(parts)
     assert all(part[0] in members[owner] for part, owner in found.items())
 
@@ -163,7 +165,9 @@ class Running:
     topics: frozenset[str]
     plan: Plan = field(default_factory=Plan)
     planned: float = 0.0
-    owns: dict[Part, tuple[int, float]] = field(default_factory=dict)  # epoch, valid until
+    owns: dict[TopicPartition, tuple[int, float]] = field(
+        default_factory=dict
+    )  # epoch, valid until
 
 
 class Group:
@@ -173,7 +177,7 @@ class Group:
         self.now = 1000.0
         self.partitions = partitions
         self.rows: dict[str, Member] = {}
-        self.leases: dict[Part, Lease] = {}
+        self.leases: dict[TopicPartition, Lease] = {}
         self.members: dict[str, Running] = {}
         self.frozen: list[Running] = []
         self.count = itertools.count()
@@ -181,18 +185,18 @@ class Group:
     def join(self, topics: frozenset[str]) -> Running:
         member = Running(f"m{next(self.count):03}", topics)
         self.members[member.id] = member
-        self.rows[member.id] = Member(member.id, topics, TERMS.expires(self.now))
+        self.rows[member.id] = Member(member.id, topics, DEFAULT_TERMS.expiry(self.now))
         return member
 
     def heartbeat(self, member: Running, delay: float = 0.0) -> None:
         """Renew and read; the request reaches the tables ``delay`` after it was sent."""
         sent, self.now = self.now, self.now + delay
-        self.rows[member.id] = Member(member.id, member.topics, TERMS.expires(self.now))
+        self.rows[member.id] = Member(member.id, member.topics, DEFAULT_TERMS.expiry(self.now))
         for part, (epoch, _) in list(member.owns.items()):
-            lease = self.leases.get(part, FREE)
+            lease = self.leases.get(part, UNOWNED)
             if (lease.owner, lease.epoch) == (member.id, epoch):
-                self.leases[part] = lease._replace(expires=TERMS.expires(self.now))
-                member.owns[part] = epoch, TERMS.valid_until(sent)
+                self.leases[part] = lease._replace(expires=DEFAULT_TERMS.expiry(self.now))
+                member.owns[part] = epoch, DEFAULT_TERMS.valid_until(sent)
             else:
                 del member.owns[part]
         member.plan = plan(member.id, self.now, self.rows.values(), self.partitions, self.leases)
@@ -202,21 +206,21 @@ class Group:
         changed = False
         for part in member.plan.release:
             held = member.owns.pop(part, None)
-            lease = self.leases.get(part, FREE)
+            lease = self.leases.get(part, UNOWNED)
             if held and (lease.owner, lease.epoch) == (member.id, held[0]):
                 self.leases[part] = Lease("", lease.epoch, -1.0)
                 changed = True
         sent, self.now = self.now, self.now + delay
         for part, epoch in member.plan.acquire.items():
-            lease = self.leases.get(part, FREE)
+            lease = self.leases.get(part, UNOWNED)
             if lease.epoch == epoch - 1 and (not lease.owner or lease.expires <= self.now):
-                self.leases[part] = Lease(member.id, epoch, TERMS.expires(self.now))
-                member.owns[part] = epoch, TERMS.valid_until(sent)
+                self.leases[part] = Lease(member.id, epoch, DEFAULT_TERMS.expiry(self.now))
+                member.owns[part] = epoch, DEFAULT_TERMS.valid_until(sent)
                 changed = True
         member.plan = Plan()
         return changed
 
-    def believers(self, part: Part) -> list[str]:
+    def believers(self, part: TopicPartition) -> list[str]:
         """Who would start a handler on this partition now."""
         return [
             member.id
@@ -271,7 +275,7 @@ class Membership(RuleBasedStateMachine):
         """It does nothing any more, and goes on believing what it believed."""
         self.group.frozen.append(self.group.members.pop(self.pick(data).id))
 
-    @rule(seconds=st.sampled_from([3.0, TERMS.lease - 0.5, TERMS.lease]))
+    @rule(seconds=st.sampled_from([3.0, DEFAULT_TERMS.lease - 0.5, DEFAULT_TERMS.lease]))
     def wait(self, seconds: float) -> None:
         self.group.now += seconds
 
@@ -289,7 +293,7 @@ class Membership(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened: left alone, the living share everything evenly, and then rest."""
         group = self.group
-        group.now += TERMS.lease + 1
+        group.now += DEFAULT_TERMS.lease + 1
         if not group.members:
             return
         rounds = 0
@@ -307,7 +311,7 @@ class Membership(RuleBasedStateMachine):
             group.now += 0.1
         owned = {part: lease.owner for part, lease in group.leases.items() if lease.owner}
         alive = {member.id: member.topics for member in group.members.values()}
-        wanted = target(alive, group.partitions, owned)
+        wanted = target_owners(alive, group.partitions, owned)
         assert {part: owner for part, owner in owned.items() if part in wanted} == wanted
 
 
@@ -321,7 +325,7 @@ def test_a_lease_ends_by_release_or_expiry_and_by_nothing_else() -> None:
     rows = [Member("me", ["a"], 110.0)]
     early = plan("me", 104.9, rows, {"a": 1}, leases)
     assert not early.acquire
-    assert early.again == 105.0
+    assert early.replan_at == 105.0
     assert plan("me", 105.0, rows, {"a": 1}, leases).acquire == {("a", 0): 8}
 
 
@@ -337,11 +341,12 @@ def test_an_expired_lease_that_nobody_took_is_renewed_under_its_epoch() -> None:
 
 @given(groups(), st.data())
 def test_what_is_inherited_counts_as_mine_and_is_taken_anew(
-    group: tuple[dict[str, list[str]], dict[str, int], dict[Part, str]], data: st.DataObject
+    group: tuple[dict[str, list[str]], dict[str, int], dict[TopicPartition, str]],
+    data: st.DataObject,
 ) -> None:
     members, partitions, owners = group
-    leases = {part: Lease(owner, 4, NEVER) for part, owner in owners.items()}
-    rows = [Member(name, topics, NEVER) for name, topics in members.items()]
+    leases = {part: Lease(owner, 4, INFINITY) for part, owner in owners.items()}
+    rows = [Member(name, topics, INFINITY) for name, topics in members.items()]
     for me in members:
         named = [part for part, owner in owners.items() if owner == me]
         held = data.draw(st.sets(st.sampled_from(named))) if named else set()
@@ -362,9 +367,9 @@ def test_what_is_inherited_counts_as_mine_and_is_taken_anew(
 @given(st.data())
 def test_nothing_is_over_before_its_owner_stops_believing_in_it(data: st.DataObject) -> None:
     """Whatever stands still for however long: the observer, the owner, or the log."""
-    terms = Terms(data.draw(st.sampled_from([1.0, 10.0])))
-    watch = Watch(terms.heartbeat)
-    now, mark, believes_until = 1000.0, 0, -NEVER
+    terms = LeaseTerms(data.draw(st.sampled_from([1.0, 10.0])))
+    watch = StalenessTracker(terms.heartbeat_interval)
+    now, mark, believes_until = 1000.0, 0, -INFINITY
     steps = st.tuples(
         st.sampled_from(["confirm", "look", "late answer"]),
         st.sampled_from([0.01, 0.1, 0.3, 0.5, 1.0, 3.0]),
@@ -378,8 +383,8 @@ def test_nothing_is_over_before_its_owner_stops_believing_in_it(data: st.DataObj
         stood = mark
         if what == "late answer":
             now += part * terms.lease
-        watch.look(now)
-        if watch.left("row", stood, terms.lease) == 0 and stood == mark:
+        watch.observe(now)
+        if watch.remaining("row", stood, terms.lease) == 0 and stood == mark:
             assert now >= believes_until
 
 
@@ -387,44 +392,44 @@ def test_nothing_is_over_before_its_owner_stops_believing_in_it(data: st.DataObj
 def test_what_nobody_confirms_is_over_after_its_length_of_looking(
     interval: float, before: int
 ) -> None:
-    watch = Watch(TERMS.heartbeat)
+    watch = StalenessTracker(DEFAULT_TERMS.heartbeat_interval)
     now = 0.0
     for mark in range(before):
-        watch.look(now)
-        assert watch.left("row", mark, TERMS.lease) == TERMS.lease
+        watch.observe(now)
+        assert watch.remaining("row", mark, DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease
         now += interval
-    began, left = now, NEVER
+    began, left = now, INFINITY
     while left:
-        watch.look(now)
-        left = watch.left("row", "last", TERMS.lease)
+        watch.observe(now)
+        left = watch.remaining("row", "last", DEFAULT_TERMS.lease)
         now += interval
-        assert now - began <= TERMS.lease + 3 * interval
+        assert now - began <= DEFAULT_TERMS.lease + 3 * interval
 
 
 def test_a_log_that_stood_still_is_no_ones_death() -> None:
-    watch = Watch(TERMS.heartbeat)
+    watch = StalenessTracker(DEFAULT_TERMS.heartbeat_interval)
     for now in (0.0, 1.0, 2.0, 500.0):  # three leases, and many more
-        watch.look(now)
-        left = watch.left("row", "same", TERMS.lease)
-    assert left == TERMS.lease - 2.0 - TERMS.heartbeat
+        watch.observe(now)
+        left = watch.remaining("row", "same", DEFAULT_TERMS.lease)
+    assert left == DEFAULT_TERMS.lease - 2.0 - DEFAULT_TERMS.heartbeat_interval
     # More than the time in which an owner sends its next heartbeat.
-    assert left > TERMS.heartbeat
+    assert left > DEFAULT_TERMS.heartbeat_interval
 
 
 def test_a_row_that_changed_or_was_forgotten_is_watched_anew() -> None:
-    watch = Watch(TERMS.heartbeat)
+    watch = StalenessTracker(DEFAULT_TERMS.heartbeat_interval)
     for now in range(9):
-        watch.look(float(now))
-        watch.left("one", "same", TERMS.lease)
-        watch.left("two", now, TERMS.lease)
-    assert watch.left("one", "same", TERMS.lease) == TERMS.lease - 8
-    assert watch.left("two", 8, TERMS.lease) == TERMS.lease
-    watch.keep({"two"})
-    assert watch.left("one", "same", TERMS.lease) == TERMS.lease
+        watch.observe(float(now))
+        watch.remaining("one", "same", DEFAULT_TERMS.lease)
+        watch.remaining("two", now, DEFAULT_TERMS.lease)
+    assert watch.remaining("one", "same", DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease - 8
+    assert watch.remaining("two", 8, DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease
+    watch.keep_only({"two"})
+    assert watch.remaining("one", "same", DEFAULT_TERMS.lease) == DEFAULT_TERMS.lease
 
 
 def test_a_length_that_makes_no_sense_is_the_observers_own() -> None:
-    assert length(3.0, 10.0) == 3.0
-    assert length(LONGEST, 10.0) == LONGEST
-    for damaged in (None, 0.0, -1.0, LONGEST + 1, NEVER, float("nan")):
-        assert length(damaged, 10.0) == 10.0
+    assert lease_length(3.0, 10.0) == 3.0
+    assert lease_length(MAX_LEASE, 10.0) == MAX_LEASE
+    for damaged in (None, 0.0, -1.0, MAX_LEASE + 1, INFINITY, float("nan")):
+        assert lease_length(damaged, 10.0) == 10.0

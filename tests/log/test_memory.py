@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.errors import ConfigError, Fatal, GroupLive, LogError, OutcomeUnknown, Unavailable
-from streams.log.membership import TERMS
+from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, OutcomeUnknown, Unavailable
+from streams.log.membership import DEFAULT_TERMS
 from streams.log.memory import MemoryLog
 from streams.log.memory.store import Partition
 from streams.log.protocol import Assignment, Commit
@@ -55,7 +55,7 @@ def clock() -> Clock:
 @pytest.fixture
 def log(clock: Clock) -> Iterator[MemoryLog]:
     opened = memory(NAME, clock)
-    opened.create("t", 1)
+    opened.create_topic("t", 1)
     yield opened
     opened.close()
 
@@ -72,7 +72,7 @@ def append(log: MemoryLog, *values: bytes) -> Sequence[Position | LogError]:
 
 def test_a_name_is_shared_until_the_last_one_closes_it() -> None:
     one, two, private = memory(NAME), memory(NAME), memory()
-    one.create("t", 3)
+    one.create_topic("t", 3)
     assert two.topic("t").partitions == 3
     assert private.topics() == []
     one.close()
@@ -108,7 +108,7 @@ def test_closing_ends_what_waits(log: MemoryLog, clock: Clock) -> None:
         except LogError as error:
             errors.append(error)
 
-    waiting = log.store.topics["t"].waiting
+    waiting = log.store.topics["t"].waiters
     threads = [
         threading.Thread(target=run, args=[lambda: subscription.poll(1, 60)]),
         threading.Thread(target=run, args=[lambda: reader.read(1, 60)]),
@@ -156,19 +156,19 @@ def test_columns_hold_what_a_list_of_messages_would(
     assert partition.end == offset
     assert partition.first == (kept[0][0] if kept else partition.first)
     start = data.draw(st.integers(partition.first, partition.end))
-    batch = partition.slice("t", 0, start, partition.end - start, None)
+    batch = partition.batch("t", 0, start, partition.end - start, None)
     found = [(batch.offset(i), batch.time(i), batch.id(i)) for i in range(len(batch))]
     assert found == [message for message in kept if message[0] >= start]
     moment = data.draw(st.integers(0, len(done)))
     later = [at for at, taken, _ in kept if taken >= moment]
-    assert partition.at(moment) == (later[0] if later else partition.end)
+    assert partition.offset_for_time(moment) == (later[0] if later else partition.end)
 
 
 def test_a_clock_that_goes_back_does_not_unsort_a_partition() -> None:
     partition = Partition()
     for now in (5.0, 3.0, 7.0):
         partition.append([Record(b"", None, "i")], now)
-    assert [partition.at(moment) for moment in (5.0, 5.1, 7.1)] == [0, 2, 3]
+    assert [partition.offset_for_time(moment) for moment in (5.0, 5.1, 7.1)] == [0, 2, 3]
 
 
 def test_letting_go_of_a_batchs_bytes_leaves_the_log_alone(log: MemoryLog) -> None:
@@ -200,10 +200,10 @@ def test_a_crashed_member_commits_nothing_and_blocks_its_partitions_for_a_lease(
     assert batch.assignment.valid_until == float("-inf")
 
     survivor = log.subscribe("g", ["t"], heir)
-    clock.advance(TERMS.lease - 0.1)
+    clock.advance(DEFAULT_TERMS.lease - 0.1)
     assert survivor.poll(10, 0) == ()
-    with pytest.raises(GroupLive):
-        log.forget("g")
+    with pytest.raises(GroupNotEmpty):
+        log.delete_group("g")
     clock.advance(0.2)
     (batch,) = survivor.poll(10, 0)
     assert batch.values == [b"2"]
@@ -226,14 +226,14 @@ def test_a_crash_in_a_blocked_poll_holds_the_lease_from_then_on(
 
     thread = threading.Thread(target=run)
     thread.start()
-    clock.advance(TERMS.lease * 20)
+    clock.advance(DEFAULT_TERMS.lease * 20)
     survivor = log.subscribe("g", ["t"], Listens())
     doomed.crash()
     thread.join()
     assert ended == [Fatal]
     survivor.poll(1, 0)
     assert not log.group("g").members[1].partitions
-    clock.advance(TERMS.lease + 0.1)
+    clock.advance(DEFAULT_TERMS.lease + 0.1)
     survivor.poll(1, 0)
     assert log.group("g").members[0].partitions == (("t", 0),)
 
@@ -249,7 +249,7 @@ def test_a_crashed_log_does_nothing_any_more_and_the_others_go_on(
     assert append(log, b"alive") == [Position("t", 0, 0)]
     heir = log.subscribe("g", ["t"], Listens())
     assert heir.poll(1, 0) == ()
-    clock.advance(TERMS.lease + 0.1)
+    clock.advance(DEFAULT_TERMS.lease + 0.1)
     assert [batch.values for batch in heir.poll(1, 0)] == [[b"alive"]]
 
 
@@ -276,7 +276,7 @@ def test_an_append_can_fail_before_or_after_it_is_done(
 ) -> None:
     strike(log, where, error)
     assert append(log, b"1") == [error]
-    assert log.bounds("t", 0) == (0, written)
+    assert log.watermarks("t", 0) == (0, written)
     assert append(log, b"2") == [Position("t", 0, written)]
 
 
@@ -285,7 +285,7 @@ def test_a_commit_can_fail_before_or_after_it_is_done(
     log: MemoryLog, where: str, stored: int
 ) -> None:
     append(log, b"1")
-    log.begin("g", "t", {0: 0})
+    log.initialize_offsets("g", "t", {0: 0})
     subscription = log.subscribe("g", ["t"], Listens())
     (batch,) = subscription.poll(1, 0)
     strike(log, where, Unavailable("down"))

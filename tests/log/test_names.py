@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.names import place, places
+from streams.log.names import partition_for, partitions_for
 from streams.message import Record
 
 RECORDS = st.builds(
@@ -19,8 +19,8 @@ RECORDS = st.builds(
 
 @given(st.lists(RECORDS), st.integers(1, 16))
 def test_many_records_go_where_each_of_them_goes(records: list[Record], partitions: int) -> None:
-    assert places(records, partitions) == [
-        place(each.key, each.id, partitions) if each.partition is None else each.partition
+    assert partitions_for(records, partitions) == [
+        partition_for(each.key, each.id, partitions) if each.partition is None else each.partition
         for each in records
     ]
 
@@ -28,4 +28,4 @@ def test_many_records_go_where_each_of_them_goes(records: list[Record], partitio
 def test_a_key_stays_where_it_always_went() -> None:
     """CRC-32, modulo the partitions: another rule would tear the keys of every log apart."""
     records = [Record(None, key, "id") for key in (b"", b"N14228", b"customer-1", None)]
-    assert places(records, 8) == [0, 6, 5, 0]
+    assert partitions_for(records, 8) == [0, 6, 5, 0]

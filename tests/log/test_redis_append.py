@@ -12,10 +12,10 @@ import redis
 from streams.errors import (
     Fatal,
     LogError,
-    Mismatch,
     NotFound,
     OutcomeUnknown,
     TooLarge,
+    TopicMismatch,
     Unavailable,
 )
 from streams.log.redis import RedisLog
@@ -48,7 +48,7 @@ def log(server: Redis) -> Iterator[RedisLog]:
 
 @pytest.fixture
 def topic(log: RedisLog) -> str:
-    return log.create(name("topic"), 1).name
+    return log.create_topic(name("topic"), 1).name
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_source_and_redrive_count_are_part_of_the_identity(
     assert positions[4] == positions[0]
     assert client.xlen(topic) == len({identity_of_record(each) for each in records}) == 4
     # What is compared is not written.
-    batch = log.reader(topic, 0, *log.bounds(topic, 0)).read(10)
+    batch = log.reader(topic, 0, *log.watermarks(topic, 0)).read(10)
     assert batch is not None
     found = [list(batch.headers(index)) for index in range(len(batch))]
     assert found == [[(ID, b"same"), *headers] for headers in variants[:4]]
@@ -140,7 +140,7 @@ def test_source_and_redrive_count_are_part_of_the_identity(
 
 def test_ids_are_forgotten_in_the_end(server: Redis, client: redis.Redis) -> None:
     log = open_redis(f"{server.url}?once=0.5&timeout=0.1")
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     (first,) = append(log, topic, [record(b"v", id="m")])
     seen: set[bytes] = set()
 
@@ -164,8 +164,8 @@ def test_a_stream_that_was_deleted_takes_its_ids_along(
     client.delete(topic)
     append(log, topic, [record(b"v", id="m")])
     assert client.xlen(topic) == 1
-    log.delete(topic)
-    log.create(topic, 1)
+    log.delete_topic(topic)
+    log.create_topic(topic, 1)
     append(log, topic, [record(b"v", id="m")])
     assert client.xlen(topic) == 1
 
@@ -236,7 +236,7 @@ def test_a_server_that_is_gone_is_unavailable_and_a_closed_log_too(
 ) -> None:
     with Redis(lifetime, server.program) as gone:
         log = open_redis(f"{gone.url}?timeout=0.2")
-        topic = log.create(name("topic"), 1).name
+        topic = log.create_topic(name("topic"), 1).name
     with pytest.raises(Unavailable):
         log.topics()
     assert type(outcomes(log, topic, [record(b"v")])[0]) is Unavailable
@@ -265,7 +265,7 @@ def test_waiting_for_replicas(
 
 
 def test_order_and_place_over_many_chunks(log: RedisLog, client: redis.Redis) -> None:
-    topic = log.create(name("topic"), 3).name
+    topic = log.create_topic(name("topic"), 3).name
     shapes: list[list[tuple[str, bytes | None]]] = [[], [("a", b"1")], [("b", None)], []]
     records = [
         record(
@@ -286,7 +286,7 @@ def test_order_and_place_over_many_chunks(log: RedisLog, client: redis.Redis) ->
         own = [p for p in positions if p.partition == partition]
         assert own == sorted(set(own))
         ids = [r.id for r, p in zip(records, places, strict=True) if p == partition]
-        reader = log.reader(topic, partition, *log.bounds(topic, partition))
+        reader = log.reader(topic, partition, *log.watermarks(topic, partition))
         read: list[str | None] = []
         while (batch := reader.read(1_000)) is not None:
             read += batch.ids
@@ -313,12 +313,12 @@ def test_a_large_record_goes_alone(log: RedisLog, topic: str, client: redis.Redi
 def test_what_is_no_stream_is_no_topic(log: RedisLog, client: redis.Redis) -> None:
     topic = name("topic")
     client.set(topic, "text")
-    with pytest.raises(Mismatch, match="string"):
+    with pytest.raises(TopicMismatch, match="string"):
         log.topic(topic)
-    with pytest.raises(Mismatch):
-        log.create(topic, 1)
+    with pytest.raises(TopicMismatch):
+        log.create_topic(topic, 1)
     (found,) = outcomes(log, topic, [record(b"v")])
-    assert isinstance(found, Mismatch)
+    assert isinstance(found, TopicMismatch)
     (found,) = outcomes(log, name("topic"), [record(b"v")])
     assert isinstance(found, NotFound)
 

@@ -15,10 +15,10 @@ import pytest
 import redis
 
 from streams.errors import Unavailable
-from streams.log.membership import LONGEST
+from streams.log.membership import MAX_LEASE
 from streams.log.protocol import Committed
 from streams.log.redis import RedisLog
-from streams.log.redis.membership import Beat
+from streams.log.redis.membership import HeartbeatResult
 from tests.log.redis_support import SHORT, Member, Proxy, append, named, open_redis, until
 from tests.servers.find import RedisAddress
 
@@ -76,7 +76,7 @@ def test_a_clock_that_was_ahead_keeps_no_lease_for_ever(
     # Nor does it count as running for people, or keep anybody from moving the group.
     assert len(logs[1].group(group).members) == 1
     heir.subscription.close()
-    logs[1].move(group, topic, {0: Committed(0)})
+    logs[1].reset_offsets(group, topic, {0: Committed(0)})
     dead.subscription.close()
 
 
@@ -84,7 +84,7 @@ def test_a_clock_that_is_set_forward_makes_no_second_owner(
     server: RedisAddress, client: redis.Redis, logs: list[RedisLog], members: list[Member]
 ) -> None:
     # Of the owner no sign of life comes in time, unless the lease really is over.
-    logs += [open_redis(f"{server.url}?lease={LONGEST}&socket_timeout=5") for _ in range(2)]
+    logs += [open_redis(f"{server.url}?lease={MAX_LEASE}&socket_timeout=5") for _ in range(2)]
     topic, group = named(logs[0], 4)
     owner = Member(logs[0], group, topic)
     members.append(owner)
@@ -93,7 +93,7 @@ def test_a_clock_that_is_set_forward_makes_no_second_owner(
     other = Member(logs[1], group, topic)
     members.append(other)
     for _ in range(50):
-        other.subscription._next_beat = 0.0
+        other.subscription._next_heartbeat = 0.0
         other.poll(timeout=0.0)
     assert other.owned == {}
     assert all(each.valid_until > time.monotonic() for each in owner.owned.values())
@@ -126,10 +126,10 @@ def test_members_that_live_do_not_notice_a_step(
 
     until(lambda: poll() or [len(m.owned) for m in members] == [2, 2], "shared out")
     told = [list(member.events) for member in members]
-    beats = members[0].subscription._membership._beats
+    beats = members[0].subscription._membership._heartbeats
     step(client, topic, group, milliseconds)
     # For longer than a lease, by the number of heartbeats (at most three in its length).
-    until(lambda: poll() or members[0].subscription._membership._beats > beats + 6, "a while")
+    until(lambda: poll() or members[0].subscription._membership._heartbeats > beats + 6, "a while")
     assert [member.events for member in members] == told
     assert len(logs[0].group(group).members) == 2
 
@@ -146,9 +146,9 @@ def test_a_lease_is_taken_only_as_it_was_seen(
     other = Member(logs[1], group, topic)
     members.append(other)
     membership = other.subscription._membership
-    until(lambda: membership.beat([]).plan.acquire, "its length is over")
+    until(lambda: membership.heartbeat([]).plan.acquire, "its length is over")
     owner.subscription.keep_alive()
-    assert membership.take([(topic, 0)]) == []
+    assert membership.acquire([(topic, 0)]) == []
     (assignment,) = owner.owned.values()
     owner.commit(assignment, 0)
     assert assignment.valid_until > time.monotonic()
@@ -169,24 +169,24 @@ def test_time_in_which_nobody_answers_is_nobodys_death(
         other = Member(logs[1], group, topic)
         members.append(other)
         membership = other.subscription._membership
-        assert not membership.beat([]).plan.acquire
+        assert not membership.heartbeat([]).plan.acquire
         proxy.refusing = True
         proxy.cut_all()
         over = time.monotonic() + 3  # three leases
         while time.monotonic() < over:
             with pytest.raises(Unavailable):
-                membership.beat([])
+                membership.heartbeat([])
             time.sleep(0.05)
         proxy.refusing = False
-        found: list[Beat] = []
+        found: list[HeartbeatResult] = []
 
         def answered() -> bool:
             try:
-                found.append(membership.beat([]))
+                found.append(membership.heartbeat([]))
             except Unavailable:
                 return False
             return True
 
         until(answered, "it is answered again")
         assert not found[0].plan.acquire
-        assert not membership._departed
+        assert not membership._dead_members

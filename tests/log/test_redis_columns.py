@@ -8,8 +8,14 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.redis.columns import Entries, Offsets, Row, fields, layout
-from streams.log.redis.keys import EntryId, entry_id
+from streams.log.redis.columns import (
+    EntryFields,
+    EntryIdOffsets,
+    RedisBatch,
+    encode_fields,
+    layout_of,
+)
+from streams.log.redis.keys import RedisEntryId, entry_id
 from streams.message import ID, REDRIVE, SOURCE, Record, identity, identity_of
 
 names = st.sampled_from(
@@ -25,17 +31,17 @@ records = st.builds(
 )
 
 
-def row(record: Record) -> Row:
+def row(record: Record) -> EntryFields:
     """A record as it comes back from the server."""
-    names, values, _ = fields(record)
-    found: Row = []
+    names, values, _ = encode_fields(record)
+    found: EntryFields = []
     for name, value in zip(names, values, strict=False):
         found += (name.encode() if isinstance(name, str) else name, value)
     return found
 
 
-def entries(rows: list[Row]) -> Entries:
-    return Entries("t", 0, [(entry_id(n + 1), each) for n, each in enumerate(rows)])
+def entries(rows: list[EntryFields]) -> RedisBatch:
+    return RedisBatch("t", 0, [(entry_id(n + 1), each) for n, each in enumerate(rows)])
 
 
 @given(st.lists(records, min_size=1, max_size=6), st.booleans())
@@ -74,7 +80,7 @@ def test_an_entry_of_others_is_the_object_of_its_fields() -> None:
 
 
 def test_neighbours_of_different_shape_do_not_disturb_each_other() -> None:
-    plain: Row = [b"value", b"v", b"key", b"k", b"ce_id", b"i"]
+    plain: EntryFields = [b"value", b"v", b"key", b"k", b"ce_id", b"i"]
     batch = entries(
         [
             plain,
@@ -92,7 +98,7 @@ def test_neighbours_of_different_shape_do_not_disturb_each_other() -> None:
 
 def test_an_identity_has_source_and_redrive_count() -> None:
     record = Record(b"v", None, "id", [(REDRIVE, b"2"), (SOURCE, b"here")])
-    names, values, place = fields(record)
+    names, values, place = encode_fields(record)
     batch = entries([row(record)])
     assert batch.ids == [identity("id", "here", "2")]
     assert values[place].decode() == batch.ids[0]
@@ -100,7 +106,7 @@ def test_an_identity_has_source_and_redrive_count() -> None:
 
 
 def test_what_was_released_is_gone() -> None:
-    plain: Row = [b"value", b"v", b"key", b"k", b"ce_id", b"i", b"h", b"x"]
+    plain: EntryFields = [b"value", b"v", b"key", b"k", b"ce_id", b"i", b"h", b"x"]
     for rows in ([plain, plain], [plain, [b"value", b"v"], plain]):
         batch = entries(rows)
         batch.release(0)
@@ -113,7 +119,7 @@ def test_what_was_released_is_gone() -> None:
 
 @given(st.lists(st.integers(0, (1 << 128) - 1), min_size=1))
 def test_offsets_are_the_entry_ids(numbers: list[int]) -> None:
-    offsets = Offsets([entry_id(number) for number in numbers])
+    offsets = EntryIdOffsets([entry_id(number) for number in numbers])
     assert list(offsets) == numbers
     assert [offsets[index] for index in range(len(offsets))] == numbers
     assert list(offsets[1:]) == numbers[1:]
@@ -121,15 +127,15 @@ def test_offsets_are_the_entry_ids(numbers: list[int]) -> None:
 
 
 def test_times_and_offsets_show_what_redis_shows() -> None:
-    batch = Entries("t", 0, [(b"1700000000123-7", [b"value", b"v"])])
+    batch = RedisBatch("t", 0, [(b"1700000000123-7", [b"value", b"v"])])
     assert batch.time(0) == 1700000000.123
     assert f"{batch.offset(0)}" == "1700000000123-7"
     assert batch.offset(0) == 1700000000123 << 64 | 7
-    assert isinstance(batch.offset(0), EntryId)
+    assert isinstance(batch.offset(0), RedisEntryId)
 
 
 def test_what_is_remembered_of_field_names_is_bounded() -> None:
-    seen: Any = layout.__globals__["_layouts"]
+    seen: Any = layout_of.__globals__["_layouts"]
     for number in range(3_000):
-        layout((b"name-%d" % number,))
+        layout_of((b"name-%d" % number,))
     assert len(seen) <= 1_000

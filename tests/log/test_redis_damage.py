@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import redis
 
-from streams.errors import Mismatch, StreamsError
-from streams.log.claims import Claim, Complete, Look, Release, Renew, Request, open_claims
-from streams.log.protocol import Committed, Retention, Static
+from streams.errors import StreamsError, TopicMismatch
+from streams.log.claims import Claim, Complete, GetClaim, Release, Renew, Request, open_claims
+from streams.log.protocol import Committed, Retention, StaticMember
 from streams.log.redis import RedisLog
 from tests.cli.conftest import Shell
 from tests.log.redis_support import (
@@ -88,9 +88,9 @@ def one_each(log: RedisLog, topic: str, word: str) -> None:
 
 
 def settled(log: RedisLog, group: str, topic: str) -> bool:
-    places = log.group(group).places(topic)
+    places = log.group(group).committed_in(topic)
     return all(
-        number in places and places[number].position == log.bounds(topic, number)[1]
+        number in places and places[number].position == log.watermarks(topic, number)[1]
         for number in range(PARTITIONS)
     )
 
@@ -119,11 +119,11 @@ def test_leases_of_the_dead_are_taken_whatever_stands_there(
     until(heir.commit_all, "and committed")
     assert settled(log, group, topic)
     # None of it is left, and trimming goes on.
-    for part in log._topics.parts(topic):
+    for part in log._topics.all_partition_keys(topic):
         other._trimmer.trim(part)
     for number in range(PARTITIONS):
         row: Any = client.hgetall(f"{{{topic}:{number}}}:group:{group}")
-        assert row[b"owner"].decode() == heir.subscription._membership.me
+        assert row[b"owner"].decode() == heir.subscription._membership.member_id
         assert int(row[b"epoch"]) >= 1
     dead.subscription.close()
 
@@ -162,11 +162,11 @@ def test_a_position_that_is_none_is_said_with_its_key(
     value: bytes,
 ) -> None:
     topic, group = named(log, 2)
-    log.begin(group, topic, {0: 0, 1: 0})
+    log.initialize_offsets(group, topic, {0: 0, 1: 0})
     key = f"{{{topic}:1}}:group:{group}"
     put(client, key, "position", value)
     member = Member(log, group, topic)
-    with pytest.raises(Mismatch) as caught:
+    with pytest.raises(TopicMismatch) as caught:
         member.owns(2)
     said = str(caught.value)
     assert key in said
@@ -175,10 +175,10 @@ def test_a_position_that_is_none_is_said_with_its_key(
     member.subscription.close()
     # Whoever looks is shown the rest, and told what is left out.
     with caplog.at_level(logging.WARNING, "streams"):
-        assert set(log.group(group).places(topic)) == {0}
+        assert set(log.group(group).committed_in(topic)) == {0}
     assert key in caplog.text
     # And what is said helps.
-    log.move(group, topic, {1: Committed(0)})
+    log.reset_offsets(group, topic, {1: Committed(0)})
     again = Member(log, group, topic)
     members.append(again)
     again.owns(2)
@@ -192,7 +192,7 @@ def test_ghosts_keep_nothing(
 ) -> None:
     """Rows of members that are none: they count for a lease at most, and then they are gone."""
     topic, group = named(log, 8)
-    log.create("other", 3)
+    log.create_topic("other", 3)
     client.set("{broken}:topic", "no hash")
     key = f"{{group:{group}}}:members"
     far = b"9" * 15
@@ -217,7 +217,9 @@ def test_ghosts_keep_nothing(
     member.owns(8)
     member.take_in(8)
     member.poll_until(lambda: client.hlen(key) == 1, "the ghosts are gone")
-    assert [each.id for each in log.group(group).members] == [member.subscription._membership.me]
+    assert [each.id for each in log.group(group).members] == [
+        member.subscription._membership.member_id
+    ]
 
 
 # -- everything else -------------------------------------------------------------------------------
@@ -232,8 +234,8 @@ def test_a_topics_facts(
     field: str,
     value: bytes,
 ) -> None:
-    fine = log.create(name("topic"), 1).name
-    topic = log.create(name("topic"), 2, Retention(seconds=5, messages=7)).name
+    fine = log.create_topic(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 2, Retention(seconds=5, messages=7)).name
     put(client, f"{{{topic}}}:topic", field, value)
     if (
         value in (b"9" * 15, b"1e300")
@@ -243,8 +245,12 @@ def test_a_topics_facts(
         assert log.topic(topic).partitions == 2  # unusual, and possible
         append(log, topic, [b"x"])
         return
-    for ask in (lambda: log.topic(topic), lambda: log.create(topic, 2), lambda: log.delete(topic)):
-        with pytest.raises(Mismatch, match=topic) as caught:
+    for ask in (
+        lambda: log.topic(topic),
+        lambda: log.create_topic(topic, 2),
+        lambda: log.delete_topic(topic),
+    ):
+        with pytest.raises(TopicMismatch, match=topic) as caught:
             ask()
         assert f"field {field!r} of {{{topic}}}:topic in Redis" in str(caught.value) or (
             field == "partitions" and "declare it so" in str(caught.value)
@@ -264,7 +270,7 @@ def test_where_a_group_began(
 ) -> None:
     topic, group = named(log)
     append(log, topic, [b"1", b"2"])
-    log.begin(group, topic, {0: 0})
+    log.initialize_offsets(group, topic, {0: 0})
     client.delete(f"{{{topic}}}:group:{group}")
     key = f"{{group:{group}}}:topics"
     client.hset(key, topic, value)
@@ -281,17 +287,17 @@ def test_names_that_are_none(
     log: RedisLog, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic, group = named(log, 1, Retention(messages=1))
-    log.begin(group, topic, {0: 0})
+    log.initialize_offsets(group, topic, {0: 0})
     for key in ("streams:topics", "streams:groups"):
         client.sadd(key, b"\xff\xfe", b"a b", b"", b"x" * 300, b"..", b"{a}")
     assert topic in [each.name for each in log.topics()]
     assert group in log.groups()
-    log._trimmer.trim(log._topics.part(topic, 0))
-    log.delete(topic)
+    log._trimmer.trim(log._topics.partition_keys(topic, 0))
+    log.delete_topic(topic)
 
 
 def test_message_ids(log: RedisLog, client: redis.Redis) -> None:
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     (first,) = append(log, topic, [record(b"1", id="m")])
     (key,) = [key for key in client.keys(f"{{{topic}}}:ids:*") if client.hexists(key, "m")]
     last = first.offset
@@ -362,12 +368,12 @@ def test_another_kind_of_key_is_named(
         fresh.topics,
         fresh.groups,
         lambda: fresh.group(group),
-        lambda: fresh.bounds(topic, 0),
-        lambda: fresh.begin(group, topic, {0: 0}),
-        lambda: fresh.move(group, topic, {}),
-        lambda: fresh.expel(group, Static("a", "b")),
-        lambda: fresh._trimmer.trim(fresh._topics.part(topic, 0)),
-        lambda: fresh.forget(group),
+        lambda: fresh.watermarks(topic, 0),
+        lambda: fresh.initialize_offsets(group, topic, {0: 0}),
+        lambda: fresh.reset_offsets(group, topic, {}),
+        lambda: fresh.remove_member(group, StaticMember("a", "b")),
+        lambda: fresh._trimmer.trim(fresh._topics.partition_keys(topic, 0)),
+        lambda: fresh.delete_group(group),
     ]
     with caplog.at_level(logging.WARNING, "streams"):
         for ask in asks:
@@ -389,22 +395,22 @@ def test_claims(server: Redis, client: redis.Redis, field: str) -> None:
         for prepared in ([], [Complete]):
             key = f"damage:{number}:{len(prepared)}"
             full = f"streams:claims:{key}"
-            claims.run([Claim(key.encode(), "token", 30.0, "print")])
+            claims.execute([Claim(key.encode(), "token", 30.0, "print")])
             if prepared:
-                claims.run([Complete(key.encode(), "token", b"outcome", 30.0)])
+                claims.execute([Complete(key.encode(), "token", b"outcome", 30.0)])
             put(client, full, field, value)
             requests: list[Request] = [
-                Look(key.encode()),
+                GetClaim(key.encode()),
                 Claim(key.encode(), "other", 30.0, "print"),
                 Renew(key.encode(), "token", 30.0),
                 Release(key.encode(), "token"),
-                Look(key.encode()),
+                GetClaim(key.encode()),
             ]
-            for answer in claims.run(requests):
+            for answer in claims.execute(requests):
                 assert not isinstance(answer, Exception), answer
     client.set("streams:claims:damage:string", "x")
-    (answer,) = claims.run([Look(b"damage:string")])
-    assert isinstance(answer, Mismatch)
+    (answer,) = claims.execute([GetClaim(b"damage:string")])
+    assert isinstance(answer, TopicMismatch)
     assert "streams:claims:damage:string" in str(answer)
     claims.close()
 
@@ -413,9 +419,9 @@ def test_commands_name_what_they_leave_out(
     server: Redis, log: RedisLog, client: redis.Redis, shell: Shell
 ) -> None:
     topic, group = named(log, 2)
-    log.begin(group, topic, {0: 0, 1: 0})
+    log.initialize_offsets(group, topic, {0: 0, 1: 0})
     put(client, f"{{{topic}:1}}:group:{group}", "position", b"\xff")
-    broken = log.create(name("topic"), 2).name
+    broken = log.create_topic(name("topic"), 2).name
     put(client, f"{{{broken}}}:topic", "partitions", b"many")
     shell.environment["STREAMS_URL"] = server.url
     for words, key in (

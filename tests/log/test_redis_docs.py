@@ -20,10 +20,10 @@ DOCS = (Path(__file__).parents[2] / "docs" / "redis.md").read_text(encoding="utf
 def test_the_layout_is_the_documented_one(redis_server: RedisAddress) -> None:
     log = open_redis(redis_server.url)
     one, many, group = name("one"), name("many"), name("group")
-    log.create(one, 1, Retention(seconds=3600))
-    log.create(many, 2)
+    log.create_topic(one, 1, Retention(seconds=3600))
+    log.create_topic(many, 2)
     for topic, partitions in ((one, 1), (many, 2)):
-        log.begin(group, topic, dict.fromkeys(range(partitions), 0))
+        log.initialize_offsets(group, topic, dict.fromkeys(range(partitions), 0))
     member = Member(log, group, [one, many])
     append(log, one, [record(b"v", b"k", "id")])
     append(log, many, [record(b"v", partition=each) for each in range(2)])
@@ -56,8 +56,8 @@ def test_the_layout_is_the_documented_one(redis_server: RedisAddress) -> None:
             assert f"`{field.decode()}`" in DOCS, field
     member.subscription.close()
     for topic in (one, many):
-        log.delete(topic)
-    log.forget(group)
+        log.delete_topic(topic)
+    log.delete_group(group)
     log.close()
 
 

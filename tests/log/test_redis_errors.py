@@ -6,7 +6,7 @@ import pytest
 from redis import exceptions as redis
 
 from streams.errors import ConfigError, Fatal, LogError, OutcomeUnknown, StreamsError, Unavailable
-from streams.log.redis.errors import translate, unreachable
+from streams.log.redis.errors import translate, unreachable_error
 from streams.log.url import open_log
 from tests.servers.lifetime import Lifetime, free_port
 from tests.servers.redis import Redis
@@ -97,7 +97,7 @@ CASES: list[tuple[Exception, bool, type[LogError], str, str]] = [
 def test_a_connection_that_cannot_be_made(
     error: Exception, tls: bool, kind: type[LogError], text: str, not_said: str
 ) -> None:
-    found = unreachable(error, "h", 6379, tls=tls)
+    found = unreachable_error(error, "h", 6379, tls=tls)
     assert type(found) is kind
     assert str(found).startswith(text)
     assert not_said not in str(found)
@@ -105,12 +105,12 @@ def test_a_connection_that_cannot_be_made(
 
 def test_one_that_was_reached_before_needs_no_advice() -> None:
     error = redis.ConnectionError("Connection closed by server.")
-    found = unreachable(error, "h", 6379, tls=False, known=True)
+    found = unreachable_error(error, "h", 6379, tls=False, connected_before=True)
     assert str(found) == "Redis at h:6379: connection closed by server"
 
 
 def test_on_this_machine_how_to_do_without_and_nothing_of_a_file_that_only_a_checkout_has() -> None:
-    text = str(unreachable(redis.ConnectionError("x"), "localhost", 6379, tls=False))
+    text = str(unreachable_error(redis.ConnectionError("x"), "localhost", 6379, tls=False))
     assert text.endswith("sqlite:///events.db needs no server")
     assert "compose" not in text
 
@@ -136,9 +136,9 @@ def test_what_a_server_answers(text: str, kind: type[LogError], words: str) -> N
 
 def test_a_write_without_an_answer_is_unknown_but_a_refusal_is_not() -> None:
     gone = redis.ConnectionError("Connection closed by server.")
-    assert isinstance(translate(gone, "orders/0", unknown=True), OutcomeUnknown)
+    assert isinstance(translate(gone, "orders/0", unanswered_write=True), OutcomeUnknown)
     refused = redis.ResponseError("MISCONF Errors writing to the AOF file: No space left")
-    assert not isinstance(translate(refused, "orders/0", unknown=True), OutcomeUnknown)
+    assert not isinstance(translate(refused, "orders/0", unanswered_write=True), OutcomeUnknown)
 
 
 def said(url: str) -> StreamsError:

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 import redis
 
-from streams.errors import GroupLive, Unavailable
+from streams.errors import GroupNotEmpty, Unavailable
 from streams.log.protocol import Committed, Retention
 from streams.log.redis import RedisLog, subscription
-from streams.log.redis.feed import Feed
+from streams.log.redis.feed import Fetcher
 from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
@@ -52,7 +52,7 @@ def test_redis_tools_show_where_the_group_stands(
 ) -> None:
     topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(10)])]
-    log.begin(group, topic, {0: offsets[3]})
+    log.initialize_offsets(group, topic, {0: offsets[3]})
     shown = native(client, topic, group)
     assert (shown["entries-read"], shown["lag"]) == (3, 7)
     member = Member(log, group, topic)
@@ -64,7 +64,7 @@ def test_redis_tools_show_where_the_group_stands(
         place = offsets[count] if count < 10 else offsets[9] + 1
         member.commit(assignment, place, "progress")
         shown = native(client, topic, group)
-        assert shown["last-delivered-id"].decode() == log.show(place - 1)
+        assert shown["last-delivered-id"].decode() == log.format_offset(place - 1)
         assert (shown["entries-read"], shown["lag"]) == (count, 10 - count)
         assert log.lag(topic, 0, place) == 10 - count
         assert position(log, group, topic) == Committed(place, "progress")
@@ -77,7 +77,7 @@ def test_a_stream_of_others_is_consumed_as_it_is(
     client.xadd(topic, {"amount": "5", "currency": "EUR"})
     assert log.topic(topic).partitions == 1
     assert topic in [each.name for each in log.topics()]
-    log.begin(group, topic, {0: log.bounds(topic, 0)[0]})
+    log.initialize_offsets(group, topic, {0: log.watermarks(topic, 0)[0]})
     member = Member(log, group, topic)
     members.append(member)
     member.take_in(1)
@@ -91,7 +91,7 @@ def test_a_stream_of_others_is_consumed_as_it_is(
 
 
 def test_our_entries_are_plain_fields(log: RedisLog, client: redis.Redis) -> None:
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     append(log, topic, [record(b"v", b"k", "m1", headers=[("ce_type", b"t"), ("none", None)])])
     rows: Any = client.xrange(topic)
     assert rows[0][1] == {
@@ -108,7 +108,7 @@ def test_our_entries_are_plain_fields(log: RedisLog, client: redis.Redis) -> Non
 
 @pytest.mark.parametrize("how", ["wake", "message"])
 def test_a_blocked_poll_is_ended(log: RedisLog, members: list[Member], how: str) -> None:
-    topic = log.create(name("topic"), 2).name
+    topic = log.create_topic(name("topic"), 2).name
     member = Member(log, name("group"), topic)
     members.append(member)
     member.owns(2)
@@ -116,7 +116,7 @@ def test_a_blocked_poll_is_ended(log: RedisLog, members: list[Member], how: str)
     thread = threading.Thread(target=lambda: ended.append(member.subscription.poll(10, 10_000.0)))
     thread.start()
     if how == "wake":
-        member.subscription.wake()
+        member.subscription.wakeup()
     else:
         append(log, topic, [b"came"])
     thread.join(PATIENCE)
@@ -133,11 +133,11 @@ def test_what_is_resumed_is_read_though_a_read_is_blocked(
     rights: str,
 ) -> None:
     # So long that the test would fail if it had to be waited for.
-    monkeypatch.setattr(subscription, "BLOCK", 10_000.0)
+    monkeypatch.setattr(subscription, "BLOCK_SECONDS", 10_000.0)
     user = name("user")
     client.acl_setuser(user, enabled=True, passwords=["+pw"], keys=["*"], commands=rights.split())
     log = open_redis(f"redis://{user}:pw@{server.address}?{SHORT}")
-    topic = log.create(name("topic"), 2).name
+    topic = log.create_topic(name("topic"), 2).name
     member = Member(log, name("group"), topic)
     member.owns(2)
     first = member.owned[topic, 0]
@@ -156,13 +156,13 @@ def test_what_is_resumed_is_read_though_a_read_is_blocked(
 def test_an_idle_member_asks_for_little(
     log: RedisLog, client: redis.Redis, members: list[Member]
 ) -> None:
-    topic = log.create(name("topic"), 4).name
+    topic = log.create_topic(name("topic"), 4).name
     member = Member(log, name("group"), topic)
     members.append(member)
     member.owns(4)
     # Until nothing has changed for a while, and nothing is due before the polls are over.
     member.poll_until(
-        lambda: time.monotonic() > member.subscription._restless_until, "heartbeats are rare"
+        lambda: time.monotonic() > member.subscription._rebalancing_until, "heartbeats are rare"
     )
 
     def asked() -> int:
@@ -228,7 +228,7 @@ def test_an_older_commit_cannot_undo_a_newer_one(log: RedisLog, members: list[Me
     (owned,) = member.subscription._owned.values()
     first = next(member.versions)
     member.commit(assignment, offsets[3])
-    owned.version = 0
+    owned.committed_version = 0
     member.versions = iter([first, 10])  # type: ignore[assignment]
     member.commit(assignment, offsets[4])
     assert position(log, group, topic) == Committed(offsets[3])
@@ -259,7 +259,7 @@ def test_keeping_alive_is_enough_to_stay(
 
 
 def test_members_that_read_different_topics_agree(log: RedisLog, members: list[Member]) -> None:
-    one, two = (log.create(name("topic"), 4).name for _ in range(2))
+    one, two = (log.create_topic(name("topic"), 4).name for _ in range(2))
     group = name("group")
     members += [Member(log, group, one), Member(log, group, [one, two])]
 
@@ -282,11 +282,11 @@ def test_a_group_is_moved_from_under_its_members_only_by_force(
     member = Member(log, group, topic)
     members.append(member)
     member.take_in(5)
-    with pytest.raises(GroupLive):
-        log.move(group, topic, {0: Committed(offsets[1])})
-    with pytest.raises(GroupLive):
-        log.forget(group)
-    log.move(group, topic, {0: Committed(offsets[3])}, force=True)
+    with pytest.raises(GroupNotEmpty):
+        log.reset_offsets(group, topic, {0: Committed(offsets[1])})
+    with pytest.raises(GroupNotEmpty):
+        log.delete_group(group)
+    log.reset_offsets(group, topic, {0: Committed(offsets[3])}, force=True)
     assert native(client, topic, group)["lag"] == 2
     member.take_in(7)
     assert member.values[5:] == [b"3", b"4"]
@@ -299,7 +299,7 @@ def test_a_group_that_began_is_taken_up_where_it_should_begin(
     """Also if who began it was killed before the partitions were told."""
     topic, group = named(log)
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(5)])]
-    log.begin(group, topic, {0: offsets[2]})
+    log.initialize_offsets(group, topic, {0: offsets[2]})
     client.delete(f"{{{topic}}}:group:{group}")
     assert position(log, group, topic) == Committed(offsets[2])
     member = Member(log, group, topic)
@@ -316,7 +316,7 @@ def test_a_server_that_lost_everything_is_gone_on_with(lifetime: Lifetime, serve
         # Each must be back before the other's patience ends, which is a lease.
         log = open_redis(f"{own.url}?lease=10")
         topic, group = named(log, 2)
-        log.begin(group, topic, {0: 0, 1: 0})
+        log.initialize_offsets(group, topic, {0: 0, 1: 0})
         one, two = Member(log, group, topic), Member(log, group, topic)
         until(
             lambda: one.poll() is two.poll() or len(one.owned) == len(two.owned) == 1, "shared out"
@@ -415,12 +415,12 @@ def test_a_place_beyond_the_end_is_told_and_the_native_group_says_where_to_go_on
     first.commit(owned, entries[3].offset)
     first.subscription.close()
     forged = entries[4].offset + (1 << 90)
-    client.hset(f"{{{topic}}}:group:{group}", "position", log.show(forged))
+    client.hset(f"{{{topic}}}:group:{group}", "position", log.format_offset(forged))
     second = Member(log, group, topic)
     members.append(second)
     second.owns(1)
     (assignment,) = second.owned.values()
-    assert assignment.beyond == forged
+    assert assignment.stored_beyond_end == forged
     assert assignment.committed == Committed(entries[3].offset)
 
 
@@ -441,7 +441,7 @@ def test_a_stream_that_lost_its_tail_is_told_and_gone_on_with_behind_what_is_lef
     members.append(second)
     second.owns(1)
     (assignment,) = second.owned.values()
-    assert assignment.beyond == place
+    assert assignment.stored_beyond_end == place
     assert assignment.committed == Committed(left[-1].offset + 1)
 
 
@@ -456,10 +456,10 @@ def test_entries_trimmed_before_they_were_read_are_a_loss(
     # Nothing but what the group has read is gone: whatever the gap, it is none.
     client.xtrim(topic, maxlen=0, approximate=False)
     append(log, topic, [b"%d" % n for n in range(5, 10)])
-    assert position(log, group, topic).position >= log.bounds(topic, 0)[0]
+    assert position(log, group, topic).position >= log.watermarks(topic, 0)[0]
     # Two of the five that it has not read go.
     client.xtrim(topic, maxlen=3, approximate=False)
-    begins = log.bounds(topic, 0)[0]
+    begins = log.watermarks(topic, 0)[0]
     assert position(log, group, topic).position < begins
     second = Member(log, group, topic)
     members.append(second)
@@ -469,7 +469,7 @@ def test_entries_trimmed_before_they_were_read_are_a_loss(
     assert assignment.committed.position < begins
     second.take_in(3)
     assert second.values == [b"7", b"8", b"9"]
-    assert position(log, group, topic).position >= log.bounds(topic, 0)[0]
+    assert position(log, group, topic).position >= log.watermarks(topic, 0)[0]
 
 
 def test_entries_trimmed_under_a_running_member_are_reported(
@@ -489,7 +489,7 @@ def test_entries_trimmed_under_a_running_member_are_reported(
     member.subscription.pause([assignment])
     append(log, topic, [b"1"])
     # That read has this one; there is no other while it is paused.
-    member.poll_until(lambda: owned.rows, "it is read")
+    member.poll_until(lambda: owned.fetched, "it is read")
     append(log, topic, [b"%d" % n for n in range(2, 100)])
     client.xtrim(topic, maxlen=0, approximate=False)
     append(log, topic, [b"last"])
@@ -519,8 +519,8 @@ def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
         second = Member(log, group, topic, window=0)
         second.poll_until(lambda: len(second.values) == 5_000 - len(first.values), "the rest")
         until(second.commit_all, "all is committed")
-        assert position(log, group, topic).position == log.bounds(topic, 0)[1]
-        log._trimmer._next.clear()
+        assert position(log, group, topic).position == log.watermarks(topic, 0)[1]
+        log._trimmer._next_trim.clear()
         second.poll_until(
             lambda: isinstance(outcomes(log, topic, [record(b"again")])[0], Position), "room"
         )
@@ -558,18 +558,18 @@ def test_what_was_read_is_delivered_though_no_more_can_be_asked_for(
         cut = open_redis(f"redis://127.0.0.1:{proxy.port}?{SHORT}")
         member = Member(cut, group, topic)
         member.owns(1)
-        ask = Feed.ask
+        ask = Fetcher.send_read
 
-        def ask_in_vain(feed: Feed, *args: Any) -> None:
+        def ask_in_vain(feed: Fetcher, *args: Any) -> None:
             # The connection breaks after the answer was read, and there is no other.
             proxy.refusing = True
             proxy.cut_all()
-            feed.drop()
+            feed.disconnect()
             ask(feed, *args)
 
-        (feed,) = member.subscription._feeds
-        until(lambda: not member.poll() and feed.asked, "a read is under way")
-        monkeypatch.setattr(Feed, "ask", ask_in_vain)
+        (feed,) = member.subscription._fetchers
+        until(lambda: not member.poll() and feed.requested, "a read is under way")
+        monkeypatch.setattr(Fetcher, "send_read", ask_in_vain)
         append(log, topic, [b"1", b"2"])
         member.poll_until(lambda: proxy.refusing, "the connection breaks")
         monkeypatch.undo()

@@ -33,13 +33,13 @@ def client(address: RedisAddress) -> Iterator[redis.Redis]:
 
 
 def test_steps_over_many_entries(log: RedisLog) -> None:
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(3_500)])]
-    end = log.bounds(topic, 0)[1]
+    end = log.watermarks(topic, 0)[1]
     for count in (0, 1, 999, 1_000, 1_001, 2_500, 3_500):
-        assert log.back(topic, 0, end, count) == (offsets[-count] if count else end)
-    assert log.back(topic, 0, end, 10_000) == offsets[0]
-    assert log.back(topic, 0, offsets[2_100], 2_000) == offsets[100]
+        assert log.offset_before(topic, 0, end, count) == (offsets[-count] if count else end)
+    assert log.offset_before(topic, 0, end, 10_000) == offsets[0]
+    assert log.offset_before(topic, 0, offsets[2_100], 2_000) == offsets[100]
     for count in (0, 1, 999, 1_000, 3_400):
         assert log.lag(topic, 0, offsets[-count] if count else end) == count
 
@@ -47,13 +47,13 @@ def test_steps_over_many_entries(log: RedisLog) -> None:
 def test_a_lag_that_would_have_to_be_counted_for_long_is_unknown(
     log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = log.create_topic(name("topic"), 1).name, name("group")
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(3_000)])]
-    monkeypatch.setattr(reading, "FAR", 1_000)
+    monkeypatch.setattr(reading, "MAX_COUNTED", 1_000)
     assert log.lag(topic, 0, offsets[500]) is None
     assert log.lag(topic, 0, offsets[2_500]) == 500
     # Where a group stands, the server counts.
-    log.begin(group, topic, {0: offsets[0]})
+    log.initialize_offsets(group, topic, {0: offsets[0]})
     member = Member(log, group, topic)
     member.poll_until(lambda: len(member.values) == 3_000, "all")
     (assignment,) = member.owned.values()
@@ -67,7 +67,7 @@ def test_a_lag_that_would_have_to_be_counted_for_long_is_unknown(
 
 
 def test_a_reader_reads_on_whatever_it_is_asked_for(log: RedisLog) -> None:
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     values = [b"%d" % n for n in range(1_000)]
     offsets = [each.offset for each in append(log, topic, values)]
     reader = log.reader(topic, 0, offsets[10], offsets[900])
@@ -84,12 +84,12 @@ def test_a_reader_reads_on_whatever_it_is_asked_for(log: RedisLog) -> None:
 
 
 def test_a_reader_survives_a_cut_connection(log: RedisLog, address: RedisAddress) -> None:
-    topic = log.create(name("topic"), 1).name
+    topic = log.create_topic(name("topic"), 1).name
     values = [b"%d" % n for n in range(1_000)]
     append(log, topic, values)
     with Proxy(int(address.url.rpartition(":")[2])) as proxy:
         cut = open_redis(f"redis://127.0.0.1:{proxy.port}")
-        reader = cut.reader(topic, 0, *cut.bounds(topic, 0))
+        reader = cut.reader(topic, 0, *cut.watermarks(topic, 0))
         read: list[bytes | None] = []
         while (batch := reader.read(100)) is not None:
             read += batch.values
@@ -99,20 +99,20 @@ def test_a_reader_survives_a_cut_connection(log: RedisLog, address: RedisAddress
 
 
 def test_a_begin_in_the_midst_is_counted(log: RedisLog, client: redis.Redis) -> None:
-    topic, group = log.create(name("topic"), 1).name, name("group")
+    topic, group = log.create_topic(name("topic"), 1).name, name("group")
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(2_345)])]
     client.xtrim(topic, maxlen=2_000, approximate=False)
-    log.begin(group, topic, {0: offsets[1_234]})
+    log.initialize_offsets(group, topic, {0: offsets[1_234]})
     (shown,) = client.xinfo_groups(topic)
     assert (shown["entries-read"], shown["lag"]) == (1_234, 2_345 - 1_234)
 
 
 def test_bounds_of_what_is_empty(log: RedisLog, client: redis.Redis) -> None:
-    topic = log.create(name("topic"), 1).name
-    assert log.bounds(topic, 0) == (0, 0)
+    topic = log.create_topic(name("topic"), 1).name
+    assert log.watermarks(topic, 0) == (0, 0)
     (position,) = append(log, topic, [record(b"v")])
-    assert log.bounds(topic, 0) == (0, position.offset + 1)
+    assert log.watermarks(topic, 0) == (0, position.offset + 1)
     client.xtrim(topic, maxlen=0, approximate=False)
-    assert log.bounds(topic, 0) == (position.offset + 1, position.offset + 1)
+    assert log.watermarks(topic, 0) == (position.offset + 1, position.offset + 1)
     assert log.lag(topic, 0, 0) == 0
-    assert log.at(topic, 0, 0.0) == position.offset + 1
+    assert log.offset_for_time(topic, 0, 0.0) == position.offset + 1

@@ -10,9 +10,9 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streams.log.redis.keys import HIGH, entry_id
-from streams.log.redis.scripts import ARGUMENTS, script
-from streams.log.redis.writing import CHUNK, FIELDS
+from streams.log.redis.keys import MAX_OFFSET, entry_id
+from streams.log.redis.scripts import MAX_ARGUMENTS, load_script
+from streams.log.redis.writing import CHUNK_RECORDS, MAX_FIELDS
 from tests.servers.find import RedisAddress
 
 LAST = (1 << 64) - 1
@@ -35,23 +35,23 @@ def client(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
 
 
 @given(numbers, numbers)
-@example(0, HIGH)
-@example(HIGH, HIGH)
+@example(0, MAX_OFFSET)
+@example(MAX_OFFSET, MAX_OFFSET)
 def test_entry_ids_are_compared_and_stepped_exactly(
     client: redis.Redis, one: int, two: int
 ) -> None:
     body = b"return { compare(ARGV[1], ARGV[2]), after(ARGV[1]), before(ARGV[1]) }"
-    common = script("release").text.partition(b"-- Set a lease free")[0]
+    common = load_script("release").text.partition(b"-- Set a lease free")[0]
     found: Any = client.eval(
         (common + body).decode(), 0, entry_id(one).decode(), entry_id(two).decode()
     )
     assert found[0] == (one > two) - (one < two)
-    if one < HIGH:
+    if one < MAX_OFFSET:
         assert found[1] == entry_id(one + 1)
     assert found[2] == entry_id(one - 1)
 
 
 def test_no_call_has_more_values_than_lua_can_unpack() -> None:
-    assert 2 * CHUNK < ARGUMENTS
-    assert 2 * FIELDS < ARGUMENTS
-    assert ARGUMENTS < 8_000
+    assert 2 * CHUNK_RECORDS < MAX_ARGUMENTS
+    assert 2 * MAX_FIELDS < MAX_ARGUMENTS
+    assert MAX_ARGUMENTS < 8_000

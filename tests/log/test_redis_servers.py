@@ -11,9 +11,9 @@ import redis
 from redis.crc import key_slot
 
 from streams.errors import Fatal, LogError
-from streams.log.names import place
+from streams.log.names import partition_for
 from streams.log.redis import RedisLog
-from streams.log.redis.keys import Part
+from streams.log.redis.keys import PartitionKeys
 from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,
@@ -52,7 +52,7 @@ def program(request: pytest.FixtureRequest) -> str:
 def test_tls(lifetime: Lifetime) -> None:
     with Redis(lifetime, redis_program(), tls=True) as server:  # the other is built without it
         log = open_redis(server.url)
-        topic = log.create(name("topic"), 2).name
+        topic = log.create_topic(name("topic"), 2).name
         values = [b"%05d" % n * 40 for n in range(5_000)]
         append(log, topic, values)
         member = Member(log, name("group"), topic)
@@ -74,21 +74,21 @@ def test_the_documented_rights_are_enough(lifetime: Lifetime, program: str) -> N
             "app", enabled=True, passwords=["+pw"], keys=["*"], commands=RIGHTS.split()
         )
         log = open_redis(f"redis://app:pw@{server.address}?wait=0&{SHORT}")
-        topic, group = log.create(name("topic"), 2).name, name("group")
+        topic, group = log.create_topic(name("topic"), 2).name, name("group")
         append(log, topic, [b"%d" % n for n in range(10)])
-        log.begin(group, topic, {0: 0, 1: 0})
+        log.initialize_offsets(group, topic, {0: 0, 1: 0})
         member = Member(log, group, topic)
         member.take_in(10)
         member.subscription.close()
         assert log.topics()
         assert log.group(group).positions
-        log.forget(group)
-        log.delete(topic)
+        log.delete_group(group)
+        log.delete_topic(topic)
         log.close()
         poor = open_redis(f"redis://app:pw@{server.address}")
         client.acl_setuser("app", enabled=True, commands=["-@scripting"])
         with pytest.raises(Fatal, match="ACL"):
-            poor.create(name("topic"), 1)
+            poor.create_topic(name("topic"), 1)
         poor.close()
 
 
@@ -96,7 +96,7 @@ def test_a_failover_is_followed(lifetime: Lifetime, program: str) -> None:
     with RedisSentinel(lifetime, program, ("--repl-diskless-sync-delay", "0")) as servers:
         url = f"redis+sentinel://127.0.0.1:{servers.port}/{RedisSentinel.NAME}?{SHORT}"
         log, safe = open_redis(f"{url}&timeout=40"), open_redis(f"{url}&wait=1&wait_timeout=60")
-        topic, group = log.create(name("topic"), 1).name, name("group")
+        topic, group = log.create_topic(name("topic"), 1).name, name("group")
         member = Member(log, group, topic)
         append(safe, topic, [b"%d" % n for n in range(10)])
         member.take_in(10)
@@ -139,10 +139,10 @@ def log(cluster: RedisCluster) -> Iterator[RedisLog]:
 def spread(log: RedisLog, cluster: RedisCluster) -> tuple[str, dict[int, int]]:
     """A topic with partitions on every node: which partition is on which."""
     while True:
-        topic = log.create(name("topic"), 6).name
+        topic = log.create_topic(name("topic"), 6).name
         places = {}
         for partition in range(6):
-            _, port = log._client.servers.of(Part(topic, partition, 6).stream)
+            _, port = log._client.servers.address_of(PartitionKeys(topic, partition, 6).stream)
             places[partition] = [node.port for node in cluster.nodes].index(port)
         if set(places.values()) == {0, 1, 2}:
             return topic, places
@@ -154,7 +154,7 @@ def write(log: RedisLog, topic: str, numbers: range) -> None:
 
 def partition_of(number: int) -> int:
     """Where :func:`write` puts a number, of six partitions."""
-    return place(b"k%d" % (number % 50), "", 6)
+    return partition_for(b"k%d" % (number % 50), "", 6)
 
 
 def in_order(member: Member) -> bool:
@@ -174,7 +174,7 @@ def test_a_slot_that_moves_is_followed(log: RedisLog, cluster: RedisCluster) -> 
     member = Member(log, group, topic)
     write(log, topic, range(500))
     member.take_in(500)
-    stream = Part(topic, 0, 6).stream
+    stream = PartitionKeys(topic, 0, 6).stream
     slot, source = key_slot(stream), cluster.nodes[places[0]]
     target = cluster.nodes[(places[0] + 1) % 3]
     with source.client() as here, target.client() as there:
@@ -202,12 +202,12 @@ def test_a_slot_that_moves_is_followed(log: RedisLog, cluster: RedisCluster) -> 
     write(log, topic, range(1_000, 1_500))
     member.take_in(1_500)
     assert in_order(member)
-    assert log._client.servers.of(stream)[1] == target.port
+    assert log._client.servers.address_of(stream)[1] == target.port
     assert ("lost", 0) not in member.events
     assert topic in [each.name for each in log.topics()]
     member.subscription.close()
-    log.forget(group)
-    log.delete(topic)
+    log.delete_group(group)
+    log.delete_topic(topic)
 
 
 def test_a_node_that_is_gone_stops_only_its_own(log: RedisLog, cluster: RedisCluster) -> None:
@@ -217,7 +217,7 @@ def test_a_node_that_is_gone_stops_only_its_own(log: RedisLog, cluster: RedisClu
     write(log, topic, range(500))
     member.take_in(500)
     # One that has neither the group's members nor anything but partitions that must go on.
-    _, port = log._client.servers.of(b"{group:%s}:members" % group.encode())
+    _, port = log._client.servers.address_of(b"{group:%s}:members" % group.encode())
     gone = next(n for n, node in enumerate(cluster.nodes) if node.port != port)
     cluster.nodes[gone].kill()
     try:
@@ -246,5 +246,5 @@ def test_a_clusters_node_is_no_single_server(cluster: RedisCluster) -> None:
     log = open_redis(cluster.url)
     with pytest.raises(Fatal, match=r"redis\+cluster://"):
         for number in range(50):
-            log.create(f"topic-{number}", 1)
+            log.create_topic(f"topic-{number}", 1)
     log.close()

@@ -10,7 +10,7 @@ import pytest
 from redis.crc import key_slot
 
 from streams.errors import ConfigError
-from streams.log.redis.keys import Part, parse, topic_key
+from streams.log.redis.keys import PartitionKeys, parse_offset, topic_key
 from streams.log.redis.settings import Settings
 from streams.log.url import open_log
 from tests.log.redis_support import open_redis
@@ -47,7 +47,7 @@ def test_every_form_of_url(
     url: str, kind: str, addresses: list[tuple[str, int]], service: str, db: int | None
 ) -> None:
     found = settings(url)
-    assert (found.kind, list(found.addresses), found.service) == (kind, addresses, service)
+    assert (found.topology, list(found.addresses), found.service) == (kind, addresses, service)
     assert found.connection.get("db") == db
     assert found.tls == url.startswith("rediss")
 
@@ -68,8 +68,8 @@ def test_options_and_driver_settings() -> None:
         socket_timeout=1,
         password=PASSWORD,
     )
-    assert (found.terms.lease, found.once, found.timeout) == (3, 60, 2)
-    assert (found.wait, found.wait_timeout) == (1, 0.5)
+    assert (found.terms.lease, found.dedup_seconds, found.append_timeout) == (3, 60, 2)
+    assert (found.wait_replicas, found.wait_timeout) == (1, 0.5)
     assert found.connection["ssl_check_hostname"] is False
     assert found.connection["socket_timeout"] == 1
     assert found.connection["password"] == PASSWORD
@@ -179,24 +179,24 @@ def test_the_values_that_there_are() -> None:
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_what_belongs_to_a_partition_is_in_its_slot(partitions: int) -> None:
     for partition in range(partitions):
-        part = Part("orders", partition, partitions)
+        part = PartitionKeys("orders", partition, partitions)
         slot = key_slot(part.stream)
-        assert {key_slot(key) for key in (part.group("billing"), *part.ids)} == {slot}
+        assert {key_slot(key) for key in (part.group_key("billing"), *part.id_hashes)} == {slot}
     assert key_slot(topic_key("orders")) == key_slot(b"orders")
 
 
 def test_a_topic_with_one_partition_is_the_plain_stream() -> None:
-    assert Part("orders", 0, 1).stream == b"orders"
-    assert Part("orders", 2, 3).stream == b"{orders:2}"
+    assert PartitionKeys("orders", 0, 1).stream == b"orders"
+    assert PartitionKeys("orders", 2, 3).stream == b"{orders:2}"
 
 
 def test_offsets_as_people_write_them() -> None:
     log = open_redis("redis://host")
-    assert log.show(log.parse("1700000000000-3")) == "1700000000000-3"
-    assert parse("5") == 5 << 64
+    assert log.format_offset(log.parse_offset("1700000000000-3")) == "1700000000000-3"
+    assert parse_offset("5") == 5 << 64
     for text in ("", "5-", "-5", "5-5-5", "18446744073709551616-0", str(1 << 128), "x", "٣"):
         with pytest.raises(ConfigError):
-            log.parse(text)
+            log.parse_offset(text)
     log.close()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.redis.columns import Offsets
+from streams.log.redis.columns import EntryIdOffsets
 from streams.log.redis.keys import entry_id
-from streams.log.redis.trail import Trail
+from streams.log.redis.trail import LagCounter
 
 
 @given(
@@ -19,40 +19,40 @@ from streams.log.redis.trail import Trail
 def test_it_counts_what_lies_below(
     offsets: list[int], sizes: list[int], positions: list[int], before: int
 ) -> None:
-    trail = Trail(before)
-    batches: list[Offsets] = []
+    trail = LagCounter(before)
+    batches: list[EntryIdOffsets] = []
     rest = offsets
     while rest:
         size = sizes[len(batches) % len(sizes)]
-        batches.append(Offsets([entry_id(each) for each in rest[:size]]))
+        batches.append(EntryIdOffsets([entry_id(each) for each in rest[:size]]))
         rest = rest[size:]
-        trail.add(batches[-1])
+        trail.add_batch(batches[-1])
     for position in positions:
         expected = before + sum(1 for each in offsets if each < position)
-        assert trail.below(position) == expected
-    assert trail.total == before + len(offsets)
+        assert trail.entries_below(position) == expected
+    assert trail.entries_read == before + len(offsets)
 
 
 def test_a_count_that_nothing_tells_is_unknown_until_the_end_is_seen() -> None:
-    trail = Trail(None)
-    batch = Offsets([b"0-1", b"0-5"])
-    trail.add(batch)
-    assert trail.below(5) is None
-    assert trail.end(10) == 0
-    assert trail.below(5) == 9
-    assert trail.below(6) == 10
+    trail = LagCounter(None)
+    batch = EntryIdOffsets([b"0-1", b"0-5"])
+    trail.add_batch(batch)
+    assert trail.entries_below(5) is None
+    assert trail.recount_at_end(10) == 0
+    assert trail.entries_below(5) == 9
+    assert trail.entries_below(6) == 10
 
 
 def test_what_was_never_read_shows_at_the_end() -> None:
-    trail = Trail(100)
-    trail.add(Offsets([b"0-1", b"0-5"]))
-    assert trail.end(105) == 3
-    assert trail.below(6) == 105
-    assert trail.end(105) == 0
+    trail = LagCounter(100)
+    trail.add_batch(EntryIdOffsets([b"0-1", b"0-5"]))
+    assert trail.recount_at_end(105) == 3
+    assert trail.entries_below(6) == 105
+    assert trail.recount_at_end(105) == 0
 
 
 def test_a_batch_that_nobody_holds_any_more_is_not_kept_alive() -> None:
-    trail = Trail(0)
-    trail.add(Offsets([b"0-1", b"0-5"]))
-    assert trail.below(3) is None, "inside a batch that is gone"
-    assert trail.below(6) == 2
+    trail = LagCounter(0)
+    trail.add_batch(EntryIdOffsets([b"0-1", b"0-5"]))
+    assert trail.entries_below(3) is None, "inside a batch that is gone"
+    assert trail.entries_below(6) == 2

@@ -8,7 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.log.sqlite import blocks
-from streams.log.sqlite.blocks import Slice, StoredBatch, decode, encode, encode_all, merge
+from streams.log.sqlite.blocks import (
+    BlockSlice,
+    SqliteBatch,
+    decode_block,
+    encode_block,
+    encode_blocks,
+    merge_blocks,
+)
 from streams.message import ID, REDRIVE, SOURCE, Headers, Record, identity, text
 
 # Any text at all: foreign bytes are kept by surrogates.
@@ -35,7 +42,7 @@ def wanted(record: Record) -> tuple[bytes | None, bytes | None, str | None, list
     return record.key, record.value, id or None, [*head, *record.headers]
 
 
-def rows(batch: StoredBatch) -> list[tuple[bytes | None, bytes | None, str | None, list[object]]]:
+def rows(batch: SqliteBatch) -> list[tuple[bytes | None, bytes | None, str | None, list[object]]]:
     return [
         (batch.keys[i], batch.values[i], batch.ids[i], list(batch.headers(i)))
         for i in range(len(batch))
@@ -46,8 +53,8 @@ def rows(batch: StoredBatch) -> list[tuple[bytes | None, bytes | None, str | Non
 @example([Record(b"v", None, "\udcff", [("\udc80", None)])])
 @example([Record(b"v", None, "\ud800", ())])
 def test_a_block_holds_what_was_put_in(written: list[Record]) -> None:
-    block = decode(encode(written))
-    batch = StoredBatch("t", 0, [Slice(5, 7_000_000, block, 0, len(written))])
+    block = decode_block(encode_block(written))
+    batch = SqliteBatch("t", 0, [BlockSlice(5, 7_000_000, block, 0, len(written))])
     assert rows(batch) == [wanted(record) for record in written]
     assert list(batch.offsets) == list(range(5, 5 + len(written)))
     assert [batch.time(i) for i in range(len(written))] == [7.0] * len(written)
@@ -57,9 +64,12 @@ def test_a_block_holds_what_was_put_in(written: list[Record]) -> None:
 def test_merged_and_sliced_blocks_read_like_the_single_ones(
     written: list[list[Record]], chance: st.DataObject
 ) -> None:
-    parts = [(len(few), 1_000_000 * i, encode(few)) for i, few in enumerate(written, 1)]
+    parts = [(len(few), 1_000_000 * i, encode_block(few)) for i, few in enumerate(written, 1)]
     cut = chance.draw(st.integers(1, len(parts)))
-    whole = [(sum(p[0] for p in parts[:cut]), parts[cut - 1][1], merge(parts[:cut])), *parts[cut:]]
+    whole = [
+        (sum(p[0] for p in parts[:cut]), parts[cut - 1][1], merge_blocks(parts[:cut])),
+        *parts[cut:],
+    ]
     flat = [record for few in written for record in few]
     low = chance.draw(st.integers(0, len(flat) - 1))
     high = chance.draw(st.integers(low + 1, len(flat)))
@@ -67,9 +77,9 @@ def test_merged_and_sliced_blocks_read_like_the_single_ones(
     for count, time, packed in whole:
         start, stop = max(low, first) - first, min(high, first + count) - first
         if start < stop:
-            slices.append(Slice(first, time, decode(packed), start, stop))
+            slices.append(BlockSlice(first, time, decode_block(packed), start, stop))
         first += count
-    batch = StoredBatch("t", 0, slices)
+    batch = SqliteBatch("t", 0, slices)
     assert rows(batch) == [wanted(record) for record in flat[low:high]]
     assert list(batch.offsets) == list(range(low, high))
     times = [float(i) for i, few in enumerate(written, 1) for _ in few]
@@ -77,26 +87,26 @@ def test_merged_and_sliced_blocks_read_like_the_single_ones(
 
 
 def test_blocks_are_bounded_in_messages_and_bytes() -> None:
-    small = [Record(b"v", None, str(i)) for i in range(3 * blocks.MESSAGES + 1)]
-    assert [block.messages for block in encode_all(small)] == [blocks.MESSAGES] * 3 + [1]
-    large = [Record(bytes(blocks.BYTES // 3), b"k", str(i)) for i in range(10)]
-    encoded = encode_all([*large, Record(bytes(3 * blocks.BYTES), b"k", "huge"), *large])
+    small = [Record(b"v", None, str(i)) for i in range(3 * blocks.BLOCK_MESSAGES + 1)]
+    assert [block.messages for block in encode_blocks(small)] == [blocks.BLOCK_MESSAGES] * 3 + [1]
+    large = [Record(bytes(blocks.BLOCK_BYTES // 3), b"k", str(i)) for i in range(10)]
+    encoded = encode_blocks([*large, Record(bytes(3 * blocks.BLOCK_BYTES), b"k", "huge"), *large])
     assert sum(block.messages for block in encoded) == 21
-    assert [b.messages for b in encoded if len(b.data) > blocks.BYTES] == [1]
+    assert [b.messages for b in encoded if len(b.data) > blocks.BLOCK_BYTES] == [1]
 
 
 def test_a_block_keeps_nothing_of_the_bytes_it_was_made_from() -> None:
-    data = encode([Record(b"v" * 1000, b"k", "i", [("h", b"x")])])
+    data = encode_block([Record(b"v" * 1000, b"k", "i", [("h", b"x")])])
     before = sys.getrefcount(data)
-    block = decode(data)
+    block = decode_block(data)
     assert sys.getrefcount(data) == before
     assert block.values == [b"v" * 1000]
 
 
 def test_a_batch_can_let_go_of_its_bytes() -> None:
-    block = decode(encode([Record(b"v", b"k", "i", [("h", b"x")])] * 2))
-    batch = StoredBatch("t", 0, [Slice(0, 0, block, 0, 2)])
+    block = decode_block(encode_block([Record(b"v", b"k", "i", [("h", b"x")])] * 2))
+    batch = SqliteBatch("t", 0, [BlockSlice(0, 0, block, 0, 2)])
     batch.release(0)
     assert (batch.keys, batch.values) == ([None, b"k"], [None, b"v"])
     assert batch.headers(0) == ((ID, b"i"), ("h", b"x"))
-    assert batch.measure()[0] == 2
+    assert batch.total_and_largest()[0] == 2

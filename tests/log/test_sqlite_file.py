@@ -17,7 +17,7 @@ from streams.errors import LogError, TooLarge, Unavailable
 from streams.log.protocol import Assignment, Commit, Retention
 from streams.log.sqlite import blocks
 from streams.log.sqlite.log import CAPABILITIES, SqliteLog
-from streams.log.sqlite.subscription import StoredSubscription
+from streams.log.sqlite.subscription import SqliteSubscription
 from streams.log.url import open_log
 from streams.message import Position
 from tests.conformance.logs import Case
@@ -48,7 +48,7 @@ def sqlite(world: World) -> SqliteLog:
 def ask(world: World, sql: str) -> int:
     """One number from the file."""
     with sqlite(world)._database.read() as connection:
-        found: int = connection.rows(sql)[0][0]
+        found: int = connection.fetch_rows(sql)[0][0]
     return found
 
 
@@ -67,7 +67,7 @@ def test_messages_published_one_by_one_are_merged_into_blocks(world: World) -> N
     start = world.clock.time() - 5 * blocks.SMALL_MESSAGES
     assert found == [(n, b"%d" % n, b"%d" % n, start + n) for n in range(5 * blocks.SMALL_MESSAGES)]
     for offset in (0, 63, 64, 100):
-        assert world.log.at(topic, 0, start + offset) == offset
+        assert world.log.offset_for_time(topic, 0, start + offset) == offset
 
 
 class Wall:
@@ -75,8 +75,8 @@ class Wall:
 
     now = 0.0
     monotonic = staticmethod(time.monotonic)
-    timeout = staticmethod(SYSTEM.timeout)
-    watch = staticmethod(SYSTEM.watch)
+    real_timeout = staticmethod(SYSTEM.real_timeout)
+    on_jump = staticmethod(SYSTEM.on_jump)
 
     def time(self) -> float:
         return self.now
@@ -85,13 +85,13 @@ class Wall:
 def test_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
     wall = Wall()
     log = open_log(f"sqlite:///{tmp_path}/log.db", clock=wall)
-    log.create("t", 1)
+    log.create_topic("t", 1)
     for wall.now in (500.0, 400.0, 450.0, 550.0):
         append(log, "t", [record(b"v")])
     batch = log.reader("t", 0, 0, 4).read(4)
     assert batch is not None
     assert [batch.time(index) for index in range(4)] == [500.0, 500.0, 500.0, 550.0]
-    assert log.at("t", 0, 500.5) == 3
+    assert log.offset_for_time("t", 0, 500.5) == 3
     log.close()
 
 
@@ -99,10 +99,10 @@ def test_an_append_wakes_the_pollers_of_its_process_without_their_looking(world:
     topic = world.topic()
     subscription = world.open().subscribe(world.group(), [topic], Silent())
     subscription.poll(1, 0)
-    assert isinstance(subscription, StoredSubscription)
-    subscription._news.event.clear()
+    assert isinstance(subscription, SqliteSubscription)
+    subscription._changes.event.clear()
     world.append(topic, [b"v"])
-    assert subscription._news.event.is_set()
+    assert subscription._changes.event.is_set()
     subscription.close()
 
 
@@ -132,7 +132,7 @@ def test_offsets_go_on_after_everything_was_trimmed(world: World) -> None:
     world.append(topic, [b"old"] * 5)
     assert world.manual
     world.manual.advance(60)
-    assert world.log.bounds(topic, 0) == (5, 5)
+    assert world.log.watermarks(topic, 0) == (5, 5)
     assert ask(world, "SELECT count(*) FROM streams_blocks") == 0
     world.log.close()
     world.log = world.open()
@@ -142,7 +142,7 @@ def test_offsets_go_on_after_everything_was_trimmed(world: World) -> None:
 
 def test_what_a_group_needs_below_its_position_is_kept_to_the_message(world: World) -> None:
     topic, group = world.topic(retention=Retention(messages=1)), world.group()
-    world.log.begin(group, topic, {0: 0})
+    world.log.initialize_offsets(group, topic, {0: 0})
     world.append(topic, [b"%d" % number for number in range(1000)])
     member = world.member(group, topic, window=300)
     member.until_delivered(1000)
@@ -151,17 +151,17 @@ def test_what_a_group_needs_below_its_position_is_kept_to_the_message(world: Wor
     for _ in range(3):
         world.manual.advance(5)
         world.append(topic, [b"more"])
-    assert world.log.bounds(topic, 0) == (700, 1003)
+    assert world.log.watermarks(topic, 0) == (700, 1003)
 
 
 def test_the_file_shrinks_again(world: World, tmp_path: Path) -> None:
     topic = world.topic(retention=Retention(messages=100))
     group = world.group()
-    world.log.begin(group, topic, {0: 0})  # keeps all, for now
+    world.log.initialize_offsets(group, topic, {0: 0})  # keeps all, for now
     for _ in range(40):
         world.append(topic, [bytes(10_000)] * 100)
     full = ask(world, "SELECT page_count FROM pragma_page_count")
-    world.log.forget(group)
+    world.log.delete_group(group)
     for _ in range(60):
         assert world.manual
         world.manual.advance(2)
@@ -184,7 +184,7 @@ def test_the_write_ahead_log_stays_small_under_readers(world: World, tmp_path: P
 def test_a_full_disk_writes_nothing_and_says_so(world: World) -> None:
     topic = world.topic()
     world.append(topic, [b"before"])
-    connection = sqlite(world)._database._writer
+    connection = sqlite(world)._database._write_connection
     connection.execute("PRAGMA max_page_count = 50").fetchall()
     outcomes = world.outcomes(topic, [record(bytes(1000)) for _ in range(1000)])
     assert {type(outcome) for outcome in outcomes} == {Unavailable}
@@ -271,23 +271,23 @@ def test_a_submit_waits_neither_for_the_disk_nor_for_other_writers(tmp_path: Pat
     member.until_delivered(2)
     (mine,) = member.owned.values()
     modes: list[int] = []
-    writer = log._database._writer
+    writer = log._database._write_connection
 
     def look() -> None:
-        modes.append(writer.rows("PRAGMA synchronous")[0][0])
+        modes.append(writer.fetch_rows("PRAGMA synchronous")[0][0])
 
     def answered(stored: bool) -> None:
         answers.append(stored)
 
     answers: list[bool] = []
-    with log._database.write(flush=False):
+    with log._database.write(sync=False):
         look()
     look()
-    member.do(lambda: member.subscription.submit([member.place(mine, end)], answered))
+    member.do(lambda: member.subscription.commit_async([member.place(mine, end)], answered))
     look()
     assert modes == [1, 2, 2], "what is published from now on is not on the disk"
     with log._database.write():
-        member.do(lambda: member.subscription.submit([member.place(mine, end + 1)], answered))
+        member.do(lambda: member.subscription.commit_async([member.place(mine, end + 1)], answered))
     look()
     assert answers == [True, False]
     assert modes[-1] == 2
@@ -299,7 +299,7 @@ def test_deleting_a_topic_takes_it_from_its_readers(world: World) -> None:
     topic, other, group = world.topic(2), world.topic(), world.group()
     member = world.member(group, [topic, other])
     member.until_owns(3)
-    world.log.delete(topic)
+    world.log.delete_topic(topic)
     member.until_owns(1)
     assert [e.what for e in world.history.events].count("lost") == 2
     world.append(other, [b"goes on"])
@@ -311,13 +311,13 @@ def test_a_deletion_that_was_cut_short_is_finished_when_the_log_is_opened(world:
     for name in (topic, other):
         for _ in range(200):
             world.append(name, [record(bytes(9000), partition=0)])  # a block of its own
-    writer = sqlite(world)._database._writer
+    writer = sqlite(world)._database._write_connection
     writer.execute(
         "CREATE TEMP TRIGGER cut AFTER DELETE ON streams_blocks WHEN old.place & 127 = 100"
         " BEGIN SELECT RAISE(ABORT, 'cut short'); END"
     )
     with pytest.raises(LogError, match="cut short"):
-        world.log.delete(topic)
+        world.log.delete_topic(topic)
     assert [info.name for info in world.log.topics()] == [other]
     assert ask(world, "SELECT count(*) FROM streams_blocks") > 200
     world.log.close()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from streams.clock import SYSTEM
-from streams.errors import Mismatch
-from streams.log.sqlite.alive import timeline
+from streams.errors import TopicMismatch
+from streams.log.sqlite.alive import timeline_of
 from streams.log.sqlite.log import SqliteLog
 from streams.log.url import open_log
 from tests.conformance.member import History, Member
@@ -44,7 +44,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqliteLog]:
         (tmp_path / "log.db-members").mkdir()  # it cannot be opened, so nothing can be locked
     log = open_log(f"sqlite:///{tmp_path}/log.db?lease=1")
     assert isinstance(log, SqliteLog)
-    log.create("t", PARTITIONS)
+    log.create_topic("t", PARTITIONS)
     append(log, "t", [record(b"%d" % n, partition=n) for n in range(PARTITIONS)])
     yield log
     log.close()
@@ -65,7 +65,7 @@ def test_a_ghost_keeps_nothing(log: SqliteLog, no: int, row: tuple[Any, ...]) ->
                 row[0],
                 '["t"]' if row[1] is None else row[1],
                 row[2],
-                timeline(SYSTEM) if row[3] is None else row[3],
+                timeline_of(SYSTEM) if row[3] is None else row[3],
             ),
         )
         connection.execute("UPDATE streams_places SET owner = ?, epoch = 9", (no,))
@@ -118,6 +118,6 @@ def test_a_position_that_is_none_is_said(log: SqliteLog, position: Any) -> None:
         connection.execute("UPDATE streams_places SET position = ? WHERE no = 2", (position,))
     assert len(log.group("g").positions) == PARTITIONS - 1  # whoever looks is shown the rest
     member = Member(log, "g", ["t"], History(), "member")
-    with pytest.raises(Mismatch, match=r"log\.db: t/2: .*streams_places.*streams reset g t"):
+    with pytest.raises(TopicMismatch, match=r"log\.db: t/2: .*streams_places.*streams reset g t"):
         member.join()
     member.subscription.close()

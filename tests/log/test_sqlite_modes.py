@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from streams.log.protocol import Log
-from streams.log.sqlite.alive import Alive
-from streams.log.sqlite.files import Refused, companion
+from streams.log.sqlite.alive import MemberLocks
+from streams.log.sqlite.files import CompanionRefused, open_companion
 from streams.log.url import open_log
 from streams.patterns.idempotency import IdempotencyStore
 from tests.conformance.records import append, record
@@ -47,7 +47,7 @@ def opened(path: Path) -> Log:
 def used(path: Path) -> dict[str, int]:
     """The mode of each file that a log and a member of it make, by what follows the log's name."""
     with closing(opened(path)) as log:
-        log.create("orders", 1)
+        log.create_topic("orders", 1)
         append(log, "orders", [record(b"1")])
         subscription = log.subscribe("g", ["orders"], Silent())
         subscription.poll(1, 0)
@@ -120,12 +120,12 @@ def test_a_companion_that_is_not_ours_is_neither_followed_nor_used(
     else:
         members.mkdir()
     path.touch()
-    alive = Alive(str(path))
+    alive = MemberLocks(str(path))
     with caplog.at_level(logging.WARNING):
-        alive.hold(1)
-        alive.hold(2)
-        assert alive.check(3) is None  # leases alone tell
-        assert alive.check(1) is True
+        alive.acquire(1)
+        alive.acquire(2)
+        assert alive.is_running(3) is None  # leases alone tell
+        assert alive.is_running(1) is True
     alive.close()
     if there != "folder":
         assert len(caplog.records) == 1
@@ -143,10 +143,10 @@ def test_another_user_s_companion_is_used_only_where_the_log_is_shared(tmp_path:
     path.touch(0o600)
     members.touch(0o666)
     os.chown(members, NOBODY, NOBODY)
-    with pytest.raises(Refused, match=f"belongs to user {NOBODY}"):
-        companion(str(members), str(path))
+    with pytest.raises(CompanionRefused, match=f"belongs to user {NOBODY}"):
+        open_companion(str(members), str(path))
     path.chmod(0o660)
-    os.close(companion(str(members), str(path)))
+    os.close(open_companion(str(members), str(path)))
 
 
 SQUATTER = """
@@ -178,7 +178,7 @@ def squatted(path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"locked\n"
         assert used(path)["-members"] == 0o666 & ~0o022
-        alive = Alive(str(path))
-        assert alive.check(7) is None
+        alive = MemberLocks(str(path))
+        assert alive.is_running(7) is None
         alive.close()
         process.communicate()

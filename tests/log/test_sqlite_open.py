@@ -13,7 +13,7 @@ import pytest
 
 from streams.errors import ConfigError, Fatal, LogError, NotFound, Unavailable
 from streams.log.sqlite.log import SqliteLog
-from streams.log.sqlite.settings import MAX_RECORD, read
+from streams.log.sqlite.settings import MAX_RECORD, read_settings
 from streams.log.url import open_log
 from tests.conformance.records import append, record
 
@@ -41,7 +41,7 @@ def test_three_slashes_are_relative_four_absolute(
     monkeypatch.chdir(tmp_path)
     for url in ("sqlite:///here%20it is.db", f"sqlite:////{tmp_path}/absolute.db"):
         log = open_log(url)
-        log.create("t", 1)
+        log.create_topic("t", 1)
         log.close()
     names = {path.name for path in tmp_path.iterdir()}
     assert {"here it is.db", "absolute.db"} <= names
@@ -118,7 +118,7 @@ def test_the_users_own_tables_and_version_stay(tmp_path: Path) -> None:
     connection.execute("CREATE TABLE mine (x); INSERT INTO mine VALUES (1); PRAGMA user_version=7")
     connection.close()
     log = opened(path)
-    log.create("t", 1)
+    log.create_topic("t", 1)
     log.close()
     connection = apsw.Connection(path)
     assert connection.pragma("user_version") == 7
@@ -128,7 +128,7 @@ def test_the_users_own_tables_and_version_stay(tmp_path: Path) -> None:
 
 def test_a_locked_file_is_waited_for_and_then_unavailable(tmp_path: Path) -> None:
     log = opened(tmp_path / "x.db", "?timeout=0.1")
-    log.create("t", 1)
+    log.create_topic("t", 1)
     other = apsw.Connection(str(tmp_path / "x.db"))
     other.execute("BEGIN IMMEDIATE")
     (outcome,) = append(log, "t", [record(b"v")])
@@ -136,7 +136,7 @@ def test_a_locked_file_is_waited_for_and_then_unavailable(tmp_path: Path) -> Non
     assert "timeout" in str(outcome)
     other.execute("ROLLBACK")
     append(log, "t", [record(b"v")])
-    assert log.bounds("t", 0) == (0, 1)
+    assert log.watermarks("t", 0) == (0, 1)
     other.close()
     log.close()
 
@@ -178,7 +178,7 @@ def test_a_file_that_may_only_be_read(tmp_path: Path) -> None:
 
 def test_a_forked_child_is_told_to_open_the_log_again(tmp_path: Path) -> None:
     log = opened(tmp_path / "x.db")
-    log.create("t", 1)
+    log.create_topic("t", 1)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -198,13 +198,13 @@ def test_a_forked_child_is_told_to_open_the_log_again(tmp_path: Path) -> None:
     with os.fdopen(read_end) as pipe:
         assert "fork" in pipe.read()
     append(log, "t", [record(b"from the parent")])
-    assert log.bounds("t", 0) == (0, 2)
+    assert log.watermarks("t", 0) == (0, 2)
     log.close()
 
 
 def test_a_damaged_block_is_said_and_nothing_skipped(tmp_path: Path) -> None:
     log = opened(tmp_path / "x.db")
-    log.create("t", 1)
+    log.create_topic("t", 1)
     for value in (b"sound", b"damaged"):
         append(log, "t", [record(value)])
     with log._database.write() as connection:
@@ -227,20 +227,20 @@ def test_settings_do_not_show_a_password() -> None:
 
 def test_a_topic_made_anew_is_written_to_by_logs_that_knew_the_old_one(tmp_path: Path) -> None:
     one, two = opened(tmp_path / "x.db"), opened(tmp_path / "x.db")
-    one.create("t", 2)
+    one.create_topic("t", 2)
     append(two, "t", [record(b"old", partition=1)])
-    one.delete("t")
+    one.delete_topic("t")
     (outcome,) = append(two, "t", [record(b"nowhere")])
     assert isinstance(outcome, NotFound)
-    one.create("t", 1)
+    one.create_topic("t", 1)
     append(two, "t", [record(b"new")])
-    assert one.bounds("t", 0) == (0, 1)
+    assert one.watermarks("t", 0) == (0, 1)
     one.close()
     two.close()
 
 
 def test_read_is_pure() -> None:
-    from streams.log.protocol import Opened
+    from streams.log.protocol import OpenRequest
 
-    found = read(Opened("sqlite:////tmp/x.db?lease=3", "/tmp/x.db", {"lease": "3"}))
+    found = read_settings(OpenRequest("sqlite:////tmp/x.db?lease=3", "/tmp/x.db", {"lease": "3"}))
     assert (found.path, found.terms.lease, found.synchronous) == ("/tmp/x.db", 3.0, "full")

@@ -28,7 +28,7 @@ def url(tmp_path: Path) -> str:
     """A log with a topic ``t`` and a table of effects."""
     url = f"sqlite:///{tmp_path}/log.db?timeout=60"
     log = open_log(url)
-    log.create("t", PARTITIONS)
+    log.create_topic("t", PARTITIONS)
     assert isinstance(log, SqliteLog)
     with log._database.write() as connection:
         connection.execute(
@@ -39,7 +39,7 @@ def url(tmp_path: Path) -> str:
 
 
 def ends(log: Log) -> dict[int, int]:
-    return {p: log.bounds("t", p)[1] for p in range(PARTITIONS)}
+    return {p: log.watermarks("t", p)[1] for p in range(PARTITIONS)}
 
 
 def test_killed_at_any_instant_nothing_is_lost_doubled_or_out_of_order(url: str) -> None:
@@ -77,8 +77,8 @@ def test_killed_at_any_instant_nothing_is_lost_doubled_or_out_of_order(url: str)
             worker.next()
     assert isinstance(log, SqliteLog)
     with log._database.read() as connection:
-        assert connection.rows("PRAGMA integrity_check") == [("ok",)]
-        effects = connection.rows("SELECT partition, at, value FROM effects ORDER BY seq")
+        assert connection.fetch_rows("PRAGMA integrity_check") == [("ok",)]
+        effects = connection.fetch_rows("SELECT partition, at, value FROM effects ORDER BY seq")
     written: dict[str, list[int]] = {}
     for partition in range(PARTITIONS):
         stored = []
@@ -129,7 +129,7 @@ def test_a_stopped_process_loses_its_partitions_and_none_of_its_commits_count(ur
         heir.close()
     assert isinstance(log, SqliteLog)
     with log._database.read() as connection:
-        assert connection.rows("SELECT count(*) FROM effects") == [(0,)]
+        assert connection.fetch_rows("SELECT count(*) FROM effects") == [(0,)]
     log.close()
 
 
@@ -158,7 +158,7 @@ def test_the_living_are_not_taken_for_dead_by_another_process(url: str) -> None:
         assert str(child.process.pid) in member.id
         child.kill()
         assert log.group("g").members == ()
-        log.forget("g")
+        log.delete_group("g")
         log.close()
 
 

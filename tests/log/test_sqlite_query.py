@@ -132,7 +132,7 @@ async def test_another_log_has_no_sql() -> None:
 def test_reading_waits_for_no_writer_and_sees_nothing_half_done(path: Path) -> None:
     log = open_log(f"sqlite:///{path}?timeout=60")
     try:
-        log.create("orders", 1)
+        log.create_topic("orders", 1)
         query = log.query  # type: ignore[attr-defined]
         writing, over = threading.Event(), threading.Event()
 
@@ -162,11 +162,11 @@ def test_reading_waits_for_no_writer_and_sees_nothing_half_done(path: Path) -> N
 def test_the_views_say_where_groups_are(path: Path) -> None:
     log = open_log(f"sqlite:///{path}")
     try:
-        log.create("orders", 2, Retention(seconds=60, messages=5))
-        log.create("gone", 1)
-        log.begin("billing", "orders", {0: 0, 1: 0})
-        log.begin("billing", "gone", {0: 0})
-        log.delete("gone")
+        log.create_topic("orders", 2, Retention(seconds=60, messages=5))
+        log.create_topic("gone", 1)
+        log.initialize_offsets("billing", "orders", {0: 0, 1: 0})
+        log.initialize_offsets("billing", "gone", {0: 0})
+        log.delete_topic("gone")
         for partition in (0, 1, 1):
             log.append("orders", [record(b"x", partition=partition)], lambda told: None)
         query = log.query  # type: ignore[attr-defined]

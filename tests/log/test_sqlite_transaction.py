@@ -32,7 +32,7 @@ class Shop:
         self.member: Member = world.member(self.group, self.topic, commit=False)
         self.member.until_delivered(10)
         self.subscription = self.member.subscription
-        setup = self.subscription.begin()
+        setup = self.subscription.begin_transaction()
         setup.execute("CREATE TABLE effects (id INTEGER PRIMARY KEY, value TEXT)")
         setup.commit([])
 
@@ -40,7 +40,7 @@ class Shop:
         return self.member.place(self.member.owned[self.topic, 0], position, f"p{position}")
 
     def effects(self) -> list[Any]:
-        look = self.subscription.begin()
+        look = self.subscription.begin_transaction()
         rows = look.execute("SELECT id FROM effects ORDER BY id")
         look.rollback()
         return [id for (id,) in rows]
@@ -64,7 +64,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def test_rows_and_position_are_committed_together(shop: Shop) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (?, :value)", [1, "one"])
     rows = transaction.execute("INSERT INTO effects VALUES (2, 'two') RETURNING id, value")
     assert rows == [(2, "two")]
@@ -79,22 +79,22 @@ def test_rows_and_position_are_committed_together(shop: Shop) -> None:
 
 
 def test_a_rollback_leaves_nothing_and_is_harmless_twice(shop: Shop) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     transaction.rollback()
     transaction.rollback()
-    shop.subscription.begin().rollback()
+    shop.subscription.begin_transaction().rollback()
     assert shop.effects() == []
     assert shop.position() is None
 
 
 def test_who_lost_the_partition_leaves_neither(shop: Shop) -> None:
     old = shop.place(5)
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'early')")
     transaction.rollback()
-    shop.world.log.move(shop.group, shop.topic, {0: Committed(3)}, force=True)
-    late = shop.subscription.begin()
+    shop.world.log.reset_offsets(shop.group, shop.topic, {0: Committed(3)}, force=True)
+    late = shop.subscription.begin_transaction()
     late.execute("INSERT INTO effects VALUES (2, 'late')")
     with pytest.raises(Fenced, match=shop.group):
         late.commit([old])
@@ -113,7 +113,7 @@ def test_neither_an_older_version_nor_a_lower_position_moves_a_group_back(shop: 
 def test_a_stale_place_does_not_go_backwards_but_the_rows_count(shop: Shop) -> None:
     early, late = shop.place(4), shop.place(8)
     shop.subscription.commit([late])
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     transaction.commit([early])
     assert shop.effects() == [1]
@@ -148,7 +148,7 @@ def test_a_stale_place_does_not_go_backwards_but_the_rows_count(shop: Shop) -> N
 def test_what_is_not_the_handlers_is_refused_and_the_rest_goes_on(
     shop: Shop, sql: str, words: str
 ) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (0, 'kept')")
     with pytest.raises(ConfigError) as caught:
         transaction.execute(sql)
@@ -160,12 +160,12 @@ def test_what_is_not_the_handlers_is_refused_and_the_rest_goes_on(
 
 
 def test_a_trigger_on_a_table_of_ones_own_cannot_reach_the_log(shop: Shop) -> None:
-    first = shop.subscription.begin()
+    first = shop.subscription.begin_transaction()
     first.execute(
         "CREATE TRIGGER sly AFTER INSERT ON effects BEGIN DELETE FROM streams_blocks; END"
     )
     first.commit([])
-    second = shop.subscription.begin()
+    second = shop.subscription.begin_transaction()
     with pytest.raises(ConfigError, match="streams_blocks"):
         second.execute("INSERT INTO effects VALUES (1, 'one')")
     second.rollback()
@@ -186,13 +186,13 @@ def test_a_trigger_on_a_table_of_ones_own_cannot_reach_the_log(shop: Shop) -> No
     ],
 )
 def test_what_is_the_handlers_is_not_refused(shop: Shop, sql: str) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute(sql)
     transaction.commit([])
 
 
 def test_what_sqlite_refuses_leaves_the_transaction_open(shop: Shop) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     with pytest.raises(LogError, match="UNIQUE") as caught:
         transaction.execute("INSERT INTO effects VALUES (1, 'again')")
@@ -204,7 +204,7 @@ def test_what_sqlite_refuses_leaves_the_transaction_open(shop: Shop) -> None:
 
 
 def test_a_statement_that_rolls_everything_back_ends_the_transaction(shop: Shop) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     with pytest.raises(LogError):
         transaction.execute("INSERT OR ROLLBACK INTO effects VALUES (1, 'again')")
@@ -214,7 +214,7 @@ def test_a_statement_that_rolls_everything_back_ends_the_transaction(shop: Shop)
 
 
 def test_a_transaction_that_would_wait_for_its_own_thread_fails_at_once(shop: Shop) -> None:
-    one, two = shop.subscription.begin(), shop.subscription.begin()
+    one, two = shop.subscription.begin_transaction(), shop.subscription.begin_transaction()
     one.execute("INSERT INTO effects VALUES (1, 'one')")
     with pytest.raises(Unavailable, match="this thread"):
         two.execute("INSERT INTO effects VALUES (2, 'two')")
@@ -229,7 +229,7 @@ def test_a_transaction_that_would_wait_for_its_own_thread_fails_at_once(shop: Sh
 def test_transactions_of_several_threads_take_turns(shop: Shop) -> None:
     def work(first: int) -> None:
         for id in range(first, first + 25):
-            transaction = shop.subscription.begin()
+            transaction = shop.subscription.begin_transaction()
             count = transaction.execute("SELECT count(*) FROM effects")[0][0]
             transaction.execute("INSERT INTO effects VALUES (?, ?)", (id, count))
             transaction.commit([])
@@ -239,14 +239,14 @@ def test_transactions_of_several_threads_take_turns(shop: Shop) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    look = shop.subscription.begin()
+    look = shop.subscription.begin_transaction()
     rows = look.execute("SELECT CAST(value AS INTEGER) FROM effects ORDER BY 1")
     look.rollback()
     assert [count for (count,) in rows] == list(range(100))
 
 
 def test_a_transaction_dropped_on_the_floor_does_not_block_the_file(shop: Shop) -> None:
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     del transaction
     gc.collect()
@@ -258,7 +258,7 @@ def test_a_transaction_that_lasts_holds_up_other_writers_for_so_long(
     shop: Shop, tmp_path: Path
 ) -> None:
     hasty = open_log(f"sqlite:///{tmp_path}/log.db?timeout=0.1", clock=shop.world.clock)
-    transaction = shop.subscription.begin()
+    transaction = shop.subscription.begin_transaction()
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     told: list[object] = []
     writer = threading.Thread(target=hasty.append, args=[shop.topic, [record(b"v")], told.extend])

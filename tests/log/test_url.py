@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import ConfigError
-from streams.log.url import FORMS, open_log, redact
+from streams.log.url import URL_FORMS, open_log, redact
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_url_that_is_none_is_answered_with_all_forms_on_one_line(url: str) -> 
     with pytest.raises(ConfigError) as caught:
         open_log(url)
     assert "\n" not in str(caught.value)
-    for form in FORMS:
+    for form in URL_FORMS:
         assert form in str(caught.value)
 
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from streams import Streams
 from streams.errors import ConfigError, LogError
 from streams.letters import error_headers
-from streams.log.kafka.settings import settings as kafka_settings
-from streams.log.secrets import PIECE, Secrets, sounds_secret
-from streams.log.url import open_log, parse, read, redact
+from streams.log.kafka.settings import read_settings as kafka_settings
+from streams.log.secrets import MIN_PIECE, Secrets, is_secret_name
+from streams.log.url import open_log, parse, read_url, redact
 from streams.patterns.idempotency import IdempotencyStore
 
 LETTERS = "QXZVJKqxzvjk"
 """No error of ours has six of them beside each other."""
 
-secrets = st.text(LETTERS + "@:/?#&%=\\+,;[]{}'\"<>|^` \tü€\U0001f511\u202e", min_size=PIECE)
+secrets = st.text(LETTERS + "@:/?#&%=\\+,;[]{}'\"<>|^` \tü€\U0001f511\u202e", min_size=MIN_PIECE)
 encodings: st.SearchStrategy[Callable[[str], str]] = st.sampled_from(
     [str, quote, lambda text: quote(text, safe="")]
 )
@@ -82,7 +82,9 @@ def shows(text: str, secret: str) -> bool:
     written = secret.encode("utf-8", "backslashreplace")
     forms = {secret, quote(written, safe=""), quote(written), repr(secret)[1:-1]}
     return any(
-        form[at : at + PIECE] in text for form in forms for at in range(len(form) - PIECE + 1)
+        form[at : at + MIN_PIECE] in text
+        for form in forms
+        for at in range(len(form) - MIN_PIECE + 1)
     )
 
 
@@ -121,7 +123,7 @@ def told(url: str, config: dict[str, Any]) -> Iterator[str]:
         except ConfigError as error:
             yield from texts(error)
     try:
-        scheme, opened = read(url, config, None)
+        scheme, opened = read_url(url, config, None)
         yield repr(opened)
         if scheme.startswith("kafka"):  # the driver's clients would be made by the thousand
             found: Any = kafka_settings(opened)
@@ -151,7 +153,7 @@ def test_no_piece_of_a_secret_in_a_url_is_shown(
 
 
 @given(
-    secrets | st.text("\udcff\ud800" + LETTERS, min_size=PIECE),
+    secrets | st.text("\udcff\ud800" + LETTERS, min_size=MIN_PIECE),
     st.sampled_from(
         ["memory://", "sqlite:///x.db", "redis://h", "redis+sentinel://h/m", "kafka://h"]
     ),
@@ -223,12 +225,12 @@ def test_what_is_encoded_is_utf_8() -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, "x_api_key", "sasl.jaas.config", "AWS_SECRET", "pwd"])
 def test_names_that_sound_like_secrets(name: str) -> None:
-    assert sounds_secret(name.replace("%2E", "."))
+    assert is_secret_name(name.replace("%2E", "."))
 
 
 @pytest.mark.parametrize("name", ["client.id", "lease", "ssl_keyfile", "sasl.username"])
 def test_names_that_do_not(name: str) -> None:
-    assert not sounds_secret(name)
+    assert not is_secret_name(name)
 
 
 @given(st.lists(secrets, max_size=3), st.lists(st.text() | secrets, max_size=4), st.data())

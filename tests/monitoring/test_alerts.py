@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from streams import Retry, Streams
-from streams.cli.checklist import ALERTS
+from streams.cli.checklist import REQUIRED_ALERTS
 from streams.patterns import MonitoringServer
 from tests.monitoring.conftest import until
 
@@ -127,7 +127,7 @@ async def test_every_metric_is_watched_or_shown(printed: dict[str, set[str]]) ->
 def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
-    assert set(ALERTS) <= set(names)
+    assert set(REQUIRED_ALERTS) <= set(names)
     for rule in rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"] == {"severity": rule["labels"]["severity"]}

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from streams import NotFound, Unavailable
-from streams.cli.checklist import Verdict, View, look
-from streams.cli.watchers import Watchers
-from streams.log.protocol import Fact, Log
+from streams.cli.checklist import AppInspection, Verdict, run_checks
+from streams.cli.watchers import PrometheusClient
+from streams.log.protocol import DurabilityFact, Log
 from streams.log.url import open_log
 from tests.conformance.stage import Stage
 from tests.servers.find import KafkaAddress
@@ -19,12 +19,12 @@ from tests.servers.lifetime import Lifetime, until
 from tests.servers.redis import Redis
 
 
-def facts(log: Log, topic: str = "orders") -> dict[str, Fact]:
+def facts(log: Log, topic: str = "orders") -> dict[str, DurabilityFact]:
     return {fact.name: fact for fact in log.durability(topic)}
 
 
-def poor(found: dict[str, Fact]) -> set[str]:
-    return {name for name, fact in found.items() if fact.enough is False}
+def poor(found: dict[str, DurabilityFact]) -> set[str]:
+    return {name for name, fact in found.items() if fact.is_safe is False}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_redis_by_its_settings(server: Redis) -> None:
         assert poor(facts(waits)) == {"replicas"}
         client.acl_setuser("default", enabled=True, nopass=True, commands=["-config"])
         found = facts(log)
-        assert (found["appendonly"].enough, found["appendonly"].value) == (None, "?")
+        assert (found["appendonly"].is_safe, found["appendonly"].value) == (None, "?")
         assert "CONFIG GET" in found["appendonly"].advice
         client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"])
 
@@ -76,9 +76,9 @@ def test_redis_with_a_replica(lifetime: Lifetime, server: Redis) -> None:
                 "a replica that follows",
             )
             found = facts(log)["replicas"]
-            assert (found.value, found.enough) == ("1, 0 waited for", None)
+            assert (found.value, found.is_safe) == ("1, 0 waited for", None)
             assert "?wait=1" in found.advice
-            assert facts(waits)["replicas"].enough is True
+            assert facts(waits)["replicas"].is_safe is True
 
 
 def test_redis_that_is_away(lifetime: Lifetime) -> None:
@@ -92,8 +92,8 @@ def test_redis_that_is_away(lifetime: Lifetime) -> None:
 def test_kafka_by_its_topics(kafka: KafkaAddress) -> None:
     log = open_log(kafka.url)
     with contextlib.closing(log):
-        log.create("durability-one", 2)
-        log.create(
+        log.create_topic("durability-one", 2)
+        log.create_topic(
             "durability-two", 1,
             config={"flush.messages": "1", "unclean.leader.election.enable": "true"},
         )  # fmt: skip
@@ -103,7 +103,7 @@ def test_kafka_by_its_topics(kafka: KafkaAddress) -> None:
         assert found["min.insync.replicas"].value == "1"
         assert int(found["max.message.bytes"].value) > 1_000_000
         assert {"replication.factor", "min.insync.replicas"} <= poor(found)
-        assert found["in sync"].enough
+        assert found["in sync"].is_safe
         found = facts(log, "durability-two")  # its one broker syncs each message
         assert "unclean.leader.election.enable" in poor(found)
         assert not {"replication.factor", "min.insync.replicas"} & poor(found)
@@ -118,9 +118,9 @@ def test_kafka_with_three_brokers(lifetime: Lifetime) -> None:
         log = open_log(cluster.url)
         with contextlib.closing(log):
             settings = {"replication.factor": "3", "min.insync.replicas": "2"}
-            log.create("well", 2, config=settings)
-            log.create("stiff", 1, config={**settings, "replication.factor": "2"})
-            log.begin("group", "well", {0: 0})  # so that there is a topic of positions
+            log.create_topic("well", 2, config=settings)
+            log.create_topic("stiff", 1, config={**settings, "replication.factor": "2"})
+            log.initialize_offsets("group", "well", {0: 0})  # so that there is a topic of positions
             found = facts(log, "well")
             assert poor(found) == set()
             assert found["in sync"].value == "3 of 3"
@@ -145,9 +145,9 @@ async def test_the_doctor_on_every_log(stage: Stage) -> None:
 
     before = mine()
     with contextlib.closing(log):
-        findings = list(look(View(app, log, "", Watchers(None))))
+        findings = list(run_checks(AppInspection(app, log, "", PrometheusClient(None))))
         assert mine() == before
-    verdicts = {(each.item, each.of.partition(" ")[0]): each.verdict for each in findings}
+    verdicts = {(each.item, each.subject.partition(" ")[0]): each.verdict for each in findings}
     persisted = verdicts.pop(("persisted", "topic"))
     # What the shared test servers are: one Kafka broker, one Redis that keeps nothing on a disk.
     assert persisted is {"sqlite": Verdict.yes}.get(stage.case.name, Verdict.no)
@@ -166,7 +166,7 @@ async def test_the_doctor_on_every_log(stage: Stage) -> None:
         ("order", "topic"),
         ("order", "processor"),
     }
-    said = {(each.item, each.of.partition(" ")[0]): each.why for each in findings}
+    said = {(each.item, each.subject.partition(" ")[0]): each.reason for each in findings}
     assert said["idempotent", "topic"] == "each of its last 30 messages has an ID"
     assert said["order", "topic"] == "5 keys seen, each in one partition"
 
@@ -176,14 +176,14 @@ async def test_a_sample_is_the_end_of_each_partition(stage: Stage) -> None:
     topic = stage.topic(app, key=str, partitions=2)
     async with app.connected():
         await topic.publish_many(list(range(600)))
-        view = View(app, app.log, "", Watchers(None))
+        view = AppInspection(app, app.log, "", PrometheusClient(None))
         sample = view.sample(topic.name)
         assert {seen.partition for seen in sample} == {0, 1}
         assert 300 <= len(sample) <= 400
         keys = {int(seen.key or b"") for seen in sample}
         assert max(keys) == 599
         assert min(keys) > 100
-        span = view.span(topic.name, 50)
+        span = view.shortest_time_of(topic.name, 50)
         assert span is not None
         assert 0 <= span < 60
-        assert view.span(topic.name, 10_000) is None
+        assert view.shortest_time_of(topic.name, 10_000) is None

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry
 from streams import ConfigError, Message, ProcessorStats, Retry, Streams
 from streams.clock import SYSTEM
 from streams.patterns import MetricsCollector, MonitoringServer
-from streams.patterns.monitoring.backlog import _behind
-from streams.runners.pump import Place
-from streams.runners.timing import BOUNDS, EVERY, QUICK, Histogram, Timing
+from streams.patterns.monitoring.backlog import _lag_and_age
+from streams.runners.pump import PartitionProgress
+from streams.runners.timing import BUCKET_BOUNDS, QUICK_CALL, SAMPLE_EVERY, Histogram, Timing
 from tests.conformance.stage import QUICK as QUICK_FLOW
 from tests.conformance.stage import Stage
 from tests.monitoring.conftest import come, scrape, until
@@ -117,18 +117,18 @@ async def test_what_was_not_taken_in_yet_is_as_old_as_the_log_says(stage: Stage)
     topic = stage.topic(app, partitions=1)
     async with app.connected():
         log, name = app.log, topic.name
-        first, end = log.bounds(name, 0)
+        first, end = log.watermarks(name, 0)
         now = app.clock.time()
-        assert _behind(log, Place(name, 0, first, first, None), now) == (0, 0.0)
+        assert _lag_and_age(log, PartitionProgress(name, 0, first, first, None), now) == (0, 0.0)
         await topic.publish(1)
         await topic.publish(2)
-        first, end = log.bounds(name, 0)
-        found = _behind(log, Place(name, 0, first, first, None), now + 3600)
+        first, end = log.watermarks(name, 0)
+        found = _lag_and_age(log, PartitionProgress(name, 0, first, first, None), now + 3600)
         assert found[0] == 2
         assert found[1] == pytest.approx(3600, abs=60)
-        assert _behind(log, Place(name, 0, end, end, None), now + 3600) == (0, 0.0)
-        held = Place(name, 0, log.back(name, 0, end, 1), end, now)
-        assert _behind(log, held, now + 5) == (1, 5.0)
+        assert _lag_and_age(log, PartitionProgress(name, 0, end, end, None), now + 3600) == (0, 0.0)
+        held = PartitionProgress(name, 0, log.offset_before(name, 0, end, 1), end, now)
+        assert _lag_and_age(log, held, now + 5) == (1, 5.0)
 
 
 async def test_a_log_that_does_not_answer_holds_up_no_scrape() -> None:
@@ -202,48 +202,50 @@ def test_what_is_no_app_is_refused() -> None:
 
 def test_a_duration_falls_into_the_bucket_up_to_its_bound() -> None:
     histogram = Histogram()
-    for bound in BOUNDS:
+    for bound in BUCKET_BOUNDS:
         histogram.add(bound)
-    histogram.add(BOUNDS[-1] * 2, times=3)
+    histogram.add(BUCKET_BOUNDS[-1] * 2, times=3)
     found = histogram.read()
-    assert found.counts == (*(1 for _ in BOUNDS), 3)
-    assert found.number == len(BOUNDS) + 3
-    assert found.total == pytest.approx(sum(BOUNDS) + 6 * BOUNDS[-1])
+    assert found.counts == (*(1 for _ in BUCKET_BOUNDS), 3)
+    assert found.number == len(BUCKET_BOUNDS) + 3
+    assert found.total == pytest.approx(sum(BUCKET_BOUNDS) + 6 * BUCKET_BOUNDS[-1])
 
 
 def test_quick_calls_are_timed_now_and_then_and_count_for_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moments = count()
-    monkeypatch.setattr("streams.runners.timing.perf_counter", lambda: next(moments) * QUICK / 2)
+    monkeypatch.setattr(
+        "streams.runners.timing.perf_counter", lambda: next(moments) * QUICK_CALL / 2
+    )
     timing = Timing(asynchronous=False)
     called: list[int] = []
     timed = 0
-    stretches = 10 * EVERY + 1
+    stretches = 10 * SAMPLE_EVERY + 1
     for _ in range(stretches):
-        picked = timing.pick(called.append)
+        picked = timing.sample(called.append)
         timed += picked != called.append
         picked(1)
     found = timing.read()
     assert len(called) == stretches
     assert timed == 11
     assert found.number == stretches
-    assert found.total == pytest.approx(stretches * QUICK / 2)
+    assert found.total == pytest.approx(stretches * QUICK_CALL / 2)
 
 
 def test_slow_calls_are_all_timed() -> None:
     timing = Timing(asynchronous=False)
 
     def slow() -> None:
-        time.sleep(2 * QUICK)
+        time.sleep(2 * QUICK_CALL)
 
     for _ in range(20):
-        picked = timing.pick(slow)
+        picked = timing.sample(slow)
         assert picked is not slow
         picked()
     found = timing.read()
     assert found.number == 20
-    assert found.total >= 40 * QUICK
+    assert found.total >= 40 * QUICK_CALL
 
 
 async def test_failed_calls_are_timed_too() -> None:
@@ -254,11 +256,11 @@ async def test_failed_calls_are_timed_too() -> None:
         raise ValueError
 
     with pytest.raises(ValueError):
-        await timing.pick(fail)()
+        await timing.sample(fail)()
     assert timing.read().number == 1
     plain = Timing(asynchronous=False)
     with pytest.raises(ZeroDivisionError):
-        plain.pick(lambda: 1 // 0)()
+        plain.sample(lambda: 1 // 0)()
     assert plain.read().number == 1
 
 
@@ -270,7 +272,7 @@ def test_the_code_of_a_generator_is_timed() -> None:
         yield 1
         yield 2
 
-    assert timing.pick(several)() == [1, 2]
+    assert timing.sample(several)() == [1, 2]
     assert timing.read().total >= 0.002
 
 
@@ -306,7 +308,7 @@ async def test_every_way_to_run_a_handler_is_timed(shape: str) -> None:
     calls = len(done)
     assert 1 <= found.number <= calls
     assert found.total >= 0.002 * found.number
-    assert sum(found.counts[: BOUNDS.index(0.001) + 1]) == 0
+    assert sum(found.counts[: BUCKET_BOUNDS.index(0.001) + 1]) == 0
 
 
 def test_nothing_of_it_is_imported_unless_asked_for() -> None:

@@ -38,7 +38,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from stream_codecs import Bound
 from streams import Message, Retry, Streams
 from streams.patterns import instrument
-from streams.patterns.monitoring.sampling import LOW, Dropped, early, extract
+from streams.patterns.monitoring.sampling import (
+    LOW_BITS,
+    DroppedContext,
+    early_sampler,
+    extract_context,
+)
 from tests.monitoring.conftest import come
 
 SAMPLED = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
@@ -113,14 +118,14 @@ traceparents = st.one_of(
 @given(st.sampled_from(SAMPLERS), traceparents)
 def test_what_is_dropped_by_its_parent_opentelemetry_would_drop(sampler: Sampler, at: str) -> None:
     tracer = TracerProvider(sampler=sampler).get_tracer("t")
-    decides = early(tracer, Context())
+    decides = early_sampler(tracer, Context())
     assert decides is not None
     raw = at.encode("utf-8", "surrogatepass")
     headers = [("traceparent", raw)]
     assert decides.traceparent(headers) == raw
-    origin = extract(headers, Context())
+    origin = extract_context(headers, Context())
     recording = tracer.start_span("x", context=origin).is_recording()
-    if decides.drops(raw):
+    if decides.drops_remote_child(raw):
         assert not recording
     elif len(at) == 55 and trace.get_current_span(origin).get_span_context().is_valid:
         assert recording or at[:2] != "00"  # of versions to come it does not know
@@ -131,7 +136,7 @@ def test_what_is_dropped_as_a_child_opentelemetry_would_drop(
     sampler: Sampler, trace_id: int, remote: bool, sampled: bool
 ) -> None:
     tracer = TracerProvider(sampler=sampler).get_tracer("t")
-    decides = early(tracer, Context())
+    decides = early_sampler(tracer, Context())
     assert decides is not None
     parent = SpanContext(trace_id, 7, remote, TraceFlags(int(sampled)))
     origin = trace.set_span_in_context(trace.NonRecordingSpan(parent), Context())
@@ -147,25 +152,25 @@ def test_a_root_span_is_sampled_as_often_as_the_sampler_says(
 ) -> None:
     sampler = by_ratio(rate)
     tracer = TracerProvider(sampler=sampler, id_generator=ids).get_tracer("t")
-    decides = early(tracer, Context())
+    decides = early_sampler(tracer, Context())
     assert decides is not None
-    sampled, left = 0, decides.gap()
+    sampled, left = 0, decides.draw_gap()
     for _ in range(20_000):
         left -= 1
         if left < 0:
-            left, trace_id = decides.gap(), decides.sampled_id()
+            left, trace_id = decides.draw_gap(), decides.sampled_id()
             if trace_id is not None:
                 sampled += 1
-                span = decides.tracer(trace_id).start_span("x", context=Context())
+                span = decides.tracer_with_id(trace_id).start_span("x", context=Context())
                 assert span.is_recording()  # what was decided is what the sampler says
                 assert span.get_span_context().trace_id == trace_id
     # Beyond eight standard deviations.
     assert abs(sampled - rate * 20_000) <= 8 * (20_000 * rate * (1 - rate)) ** 0.5
     if rate < 1:
-        context = decides.build(())
+        context = decides.build_context(())
         dropped = trace.get_current_span(context)
         assert not dropped.is_recording()
-        assert dropped.get_span_context().trace_id & LOW >= round(rate * 2**64)
+        assert dropped.get_span_context().trace_id & LOW_BITS >= round(rate * 2**64)
 
 
 class Picky(TraceIdRatioBased):
@@ -186,7 +191,7 @@ class Elsewhere(TraceContextTextMapPropagator):
 @pytest.mark.parametrize("sampler", [Picky(0.0), ParentBased(Picky(0.0))], ids=["alone", "root"])
 async def test_another_sampler_is_asked_about_each_span(sampler: Sampler) -> None:
     traces = Traces(sampler)
-    assert early(traces.tracer, Context()) is None
+    assert early_sampler(traces.tracer, Context()) is None
     app = Streams("memory://")
     topic = app.topic("orders", int)
     instrument(app, tracer_provider=traces.provider)
@@ -217,7 +222,7 @@ async def test_the_header_counts_where_the_propagator_reads_it(
 ) -> None:
     monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", propagator)
     traces = Traces(ParentBased(ALWAYS_OFF))
-    assert (early(traces.tracer, Context()) is not None) == known
+    assert (early_sampler(traces.tracer, Context()) is not None) == known
     app = Streams("memory://")
     topic = app.topic("orders", int)
     instrument(app, tracer_provider=traces.provider)
@@ -243,7 +248,7 @@ def test_dropped_spans_are_built_where_opentelemetry_counts_them(
     tracer = TracerProvider(sampler=by_ratio(0.0)).get_tracer("counted")
     if type(getattr(tracer, "_tracer_metrics", None)).__name__ != "TracerMetrics":
         pytest.skip("this SDK counts no spans")
-    assert early(tracer, Context()) is None
+    assert early_sampler(tracer, Context()) is None
 
 
 # -- what a handler finds --------------------------------------------------------------------------
@@ -577,11 +582,11 @@ READERS: dict[str, Callable[[Context], Any]] = {
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_however_it_is_read_a_context_is_whole(read: Callable[[Context], Any]) -> None:
-    decides = early(TracerProvider(sampler=by_ratio(0.0)).get_tracer("t"), Context())
+    decides = early_sampler(TracerProvider(sampler=by_ratio(0.0)).get_tracer("t"), Context())
     assert decides is not None
 
-    def make() -> Dropped:
-        context = decides.dropped()()
+    def make() -> DroppedContext:
+        context = decides.dropped_context_class()()
         context.headers = [("traceparent", DROPPED.encode()), ("baggage", b"tenant=7")]
         return context
 
@@ -600,9 +605,9 @@ def test_however_it_is_read_a_context_is_whole(read: Callable[[Context], Any]) -
 
 
 def test_threads_that_read_a_context_at_once_find_one_span() -> None:
-    decides = early(TracerProvider(sampler=by_ratio(0.0)).get_tracer("t"), Context())
+    decides = early_sampler(TracerProvider(sampler=by_ratio(0.0)).get_tracer("t"), Context())
     assert decides is not None
-    make = decides.dropped()
+    make = decides.dropped_context_class()
     for _ in range(50):
         context = make()
         gate = threading.Barrier(4)
@@ -641,7 +646,7 @@ def test_a_provider_that_is_set_after_the_app_was_instrumented_counts(
             await come(lambda: seen)
 
     asyncio.run(main())
-    assert Dropped in seen[0]
+    assert DroppedContext in seen[0]
 
 
 @pytest.fixture(autouse=True)

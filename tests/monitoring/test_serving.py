@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, ProcessorDied, Streams, Unavailable
-from streams.cli.failures import Misused
-from streams.cli.options import address
-from streams.cli.workers import _http
+from streams.cli.failures import UsageError
+from streams.cli.options import parse_address
+from streams.cli.workers import _http_arguments
 from streams.log.memory import MemoryLog
 from streams.patterns import MonitoringServer
-from streams.patterns.monitoring.serving import CONNECTIONS, LARGEST
+from streams.patterns.monitoring.serving import MAX_CONNECTIONS, MAX_REQUEST_BYTES
 from tests.cli.conftest import Run, Shell, eventually
 from tests.monitoring.conftest import come, get
 from tests.test_text import unfit
@@ -60,7 +60,7 @@ def closed(connection: socket.socket) -> bool:
 
 
 def test_a_request_that_comes_byte_by_byte_is_given_up(served: MonitoringServer) -> None:
-    served._server.patience = 0.5
+    served._server.request_timeout = 0.5
     with connected(served) as connection:
         connection.settimeout(0.05)  # a byte twenty times a second: each wait is far from 0.5 s
         with suppress(ConnectionError):
@@ -78,27 +78,27 @@ def test_a_request_that_comes_byte_by_byte_is_given_up(served: MonitoringServer)
 @pytest.mark.parametrize("start", [b"GET /", b"GET /healthz HTTP/1.0\r\nX-Long: "])
 def test_a_request_without_an_end_is_refused(served: MonitoringServer, start: bytes) -> None:
     with connected(served) as connection:
-        connection.sendall(start + b"x" * LARGEST)
+        connection.sendall(start + b"x" * MAX_REQUEST_BYTES)
         assert b" 431 " in connection.recv(200)
 
 
 def test_connections_that_only_wait_shut_nobody_out(served: MonitoringServer) -> None:
     with ExitStack() as stack:
-        waiting = [stack.enter_context(connected(served)) for _ in range(2 * CONNECTIONS)]
+        waiting = [stack.enter_context(connected(served)) for _ in range(2 * MAX_CONNECTIONS)]
         assert get(served, "/healthz")[0] == 200
         # The oldest were given up, and their threads with them; the youngest wait.
-        assert all(closed(connection) for connection in waiting[:CONNECTIONS])
+        assert all(closed(connection) for connection in waiting[:MAX_CONNECTIONS])
         waiting[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert b" 200 " in waiting[-1].recv(100)
 
         def handling() -> int:
             return sum("process_request" in each.name for each in threading.enumerate())
 
-        eventually(lambda: handling() <= CONNECTIONS)
+        eventually(lambda: handling() <= MAX_CONNECTIONS)
 
 
 def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringServer) -> None:
-    served._server._connections = 2
+    served._server._max_connections = 2
     free, begun = threading.Event(), list[str]()
 
     def slow(accept: str) -> Any:
@@ -111,7 +111,7 @@ def test_answers_that_take_long_are_not_given_up_for_others(served: MonitoringSe
         with connected(served) as one, connected(served) as two:
             for each in (one, two):
                 each.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
-            eventually(lambda: len(begun) == 2 and not served._server._sending)
+            eventually(lambda: len(begun) == 2 and not served._server._incomplete)
             with connected(served) as third:
                 assert closed(third)
             free.set()
@@ -355,16 +355,16 @@ def test_each_worker_has_its_own_port(shell: Shell) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 0
-    assert _http(("0.0.0.0", 9100), 3) == ["--http", "0.0.0.0:9103"]
-    assert _http(("::1", 9100), 0) == ["--http", "[::1]:9100"]
-    assert _http(("::1", 0), 2) == ["--http", "[::1]:0"]
-    assert _http(None, 2) == []
+    assert _http_arguments(("0.0.0.0", 9100), 3) == ["--http", "0.0.0.0:9103"]
+    assert _http_arguments(("::1", 9100), 0) == ["--http", "[::1]:9100"]
+    assert _http_arguments(("::1", 0), 2) == ["--http", "[::1]:0"]
+    assert _http_arguments(None, 2) == []
 
 
 def test_addresses() -> None:
-    assert address("localhost:9100") == ("localhost", 9100)
-    assert address("[::1]:9100") == ("::1", 9100)
-    assert address(":9100") == ("0.0.0.0", 9100)
+    assert parse_address("localhost:9100") == ("localhost", 9100)
+    assert parse_address("[::1]:9100") == ("::1", 9100)
+    assert parse_address(":9100") == ("0.0.0.0", 9100)
     for wrong in (
         "9100",
         "localhost",
@@ -374,8 +374,8 @@ def test_addresses() -> None:
         "a:70000",
         "a:-1",
     ):
-        with pytest.raises(Misused):
-            address(wrong)
+        with pytest.raises(UsageError):
+            parse_address(wrong)
 
 
 @pytest.mark.parametrize(

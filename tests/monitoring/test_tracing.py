@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from streams import ConfigError, Message, Retry, Streams
 from streams.patterns import instrument
-from streams.patterns.monitoring.tracing import _server
+from streams.patterns.monitoring.tracing import _server_address
 from tests.conformance.stage import Stage
 from tests.monitoring.conftest import come
 
@@ -246,7 +246,7 @@ async def test_a_publish_that_fails_says_so(traces: Traces) -> None:
     topic = app.topic("orders", int)
     instrument(app, tracer_provider=traces.provider)
     async with app.connected():
-        app.log.delete("orders")
+        app.log.delete_topic("orders")
         with pytest.raises(Exception, match="orders"):
             await topic.publish(1)
     span = traces.one("publish orders")
@@ -360,4 +360,4 @@ def test_without_the_package_it_says_what_is_missing() -> None:
 def test_the_server_is_named_where_there_is_one(
     url: str, found: tuple[str, int | None] | None
 ) -> None:
-    assert _server(url) == found
+    assert _server_address(url) == found

@@ -1,7 +1,7 @@
 """A process that puts dead letters back, and is killed after so many chunks.
 
 ``python -m tests.patterns.deadletters_child URL DEAD TOPIC CHUNK CHUNKS BEFORE [ID VALUE]``: puts
-letters back by ``CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is
+letters back by ``REDRIVE_CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is
 written; in both cases before it is noted. With an ID, it puts that letter back with another value.
 """
 
@@ -22,9 +22,9 @@ from streams.patterns.deadletters import redriving
 async def main(
     url: str, dead: str, topic: str, chunk: int, chunks: int, when: str, *edit: str
 ) -> None:
-    redriving.CHUNK = chunk
+    redriving.REDRIVE_CHUNK = chunk
     left = chunks
-    append = redriving.append
+    append = redriving.append_and_wait
 
     def failing(log: Any, topic: str, records: Sequence[Any]) -> Any:
         nonlocal left
@@ -36,7 +36,7 @@ async def main(
             os.kill(os.getpid(), signal.SIGKILL)
         return answers
 
-    redriving.append = failing  # type: ignore[assignment]
+    redriving.append_and_wait = failing  # type: ignore[assignment]
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():

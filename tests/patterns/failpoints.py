@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streams import Streams
-from streams.letters import header
-from streams.log.protocol import Assignment, Done, Log, Subscription
+from streams.letters import header_text
+from streams.log.protocol import Assignment, Log, OnAppended, Subscription
 from streams.message import Record
-from streams.patterns.deadletters.parked import WHAT
+from streams.patterns.deadletters.parked import KIND
 
 RECORDS = ("owner", "dead", "waits", "done")
 
@@ -50,7 +50,7 @@ def install(app: Streams, hit: Told, over: Told) -> None:
     points.around_moves(log)
     points.around_commits(log)
     for processor in app.processors:
-        points.around_reading_back(processor.sequence)
+        points.around_reading_back(processor.key_parking)
 
 
 class _Points:
@@ -65,8 +65,8 @@ class _Points:
     def around_appends(self, log: Any) -> None:
         append = log.append
 
-        def appending(topic: str, records: Sequence[Record], done: Done) -> None:
-            said = [header(record.headers, WHAT) for record in records]
+        def appending(topic: str, records: Sequence[Record], done: OnAppended) -> None:
+            said = [header_text(record.headers, KIND) for record in records]
             whats = [what for what in RECORDS if what in said]
             for what in whats:
                 self._hit(f"{what}.before")

@@ -78,13 +78,13 @@ def build(
         source, group=group, concurrency=8, dead_letters=DeadLetters(sequenced=True),
         flow=Flow(commit=0.05, drain=5.0),
     )(handle)  # fmt: skip
-    prepare = app._prepare_processor
+    prepare = app._ensure_processor_topics
 
     def prepared(processor: Processor[..., Any]) -> None:
         prepare(processor)
         failpoints.install(app, hit, over)
 
-    app._prepare_processor = prepared  # type: ignore[method-assign]
+    app._ensure_processor_topics = prepared  # type: ignore[method-assign]
     return app
 
 
@@ -97,7 +97,7 @@ def stop_itself(app: Streams) -> None:
 
 
 if __name__ == "__main__":
-    sequence.FLOOR = 0.1
+    sequence.FLOOR_INTERVAL = 0.1
     *words, count = sys.argv[1:]
     url, topic, group, file, failpoint = words
     build(url, topic, group, file, failpoint, int(count), stop_itself).run()

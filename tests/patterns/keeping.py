@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from streams.log.claims import Claims, Entry, Look, open_claims
+from streams.log.claims import ClaimStore, GetClaim, StoredClaim, open_claims
 from streams.patterns import IdempotencyStore
 from streams.testing import Clock
 
@@ -36,7 +36,7 @@ class Place:
         self._anchor = self.claims()
         """What is in memory lasts as long as somebody holds it."""
 
-    def claims(self) -> Claims:
+    def claims(self) -> ClaimStore:
         return open_claims(self.url, clock=self.clock)
 
     def store(self, **options: Any) -> IdempotencyStore:
@@ -63,12 +63,12 @@ class Place:
         :param key: one of this place's stores, or bytes as they stand in the log.
         """
         found = self._look(key)
-        return 0.0 if found is None else found.left
+        return 0.0 if found is None else found.expires_in
 
-    def _look(self, key: str | bytes) -> Entry | None:
+    def _look(self, key: str | bytes) -> StoredClaim | None:
         place = key if isinstance(key, bytes) else f"{self.name}:{key}".encode()
-        (found,) = self._anchor.run([Look(place)])
-        return found if isinstance(found, Entry) else None
+        (found,) = self._anchor.execute([GetClaim(place)])
+        return found if isinstance(found, StoredClaim) else None
 
     def close(self) -> None:
         self._anchor.close()

@@ -190,8 +190,8 @@ class World:
     def _is_committed(self, number: int) -> bool:
         assert self.saga._durable is not None
         journal, log = self.saga._durable.journal, self.app.log
-        first, end = log.bounds(journal.topic, 0)
-        places = journal.scan(0, first, end)
+        first, end = log.watermarks(journal.topic, 0)
+        places = journal.read_range(0, first, end)
         offset = next(at.offset for entry, at in places if entry.n == number)
         held = log.group(self.life.name).positions.get((journal.topic, 0))
         return held is not None and held.position > offset
@@ -200,9 +200,9 @@ class World:
     async def _watched(self, app: Streams) -> AsyncIterator[None]:
         """Put failpoints before an entry is written, and after that was confirmed."""
         publisher = app.publisher
-        derive = publisher.derive
+        derive = publisher.publish_durably
 
-        def derived(outgoing: Any, sent: Any) -> None:
+        def derived(outgoing: Any, on_done: Any) -> None:
             if self.dead:
                 return
             entry = json.loads(outgoing[0][1].value)
@@ -214,11 +214,11 @@ class World:
             def told(errors: Sequence[BaseException | None]) -> None:
                 self.reach(f"written {number}")
                 if not self.dead:
-                    sent(errors)
+                    on_done(errors)
 
             derive(outgoing, told)
 
-        publisher.derive = derived  # type: ignore[method-assign]  # this is the failpoint
+        publisher.publish_durably = derived  # type: ignore[method-assign]  # this is the failpoint
         yield
 
     async def live(self) -> None:

@@ -533,7 +533,7 @@ async def test_a_publish_that_cannot_be_is_refused_before_anything_happens(local
                 await publish(data=1, **wrong)
             assert "\n" not in str(caught.value)
         if app is not None:
-            assert app.log.bounds("events", 0)[1] == 0
+            assert app.log.watermarks("events", 0)[1] == 0
     assert got == []
 
 
@@ -589,9 +589,9 @@ def test_bad_input_is_said_in_one_line(what: str, local: bool) -> None:
         WRONG[what](bus)
     assert "\n" not in str(caught.value)
     assert app is None or app.processors == []
-    assert not bus._receivers
-    assert not bus._groups
-    assert len(bus._direct) == 0
+    assert not bus._subscribers
+    assert not bus._durable_by_group
+    assert len(bus._shared_trie) == 0
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -616,4 +616,4 @@ def test_a_group_has_one_handler(local: bool) -> None:
 def test_two_buses_in_one_process_are_two() -> None:
     one, other = EventBus(), EventBus()
     one.subscribe("a", fine)
-    assert not other._receivers
+    assert not other._subscribers

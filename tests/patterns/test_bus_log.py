@@ -16,7 +16,7 @@ from streams.log.protocol import Assignment, TopicInfo
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import Event, EventBus, PatternEventBus
-from streams.patterns.bus.following import Follow
+from streams.patterns.bus.following import EphemeralSubscription
 from streams.processor import Processor
 from streams.testing import Clock, harness
 from tests.patterns.bus_world import QUICK, World, logged
@@ -394,7 +394,7 @@ async def test_an_outage_is_waited_out_and_told() -> None:
 
     async with app:
         log = cast(MemoryLog, app.log)
-        bounds = log.bounds
+        bounds = log.watermarks
 
         def asked(topic: str, partition: int) -> tuple[int, int]:
             if out.is_set():
@@ -402,7 +402,7 @@ async def test_an_outage_is_waited_out_and_told() -> None:
             return bounds(topic, partition)
 
         log.fault(fault)
-        log.bounds = asked  # type: ignore[method-assign]  # an outage is one for every question
+        log.watermarks = asked  # type: ignore[method-assign]  # an outage is one for every question
         out.set()
         await until_healthy(app, reachable=False)
         await bus.publish("a", 1)
@@ -455,7 +455,7 @@ async def test_a_paused_reading_goes_on() -> None:
     (follower,) = app.processors
     follower.pause()
     async with app:
-        pump = follower._pump
+        pump = follower.poller
         assert pump is not None
         await until(lambda: pump._driver_paused)
         await bus.publish("a", 1)
@@ -465,7 +465,7 @@ async def test_a_paused_reading_goes_on() -> None:
 
 def test_what_is_followed_by_partition() -> None:
     log = open_log("memory://")
-    log.create("t", 3)
+    log.create_topic("t", 3)
     told: list[list[int]] = []
 
     class Ear:
@@ -485,7 +485,7 @@ def test_what_is_followed_by_partition() -> None:
         return [value for batch in follow.poll(limit, 0.0) for value in batch.values]
 
     write(b"before", 1)
-    follow = Follow(log, "t")
+    follow = EphemeralSubscription(log, "t")
     subscription = follow.listen(Ear())
     assert polled() == []
     assert told == [[0, 1, 0]]
@@ -493,7 +493,7 @@ def test_what_is_followed_by_partition() -> None:
         write(f"p{partition}".encode(), partition)
     assert polled(2) == [b"p0", b"p1"]
     assert polled(2) == [b"p2"]
-    parts = [part.assignment for part in follow._parts]
+    parts = [part.assignment for part in follow._partitions]
     follow.pause(parts[1:])
     for partition in range(3):
         write(f"q{partition}".encode(), partition)
@@ -505,7 +505,7 @@ def test_what_is_followed_by_partition() -> None:
     follow.commit(())
     follow.keep_alive()
     with pytest.raises(ConfigError, match="no transaction"):
-        subscription.begin()
+        subscription.begin_transaction()
     subscription.close()
     subscription.close()
     assert told[1:] == [[0, 1, 2]]
@@ -522,7 +522,7 @@ async def test_a_start_that_is_refused_is_told_to_whoever_waits(
         raise Fatal("not allowed")
 
     async with app:
-        monkeypatch.setattr(Processor, "prepare", refuses)
+        monkeypatch.setattr(Processor, "ensure_topics", refuses)
         subscription = bus.subscribe("a", print, group="g")
         with pytest.raises(Fatal, match="not allowed"):
             await subscription.ready()
@@ -592,7 +592,7 @@ async def test_two_buses_of_one_name_on_one_app() -> None:
     with pytest.raises(ConfigError, match="already reads"):
         one.subscribe("a", watch, group="g")
         two.subscribe("a", watch, group="g")
-    assert "g" not in two._groups  # what was refused left nothing behind
+    assert "g" not in two._durable_by_group  # what was refused left nothing behind
     async with harness(app) as h:
         await one.publish("a", 1)
         await h.settled()

@@ -14,8 +14,15 @@ import pytest
 
 from streams import ConfigError, InvalidValue, Streams
 from streams.patterns import Event, EventBus, PatternEventBus
-from streams.patterns.bus.locally import BREATH
-from streams.patterns.bus.pace import LONGEST_TRIAL, PASSED, QUICK, STEADY, TRIAL, Pace
+from streams.patterns.bus.locally import YIELD_AFTER
+from streams.patterns.bus.pace import (
+    MAX_INTERRUPTION,
+    MAX_TRIAL_CALLS,
+    QUICK_CALL,
+    STEADY_CALLS,
+    TRIAL_CALLS,
+    InlinePolicy,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +44,7 @@ class Timer:
 
 def local(timer: Callable[[], float], **options: Any) -> PatternEventBus:
     bus = PatternEventBus(**options)
-    bus._locally.timer = timer
+    bus._local_router.timer = timer
     return bus
 
 
@@ -59,7 +66,7 @@ class Watched:
 
 async def quickened(bus: EventBus, topic: str = "warm") -> None:
     """Let its handlers be called in place."""
-    for _ in range(TRIAL):
+    for _ in range(TRIAL_CALLS):
         await bus.publish(topic, None)
 
 
@@ -67,23 +74,23 @@ async def test_quick_handlers_are_called_in_place() -> None:
     bus, handlers = local(Timer()), [Watched() for _ in range(10)]
     for each in handlers:
         bus.subscribe("a", each)
-    for _ in range(TRIAL + 20):
+    for _ in range(TRIAL_CALLS + 20):
         await bus.publish("a", 1)
     for each in handlers:
-        assert each.in_place == [False] * TRIAL + [True] * 20
+        assert each.in_place == [False] * TRIAL_CALLS + [True] * 20
 
 
 async def test_a_handler_that_takes_long_does_not_hold_the_loop_up() -> None:
     """Each of its calls waits for the loop, which goes on."""
-    bus, gate = local(Timer(step=2 * QUICK)), threading.Event()
+    bus, gate = local(Timer(step=2 * QUICK_CALL)), threading.Event()
     slow = Watched(lambda event: gate.wait(30))
     bus.subscribe("a", slow)
-    for _ in range(3 * TRIAL):
+    for _ in range(3 * TRIAL_CALLS):
         gate.clear()
         publishing = asyncio.create_task(bus.publish("a", 1))
         asyncio.get_running_loop().call_soon(gate.set)  # which a blocked loop would not come to
         await publishing
-    assert slow.in_place == [False] * 3 * TRIAL
+    assert slow.in_place == [False] * 3 * TRIAL_CALLS
 
 
 async def test_one_that_became_slow_goes_back_to_the_threads() -> None:
@@ -97,7 +104,7 @@ async def test_one_that_became_slow_goes_back_to_the_threads() -> None:
     bus.subscribe("a", other)
     bus.subscribe("a", handler)
     await quickened(bus, "a")
-    taking = 2 * QUICK
+    taking = 2 * QUICK_CALL
     await bus.publish("a", 1)
     assert handler.in_place[-1], "nobody could know"
     await bus.publish("a", 1)
@@ -105,48 +112,50 @@ async def test_one_that_became_slow_goes_back_to_the_threads() -> None:
     assert other.in_place[-2:] == [True, True], "a slow one drags nobody along"
     taking = 0.0
     begun = len(handler.threads)
-    for _ in range(2 * TRIAL + 1):
+    for _ in range(2 * TRIAL_CALLS + 1):
         await bus.publish("a", 1)
-    assert handler.in_place[begun:] == [False] * 2 * TRIAL + [True], "it is watched for longer"
+    assert handler.in_place[begun:] == [False] * 2 * TRIAL_CALLS + [True], (
+        "it is watched for longer"
+    )
 
 
 def test_a_pace_is_lost_and_won() -> None:
-    pace = Pace()
+    pace = InlinePolicy()
 
     def watched() -> int:
         calls = 0
-        while not pace.in_place:
-            pace.threaded(0.0)
+        while not pace.runs_inline:
+            pace.record_thread_call(0.0)
             calls += 1
         return calls
 
-    assert watched() == TRIAL
-    trial = TRIAL
-    while trial < LONGEST_TRIAL:
+    assert watched() == TRIAL_CALLS
+    trial = TRIAL_CALLS
+    while trial < MAX_TRIAL_CALLS:
         trial *= 2
-        pace.slow(2 * QUICK)
+        pace.record_slow_call(2 * QUICK_CALL)
         assert watched() == trial
-    pace.slow(2 * QUICK)
-    assert watched() == LONGEST_TRIAL
-    pace.calls = STEADY
-    pace.slow(PASSED)
-    assert pace.in_place, "an interruption is let pass"
-    pace.calls = STEADY
-    pace.slow(2 * PASSED)
-    assert watched() == TRIAL, "a long one after many quick ones is the first of its kind"
-    pace.slow(2 * QUICK)
+    pace.record_slow_call(2 * QUICK_CALL)
+    assert watched() == MAX_TRIAL_CALLS
+    pace.inline_calls = STEADY_CALLS
+    pace.record_slow_call(MAX_INTERRUPTION)
+    assert pace.runs_inline, "an interruption is let pass"
+    pace.inline_calls = STEADY_CALLS
+    pace.record_slow_call(2 * MAX_INTERRUPTION)
+    assert watched() == TRIAL_CALLS, "a long one after many quick ones is the first of its kind"
+    pace.record_slow_call(2 * QUICK_CALL)
     for _ in range(3):
-        pace.threaded(0.0)
-    pace.threaded(2 * QUICK)
-    assert watched() == 2 * TRIAL, "one slow call begins the count anew"
+        pace.record_thread_call(0.0)
+    pace.record_thread_call(2 * QUICK_CALL)
+    assert watched() == 2 * TRIAL_CALLS, "one slow call begins the count anew"
 
 
 async def test_a_handler_may_ask_for_a_thread() -> None:
     bus, handler = local(Timer()), Watched()
     bus.subscribe("a", handler, in_thread=True)
-    for _ in range(3 * TRIAL):
+    for _ in range(3 * TRIAL_CALLS):
         await bus.publish("a", 1)
-    assert handler.in_place == [False] * 3 * TRIAL
+    assert handler.in_place == [False] * 3 * TRIAL_CALLS
     with pytest.raises(ConfigError, match=r"in_thread=True\): .* is async"):
         bus.subscribe("a", quickened_async, in_thread=True)
     other = Watched()
@@ -161,7 +170,7 @@ async def quickened_async(event: Event) -> None: ...
 async def test_over_a_log_a_plain_handler_has_a_thread() -> None:
     app = Streams("memory://")
     bus, handler, done = PatternEventBus(app), Watched(), asyncio.Event()
-    bus._locally.timer = Timer()
+    bus._local_router.timer = Timer()
     bus.subscribe("a", handler)
 
     async def last(event: Event) -> None:
@@ -169,11 +178,11 @@ async def test_over_a_log_a_plain_handler_has_a_thread() -> None:
 
     bus.subscribe("end", last)
     async with app:
-        for _ in range(2 * TRIAL):
+        for _ in range(2 * TRIAL_CALLS):
             await bus.publish("a", 1, key="k")
         await bus.publish("end", 1, key="k")
         await asyncio.wait_for(done.wait(), 30)
-    assert handler.in_place == [False] * 2 * TRIAL
+    assert handler.in_place == [False] * 2 * TRIAL_CALLS
 
 
 async def test_context_variables_are_the_publishers_and_nobody_elses() -> None:
@@ -188,7 +197,7 @@ async def test_context_variables_are_the_publishers_and_nobody_elses() -> None:
     bus = local(Timer())
     bus.subscribe("a", changes)
     bus.subscribe("a", lambda event: found.append(("looks", tenant.get())))
-    for number in range(2 * TRIAL):
+    for number in range(2 * TRIAL_CALLS):
         tenant.set(f"t{number}")
         await bus.publish("a", 1)
         assert sorted(found) == [("changes", f"t{number}"), ("looks", f"t{number}")]
@@ -217,8 +226,8 @@ async def test_what_goes_wrong_in_place_is_told_and_stops_nobody() -> None:
     last = Watched()
     for handler in (broken, cancels, later, last):
         bus.subscribe("a", handler)
-    bus._subscribe("*", asks, None, asks, {})
-    for _ in range(TRIAL + 1):
+    bus.add_subscription("*", asks, None, asks, {})
+    for _ in range(TRIAL_CALLS + 1):
         told.clear()
         await bus.publish("a", 1)
         assert len(told) == 4
@@ -228,7 +237,7 @@ async def test_what_goes_wrong_in_place_is_told_and_stops_nobody() -> None:
             "awaited": later,
             "asked too much": asks,
         }
-    assert last.in_place == [False] * TRIAL + [True]
+    assert last.in_place == [False] * TRIAL_CALLS + [True]
 
 
 async def test_in_place_too_nobody_is_called_after_it_was_unsubscribed() -> None:
@@ -262,7 +271,7 @@ async def test_no_call_overtakes_one_that_is_in_a_thread() -> None:
         got.append(event.data)
         places.add(threading.current_thread() is MAIN)
         if event.data % 40 == 39:
-            timer.now += 2 * QUICK
+            timer.now += 2 * QUICK_CALL
 
     bus = local(timer)
     bus.subscribe("a", handle)
@@ -291,7 +300,7 @@ async def test_a_cancelled_publish_leaves_nothing_pending() -> None:
 
     bus.subscribe("a", handle)
     bus.subscribe("a", Watched())
-    pace = next(each.pace for each in bus._receivers.values() if each.handler is handle)
+    pace = next(each.inline_policy for each in bus._subscribers.values() if each.handler is handle)
     first = asyncio.create_task(bus.publish("a", 0))
     async with asyncio.timeout(30):
         while not running.is_set():  # noqa: ASYNC110 - it is set in a thread
@@ -303,10 +312,10 @@ async def test_a_cancelled_publish_leaves_nothing_pending() -> None:
         task.cancel()
     ended = await asyncio.gather(first, *others, return_exceptions=True)
     assert all(isinstance(each, asyncio.CancelledError) for each in ended)
-    assert pace.pending > 0, "its call goes on in its thread"
+    assert pace.pending_in_threads > 0, "its call goes on in its thread"
     gate.set()
     async with asyncio.timeout(30):
-        while pace.pending:  # noqa: ASYNC110 - nothing tells us when
+        while pace.pending_in_threads:  # noqa: ASYNC110 - nothing tells us when
             await asyncio.sleep(0)
     assert got == [0], "what had not begun is not begun"
     await bus.publish("a", 2)
@@ -328,12 +337,12 @@ async def test_whoever_else_is_on_the_loop_has_a_turn() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    timer.step = QUICK / 2
+    timer.step = QUICK_CALL / 2
     published = 0
     while turns < 3:
         await bus.publish("a", 1)
         published += 1
-        assert published < 10 * BREATH / QUICK * 3
+        assert published < 10 * YIELD_AFTER / QUICK_CALL * 3
     task.cancel()
     timer.step = 0.0
     before = turns
@@ -350,7 +359,7 @@ async def test_topics_without_number_are_not_kept() -> None:
     for number in range(3_000):
         await bus.publish(f"order.{number}", 1)
     assert len(got) == 3_000
-    assert len(bus._locally._wanting) <= 1_024
+    assert len(bus._local_router._matches) <= 1_024
     for wrong in ("a b", "order.*", "", 7):
         with pytest.raises(InvalidValue):
             await bus.publish(wrong, 1)  # type: ignore[arg-type]

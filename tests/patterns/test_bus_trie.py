@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from streams import ConfigError
 from streams.patterns import Event, PatternEventBus
-from streams.patterns.bus.trie import Trie, check_pattern, check_topic, regex
+from streams.patterns.bus.trie import Trie, check_pattern, check_topic, pattern_regex
 
 LEVELS = st.sampled_from(["a", "b", "c"])
 TOPICS = st.lists(LEVELS, min_size=1, max_size=5).map(".".join)
@@ -55,7 +55,7 @@ def test_what_the_patterns_of_the_page_mean(pattern: str, yes: list[str], no: li
 
 @given(PATTERNS, TOPICS)
 def test_a_regular_expression_says_the_same(pattern: str, topic: str) -> None:
-    assert (regex(pattern).fullmatch(topic) is not None) == fits(pattern, topic)
+    assert (pattern_regex(pattern).fullmatch(topic) is not None) == fits(pattern, topic)
 
 
 class AgainstNaive(RuleBasedStateMachine):
@@ -99,7 +99,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert len(self.trie) == len(self.model)
         assert sorted(self.trie.items()) == sorted(ticket - 1 for ticket in self.model)
         if not self.model:
-            assert self.trie._root.empty  # nothing is left of patterns that are gone
+            assert self.trie._root.is_empty  # nothing is left of patterns that are gone
 
 
 TestAgainstNaive = AgainstNaive.TestCase
@@ -116,7 +116,7 @@ def visits(patterns: list[str], topic: str) -> int:
     for number, pattern in enumerate(patterns):
         trie.add(pattern, number)
     trie.match(topic)
-    return trie.visited
+    return trie.nodes_visited
 
 
 @pytest.mark.parametrize("topic", ["order.eu.paid", "order.paid", "x", "a.b.c.d.e.f"])
@@ -145,7 +145,7 @@ def test_what_is_no_topic_is_said_in_one_line(topic: str) -> None:
 
 @pytest.mark.parametrize("pattern", [*WRONG, "a*", "*a", "a.*b", "**", None, 3])
 def test_what_is_no_pattern_is_said_in_one_line(pattern: str) -> None:
-    for check in (check_pattern, regex, lambda each: Trie[int]().add(each, 1)):
+    for check in (check_pattern, pattern_regex, lambda each: Trie[int]().add(each, 1)):
         with pytest.raises(ConfigError) as caught:
             check(pattern)
         assert "\n" not in str(caught.value)
@@ -183,11 +183,11 @@ async def publishes(patterns: int, times: int) -> int:
     for pattern in others(patterns):
         bus.subscribe(pattern, never)
     bus.subscribe("order.*.paid", take)
-    before = bus._direct.visited
+    before = bus._shared_trie.nodes_visited
     for number in range(times):
         await bus.publish("order.eu.paid", number)
     assert len(got) == times
-    return bus._direct.visited - before
+    return bus._shared_trie.nodes_visited - before
 
 
 async def test_a_publish_costs_the_same_among_ten_and_among_ten_thousand_patterns() -> None:

@@ -275,14 +275,14 @@ async def test_of_two_answers_the_first_counts(logged: World) -> None:
         now: Any = {**FAST, "flow": Flow(commit=0.05, drain=0)}
         create_handler(bus, "a", step, "yes", "no", group=logged.group, **now)
         if killed:
-            answer = bus.answer
+            answer = bus.publish_derived
 
             async def answers_and_hangs(*args: Any, **options: Any) -> None:
                 await answer(*args, **options)
                 lived.set()
                 await asyncio.Event().wait()
 
-            bus.answer = answers_and_hangs  # type: ignore[method-assign]
+            bus.publish_derived = answers_and_hangs  # type: ignore[method-assign]
         create_handler(bus, "yes", next_step, None, None, group=f"{logged.group}-y", **FAST)
         create_handler(bus, "no", next_step, None, None, group=f"{logged.group}-n", **FAST)
 
@@ -352,7 +352,7 @@ async def test_an_answer_waits_out_an_outage_and_costs_no_attempt() -> None:
         await ChoreographySaga(bus, "s").start("a", 1)
         for tries in range(1, 5):
             await until(lambda tries=tries: len(refused) == tries)  # type: ignore[misc]
-            await until(lambda: app.publisher._later)
+            await until(lambda: app.publisher._delayed)
             clock.advance(10)
         await until(lambda: answers)
     assert runs == [1]
@@ -454,7 +454,7 @@ def test_ended_sagas_are_forgotten_at_a_number_and_open_ones_are_not() -> None:
         found.see(at(n, "shipped", saga=f"done-{n}"))
     assert [each.saga_id for each in found.done()] == ["done-7", "done-8", "done-9"]
     assert len(found.open()) == 10
-    assert len(found._outcomes) == 3
+    assert len(found._ended_at) == 3
 
 
 def nothing(heard: SagaEvent) -> None: ...
@@ -496,7 +496,7 @@ def test_bad_input_is_said_in_one_line(what: str, local: bool) -> None:
         WRONG[what](bus)
     assert "\n" not in str(caught.value)
     assert app is None or app.processors == []
-    assert not bus._receivers
+    assert not bus._subscribers
 
 
 def test_names_of_steps_and_groups() -> None:

@@ -24,7 +24,7 @@ from streams import (
     Streams,
 )
 from streams.engine.progress import encode
-from streams.letters import PREFIX
+from streams.letters import ERROR_PREFIX
 from streams.log.protocol import Log
 from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage
@@ -84,7 +84,9 @@ async def test_a_letter_says_what_there_is_to_know(stage: Stage) -> None:
         assert letter.original_message.raw.value == b"7"
         place = letter.original_message.position
         assert (place.topic, place.partition) == position[:2]
-        assert stage.anchor.show(place.offset) == stage.anchor.show(position.offset)
+        assert stage.anchor.format_offset(place.offset) == stage.anchor.format_offset(
+            position.offset
+        )
         assert letter.error == "ValueError: 7 is no good"
         assert "raise ValueError" in letter.traceback
         assert letter.retry_count == 2
@@ -108,7 +110,7 @@ async def test_put_back_once_through_the_retry_topic_and_in_order(stage: Stage) 
         back = world.app.topic(f"{world.topic.name}.{stage.group}.retry", int)
         again = await asyncio.to_thread(lambda: list(back.read()))
     assert {message.headers[REDRIVE] for message in again} == {"1"}
-    assert not any(name.startswith(PREFIX) for each in again for name in each.headers)
+    assert not any(name.startswith(ERROR_PREFIX) for each in again for name in each.headers)
     for key, values in stage.seen.by_key().items():
         assert values == [value for value in range(60) if f"k{value % 7}" == key]
 
@@ -154,7 +156,7 @@ async def test_those_picked_out_are_noted_and_the_others_wait(stage: Stage) -> N
 async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redriving, "CHUNK", 1)
+    monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 1)
     whole = encode
 
     def narrow(position: int, floor: int, settled: Any) -> Any:
@@ -172,7 +174,7 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
         with pytest.raises(ReprocessStopped, match="without a filter") as stopped:
             await world.manager.reprocess(filter=tenth)
         assert 0 < stopped.value.done < 20
-        monkeypatch.setattr(redriving, "CHUNK", 500)
+        monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 500)
         assert await world.manager.reprocess() == 200 - stopped.value.done
         await stage.handled(200)
         await stage.committed(world.app)
@@ -181,14 +183,14 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
 
 async def test_what_somebody_else_noted_meanwhile_is_not_taken_back(stage: Stage) -> None:
     await buried(stage, 20)
-    letters = redriving.Letters(stage.anchor, f"{stage.topic_name}.{stage.group}.dead")
+    letters = redriving.DeadLetterTopic(stage.anchor, f"{stage.topic_name}.{stage.group}.dead")
 
     def meanwhile(rows: Any) -> list[None]:
-        redriving.Letters(stage.anchor, letters.name).set_aside()
+        redriving.DeadLetterTopic(stage.anchor, letters.name).purge()
         return [None] * len(rows)
 
     def both() -> int:
-        return letters._deal(redriving.Dealing(meanwhile, None, 1, None))
+        return letters._resolve(redriving.ResolveRequest(meanwhile, None, 1, None))
 
     assert await asyncio.to_thread(both) == 2  # one of each partition
     assert await asyncio.to_thread(waiting, stage.anchor, letters.name) == 0
@@ -344,7 +346,7 @@ async def buried(stage: Stage, count: int) -> None:
 
 
 def waiting(log: Log, name: str) -> int:
-    return redriving.Letters(log, name).waiting()
+    return redriving.DeadLetterTopic(log, name).count_waiting()
 
 
 class Ended(BaseException):
@@ -352,7 +354,7 @@ class Ended(BaseException):
 
 
 def ended(stage: Stage, dead: str, chunk: int, chunks: int, when: str) -> None:
-    append, left = redriving.append, chunks
+    append, left = redriving.append_and_wait, chunks
 
     def failing(log: Log, topic: str, records: Any) -> Any:
         nonlocal left
@@ -365,10 +367,10 @@ def ended(stage: Stage, dead: str, chunk: int, chunks: int, when: str) -> None:
         return answers
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Ended):
-        patch.setattr(redriving, "CHUNK", chunk)
-        patch.setattr(redriving, "append", failing)
+        patch.setattr(redriving, "REDRIVE_CHUNK", chunk)
+        patch.setattr(redriving, "append_and_wait", failing)
         retry = f"{stage.topic_name}.{stage.group}.retry"
-        redriving.Letters(stage.anchor, dead).put_back(lambda row: retry)
+        redriving.DeadLetterTopic(stage.anchor, dead).redrive(lambda row: retry)
 
 
 def killed(stage: Stage, chunk: int, chunks: int, when: str) -> None:
@@ -396,7 +398,7 @@ async def reprocessed(stage: Stage, count: int, chunk: int, kills: list[tuple[in
         await manager.reprocess()
         await stage.handled(count)
         retry = f"{topic.name}.{stage.group}.retry"
-        end = (await asyncio.to_thread(app.log.bounds, retry, 0))[1]
+        end = (await asyncio.to_thread(app.log.watermarks, retry, 0))[1]
         await stage.until(lambda: stage.places(app, retry)[0].position >= end, "all settled")
         assert await manager.get_dead_letters() == []
     assert Counter(stage.seen.values) == dict.fromkeys(range(count), 1)
@@ -412,24 +414,24 @@ async def test_500_put_back_killed_midway_and_again(stage: Stage) -> None:
 @pytest.mark.timeout(600)
 async def test_10_000_put_back_killed_midway_and_again(stage: Stage) -> None:
     kills = [(9, "after"), (3, "before"), (2, "after")]
-    await reprocessed(stage, 10_000, redriving.CHUNK, kills)
+    await reprocessed(stage, 10_000, redriving.REDRIVE_CHUNK, kills)
 
 
 async def test_a_reprocess_that_is_cancelled_has_noted_what_it_wrote(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await buried(stage, 200)
-    monkeypatch.setattr(redriving, "CHUNK", 20)
+    monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 20)
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
-    append = redriving.append
+    append = redriving.append_and_wait
 
     def told(log: Log, topic: str, records: Any) -> Any:
         answers = append(log, topic, records)
         loop.call_soon_threadsafe(written.set)
         return answers
 
-    monkeypatch.setattr(redriving, "append", told)
+    monkeypatch.setattr(redriving, "append_and_wait", told)
     app: Streams = stage.app()
     topic = stage.topic(app, partitions=2)
     manager = DeadLetterManager(app, f"{topic.name}.{stage.group}.dead")
@@ -441,6 +443,6 @@ async def test_a_reprocess_that_is_cancelled_has_noted_what_it_wrote(
             await task
         left = await asyncio.to_thread(waiting, app.log, manager.name)
         retry = f"{topic.name}.{stage.group}.retry"
-        first = (await asyncio.to_thread(app.log.bounds, retry, 0))[0]
+        first = (await asyncio.to_thread(app.log.watermarks, retry, 0))[0]
         back = await asyncio.to_thread(app.log.lag, retry, 0, first)
     assert back == 200 - left

@@ -75,7 +75,7 @@ class World:
 
 def places(stage: Stage, letter: DeadLetter) -> str:
     """A letter's own place, as the command line has it."""
-    return f"{letter.position.partition}/{stage.anchor.show(letter.position.offset)}"
+    return f"{letter.position.partition}/{stage.anchor.format_offset(letter.position.offset)}"
 
 
 async def test_single_ones_are_put_back_and_set_aside(stage: Stage) -> None:
@@ -116,7 +116,7 @@ async def test_it_shows_where_it_came_from_however_often_it_is_put_back(
     stage: Stage, retry: Retry
 ) -> None:
     world = World(stage, retry=Retry(retry.attempts, delay=0.001, in_order=retry.in_order))
-    show = stage.anchor.show
+    show = stage.anchor.format_offset
     async with world.app:
         (position,) = await world.bury(7, key="k")
         (letter,) = await world.letters(1)
@@ -200,7 +200,7 @@ async def test_an_edit_that_was_killed_can_be_made_again_and_is_handled_once(
         await manager.edit("m1", b"1001")
         await manager.edit("m2", b"1002")
         retry = f"{topic.name}.{stage.group}.retry"
-        end = (await asyncio.to_thread(app.log.bounds, retry, 0))[1]
+        end = (await asyncio.to_thread(app.log.watermarks, retry, 0))[1]
         await stage.until(lambda: stage.places(app, retry)[0].position >= end, "all settled")
     assert stage.seen.values[before:] == [1001, 1002]
 
@@ -333,13 +333,13 @@ async def test_what_fails_after_it_was_counted_is_not_touched(stage: Stage) -> N
     world = World(stage)
     async with world.app:
         await world.bury(1, 2, 3)
-        letters = redriving.Letters(stage.anchor, world.manager.name)
-        chosen = await asyncio.to_thread(letters.look_for, lambda row: True)
+        letters = redriving.DeadLetterTopic(stage.anchor, world.manager.name)
+        chosen = await asyncio.to_thread(letters.select, lambda row: True)
         assert chosen.count == 3
         await world.bury(4, 5)
 
         def purge() -> int:
-            return letters.set_aside(wanted=chosen.wanted, ends=chosen.ends)
+            return letters.purge(matches=chosen.matches, end_offsets=chosen.end_offsets)
 
         assert await asyncio.to_thread(purge) == 3
         assert {each.id for each in await world.manager.get_dead_letters()} == {"m4", "m5"}

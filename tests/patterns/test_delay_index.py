@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streams.message import Record
 from streams.patterns.delay import wire
-from streams.patterns.delay.index import Index, due_of, position_of, slot
-from streams.patterns.delay.owner import Recent
+from streams.patterns.delay.index import DueIndex, due_entry, due_time, log_position
+from streams.patterns.delay.owner import OutcomeCache
 
 NAMES = st.integers(0, 12)
 DUES = st.integers(0, 20)
@@ -23,7 +23,7 @@ class Pending(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.limit = 3
-        self.index = Index(self.limit)
+        self.index = DueIndex(self.limit)
         self.log: list[tuple[int, int | None]] = []
         """Name and due time, None for a mark; the position is the place in the list."""
         self.out: dict[int, int] = {}
@@ -35,7 +35,7 @@ class Pending(RuleBasedStateMachine):
         for position, (name, due) in enumerate(self.log[:end]):
             found.pop(name, None)
             if due is not None:
-                found[name] = slot(due, position)
+                found[name] = due_entry(due, position)
         return found
 
     @rule(name=NAMES, due=DUES)
@@ -50,14 +50,16 @@ class Pending(RuleBasedStateMachine):
 
     @rule(now=DUES, count=st.integers(1, 4))
     def take(self, now: int, count: int) -> None:
-        given = self.index.take(now, count)
+        given = self.index.take_due(now, count)
         known = self.pending()
         names = {each: name for name, each in known.items()}
         horizon = self.index.horizon
         wanted = sorted(
             each
             for each in known.values()
-            if due_of(each) <= now and each not in self.out and (horizon is None or each < horizon)
+            if due_time(each) <= now
+            and each not in self.out
+            and (horizon is None or each < horizon)
         )
         assert given == wanted[:count]
         self.out.update({each: names[each] for each in given})
@@ -67,7 +69,7 @@ class Pending(RuleBasedStateMachine):
     def deliver(self, data: st.DataObject) -> None:
         each = data.draw(st.sampled_from(sorted(self.out)))
         name = self.out.pop(each)
-        self.index.done(name, each)
+        self.index.remove_delivered(name, each)
         self.index.remove(name, len(self.log))
         self.log.append((name, None))
 
@@ -76,13 +78,13 @@ class Pending(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         each = data.draw(st.sampled_from(sorted(self.out)))
         del self.out[each]
-        self.index.put_back([each])
+        self.index.give_back([each])
 
     @precondition(lambda self: self.index.exhausted)
     @rule()
     def read_again(self) -> None:
         before = self.index.horizon
-        self.index.clear(before, len(self.log))
+        self.index.reset(before, len(self.log))
         self.fill()
         # It comes forward.
         assert self.index.horizon is None or before is None or self.index.horizon > before
@@ -90,7 +92,7 @@ class Pending(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.out.clear()
-        self.index = Index(self.limit)
+        self.index = DueIndex(self.limit)
         self.fill()
 
     def fill(self) -> None:
@@ -107,10 +109,10 @@ class Pending(RuleBasedStateMachine):
     @invariant()
     def nothing_is_below_the_floor(self) -> None:
         known = self.pending()
-        lowest = self.index.lowest
+        lowest = self.index.lowest_position
         if known:
             assert lowest is not None
-            assert lowest <= min(map(position_of, known.values()))
+            assert lowest <= min(map(log_position, known.values()))
 
     @invariant()
     def the_next_is_known(self) -> None:
@@ -120,7 +122,7 @@ class Pending(RuleBasedStateMachine):
             for each in self.pending().values()
             if each not in self.out and (horizon is None or each < horizon)
         ]
-        assert self.index.next_due == (due_of(min(free)) if free else None)
+        assert self.index.next_due == (due_time(min(free)) if free else None)
         # What is not here is behind the horizon.
         missing = set(self.pending().values()) - set(free) - set(self.out)
         assert not missing or (horizon is not None and min(missing) >= horizon)
@@ -131,68 +133,68 @@ class Pending(RuleBasedStateMachine):
         for name, each in self.pending().items():
             if horizon is None or each < horizon:
                 assert self.index.find(name) == each
-                assert self.index.is_out(each) == (each in self.out)
+                assert self.index.is_taken(each) == (each in self.out)
 
 
 TestPending = Pending.TestCase
 
 
 def test_many_removals_do_not_pile_up() -> None:
-    index = Index(100_000)
+    index = DueIndex(100_000)
     for name in range(10_000):
         index.add(name, 5, name)
     for name in range(9_999):
         assert index.remove(name, 20_000)
     assert len(index._heap) < 5_000
-    assert index.take(10, 5) == [slot(5, 9_999)]
+    assert index.take_due(10, 5) == [due_entry(5, 9_999)]
 
 
 def test_what_vanished_is_forgotten() -> None:
-    index = Index(10)
+    index = DueIndex(10)
     index.add(1, 5, 0)
     index.add(2, 5, 1)
-    first, second = index.take(10, 5)
-    index.vanished([first])
-    index.put_back([first, second])
+    first, second = index.take_due(10, 5)
+    index.remove_missing([first])
+    index.give_back([first, second])
     assert len(index) == 1
-    assert index.take(10, 5) == [second]
+    assert index.take_due(10, 5) == [second]
 
 
 def test_what_comes_back_does_not_overtake_what_was_dropped_meanwhile() -> None:
-    index = Index(3)
+    index = DueIndex(3)
     index.add(0, 9, 0)
-    (late,) = index.take(10, 1)
+    (late,) = index.take_due(10, 1)
     for name in range(1, 6):
         index.add(name, name, name)
-    assert index.horizon == slot(4, 4)
-    index.put_back([late])
-    assert index.lowest == 0
-    assert index.take(10, 9) == [slot(name, name) for name in (1, 2, 3)]
+    assert index.horizon == due_entry(4, 4)
+    index.give_back([late])
+    assert index.lowest_position == 0
+    assert index.take_due(10, 9) == [due_entry(name, name) for name in (1, 2, 3)]
     for name in (1, 2, 3):
-        index.done(name, slot(name, name))
-    assert index.exhausted
+        index.remove_delivered(name, due_entry(name, name))
+    assert index.is_exhausted
 
 
 def test_what_comes_back_is_bounded_too() -> None:
-    index = Index(3)
+    index = DueIndex(3)
     for name in range(8):
         index.add(name, 5, name)
-        assert index.take(10, 1) == [slot(5, name)]
+        assert index.take_due(10, 1) == [due_entry(5, name)]
     assert len(index) == 8
-    index.put_back([slot(5, name) for name in range(8)])
+    index.give_back([due_entry(5, name) for name in range(8)])
     assert len(index) == 3
-    assert index.horizon == slot(5, 3)
+    assert index.horizon == due_entry(5, 3)
 
 
 def test_a_position_of_redis_fits() -> None:
     position = (1_900_000_000_000 << 64) | (1 << 63)
-    each = slot(1_900_000_000_000, position)
-    assert (due_of(each), position_of(each)) == (1_900_000_000_000, position)
-    assert slot(2, position) > slot(1, position + 1)
+    each = due_entry(1_900_000_000_000, position)
+    assert (due_time(each), log_position(each)) == (1_900_000_000_000, position)
+    assert due_entry(2, position) > due_entry(1, position + 1)
 
 
 def test_recent_outcomes_are_bounded() -> None:
-    recent = Recent(10)
+    recent = OutcomeCache(10)
     for name in range(100):
         recent.add(name, "delivered")
     assert recent.get(99) == "delivered"
@@ -223,33 +225,33 @@ def test_an_entry_comes_back_as_it_was(
     known: str | None,
 ) -> None:
     record = Record(value, key, id, headers)
-    entry = wire.entry(record, "to", due, known=known)
+    entry = wire.entry_record(record, "to", due, entry_id=known)
     assert entry.value is not None  # a null value would be a mark to whoever compacts
     assert entry.key == (known or id).encode()
-    found = wire.parse(entry.key, entry.value, [("ce_id", entry.id.encode()), *entry.headers])
+    found = wire.parse_entry(entry.key, entry.value, [("ce_id", entry.id.encode()), *entry.headers])
     assert found is not None
-    assert (found.to, found.due) == ("to", due)
+    assert (found.topic, found.due) == ("to", due)
     again = found.record
     assert (again.value, again.key, again.id) == (value, key, id)
     assert list(again.headers) == headers
-    assert wire.due_of(entry.headers) == due
+    assert wire.read_due(entry.headers) == due
 
 
 def test_what_is_no_entry_is_none() -> None:
     for headers in (
         [],
         [(wire.DUE, b"5")],
-        [(wire.DUE, b"soon"), (wire.TO, b"t")],
-        [(wire.DUE, b"-5"), (wire.TO, b"t")],
-        [(wire.DUE, b"9" * 30), (wire.TO, b"t")],
+        [(wire.DUE, b"soon"), (wire.TOPIC, b"t")],
+        [(wire.DUE, b"-5"), (wire.TOPIC, b"t")],
+        [(wire.DUE, b"9" * 30), (wire.TOPIC, b"t")],
     ):
-        assert wire.parse(b"k", b"v", headers) is None
-    assert wire.parse(b"k", None, [(wire.DUE, b"5"), (wire.TO, b"t")]) is None
+        assert wire.parse_entry(b"k", b"v", headers) is None
+    assert wire.parse_entry(b"k", None, [(wire.DUE, b"5"), (wire.TOPIC, b"t")]) is None
 
 
 def test_a_header_that_is_ours_cannot_be_smuggled_in() -> None:
-    record = Record(b"v", None, "m", [(wire.TO, b"elsewhere"), (wire.DUE, b"0")])
-    entry = wire.entry(record, "here", 7)
-    found = wire.parse(entry.key, entry.value, entry.headers)
+    record = Record(b"v", None, "m", [(wire.TOPIC, b"elsewhere"), (wire.DUE, b"0")])
+    entry = wire.entry_record(record, "here", 7)
+    found = wire.parse_entry(entry.key, entry.value, entry.headers)
     assert found is not None
-    assert (found.to, found.due) == ("here", 7)
+    assert (found.topic, found.due) == ("here", 7)

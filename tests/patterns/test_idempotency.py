@@ -256,8 +256,8 @@ async def test_many_callers_are_one_execution(
     assert len({id(each) for each in results}) == 200  # nobody shares what others may change
     assert await processors[1].process("k", work) == {"n": 1}
     assert work.runs == 1
-    assert not processors[0]._flights
-    assert not processors[1]._flights
+    assert not processors[0]._single_flight
+    assert not processors[1]._single_flight
 
 
 @pytest.mark.parametrize("result", [None, 0, "", False, [], {}], ids=repr)
@@ -526,7 +526,7 @@ async def test_a_cancelled_winner_frees_the_key(
     assert await third == "done"
     assert work.runs == 3
     assert work.cancelled == 2
-    assert not here._flights
+    assert not here._single_flight
 
 
 async def test_a_cancelled_waiter_disturbs_nobody(store: IdempotencyStore) -> None:
@@ -590,8 +590,8 @@ async def test_cancelled_and_failing_at_any_moment_nothing_is_stuck(
         # A winner may be cancelled while its outcome is being stored; that is stored nevertheless.
         assert count <= 1
         assert await processors[0].process(key, instant(key, [])) == key
-    assert not processors[0]._flights
-    assert not processors[1]._flights
+    assert not processors[0]._single_flight
+    assert not processors[1]._single_flight
 
 
 # -- plain functions ------------------------------------------------------------------------------
@@ -772,7 +772,7 @@ async def test_one_processor_on_two_loops(store: IdempotencyStore) -> None:
     elsewhere = asyncio.create_task(
         asyncio.to_thread(lambda: asyncio.run(processor.process("k", instant("stolen", []))))
     )
-    await until(lambda: len(processor._flights) == 2, "waiting on the other loop")
+    await until(lambda: len(processor._single_flight) == 2, "waiting on the other loop")
     work.go.set()
     assert await here == await elsewhere == "done"
 

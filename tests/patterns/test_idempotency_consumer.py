@@ -68,7 +68,7 @@ async def test_concurrent_duplicates_run_once() -> None:
     results = await asyncio.gather(*calls)
     assert sorted(results) == [False] * 49 + [True]
     assert len(handler.calls) == 1
-    assert len(consumer._flights) == 0
+    assert len(consumer._single_flight) == 0
 
 
 async def test_a_failed_handler_leaves_the_id_unseen() -> None:
@@ -128,7 +128,7 @@ async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
     assert isinstance(results[0], ValueError)
     assert isinstance(results[1], asyncio.CancelledError)
     assert results[2:] == [True, False]
-    assert len(consumer._flights) == 0
+    assert len(consumer._single_flight) == 0
 
 
 async def test_as_many_ids_as_were_asked_for_are_remembered() -> None:
@@ -224,4 +224,4 @@ async def test_any_mix_of_failing_and_cancelling_handles_each_id_once(seed: int)
     assert not [each for each in results if not isinstance(each, expected)]
     assert len(handled) == len(set(handled)) == len(consumer)
     assert results.count(True) == len(handled)
-    assert len(consumer._flights) == 0
+    assert len(consumer._single_flight) == 0

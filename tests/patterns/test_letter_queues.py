@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from streams import DeadLetters, Streams
-from streams.log.kafka.settings import MESSAGE_BYTES
+from streams.log.kafka.settings import MAX_MESSAGE_BYTES
 from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.patterns import ConsumerConfig, MessageConsumer, MessageQueue, QueueMessage
@@ -71,14 +71,14 @@ async def test_a_letter_queue_takes_letters_larger_than_their_messages(
     declare(app, names)
     async with app:
         log = app.log
-        assert most(log, names[0]) < most(log, names[1]) == MESSAGE_BYTES
+        assert most(log, names[0]) < most(log, names[1]) == MAX_MESSAGE_BYTES
         if declare is topics:
             return
         # Nearly all that the queue takes: what is said of the error makes it larger than that.
         await MessageQueue(app).publish(names[0], "x" * (most(log, names[0]) - 400), id="large")
         ends = [0]
         for _ in range(6_000):
-            ends = [log.bounds(names[1], partition)[1] for partition in range(2)]
+            ends = [log.watermarks(names[1], partition)[1] for partition in range(2)]
             if sum(ends) == 1:
                 break
             await asyncio.sleep(0.005)
@@ -93,7 +93,7 @@ async def test_a_consumer_that_starts_later_counts_too(kafka_url: str) -> None:
     queues.declare(f"{run}-lost")
     consumer = MessageConsumer(queues, ConsumerConfig(dead_letter_queue=f"{run}-lost"))
     async with app:
-        assert most(app.log, f"{run}-lost") == MESSAGE_BYTES
+        assert most(app.log, f"{run}-lost") == MAX_MESSAGE_BYTES
         await consumer.start(f"post-{run}", fail)
 
 
@@ -119,7 +119,7 @@ async def send(message) -> None: ...
     log = open_log(kafka_url)
     try:
         for name in names:
-            log.create(name, 1)
+            log.create_topic(name, 1)
     finally:
         log.close()
     said = json.loads(command(kafka_url, "doctor", f"post_{run}:app", "--json").out)
@@ -128,5 +128,5 @@ async def send(message) -> None: ...
     brokers = kafka_url.partition("://")[2].partition("?")[0]
     assert shlex.split(found["do"]) == [
         "kafka-configs.sh", "--bootstrap-server", brokers, "--alter", "--topic", names[1],
-        "--add-config", f"max.message.bytes={MESSAGE_BYTES}",
+        "--add-config", f"max.message.bytes={MAX_MESSAGE_BYTES}",
     ]  # fmt: skip

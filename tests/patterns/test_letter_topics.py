@@ -96,7 +96,7 @@ async def test_letters_in_a_topic_of_another_name_are_found(stage: Stage) -> Non
     assert f"in {grave} are letters of GROUP TOPIC: {group} {topic.name}\n" in other.err
 
     # The group's topic of the usual name may be there as well, from before the name was changed.
-    stage.anchor.create(usual, 1)
+    stage.anchor.create_topic(usual, 1)
     empty = await asked(stage, "ls", group, topic.name)
     assert f"stand in {grave}: add --name {grave}\n" in empty.err
 

@@ -62,7 +62,7 @@ class Work:
 
 def letters(queue: MessageQueue, name: str) -> list[Any]:
     """What stands in a topic; blocks."""
-    return list(queue._app.topic(name, bytes).read())
+    return list(queue.app.topic(name, bytes).read())
 
 
 async def test_what_a_handler_sees(stage: Stage) -> None:
@@ -242,7 +242,7 @@ async def test_stop_returns_and_nothing_runs_after_it(stage: Stage) -> None:
         for number in range(20):
             await queue.publish(name, number)
         await stage.until(lambda: work.running == 3, "three in flight")
-        pumps = [processor._pump for processor in app.processors]
+        pumps = [processor.poller for processor in app.processors]
         stopping = asyncio.create_task(consumer.stop())
         await stage.until(
             lambda: any(pump is not None and pump._finishing for pump in pumps),
@@ -415,7 +415,7 @@ async def crash(stage: Stage) -> list[Any]:
             await consumer.start(name, work)
             await stage.until(lambda: work.running == 2, "two in flight")
             for processor in app.processors:
-                pump = processor._pump
+                pump = processor.poller
                 assert pump is not None
                 subscription: Any = pump._subscription
                 subscription.crash()
@@ -482,7 +482,7 @@ async def failing(stage: Stage) -> list[int]:
 
 async def test_the_waits_grow_and_are_capped() -> None:
     config = ConsumerConfig(max_retries=6, retry_delay=0.5, retry_cap=3)
-    assert list(config.retry.bounds()) == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
+    assert list(config.retry.backoff_bounds()) == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
     assert config.retry == Retry(attempts=7, delay=0.5, cap=3, durable=True)
 
 

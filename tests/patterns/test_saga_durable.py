@@ -14,7 +14,7 @@ import pytest
 from stream_codecs import EncodeError
 from streams import ConfigError, Dedup, Flow, LogError, Retry, Streams, Unavailable
 from streams.log.protocol import Assignment, Committed
-from streams.message import Batch, Message, deliver
+from streams.message import Batch, Message, make_message
 from streams.patterns import (
     SagaError,
     SagaFailedError,
@@ -25,9 +25,15 @@ from streams.patterns import (
     StepError,
     UnknownSaga,
 )
-from streams.patterns.saga.entry import Entry, Failure, Stored, abandoned, resumed
+from streams.patterns.saga.entry import (
+    Failure,
+    JournalEntry,
+    StoredEntry,
+    abandon_entry,
+    resume_entry,
+)
 from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.tail import Tails
+from streams.patterns.saga.tail import SuccessorReader
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, Stage
 
@@ -254,13 +260,15 @@ async def test_a_command_that_came_second_looks_again(stage: Stage, name: str) -
         await shop.saga.start(Order(1), id="s")
         journal = Journal(shop.app.log, name)
 
-        def overtaken(last: Stored) -> Stored:
+        def overtaken(last: StoredEntry) -> StoredEntry:
             tries.append(last.n)
             if len(tries) == 1:
-                journal.command("s", lambda last: last.next(1.0, status="stopped", stood="running"))
-            return abandoned(last, 2.0)
+                journal.append_command(
+                    "s", lambda last: last.next_entry(1.0, status="stopped", stood="running")
+                )
+            return abandon_entry(last, 2.0)
 
-        entry = await asyncio.to_thread(journal.command, "s", overtaken)
+        entry = await asyncio.to_thread(journal.append_command, "s", overtaken)
         assert (tries, entry.n) == ([0, 1], 2)
         assert (await shop.saga.status("s")).status == "abandoned"
 
@@ -336,7 +344,7 @@ async def test_what_a_late_writer_says_of_a_number_does_not_count(stage: Stage, 
     async with shop.app:
         waiting = asyncio.create_task(shop.saga.execute(Order(1), id="s"))
         await begun.wait()
-        late = Stored(
+        late = StoredEntry(
             saga="s", n=1, status="compensating", context=msgspec.Raw(b'{"n":666}'),
             plan=(("a",), ("wait",), ("c",)), done=("a",), failure=Failure("a", "Refused"),
         )  # fmt: skip
@@ -423,7 +431,7 @@ async def test_a_context_that_cannot_be_written_fails_its_step_which_is_undone()
 async def test_a_context_of_another_type_stops_the_saga() -> None:
     async with memory(SagaStep("a", nothing)) as (saga, h):
         topic = h.app.topics["orders.saga"]
-        await topic.publish(Stored(saga="s", context=msgspec.Raw(b'{"n":"many"}')))
+        await topic.publish(StoredEntry(saga="s", context=msgspec.Raw(b'{"n":"many"}')))
         await h.settled()
         found = await saga.status("s")
         assert found.status == "stopped"
@@ -434,8 +442,8 @@ async def test_a_context_of_another_type_stops_the_saga() -> None:
 async def test_what_is_no_entry_is_a_dead_letter() -> None:
     async with memory(SagaStep("a", nothing)) as (saga, h):
         topic = h.app.topics["orders.saga"]
-        await topic.publish(Stored(saga="s", context=msgspec.Raw(b"{}")), key="another")
-        raw = topic.record(Stored(saga="t", context=msgspec.Raw(b"{}")))
+        await topic.publish(StoredEntry(saga="s", context=msgspec.Raw(b"{}")), key="another")
+        raw = topic.record(StoredEntry(saga="t", context=msgspec.Raw(b"{}")))
         raw.value = b'{"saga": 7}'
         await h.app.publisher.publish(topic.name, raw)
         await h.settled()
@@ -457,7 +465,7 @@ async def test_steps_that_nobody_has_stop_the_saga() -> None:
 async def test_a_compensation_that_was_taken_away_stops_the_saga() -> None:
     async with memory(SagaStep("a", nothing)) as (saga, h):
         await h.app.topics["orders.saga"].publish(
-            Stored(
+            StoredEntry(
                 saga="s",
                 n=3,
                 status="compensating",
@@ -514,20 +522,22 @@ async def test_what_was_written_when_a_partition_came_is_looked_up_each_time_it_
         await saga.start(Order(1), id="s")
         await h.settled()  # entries 0 and 1
 
-        def message(number: int, assignment: Assignment | None) -> Message[Stored]:
+        def message(number: int, assignment: Assignment | None) -> Message[StoredEntry]:
             batch = Batch(journal.topic, 0, (number,), [b"s"], [b""], [None], assignment=assignment)
-            return deliver(None, batch, 0, 1)
+            return make_message(None, batch, 0, 1)
 
         async def followed(number: int, assignment: Assignment | None) -> bool:
-            entry = Stored(saga="s", n=number, context=msgspec.Raw(b"{}"))
-            return await tails.followed(journal, entry, message(number, assignment))
+            entry = StoredEntry(saga="s", n=number, context=msgspec.Raw(b"{}"))
+            return await tails.has_successor(journal, entry, message(number, assignment))
 
-        tails = Tails()
+        tails = SuccessorReader()
         first = Assignment(journal.topic, 0, 1, Committed(0))
         assert await followed(0, first)
         assert not await followed(1, first)
         await h.app.topics[journal.topic].publish(
-            Stored(saga="s", n=2, status="abandoned", stood="running", context=msgspec.Raw(b"{}"))
+            StoredEntry(
+                saga="s", n=2, status="abandoned", stood="running", context=msgspec.Raw(b"{}")
+            )
         )
         assert not await followed(1, first)
         assert await followed(1, Assignment(journal.topic, 0, 2, Committed(1)))
@@ -539,30 +549,37 @@ async def test_a_journal_that_could_not_be_read_is_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers: list[Exception] = [LogError("odd"), Unavailable("away")]
-    numbers = Journal.numbers
+    numbers = Journal.last_numbers
 
     def failing(journal: Journal, partition: int, start: int) -> dict[str, int]:
         if answers:
             raise answers.pop(0)
         return numbers(journal, partition, start)
 
-    monkeypatch.setattr(Journal, "numbers", failing)
-    monkeypatch.setattr("streams.patterns.saga.tail.PAUSE", 0.001)
+    monkeypatch.setattr(Journal, "last_numbers", failing)
+    monkeypatch.setattr("streams.patterns.saga.tail.RETRY_PAUSE", 0.001)
     async with memory(SagaStep("a", nothing)) as (saga, _):
         assert await saga.execute(Order(1)) == Order(1)
     assert answers == []
 
 
 def test_a_stopped_saga_is_resumed_the_way_it_went() -> None:
-    entry = Entry(saga="s", n=4, context=None, status="stopped", stood="compensating", done=("a",))
-    back = resumed(entry, 1.0)
-    assert (back.status, back.n, back.steps, back.stood) == ("compensating", 5, ("a",), None)
+    entry = JournalEntry(
+        saga="s", n=4, context=None, status="stopped", stood="compensating", done=("a",)
+    )
+    back = resume_entry(entry, 1.0)
+    assert (back.status, back.n, back.current_steps, back.stood) == (
+        "compensating",
+        5,
+        ("a",),
+        None,
+    )
 
 
 def test_an_entry_says_which_steps_are_at_hand() -> None:
     plan = (("a",), ("b", "c"))
-    entry = Entry(saga="s", context=None, plan=plan, stage=1, done=("a", "b"))
-    assert entry.steps == ("c",)
-    back = entry.next(0.0, status="compensating")
-    assert back.steps == ("b",)
-    assert back.identity == "s/1"
+    entry = JournalEntry(saga="s", context=None, plan=plan, stage=1, done=("a", "b"))
+    assert entry.current_steps == ("c",)
+    back = entry.next_entry(0.0, status="compensating")
+    assert back.current_steps == ("b",)
+    assert back.message_id == "s/1"

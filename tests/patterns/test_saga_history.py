@@ -16,9 +16,9 @@ from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import SagaOrchestrator, SagaStep, UnknownSaga
 from streams.patterns.saga import durable
-from streams.patterns.saga.entry import Stored, abandoned
+from streams.patterns.saga.entry import StoredEntry, abandon_entry
 from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.recent import Recent
+from streams.patterns.saga.recent import RecentSagas
 from tests.conformance.stage import Stage
 from tests.patterns.counting import Counting, counting
 
@@ -45,10 +45,10 @@ def history(log: Log, topic: str, sagas: range) -> None:
     for first in sagas[::500]:
         records: list[Record] = []
         for number in range(first, min(first + 500, sagas.stop)):
-            begun = Stored(saga=f"old-{number}", context=context, plan=plan, at=1.0)
-            entry = begun.next(2.0, status="completed", stage=1, done=("pay",))
+            begun = StoredEntry(saga=f"old-{number}", context=context, plan=plan, at=1.0)
+            entry = begun.next_entry(2.0, status="completed", stage=1, done=("pay",))
             data = msgspec.json.encode(entry)
-            records.append(Record(data, entry.saga.encode(), entry.identity))
+            records.append(Record(data, entry.saga.encode(), entry.message_id))
         told.clear()
         log.append(topic, records, lambda _: told.set())
         assert told.wait(30)
@@ -72,7 +72,7 @@ async def test_a_saga_is_looked_up_among_what_is_new(
 ) -> None:
     """As much is read with few sagas in the journal as with many."""
     name = f"saga-{uuid4().hex[:8]}"
-    monkeypatch.setattr(durable, "REMEMBERED", KEEP)
+    monkeypatch.setattr(durable, "MIN_INDEXED_ENTRIES", KEEP)
     back, front = orchestrator(stage, name, steps=True), orchestrator(stage, name, steps=False)
     assert back._durable is not None
     assert front._durable is not None
@@ -134,13 +134,17 @@ async def test_looking_at_sagas_is_bounded_and_says_so(
         assert not caplog.text
         log.reset()
         journal = Journal(app.log, name)
-        left = await asyncio.to_thread(journal.command, "live", lambda last: abandoned(last, 1.0))
+        left = await asyncio.to_thread(
+            journal.append_command, "live", lambda last: abandon_entry(last, 1.0)
+        )
         assert left.status == "abandoned"
         assert log.records == 301 + 1, "the whole journal once, and the answer"
         log.reset()
         await asyncio.to_thread(history, stage.anchor, f"{name}.saga", range(300, 400))
         with pytest.raises(UnknownSaga):
-            await asyncio.to_thread(journal.command, "live", lambda last: abandoned(last, 1.0), 20)
+            await asyncio.to_thread(
+                journal.append_command, "live", lambda last: abandon_entry(last, 1.0), 20
+            )
         assert log.records == PARTITIONS * 20
         for wrong in (0, -1, True, "all"):
             with pytest.raises(ConfigError, match="newest="):
@@ -151,29 +155,29 @@ def test_what_was_written_too_late_makes_nobody_forgotten() -> None:
     """Entries that do not count take nobody's place, so a saga is found as long as deduplication
     may remember that it was started."""
     log = open_log(f"memory://{uuid4().hex}")
-    log.create("trips.saga", 1)
-    journal, recent = Journal(log, "trips"), Recent(20)
+    log.create_topic("trips.saga", 1)
+    journal, recent = Journal(log, "trips"), RecentSagas(20)
     history(log, "trips.saga", range(30))
-    late = Stored(saga="old-29", context=msgspec.Raw(b"{}"), plan=(("pay",),), at=1.0)
+    late = StoredEntry(saga="old-29", context=msgspec.Raw(b"{}"), plan=(("pay",),), at=1.0)
     again = Record(msgspec.json.encode(late), b"old-29", "x")
     junk = Record(b"{}", b"old-29", "y")
     log.append("trips.saga", [again, junk] * 2_000, lambda _: None)
     for _ in range(2):
-        recent.follow(journal, 0)
+        recent.catch_up(journal, 0)
         assert recent.find("old-10") is not None
         assert recent.find("old-9") is None
         found = recent.find("old-29")
         assert found is not None
-        assert (found.n, found.ended, found.position.offset) == (1, True, 29)
+        assert (found.number, found.has_ended, found.position.offset) == (1, True, 29)
         log.append("trips.saga", [again, junk] * 200, lambda _: None)
     history(log, "trips.saga", range(30, 31))
-    recent.follow(journal, 0)
+    recent.catch_up(journal, 0)
     assert recent.find("old-10") is None
     assert recent.find("old-11") is not None
-    log.delete("trips.saga")
-    log.create("trips.saga", 1)
+    log.delete_topic("trips.saga")
+    log.create_topic("trips.saga", 1)
     history(log, "trips.saga", range(100, 101))
-    recent.follow(journal, 0)
+    recent.catch_up(journal, 0)
     assert recent.find("old-100") is not None
     assert recent.find("old-11") is None
     log.close()

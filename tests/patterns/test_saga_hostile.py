@@ -20,12 +20,12 @@ from streams import Reject, Retry, Streams
 from streams.clock import SYSTEM
 from streams.message import Record
 from streams.patterns import SagaError, SagaOrchestrator, SagaStep, StepCall, UnknownSaga
-from streams.patterns.saga.contexts import Encoded
-from streams.patterns.saga.course import Course
+from streams.patterns.saga.contexts import EncodedContexts
+from streams.patterns.saga.course import SagaEngine
 from streams.patterns.saga.decoding import EntryDecoder
-from streams.patterns.saga.entry import Entry, Stored, abandoned, resumed
+from streams.patterns.saga.entry import JournalEntry, StoredEntry, abandon_entry, resume_entry
 from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.validation import flaw
+from streams.patterns.saga.validation import invalid_reason
 from streams.testing import harness
 from tests.conformance.stage import Stage
 
@@ -186,9 +186,11 @@ NAMES = ("a", "b", "c", "d")
 ATTEMPTS = 3
 
 
-def course() -> Course:
+def course() -> SagaEngine:
     """Four steps of which some fail at their first calls, and some for good; nothing waits."""
-    made = Course("any", Encoded(Trip, "any"), lambda: SYSTEM, undo_cancelled=False)
+    made = SagaEngine(
+        "any", EncodedContexts(Trip, "any"), lambda: SYSTEM, compensate_cancelled=False
+    )
     calls = count()
 
     async def act(trip: Trip, call: StepCall) -> None:
@@ -202,9 +204,9 @@ def course() -> Course:
         )
         for name in NAMES
     ]
-    made.add(steps[:1])
-    made.add(steps[1:3])
-    made.add(steps[3:])
+    made.add_steps(steps[:1])
+    made.add_steps(steps[1:3])
+    made.add_steps(steps[3:])
     return made
 
 
@@ -254,8 +256,8 @@ def written() -> list[dict[str, Any]]:
     async def run() -> None:
         engine = course()
         for _ in range(12):
-            entry: Entry = Stored(saga="s", context=msgspec.Raw(b"{}"), at=1.0)
-            while not entry.ended:
+            entry: JournalEntry = StoredEntry(saga="s", context=msgspec.Raw(b"{}"), at=1.0)
+            while not entry.has_ended:
                 entry = await engine.advance(entry, {})
                 found.append(msgspec.json.decode(msgspec.json.encode(entry)))
 
@@ -269,16 +271,16 @@ nearly = st.deferred(
 """What the engine wrote, with some fields changed."""
 
 
-async def transitions(engine: Course, entry: Entry) -> int:
+async def transitions(engine: SagaEngine, entry: JournalEntry) -> int:
     """How many entries follow on this one, until the saga has ended."""
     for number in range(MOST + 1):
-        if entry.ended:
+        if entry.has_ended:
             return number
         following = await engine.advance(entry, {})
         engine.check_progress(entry, following)
         assert following.n == entry.n + 1
         if following.n < 10**9:
-            assert flaw(following) == "", f"{flaw(following)}: {following}"
+            assert invalid_reason(following) == "", f"{invalid_reason(following)}: {following}"
         entry = following
     raise AssertionError(f"it goes on: {entry}")
 
@@ -296,15 +298,15 @@ entries = st.builds(
 def test_any_entry_that_can_be_decoded_ends_after_a_bounded_number(entry: dict[str, Any]) -> None:
     value = msgspec.json.encode(entry)
     try:
-        found = DECODER.entry(entry["saga"].encode(), value)
+        found = DECODER.decode_entry(entry["saga"].encode(), value)
     except DecodeError:
         return
     assert asyncio.run(transitions(course(), found)) <= MOST
-    if not found.over:
-        assert flaw(abandoned(found, found.at)) == ""
+    if not found.is_final:
+        assert invalid_reason(abandon_entry(found, found.at)) == ""
     if found.status in ("stopped", "failed"):
-        again = resumed(found, found.at)
-        assert flaw(again) == ""
+        again = resume_entry(found, found.at)
+        assert invalid_reason(again) == ""
         assert asyncio.run(transitions(course(), again)) <= MOST
 
 
@@ -314,15 +316,15 @@ def test_whatever_the_engine_writes_it_reads_again(stop: int, data: st.DataObjec
     engine = course()
 
     async def run() -> None:
-        entry: Entry = Stored(saga="s", context=msgspec.Raw(b"{}"), at=1.0)
+        entry: JournalEntry = StoredEntry(saga="s", context=msgspec.Raw(b"{}"), at=1.0)
         for number in range(4 * MOST):
-            read = DECODER.entry(b"s", msgspec.json.encode(entry))
+            read = DECODER.decode_entry(b"s", msgspec.json.encode(entry))
             assert read == entry or bytes(read.context) == bytes(entry.context)
-            if number == stop and not entry.over:
-                entry = abandoned(entry, entry.at)
+            if number == stop and not entry.is_final:
+                entry = abandon_entry(entry, entry.at)
             elif entry.status in ("stopped", "failed") and data.draw(st.booleans()):
-                entry = resumed(entry, entry.at)
-            elif entry.ended:
+                entry = resume_entry(entry, entry.at)
+            elif entry.has_ended:
                 return
             else:
                 entry = await engine.advance(read, {})
@@ -332,15 +334,17 @@ def test_whatever_the_engine_writes_it_reads_again(stop: int, data: st.DataObjec
 
 def test_an_entry_that_leads_nowhere_is_refused_by_the_engine_itself() -> None:
     """Also if it was believed: nothing follows that is not nearer to an end."""
-    engine = Course("any", Encoded(Trip, "any"), lambda: SYSTEM, undo_cancelled=False)
+    engine = SagaEngine(
+        "any", EncodedContexts(Trip, "any"), lambda: SYSTEM, compensate_cancelled=False
+    )
 
     async def fails(trip: Trip) -> None:
         raise ValueError
 
-    engine.add([SagaStep("a", fails, retry=Retry(attempts=3, delay=0.0))])
+    engine.add_steps([SagaStep("a", fails, retry=Retry(attempts=3, delay=0.0))])
     context = msgspec.Raw(b"{}")
-    looping = Entry(saga="s", context=context, plan=(("a",),), attempts={"a": -(10**9)})
+    looping = JournalEntry(saga="s", context=context, plan=(("a",),), attempts={"a": -(10**9)})
     with pytest.raises(SagaError, match="entry 0 leads to no progress"):
         asyncio.run(transitions(engine, looping))
-    behind = Entry(saga="s", context=context, plan=(("a",),), stage=1)
-    assert asyncio.run(engine.advance(behind, {})).ended
+    behind = JournalEntry(saga="s", context=context, plan=(("a",),), stage=1)
+    assert asyncio.run(engine.advance(behind, {})).has_ended

@@ -107,8 +107,8 @@ async def _nothing(context: Context) -> None:
 def crash(world: World) -> None:
     """Where one process is the whole world, its member of the group crashes."""
     (processor,) = world.app.processors
-    assert processor._pump is not None
-    processor._pump._subscription.crash()  # type: ignore[union-attr]
+    assert processor.poller is not None
+    processor.poller._subscription.crash()  # type: ignore[union-attr]
 
 
 async def crashed(life: Life) -> None:

@@ -13,11 +13,11 @@ import pytest
 from stream_codecs import EncodeError
 from streams import Retry, Streams
 from streams.patterns import IdempotencyStore, SagaOrchestrator
-from streams.text import counted
+from streams.text import count_with_noun
 
 
 def test_numbers_and_nouns() -> None:
-    assert [counted(n, "attempt") for n in (0, 1, 2, 1_000)] == [
+    assert [count_with_noun(n, "attempt") for n in (0, 1, 2, 1_000)] == [
         "0 attempts", "1 attempt", "2 attempts", "1,000 attempts",
     ]  # fmt: skip
 

@@ -18,20 +18,20 @@ from streams import (
     Flow,
     InvalidValue,
     Message,
-    Mismatch,
     NotFound,
     Reject,
     Retry,
     Streams,
+    TopicMismatch,
 )
 from streams.engine import pace
-from streams.letters import FIRST_ERROR, FIRST_FAILED, ORIGIN, PREFIX, header
+from streams.letters import ERROR_PREFIX, FIRST_ERROR, FIRST_FAILED, ORIGIN, header_text
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
 from streams.patterns.deadletters import parked, sequence
-from streams.patterns.deadletters.closed import Heads, state
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.closed import ClosedKeyReader, read_state
+from streams.patterns.deadletters.redriving import append_and_wait
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 
@@ -140,7 +140,10 @@ async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> 
     assert tuple(parked.position)[:2] == (second.topic, second.partition)
     assert abs(again.timestamp - failed.timestamp).total_seconds() < 0.001
     seen = dict(again.headers)
-    assert seen.pop(ORIGIN) == f"{first.topic}/{first.partition}/{stage.anchor.show(first.offset)}"
+    assert (
+        seen.pop(ORIGIN)
+        == f"{first.topic}/{first.partition}/{stage.anchor.format_offset(first.offset)}"
+    )
     assert seen.pop(FIRST_ERROR).startswith("ValueError: ")
     assert seen.pop(FIRST_FAILED)
     assert seen == {"ce_id": "m1", "h": "v", REDRIVE: "1"}
@@ -194,15 +197,15 @@ async def test_a_command_given_twice_or_too_late_does_nothing(stage: Stage) -> N
         await world.failing(0, key="k")
         await stage.publish(world.topic, 1, key="k")
         await world.closed(1, 1)
-        heads = Heads(world.app.log, stage.group, world.topic.name)
-        head = await asyncio.to_thread(heads.one, b"k")
+        heads = ClosedKeyReader(world.app.log, stage.group, world.topic.name)
+        head = await asyncio.to_thread(heads.dead_head, b"k")
         for command in ("retry", "retry", "drop", "edit"):
-            await asyncio.to_thread(heads.command, command, head, b"7")
+            await asyncio.to_thread(heads.send_command, command, head, b"7")
         await stage.until(lambda: len(stage.seen.attempts[0]) == 2, "failed again")
         (closed,) = await world.closed(1, 1)
         assert closed.letter.redrives == 1
         for command in ("drop", "retry"):  # it was another failure that they were about
-            await asyncio.to_thread(heads.command, command, head)  # type: ignore[arg-type]
+            await asyncio.to_thread(heads.send_command, command, head)  # type: ignore[arg-type]
         await world.failing(5, key="other")
         await world.closed(2)
         assert len(stage.seen.attempts[0]) == 2
@@ -252,7 +255,7 @@ async def test_a_rebalance_takes_closed_keys_along(stage: Stage) -> None:
         async with second.app:
             (processor,) = second.app.processors
             await stage.until(
-                lambda: len(processor.sequence._shelves) == 2,  # type: ignore[union-attr]
+                lambda: len(processor.key_parking._shelves) == 2,  # type: ignore[union-attr]
                 "half of the partitions are the second's",
             )
             await stage.publish(first.topic, *range(40, 48), key=lambda value: f"k{value % 8}")
@@ -349,7 +352,7 @@ async def test_attempts_and_filters_and_results(stage: Stage) -> None:
         bad.clear()
         await keys.retry("k")
         await stage.handled(3)
-        await stage.until(lambda: app.log.bounds(results.name, 0)[1], "written")
+        await stage.until(lambda: app.log.watermarks(results.name, 0)[1], "written")
         found: list[int] = []
         for _ in range(3_000):
             found = [each.value for each in await asyncio.to_thread(lambda: list(results.read()))]
@@ -411,9 +414,9 @@ async def test_batches(stage: Stage, plain: bool) -> None:
 async def test_many_keys_and_long_queues_come_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "AHEAD", 4)
-    monkeypatch.setattr(sequence, "FETCH", 7)
-    monkeypatch.setattr(sequence, "BYTES", 40)
+    monkeypatch.setattr(sequence, "FETCH_AHEAD", 4)
+    monkeypatch.setattr(sequence, "FETCH_LIMIT", 7)
+    monkeypatch.setattr(sequence, "FETCH_BYTES", 40)
     world = World(stage)
     keys = 6
     async with world.app:
@@ -439,8 +442,8 @@ async def test_no_more_is_held_than_is_allowed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What would be parked waits in its lane, and its partition with it; other keys go on."""
-    monkeypatch.setattr(sequence, "HELD", 3)
-    monkeypatch.setattr("streams.runners.base.BURIAL_PAUSE", 0.02)
+    monkeypatch.setattr(sequence, "PARKED_LIMIT", 3)
+    monkeypatch.setattr("streams.runners.base.WRITE_PAUSE", 0.02)
     world = World(stage, partitions=1)
     async with world.app:
         await world.failing(0, key="k")
@@ -458,27 +461,27 @@ async def test_no_more_is_held_than_is_allowed(
 async def test_what_is_over_is_not_read_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "FLOOR", 0.02)
+    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.02)
     world = World(stage, partitions=1)
     name = f"{world.topic.name}.{stage.group}.parked"
     async with world.app:
         log = world.app.log
 
         def floor() -> int:
-            return log.places(name, name)[0].position
+            return log.committed(name, name)[0].position
 
         await world.failing(0, key="k")
         await stage.publish(world.topic, 1, 2, key="k")
         await world.closed(1, 2)
         (head,) = await asyncio.to_thread(
-            lambda: list(Heads(log, stage.group, world.topic.name).all())
+            lambda: list(ClosedKeyReader(log, stage.group, world.topic.name).heads())
         )
         await stage.committed(world.app)
         assert await asyncio.to_thread(floor) <= head.position
         world.bad.clear()
         await world.keys.retry("k")
         await stage.handled(3)
-        end = (await asyncio.to_thread(log.bounds, name, 0))[1]
+        end = (await asyncio.to_thread(log.watermarks, name, 0))[1]
         await stage.until(lambda: floor() >= end, "the floor is at the end")
     again = World(stage, partitions=1)
     async with again.app:
@@ -500,9 +503,11 @@ async def test_a_reset_makes_everything_come_again_but_what_waits(stage: Stage) 
         await stage.handled(2)
         await stage.committed(world.app)
     anchor = stage.anchor
-    first = await asyncio.to_thread(lambda: anchor.bounds(world.topic.name, 0)[0])
+    first = await asyncio.to_thread(lambda: anchor.watermarks(world.topic.name, 0)[0])
     await asyncio.to_thread(
-        lambda: anchor.move(stage.group, world.topic.name, {0: Committed(first)}, force=True)
+        lambda: anchor.reset_offsets(
+            stage.group, world.topic.name, {0: Committed(first)}, force=True
+        )
     )
     again = World(stage, partitions=1)
     async with again.app:
@@ -519,15 +524,15 @@ async def lost_commits(
 ) -> tuple[World, int]:
     """A life of which nothing was committed but that 9 was handled: as after a crash. In it 0 was
     handled, 1 dead and 2 parked. Also where the record of 1 stands."""
-    monkeypatch.setattr(sequence, "FLOOR", 0.02)
+    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.02)
     first = World(stage, partitions=1)
     async with first.app:
         await stage.publish(first.topic, 9, key="other")
         await stage.committed(first.app)
         place = (await asyncio.to_thread(stage.places, first.app))[0]
     # A commit is so dear that in this life there is one, at the very beginning.
-    monkeypatch.setattr(pace, "SHARE", 1e-12)
-    monkeypatch.setattr(pace, "CREDIT", 0.0)
+    monkeypatch.setattr(pace, "CORE_SHARE", 1e-12)
+    monkeypatch.setattr(pace, "SAVED_UP", 0.0)
     second = World(stage, partitions=1, flow=Flow(commit=1_000.0))
     name = f"{first.topic.name}.{stage.group}.parked"
     async with second.app:
@@ -537,23 +542,23 @@ async def lost_commits(
         await second.closed(1, 1)
         log = second.app.log
         (head,) = await asyncio.to_thread(
-            lambda: list(Heads(log, stage.group, second.topic.name).all())
+            lambda: list(ClosedKeyReader(log, stage.group, second.topic.name).heads())
         )
         if decided:
             second.bad.clear()
             await second.keys.retry("k")
             await stage.handled(4)
             await second.closed(0)
-            shelf = second.app.processors[0].sequence._shelves[first.topic.name, 0]  # type: ignore[union-attr]
+            shelf = second.app.processors[0].key_parking._shelves[first.topic.name, 0]  # type: ignore[union-attr]
             await stage.until(lambda: not shelf.state.unread, "everything is read")
             for _ in range(2):  # the second look is one that began after this
                 before = shelf._floor_at
                 await stage.until(lambda at=before: shelf._floor_at > at, "looked at the floor")  # type: ignore[misc]
         await stage.until(
-            lambda: log.places(name, name)[0].position >= head.position, "the floor has moved"
+            lambda: log.committed(name, name)[0].position >= head.position, "the floor has moved"
         )
     await asyncio.to_thread(
-        lambda: stage.anchor.move(stage.group, first.topic.name, {0: place}, force=True)
+        lambda: stage.anchor.reset_offsets(stage.group, first.topic.name, {0: place}, force=True)
     )
     return World(stage, partitions=1), head.position
 
@@ -633,15 +638,15 @@ async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) 
         await stage.publish(world.topic, 1, key="k")
         await world.closed(1, 1)
         (processor,) = world.app.processors
-        shelf = processor.sequence._shelves[world.topic.name, 0]  # type: ignore[union-attr]
+        shelf = processor.key_parking._shelves[world.topic.name, 0]  # type: ignore[union-attr]
         name, former = shelf.name, shelf.owner
         offsets = list(shelf.state.keys[b"k"].sources)
     again = World(stage, partitions=1)
     async with again.app:
-        await stage.until(lambda: again.app.processors[0].sequence._shelves, "owned")  # type: ignore[union-attr]
+        await stage.until(lambda: again.app.processors[0].key_parking._shelves, "owned")  # type: ignore[union-attr]
         for record in (
             parked.done_record(former, 0, offsets[0], b"k"),
-            parked.entry_record(
+            parked.parked_record(
                 "dead", former, 0, offsets[1] + 10, again.topic.record(9, key="late"), 0.0
             ),
         ):
@@ -676,7 +681,7 @@ async def test_a_strangers_owner_record_loses_nothing_and_is_told(
         await world.closed(1, 1)
         await stage.committed(world.app)
         assert world.app.health().ok
-        in_force = (await asyncio.to_thread(state, world.app.log, name, 0)).owner
+        in_force = (await asyncio.to_thread(read_state, world.app.log, name, 0)).epoch
         await publish(name, forged("owner", owner="stranger", replaces=in_force))
         await stage.publish(world.topic, 2, 3, key="k")
         await world.failing(10, key="other")
@@ -705,22 +710,22 @@ async def test_a_strangers_owner_record_loses_nothing_and_is_told(
 
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
-    shelves = sequence.Shelves.__new__(sequence.Shelves)
+    shelves = sequence.DurableKeyParking.__new__(sequence.DurableKeyParking)
     shelf = SimpleNamespace(over="replaced", name="t", partition=0, assignment=object())
-    shelves._shelves = {("t", 0): shelf}  # type: ignore[dict-item]
-    shelves._replaced = {}
-    pauses = [shelves.replaced()[0][1] for _ in range(9)]
+    shelves._partitions = {("t", 0): shelf}  # type: ignore[dict-item]
+    shelves._replacements = {}
+    pauses = [shelves.replaced_epochs()[0][1] for _ in range(9)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     assert shelves.contested() == 1
     shelf.over = ""
-    assert shelves.replaced() == []
+    assert shelves.replaced_epochs() == []
 
 
 async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failover may lose what was acknowledged: here a record is not written at all."""
-    monkeypatch.setattr(sequence, "MISSING", 0.2)
+    monkeypatch.setattr(sequence, "LOST_AFTER", 0.2)
     world = World(stage, partitions=1)
     name = f"{stage.topic_name}.{stage.group}.parked"
     async with world.app:
@@ -730,7 +735,7 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
         write, lost = log.append, list[str]()
 
         def append(topic: str, records: Any, done: Any) -> None:
-            if topic != name or lost or header(records[0].headers, parked.WHAT) != "waits":
+            if topic != name or lost or header_text(records[0].headers, parked.KIND) != "waits":
                 write(topic, records, done)
                 return
             lost.append(records[0].id)
@@ -755,19 +760,19 @@ async def test_a_group_goes_on_with_what_an_older_release_parked(stage: Stage) -
     name = parked.parked_topic(topic, stage.group)
 
     def older() -> None:
-        anchor.create(topic, 1)
-        sequence.make_topic(anchor, name, 1, topic)
+        anchor.create_topic(topic, 1)
+        sequence.ensure_parked_topic(anchor, name, 1, topic)
         records = [Record(b"%d" % value, b"k", f"m{value}") for value in range(3)]
-        places = [each.offset for each in append(anchor, topic, records)]  # type: ignore[union-attr]
-        anchor.move(stage.group, topic, {0: Committed(places[2] + 1)}, force=True)
+        places = [each.offset for each in append_and_wait(anchor, topic, records)]  # type: ignore[union-attr]
+        anchor.reset_offsets(stage.group, topic, {0: Committed(places[2] + 1)}, force=True)
         first, second = uuid4().hex, uuid4().hex
         written = [forged("owner", owner=first, fresh="1")]
-        written.append(parked.entry_record("dead", first, 0, places[0], records[0], 0.0))
-        written.append(parked.entry_record("waits", first, 0, places[1], records[1], 0.0))
+        written.append(parked.parked_record("dead", first, 0, places[0], records[0], 0.0))
+        written.append(parked.parked_record("waits", first, 0, places[1], records[1], 0.0))
         written.append(forged("owner", owner=second))
-        written.append(parked.entry_record("waits", first, 0, places[1] + 9, records[1], 0.0))
-        written.append(parked.entry_record("waits", second, 0, places[2], records[2], 0.0))
-        assert not [each for each in append(anchor, name, written) if not each]
+        written.append(parked.parked_record("waits", first, 0, places[1] + 9, records[1], 0.0))
+        written.append(parked.parked_record("waits", second, 0, places[2], records[2], 0.0))
+        assert not [each for each in append_and_wait(anchor, name, written) if not each]
 
     await asyncio.to_thread(older)
     world = World(stage, partitions=1)
@@ -816,9 +821,9 @@ async def test_what_cannot_be_is_said_in_a_line(stage: Stage) -> None:
             await ClosedKeys(app, "elsewhere", "g").edit("k", 1)
         with pytest.raises(ConfigError, match="group"):
             ClosedKeys(app, topic, "no/such group")
-        await asyncio.to_thread(app.log.create, f"{topic.name}.{stage.group}.parked", 5)
+        await asyncio.to_thread(app.log.create_topic, f"{topic.name}.{stage.group}.parked", 5)
     world = World(stage)
-    with pytest.raises(Mismatch, match=r"has 5 partitions, but .* has 2"):
+    with pytest.raises(TopicMismatch, match=r"has 5 partitions, but .* has 2"):
         await world.app.__aenter__()
 
 
@@ -854,4 +859,6 @@ async def test_a_test_can_hold_its_time_in_its_hand() -> None:
         await keys.retry("k")
         await running.settled()
         assert seen == [1, 2]
-        assert not any(name.startswith(PREFIX) for name in closed.letter.original_message.headers)
+        assert not any(
+            name.startswith(ERROR_PREFIX) for name in closed.letter.original_message.headers
+        )

@@ -24,13 +24,13 @@ from typing import Protocol
 import pytest
 
 from streams import Streams
-from streams.log.membership import Terms
+from streams.log.membership import LeaseTerms
 from streams.log.memory.log import MemoryLog
 from streams.message import Record
 from streams.patterns.deadletters import sequence
-from streams.patterns.deadletters.closed import Heads, state
+from streams.patterns.deadletters.closed import ClosedKeyReader, read_state
 from streams.patterns.deadletters.parked import parked_topic
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns import failpoints
 from tests.patterns.conftest import FOUR
@@ -62,42 +62,44 @@ class Trial:
         self.file = folder / "lines.txt"
         self.file.touch()
         self.published = 0
-        stage.anchor.create(stage.topic_name, 1)
+        stage.anchor.create_topic(stage.topic_name, 1)
 
     def publish(self, count: int) -> None:
         values = range(self.published, self.published + count)
         records = [
             Record(str(value).encode(), key_of(value).encode(), f"m{value}") for value in values
         ]
-        found = append(self.stage.anchor, self.stage.topic_name, records)
+        found = append_and_wait(self.stage.anchor, self.stage.topic_name, records)
         assert not [each for each in found if isinstance(each, BaseException)], found
         self.published += count
 
     def retry_all(self) -> None:
         """Let everything that closes a key be handled again."""
         try:
-            heads = Heads(self.stage.anchor, self.stage.group, self.stage.topic_name)
+            heads = ClosedKeyReader(self.stage.anchor, self.stage.group, self.stage.topic_name)
         except LookupError:
             return  # nobody runs yet
-        for head in heads.all():
-            if head.dead:
-                heads.command("retry", head)
+        for head in heads.heads():
+            if head.is_dead:
+                heads.send_command("retry", head)
 
     def committed(self) -> bool:
         """The group's position is behind the last message."""
         log = self.stage.anchor
-        place = log.places(self.stage.group, self.stage.topic_name).get(0)
-        end = log.bounds(self.stage.topic_name, 0)[1]
+        place = log.committed(self.stage.group, self.stage.topic_name).get(0)
+        end = log.watermarks(self.stage.topic_name, 0)[1]
         return place is not None and place.position >= end
 
     def closed(self) -> list[bytes]:
-        heads = Heads(self.stage.anchor, self.stage.group, self.stage.topic_name)
-        return [head.key for head in heads.all()]
+        heads = ClosedKeyReader(self.stage.anchor, self.stage.group, self.stage.topic_name)
+        return [head.key for head in heads.heads()]
 
     def refused(self) -> int:
         """Owner records that count for nobody."""
         stage = self.stage
-        return state(stage.anchor, parked_topic(stage.topic_name, stage.group), 0).refused
+        return read_state(
+            stage.anchor, parked_topic(stage.topic_name, stage.group), 0
+        ).refused_owners
 
     def lines(self) -> list[list[str]]:
         text = self.file.read_text()
@@ -125,9 +127,9 @@ class Trial:
 
     def explain(self) -> str:
         log, stage = self.stage.anchor, self.stage
-        place = log.places(stage.group, stage.topic_name)
+        place = log.committed(stage.group, stage.topic_name)
         return (
-            f"published {self.published}, at {place} of {log.bounds(stage.topic_name, 0)}, handled "
+            f"published {self.published}, at {place} of {log.watermarks(stage.topic_name, 0)}, handled "
             f"{dict(self.handled())}, closed {self.closed()}\n"
             + "\n".join(path.read_text()[-4_000:] for path in self.folder.glob("*.log"))
         )
@@ -316,8 +318,8 @@ def test_an_owner_that_stood_still_at_any_write_loses_nothing(
 def in_memory(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Iterator[Stage]:
     """The memory log, with short leases, and a floor that moves often."""
     for module in ("subscription", "store"):
-        monkeypatch.setattr(f"streams.log.memory.{module}.TERMS", Terms(lease=0.5))
-    monkeypatch.setattr(sequence, "FLOOR", 0.1)
+        monkeypatch.setattr(f"streams.log.memory.{module}.TERMS", LeaseTerms(lease=0.5))
+    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.1)
     case = next(case for case in FOUR if case.name == "memory")
     opened = Stage(case, memory_url)
     yield opened

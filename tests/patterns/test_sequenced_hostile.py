@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
 from streams.patterns.deadletters import parked
-from streams.patterns.deadletters.closed import state
-from streams.patterns.deadletters.parked import NOBODY, State, original, owner_record, said
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.closed import read_state
+from streams.patterns.deadletters.parked import (
+    NO_EPOCH,
+    ParkingState,
+    owner_record,
+    parse_record,
+    read_original,
+)
+from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns.test_sequenced import World
 
@@ -40,12 +46,12 @@ VALUES = st.one_of(
 """No position of a real record: naming the head is what a command is for."""
 
 NAMES = [
-    parked.OWNER, parked.REPLACES, parked.OFFSET, parked.OF, parked.FRESH, parked.TIME, parked.NAME,
+    parked.OWNER, parked.REPLACES, parked.OFFSET, parked.TARGET, parked.AFTER_RESET, parked.TIME, parked.MESSAGE_ID,
     REDRIVE, "__streams.errors.message", "h",
 ]  # fmt: skip
 
 HEADERS = st.tuples(
-    st.sampled_from([parked.WHAT, "__streams.parked.else"]),
+    st.sampled_from([parked.KIND, "__streams.parked.else"]),
     st.one_of(st.sampled_from([what.encode() for what in WHATS]), VALUES),
     st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=8),
 ).map(lambda found: [(found[0], found[1]), *found[2]])
@@ -61,34 +67,34 @@ RECORDS = st.builds(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([None, b"a", b"b"]), HEADERS), max_size=12))
 def test_whatever_stands_there_is_read(found: list[tuple[bytes | None, Any]]) -> None:
-    states = [State(since=0), State("0/me", since=0), State("older")]
+    states = [ParkingState(keep_from=0), ParkingState("0/me", keep_from=0), ParkingState("older")]
     for position, (key, headers) in enumerate(found):
-        record = said(headers)
-        message = original(headers)
+        record = parse_record(headers)
+        message = read_original(headers)
         assert message.id is None or (ID, message.id.encode("utf-8", "surrogateescape")) in (
             message.headers
         )
         if record is None:
             continue
-        assert record.owner.isascii()
+        assert record.writer.isascii()
         for each in states:
-            each.read(position, key, record)
+            each.apply(position, key, record)
     for each in states:
         floor, epoch = each.floor(len(found), 0)
         assert 0 <= floor <= len(found)
         # It can be stored, and the owner after this one can name it.
         assert epoch.isascii()
-        assert len(epoch) <= parked.LONGEST
-        follow = said(owner_record("next", each.owner, 0, fresh=False).headers)
+        assert len(epoch) <= parked.MAX_EPOCH
+        follow = parse_record(owner_record("next", each.epoch, 0, after_reset=False).headers)
         assert follow is not None
-        each.read(len(found), None, follow)
-        assert each.owner == f"{len(found)}/next"
+        each.apply(len(found), None, follow)
+        assert each.epoch == f"{len(found)}/next"
 
 
 def test_a_name_that_passes_for_nobody_or_for_an_epoch_is_none() -> None:
-    for owner in (NOBODY, "1/x", "", "a" * 65, "\N{SNOWMAN}"):
-        headers = [(parked.WHAT, b"owner"), (parked.OWNER, owner.encode())]
-        assert said(headers) is None
+    for owner in (NO_EPOCH, "1/x", "", "a" * 65, "\N{SNOWMAN}"):
+        headers = [(parked.KIND, b"owner"), (parked.OWNER, owner.encode())]
+        assert parse_record(headers) is None
 
 
 async def test_a_group_goes_on_whatever_is_written_to_its_parked_keys(stage: Stage) -> None:
@@ -102,18 +108,20 @@ async def test_a_group_goes_on_whatever_is_written_to_its_parked_keys(stage: Sta
         )  # fmt: skip
         @given(st.lists(RECORDS, min_size=5, max_size=20))
         def some(records: list[Record]) -> None:
-            found = append(stage.anchor, name, records)
+            found = append_and_wait(stage.anchor, name, records)
             assert not [each for each in found if isinstance(each, BaseException)], found
 
         some()
 
     def replace() -> None:
-        in_force = state(stage.anchor, name, 0).owner
-        append(stage.anchor, name, [owner_record("stranger", in_force, 0, fresh=True)])
+        in_force = read_state(stage.anchor, name, 0).epoch
+        append_and_wait(
+            stage.anchor, name, [owner_record("stranger", in_force, 0, after_reset=True)]
+        )
 
     def move_the_floor(beyond: int, epoch: str) -> None:
-        end = stage.anchor.bounds(name, 0)[1]
-        stage.anchor.move(name, name, {0: Committed(end + beyond, epoch)}, force=True)
+        end = stage.anchor.watermarks(name, 0)[1]
+        stage.anchor.reset_offsets(name, name, {0: Committed(end + beyond, epoch)}, force=True)
 
     async with world.app:
         await world.failing(0, key="k")

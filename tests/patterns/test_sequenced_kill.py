@@ -21,8 +21,8 @@ import pytest
 
 from streams.log.url import open_log
 from streams.message import Record
-from streams.patterns.deadletters.closed import Heads
-from streams.patterns.deadletters.redriving import append
+from streams.patterns.deadletters.closed import ClosedKeyReader
+from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns.conftest import FOUR
 from tests.patterns.sequenced_child import fails
@@ -106,7 +106,7 @@ def publish(stage: Stage, first: int, last: int) -> None:
             Record(str(value).encode(), key_of(value).encode(), f"m{value}")
             for value in range(first, last)
         ]
-        assert not [each for each in append(log, stage.topic_name, records) if not each]
+        assert not [each for each in append_and_wait(log, stage.topic_name, records) if not each]
     finally:
         log.close()
 
@@ -115,10 +115,10 @@ def retry_all(stage: Stage) -> int:
     """Let everything that closes a key be handled again; how many."""
     log = open_log(stage.url)
     try:
-        heads = Heads(log, stage.group, stage.topic_name)
-        found = [head for head in heads.all() if head.dead]
+        heads = ClosedKeyReader(log, stage.group, stage.topic_name)
+        found = [head for head in heads.heads() if head.is_dead]
         for head in found:
-            heads.command("retry", head)
+            heads.send_command("retry", head)
         return len(found)
     finally:
         log.close()
@@ -128,7 +128,7 @@ async def killed(
     stage: Stage, folder: Path, kind: str, *, messages: int, kills: int, patience: float
 ) -> None:
     crowd = Crowd(stage, folder, Random(SEED), kind)
-    stage.anchor.create(stage.topic_name, PARTITIONS)
+    stage.anchor.create_topic(stage.topic_name, PARTITIONS)
     # Spread over the run: of the messages, the kills, and the retries.
     moments = sorted(crowd.random.randrange(messages // 20, messages) for _ in range(kills))
     loop = asyncio.get_running_loop()

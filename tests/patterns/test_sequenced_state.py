@@ -18,20 +18,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.message import ID, REDRIVE, Record
 from streams.patterns.deadletters.parked import (
-    Said,
-    State,
+    ParkingRecord,
+    ParkingState,
     command_record,
     done_record,
-    entry_record,
-    epoch,
-    original,
+    epoch_name,
     owner_record,
-    said,
+    parked_record,
+    parse_record,
+    read_original,
 )
 
 KEYS = [b"a", b"b", b"c"]
 
-Written = tuple["bytes | None", Said]
+Written = tuple["bytes | None", ParkingRecord]
 """A record: its key and what it says."""
 
 
@@ -40,14 +40,14 @@ def key_of(offset: int) -> bytes:
 
 
 def spoken(record: Record) -> Written:
-    found = said(record.headers)
+    found = parse_record(record.headers)
     assert found is not None
     return record.key, found
 
 
 def older(name: str) -> Written:
     """The owner record of a release before the chain."""
-    return None, Said("owner", name, -1, -1, False, None)
+    return None, ParkingRecord("owner", name, -1, -1, False, None)
 
 
 class Naive:
@@ -64,28 +64,28 @@ class Naive:
         """Source offsets of dead and waits records that counted."""
         places: dict[int, int] = {}
         for position, (key, each) in enumerate(records):
-            if each.what == "owner":
+            if each.kind == "owner":
                 if each.replaces is None:
                     counts = "/" not in self.owner
                 else:
                     counts = not self.owner or each.replaces == self.owner
                 if counts:
                     chained = each.replaces is not None
-                    self.owner = f"{position}/{each.owner}" if chained else each.owner
+                    self.owner = f"{position}/{each.writer}" if chained else each.writer
                 continue
             assert key is not None
             queue = self.queues.setdefault(key, [])
-            if each.what in ("retry", "edit", "drop"):
-                if key in self.dead and self.head[key] == each.of:
+            if each.kind in ("retry", "edit", "drop"):
+                if key in self.dead and self.head[key] == each.target:
                     self.dead.discard(key)
-                    if each.what == "drop":
+                    if each.kind == "drop":
                         self.dropped.add(queue.pop(0))
                         self.head[key] = places[queue[0]] if queue else -1
-                    elif each.what == "edit":
+                    elif each.kind == "edit":
                         self.head[key] = position
-            elif each.owner != self.owner and self.owner:
+            elif each.writer != self.owner and self.owner:
                 continue
-            elif each.what == "done":
+            elif each.kind == "done":
                 if queue and queue[0] == each.offset:
                     queue.pop(0)
                     self.dead.discard(key)
@@ -93,7 +93,7 @@ class Naive:
             else:
                 self.counted.add(each.offset)
                 if each.offset in queue:
-                    if each.what == "dead" and queue[0] == each.offset:
+                    if each.kind == "dead" and queue[0] == each.offset:
                         self.dead.add(key)
                         self.head[key] = position
                 elif not queue or each.offset > queue[0]:
@@ -102,7 +102,7 @@ class Naive:
                     queue.sort()
                     if queue == [each.offset]:
                         self.head[key] = position
-                        if each.what == "dead":
+                        if each.kind == "dead":
                             self.dead.add(key)
         self.queues = {key: queue for key, queue in self.queues.items() if queue}
 
@@ -118,7 +118,7 @@ class Owner:
     name: str
     since: int
     """The committed position at which it began."""
-    state: State
+    state: ParkingState
     read: int
     epoch: str = ""
     """Once it is open."""
@@ -171,9 +171,9 @@ class Partition(RuleBasedStateMachine):
         """Be given the partition, and read what stands there."""
         self.names += 1
         floor, in_force = self.floor
-        state = State(in_force, since=self.committed)
+        state = ParkingState(in_force, keep_from=self.committed)
         if in_force:
-            state.tenures.append((floor - 1, in_force))
+            state.epochs.append((floor - 1, in_force))
         owner = Owner(f"owner{self.names}", self.committed, state, floor)
         owner.position = self.committed
         self.read(owner)
@@ -183,11 +183,11 @@ class Partition(RuleBasedStateMachine):
 
     def read(self, owner: Owner, most: int = 1 << 30) -> None:
         for position in range(owner.read, min(len(self.records), owner.read + most)):
-            owner.state.read(position, *self.records[position])
+            owner.state.apply(position, *self.records[position])
             owner.read = position + 1
 
     def over(self, owner: Owner) -> bool:
-        return bool(owner.epoch) and owner.state.owner != owner.epoch
+        return bool(owner.epoch) and owner.state.epoch != owner.epoch
 
     def let_go(self, owner: Owner) -> None:
         """Its epoch was replaced: it begins again, if it still has the partition."""
@@ -221,13 +221,13 @@ class Partition(RuleBasedStateMachine):
         if not found:
             return
         owner = found[-1 - which % len(found)]
-        replaces = owner.state.owner
-        at = self.write(owner_record(owner.name, replaces, 0, fresh=False))
+        replaces = owner.state.epoch
+        at = self.write(owner_record(owner.name, replaces, 0, after_reset=False))
         self.read(owner)
-        owner.epoch = epoch(at, owner.name)
+        owner.epoch = epoch_name(at, owner.name)
         if self.over(owner):
             self.let_go(owner)
-        owner.restored = set(owner.state.sources)
+        owner.restored = set(owner.state.source_offsets)
 
     def opened(self, which: int) -> Owner | None:
         """One of those that have opened their epochs; mostly the one that did so last."""
@@ -251,14 +251,14 @@ class Partition(RuleBasedStateMachine):
             return
         in_force = Naive(self.records).owner
         begun = [
-            epoch(position, each.owner)
+            epoch_name(position, each.writer)
             for position, (_, each) in enumerate(self.records)
-            if each.what == "owner"
+            if each.kind == "owner"
         ]
         names = [in_force, in_force, in_force, "", *begun[-3:]]
         replaces = names[which % len(names)]
         if replaces or not in_force:
-            self.write(owner_record(name, replaces, 0, fresh=False))
+            self.write(owner_record(name, replaces, 0, after_reset=False))
 
     @rule(name=st.sampled_from(["0123", "owner1"]))
     def an_older_release_writes_an_owner_record(self, name: str) -> None:
@@ -279,15 +279,15 @@ class Partition(RuleBasedStateMachine):
         queue = owner.state.keys.get(key)
         if offset in owner.restored:
             pass  # settled in an earlier life
-        elif queue is None or offset < queue.sources[0]:
+        elif queue is None or offset < queue.source_offsets[0]:
             if owner is not self.holder:
                 return  # ownership is not certain: no handler starts
             owner.running[key] = (offset, False)
-        elif offset in queue or offset in owner.state.sources:
+        elif offset in queue or offset in owner.state.source_offsets:
             owner.settled.add(offset)
         else:
-            owner.state.expect(key, offset, dead=False)
-            record = entry_record(
+            owner.state.expect_record(key, offset, dead=False)
+            record = parked_record(
                 "waits", owner.epoch, 0, offset, Record(b"", key, f"m{offset}"), 0.0
             )
             owner.outbox.append(("entry", offset, record))
@@ -298,10 +298,10 @@ class Partition(RuleBasedStateMachine):
         owner = self.opened(which)
         if owner is None or owner is not self.holder or key in owner.busy:
             return
-        queue = owner.state.moving.get(key)
-        if queue is not None and not queue.given and queue.place(0) >= 0:
-            queue.given = 1
-            owner.running[key] = (queue.sources[0], True)
+        queue = owner.state.returning.get(key)
+        if queue is not None and not queue.handed_out and queue.position_of(0) >= 0:
+            queue.handed_out = 1
+            owner.running[key] = (queue.source_offsets[0], True)
 
     @rule(which=st.integers(0, 2), key=st.sampled_from(KEYS), fails=st.booleans())
     def finish(self, which: int, key: bytes, fails: bool) -> None:
@@ -312,13 +312,13 @@ class Partition(RuleBasedStateMachine):
         message = Record(b"", key, f"m{offset}", [(REDRIVE, b"1")] if back else [])
         if fails:
             queue = owner.state.keys.get(key)
-            if not back and queue is not None and offset < queue.sources[0]:
+            if not back and queue is not None and offset < queue.source_offsets[0]:
                 self.letters.add(offset)
                 owner.settled.add(offset)
                 return
             if not back:
-                owner.state.expect(key, offset, dead=True)
-            record = entry_record("dead", owner.epoch, 0, offset, message, 0.0)
+                owner.state.expect_record(key, offset, dead=True)
+            record = parked_record("dead", owner.epoch, 0, offset, message, 0.0)
             owner.outbox.append(("back" if back else "entry", offset, record))
             return
         self.handled[key].append(offset)
@@ -348,7 +348,7 @@ class Partition(RuleBasedStateMachine):
             owner.settled.add(offset)
             owner.unproven.add(offset)
         elif what == "done":
-            owner.state.done(key_of(offset), offset, early=True)
+            owner.state.remove_handled(key_of(offset), offset, unread=True)
 
     @rule(which=st.integers(0, 2), many=st.integers(1, 20))
     def read_on(self, which: int, many: int) -> None:
@@ -369,7 +369,7 @@ class Partition(RuleBasedStateMachine):
         position = owner.settled_to
         if owner.unproven:
             self.read(owner)
-            owner.unproven -= set(owner.state.sources)
+            owner.unproven -= set(owner.state.source_offsets)
         if not owner.unproven:
             owner.proven = position
         if self.over(owner) and owner in self.owners:
@@ -418,18 +418,18 @@ class Partition(RuleBasedStateMachine):
     def the_state_is_what_a_naive_reading_says(self) -> None:
         naive = Naive(self.records)
         for floor, in_force in {(0, ""), self.floor}:
-            state = State(in_force)
+            state = ParkingState(in_force)
             for position in range(floor, len(self.records)):
-                state.read(position, *self.records[position])
-            assert state.owner == naive.owner
-            found = {key: list(queue.sources) for key, queue in state.keys.items()}
+                state.apply(position, *self.records[position])
+            assert state.epoch == naive.owner
+            found = {key: list(queue.source_offsets) for key, queue in state.keys.items()}
             assert found == naive.queues
-            assert {key for key, queue in state.keys.items() if queue.dead} == naive.dead
-            assert set(state.moving) == set(found) - naive.dead
-            assert state.held == sum(map(len, found.values()))
+            assert {key for key, queue in state.keys.items() if queue.is_dead} == naive.dead
+            assert set(state.returning) == set(found) - naive.dead
+            assert state.parked_messages == sum(map(len, found.values()))
             for key, queue in state.keys.items():
-                assert queue.place(0) == naive.head[key]
-                assert len(queue.positions) == len(queue.sources)
+                assert queue.position_of(0) == naive.head[key]
+                assert len(queue.record_positions) == len(queue.source_offsets)
 
     @invariant()
     def order_is_kept_but_for_what_comes_again(self) -> None:
@@ -457,7 +457,7 @@ class Partition(RuleBasedStateMachine):
         for _ in range(10_000):
             self.read_on(which, 1 << 30)
             assert self.opened(which) is owner
-            waiting = [key for key in KEYS if (q := owner.state.keys.get(key)) and q.dead]
+            waiting = [key for key in KEYS if (q := owner.state.keys.get(key)) and q.is_dead]
             for key in waiting:
                 self.command(key, "retry", stale=False)
             for key in KEYS:
@@ -482,31 +482,31 @@ test_partition = Partition.TestCase
 
 def test_what_was_dead_is_counted_as_put_back_and_what_waited_is_not() -> None:
     message = Record(b"v", b"k", "m1", [("h", b"1"), ("__streams.errors.message", b"no")])
-    dead = entry_record("dead", "o", 3, 17, message, 5.5)
+    dead = parked_record("dead", "o", 3, 17, message, 5.5)
     assert dead.partition == 3
-    back = original(dead.headers)
+    back = read_original(dead.headers)
     assert back.headers == [(ID, b"m1"), ("h", b"1"), (REDRIVE, b"1")]
     assert (back.id, back.offset, back.time) == ("m1", 17, 5.5)
-    waits = entry_record("waits", "o", 3, 18, Record(b"v", b"k", "m2", [("h", b"1")]), 5.5)
-    assert original(waits.headers).headers == [(ID, b"m2"), ("h", b"1")]
+    waits = parked_record("waits", "o", 3, 18, Record(b"v", b"k", "m2", [("h", b"1")]), 5.5)
+    assert read_original(waits.headers).headers == [(ID, b"m2"), ("h", b"1")]
     edited = command_record("edit", 4, 3, b"k", "e1", Record(b"new", b"k", "", dead.headers))
-    assert original(edited.headers) == back
-    again = entry_record("dead", "o", 3, 17, Record(b"v", b"k", "m1", back.headers), 5.5)
+    assert read_original(edited.headers) == back
+    again = parked_record("dead", "o", 3, 17, Record(b"v", b"k", "m1", back.headers), 5.5)
     assert again.id != dead.id
-    assert original(again.headers).headers[-1] == (REDRIVE, b"2")
+    assert read_original(again.headers).headers[-1] == (REDRIVE, b"2")
 
 
 def test_a_fresh_epoch_forgets_what_is_done_and_keeps_what_waits() -> None:
-    state = State(since=0)
+    state = ParkingState(keep_from=0)
     records = [
-        (None, owner_record("o1", "", 0, fresh=True)),
-        (b"a", entry_record("dead", "0/o1", 0, 1, Record(b"", b"a", "m1"), 0.0)),
-        (b"b", entry_record("dead", "0/o1", 0, 2, Record(b"", b"b", "m2"), 0.0)),
+        (None, owner_record("o1", "", 0, after_reset=True)),
+        (b"a", parked_record("dead", "0/o1", 0, 1, Record(b"", b"a", "m1"), 0.0)),
+        (b"b", parked_record("dead", "0/o1", 0, 2, Record(b"", b"b", "m2"), 0.0)),
         (b"a", command_record("drop", 1, 0, b"a", "c1")),
-        (None, owner_record("o2", "0/o1", 0, fresh=True)),
+        (None, owner_record("o2", "0/o1", 0, after_reset=True)),
     ]
     for position, (key, record) in enumerate(records):
-        state.read(position, key, spoken(record)[1])
+        state.apply(position, key, spoken(record)[1])
     assert set(state.keys) == {b"b"}
-    assert set(state.sources) == {2}
-    assert state.owner == "4/o2"
+    assert set(state.source_offsets) == {2}
+    assert state.epoch == "4/o2"

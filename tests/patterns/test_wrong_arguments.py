@@ -272,7 +272,7 @@ async def methods(app: Streams) -> AsyncIterator[list[Call]]:
             ("EventBus.publish at", logged.publish, {"topic": "t", "data": 1, "timestamp": None}),
             (
                 "EventBus.answer",
-                logged.answer,
+                logged.publish_derived,
                 {"cause": event(), "topic": "t", "data": 1, "id": "i", "headers": {}},
             ),
             ("EventBus.read", read, {"topic": "*", "start": "earliest", "end": "latest"}),
@@ -288,7 +288,7 @@ async def methods(app: Streams) -> AsyncIterator[list[Call]]:
             ),
             ("store.release", store.release, {"key": "k", "token": "t"}),
             ("store.renew", store.renew, {**claims, "token": "t"}),
-            ("store.place", store.place, {"key": "k"}),
+            ("store.place", store.store_key, {"key": "k"}),
             (
                 "IdempotentProcessor.process",
                 once.process,

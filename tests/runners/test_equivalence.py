@@ -32,7 +32,7 @@ class Step(NamedTuple):
     twin: int
     """Messages of one key with the same number share their ID; 0: an ID of its own."""
     kind: str
-    """``value``, ``poison`` (cannot be decoded), ``tombstone`` or ``filtered``."""
+    """``value``, ``reject_undecodable`` (cannot be decoded), ``tombstone`` or ``filtered``."""
     acts: tuple[str, ...]
     """What its handler does at each attempt, ``ok`` after the last."""
 

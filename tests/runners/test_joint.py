@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, HandlerTimeout, Message, Reject, Retry, Streams
-from streams.engine.dispatch import Owned
+from streams.engine.dispatch import PartitionState
 from streams.engine.progress import Progress
 from streams.log.protocol import Assignment, Commit
 from streams.message import Batch
-from streams.runners.joint import Joint, Turns
+from streams.runners.joint import HandlerTransaction, TransactionLock
 from streams.testing import harness
 from tests.runners.support import QUICK, until
 
@@ -107,7 +107,7 @@ async def test_a_message_that_moved_on_is_no_dead_letter(url: str) -> None:
         calls.append(value)
         if len(calls) == 1:
             places = {0: app.log.group("g").positions["t", 0]}
-            await asyncio.to_thread(lambda: app.log.move("g", "t", places, force=True))
+            await asyncio.to_thread(lambda: app.log.reset_offsets("g", "t", places, force=True))
         async with message.transaction:
             message.transaction.execute(TABLE)
             message.transaction.execute("INSERT INTO rows VALUES (?)", (value,))
@@ -128,10 +128,10 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
     def handle(value: int, message: Message[int]) -> None: ...
 
     async with app:
-        assert handle._pump is not None
-        pump = handle._pump
+        assert handle.poller is not None
+        pump = handle.poller
         assignment = Assignment("t", 0, 1, None)
-        owned = Owned(assignment, Progress(0, 0), None)
+        owned = PartitionState(assignment, Progress(0, 0), None)
         batch = Batch("t", 0, [0, 1], [None] * 2, [b""] * 2, ["a", "b"])
         segment = owned.progress.add(owned, batch)
         meanwhile: list[Commit | None] = []
@@ -143,41 +143,46 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
 
             def commit(self, commits: Sequence[Commit]) -> None:
                 assert [commit.position for commit in commits] == [1]
-                meanwhile.append(pump._snapshot(assignment, owned))
+                meanwhile.append(pump._next_commit_of(assignment, owned))
                 if fails:
                     raise OSError("no")
 
             def rollback(self) -> None: ...
 
-        joint = Joint(Transaction, pump._commit_with, Turns(), may_block=True)
+        joint = HandlerTransaction(
+            Transaction, pump._commit_in_transaction, TransactionLock(), may_block=True
+        )
         work = (segment, 0, None, "a", 1, False, None)
         joint.execute("")
         with pytest.raises(OSError, match="no"):
             joint.commit([work])
-        first = pump._snapshot(assignment, owned)
+        first = pump._next_commit_of(assignment, owned)
         assert first is not None
         assert first.position == 0
         fails = False
         joint.execute("")
         joint.commit([work])
-        second = pump._snapshot(assignment, owned)
+        second = pump._next_commit_of(assignment, owned)
         assert second is not None
         assert second.position == 1
         assert meanwhile == [None, None]
 
 
 async def test_a_turn_is_handed_on_also_when_who_waited_has_gone() -> None:
-    turns = Turns()
+    turns = TransactionLock()
     assert turns.acquire(0)
     assert not turns.acquire(0)
-    gone, stays = asyncio.create_task(turns.wait()), asyncio.create_task(turns.wait())
+    gone, stays = (
+        asyncio.create_task(turns.acquire_async()),
+        asyncio.create_task(turns.acquire_async()),
+    )
     await asyncio.sleep(0)
     turns.release()  # to the first, which is cancelled before it can know
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
     await stays
-    third = asyncio.create_task(turns.wait())
+    third = asyncio.create_task(turns.acquire_async())
     await asyncio.sleep(0)
     third.cancel()
     with pytest.raises(asyncio.CancelledError):

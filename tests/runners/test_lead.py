@@ -19,8 +19,8 @@ from streams.errors import Fatal, ProcessorDied, Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.processor import Processor
 from streams.runners import lead as polling
-from streams.runners.lead import Lead
-from streams.runners.pump import DECODED, LED
+from streams.runners.lead import PollingHandOver
+from streams.runners.pump import POLL_LIMIT_DECODED, POLL_LIMIT_HANDED_OVER
 from streams.testing import Clock
 from streams.topic import Topic
 from tests.runners.support import QUICK, until
@@ -91,8 +91,8 @@ def looked() -> Looked:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pump's thread does not take the lead from a handler's thread that is not run."""
-    monkeypatch.setattr(polling, "AWAY", 10_000.0)
-    monkeypatch.setattr(polling, "WAITING", 10_000.0)
+    monkeypatch.setattr(polling, "SILENCE", 10_000.0)
+    monkeypatch.setattr(polling, "BLOCKED", 10_000.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -116,7 +116,9 @@ async def test_a_quick_handlers_thread_polls_for_itself(looked: Looked) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize(("objects", "most"), [(700, DECODED), (20_000, LED)])
+@pytest.mark.parametrize(
+    ("objects", "most"), [(700, POLL_LIMIT_DECODED), (20_000, POLL_LIMIT_HANDED_OVER)]
+)
 async def test_less_is_polled_at_once_where_the_garbage_collector_is_called_often(
     looked: Looked, objects: int, most: int
 ) -> None:
@@ -204,7 +206,7 @@ async def test_what_was_polled_is_handled_at_once_though_the_commit_fails(
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
-        pump = handle._pump
+        pump = handle.poller
         assert pump is not None
 
         def rest(seconds: float | None = None) -> bool:
@@ -252,12 +254,12 @@ async def test_a_stop_does_not_poll_again(looked: Looked) -> None:
     async with looked.app:
         looked.look()
         await until(looked.polls("-0"))
-        pump = handle._pump
+        pump = handle.poller
         assert pump is not None
-        with pump._lead.turning:  # in the turn of another thread
+        with pump._hand_over.cycle_lock:  # in the turn of another thread
             at = len(looked.points)
             pump.stop()
-            pump._lead.given = False
+            pump._hand_over.handed_over = False
     assert not looked.since(at, "poll", "-pump")
 
 
@@ -307,44 +309,44 @@ async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Look
 
 def test_a_runner_that_wants_the_lead_gets_it_after_the_pumps_turn() -> None:
     taken: list[str] = []
-    lead = Lead(lambda: taken.append(threading.current_thread().name), lambda: True)
-    with lead.turning:  # the pump's turn goes on
-        assert not lead.take()
-    assert not lead.given
-    assert lead.turn(), "nobody is told"
-    assert lead.given
-    assert lead.take()
-    assert not lead.turn(), "it waits for nothing, and is told all the same"
+    lead = PollingHandOver(lambda: taken.append(threading.current_thread().name), lambda: True)
+    with lead.cycle_lock:  # the pump's turn goes on
+        assert not lead.cycle_in_handler()
+    assert not lead.handed_over
+    assert lead.cycle(), "nobody is told"
+    assert lead.handed_over
+    assert lead.cycle_in_handler()
+    assert not lead.cycle(), "it waits for nothing, and is told all the same"
     assert len(taken) == 3
 
 
 def test_the_lead_comes_back_where_the_runner_stays_away() -> None:
-    lead = Lead(lambda: None, lambda: True)
-    assert not lead.away()
-    assert lead.take()
-    lead.call()
-    assert lead.take()
-    assert lead.away(), "it took a turn meanwhile"
-    while lead.away():  # until one look finds no turn since the last
+    lead = PollingHandOver(lambda: None, lambda: True)
+    assert not lead.handler_polls()
+    assert lead.cycle_in_handler()
+    lead.recall()
+    assert lead.cycle_in_handler()
+    assert lead.handler_polls(), "it took a turn meanwhile"
+    while lead.handler_polls():  # until one look finds no turn since the last
         pass
-    assert not lead.given
+    assert not lead.handed_over
 
 
 def test_a_runner_that_may_not_lead_does_not_have_the_lead() -> None:
     allowed = True
-    lead = Lead(lambda: None, lambda: allowed)
-    assert lead.take()
+    lead = PollingHandOver(lambda: None, lambda: allowed)
+    assert lead.cycle_in_handler()
     allowed = False
-    assert not lead.take()
-    assert not lead.given
+    assert not lead.cycle_in_handler()
+    assert not lead.handed_over
 
 
 def test_what_a_turn_raises_is_kept_for_the_pump() -> None:
     def turn() -> None:
         raise Fatal("over")
 
-    lead = Lead(turn, lambda: True)
-    assert not lead.take()
-    assert isinstance(lead.broken, Fatal)
-    assert not lead.given
-    assert not lead.turning.locked()
+    lead = PollingHandOver(turn, lambda: True)
+    assert not lead.cycle_in_handler()
+    assert isinstance(lead.failure, Fatal)
+    assert not lead.handed_over
+    assert not lead.cycle_lock.locked()

@@ -10,15 +10,15 @@ from uuid import uuid4
 import pytest
 
 from streams import Event, EventBus, Flow, Streams
-from streams.engine.pace import LOOK
-from streams.engine.window import PROCESS, Window
+from streams.engine.pace import LONGEST_LOOK
+from streams.engine.window import PROCESS_BUDGET, DedupWindow
 from streams.errors import Unavailable
 from streams.log.memory.log import MemoryLog
 from streams.log.protocol import Retention
 from streams.log.url import open_log
 from streams.replay import replay
 from streams.runners import pump
-from streams.runners.pump import Pump
+from streams.runners.pump import Poller
 from streams.testing import Clock
 from tests.runners.support import until
 
@@ -27,13 +27,13 @@ async def test_an_outage_at_the_commit_of_the_start_loses_nothing() -> None:
     """The group's place has been trimmed away, so its new start is committed first; that fails."""
     url = f"memory://{uuid4().hex}"
     log = open_log(url)
-    log.create("numbers", 1, Retention(messages=100))
+    log.create_topic("numbers", 1, Retention(messages=100))
     app = Streams(url)
     topic = app.topic("numbers", int)
     async with app.connected():
         await topic.publish_many(range(10))
-    first, _ = log.bounds("numbers", 0)
-    log.begin("g", "numbers", {0: first - 5})
+    first, _ = log.watermarks("numbers", 0)
+    log.initialize_offsets("g", "numbers", {0: first - 5})
     handled: list[int] = []
     over = asyncio.Event()
     failures = 3
@@ -112,7 +112,7 @@ async def test_a_commit_comes_as_soon_as_the_last_one_is_paid_for(
         for number in range(5):
             await counted.topic.publish(number)
             await until(partial(_has, counted.handled, number))
-            counted.clock.advance(LOOK)
+            counted.clock.advance(LONGEST_LOOK)
             await until(lambda: counted.position() == len(counted.handled), "it is not committed")
             # Until time passes, what is handled now waits.
             commits = counted.commits
@@ -120,7 +120,7 @@ async def test_a_commit_comes_as_soon_as_the_last_one_is_paid_for(
             await until(partial(_has, counted.handled, number + 100))
             await counted.polled(3)
             assert counted.commits == commits
-            counted.clock.advance(LOOK)
+            counted.clock.advance(LONGEST_LOOK)
             await until(lambda: counted.position() == len(counted.handled), "it is not committed")
     assert counted.commits <= 2 * 5 + 2  # and one at the start, and one at the end
 
@@ -130,25 +130,25 @@ async def test_one_who_has_nothing_to_do_looks_for_nothing_to_commit(
 ) -> None:
     counted = Counted(monkeypatch)
     snapshots = 0
-    snapshot = Pump._snapshot
+    snapshot = Poller._next_commit_of
 
-    def count(self: Pump, *given: Any) -> Any:
+    def count(self: Poller, *given: Any) -> Any:
         nonlocal snapshots
         snapshots += 1
         return snapshot(self, *given)
 
-    monkeypatch.setattr(Pump, "_snapshot", count)
+    monkeypatch.setattr(Poller, "_next_commit_of", count)
     async with counted.app:
         counted.look()
         await counted.topic.publish(1)
         await until(partial(_has, counted.handled, 1))
         for _ in range(10):  # what was handled is committed, and then that is seen
-            counted.clock.advance(LOOK)
+            counted.clock.advance(LONGEST_LOOK)
             await counted.polled(1)
         assert counted.position() == 1
         before = snapshots
         for _ in range(10):
-            counted.clock.advance(LOOK)
+            counted.clock.advance(LONGEST_LOOK)
             await counted.polled(1)
         assert snapshots == before
 
@@ -160,15 +160,15 @@ def _has(handled: list[int], number: int) -> bool:
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the log is away yet when partitions are begun."""
-    left, begin = [2], Pump._restore
+    left, begin = [2], Poller._restore_progress
 
-    def fails(self: Pump, *given: Any) -> Any:
+    def fails(self: Poller, *given: Any) -> Any:
         if left[0]:
             left[0] -= 1
             raise Unavailable("the log is away for a moment")
         return begin(self, *given)
 
-    monkeypatch.setattr(Pump, "_restore", fails)
+    monkeypatch.setattr(Poller, "_restore_progress", fails)
     return left
 
 
@@ -210,13 +210,13 @@ async def test_an_ephemeral_subscriber_that_cannot_begin_begins_later(away: list
 
 async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """All pumps of a process share what holds them: none may change it while another looks."""
-    make, held = PROCESS.window, list[bool]()
+    make, held = PROCESS_BUDGET.new_window, list[bool]()
 
-    def window(size: int, cap: int) -> Window:
-        held.append(pump._windows.locked())
+    def window(size: int, cap: int) -> DedupWindow:
+        held.append(pump._windows_lock.locked())
         return make(size, cap)
 
-    monkeypatch.setattr(PROCESS, "window", window)
+    monkeypatch.setattr(PROCESS_BUDGET, "new_window", window)
     app = Streams("memory://")
     topic = app.topic("numbers", int)
     over = asyncio.Event()

@@ -33,7 +33,7 @@ PIN = re.compile(r"([\w.-]+)==(\S+)( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f
 
 def pins(extras: list[str]) -> dict[str, str]:
     """What is installed with these extras: a version by name."""
-    text = environment.pins((ROOT / environment.PINS).read_text(), extras)
+    text = environment.select_pins((ROOT / environment.PINS).read_text(), extras)
     return {canonicalize_name(pin[1]): pin[2] for pin in PIN.finditer(text)}
 
 

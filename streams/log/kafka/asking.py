@@ -15,31 +15,31 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.errors import LogError, StreamsError, Unavailable
-from streams.log.kafka.client import C, Shared
+from streams.log.kafka.client import C, SharedClient
 from streams.log.kafka.errors import (
-    CLOSED,
-    Said,
-    connection,
-    error_of,
-    kind_of,
+    CONNECTION_CLOSED,
+    ConnectionFailure,
+    error_class_of,
+    kafka_error_of,
+    parse_connection_failure,
     translate,
-    unreachable,
+    unreachable_error,
 )
 from streams.log.kafka.settings import Settings
 
 K = TypeVar("K")
 T = TypeVar("T")
 
-ANSWER = 10.0
+REQUEST_TIMEOUT = 10.0
 """Seconds to wait for an answer."""
 
-_AGAIN = 0.05
+_RETRY_PAUSE = 0.05
 """Seconds until a question is asked again."""
 
-_LOOK = 0.2
+_CHECK_INTERVAL = 0.2
 """Seconds after which it is looked whether waiting still makes sense."""
 
-_PASSES = frozenset(
+_RETRIABLE = frozenset(
     {
         KafkaError._WAIT_CACHE,
         KafkaError._WAIT_COORD,
@@ -56,10 +56,10 @@ _PASSES = frozenset(
     }
 )
 
-_BROKEN = frozenset({KafkaError._DESTROY, KafkaError._DESTROY_BROKER})
+_CLIENT_BROKEN = frozenset({KafkaError._DESTROY, KafkaError._DESTROY_BROKER})
 """What a client says that has lost itself: another one is asked."""
 
-_ABSENT = frozenset(
+_NO_BROKER = frozenset(
     {
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._RESOLVE,
@@ -70,16 +70,16 @@ _ABSENT = frozenset(
 )
 """What the driver says where no broker answers."""
 
-GRACE = 1.5
+FIRST_CONNECT_GRACE = 1.5
 """Seconds that brokers get to be reached for the first time, once a try failed: a host's name may
 stand for several addresses, which are tried in turn."""
 
 
-class Asking:
+class RequestRetry:
     """How one log asks its brokers (any thread).
 
     Why no connection can be made, only the clients that are served hear, so it is noted here
-    (:meth:`told`): whoever waits for an answer need not wait until the driver gives up, and is told
+    (:meth:`record_client_error`): whoever waits for an answer need not wait until the driver gives up, and is told
     the reason. That holds until a broker answered for the first time; later an outage is waited
     for, as it passes.
 
@@ -87,145 +87,151 @@ class Asking:
     :param admin: whom the first question is asked through.
     """
 
-    def __init__(self, settings: Settings, admin: Shared[AdminClient]) -> None:
+    def __init__(self, settings: Settings, admin: SharedClient[AdminClient]) -> None:
         self._settings = settings
         self._admin = admin
-        self._refusal: tuple[KafkaError, float] | None = None
+        self._login_refusal: tuple[KafkaError, float] | None = None
         """A login or a certificate that is refused, and when."""
-        self._said: dict[str, tuple[Said, float]] = {}
+        self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
         """What was said last of each broker's connection."""
-        self._down = float("-inf")
+        self._all_down_at = float("-inf")
         """When no broker could be reached."""
-        self._reached = False
+        self._ever_reached = False
 
-    def told(self, error: KafkaError) -> None:
+    def record_client_error(self, error: KafkaError) -> None:
         """Note what a client's ``error_cb`` was told."""
         now = time.monotonic()
         code = error.code()
-        said = connection(self._settings.scrub(str(error.str())))
+        failure = parse_connection_failure(self._settings.scrub(str(error.str())))
         if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._refusal = (error, now)
+            self._login_refusal = (error, now)
         elif code == KafkaError._ALL_BROKERS_DOWN:
-            self._down = now
-        elif said is not None:
-            self._said[said.address] = (said, now)
+            self._all_down_at = now
+        elif failure is not None:
+            self._connection_failures[failure.address] = (failure, now)
 
-    def absent(self, doing: str, since: float) -> StreamsError:
+    def no_answer_error(self, operation: str, since: float) -> StreamsError:
         """The error for what no broker answered.
 
         :param since: what was noted from this moment on says why.
         """
-        refusal = self._refused_since(since)
+        refusal = self._login_refused_since(since)
         if refusal is not None:
-            return self._translated(refusal, doing)
+            return self._translate(refusal, operation)
         settings = self._settings
-        said = [said for said, at in list(self._said.values()) if at > since]
-        if not said and self._down > since:
-            said = [Said(settings.hosts, CLOSED)]
-        if not said and self._reached:
-            return Unavailable(f"Kafka, {doing}: no answer within {ANSWER:g} s")
-        return unreachable(doing, settings.hosts, said, tls=settings.tls)
+        failures = [
+            failures for failures, at in list(self._connection_failures.values()) if at > since
+        ]
+        if not failures and self._all_down_at > since:
+            failures = [ConnectionFailure(settings.hosts, CONNECTION_CLOSED)]
+        if not failures and self._ever_reached:
+            return Unavailable(f"Kafka, {operation}: no answer within {REQUEST_TIMEOUT:g} s")
+        return unreachable_error(operation, settings.hosts, failures, tls=settings.tls)
 
-    def _refused_since(self, moment: float) -> KafkaException | None:
-        refusal = self._refusal
+    def _login_refused_since(self, moment: float) -> KafkaException | None:
+        refusal = self._login_refusal
         return KafkaException(refusal[0]) if refusal is not None and refusal[1] > moment else None
 
-    def _translated(self, error: KafkaException, doing: str) -> StreamsError:
-        return translate(error, doing, self._settings.scrub)
+    def _translate(self, error: KafkaException, operation: str) -> StreamsError:
+        return translate(error, operation, self._settings.scrub)
 
-    def _knock(self, doing: str) -> None:
+    def _check_reachable(self, operation: str) -> None:
         """See that there is a broker at all, once.
 
         :raises LogError: none answers, or it lets nobody in.
         """
         with self._admin.use() as admin:
-            self._knock_with(admin, doing)
+            self._wait_reachable(admin, operation)
 
-    def _knock_with(self, admin: AdminClient, doing: str) -> None:
+    def _wait_reachable(self, admin: AdminClient, operation: str) -> None:
         start = time.monotonic()
-        recent = start - ANSWER
-        future = admin.describe_cluster(request_timeout=ANSWER)
-        while not self._reached:
+        noted_since = start - REQUEST_TIMEOUT
+        future = admin.describe_cluster(request_timeout=REQUEST_TIMEOUT)
+        while not self._ever_reached:
             try:
-                future.result(_AGAIN)
-                self._reached = True
+                future.result(_RETRY_PAUSE)
+                self._ever_reached = True
             except TimeoutError:
                 now = time.monotonic()
-                down = now > start + GRACE and self._down > recent
-                if down or now > start + ANSWER or self._refused_since(recent):
-                    raise self.absent(doing, recent) from None
+                all_down = now > start + FIRST_CONNECT_GRACE and self._all_down_at > noted_since
+                if (
+                    all_down
+                    or now > start + REQUEST_TIMEOUT
+                    or self._login_refused_since(noted_since)
+                ):
+                    raise self.no_answer_error(operation, noted_since) from None
             except KafkaException as error:
-                found = error_of(error)
-                if found is not None and kind_of(found) is Unavailable:
-                    raise self.absent(doing, recent) from error
-                self._reached = True  # it answered
+                kafka_error = kafka_error_of(error)
+                if kafka_error is not None and error_class_of(kafka_error) is Unavailable:
+                    raise self.no_answer_error(operation, noted_since) from error
+                self._ever_reached = True  # it answered
 
-    def ask(self, doing: str, client: Shared[C], question: Callable[[C], T]) -> T:
-        """What ``question`` returns, given a client. One that does not answer is not asked again:
+    def run(self, operation: str, client: SharedClient[C], request: Callable[[C], T]) -> T:
+        """What ``request`` returns, given a client. One that does not answer is not asked again:
         whoever asks next asks another.
 
         :raises LogError: translated from what the driver raised.
         """
-        if not self._reached:
-            self._knock(doing)
+        if not self._ever_reached:
+            self._check_reachable(operation)
         start = time.monotonic()
         while True:
-            with client.use() as used:
+            with client.use() as used_client:
                 try:
-                    return question(used)
+                    return request(used_client)
                 except KafkaException as error:
-                    found = error_of(error)
-                    code = None if found is None else found.code()
-                    if code in _BROKEN or code in _ABSENT:
-                        client.retire(used)
-                    if code in _ABSENT:
-                        raise self.absent(doing, start - ANSWER) from error
-                    passes = code in _PASSES or code in _BROKEN
-                    if not passes or time.monotonic() > start + ANSWER:
-                        raise self._translated(error, doing) from error
+                    kafka_error = kafka_error_of(error)
+                    code = None if kafka_error is None else kafka_error.code()
+                    if code in _CLIENT_BROKEN or code in _NO_BROKER:
+                        client.retire(used_client)
+                    if code in _NO_BROKER:
+                        raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
+                    retriable = code in _RETRIABLE or code in _CLIENT_BROKEN
+                    if not retriable or time.monotonic() > start + REQUEST_TIMEOUT:
+                        raise self._translate(error, operation) from error
                 except TimeoutError as error:
-                    client.retire(used)
-                    raise self.absent(doing, start - ANSWER) from error
+                    client.retire(used_client)
+                    raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
                 except (TypeError, ValueError) as error:
-                    raise LogError(f"Kafka, {doing}: {error}") from error
-            time.sleep(_AGAIN)
+                    raise LogError(f"Kafka, {operation}: {error}") from error
+            time.sleep(_RETRY_PAUSE)
 
-    def answers(self, futures: Mapping[K, Any]) -> dict[K, Any]:
+    def results_of(self, futures: Mapping[K, Any]) -> dict[K, Any]:
         """What several futures bring; a KafkaException where one of them failed."""
-        found = {}
+        results = {}
         for key, future in futures.items():
             try:
-                found[key] = self.answer(future)
+                results[key] = self.result_of(future)
             except KafkaException as error:
-                found[key] = error
-        return found
+                results[key] = error
+        return results
 
-    def answer(self, future: Any) -> Any:
+    def result_of(self, future: Any) -> Any:
         """What a future of the AdminClient brings; errors of parts of it are raised, too."""
         start = time.monotonic()
         while not future.done():
             try:
-                future.result(_LOOK)
+                future.result(_CHECK_INTERVAL)
             except TimeoutError:
-                refusal = self._refused_since(start - ANSWER)
+                refusal = self._login_refused_since(start - REQUEST_TIMEOUT)
                 if refusal is not None:
                     raise refusal from None
-                if time.monotonic() > start + ANSWER + 5:
+                if time.monotonic() > start + REQUEST_TIMEOUT + 5:
                     raise
-        found = future.result(0)
-        for part in getattr(found, "topic_partitions", None) or ():
-            if part.error is not None:
-                raise KafkaException(part.error)
-        return found
+        result = future.result(0)
+        for partition in getattr(result, "topic_partitions", None) or ():
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        return result
 
 
-def codes(error: BaseException | None) -> set[str]:
+def error_names(error: BaseException | None) -> set[str]:
     """The driver's names of what is behind an error."""
     names = set()
     while error is not None:
         if isinstance(error, KafkaException):
-            found = error_of(error)
-            if found is not None:
-                names.add(found.name())
+            kafka_error = kafka_error_of(error)
+            if kafka_error is not None:
+                names.add(kafka_error.name())
         error = error.__cause__
     return names

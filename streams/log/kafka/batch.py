@@ -26,7 +26,7 @@ from typing import Any
 
 from confluent_kafka import Message as KMessage
 
-from streams.message import ID, UNREADABLE, Batch, Headers, identity_of, mark_of
+from streams.message import ID, UNREADABLE, Batch, Headers, identity_of, identity_suffix
 
 _value = KMessage.value
 _key = KMessage.key
@@ -40,11 +40,11 @@ _error = KMessage.error
 class KafkaBatch(Batch):
     """Messages of one partition, in the driver's own objects until they are read."""
 
-    __slots__ = ("_found", "_messages", "_why")
+    __slots__ = ("_ids", "_messages", "_unreadable")
 
     _messages: list[KMessage | None]
-    _found: list[str | None] | None
-    _why: dict[int, str]
+    _ids: list[str | None] | None
+    _unreadable: dict[int, str]
 
     def __init__(
         self, topic: str, partition: int, messages: list[Any], assignment: Any = None
@@ -52,53 +52,53 @@ class KafkaBatch(Batch):
         """``messages`` is the batch's own from here on."""
         self.topic = topic
         self.partition = partition
-        self.offsets = offsets(messages)
+        self.offsets = offsets_of(messages)
         self.keys = list(map(_key, messages))
         self.values = list(map(_value, messages))
         self.assignment = assignment
         self._messages = messages
-        self._found = None
+        self._ids = None
         self._headers = None
         self._times = None
-        self.unreadable = self._why = {}
+        self.unreadable = self._unreadable = {}
 
     @property
     def ids(self) -> list[str | None]:  # type: ignore[override]
         """Identities, made when first read (read it once a batch, not once a message)."""
-        if self._found is None:
-            self._found = self._identities()
-        return self._found
+        if self._ids is None:
+            self._ids = self._read_ids()
+        return self._ids
 
-    def _identities(self) -> list[str | None]:
+    def _read_ids(self) -> list[str | None]:
         messages = self._messages
         # Our publisher writes one header unless asked for more, so that is tried for the whole
         # batch; anything else in it stumbles on the pattern, or comes out shorter.
-        if not self._why:
+        if not self._unreadable:
             source = iter(messages)
             try:
-                found: list[str | None] = [
+                ids: list[str | None] = [
                     id.decode() for ((name, id),) in map(_headers, source) if id and name == ID
                 ]
-                if len(found) == len(messages):
-                    return found
+                if len(ids) == len(messages):
+                    return ids
             except SystemError as error:
-                self._note(len(messages) - length_hint(source) - 1, error)
+                self._mark_unreadable(len(messages) - length_hint(source) - 1, error)
             except (TypeError, ValueError, AttributeError):
                 pass
         return [identity_of(self.headers(index)) for index in range(len(messages))]
 
-    def _note(self, index: int, error: SystemError) -> None:
+    def _mark_unreadable(self, index: int, error: SystemError) -> None:
         """The driver could not read the headers of this message, and must not be asked again."""
         cause = error.__cause__
         if isinstance(cause, UnicodeDecodeError):
-            self._why[index] = f"the header name {cause.object[:64]!r} is not UTF-8"
+            self._unreadable[index] = f"the header name {cause.object[:64]!r} is not UTF-8"
         else:
-            self._why[index] = f"the Kafka driver failed: {error}"
+            self._unreadable[index] = f"the Kafka driver failed: {error}"
 
-    def marks(self) -> list[str] | None:
+    def identity_suffixes(self) -> list[str] | None:
         """What the identities have beside their IDs; the IDs themselves are not made for it."""
         messages = self._messages
-        if not self._why:
+        if not self._unreadable:
             source = iter(messages)
             try:
                 if not any(map(_headers, source)):
@@ -110,31 +110,33 @@ class KafkaBatch(Batch):
                 else:
                     return None
             except SystemError as error:
-                self._note(len(messages) - length_hint(source) - 1, error)
+                self._mark_unreadable(len(messages) - length_hint(source) - 1, error)
             except (TypeError, ValueError):
                 pass  # other headers, or none here and there
-        marks = [mark_of(identity_of(self.headers(index))) for index in range(len(messages))]
-        return marks if any(marks) else None
+        suffixes = [
+            identity_suffix(identity_of(self.headers(index))) for index in range(len(messages))
+        ]
+        return suffixes if any(suffixes) else None
 
     def id(self, index: int) -> str:
         """The message ID; a message without one is named by its place."""
-        found = self._found
-        identity = identity_of(self.headers(index)) if found is None else found[index]
+        ids = self._ids
+        identity = identity_of(self.headers(index)) if ids is None else ids[index]
         if identity is None:
             return f"{self.topic}/{self.partition}/{self.offsets[index]}"
         return identity.partition("\0")[0]
 
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID included where there is one."""
-        if index in self._why:
-            return ((UNREADABLE, self._why[index].encode()),)
+        if index in self._unreadable:
+            return ((UNREADABLE, self._unreadable[index].encode()),)
         message = self._messages[index]
         if message is None:
             return ()
         try:
             return call(_headers, message) or ()
         except SystemError as error:
-            self._note(index, error)
+            self._mark_unreadable(index, error)
         return self.headers(index)
 
     def time(self, index: int) -> float:
@@ -147,7 +149,7 @@ class KafkaBatch(Batch):
         self.keys[index] = self.values[index] = self._messages[index] = None
 
 
-def offsets(messages: Sequence[KMessage]) -> Sequence[int]:
+def offsets_of(messages: Sequence[KMessage]) -> Sequence[int]:
     """The offsets of messages of one partition, which ascend. Mostly without gaps, and then none
     but the first and the last is asked for."""
     first: Any = messages[0].offset()
@@ -158,41 +160,43 @@ def offsets(messages: Sequence[KMessage]) -> Sequence[int]:
     return found
 
 
-def take_errors(messages: list[KMessage]) -> list[KMessage]:
+def remove_errors(messages: list[KMessage]) -> list[KMessage]:
     """Take out those that are not messages but errors (usually none)."""
     # The driver's objects are never compared, so neither count(None) nor remove(): comparing errors
     # with None leaves an exception behind, and comparing messages reads their headers.
     if not any(map(_error, messages)):
         return []
-    found = [message for message in messages if message.error() is not None]
+    errors = [message for message in messages if message.error() is not None]
     messages[:] = [message for message in messages if message.error() is None]
-    return found
+    return errors
 
 
-def runs(messages: list[Any], only: str | None) -> Iterator[tuple[str, int, list[Any]]]:
+def split_by_partition(
+    messages: list[Any], only_topic: str | None
+) -> Iterator[tuple[str, int, list[Any]]]:
     """Cut what was polled into runs of one partition.
 
-    :param only: the one topic there is; None if there are several.
+    :param only_topic: the one topic there is; None if there are several.
     """
     if not messages:
         return
     partitions = list(map(_partition, messages))
     first = partitions[0]
-    if only is not None:
+    if only_topic is not None:
         # A fetch answers with a partition at a time, so most batches are of one.
         if partitions.count(first) == len(partitions):
-            yield only, first, messages  # type: ignore[misc]
+            yield only_topic, first, messages  # type: ignore[misc]
             return
-        places: Any = partitions
+        sources: Any = partitions
     else:
         topics = list(map(_topic, messages))
         if partitions.count(first) == len(partitions) and topics.count(topics[0]) == len(topics):
             yield topics[0], first, messages  # type: ignore[misc]
             return
-        places = list(zip(topics, partitions, strict=True))
+        sources = list(zip(topics, partitions, strict=True))
     start = 0
-    for place, group in groupby(places):
+    for source, group in groupby(sources):
         end = start + sum(1 for _ in group)
-        topic, partition = (only, place) if only is not None else place
+        topic, partition = (only_topic, source) if only_topic is not None else source
         yield topic, partition, messages[start:end]
         start = end

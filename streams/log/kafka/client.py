@@ -25,7 +25,7 @@ logger = get_logger("streams.kafka")
 C = TypeVar("C", bound="Consumer | AdminClient")
 
 
-class _Made(Generic[C]):
+class _CountedClient(Generic[C]):
     """One client, how many are using it, and whether it is to go."""
 
     __slots__ = ("client", "retired", "users")
@@ -36,7 +36,7 @@ class _Made(Generic[C]):
         self.retired = False
 
 
-class Shared(Generic[C]):
+class SharedClient(Generic[C]):
     """Makes its client when it is first needed (any thread).
 
     A client that is retired is let go of when the last one that uses it is done, in a thread of
@@ -48,7 +48,7 @@ class Shared(Generic[C]):
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._made: _Made[C] | None = None
+        self._current: _CountedClient[C] | None = None
         self._closed = False
 
     @contextmanager
@@ -60,47 +60,47 @@ class Shared(Generic[C]):
         with self._lock:
             if self._closed:
                 raise LogError("Kafka: this log is closed")
-            made = self._made
-            if made is None:
-                made = self._made = _Made(self._make())
-            made.users += 1
+            counted = self._current
+            if counted is None:
+                counted = self._current = _CountedClient(self._make())
+            counted.users += 1
         try:
-            yield made.client
+            yield counted.client
         finally:
             with self._lock:
-                made.users -= 1
-                last = made.retired and not made.users
-            if last:
-                bury(made.client)
+                counted.users -= 1
+                last_user = counted.retired and not counted.users
+            if last_user:
+                close_in_background(counted.client)
 
     def retire(self, client: C) -> None:
         """Whoever comes next gets a new one."""
         with self._lock:
-            if self._made is None or self._made.client is not client:
+            if self._current is None or self._current.client is not client:
                 return
-            idle = self._take_out()
+            idle = self._detach()
         if idle is not None:
-            bury(idle)
+            close_in_background(idle)
 
     def close(self) -> None:
         """Let go of the client; those who use it finish."""
         with self._lock:
             self._closed = True
-            idle = self._take_out()
+            idle = self._detach()
         if idle is not None:
-            let_go(idle)
+            close_client(idle)
 
-    def _take_out(self) -> C | None:
+    def _detach(self) -> C | None:
         """Nobody else gets this client (the lock is held). It is given out to be let go of, unless
         it is in use: then its last user does that."""
-        made, self._made = self._made, None
-        if made is None:
+        counted, self._current = self._current, None
+        if counted is None:
             return None
-        made.retired = True
-        return None if made.users else made.client
+        counted.retired = True
+        return None if counted.users else counted.client
 
 
-def let_go(client: Consumer | AdminClient) -> None:
+def close_client(client: Consumer | AdminClient) -> None:
     """Close what has to be closed; whatever the driver says about it only goes to the log."""
     if isinstance(client, Consumer):
         try:
@@ -109,6 +109,8 @@ def let_go(client: Consumer | AdminClient) -> None:
             logger.debug("closing a client: %s", error)
 
 
-def bury(client: Consumer | AdminClient) -> None:
+def close_in_background(client: Consumer | AdminClient) -> None:
     """Let go of a client that may be broken, without waiting for it."""
-    threading.Thread(target=let_go, args=(client,), name="streams-kafka-close", daemon=True).start()
+    threading.Thread(
+        target=close_client, args=(client,), name="streams-kafka-close", daemon=True
+    ).start()

@@ -25,80 +25,82 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from streams.errors import Unavailable
-from streams.log.protocol import Answered, Assignment, Commit, Committed
+from streams.log.protocol import Assignment, Commit, Committed, Submitted
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
 Key = tuple[str, int]
-Send = Callable[[list[TopicPartition]], None]
-Read = Callable[[Sequence[Key]], Mapping[Key, "Committed | None"]]
+SendCommit = Callable[[list[TopicPartition]], None]
+ReadCommitted = Callable[[Sequence[Key]], Mapping[Key, "Committed | None"]]
 
-INSISTS = 3.0
+RETRY_TIMEOUT = 3.0
 """Seconds for which a commit that is refused is tried again: the driver ends a rebalance by itself
 meanwhile, and learns the generation under which it is taken."""
 
-PAUSE = 0.1
+RETRY_PAUSE = 0.1
 """Seconds between two tries."""
 
-FORGOTTEN = 120.0
+UNANSWERED_TIMEOUT = 120.0
 """Seconds after which the driver has surely given up a commit, if it never tells."""
 
 
-class Gone(Exception):
+class MembershipLost(Exception):
     """This member is none any more: what it commits counts for nothing."""
 
 
-class _Place:
+class _CommitState:
     """What is known of one assignment's place."""
 
-    __slots__ = ("assignment", "latest", "sent", "stored")
+    __slots__ = ("assignment", "sent_offset", "sent_version", "stored_version")
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
-        self.stored = -1
+        self.stored_version = -1
         """The newest version that is stored for certain."""
-        self.sent = -1
+        self.sent_version = -1
         """The newest version that was handed to the driver."""
-        self.latest: Committed | None = None
+        self.sent_offset: Committed | None = None
         """The place of that version."""
 
 
-class Commits:
+class OffsetCommits:
     """The commits of one subscription.
 
     :param send: the driver's asynchronous commit.
-    :param read: the group's places; raises LogError, or :class:`Gone`.
-    :param member: the member's ID, which changes when the coordinator gave it up.
+    :param read: the group's places; raises LogError, or :class:`MembershipLost`.
+    :param member_id: the member's ID, which changes when the coordinator gave it up.
     """
 
-    def __init__(self, send: Send, read: Read, member: Callable[[], str | None]) -> None:
+    def __init__(
+        self, send: SendCommit, read: ReadCommitted, member_id: Callable[[], str | None]
+    ) -> None:
         self._send = send
-        self._read = read
-        self._member = member
+        self._read_committed = read
+        self._member_id = member_id
         self._lock = threading.Lock()
-        self._places: dict[Key, _Place] = {}
-        self._sent: dict[Key, Committed] = {}
+        self._states: dict[Key, _CommitState] = {}
+        self._in_flight: dict[Key, Committed] = {}
         """The places of the commit whose end is not known."""
-        self._versions: dict[Key, tuple[_Place, int]] = {}
-        self._since = 0.0
-        self._answered: Answered | None = None
+        self._in_flight_versions: dict[Key, tuple[_CommitState, int]] = {}
+        self._sent_at = 0.0
+        self._submitted: Submitted | None = None
         """Whom to tell of that commit, if it is a submit."""
 
-    def owns(self, assignments: Iterable[Assignment]) -> None:
+    def add_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may be committed from now on."""
         with self._lock:
             for assignment in assignments:
-                self._places[assignment.topic, assignment.partition] = _Place(assignment)
+                self._states[assignment.topic, assignment.partition] = _CommitState(assignment)
 
-    def disowns(self, assignments: Iterable[Assignment]) -> None:
+    def remove_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may not be any more; waits for a commit that is being made."""
         with self._lock:
             for assignment in assignments:
                 key = (assignment.topic, assignment.partition)
-                found = self._places.get(key)
-                if found is not None and found.assignment is assignment:
-                    del self._places[key]
+                state = self._states.get(key)
+                if state is not None and state.assignment is assignment:
+                    del self._states[key]
 
     def commit(self, commits: Iterable[Commit]) -> bool:
         """Store what is newer than what was stored, of what is owned; whether there was any.
@@ -108,145 +110,148 @@ class Commits:
         :raises KafkaException: the driver did not take it.
         """
         with self._lock:
-            newest = self._newest(commits)
+            newest = self._newer_commits(commits)
             if not newest:
                 return False
-            self._settle()
-            self._make(self._begin(newest))
+            self._check_previous()
+            self._commit_and_verify(self._record_sent(newest))
             return True
 
-    def submit(self, commits: Iterable[Commit], answered: Answered) -> bool:
-        """Send the same, and tell ``answered`` in a later poll or commit whether it is stored.
+    def commit_async(self, commits: Iterable[Commit], submitted: Submitted) -> bool:
+        """Send the same, and tell ``submitted`` in a later poll or commit whether it is stored.
         False: nothing was sent, as nothing is newer or the one before has not ended.
 
         :raises KafkaException: the driver did not take it.
         """
         with self._lock:
-            newest = self._newest(commits)
-            if not newest or self._sent:
+            newest = self._newer_commits(commits)
+            if not newest or self._in_flight:
                 return False
-            places = self._begin(newest)
-            self._sent, self._since = places, time.monotonic()
+            offsets = self._record_sent(newest)
+            self._in_flight, self._sent_at = offsets, time.monotonic()
             try:
-                self._send(_parts(places))
+                self._send(_topic_partitions(offsets))
             except BaseException:
-                self._sent, self._versions = {}, {}
+                self._in_flight, self._in_flight_versions = {}, {}
                 raise
-            self._answered = answered
+            self._submitted = submitted
             return True
 
-    def _newest(self, commits: Iterable[Commit]) -> dict[Key, Commit]:
+    def _newer_commits(self, commits: Iterable[Commit]) -> dict[Key, Commit]:
         """What is newer than what was stored, of what is owned."""
         newest: dict[Key, Commit] = {}
         for commit in commits:
             key = (commit.assignment.topic, commit.assignment.partition)
-            place = self._places.get(key)
-            if place is None or place.assignment is not commit.assignment:
+            state = self._states.get(key)
+            if state is None or state.assignment is not commit.assignment:
                 continue
-            floor = newest[key].version if key in newest else place.stored
-            if commit.version > floor and commit.version >= place.sent:
+            newest_version = newest[key].version if key in newest else state.stored_version
+            if commit.version > newest_version and commit.version >= state.sent_version:
                 newest[key] = commit
         return newest
 
-    def _begin(self, newest: Mapping[Key, Commit]) -> dict[Key, Committed]:
+    def _record_sent(self, newest: Mapping[Key, Commit]) -> dict[Key, Committed]:
         """These are about to be sent."""
-        self._versions = {key: (self._places[key], each.version) for key, each in newest.items()}
-        places = {k: Committed(each.position, each.progress) for k, each in newest.items()}
-        for key, (place, version) in self._versions.items():
-            place.sent, place.latest = version, places[key]
-        return places
+        self._in_flight_versions = {
+            key: (self._states[key], each.version) for key, each in newest.items()
+        }
+        offsets = {k: Committed(each.position, each.progress) for k, each in newest.items()}
+        for key, (state, version) in self._in_flight_versions.items():
+            state.sent_version, state.sent_offset = version, offsets[key]
+        return offsets
 
-    def place(self, places: Mapping[Key, Committed]) -> None:
+    def store_unassigned(self, offsets: Mapping[Key, Committed]) -> None:
         """Store places of partitions that are just between two assignments.
 
         :raises Unavailable: nothing is known to be stored.
         """
         with self._lock:
-            self._settle()
-            self._versions = {}
-            self._make(places)
+            self._check_previous()
+            self._in_flight_versions = {}
+            self._commit_and_verify(offsets)
 
-    def _make(self, places: Mapping[Key, Committed]) -> None:
+    def _commit_and_verify(self, offsets: Mapping[Key, Committed]) -> None:
         """Commit; a coordinator in a rebalance refuses, so it is asked again for a while."""
-        member, start = self._member(), time.monotonic()
-        self._sent, self._since = dict(places), start
+        member_id, start = self._member_id(), time.monotonic()
+        self._in_flight, self._sent_at = dict(offsets), start
         while True:
-            self._send(_parts(places))
-            if self._seen():
+            self._send(_topic_partitions(offsets))
+            if self._verify_stored():
                 return
-            if self._member() != member or not member:
-                raise Gone
-            if time.monotonic() > start + INSISTS:
+            if self._member_id() != member_id or not member_id:
+                raise MembershipLost
+            if time.monotonic() > start + RETRY_TIMEOUT:
                 raise Unavailable(
                     "the coordinator did not take the positions (a rebalance, most likely)"
                 )
-            time.sleep(PAUSE)
+            time.sleep(RETRY_PAUSE)
 
-    def _settle(self) -> None:
+    def _check_previous(self) -> None:
         """See that the commit before has ended."""
-        if not self._sent or self._seen():
+        if not self._in_flight or self._verify_stored():
             return
-        if self._answered is not None:
+        if self._submitted is not None:
             # The coordinator answers in order, and this was not accepted.
-            self._end(stored=False)
+            self._finish(stored=False)
             return
-        if time.monotonic() - self._since < FORGOTTEN:
+        if time.monotonic() - self._sent_at < UNANSWERED_TIMEOUT:
             raise Unavailable("the commit before this one has not been answered yet")
-        self._sent = {}
+        self._in_flight = {}
 
-    def _seen(self) -> bool:
+    def _verify_stored(self) -> bool:
         """Whether what was sent is what the coordinator has."""
-        if self._read(list(self._sent)) != self._sent:
+        if self._read_committed(list(self._in_flight)) != self._in_flight:
             return False
-        self._end(stored=True)
+        self._finish(stored=True)
         return True
 
-    def _end(self, *, stored: bool) -> None:
-        for place, version in self._versions.values():
+    def _finish(self, *, stored: bool) -> None:
+        for state, version in self._in_flight_versions.values():
             if stored:
-                place.stored = max(place.stored, version)
-        self._sent, self._versions = {}, {}
-        answered, self._answered = self._answered, None
-        if answered is not None:
-            answered(stored)
+                state.stored_version = max(state.stored_version, version)
+        self._in_flight, self._in_flight_versions = {}, {}
+        submitted, self._submitted = self._submitted, None
+        if submitted is not None:
+            submitted(stored)
 
-    def told(self, error: KafkaError | None, parts: Sequence[TopicPartition]) -> None:
+    def on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         """The driver tells, in a poll, how a commit ended."""
-        ended = {(part.topic, part.partition): part for part in parts}
-        if self._sent and all(
-            key in ended and _place(ended[key]) == place for key, place in self._sent.items()
+        ended = {(part.topic, part.partition): part for part in partitions}
+        if self._in_flight and all(
+            key in ended and _committed_of(ended[key]) == committed
+            for key, committed in self._in_flight.items()
         ):
-            self._end(stored=error is None and all(part.error is None for part in parts))
+            self._finish(stored=error is None and all(part.error is None for part in partitions))
         if error is None:
-            self._mend(ended)
+            self._resend_overtaken(ended)
 
-    def _mend(self, ended: Mapping[Key, TopicPartition]) -> None:
+    def _resend_overtaken(self, ended: Mapping[Key, TopicPartition]) -> None:
         """Where a commit that nobody waited for landed behind a newer one, repeat the newer."""
-        behind = {
-            key: place.latest
-            for key, place in self._places.items()
-            if place.latest is not None
-            and (part := ended.get(key)) is not None
-            and part.error is None
-            and part.offset < place.latest.position
+        overtaken = {
+            key: state.sent_offset
+            for key, state in self._states.items()
+            if state.sent_offset is not None
+            and (partition := ended.get(key)) is not None
+            and partition.error is None
+            and partition.offset < state.sent_offset.position
         }
-        if behind:
+        if overtaken:
             try:
-                self._send(_parts(behind))
+                self._send(_topic_partitions(overtaken))
             except KafkaException as error:
                 logger.warning("positions were not committed again: %s", error)
 
-    def lost(self) -> None:
+    def membership_lost(self) -> None:
         """This member's generation is over: whatever it sent, nothing more will come of it."""
-        self._end(stored=False)
+        self._finish(stored=False)
 
 
-def _place(part: TopicPartition) -> Committed:
-    return Committed(part.offset, part.metadata or "")
+def _committed_of(partition: TopicPartition) -> Committed:
+    return Committed(partition.offset, partition.metadata or "")
 
 
-def _parts(places: Mapping[Key, Committed]) -> list[TopicPartition]:
+def _topic_partitions(offsets: Mapping[Key, Committed]) -> list[TopicPartition]:
     return [
-        TopicPartition(*key, place.position, metadata=place.progress)
-        for key, place in places.items()
+        TopicPartition(*key, committed.position, metadata=committed.progress)
+        for key, committed in offsets.items()
     ]

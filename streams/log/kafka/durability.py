@@ -19,93 +19,103 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.client import Shared
-from streams.log.names import no_topic
-from streams.log.protocol import Fact
+from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import SharedClient
+from streams.log.names import topic_not_found
+from streams.log.protocol import DurabilityFact
 
-POSITIONS = "__consumer_offsets"
+OFFSETS_TOPIC = "__consumer_offsets"
 """Where Kafka keeps the groups' positions."""
 
 
-def facts(client: Shared[AdminClient], asking: Asking, topic: str) -> tuple[Fact, ...]:
+def durability_facts(
+    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
+) -> tuple[DurabilityFact, ...]:
     """How many brokers have a topic, and how many must.
 
     :raises NotFound: there is no such topic.
     """
-    replicas, insync = _replicas(client, asking, topic)
-    config = _config(client, asking, topic)
-    least = int(config.get("min.insync.replicas", "0"))
-    synced = config.get("flush.messages") == "1"
-    found = [
-        Fact(
-            "replication.factor", str(replicas), replicas >= 2 or synced,
+    replicas, insync = _replica_counts(client, requests, topic)
+    config = _topic_config(client, requests, topic)
+    min_insync = int(config.get("min.insync.replicas", "0"))
+    flushes_each = config.get("flush.messages") == "1"
+    result = [
+        DurabilityFact(
+            "replication.factor", str(replicas), replicas >= 2 or flushes_each,
             "" if replicas >= 2 else "one broker's disk is all there is: use 3 replicas",
         ),
-        Fact(
-            "in sync", f"{insync} of {replicas}", insync >= max(1, least),
-            "" if insync >= max(1, least) else "brokers are missing: see why they do not follow",
+        DurabilityFact(
+            "in sync", f"{insync} of {replicas}", insync >= max(1, min_insync),
+            "" if insync >= max(1, min_insync) else "brokers are missing: see why they do not follow",
         ),
     ]  # fmt: skip
     if not config:
         advice = "this login may not ask: see that min.insync.replicas is 2"
-        return (*found, Fact("min.insync.replicas", "?", None, advice))
-    confirmed = least >= 2 or synced
+        return (*result, DurabilityFact("min.insync.replicas", "?", None, advice))
+    confirmed_safely = min_insync >= 2 or flushes_each
     advice = "one broker's memory is enough for an acknowledgement: set it to 2"
-    if confirmed and replicas == least > 1:
+    if confirmed_safely and replicas == min_insync > 1:
         advice = "with one broker away nothing can be written: use one replica more"
-    elif confirmed:
+    elif confirmed_safely:
         advice = ""
     unclean = config.get("unclean.leader.election.enable") == "true"
-    lacking = "a broker that lacks messages may become the leader: set it to false"
-    found += [
-        Fact("min.insync.replicas", str(least), confirmed, advice),
-        Fact(
+    unclean_advice = "a broker that lacks messages may become the leader: set it to false"
+    result += [
+        DurabilityFact("min.insync.replicas", str(min_insync), confirmed_safely, advice),
+        DurabilityFact(
             "unclean.leader.election.enable", str(unclean).lower(), not unclean,
-            lacking if unclean else "",
+            unclean_advice if unclean else "",
         ),
-        Fact("max.message.bytes", config.get("max.message.bytes", "?"), True),
+        DurabilityFact("max.message.bytes", config.get("max.message.bytes", "?"), True),
     ]  # fmt: skip
-    return (*found, *_positions(client, asking))
+    return (*result, *_offsets_topic_facts(client, requests))
 
 
-def _positions(client: Shared[AdminClient], asking: Asking) -> tuple[Fact, ...]:
+def _offsets_topic_facts(
+    client: SharedClient[AdminClient], requests: RequestRetry
+) -> tuple[DurabilityFact, ...]:
     try:
-        replicas, _ = _replicas(client, asking, POSITIONS)
+        replicas, _ = _replica_counts(client, requests, OFFSETS_TOPIC)
     except LogError:  # it comes with the first group; or this login may not ask
         return ()
     advice = "with its broker all groups lose their places: give it 3 replicas"
-    many = replicas >= 2
-    return (Fact("replicas of positions", str(replicas), many, "" if many else advice),)
-
-
-def _replicas(client: Shared[AdminClient], asking: Asking, topic: str) -> tuple[int, int]:
-    """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
-
-    def question(admin: AdminClient) -> Any:
-        futures = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER)
-        return asking.answer(futures[topic])
-
-    try:
-        found = asking.ask(f"asking for topic {topic}", client, question)
-    except NotFound as error:
-        raise no_topic(topic) from error
+    enough = replicas >= 2
     return (
-        min(len(part.replicas) for part in found.partitions),
-        min(len(part.isr) for part in found.partitions),
+        DurabilityFact("replicas of positions", str(replicas), enough, "" if enough else advice),
     )
 
 
-def _config(client: Shared[AdminClient], asking: Asking, topic: str) -> Mapping[str, str]:
+def _replica_counts(
+    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
+) -> tuple[int, int]:
+    """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
+
+    def request(admin: AdminClient) -> Any:
+        futures = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)
+        return requests.result_of(futures[topic])
+
+    try:
+        description = requests.run(f"asking for topic {topic}", client, request)
+    except NotFound as error:
+        raise topic_not_found(topic) from error
+    return (
+        min(len(part.replicas) for part in description.partitions),
+        min(len(part.isr) for part in description.partitions),
+    )
+
+
+def _topic_config(
+    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
+) -> Mapping[str, str]:
     """The topic's settings as they apply; none where this login may not ask."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
 
-    def question(admin: AdminClient) -> Any:
-        futures = admin.describe_configs([resource], request_timeout=ANSWER)
-        return asking.answer(futures[resource])
+    def request(admin: AdminClient) -> Any:
+        futures = admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
+        return requests.result_of(futures[resource])
 
     try:
-        found = asking.ask(f"asking for the settings of {topic}", client, question)
+        entries = requests.run(f"asking for the settings of {topic}", client, request)
     except LogError:
         return {}
-    return {name: str(entry.value) for name, entry in found.items() if entry.value is not None}
+    return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}

@@ -5,7 +5,7 @@ table of their own that is asked first. A code in no table goes by what the driv
 about it (fatal, worth trying again).
 
 What the driver says of a connection is cut down to the broker's address and the reason
-(:func:`connection`); the names of its threads, states and durations help nobody else.
+(:func:`parse_connection_failure`); the names of its threads, states and durations help nobody else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException
 from streams.errors import (
     ConfigError,
     Fatal,
-    GroupLive,
+    GroupNotEmpty,
     LogError,
     MemberFenced,
     NotFound,
@@ -28,11 +28,11 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.log.away import advice
+from streams.log.away import unreachable_advice
 
-Kind = type[StreamsError]
+ErrorClass = type[StreamsError]
 
-_NAMES: Mapping[Kind, str] = {
+_ERROR_NAMES: Mapping[ErrorClass, str] = {
     Unavailable: """
         _ALL_BROKERS_DOWN _ASSIGNMENT_LOST _DESTROY _DESTROY_BROKER _INTR _IN_PROGRESS
         _MAX_POLL_EXCEEDED _NODE_UPDATE _OUTDATED _PREV_IN_PROGRESS _QUEUE_FULL _RESOLVE _RETRY
@@ -52,7 +52,7 @@ _NAMES: Mapping[Kind, str] = {
     TooLarge: """
         INVALID_COMMIT_OFFSET_SIZE INVALID_MSG_SIZE MSG_SIZE_TOO_LARGE OFFSET_METADATA_TOO_LARGE
         RECORD_LIST_TOO_LARGE""",
-    GroupLive: "GROUP_SUBSCRIBED_TO_TOPIC NON_EMPTY_GROUP",
+    GroupNotEmpty: "GROUP_SUBSCRIBED_TO_TOPIC NON_EMPTY_GROUP",
     ConfigError: """
         _INVALID_ARG _NOT_CONFIGURED INVALID_CONFIG INVALID_PARTITIONS
         INVALID_REPLICATION_FACTOR INVALID_REPLICA_ASSIGNMENT POLICY_VIOLATION TOPIC_EXCEPTION""",
@@ -67,7 +67,7 @@ _NAMES: Mapping[Kind, str] = {
         UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_SASL_MECHANISM UNSUPPORTED_VERSION""",
 }
 
-_WRITE_NAMES: Mapping[Kind, str] = {
+_WRITE_ERROR_NAMES: Mapping[ErrorClass, str] = {
     # The record was sent, or may have been, and nobody said what became of it. One that is purged
     # from the queue may have been sent before and wait there to be sent again.
     OutcomeUnknown: """
@@ -78,29 +78,31 @@ _WRITE_NAMES: Mapping[Kind, str] = {
 }
 
 
-def _table(names: Mapping[Kind, str]) -> dict[int, Kind]:
+def _classes_by_code(names: Mapping[ErrorClass, str]) -> dict[int, ErrorClass]:
     return {
-        getattr(KafkaError, name): kind for kind, text in names.items() for name in text.split()
+        getattr(KafkaError, name): error_class
+        for error_class, text in names.items()
+        for name in text.split()
     }
 
 
-_FENCED = KafkaError.FENCED_INSTANCE_ID
-_FENCED_SAID = KafkaError(_FENCED).str()
+_FENCED_CODE = KafkaError.FENCED_INSTANCE_ID
+_FENCED_TEXT = KafkaError(_FENCED_CODE).str()
 
-CODES: Mapping[int, Kind] = _table(_NAMES)
+ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
 """What a code means where nothing was written."""
 
-WRITES: Mapping[int, Kind] = _table(_WRITE_NAMES)
-"""What a code means for a record that was handed to the producer; asked before :data:`CODES`."""
+WRITE_ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_WRITE_ERROR_NAMES)
+"""What a code means for a record that was handed to the producer; asked before :data:`ERROR_CLASSES`."""
 
 _HINTS: Mapping[int, str] = {
     KafkaError._AUTHENTICATION: "check user, password and sasl.mechanism",
     KafkaError.SASL_AUTHENTICATION_FAILED: "check user, password and sasl.mechanism",
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "set sasl.mechanism to one the broker offers",
     KafkaError._SSL: "check ssl.ca.location, and that this is the broker's TLS port",
-    KafkaError._ALL_BROKERS_DOWN: advice("Kafka", ["elsewhere"]),
+    KafkaError._ALL_BROKERS_DOWN: unreachable_advice("Kafka", ["elsewhere"]),
     KafkaError._RESOLVE: "is the host's name right?",
-    KafkaError._TIMED_OUT: advice("Kafka", ["elsewhere"]),
+    KafkaError._TIMED_OUT: unreachable_advice("Kafka", ["elsewhere"]),
     KafkaError.MSG_SIZE_TOO_LARGE: (
         "see the topic's max.message.bytes; where it is below 1 MB, batch.size must be, too"
     ),
@@ -126,7 +128,7 @@ _HINTS: Mapping[int, str] = {
 }
 
 
-def error_of(raised: KafkaException | KafkaError) -> KafkaError | None:
+def kafka_error_of(raised: KafkaException | KafkaError) -> KafkaError | None:
     """The driver's error inside what it raised."""
     if isinstance(raised, KafkaError):
         return raised
@@ -134,74 +136,74 @@ def error_of(raised: KafkaException | KafkaError) -> KafkaError | None:
     return first if isinstance(first, KafkaError) else None
 
 
-def kind_of(error: KafkaError, *, write: bool = False) -> Kind:
+def error_class_of(error: KafkaError, *, write: bool = False) -> ErrorClass:
     """Which of our errors this is."""
     code = error.code()
-    if write and code in WRITES:
-        return WRITES[code]
+    if write and code in WRITE_ERROR_CLASSES:
+        return WRITE_ERROR_CLASSES[code]
     if error.fatal() or code == KafkaError._FATAL:
         if write:
             return OutcomeUnknown
         # A fatal state is told with the code that caused it, or with that one's text alone.
-        return MemberFenced if code == _FENCED or _FENCED_SAID in error.str() else Fatal
-    found = CODES.get(code)
-    if found is None:
-        found = Unavailable if error.retriable() else LogError
-    return found
+        return MemberFenced if code == _FENCED_CODE or _FENCED_TEXT in error.str() else Fatal
+    error_class = ERROR_CLASSES.get(code)
+    if error_class is None:
+        error_class = Unavailable if error.retriable() else LogError
+    return error_class
 
 
 def translate(
     raised: KafkaException | KafkaError,
-    doing: str,
+    operation: str,
     scrub: Callable[[str], str] = str,
     *,
     write: bool = False,
 ) -> StreamsError:
     """Our error for the driver's: one line that says what was tried and what to do.
 
-    :param doing: what was tried, as a person would say it.
+    :param operation: what was tried, as a person would say it.
     :param scrub: takes secrets out of a text.
     :param write: it concerns a record that was handed to the producer.
     """
-    error = error_of(raised)
+    error = kafka_error_of(raised)
     if error is None:
-        return LogError(f"Kafka, {doing}: {_line(scrub(str(raised)))}")
-    whole = error.str() or error.name()
-    text = scrub(whole)
-    if text != whole and isinstance(raised, KafkaException):
+        return LogError(f"Kafka, {operation}: {_one_line(scrub(str(raised)))}")
+    original = error.str() or error.name()
+    text = scrub(original)
+    if text != original and isinstance(raised, KafkaException):
         # It becomes our error's cause, which tracebacks show.
         raised.args = (KafkaError(error.code(), text, error.fatal(), error.retriable()),)
-    text = _line(text)
-    said = connection(text)
-    kind = kind_of(error, write=write)
-    hint = _HINTS.get(_FENCED if kind is MemberFenced else error.code())
-    return kind(f"Kafka, {doing}: {said or text}" + (f"; {hint}" if hint else ""))
+    text = _one_line(text)
+    failure = parse_connection_failure(text)
+    error_class = error_class_of(error, write=write)
+    hint = _HINTS.get(_FENCED_CODE if error_class is MemberFenced else error.code())
+    return error_class(f"Kafka, {operation}: {failure or text}" + (f"; {hint}" if hint else ""))
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split()).rstrip(".")
 
 
 # -- connections -----------------------------------------------------------------------------------
 
 
-class Said(NamedTuple):
+class ConnectionFailure(NamedTuple):
     """What the driver says of one broker's connection."""
 
     address: str
     """``host:port``."""
-    why: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.address}: {self.why}"
+        return f"{self.address}: {self.reason}"
 
 
-_SAID = re.compile(
+_CONNECTION_LINE = re.compile(
     r"(?:GroupCoordinator: )?(?:(?:plaintext|ssl|sasl_plaintext|sasl_ssl)://)?"
     r"(?P<address>\S+:\d+)(?:/(?:bootstrap|\d+))?: (?P<why>.+)",
     re.IGNORECASE,
 )
-_NOISE = re.compile(
+_CONNECTION_NOISE = re.compile(
     r" \(after \d+ms.*|: receive 0 after POLLIN|error:[0-9A-F]+:SSL routines::"
     r"|: broker certificate could not be verified, verify that ssl\.ca\.location.*"
     r"|^Connect to \S+ failed: |^Failed to resolve '\S+': |^SSL handshake failed: (?=disconn)",
@@ -209,37 +211,39 @@ _NOISE = re.compile(
 )
 
 
-def connection(text: str) -> Said | None:
+def parse_connection_failure(text: str) -> ConnectionFailure | None:
     """The broker's address and the reason, from a line of the driver's; None if it is no such."""
-    found = _SAID.fullmatch(_line(text))
-    if found is None:
+    match = _CONNECTION_LINE.fullmatch(_one_line(text))
+    if match is None:
         return None
-    why = _NOISE.sub("", found["why"])
-    if "Invalid response size" in why:
-        why = "what answers there does not speak Kafka's protocol"
-    if "not valid in current SASL state" in why:
-        why = "it takes no login (SASL)"
-    if why[1:2].islower():  # no acronym
-        why = why[0].lower() + why[1:]
-    return Said(found["address"], why)
+    reason = _CONNECTION_NOISE.sub("", match["why"])
+    if "Invalid response size" in reason:
+        reason = "what answers there does not speak Kafka's protocol"
+    if "not valid in current SASL state" in reason:
+        reason = "it takes no login (SASL)"
+    if reason[1:2].islower():  # no acronym
+        reason = reason[0].lower() + reason[1:]
+    return ConnectionFailure(match["address"], reason)
 
 
-def unreachable(doing: str, hosts: str, said: Iterable[Said], *, tls: bool) -> Unavailable:
+def unreachable_error(
+    operation: str, hosts: str, failures: Iterable[ConnectionFailure], *, tls: bool
+) -> Unavailable:
     """The error for a question that no broker answered.
 
     :param hosts: the brokers, as the URL names them.
-    :param said: what the driver said of its connections meanwhile.
+    :param failures: what the driver said of its connections meanwhile.
     :param tls: connections are encrypted.
     """
-    text = "; ".join(dict.fromkeys(map(str, said))) or f"no answer from {hosts}"
+    text = "; ".join(dict.fromkeys(map(str, failures))) or f"no answer from {hosts}"
     if "PLAINTEXT" in text:
         hint = "without TLS it is kafka://"
-    elif CLOSED in text:
+    elif CONNECTION_CLOSED in text:
         hint = f"does it want {'' if tls else 'TLS (kafka+ssl://) or '}a login (user:password@)?"
     else:
-        hint = advice("Kafka", hosts.split(","))
-    return Unavailable(f"Kafka, {doing}: {text}; {hint}")
+        hint = unreachable_advice("Kafka", hosts.split(","))
+    return Unavailable(f"Kafka, {operation}: {text}; {hint}")
 
 
-CLOSED = "it closes the connection"
+CONNECTION_CLOSED = "it closes the connection"
 """What the driver tells only as the number of brokers that are down."""

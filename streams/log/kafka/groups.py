@@ -16,19 +16,19 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from streams.errors import GroupLive, LogError, NotFound, Unavailable
-from streams.log.kafka.asking import ANSWER, Asking, codes
-from streams.log.kafka.client import Shared
+from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry, error_names
+from streams.log.kafka.client import SharedClient
 from streams.log.kafka.errors import translate
-from streams.log.kafka.places import Bystander, Places
+from streams.log.kafka.places import CommittedOffsets, OffsetReader
 from streams.log.kafka.settings import Settings
-from streams.log.names import no_group
+from streams.log.names import group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 
-OURS = "__streams."
+INTERNAL_PREFIX = "__streams."
 """What the names of groups begin with that are none, but notes of this toolkit."""
 
-KIP848_SESSION = 45.0
+KIP848_SESSION_TIMEOUT = 45.0
 """Kafka's default of group.consumer.session.timeout.ms, in seconds."""
 
 Key = tuple[str, int]
@@ -38,152 +38,160 @@ class Groups:
     """The groups of one cluster (any thread)."""
 
     def __init__(
-        self, settings: Settings, client: Shared[AdminClient], places: Places, asking: Asking
+        self,
+        settings: Settings,
+        client: SharedClient[AdminClient],
+        committed_offsets: CommittedOffsets,
+        requests: RequestRetry,
     ) -> None:
         self._settings = settings
         self._client = client
-        self._places = places
-        self._ask = asking.ask
-        self._answer = asking.answer
+        self._committed_offsets = committed_offsets
+        self._run = requests.run
+        self._result_of = requests.result_of
 
-    def session(self, group: str) -> float:
+    def session_timeout(self, group: str) -> float:
         """Seconds after which a broker gives up a silent member of a KIP-848 group.
 
         Kafka's default where this user may not ask.
         """
         resource = ConfigResource(ResourceType.GROUP, group)
 
-        def question(admin: AdminClient) -> Any:
-            futures = admin.describe_configs([resource], request_timeout=ANSWER)
-            return self._answer(futures[resource])
+        def request(admin: AdminClient) -> Any:
+            futures = admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
+            return self._result_of(futures[resource])
 
         try:
-            found = self._ask(f"asking for the session of group {group}", self._client, question)
-            return int(found["consumer.session.timeout.ms"].value) / 1000
+            config = self._run(f"asking for the session of group {group}", self._client, request)
+            return int(config["consumer.session.timeout.ms"].value) / 1000
         except Unavailable:
             raise
         except (LogError, KeyError, ValueError, TypeError):
-            return KIP848_SESSION
+            return KIP848_SESSION_TIMEOUT
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """The names of all groups, sorted."""
-        doing = "listing groups"
-        found = self._ask(
-            doing,
+        operation = "listing groups"
+        listing = self._run(
+            operation,
             self._client,
-            lambda admin: self._answer(admin.list_consumer_groups(request_timeout=ANSWER)),
+            lambda admin: self._result_of(
+                admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT)
+            ),
         )
-        if found.errors and not found.valid:
-            raise translate(found.errors[0], doing, self._settings.scrub)
-        names = {each.group_id for each in found.valid}
-        return sorted(name for name in names if not name.startswith(OURS))
+        if listing.errors and not listing.valid:
+            raise translate(listing.errors[0], operation, self._settings.scrub)
+        names = {each.group_id for each in listing.valid}
+        return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
-    def group(self, group: str) -> GroupInfo:
+    def describe(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
         """
-        members, known = self._members(group)
-        positions = self.positions(group)
-        if not known and not positions:
-            raise no_group(group)
-        return GroupInfo(group, members, positions)
+        members, exists = self._members(group)
+        offsets = self.committed(group)
+        if not exists and not offsets:
+            raise group_not_found(group)
+        return GroupInfo(group, members, offsets)
 
     def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
         """Who is in the group, and whether it exists at all."""
 
-        def question(admin: AdminClient) -> Any:
-            futures = admin.describe_consumer_groups([group], request_timeout=ANSWER)
-            return self._answer(futures[group])
+        def request(admin: AdminClient) -> Any:
+            futures = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
+            return self._result_of(futures[group])
 
         try:
-            found = self._ask(f"asking for group {group}", self._client, question)
+            description = self._run(f"asking for group {group}", self._client, request)
         except NotFound:
             return (), False
         members = []
-        for member in found.members:
-            parts = member.assignment.topic_partitions if member.assignment is not None else ()
-            owned = tuple(sorted((part.topic, part.partition) for part in parts))
+        for member in description.members:
+            assigned = member.assignment.topic_partitions if member.assignment is not None else ()
+            owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
             members.append(MemberInfo(member.member_id, owned))
-        return tuple(members), found.state is not ConsumerGroupState.DEAD
+        return tuple(members), description.state is not ConsumerGroupState.DEAD
 
     # -- positions
 
-    def positions(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
+    def committed(
+        self, group: str, partitions: Sequence[Key] | None = None
+    ) -> dict[Key, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
-        return self._places.of(group, parts)
+        return self._committed_offsets.read(group, partitions)
 
-    def bystander(self, group: str) -> Bystander:
+    def offset_reader(self, group: str) -> OffsetReader:
         """Somebody who asks for one group's places again and again."""
-        return self._places.bystander(group)
+        return self._committed_offsets.offset_reader(group)
 
-    def alter(self, group: str, topic: str, moved: Mapping[int, Committed]) -> None:
+    def alter_offsets(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         """Set a group's places in a topic.
 
         :raises GroupLive: it has running members.
         """
-        if not moved:
+        if not offsets:
             return
-        parts = [
-            TopicPartition(topic, partition, place.position, metadata=place.progress)
-            for partition, place in sorted(moved.items())
+        partitions = [
+            TopicPartition(topic, partition, committed.position, metadata=committed.progress)
+            for partition, committed in sorted(offsets.items())
         ]
 
-        def question(admin: AdminClient) -> None:
+        def request(admin: AdminClient) -> None:
             futures = admin.alter_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group, parts)], request_timeout=ANSWER
+                [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=REQUEST_TIMEOUT
             )
-            self._answer(futures[group])
+            self._result_of(futures[group])
 
         try:
-            self._ask(f"moving group {group} in {topic}", self._client, question)
+            self._run(f"moving group {group} in {topic}", self._client, request)
         except LogError as error:
-            raise self._live(group, error) from error
+            raise self._not_empty_error(group, error) from error
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a new group its positions in a topic: True where it had none.
 
         :raises GroupLive: its members run, and none of them has a position in this topic yet.
         """
-        parts = [(topic, partition) for partition in positions]
-        if self.positions(group, parts):
+        partitions = [(topic, partition) for partition in positions]
+        if self.committed(group, partitions):
             return False
         try:
-            begun = {partition: Committed(position) for partition, position in positions.items()}
-            self.alter(group, topic, begun)
-        except GroupLive:
-            if self.positions(group, parts):
+            offsets = {partition: Committed(position) for partition, position in positions.items()}
+            self.alter_offsets(group, topic, offsets)
+        except GroupNotEmpty:
+            if self.committed(group, partitions):
                 return False  # somebody else was faster
             raise
         return True
 
-    def _live(self, group: str, error: LogError) -> LogError:
+    def _not_empty_error(self, group: str, error: LogError) -> LogError:
         """Kafka refuses to change a group with members under several names."""
-        if not {"UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP", "STALE_MEMBER_EPOCH"} & codes(error):
+        if not {"UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP", "STALE_MEMBER_EPOCH"} & error_names(error):
             return error
         members, _ = self._members(group)
         if not members:
             return error
-        return GroupLive(
+        return GroupNotEmpty(
             f"group {group!r} has {len(members)} running members and cannot be changed: "
             "stop them first (a static member, as those of run --workers are, counts until its "
             "session has ended, 10 s unless set otherwise, after it was stopped: then try again)"
         )
 
-    def forget(self, group: str) -> None:
+    def delete(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
         :raises NotFound: there is none of that name.
         """
 
-        def question(admin: AdminClient) -> None:
-            futures = admin.delete_consumer_groups([group], request_timeout=ANSWER)
-            self._answer(futures[group])
+        def request(admin: AdminClient) -> None:
+            futures = admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
+            self._result_of(futures[group])
 
         try:
-            self._ask(f"deleting group {group}", self._client, question)
+            self._run(f"deleting group {group}", self._client, request)
         except NotFound as error:
-            raise no_group(group) from error
+            raise group_not_found(group) from error
         except LogError as error:
-            raise self._live(group, error) from error
+            raise self._not_empty_error(group, error) from error

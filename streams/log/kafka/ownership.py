@@ -15,7 +15,7 @@ certain for one session from there. That is later known, and a little earlier da
 truth; it errs only to the safe side. In detail:
 
 * An answer is read by one thread of the driver and judged by another. An answer of the last
-  :data:`JUDGED` seconds may not have been judged yet, so it waits for the next snapshot.
+  :data:`RESPONSE_GRACE` seconds may not have been judged yet, so it waits for the next snapshot.
 * ``ConsumerGroupHeartbeat`` (KIP-848) is not in the driver's table of counted requests. It is
   the only one that a member sends to its coordinator and the table lacks (KIP-714's telemetry is
   switched off), so it is the difference between what was sent and what the table holds. The two
@@ -36,69 +36,75 @@ import sys
 
 from streams.log.kafka.statistics import COORDINATOR, Broker, Snapshot
 
-JUDGED = 0.02
+RESPONSE_GRACE = 0.02
 """Seconds that an answer gets to be judged by the driver's main thread."""
 
 _SEPARATE_CLOCK = sys.platform != "linux"
 
-Trouble = tuple[int, ...]
+TroubleCounters = tuple[int, ...]
 
 
 class Ownership:
     """Fed with the driver's reports and a few moments; answers until when ownership is certain.
 
-    :param session: seconds after which the coordinator gives a silent member up.
-    :param patience: seconds after which the driver itself leaves the group unless polled.
+    :param session_timeout: seconds after which the coordinator gives a silent member up.
+    :param max_poll_interval: seconds after which the driver itself leaves the group unless polled.
     :param kip848: the group protocol of KIP-848.
     :param now: monotonic time of the joining.
     """
 
-    def __init__(self, session: float, patience: float, kip848: bool, now: float) -> None:
-        self.session = session
-        self.patience = patience
-        self.confirmed = now
+    def __init__(
+        self, session_timeout: float, max_poll_interval: float, kip848: bool, now: float
+    ) -> None:
+        self.session_timeout = session_timeout
+        self.max_poll_interval = max_poll_interval
+        self.confirmed_at = now
         """A moment at which ownership was certain."""
-        self.polled = now
+        self.polled_at = now
         """When the driver was last polled."""
         self._kip848 = kip848
-        self._taken = now
-        self._beats = 0
-        self._pending: float | None = None
+        self._snapshot_at = now
+        self._heartbeats_sent = 0
+        self._before_heartbeat: float | None = None
         """A moment before the newest unconfirmed heartbeat was sent."""
-        self._syncs = 0
-        self._synced: float | None = None
+        self._sync_groups_sent = 0
+        self._before_sync_group: float | None = None
         """A moment before a SyncGroup was sent whose assignment has not come yet."""
-        self._trouble: Trouble | None = None
-        self._behind = float("inf")
+        self._trouble_counters: TroubleCounters | None = None
+        self._clock_difference = float("inf")
 
     @property
     def valid_until(self) -> float:
         """Monotonic time until which ownership is certain."""
-        return min(self.confirmed + self.session, self.polled + self.patience)
+        return min(
+            self.confirmed_at + self.session_timeout, self.polled_at + self.max_poll_interval
+        )
 
     def confirm(self, moment: float) -> None:
         """Ownership was certain at ``moment``."""
-        self.confirmed = max(self.confirmed, moment)
+        self.confirmed_at = max(self.confirmed_at, moment)
 
-    def assigned(self) -> None:
+    def assignment_received(self) -> None:
         """An assignment came: a classic member's SyncGroup was answered."""
         if not self._kip848:
-            self.confirm(self._taken if self._synced is None else self._synced)
-        self._synced = None
+            self.confirm(
+                self._snapshot_at if self._before_sync_group is None else self._before_sync_group
+            )
+        self._before_sync_group = None
 
-    def take(self, snapshot: Snapshot, now: float) -> None:
+    def observe(self, snapshot: Snapshot, now: float) -> None:
         """Take in one snapshot, received at ``now``."""
-        taken = snapshot.ts / 1e6
+        snapshot_at = snapshot.ts / 1e6
         if _SEPARATE_CLOCK:
-            self._behind = min(self._behind, now - taken)
-            taken += self._behind
-        taken = min(taken, now)
-        before, self._taken = self._taken, taken
+            self._clock_difference = min(self._clock_difference, now - snapshot_at)
+            snapshot_at += self._clock_difference
+        snapshot_at = min(snapshot_at, now)
+        previous_at, self._snapshot_at = self._snapshot_at, snapshot_at
         broker = snapshot.brokers.get(COORDINATOR)
         if broker is None or snapshot.cgrp is None:
             return
-        self._count(broker, before)
-        trouble = (
+        self._count_requests(broker, previous_at)
+        counters = (
             broker.connects,
             broker.disconnects,
             broker.req_timeouts,
@@ -109,26 +115,30 @@ class Ownership:
             sum(each.req.get("FindCoordinator", 0) for each in snapshot.brokers.values()),
         )
         steady = snapshot.cgrp.state == "up" and snapshot.cgrp.join_state == "steady"
-        if trouble != self._trouble or not steady:
+        if counters != self._trouble_counters or not steady:
             # Whatever was under way may have failed: only what is sent from now on counts.
-            self._trouble = trouble
-            self._pending = None
+            self._trouble_counters = counters
+            self._before_heartbeat = None
             return
         answered = broker.waitresp_cnt == 0 and broker.outbuf_cnt == 0
-        if self._pending is not None and answered and broker.rxidle >= JUDGED * 1e6:
-            self.confirm(self._pending)
-            self._pending = None
+        if (
+            self._before_heartbeat is not None
+            and answered
+            and broker.rxidle >= RESPONSE_GRACE * 1e6
+        ):
+            self.confirm(self._before_heartbeat)
+            self._before_heartbeat = None
 
-    def _count(self, broker: Broker, before: float) -> None:
+    def _count_requests(self, broker: Broker, previous_at: float) -> None:
         if self._kip848:
-            rest = broker.tx - sum(broker.req.values())
-            beats = broker.req.get("ConsumerGroupHeartbeat", rest)
+            uncounted = broker.tx - sum(broker.req.values())
+            heartbeats = broker.req.get("ConsumerGroupHeartbeat", uncounted)
         else:
-            beats = broker.req.get("Heartbeat", 0)
-        if beats > self._beats:
-            self._beats = beats
-            self._pending = before
-        syncs = broker.req.get("SyncGroup", 0)
-        if syncs > self._syncs:
-            self._syncs = syncs
-            self._synced = before
+            heartbeats = broker.req.get("Heartbeat", 0)
+        if heartbeats > self._heartbeats_sent:
+            self._heartbeats_sent = heartbeats
+            self._before_heartbeat = previous_at
+        sync_groups = broker.req.get("SyncGroup", 0)
+        if sync_groups > self._sync_groups_sent:
+            self._sync_groups_sent = sync_groups
+            self._before_sync_group = previous_at

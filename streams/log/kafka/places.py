@@ -14,12 +14,12 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.client import Shared
+from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import SharedClient
 from streams.log.kafka.settings import Settings
 from streams.log.protocol import Committed
 
-INTERNAL = frozenset(
+INTERNAL_TOPICS = frozenset(
     {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
 )
 """Kafka's own topics."""
@@ -27,65 +27,73 @@ INTERNAL = frozenset(
 Key = tuple[str, int]
 
 
-class Places:
+class CommittedOffsets:
     """The places of any group (any thread)."""
 
     def __init__(
         self,
         settings: Settings,
         connect: Callable[[dict[str, Any]], Consumer],
-        asking: Asking,
+        requests: RequestRetry,
     ) -> None:
         self._settings = settings
         self._connect = connect
-        self._asking = asking
+        self._requests = requests
 
-    def of(self, group: str, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
+    def read(self, group: str, partitions: Sequence[Key] | None = None) -> dict[Key, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
-        bystander = self.bystander(group)
+        reader = self.offset_reader(group)
         try:
-            return bystander.places(parts)
+            return reader.committed(partitions)
         finally:
-            bystander.close()
+            reader.close()
 
-    def bystander(self, group: str) -> Bystander:
+    def offset_reader(self, group: str) -> OffsetReader:
         """Somebody who asks about one group again and again."""
-        return Bystander(
-            Shared(lambda: self._connect(self._settings.bystander(group))), group, self._asking
+        return OffsetReader(
+            SharedClient(lambda: self._connect(self._settings.offset_reader_config(group))),
+            group,
+            self._requests,
         )
 
 
-class Bystander:
+class OffsetReader:
     """Asks about a group through a consumer that never joins it (one thread)."""
 
-    def __init__(self, consumer: Shared[Consumer], group: str, asking: Asking) -> None:
+    def __init__(
+        self, consumer: SharedClient[Consumer], group: str, requests: RequestRetry
+    ) -> None:
         self._consumer = consumer
         self._group = group
-        self._asking = asking
+        self._requests = requests
 
-    def places(self, parts: Sequence[Key] | None = None) -> dict[Key, Committed]:
+    def committed(self, partitions: Sequence[Key] | None = None) -> dict[Key, Committed]:
         """The group's places, in these partitions or in all."""
-        if parts is not None and not parts:
+        if partitions is not None and not partitions:
             return {}
 
-        def question(consumer: Consumer) -> Mapping[Key, Committed | None]:
-            asked = parts if parts is not None else _all(consumer)
-            wanted = [TopicPartition(*part) for part in asked]
+        def request(consumer: Consumer) -> Mapping[Key, Committed | None]:
+            requested = partitions if partitions is not None else _all_partitions(consumer)
+            wanted = [TopicPartition(*partition) for partition in requested]
             try:
-                return places(consumer.committed(wanted, ANSWER)) if wanted else {}
+                return (
+                    committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
+                    if wanted
+                    else {}
+                )
             except KafkaException as error:
-                raise _refused(consumer) or error from None
+                raise _authorization_error(consumer) or error from None
 
-        doing = f"asking for the positions of group {self._group}"
-        found = self._asking.ask(doing, self._consumer, question)
-        return {key: place for key, place in found.items() if place is not None}
+        operation = f"asking for the positions of group {self._group}"
+        offsets = self._requests.run(operation, self._consumer, request)
+        return {key: committed for key, committed in offsets.items() if committed is not None}
 
     def close(self) -> None:
         """Let go of the consumer."""
         self._consumer.close()
 
 
-def _refused(consumer: Consumer) -> KafkaException | None:
+def _authorization_error(consumer: Consumer) -> KafkaException | None:
     """That this user may not ask about the group comes only as an event; the question itself
     just finds no coordinator in time."""
     for event in consumer.consume(100, 0):
@@ -95,32 +103,35 @@ def _refused(consumer: Consumer) -> KafkaException | None:
     return None
 
 
-def _all(consumer: Consumer) -> list[Key]:
-    topics = consumer.list_topics(timeout=ANSWER).topics
+def _all_partitions(consumer: Consumer) -> list[Key]:
+    topics = consumer.list_topics(timeout=REQUEST_TIMEOUT).topics
     return [
-        (name, part) for name in topics if name not in INTERNAL for part in topics[name].partitions
+        (name, number)
+        for name in topics
+        if name not in INTERNAL_TOPICS
+        for number in topics[name].partitions
     ]
 
 
-def places(parts: Sequence[TopicPartition]) -> dict[Key, Committed | None]:
+def committed_by_partition(partitions: Sequence[TopicPartition]) -> dict[Key, Committed | None]:
     """Committed places, as the driver tells them; None where there is none.
 
     :raises KafkaException: one of them could not be read.
     """
-    found: dict[Key, Committed | None] = {}
-    for part in parts:
-        if part.error is not None:
-            raise KafkaException(part.error)
-        found[part.topic, part.partition] = _place(part)
-    return found
+    offsets: dict[Key, Committed | None] = {}
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+        offsets[partition.topic, partition.partition] = _committed_of(partition)
+    return offsets
 
 
-def _place(part: TopicPartition) -> Committed | None:
-    if part.offset < 0:
+def _committed_of(partition: TopicPartition) -> Committed | None:
+    if partition.offset < 0:
         return None
     try:
-        progress = part.metadata or ""
+        progress = partition.metadata or ""
     except UnicodeDecodeError:
         # Not ours: we write ASCII. The position counts all the same.
         progress = "?"
-    return Committed(part.offset, progress)
+    return Committed(partition.offset, progress)

@@ -30,54 +30,54 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
-from streams.log.kafka.errors import error_of, translate
-from streams.log.kafka.reach import Alone, Reach
+from streams.log.kafka.errors import kafka_error_of, translate
+from streams.log.kafka.reach import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
-from streams.log.kafka.statistics import decode
-from streams.log.names import place
-from streams.log.protocol import Done
+from streams.log.kafka.statistics import decode_snapshot
+from streams.log.names import partition_for
+from streams.log.protocol import OnAppended
 from streams.message import ID, Position, Record
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
-SERVE = 0.1
+POLL_TIMEOUT = 0.1
 """Seconds that the serving thread blocks at once."""
 
-ROOM = 0.005
+QUEUE_FULL_PAUSE = 0.005
 """Seconds between two looks for room in a full queue."""
 
 _position: Callable[[type[Position], tuple[str, int, int]], Position] = tuple.__new__
 
 
-class Append:
+class PendingAppend:
     """One call's records, until all of them are settled."""
 
-    __slots__ = ("_done", "_over", "count", "next", "results", "scrub", "topic")
+    __slots__ = ("_done", "_on_finished", "count", "count_settled", "results", "scrub", "topic")
 
     def __init__(
         self,
         topic: str,
         count: int,
-        done: Done,
-        over: Callable[[Append], None],
+        done: OnAppended,
+        on_finished: Callable[[PendingAppend], None],
         scrub: Callable[[str], str],
     ) -> None:
         self.topic = topic
         self.results: list[Any] = [None] * count
         self.scrub = scrub
         self._done = done
-        self._over = over
+        self._on_finished = on_finished
         self.count = count
         # Reports come from two threads at once while one of them flushes; next() of this iterator
         # is one step, where `self.left -= 1` would be several.
-        self.next = itertools.count(1).__next__
+        self.count_settled = itertools.count(1).__next__
         """How many are settled, with this one."""
 
     def settle(self, index: int, result: Position | StreamsError) -> None:
         """How one record ended."""
         self.results[index] = result
-        if self.next() == self.count:
+        if self.count_settled() == self.count:
             self.finish()
 
     def finish(self) -> None:
@@ -87,212 +87,225 @@ class Append:
         except Exception:
             logger.exception("%s: what an append's end called failed", self.topic)
         finally:
-            self._over(self)
+            self._on_finished(self)
 
 
-class Report(msgspec.Struct, gc=False):
+class DeliveryReport(msgspec.Struct, gc=False):
     """What the driver calls when it knows how a record ended.
 
     There is one for each record under way, so it must weigh nothing: to the garbage collector it
     does not exist (a functools.partial costs six times as much with 100,000 of them alive).
     """
 
-    append: Append
+    append: PendingAppend
     index: int
 
     def __call__(self, error: KafkaError | None, message: Any) -> None:
         """The driver's delivery report."""
         append = self.append
         if error is None:  # as in settle, without the call: there is one for each record
-            place = (append.topic, message.partition(), message.offset())
-            append.results[self.index] = _position(Position, place)
-            if append.next() == append.count:
+            fields = (append.topic, message.partition(), message.offset())
+            append.results[self.index] = _position(Position, fields)
+            if append.count_settled() == append.count:
                 append.finish()
         else:
-            doing = f"appending to {append.topic}"
-            append.settle(self.index, translate(error, doing, append.scrub, write=True))
+            operation = f"appending to {append.topic}"
+            append.settle(self.index, translate(error, operation, append.scrub, write=True))
 
 
-class _Running:
+class _ProducerHandle:
     """A producer of the driver, until it is retired and holds nothing more."""
 
-    __slots__ = ("alone", "busy", "producer", "reach")
+    __slots__ = ("busy", "connectivity", "isolation", "producer")
 
-    def __init__(self, answered: Callable[[tuple[str, int] | None], bool]) -> None:
+    def __init__(self, probe_broker: Callable[[tuple[str, int] | None], bool]) -> None:
         self.producer: Producer
-        self.reach = Reach()
-        self.alone = Alone(self.reach, answered)
+        self.connectivity = ConnectivityMonitor()
+        self.isolation = IsolationCheck(self.connectivity, probe_broker)
         self.busy = False
         """An append is handing records over to it."""
 
-    def report(self, text: str) -> None:
+    def observe_statistics(self, text: str) -> None:
         """The driver's stats_cb."""
-        self.reach.producer(decode(text), time.monotonic())
+        self.connectivity.observe_producer(decode_snapshot(text), time.monotonic())
 
 
 class Appender:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.
-    :param partitions: how many partitions a topic has.
-    :param told: told of connections, logins and certificates that fail.
-    :param answered: see :class:`~streams.log.kafka.reach.Alone`.
+    :param partition_count: how many partitions a topic has.
+    :param record_client_error: told of connections, logins and certificates that fail.
+    :param probe_broker: see :class:`~streams.log.kafka.reach.IsolationCheck`.
     """
 
     def __init__(
         self,
         settings: Settings,
         connect: Callable[[dict[str, Any]], Producer],
-        partitions: Callable[[str], int],
-        told: Callable[[KafkaError], None],
-        answered: Callable[[tuple[str, int] | None], bool],
+        partition_count: Callable[[str], int],
+        record_client_error: Callable[[KafkaError], None],
+        probe_broker: Callable[[tuple[str, int] | None], bool],
     ) -> None:
         self._settings = settings
         self._connect = connect
-        self._partitions = partitions
-        self._told = told
-        self._answered = answered
-        self._order = threading.Lock()
+        self._partition_count = partition_count
+        self._record_client_error = record_client_error
+        self._probe_broker = probe_broker
+        self._order_lock = threading.Lock()
         """Held while records are handed over: calls keep their order."""
-        self._state = threading.Condition()
-        self._pending: set[Append] = set()
-        self._running: _Running | None = None
+        self._condition = threading.Condition()
+        self._pending: set[PendingAppend] = set()
+        self._current: _ProducerHandle | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
+        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
+            "error_cb"
+        )
         # An idempotent producer needs half a second until it may send: not at the first publish.
-        with self._order:
-            self._take_up().busy = False
+        with self._order_lock:
+            self._acquire_producer().busy = False
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+    def append(self, topic: str, records: Sequence[Record], done: OnAppended) -> None:
         """Hand over records in order; ``done`` is called once, when all are settled."""
         if not records:
             done([])
             return
-        append = Append(topic, len(records), done, self._over, self._settings.scrub)
-        with self._state:
+        append = PendingAppend(
+            topic, len(records), done, self._append_finished, self._settings.scrub
+        )
+        with self._condition:
             self._pending.add(append)
         try:
-            partitions = self._partitions(topic)
-            with self._order:
-                self._hand_over(append, records, partitions)
+            partition_count = self._partition_count(topic)
+            with self._order_lock:
+                self._produce(append, records, partition_count)
         except StreamsError as error:
             # Nothing was handed over.
             append.results = [error] * len(records)
             append.finish()
 
-    def _hand_over(self, append: Append, records: Sequence[Record], partitions: int) -> None:
+    def _produce(
+        self, append: PendingAppend, records: Sequence[Record], partition_count: int
+    ) -> None:
         topic = append.topic
-        running = self._take_up()
+        handle = self._acquire_producer()
         try:
-            produce = running.producer.produce
+            produce = handle.producer.produce
             for index, record in enumerate(records):
                 try:
-                    key, part = record.key, record.partition
-                    if part is None:
-                        part = -1 if key is not None else place(None, record.id, partitions)
+                    key, partition = record.key, record.partition
+                    if partition is None:
+                        partition = (
+                            -1
+                            if key is not None
+                            else partition_for(None, record.id, partition_count)
+                        )
                     try:
                         headers: Any = [(ID, record.id.encode())]
                     except UnicodeEncodeError:
                         headers = [(ID, record.id.encode("utf-8", "surrogateescape"))]
                     if record.headers:
                         headers += record.headers
-                    report = Report(append, index)
+                    report = DeliveryReport(append, index)
                     while True:
-                        if self._running is not running:  # it was retired meanwhile
-                            running.busy = False
-                            running = self._take_up()
-                            produce = running.producer.produce
+                        if self._current is not handle:  # it was retired meanwhile
+                            handle.busy = False
+                            handle = self._acquire_producer()
+                            produce = handle.producer.produce
                         try:
-                            produce(topic, record.value, key, part, report, None, 0, headers)
+                            produce(topic, record.value, key, partition, report, None, 0, headers)
                             break
                         except BufferError:
-                            time.sleep(ROOM)  # the serving thread makes room
+                            time.sleep(QUEUE_FULL_PAUSE)  # the serving thread makes room
                 except Exception as error:
-                    append.settle(index, self._not_taken(running, topic, error))
+                    append.settle(index, self._produce_error(handle, topic, error))
         finally:
-            running.busy = False
+            handle.busy = False
 
-    def _not_taken(self, running: _Running, topic: str, error: Exception) -> StreamsError:
+    def _produce_error(self, handle: _ProducerHandle, topic: str, error: Exception) -> StreamsError:
         """Why the driver did not take a record."""
         if isinstance(error, StreamsError):
             return error
-        doing = f"appending to {topic}"
+        operation = f"appending to {topic}"
         if not isinstance(error, KafkaException):
-            return LogError(f"Kafka, {doing}: {type(error).__name__}: {error}")
-        found = error_of(error)
-        trouble = translate(error, doing, self._settings.scrub)
-        if found is not None and found.fatal():
-            self._retire(running)
-            return Unavailable(str(trouble))
-        return trouble
+            return LogError(f"Kafka, {operation}: {type(error).__name__}: {error}")
+        kafka_error = kafka_error_of(error)
+        translated = translate(error, operation, self._settings.scrub)
+        if kafka_error is not None and kafka_error.fatal():
+            self._retire(handle)
+            return Unavailable(str(translated))
+        return translated
 
-    def _over(self, append: Append) -> None:
-        with self._state:
+    def _append_finished(self, append: PendingAppend) -> None:
+        with self._condition:
             self._pending.discard(append)
-            self._state.notify_all()
+            self._condition.notify_all()
 
     # -- the driver's producer and the thread that serves it
 
-    def _take_up(self) -> _Running:
+    def _acquire_producer(self) -> _ProducerHandle:
         """The producer, busy from here on; made at first use and where the one before was retired
         (the order lock is held).
 
         :raises Unavailable: the log is closed.
         """
-        with self._state:
+        with self._condition:
             if self._closed:
                 raise Unavailable("Kafka: this log is closed")
-            running = self._running
-            if running is not None:
-                running.busy = True
-                return running
-        running = _Running(self._answered)
-        conf = self._settings.producer()
-        conf["error_cb"] = self._client_error
-        conf["stats_cb"] = running.report
-        running.producer = self._connect(conf)
-        running.busy = True
+            handle = self._current
+            if handle is not None:
+                handle.busy = True
+                return handle
+        handle = _ProducerHandle(self._probe_broker)
+        config = self._settings.producer_config()
+        config["error_cb"] = self._on_client_error
+        config["stats_cb"] = handle.observe_statistics
+        handle.producer = self._connect(config)
+        handle.busy = True
         thread = threading.Thread(
-            target=self._serve, args=(running,), name="streams-kafka-producer", daemon=True
+            target=self._poll_until_retired,
+            args=(handle,),
+            name="streams-kafka-producer",
+            daemon=True,
         )
-        with self._state:
-            self._running, self._thread = running, thread
+        with self._condition:
+            self._current, self._thread = handle, thread
         thread.start()
-        return running
+        return handle
 
-    def _serve(self, running: _Running) -> None:
+    def _poll_until_retired(self, handle: _ProducerHandle) -> None:
         """Serve delivery reports until the producer is retired and holds nothing more."""
-        producer = running.producer
+        producer = handle.producer
         while True:
             try:
-                producer.poll(SERVE)
+                producer.poll(POLL_TIMEOUT)
             except KafkaException as error:
-                trouble = translate(error, "producer", self._settings.scrub)
-                logger.warning("%s; the next append makes a new producer", trouble)
-                self._retire(running)
+                translated = translate(error, "producer", self._settings.scrub)
+                logger.warning("%s; the next append makes a new producer", translated)
+                self._retire(handle)
             except Exception:
                 logger.exception("serving the producer")
-            if self._running is not running:
+            if self._current is not handle:
                 # Whoever was handing over to it may have added to it after it was purged.
-                idle = not running.busy
+                idle = not handle.busy
                 if idle and not len(producer):
                     return
                 self._purge(producer)
-            elif running.alone.turn(time.monotonic()):
+            elif handle.isolation.should_replace(time.monotonic()):
                 logger.warning(
                     "the producer does not reach a broker that another client reaches: "
                     "the next append makes a new one"
                 )
-                self._retire(running)
+                self._retire(handle)
 
-    def _retire(self, running: _Running) -> None:
+    def _retire(self, handle: _ProducerHandle) -> None:
         """Take no more records into this producer; what it holds is told to have failed."""
-        with self._state:
-            if self._running is not running:
+        with self._condition:
+            if self._current is not handle:
                 return
-            self._running = None
-        self._purge(running.producer)
+            self._current = None
+        self._purge(handle.producer)
 
     def _purge(self, producer: Producer) -> None:
         try:
@@ -300,13 +313,13 @@ class Appender:
         except KafkaException as error:
             logger.warning("purging the producer: %s", self._settings.scrub(str(error)))
 
-    def _client_error(self, error: KafkaError) -> None:
+    def _on_client_error(self, error: KafkaError) -> None:
         try:
-            if self._user_error is not None:
-                self._user_error(error)
+            if self._user_error_callback is not None:
+                self._user_error_callback(error)
         except Exception:
             logger.exception("error_cb raised")
-        self._told(error)
+        self._record_client_error(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:
@@ -315,21 +328,21 @@ class Appender:
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        with self._state:
+        with self._condition:
             waiting = set(self._pending)
-            running = self._running
-        if waiting and running is not None:
+            handle = self._current
+        if waiting and handle is not None:
             # Does not wait for linger.ms, as the serving thread would.
-            running.producer.flush(max(0.0, timeout))
-        with self._state:
+            handle.producer.flush(max(0.0, timeout))
+        with self._condition:
             while waiting & self._pending:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     raise Unavailable(
                         f"Kafka: {len(waiting & self._pending)} appends were not confirmed "
                         f"within {timeout:g} s"
                     )
-                self._state.wait(left)
+                self._condition.wait(remaining)
 
     def close(self) -> None:
         """Tell every append that is not confirmed how it stands, and end.
@@ -337,20 +350,20 @@ class Appender:
         What was not sent was not written (:class:`Unavailable`), of what was sent nobody knows
         (:class:`OutcomeUnknown`).
         """
-        with self._state:
+        with self._condition:
             self._closed = True
-            running, thread = self._running, self._thread
-        if running is not None:
-            self._retire(running)
-            running.producer.flush(1.0)
+            handle, thread = self._current, self._thread
+        if handle is not None:
+            self._retire(handle)
+            handle.producer.flush(1.0)
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
-        with self._state:
-            left = list(self._pending)
-        for append in left:
-            self._abandon(append)
+        with self._condition:
+            unconfirmed = list(self._pending)
+        for append in unconfirmed:
+            self._fail_unconfirmed(append)
 
-    def _abandon(self, append: Append) -> None:
+    def _fail_unconfirmed(self, append: PendingAppend) -> None:
         """The driver owes reports that will not come: never the case unless it is broken."""
         for index, result in enumerate(append.results):
             if result is None:

@@ -23,132 +23,146 @@ from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
-PATIENCE = 10.0
+DISCONNECTED_LIMIT = 10.0
 """Seconds without a connection until another client is asked; a member waits for its session's
 end, if that is longer."""
 
-GIVEN_UP = 3.0
+NOT_CONNECTING_LIMIT = 3.0
 """Seconds until then, where the driver does not try to connect."""
 
-SETTLED = 2.5
+RECONNECT_GRACE = 2.5
 """Seconds that a client gets to connect, once another one was answered: the outage may have ended
 just then, and the driver waits up to a second between two tries."""
 
-MOST = 320.0
+MAX_LIMIT = 320.0
 """Seconds until it is asked again, at most."""
 
 
-class Reach:
+class ConnectivityMonitor:
     """Fed with the driver's reports; tells when the client has been cut off for too long."""
 
-    def __init__(self, session: float = 0.0) -> None:
-        self._first = max(PATIENCE, session)
-        self._times = 1
+    def __init__(self, session_timeout: float = 0.0) -> None:
+        self._first_limit = max(DISCONNECTED_LIMIT, session_timeout)
+        self._backoff_factor = 1
         """How many times as long as the first time."""
-        self.missed: Key | None = None
+        self.unreached: Key | None = None
         """A partition whose leader is not reached; None if no broker is."""
-        self.latest = float("-inf")
+        self.last_report_at = float("-inf")
         """When the last report was taken in."""
-        self._answers: dict[str, int] = {}
+        self._response_counts: dict[str, int] = {}
         """How often each broker had answered by the last report."""
-        self._since: float | None = None
-        self._still: float | None = None
+        self._disconnected_since: float | None = None
+        self._not_connecting_since: float | None = None
         """Since when the driver has not even tried."""
 
-    def member(self, snapshot: Snapshot, parts: Collection[Key], now: float) -> None:
-        """Take in a group member's report: it needs its coordinator, and the leaders of ``parts``,
+    def observe_member(self, snapshot: Snapshot, partitions: Collection[Key], now: float) -> None:
+        """Take in a group member's report: it needs its coordinator, and the leaders of ``partitions``,
         which it is to read."""
-        reached = self._reached(snapshot)
-        read = {part: broker for part, broker in snapshot.read().items() if part in parts}
-        missed = self._missed(read, snapshot.ids(reached))
+        reached = self._reached_brokers(snapshot)
+        fetch_brokers = {
+            partition: broker
+            for partition, broker in snapshot.fetch_brokers().items()
+            if partition in partitions
+        }
+        unreached = self._record_unreached(fetch_brokers, snapshot.broker_ids(reached))
         # With nothing to read, no broker is tried in the best of times.
-        still = bool(parts) and snapshot.idle()
-        self._take(COORDINATOR in reached and not missed, still, now)
+        not_connecting = bool(partitions) and snapshot.is_not_connecting()
+        self._update(COORDINATOR in reached and not unreached, not_connecting, now)
 
-    def producer(self, snapshot: Snapshot, now: float) -> None:
+    def observe_producer(self, snapshot: Snapshot, now: float) -> None:
         """Take in a producer's report: while records wait it needs a broker, and their leaders."""
-        waits = bool(snapshot.msg_cnt)
-        connected = snapshot.ids(self._reached(snapshot))
-        missed = self._missed(snapshot.written(), connected)
-        self._take((not waits or bool(connected)) and not missed, waits and snapshot.idle(), now)
+        records_wait = bool(snapshot.msg_cnt)
+        connected = snapshot.broker_ids(self._reached_brokers(snapshot))
+        unreached = self._record_unreached(snapshot.produce_leaders(), connected)
+        self._update(
+            (not records_wait or bool(connected)) and not unreached,
+            records_wait and snapshot.is_not_connecting(),
+            now,
+        )
 
-    def _reached(self, snapshot: Snapshot) -> set[str]:
-        reached = snapshot.reached(self._answers)
-        self._answers = snapshot.answers()
+    def _reached_brokers(self, snapshot: Snapshot) -> set[str]:
+        reached = snapshot.reached_brokers(self._response_counts)
+        self._response_counts = snapshot.response_counts()
         return reached
 
-    def _missed(self, needed: Mapping[Key, int], connected: Collection[int]) -> bool:
+    def _record_unreached(self, needed: Mapping[Key, int], connected: Collection[int]) -> bool:
         """Note a partition whose broker is not reached; whether there is one."""
-        missing = (part for part, broker in needed.items() if broker not in connected)
-        self.missed = next(missing, None)
-        return self.missed is not None
+        missing = (partition for partition, broker in needed.items() if broker not in connected)
+        self.unreached = next(missing, None)
+        return self.unreached is not None
 
-    def _take(self, reached: bool, still: bool, now: float) -> None:
-        self.latest = now
+    def _update(self, reached: bool, not_connecting: bool, now: float) -> None:
+        self.last_report_at = now
         if reached:
-            self._since = self._still = None
-            self._times = 1
+            self._disconnected_since = self._not_connecting_since = None
+            self._backoff_factor = 1
             return
-        if self._since is None:
-            self._since = now
-        if not still:
-            self._still = None
-        elif self._still is None:
-            self._still = now
+        if self._disconnected_since is None:
+            self._disconnected_since = now
+        if not not_connecting:
+            self._not_connecting_since = None
+        elif self._not_connecting_since is None:
+            self._not_connecting_since = now
 
     @property
-    def patience(self) -> float:
+    def disconnected_limit(self) -> float:
         """Seconds without a connection until it is too long."""
-        return min(MOST, self._first * self._times)
+        return min(MAX_LIMIT, self._first_limit * self._backoff_factor)
 
-    def over(self, now: float) -> bool:
+    def is_cut_off(self, now: float) -> bool:
         """Cut off for too long."""
-        if self._since is None:
+        if self._disconnected_since is None:
             return False
-        if self._still is not None and now >= self._still + min(MOST, GIVEN_UP * self._times):
+        if self._not_connecting_since is not None and now >= self._not_connecting_since + min(
+            MAX_LIMIT, NOT_CONNECTING_LIMIT * self._backoff_factor
+        ):
             return True
-        return now >= self._since + self.patience
+        return now >= self._disconnected_since + self.disconnected_limit
 
-    def handled(self) -> None:
+    def back_off(self) -> None:
         """Another client was asked; until the next time it takes longer."""
-        self._since = self._still = None
-        self._times *= 2
+        self._disconnected_since = self._not_connecting_since = None
+        self._backoff_factor *= 2
 
 
-class Alone:
+class IsolationCheck:
     """Whether a client is the only one that is cut off.
 
-    :param answered: whether a client that is new reaches a partition's leader, or any broker if
+    :param probe_broker: whether a client that is new reaches a partition's leader, or any broker if
         none is given; may take some seconds.
     """
 
-    def __init__(self, reach: Reach, answered: Callable[[Key | None], bool]) -> None:
-        self._reach = reach
-        self._answered = answered
-        self._asking: threading.Thread | None = None
-        self._since: float | None = None
+    def __init__(
+        self, connectivity: ConnectivityMonitor, probe_broker: Callable[[Key | None], bool]
+    ) -> None:
+        self._connectivity = connectivity
+        self._probe_broker = probe_broker
+        self._probe_thread: threading.Thread | None = None
+        self._other_reached_at: float | None = None
         """When another client was answered."""
 
-    def turn(self, now: float) -> bool:
+    def should_replace(self, now: float) -> bool:
         """True once this client should be replaced. Never waits; called again and again."""
-        if not self._reach.over(now):
-            self._since = None
+        if not self._connectivity.is_cut_off(now):
+            self._other_reached_at = None
             return False
-        if self._asking is not None and self._asking.is_alive():
+        if self._probe_thread is not None and self._probe_thread.is_alive():
             return False
-        if self._since is not None:
-            return self._reach.latest >= self._since + SETTLED
-        self._asking = threading.Thread(target=self._ask, name="streams-kafka-reach", daemon=True)
-        self._asking.start()
+        if self._other_reached_at is not None:
+            return self._connectivity.last_report_at >= self._other_reached_at + RECONNECT_GRACE
+        self._probe_thread = threading.Thread(
+            target=self._probe, name="streams-kafka-reach", daemon=True
+        )
+        self._probe_thread.start()
         return False
 
-    def _ask(self) -> None:
-        answered = False
+    def _probe(self) -> None:
+        reached = False
         try:
-            answered = self._answered(self._reach.missed)
+            reached = self._probe_broker(self._connectivity.unreached)
         except Exception:
             logger.exception("asking with another client")
-        if answered:
-            self._since = time.monotonic()
+        if reached:
+            self._other_reached_at = time.monotonic()
         else:
-            self._reach.handled()
+            self._connectivity.back_off()

@@ -17,61 +17,61 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 
-class Scout:
+class PartitionProbe:
     """Finds out which partitions answer, one after the other, in a thread that ends when nothing
     is left to ask.
 
-    :param ask: asks something that only a partition's leader knows; raises LogError.
+    :param probe: asks something that only a partition's leader knows; raises LogError.
     """
 
-    def __init__(self, ask: Callable[[str, int], object]) -> None:
-        self._ask = ask
+    def __init__(self, probe: Callable[[str, int], object]) -> None:
+        self._probe = probe
         self._lock = threading.Lock()
-        self._open: deque[Key] = deque()
-        self._asked: set[Key] = set()
+        self._queue: deque[Key] = deque()
+        self._in_progress: set[Key] = set()
         self._outcomes: dict[Key, bool] = {}
         self._thread: threading.Thread | None = None
 
-    def look(self, key: Key) -> None:
+    def start(self, key: Key) -> None:
         """Ask after a partition, unless that is done just now."""
         with self._lock:
-            if key in self._asked:
+            if key in self._in_progress:
                 return
-            self._asked.add(key)
-            self._open.append(key)
+            self._in_progress.add(key)
+            self._queue.append(key)
             if self._thread is None:
                 self._thread = threading.Thread(
-                    target=self._main, name="streams-kafka-scout", daemon=True
+                    target=self._run, name="streams-kafka-scout", daemon=True
                 )
                 self._thread.start()
 
-    def outcomes(self) -> dict[Key, bool]:
+    def take_outcomes(self) -> dict[Key, bool]:
         """Whether each answered that was asked since the last call."""
         if not self._outcomes:
             return {}
         with self._lock:
-            found, self._outcomes = self._outcomes, {}
-        return found
+            outcomes, self._outcomes = self._outcomes, {}
+        return outcomes
 
     def close(self) -> None:
         """Ask no more."""
         with self._lock:
-            self._open.clear()
+            self._queue.clear()
 
-    def _main(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._open:
+                if not self._queue:
                     self._thread = None
-                    self._asked.clear()
+                    self._in_progress.clear()
                     return
-                key = self._open.popleft()
+                key = self._queue.popleft()
             try:
-                self._ask(*key)
-                answered = True
+                self._probe(*key)
+                reached = True
             except LogError as error:
                 logger.debug("%s/%d: %s", *key, error)
-                answered = False
+                reached = False
             with self._lock:
-                self._asked.discard(key)
-                self._outcomes[key] = answered
+                self._in_progress.discard(key)
+                self._outcomes[key] = reached

@@ -5,7 +5,7 @@ the URL mean SASL. Every setting of librdkafka passes through, from the URL's qu
 mapping given in code (which wins), except what
 
 * would run or load code that the program did not import (:data:`RUNS_CODE`),
-* would break one of the toolkit's promises (:data:`FIXED`, :data:`OURS`).
+* would break one of the toolkit's promises (:data:`FIXED`, :data:`MANAGED`).
 
 Each of those is a :class:`~streams.errors.ConfigError` that says why. librdkafka knows many
 settings under two names; they are brought to one before anything is checked, so that no check is
@@ -23,12 +23,12 @@ from typing import Any
 
 from streams.config import Flow
 from streams.errors import ConfigError
-from streams.log.protocol import Opened
+from streams.log.protocol import OpenRequest
 from streams.log.secrets import Secrets
 from streams.log.url import Url, parse
 from streams.text import close_match
 
-Conf = dict[str, Any]
+Config = dict[str, Any]
 
 MEGABYTE = 1 << 20
 
@@ -56,7 +56,7 @@ RUNS_CODE: Mapping[str, str] = {
     "ssl.providers": "it loads OpenSSL providers",
 }
 
-_SETTLED = "a position is committed when its message is settled, never by the driver"
+_COMMITTED_WHEN_SETTLED = "a position is committed when its message is settled, never by the driver"
 
 FIXED: Mapping[str, tuple[frozenset[str], str]] = {
     "auto.offset.reset": (
@@ -64,8 +64,8 @@ FIXED: Mapping[str, tuple[frozenset[str], str]] = {
         "a position that is gone is reported as loss, never skipped",
     ),
     "delivery.report.only.error": (frozenset({"false"}), "each write is confirmed"),
-    "enable.auto.commit": (frozenset({"false"}), _SETTLED),
-    "enable.auto.offset.store": (frozenset({"false"}), _SETTLED),
+    "enable.auto.commit": (frozenset({"false"}), _COMMITTED_WHEN_SETTLED),
+    "enable.auto.offset.store": (frozenset({"false"}), _COMMITTED_WHEN_SETTLED),
     "enable.idempotence": (
         frozenset({"true"}),
         "without it the client's own retries write twice and out of order",
@@ -80,7 +80,7 @@ FIXED: Mapping[str, tuple[frozenset[str], str]] = {
 }
 """Settings that a promise stands on: the values it can live with, and why."""
 
-OURS: Mapping[str, str] = {
+MANAGED: Mapping[str, str] = {
     "default.topic.config": "give its settings one by one",
     "group.id": "the group is the processor's group=",
     "log.queue": "the driver's log goes to the logger 'streams.kafka'",
@@ -94,11 +94,11 @@ CALLBACKS = frozenset({"error_cb", "oauth_cb", "stats_cb", "throttle_cb", "logge
 """Callables that code may give (a URL cannot)."""
 
 
-def _names(text: str) -> frozenset[str]:
+def _name_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-PRODUCER = _names(
+PRODUCER_ONLY = _name_set(
     """batch.num.messages batch.size compression.level compression.type delivery.report.only.error
     enable.gapless.guarantee enable.idempotence message.max.bytes message.send.max.retries
     message.timeout.ms
@@ -109,7 +109,7 @@ PRODUCER = _names(
 )
 """Settings that only a producer understands."""
 
-CONSUMER = _names(
+CONSUMER_ONLY = _name_set(
     """auto.commit.interval.ms auto.offset.reset check.crcs consume.callback.max.messages
     coordinator.query.interval.ms enable.auto.commit enable.auto.offset.store enable.partition.eof
     fetch.error.backoff.ms fetch.max.bytes fetch.min.bytes fetch.queue.backoff.ms fetch.wait.max.ms
@@ -120,7 +120,7 @@ CONSUMER = _names(
 )
 """Settings that only a consumer understands."""
 
-COMMON = _names(
+COMMON = _name_set(
     """allow.auto.create.topics api.version.request.timeout.ms bootstrap.servers
     broker.address.family broker.address.ttl client.dns.lookup client.id client.rack
     connections.max.idle.ms debug enable.ssl.certificate.verification log_level
@@ -138,24 +138,26 @@ COMMON = _names(
 )
 """Settings of every client that are given often: the driver does not list those it has."""
 
-_UNKNOWN = re.compile(r'No such configuration property: "([^"]*)"')
+_UNKNOWN_SETTING = re.compile(r'No such configuration property: "([^"]*)"')
 
 
-def meant(refusal: str) -> str | None:
+def suggest_setting(message: str) -> str | None:
     """Which setting was probably meant, where the driver says that it has none of a name; None:
     it says something else, or nothing is like it."""
-    found = _UNKNOWN.search(refusal)
-    if found is None:
+    match = _UNKNOWN_SETTING.search(message)
+    if match is None:
         return None
-    name = close_match(found[1], sorted({"replication.factor", *COMMON, *PRODUCER, *CONSUMER}))
+    name = close_match(
+        match[1], sorted({"replication.factor", *COMMON, *PRODUCER_ONLY, *CONSUMER_ONLY})
+    )
     return None if name is None else f"did you mean {name!r}?"
 
 
-SERVED = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
+NEEDS_POLLING = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
 """What makes the driver queue events for whoever polls the client: nobody does regularly where
 only questions are asked, so they would pile up. The producer and the members tell enough."""
 
-MEMBER = _names(
+MEMBER_ONLY = _name_set(
     """group.instance.id group.protocol group.protocol.type group.remote.assignor
     heartbeat.interval.ms max.poll.interval.ms partition.assignment.strategy
     session.timeout.ms"""
@@ -171,19 +173,19 @@ class Settings:
     """What all clients of one log are configured from.
 
     :param hosts: the brokers, as the URL names them.
-    :param given: the user's settings under their one name, values as librdkafka takes them.
+    :param user_config: the user's settings under their one name, values as librdkafka takes them.
     :param replication: replicas of a topic that is created; -1 leaves it to the broker.
     :param secrets: what no text may show.
-    :param doubtful: names of the URL's that may be a part of a secret: they stand behind one.
-    :param static: the name that the app's members will have, if they will be static.
+    :param possible_secret_names: names of the URL's that may be a part of a secret: they stand behind one.
+    :param member_name: the name that the app's members will have, if they will be static.
     """
 
     hosts: str
-    given: Mapping[str, Any] = field(default_factory=dict)
+    user_config: Mapping[str, Any] = field(default_factory=dict)
     replication: int = -1
     secrets: Secrets = field(default_factory=Secrets)
-    doubtful: frozenset[str] = frozenset()
-    static: str = ""
+    possible_secret_names: frozenset[str] = frozenset()
+    member_name: str = ""
 
     def __repr__(self) -> str:
         return f"<Kafka settings for {self.hosts}>"
@@ -191,44 +193,44 @@ class Settings:
     @property
     def kip848(self) -> bool:
         """The group protocol of KIP-848 instead of the classic one."""
-        return str(self.given.get("group.protocol", "classic")).lower() == "consumer"
+        return str(self.user_config.get("group.protocol", "classic")).lower() == "consumer"
 
     @property
     def eager(self) -> bool:
         """A classic assignor that takes all partitions away on each rebalance."""
-        strategy = str(self.given.get("partition.assignment.strategy", "cooperative-sticky"))
+        strategy = str(self.user_config.get("partition.assignment.strategy", "cooperative-sticky"))
         return not self.kip848 and "cooperative" not in strategy
 
     @property
-    def session(self) -> float:
+    def session_timeout(self) -> float:
         """Seconds after which the broker gives up a silent member (classic protocol)."""
-        return float(self.given.get("session.timeout.ms", 10_000)) / 1000
+        return float(self.user_config.get("session.timeout.ms", 10_000)) / 1000
 
     @property
-    def max_poll(self) -> float:
+    def max_poll_interval(self) -> float:
         """Seconds between polls after which the driver leaves the group."""
-        return float(self.given.get("max.poll.interval.ms", 300_000)) / 1000
+        return float(self.user_config.get("max.poll.interval.ms", 300_000)) / 1000
 
     @property
     def linger(self) -> float:
         """Seconds that the producer waits for more records before it sends a batch."""
-        return float(self.given.get("queue.buffering.max.ms", LINGER_MS)) / 1000
+        return float(self.user_config.get("queue.buffering.max.ms", LINGER_MS)) / 1000
 
     @property
     def tls(self) -> bool:
         """Connections are encrypted."""
-        return "ssl" in str(self.given.get("security.protocol", "")).lower()
+        return "ssl" in str(self.user_config.get("security.protocol", "")).lower()
 
     def scrub(self, text: str) -> str:
         """The text without any secret that it may quote."""
-        for name in self.doubtful:
+        for name in self.possible_secret_names:
             text = text.replace(f'"{name}"', '"***" (write & in a value as %26)')
         return self.secrets.hide(text)
 
     # -- one configuration a kind of client
 
-    def _base(self, leave: frozenset[str]) -> Conf:
-        conf: Conf = {
+    def _common_config(self, excluded: frozenset[str]) -> Config:
+        config: Config = {
             "bootstrap.servers": self.hosts,
             "client.id": "streams",
             # Nothing but the requests of its group may go to a member's coordinator unseen:
@@ -244,16 +246,19 @@ class Settings:
             # again. So it keeps them; whoever is cut off for long gets a new client instead.
             "metadata.recovery.strategy": "none",
         }
-        conf.update((k, v) for k, v in self.given.items() if k not in leave)
-        return conf
+        config.update((k, v) for k, v in self.user_config.items() if k not in excluded)
+        return config
 
-    def admin(self) -> Conf:
+    def admin_config(self) -> Config:
         """For an AdminClient (which is a producer to librdkafka)."""
-        return {**self._base(CONSUMER | PRODUCER | SERVED), "log_level": 0}
+        return {
+            **self._common_config(CONSUMER_ONLY | PRODUCER_ONLY | NEEDS_POLLING),
+            "log_level": 0,
+        }
 
-    def producer(self) -> Conf:
+    def producer_config(self) -> Config:
         """For the one producer of a log."""
-        conf = {
+        config = {
             "enable.idempotence": True,
             "acks": "all",
             # As Java clients place keys, so that all of them agree.
@@ -264,81 +269,83 @@ class Settings:
             # The topic's own max.message.bytes decides, not the driver: a dead letter is larger
             # than its source. A batch of several messages stays under the broker's usual 1 MiB
             # because of batch.size.
-            "message.max.bytes": MESSAGE_BYTES,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
             "batch.size": 1_000_000,
             # append waits for room past this; the driver's default is 1 GiB.
             "queue.buffering.max.kbytes": QUEUE_KBYTES,
             # Whether it is cut off (see reach.py).
             "statistics.interval.ms": 1_000,
         }
-        conf.update(self._base(CONSUMER | {"stats_cb", "logger"}))
-        return conf
+        config.update(self._common_config(CONSUMER_ONLY | {"stats_cb", "logger"}))
+        return config
 
-    def _consumer(self, prefetch: int, leave: frozenset[str]) -> Conf:
-        conf: Conf = {
+    def _consumer_config(self, prefetch: int, excluded: frozenset[str]) -> Config:
+        config: Config = {
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            "fetch.queue.backoff.ms": BACKOFF_MS,
-            **sized(prefetch),
+            "fetch.queue.backoff.ms": FETCH_BACKOFF_MS,
+            **prefetch_config(prefetch),
         }
-        conf.update(self._base(PRODUCER | leave))
+        config.update(self._common_config(PRODUCER_ONLY | excluded))
         # What the driver demands of its sizes, whatever a consumer needs them for.
-        fetch = int(conf["fetch.max.bytes"])
-        conf["message.max.bytes"] = min(1_000_000, fetch)
-        conf.setdefault("receive.message.max.bytes", max(100_000_000, fetch + 1024))
-        return conf
+        fetch = int(config["fetch.max.bytes"])
+        config["message.max.bytes"] = min(1_000_000, fetch)
+        config.setdefault("receive.message.max.bytes", max(100_000_000, fetch + 1024))
+        return config
 
-    def reader(self, prefetch: int) -> Conf:
+    def reader_config(self, prefetch: int) -> Config:
         """For a consumer outside any group."""
-        conf = self._consumer(prefetch, MEMBER | SERVED)
-        conf["log_level"] = 0
+        config = self._consumer_config(prefetch, MEMBER_ONLY | NEEDS_POLLING)
+        config["log_level"] = 0
         # A fetch that waits at one partition's end holds up the next reading.
-        conf.setdefault("fetch.wait.max.ms", 10)
+        config.setdefault("fetch.wait.max.ms", 10)
         # The driver asks for a group's name even of a consumer that never joins one.
-        conf["group.id"] = "streams-reader"
-        conf["enable.partition.eof"] = True
-        return conf
+        config["group.id"] = "streams-reader"
+        config["enable.partition.eof"] = True
+        return config
 
-    def bystander(self, group: str) -> Conf:
+    def offset_reader_config(self, group: str) -> Config:
         """For a consumer that asks about a group and never joins it."""
-        return {**self.reader(64 * 1024), "group.id": group}
+        return {**self.reader_config(64 * 1024), "group.id": group}
 
-    def member(
-        self, group: str, flow: Flow, stats: Callable[[str], None], static: str = ""
-    ) -> Conf:
-        """For a member of ``group``; ``stats`` gets the driver's statistics.
+    def member_config(
+        self, group: str, flow: Flow, on_statistics: Callable[[str], None], member_name: str = ""
+    ) -> Config:
+        """For a member of ``group``; ``on_statistics`` gets the driver's statistics.
 
-        :param static: the name by which the group knows it, if it is a static member.
+        :param member_name: the name by which the group knows it, if it is a static member.
         """
-        conf = self._consumer(prefetched(flow), frozenset({"logger"}))
-        conf["group.id"] = group
-        if static:
-            conf["group.instance.id"] = static
-        conf["stats_cb"] = stats
+        config = self._consumer_config(prefetch_bytes(flow), frozenset({"logger"}))
+        config["group.id"] = group
+        if member_name:
+            config["group.instance.id"] = member_name
+        config["stats_cb"] = on_statistics
         # A fetch that waits for idle partitions holds up those that are assigned meanwhile.
-        conf.setdefault("fetch.wait.max.ms", 100)
+        config.setdefault("fetch.wait.max.ms", 100)
         if not self.kip848:
-            conf.setdefault("session.timeout.ms", 10_000)
-            conf.setdefault("heartbeat.interval.ms", min(3_000, int(self.session * 1000 / 3)))
-            conf.setdefault("partition.assignment.strategy", "cooperative-sticky")
+            config.setdefault("session.timeout.ms", 10_000)
+            config.setdefault(
+                "heartbeat.interval.ms", min(3_000, int(self.session_timeout * 1000 / 3))
+            )
+            config.setdefault("partition.assignment.strategy", "cooperative-sticky")
         # A tenth of the session, so that one lost report does not cost the ownership.
-        conf["statistics.interval.ms"] = max(100, min(1_000, int(self.session * 100)))
-        return conf
+        config["statistics.interval.ms"] = max(100, min(1_000, int(self.session_timeout * 100)))
+        return config
 
 
 LINGER_MS = 1
-BACKOFF_MS = 5
-MESSAGE_BYTES = 32 * MEGABYTE
+FETCH_BACKOFF_MS = 5
+MAX_MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024
 
 
-OVERHEAD = 350
+MESSAGE_OVERHEAD = 350
 """Bytes that the driver spends on each message in its queue, beside key and value (measured)."""
 
 
-def prefetched(flow: Flow) -> int:
+def prefetch_bytes(flow: Flow) -> int:
     """How many of ``flow.bytes`` the driver's own queue may take up: half, at most 32 MiB.
 
     More is not faster: past some megabytes the queue only falls out of the processor's cache.
@@ -346,7 +353,7 @@ def prefetched(flow: Flow) -> int:
     return max(64 * 1024, min(flow.bytes // 2, 32 * MEGABYTE))
 
 
-def sized(prefetch: int) -> Conf:
+def prefetch_config(prefetch: int) -> Config:
     """The driver's queue and fetch sizes, so that they take up ``prefetch`` bytes together.
 
     The queue's limits are looked at before a fetch is sent, so they are overshot by what one fetch
@@ -368,46 +375,46 @@ def sized(prefetch: int) -> Conf:
 # -- reading a URL and a mapping ------------------------------------------------------------------
 
 
-def settings(opened: Opened) -> Settings:
+def read_settings(request: OpenRequest) -> Settings:
     """The settings of what was asked to be opened.
 
     :raises ConfigError: for a URL, a name or a value that cannot work.
     """
-    url = parse(opened.url)
+    url = parse(request.url)
     scheme, user, password = url.scheme, url.user, url.password
-    hosts = _brokers(url)
-    given: Conf = {}
+    hosts = _bootstrap_servers(url)
+    user_config: Config = {}
     replication = -1
-    for source, pairs in (("URL", opened.options), ("config", opened.config)):
+    for source, pairs in (("URL", request.options), ("config", request.config)):
         for name, value in pairs.items():
             if name == "replication.factor":
-                replication = _replicas(value)
+                replication = _replication_factor(value)
                 continue
-            said = repr(name) if source == "config" else url.named(name)
-            given[ALIASES.get(name, name)] = _value(name, value, source, said)
+            said = repr(name) if source == "config" else url.display_name(name)
+            user_config[ALIASES.get(name, name)] = _checked_value(name, value, source, said)
     tls = scheme == "kafka+ssl"
-    sasl = user is not None or "sasl.username" in given or "sasl.mechanism" in given
+    sasl = user is not None or "sasl.username" in user_config or "sasl.mechanism" in user_config
     if user is not None:
-        given["sasl.username"] = user
-        given["sasl.password"] = password or ""
+        user_config["sasl.username"] = user
+        user_config["sasl.password"] = password or ""
     if sasl:
-        given.setdefault("sasl.mechanism", "SCRAM-SHA-512")
-    wanted = {(0, 0): "plaintext", (0, 1): "sasl_plaintext", (1, 0): "ssl", (1, 1): "sasl_ssl"}
-    protocol = wanted[int(tls), int(sasl)]
-    said = str(given.setdefault("security.protocol", protocol)).lower()
+        user_config.setdefault("sasl.mechanism", "SCRAM-SHA-512")
+    protocols = {(0, 0): "plaintext", (0, 1): "sasl_plaintext", (1, 0): "ssl", (1, 1): "sasl_ssl"}
+    protocol = protocols[int(tls), int(sasl)]
+    said = str(user_config.setdefault("security.protocol", protocol)).lower()
     if said != protocol and scheme == "kafka+ssl":
         raise ConfigError(
             f"kafka+ssl:// means security.protocol={protocol}: leave that setting out"
         )
-    found = Settings(
-        hosts, given, replication, url.secrets(opened.config), frozenset(url.doubtful()),
-        opened.member,
+    settings = Settings(
+        hosts, user_config, replication, url.secrets(request.config), frozenset(url.possible_secret_names()),
+        request.member,
     )  # fmt: skip
-    check(found)
-    return found
+    check_settings(settings)
+    return settings
 
 
-def _brokers(url: Url) -> str:
+def _bootstrap_servers(url: Url) -> str:
     if url.path.strip("/"):
         raise ConfigError(f"{url.scheme}:// URL: nothing may follow the brokers but ?name=value")
     if not all(host.isascii() for host, _ in url.hosts):
@@ -415,7 +422,7 @@ def _brokers(url: Url) -> str:
     return ",".join(f"{host}:{port or 9092}" for host, port in url.hosts)
 
 
-def _replicas(value: Any) -> int:
+def _replication_factor(value: Any) -> int:
     try:
         replicas = int(value)
     except (TypeError, ValueError):
@@ -425,37 +432,37 @@ def _replicas(value: Any) -> int:
     return replicas
 
 
-def _value(name: str, value: Any, source: str, shown: str) -> Any:
+def _checked_value(name: str, value: Any, source: str, display_name: str) -> Any:
     """The value as the driver takes it, if it may be set at all."""
-    said = f"Kafka setting {shown} ({source})"
+    label = f"Kafka setting {display_name} ({source})"
     name = ALIASES.get(name, name)
     if name in RUNS_CODE:
-        raise ConfigError(f"{said}: not accepted, {RUNS_CODE[name]}")
-    if name in OURS:
-        raise ConfigError(f"{said}: not accepted, {OURS[name]}")
+        raise ConfigError(f"{label}: not accepted, {RUNS_CODE[name]}")
+    if name in MANAGED:
+        raise ConfigError(f"{label}: not accepted, {MANAGED[name]}")
     if name in CALLBACKS:
         if source == "URL" or not (callable(value) or name == "logger"):
-            raise ConfigError(f"{said}: a callable given in config=")
+            raise ConfigError(f"{label}: a callable given in config=")
         return value
     if name.endswith("_cb") or callable(value):
-        raise ConfigError(f"{said}: this callback is the toolkit's own")
+        raise ConfigError(f"{label}: this callback is the toolkit's own")
     if isinstance(value, bool):
         value = "true" if value else "false"
     if not isinstance(value, (str, int, float)):
-        raise ConfigError(f"{said}: text, a number or a bool, got {type(value).__name__}")
+        raise ConfigError(f"{label}: text, a number or a bool, got {type(value).__name__}")
     if name in FIXED:
         allowed, why = FIXED[name]
         if str(value).lower() not in allowed:
-            raise ConfigError(f"{said}: must stay {' or '.join(sorted(allowed))}, {why}")
+            raise ConfigError(f"{label}: must stay {' or '.join(sorted(allowed))}, {why}")
     return value
 
 
-def check(found: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """What librdkafka would only say later, or not at all.
 
     :raises ConfigError: these settings cannot work together.
     """
-    given = found.given
+    user_config = settings.user_config
     for name in (
         "session.timeout.ms",
         "max.poll.interval.ms",
@@ -464,45 +471,49 @@ def check(found: Settings) -> None:
         "message.max.bytes",
         "queue.buffering.max.kbytes",
     ):
-        if name in given and not re.fullmatch(r"[1-9]\d*", str(given[name])):
-            got = found.secrets.hide(repr(given[name]))
+        if name in user_config and not re.fullmatch(r"[1-9]\d*", str(user_config[name])):
+            got = settings.secrets.hide(repr(user_config[name]))
             raise ConfigError(f"Kafka setting {name}: a number, more than 0, got {got}")
-    room = int(given.get("queue.buffering.max.kbytes", QUEUE_KBYTES)) * 1024
-    if int(given.get("message.max.bytes", MESSAGE_BYTES)) > room // 2:
+    queue_bytes = int(user_config.get("queue.buffering.max.kbytes", QUEUE_KBYTES)) * 1024
+    if int(user_config.get("message.max.bytes", MAX_MESSAGE_BYTES)) > queue_bytes // 2:
         # A message that never finds room would be waited for without end.
         raise ConfigError(
             "Kafka setting message.max.bytes: at most half of queue.buffering.max.kbytes "
-            f"({room // 2:,} bytes)"
+            f"({queue_bytes // 2:,} bytes)"
         )
-    if found.kip848:
+    if settings.kip848:
         for name in ("session.timeout.ms", "heartbeat.interval.ms"):
-            if name in given:
+            if name in user_config:
                 raise ConfigError(
                     f"Kafka setting {name}: with group.protocol=consumer the broker sets it "
                     f"(group.consumer.{name})"
                 )
-        if "partition.assignment.strategy" in given:
+        if "partition.assignment.strategy" in user_config:
             raise ConfigError(
                 "Kafka setting partition.assignment.strategy: with group.protocol=consumer the "
                 "broker assigns; use group.remote.assignor"
             )
         for name, is_set in (
-            ("Kafka setting group.instance.id", "group.instance.id" in given),
-            (f"member={found.static!r}", found.static),
+            ("Kafka setting group.instance.id", "group.instance.id" in user_config),
+            (f"member={settings.member_name!r}", settings.member_name),
         ):
             if is_set:
                 raise ConfigError(
                     f"{name}: not with group.protocol=consumer, where a restarted static member "
                     "is refused until its session ends; use the classic protocol"
                 )
-    if found.static and "group.instance.id" in given:
+    if settings.member_name and "group.instance.id" in user_config:
         raise ConfigError(
-            f"member={found.static!r} is group.instance.id on Kafka, which is set to "
-            f"{given['group.instance.id']!r} as well: leave one of them out"
+            f"member={settings.member_name!r} is group.instance.id on Kafka, which is set to "
+            f"{user_config['group.instance.id']!r} as well: leave one of them out"
         )
-    beat = float(given.get("heartbeat.interval.ms", 3_000)) / 1000
-    if not found.kip848 and "heartbeat.interval.ms" in given and beat * 3 > found.session:
+    heartbeat_interval = float(user_config.get("heartbeat.interval.ms", 3_000)) / 1000
+    if (
+        not settings.kip848
+        and "heartbeat.interval.ms" in user_config
+        and heartbeat_interval * 3 > settings.session_timeout
+    ):
         raise ConfigError(
             "Kafka setting heartbeat.interval.ms: at most a third of session.timeout.ms "
-            f"({found.session:g} s)"
+            f"({settings.session_timeout:g} s)"
         )

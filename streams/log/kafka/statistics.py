@@ -12,10 +12,10 @@ Key = tuple[str, int]
 COORDINATOR = "GroupCoordinator"
 """The name of the handle through which a member talks to its coordinator."""
 
-UP = "UP"
+STATE_UP = "UP"
 """The state of a broker to which there is a connection that works."""
 
-INIT = "INIT"
+STATE_INIT = "INIT"
 """The state of a broker to which no connection is wanted."""
 
 
@@ -39,7 +39,7 @@ class Broker(msgspec.Struct):
     waitresp_cnt: int = 0
 
 
-class Member(msgspec.Struct):
+class GroupState(msgspec.Struct):
     """What it says of the membership."""
 
     state: str = ""
@@ -68,56 +68,59 @@ class Snapshot(msgspec.Struct):
 
     ts: int
     brokers: dict[str, Broker] = {}
-    cgrp: Member | None = None
+    cgrp: GroupState | None = None
     msg_cnt: int = 0
     topics: dict[str, Topic] = {}
 
-    def reached(self, before: Mapping[str, int]) -> set[str]:
+    def reached_brokers(self, previous_counts: Mapping[str, int]) -> set[str]:
         """The names of the brokers to which there is a connection, or which have answered since
-        ``before``: connections may come and go between two reports. (A count that fell is a new
+        ``previous_counts``: connections may come and go between two reports. (A count that fell is a new
         client's, or that of a broker the driver had done away with.)
 
-        :param before: answers received, by the broker's name (:meth:`answers`).
+        :param previous_counts: answers received, by the broker's name (:meth:`response_counts`).
         """
         return {
             name
             for name, each in self.brokers.items()
-            if each.state == UP or each.rx not in (0, before.get(name, 0))
+            if each.state == STATE_UP or each.rx not in (0, previous_counts.get(name, 0))
         }
 
-    def answers(self) -> dict[str, int]:
+    def response_counts(self) -> dict[str, int]:
         """How often each broker has answered, by its name."""
         return {name: each.rx for name, each in self.brokers.items()}
 
-    def ids(self, names: Iterable[str]) -> set[int]:
+    def broker_ids(self, names: Iterable[str]) -> set[int]:
         """The IDs of brokers, but for a coordinator's own handle."""
         return {self.brokers[name].nodeid for name in names if name != COORDINATOR}
 
-    def idle(self) -> bool:
+    def is_not_connecting(self) -> bool:
         """No broker is connected to, or tried, but perhaps through a coordinator's own handle."""
-        return all(each.state == INIT for name, each in self.brokers.items() if name != COORDINATOR)
+        return all(
+            each.state == STATE_INIT for name, each in self.brokers.items() if name != COORDINATOR
+        )
 
-    def read(self) -> dict[Key, int]:
+    def fetch_brokers(self) -> dict[Key, int]:
         """The ID of the broker that each partition is read from, of those that have one: its
         leader, or with ``client.rack`` one that follows it."""
-        found = {
-            key: part.broker if part.broker >= 0 else part.leader for key, part in self._parts()
+        brokers = {
+            key: partition.broker if partition.broker >= 0 else partition.leader
+            for key, partition in self._all_partitions()
         }
-        return {key: broker for key, broker in found.items() if broker >= 0}
+        return {key: broker for key, broker in brokers.items() if broker >= 0}
 
-    def written(self) -> dict[Key, int]:
+    def produce_leaders(self) -> dict[Key, int]:
         """The ID of the leader of each partition for which records wait, of those that have one."""
         return {
-            key: part.leader
-            for key, part in self._parts()
-            if part.leader >= 0 and part.msgq_cnt + part.xmit_msgq_cnt
+            key: partition.leader
+            for key, partition in self._all_partitions()
+            if partition.leader >= 0 and partition.msgq_cnt + partition.xmit_msgq_cnt
         }
 
-    def _parts(self) -> Iterator[tuple[Key, Partition]]:
+    def _all_partitions(self) -> Iterator[tuple[Key, Partition]]:
         for name, topic in self.topics.items():
-            for number, part in topic.partitions.items():
-                yield (name, int(number)), part
+            for number, partition in topic.partitions.items():
+                yield (name, int(number)), partition
 
 
-decode = msgspec.json.Decoder(Snapshot).decode
+decode_snapshot = msgspec.json.Decoder(Snapshot).decode
 """A report (JSON)."""

@@ -34,43 +34,50 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
-from streams.log.kafka.asking import ANSWER, Asking
-from streams.log.kafka.batch import KafkaBatch, runs, take_errors
-from streams.log.kafka.client import bury
-from streams.log.kafka.commits import Commits, Gone
-from streams.log.kafka.errors import error_of, kind_of, translate
-from streams.log.kafka.moves import Desk
+from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
+from streams.log.kafka.client import close_in_background
+from streams.log.kafka.commits import MembershipLost, OffsetCommits
+from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
+from streams.log.kafka.moves import ResetRequests
 from streams.log.kafka.ownership import Ownership
-from streams.log.kafka.partitions import Key, Partitions, key_of, keys_of
-from streams.log.kafka.places import places
-from streams.log.kafka.reach import Alone, Reach
-from streams.log.kafka.reading import Readers
-from streams.log.kafka.scout import Scout
-from streams.log.kafka.settings import Settings, prefetched
-from streams.log.kafka.statistics import decode
+from streams.log.kafka.partitions import (
+    AssignedPartitions,
+    Key,
+    topic_partition_of,
+    topic_partitions_of,
+)
+from streams.log.kafka.places import committed_by_partition
+from streams.log.kafka.reach import ConnectivityMonitor, IsolationCheck
+from streams.log.kafka.reading import ReaderPool
+from streams.log.kafka.scout import PartitionProbe
+from streams.log.kafka.settings import Settings, prefetch_bytes
+from streams.log.kafka.statistics import decode_snapshot
 from streams.log.protocol import (
-    Answered,
     Assignment,
     Commit,
     Committed,
-    Listener,
+    RebalanceListener,
+    Submitted,
     Transaction,
 )
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
-SLICE = 0.05
-"""Seconds the driver is asked to block at once: how late ``wake`` is noticed at worst."""
+POLL_SLICE = 0.05
+"""Seconds the driver is asked to block at once: how late ``wakeup`` is noticed at worst."""
 
-_epochs = itertools.count(1)
+_next_epoch = itertools.count(1)
 """One count for the whole process, so that no two assignments of it share an epoch."""
 
 _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-_TOLD = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+_REPORTED_ERRORS = frozenset(
+    {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL}
+)
 """The driver's general errors that concern the whole subscription."""
 
-_NO_MEMBER = frozenset(
+_MEMBERSHIP_LOST = frozenset(
     {
         KafkaError.UNKNOWN_MEMBER_ID,
         KafkaError.FENCED_INSTANCE_ID,
@@ -84,13 +91,13 @@ _NO_MEMBER = frozenset(
 class KafkaSubscription:
     """See :class:`streams.log.protocol.Subscription`.
 
-    :param session: seconds after which the coordinator gives up a silent member.
-    :param desk: where forced moves of the group are left.
-    :param asking: knows why no broker can be reached.
+    :param session_timeout: seconds after which the coordinator gives up a silent member.
+    :param reset_requests: where forced moves of the group are left.
+    :param requests: knows why no broker can be reached.
     :param readers: ask after partitions, as somebody who is no member.
-    :param leads: which partitions of a topic have a leader.
-    :param closed: called once this is closed.
-    :param static: the name by which the group knows this member, if it is a static one.
+    :param partitions_with_leader: which partitions of a topic have a leader.
+    :param on_closed: called once this is closed.
+    :param member_name: the name by which the group knows this member, if it is a static one.
     """
 
     def __init__(
@@ -99,102 +106,108 @@ class KafkaSubscription:
         connect: Callable[[dict[str, Any]], Consumer],
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         flow: Flow,
-        session: float,
-        desk: Desk,
-        asking: Asking,
-        readers: Readers,
-        leads: Callable[[str], Collection[int]],
-        closed: Callable[[KafkaSubscription], None],
-        static: str = "",
+        session_timeout: float,
+        reset_requests: ResetRequests,
+        requests: RequestRetry,
+        readers: ReaderPool,
+        partitions_with_leader: Callable[[str], Collection[int]],
+        on_closed: Callable[[KafkaSubscription], None],
+        member_name: str = "",
     ) -> None:
-        if flow.drain >= settings.max_poll:
+        if flow.drain >= settings.max_poll_interval:
             logger.warning(
                 "group %s: a drain may take %g s (Flow.drain), but a member that does not poll for "
                 "%g s (max.poll.interval.ms) is given up: set the drain shorter",
-                group, flow.drain, settings.max_poll,
+                group, flow.drain, settings.max_poll_interval,
             )  # fmt: skip
         self.group = group
-        self.prefetch = prefetched(flow)
+        self.prefetch = prefetch_bytes(flow)
         """Bytes of ``flow.bytes`` that the driver's queue may hold."""
         self._settings = settings
         self._connect = connect
         self._topics = list(topics)
         self._flow = flow
-        self._session = session
-        self._desk = desk
-        self._asking = asking
-        self._leads = leads
-        self._on_close = closed
-        self._static = static
-        self._bounds = readers.bounds
+        self._session_timeout = session_timeout
+        self._reset_requests = reset_requests
+        self._requests = requests
+        self._partitions_with_leader = partitions_with_leader
+        self._on_closed = on_closed
+        self._member_name = member_name
+        self._watermarks = readers.watermarks
         self._listener = listener
-        self._only = topics[0] if len(topics) == 1 else None
-        self._woken = threading.Event()
-        self._failure: BaseException | None = None
+        self._only_topic = topics[0] if len(topics) == 1 else None
+        self._wakeup = threading.Event()
+        self._fatal_error: BaseException | None = None
         """What broke this subscription for good."""
-        self._trouble: StreamsError | None = None
+        self._deferred_error: StreamsError | None = None
         """An error that came along with messages, or through a callback: told by a poll."""
-        self._until = float("-inf")
+        self._valid_until = float("-inf")
         """The ``valid_until`` of all that is owned."""
-        self._connected = False
+        self._ever_assigned = False
         self._closed = False
-        self._reach = Reach(session)
-        self._alone = Alone(self._reach, readers.reaches)
-        self._scout = Scout(self._look_after)
-        self._user_stats: Callable[[str], None] | None = settings.given.get("stats_cb")
-        self._user_error: Callable[[KafkaError], None] | None = settings.given.get("error_cb")
-        self._consumers = 0
+        self._connectivity = ConnectivityMonitor(session_timeout)
+        self._isolation = IsolationCheck(self._connectivity, readers.probe_broker)
+        self._probe = PartitionProbe(self._probe_partition)
+        self._user_stats_callback: Callable[[str], None] | None = settings.user_config.get(
+            "stats_cb"
+        )
+        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
+            "error_cb"
+        )
+        self._consumer_number = 0
         """How many there were; only to the last one is listened."""
         self._consumer: Consumer
-        self._use(self._join())
+        self._switch_consumer(self._join())
 
     def _join(self) -> Consumer:
         """Make a consumer, and have it join the group."""
-        settings, number = self._settings, self._consumers + 1
+        settings, number = self._settings, self._consumer_number + 1
 
-        def heard(callback: Callable[..., None]) -> Callable[..., None]:
+        def if_current(callback: Callable[..., None]) -> Callable[..., None]:
             def call(*args: Any) -> None:
-                if number == self._consumers:
+                if number == self._consumer_number:
                     callback(*args)
 
             return call
 
-        conf = settings.member(self.group, self._flow, heard(self._report), self._static)
-        conf["error_cb"] = heard(self._client_error)
-        conf["on_commit"] = heard(self._committed)
-        consumer = self._connect(conf)
+        config = settings.member_config(
+            self.group, self._flow, if_current(self._on_statistics), self._member_name
+        )
+        config["error_cb"] = if_current(self._on_client_error)
+        config["on_commit"] = if_current(self._on_commit)
+        consumer = self._connect(config)
         try:
             consumer.subscribe(
                 self._topics,
-                on_assign=heard(self._assign),
-                on_revoke=heard(self._revoke),
-                on_lost=heard(self._lose),
+                on_assign=if_current(self._on_assign),
+                on_revoke=if_current(self._on_revoke),
+                on_lost=if_current(self._on_lost),
             )
         except KafkaException as error:
-            bury(consumer)
-            raise self._translated(error, f"subscribing to {', '.join(self._topics)}") from error
+            close_in_background(consumer)
+            raise self._translate(error, f"subscribing to {', '.join(self._topics)}") from error
         return consumer
 
-    def _use(self, consumer: Consumer) -> None:
+    def _switch_consumer(self, consumer: Consumer) -> None:
         """This is the consumer from now on; the one before is not listened to any more."""
         settings = self._settings
         self._ownership = Ownership(
-            self._session, settings.max_poll, settings.kip848, time.monotonic()
+            self._session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
         )
-        self._parts = Partitions(consumer, settings.eager)
-        self._commits = Commits(
+        self._partitions = AssignedPartitions(consumer, settings.eager)
+        self._commits = OffsetCommits(
             lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
-            self._places,
-            self._member,
+            self._read_committed,
+            self._member_id,
         )
         self._consumer = consumer
-        self._consumers += 1
+        self._consumer_number += 1
 
-    def _start_over(self) -> None:
+    def _replace_consumer(self) -> None:
         """The consumer is cut off and another is not: join with a new one (see ``reach.py``)."""
-        self._reach.handled()
+        self._connectivity.back_off()
         try:
             consumer = self._join()
         except StreamsError as error:
@@ -204,13 +217,13 @@ class KafkaSubscription:
             "group %s: its brokers are out of reach for this client alone, joining anew",
             self.group,
         )  # fmt: skip
-        left = list(self._parts.owned.values())
-        self._commits.lost()
-        self._drop(left)
-        self._guard(self._listener.lost, left)
+        lost = list(self._partitions.owned.values())
+        self._commits.membership_lost()
+        self._remove_owned(lost)
+        self._notify_listener(self._listener.lost, lost)
         old = self._consumer
-        self._use(consumer)
-        bury(old)
+        self._switch_consumer(consumer)
+        close_in_background(old)
 
     # -- polling
 
@@ -220,30 +233,30 @@ class KafkaSubscription:
         :raises Unavailable: Kafka cannot be reached now; poll again after a pause.
         :raises LogError: anything worse. What the listener raised comes out as it is.
         """
-        self._check()
-        self._take_moves()
-        self._admit()
+        self._raise_fatal()
+        self._apply_resets()
+        self._start_pending()
         messages = self._consume(limit, 0.0)
         if not messages:
-            self._admit()
-            messages = self._wait(limit, timeout)
-        if self._alone.turn(time.monotonic()):
-            self._start_over()  # nobody owns what came
+            self._start_pending()
+            messages = self._wait_for_messages(limit, timeout)
+        if self._isolation.should_replace(time.monotonic()):
+            self._replace_consumer()  # nobody owns what came
         if not messages:
-            self._tell()
+            self._raise_deferred()
             return ()
-        for bad in take_errors(messages):
-            self._message_error(bad)
+        for failed in remove_errors(messages):
+            self._handle_error(failed)
         batches = []
-        owned, fetched = self._parts.owned, self._parts.fetched
-        for topic, partition, run in runs(messages, self._only):
+        owned, fetched = self._partitions.owned, self._partitions.fetched
+        for topic, partition, run in split_by_partition(messages, self._only_topic):
             assignment = owned.get((topic, partition))
             if assignment is not None and (topic, partition) in fetched:
                 batches.append(KafkaBatch(topic, partition, run, assignment))
         if not batches:
-            self._tell()
-        elif isinstance(self._trouble, Unavailable):
-            self._trouble = None  # it is over
+            self._raise_deferred()
+        elif isinstance(self._deferred_error, Unavailable):
+            self._deferred_error = None  # it is over
         return batches
 
     def _consume(self, limit: int, timeout: float) -> list[Any]:
@@ -253,248 +266,262 @@ class KafkaSubscription:
             messages = self._consumer.consume(limit, timeout)
         except KafkaException as error:
             # The driver raises here only what is fatal: its own state, or this member's.
-            self._failure = self._translated(error, f"consuming as group {self.group!r}")
+            self._fatal_error = self._translate(error, f"consuming as group {self.group!r}")
         except RuntimeError as error:
             raise LogError(f"Kafka, group {self.group!r}: this subscription is closed") from error
-        self._ownership.polled = now
-        self._extend()
-        self._check()
+        self._ownership.polled_at = now
+        self._extend_ownership()
+        self._raise_fatal()
         return messages
 
-    def _wait(self, limit: int, timeout: float) -> list[Any]:
-        """Block for the first message, in slices, so that :meth:`wake` is heard."""
+    def _wait_for_messages(self, limit: int, timeout: float) -> list[Any]:
+        """Block for the first message, in slices, so that :meth:`wakeup` is heard."""
         deadline = time.monotonic() + timeout
-        while self._trouble is None:
-            left = deadline - time.monotonic()
-            if left < 0.001 or self._woken.is_set():
+        while self._deferred_error is None:
+            remaining = deadline - time.monotonic()
+            if remaining < 0.001 or self._wakeup.is_set():
                 break  # to the driver, less than a millisecond is none: it would be a busy loop
-            if self._parts.silent:
+            if self._partitions.all_paused:
                 # Nothing can come but a rebalance, and an event wakes at once.
-                self._woken.wait(min(left, SLICE))
+                self._wakeup.wait(min(remaining, POLL_SLICE))
                 messages = self._consume(limit, 0.0)
             else:
-                messages = self._consume(1, min(left, SLICE))
+                messages = self._consume(1, min(remaining, POLL_SLICE))
                 if messages and limit > 1:
                     messages += self._consume(limit - 1, 0.0)
             if messages:
                 return messages
-            self._take_moves()
-            self._admit()
-        self._woken.clear()
+            self._apply_resets()
+            self._start_pending()
+        self._wakeup.clear()
         return []
 
-    def _check(self) -> None:
+    def _raise_fatal(self) -> None:
         """Raise what broke this subscription; a member that is fenced owns nothing any more."""
-        if self._failure is None:
+        if self._fatal_error is None:
             return
-        if isinstance(self._failure, Fatal):
-            left = list(self._parts.owned.values())
-            self._drop(left)
-            self._guard(self._listener.lost, left)
-        raise self._failure
+        if isinstance(self._fatal_error, Fatal):
+            lost = list(self._partitions.owned.values())
+            self._remove_owned(lost)
+            self._notify_listener(self._listener.lost, lost)
+        raise self._fatal_error
 
-    def _tell(self) -> None:
+    def _raise_deferred(self) -> None:
         """Raise what went wrong on the way, once."""
-        trouble, self._trouble = self._trouble, None
-        if trouble is not None:
-            raise trouble
+        deferred, self._deferred_error = self._deferred_error, None
+        if deferred is not None:
+            raise deferred
 
     # -- errors
 
-    def _translated(self, error: KafkaException | KafkaError, doing: str) -> StreamsError:
-        return translate(error, doing, self._settings.scrub)
+    def _translate(self, error: KafkaException | KafkaError, operation: str) -> StreamsError:
+        return translate(error, operation, self._settings.scrub)
 
-    def _client_error(self, error: KafkaError) -> None:
+    def _on_client_error(self, error: KafkaError) -> None:
         """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
         try:
-            if self._user_error is not None:
-                self._user_error(error)
+            if self._user_error_callback is not None:
+                self._user_error_callback(error)
         except Exception:
             logger.exception("group %s: error_cb raised", self.group)
-        self._asking.told(error)
-        if error.code() not in _TOLD and not error.fatal():
+        self._requests.record_client_error(error)
+        if error.code() not in _REPORTED_ERRORS and not error.fatal():
             # One connection of several, often one that was idle: the driver makes another.
             logger.debug("group %s: %s", self.group, self._settings.scrub(str(error.str())))
             return
-        doing = f"group {self.group!r}"
-        trouble = self._translated(error, doing)
+        operation = f"group {self.group!r}"
+        translated = self._translate(error, operation)
         if error.fatal():
-            self._failure = self._failure or trouble
+            self._fatal_error = self._fatal_error or translated
             return
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            trouble = self._asking.absent(doing, time.monotonic() - ANSWER)
-        if isinstance(trouble, Fatal) and self._connected:
+            translated = self._requests.no_answer_error(
+                operation, time.monotonic() - REQUEST_TIMEOUT
+            )
+        if isinstance(translated, Fatal) and self._ever_assigned:
             # It worked before: a broker that starts up may not know its users yet.
-            trouble = Unavailable(str(trouble))
-        if not isinstance(self._trouble, Fatal):
-            self._trouble = trouble  # what else is said of it: that all brokers are down
+            translated = Unavailable(str(translated))
+        if not isinstance(self._deferred_error, Fatal):
+            self._deferred_error = translated  # what else is said of it: that all brokers are down
 
-    def _message_error(self, bad: Any) -> None:
+    def _handle_error(self, failed: Any) -> None:
         """An error that came in a message's place."""
-        error: KafkaError = bad.error()
-        topic, partition = bad.topic(), bad.partition()
+        error: KafkaError = failed.error()
+        topic, partition = failed.topic(), failed.partition()
         if error.code() in _OUT_OF_RANGE:
-            self._expired(topic, partition, bad.offset())
+            self._restart_out_of_range(topic, partition, failed.offset())
             return
         if error.code() == KafkaError._MAX_POLL_EXCEEDED:
             return  # logged by the driver; the loss is told on its own
-        where = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
-        trouble = self._translated(error, f"consuming {where}")
+        source = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
+        translated = self._translate(error, f"consuming {source}")
         if error.fatal() or error.code() == KafkaError._FATAL:
-            self._failure = self._failure or trouble
-        elif self._trouble is None or isinstance(self._trouble, Unavailable):
-            self._trouble = trouble
+            self._fatal_error = self._fatal_error or translated
+        elif self._deferred_error is None or isinstance(self._deferred_error, Unavailable):
+            self._deferred_error = translated
 
-    def _expired(self, topic: str, partition: int, offset: int) -> None:
+    def _restart_out_of_range(self, topic: str, partition: int, offset: int) -> None:
         """The log no longer has the position we were at: the listener resolves it anew."""
         key = (topic, partition)
-        assignment = self._parts.owned.get(key)
-        if assignment is None or key not in self._parts.fetched:
+        assignment = self._partitions.owned.get(key)
+        if assignment is None or key not in self._partitions.fetched:
             return
         logger.warning(
             "group %s: %s/%d has no offset %d any more, its position is resolved anew",
             self.group, topic, partition, offset,
         )  # fmt: skip
-        self._drop([assignment])
-        self._guard(self._listener.lost, [assignment])
-        self._stop([key])
-        self._parts.expect([key])
+        self._remove_owned([assignment])
+        self._notify_listener(self._listener.lost, [assignment])
+        self._stop_fetching([key])
+        self._partitions.add_pending([key])
 
-    def _guard(self, tell: Callable[[Sequence[Assignment]], None], what: list[Assignment]) -> None:
+    def _notify_listener(
+        self, notify: Callable[[Sequence[Assignment]], None], assignments: list[Assignment]
+    ) -> None:
         """Tell the listener; what it raises breaks the subscription, but not the callback."""
         try:
-            if what:
-                tell(what)
+            if assignments:
+                notify(assignments)
         except BaseException as error:
-            self._failure = self._failure or error
+            self._fatal_error = self._fatal_error or error
 
     # -- statistics and ownership
 
-    def _report(self, text: str) -> None:
+    def _on_statistics(self, text: str) -> None:
         try:
-            snapshot, now = decode(text), time.monotonic()
-            self._ownership.take(snapshot, now)
-            self._reach.member(snapshot, self._parts.fetched - self._parts.paused, now)
-            if self._user_stats is not None:
-                self._user_stats(text)
+            snapshot, now = decode_snapshot(text), time.monotonic()
+            self._ownership.observe(snapshot, now)
+            self._connectivity.observe_member(
+                snapshot, self._partitions.fetched - self._partitions.paused, now
+            )
+            if self._user_stats_callback is not None:
+                self._user_stats_callback(text)
         except Exception:
             logger.exception("group %s: the driver's statistics were not understood", self.group)
 
-    def _extend(self) -> None:
+    def _extend_ownership(self) -> None:
         """Carry what is confirmed over to what is owned."""
-        until = self._ownership.valid_until
-        if until != self._until:
-            self._until = until
-            for assignment in self._parts.owned.values():
-                assignment.valid_until = until
+        valid_until = self._ownership.valid_until
+        if valid_until != self._valid_until:
+            self._valid_until = valid_until
+            for assignment in self._partitions.owned.values():
+                assignment.valid_until = valid_until
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
 
-    def _assign(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
-        self._ownership.assigned()
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._ownership.assignment_received()
         if self._closed:
             return
         try:
-            self._parts.arrive(parts)
+            self._partitions.accept_assignment(partitions)
         except KafkaException as error:
-            self._failure = self._translated(error, f"joining group {self.group!r}")
+            self._fatal_error = self._translate(error, f"joining group {self.group!r}")
 
-    def _revoke(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
-        self._leave(parts, self._listener.revoked)
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._give_up_partitions(partitions, self._listener.revoked)
 
-    def _lose(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
-        logger.warning("group %s: this member was given up, %d partitions", self.group, len(parts))
-        self._commits.lost()
-        for key in keys_of(parts):
-            if key in self._parts.owned:
-                self._parts.owned[key].valid_until = float("-inf")
-        self._leave(parts, self._listener.lost)
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        logger.warning(
+            "group %s: this member was given up, %d partitions", self.group, len(partitions)
+        )
+        self._commits.membership_lost()
+        for key in topic_partitions_of(partitions):
+            if key in self._partitions.owned:
+                self._partitions.owned[key].valid_until = float("-inf")
+        self._give_up_partitions(partitions, self._listener.lost)
 
-    def _leave(
-        self, parts: list[TopicPartition], tell: Callable[[Sequence[Assignment]], None]
+    def _give_up_partitions(
+        self, partitions: list[TopicPartition], notify: Callable[[Sequence[Assignment]], None]
     ) -> None:
-        keys, owned = keys_of(parts), self._parts.owned
+        keys, owned = topic_partitions_of(partitions), self._partitions.owned
         for key in keys:
-            self._parts.arriving.pop(key, None)
-        leaving = [owned[key] for key in keys if key in owned]
-        self._guard(tell, leaving)
-        self._drop(leaving)
-        self._stop(keys, rebalance=True)
+            self._partitions.pending.pop(key, None)
+        removed = [owned[key] for key in keys if key in owned]
+        self._notify_listener(notify, removed)
+        self._remove_owned(removed)
+        self._stop_fetching(keys, rebalance=True)
 
-    def _drop(self, assignments: list[Assignment]) -> None:
+    def _remove_owned(self, assignments: list[Assignment]) -> None:
         """These are ours no more."""
-        self._commits.disowns(assignments)
-        self._parts.disown(assignments)
+        self._commits.remove_assignments(assignments)
+        self._partitions.remove_owned(assignments)
 
-    def _stop(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
+    def _stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
         try:
-            self._parts.stop(keys, rebalance=rebalance)
+            self._partitions.stop_fetching(keys, rebalance=rebalance)
         except KafkaException as error:
-            doing = f"giving up partitions of group {self.group!r}"
-            self._failure = self._failure or self._translated(error, doing)
+            operation = f"giving up partitions of group {self.group!r}"
+            self._fatal_error = self._fatal_error or self._translate(error, operation)
 
     # -- partitions that arrive; outside of the driver's callbacks
 
-    def _admit(self) -> None:
+    def _start_pending(self) -> None:
         """Tell the listener what arrived, and fetch from where it says. What cannot be begun yet
         is asked after in another thread, until it answers, and holds up nothing else."""
-        parts = self._parts
-        if not parts.arriving:
+        partitions = self._partitions
+        if not partitions.pending:
             return
-        new = parts.new()
-        if new:
-            self._try_to_begin(new)
+        never_tried = partitions.never_tried()
+        if never_tried:
+            self._try_start(never_tried)
         now = time.monotonic()
-        for key in parts.due(now):
-            self._scout.look(key)
-        outcomes = self._scout.outcomes()
-        waiting = [key for key in outcomes if key in parts.arriving and parts.arriving[key].pause]
+        for key in partitions.due_for_retry(now):
+            self._probe.start(key)
+        outcomes = self._probe.take_outcomes()
+        waiting = [
+            key
+            for key in outcomes
+            if key in partitions.pending and partitions.pending[key].retry_pause
+        ]
         for key in waiting:
-            parts.arriving[key].later(now)
-        answered = [key for key in waiting if outcomes[key]]
-        if answered:
-            self._try_to_begin(answered)
+            partitions.pending[key].schedule_retry(now)
+        reachable = [key for key in waiting if outcomes[key]]
+        if reachable:
+            self._try_start(reachable)
 
-    def _look_after(self, topic: str, partition: int) -> None:
+    def _probe_partition(self, topic: str, partition: int) -> None:
         """In the scout's thread: see that a partition answers."""
-        if partition not in self._leads(topic):
+        if partition not in self._partitions_with_leader(topic):
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
-        self._bounds(topic, partition)
+        self._watermarks(topic, partition)
 
-    def _try_to_begin(self, keys: Sequence[Key]) -> None:
+    def _try_start(self, keys: Sequence[Key]) -> None:
         try:
-            led = self._led(keys)
-            self._begin([key for key in keys if key in led])
-        except Gone:
+            with_leader = self._with_leader(keys)
+            self._start_partitions([key for key in keys if key in with_leader])
+        except MembershipLost:
             return  # the driver will tell so
         except LogError as error:
             if isinstance(error, Fatal):
                 raise
-            self._put_off(keys, error)
+            self._postpone(keys, error)
             return
-        without = [key for key in keys if key not in led]
-        if without:
-            names = ", ".join(f"{topic}/{number}" for topic, number in without)
-            why = f"Kafka, group {self.group!r}: no broker leads {names} now"
-            self._put_off(without, Unavailable(why))
+        without_leader = [key for key in keys if key not in with_leader]
+        if without_leader:
+            names = ", ".join(f"{topic}/{number}" for topic, number in without_leader)
+            reason = f"Kafka, group {self.group!r}: no broker leads {names} now"
+            self._postpone(without_leader, Unavailable(reason))
 
-    def _put_off(self, keys: Sequence[Key], error: LogError) -> None:
+    def _postpone(self, keys: Sequence[Key], error: LogError) -> None:
         now = time.monotonic()
         for key in keys:
-            arrival = self._parts.arriving.get(key)
-            if arrival is not None:
-                if not arrival.pause and self._parts.owned:
+            pending = self._partitions.pending.get(key)
+            if pending is not None:
+                if not pending.retry_pause and self._partitions.owned:
                     logger.warning("group %s: %s/%d waits: %s", self.group, *key, error)
-                arrival.later(now)
-        if not self._parts.owned:
-            self._trouble = error
+                pending.schedule_retry(now)
+        if not self._partitions.owned:
+            self._deferred_error = error
 
-    def _led(self, keys: Sequence[Key]) -> set[Key]:
+    def _with_leader(self, keys: Sequence[Key]) -> set[Key]:
         """Those of them that a broker leads: of others the bounds are asked for in vain."""
         topics = dict.fromkeys(topic for topic, _ in keys)
-        return {(topic, number) for topic in topics for number in self._leads(topic)}
+        return {
+            (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
+        }
 
-    def _begin(self, keys: Sequence[Key]) -> None:
+    def _start_partitions(self, keys: Sequence[Key]) -> None:
         """Tell the listener of these, and fetch them.
 
         :raises LogError: none of them could be begun; unless it is Fatal, they can be later.
@@ -502,59 +529,63 @@ class KafkaSubscription:
         """
         if not keys:
             return
-        committed = self._places(keys)
-        until = self._until = self._ownership.valid_until
-        arrived = [Assignment(*key, next(_epochs), committed[key], until) for key in keys]
-        self._parts.owned.update((key_of(each), each) for each in arrived)
-        self._commits.owns(arrived)
+        committed = self._read_committed(keys)
+        valid_until = self._valid_until = self._ownership.valid_until
+        assignments = [
+            Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys
+        ]
+        self._partitions.owned.update((topic_partition_of(each), each) for each in assignments)
+        self._commits.add_assignments(assignments)
         try:
-            self._listener.assigned(arrived)
-            self._parts.fetch(arrived)
+            self._listener.assigned(assignments)
+            self._partitions.start_fetching(assignments)
         except KafkaException as error:
-            self._failure = self._translated(error, f"fetching as group {self.group!r}")
-            raise self._failure from error
+            self._fatal_error = self._translate(error, f"fetching as group {self.group!r}")
+            raise self._fatal_error from error
         except BaseException as error:
-            self._drop(arrived)
+            self._remove_owned(assignments)
             if isinstance(error, Fatal) or not isinstance(error, LogError):
-                self._failure = self._failure or error
+                self._fatal_error = self._fatal_error or error
             raise
-        self._connected = True
+        self._ever_assigned = True
         for key in keys:
-            self._parts.arriving.pop(key, None)
+            self._partitions.pending.pop(key, None)
 
-    def _places(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
+    def _read_committed(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
         """Where the group is in these.
 
         :raises Gone: this member was given up.
         """
         try:
-            return places(self._consumer.committed([TopicPartition(*key) for key in keys], ANSWER))
+            return committed_by_partition(
+                self._consumer.committed([TopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+            )
         except KafkaException as error:
-            cause = error_of(error)
-            if cause is not None and cause.code() in _NO_MEMBER:
-                raise Gone from error
-            raise self._translated(error, f"positions of group {self.group!r}") from error
+            cause = kafka_error_of(error)
+            if cause is not None and cause.code() in _MEMBERSHIP_LOST:
+                raise MembershipLost from error
+            raise self._translate(error, f"positions of group {self.group!r}") from error
 
-    def _take_moves(self) -> None:
+    def _apply_resets(self) -> None:
         """Start over where somebody forced the group to."""
-        mine = self._desk.look(self._parts.fetched)
-        if not mine:
+        resets = self._reset_requests.take_pending(self._partitions.fetched)
+        if not resets:
             return
-        assignments = [self._parts.owned[key] for key in mine]
+        assignments = [self._partitions.owned[key] for key in resets]
         logger.warning("group %s: moved by force: %s", self.group, assignments)
-        self._drop(assignments)
-        self._guard(self._listener.lost, assignments)
-        self._stop(mine)
-        self._parts.expect(mine)
+        self._remove_owned(assignments)
+        self._notify_listener(self._listener.lost, assignments)
+        self._stop_fetching(resets)
+        self._partitions.add_pending(resets)
         try:
-            self._commits.place(mine)
-            self._desk.taken(mine)
-        except Gone:
+            self._commits.store_unassigned(resets)
+            self._reset_requests.mark_applied(resets)
+        except MembershipLost:
             pass  # the driver will tell so; whoever owns them next finds the move
         except KafkaException as error:
-            self._trouble = self._translated(error, f"moving group {self.group!r}")
+            self._deferred_error = self._translate(error, f"moving group {self.group!r}")
         except LogError as error:
-            self._trouble = error
+            self._deferred_error = error
 
     # -- commits
 
@@ -565,74 +596,76 @@ class KafkaSubscription:
         :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
         """
         now = time.monotonic()
-        doing = f"committing positions of group {self.group!r}"
+        operation = f"committing positions of group {self.group!r}"
         try:
             stored = self._commits.commit(commits)
         except RuntimeError as error:
-            raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
-        except Gone:
+            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
+        except MembershipLost:
             # Nothing is ours any more; the driver will tell so, too.
             logger.warning("group %s: a commit came too late, this member was given up", self.group)
-            self._ownership.confirmed = float("-inf")
-            self._extend()
+            self._ownership.confirmed_at = float("-inf")
+            self._extend_ownership()
             return
         except Unavailable as error:
-            raise Unavailable(f"Kafka, {doing}: {error}") from error
+            raise Unavailable(f"Kafka, {operation}: {error}") from error
         except KafkaException as error:
-            raise self._translated(error, doing) from error
+            raise self._translate(error, operation) from error
         if stored and not self._settings.kip848:
             # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
             self._ownership.confirm(now)
-            self._extend()
+            self._extend_ownership()
 
-    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """Store these places; a later poll or commit tells whether they are."""
         now = time.monotonic()
 
-        def end(stored: bool) -> None:
+        def finish(stored: bool) -> None:
             if stored and not self._settings.kip848:
                 self._ownership.confirm(now)
-                self._extend()
-            answered(stored)
+                self._extend_ownership()
+            on_submitted(stored)
 
-        doing = f"committing positions of group {self.group!r}"
+        operation = f"committing positions of group {self.group!r}"
         try:
-            sent = self._commits.submit(commits, end)
+            sent = self._commits.commit_async(commits, finish)
         except RuntimeError as error:
-            raise Unavailable(f"Kafka, {doing}: this subscription is closed") from error
+            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
         except KafkaException as error:
-            raise self._translated(error, doing) from error
+            raise self._translate(error, operation) from error
         if not sent:
-            answered(False)
+            on_submitted(False)
 
-    def _member(self) -> str | None:
+    def _member_id(self) -> str | None:
         """Who we are in the group; None where the driver has left it, unpolled for too long."""
         ownership = self._ownership
-        if time.monotonic() > ownership.polled + ownership.patience:
+        if time.monotonic() > ownership.polled_at + ownership.max_poll_interval:
             return None
         return self._consumer.memberid()
 
-    def _committed(self, error: KafkaError | None, parts: list[TopicPartition]) -> None:
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """The driver's on_commit: how a commit ended, told inside a poll."""
-        self._commits.told(error, parts)
-        failed = error or next((part.error for part in parts if part.error is not None), None)
+        self._commits.on_commit(error, partitions)
+        failed = error or next(
+            (partition.error for partition in partitions if partition.error is not None), None
+        )
         if failed is None or failed.code() == KafkaError._FATAL:
             return  # what was fatal, such as that the member is fenced, the driver tells by itself
-        if failed.code() in _NO_MEMBER:
-            self._ownership.confirmed = float("-inf")
-        elif kind_of(failed) is not Unavailable:
-            self._trouble = self._translated(failed, f"positions of group {self.group!r}")
+        if failed.code() in _MEMBERSHIP_LOST:
+            self._ownership.confirmed_at = float("-inf")
+        elif error_class_of(failed) is not Unavailable:
+            self._deferred_error = self._translate(failed, f"positions of group {self.group!r}")
 
-    def restart(self, assignments: Iterable[Assignment]) -> None:
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
         """Give these up, and begin with the partitions anew: they stay this member's in the group,
         which says at the next poll where it stands there."""
-        owned = self._parts.owned
-        given = [each for each in assignments if owned.get(key_of(each)) is each]
-        if given:
-            keys = [key_of(each) for each in given]
-            self._drop(given)
-            self._stop(keys)
-            self._parts.expect(keys)
+        owned = self._partitions.owned
+        restarted = [each for each in assignments if owned.get(topic_partition_of(each)) is each]
+        if restarted:
+            keys = [topic_partition_of(each) for each in restarted]
+            self._remove_owned(restarted)
+            self._stop_fetching(keys)
+            self._partitions.add_pending(keys)
 
     def keep_alive(self) -> None:
         """Nothing is needed: the driver heartbeats by itself.
@@ -645,17 +678,17 @@ class KafkaSubscription:
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed; what was prefetched is thrown away."""
-        self._parts.pause(assignments)
+        self._partitions.pause(assignments)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again, from behind the last message delivered."""
-        self._parts.resume(assignments)
+        self._partitions.resume(assignments)
 
-    def wake(self) -> None:
+    def wakeup(self) -> None:
         """Make a blocked ``poll`` return soon (any thread)."""
-        self._woken.set()
+        self._wakeup.set()
 
-    def begin(self) -> Transaction:
+    def begin_transaction(self) -> Transaction:
         """Kafka has no transaction for a handler's SQL."""
         raise ConfigError("kafka:// has no transaction for a handler's SQL: use sqlite://")
 
@@ -669,25 +702,30 @@ class KafkaSubscription:
         if self._closed:
             return
         self._closed = True
-        failure, self._failure = self._failure, None
-        self._desk.close()
-        self._scout.close()
-        left = list(self._parts.owned.values())
-        self._guard(self._listener.revoked, left)
-        self._drop(left)
-        self._parts.arriving.clear()
+        fatal_error, self._fatal_error = self._fatal_error, None
+        self._reset_requests.close()
+        self._probe.close()
+        revoked = list(self._partitions.owned.values())
+        self._notify_listener(self._listener.revoked, revoked)
+        self._remove_owned(revoked)
+        self._partitions.pending.clear()
         # What the driver still calls back has nothing to do any more.
-        closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
+        closing = threading.Thread(
+            target=self._close_consumer, name="streams-kafka-close", daemon=True
+        )
         closing.start()
-        closing.join(ANSWER)
+        closing.join(REQUEST_TIMEOUT)
         if closing.is_alive():
             logger.warning("group %s: its coordinator does not answer, left without", self.group)
-        self._on_close(self)
-        raised, self._failure = self._failure, failure or LogError("this subscription is closed")
-        if raised is not None:
-            raise raised
+        self._on_closed(self)
+        error, self._fatal_error = (
+            self._fatal_error,
+            fatal_error or LogError("this subscription is closed"),
+        )
+        if error is not None:
+            raise error
 
-    def _close(self) -> None:
+    def _close_consumer(self) -> None:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:

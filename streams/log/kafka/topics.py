@@ -23,18 +23,18 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams import wire
-from streams.errors import ConfigError, Fatal, LogError, Mismatch, NotFound, Unavailable
-from streams.log.kafka.asking import ANSWER, Asking, codes
-from streams.log.kafka.client import Shared
-from streams.log.kafka.places import INTERNAL
+from streams.errors import ConfigError, Fatal, LogError, NotFound, TopicMismatch, Unavailable
+from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry, error_names
+from streams.log.kafka.client import SharedClient
+from streams.log.kafka.places import INTERNAL_TOPICS
 from streams.log.kafka.settings import Settings
-from streams.log.names import check_topic, no_topic
+from streams.log.names import check_topic, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 
-_FORBIDDEN = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
+_FORBIDDEN_NAMES = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 """What the driver says where this user may not create a topic."""
 
-FRESH = 60.0
+COUNT_TTL = 60.0
 """Seconds for which a topic's number of partitions is believed."""
 
 
@@ -48,17 +48,17 @@ class Topics:
     def __init__(
         self,
         settings: Settings,
-        client: Shared[AdminClient],
+        client: SharedClient[AdminClient],
         metadata: Callable[[str], TopicMetadata],
-        asking: Asking,
+        requests: RequestRetry,
     ) -> None:
         self._settings = settings
         self._client = client
         self._metadata = metadata
-        self._ask = asking.ask
-        self._answer = asking.answer
-        self._answers = asking.answers
-        self._counts: dict[str, tuple[int, float]] = {}
+        self._run = requests.run
+        self._result_of = requests.result_of
+        self._results_of = requests.results_of
+        self._partition_counts: dict[str, tuple[int, float]] = {}
         """Partitions of a topic, and when that was asked."""
 
     def create(
@@ -74,96 +74,98 @@ class Topics:
             raise ConfigError(f"topic {topic!r}: {partitions} partitions, at least 1 is needed")
         settings = {str(name): str(value) for name, value in (config or {}).items()}
         replicas = int(settings.pop("replication.factor", self._settings.replication))
-        settings = {"retention.ms": "-1", **settings, **_settings_of(retention)}
+        settings = {"retention.ms": "-1", **settings, **_config_of(retention)}
         new = NewTopic(topic, partitions, replicas, config=settings)
         try:
-            self._ask(f"creating topic {topic}", self._client, partial(self._create, new))
+            self._run(f"creating topic {topic}", self._client, partial(self._request_creation, new))
         except LogError as error:
-            said = codes(error)
-            if said & _FORBIDDEN:
-                raise self._forbidden(new) from error
-            if "TOPIC_ALREADY_EXISTS" not in said:
+            names = error_names(error)
+            if names & _FORBIDDEN_NAMES:
+                raise self._creation_refused_error(new) from error
+            if "TOPIC_ALREADY_EXISTS" not in names:
                 raise
             # Somebody else may have created it just now.
-            found = self._appeared(topic)
-            if found.partitions != partitions:
-                raise Mismatch(
-                    f"topic {topic!r} has {found.partitions} partitions, but {partitions} were "
+            info = self._wait_created(topic)
+            if info.partitions != partitions:
+                raise TopicMismatch(
+                    f"topic {topic!r} has {info.partitions} partitions, but {partitions} were "
                     "declared: declare what it has, or use another name"
                 ) from None
-            return found
-        return self._appeared(topic)
+            return info
+        return self._wait_created(topic)
 
-    def _forbidden(self, new: NewTopic) -> Fatal:
+    def _creation_refused_error(self, new: NewTopic) -> Fatal:
         """The error for a topic that this user may not create: what an administrator would do."""
         config = new.config or {}
         facts = [f"{new.num_partitions} partitions"]
-        words = [
+        command = [
             f"kafka-topics.sh --bootstrap-server {self._settings.hosts} --create",
             f"--topic {new.topic} --partitions {new.num_partitions}",
         ]
         if new.replication_factor > 0:
             facts.append(f"replication factor {new.replication_factor}")
-            words.append(f"--replication-factor {new.replication_factor}")
+            command.append(f"--replication-factor {new.replication_factor}")
         pairs = [f"{name}={value}" for name, value in config.items()]
-        words += [f"--config {pair}" for pair in pairs]
+        command += [f"--config {pair}" for pair in pairs]
         return Fatal(
             f"Kafka: this user may not create topic {new.topic!r} ({', '.join(facts + pairs)}): it "
-            f"needs an ACL for Create on the topic, or an administrator runs `{' '.join(words)}`"
+            f"needs an ACL for Create on the topic, or an administrator runs `{' '.join(command)}`"
         )
 
     def retain(self, topic: str, retention: Retention) -> TopicInfo:
         """Change the settings that a retention is made of, and no others."""
-        info = self.topic(topic)
-        unbound = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
+        info = self.describe(topic)
+        unlimited = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
         entries = [
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-            for name, value in (unbound | _settings_of(retention)).items()
+            for name, value in (unlimited | _config_of(retention)).items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
 
-        def question(admin: AdminClient) -> None:
-            futures = admin.incremental_alter_configs([resource], request_timeout=ANSWER)
-            self._answer(futures[resource])
+        def request(admin: AdminClient) -> None:
+            futures = admin.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
+            self._result_of(futures[resource])
 
-        self._ask(f"changing the retention of topic {topic}", self._client, question)
+        self._run(f"changing the retention of topic {topic}", self._client, request)
         return info._replace(retention=retention)
 
-    def _create(self, new: NewTopic, admin: AdminClient) -> None:
-        futures = admin.create_topics([new], operation_timeout=ANSWER, request_timeout=ANSWER)
-        self._answer(futures[new.topic])
+    def _request_creation(self, new: NewTopic, admin: AdminClient) -> None:
+        futures = admin.create_topics(
+            [new], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
+        )
+        self._result_of(futures[new.topic])
 
-    def _appeared(self, topic: str) -> TopicInfo:
+    def _wait_created(self, topic: str) -> TopicInfo:
         """Wait until a new topic is known to the brokers, each partition with its leader."""
-        deadline = time.monotonic() + ANSWER
+        deadline = time.monotonic() + REQUEST_TIMEOUT
         while True:
             try:
-                found = self._describe(topic)
-                if all(each.leader >= 0 for each in found.partitions.values()):
-                    self._counts[topic] = (len(found.partitions), time.monotonic())
-                    return self.topic(topic)
+                description = self._read_metadata(topic)
+                if all(each.leader >= 0 for each in description.partitions.values()):
+                    self._partition_counts[topic] = (len(description.partitions), time.monotonic())
+                    return self.describe(topic)
             except (NotFound, Unavailable):
                 pass
             if time.monotonic() >= deadline:
                 raise Unavailable(f"Kafka: topic {topic!r} was created, but has no leaders yet")
             time.sleep(0.02)
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
         """
-        count = len(self._describe(topic).partitions)
-        self._counts[topic] = (count, time.monotonic())
-        return self._info(topic, count, self._retentions([topic]))
+        count = len(self._read_metadata(topic).partitions)
+        self._partition_counts[topic] = (count, time.monotonic())
+        return self._info(topic, count, self._read_retentions([topic]))
 
-    def topics(self) -> list[TopicInfo]:
+    def list_topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
-        cluster = self._ask(
-            "listing topics", self._client, lambda admin: admin.list_topics(timeout=ANSWER)
+        cluster = self._run(
+            "listing topics", self._client, lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT)
         )
-        names = sorted(set(cluster.topics) - INTERNAL)
-        retentions = self._retentions(names)
+        names = sorted(set(cluster.topics) - INTERNAL_TOPICS)
+        retentions = self._read_retentions(names)
         return [
             self._info(name, len(cluster.topics[name].partitions), retentions) for name in names
         ]
@@ -173,77 +175,79 @@ class Topics:
         known = topic in retentions
         return TopicInfo(topic, partitions, retentions[topic] if known else Retention(), known)
 
-    def partitions(self, topic: str) -> int:
+    def partition_count(self, topic: str) -> int:
         """How many partitions a topic has; asked again after a minute.
 
         :raises NotFound: there is none of that name.
         """
-        known = self._counts.get(topic)
+        known = self._partition_counts.get(topic)
         now = time.monotonic()
-        if known is not None and now < known[1] + FRESH:
+        if known is not None and now < known[1] + COUNT_TTL:
             return known[0]
         try:
-            count = len(self._describe(topic).partitions)
+            count = len(self._read_metadata(topic).partitions)
         except Unavailable:
             if known is None:
                 raise
             return known[0]
-        self._counts[topic] = (count, now)
+        self._partition_counts[topic] = (count, now)
         return count
 
-    def led(self, topic: str) -> list[int]:
+    def partitions_with_leader(self, topic: str) -> list[int]:
         """The partitions of a topic that have a leader now."""
-        parts = self._describe(topic).partitions
-        return [number for number, part in parts.items() if part.leader >= 0]
+        partitions = self._read_metadata(topic).partitions
+        return [number for number, partition in partitions.items() if partition.leader >= 0]
 
-    def check(self, topic: str, partitions: Iterable[int]) -> None:
+    def check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
         """See that a topic has these partitions.
 
         :raises NotFound: it lacks one, or there is no such topic.
         """
         for partition in partitions:
-            count = self.partitions(topic)
+            count = self.partition_count(topic)
             if partition >= count:
-                self._counts.pop(topic, None)  # it may have grown
-                count = self.partitions(topic)
+                self._partition_counts.pop(topic, None)  # it may have grown
+                count = self.partition_count(topic)
             if not 0 <= partition < count:
                 raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
 
-    def _describe(self, topic: str) -> TopicMetadata:
+    def _read_metadata(self, topic: str) -> TopicMetadata:
         # Of several brokers, one may not have heard yet of a topic that another has told us of.
-        known = self._counts.get(topic)
-        deadline = time.monotonic() + ANSWER
+        known = self._partition_counts.get(topic)
+        deadline = time.monotonic() + REQUEST_TIMEOUT
         while True:
             try:
                 return self._metadata(topic)
             except NotFound as error:
                 now = time.monotonic()
-                if known is not None and now < min(deadline, known[1] + FRESH):
+                if known is not None and now < min(deadline, known[1] + COUNT_TTL):
                     time.sleep(0.05)
                     continue
-                raise no_topic(
+                raise topic_not_found(
                     topic,
                     f", or `kafka-topics.sh --bootstrap-server {self._settings.hosts} --create "
                     f"--topic {topic} --partitions 8`",
                 ) from error
 
-    def _retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
+    def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What the settings of topics say; a topic that this user may not ask for is left out."""
-        found: dict[str, Retention] = {}
+        retentions: dict[str, Retention] = {}
         if not topics:
-            return found
+            return retentions
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
 
-        def question(admin: AdminClient) -> dict[Any, Any]:
-            return self._answers(admin.describe_configs(resources, request_timeout=ANSWER))
+        def request(admin: AdminClient) -> dict[Any, Any]:
+            return self._results_of(
+                admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT)
+            )
 
-        answers = self._ask("asking for topics' settings", self._client, question)
-        for resource, answer in answers.items():
-            if isinstance(answer, KafkaException):
+        results = self._run("asking for topics' settings", self._client, request)
+        for resource, result in results.items():
+            if isinstance(result, KafkaException):
                 continue
-            values = {name: entry.value for name, entry in answer.items()}
-            found[resource.name] = _retention_of(values)
-        return found
+            values = {name: entry.value for name, entry in result.items()}
+            retentions[resource.name] = _retention_of(values)
+        return retentions
 
     def delete(self, topic: str) -> None:
         """Delete a topic; returns once the brokers no longer know it.
@@ -251,43 +255,45 @@ class Topics:
         :raises NotFound: there is none of that name.
         """
 
-        def question(admin: AdminClient) -> None:
-            futures = admin.delete_topics([topic], operation_timeout=ANSWER, request_timeout=ANSWER)
-            self._answer(futures[topic])
+        def request(admin: AdminClient) -> None:
+            futures = admin.delete_topics(
+                [topic], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
+            )
+            self._result_of(futures[topic])
 
-        self._describe(topic)
-        self._counts.pop(topic, None)
-        self._ask(f"deleting topic {topic}", self._client, question)
-        deadline = time.monotonic() + ANSWER
+        self._read_metadata(topic)
+        self._partition_counts.pop(topic, None)
+        self._run(f"deleting topic {topic}", self._client, request)
+        deadline = time.monotonic() + REQUEST_TIMEOUT
         while time.monotonic() < deadline:
             try:
-                self._describe(topic)
+                self._read_metadata(topic)
             except NotFound:
                 return
             time.sleep(0.02)
 
 
-def _settings_of(retention: Retention) -> dict[str, str]:
+def _config_of(retention: Retention) -> dict[str, str]:
     """Kafka's settings for the bounds that a retention has."""
-    found: dict[str, str] = {}
+    config: dict[str, str] = {}
     if retention.seconds is not None:
-        found["retention.ms"] = str(max(1, round(retention.seconds * 1000)))
+        config["retention.ms"] = str(max(1, round(retention.seconds * 1000)))
     if retention.bytes is not None:
-        found["retention.bytes"] = str(retention.bytes)
+        config["retention.bytes"] = str(retention.bytes)
     if retention.compacted:
-        found["cleanup.policy"] = "compact,delete" if found else "compact"
-    return found
+        config["cleanup.policy"] = "compact,delete" if config else "compact"
+    return config
 
 
-def _retention_of(settings: Mapping[str, str | None]) -> Retention:
+def _retention_of(config: Mapping[str, str | None]) -> Retention:
     """The retention that a topic's settings amount to."""
-    policy = {each.strip() for each in (settings.get("cleanup.policy") or "delete").split(",")}
+    policy = {each.strip() for each in (config.get("cleanup.policy") or "delete").split(",")}
     if "delete" not in policy:
         return Retention(compacted="compact" in policy)
-    kept = wire.whole(settings.get("retention.ms") or "")
-    size = wire.whole(settings.get("retention.bytes") or "")
+    milliseconds = wire.parse_int(config.get("retention.ms") or "")
+    size = wire.parse_int(config.get("retention.bytes") or "")
     return Retention(
-        seconds=kept / 1000 if kept else None,
+        seconds=milliseconds / 1000 if milliseconds else None,
         bytes=size or None,
         compacted="compact" in policy,
     )

@@ -14,23 +14,23 @@ from heapq import heapify, heappop, heappush
 from streams.clock import Clock
 from streams.errors import LogError, Unavailable
 from streams.log.claims import (
-    GRACE,
+    CLAIM_GRACE,
     Answer,
     Claim,
     Complete,
-    Entry,
-    Forget,
-    Look,
-    Put,
+    DeleteClaim,
+    GetClaim,
+    PutOutcome,
     Release,
     Renew,
     Request,
+    StoredClaim,
 )
-from streams.log.memory.shared import Shared
-from streams.log.protocol import Opened
+from streams.log.memory.shared import NamedRegistry
+from streams.log.protocol import OpenRequest
 
 
-class _Row:
+class _ClaimRow:
     """What stands under a key. ``value`` is None for a claim, whose lease ends at ``until``."""
 
     __slots__ = ("expires", "fingerprint", "ticket", "token", "until", "value")
@@ -40,12 +40,12 @@ class _Row:
         self.fingerprint = fingerprint
         self.value = value
         self.until = until
-        self.expires = until if value is not None else until + GRACE
+        self.expires = until if value is not None else until + CLAIM_GRACE
         self.ticket = 0
         """The heap's item that is this row's."""
 
 
-class Shelf:
+class ClaimTable:
     """The claims of one name."""
 
     def __init__(self, name: str, clock: Clock) -> None:
@@ -53,68 +53,68 @@ class Shelf:
         self.clock = clock
         self.users = 0
         self._lock = threading.Lock()
-        self._rows: dict[bytes, _Row] = {}
-        self._ends: list[tuple[float, int, bytes]] = []
-        self._tickets = 0
+        self._rows: dict[bytes, _ClaimRow] = {}
+        self._expiry_heap: list[tuple[float, int, bytes]] = []
+        self._last_ticket = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer."""
         with self._lock:
             now = self.clock.monotonic()
-            self._sweep(now)
-            return [self._one(request, now) for request in requests]
+            self._delete_expired(now)
+            return [self._execute_one(request, now) for request in requests]
 
-    def _one(self, request: Request, now: float) -> Answer:
+    def _execute_one(self, request: Request, now: float) -> Answer:
         row = self._rows.get(request.key)
         if row is not None and row.expires <= now:
             row = None
-        mine = row is not None and row.token == getattr(request, "token", None)
+        is_owner = row is not None and row.token == getattr(request, "token", None)
         match request:
             case Claim(key, token, lease, fingerprint):
-                if row is not None and row.until > now and not (mine and row.value is None):
-                    return Entry(row.fingerprint, row.value, row.until - now)
-                self._put(key, _Row(token, fingerprint, None, now + lease))
+                if row is not None and row.until > now and not (is_owner and row.value is None):
+                    return StoredClaim(row.fingerprint, row.value, row.until - now)
+                self._put(key, _ClaimRow(token, fingerprint, None, now + lease))
                 return None
             case Renew(_, _, lease):
-                if row is None or not mine:
+                if row is None or not is_owner:
                     return False
                 if row.value is None:
                     row.until = now + lease
-                    row.expires = row.until + GRACE
+                    row.expires = row.until + CLAIM_GRACE
                 return True
             case Complete(key, token, value, ttl):
-                if row is None or not mine:
+                if row is None or not is_owner:
                     return False
                 if row.value is None:
-                    self._put(key, _Row(token, row.fingerprint, value, now + ttl))
+                    self._put(key, _ClaimRow(token, row.fingerprint, value, now + ttl))
                 return True
             case Release(key):
-                if row is None or not mine or row.value is not None:
+                if row is None or not is_owner or row.value is not None:
                     return False
                 del self._rows[key]
                 return True
-            case Look():
+            case GetClaim():
                 if row is None or row.until <= now:
                     return None
-                return Entry(row.fingerprint, row.value, row.until - now)
-            case Put(key, value, ttl):
-                self._put(key, _Row("", "", value, now + ttl))
+                return StoredClaim(row.fingerprint, row.value, row.until - now)
+            case PutOutcome(key, value, ttl):
+                self._put(key, _ClaimRow("", "", value, now + ttl))
                 return True
-            case Forget(key):
+            case DeleteClaim(key):
                 self._rows.pop(key, None)
                 return row is not None
 
-    def _put(self, key: bytes, row: _Row) -> None:
-        self._tickets += 1
-        row.ticket = self._tickets
+    def _put(self, key: bytes, row: _ClaimRow) -> None:
+        self._last_ticket += 1
+        row.ticket = self._last_ticket
         self._rows[key] = row
-        heappush(self._ends, (row.expires, row.ticket, key))
+        heappush(self._expiry_heap, (row.expires, row.ticket, key))
 
-    def _sweep(self, now: float) -> None:
-        ends, rows = self._ends, self._rows
+    def _delete_expired(self, now: float) -> None:
+        ends, rows = self._expiry_heap, self._rows
         while ends and ends[0][0] <= now:
             _, ticket, key = heappop(ends)
             row = rows.get(key)
@@ -125,46 +125,48 @@ class Shelf:
             else:
                 del rows[key]
         if len(ends) > 2 * len(rows) + 64:
-            self._ends = [(row.expires, row.ticket, key) for key, row in rows.items()]
-            heapify(self._ends)
+            self._expiry_heap = [(row.expires, row.ticket, key) for key, row in rows.items()]
+            heapify(self._expiry_heap)
 
 
-_shared = Shared(Shelf, own="claims of one's own", other="some that are shared")
+_registry = NamedRegistry(
+    ClaimTable, private_description="claims of one's own", shared_description="some that are shared"
+)
 
 
-class MemoryClaims:
+class MemoryClaimStore:
     """One opener's handle on a shelf."""
 
-    immediate = True
+    never_blocks = True
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, table: ClaimTable) -> None:
+        self.table = table
         self._closed = False
-        self._closing = threading.Lock()
+        self._close_lock = threading.Lock()
 
     @property
     def clock(self) -> Clock:
         """The opener's."""
-        return self.shelf.clock
+        return self.table.clock
 
-    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer in order."""
         if self._closed:
-            raise Unavailable(f"memory://{self.shelf.name}: closed")
-        return self.shelf.run(requests)
+            raise Unavailable(f"memory://{self.table.name}: closed")
+        return self.table.execute(requests)
 
     def close(self) -> None:
         """Let go; the last of a name takes all of it along."""
-        with self._closing:
+        with self._close_lock:
             if self._closed:
                 return
             self._closed = True
-        _shared.leave(self.shelf)
+        _registry.release(self.table)
 
 
-def open_claims(opened: Opened) -> MemoryClaims:
+def open_claims(request: OpenRequest) -> MemoryClaimStore:
     """Claims in memory.
 
     :raises ConfigError: the name cannot be one, or the shared claims run on another clock.
     """
-    return MemoryClaims(_shared.take(opened))
+    return MemoryClaimStore(_registry.acquire(request))

@@ -10,22 +10,29 @@ from dataclasses import fields
 
 from streams import wire
 from streams.config import Flow
-from streams.errors import ConfigError, Fatal, GroupLive, LogError, NotFound, Unavailable
-from streams.log.memory.shared import Shared
-from streams.log.memory.store import EVERYTHING, Group, Store, bounded, no_partition, wait_on
+from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.log.memory.shared import NamedRegistry
+from streams.log.memory.store import (
+    KEEP_FOREVER,
+    Group,
+    Store,
+    bounded_timeout,
+    no_partition,
+    wait_for_messages,
+)
 from streams.log.memory.subscription import MemorySubscription
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
     Committed,
-    Done,
-    Fact,
+    DurabilityFact,
     GroupInfo,
-    Listener,
     MemberInfo,
-    Opened,
+    OnAppended,
+    OpenRequest,
+    RebalanceListener,
     Retention,
-    Static,
+    StaticMember,
     TopicInfo,
     check_retention,
 )
@@ -35,7 +42,7 @@ CAPABILITIES = Capabilities(
     "memory",
     durable=False,
     processes=False,
-    clocked=True,
+    uses_app_clock=True,
     # A service for any log is tested on this one. It applies seconds and messages, and keeps what
     # the others would let go.
     retention=frozenset(each.name for each in fields(Retention)),
@@ -48,16 +55,18 @@ POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "rea
 """Where a fault can be injected: before and after the write of an append or a commit, and before
 a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
-_shared = Shared(Store, own="a log of one's own", other="one that is shared")
+_registry = NamedRegistry(
+    Store, private_description="a log of one's own", shared_description="one that is shared"
+)
 
 
-def open(opened: Opened) -> MemoryLog:
+def open(request: OpenRequest) -> MemoryLog:
     """Open ``memory://`` or ``memory://name``. There is no driver, so driver settings, meant for
     the log that an app runs on elsewhere, are passed over.
 
     :raises ConfigError: the name cannot be one, or the shared log runs on another clock.
     """
-    return MemoryLog(_shared.take(opened))
+    return MemoryLog(_registry.acquire(request))
 
 
 class MemoryLog:
@@ -68,9 +77,9 @@ class MemoryLog:
         self._lock = store.lock
         self._subscriptions: set[MemorySubscription] = set()
         self._fault: Fault | None = None
-        self._closed = ""
+        self._close_reason = ""
         self._appending = 0
-        self._told = threading.Condition(store.lock)
+        self._append_ended = threading.Condition(store.lock)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -88,7 +97,7 @@ class MemoryLog:
         """
         self._fault = hook
 
-    def point(self, name: str, subject: str) -> None:
+    def raise_fault(self, name: str, subject: str) -> None:
         """Where a fault may strike (no lock is held)."""
         if self._fault is not None:
             self._fault(name, subject)
@@ -96,15 +105,15 @@ class MemoryLog:
     def crash(self) -> None:
         """As if the process that opened this log were killed: nothing it does counts any more,
         its leases run out by the clock. Other openers of the same name go on."""
-        self._end("crashed by a test", MemorySubscription.kill)
+        self._shut_down("crashed by a test", MemorySubscription.end_killed)
 
     # -- topics
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
-        retention: Retention = EVERYTHING,
+        retention: Retention = KEEP_FOREVER,
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
         """Create a topic; where it exists, a retention that is given replaces its own.
@@ -113,46 +122,46 @@ class MemoryLog:
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
-        with self._open():
-            return self.store.create(topic, partitions, retention)
+        with self._locked():
+            return self.store.create_topic(topic, partitions, retention)
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention.
 
         :raises NotFound: there is none of that name.
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
-        with self._open():
-            return self.store.retain(topic, retention)
+        with self._locked():
+            return self.store.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
         """
-        with self._open():
+        with self._locked():
             return self.store.topic(topic).info
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        with self._open():
+        with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
-    def durability(self, topic: str) -> tuple[Fact, ...]:
+    def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """Nothing is kept."""
         advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
-        return (Fact("storage", "this process's memory", False, advice),)
+        return (DurabilityFact("storage", "this process's memory", False, advice),)
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        with self._open():
-            self.store.delete(topic)
+        with self._locked():
+            self.store.delete_topic(topic)
 
     # -- writing
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
-        """Write records in order, all in one step; ``done`` is called before this returns."""
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
+        """Write records in order, all in one step; ``on_appended`` is called before this returns."""
         with self._lock:
             self._appending += 1
         try:
@@ -160,62 +169,62 @@ class MemoryLog:
         finally:
             with self._lock:
                 self._appending -= 1
-                self._told.notify_all()
-        done(outcomes)
+                self._append_ended.notify_all()
+        on_appended(outcomes)
 
     def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
         try:
-            self.point("append", topic)
-            with self._open():
+            self.raise_fault("append", topic)
+            with self._locked():
                 outcomes = self.store.append(topic, records)
-            self.point("append.done", topic)
+            self.raise_fault("append.done", topic)
         except LogError as error:
             return [error] * len(records)
         return outcomes
 
     # -- reading
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the one the next message will get."""
-        with self._open():
+        with self._locked():
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
-    def end(self, topic: str, partition: int) -> int:
+    def log_end_offset(self, topic: str, partition: int) -> int:
         """The end, all of which can be read."""
-        return self.bounds(topic, partition)[1]
+        return self.watermarks(topic, partition)[1]
 
-    def at(self, topic: str, partition: int, time: float) -> int:
+    def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
-        with self._open():
-            return self.store.partition(topic, partition).at(time)
+        with self._locked():
+            return self.store.partition(topic, partition).offset_for_time(time)
 
-    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """Position of the message ``count`` before ``position``, or the first there is."""
-        with self._open():
+        with self._locked():
             found = self.store.partition(topic, partition)
             return max(found.first, min(position, found.end) - count)
 
     def lag(self, topic: str, partition: int, position: int) -> int:
         """How many messages stand at or behind ``position``."""
-        with self._open():
+        with self._locked():
             found = self.store.partition(topic, partition)
             return max(0, found.end - max(position, found.first))
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """Read from position ``start`` up to, not including, position ``end``."""
-        with self._open():
+        with self._locked():
             self.store.partition(topic, partition)
         return MemoryReader(self, topic, partition, start, end)
 
     # -- groups
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a *new* group its positions, all at once: True where it had none in this topic."""
-        with self._open():
-            self._partitions(topic, positions)
-            found = self.store.enter(group)
-            if any(part[0] == topic for part in found.positions):
+        with self._locked():
+            self._check_partitions(topic, positions)
+            found = self.store.ensure_group(group)
+            if any(topic_partition[0] == topic for topic_partition in found.positions):
                 return False
             for partition, position in positions.items():
                 found.positions[topic, partition] = Committed(position)
@@ -226,92 +235,92 @@ class MemoryLog:
 
         :raises NotFound: there is none of that name.
         """
-        with self._open():
+        with self._locked():
             found = self.store.group(group)
             members = tuple(
-                MemberInfo(member.id, tuple(sorted(found.held(member.id))))
-                for member in found.living(self.store.clock.monotonic())
+                MemberInfo(member.id, tuple(sorted(found.held_by(member.id))))
+                for member in found.live_members(self.store.clock.monotonic())
             )
             return GroupInfo(group, members, dict(found.positions))
 
-    def places(self, group: str, topic: str) -> dict[int, Committed]:
+    def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
-            return self.group(group).places(topic)
+            return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        with self._open():
+        with self._locked():
             return self.store.groups()
 
-    def move(
-        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
         """Set a group's places in a topic; the group is made if there is none.
 
         :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
             members lose the partitions and start over from the new places.
         """
-        with self._open():
-            self._partitions(topic, places)
-            found = self.store.enter(group)
+        with self._locked():
+            self._check_partitions(topic, offsets)
+            found = self.store.ensure_group(group)
             if not force:
-                self._check_idle(found, "moved")
-            for partition, place in places.items():
-                found.positions[topic, partition] = place
-            found.take_away((topic, partition) for partition in places)
-            self.store.trim(self.store.topic(topic))
+                self._require_no_members(found, "moved")
+            for partition, committed in offsets.items():
+                found.positions[topic, partition] = committed
+            found.release_leases((topic, partition) for partition in offsets)
+            self.store.trim_topic(self.store.topic(topic))
 
-    def forget(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
         :raises NotFound: there is none of that name.
         """
-        with self._open():
-            self._check_idle(self.store.group(group), "forgotten")
-            self.store.forget(group)
+        with self._locked():
+            self._require_no_members(self.store.group(group), "forgotten")
+            self.store.delete_group(group)
 
     def subscribe(
         self,
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         *,
         flow: Flow = Flow(),
-        window: int = TRIM_MARGIN,
-        member: Static | None = None,
+        trim_margin: int = TRIM_MARGIN,
+        member: StaticMember | None = None,
     ) -> MemorySubscription:
         """Join a group. ``window`` is how many messages below the group's position must not be
         trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
-        with self._open():
-            found = self.store.enter(group)
+        with self._locked():
+            found = self.store.ensure_group(group)
             for topic in topics:
                 self.store.topic(topic)
-                found.window[topic] = window
+                found.trim_margins[topic] = trim_margin
             subscription = MemorySubscription(self, self.store, found, topics, listener, member)
             self._subscriptions.add(subscription)
             return subscription
 
-    def expel(self, group: str, member: Static) -> None:
+    def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
 
-    def show(self, offset: int) -> str:
+    def format_offset(self, offset: int) -> str:
         """An offset as people write it on this log."""
         return str(offset)
 
-    def parse(self, text: str) -> int:
-        """An offset as :meth:`show` writes it.
+    def parse_offset(self, text: str) -> int:
+        """An offset as :meth:`format_offset` writes it.
 
         :raises ConfigError: it is none.
         """
-        found = wire.whole(text)
+        found = wire.parse_int(text)
         if found is None:
-            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number like 1042 is needed")
+            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number like 1042 is needed")
         return found
 
     def flush(self, timeout: float) -> None:
@@ -320,53 +329,57 @@ class MemoryLog:
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
         with self._lock:
-            if not self._told.wait_for(lambda: not self._appending, bounded(timeout)):
+            if not self._append_ended.wait_for(
+                lambda: not self._appending, bounded_timeout(timeout)
+            ):
                 raise Unavailable(f"{self._appending} appends are unfinished after {timeout:g} s")
 
     def close(self) -> None:
         """Let go of everything; the last one who closes a shared log drops it."""
-        self._end("closed", MemorySubscription.detach)
+        self._shut_down("closed", MemorySubscription.leave_group)
 
     # -- inside
 
     @contextmanager
-    def _open(self) -> Generator[None, None, None]:
+    def _locked(self) -> Generator[None, None, None]:
         with self._lock:
-            self.check()
+            self.require_open()
             yield
 
-    def check(self) -> None:
+    def require_open(self) -> None:
         """Refuse when closed (the lock is held)."""
-        if self._closed:
-            raise Fatal(f"memory://{self.store.name}: {self._closed}")
+        if self._close_reason:
+            raise Fatal(f"memory://{self.store.name}: {self._close_reason}")
 
-    def left(self, subscription: MemorySubscription) -> None:
+    def subscription_ended(self, subscription: MemorySubscription) -> None:
         """A subscription has ended (the lock is held)."""
         self._subscriptions.discard(subscription)
 
-    def _end(self, why: str, each: Callable[[MemorySubscription, str], None]) -> None:
+    def _shut_down(
+        self, reason: str, end_subscription: Callable[[MemorySubscription, str], None]
+    ) -> None:
         with self._lock:
-            if self._closed:
+            if self._close_reason:
                 return
-            self._closed = why
+            self._close_reason = reason
             for subscription in list(self._subscriptions):
-                each(subscription, why)
+                end_subscription(subscription, reason)
             for topic in self.store.topics.values():  # readers and polls find out
                 topic.wake()
-        if _shared.leave(self.store):
-            self.store.drop()
+        if _registry.release(self.store):
+            self.store.close()
 
-    def _partitions(self, topic: str, numbers: Iterable[int]) -> None:
+    def _check_partitions(self, topic: str, numbers: Iterable[int]) -> None:
         count = len(self.store.topic(topic).partitions)
         for number in numbers:
             if not 0 <= number < count:
                 raise no_partition(topic, number, count)
 
-    def _check_idle(self, group: Group, what: str) -> None:
-        running = sum(1 for _ in group.living(self.store.clock.monotonic()))
+    def _require_no_members(self, group: Group, action: str) -> None:
+        running = sum(1 for _ in group.live_members(self.store.clock.monotonic()))
         if running:
-            raise GroupLive(
-                f"group {group.name!r} cannot be {what}: it has {running} running member"
+            raise GroupNotEmpty(
+                f"group {group.name!r} cannot be {action}: it has {running} running member"
                 f"{'s' * (running > 1)}; stop them first"
             )
 
@@ -378,9 +391,9 @@ class MemoryReader:
         self._log = log
         self._topic = topic
         self._partition = partition
-        self._next = start
+        self._position = start
         self._end = end
-        self._arrived = threading.Condition(log.store.lock)
+        self._has_messages = threading.Condition(log.store.lock)
 
     def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
         """The next messages, at least one and at most ``limit``; None at the reader's end.
@@ -388,27 +401,27 @@ class MemoryReader:
         :raises Unavailable: nothing came within ``timeout`` seconds.
         """
         log, store = self._log, self._log.store
-        log.point("read", self._topic)
+        log.raise_fault("read", self._topic)
         until = time.monotonic() + timeout
         with store.lock:
-            while self._next < self._end:
-                log.check()
+            while self._position < self._end:
+                log.require_open()
                 found = store.partition(self._topic, self._partition)
-                start = max(self._next, found.first)
+                start = max(self._position, found.first)
                 count = min(self._end, found.end) - start
                 if count > 0:
                     count = min(count, limit)
-                    self._next = start + count
-                    return found.slice(self._topic, self._partition, start, count, None)
-                self._next = start
-                left = until - time.monotonic()
-                if left <= 0:
+                    self._position = start + count
+                    return found.batch(self._topic, self._partition, start, count, None)
+                self._position = start
+                remaining = until - time.monotonic()
+                if remaining <= 0:
                     raise Unavailable(
                         f"{self._topic}/{self._partition}: nothing came within {timeout:g} s"
                     )
-                wait_on([store.topic(self._topic)], self._arrived, left)
+                wait_for_messages([store.topic(self._topic)], self._has_messages, remaining)
         return None
 
     def close(self) -> None:
         """Nothing is held; a reader that is closed has reached its end."""
-        self._end = self._next
+        self._end = self._position

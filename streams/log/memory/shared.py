@@ -11,58 +11,60 @@ from typing import Generic, Protocol, TypeVar
 
 from streams.clock import SYSTEM, Clock, SystemClock
 from streams.errors import ConfigError
-from streams.log.protocol import Opened
+from streams.log.protocol import OpenRequest
 from streams.log.url import parse
 
 _NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
 
 
-class Named(Protocol):
+class NamedResource(Protocol):
     """What can be shared."""
 
     name: str
     """Empty: it is private."""
     clock: Clock
     users: int
-    """How many have it open; kept by :class:`Shared`."""
+    """How many have it open; kept by :class:`NamedRegistry`."""
 
 
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=NamedResource)
 
 
-class Shared(Generic[T]):
+class NamedRegistry(Generic[T]):
     """Things of one kind by name (any thread).
 
     :param make: makes one of a name.
-    :param own: what a private one is, as an error says it; ``other``: what a shared one is.
+    :param private_description: what a private one is, as an error says it; ``other``: what a shared one is.
     """
 
-    def __init__(self, make: Callable[[str, Clock], T], *, own: str, other: str) -> None:
+    def __init__(
+        self, make: Callable[[str, Clock], T], *, private_description: str, shared_description: str
+    ) -> None:
         self._make = make
-        self._own = own
-        self._other = other
+        self._private_description = private_description
+        self._shared_description = shared_description
         self._lock = threading.Lock()
-        self._there: dict[str, T] = {}
+        self._by_name: dict[str, T] = {}
 
-    def take(self, opened: Opened) -> T:
+    def acquire(self, request: OpenRequest) -> T:
         """The one of the URL's name, made if there is none.
 
         :raises ConfigError: the name cannot be one, or it is open on another clock.
         """
-        name = opened.path
-        if opened.options or not _NAME.match(name):
+        name = request.path
+        if request.options or not _NAME.match(name):
             raise ConfigError(
-                f"{parse(opened.url).place}: write memory:// for {self._own}, or memory://name"
-                f" (letters, digits, '.', '_', '-') for {self._other}; there are no settings"
+                f"{parse(request.url).location}: write memory:// for {self._private_description}, or memory://name"
+                f" (letters, digits, '.', '_', '-') for {self._shared_description}; there are no settings"
             )
-        clock = opened.clock or SYSTEM
+        clock = request.clock or SYSTEM
         with self._lock:
-            found = self._there.get(name)
+            found = self._by_name.get(name)
             if found is None:
                 found = self._make(name, clock)
                 if name:
-                    self._there[name] = found
-            elif not _same(found.clock, clock):
+                    self._by_name[name] = found
+            elif not _is_same_clock(found.clock, clock):
                 raise ConfigError(
                     f"memory://{name} is open in this process on another clock: give both the same"
                     " clock, or one of them another name"
@@ -70,15 +72,15 @@ class Shared(Generic[T]):
             found.users += 1
             return found
 
-    def leave(self, one: T) -> bool:
+    def release(self, resource: T) -> bool:
         """Somebody has closed it; whether that was the last."""
         with self._lock:
-            one.users -= 1
-            if one.users:
+            resource.users -= 1
+            if resource.users:
                 return False
-            self._there.pop(one.name, None)
+            self._by_name.pop(resource.name, None)
             return True
 
 
-def _same(one: Clock, other: Clock) -> bool:
+def _is_same_clock(one: Clock, other: Clock) -> bool:
     return one is other or (isinstance(one, SystemClock) and isinstance(other, SystemClock))

@@ -18,41 +18,69 @@ from threading import TIMEOUT_MAX, Condition, Lock
 from typing import Any, Protocol
 
 from streams.clock import Clock
-from streams.errors import ConfigError, LogError, Mismatch, NotFound
-from streams.log.membership import NEVER, TERMS, Lease, Member, Part, Plan, plan
-from streams.log.names import check_group, check_topic, no_group, no_topic, places
+from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
+from streams.log.membership import (
+    DEFAULT_TERMS,
+    INFINITY,
+    Lease,
+    Member,
+    Plan,
+    TopicPartition,
+    plan,
+)
+from streams.log.names import (
+    check_group,
+    check_topic,
+    group_not_found,
+    partitions_for,
+    topic_not_found,
+)
 from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Position, Record, identity_of
 
-EVERYTHING = Retention()
+KEEP_FOREVER = Retention()
 
 
 class MemoryBatch(Batch):
     """A slice of a partition. The ID header of a message without others is made when read."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_header_sources",)
 
-    _pairs: list[Record | str]
+    _header_sources: list[Record | str]
 
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID first where there is one."""
-        found = self._pairs[index]
-        return _headers(found, ()) if isinstance(found, str) else _headers(found.id, found.headers)
+        found = self._header_sources[index]
+        return (
+            _headers_with_id(found, ())
+            if isinstance(found, str)
+            else _headers_with_id(found.id, found.headers)
+        )
 
     def extra_headers(self, index: int) -> Headers:
         """The headers of one message without the ID."""
-        found = self._pairs[index]
+        found = self._header_sources[index]
         return () if isinstance(found, str) else found.headers
 
 
-def _headers(id: str, others: Headers) -> Headers:
+def _headers_with_id(id: str, others: Headers) -> Headers:
     return ((ID, id.encode("utf-8", "surrogateescape")), *others) if id else others
 
 
 class Partition:
     """One partition's messages."""
 
-    __slots__ = ("_times", "base", "columns", "end", "first", "ids", "keys", "pairs", "values")
+    __slots__ = (
+        "_times",
+        "base",
+        "columns",
+        "end",
+        "first",
+        "header_sources",
+        "ids",
+        "keys",
+        "values",
+    )
 
     def __init__(self) -> None:
         self.first = self.base = self.end = 0
@@ -61,13 +89,13 @@ class Partition:
         self.ids: list[str | None] = []  # identities
         # What headers are made from when they are read: the record, or the ID if there is no
         # other. (A tuple a message would be work for the garbage collector; a record is none.)
-        self.pairs: list[Record | str] = []
+        self.header_sources: list[Record | str] = []
         self._times = array("d")
         self.columns: tuple[list[Any] | array[float], ...] = (
             self.keys,
             self.values,
             self.ids,
-            self.pairs,
+            self.header_sources,
             self._times,
         )
 
@@ -78,7 +106,7 @@ class Partition:
             now = self._times[-1]
         self.keys += [record.key for record in records]
         self.values += [record.value for record in records]
-        self.pairs += [record if record.headers else record.id for record in records]
+        self.header_sources += [record if record.headers else record.id for record in records]
         self.ids += [
             _identity(record) if record.headers else record.id or None for record in records
         ]
@@ -86,25 +114,25 @@ class Partition:
         self.end += count
         return range(self.end - count, self.end)
 
-    def slice(self, topic: str, partition: int, start: int, count: int, owner: Any) -> Batch:
+    def batch(self, topic: str, partition: int, start: int, count: int, assignment: Any) -> Batch:
         """``count`` messages from ``start`` on, which must be there."""
-        at = start - self.base
-        to = at + count
+        index = start - self.base
+        to = index + count
         batch = MemoryBatch(
             topic,
             partition,
             range(start, start + count),
-            self.keys[at:to],
-            self.values[at:to],
-            self.ids[at:to],
+            self.keys[index:to],
+            self.values[index:to],
+            self.ids[index:to],
             None,
-            self._times[at:to],
-            owner,
+            self._times[index:to],
+            assignment,
         )
-        batch._pairs = self.pairs[at:to]
+        batch._header_sources = self.header_sources[index:to]
         return batch
 
-    def at(self, time: float) -> int:
+    def offset_for_time(self, time: float) -> int:
         """Position of the first message taken at or after ``time``; the end if none."""
         return self.base + bisect_left(self._times, time, self.first - self.base)
 
@@ -122,12 +150,12 @@ class Partition:
 
 def _identity(record: Record) -> str | None:
     for name, _ in record.headers:
-        if name in _PART_OF_IDENTITY:
-            return identity_of(_headers(record.id, record.headers))
+        if name in _IDENTITY_HEADERS:
+            return identity_of(_headers_with_id(record.id, record.headers))
     return record.id or None
 
 
-_PART_OF_IDENTITY = frozenset((ID, SOURCE, REDRIVE))
+_IDENTITY_HEADERS = frozenset((ID, SOURCE, REDRIVE))
 
 
 class Topic:
@@ -137,7 +165,7 @@ class Topic:
         self.name = name
         self.partitions = [Partition() for _ in range(partitions)]
         self.retention = retention
-        self.waiting: set[Condition] = set()
+        self.waiters: set[Condition] = set()
 
     @property
     def info(self) -> TopicInfo:
@@ -149,12 +177,12 @@ class Topic:
         if len(self.partitions) == 1 and not any(record.partition for record in records):
             offsets = self.partitions[0].append(records, now)
             return list(map(Position, repeat(self.name), repeat(0), offsets))
-        shares: dict[int, list[int]] = {}
+        indexes_by_partition: dict[int, list[int]] = {}
         count = len(self.partitions)
-        for index, partition in enumerate(places(records, count)):
-            shares.setdefault(partition, []).append(index)
-        outcomes: list[Position | LogError] = [_UNTOLD] * len(records)
-        for partition, indexes in shares.items():
+        for index, partition in enumerate(partitions_for(records, count)):
+            indexes_by_partition.setdefault(partition, []).append(index)
+        outcomes: list[Position | LogError] = [_NO_OUTCOME] * len(records)
+        for partition, indexes in indexes_by_partition.items():
             if not 0 <= partition < count:
                 for index in indexes:
                     outcomes[index] = no_partition(self.name, partition, count)
@@ -167,27 +195,27 @@ class Topic:
 
     def wake(self) -> None:
         """Make everyone who waits for a message look again."""
-        for waiting in self.waiting:
+        for waiting in self.waiters:
             waiting.notify_all()
 
 
-def wait_on(topics: Sequence[Topic], condition: Condition, timeout: float) -> None:
+def wait_for_messages(topics: Sequence[Topic], condition: Condition, timeout: float) -> None:
     """Wait for a message in one of these topics, or for whatever else notifies the condition."""
     for topic in topics:
-        topic.waiting.add(condition)
+        topic.waiters.add(condition)
     try:
-        condition.wait(bounded(timeout))
+        condition.wait(bounded_timeout(timeout))
     finally:
         for topic in topics:
-            topic.waiting.discard(condition)
+            topic.waiters.discard(condition)
 
 
-def bounded(timeout: float) -> float:
+def bounded_timeout(timeout: float) -> float:
     """A timeout as a condition takes it: not negative, not for ever."""
     return min(max(0.0, timeout), TIMEOUT_MAX)
 
 
-_UNTOLD = LogError("the append has no outcome")
+_NO_OUTCOME = LogError("the append has no outcome")
 
 
 def no_partition(topic: str, partition: int, count: int) -> NotFound:
@@ -201,11 +229,11 @@ class GroupMember(Protocol):
     id: str
     topics: tuple[str, ...]
     expires: float
-    inside: bool
-    dead: bool
-    wakeup: Condition
+    is_polling: bool
+    is_killed: bool
+    group_changed: Condition
 
-    def check_held(self) -> None:
+    def invalidate_lost(self) -> None:
         """Stop trusting assignments whose leases are not its own any more (lock held)."""
         ...
 
@@ -224,81 +252,87 @@ class Group:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.positions: dict[Part, Committed] = {}
+        self.positions: dict[TopicPartition, Committed] = {}
         self.members: dict[str, GroupMember] = {}
-        self.holders: dict[Part, tuple[str, int]] = {}  # owner ("" when released) and epoch
-        self.window: dict[str, int] = {}
-        self.version = 0
+        self.leases: dict[
+            TopicPartition, tuple[str, int]
+        ] = {}  # owner ("" when released) and epoch
+        self.trim_margins: dict[str, int] = {}
+        self.generation = 0
 
-    def changed(self) -> None:
+    def bump_generation(self) -> None:
         """Members or leases changed otherwise than by time: everyone makes a new plan."""
-        self.version += 1
+        self.generation += 1
         for member in self.members.values():
-            member.wakeup.notify_all()
+            member.group_changed.notify_all()
 
-    def refresh(self, now: float) -> None:
+    def renew_polling(self, now: float) -> None:
         """Extend the rows of who is inside poll; forget the dead whose leases are over."""
         for member in list(self.members.values()):
-            if member.inside:
-                member.expires = TERMS.expires(now)
-            elif member.dead and member.expires <= now:
+            if member.is_polling:
+                member.expires = DEFAULT_TERMS.expiry(now)
+            elif member.is_killed and member.expires <= now:
                 del self.members[member.id]
 
     def join(self, member: GroupMember) -> None:
         """A member comes; the one before of its name loses what it had, to this one alone."""
-        before = self.members.pop(member.id, None)
+        predecessor = self.members.pop(member.id, None)
         self.members[member.id] = member
-        if before is not None:
-            for part in self.held(member.id):
-                self.holders[part] = member.id, self.holders[part][1] + 1
-            before.fence()
-        self.changed()
+        if predecessor is not None:
+            for partition in self.held_by(member.id):
+                self.leases[partition] = member.id, self.leases[partition][1] + 1
+            predecessor.fence()
+        self.bump_generation()
 
-    def living(self, now: float) -> Iterator[GroupMember]:
+    def live_members(self, now: float) -> Iterator[GroupMember]:
         """Members whose leases have not run out."""
-        self.refresh(now)
+        self.renew_polling(now)
         return (member for member in self.members.values() if member.expires > now)
 
     def plan(
-        self, me: str, now: float, partitions: Mapping[str, int], held: Collection[Part]
+        self,
+        member_id: str,
+        now: float,
+        partitions: Mapping[str, int],
+        held: Collection[TopicPartition],
     ) -> Plan:
-        """What member ``me`` should do, which holds these leases itself."""
-        self.refresh(now)
+        """What member ``member_id`` should do, which holds these leases itself."""
+        self.renew_polling(now)
         rows = [Member(m.id, m.topics, m.expires) for m in self.members.values()]
         leases = {
-            part: Lease(owner, epoch, self.members[owner].expires)
+            partition: Lease(owner, epoch, self.members[owner].expires)
             if owner in self.members
-            else Lease("", epoch, -NEVER)
-            for part, (owner, epoch) in self.holders.items()
+            else Lease("", epoch, -INFINITY)
+            for partition, (owner, epoch) in self.leases.items()
         }
-        return plan(me, now, rows, partitions, leases, held)
+        return plan(member_id, now, rows, partitions, leases, held)
 
-    def held(self, member: str) -> list[Part]:
+    def held_by(self, member: str) -> list[TopicPartition]:
         """What a member holds the lease of."""
-        return [part for part, (owner, _) in self.holders.items() if owner == member]
+        return [partition for partition, (owner, _) in self.leases.items() if owner == member]
 
-    def take_away(self, parts: Iterable[Part]) -> None:
+    def release_leases(self, partitions: Iterable[TopicPartition]) -> None:
         """Set leases free, whoever holds them; their epochs stay."""
-        for part in parts:
-            if part in self.holders:
-                self.holders[part] = "", self.holders[part][1]
+        for partition in partitions:
+            if partition in self.leases:
+                self.leases[partition] = "", self.leases[partition][1]
         for member in self.members.values():
-            member.check_held()
-        self.changed()
+            member.invalidate_lost()
+        self.bump_generation()
 
-    def keeps(self, topic: str, partition: int) -> int:
+    def needed_from(self, topic: str, partition: int) -> int:
         """Position from which on this group still needs messages, its dedup window included."""
         committed = self.positions.get((topic, partition))
-        return committed.position - self.window.get(topic, TRIM_MARGIN) if committed else 0
+        return committed.position - self.trim_margins.get(topic, TRIM_MARGIN) if committed else 0
 
-    def uses(self, topic: str) -> bool:
+    def needs_topic(self, topic: str) -> bool:
         """Whether messages of this topic are kept for this group."""
-        return any(part[0] == topic for part in self.positions) or any(
+        return any(partition[0] == topic for partition in self.positions) or any(
             topic in member.topics for member in self.members.values()
         )
 
 
-def _known(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     found = sorted(names)
     return f"there are {', '.join(found[:8])}{', …' * (len(found) > 8)}" if found else "none yet"
 
@@ -313,23 +347,23 @@ class Store:
         self.users = 0
         self.topics: dict[str, Topic] = {}
         self._groups: dict[str, Group] = {}
-        self.joined = 0
-        self._unwatch: Callable[[], None] = clock.watch(self._clock_moved)
+        self.members_joined = 0
+        self._unwatch: Callable[[], None] = clock.on_jump(self._clock_advanced)
 
-    def _clock_moved(self) -> None:
+    def _clock_advanced(self) -> None:
         """A test advanced its clock: whoever waits looks at it again."""
         with self.lock:
             for group in self._groups.values():
                 for member in group.members.values():
-                    member.wakeup.notify_all()
+                    member.group_changed.notify_all()
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """The last one closed it."""
         self._unwatch()
 
     # -- topics
 
-    def create(self, name: str, partitions: int, retention: Retention) -> TopicInfo:
+    def create_topic(self, name: str, partitions: int, retention: Retention) -> TopicInfo:
         """Create a topic, or find it as it should be; a retention that is given replaces."""
         check_topic(name)
         if partitions < 1:
@@ -338,31 +372,31 @@ class Store:
         if topic is None:
             topic = self.topics[name] = Topic(name, partitions, retention)
             for group in self._groups.values():
-                group.changed()
+                group.bump_generation()
         elif len(topic.partitions) != partitions:
-            raise Mismatch(
+            raise TopicMismatch(
                 f"topic {name!r} has {len(topic.partitions)} partitions, but {partitions} were"
                 " declared: declare what it has, or use another name"
             )
-        elif retention != EVERYTHING:
+        elif retention != KEEP_FOREVER:
             topic.retention = retention
         return topic.info
 
-    def retain(self, name: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, name: str, retention: Retention) -> TopicInfo:
         """Give a topic another retention."""
         topic = self.topic(name)
         topic.retention = retention
-        self.trim(topic)
+        self.trim_topic(topic)
         return topic.info
 
     def topic(self, name: str) -> Topic:
         """A topic by name."""
         topic = self.topics.get(name)
         if topic is None:
-            raise no_topic(name, f" (memory://{self.name}: {_known(self.topics)})")
+            raise topic_not_found(name, f" (memory://{self.name}: {_list_names(self.topics)})")
         return topic
 
-    def having(self, names: Iterable[str]) -> list[Topic]:
+    def existing_topics(self, names: Iterable[str]) -> list[Topic]:
         """Those of these topics that there are."""
         return [self.topics[name] for name in names if name in self.topics]
 
@@ -375,39 +409,39 @@ class Store:
         topic = self.topic(name)
         if not 0 <= partition < len(topic.partitions):
             raise no_partition(name, partition, len(topic.partitions))
-        self.trim(topic)
+        self.trim_topic(topic)
         return topic.partitions[partition]
 
-    def delete(self, name: str) -> None:
+    def delete_topic(self, name: str) -> None:
         """Delete a topic, its positions and its leases."""
         topic = self.topic(name)
         del self.topics[name]
         for group in self._groups.values():
             group.positions = {p: c for p, c in group.positions.items() if p[0] != name}
-            group.take_away([part for part in group.holders if part[0] == name])
+            group.release_leases([partition for partition in group.leases if partition[0] == name])
         topic.wake()
 
-    def trim(self, topic: Topic) -> None:
+    def trim_topic(self, topic: Topic) -> None:
         """Trim by retention, but nothing that a group may still need."""
         retention = topic.retention
-        if retention == EVERYTHING:
+        if retention == KEEP_FOREVER:
             return
-        users = [group for group in self._groups.values() if group.uses(topic.name)]
+        users = [group for group in self._groups.values() if group.needs_topic(topic.name)]
         for number, partition in enumerate(topic.partitions):
             first = partition.first
             if retention.messages is not None:
                 first = max(first, partition.end - retention.messages)
             if retention.seconds is not None:
-                first = max(first, partition.at(self.clock.time() - retention.seconds))
+                first = max(first, partition.offset_for_time(self.clock.time() - retention.seconds))
             for group in users:
-                first = min(first, group.keeps(topic.name, number))
+                first = min(first, group.needed_from(topic.name, number))
             partition.trim(first)
 
     def append(self, name: str, records: Sequence[Record]) -> list[Position | LogError]:
         """Write records in order and wake who waits for them."""
         topic = self.topic(name)
         outcomes = topic.append(records, self.clock.time())
-        self.trim(topic)
+        self.trim_topic(topic)
         topic.wake()
         return outcomes
 
@@ -416,25 +450,27 @@ class Store:
     def group(self, name: str) -> Group:
         """A group that exists: one with positions, or with members."""
         group = self._groups.get(name)
-        if group is None or not self._exists(group):
-            raise no_group(name, f" (memory://{self.name}: {_known(self.groups())})")
+        if group is None or not self._group_exists(group):
+            raise group_not_found(name, f" (memory://{self.name}: {_list_names(self.groups())})")
         return group
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        return sorted(name for name, group in self._groups.items() if self._exists(group))
+        return sorted(name for name, group in self._groups.items() if self._group_exists(group))
 
-    def enter(self, name: str) -> Group:
+    def ensure_group(self, name: str) -> Group:
         """A group, made if need be."""
         return self._groups.setdefault(check_group(name), Group(name))
 
-    def forget(self, name: str) -> None:
+    def delete_group(self, name: str) -> None:
         """Delete a group and its positions. Its epochs stay, so that a member which was frozen
         until now cannot commit under one that was used before."""
         group = self.group(name)
         group.positions.clear()
-        group.window.clear()
-        group.take_away(group.holders)
+        group.trim_margins.clear()
+        group.release_leases(group.leases)
 
-    def _exists(self, group: Group) -> bool:
-        return bool(group.positions) or any(True for _ in group.living(self.clock.monotonic()))
+    def _group_exists(self, group: Group) -> bool:
+        return bool(group.positions) or any(
+            True for _ in group.live_members(self.clock.monotonic())
+        )

@@ -23,17 +23,17 @@ from threading import Condition
 from typing import TYPE_CHECKING
 
 from streams.errors import ConfigError, Fatal, TooLarge
-from streams.log.membership import NEVER, TERMS, Part
-from streams.log.memory.store import Group, Partition, Store, wait_on
-from streams.log.names import member_fenced
+from streams.log.membership import DEFAULT_TERMS, INFINITY, TopicPartition
+from streams.log.memory.store import Group, Partition, Store, wait_for_messages
+from streams.log.names import member_fenced_error
 from streams.log.protocol import (
     PROGRESS_LIMIT,
-    Answered,
     Assignment,
     Commit,
     Committed,
-    Listener,
-    Static,
+    RebalanceListener,
+    StaticMember,
+    Submitted,
     Transaction,
 )
 from streams.message import Batch
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     from streams.log.memory.log import MemoryLog
 
 
-class _Owned:
+class _OwnedPartition:
     """One partition this member owns."""
 
-    __slots__ = ("assignment", "next", "partition", "paused", "version")
+    __slots__ = ("assignment", "committed_version", "is_paused", "partition", "position")
 
     def __init__(self, assignment: Assignment, partition: Partition) -> None:
         self.assignment = assignment
         self.partition = partition
-        self.next = 0
-        self.paused = False
-        self.version = -NEVER  # of the last commit
+        self.position = 0
+        self.is_paused = False
+        self.committed_version = -INFINITY  # of the last commit
 
     @property
-    def part(self) -> Part:
+    def topic_partition(self) -> TopicPartition:
         return self.assignment.topic, self.assignment.partition
 
 
@@ -68,28 +68,28 @@ class MemorySubscription:
         store: Store,
         group: Group,
         topics: Sequence[str],
-        listener: Listener,
-        static: Static | None = None,
+        listener: RebalanceListener,
+        static: StaticMember | None = None,
     ) -> None:
-        store.joined += 1
-        self.id = static.name if static else f"member-{store.joined}"
+        store.members_joined += 1
+        self.id = static.name if static else f"member-{store.members_joined}"
         self.topics = tuple(topics)
-        self.expires = TERMS.expires(store.clock.monotonic())
-        self.inside = False
-        self.dead = False
-        self.wakeup = Condition(store.lock)
+        self.expires = DEFAULT_TERMS.expiry(store.clock.monotonic())
+        self.is_polling = False
+        self.is_killed = False
+        self.group_changed = Condition(store.lock)
         self._log = log
         self._store = store
         self._group = group
         self._listener = listener
-        self._owned: dict[Part, _Owned] = {}
-        self._turn = 0
+        self._owned: dict[TopicPartition, _OwnedPartition] = {}
+        self._rotation = 0
         self._woken = False
-        self._ended = ""
+        self._end_reason = ""
         self._fenced = False
-        self._seen = -1  # the group's version that was planned for
-        self._due = -NEVER  # when to plan again while busy
-        self._again = NEVER  # when to plan again while idle
+        self._planned_generation = -1  # the group's version that was planned for
+        self._plan_due = -INFINITY  # when to plan again while busy
+        self._idle_plan_due = INFINITY  # when to plan again while idle
         group.join(self)
 
     # -- polling
@@ -98,178 +98,192 @@ class MemorySubscription:
         """The next messages; see the protocol."""
         until: float | None = None
         while True:
-            self._log.point("poll", self._group.name)
+            self._log.raise_fault("poll", self._group.name)
             if self._fenced:
-                self._end_fenced()
+                self._raise_fenced()
             with self._store.lock:
-                self._check()
+                self._require_open()
                 if self._fenced:
                     continue
                 now = self._store.clock.monotonic()
-                if self._seen == self._group.version and now < self._due:
-                    batches = self._take(limit)
+                if self._planned_generation == self._group.generation and now < self._plan_due:
+                    batches = self._read_available(limit)
                     if batches or self._woken:
                         self._woken = False
                         return batches
                     if until is None:
                         until = time.monotonic() + timeout
-                    left = until - time.monotonic()
-                    if left <= 0:
+                    remaining = until - time.monotonic()
+                    if remaining <= 0:
                         return ()
-                    self._wait(min(left, self._store.clock.timeout(self._again - now)))
+                    self._wait_for_news(
+                        min(remaining, self._store.clock.real_timeout(self._idle_plan_due - now))
+                    )
                     continue
                 lost, revoked, assigned = self._heartbeat(now)
             if lost:
                 self._listener.lost([owned.assignment for owned in lost])
             if revoked:
-                self._give_up(revoked)
+                self._revoke(revoked)
             if assigned:
-                self._welcome(assigned)
+                self._assign(assigned)
 
-    def _take(self, limit: int) -> list[Batch]:
+    def _read_available(self, limit: int) -> list[Batch]:
         """What is there, from one partition after the other; who was last begins next time."""
         batches: list[Batch] = []
-        ring = list(self._owned.values())
-        turn = self._turn % len(ring) if ring else 0
-        for owned in (*ring[turn:], *ring[:turn]):
-            turn += 1
+        owned_partitions = list(self._owned.values())
+        rotation = self._rotation % len(owned_partitions) if owned_partitions else 0
+        for owned in (*owned_partitions[rotation:], *owned_partitions[:rotation]):
+            rotation += 1
             partition = owned.partition
-            start = max(owned.next, partition.first)
+            start = max(owned.position, partition.first)
             count = min(partition.end - start, limit)
-            if count <= 0 or owned.paused:
+            if count <= 0 or owned.is_paused:
                 continue
             assignment = owned.assignment
             batches.append(
-                partition.slice(assignment.topic, assignment.partition, start, count, assignment)
+                partition.batch(assignment.topic, assignment.partition, start, count, assignment)
             )
-            owned.next = start + count
+            owned.position = start + count
             limit -= count
             if not limit:
                 break
-        self._turn = turn
+        self._rotation = rotation
         return batches
 
-    def _wait(self, timeout: float) -> None:
+    def _wait_for_news(self, timeout: float) -> None:
         """Block until something may have changed (the lock is held, and given up meanwhile)."""
-        with self._staying():
-            wait_on(self._store.having(self.topics), self.wakeup, timeout)
+        with self._kept_alive():
+            wait_for_messages(self._store.existing_topics(self.topics), self.group_changed, timeout)
 
     @contextmanager
-    def _staying(self) -> Generator[None, None, None]:
+    def _kept_alive(self) -> Generator[None, None, None]:
         """Inside a wait or a callback: alive by definition, so all that is owned is valid without
         end. (The lock is held on the way in and out.)"""
-        self.inside = True
-        for owned in self._held():
-            owned.assignment.valid_until = NEVER
+        self.is_polling = True
+        for owned in self._still_held():
+            owned.assignment.valid_until = INFINITY
         try:
             yield
         finally:
-            if not self._ended:
+            if not self._end_reason:
                 now = self._store.clock.monotonic()
-                self._group.refresh(now)
-                self.inside = False
+                self._group.renew_polling(now)
+                self.is_polling = False
                 self._renew(now)
 
     # -- ownership
 
-    def _heartbeat(self, now: float) -> tuple[list[_Owned], list[_Owned], list[_Owned]]:
+    def _heartbeat(
+        self, now: float
+    ) -> tuple[list[_OwnedPartition], list[_OwnedPartition], list[_OwnedPartition]]:
         """Renew and plan: what was lost, what must be given up, what is newly owned."""
         group = self._group
-        self.check_held()
-        lost = [owned for owned in self._owned.values() if owned.assignment.valid_until == -NEVER]
+        self.invalidate_lost()
+        lost = [
+            owned for owned in self._owned.values() if owned.assignment.valid_until == -INFINITY
+        ]
         for owned in lost:
-            del self._owned[owned.part]
+            del self._owned[owned.topic_partition]
         self._renew(now)
         plan = group.plan(self.id, now, self._store.partition_counts(), set(self._owned))
-        self._seen = group.version
-        self._again = plan.again
-        self._due = min(plan.again, now + TERMS.heartbeat)
+        self._planned_generation = group.generation
+        self._idle_plan_due = plan.replan_at
+        self._plan_due = min(plan.replan_at, now + DEFAULT_TERMS.heartbeat_interval)
         if plan.release:  # what can be acquired is still there after that
-            inherited = [part for part in plan.release if part not in self._owned]
+            inherited = [partition for partition in plan.release if partition not in self._owned]
             if inherited:
-                group.take_away(inherited)
-            return lost, [self._owned[part] for part in plan.release if part in self._owned], []
-        return lost, [], [self._acquire(part, epoch, now) for part, epoch in plan.acquire.items()]
+                group.release_leases(inherited)
+            return (
+                lost,
+                [self._owned[partition] for partition in plan.release if partition in self._owned],
+                [],
+            )
+        return (
+            lost,
+            [],
+            [self._acquire(partition, epoch, now) for partition, epoch in plan.acquire.items()],
+        )
 
-    def _acquire(self, part: Part, epoch: int, now: float) -> _Owned:
-        topic, number = part
-        committed = self._group.positions.get(part)
-        assignment = Assignment(topic, number, epoch, committed, TERMS.valid_until(now))
-        owned = _Owned(assignment, self._store.topics[topic].partitions[number])
-        self._owned[part] = owned
-        self._group.holders[part] = self.id, epoch
+    def _acquire(self, partition: TopicPartition, epoch: int, now: float) -> _OwnedPartition:
+        topic, number = partition
+        committed = self._group.positions.get(partition)
+        assignment = Assignment(topic, number, epoch, committed, DEFAULT_TERMS.valid_until(now))
+        owned = _OwnedPartition(assignment, self._store.topics[topic].partitions[number])
+        self._owned[partition] = owned
+        self._group.leases[partition] = self.id, epoch
         return owned
 
     def _renew(self, now: float) -> None:
         """Extend all leases: the row's expiry is theirs."""
-        back = self.expires <= now
-        self.expires = TERMS.expires(now)
-        if back:  # the others had given it up
-            self._group.changed()
-        until = TERMS.valid_until(now)
-        for owned in self._held():
+        was_expired = self.expires <= now
+        self.expires = DEFAULT_TERMS.expiry(now)
+        if was_expired:  # the others had given it up
+            self._group.bump_generation()
+        until = DEFAULT_TERMS.valid_until(now)
+        for owned in self._still_held():
             owned.assignment.valid_until = until
 
-    def _held(self) -> Iterator[_Owned]:
+    def _still_held(self) -> Iterator[_OwnedPartition]:
         """What is owned and was not taken away."""
-        holders = self._group.holders
-        for part, owned in self._owned.items():
-            if holders.get(part) == (self.id, owned.assignment.epoch):
+        holders = self._group.leases
+        for partition, owned in self._owned.items():
+            if holders.get(partition) == (self.id, owned.assignment.epoch):
                 yield owned
 
-    def check_held(self) -> None:
+    def invalidate_lost(self) -> None:
         """Stop trusting assignments that were taken away (the lock is held)."""
-        held = set(map(id, self._held()))
+        held = set(map(id, self._still_held()))
         for owned in self._owned.values():
             if id(owned) not in held:
-                owned.assignment.valid_until = -NEVER
+                owned.assignment.valid_until = -INFINITY
 
-    def _welcome(self, assigned: Sequence[_Owned]) -> None:
+    def _assign(self, assigned: Sequence[_OwnedPartition]) -> None:
         """Tell the listener what is new; what it cannot take is released again."""
         try:
-            with self._outside():
+            with self._without_lock():
                 self._listener.assigned([owned.assignment for owned in assigned])
         except BaseException:
             self._release(assigned)
             raise
         for owned in assigned:
-            owned.next = owned.assignment.position
+            owned.position = owned.assignment.position
 
-    def _give_up(self, revoked: Sequence[_Owned]) -> None:
+    def _revoke(self, revoked: Sequence[_OwnedPartition]) -> None:
         """Let the listener drain, however it ends, then release."""
         try:
-            with self._outside():
+            with self._without_lock():
                 self._listener.revoked([owned.assignment for owned in revoked])
         finally:
             self._release(revoked)
 
     @contextmanager
-    def _outside(self) -> Generator[None, None, None]:
+    def _without_lock(self) -> Generator[None, None, None]:
         """In the listener: alive, and without the lock."""
         lock = self._store.lock
-        with lock, self._staying():
+        with lock, self._kept_alive():
             lock.release()
             try:
                 yield
             finally:
                 lock.acquire()
 
-    def _release(self, given: Iterable[_Owned]) -> None:
+    def _release(self, owned_partitions: Iterable[_OwnedPartition]) -> None:
         with self._store.lock:
-            if not self._ended:
-                self._drop(given)
+            if not self._end_reason:
+                self._disown(owned_partitions)
 
-    def _drop(self, given: Iterable[_Owned]) -> None:
+    def _disown(self, owned_partitions: Iterable[_OwnedPartition]) -> None:
         """Own these no longer, and free the leases that are still held (the lock is held)."""
-        gone = list(given)
-        held = [owned.part for owned in gone if self._holds(owned)]
-        for owned in gone:
-            owned.assignment.valid_until = -NEVER
-            self._owned.pop(owned.part, None)
-        self._group.take_away(held)
+        leaving = list(owned_partitions)
+        held = [owned.topic_partition for owned in leaving if self._holds_lease(owned)]
+        for owned in leaving:
+            owned.assignment.valid_until = -INFINITY
+            self._owned.pop(owned.topic_partition, None)
+        self._group.release_leases(held)
 
-    def _holds(self, owned: _Owned) -> bool:
-        held = self._group.holders.get(owned.part)
+    def _holds_lease(self, owned: _OwnedPartition) -> bool:
+        held = self._group.leases.get(owned.topic_partition)
         return held == (self.id, owned.assignment.epoch)
 
     # -- progress
@@ -281,31 +295,31 @@ class MemorySubscription:
                 raise TooLarge(
                     f"progress of {commit.assignment!r}: at most {PROGRESS_LIMIT} ASCII characters"
                 )
-        self._log.point("commit.before", self._group.name)
+        self._log.raise_fault("commit.before", self._group.name)
         with self._store.lock:
             moved = {
                 assignment.topic
                 for assignment, position, progress, version in commits
-                if self._commit(assignment, Committed(position, progress), version)
+                if self._commit_one(assignment, Committed(position, progress), version)
             }
-            for topic in self._store.having(moved):
-                self._store.trim(topic)
-        self._log.point("commit.after", self._group.name)
+            for topic in self._store.existing_topics(moved):
+                self._store.trim_topic(topic)
+        self._log.raise_fault("commit.after", self._group.name)
 
-    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """The same: it costs little."""
         self.commit(commits)
-        answered(True)
+        on_submitted(True)
 
-    def _commit(self, assignment: Assignment, place: Committed, version: int) -> bool:
-        owned = self._find(assignment)
-        if owned is None or not self._holds(owned) or version < owned.version:
+    def _commit_one(self, assignment: Assignment, committed: Committed, version: int) -> bool:
+        owned = self._find_owned(assignment)
+        if owned is None or not self._holds_lease(owned) or version < owned.committed_version:
             return False
-        owned.version = version
-        self._group.positions[owned.part] = place
+        owned.committed_version = version
+        self._group.positions[owned.topic_partition] = committed
         return True
 
-    def _find(self, assignment: Assignment) -> _Owned | None:
+    def _find_owned(self, assignment: Assignment) -> _OwnedPartition | None:
         owned = self._owned.get((assignment.topic, assignment.partition))
         return owned if owned is not None and owned.assignment is assignment else None
 
@@ -321,27 +335,27 @@ class MemorySubscription:
 
     def _set_paused(self, assignments: Iterable[Assignment], paused: bool) -> None:
         for assignment in assignments:
-            if owned := self._find(assignment):
-                owned.paused = paused
+            if owned := self._find_owned(assignment):
+                owned.is_paused = paused
 
-    def restart(self, assignments: Iterable[Assignment]) -> None:
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
         """Free the leases of these, so that the next plan finds them without an owner."""
-        found = [owned for each in assignments if (owned := self._find(each)) is not None]
+        found = [owned for each in assignments if (owned := self._find_owned(each)) is not None]
         self._release(found)
 
     def keep_alive(self) -> None:
         """Stay a member while handlers are waited for outside of poll."""
         with self._store.lock:
-            if not self._ended and not self.inside:
+            if not self._end_reason and not self.is_polling:
                 self._renew(self._store.clock.monotonic())
 
-    def wake(self) -> None:
+    def wakeup(self) -> None:
         """Make a blocked ``poll``, or the next one, return at once (any thread)."""
         with self._store.lock:
             self._woken = True
-            self.wakeup.notify_all()
+            self.group_changed.notify_all()
 
-    def begin(self) -> Transaction:
+    def begin_transaction(self) -> Transaction:
         """There are no transactions in memory.
 
         :raises ConfigError: always.
@@ -351,70 +365,70 @@ class MemorySubscription:
     def close(self) -> None:
         """Drain what is owned, release it, leave the group."""
         with self._store.lock:
-            if self._ended:
+            if self._end_reason:
                 return
             owned = list(self._owned.values())
         try:
             if owned:
-                self._give_up(owned)
+                self._revoke(owned)
         finally:
             with self._store.lock:
-                self.detach("this subscription is closed")
+                self.leave_group("this subscription is closed")
 
-    def detach(self, why: str) -> None:
+    def leave_group(self, reason: str) -> None:
         """Leave without a word to the listener (the lock is held)."""
-        if self._ended:
+        if self._end_reason:
             return
-        self._ended = why
-        self.inside = False
+        self._end_reason = reason
+        self.is_polling = False
         if self._group.members.get(self.id) is self:
             del self._group.members[self.id]
-        self._drop(list(self._owned.values()))
-        self._log.left(self)
+        self._disown(list(self._owned.values()))
+        self._log.subscription_ended(self)
 
     def crash(self) -> None:
         """As if this member were killed with ``kill -9``: it drains nothing, commits nothing, and
         releases nothing; the others wait for its lease to run out. Its poll raises Fatal."""
         with self._store.lock:
-            self.kill("this member was crashed by a test")
+            self.end_killed("this member was crashed by a test")
 
     def freeze(self) -> None:
         """As if this member's process were stopped (SIGSTOP), wherever it is: its lease runs out
         by the clock, until it polls again or comes out of its listener. Whoever calls this keeps
         it from doing so."""
         with self._store.lock:
-            if not self._ended:
+            if not self._end_reason:
                 self._renew(self._store.clock.monotonic())
-                self.inside = False
+                self.is_polling = False
 
-    def kill(self, why: str) -> None:
+    def end_killed(self, reason: str) -> None:
         """What :meth:`crash` does (the lock is held)."""
-        if self._ended:
+        if self._end_reason:
             return
-        self._ended = why
-        if self.inside:  # a living process would have been renewing its lease all along
-            self.expires = TERMS.expires(self._store.clock.monotonic())
-            self.inside = False
-        self.dead = True
+        self._end_reason = reason
+        if self.is_polling:  # a living process would have been renewing its lease all along
+            self.expires = DEFAULT_TERMS.expiry(self._store.clock.monotonic())
+            self.is_polling = False
+        self.is_killed = True
         for owned in self._owned.values():
-            owned.assignment.valid_until = -NEVER
+            owned.assignment.valid_until = -INFINITY
         self._owned.clear()
-        self._group.changed()
-        self._log.left(self)
+        self._group.bump_generation()
+        self._log.subscription_ended(self)
 
     def fence(self) -> None:
         """Another member has joined under this one's name (the lock is held)."""
         self._fenced = True
-        self.check_held()
-        self.wakeup.notify_all()
+        self.invalidate_lost()
+        self.group_changed.notify_all()
 
-    def _end_fenced(self) -> None:
+    def _raise_fenced(self) -> None:
         lost = [owned.assignment for owned in self._owned.values()]
         self._owned.clear()
         if lost:
             self._listener.lost(lost)
-        raise member_fenced(self._group.name, self.id)
+        raise member_fenced_error(self._group.name, self.id)
 
-    def _check(self) -> None:
-        if self._ended:
-            raise Fatal(f"group {self._group.name!r}, {self.id}: {self._ended}")
+    def _require_open(self) -> None:
+        if self._end_reason:
+            raise Fatal(f"group {self._group.name!r}, {self.id}: {self._end_reason}")

@@ -38,16 +38,16 @@ trimming         retention
 
 from __future__ import annotations
 
-from streams.log.protocol import Opened
+from streams.log.protocol import OpenRequest
 from streams.log.redis.log import RedisLog
-from streams.log.redis.settings import read
+from streams.log.redis.settings import read_settings
 
 __all__ = ["RedisLog", "open"]
 
 
-def open(opened: Opened) -> RedisLog:
+def open(request: OpenRequest) -> RedisLog:
     """Open a log by its URL. Nothing connects before the first request.
 
     :raises ConfigError: the URL or a setting cannot be used.
     """
-    return RedisLog(read(opened))
+    return RedisLog(read_settings(request))

@@ -19,41 +19,41 @@ from typing import Any
 from streams.clock import SYSTEM, Clock
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.claims import (
-    GRACE,
+    CLAIM_GRACE,
     Answer,
     Claim,
     Complete,
-    Entry,
-    Forget,
-    Look,
-    Put,
+    DeleteClaim,
+    GetClaim,
+    PutOutcome,
     Release,
     Renew,
     Request,
+    StoredClaim,
 )
-from streams.log.protocol import Opened
-from streams.log.redis.client import Client, Command, scripted
-from streams.log.redis.settings import Settings, read
+from streams.log.protocol import OpenRequest
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.settings import Settings, read_settings
 
-PREFIX = b"streams:claims:"
+KEY_PREFIX = b"streams:claims:"
 
-CHUNK = 500
+PIPELINE_REQUESTS = 500
 """Requests in one pipeline."""
 
 
-class RedisClaims:
+class RedisClaimStore:
     """Claims on one server, behind Sentinels, or in a cluster."""
 
     clock: Clock = SYSTEM
     """Runs like the server's, which alone decides."""
-    immediate = False
+    never_blocks = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = Client(settings)
         self._closed = False
 
-    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer in order, or why there is none.
 
         :raises Unavailable: it is closed.
@@ -61,8 +61,8 @@ class RedisClaims:
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
         answers: list[Answer | LogError] = []
-        for start in range(0, len(requests), CHUNK):
-            answers += self._chunk(requests[start : start + CHUNK])
+        for start in range(0, len(requests), PIPELINE_REQUESTS):
+            answers += self._execute_chunk(requests[start : start + PIPELINE_REQUESTS])
         return answers
 
     def close(self) -> None:
@@ -70,44 +70,48 @@ class RedisClaims:
         self._closed = True
         self._client.close()
 
-    def _chunk(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def _execute_chunk(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         commands = [_command(request) for request in requests]
-        waits = self._waits(requests) if self._settings.wait else {}
-        found = self._client.run_all([*commands, *(wait for wait, _ in waits.values())])
+        wait_commands = self._wait_commands(requests) if self._settings.wait_replicas else {}
+        replies = self._client.execute_all(
+            [*commands, *(wait for wait, _ in wait_commands.values())]
+        )
         answers = [
             reply if isinstance(reply, LogError) else _answer(request, reply)
-            for request, reply in zip(requests, found, strict=False)
+            for request, reply in zip(requests, replies, strict=False)
         ]
-        for (_, concerned), reply in zip(waits.values(), found[len(requests) :], strict=True):
-            if isinstance(reply, LogError) or int(reply) < self._settings.wait:
+        for (_, concerned), reply in zip(
+            wait_commands.values(), replies[len(requests) :], strict=True
+        ):
+            if isinstance(reply, LogError) or int(reply) < self._settings.wait_replicas:
                 for index in concerned:
                     if not isinstance(answers[index], LogError):
-                        answers[index] = self._alone(reply)
+                        answers[index] = self._too_few_replicas(reply)
         return answers
 
-    def _waits(self, requests: Sequence[Request]) -> dict[Any, tuple[Command, list[int]]]:
+    def _wait_commands(self, requests: Sequence[Request]) -> dict[Any, tuple[Command, list[int]]]:
         """For each server that is written to: its WAIT, and which requests that is for."""
         found: dict[Any, tuple[Command, list[int]]] = {}
         milliseconds = int(self._settings.wait_timeout * 1000)
         for index, request in enumerate(requests):
-            if isinstance(request, Look):
+            if isinstance(request, GetClaim):
                 continue
-            key = PREFIX + request.key
+            key = KEY_PREFIX + request.key
             try:
-                server = self._client.servers.of(key)
+                server = self._client.servers.address_of(key)
             except LogError:
                 continue  # the request itself is told so
             if server not in found:
-                wait = Command("WAIT", key, "WAIT", self._settings.wait, milliseconds)
+                wait = Command("WAIT", key, "WAIT", self._settings.wait_replicas, milliseconds)
                 found[server] = (wait, [])
             found[server][1].append(index)
         return found
 
-    def _alone(self, reply: Any) -> LogError:
+    def _too_few_replicas(self, reply: Any) -> LogError:
         if isinstance(reply, LogError):
             return reply
         return OutcomeUnknown(
-            f"{self._settings.name}: {int(reply)} of {self._settings.wait} replicas have it after "
+            f"{self._settings.name}: {int(reply)} of {self._settings.wait_replicas} replicas have it after "
             f"{self._settings.wait_timeout:g} s"
         )
 
@@ -117,42 +121,42 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _command(request: Request) -> Command:
-    key = PREFIX + request.key
+    key = KEY_PREFIX + request.key
     match request:
         case Claim(_, token, lease, fingerprint):
-            times = _milliseconds(lease), _milliseconds(GRACE)
-            return scripted("claim", "claim_take", [key], token, *times, fingerprint)
+            times = _milliseconds(lease), _milliseconds(CLAIM_GRACE)
+            return script_command("claim", "claim_take", [key], token, *times, fingerprint)
         case Renew(_, token, lease):
-            times = _milliseconds(lease), _milliseconds(GRACE)
-            return scripted("claim", "claim_renew", [key], token, *times)
+            times = _milliseconds(lease), _milliseconds(CLAIM_GRACE)
+            return script_command("claim", "claim_renew", [key], token, *times)
         case Complete(_, token, value, ttl):
-            return scripted("claim", "claim_done", [key], token, _milliseconds(ttl), value)
+            return script_command("claim", "claim_done", [key], token, _milliseconds(ttl), value)
         case Release(_, token):
-            return scripted("claim", "claim_release", [key], token)
-        case Look():
-            return scripted("claim", "claim_look", [key])
-        case Put(_, value, ttl):
-            return scripted("claim", "claim_put", [key], _milliseconds(ttl), value)
-        case Forget():
+            return script_command("claim", "claim_release", [key], token)
+        case GetClaim():
+            return script_command("claim", "claim_look", [key])
+        case PutOutcome(_, value, ttl):
+            return script_command("claim", "claim_put", [key], _milliseconds(ttl), value)
+        case DeleteClaim():
             return Command("claim", key, "DEL", key)
 
 
 def _answer(request: Request, reply: Any) -> Answer:
-    if not isinstance(request, Claim | Look):
+    if not isinstance(request, Claim | GetClaim):
         return bool(reply)
     if reply is None:
         return None
-    done, fingerprint, value, left = reply
-    return Entry(
+    is_outcome, fingerprint, value, remaining = reply
+    return StoredClaim(
         bytes(fingerprint).decode("utf-8", "backslashreplace"),
-        bytes(value) if done else None,
-        int(left) / 1000,
+        bytes(value) if is_outcome else None,
+        int(remaining) / 1000,
     )
 
 
-def open_claims(opened: Opened) -> RedisClaims:
+def open_claims(request: OpenRequest) -> RedisClaimStore:
     """Claims in Redis. Nothing connects before the first request.
 
     :raises ConfigError: the URL or a setting cannot be used.
     """
-    return RedisClaims(read(opened))
+    return RedisClaimStore(read_settings(request))

@@ -3,7 +3,7 @@
 Rules
 -----
 * A connection goes back to the pool only after its last answer was read, and is closed on any
-  exception before (:mod:`streams.log.redis.link`).
+  exception before (:mod:`streams.log.redis.connection`).
 * The driver tries nothing twice. This module does so where it is certain to be harmless: a server
   that says the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and a connection that was
   idle in the pool and turns out to be dead, for commands that may be done twice.
@@ -29,49 +29,49 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from streams.errors import Fatal, LogError, Mismatch, Unavailable
-from streams.log.redis.errors import lost, moved_away, translate
-from streams.log.redis.keys import kind_of
-from streams.log.redis.link import Link, packer
-from streams.log.redis.scripts import Script, script
-from streams.log.redis.servers import find
+from streams.errors import Fatal, LogError, TopicMismatch, Unavailable
+from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
+from streams.log.redis.keys import expected_type
+from streams.log.redis.link import RedisConnection, command_packer
+from streams.log.redis.scripts import Script, load_script
+from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
-from streams.log.redis.stored import shown
+from streams.log.redis.stored import printable
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-REDIRECTIONS = 5
+MAX_REDIRECTS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""
 
-OLDEST = (7, 0)
+MIN_VERSION = (7, 0)
 """Redis 7.0 counts the entries ever added to a stream, which lag and loss are told from."""
 
 
 class Command:
     """One command, and the key that says where it goes.
 
-    ``appends``: it writes messages, so an answer that never comes leaves it unknown.
-    ``again``: it may be done twice.
+    ``is_append``: it writes messages, so an answer that never comes leaves it unknown.
+    ``is_repeatable``: it may be done twice.
     """
 
-    __slots__ = ("again", "appends", "args", "key", "packed", "script", "where")
+    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "packed", "script")
 
     def __init__(
         self,
-        where: str,
+        context: str,
         key: bytes,
         *args: Any,
         script: Script | None = None,
-        appends: bool = False,
-        again: bool = True,
+        is_append: bool = False,
+        is_repeatable: bool = True,
     ) -> None:
-        self.where = where
+        self.context = context
         self.key = key
         self.args = args
         self.script = script
-        self.appends = appends
-        self.again = again
+        self.is_append = is_append
+        self.is_repeatable = is_repeatable
         self.packed: list[bytes] | None = None
         """As it is sent, where that was worked out ahead."""
 
@@ -80,101 +80,105 @@ class Command:
         """The keys that it names."""
         return (self.key,) if self.script is None else self.args[3 : 3 + self.args[2]]
 
-    def whole(self) -> tuple[Any, ...]:
+    def eval_args(self) -> tuple[Any, ...]:
         """The same with the script's text instead of its hash."""
         if self.script is None:
             return self.args
         return ("EVAL", self.script.text, *self.args[2:])
 
 
-def scripted(
-    where: str,
+def script_command(
+    context: str,
     name: str,
     keys: Sequence[bytes],
     *args: Any,
-    appends: bool = False,
-    again: bool = True,
+    is_append: bool = False,
+    is_repeatable: bool = True,
 ) -> Command:
     """A call of one of our scripts."""
-    found = script(name)
+    found = load_script(name)
     call = ("EVALSHA", found.sha, len(keys), *keys, *args)
-    return Command(where, keys[0], *call, script=found, appends=appends, again=again)
+    return Command(
+        context, keys[0], *call, script=found, is_append=is_append, is_repeatable=is_repeatable
+    )
 
 
-REST = 0.1, 1.0
+RECONNECT_BACKOFF = 0.1, 1.0
 """Seconds for which a server that could not be connected to is not tried again, at first and at
 most: many partitions on it must not each wait for the same timeout."""
 
 
-class Pool:
+class ConnectionPool:
     """Idle connections by server."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._idle: dict[Address, list[Link]] = {}
+        self._idle: dict[Address, list[RedisConnection]] = {}
         self._closed = False
-        self._greeted = False
-        self._resting: dict[Address, tuple[float, float, LogError]] = {}
+        self._server_checked = False
+        self._backoffs: dict[Address, tuple[float, float, LogError]] = {}
         """Servers that are left alone: until when, for how long, and why."""
-        self._process = os.getpid()
+        self._pid = os.getpid()
 
-    def take(self, address: Address) -> tuple[Link, bool]:
+    def acquire(self, address: Address) -> tuple[RedisConnection, bool]:
         """A connection for one exchange, and whether it was idle before (and may be dead).
 
         :raises LogError: none could be made.
         """
         while True:
             with self._lock:
-                self._check()
+                self._require_open()
                 idle = self._idle.get(address)
-                link = idle.pop() if idle else None
-            if link is None:
-                return self.new(address), False
+                connection = idle.pop() if idle else None
+            if connection is None:
+                return self.connect(address), False
             try:
-                if not link.readable():
-                    return link, True
+                if not connection.has_input():
+                    return connection, True
             except (RedisError, OSError):
                 pass
-            link.close()  # closed by the server, or it says what nobody asked
+            connection.close()  # closed by the server, or it says what nobody asked
 
-    def new(self, address: Address) -> Link:
+    def connect(self, address: Address) -> RedisConnection:
         """A connection of its own.
 
         :raises LogError: it could not be made.
         """
         with self._lock:
-            self._check()
-            until, rest, why = self._resting.get(address, (0.0, 0.0, None))
-        if why is not None and time.monotonic() < until:
-            raise type(why)(str(why)) from why
+            self._require_open()
+            until, backoff, last_error = self._backoffs.get(address, (0.0, 0.0, None))
+        if last_error is not None and time.monotonic() < until:
+            raise type(last_error)(str(last_error)) from last_error
         try:
-            link = Link(self._settings, address, known=self._greeted)
+            connection = RedisConnection(
+                self._settings, address, connected_before=self._server_checked
+            )
         except LogError as error:
-            rest = min(REST[1], max(REST[0], 2 * rest))
-            self._resting[address] = (time.monotonic() + rest, rest, error)
+            backoff = min(RECONNECT_BACKOFF[1], max(RECONNECT_BACKOFF[0], 2 * backoff))
+            self._backoffs[address] = (time.monotonic() + backoff, backoff, error)
             raise
-        self._resting.pop(address, None)
-        if not self._greeted:
-            self._greet(link, address)
-        return link
+        self._backoffs.pop(address, None)
+        if not self._server_checked:
+            self._check_server(connection, address)
+        return connection
 
-    def give(self, address: Address, link: Link) -> None:
+    def release(self, address: Address, connection: RedisConnection) -> None:
         """Take a connection back whose answers have all been read."""
-        if not link.open:
+        if not connection.is_open:
             return
         with self._lock:
-            if not self._closed and self._process == os.getpid():
-                self._idle.setdefault(address, []).append(link)
+            if not self._closed and self._pid == os.getpid():
+                self._idle.setdefault(address, []).append(connection)
                 return
-        link.close()
+        connection.close()
 
-    def clear(self, address: Address) -> None:
+    def close_idle(self, address: Address) -> None:
         """Close what is idle to a server that failed or changed its part."""
         with self._lock:
             idle = self._idle.pop(address, [])
-        for link in idle:
-            link.close()
+        for connection in idle:
+            connection.close()
 
     def close(self) -> None:
         """Close what is idle; nothing can be taken any more."""
@@ -182,141 +186,143 @@ class Pool:
             self._closed = True
             idle = [each for connections in self._idle.values() for each in connections]
             self._idle.clear()
-        for link in idle:
-            link.close()
+        for connection in idle:
+            connection.close()
 
-    def _check(self) -> None:
+    def _require_open(self) -> None:
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
-        if self._process != os.getpid():
+        if self._pid != os.getpid():
             # A forked child: these sockets are its parent's.
-            self._process = os.getpid()
+            self._pid = os.getpid()
             self._idle = {}
 
-    def _greet(self, link: Link, address: Address) -> None:
+    def _check_server(self, connection: RedisConnection, address: Address) -> None:
         """Once: is the server new enough, and does it keep what it is given?"""
-        where = f"{address[0]}:{address[1]}"
+        server = f"{address[0]}:{address[1]}"
         try:
-            facts = dict(
+            info = dict(
                 line.split(":", 1)
-                for line in bytes(link.ask("INFO")).decode().splitlines()
+                for line in bytes(connection.request("INFO")).decode().splitlines()
                 if ":" in line
             )
         except ResponseError:
-            facts = {}  # the ACL does not allow it: the first script will tell
+            info = {}  # the ACL does not allow it: the first script will tell
         except (RedisError, OSError) as error:
-            link.close()
-            raise translate(error, where) from error
-        self._greeted = True
-        version = facts.get("redis_version", "")
-        if version and tuple(map(int, version.split(".")[:2])) < OLDEST:
-            link.close()
-            raise Fatal(f"{where}: the server is Redis {version}; 7.0 or newer is needed")
-        policy = facts.get("maxmemory_policy", "noeviction")
-        if policy.startswith("allkeys") and facts.get("maxmemory", "0") != "0":
+            connection.close()
+            raise translate(error, server) from error
+        self._server_checked = True
+        version = info.get("redis_version", "")
+        if version and tuple(map(int, version.split(".")[:2])) < MIN_VERSION:
+            connection.close()
+            raise Fatal(f"{server}: the server is Redis {version}; 7.0 or newer is needed")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys") and info.get("maxmemory", "0") != "0":
             logger.warning(
                 "%s: maxmemory-policy %s may evict whole streams and the groups' positions: "
                 "set noeviction",
-                where, policy,
+                server, policy,
             )  # fmt: skip
 
 
-class Flight:
-    """Commands that were sent and whose answers are still to be read, once, by :meth:`land`."""
+class Pipeline:
+    """Commands that were sent and whose answers are still to be read, once, by :meth:`read_replies`."""
 
     def __init__(self, client: Client, commands: Sequence[Command]) -> None:
         self._client = client
         self._commands = commands
-        self._answers: list[Any] = [None] * len(commands)
-        self._sent: list[tuple[Address, Link, bool, list[int]]] = []
+        self._replies: list[Any] = [None] * len(commands)
+        self._sent: list[tuple[Address, RedisConnection, bool, list[int]]] = []
         by_server: dict[Address, list[int]] = {}
         for index, command in enumerate(commands):
             try:
-                by_server.setdefault(client.servers.of(command.key), []).append(index)
+                by_server.setdefault(client.servers.address_of(command.key), []).append(index)
             except LogError as error:
-                self._answers[index] = error
+                self._replies[index] = error
         for address, indexes in by_server.items():
             try:
-                link, idle = client.pool.take(address)
+                connection, idle = client.pool.acquire(address)
             except LogError as error:
-                client.failed(address)
+                client.report_failure(address)
                 for index in indexes:
-                    self._answers[index] = error
+                    self._replies[index] = error
                 continue
             try:
-                self._send(link, [commands[index] for index in indexes])
+                self._send(connection, [commands[index] for index in indexes])
             except (RedisError, OSError) as error:
-                client.failed(address)
-                self._dropped(indexes, error, idle)
+                client.report_failure(address)
+                self._connection_lost(indexes, error, idle)
             except BaseException:
-                link.close()
+                connection.close()
                 raise
             else:
-                self._sent.append((address, link, idle, indexes))
+                self._sent.append((address, connection, idle, indexes))
 
-    def _send(self, link: Link, commands: Sequence[Command]) -> None:
-        small: list[tuple[Any, ...]] = []
+    def _send(self, connection: RedisConnection, commands: Sequence[Command]) -> None:
+        unpacked: list[tuple[Any, ...]] = []
         for command in commands:
             if command.packed is None:
-                small.append(command.args)
+                unpacked.append(command.args)
                 continue
-            if small:
-                link.send_all(small)
-                small = []
-            link.send_packed(command.packed)
-        if small:
-            link.send_all(small)
+            if unpacked:
+                connection.send_many(unpacked)
+                unpacked = []
+            connection.send_packed(command.packed)
+        if unpacked:
+            connection.send_many(unpacked)
 
-    def _dropped(self, indexes: Iterable[int], error: BaseException, idle: bool) -> None:
+    def _connection_lost(self, indexes: Iterable[int], error: BaseException, idle: bool) -> None:
         """These were sent, wholly or in part, and will not be answered."""
-        once_more = idle and not isinstance(error, TimeoutError)
+        may_repeat = idle and not isinstance(error, TimeoutError)
         for index in indexes:
             command = self._commands[index]
-            if once_more and command.again:
+            if may_repeat and command.is_repeatable:
                 try:
-                    self._answers[index] = self._client.once_more(command)
+                    self._replies[index] = self._client.repeat(command)
                 except LogError as other:
-                    self._answers[index] = other
-                    once_more = False
+                    self._replies[index] = other
+                    may_repeat = False
             else:
-                self._answers[index] = translate(error, command.where, unknown=command.appends)
+                self._replies[index] = translate(
+                    error, command.context, unanswered_write=command.is_append
+                )
 
-    def land(self) -> list[Any]:
+    def read_replies(self) -> list[Any]:
         """Every command's answer, in order: what the server said, or a :class:`LogError`."""
-        client, commands, answers = self._client, self._commands, self._answers
+        client, commands, replies = self._client, self._commands, self._replies
         try:
             while self._sent:
-                address, link, idle, indexes = self._sent.pop()
+                address, connection, idle, indexes = self._sent.pop()
                 failure: BaseException | None = None
                 read = 0
                 for index in indexes:
                     try:
-                        answers[index] = link.receive()
+                        replies[index] = connection.receive()
                     except (RedisError, OSError) as error:
-                        if lost(error):
+                        if is_connection_lost(error):
                             failure = error
                             break
-                        answers[index] = error
+                        replies[index] = error
                     except BaseException:
-                        link.close()
+                        connection.close()
                         raise
                     read += 1
                 if failure is None:
-                    client.pool.give(address, link)
+                    client.pool.release(address, connection)
                 else:
-                    link.close()
-                    client.failed(address)
-                    self._dropped(indexes[read:], failure, idle)
+                    connection.close()
+                    client.report_failure(address)
+                    self._connection_lost(indexes[read:], failure, idle)
         finally:
-            for _, link, _, _ in self._sent:
-                link.close()
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Exception) and not isinstance(answer, LogError):
+            for _, connection, _, _ in self._sent:
+                connection.close()
+        for index, reply in enumerate(replies):
+            if isinstance(reply, Exception) and not isinstance(reply, LogError):
                 try:
-                    answers[index] = client.after(commands[index], answer)
+                    replies[index] = client.resolve_error(commands[index], reply)
                 except LogError as error:
-                    answers[index] = error
-        return answers
+                    replies[index] = error
+        return replies
 
 
 class Client:
@@ -324,129 +330,129 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.servers = find(settings)
-        self.pool = Pool(settings)
-        self._pack = packer(settings)
+        self.servers = servers_for(settings)
+        self.pool = ConnectionPool(settings)
+        self._pack = command_packer(settings)
 
     def close(self) -> None:
         """Close the idle connections; whoever uses one still finishes."""
         self.pool.close()
         self.servers.close()
 
-    def failed(self, address: Address) -> None:
+    def report_failure(self, address: Address) -> None:
         """A server does not answer or has changed its part."""
-        self.pool.clear(address)
-        self.servers.failed(address)
+        self.pool.close_idle(address)
+        self.servers.report_failure(address)
 
     def pack(self, command: Command) -> None:
         """Work out ahead what is to be sent."""
         command.packed = self._pack(*command.args)
 
-    def launch(self, commands: Sequence[Command]) -> Flight:
+    def send_all(self, commands: Sequence[Command]) -> Pipeline:
         """Send commands, all of a server's in one piece; the servers work at the same time."""
-        return Flight(self, commands)
+        return Pipeline(self, commands)
 
-    def run_all(self, commands: Sequence[Command]) -> list[Any]:
+    def execute_all(self, commands: Sequence[Command]) -> list[Any]:
         """Every command's answer, in order: what the server said, or a :class:`LogError`."""
-        return self.launch(commands).land()
+        return self.send_all(commands).read_replies()
 
-    def run(self, command: Command) -> Any:
+    def execute(self, command: Command) -> Any:
         """One command's answer.
 
         :raises LogError: there is none, or it is an error.
         """
-        (answer,) = self.run_all([command])
-        if isinstance(answer, LogError):
-            raise answer
-        return answer
+        (reply,) = self.execute_all([command])
+        if isinstance(reply, LogError):
+            raise reply
+        return reply
 
-    def every(self, commands: Sequence[Command]) -> list[Any]:
+    def execute_or_raise(self, commands: Sequence[Command]) -> list[Any]:
         """Every command's answer, in order.
 
         :raises LogError: the first of the errors.
         """
-        answers = self.run_all(commands)
-        for answer in answers:
-            if isinstance(answer, LogError):
-                raise answer
-        return answers
+        replies = self.execute_all(commands)
+        for reply in replies:
+            if isinstance(reply, LogError):
+                raise reply
+        return replies
 
-    def once_more(self, command: Command) -> Any:
+    def repeat(self, command: Command) -> Any:
         """Do a command over a new connection, wherever its key is now.
 
         :raises LogError: it failed again.
         """
-        address = self.servers.of(command.key)
+        address = self.servers.address_of(command.key)
         try:
-            return self._exchange(address, command, command.args)
+            return self._request(address, command, command.args)
         except (RedisError, OSError) as error:
-            return self.after(command, error)
+            return self.resolve_error(command, error)
 
-    def after(self, command: Command, error: BaseException) -> Any:
+    def resolve_error(self, command: Command, error: BaseException) -> Any:
         """What comes of a command that was answered by an error: perhaps an answer elsewhere.
 
         :raises LogError: nothing else does.
         """
         args = command.args
-        for turn in range(REDIRECTIONS):
+        for redirect in range(MAX_REDIRECTS):
             asking = False
             if isinstance(error, NoScriptError) and command.script is not None:
-                args, address = command.whole(), self.servers.of(command.key)
+                args, address = command.eval_args(), self.servers.address_of(command.key)
             elif isinstance(error, MovedError):
-                address = self._named(error, command)
-                self.servers.moved(command.key, address)
+                address = self._redirect_target(error, command)
+                self.servers.slot_moved(command.key, address)
             elif isinstance(error, AskError):
-                address, asking = self._named(error, command), True
+                address, asking = self._redirect_target(error, command), True
             elif isinstance(error, TryAgainError):
-                address = self.servers.of(command.key)
-                time.sleep(0.01 * 2**turn)
+                address = self.servers.address_of(command.key)
+                time.sleep(0.01 * 2**redirect)
             else:
                 break
             try:
-                return self._exchange(address, command, args, asking)
+                return self._request(address, command, args, asking)
             except (RedisError, OSError) as other:
                 error = other
-        if moved_away(error) and not isinstance(error, LogError):
-            self.failed(self.servers.of(command.key))
+        if is_not_primary(error) and not isinstance(error, LogError):
+            self.report_failure(self.servers.address_of(command.key))
         if isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"):
-            raise self._of_another_kind(command) or translate(error, command.where) from error
-        raise translate(error, command.where, unknown=command.appends) from error
+            raise self._wrong_type_error(command) or translate(error, command.context) from error
+        raise translate(error, command.context, unanswered_write=command.is_append) from error
 
-    def _of_another_kind(self, command: Command) -> Mismatch | None:
+    def _wrong_type_error(self, command: Command) -> TopicMismatch | None:
         """Which key of a command holds what it should not: the server does not say."""
         for key in command.keys:
-            kind = kind_of(key)
+            expected = expected_type(key)
             try:
-                found = self._exchange(self.servers.of(key), command, ("TYPE", key))
+                found = self._request(self.servers.address_of(key), command, ("TYPE", key))
             except (RedisError, OSError, LogError):
                 return None
-            if found not in (kind.encode(), b"none"):
-                return Mismatch(
-                    f"{command.where}: the key {shown(key)} in Redis holds a {shown(found)} "
-                    f"instead of a {kind}: delete or rename it"
+            if found not in (expected.encode(), b"none"):
+                return TopicMismatch(
+                    f"{command.context}: the key {printable(key)} in Redis holds a {printable(found)} "
+                    f"instead of a {expected}: delete or rename it"
                 )
         return None
 
-    def _named(self, error: AskError, command: Command) -> Address:
+    def _redirect_target(self, error: AskError, command: Command) -> Address:
         # MOVED names no host where the node does not know its own: it is the one that was asked.
-        return (error.host or self.servers.of(command.key)[0], error.port)
+        return (error.host or self.servers.address_of(command.key)[0], error.port)
 
-    def _exchange(
+    def _request(
         self, address: Address, command: Command, args: Sequence[Any], asking: bool = False
     ) -> Any:
         """Send one command over a fresh connection, and read its answer."""
-        link = self.pool.new(address)
+        connection = self.pool.connect(address)
         try:
             if asking:
-                link.ask("ASKING")
-            answer = link.ask(*args)
+                connection.request("ASKING")
+            reply = connection.request(*args)
         except ResponseError:
-            self.pool.give(address, link)
+            self.pool.release(address, connection)
             raise
         except BaseException as error:
-            link.close()
-            if lost(error):
-                self.failed(address)
+            connection.close()
+            if is_connection_lost(error):
+                self.report_failure(address)
             raise
-        self.pool.give(address, link)
-        return answer
+        self.pool.release(address, connection)
+        return reply

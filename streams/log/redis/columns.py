@@ -23,10 +23,10 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 
-from streams.log.redis.keys import EntryId, offset
+from streams.log.redis.keys import RedisEntryId, offset_of
 from streams.message import (
+    ALL_READABLE,
     ID,
-    READABLE,
     REDRIVE,
     SOURCE,
     Batch,
@@ -37,23 +37,23 @@ from streams.message import (
     text,
 )
 
-Row = list[bytes]
+EntryFields = list[bytes]
 """Names and values of one entry's fields, in turn."""
 
-Rows = list[tuple[bytes, Row]]
+RawEntries = list[tuple[bytes, EntryFields]]
 """Entries as they came."""
 
 _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
-_ESCAPE, _NULL = "header:", "null:"
+_ESCAPE_PREFIX, _NULL_PREFIX = "header:", "null:"
 _RESERVED = ("value", "key", ID)
-_ALL = (_VALUE, _KEY, _ID)
-_KEYLESS = (_VALUE, _ID)
-_TOMBSTONE = (_KEY, _ID)
-_BARE = (_ID,)
+_FULL_FIELDS = (_VALUE, _KEY, _ID)
+_KEYLESS_FIELDS = (_VALUE, _ID)
+_TOMBSTONE_FIELDS = (_KEY, _ID)
+_ID_FIELD_ONLY = (_ID,)
 
 
-class Layout(NamedTuple):
+class FieldLayout(NamedTuple):
     """Where the fields of one sequence of names stand in a row: the index of the value, or -1."""
 
     value: int
@@ -65,55 +65,55 @@ class Layout(NamedTuple):
     """Their names, and where their values are; -1: they have none."""
 
     @property
-    def foreign(self) -> bool:
+    def is_foreign(self) -> bool:
         """Not written by us, nor by somebody who knows of us."""
         return self.value < 0 and self.id < 0
 
     @property
-    def plain(self) -> bool:
+    def id_is_identity(self) -> bool:
         """The message ID alone is the identity."""
         return self.source < 0 and self.redrive < 0
 
 
-_layouts: dict[tuple[bytes, ...], Layout] = {}
-_MOST_LAYOUTS = 1_000
+_layouts: dict[tuple[bytes, ...], FieldLayout] = {}
+_MAX_LAYOUTS = 1_000
 """Names of fields come from outside, so what is remembered of them is bounded."""
 
 
-def layout(names: tuple[bytes, ...]) -> Layout:
+def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
     """Where what stands, for entries whose fields have these names."""
     found = _layouts.get(names)
     if found is None:
-        place: dict[bytes, int] = {}
+        value_index: dict[bytes, int] = {}
         headers: list[tuple[str, int]] = []
-        for turn, name in enumerate(names):
-            at = 2 * turn + 1
-            if name not in place or name in (_SOURCE, _REDRIVE):
-                place[name] = at
+        for number, name in enumerate(names):
+            index = 2 * number + 1
+            if name not in value_index or name in (_SOURCE, _REDRIVE):
+                value_index[name] = index
                 if name in (_VALUE, _KEY):
                     continue
-            shown = text(name)
-            if shown.startswith(_NULL):
-                headers.append((shown[len(_NULL) :], -1))
+            header = text(name)
+            if header.startswith(_NULL_PREFIX):
+                headers.append((header[len(_NULL_PREFIX) :], -1))
             else:
-                headers.append((shown.removeprefix(_ESCAPE), at))
-        found = Layout(
-            place.get(_VALUE, -1),
-            place.get(_KEY, -1),
-            place.get(_ID, -1),
-            place.get(_SOURCE, -1),
-            place.get(_REDRIVE, -1),
+                headers.append((header.removeprefix(_ESCAPE_PREFIX), index))
+        found = FieldLayout(
+            value_index.get(_VALUE, -1),
+            value_index.get(_KEY, -1),
+            value_index.get(_ID, -1),
+            value_index.get(_SOURCE, -1),
+            value_index.get(_REDRIVE, -1),
             tuple(headers),
         )
-        if found.foreign:
+        if found.is_foreign:
             found = found._replace(headers=())
-        if len(_layouts) >= _MOST_LAYOUTS:
+        if len(_layouts) >= _MAX_LAYOUTS:
             _layouts.clear()
         _layouts[names] = found
     return found
 
 
-def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
+def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
     """The names and values of a record's fields, and which of the values is its identity.
 
     Where the message ID alone is not (there is a source or a redrive count), the identity is one
@@ -122,51 +122,51 @@ def fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
     names: tuple[bytes | str, ...]
     id = record.id.encode("utf-8", "surrogateescape")
     if record.value is not None and record.key is not None:
-        names, values, place = _ALL, [record.value, record.key, id], 2
+        names, values, identity_index = _FULL_FIELDS, [record.value, record.key, id], 2
     elif record.value is not None:
-        names, values, place = _KEYLESS, [record.value, id], 1
+        names, values, identity_index = _KEYLESS_FIELDS, [record.value, id], 1
     elif record.key is not None:
-        names, values, place = _TOMBSTONE, [record.key, id], 1
+        names, values, identity_index = _TOMBSTONE_FIELDS, [record.key, id], 1
     else:
-        names, values, place = _BARE, [id], 0
+        names, values, identity_index = _ID_FIELD_ONLY, [id], 0
     if record.headers:
-        more: list[bytes | str] = []
-        special = False
+        header_names: list[bytes | str] = []
+        needs_identity = False
         for name, value in record.headers:
             if name in (SOURCE, REDRIVE):
-                special = True
+                needs_identity = True
             if value is None:
-                name = _NULL + name
-            elif name in _RESERVED or name.startswith((_ESCAPE, _NULL)):
-                name = _ESCAPE + name
-            more.append(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
+                name = _NULL_PREFIX + name
+            elif name in _RESERVED or name.startswith((_ESCAPE_PREFIX, _NULL_PREFIX)):
+                name = _ESCAPE_PREFIX + name
+            header_names.append(name if name.isascii() else name.encode("utf-8", "surrogateescape"))
             values.append(b"" if value is None else value)
-        names += tuple(more)
-        if special:
-            place = len(values)
+        names += tuple(header_names)
+        if needs_identity:
+            identity_index = len(values)
             values.append(identity_of_record(record).encode("utf-8", "surrogateescape"))
-    return names, values, place
+    return names, values, identity_index
 
 
 def identity_of_record(record: Record) -> str:
     """What deduplication will compare."""
-    special = [header for header in record.headers if header[0] in (SOURCE, REDRIVE)]
-    if not special:
+    identity_headers = [header for header in record.headers if header[0] in (SOURCE, REDRIVE)]
+    if not identity_headers:
         return record.id
-    found = identity_of([(ID, record.id.encode("utf-8", "surrogateescape")), *special])
+    found = identity_of([(ID, record.id.encode("utf-8", "surrogateescape")), *identity_headers])
     return found or record.id
 
 
-class Offsets(Sequence[int]):
+class EntryIdOffsets(Sequence[int]):
     """Entry IDs as offsets, made when asked for."""
 
-    __slots__ = ("__weakref__", "raw")
+    __slots__ = ("__weakref__", "entry_ids")
 
-    def __init__(self, raw: Sequence[bytes]) -> None:
-        self.raw = raw
+    def __init__(self, entry_ids: Sequence[bytes]) -> None:
+        self.entry_ids = entry_ids
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.entry_ids)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -174,54 +174,58 @@ class Offsets(Sequence[int]):
     def __getitem__(self, index: slice) -> Sequence[int]: ...
     def __getitem__(self, index: int | slice) -> int | Sequence[int]:
         if isinstance(index, slice):
-            return Offsets(self.raw[index])
-        return offset(self.raw[index])
+            return EntryIdOffsets(self.entry_ids[index])
+        return offset_of(self.entry_ids[index])
 
     def __iter__(self) -> Iterator[int]:
         # All of them: read as one JSON list, which is several times as fast.
-        numbers = _numbers.decode(b"[%s]" % b",".join(self.raw).replace(b"-", b","))
+        numbers = _int_list.decode(b"[%s]" % b",".join(self.entry_ids).replace(b"-", b","))
         return iter([high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)])
 
     def __repr__(self) -> str:
-        return f"<{len(self.raw)} offsets>"
+        return f"<{len(self.entry_ids)} offsets>"
 
 
-_numbers = msgspec.json.Decoder(list[int])
+_int_list = msgspec.json.Decoder(list[int])
 
 
-class Entries(Batch):
+class RedisBatch(Batch):
     """A batch whose headers stay bytes, and whose offsets and times stay entry IDs, until read.
 
     Where it is uniform, only the columns are kept: the rows and their fields' names are a third of
     what came, and when they go at once the next batch finds warm memory.
     """
 
-    __slots__ = ("_more", "_rows")
+    __slots__ = ("_fields", "_header_columns")
 
-    offsets: Offsets
+    offsets: EntryIdOffsets
 
     def __init__(
-        self, topic: str, partition: int, rows: Sequence[tuple[bytes, Row]], assignment: Any = None
+        self,
+        topic: str,
+        partition: int,
+        rows: Sequence[tuple[bytes, EntryFields]],
+        assignment: Any = None,
     ) -> None:
         self.topic = topic
         self.partition = partition
-        self.offsets = Offsets([row[0] for row in rows])
+        self.offsets = EntryIdOffsets([row[0] for row in rows])
         self.assignment = assignment
         self._headers = self._times = None
-        self.unreadable = READABLE
-        self._rows: list[Row | None] | None = None
-        self._more: list[tuple[str, list[bytes | None] | None]] = []
+        self.unreadable = ALL_READABLE
+        self._fields: list[EntryFields | None] | None = None
+        self._header_columns: list[tuple[str, list[bytes | None] | None]] = []
         """The headers but for the ID, where all entries have the same: names and columns."""
         data = [row[1] for row in rows]
-        if not self._columns(data):
-            self._mixed(data)
+        if not self._fill_uniform(data):
+            self._fill_one_by_one(data)
 
-    def _columns(self, data: Sequence[Row]) -> bool:
+    def _fill_uniform(self, data: Sequence[EntryFields]) -> bool:
         """Make the columns, if the entries are uniform; whether they are."""
         count = len(data)
         names = tuple(data[0][::2])
-        found = layout(names)
-        if found.foreign or not found.plain:
+        found = layout_of(names)
+        if found.is_foreign or not found.id_is_identity:
             return False
         try:
             columns = list(zip(*data, strict=True))
@@ -230,16 +234,16 @@ class Entries(Batch):
         for name, column in zip(names, columns[::2], strict=True):
             if column.count(name) != count:
                 return False
-        nothing: list[Any] = [None]
-        self.values = list(columns[found.value]) if found.value > 0 else nothing * count
-        self.keys = list(columns[found.key]) if found.key > 0 else nothing * count
-        self._more = [
-            (name, list(columns[at]) if at > 0 else None)
-            for name, at in found.headers
-            if at != found.id
+        absent: list[Any] = [None]
+        self.values = list(columns[found.value]) if found.value > 0 else absent * count
+        self.keys = list(columns[found.key]) if found.key > 0 else absent * count
+        self._header_columns = [
+            (name, list(columns[start]) if start > 0 else None)
+            for name, start in found.headers
+            if start != found.id
         ]
         if found.id < 0:
-            self.ids = nothing * count
+            self.ids = absent * count
             return True
         try:
             self.ids = list(map(bytes.decode, columns[found.id]))
@@ -249,15 +253,15 @@ class Entries(Batch):
             self.ids = [id or None for id in self.ids]
         return True
 
-    def _mixed(self, data: list[Row]) -> None:
+    def _fill_one_by_one(self, data: list[EntryFields]) -> None:
         """Entry by entry."""
-        self._rows = [*data]
+        self._fields = [*data]
         self.keys, self.values, self.ids = [], [], []
         for row in data:
-            found = layout(tuple(row[::2]))
+            found = layout_of(tuple(row[::2]))
             self.keys.append(row[found.key] if found.key > 0 else None)
-            if found.foreign:
-                self.values.append(_as_json(row))
+            if found.is_foreign:
+                self.values.append(fields_as_json(row))
             else:
                 self.values.append(row[found.value] if found.value > 0 else None)
             if found.id > 0 and row[found.id]:
@@ -269,22 +273,23 @@ class Entries(Batch):
 
     def headers(self, index: int) -> Headers:
         """The headers of one message; none but the ID once it was released."""
-        if self._rows is None:
+        if self._fields is None:
             id = self.ids[index]
             first = [] if id is None else [(ID, id.encode("utf-8", "surrogateescape"))]
             more = [
-                (name, None if column is None else column[index]) for name, column in self._more
+                (name, None if column is None else column[index])
+                for name, column in self._header_columns
             ]
             return [*first, *more]
-        row = self._rows[index]
+        row = self._fields[index]
         if row is None:
             return ()
-        found = layout(tuple(row[::2]))
-        return [(name, row[at] if at > 0 else None) for name, at in found.headers]
+        found = layout_of(tuple(row[::2]))
+        return [(name, row[start] if start > 0 else None) for name, start in found.headers]
 
     def extra_headers(self, index: int) -> Headers:
         """The headers of one message; without the ID where all entries have the same fields."""
-        if self._rows is None and not self._more:
+        if self._fields is None and not self._header_columns:
             return ()
         return self.headers(index)
 
@@ -294,19 +299,19 @@ class Entries(Batch):
 
     def offset(self, index: int) -> int:
         """The offset, which shows itself as the entry ID."""
-        return EntryId(self.offsets[index])
+        return RedisEntryId(self.offsets[index])
 
     def release(self, index: int) -> None:
         """Let go of one settled message's bytes, its headers among them."""
         self.keys[index] = self.values[index] = None
-        if self._rows is not None:
-            self._rows[index] = None
-        for _, column in self._more:
+        if self._fields is not None:
+            self._fields[index] = None
+        for _, column in self._header_columns:
             if column is not None:
                 column[index] = None
 
 
-def _as_json(row: Row) -> bytes:
+def fields_as_json(row: EntryFields) -> bytes:
     r"""The fields of a foreign entry; what is not UTF-8 shows as ``\xNN``."""
     names = (name.decode("utf-8", "backslashreplace") for name in row[::2])
     values = (value.decode("utf-8", "backslashreplace") for value in row[1::2])

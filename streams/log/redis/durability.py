@@ -11,82 +11,89 @@ from collections.abc import Mapping
 from typing import Any
 
 from streams.errors import LogError
-from streams.log.protocol import Fact
+from streams.log.protocol import DurabilityFact
 from streams.log.redis.client import Client, Command
 from streams.log.redis.settings import Settings
 
-_ASKED = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
+_CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
 
 
-def facts(client: Client, where: str, key: bytes) -> tuple[Fact, ...]:
+def durability_facts(client: Client, context: str, key: bytes) -> tuple[DurabilityFact, ...]:
     """How the server that has this key keeps what it is given.
 
     :raises LogError: it does not answer.
     """
-    config, replication = client.run_all(
+    config, replication = client.execute_all(
         [
-            Command(where, key, "CONFIG", "GET", *_ASKED),
-            Command(where, key, "INFO", "replication"),
+            Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES),
+            Command(context, key, "INFO", "replication"),
         ]
     )
-    replicas = _replicas(replication)
+    replicas = _connected_replicas(replication)
     if isinstance(config, LogError):
-        client.run(Command(where, key, "PING"))  # it answers, and only does not tell
+        client.execute(Command(context, key, "PING"))  # it answers, and only does not tell
         return (
-            Fact(
+            DurabilityFact(
                 "appendonly", "?", None,
                 "this login may not ask (CONFIG GET): see that appendonly is yes and appendfsync "
                 "always, or that replicas are waited for",
             ),
-            _waited(client.settings, replicas),
+            _replica_fact(client.settings, replicas),
         )  # fmt: skip
-    return (*_kept(_pairs(config), client.settings.wait > 0), _waited(client.settings, replicas))
+    return (
+        *_persistence_facts(_decode_pairs(config), client.settings.wait_replicas > 0),
+        _replica_fact(client.settings, replicas),
+    )
 
 
-def _kept(config: Mapping[str, str], waits: bool) -> list[Fact]:
-    on = config.get("appendonly") == "yes"
+def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> list[DurabilityFact]:
+    append_only = config.get("appendonly") == "yes"
     sync = config.get("appendfsync", "?")
     found = [
-        Fact(
-            "appendonly", config.get("appendonly", "?"), on,
-            "" if on else "what came since the last snapshot goes with the process: set it to yes",
+        DurabilityFact(
+            "appendonly", config.get("appendonly", "?"), append_only,
+            "" if append_only else "what came since the last snapshot goes with the process: set it to yes",
         )
     ]  # fmt: skip
-    if on:
-        synced = sync == "always" or waits
+    if append_only:
+        is_synced = sync == "always" or waits_for_replicas
         advice = "a power cut may take the last second: set it to always, or wait for a replica"
         if sync == "no":
             advice = "the system writes when it likes: set it to always, or wait for a replica"
-        found.append(Fact("appendfsync", sync, synced, "" if synced else advice))
+        found.append(DurabilityFact("appendfsync", sync, is_synced, "" if is_synced else advice))
     policy = config.get("maxmemory-policy", "?")
-    keeps = not policy.startswith("allkeys") or config.get("maxmemory", "0") == "0"
+    never_evicts = not policy.startswith("allkeys") or config.get("maxmemory", "0") == "0"
     advice = "a full server throws streams away: set it to noeviction"
-    found.append(Fact("maxmemory-policy", policy, keeps, "" if keeps else advice))
+    found.append(
+        DurabilityFact("maxmemory-policy", policy, never_evicts, "" if never_evicts else advice)
+    )
     return found
 
 
-def _waited(settings: Settings, replicas: int | None) -> Fact:
-    there = "?" if replicas is None else str(replicas)
-    value = f"{there}, {settings.wait} waited for"
-    if settings.wait:
-        enough = None if replicas is None else replicas >= settings.wait
-        return Fact("replicas", value, enough, "" if enough else "start as many as are waited for")
-    return Fact(
+def _replica_fact(settings: Settings, replicas: int | None) -> DurabilityFact:
+    connected = "?" if replicas is None else str(replicas)
+    value = f"{connected}, {settings.wait_replicas} waited for"
+    if settings.wait_replicas:
+        is_safe = None if replicas is None else replicas >= settings.wait_replicas
+        return DurabilityFact(
+            "replicas", value, is_safe, "" if is_safe else "start as many as are waited for"
+        )
+    return DurabilityFact(
         "replicas", value, True if replicas == 0 else None,
         "" if replicas == 0 else "a failover may lose what no replica has yet: say ?wait=1",
     )  # fmt: skip
 
 
-def _replicas(answer: Any) -> int | None:
-    if not isinstance(answer, bytes):
+def _connected_replicas(reply: Any) -> int | None:
+    if not isinstance(reply, bytes):
         return None
-    for line in answer.decode("utf-8", "replace").splitlines():
+    for line in reply.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition(":")
         if name == "connected_slaves" and value.isdecimal():
             return int(value)
     return None
 
 
-def _pairs(answer: Any) -> dict[str, str]:
-    texts = [bytes(each).decode("utf-8", "replace") for each in answer]
+def _decode_pairs(reply: Any) -> dict[str, str]:
+    texts = [bytes(each).decode("utf-8", "replace") for each in reply]
     return dict(zip(texts[::2], texts[1::2], strict=False))

@@ -15,147 +15,151 @@ from redis import exceptions as redis
 from streams.errors import (
     Fatal,
     LogError,
-    Mismatch,
     OutcomeUnknown,
     TooLarge,
+    TopicMismatch,
     Unavailable,
 )
-from streams.log.away import advice
+from streams.log.away import unreachable_advice
 
 
-class Refusing(Unavailable):
+class WritesRefused(Unavailable):
     """The server answers, and takes no writes now (memory, disk, replicas): nothing was written.
 
     Trying again at once would only add to what it suffers from.
     """
 
 
-class Row(NamedTuple):
+class ErrorRule(NamedTuple):
     """One kind of failure."""
 
     error: type[Exception]
-    word: str
+    prefix: str
     """The reply's first words, where the class alone does not tell; empty: any."""
-    becomes: type[LogError]
+    log_error: type[LogError]
     hint: str = ""
 
 
-TABLE = (
-    Row(redis.AuthenticationError, "", Fatal, "check user and password"),
-    Row(redis.AuthenticationWrongNumberOfArgsError, "", Fatal, "check user and password"),
-    Row(redis.NoPermissionError, "", Fatal, "the server's ACL must allow it"),
-    Row(redis.BusyLoadingError, "", Unavailable, "the server is loading its data"),
-    Row(redis.MaxConnectionsError, "", Unavailable),
-    Row(redis.ReadOnlyError, "", Unavailable, "this server is a replica now"),
-    Row(redis.MasterDownError, "", Unavailable),
-    Row(redis.ClusterDownError, "", Unavailable),
-    Row(redis.TryAgainError, "", Unavailable),
-    Row(redis.MovedError, "", Unavailable, "slots are moving"),
-    Row(redis.AskError, "", Unavailable, "slots are moving"),
-    Row(redis.OutOfMemoryError, "", Refusing, "maxmemory is reached; nothing was written"),
-    Row(redis.ResponseError, "MISCONF", Refusing, "it cannot write to its disk"),
-    Row(redis.ResponseError, "NOREPLICAS", Refusing, "it has too few replicas"),
-    Row(redis.ResponseError, "BUSY ", Unavailable, "a script of somebody's runs too long"),
-    Row(redis.ResponseError, "UNBLOCKED", Unavailable),
-    Row(redis.ResponseError, "WRONGTYPE", Mismatch, "the key holds something else"),
-    Row(redis.ResponseError, "Protocol error", TooLarge, "see proto-max-bulk-len"),
-    Row(redis.ResponseError, "string exceeds maximum", TooLarge, "see proto-max-bulk-len"),
-    Row(redis.ResponseError, "Elements are too large", TooLarge),
-    Row(
+ERROR_RULES = (
+    ErrorRule(redis.AuthenticationError, "", Fatal, "check user and password"),
+    ErrorRule(redis.AuthenticationWrongNumberOfArgsError, "", Fatal, "check user and password"),
+    ErrorRule(redis.NoPermissionError, "", Fatal, "the server's ACL must allow it"),
+    ErrorRule(redis.BusyLoadingError, "", Unavailable, "the server is loading its data"),
+    ErrorRule(redis.MaxConnectionsError, "", Unavailable),
+    ErrorRule(redis.ReadOnlyError, "", Unavailable, "this server is a replica now"),
+    ErrorRule(redis.MasterDownError, "", Unavailable),
+    ErrorRule(redis.ClusterDownError, "", Unavailable),
+    ErrorRule(redis.TryAgainError, "", Unavailable),
+    ErrorRule(redis.MovedError, "", Unavailable, "slots are moving"),
+    ErrorRule(redis.AskError, "", Unavailable, "slots are moving"),
+    ErrorRule(redis.OutOfMemoryError, "", WritesRefused, "maxmemory is reached; nothing was written"),
+    ErrorRule(redis.ResponseError, "MISCONF", WritesRefused, "it cannot write to its disk"),
+    ErrorRule(redis.ResponseError, "NOREPLICAS", WritesRefused, "it has too few replicas"),
+    ErrorRule(redis.ResponseError, "BUSY ", Unavailable, "a script of somebody's runs too long"),
+    ErrorRule(redis.ResponseError, "UNBLOCKED", Unavailable),
+    ErrorRule(redis.ResponseError, "WRONGTYPE", TopicMismatch, "the key holds something else"),
+    ErrorRule(redis.ResponseError, "Protocol error", TooLarge, "see proto-max-bulk-len"),
+    ErrorRule(redis.ResponseError, "string exceeds maximum", TooLarge, "see proto-max-bulk-len"),
+    ErrorRule(redis.ResponseError, "Elements are too large", TooLarge),
+    ErrorRule(
         redis.ResponseError, "unknown command 'SENTINEL'", Fatal,
         "that is no Sentinel: write redis:// for the server itself",
     ),
-    Row(redis.ResponseError, "unknown command", Fatal, "Redis 7.0 or newer is needed"),
-    Row(
+    ErrorRule(redis.ResponseError, "unknown command", Fatal, "Redis 7.0 or newer is needed"),
+    ErrorRule(
         redis.ResponseError, "This instance has cluster support disabled", Fatal,
         "that is no cluster: write redis://",
     ),
-    Row(redis.ClusterCrossSlotError, "", Fatal, "a cluster needs a redis+cluster:// URL"),
-    Row(redis.ResponseError, "", LogError),
-    Row(
+    ErrorRule(redis.ClusterCrossSlotError, "", Fatal, "a cluster needs a redis+cluster:// URL"),
+    ErrorRule(redis.ResponseError, "", LogError),
+    ErrorRule(
         redis.ConnectionError, "certificate verify failed", Fatal,
         "check ssl_ca_certs, and that the certificate names this host",
     ),
-    Row(
+    ErrorRule(
         redis.ConnectionError, "No such file or directory", Fatal,
         "check ssl_ca_certs, ssl_certfile and ssl_keyfile",
     ),
-    Row(redis.ConnectionError, "", Unavailable),
-    Row(redis.TimeoutError, "", Unavailable),
-    Row(redis.InvalidResponse, "", Unavailable, "it does not speak Redis's protocol"),
-    Row(OSError, "", Unavailable),
-    Row(redis.DataError, "", LogError),
-    Row(redis.RedisError, "", LogError),
+    ErrorRule(redis.ConnectionError, "", Unavailable),
+    ErrorRule(redis.TimeoutError, "", Unavailable),
+    ErrorRule(redis.InvalidResponse, "", Unavailable, "it does not speak Redis's protocol"),
+    ErrorRule(OSError, "", Unavailable),
+    ErrorRule(redis.DataError, "", LogError),
+    ErrorRule(redis.RedisError, "", LogError),
 )  # fmt: skip
 
-LOST = (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError)
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError)
 """The connection failed, rather than the server refused (unless the class is also in ANSWERED)."""
 
-ANSWERED = (redis.AuthenticationError, redis.BusyLoadingError, redis.MaxConnectionsError)
+SERVER_REPLIES = (redis.AuthenticationError, redis.BusyLoadingError, redis.MaxConnectionsError)
 """redis-py makes these connection errors though the server itself gave this answer."""
 
 
-def lost(error: BaseException) -> bool:
+def is_connection_lost(error: BaseException) -> bool:
     """Whether the connection failed, so that what was sent may or may not have been done."""
-    return isinstance(error, LOST) and not isinstance(error, ANSWERED)
+    return isinstance(error, CONNECTION_ERRORS) and not isinstance(error, SERVER_REPLIES)
 
 
-def moved_away(error: BaseException) -> bool:
+def is_not_primary(error: BaseException) -> bool:
     """Whether the server said that it is no longer the one to write to."""
     return isinstance(error, redis.ReadOnlyError | redis.MasterDownError | redis.ClusterDownError)
 
 
 # What the driver puts around the reason: error numbers, and the address, which is told anyway.
-_AROUND = re.compile(
+_DRIVER_PREFIX = re.compile(
     r"^Error -?\d+ (?:while )?connecting to \S+ |^Error while reading from \S+ : (?:\(\d+, ')?"
     r"|'\)$|\[SSL: \w+\] |\s*\(_ssl\.c:\d+\)"
 )
 
 
-def _reason(error: BaseException) -> str:
-    text = _AROUND.sub("", " ".join(str(error).split())[:200]).rstrip(". ")
+def _reason_of(error: BaseException) -> str:
+    text = _DRIVER_PREFIX.sub("", " ".join(str(error).split())[:200]).rstrip(". ")
     return text or type(error).__name__
 
 
-def translate(error: BaseException, where: str, *, unknown: bool = False) -> LogError:
+def translate(error: BaseException, context: str, *, unanswered_write: bool = False) -> LogError:
     """Our error for a driver's.
 
-    :param where: what was being done, to which topic or server.
-    :param unknown: a write was sent, and its answer never came.
+    :param context: what was being done, to which topic or server.
+    :param unanswered_write: a write was sent, and its answer never came.
     """
     if isinstance(error, LogError):
         return error
-    text = _reason(error)
-    if unknown and lost(error):
-        return OutcomeUnknown(f"{where}: sent, but the answer never came ({text})")
-    for row in TABLE:
-        if isinstance(error, row.error) and text.startswith(row.word):
-            hint = f"; {row.hint}" if row.hint else ""
-            if lost(error) and text[1:2].islower():  # no acronym
+    text = _reason_of(error)
+    if unanswered_write and is_connection_lost(error):
+        return OutcomeUnknown(f"{context}: sent, but the answer never came ({text})")
+    for rule in ERROR_RULES:
+        if isinstance(error, rule.error) and text.startswith(rule.prefix):
+            hint = f"; {rule.hint}" if rule.hint else ""
+            if is_connection_lost(error) and text[1:2].islower():  # no acronym
                 text = text[0].lower() + text[1:]
-            return row.becomes(f"{where}: {text}{hint}")
-    return LogError(f"{where}: {type(error).__name__}: {text}")
+            return rule.log_error(f"{context}: {text}{hint}")
+    return LogError(f"{context}: {type(error).__name__}: {text}")
 
 
 # What another protocol's port does. (Where TLS is spoken to a Redis without, it waits for more.)
-_CLOSED = re.compile("closed by server|reset by peer|EOF occurred|wrong version number", re.I)
+_WRONG_PROTOCOL = re.compile(
+    "closed by server|reset by peer|EOF occurred|wrong version number", re.I
+)
 
 
-def unreachable(
-    error: BaseException, host: str, port: int, *, tls: bool, known: bool = False
+def unreachable_error(
+    error: BaseException, host: str, port: int, *, tls: bool, connected_before: bool = False
 ) -> LogError:
     """The error for a connection that could not be made.
 
     :param tls: it was to be encrypted.
-    :param known: such a connection was made before.
+    :param connected_before: such a connection was made before.
     """
-    where = f"Redis at {host}:{port}"
-    found = translate(error, where)
-    if known or type(found) is not Unavailable or isinstance(error, ANSWERED):
+    context = f"Redis at {host}:{port}"
+    found = translate(error, context)
+    if connected_before or type(found) is not Unavailable or isinstance(error, SERVER_REPLIES):
         return found
-    closed = _CLOSED.search(str(found)) or (tls and isinstance(error, redis.TimeoutError))
-    if not closed:
-        hint = advice("Redis", [host])
+    wrong_protocol = _WRONG_PROTOCOL.search(str(found)) or (
+        tls and isinstance(error, redis.TimeoutError)
+    )
+    if not wrong_protocol:
+        hint = unreachable_advice("Redis", [host])
     elif tls:
         hint = "is that Redis's port, and one for TLS? Without TLS it is redis://"
     else:

@@ -5,233 +5,264 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams.errors import GroupLive, Mismatch, NotFound
-from streams.log.membership import LONGEST, length
-from streams.log.names import check_group, no_group
+from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
+from streams.log.membership import MAX_LEASE, lease_length
+from streams.log.names import check_group, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
-from streams.log.redis.client import Client, Command, scripted
-from streams.log.redis.keys import GROUPS, Part, entry_id, members_key, topics_key
-from streams.log.redis.reading import Reading
-from streams.log.redis.stored import names_of, position_of, row_of, shown, topics_of, unusable
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
+from streams.log.redis.reading import OffsetLookup
+from streams.log.redis.stored import (
+    damaged_field,
+    parse_entry_id,
+    parse_member_row,
+    printable,
+    valid_names,
+    valid_topics,
+)
 from streams.log.redis.topics import Topics
 from streams.text import get_logger
-from streams.wire import whole
+from streams.wire import parse_int
 
 logger = get_logger("streams")
 
-_FIELDS = ("owner", "position", "progress")
+_LEASE_FIELDS = ("owner", "position", "progress")
 
 
 class Groups:
     """The groups of a log. Usable from any thread."""
 
-    def __init__(self, client: Client, topics: Topics, reading: Reading) -> None:
+    def __init__(self, client: Client, topics: Topics, lookup: OffsetLookup) -> None:
         self._client = client
         self._topics = topics
-        self._reading = reading
+        self._offsets = lookup
 
     def register(self, group: str, topics: Sequence[str] = ()) -> None:
         """Have a group known, and its topics. Writes only what is missing, so that a member can
         come back while the server takes no writes that need memory."""
         key = topics_key(group)
-        known, fields = self._client.every(
+        is_registered, fields = self._client.execute_or_raise(
             [
-                Command(group, GROUPS, "SISMEMBER", GROUPS, group),
+                Command(group, GROUPS_KEY, "SISMEMBER", GROUPS_KEY, group),
                 Command(group, key, "HKEYS", key),
             ]
         )
-        commands = [] if known else [Command(group, GROUPS, "SADD", GROUPS, group)]
+        commands = [] if is_registered else [Command(group, GROUPS_KEY, "SADD", GROUPS_KEY, group)]
         commands += [
             Command(group, key, "HSETNX", key, topic, "")
             for topic in topics
             if topic.encode() not in fields
         ]
-        self._client.every(commands)
+        self._client.execute_or_raise(commands)
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """See :meth:`streams.log.protocol.Log.begin`.
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+        """See :meth:`streams.log.protocol.Log.initialize_offsets`.
 
         One hash decides, for all partitions at once; then the partitions are told. Should this
-        process end in between, whoever takes a partition looks there (:meth:`starts`).
+        process end in between, whoever takes a partition looks there (:meth:`initial_offsets`).
         """
         check_group(group)
-        parts = {self._topics.part(topic, each): place for each, place in positions.items()}
+        all_keys = {
+            self._topics.partition_keys(topic, each): offset for each, offset in positions.items()
+        }
         text = " ".join(
-            f"{part.partition}:{entry_id(place).decode()}" for part, place in parts.items()
+            f"{keys.partition}:{entry_id(offset).decode()}" for keys, offset in all_keys.items()
         )
         self.register(group)
         key = topics_key(group)
-        if not self._client.run(scripted(group, "begin", [key], topic, text or " ")):
+        if not self._client.execute(script_command(group, "begin", [key], topic, text or " ")):
             return False
-        self._client.every(
+        self._client.execute_or_raise(
             [
-                scripted(
-                    str(part), "seed", (part.group(group), part.stream),
-                    group, entry_id(place), _text(self._reading.read_below(part, place)),
+                script_command(
+                    str(keys), "seed", (keys.group_key(group), keys.stream),
+                    group, entry_id(offset), _count_text(self._offsets.entries_below(keys, offset)),
                 )
-                for part, place in parts.items()
+                for keys, offset in all_keys.items()
             ]
         )  # fmt: skip
         return True
 
-    def starts(self, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
         """Where the group began, by topic and partition."""
         key = topics_key(group)
-        answers = self._client.run(Command(group, key, "HMGET", key, *topics))
+        replies = self._client.execute(Command(group, key, "HMGET", key, *topics))
         found: dict[tuple[str, int], int] = {}
-        for topic, answer in zip(topics, answers, strict=True):
-            for word in bytes(answer or b"").split():
-                partition, _, place = word.partition(b":")
-                number, begun = whole(partition), position_of(place)
-                if number is None or begun is None:
-                    why = "passed over, a partition without a position begins at its first message"
-                    logger.warning("%s: %s", group, unusable(key, topic, word, why))
+        for topic, reply in zip(topics, replies, strict=True):
+            for word in bytes(reply or b"").split():
+                partition, _, id_text = word.partition(b":")
+                number, offset = parse_int(partition), parse_entry_id(id_text)
+                if number is None or offset is None:
+                    remedy = (
+                        "passed over, a partition without a position begins at its first message"
+                    )
+                    logger.warning("%s: %s", group, damaged_field(key, topic, word, remedy))
                     continue
-                found[topic, number] = begun
+                found[topic, number] = offset
         return found
 
-    def all(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         """See :meth:`streams.log.protocol.Log.groups`."""
-        found = self._client.run(Command("groups", GROUPS, "SMEMBERS", GROUPS))
-        return sorted(names_of(found))
+        found = self._client.execute(Command("groups", GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+        return sorted(valid_names(found))
 
-    def group(self, group: str) -> GroupInfo:
-        """See :meth:`streams.log.protocol.Log.group`."""
-        parts = self._parts(group)
-        rows, starts = self._rows(group, parts), self._starts_of(group, parts)
-        members: dict[str, list[tuple[str, int]]] = {name: [] for name in self.members(group)}
+    def describe_group(self, group: str) -> GroupInfo:
+        """See :meth:`streams.log.protocol.Log.group_key`."""
+        all_keys = self._partitions_of(group)
+        rows, initial_offsets = (
+            self._lease_rows(group, all_keys),
+            self._initial_offsets_of(group, all_keys),
+        )
+        members: dict[str, list[tuple[str, int]]] = {
+            owner_id: [] for owner_id in self.live_members(group)
+        }
         positions: dict[tuple[str, int], Committed] = {}
-        for part, (owner, position, progress) in zip(parts, rows, strict=True):
-            place = (part.topic, part.partition)
+        for keys, (owner, position, progress) in zip(all_keys, rows, strict=True):
+            partition = (keys.topic, keys.partition)
             if position is not None:
-                at = position_of(position)
-                if at is None:
-                    why = f"set it by `streams reset {group} {part.topic} --to PLACE`"
-                    said = unusable(part.group(group), "position", position, why)
-                    logger.warning("%s: left out: %s", part, said)
+                offset = parse_entry_id(position)
+                if offset is None:
+                    remedy = f"set it by `streams reset {group} {keys.topic} --to PLACE`"
+                    damage = damaged_field(keys.group_key(group), "position", position, remedy)
+                    logger.warning("%s: left out: %s", keys, damage)
                 else:
                     text = bytes(progress or b"").decode("ascii", "replace")
-                    positions[place] = Committed(at, text)
-            elif place in starts:
-                positions[place] = Committed(starts[place])
-            name = shown(owner or b"")
-            if name in members:
-                members[name].append(place)
-        infos = tuple(MemberInfo(name, tuple(own)) for name, own in sorted(members.items()))
+                    positions[partition] = Committed(offset, text)
+            elif partition in initial_offsets:
+                positions[partition] = Committed(initial_offsets[partition])
+            owner_id = printable(owner or b"")
+            if owner_id in members:
+                members[owner_id].append(partition)
+        infos = tuple(
+            MemberInfo(owner_id, tuple(partitions))
+            for owner_id, partitions in sorted(members.items())
+        )
         return GroupInfo(group, infos, positions)
 
-    def members(self, group: str) -> dict[str, list[str]]:
+    def live_members(self, group: str) -> dict[str, list[str]]:
         """The members that seem to live, and their topics. Whoever asks has not watched them, so
         the server's clock has to do: where it was stepped, this is right again with their next
         heartbeat."""
-        now, *words = self._client.run(scripted(group, "members", [members_key(group)]))
+        now, *words = self._client.execute(script_command(group, "members", [members_key(group)]))
         found: dict[str, list[str]] = {}
         for id, text in zip(words[::2], words[1::2], strict=True):
-            row = row_of(text)
+            row = parse_member_row(text)
             if id and row is not None:
-                left = (row.until - int(now)) / 1000
-                if 0 < left <= length(row.lease, LONGEST):
-                    found[shown(id)] = list(row.topics)
+                remaining = (row.until - int(now)) / 1000
+                if 0 < remaining <= lease_length(row.lease, MAX_LEASE):
+                    found[printable(id)] = list(row.topics)
         return found
 
-    def expel(self, group: str, member: str) -> None:
-        """See :meth:`streams.log.protocol.Log.expel`."""
+    def remove_member(self, group: str, member: str) -> None:
+        """See :meth:`streams.log.protocol.Log.remove_member`."""
         try:
-            parts = self._parts(group)
+            all_keys = self._partitions_of(group)
         except NotFound:
             return
         key = members_key(group)
-        self._client.every(
+        self._client.execute_or_raise(
             [
-                *(scripted(str(part), "expel", [part.group(group)], member) for part in parts),
+                *(
+                    script_command(str(keys), "expel", [keys.group_key(group)], member)
+                    for keys in all_keys
+                ),
                 Command(group, key, "HDEL", key, member),
             ]
         )
 
-    def move(
-        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """See :meth:`streams.log.protocol.Log.move`."""
+        """See :meth:`streams.log.protocol.Log.reset_offsets`."""
         check_group(group)
         if not force:
-            self._check_idle(group, topic)
+            self._require_no_members(group, topic)
         self.register(group, [topic])
-        parts = {self._topics.part(topic, each): place for each, place in places.items()}
-        answers = self._client.every(
+        all_keys = {
+            self._topics.partition_keys(topic, each): committed
+            for each, committed in offsets.items()
+        }
+        replies = self._client.execute_or_raise(
             [
-                scripted(
-                    str(part), "move", (part.group(group), part.stream),
-                    group, int(force), entry_id(place.position), place.progress,
-                    _text(self._reading.read_below(part, place.position)),
+                script_command(
+                    str(keys), "move", (keys.group_key(group), keys.stream),
+                    group, int(force), entry_id(committed.position), committed.progress,
+                    _count_text(self._offsets.entries_below(keys, committed.position)),
                 )
-                for part, place in parts.items()
+                for keys, committed in all_keys.items()
             ]
         )  # fmt: skip
-        if not all(answers):
-            raise GroupLive(f"{group} has running members in {topic}: stop them first, or force it")
+        if not all(replies):
+            raise GroupNotEmpty(
+                f"{group} has running members in {topic}: stop them first, or force it"
+            )
 
-    def forget(self, group: str) -> None:
-        """See :meth:`streams.log.protocol.Log.forget`."""
-        parts = self._parts(group)
-        self._check_idle(group)
-        answers = self._client.every(
+    def delete_group(self, group: str) -> None:
+        """See :meth:`streams.log.protocol.Log.delete_group`."""
+        all_keys = self._partitions_of(group)
+        self._require_no_members(group)
+        replies = self._client.execute_or_raise(
             [
-                scripted(str(part), "forget", (part.group(group), part.stream), group)
-                for part in parts
+                script_command(str(keys), "forget", (keys.group_key(group), keys.stream), group)
+                for keys in all_keys
             ]
         )
-        if not all(answers):
-            raise GroupLive(f"{group} has running members: stop them first")
-        self._client.every(
+        if not all(replies):
+            raise GroupNotEmpty(f"{group} has running members: stop them first")
+        self._client.execute_or_raise(
             [
                 Command(group, topics_key(group), "DEL", topics_key(group)),
                 Command(group, members_key(group), "DEL", members_key(group)),
-                Command(group, GROUPS, "SREM", GROUPS, group),
+                Command(group, GROUPS_KEY, "SREM", GROUPS_KEY, group),
             ]
         )
 
-    def _check_idle(self, group: str, topic: str | None = None) -> None:
-        for member, topics in self.members(group).items():
+    def _require_no_members(self, group: str, topic: str | None = None) -> None:
+        for member, topics in self.live_members(group).items():
             if topic is None or topic in topics:
-                raise GroupLive(f"{group} has a running member, {member}: stop it first")
+                raise GroupNotEmpty(f"{group} has a running member, {member}: stop it first")
 
-    def _parts(self, group: str) -> list[Part]:
+    def _partitions_of(self, group: str) -> list[PartitionKeys]:
         """Every partition the group has to do with.
 
         :raises NotFound: there is no such group.
         """
         check_group(group)
         key = topics_key(group)
-        known, topics = self._client.every(
+        is_registered, topics = self._client.execute_or_raise(
             [
-                Command(group, GROUPS, "SISMEMBER", GROUPS, group),
+                Command(group, GROUPS_KEY, "SISMEMBER", GROUPS_KEY, group),
                 Command(group, key, "HKEYS", key),
             ]
         )
-        if not known:
-            raise no_group(group)
-        parts: list[Part] = []
-        for topic in sorted(topics_of(topics)):
+        if not is_registered:
+            raise group_not_found(group)
+        all_keys: list[PartitionKeys] = []
+        for topic in sorted(valid_topics(topics)):
             try:
-                parts += self._topics.parts(topic)
+                all_keys += self._topics.all_partition_keys(topic)
             except NotFound:
                 continue
-            except Mismatch as error:
+            except TopicMismatch as error:
                 logger.warning("%s: left out: %s", group, error)
-        return parts
+        return all_keys
 
-    def _rows(self, group: str, parts: Sequence[Part]) -> list[list[Any]]:
-        return self._client.every(
+    def _lease_rows(self, group: str, all_keys: Sequence[PartitionKeys]) -> list[list[Any]]:
+        return self._client.execute_or_raise(
             [
-                Command(str(part), part.group(group), "HMGET", part.group(group), *_FIELDS)
-                for part in parts
+                Command(
+                    str(keys), keys.group_key(group), "HMGET", keys.group_key(group), *_LEASE_FIELDS
+                )
+                for keys in all_keys
             ]
         )
 
-    def _starts_of(self, group: str, parts: Sequence[Part]) -> dict[tuple[str, int], int]:
-        topics = sorted({part.topic for part in parts})
-        return self.starts(group, topics) if topics else {}
+    def _initial_offsets_of(
+        self, group: str, all_keys: Sequence[PartitionKeys]
+    ) -> dict[tuple[str, int], int]:
+        topics = sorted({keys.topic for keys in all_keys})
+        return self.initial_offsets(group, topics) if topics else {}
 
 
-def _text(read: int | None) -> str:
+def _count_text(read: int | None) -> str:
     return "" if read is None else str(read)

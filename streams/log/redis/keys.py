@@ -26,47 +26,47 @@ import re
 
 from streams import wire
 from streams.errors import ConfigError
-from streams.wire import EntryId as EntryId
+from streams.wire import RedisEntryId as RedisEntryId
 
-TOPICS = b"streams:topics"
-GROUPS = b"streams:groups"
+TOPICS_KEY = b"streams:topics"
+GROUPS_KEY = b"streams:groups"
 
-HIGH = (1 << 128) - 1
+MAX_OFFSET = (1 << 128) - 1
 """The greatest entry ID there can be."""
 _LOW64 = (1 << 64) - 1
 
 
-class Part:
+class PartitionKeys:
     """The keys of one partition."""
 
-    __slots__ = ("_tag", "ids", "partition", "stream", "topic")
+    __slots__ = ("_hash_tag", "id_hashes", "partition", "stream", "topic")
 
     def __init__(self, topic: str, partition: int, partitions: int) -> None:
         self.topic = topic
         self.partition = partition
         if partitions == 1:
             self.stream = topic.encode()
-            self._tag = b"{%s}" % self.stream
+            self._hash_tag = b"{%s}" % self.stream
         else:
-            self.stream = self._tag = b"{%s:%d}" % (topic.encode(), partition)
-        self.ids = tuple(b"%s:ids:%d" % (self._tag, turn) for turn in range(3))
+            self.stream = self._hash_tag = b"{%s:%d}" % (topic.encode(), partition)
+        self.id_hashes = tuple(b"%s:ids:%d" % (self._hash_tag, number) for number in range(3))
 
-    def group(self, group: str) -> bytes:
+    def group_key(self, group: str) -> bytes:
         """The hash with a group's lease and place in this partition."""
-        return b"%s:group:%s" % (self._tag, group.encode())
+        return b"%s:group:%s" % (self._hash_tag, group.encode())
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
 
 
-def kind_of(key: bytes) -> str:
+def expected_type(key: bytes) -> str:
     """What stands under one of the keys above, as Redis calls it."""
-    if key in (TOPICS, GROUPS):
+    if key in (TOPICS_KEY, GROUPS_KEY):
         return "set"
-    return "hash" if _HASH.search(key) or key.startswith(b"streams:claims:") else "stream"
+    return "hash" if _HASH_KEY.search(key) or key.startswith(b"streams:claims:") else "stream"
 
 
-_HASH = re.compile(rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*)\Z")
+_HASH_KEY = re.compile(rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*)\Z")
 
 
 def topic_key(topic: str) -> bytes:
@@ -89,31 +89,31 @@ def topics_key(group: str) -> bytes:
 
 def entry_id(offset: int) -> bytes:
     """An offset as Redis writes it."""
-    offset = min(max(offset, 0), HIGH)
+    offset = min(max(offset, 0), MAX_OFFSET)
     return b"%d-%d" % (offset >> 64, offset & _LOW64)
 
 
-def before(position: int) -> bytes:
+def entry_id_before(position: int) -> bytes:
     """The entry ID just below a position: what XREAD and XGROUP call the last one read."""
     return entry_id(position - 1)
 
 
-def offset(id: bytes) -> int:
+def offset_of(id: bytes) -> int:
     """An entry ID as an offset."""
     high, _, low = id.partition(b"-")
     return int(high) << 64 | int(low or 0)
 
 
-def parse(text: str) -> int:
+def parse_offset(text: str) -> int:
     """An entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that millisecond; or
     the number that it is as an offset, which no millisecond reaches.
 
     :raises ConfigError: it is none.
     """
-    found = wire.offset(text)
+    found = wire.parse_offset(text)
     if found is not None:
         return found << 64 if "-" not in text and found <= _LOW64 else found
     raise ConfigError(
-        f"{wire.brief(text, 60)!r} is no entry ID of Redis: write 1700000000000-0, or its first "
+        f"{wire.shorten(text, 60)!r} is no entry ID of Redis: write 1700000000000-0, or its first "
         "half"
     )

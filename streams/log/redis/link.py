@@ -13,39 +13,43 @@ from typing import Any
 from redis import connection as driver
 from redis.exceptions import RedisError, ResponseError
 
-from streams.log.redis.errors import unreachable
+from streams.log.redis.errors import unreachable_error
 from streams.log.redis.settings import Address, Settings
 
 
-def packer(settings: Settings) -> Callable[..., list[bytes]]:
+def command_packer(settings: Settings) -> Callable[..., list[bytes]]:
     """Makes of a command's arguments what is sent of them, without a connection."""
-    kind: Any = driver.Connection
+    connection_class: Any = driver.Connection
     plain = {key: settings.connection[key] for key in ("protocol", "decode_responses")}
-    pack: Callable[..., list[bytes]] = kind(**plain).pack_command
+    pack: Callable[..., list[bytes]] = connection_class(**plain).pack_command
     return pack
 
 
-class Link:
+class RedisConnection:
     """A connection, connected. Used by one thread at a time."""
 
     __slots__ = ("_driver", "_secrets", "address")
 
-    def __init__(self, settings: Settings, address: Address, *, known: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, address: Address, *, connected_before: bool = False
+    ) -> None:
         """Connect, authenticate, select the database.
 
-        :param known: such a connection was made before, so its port is the right one.
+        :param connected_before: such a connection was made before, so its port is the right one.
         :raises LogError: it could not be made.
         """
         self.address = address
-        kind: Any = driver.SSLConnection if settings.tls else driver.Connection
+        connection_class: Any = driver.SSLConnection if settings.tls else driver.Connection
         self._secrets = settings.secrets
         try:
-            self._driver = kind(host=address[0], port=address[1], **settings.connection)
+            self._driver = connection_class(host=address[0], port=address[1], **settings.connection)
             self._driver.connect()
         except (RedisError, OSError) as error:
             # A server that knows no AUTH, or was told another name for it, repeats the password.
-            self._secrets.hide_in(error)
-            raise unreachable(error, *address, tls=settings.tls, known=known) from error
+            self._secrets.hide_in_error(error)
+            raise unreachable_error(
+                error, *address, tls=settings.tls, connected_before=connected_before
+            ) from error
 
     def __str__(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"
@@ -54,12 +58,12 @@ class Link:
         """Send one command."""
         self._driver.send_command(*args)
 
-    def send_all(self, commands: Sequence[Sequence[Any]]) -> None:
+    def send_many(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send several commands in as few packets as they fit in."""
         self._driver.send_packed_command(self._driver.pack_commands(commands))
 
     def send_packed(self, data: list[bytes]) -> None:
-        """Send what :func:`packer` made."""
+        """Send what :func:`command_packer` made."""
         self._driver.send_packed_command(data)
 
     def receive(self) -> Any:
@@ -75,12 +79,12 @@ class Link:
             self.close()
             raise
 
-    def ask(self, *args: Any) -> Any:
+    def request(self, *args: Any) -> Any:
         """Send one command, and wait for its answer."""
         self.send(*args)
         return self.receive()
 
-    def readable(self) -> bool:
+    def has_input(self) -> bool:
         """Whether something has come, or begun to come.
 
         :raises RedisError: the server closed the connection.
@@ -88,7 +92,7 @@ class Link:
         return bool(self._driver.can_read(0))
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether it was not closed."""
         return bool(self._driver.is_connected)
 

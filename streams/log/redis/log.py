@@ -12,21 +12,21 @@ from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
     Committed,
-    Done,
-    Fact,
+    DurabilityFact,
     GroupInfo,
-    Listener,
+    OnAppended,
+    RebalanceListener,
     Retention,
-    Static,
+    StaticMember,
     TopicInfo,
     check_retention,
 )
 from streams.log.redis import durability
 from streams.log.redis.client import Client
 from streams.log.redis.groups import Groups
-from streams.log.redis.keys import EntryId, parse, topic_key
+from streams.log.redis.keys import RedisEntryId, parse_offset, topic_key
 from streams.log.redis.membership import Membership
-from streams.log.redis.reading import Reading, RedisReader
+from streams.log.redis.reading import OffsetLookup, RedisReader
 from streams.log.redis.settings import Settings
 from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
@@ -43,11 +43,11 @@ class RedisLog:
     def __init__(self, settings: Settings) -> None:
         self._client = Client(settings)
         self._topics = Topics(self._client)
-        self._reading = Reading(self._client, self._topics)
-        self._groups = Groups(self._client, self._topics, self._reading)
+        self._offsets = OffsetLookup(self._client, self._topics)
+        self._groups = Groups(self._client, self._topics, self._offsets)
         self._trimmer = Trimmer(self._client, self._topics)
         self._writer = Writer(self._client, self._topics)
-        self._capabilities = replace(CAPABILITIES, append_once=settings.once > 0)
+        self._capabilities = replace(CAPABILITIES, append_once=settings.dedup_seconds > 0)
 
     def __repr__(self) -> str:
         return f"<RedisLog {self._client.settings.name}>"
@@ -59,164 +59,164 @@ class RedisLog:
 
     # -- topics
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic. The one setting in ``config`` is ``most``: entries a partition keeps at
+        """Create a topic. The one setting in ``config`` is ``max_entries``: entries a partition keeps at
         most, whatever groups have settled.
 
         :raises Mismatch: it exists with another number of partitions, or is no stream.
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
-        return self._topics.create(topic, partitions, retention, config)
+        return self._topics.create_topic(topic, partitions, retention, config)
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention; other processes see it within
-        :data:`~streams.log.redis.topics.FRESH` seconds. ``most`` stays as it is.
+        :data:`~streams.log.redis.topics.FRESH` seconds. ``max_entries`` stays as it is.
 
         :raises NotFound: there is none of that name.
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
-        return self._topics.retain(topic, retention)
+        return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts; a stream that was made by others is a topic with one partition.
 
         :raises NotFound: there is none of that name.
         """
-        return self._topics.facts(topic, fresh=True).info
+        return self._topics.lookup(topic, fresh=True).info
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        return self._topics.all()
+        return self._topics.list_topics()
 
-    def durability(self, topic: str) -> tuple[Fact, ...]:
+    def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """How the server that has the topic's facts keeps what it is given."""
-        return durability.facts(self._client, topic, topic_key(topic))
+        return durability.durability_facts(self._client, topic, topic_key(topic))
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        self._topics.delete(topic)
+        self._topics.delete_topic(topic)
 
     # -- writing
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
-        """Write records in order; ``done`` is called before this returns."""
-        self._writer.append(topic, records, done)
-        if records and self._topics.trimmed(topic):
-            for part in self._topics.parts(topic):
-                self._trimmer.turn(part)
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
+        """Write records in order; ``on_appended`` is called before this returns."""
+        self._writer.append(topic, records, on_appended)
+        if records and self._topics.may_need_trimming(topic):
+            for keys in self._topics.all_partition_keys(topic):
+                self._trimmer.trim_if_due(keys)
 
     # -- reading
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the one the next message will get or exceed."""
-        return self._reading.bounds(topic, partition)
+        return self._offsets.watermarks(topic, partition)
 
-    def end(self, topic: str, partition: int) -> int:
+    def log_end_offset(self, topic: str, partition: int) -> int:
         """The end, all of which can be read."""
-        return self.bounds(topic, partition)[1]
+        return self.watermarks(topic, partition)[1]
 
-    def at(self, topic: str, partition: int, time: float) -> int:
+    def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
-        return self._reading.at(topic, partition, time)
+        return self._offsets.offset_for_time(topic, partition, time)
 
-    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """Position of the message ``count`` before ``position``, or the first there is."""
-        return self._reading.back(topic, partition, position, count)
+        return self._offsets.offset_before(topic, partition, position, count)
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
         """How many messages stand at or behind ``position``; None where it cannot be known."""
-        return self._reading.lag(topic, partition, position)
+        return self._offsets.lag(topic, partition, position)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
         """Read from position ``start`` up to, not including, position ``end``."""
-        return self._reading.reader(topic, partition, start, end)
+        return self._offsets.reader(topic, partition, start, end)
 
     # -- groups
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a *new* group its positions, all at once: True where it had none in this topic."""
-        return self._groups.begin(group, topic, positions)
+        return self._groups.initialize_offsets(group, topic, positions)
 
     def group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
         """
-        return self._groups.group(group)
+        return self._groups.describe_group(group)
 
-    def places(self, group: str, topic: str) -> dict[int, Committed]:
+    def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
-            return self.group(group).places(topic)
+            return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        return self._groups.all()
+        return self._groups.list_groups()
 
-    def move(
-        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
         """Set a group's places in a topic.
 
         :raises GroupLive: it has running members, and ``force`` is not set.
         """
-        self._groups.move(group, topic, places, force=force)
+        self._groups.reset_offsets(group, topic, offsets, force=force)
 
-    def forget(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
         """
-        self._groups.forget(group)
+        self._groups.delete_group(group)
 
     def subscribe(
         self,
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         *,
         flow: Flow = Flow(),
-        window: int = TRIM_MARGIN,
-        member: Static | None = None,
+        trim_margin: int = TRIM_MARGIN,
+        member: StaticMember | None = None,
     ) -> RedisSubscription:
         """Join a group; partitions are taken by polling."""
         check_group(group)
         names = list(dict.fromkeys(topics))
         for name in names:
-            self._topics.facts(name, fresh=True)
+            self._topics.lookup(name, fresh=True)
         self._groups.register(group, names)
         membership = Membership(
-            self._client, self._topics, self._groups, group, names, window, member
+            self._client, self._topics, self._groups, group, names, trim_margin, member
         )
         membership.join()
         return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
 
-    def expel(self, group: str, member: Static) -> None:
+    def remove_member(self, group: str, member: StaticMember) -> None:
         """Remove a member whose process has certainly ended; its partitions are free at once."""
-        self._groups.expel(group, str(member))
+        self._groups.remove_member(group, str(member))
 
     # -- the rest
 
-    def show(self, offset: int) -> str:
+    def format_offset(self, offset: int) -> str:
         """An offset as Redis writes it: ``ms-seq``."""
-        return str(EntryId(offset))
+        return str(RedisEntryId(offset))
 
-    def parse(self, text: str) -> int:
-        """An offset as :meth:`show` writes it.
+    def parse_offset(self, text: str) -> int:
+        """An offset as :meth:`format_offset` writes it.
 
         :raises ConfigError: it is none.
         """
-        return parse(text)
+        return parse_offset(text)
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

@@ -13,11 +13,11 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 
-ARGUMENTS = 7_900
+MAX_ARGUMENTS = 7_900
 """Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
 
 
-NEEDED: Set[str] = {
+ALLOWED_WHEN_FULL: Set[str] = {
     "beat",
     "claim_done",
     "claim_release",
@@ -43,9 +43,9 @@ class Script:
 
 
 @cache
-def script(name: str) -> Script:
+def load_script(name: str) -> Script:
     """The script in ``scripts/<name>.lua``."""
     folder = files("streams.log.redis") / "scripts"
-    start = b"#!lua flags=allow-oom\n" if name in NEEDED else b""
-    text = start + (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    shebang = b"#!lua flags=allow-oom\n" if name in ALLOWED_WHEN_FULL else b""
+    text = shebang + (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

@@ -10,17 +10,17 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from streams.log.names import is_name
+from streams.log.names import is_valid_name
 
-DIGITS = 15
+MAX_DIGITS = 15
 """Digits of a stored number, at most: as many as a script can count with."""
 
-_ID = re.compile(rb"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})\Z")
-_ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
+_ENTRY_ID = re.compile(rb"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})\Z")
+_MEMBER_ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
 _LOW64 = (1 << 64) - 1
 
 
-class Row(NamedTuple):
+class MemberRow(NamedTuple):
     """A member as the server has it."""
 
     lease: float
@@ -30,41 +30,41 @@ class Row(NamedTuple):
     topics: tuple[str, ...]
 
 
-def row_of(text: bytes) -> Row | None:
+def parse_member_row(text: bytes) -> MemberRow | None:
     """What a member's row says."""
-    found = _ROW.match(text)
+    found = _MEMBER_ROW.match(text)
     if found is None:
         return None
-    return Row(int(found[2]) / 1000, int(found[3]), tuple(topics_of(found[4].split(b","))))
+    return MemberRow(int(found[2]) / 1000, int(found[3]), tuple(valid_topics(found[4].split(b","))))
 
 
-def position_of(text: bytes) -> int | None:
+def parse_entry_id(text: bytes) -> int | None:
     """An entry ID as an offset."""
-    found = _ID.match(text)
+    found = _ENTRY_ID.match(text)
     if found is None:
         return None
     high, low = int(found[1]), int(found[2])
     return high << 64 | low if high <= _LOW64 and low <= _LOW64 else None
 
 
-def topics_of(words: Iterable[bytes]) -> list[str]:
+def valid_topics(words: Iterable[bytes]) -> list[str]:
     """Those of these that can be names of topics."""
-    return [name for name in names_of(words) if name not in (".", "..")]
+    return [name for name in valid_names(words) if name not in (".", "..")]
 
 
-def names_of(words: Iterable[bytes]) -> list[str]:
+def valid_names(words: Iterable[bytes]) -> list[str]:
     """Those of these that can be names of groups."""
-    return [name for word in words if is_name(name := bytes(word).decode("ascii", "replace"))]
+    return [name for word in words if is_valid_name(name := bytes(word).decode("ascii", "replace"))]
 
 
-def shown(text: bytes) -> str:
+def printable(text: bytes) -> str:
     """A key, a member's name or a value for people, shortened."""
     return bytes(text[:300]).decode("utf-8", "backslashreplace")
 
 
-def unusable(key: bytes, field: str, value: bytes, instead: str) -> str:
+def damaged_field(key: bytes, field: str, value: bytes, remedy: str) -> str:
     """What to say of a field that cannot be used.
 
-    :param instead: what should be there, or what to do.
+    :param remedy: what should be there, or what to do.
     """
-    return f"field {field!r} of {shown(key)} in Redis is {shown(value[:50])!r}: {instead}"
+    return f"field {field!r} of {printable(key)} in Redis is {printable(value[:50])!r}: {remedy}"

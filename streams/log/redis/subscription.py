@@ -19,37 +19,43 @@ from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
 from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
-from streams.log.protocol import Answered, Assignment, Commit, Listener, Transaction
-from streams.log.redis.client import Client, Command, scripted
-from streams.log.redis.columns import Entries, Rows
-from streams.log.redis.feed import BLOCK, Feed, Waiter
-from streams.log.redis.keys import before, entry_id
-from streams.log.redis.membership import Membership, Owned, Place, Saved, Taken
-from streams.log.redis.reading import Stream
+from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.columns import RawEntries, RedisBatch
+from streams.log.redis.feed import BLOCK_SECONDS, Fetcher, SocketWaiter
+from streams.log.redis.keys import entry_id, entry_id_before
+from streams.log.redis.membership import (
+    AcquiredLease,
+    Membership,
+    OwnedPartition,
+    StoredOffset,
+    TopicPartition,
+)
+from streams.log.redis.reading import StreamInfo
 from streams.log.redis.trimming import Trimmer
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-AHEAD = 2_000
+FETCH_LIMIT = 2_000
 """Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
 no faster, and leaves the processor's cache."""
 
-FIRST = 64
+FIRST_FETCH = 64
 """Entries asked for at first, while their size is not known."""
 
-FEW = 16
+SMALL_BATCH = 16
 """Entries that are handed out before more is asked for: who reads so few at a time has caught up,
 and asking would only hold them up. With more, the server works while these are handled."""
 
-SAMPLE = 8
+SIZE_SAMPLE = 8
 """Entries of each partition's answer that are measured."""
 
-STEADY = 1.0
+STABLE_HEARTBEAT = 1.0
 """Seconds between heartbeats, if it is not thousands of partitions; while members come and go:"""
-RESTLESS = 0.1
+REBALANCE_HEARTBEAT = 0.1
 
-SOME = 32
+ASSIGN_BATCH = 32
 """Partitions that are handed to the listener at once: it may have to read for each of them, and
 leases are renewed in between."""
 
@@ -63,7 +69,7 @@ class RedisSubscription:
         trimmer: Trimmer,
         membership: Membership,
         group: str,
-        listener: Listener,
+        listener: RebalanceListener,
         flow: Flow,
     ) -> None:
         self._client = client
@@ -71,156 +77,164 @@ class RedisSubscription:
         self._membership = membership
         self._group = group
         self._listener = listener
-        self._waiter = Waiter()
-        self._owned: dict[int, Owned] = {}
+        self._waiter = SocketWaiter()
+        self._owned: dict[int, OwnedPartition] = {}
         """By the identity of the assignment."""
-        self._feeds: list[Feed] = [] if client.servers.clustered else [Feed(client, self._waiter)]
-        self._gone: list[Owned] = []
+        self._fetchers: list[Fetcher] = (
+            [] if client.servers.is_cluster else [Fetcher(client, self._waiter)]
+        )
+        self._lost_untold: list[OwnedPartition] = []
         """Lost, and the listener does not know yet."""
-        self._stale = False
+        self._read_outdated = False
         """A read under way leaves out a partition that is wanted."""
-        self._next_beat = 0.0
-        self._restless_until = 0.0
-        self._renewed = 0.0
-        self._limit = FIRST
-        self._size = 1024.0
+        self._next_heartbeat = 0.0
+        self._rebalancing_until = 0.0
+        self._renewed_at = 0.0
+        self._limit = FIRST_FETCH
+        self._entry_size = 1024.0
         """Bytes of an entry, as the last ones were."""
-        self._budget = max(1, flow.bytes // 8)
-        self._most = max(1, flow.messages)
-        self._turn = 0
-        self._failures = 0
+        self._byte_budget = max(1, flow.bytes // 8)
+        self._max_messages = max(1, flow.messages)
+        self._rotation = 0
+        self._failed_reads = 0
         """Reads that failed since one did not."""
         self._closed = False
 
     # -- polling
 
-    def poll(self, limit: int, timeout: float) -> Sequence[Entries]:
+    def poll(self, limit: int, timeout: float) -> Sequence[RedisBatch]:
         """See :meth:`streams.log.protocol.Subscription.poll`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         until = time.monotonic() + timeout
         self._limit = max(1, limit)
-        over = False
+        finished = False
         while True:
             now = time.monotonic()
-            if now >= self._next_beat or self._gone:
-                self._beat()
-            if self._stale:
-                self._stale = False
-                for feed in self._feeds:
-                    if self._leaves_out(feed):
-                        feed.interrupt()
-            batches = self._deliver(self._limit)
-            if batches and sum(map(len, batches)) <= FEW:
+            if now >= self._next_heartbeat or self._lost_untold:
+                self._heartbeat()
+            if self._read_outdated:
+                self._read_outdated = False
+                for fetcher in self._fetchers:
+                    if self._misses_partition(fetcher):
+                        fetcher.interrupt()
+            batches = self._take_fetched(self._limit)
+            if batches and sum(map(len, batches)) <= SMALL_BATCH:
                 return batches
             try:
-                self._ask()
+                self._send_reads()
             except LogError:
                 # What is handed out is handed out; if it is not over, the next poll will say so.
                 if not batches:
                     raise
-            if batches or over:
+            if batches or finished:
                 return batches
-            readable, over = self._waiter.wait(min(until, self._next_beat) - time.monotonic())
-            self._receive(readable)
-            over = over or time.monotonic() >= until
+            readable, finished = self._waiter.wait(
+                min(until, self._next_heartbeat) - time.monotonic()
+            )
+            self._read_replies(readable)
+            finished = finished or time.monotonic() >= until
 
-    def _deliver(self, limit: int) -> list[Entries]:
+    def _take_fetched(self, limit: int) -> list[RedisBatch]:
         """What was read before, at most ``limit``; partitions take turns at being first."""
-        batches: list[Entries] = []
-        waiting = [each for each in self._owned.values() if each.rows and not each.paused]
-        if not waiting:
+        batches: list[RedisBatch] = []
+        with_entries = [each for each in self._owned.values() if each.fetched and not each.paused]
+        if not with_entries:
             return batches
-        self._turn += 1
-        start = self._turn % len(waiting)
-        for owned in (*waiting[start:], *waiting[:start]):
+        self._rotation += 1
+        start = self._rotation % len(with_entries)
+        for owned in (*with_entries[start:], *with_entries[:start]):
             if limit <= 0:
                 break
-            rows, owned.rows = owned.rows, []
-            if len(rows) > limit:
-                rows, owned.rows = rows[:limit], rows[limit:]
-            limit -= len(rows)
-            part = owned.part
-            batch = Entries(part.topic, part.partition, rows, owned.assignment)
-            owned.trail.add(batch.offsets)
+            entries, owned.fetched = owned.fetched, []
+            if len(entries) > limit:
+                entries, owned.fetched = entries[:limit], entries[limit:]
+            limit -= len(entries)
+            keys = owned.keys
+            batch = RedisBatch(keys.topic, keys.partition, entries, owned.assignment)
+            owned.lag_counter.add_batch(batch.offsets)
             batches.append(batch)
         return batches
 
-    def _ask(self) -> None:
+    def _send_reads(self) -> None:
         """Have a read under way on every connection that has nothing waiting to be delivered."""
         failure: LogError | None = None
-        asked = 0
-        for feed in self._feeds:
-            if feed.asked:
-                asked += 1
+        reads_sent = 0
+        for fetcher in self._fetchers:
+            if fetcher.requested:
+                reads_sent += 1
                 continue
-            wanted = [each for each in feed.owned if not each.paused]
-            if not wanted or any(each.rows for each in wanted):
+            wanted = [each for each in fetcher.partitions if not each.paused]
+            if not wanted or any(each.fetched for each in wanted):
                 continue
             try:
-                feed.ask(wanted, self._share(feed, len(wanted)), self._block())
-                asked += 1
+                fetcher.send_read(
+                    wanted, self._entries_each(fetcher, len(wanted)), self._block_seconds()
+                )
+                reads_sent += 1
             except Unavailable as error:
                 failure = error
-        if failure is not None and not asked:
+        if failure is not None and not reads_sent:
             raise failure
 
-    def _share(self, feed: Feed, partitions: int) -> int:
+    def _entries_each(self, fetcher: Fetcher, partitions: int) -> int:
         """Entries to ask for from each partition. It grows by steps, as nobody knows how large
         the next ones are, and what comes is held in memory whatever it is."""
-        total = min(self._limit, AHEAD, self._most, int(self._budget / self._size))
+        total = min(
+            self._limit, FETCH_LIMIT, self._max_messages, int(self._byte_budget / self._entry_size)
+        )
         share = max(1, total // partitions)
-        return min(share, max(FIRST // partitions, 1, 4 * feed.count))
+        return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
 
-    def _block(self) -> float:
+    def _block_seconds(self) -> float:
         # Many connections that wait in vain should not add up to work.
-        return max(BLOCK, len(self._feeds) / 20)
+        return max(BLOCK_SECONDS, len(self._fetchers) / 20)
 
-    def _receive(self, readable: set[int]) -> None:
+    def _read_replies(self, readable: set[int]) -> None:
         """Take in what has come.
 
         :raises Unavailable: a read failed, and so did the one before.
         """
         failure: LogError | None = None
-        for feed in self._feeds:
+        for fetcher in self._fetchers:
             try:
-                if not feed.ready(readable):
+                if not fetcher.has_reply(readable):
                     continue
-                answers = feed.answer()
+                replies = fetcher.read_reply()
             except Unavailable as error:
                 failure = error
                 continue
-            self._failures = 0
-            for owned, rows in answers:
+            self._failed_reads = 0
+            for owned, rows in replies:
                 if id(owned.assignment) not in self._owned:
                     continue  # given up meanwhile
-                owned.cursor = rows[-1][0]
-                owned.rows = rows if not owned.rows else owned.rows + rows
-            if answers:
-                self._measure([rows for _, rows in answers])
+                owned.last_read_id = rows[-1][0]
+                owned.fetched = rows if not owned.fetched else owned.fetched + rows
+            if replies:
+                self._measure_entries([rows for _, rows in replies])
         if failure is not None:
-            self._membership.look()
+            self._membership.inspect_streams_next()
             # Connecting anew mostly helps; where it does not, somebody has to wait a while.
-            self._failures += 1
-            if self._failures > 1:
+            self._failed_reads += 1
+            if self._failed_reads > 1:
                 raise failure
             logger.info("%s: reading again: %s", self._group, failure)
 
-    def _measure(self, answers: Sequence[Rows]) -> None:
+    def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
         count = size = 0
-        for rows in answers:
-            for _, row in rows[:: len(rows) // SAMPLE + 1]:
+        for rows in replies:
+            for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]:
                 size += sum(map(len, row))
                 count += 1
         mean = size / count + 64
         # A growth counts at once, a decline slowly.
-        self._size = mean if mean > self._size else (7 * self._size + mean) / 8
+        self._entry_size = mean if mean > self._entry_size else (7 * self._entry_size + mean) / 8
 
-    def _leaves_out(self, feed: Feed) -> bool:
-        if not feed.asked:
+    def _misses_partition(self, fetcher: Fetcher) -> bool:
+        if not fetcher.requested:
             return False
-        asked = set(map(id, feed.asked))
-        return any(not each.paused and id(each) not in asked for each in feed.owned)
+        requested_ids = set(map(id, fetcher.requested))
+        return any(not each.paused and id(each) not in requested_ids for each in fetcher.partitions)
 
     # -- pausing
 
@@ -237,14 +251,14 @@ class RedisSubscription:
             owned = self._owned.get(id(assignment))
             if owned is not None and owned.paused:
                 owned.paused = False
-                self._stale = True
+                self._read_outdated = True
 
-    def wake(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.wake`."""
+    def wakeup(self) -> None:
+        """See :meth:`streams.log.protocol.Subscription.wakeup`."""
         self._waiter.wake()
 
-    def begin(self) -> Transaction:
-        """See :meth:`streams.log.protocol.Subscription.begin`."""
+    def begin_transaction(self) -> Transaction:
+        """See :meth:`streams.log.protocol.Subscription.begin_transaction`."""
         raise ConfigError("a redis:// log has no transactions for a handler's own SQL")
 
     # -- committing
@@ -254,207 +268,235 @@ class RedisSubscription:
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         sent = time.monotonic()
-        term = int(self._membership.terms.lease * 1000)
-        own: list[tuple[Owned, Commit, Saved]] = []
+        lease_ms = int(self._membership.terms.lease * 1000)
+        to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []
         commands: list[Command] = []
         for commit in commits:
             owned = self._owned.get(id(commit.assignment))
-            if owned is None or owned in self._gone or commit.version <= owned.version:
+            if (
+                owned is None
+                or owned in self._lost_untold
+                or commit.version <= owned.committed_version
+            ):
                 continue
-            saved = Saved(commit.position, commit.progress, owned.trail.below(commit.position))
-            owned.sent = max(owned.sent, commit.version)
-            own.append((owned, commit, saved))
+            stored = StoredOffset(
+                commit.position, commit.progress, owned.lag_counter.entries_below(commit.position)
+            )
+            owned.sent_version = max(owned.sent_version, commit.version)
+            to_store.append((owned, commit, stored))
             commands.append(
-                scripted(
-                    str(owned.part), "commit", (owned.lease, owned.part.stream),
-                    self._membership.me, commit.assignment.epoch, term, self._group,
+                script_command(
+                    str(owned.keys), "commit", (owned.lease_key, owned.keys.stream),
+                    self._membership.member_id, commit.assignment.epoch, lease_ms, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
-                    "" if saved.read is None else saved.read, owned.sent,
+                    "" if stored.entries_read is None else stored.entries_read, owned.sent_version,
                 )
             )  # fmt: skip
         failure: LogError | None = None
-        for (owned, commit, saved), answer in zip(own, self._client.run_all(commands), strict=True):
-            if isinstance(answer, LogError):
-                failure = answer
-            elif answer == 0:
-                self._lose([owned])
+        for (owned, commit, stored), reply in zip(
+            to_store, self._client.execute_all(commands), strict=True
+        ):
+            if isinstance(reply, LogError):
+                failure = reply
+            elif reply == 0:
+                self._mark_lost([owned])
             else:
-                owned.version = commit.version
+                owned.committed_version = commit.version
                 owned.assignment.valid_until = self._membership.terms.valid_until(sent)
-                if answer == 3:
-                    owned.trail.total, saved = None, saved._replace(read=None)
-                    self._membership.look()
-                if answer != 2:
-                    self._membership.saved[owned.place] = saved
+                if reply == 3:
+                    owned.lag_counter.entries_read, stored = (
+                        None,
+                        stored._replace(entries_read=None),
+                    )
+                    self._membership.inspect_streams_next()
+                if reply != 2:
+                    self._membership.stored_offsets[owned.partition] = stored
         if failure is not None:
             raise failure
 
-    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
-        """See :meth:`streams.log.protocol.Subscription.submit`: one call of a script."""
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        """See :meth:`streams.log.protocol.Subscription.commit_async`: one call of a script."""
         self.commit(commits)
-        answered(True)
+        on_submitted(True)
 
     # -- membership
 
-    def restart(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.restart`."""
-        given = [owned for each in assignments if (owned := self._owned.get(id(each))) is not None]
-        if not given:
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
+        """See :meth:`streams.log.protocol.Subscription.reassign`."""
+        to_give_up = [
+            owned for each in assignments if (owned := self._owned.get(id(each))) is not None
+        ]
+        if not to_give_up:
             return
-        self._gone = [each for each in self._gone if each not in given]
-        self._remove(given)
-        self._membership.release(given)
-        self._next_beat = 0.0
+        self._lost_untold = [each for each in self._lost_untold if each not in to_give_up]
+        self._remove(to_give_up)
+        self._membership.release(to_give_up)
+        self._next_heartbeat = 0.0
 
     def keep_alive(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.keep_alive`."""
         if self._closed:
             return
-        self._renewed = time.monotonic()
-        self._lose(self._membership.renew([o for o in self._owned.values() if o not in self._gone]))
+        self._renewed_at = time.monotonic()
+        self._mark_lost(
+            self._membership.renew_leases(
+                [o for o in self._owned.values() if o not in self._lost_untold]
+            )
+        )
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """A heartbeat, and what follows from it."""
-        now = self._renewed = time.monotonic()
-        member = self._membership
-        steady = min(max(STEADY, member.partitions / 500), member.terms.heartbeat)
+        now = self._renewed_at = time.monotonic()
+        membership = self._membership
+        stable_interval = min(
+            max(STABLE_HEARTBEAT, membership.partition_count / 500),
+            membership.terms.heartbeat_interval,
+        )
         # Also where this one fails, the next is not to come at once.
-        self._next_beat = now + min(steady, 2 * RESTLESS)
-        self._tell_lost()
+        self._next_heartbeat = now + min(stable_interval, 2 * REBALANCE_HEARTBEAT)
+        self._notify_lost()
         try:
-            beat = self._membership.beat(list(self._owned.values()))
+            result = self._membership.heartbeat(list(self._owned.values()))
         except MemberFenced:
-            self._lose(list(self._owned.values()))
-            self._tell_lost()
+            self._mark_lost(list(self._owned.values()))
+            self._notify_lost()
             raise
-        if beat.changed or beat.plan.release or beat.plan.acquire or beat.lost:
-            self._restless_until = now + 3 * steady
-        restless = now < self._restless_until
-        self._next_beat = now + (min(RESTLESS, steady) if restless else steady)
-        self._look_for_gaps(beat.streams)
-        self._lose([*beat.lost, *beat.adrift])
-        self._tell_lost()
+        if result.members_changed or result.plan.release or result.plan.acquire or result.lost:
+            self._rebalancing_until = now + 3 * stable_interval
+        is_rebalancing = now < self._rebalancing_until
+        self._next_heartbeat = now + (
+            min(REBALANCE_HEARTBEAT, stable_interval) if is_rebalancing else stable_interval
+        )
+        self._report_gaps(result.streams)
+        self._mark_lost([*result.lost, *result.truncated])
+        self._notify_lost()
         # What has drifted away from its stream is taken again, from a place that the stream has.
-        self._membership.release(beat.adrift)
-        leaving = set(beat.plan.release)
-        mine = [each for each in self._owned.values() if each.place in leaving]
-        self._give_up(mine)
-        self._membership.give_up(leaving.difference(each.place for each in mine))
-        acquire = sorted(beat.plan.acquire)
-        trouble: Unavailable | None = None
-        for at in range(0, len(acquire), SOME):
-            if time.monotonic() - self._renewed > steady:
+        self._membership.release(result.truncated)
+        revoked = set(result.plan.release)
+        to_revoke = [each for each in self._owned.values() if each.partition in revoked]
+        self._revoke(to_revoke)
+        self._membership.release_inherited(revoked.difference(each.partition for each in to_revoke))
+        acquire = sorted(result.plan.acquire)
+        failure: Unavailable | None = None
+        for start in range(0, len(acquire), ASSIGN_BATCH):
+            if time.monotonic() - self._renewed_at > stable_interval:
                 self.keep_alive()
             try:
-                self._take(acquire[at : at + SOME])
+                self._acquire(acquire[start : start + ASSIGN_BATCH])
             except Unavailable as error:
-                trouble = error  # the others are not to wait for these
-        for feed in self._feeds:
-            if self._astray(feed):
-                feed.drop()
+                failure = error  # the others are not to wait for these
+        for fetcher in self._fetchers:
+            if self._is_misrouted(fetcher):
+                fetcher.disconnect()
         for owned in list(self._owned.values()):
-            self._trimmer.turn(owned.part)
-        if trouble is not None:
-            raise trouble
+            self._trimmer.trim_if_due(owned.keys)
+        if failure is not None:
+            raise failure
 
-    def _astray(self, feed: Feed) -> bool:
+    def _is_misrouted(self, fetcher: Fetcher) -> bool:
         try:
-            return feed.astray()
+            return fetcher.is_misrouted()
         except LogError:
             return False  # not known now
 
-    def _look_for_gaps(self, streams: dict[Place, Stream]) -> None:
+    def _report_gaps(self, streams: dict[TopicPartition, StreamInfo]) -> None:
         """Entries that others trimmed or deleted before this group could read them."""
         for owned in self._owned.values():
-            stream = streams.get(owned.place)
-            if stream is None or owned.rows or entry_id(stream.last) != owned.cursor:
+            stream = streams.get(owned.partition)
+            if stream is None or owned.fetched or entry_id(stream.last) != owned.last_read_id:
                 continue
-            if owned.trail.total == stream.added:
+            if owned.lag_counter.entries_read == stream.added:
                 continue
-            owned.recounted = True
-            missing = owned.trail.end(stream.added)
+            owned.count_corrected = True
+            missing = owned.lag_counter.recount_at_end(stream.added)
             if missing:
                 logger.error(
                     "%s: %d messages of %s were trimmed or deleted before they were read",
-                    self._group, missing, owned.part,
+                    self._group, missing, owned.keys,
                 )  # fmt: skip
 
-    def _lose(self, lost: Iterable[Owned]) -> None:
+    def _mark_lost(self, lost: Iterable[OwnedPartition]) -> None:
         for owned in lost:
-            if id(owned.assignment) in self._owned and owned not in self._gone:
+            if id(owned.assignment) in self._owned and owned not in self._lost_untold:
                 owned.assignment.valid_until = float("-inf")
-                self._gone.append(owned)
+                self._lost_untold.append(owned)
 
-    def _tell_lost(self) -> None:
-        gone, self._gone = self._gone, []
-        if gone:
-            self._remove(gone)
-            self._listener.lost([each.assignment for each in gone])
+    def _notify_lost(self) -> None:
+        lost, self._lost_untold = self._lost_untold, []
+        if lost:
+            self._remove(lost)
+            self._listener.lost([each.assignment for each in lost])
 
-    def _give_up(self, leaving: Sequence[Owned]) -> None:
-        if not leaving:
+    def _revoke(self, revoked: Sequence[OwnedPartition]) -> None:
+        if not revoked:
             return
         try:
             # Commits still count in there.
-            self._listener.revoked([each.assignment for each in leaving])
+            self._listener.revoked([each.assignment for each in revoked])
         finally:
-            self._remove(leaving)
-            self._membership.release(leaving)
-            self._gone = [each for each in self._gone if each not in leaving]
+            self._remove(revoked)
+            self._membership.release(revoked)
+            self._lost_untold = [each for each in self._lost_untold if each not in revoked]
 
-    def _take(self, places: Sequence[Place]) -> None:
-        taken = self._membership.take(places)
-        own = [(self._membership.own(each), each) for each in taken]
-        if not own:
+    def _acquire(self, partitions: Sequence[TopicPartition]) -> None:
+        acquired = self._membership.acquire(partitions)
+        new = [(self._membership.as_owned(each), each) for each in acquired]
+        if not new:
             return
-        for owned, _ in own:
+        for owned, _ in new:
             self._owned[id(owned.assignment)] = owned
         try:
-            self._listener.assigned([owned.assignment for owned, _ in own])
+            self._listener.assigned([owned.assignment for owned, _ in new])
         except BaseException:
-            self._remove([owned for owned, _ in own])
-            self._membership.release([owned for owned, _ in own])
+            self._remove([owned for owned, _ in new])
+            self._membership.release([owned for owned, _ in new])
             raise
-        for owned, each in own:
-            self._start(owned, each)
-        self._membership.show([owned for owned, each in own if each.saved is None])
+        for owned, each in new:
+            self._start_reading(owned, each)
+        self._membership.create_native_groups([owned for owned, each in new if each.stored is None])
 
-    def _start(self, owned: Owned, taken: Taken) -> None:
+    def _start_reading(self, owned: OwnedPartition, acquired: AcquiredLease) -> None:
         position = owned.assignment.position
-        owned.cursor = before(position)
-        known = taken.stream.read_below(position)
-        if known is None and taken.saved is not None and position == taken.saved.position:
-            known = taken.saved.read
-        owned.trail.total = known
-        if self._client.servers.clustered:
-            self._feeds.append(Feed(self._client, self._waiter))
-        self._feeds[-1].owned.append(owned)
-        self._stale = True
+        owned.last_read_id = entry_id_before(position)
+        entries_read = acquired.stream.entries_below(position)
+        if (
+            entries_read is None
+            and acquired.stored is not None
+            and position == acquired.stored.position
+        ):
+            entries_read = acquired.stored.entries_read
+        owned.lag_counter.entries_read = entries_read
+        if self._client.servers.is_cluster:
+            self._fetchers.append(Fetcher(self._client, self._waiter))
+        self._fetchers[-1].partitions.append(owned)
+        self._read_outdated = True
 
-    def _remove(self, leaving: Sequence[Owned]) -> None:
-        for owned in leaving:
+    def _remove(self, removed: Sequence[OwnedPartition]) -> None:
+        for owned in removed:
             owned.assignment.valid_until = float("-inf")
-            owned.rows = []
+            owned.fetched = []
             self._owned.pop(id(owned.assignment), None)
-        gone = {id(each) for each in leaving}
-        for feed in self._feeds:
-            feed.owned = [each for each in feed.owned if id(each) not in gone]
-        if self._client.servers.clustered:
-            for feed in self._feeds:
-                if not feed.owned:
-                    feed.drop()
-            self._feeds = [feed for feed in self._feeds if feed.owned]
+        leaving_ids = {id(each) for each in removed}
+        for fetcher in self._fetchers:
+            fetcher.partitions = [
+                each for each in fetcher.partitions if id(each) not in leaving_ids
+            ]
+        if self._client.servers.is_cluster:
+            for fetcher in self._fetchers:
+                if not fetcher.partitions:
+                    fetcher.disconnect()
+            self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
 
     def close(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.close`."""
         if self._closed:
             return
         try:
-            self._tell_lost()
-            self._give_up(list(self._owned.values()))
+            self._notify_lost()
+            self._revoke(list(self._owned.values()))
         finally:
             self._closed = True
             self._membership.leave()
-            for feed in self._feeds:
-                feed.drop()
+            for fetcher in self._fetchers:
+                fetcher.disconnect()
             self._waiter.close()

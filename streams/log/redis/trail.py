@@ -13,57 +13,57 @@ from collections import deque
 from typing import NamedTuple
 from weakref import ref
 
-from streams.log.redis.columns import Offsets
-from streams.log.redis.keys import offset
+from streams.log.redis.columns import EntryIdOffsets
+from streams.log.redis.keys import offset_of
 
 
-class Span(NamedTuple):
+class ReadBatch(NamedTuple):
     """One batch that was read."""
 
-    last: bytes
+    last_entry_id: bytes
     length: int
-    offsets: ref[Offsets]
+    offsets: ref[EntryIdOffsets]
     """The batch's own. A position inside a batch means that a message of it is not settled, so
     somebody still holds it; there is no need to keep it alive here."""
 
 
-class Trail:
+class LagCounter:
     """What was read of one partition and is not committed yet."""
 
-    __slots__ = ("_ahead", "_spans", "total")
+    __slots__ = ("_batches", "_uncommitted", "entries_read")
 
-    def __init__(self, total: int | None) -> None:
-        self.total = total
+    def __init__(self, entries_read: int | None) -> None:
+        self.entries_read = entries_read
         """Entries ever added up to the last one read; None as long as nothing has told."""
-        self._spans: deque[Span] = deque()
-        self._ahead = 0
+        self._batches: deque[ReadBatch] = deque()
+        self._uncommitted = 0
         """Entries in them."""
 
-    def add(self, offsets: Offsets) -> None:
+    def add_batch(self, offsets: EntryIdOffsets) -> None:
         """These were read next."""
         count = len(offsets)
-        self._spans.append(Span(offsets.raw[-1], count, ref(offsets)))
-        self._ahead += count
-        if self.total is not None:
-            self.total += count
+        self._batches.append(ReadBatch(offsets.entry_ids[-1], count, ref(offsets)))
+        self._uncommitted += count
+        if self.entries_read is not None:
+            self.entries_read += count
 
-    def end(self, added: int) -> int:
+    def recount_at_end(self, added: int) -> int:
         """The last entry read is the stream's last, and this many were ever added: how many of
         them were never read, as they were trimmed or deleted before."""
-        missing = 0 if self.total is None else added - self.total
-        self.total = added
+        missing = 0 if self.entries_read is None else added - self.entries_read
+        self.entries_read = added
         return max(0, missing)
 
-    def below(self, position: int) -> int | None:
+    def entries_below(self, position: int) -> int | None:
         """How many entries lie below a position. Positions are asked for in ascending order."""
-        spans = self._spans
-        while spans and offset(spans[0].last) < position:
-            self._ahead -= spans.popleft().length
-        if self.total is None:
+        batches = self._batches
+        while batches and offset_of(batches[0].last_entry_id) < position:
+            self._uncommitted -= batches.popleft().length
+        if self.entries_read is None:
             return None
-        if not spans:
-            return self.total
-        offsets = spans[0].offsets()
+        if not batches:
+            return self.entries_read
+        offsets = batches[0].offsets()
         if offsets is None:
             return None
-        return self.total - self._ahead + bisect_left(offsets, position)
+        return self.entries_read - self._uncommitted + bisect_left(offsets, position)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import threading
 import time
 
-from streams.errors import LogError, Mismatch
-from streams.log.redis.client import Client, Command, scripted
-from streams.log.redis.keys import GROUPS, Part
-from streams.log.redis.stored import names_of
+from streams.errors import LogError, TopicMismatch
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.keys import GROUPS_KEY, PartitionKeys
+from streams.log.redis.stored import valid_names
 from streams.log.redis.topics import Topics
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-EVERY = 5.0
+TRIM_INTERVAL = 5.0
 """Seconds between two turns at one partition."""
 
-STEP = 10_000
+TRIM_STEP = 10_000
 """Entries dropped at once at most: about a millisecond of the server's time."""
 
-TURNS = 20
+MAX_STEPS = 20
 """Steps in a row at most."""
 
 
@@ -35,55 +35,63 @@ class Trimmer:
         self._client = client
         self._topics = topics
         self._lock = threading.Lock()
-        self._next: dict[tuple[str, int], float] = {}
+        self._next_trim: dict[tuple[str, int], float] = {}
 
-    def turn(self, part: Part) -> None:
+    def trim_if_due(self, keys: PartitionKeys) -> None:
         """Trim a partition if it is time to; never fails, as there will be another turn."""
         try:
-            if not self._topics.recent(part.topic).trimmed:
+            if not self._topics.lookup_recent(keys.topic).has_bound:
                 return
-            place = (part.topic, part.partition)
+            partition = (keys.topic, keys.partition)
             with self._lock:
                 now = time.monotonic()
-                if now < self._next.get(place, 0.0):
+                if now < self._next_trim.get(partition, 0.0):
                     return
-                self._next[place] = now + EVERY
-            self.trim(part)
-        except Mismatch as error:
-            logger.warning("%s: not trimmed: %s", part, error)
+                self._next_trim[partition] = now + TRIM_INTERVAL
+            self.trim(keys)
+        except TopicMismatch as error:
+            logger.warning("%s: not trimmed: %s", keys, error)
         except LogError as error:
-            logger.info("%s: not trimmed: %s", part, error)
+            logger.info("%s: not trimmed: %s", keys, error)
 
-    def trim(self, part: Part) -> int:
+    def trim(self, keys: PartitionKeys) -> int:
         """Trim a partition now: how many entries went.
 
         :raises LogError: it could not be done.
         """
-        facts = self._topics.facts(part.topic)
-        kept = facts.info.retention
+        topic = self._topics.lookup(keys.topic)
+        retention = topic.info.retention
         oldest = b""
-        if kept.seconds is not None:
-            (seconds, micros) = self._client.run(Command(str(part), part.stream, "TIME"))
-            oldest = b"%d-0" % int(max(0.0, int(seconds) + int(micros) / 1e6 - kept.seconds) * 1000)
-        names = sorted(names_of(self._client.run(Command(str(part), GROUPS, "SMEMBERS", GROUPS))))
-        hashes = [part.group(name) for name in names]
+        if retention.seconds is not None:
+            (seconds, micros) = self._client.execute(Command(str(keys), keys.stream, "TIME"))
+            oldest = b"%d-0" % int(
+                max(0.0, int(seconds) + int(micros) / 1e6 - retention.seconds) * 1000
+            )
+        names = sorted(
+            valid_names(
+                self._client.execute(Command(str(keys), GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+            )
+        )
+        hashes = [keys.group_key(name) for name in names]
         bounds = (
             oldest,
-            "" if kept.messages is None else kept.messages,
-            "" if facts.most is None else facts.most,
+            "" if retention.messages is None else retention.messages,
+            "" if topic.max_entries is None else topic.max_entries,
         )
         total = 0
-        for _ in range(TURNS):
-            settled, forced = self._client.run(
-                scripted(str(part), "trim", [part.stream, *hashes], *bounds, STEP, *names)
+        for _ in range(MAX_STEPS):
+            settled, forced = self._client.execute(
+                script_command(
+                    str(keys), "trim", [keys.stream, *hashes], *bounds, TRIM_STEP, *names
+                )
             )
             total += settled + forced
             if forced:
                 logger.warning(
                     "%s: %d entries dropped that a group had not settled, as the topic keeps %d "
                     "at most",
-                    part, forced, facts.most,
+                    keys, forced, topic.max_entries,
                 )  # fmt: skip
-            if settled + forced < STEP // 2:
+            if settled + forced < TRIM_STEP // 2:
                 break
         return total

@@ -22,135 +22,135 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
-from streams.log.names import places
-from streams.log.protocol import Done
-from streams.log.redis.client import Client, Command, Flight, scripted
-from streams.log.redis.columns import fields, identity_of_record
-from streams.log.redis.errors import Refusing
-from streams.log.redis.scripts import ARGUMENTS
+from streams.log.names import partitions_for
+from streams.log.protocol import OnAppended
+from streams.log.redis.client import Client, Command, Pipeline, script_command
+from streams.log.redis.columns import encode_fields, identity_of_record
+from streams.log.redis.errors import WritesRefused
+from streams.log.redis.scripts import MAX_ARGUMENTS
 from streams.log.redis.topics import Topics
 from streams.message import Position, Record
 
-CHUNK = 1_000
+CHUNK_RECORDS = 1_000
 """Records of one script call at most: 1,000 of them take the server about 5 ms."""
 
-BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 """Their bytes; a single larger record goes alone."""
 
-WINDOW = 4
+MAX_IN_FLIGHT = 4
 """Chunks under way at once, of different partitions."""
 
-LARGEST = 512_000_000
+MAX_BYTES = 512_000_000
 """Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
 
-FIELDS = 3_900
+MAX_FIELDS = 3_900
 """Fields of one entry at most: name and value each are an argument of one XADD."""
 
-PAUSE = 0.05, 1.0
+RETRY_BACKOFF = 0.05, 1.0
 """Seconds before a chunk is sent again: at first, and at most."""
 
-_numbers = msgspec.json.Decoder(list[int])
+_int_list = msgspec.json.Decoder(list[int])
 
 
 class Chunk:
     """Records of one partition that are written together."""
 
-    __slots__ = ("echoes", "error", "indexes", "unknown")
+    __slots__ = ("duplicates", "error", "indexes", "outcome_unknown")
 
     def __init__(self) -> None:
         self.indexes: list[int] = []
         """Which of the append's records."""
-        self.echoes: list[tuple[int, int]] = []
+        self.duplicates: list[tuple[int, int]] = []
         """Records whose ID the chunk has already: which, and where in ``indexes`` it is."""
-        self.unknown = False
+        self.outcome_unknown = False
         """It was sent, and got no answer."""
         self.error: LogError | None = None
 
 
-class Append:
+class PendingAppend:
     """One append under way."""
 
-    def __init__(self, topic: str, records: Sequence[Record], once: bool) -> None:
+    def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
         self.topic = topic
         self.records = records
         self.results: list[Position | LogError | None] = [None] * len(records)
-        self.once = once
-        self.lanes: dict[int, list[Chunk]] = {}
+        self.deduplicates = deduplicates
+        self.chunks: dict[int, list[Chunk]] = {}
         """Chunks by partition, the next one last."""
 
-    def plan(self, partitions: int) -> None:
+    def split(self, partitions: int) -> None:
         """Share the records out into chunks."""
-        open_: dict[int, tuple[Chunk, dict[str, int], int, int]] = {}
-        placed = zip(self.records, places(self.records, partitions), strict=True)
-        for index, (record, at) in enumerate(placed):
+        open_chunks: dict[int, tuple[Chunk, dict[str, int], int, int]] = {}
+        routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
+        for index, (record, partition) in enumerate(routed):
             value, key, id = record.value, record.key, record.id
             headers = record.headers
-            width = 4 + len(headers)
+            field_count = 4 + len(headers)
             size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
             for _, data in headers:
                 size += len(data) if data is not None else 0
-            if size > LARGEST or width > FIELDS:
-                what = f"{size} bytes and {len(headers)} headers"
+            if size > MAX_BYTES or field_count > MAX_FIELDS:
+                described = f"{size} bytes and {len(headers)} headers"
                 self.results[index] = TooLarge(
-                    f"{self.topic}: a record of {what}; at most {LARGEST} and {FIELDS - 4}"
+                    f"{self.topic}: a record of {described}; at most {MAX_BYTES} and {MAX_FIELDS - 4}"
                 )
                 continue
             if not id:
                 self.results[index] = LogError(f"{self.topic}: a record without an ID")
                 continue
-            if not 0 <= at < partitions:
-                self.results[index] = LogError(f"{self.topic} has no partition {at}")
+            if not 0 <= partition < partitions:
+                self.results[index] = LogError(f"{self.topic} has no partition {partition}")
                 continue
-            chunk, ids, args, bytes_ = open_.get(at) or self._chunk(at)
+            chunk, ids, args, bytes_ = open_chunks.get(partition) or self._new_chunk(partition)
             if headers:
                 id = identity_of_record(record)
-            if self.once and id in ids:
-                chunk.echoes.append((index, ids[id]))
+            if self.deduplicates and id in ids:
+                chunk.duplicates.append((index, ids[id]))
                 continue
             # A record may begin a run of its own: its names, and three numbers more.
-            args, bytes_ = args + 2 * width + 3, bytes_ + size
+            args, bytes_ = args + 2 * field_count + 3, bytes_ + size
             if chunk.indexes and (
-                args > ARGUMENTS or bytes_ > BYTES or len(chunk.indexes) >= CHUNK
+                args > MAX_ARGUMENTS or bytes_ > CHUNK_BYTES or len(chunk.indexes) >= CHUNK_RECORDS
             ):
-                chunk, ids, _, _ = self._chunk(at)
-                args, bytes_ = 2 * width + 3, size
+                chunk, ids, _, _ = self._new_chunk(partition)
+                args, bytes_ = 2 * field_count + 3, size
             ids[id] = len(chunk.indexes)
             chunk.indexes.append(index)
-            open_[at] = (chunk, ids, args, bytes_)
-        for chunks in self.lanes.values():
+            open_chunks[partition] = (chunk, ids, args, bytes_)
+        for chunks in self.chunks.values():
             chunks.reverse()
 
-    def _chunk(self, partition: int) -> tuple[Chunk, dict[str, int], int, int]:
+    def _new_chunk(self, partition: int) -> tuple[Chunk, dict[str, int], int, int]:
         chunk = Chunk()
-        self.lanes.setdefault(partition, []).append(chunk)
+        self.chunks.setdefault(partition, []).append(chunk)
         return chunk, {}, 1, 0
 
-    def settle(self, partition: int, chunk: Chunk, entries: Sequence[bytes]) -> None:
+    def chunk_written(self, partition: int, chunk: Chunk, entries: Sequence[bytes]) -> None:
         """A chunk was written: these are its entries."""
         topic, results = self.topic, self.results
-        numbers = _numbers.decode(b"[%s]" % b",".join(entries).replace(b"-", b","))
+        numbers = _int_list.decode(b"[%s]" % b",".join(entries).replace(b"-", b","))
         pairs = zip(*[iter(numbers)] * 2, strict=True)
         for index, (high, low) in zip(chunk.indexes, pairs, strict=True):
             results[index] = Position(topic, partition, high << 64 | low)
-        for index, at in chunk.echoes:
-            results[index] = results[chunk.indexes[at]]
+        for index, original in chunk.duplicates:
+            results[index] = results[chunk.indexes[original]]
 
-    def fail(self, partition: int, chunk: Chunk, error: LogError) -> None:
+    def chunk_failed(self, partition: int, chunk: Chunk, error: LogError) -> None:
         """A chunk was not (certainly) written; what stands behind it must not overtake it."""
         results = self.results
-        for index in (*chunk.indexes, *(echo for echo, _ in chunk.echoes)):
+        for index in (*chunk.indexes, *(duplicate for duplicate, _ in chunk.duplicates)):
             results[index] = error
-        behind = Unavailable(f"{self.topic}/{partition}: not sent, as a record before it failed")
-        for other in self.lanes.pop(partition, ()):
-            for index in (*other.indexes, *(echo for echo, _ in other.echoes)):
-                results[index] = behind
+        not_sent = Unavailable(f"{self.topic}/{partition}: not sent, as a record before it failed")
+        for other in self.chunks.pop(partition, ()):
+            for index in (*other.indexes, *(duplicate for duplicate, _ in other.duplicates)):
+                results[index] = not_sent
 
 
-class _Wave(NamedTuple):
+class _SentChunks(NamedTuple):
     """Chunks under way together."""
 
-    flight: Flight
-    spans: list[tuple[int, int, int]]
+    pipeline: Pipeline
+    reply_ranges: list[tuple[int, int, int]]
     """Of each: its partition, and where its answers begin and end."""
 
 
@@ -161,27 +161,27 @@ class Writer:
         self._client = client
         self._topics = topics
         self._settings = client.settings
-        self._turn = str(int(self._settings.once * 1000))
-        self._running = 0
+        self._rotation_ms = str(int(self._settings.dedup_seconds * 1000))
+        self._unfinished = 0
         self._idle = threading.Condition()
         self._closing = threading.Event()
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """See :meth:`streams.log.protocol.Log.append`."""
         with self._idle:
-            self._running += 1
+            self._unfinished += 1
         try:
-            work = Append(topic, records, once=self._settings.once > 0)
+            append = PendingAppend(topic, records, deduplicates=self._settings.dedup_seconds > 0)
             try:
-                work.plan(self._topics.facts(topic).info.partitions)
+                append.split(self._topics.lookup(topic).info.partitions)
             except LogError as error:
-                work.results = [error] * len(records)
+                append.results = [error] * len(records)
             else:
-                self._write(work)
-            done([each or LogError(f"{topic}: not written") for each in work.results])
+                self._write(append)
+            on_appended([each or LogError(f"{topic}: not written") for each in append.results])
         finally:
             with self._idle:
-                self._running -= 1
+                self._unfinished -= 1
                 self._idle.notify_all()
 
     def flush(self, timeout: float) -> None:
@@ -190,160 +190,174 @@ class Writer:
         :raises Unavailable: some have not.
         """
         with self._idle:
-            if not self._idle.wait_for(lambda: self._running == 0, timeout):
-                raise Unavailable(f"{self._running} appends have not ended after {timeout:g} s")
+            if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
+                raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
 
     def close(self) -> None:
         """Send nothing again any more."""
         self._closing.set()
 
-    def _write(self, work: Append) -> None:
+    def _write(self, append: PendingAppend) -> None:
         """Send chunks until none is left, several at a time, and whichever failed again.
 
         While the server writes one chunk, the next is made ready here, and the one before told.
         """
-        ready, flights = deque(work.lanes), deque[_Wave]()
+        ready, in_flight = deque(append.chunks), deque[_SentChunks]()
         prepared: dict[int, list[Command]] = {}
-        landed: list[tuple[int, Chunk, Sequence[bytes]]] = []
-        pause, until = PAUSE[0], 0.0
+        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        pause, until = RETRY_BACKOFF[0], 0.0
         while True:
-            while ready and len(flights) < WINDOW:
-                flights.append(self._launch(work, ready, prepared))
-            for partition, chunk, entries in landed:
-                work.settle(partition, chunk, entries)
-            landed = []
-            if flights:
-                wave = flights.popleft()
-                for partition, _, _ in wave.spans:
-                    self._prepare(work, partition, prepared)
-                landed = self._land(work, wave, ready, prepared)
+            while ready and len(in_flight) < MAX_IN_FLIGHT:
+                in_flight.append(self._send_chunks(append, ready, prepared))
+            for partition, chunk, entries in written:
+                append.chunk_written(partition, chunk, entries)
+            written = []
+            if in_flight:
+                sent = in_flight.popleft()
+                for partition, _, _ in sent.reply_ranges:
+                    self._prepare_next(append, partition, prepared)
+                written = self._read_replies(append, sent, ready, prepared)
                 continue
-            failed = [partition for partition in work.lanes if partition not in ready]
+            failed = [partition for partition in append.chunks if partition not in ready]
             if not failed:
                 return
             now = time.monotonic()
             if not until:
-                pause, until = PAUSE[0], now + self._settings.timeout
+                pause, until = RETRY_BACKOFF[0], now + self._settings.append_timeout
             if now + pause >= until or self._closing.wait(pause):
                 for partition in failed:
-                    self._give_up(work, partition)
+                    self._fail_chunk(append, partition)
             else:
-                pause = min(PAUSE[1], 2 * pause)
+                pause = min(RETRY_BACKOFF[1], 2 * pause)
                 ready.extend(failed)
 
-    def _launch(self, work: Append, ready: deque[int], prepared: dict[int, list[Command]]) -> _Wave:
+    def _send_chunks(
+        self, append: PendingAppend, ready: deque[int], prepared: dict[int, list[Command]]
+    ) -> _SentChunks:
         """Send the first chunks of some partitions: one large one, or many small ones."""
         commands: list[Command] = []
-        spans: list[tuple[int, int, int]] = []
+        reply_ranges: list[tuple[int, int, int]] = []
         size = 0
-        while ready and size < CHUNK // 2:
+        while ready and size < CHUNK_RECORDS // 2:
             partition = ready.popleft()
-            chunk = work.lanes[partition][-1]
+            chunk = append.chunks[partition][-1]
             size += len(chunk.indexes)
             start = len(commands)
-            commands += prepared.pop(partition, []) or self._commands(work, partition, chunk)
-            spans.append((partition, start, len(commands)))
-        return _Wave(self._client.launch(commands), spans)
+            commands += prepared.pop(partition, []) or self._append_commands(
+                append, partition, chunk
+            )
+            reply_ranges.append((partition, start, len(commands)))
+        return _SentChunks(self._client.send_all(commands), reply_ranges)
 
-    def _prepare(self, work: Append, partition: int, prepared: dict[int, list[Command]]) -> None:
+    def _prepare_next(
+        self, append: PendingAppend, partition: int, prepared: dict[int, list[Command]]
+    ) -> None:
         """Make the chunk behind the first one ready to be sent."""
-        chunks = work.lanes[partition]
+        chunks = append.chunks[partition]
         if len(chunks) > 1:
-            prepared[partition] = self._commands(work, partition, chunks[-2])
+            prepared[partition] = self._append_commands(append, partition, chunks[-2])
 
-    def _land(
+    def _read_replies(
         self,
-        work: Append,
-        wave: _Wave,
+        append: PendingAppend,
+        sent: _SentChunks,
         ready: deque[int],
         prepared: dict[int, list[Command]],
     ) -> list[tuple[int, Chunk, Sequence[bytes]]]:
         """Read the answers of one wave: what was written. A partition with more to write is ready
         again; one whose chunk is to be sent once more is in neither."""
-        answers = wave.flight.land()
-        landed: list[tuple[int, Chunk, Sequence[bytes]]] = []
-        for partition, start, stop in wave.spans:
-            chunks = work.lanes[partition]
+        replies = sent.pipeline.read_replies()
+        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        for partition, start, stop in sent.reply_ranges:
+            chunks = append.chunks[partition]
             chunk = chunks[-1]
             try:
-                entries = self._entries(work, answers[start:stop])
+                entries = self._entry_ids(append, replies[start:stop])
             except LogError as error:
-                chunk.unknown = chunk.unknown or isinstance(error, OutcomeUnknown)
-                if chunk.unknown and not isinstance(error, OutcomeUnknown):
+                chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
+                if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):
                     error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
                 chunk.error = error
                 prepared.pop(partition, None)  # that is for the one behind
-                if not self._again(work, error):
-                    self._give_up(work, partition)
+                if not self._may_retry(append, error):
+                    self._fail_chunk(append, partition)
                 continue
-            landed.append((partition, chunk, entries))
+            written.append((partition, chunk, entries))
             chunks.pop()
             if chunks:
                 ready.append(partition)
             else:
-                del work.lanes[partition]
-        return landed
+                del append.chunks[partition]
+        return written
 
-    def _give_up(self, work: Append, partition: int) -> None:
-        chunk = work.lanes[partition].pop()
-        work.fail(partition, chunk, chunk.error or LogError(f"{work.topic}: not written"))
+    def _fail_chunk(self, append: PendingAppend, partition: int) -> None:
+        chunk = append.chunks[partition].pop()
+        append.chunk_failed(
+            partition, chunk, chunk.error or LogError(f"{append.topic}: not written")
+        )
 
-    def _again(self, work: Append, error: LogError) -> bool:
+    def _may_retry(self, append: PendingAppend, error: LogError) -> bool:
         if isinstance(error, OutcomeUnknown):
-            return work.once
-        return isinstance(error, Unavailable) and not isinstance(error, Refusing)
+            return append.deduplicates
+        return isinstance(error, Unavailable) and not isinstance(error, WritesRefused)
 
-    def _entries(self, work: Append, answers: list[Any]) -> Sequence[bytes]:
+    def _entry_ids(self, append: PendingAppend, replies: list[Any]) -> Sequence[bytes]:
         """The entry IDs of a chunk from its answers.
 
         :raises LogError: it was not written, or not by as many servers as it should.
         """
         settings = self._settings
-        replicas: int | LogError = answers.pop() if settings.wait else 0
-        for answer in answers:
-            if isinstance(answer, LogError):
-                raise answer
+        replicas: int | LogError = replies.pop() if settings.wait_replicas else 0
+        for reply in replies:
+            if isinstance(reply, LogError):
+                raise reply
         if isinstance(replicas, LogError):
-            raise OutcomeUnknown(f"{work.topic}: written, but replicas did not answer: {replicas}")
-        if replicas < settings.wait:
             raise OutcomeUnknown(
-                f"{work.topic}: written, but {replicas} replicas have it after "
-                f"{settings.wait_timeout:g} s, not {settings.wait}"
+                f"{append.topic}: written, but replicas did not answer: {replicas}"
             )
-        entries: Sequence[bytes] = answers[0] if work.once else answers
+        if replicas < settings.wait_replicas:
+            raise OutcomeUnknown(
+                f"{append.topic}: written, but {replicas} replicas have it after "
+                f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
+            )
+        entries: Sequence[bytes] = replies[0] if append.deduplicates else replies
         return entries
 
-    def _commands(self, work: Append, partition: int, chunk: Chunk) -> list[Command]:
-        part, records = self._topics.part(work.topic, partition), work.records
-        where = str(part)
+    def _append_commands(
+        self, append: PendingAppend, partition: int, chunk: Chunk
+    ) -> list[Command]:
+        keys, records = self._topics.partition_keys(append.topic, partition), append.records
+        context = str(keys)
         commands: list[Command] = []
-        if work.once:
-            args: list[Any] = [self._turn]
+        if append.deduplicates:
+            args: list[Any] = [self._rotation_ms]
             names: tuple[bytes | str, ...] = ()
-            count_at, count = -1, 0
+            count_index, count = -1, 0
             for index in chunk.indexes:
-                fields_, values, place = fields(records[index])
-                if fields_ is not names and fields_ != names:
+                record_names, values, identity_index = encode_fields(records[index])
+                if record_names is not names and record_names != names:
                     if count:
-                        args[count_at] = count
-                    names, count_at, count = fields_, len(args), 0
-                    args += (0, len(names), place)
+                        args[count_index] = count
+                    names, count_index, count = record_names, len(args), 0
+                    args += (0, len(names), identity_index)
                     args += names
                 args += values
                 count += 1
-            args[count_at] = count
-            keys = (part.stream, *part.ids)
-            commands.append(scripted(where, "append", keys, *args, appends=True))
+            args[count_index] = count
+            script_keys = (keys.stream, *keys.id_hashes)
+            commands.append(script_command(context, "append", script_keys, *args, is_append=True))
         else:
             for index in chunk.indexes:
-                names, values, _ = fields(records[index])
+                names, values, _ = encode_fields(records[index])
                 pairs = [item for pair in zip(names, values, strict=False) for item in pair]
-                call: tuple[Any, ...] = ("XADD", part.stream, "*", *pairs)
-                commands.append(Command(where, part.stream, *call, appends=True, again=False))
-        if self._settings.wait:
+                call: tuple[Any, ...] = ("XADD", keys.stream, "*", *pairs)
+                commands.append(
+                    Command(context, keys.stream, *call, is_append=True, is_repeatable=False)
+                )
+        if self._settings.wait_replicas:
             milliseconds = int(self._settings.wait_timeout * 1000)
-            call = ("WAIT", self._settings.wait, milliseconds)
-            commands.append(Command(where, part.stream, *call, again=False))
+            call = ("WAIT", self._settings.wait_replicas, milliseconds)
+            commands.append(Command(context, keys.stream, *call, is_repeatable=False))
         for command in commands:
             self._client.pack(command)
         return commands

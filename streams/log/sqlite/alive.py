@@ -19,7 +19,7 @@ import threading
 from functools import cache
 
 from streams.clock import Clock, SystemClock
-from streams.log.sqlite.files import Refused, companion
+from streams.log.sqlite.files import CompanionRefused, open_companion
 from streams.text import get_logger
 
 if sys.platform != "win32":
@@ -28,16 +28,16 @@ if sys.platform != "win32":
 logger = get_logger("streams")
 
 
-def timeline(clock: Clock) -> str:
+def timeline_of(clock: Clock) -> str:
     """What ``clock.monotonic()`` is counted on: only on one and the same can two compare it.
 
     The machine's own begins anew at a restart, and differs between time namespaces.
     """
-    return _machine() if isinstance(clock, SystemClock) else f"{os.getpid()}-{id(clock):x}"
+    return _machine_timeline() if isinstance(clock, SystemClock) else f"{os.getpid()}-{id(clock):x}"
 
 
 @cache
-def _machine() -> str:
+def _machine_timeline() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read().strip()
@@ -46,62 +46,62 @@ def _machine() -> str:
         return ""  # another system: what a restart leaves behind, nobody holds the lock of
 
 
-class Alive:
+class MemberLocks:
     """The members' locks on one log's file, as one process sees them. Usable from any thread."""
 
     def __init__(self, path: str) -> None:
-        self._log = path
+        self._database_path = path
         self._path = f"{path}-members"
         self._fd: int | None = None
-        self._mine: set[int] = set()
-        self._guard = threading.Lock()
+        self._held: set[int] = set()
+        self._lock = threading.Lock()
         self._warned = False
 
-    def hold(self, no: int) -> None:
-        """Say that member ``no`` runs in this process, until :meth:`drop` or the process's end."""
-        with self._guard:
-            self._mine.add(no)
-            self._try(no)
+    def acquire(self, number: int) -> None:
+        """Say that member ``number`` runs in this process, until :meth:`release` or the process's end."""
+        with self._lock:
+            self._held.add(number)
+            self._try_lock(number)
 
-    def drop(self, no: int) -> None:
-        """Member ``no`` has left."""
-        with self._guard:
-            if no in self._mine:
-                self._mine.discard(no)
-                self._unlock(no)
+    def release(self, number: int) -> None:
+        """Member ``number`` has left."""
+        with self._lock:
+            if number in self._held:
+                self._held.discard(number)
+                self._unlock(number)
 
-    def check(self, no: int) -> bool | None:
-        """Whether the process of member ``no`` is there; None where locks cannot tell."""
-        with self._guard:
-            if no in self._mine:
+    def is_running(self, number: int) -> bool | None:
+        """Whether the process of member ``number`` is there; None where locks cannot tell."""
+        with self._lock:
+            if number in self._held:
                 return True
-            free = self._try(no, make=False)
-            if free:
-                self._unlock(no)
-            return None if free is None else not free
+            is_free = self._try_lock(number, may_create=False)
+            if is_free:
+                self._unlock(number)
+            return None if is_free is None else not is_free
 
     def close(self) -> None:
         """Give up all locks and the file."""
-        with self._guard:
-            self._mine.clear()
+        with self._lock:
+            self._held.clear()
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
 
-    def _try(self, no: int, *, make: bool = True) -> bool | None:
+    def _try_lock(self, number: int, *, may_create: bool = True) -> bool | None:
         """Lock the byte: True if it is ours now, False if another process has it.
 
-        :param make: make the file, if there is none. Otherwise nobody can have locked it.
+        :param may_create: make the file, if there is none. Otherwise nobody can have locked it.
         """
         if sys.platform == "win32":
             return None
         try:
             if self._fd is None:
-                self._fd = companion(self._path, self._log, make=make)
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, no)
+                self._fd = open_companion(self._path, self._database_path, may_create=may_create)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
             return False if self._fd is not None else None
-        except Refused as error:
+        except CompanionRefused as error:
             if not self._warned:
                 self._warned = True
                 logger.warning(
@@ -111,14 +111,14 @@ class Alive:
                 )
             return None
         except FileNotFoundError:
-            return None if make else True
+            return None if may_create else True
         except OSError:  # no locks on this file system: leases alone decide
             return None
         return True
 
-    def _unlock(self, no: int) -> None:
+    def _unlock(self, number: int) -> None:
         if sys.platform != "win32" and self._fd is not None:
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, no)
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
             except OSError:
                 return

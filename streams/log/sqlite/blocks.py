@@ -13,12 +13,12 @@ this is also faster than rows when nothing else runs. Kafka's record batches are
 
 A block is a MessagePack array (:class:`Block`). Within a partition blocks are in order and do
 not overlap; a message's offset is the block's plus its index. Where a block begins is nobody's
-business: small ones at a partition's end are merged as they add up (:func:`merge`), and a reader
+business: small ones at a partition's end are merged as they add up (:func:`merge_blocks`), and a reader
 that stands in the middle of one is not disturbed.
 
 The ``ids`` are identities, as deduplication wants them. The headers are kept apart, undecoded
 until somebody asks. Text that is no valid Unicode (an ID or header name from a foreign log, kept
-by surrogates) cannot stand in a MessagePack string and goes to ``odd``, as bytes.
+by surrogates) cannot stand in a MessagePack string and goes to ``invalid_text``, as bytes.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ import msgspec
 from streams.errors import Fatal
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Record, identity, text
 
-MESSAGES = 1024
+BLOCK_MESSAGES = 1024
 """Messages in a block, at most."""
 
-BYTES = 512 << 10
+BLOCK_BYTES = 512 << 10
 """Bytes of a block, about; a single larger message makes a larger block."""
 
 SMALL_MESSAGES = 64
 SMALL_BYTES = 8 << 10
 """A block below both is small, and merged when :data:`SMALL_MESSAGES` of them stand in a row."""
 
-_NONE = msgspec.Raw(b"\xc0")
+_NIL = msgspec.Raw(b"\xc0")
 
 
 class Block(msgspec.Struct, array_like=True, gc=False):
@@ -50,11 +50,11 @@ class Block(msgspec.Struct, array_like=True, gc=False):
     ids: list[str | None]
     keys: list[bytes | None]
     values: list[bytes | None]
-    headers: msgspec.Raw = _NONE
+    headers: msgspec.Raw = _NIL
     """A list with each message's header pairs or nil, or nil where no message has any."""
     times: list[int] | None = None
     """Microseconds; None: all have the block's own."""
-    odd: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] | None = None
+    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] | None = None
     """By index, ID and headers that are not valid text."""
 
 
@@ -63,19 +63,19 @@ _HeaderList = list[list[tuple[str, bytes | None]] | None]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
-_DAMAGE = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
 """What decoding a block raises that is not one of ours."""
 _SOURCE, _REDRIVE = SOURCE.encode(), REDRIVE.encode()
 
 
-class Encoded(NamedTuple):
+class EncodedBlock(NamedTuple):
     """A block about to be written."""
 
     messages: int
     data: bytes
 
 
-def encode(records: Sequence[Record]) -> bytes:
+def encode_block(records: Sequence[Record]) -> bytes:
     """One block of these records."""
     headers = [record.headers or None for record in records]
     block = Block(
@@ -91,38 +91,41 @@ def encode(records: Sequence[Record]) -> bytes:
                 block.ids = [_identity(record) for record in records]
         return _encode(block)
     except UnicodeEncodeError:
-        return _encode(_with_odd(records))
+        return _encode(_block_with_invalid_text(records))
 
 
-def encode_all(records: Sequence[Record]) -> list[Encoded]:
+def encode_blocks(records: Sequence[Record]) -> list[EncodedBlock]:
     """As few blocks of bounded size as these records need."""
-    blocks: list[Encoded] = []
-    for start in range(0, len(records), MESSAGES):
-        part = records[start : start + MESSAGES]
-        data = encode(part)
-        if len(data) <= BYTES or len(part) == 1:
-            blocks.append(Encoded(len(part), data))
+    blocks: list[EncodedBlock] = []
+    for start in range(0, len(records), BLOCK_MESSAGES):
+        chunk = records[start : start + BLOCK_MESSAGES]
+        data = encode_block(chunk)
+        if len(data) <= BLOCK_BYTES or len(chunk) == 1:
+            blocks.append(EncodedBlock(len(chunk), data))
         else:
-            blocks += [Encoded(len(few), encode(few)) for few in _by_size(part)]
+            blocks += [
+                EncodedBlock(len(smaller), encode_block(smaller))
+                for smaller in _split_by_size(chunk)
+            ]
     return blocks
 
 
-def _by_size(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
+def _split_by_size(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
     start = size = 0
     for index, record in enumerate(records):
         length = (
-            size_of(record)
+            record_size(record)
             + len(record.id)
             + sum(len(n) + len(v or b"") for n, v in record.headers)
         )
-        if index > start and size + length > BYTES:
+        if index > start and size + length > BLOCK_BYTES:
             yield records[start:index]
             start, size = index, 0
         size += length
     yield records[start:]
 
 
-def size_of(record: Record) -> int:
+def record_size(record: Record) -> int:
     """Bytes of key and value."""
     return len(record.key or b"") + len(record.value or b"")
 
@@ -135,18 +138,18 @@ def _identity(record: Record) -> str | None:
     return identity(record.id, source, redrive)
 
 
-def _with_odd(records: Sequence[Record]) -> Block:
+def _block_with_invalid_text(records: Sequence[Record]) -> Block:
     """A block in which what is not valid text stands apart."""
     ids: list[str | None] = []
     headers: list[Headers | None] = []
-    odd: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
+    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
     for index, record in enumerate(records):
         id = _identity(record)
         try:
             _encode((id, record.headers))
         except UnicodeEncodeError:
-            pairs = [(_bytes(name), value) for name, value in record.headers]
-            odd[index] = (_bytes(id or ""), pairs)
+            pairs = [(_surrogate_bytes(name), value) for name, value in record.headers]
+            invalid_text[index] = (_surrogate_bytes(id or ""), pairs)
             ids.append(None)
             headers.append(None)
         else:
@@ -157,72 +160,74 @@ def _with_odd(records: Sequence[Record]) -> Block:
         [record.key for record in records],
         [record.value for record in records],
         msgspec.Raw(_encode(headers)),
-        odd=odd,
+        invalid_text=invalid_text,
     )
 
 
-def _bytes(name: str) -> bytes:
+def _surrogate_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def decode(data: bytes | memoryview) -> Block:
+def decode_block(data: bytes | memoryview) -> Block:
     """The block in a row.
 
     :raises Fatal: it is damaged.
     """
     try:
         block = _decode(data)
-        for index, (id, _) in (block.odd or {}).items():
+        for index, (id, _) in (block.invalid_text or {}).items():
             block.ids[index] = id.decode("utf-8", "surrogatepass") or None
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except _DECODE_ERRORS as error:
+        raise _damaged_block(error) from error
     # A Raw keeps all of the data it was cut from, the values included.
-    block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NONE
+    block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NIL
     return block
 
 
-def _damaged(error: Exception) -> Fatal:
+def _damaged_block(error: Exception) -> Fatal:
     return Fatal(f"a block of messages is damaged: {error}; restore a backup")
 
 
-def _headers(block: Block) -> Sequence[Headers | None] | None:
+def _decoded_headers(block: Block) -> Sequence[Headers | None] | None:
     """Each message's headers but the ID, None where none has any."""
     try:
         decoded: list[Headers | None] | None = _decode_headers(block.headers)
-        if decoded is None or not block.odd:
+        if decoded is None or not block.invalid_text:
             return decoded
-        for index, (_, pairs) in block.odd.items():
+        for index, (_, pairs) in block.invalid_text.items():
             decoded[index] = [
                 (name.decode("utf-8", "surrogatepass"), value) for name, value in pairs
             ]
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except _DECODE_ERRORS as error:
+        raise _damaged_block(error) from error
     return decoded
 
 
-def merge(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
+def merge_blocks(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
     """One block of several that follow each other; each one's count, time and data."""
-    whole = Block([], [], [], times=[])
+    merged = Block([], [], [], times=[])
     headers: list[Headers | None] = []
-    odd: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
+    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
     for count, time, data in rows:
         block = _decode(data)
-        odd.update({len(whole.ids) + index: found for index, found in (block.odd or {}).items()})
-        whole.ids += block.ids
-        whole.keys += block.keys
-        whole.values += block.values
+        invalid_text.update(
+            {len(merged.ids) + index: found for index, found in (block.invalid_text or {}).items()}
+        )
+        merged.ids += block.ids
+        merged.keys += block.keys
+        merged.values += block.values
         headers += _decode_headers(block.headers) or [None] * count
-        whole.times = [*(whole.times or ()), *(block.times or [time] * count)]
-    if any(headers) or odd:
-        whole.headers = msgspec.Raw(_encode(headers))
-    whole.odd = odd or None
-    return _encode(whole)
+        merged.times = [*(merged.times or ()), *(block.times or [time] * count)]
+    if any(headers) or invalid_text:
+        merged.headers = msgspec.Raw(_encode(headers))
+    merged.invalid_text = invalid_text or None
+    return _encode(merged)
 
 
-class Slice(NamedTuple):
+class BlockSlice(NamedTuple):
     """Some messages of one block, as they go into a batch."""
 
-    first: int
+    first_offset: int
     """The offset of the block's first message."""
     time: int
     block: Block
@@ -230,7 +235,7 @@ class Slice(NamedTuple):
     high: int
 
 
-class _Rest(NamedTuple):
+class _SliceInfo(NamedTuple):
     """What a batch keeps of a slice to look things up in: all but keys and values, which a
     batch must be able to let go of."""
 
@@ -240,24 +245,26 @@ class _Rest(NamedTuple):
     block: Block
 
 
-class StoredBatch(Batch):
+class SqliteBatch(Batch):
     """A batch out of blocks; headers and times are made when the first of them is asked for."""
 
-    __slots__ = ("_moments", "_pairs", "_rest")
+    __slots__ = ("_header_pairs", "_slices", "_times_us")
 
     def __init__(
-        self, topic: str, partition: int, slices: Sequence[Slice], assignment: Any = None
+        self, topic: str, partition: int, slices: Sequence[BlockSlice], assignment: Any = None
     ) -> None:
         ids: list[str | None] = []
         keys: list[bytes | None] = []
         values: list[bytes | None] = []
         offsets: Sequence[int] = ()
-        self._rest: list[_Rest] = []
-        self._pairs: list[Headers | None] = []
-        self._moments: list[int] = []
+        self._slices: list[_SliceInfo] = []
+        self._header_pairs: list[Headers | None] = []
+        self._times_us: list[int] = []
         for first, time, block, low, high in slices:
-            offsets = _join(offsets, range(first + low, first + high))
-            self._rest.append(_Rest(low, high, time, Block([], [], [], *_apart(block))))
+            offsets = _append_offsets(offsets, range(first + low, first + high))
+            self._slices.append(
+                _SliceInfo(low, high, time, Block([], [], [], *_info_columns(block)))
+            )
             if not ids and high - low == len(block.ids):
                 ids, keys, values = block.ids, block.keys, block.values
             else:
@@ -270,28 +277,28 @@ class StoredBatch(Batch):
         """The headers of one message, the ID first."""
         found = self.extra_headers(index)
         id = self.ids[index]
-        return found if id is None else ((ID, _wire(id.partition("\0")[0])), *found)
+        return found if id is None else ((ID, _id_bytes(id.partition("\0")[0])), *found)
 
     def extra_headers(self, index: int) -> Headers:
         """The headers of one message without the ID."""
-        if not self._pairs:
-            for low, high, _, block in self._rest:
-                self._pairs += (_headers(block) or [None] * high)[low:high]
-        return self._pairs[index] or ()
+        if not self._header_pairs:
+            for low, high, _, block in self._slices:
+                self._header_pairs += (_decoded_headers(block) or [None] * high)[low:high]
+        return self._header_pairs[index] or ()
 
     def time(self, index: int) -> float:
         """When the log took one message, in seconds since the epoch."""
-        if not self._moments:
-            for low, high, time, block in self._rest:
-                self._moments += block.times[low:high] if block.times else [time] * (high - low)
-        return self._moments[index] / 1e6
+        if not self._times_us:
+            for low, high, time, block in self._slices:
+                self._times_us += block.times[low:high] if block.times else [time] * (high - low)
+        return self._times_us[index] / 1e6
 
 
-def _apart(block: Block) -> tuple[Any, Any, Any]:
-    return block.headers, block.times, block.odd
+def _info_columns(block: Block) -> tuple[Any, Any, Any]:
+    return block.headers, block.times, block.invalid_text
 
 
-def _join(offsets: Sequence[int], more: range) -> Sequence[int]:
+def _append_offsets(offsets: Sequence[int], more: range) -> Sequence[int]:
     """Ranges stay ranges where there is no gap."""
     if not offsets:
         return more
@@ -300,8 +307,8 @@ def _join(offsets: Sequence[int], more: range) -> Sequence[int]:
     return [*offsets, *more]
 
 
-def _wire(id: str) -> bytes:
+def _id_bytes(id: str) -> bytes:
     try:
         return id.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return _bytes(id)
+        return _surrogate_bytes(id)

@@ -16,24 +16,24 @@ from typing import NamedTuple
 from streams.clock import SYSTEM, Clock
 from streams.errors import LogError, Unavailable
 from streams.log.claims import (
-    GRACE,
+    CLAIM_GRACE,
     Answer,
     Claim,
     Complete,
-    Entry,
-    Forget,
-    Look,
-    Put,
+    DeleteClaim,
+    GetClaim,
+    PutOutcome,
     Release,
     Renew,
     Request,
+    StoredClaim,
 )
-from streams.log.protocol import Opened
+from streams.log.protocol import OpenRequest
 from streams.log.sqlite import settings
-from streams.log.sqlite.alive import timeline
-from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.alive import timeline_of
+from streams.log.sqlite.database import Database, SqliteConnection
 
-_TABLES = """
+_CREATE_TABLES = """
 CREATE TABLE IF NOT EXISTS streams_claims (
     key BLOB PRIMARY KEY,
     token TEXT NOT NULL,
@@ -47,11 +47,13 @@ CREATE TABLE IF NOT EXISTS streams_claims (
 CREATE INDEX IF NOT EXISTS streams_claims_expires ON streams_claims (expires);
 """
 
-_FIND = "SELECT token, fingerprint, value, lease, timeline, until FROM streams_claims WHERE key = ?"
-_PUT = "INSERT OR REPLACE INTO streams_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_SELECT_CLAIM = (
+    "SELECT token, fingerprint, value, lease, timeline, until FROM streams_claims WHERE key = ?"
+)
+_INSERT_CLAIM = "INSERT OR REPLACE INTO streams_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 # A claim of this machine goes by its own clock alone: the time of day may have been set.
-_SWEEP = """
+_DELETE_EXPIRED = """
 DELETE FROM streams_claims WHERE key IN (
     SELECT key FROM streams_claims
     WHERE expires <= ?1 AND (lease IS NULL OR timeline <> ?2 OR lease + ?3 <= ?4)
@@ -60,7 +62,7 @@ DELETE FROM streams_claims WHERE key IN (
 """
 
 
-class _Now(NamedTuple):
+class _Instant(NamedTuple):
     """One moment, on every clock that counts."""
 
     monotonic: float
@@ -68,7 +70,7 @@ class _Now(NamedTuple):
     timeline: str
 
 
-class _Row(NamedTuple):
+class _ClaimRow(NamedTuple):
     """What stands under a key."""
 
     token: str
@@ -78,30 +80,30 @@ class _Row(NamedTuple):
     timeline: str
     until: float
 
-    def left(self, now: _Now) -> float:
+    def remaining(self, now: _Instant) -> float:
         """Seconds until it is over; negative when it is."""
         if self.lease is not None and self.timeline == now.timeline:
             return self.lease - now.monotonic
         return self.until - now.time
 
-    def gone(self, now: _Now) -> bool:
+    def is_gone(self, now: _Instant) -> bool:
         """It is as if it had been deleted already."""
-        return self.left(now) <= (0 if self.value is not None else -GRACE)
+        return self.remaining(now) <= (0 if self.value is not None else -CLAIM_GRACE)
 
-    def seen(self, now: _Now) -> Entry | None:
+    def as_stored_claim(self, now: _Instant) -> StoredClaim | None:
         """As others see it."""
-        left = self.left(now)
-        return Entry(self.fingerprint, self.value, left) if left > 0 else None
+        expires_in = self.remaining(now)
+        return StoredClaim(self.fingerprint, self.value, expires_in) if expires_in > 0 else None
 
 
-class SqliteClaims:
+class SqliteClaimStore:
     """Claims in one file."""
 
-    immediate = False
+    never_blocks = False
 
-    def __init__(self, opened: Opened) -> None:
-        self._settings = settings.read(opened)
-        self._clock = opened.clock or SYSTEM
+    def __init__(self, request: OpenRequest) -> None:
+        self._settings = settings.read_settings(request)
+        self._clock = request.clock or SYSTEM
         self._database: Database | None = None
         self._closed = False
 
@@ -110,21 +112,21 @@ class SqliteClaims:
         """The opener's."""
         return self._clock
 
-    def run(self, requests: Sequence[Request]) -> list[Answer | LogError]:
+    def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         """Every request's answer in order.
 
         :raises LogError: the file cannot be used now; nothing was written.
         """
-        database = self._open()
+        database = self._open_database()
         answers: list[Answer | LogError] = [None] * len(requests)
-        writes = self._read(database, requests, answers)
+        writes = self._answer_without_writing(database, requests, answers)
         if writes:
             try:
                 with database.write() as connection:
                     now = self._now()
                     for index in writes:
-                        answers[index] = _one(connection, requests[index], now)
-                    _sweep(connection, now, 2 * len(writes) + 8)
+                        answers[index] = _execute_one(connection, requests[index], now)
+                    _delete_expired(connection, now, 2 * len(writes) + 8)
             except LogError as error:
                 for index in writes:
                     answers[index] = error
@@ -136,119 +138,129 @@ class SqliteClaims:
         if self._database is not None:
             self._database.close()
 
-    def _open(self) -> Database:
+    def _open_database(self) -> Database:
         if self._closed:
             raise Unavailable(f"{self._settings.path}: closed")
         if self._database is None:
             database = Database(self._settings, self._clock, "file of claims")
             try:
                 with database.read() as connection:
-                    there = connection.table_exists("main", "streams_claims")
-                if not there:
+                    has_table = connection.table_exists("main", "streams_claims")
+                if not has_table:
                     with database.write() as connection:
-                        connection.execute(_TABLES)
+                        connection.execute(_CREATE_TABLES)
             except BaseException:
                 database.close()
                 raise
             self._database = database
         return self._database
 
-    def _now(self) -> _Now:
-        return _Now(self._clock.monotonic(), self._clock.time(), timeline(self._clock))
+    def _now(self) -> _Instant:
+        return _Instant(self._clock.monotonic(), self._clock.time(), timeline_of(self._clock))
 
-    def _read(
+    def _answer_without_writing(
         self, database: Database, requests: Sequence[Request], answers: list[Answer | LogError]
     ) -> list[int]:
         """Answer what needs no writing; the others. What follows a writing of the same key must
         see it, so it goes along."""
-        left: list[int] = []
-        written: set[bytes] = set()
+        to_write: list[int] = []
+        written_keys: set[bytes] = set()
         with database.read() as connection:
             now = self._now()
             for index, request in enumerate(requests):
-                if isinstance(request, Claim | Look) and request.key not in written:
-                    row = _find(connection, request.key, now)
-                    found = row.seen(now) if row else None
-                    if isinstance(request, Look) or (row and found and _stands(row, request)):
+                if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
+                    row = _find_row(connection, request.key, now)
+                    found = row.as_stored_claim(now) if row else None
+                    if isinstance(request, GetClaim) or (row and found and _is_taken(row, request)):
                         answers[index] = found
                         continue
-                written.add(request.key)
-                left.append(index)
-        return left
+                written_keys.add(request.key)
+                to_write.append(index)
+        return to_write
 
 
-def _find(connection: Connection, key: bytes, now: _Now) -> _Row | None:
-    for found in connection.rows(_FIND, (key,)):
-        row = _Row(*found)
-        return None if row.gone(now) else row
+def _find_row(connection: SqliteConnection, key: bytes, now: _Instant) -> _ClaimRow | None:
+    for found in connection.fetch_rows(_SELECT_CLAIM, (key,)):
+        row = _ClaimRow(*found)
+        return None if row.is_gone(now) else row
     return None
 
 
-def _stands(row: _Row, claim: Claim) -> bool:
+def _is_taken(row: _ClaimRow, claim: Claim) -> bool:
     """Whether a row that is not over is in this claim's way."""
     return row.value is not None or row.token != claim.token
 
 
-def _one(connection: Connection, request: Request, now: _Now) -> Answer:
+def _execute_one(connection: SqliteConnection, request: Request, now: _Instant) -> Answer:
     """Do one request within a transaction."""
-    row = _find(connection, request.key, now)
-    mine = row is not None and row.token == getattr(request, "token", None)
+    row = _find_row(connection, request.key, now)
+    is_owner = row is not None and row.token == getattr(request, "token", None)
     match request:
         case Claim(key, token, lease, fingerprint):
-            found = row.seen(now) if row else None
-            if row and found and _stands(row, request):
+            found = row.as_stored_claim(now) if row else None
+            if row and found and _is_taken(row, request):
                 return found
-            _claimed(connection, key, token, fingerprint, lease, now)
+            _write_claim(connection, key, token, fingerprint, lease, now)
             return None
         case Renew(key, token, lease):
-            if row is None or not mine:
+            if row is None or not is_owner:
                 return False
             if row.value is None:
-                _claimed(connection, key, token, row.fingerprint, lease, now)
+                _write_claim(connection, key, token, row.fingerprint, lease, now)
             return True
         case Complete(key, token, value, ttl):
-            if row is None or not mine:
+            if row is None or not is_owner:
                 return False
             if row.value is None:
-                _done(connection, key, token, row.fingerprint, value, now.time + ttl)
+                _write_outcome(connection, key, token, row.fingerprint, value, now.time + ttl)
             return True
         case Release(key):
-            if row is None or not mine or row.value is not None:
+            if row is None or not is_owner or row.value is not None:
                 return False
             connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
             return True
-        case Look():
-            return row.seen(now) if row else None
-        case Put(key, value, ttl):
-            _done(connection, key, "", "", value, now.time + ttl)
+        case GetClaim():
+            return row.as_stored_claim(now) if row else None
+        case PutOutcome(key, value, ttl):
+            _write_outcome(connection, key, "", "", value, now.time + ttl)
             return True
-        case Forget(key):
+        case DeleteClaim(key):
             connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
             return row is not None
 
 
-def _claimed(
-    connection: Connection, key: bytes, token: str, fingerprint: str, lease: float, now: _Now
+def _write_claim(
+    connection: SqliteConnection,
+    key: bytes,
+    token: str,
+    fingerprint: str,
+    lease: float,
+    now: _Instant,
 ) -> None:
     until = now.time + lease
-    ends = now.monotonic + lease
-    row = (key, token, fingerprint, None, ends, now.timeline, until, until + GRACE)
-    connection.execute(_PUT, row)
+    lease_end = now.monotonic + lease
+    row = (key, token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
+    connection.execute(_INSERT_CLAIM, row)
 
 
-def _done(
-    connection: Connection, key: bytes, token: str, fingerprint: str, value: bytes, ends: float
+def _write_outcome(
+    connection: SqliteConnection,
+    key: bytes,
+    token: str,
+    fingerprint: str,
+    value: bytes,
+    expires: float,
 ) -> None:
-    connection.execute(_PUT, (key, token, fingerprint, value, None, "", ends, ends))
+    connection.execute(_INSERT_CLAIM, (key, token, fingerprint, value, None, "", expires, expires))
 
 
-def _sweep(connection: Connection, now: _Now, most: int) -> None:
-    connection.execute(_SWEEP, (now.time, now.timeline, GRACE, now.monotonic, most))
+def _delete_expired(connection: SqliteConnection, now: _Instant, limit: int) -> None:
+    connection.execute(_DELETE_EXPIRED, (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit))
 
 
-def open_claims(opened: Opened) -> SqliteClaims:
+def open_claims(request: OpenRequest) -> SqliteClaimStore:
     """Claims in a file, which is made when it is first used.
 
     :raises ConfigError: the URL cannot be used.
     """
-    return SqliteClaims(opened)
+    return SqliteClaimStore(request)

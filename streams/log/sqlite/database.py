@@ -20,24 +20,24 @@ import apsw
 from streams.clock import Clock
 from streams.errors import Fatal, NotFound, Unavailable
 from streams.log.sqlite import schema
-from streams.log.sqlite.failures import translate, translate_commit, translated
+from streams.log.sqlite.failures import translate, translate_commit, translate_errors
 from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.shared import Shared
+from streams.log.sqlite.shared import SharedFile
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-_HAS_VIEWS = "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name = 'streams_view_groups'"
+_FIND_VIEWS = "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name = 'streams_view_groups'"
 
 _PAGE_SIZE = 8192
 """Of a new file. Blocks of messages like large pages, commits of positions small ones."""
 
-_IDLE_CONNECTIONS = 4
+_MAX_IDLE = 4
 
 _PRAGMAS = {"journal_size_limit": 64 << 20, "cache_size": -8192}
 
 
-class Patience:
+class BusyHandler:
     """A busy handler: how long a connection waits while another process has the lock.
 
     SQLite's own sleeps up to 100 ms between two tries; writers here hold the lock for a
@@ -46,20 +46,20 @@ class Patience:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self._since = 0.0
+        self._waiting_since = 0.0
 
     def __call__(self, tries: int) -> bool:
         """Wait a little, and say whether to try again."""
         now = time.monotonic()
         if tries == 0:
-            self._since = now
-        if now - self._since >= self.timeout:
+            self._waiting_since = now
+        if now - self._waiting_since >= self.timeout:
             return False
         time.sleep(min(0.002, 0.0002 * (tries + 1)))
         return True
 
 
-def _holds(path: str) -> bool:
+def _has_content(path: str) -> bool:
     """There is a file, and something in it."""
     try:
         return os.path.getsize(path) > 0
@@ -67,7 +67,7 @@ def _holds(path: str) -> bool:
         return False
 
 
-class Connection(apsw.Connection):
+class SqliteConnection(apsw.Connection):
     """A connection to the log's file."""
 
     def __init__(self, settings: Settings) -> None:
@@ -77,27 +77,27 @@ class Connection(apsw.Connection):
         # Not SQLITE_OPEN_READONLY for one that only looks: such a connection would leave its -wal
         # and -shm files behind.
         super().__init__(settings.path, flags=flags)
-        self.patience = Patience(settings.timeout)
-        self.set_busy_handler(self.patience)
+        self.busy_handler = BusyHandler(settings.write_timeout)
+        self.set_busy_handler(self.busy_handler)
         self.execute(f"PRAGMA synchronous = {settings.synchronous}")
         for name, value in {**_PRAGMAS, **settings.pragmas}.items():
             self.execute(f"PRAGMA {name} = {value:d}").fetchall()
         if settings.mode == "ro":
             self.execute("PRAGMA query_only = ON")
-            if _holds(f"{settings.path}-wal"):
+            if _has_content(f"{settings.path}-wal"):
                 # The last connection to close would move what a killed process left there.
                 self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
-    def rows(self, sql: str, bindings: Any = ()) -> list[Any]:
+    def fetch_rows(self, sql: str, bindings: Any = ()) -> list[Any]:
         """Run a statement to its end; its rows."""
         return self.execute(sql, bindings).fetchall()
 
-    def array(self, sql: str, bindings: Any = ()) -> list[Any]:
+    def fetch_json(self, sql: str, bindings: Any = ()) -> list[Any]:
         """What a statement gives as one JSON array: one step, however long it is (see blocks)."""
-        found: list[Any] = json.loads(self.rows(sql, bindings)[0][0])
+        found: list[Any] = json.loads(self.fetch_rows(sql, bindings)[0][0])
         return found
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         """Roll back whatever is open."""
         if self.in_transaction:
             try:
@@ -110,33 +110,35 @@ class Connection(apsw.Connection):
 class Database:
     """One log's connections to its file. Usable from any thread of the process that opened it."""
 
-    def __init__(self, settings: Settings, clock: Clock, what: str = "log") -> None:
+    def __init__(self, settings: Settings, clock: Clock, purpose: str = "log") -> None:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared = Shared.of(settings.path, make=settings.mode == "rwc", what=what)
+        self.shared_file = SharedFile.acquire(
+            settings.path, may_create=settings.mode == "rwc", purpose=purpose
+        )
         self._pid = os.getpid()
-        self._guard = threading.Lock()
-        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._idle: list[SqliteConnection] = []
         self._closed = False
         try:
-            with translated(self.path):
-                self._writer = Connection(settings)
+            with translate_errors(self.path):
+                self._write_connection = SqliteConnection(settings)
                 try:
-                    self._prepare(self._writer)
+                    self._prepare_file(self._write_connection)
                 except BaseException:
-                    self._writer.close()
+                    self._write_connection.close()
                     raise
         except BaseException:
-            self.shared.give_back()
+            self.shared_file.release()
             raise
 
-    def _prepare(self, connection: Connection) -> None:
+    def _prepare_file(self, connection: SqliteConnection) -> None:
         """Make the file ours, whatever other processes do to it at the same time.
 
         :raises NotFound: it is another program's, or empty, and must not be made a log.
         """
-        if self.settings.mode != "rwc" and self._version(connection) is None:
+        if self.settings.mode != "rwc" and self._schema_version(connection) is None:
             raise NotFound(f"{self.path} is a SQLite database without a log in it: name another")
         if self.settings.mode == "ro":
             self._check_version(connection)
@@ -146,10 +148,10 @@ class Database:
         encoding = connection.pragma("encoding")
         if encoding != "UTF-8":
             raise Fatal(f"{self.path}: its encoding is {encoding}; only UTF-8 can be used")
-        mode = self._write_ahead(connection)
+        mode = self._enable_wal(connection)
         if mode != "wal":
             raise Fatal(f"{self.path}: SQLite cannot use a write-ahead log here (it is {mode!r})")
-        if self._version(connection) is None:
+        if self._schema_version(connection) is None:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.execute(schema.TABLES)
@@ -160,21 +162,21 @@ class Database:
                 )
                 connection.execute("COMMIT")
             finally:
-                connection.undo()
+                connection.roll_back()
         self._check_version(connection)
 
-    def _check_version(self, connection: Connection) -> None:
-        version = self._version(connection)
+    def _check_version(self, connection: SqliteConnection) -> None:
+        version = self._schema_version(connection)
         if version != schema.VERSION:
             raise Fatal(
                 f"{self.path}: written by another version of this package (schema {version}, "
                 f"this one reads {schema.VERSION}); install the version that wrote it"
             )
-        if not connection.rows(_HAS_VIEWS):
+        if not connection.fetch_rows(_FIND_VIEWS):
             self._make_views(connection)
 
     @staticmethod
-    def _make_views(connection: Connection) -> None:
+    def _make_views(connection: SqliteConnection) -> None:
         """Add the views to a file, which may have been made before there were any."""
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -184,102 +186,102 @@ class Database:
             # The log itself needs no view: whoever opens the file next tries again.
             logger.info("the views of the log's file were not made: %s", error)
         finally:
-            connection.undo()
+            connection.roll_back()
 
-    def _write_ahead(self, connection: Connection) -> str:
+    def _enable_wal(self, connection: SqliteConnection) -> str:
         # Switching needs the file for itself and does not wait: SQLite fears a deadlock.
-        deadline = time.monotonic() + self.settings.timeout
+        deadline = time.monotonic() + self.settings.write_timeout
         while True:
             try:
-                return str(connection.rows("PRAGMA journal_mode = WAL")[0][0])
+                return str(connection.fetch_rows("PRAGMA journal_mode = WAL")[0][0])
             except apsw.BusyError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
 
     @staticmethod
-    def _version(connection: Connection) -> int | None:
+    def _schema_version(connection: SqliteConnection) -> int | None:
         if not connection.table_exists("main", "streams_meta"):
             return None
-        rows = connection.rows("SELECT value FROM streams_meta WHERE name = 'version'")
+        rows = connection.fetch_rows("SELECT value FROM streams_meta WHERE name = 'version'")
         return int(rows[0][0]) if rows else None
 
     # -- using it
 
     @property
-    def forked(self) -> bool:
+    def is_forked(self) -> bool:
         """Whether this is a child of the process that opened the log."""
         return os.getpid() != self._pid
 
-    def check(self) -> None:
+    def require_open(self) -> None:
         """Refuse to work after :meth:`close`, or in a forked child.
 
         :raises Fatal: in a child: SQLite's connections do not survive a fork.
         :raises Unavailable: it is closed.
         """
-        if self.forked:
+        if self.is_forked:
             raise Fatal(f"{self.path}: opened before os.fork(); open the log again in the child")
         if self._closed:
             raise Unavailable(f"{self.path}: the log is closed")
 
-    def take(self) -> Connection:
+    def acquire(self) -> SqliteConnection:
         """A connection of one's own, until given back."""
-        self.check()
-        with self._guard:
+        self.require_open()
+        with self._lock:
             if self._idle:
                 return self._idle.pop()
-        with translated(self.path):
-            return Connection(self.settings)
+        with translate_errors(self.path):
+            return SqliteConnection(self.settings)
 
-    def give(self, connection: Connection) -> None:
+    def release(self, connection: SqliteConnection) -> None:
         """Give a connection back that has nothing open any more."""
-        with self._guard:
-            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
+        with self._lock:
+            if not self._closed and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
 
     @contextmanager
-    def read(self, *, snapshot: bool = False) -> Generator[Connection]:
+    def read(self, *, snapshot: bool = False) -> Generator[SqliteConnection]:
         """A connection for a few statements that read, or for a short look at one snapshot."""
-        connection = self.take()
+        connection = self.acquire()
         try:
-            with translated(self.path):
+            with translate_errors(self.path):
                 if snapshot:
                     connection.execute("BEGIN")
                 yield connection
         finally:
-            connection.undo()
-            self.give(connection)
+            connection.roll_back()
+            self.release(connection)
 
     @contextmanager
     def write(
         self,
         timeout: float | None = None,
-        committed: Callable[[], None] | None = None,
+        on_committed: Callable[[], None] | None = None,
         *,
-        flush: bool = True,
-    ) -> Generator[Connection]:
+        sync: bool = True,
+    ) -> Generator[SqliteConnection]:
         """A transaction; all of it is in the file when the block ends, nothing if it raises.
 
         :param timeout: seconds to wait for the turn, instead of the URL's.
-        :param committed: called when it is in the file, before anybody else may write.
-        :param flush: False: do not wait until it is on the disk. It survives the end of this
+        :param on_committed: called when it is in the file, before anybody else may write.
+        :param sync: False: do not wait until it is on the disk. It survives the end of this
             process; a power cut may take it, unless something that was flushed came after it.
         :raises Unavailable: somebody else writes, the disk is full.
         :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
-        self.check()
+        self.require_open()
         if self.settings.mode == "ro":
             raise Fatal(f"{self.path}: it was opened with mode=ro, which only looks")
-        timeout = self.settings.timeout if timeout is None else timeout
-        self.shared.write.acquire(timeout)
+        timeout = self.settings.write_timeout if timeout is None else timeout
+        self.shared_file.write_lock.acquire(timeout)
         try:
-            self.check()  # it may have been closed while this waited
-            connection = self._writer
-            connection.patience.timeout = timeout
-            relaxed = not flush and self.settings.synchronous == "full"
-            if relaxed:
+            self.require_open()  # it may have been closed while this waited
+            connection = self._write_connection
+            connection.busy_handler.timeout = timeout
+            without_sync = not sync and self.settings.synchronous == "full"
+            if without_sync:
                 connection.execute("PRAGMA synchronous = normal")
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -291,29 +293,29 @@ class Database:
                     connection.execute("COMMIT")
                 except apsw.Error as error:
                     raise translate_commit(error, self.path) from error
-                if committed is not None:
-                    committed()
+                if on_committed is not None:
+                    on_committed()
             finally:
-                connection.undo()
-                if relaxed:
+                connection.roll_back()
+                if without_sync:
                     connection.execute("PRAGMA synchronous = full")
         finally:
-            self.shared.write.release()
+            self.shared_file.write_lock.release()
 
     def close(self) -> None:
         """Close every connection that is not in use; those in use close when given back."""
-        if self.forked or self._closed:
+        if self.is_forked or self._closed:
             return
-        with self._guard:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
         try:
-            self.shared.write.acquire(self.settings.timeout)
+            self.shared_file.write_lock.acquire(self.settings.write_timeout)
             try:
-                self._writer.close()
+                self._write_connection.close()
             finally:
-                self.shared.write.release()
+                self.shared_file.write_lock.release()
         finally:
-            self.shared.give_back()
+            self.shared_file.release()

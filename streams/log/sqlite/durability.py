@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from streams.log.protocol import Fact
+from streams.log.protocol import DurabilityFact
 from streams.log.sqlite.database import Database
 
-_MODES = ("off", "normal", "full", "extra")
+_SYNCHRONOUS_MODES = ("off", "normal", "full", "extra")
 """SQLite's words for ``PRAGMA synchronous``, by its numbers."""
 
 MOUNTS = Path("/proc/self/mounts")
@@ -20,59 +20,67 @@ _LAYERED = {"aufs", "overlay"}
 _REMOTE = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
 
 
-def facts(database: Database) -> tuple[Fact, ...]:
+def durability_facts(database: Database) -> tuple[DurabilityFact, ...]:
     """How the file is written, and what it lies on."""
     with database.read() as connection:
-        ((mode,),) = connection.rows("PRAGMA synchronous")
-        ((journal,),) = connection.rows("PRAGMA journal_mode")
-    synced = mode >= 2
+        ((mode,),) = connection.fetch_rows("PRAGMA synchronous")
+        ((journal,),) = connection.fetch_rows("PRAGMA journal_mode")
+    is_synced = mode >= 2
     return (
-        Fact(
+        DurabilityFact(
             "synchronous",
-            _MODES[mode] if 0 <= mode < len(_MODES) else str(mode),
-            synced,
-            "" if synced else "a power cut may take the last messages: take ?synchronous= out",
+            _SYNCHRONOUS_MODES[mode] if 0 <= mode < len(_SYNCHRONOUS_MODES) else str(mode),
+            is_synced,
+            "" if is_synced else "a power cut may take the last messages: take ?synchronous= out",
         ),
-        Fact("journal_mode", str(journal), journal == "wal", "" if journal == "wal" else "use WAL"),
-        *_place(database.path),
-        Fact("copies", "one file", True, "back it up, if the loss of this disk must not matter"),
+        DurabilityFact(
+            "journal_mode", str(journal), journal == "wal", "" if journal == "wal" else "use WAL"
+        ),
+        *_file_system_facts(database.path),
+        DurabilityFact(
+            "copies", "one file", True, "back it up, if the loss of this disk must not matter"
+        ),
     )
 
 
-def _place(path: str) -> Iterable[Fact]:
+def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
     """What the file lies on, where that can be known."""
-    kind = filesystem(path)
+    kind = file_system_of(path)
     if kind is None:
         return
     if kind in _VOLATILE:
-        yield Fact("file system", kind, False, "it is memory: put the file on a disk")
+        yield DurabilityFact("file system", kind, False, "it is memory: put the file on a disk")
     elif kind in _REMOTE:
-        yield Fact(
+        yield DurabilityFact(
             "file system",
             kind,
             False,
             "SQLite's locks do not hold over a network: use a local disk",
         )
     elif kind in _LAYERED:
-        yield Fact("file system", kind, None, "in a container it goes with it: put it on a volume")
+        yield DurabilityFact(
+            "file system", kind, None, "in a container it goes with it: put it on a volume"
+        )
     else:
-        yield Fact("file system", kind, True)
+        yield DurabilityFact("file system", kind, True)
 
 
-def filesystem(path: str, mounts: Path = MOUNTS) -> str | None:
+def file_system_of(path: str, mounts: Path = MOUNTS) -> str | None:
     """The kind of file system that a file lies on; None where nobody says."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     real = os.path.realpath(path)
-    best, kind = "", None
+    longest, kind = "", None
     for line in lines:
         words = line.split()
         if len(words) < 3:
             continue
-        place = words[1].replace("\\040", " ")
-        inside = place == "/" or real == place or real.startswith(place + "/")
-        if inside and len(place) >= len(best):  # of two mounts at one place the later one counts
-            best, kind = place, words[2]
+        mount_point = words[1].replace("\\040", " ")
+        is_inside = mount_point == "/" or real == mount_point or real.startswith(mount_point + "/")
+        if is_inside and len(mount_point) >= len(
+            longest
+        ):  # of two mounts at one place the later one counts
+            longest, kind = mount_point, words[2]
     return kind

@@ -9,7 +9,7 @@ import apsw
 
 from streams.errors import Fatal, LogError, OutcomeUnknown, Unavailable
 
-_FAILED: list[tuple[type[apsw.Error], type[LogError], str]] = [
+_ERROR_RULES: list[tuple[type[apsw.Error], type[LogError], str]] = [
     (
         apsw.BusyError,
         Unavailable,
@@ -30,9 +30,9 @@ _FAILED: list[tuple[type[apsw.Error], type[LogError], str]] = [
 
 def translate(error: apsw.Error, path: str) -> LogError:
     """What a driver's exception means, as one of ours."""
-    for kind, ours, meaning in _FAILED:
+    for kind, log_error, meaning in _ERROR_RULES:
         if isinstance(error, kind):
-            return ours(f"{path}: {meaning} (SQLite: {error})")
+            return log_error(f"{path}: {meaning} (SQLite: {error})")
     return LogError(f"{path}: SQLite: {error}")
 
 
@@ -47,7 +47,7 @@ def translate_commit(error: apsw.Error, path: str) -> LogError:
 
 
 @contextmanager
-def translated(path: str) -> Generator[None]:
+def translate_errors(path: str) -> Generator[None]:
     """Let no exception of the driver out."""
     try:
         yield

@@ -13,34 +13,34 @@ import stat
 from streams.errors import NotFound
 from streams.text import close_match
 
-_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
-_CAREFUL = _FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+_NO_FOLLOW_FLAGS = _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Follow no symbolic link, and do not wait for whoever has the other end of a pipe."""
 
 
-class Refused(OSError):
+class CompanionRefused(OSError):
     """A companion file is not one that this log made."""
 
 
-def beside(path: str) -> str | None:
+def similar_file(path: str) -> str | None:
     """The database in the same folder whose name is most like this one, without its folder."""
     folder, name = os.path.split(path)
     endings = (".db", os.path.splitext(name)[1] or ".db")
     try:
-        there = sorted(each for each in os.listdir(folder) if each.endswith(endings))
+        candidates = sorted(each for each in os.listdir(folder) if each.endswith(endings))
     except OSError:
         return None
-    return close_match(name, [each for each in there if each != name], cutoff=0.0)
+    return close_match(name, [each for each in candidates if each != name], cutoff=0.0)
 
 
-def missing(path: str) -> NotFound:
+def missing_file(path: str) -> NotFound:
     """What to say where a log's file is not there and must not be made."""
-    other = beside(path)
+    other = similar_file(path)
     hint = "the folder has no *.db file" if other is None else f"beside it there is {other}"
     return NotFound(f"there is no file {path}; {hint}")
 
 
-def create(path: str) -> bool:
+def create_file(path: str) -> bool:
     """Make a log's file, empty, unless there is one; whether it was made. What stands in the way
     SQLite says better.
 
@@ -48,58 +48,58 @@ def create(path: str) -> bool:
     the process holds on it.
     """
     try:
-        os.close(os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError:
         return False
     return True
 
 
-def companion(path: str, log: str, *, make: bool = True) -> int:
+def open_companion(path: str, database_path: str, *, may_create: bool = True) -> int:
     """A descriptor of the log's companion file.
 
     Where the log's folder is writable by others (``/tmp``), somebody else could put something there
     first: a symbolic link is not followed, and another user's file is not used, unless others may
     write to the log itself.
 
-    :param make: make it, if there is none.
+    :param may_create: make it, if there is none.
     :raises Refused: what is there was not made for this log.
     :raises OSError: it cannot be opened.
     """
-    found = None
-    if make:
+    descriptor = None
+    if may_create:
         try:
-            found = os.open(path, _CAREFUL | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(path, _NO_FOLLOW_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             pass
-    made = found is not None
-    if found is None:
+    was_created = descriptor is not None
+    if descriptor is None:
         if os.path.islink(path):
-            raise Refused(f"{path} is a symbolic link")
-        found = os.open(path, _CAREFUL)
+            raise CompanionRefused(f"{path} is a symbolic link")
+        descriptor = os.open(path, _NO_FOLLOW_FLAGS)
     try:
-        database = os.stat(log)
-        if made:
-            _share(found, database)
+        database = os.stat(database_path)
+        if was_created:
+            _copy_permissions(descriptor, database)
         else:
-            _check(path, os.fstat(found), database)
+            _check_companion(path, os.fstat(descriptor), database)
     except BaseException:
-        os.close(found)
+        os.close(descriptor)
         raise
-    return found
+    return descriptor
 
 
-def _share(made: int, database: os.stat_result) -> None:
+def _copy_permissions(descriptor: int, database: os.stat_result) -> None:
     """Whoever may use the log may use its companion, as SQLite does it for its own files."""
-    os.fchmod(made, stat.S_IMODE(database.st_mode) & 0o666)
+    os.fchmod(descriptor, stat.S_IMODE(database.st_mode) & 0o666)
     if os.geteuid() == 0:
-        os.fchown(made, database.st_uid, database.st_gid)
+        os.fchown(descriptor, database.st_uid, database.st_gid)
 
 
-def _check(path: str, found: os.stat_result, database: os.stat_result) -> None:
+def _check_companion(path: str, found: os.stat_result, database: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise Refused(f"{path} is no regular file")
+        raise CompanionRefused(f"{path} is no regular file")
     if found.st_nlink != 1:
-        raise Refused(f"{path} has another name, too")
+        raise CompanionRefused(f"{path} has another name, too")
     shared = database.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not shared and found.st_uid not in (0, os.geteuid(), database.st_uid):
-        raise Refused(f"{path} belongs to user {found.st_uid}")
+        raise CompanionRefused(f"{path} belongs to user {found.st_uid}")

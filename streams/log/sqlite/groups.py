@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streams.errors import GroupLive, NotFound
-from streams.log.names import no_group
+from streams.errors import GroupNotEmpty, NotFound
+from streams.log.names import group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
-from streams.log.sqlite.database import Connection, Database
-from streams.log.sqlite.roster import Row, bump, is_running, members
-from streams.log.sqlite.shared import group_key
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.roster import MemberRow, bump_generation, is_running, member_rows
+from streams.log.sqlite.shared import group_event
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -21,18 +21,18 @@ class Groups:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a group its first positions in a topic, unless it has some."""
         with self._database.write() as connection:
-            numbers = _numbers(connection, topic, positions)
-            held = connection.rows(
+            numbers = _partition_numbers(connection, topic, positions)
+            has_offsets = connection.fetch_rows(
                 'SELECT 1 FROM streams_places WHERE "group" = ? AND position IS NOT NULL'
                 " AND no IN (SELECT no FROM streams_partitions WHERE topic = ?) LIMIT 1",
                 (group, topic),
             )
-            if held:
+            if has_offsets:
                 return False
-            ensure(connection, group)
+            ensure_group(connection, group)
             connection.executemany(
                 'INSERT INTO streams_places ("group", no, position) VALUES (?, ?, ?)'
                 " ON CONFLICT DO UPDATE SET position = excluded.position",
@@ -40,42 +40,45 @@ class Groups:
             )
         return True
 
-    def names(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         """All groups, sorted."""
         with self._database.read() as connection:
-            rows = connection.rows("SELECT name FROM streams_groups ORDER BY name")
+            rows = connection.fetch_rows("SELECT name FROM streams_groups ORDER BY name")
         return [name for (name,) in rows]
 
-    def info(self, group: str) -> GroupInfo:
+    def describe_group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
         """
         with self._database.read(snapshot=True) as connection:
-            _check(connection, group)
-            places = connection.rows(
+            _require_group(connection, group)
+            offset_rows = connection.fetch_rows(
                 "SELECT p.topic, p.partition, c.position, c.progress, c.owner"
                 " FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no"
                 ' WHERE c."group" = ? ORDER BY p.topic, p.partition',
                 (group,),
             )
-            rows = self._running(connection, group)
+            running = self._running_members(connection, group)
         return GroupInfo(
             group,
             tuple(
                 MemberInfo(
-                    row.id, tuple((topic, p) for topic, p, _, _, owner in places if owner == row.no)
+                    row.id,
+                    tuple(
+                        (topic, p) for topic, p, _, _, owner in offset_rows if owner == row.number
+                    ),
                 )
-                for row in rows
+                for row in running
             ),
             {
                 (topic, partition): Committed(position, str(progress))
-                for topic, partition, position, progress, _ in places
-                if position is not None and self._is_place(group, topic, partition, position)
+                for topic, partition, position, progress, _ in offset_rows
+                if position is not None and self._is_valid_offset(group, topic, partition, position)
             },
         )
 
-    def _is_place(self, group: str, topic: str, partition: int, position: object) -> bool:
+    def _is_valid_offset(self, group: str, topic: str, partition: int, position: object) -> bool:
         if isinstance(position, int):
             return True
         logger.warning(
@@ -85,64 +88,73 @@ class Groups:
         )  # fmt: skip
         return False
 
-    def move(self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool) -> None:
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool
+    ) -> None:
         """Set a group's places, and raise their epochs, so that whoever owned them has lost them.
 
         :raises GroupLive: it has running members, and ``force`` is not set.
         """
         with self._database.write() as connection:
-            numbers = _numbers(connection, topic, places)
+            numbers = _partition_numbers(connection, topic, offsets)
             if not force:
-                self._refuse_live(connection, group)
-            ensure(connection, group)
+                self._require_no_members(connection, group)
+            ensure_group(connection, group)
             connection.executemany(
                 'INSERT INTO streams_places ("group", no, position, progress, epoch)'
                 " VALUES (?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET position = excluded.position,"
                 " progress = excluded.progress, epoch = epoch + 1, owner = NULL",
-                [(group, numbers[p], at.position, at.progress) for p, at in places.items()],
+                [
+                    (group, numbers[p], committed.position, committed.progress)
+                    for p, committed in offsets.items()
+                ],
             )
-            bump(connection, group)
-        self._database.shared.notify([group_key(group)])
+            bump_generation(connection, group)
+        self._database.shared_file.notify([group_event(group)])
 
-    def forget(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
         :raises NotFound: there is none of that name.
         """
         with self._database.write() as connection:
-            _check(connection, group)
-            self._refuse_live(connection, group)
+            _require_group(connection, group)
+            self._require_no_members(connection, group)
             connection.execute('DELETE FROM streams_places WHERE "group" = ?', (group,))
             connection.execute('DELETE FROM streams_members WHERE "group" = ?', (group,))
             connection.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
 
-    def _running(self, connection: Connection, group: str) -> list[Row]:
-        clock, alive = self._database.clock, self._database.shared.alive
-        return [row for row in members(connection, group) if is_running(row, clock, alive)]
+    def _running_members(self, connection: SqliteConnection, group: str) -> list[MemberRow]:
+        clock, alive = self._database.clock, self._database.shared_file.member_locks
+        return [row for row in member_rows(connection, group) if is_running(row, clock, alive)]
 
-    def _refuse_live(self, connection: Connection, group: str) -> None:
-        running = self._running(connection, group)
+    def _require_no_members(self, connection: SqliteConnection, group: str) -> None:
+        running = self._running_members(connection, group)
         if running:
-            raise GroupLive(
+            raise GroupNotEmpty(
                 f"group {group!r} has {len(running)} running member(s), such as {running[0].id}; "
                 "stop them first, or force it"
             )
 
 
-def ensure(connection: Connection, group: str) -> None:
+def ensure_group(connection: SqliteConnection, group: str) -> None:
     """Make the group, if there is none of that name."""
     connection.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
 
 
-def _check(connection: Connection, group: str) -> None:
-    if not connection.rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
-        raise no_group(group)
+def _require_group(connection: SqliteConnection, group: str) -> None:
+    if not connection.fetch_rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
+        raise group_not_found(group)
 
 
-def _numbers(connection: Connection, topic: str, wanted: Mapping[int, object]) -> dict[int, int]:
+def _partition_numbers(
+    connection: SqliteConnection, topic: str, wanted: Mapping[int, object]
+) -> dict[int, int]:
     """The numbers of a topic's partitions, all those wanted among them."""
-    rows = connection.rows("SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,))
+    rows = connection.fetch_rows(
+        "SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,)
+    )
     numbers = dict(rows)
     for partition in wanted:
         if partition not in numbers:

@@ -9,41 +9,41 @@ from typing import Any
 from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
-from streams.errors import ConfigError, Mismatch, NotFound
-from streams.log.names import check_group, check_topic, no_topic
+from streams.errors import ConfigError, NotFound, TopicMismatch
+from streams.log.names import check_group, check_topic, topic_not_found
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
     Committed,
-    Done,
-    Fact,
+    DurabilityFact,
     GroupInfo,
-    Listener,
     Log,
-    Opened,
+    OnAppended,
+    OpenRequest,
+    RebalanceListener,
     Retention,
-    Static,
+    StaticMember,
     TopicInfo,
     check_retention,
 )
 from streams.log.sqlite import durability, scan, settings
-from streams.log.sqlite.appender import Appender
-from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.appender import Writer
+from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.groups import Groups
-from streams.log.sqlite.query import Queries
+from streams.log.sqlite.query import QueryRunner
 from streams.log.sqlite.retention import Trimmer
-from streams.log.sqlite.roster import bump
-from streams.log.sqlite.scan import StoredReader
-from streams.log.sqlite.shared import group_key, topic_key
-from streams.log.sqlite.subscription import StoredSubscription
+from streams.log.sqlite.roster import bump_generation
+from streams.log.sqlite.scan import SqliteReader
+from streams.log.sqlite.shared import group_event, topic_event
+from streams.log.sqlite.subscription import SqliteSubscription
 from streams.message import Record
 
-CAPABILITIES = Capabilities(name="sqlite", transactions=True, clocked=True)
+CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True)
 
-_MOST_PARTITIONS = 100_000
+_MAX_PARTITIONS = 100_000
 
 
-def open(opened: Opened) -> Log:
+def open(request: OpenRequest) -> Log:
     """The log in a file, which is made if there is none (unless ``mode`` says not to).
 
     :raises ConfigError: the URL cannot be used.
@@ -51,25 +51,25 @@ def open(opened: Opened) -> Log:
     :raises NotFound: there is no such file, or no log in it, and none is to be made.
     :raises Fatal: it is no SQLite database, damaged, read-only, or of a newer version.
     """
-    return SqliteLog(opened)
+    return SqliteLog(request)
 
 
 class SqliteLog:
     """A log in one file. Usable from any thread of the process that opened it."""
 
-    def __init__(self, opened: Opened) -> None:
-        self._database = Database(settings.read(opened), opened.clock or SYSTEM)
+    def __init__(self, request: OpenRequest) -> None:
+        self._database = Database(settings.read_settings(request), request.clock or SYSTEM)
         self._trimmer = Trimmer(self._database)
         try:
-            self._trimmer.sweep()
+            self._trimmer.finish_deletions()
         except BaseException:
             self._database.close()
             raise
-        self._appender = Appender(self._database, self._trimmer)
+        self._writer = Writer(self._database, self._trimmer)
         self._groups = Groups(self._database)
-        self._queries = Queries(self._database)
-        self._guard = threading.Lock()
-        self._subscriptions: set[StoredSubscription] = set()
+        self._queries = QueryRunner(self._database)
+        self._lock = threading.Lock()
+        self._subscriptions: set[SqliteSubscription] = set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -78,7 +78,7 @@ class SqliteLog:
 
     # -- topics
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
@@ -95,31 +95,31 @@ class SqliteLog:
         """
         check_topic(topic)
         check_retention(topic, retention, CAPABILITIES)
-        if not 1 <= partitions <= _MOST_PARTITIONS:
+        if not 1 <= partitions <= _MAX_PARTITIONS:
             raise ConfigError(
-                f"topic {topic!r}: {partitions} partitions; 1 to {_MOST_PARTITIONS} are possible"
+                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
             )
         try:
             found = self.topic(topic)
         except NotFound:
             found = None
-        if found is None or _differs(found, retention):
+        if found is None or _changes_retention(found, retention):
             with self._database.write() as connection:
-                found = _find(connection, topic)
+                found = _find_topic(connection, topic)
                 if found is None:
-                    _insert(connection, topic, partitions, retention)
+                    _insert_topic(connection, topic, partitions, retention)
                     found = TopicInfo(topic, partitions, retention)
-                elif _differs(found, retention):
+                elif _changes_retention(found, retention):
                     _set_retention(connection, topic, retention)
                     found = found._replace(retention=retention)
         if found.partitions != partitions:
-            raise Mismatch(
+            raise TopicMismatch(
                 f"topic {topic!r} has {found.partitions} partitions, declared with {partitions}; "
                 "declare that number, or leave it out"
             )
         return found
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention.
 
         :raises NotFound: there is none of that name.
@@ -127,9 +127,9 @@ class SqliteLog:
         """
         check_retention(topic, retention, CAPABILITIES)
         with self._database.write() as connection:
-            found = _find(connection, topic)
+            found = _find_topic(connection, topic)
             if found is None:
-                raise no_topic(topic)
+                raise topic_not_found(topic)
             _set_retention(connection, topic, retention)
         return found._replace(retention=retention)
 
@@ -139,36 +139,36 @@ class SqliteLog:
         :raises NotFound: there is none of that name.
         """
         with self._database.read() as connection:
-            found = _find(connection, topic)
+            found = _find_topic(connection, topic)
         if found is None:
-            raise no_topic(topic)
+            raise topic_not_found(topic)
         return found
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         with self._database.read() as connection:
-            rows = connection.rows(f"{_TOPICS} ORDER BY name")
-        return [_info(*row) for row in rows]
+            rows = connection.fetch_rows(f"{_SELECT_TOPICS} ORDER BY name")
+        return [_topic_info(*row) for row in rows]
 
-    def durability(self, topic: str) -> tuple[Fact, ...]:
+    def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """How the file is written, and what it lies on; the same for every topic."""
-        return durability.facts(self._database)
+        return durability.durability_facts(self._database)
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
         with self._database.write() as connection:
-            if _find(connection, topic) is None:
-                raise no_topic(topic)
-            ((first, last),) = connection.rows(
+            if _find_topic(connection, topic) is None:
+                raise topic_not_found(topic)
+            ((first, last),) = connection.fetch_rows(
                 "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
             )
             numbers = {"first": first, "last": last}
-            groups = connection.rows(
+            groups = connection.fetch_rows(
                 'SELECT DISTINCT "group" FROM streams_places WHERE no BETWEEN :first AND :last',
                 numbers,
             )
             for (group,) in groups:
-                bump(connection, group)
+                bump_generation(connection, group)
             connection.execute(
                 "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers
             )
@@ -178,144 +178,146 @@ class SqliteLog:
                 numbers,
             )
             connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
-        self._database.shared.notify([topic_key(topic), *(group_key(name) for (name,) in groups)])
-        self._trimmer.sweep()
+        self._database.shared_file.notify(
+            [topic_event(topic), *(group_event(name) for (name,) in groups)]
+        )
+        self._trimmer.finish_deletions()
 
     # -- writing
 
-    def append(self, topic: str, records: Sequence[Record], done: Done) -> None:
-        """Write records in order, in one transaction; ``done`` is told before this returns."""
-        self._appender.append(topic, records, done)
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
+        """Write records in order, in one transaction; ``on_appended`` is told before this returns."""
+        self._writer.append(topic, records, on_appended)
 
     def flush(self, timeout: float) -> None:
         """Wait for the appends of other threads.
 
         :raises Unavailable: some have not ended after ``timeout`` seconds.
         """
-        self._appender.flush(timeout)
+        self._writer.flush(timeout)
 
     # -- reading
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset that can be read, and the one the next message will get."""
-        self._trimmer.now_and_then(topic)  # what is too old is not there any more
+        self._trimmer.trim_if_due(topic)  # what is too old is not there any more
         with self._database.read() as connection:
-            found = scan.part(connection, topic, partition)
-        return found.first, found.next
+            found = scan.partition_row(connection, topic, partition)
+        return found.first_offset, found.end_offset
 
-    def end(self, topic: str, partition: int) -> int:
+    def log_end_offset(self, topic: str, partition: int) -> int:
         """The end, all of which can be read."""
-        return self.bounds(topic, partition)[1]
+        return self.watermarks(topic, partition)[1]
 
-    def at(self, topic: str, partition: int, time: float) -> int:
+    def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:
-            return scan.at(connection, topic, partition, time)
+            return scan.offset_for_time(connection, topic, partition, time)
 
-    def back(self, topic: str, partition: int, position: int, count: int) -> int:
+    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """Offset of the message ``count`` before ``position``, or the first there is."""
-        first, end = self.bounds(topic, partition)
+        first, end = self.watermarks(topic, partition)
         return max(first, min(position, end) - count)
 
     def lag(self, topic: str, partition: int, position: int) -> int:
         """How many messages stand at or behind ``position``."""
-        first, end = self.bounds(topic, partition)
+        first, end = self.watermarks(topic, partition)
         return max(0, end - max(first, position))
 
-    def reader(self, topic: str, partition: int, start: int, end: int) -> StoredReader:
+    def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
         """Read from offset ``start`` up to, not including, offset ``end``."""
-        return StoredReader(self._database, topic, partition, start, end)
+        return SqliteReader(self._database, topic, partition, start, end)
 
     # -- groups
 
-    def begin(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a new group its positions: True where it had none in this topic."""
-        return self._groups.begin(check_group(group), topic, positions)
+        return self._groups.initialize_offsets(check_group(group), topic, positions)
 
     def group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
         """
-        return self._groups.info(group)
+        return self._groups.describe_group(group)
 
-    def places(self, group: str, topic: str) -> dict[int, Committed]:
+    def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
-            return self.group(group).places(topic)
+            return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        return self._groups.names()
+        return self._groups.list_groups()
 
-    def move(
-        self, group: str, topic: str, places: Mapping[int, Committed], *, force: bool = False
+    def reset_offsets(
+        self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
         """Set a group's places in a topic.
 
         :raises GroupLive: it has running members, and ``force`` is not set.
         """
-        self._groups.move(check_group(group), topic, places, force=force)
+        self._groups.reset_offsets(check_group(group), topic, offsets, force=force)
 
-    def forget(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupLive: it has running members.
         """
-        self._groups.forget(group)
+        self._groups.delete_group(group)
 
     def subscribe(
         self,
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         *,
         flow: Flow = Flow(),
-        window: int = TRIM_MARGIN,
-        member: Static | None = None,
-    ) -> StoredSubscription:
+        trim_margin: int = TRIM_MARGIN,
+        member: StaticMember | None = None,
+    ) -> SqliteSubscription:
         """Join a group; partitions come with the first polls.
 
         :raises NotFound: one of the topics does not exist.
         """
-        subscription = StoredSubscription(
+        subscription = SqliteSubscription(
             self._database,
             self._trimmer,
             check_group(group),
             topics,
             listener,
             flow,
-            window,
-            self._forget_subscription,
+            trim_margin,
+            self._discard_subscription,
             member,
         )
-        with self._guard:
+        with self._lock:
             self._subscriptions.add(subscription)
         return subscription
 
-    def expel(self, group: str, member: Static) -> None:
+    def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: the others see that the process's lock is gone."""
 
-    def _forget_subscription(self, subscription: StoredSubscription) -> None:
-        with self._guard:
+    def _discard_subscription(self, subscription: SqliteSubscription) -> None:
+        with self._lock:
             self._subscriptions.discard(subscription)
 
     # -- the rest
 
-    def show(self, offset: int) -> str:
+    def format_offset(self, offset: int) -> str:
         """An offset as people write it: the number."""
         return str(offset)
 
-    def parse(self, text: str) -> int:
-        """An offset as :meth:`show` writes it.
+    def parse_offset(self, text: str) -> int:
+        """An offset as :meth:`format_offset` writes it.
 
         :raises ConfigError: it is none.
         """
-        found = wire.whole(text)
+        found = wire.parse_int(text)
         if found is None:
-            raise ConfigError(f"offset {wire.brief(text, 60)!r}: a number such as 1042 is needed")
+            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number such as 1042 is needed")
         return found
 
     # -- SQL
@@ -326,8 +328,8 @@ class SqliteLog:
 
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
-        if not self._database.forked:
-            with self._guard:
+        if not self._database.is_forked:
+            with self._lock:
                 left = list(self._subscriptions)
             for subscription in left:
                 subscription.abandon()
@@ -335,36 +337,40 @@ class SqliteLog:
             self._database.close()
 
 
-_TOPICS = "SELECT name, partitions, seconds, messages FROM streams_topics"
+_SELECT_TOPICS = "SELECT name, partitions, seconds, messages FROM streams_topics"
 
 
-def _info(name: str, partitions: int, seconds: float | None, messages: int | None) -> TopicInfo:
+def _topic_info(
+    name: str, partitions: int, seconds: float | None, messages: int | None
+) -> TopicInfo:
     return TopicInfo(name, partitions, Retention(seconds, messages))
 
 
-def _find(connection: Connection, topic: str) -> TopicInfo | None:
-    rows = connection.rows(f"{_TOPICS} WHERE name = ?", (topic,))
-    return _info(*rows[0]) if rows else None
+def _find_topic(connection: SqliteConnection, topic: str) -> TopicInfo | None:
+    rows = connection.fetch_rows(f"{_SELECT_TOPICS} WHERE name = ?", (topic,))
+    return _topic_info(*rows[0]) if rows else None
 
 
-def _differs(found: TopicInfo, retention: Retention) -> bool:
+def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
     return retention not in (Retention(), found.retention)
 
 
-def _set_retention(connection: Connection, topic: str, retention: Retention) -> None:
+def _set_retention(connection: SqliteConnection, topic: str, retention: Retention) -> None:
     connection.execute(
         "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
         (retention.seconds, retention.messages, topic),
     )
 
 
-def _insert(connection: Connection, topic: str, partitions: int, retention: Retention) -> None:
+def _insert_topic(
+    connection: SqliteConnection, topic: str, partitions: int, retention: Retention
+) -> None:
     connection.execute(
         "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
         (topic, partitions, retention.seconds, retention.messages),
     )
     # A topic's numbers follow each other.
-    ((last,),) = connection.rows(
+    ((last,),) = connection.fetch_rows(
         "UPDATE streams_meta SET value = value + ? WHERE name = 'partitions' RETURNING value",
         (partitions,),
     )

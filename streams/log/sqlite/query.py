@@ -13,41 +13,41 @@ from typing import Any
 import apsw
 
 from streams.errors import ConfigError
-from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.failures import translate
 from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.transaction import PRAGMAS, Pool, only_one
+from streams.log.sqlite.transaction import READ_PRAGMAS, ConnectionPool, single_statement
 
-_READS = frozenset(
+_READ_ACTIONS = frozenset(
     (apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE)
 )
 """The actions of SQLite's authorizer that change nothing."""
 
 
-class ReadConnection(Connection):
+class ReadConnection(SqliteConnection):
     """A connection that refuses everything but reading."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.refused = False
+        self.was_refused = False
         """The last statement was refused."""
         self.authorizer = self._authorize
 
     def _authorize(
-        self, action: int, one: str | None, two: str | None, base: str | None, inner: str | None
+        self, action: int, first: str | None, two: str | None, base: str | None, inner: str | None
     ) -> int:
-        if action in _READS or (action == apsw.SQLITE_PRAGMA and one in PRAGMAS):
+        if action in _READ_ACTIONS or (action == apsw.SQLITE_PRAGMA and first in READ_PRAGMAS):
             return apsw.SQLITE_OK
-        self.refused = True
+        self.was_refused = True
         return apsw.SQLITE_DENY
 
 
-class Queries:
+class QueryRunner:
     """Statements that read one log's file. Usable from any thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._pool = Pool(lambda: ReadConnection(database.settings))
+        self._pool = ConnectionPool(lambda: ReadConnection(database.settings))
 
     def run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """The rows of one statement.
@@ -55,18 +55,18 @@ class Queries:
         :raises ConfigError: it is more than one statement, or does not only read.
         :raises LogError: SQLite refuses it, and its own exception is the cause.
         """
-        self._database.check()
+        self._database.require_open()
         try:
-            connection = self._pool.take()
+            connection = self._pool.acquire()
         except apsw.Error as error:
             raise translate(error, self._database.path) from error
-        connection.refused = False
+        connection.was_refused = False
         cursor = connection.cursor()
-        cursor.exec_trace = only_one(sql, "app.query")
+        cursor.exec_trace = single_statement(sql, "app.query")
         try:
             return cursor.execute(sql, parameters).fetchall()
         except apsw.Error as error:
-            if connection.refused:
+            if connection.was_refused:
                 raise ConfigError(
                     "app.query: the statement does not only read; a handler writes through "
                     "message.transaction"
@@ -74,7 +74,7 @@ class Queries:
             raise translate(error, self._database.path) from error
         finally:
             cursor.close(True)
-            self._pool.give(connection)
+            self._pool.release(connection)
 
     def close(self) -> None:
         """Close the connections; those in use close when their statement has ended."""

@@ -16,31 +16,31 @@ import time
 from typing import NamedTuple
 
 from streams.errors import LogError, Unavailable
-from streams.log.sqlite.database import Connection, Database
-from streams.log.sqlite.schema import OFFSETS, place
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.schema import OFFSET_MASK, block_key
 
-_STEP = 64
+_STEP_BLOCKS = 64
 """Blocks of a partition dropped in one transaction, at most."""
 
-_EVERY = 0.1
+_CHECK_INTERVAL = 0.1
 """Real seconds between two looks at a topic, at least, unless the clock was moved on."""
 
-_SELDOM = 1.0
+_UNBOUNDED_CHECK_INTERVAL = 1.0
 """The same of a topic that keeps everything."""
 
-_SLACK = 100
+_MIN_SURPLUS = 100
 """Messages that a partition may have too many, at least, before it is worth a transaction."""
 
-_PATIENCE = 0.05
+_LOCK_TIMEOUT = 0.05
 """Seconds to wait for the lock: there is always a next time."""
 
-_FREE_PAGES = 1024
+_MIN_FREE_PAGES = 1024
 _VACUUM_PAGES = 256
-_INCREMENTAL = 2
+_AUTO_VACUUM_INCREMENTAL = 2
 
 # Each partition of a topic that has messages: its number, first and next offset, from where its
 # slowest group still needs it (NULL without any group), and the time of its oldest block.
-_PARTITIONS = """
+_SELECT_PARTITIONS = """
 WITH needed AS (
     SELECT c.no AS no, min(c.position - g.window) AS floor
     FROM streams_places AS c JOIN streams_groups AS g ON g.name = c."group"
@@ -55,12 +55,12 @@ WHERE p.topic = ? AND p.first < p.next
 """
 
 
-_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
+_SELECT_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
 
 
-class _Cut(NamedTuple):
-    no: int
-    first: int
+class _TrimPoint(NamedTuple):
+    partition_number: int
+    first_offset: int
 
 
 class Trimmer:
@@ -68,19 +68,19 @@ class Trimmer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._guard = threading.Lock()
-        self._looked: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+        self._checked: dict[str, tuple[float, float]] = {}
 
-    def now_and_then(self, topic: str) -> None:
+    def trim_if_due(self, topic: str) -> None:
         """Trim a little if it is time; appends and heartbeats call it as often as they like."""
         if self._database.settings.mode == "ro":
             return
         began, clock = time.monotonic(), self._database.clock.monotonic()
-        with self._guard:
-            next_, looked = self._looked.get(topic, (0.0, float("-inf")))
-            if began < next_ and clock < looked + 1.0:
+        with self._lock:
+            next_, last_checked = self._checked.get(topic, (0.0, float("-inf")))
+            if began < next_ and clock < last_checked + 1.0:
                 return
-            self._looked[topic] = (began + _EVERY, clock)
+            self._checked[topic] = (began + _CHECK_INTERVAL, clock)
         try:
             pause = self.trim(topic)
         except LogError:
@@ -88,8 +88,8 @@ class Trimmer:
             # append or heartbeat says so.
             return
         took = time.monotonic() - began
-        with self._guard:
-            self._looked[topic] = (began + (max(pause, 50 * took) if pause else 0.0), clock)
+        with self._lock:
+            self._checked[topic] = (began + (max(pause, 50 * took) if pause else 0.0), clock)
 
     def trim(self, topic: str) -> float:
         """Drop what may go, one step of it, and shorten the file.
@@ -99,30 +99,30 @@ class Trimmer:
         database = self._database
         with database.read(snapshot=True) as connection:
             keeps_all = self._retention(connection, topic) == (None, None)
-            cuts, more = self._cuts(connection, topic)
-            if not cuts and not _hollow(connection):
-                return _SELDOM if keeps_all else _EVERY
+            points, more = self._trim_points(connection, topic)
+            if not points and not _should_vacuum(connection):
+                return _UNBOUNDED_CHECK_INTERVAL if keeps_all else _CHECK_INTERVAL
         try:
-            with database.write(_PATIENCE) as connection:
+            with database.write(_LOCK_TIMEOUT) as connection:
                 # Somebody may have moved a group back meanwhile: look again, under the lock.
-                cuts, more = self._cuts(connection, topic)
-                for no, first in cuts:
+                points, more = self._trim_points(connection, topic)
+                for number, first in points:
                     connection.execute(
                         "DELETE FROM streams_blocks"
                         " WHERE place BETWEEN ?1 AND ?2 AND place + count <= ?2",
-                        (place(no, 0), place(no, first)),
+                        (block_key(number, 0), block_key(number, first)),
                     )
                     connection.execute(
-                        "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, no)
+                        "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, number)
                     )
-                if _hollow(connection):
+                if _should_vacuum(connection):
                     more = True
-                    connection.rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+                    connection.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         except Unavailable:
-            return _EVERY
-        return 0.0 if more else _EVERY
+            return _CHECK_INTERVAL
+        return 0.0 if more else _CHECK_INTERVAL
 
-    def sweep(self) -> None:
+    def finish_deletions(self) -> None:
         """Finish the deletion of topics, a bounded number of blocks in each transaction.
 
         Deleting leaves the partitions without a topic; what is under way when a process dies goes
@@ -131,65 +131,69 @@ class Trimmer:
         database = self._database
         while database.settings.mode != "ro":
             with database.read() as connection:
-                found = connection.rows(f"{_DELETED} LIMIT 1")
+                found = connection.fetch_rows(f"{_SELECT_DELETED} LIMIT 1")
             if not found:
                 return
-            (no,) = found[0]
+            (number,) = found[0]
             with database.write() as connection:
                 connection.execute(
                     "DELETE FROM streams_blocks WHERE place IN"
                     " (SELECT place FROM streams_blocks WHERE place BETWEEN ? AND ? LIMIT ?)",
-                    (place(no, 0), place(no, OFFSETS), _STEP),
+                    (block_key(number, 0), block_key(number, OFFSET_MASK), _STEP_BLOCKS),
                 )
-                if connection.changes() < _STEP:
-                    connection.execute("DELETE FROM streams_partitions WHERE no = ?", (no,))
+                if connection.changes() < _STEP_BLOCKS:
+                    connection.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
 
     @staticmethod
-    def _retention(connection: Connection, topic: str) -> tuple[float | None, int | None]:
-        rows = connection.rows(
+    def _retention(connection: SqliteConnection, topic: str) -> tuple[float | None, int | None]:
+        rows = connection.fetch_rows(
             "SELECT seconds, messages FROM streams_topics WHERE name = ?", (topic,)
         )
         return rows[0] if rows else (None, None)
 
-    def _cuts(self, connection: Connection, topic: str) -> tuple[list[_Cut], bool]:
+    def _trim_points(
+        self, connection: SqliteConnection, topic: str
+    ) -> tuple[list[_TrimPoint], bool]:
         """The new first offset of each partition that can be trimmed; whether that is not all."""
         seconds, messages = self._retention(connection, topic)
         if (seconds, messages) == (None, None):
             return [], False
         oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
-        cuts: list[_Cut] = []
+        points: list[_TrimPoint] = []
         more = False
-        for no, first, end, needed, taken in connection.array(_PARTITIONS, (topic,)):
+        for number, first, end, needed, time_us in connection.fetch_json(
+            _SELECT_PARTITIONS, (topic,)
+        ):
             floor = end if needed is None else min(end, needed)
-            kept = 0 if messages is None else end - messages
-            if kept - first < max(_SLACK, (messages or 0) // 10):
-                kept = 0
-            if first >= floor or (not kept and taken / 1e6 >= oldest):
+            count_bound = 0 if messages is None else end - messages
+            if count_bound - first < max(_MIN_SURPLUS, (messages or 0) // 10):
+                count_bound = 0
+            if first >= floor or (not count_bound and time_us / 1e6 >= oldest):
                 continue
-            found = connection.rows(
+            found = connection.fetch_rows(
                 "SELECT place, count, time FROM streams_blocks"
                 " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
-                (place(no, 0), place(no, floor), _STEP),
+                (block_key(number, 0), block_key(number, floor), _STEP_BLOCKS),
             )
-            cut = first
-            for at, count, taken in found:
-                behind = (at & OFFSETS) + count
-                if behind > kept and taken / 1e6 >= oldest:
-                    cut = max(cut, kept)
+            first_kept = first
+            for block_place, count, time_us in found:
+                block_end = (block_place & OFFSET_MASK) + count
+                if block_end > count_bound and time_us / 1e6 >= oldest:
+                    first_kept = max(first_kept, count_bound)
                     break
-                cut = behind
+                first_kept = block_end
             else:
-                more = more or len(found) == _STEP
-            if cut > first:
-                cuts.append(_Cut(no, min(cut, floor)))
-        return cuts, more
+                more = more or len(found) == _STEP_BLOCKS
+            if first_kept > first:
+                points.append(_TrimPoint(number, min(first_kept, floor)))
+        return points, more
 
 
-def _hollow(connection: Connection) -> bool:
+def _should_vacuum(connection: SqliteConnection) -> bool:
     """Whether much of the file is free, and can be given back."""
-    free = connection.rows("PRAGMA freelist_count")[0][0]
+    free = connection.fetch_rows("PRAGMA freelist_count")[0][0]
     return bool(
-        free > _FREE_PAGES
-        and free > connection.rows("PRAGMA page_count")[0][0] // 4
-        and connection.rows("PRAGMA auto_vacuum")[0][0] == _INCREMENTAL
+        free > _MIN_FREE_PAGES
+        and free > connection.fetch_rows("PRAGMA page_count")[0][0] // 4
+        and connection.fetch_rows("PRAGMA auto_vacuum")[0][0] == _AUTO_VACUUM_INCREMENTAL
     )

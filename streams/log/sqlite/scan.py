@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 from streams.errors import NotFound, Unavailable
 from streams.log.sqlite import blocks
-from streams.log.sqlite.blocks import Slice, StoredBatch
-from streams.log.sqlite.database import Connection, Database
-from streams.log.sqlite.schema import OFFSETS, place
-from streams.log.sqlite.shared import Shared, topic_key
+from streams.log.sqlite.blocks import BlockSlice, SqliteBatch
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.schema import OFFSET_MASK, block_key
+from streams.log.sqlite.shared import SharedFile, topic_event
 
-_USUAL = 2 * blocks.BYTES
+_LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
 """A block larger than this is fetched alone, once it is known that there is room for it."""
 
-_MOST = 64
+_MAX_BLOCKS = 64
 """Blocks fetched at once, at most."""
 
 # The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
 # what each is, and the data of all, one after the other. A large one is left out, but listed.
 # In a UTF-8 database (no other is opened) group_concat takes the bytes of a BLOB as they are.
-_FROM = """
+_SELECT_BLOCKS = """
 SELECT json_group_array(json_array(b.place, b.count, b.time, length(b.data))),
     CAST(group_concat(CASE WHEN length(b.data) <= :usual THEN b.data END, '') AS BLOB)
 FROM (
@@ -40,106 +40,124 @@ FROM (
 """
 
 
-class Tail:
+class PartitionCursor:
     """Where somebody reads in partition number ``no``. Used by one thread at a time."""
 
-    def __init__(self, no: int, position: int) -> None:
-        self.no = no
+    def __init__(self, number: int, position: int) -> None:
+        self.number = number
         self.position = position
-        self._left: Slice | None = None
-        self._count = 1
+        self._buffered: BlockSlice | None = None
+        self._messages_per_block = 1
         """Messages in a block, about, as far as has been seen."""
 
     @property
-    def ahead(self) -> bool:
+    def has_buffered(self) -> bool:
         """Whether more is in memory than was taken."""
-        return self._left is not None
+        return self._buffered is not None
 
-    def forget(self) -> None:
+    def drop_buffered(self) -> None:
         """Let go of what is in memory."""
-        self._left = None
+        self._buffered = None
 
-    def take(
-        self, connection: Connection, end: int, limit: int, size: int
-    ) -> tuple[list[Slice], int]:
+    def read(
+        self, connection: SqliteConnection, end: int, limit: int, byte_limit: int
+    ) -> tuple[list[BlockSlice], int]:
         """The next messages below ``end``, at most ``limit``, and how many bytes were read.
 
         :param end: an offset up to which the partition is, or once was, filled.
-        :param size: stop when this many bytes are reached.
+        :param byte_limit: stop when this many bytes are reached.
         """
-        slices: list[Slice] = []
+        slices: list[BlockSlice] = []
         if self.position >= end:
             return slices, 0
-        before = self.position, self._left
+        before = self.position, self._buffered
         try:
-            return slices, self._fill(slices, connection, end, limit, size)
+            return slices, self._read_blocks(slices, connection, end, limit, byte_limit)
         except BaseException:
-            self.position, self._left = before
+            self.position, self._buffered = before
             raise
 
-    def _fill(
-        self, slices: list[Slice], connection: Connection, end: int, limit: int, size: int
+    def _read_blocks(
+        self,
+        slices: list[BlockSlice],
+        connection: SqliteConnection,
+        end: int,
+        limit: int,
+        byte_limit: int,
     ) -> int:
-        left, self._left = self._left, None
-        if left is not None:
-            limit -= self._add(slices, left.first, left.time, left.block, end, limit)
+        buffered, self._buffered = self._buffered, None
+        if buffered is not None:
+            limit -= self._add_slice(
+                slices, buffered.first_offset, buffered.time, buffered.block, end, limit
+            )
             if limit < 1 or self.position >= end:
                 return 0
-        most = max(1, min(_MOST, size // blocks.BYTES, -(-limit // self._count)))
-        found, data = self._fetch(connection, end, most)
-        at = read = 0
+        max_blocks = max(
+            1,
+            min(
+                _MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, -(-limit // self._messages_per_block)
+            ),
+        )
+        found, data = self._fetch_blocks(connection, end, max_blocks)
+        start = bytes_read = 0
         for place_, _, time_, length in found:
-            if length <= _USUAL:
-                packed = data[at : at + length]
-                at += length
+            if length <= _LARGE_BLOCK:
+                packed = data[start : start + length]
+                start += length
             elif slices:
                 break
             else:
-                packed = connection.rows(
+                packed = connection.fetch_rows(
                     "SELECT data FROM streams_blocks WHERE place = ?", (place_,)
                 )[0][0]
-            block = blocks.decode(packed)
-            limit -= self._add(slices, place_ & OFFSETS, time_, block, end, limit)
-            read += length
-            if limit < 1 or read >= size or self.position >= end:
+            block = blocks.decode_block(packed)
+            limit -= self._add_slice(slices, place_ & OFFSET_MASK, time_, block, end, limit)
+            bytes_read += length
+            if limit < 1 or bytes_read >= byte_limit or self.position >= end:
                 break
         else:
-            if len(found) < most:
+            if len(found) < max_blocks:
                 # Nothing more stands below `end`: whatever else was there has been trimmed.
                 self.position = end
-        return read
+        return bytes_read
 
-    def _fetch(
-        self, connection: Connection, end: int, most: int
+    def _fetch_blocks(
+        self, connection: SqliteConnection, end: int, max_blocks: int
     ) -> tuple[list[tuple[int, int, int, int]], memoryview]:
         bindings = {
-            "usual": _USUAL,
-            "partition": place(self.no, 0),
-            "position": place(self.no, self.position),
-            "end": place(self.no, end),
-            "most": most,
+            "usual": _LARGE_BLOCK,
+            "partition": block_key(self.number, 0),
+            "position": block_key(self.number, self.position),
+            "end": block_key(self.number, end),
+            "most": max_blocks,
         }
-        cursor = connection.execute(_FROM, bindings)
+        cursor = connection.execute(_SELECT_BLOCKS, bindings)
         listed, data = next(cursor)
         cursor.close(True)  # not asking for a second row, of which there is none, saves a step
         found = json.loads(listed)
         if found:
-            self._count = max(1, sum(count for _, count, _, _ in found) // len(found))
+            self._messages_per_block = max(1, sum(count for _, count, _, _ in found) // len(found))
         return found, memoryview(data or b"")
 
-    def _add(
-        self, slices: list[Slice], first: int, time: int, block: blocks.Block, end: int, limit: int
+    def _add_slice(
+        self,
+        slices: list[BlockSlice],
+        first: int,
+        time: int,
+        block: blocks.Block,
+        end: int,
+        limit: int,
     ) -> int:
         low = max(0, self.position - first)
         high = min(len(block.ids), end - first, low + limit)
-        slices.append(Slice(first, time, block, low, high))
+        slices.append(BlockSlice(first, time, block, low, high))
         self.position = first + high
         if high < len(block.ids):
-            self._left = slices[-1]
+            self._buffered = slices[-1]
         return high - low
 
 
-class News:
+class ChangeWaiter:
     """Waiting for what others write, in this process or another one. Used by one thread at a time.
 
     Within the process the writer sets our event. Other processes' commits show in SQLite's
@@ -147,88 +165,88 @@ class News:
     less often it is asked: 20 times a second at last, after a quarter of one.
     """
 
-    _SHORTEST = 0.001
-    _LONGEST = 0.05
-    _SLOWER = 1.25
+    _MIN_PAUSE = 0.001
+    _MAX_PAUSE = 0.05
+    _BACKOFF_FACTOR = 1.25
 
-    def __init__(self, shared: Shared, keys: Iterable[str]) -> None:
+    def __init__(self, shared: SharedFile, keys: Iterable[str]) -> None:
         self.event = threading.Event()
         self._shared = shared
         self._version = -1
-        self._pause = self._SHORTEST
+        self._pause = self._MIN_PAUSE
         shared.watch(keys, self.event)
 
-    def changed(self, connection: Connection) -> bool:
+    def has_changed(self, connection: SqliteConnection) -> bool:
         """Whether anybody else wrote since the last call."""
-        version = connection.rows("PRAGMA data_version")[0][0]
+        version = connection.fetch_rows("PRAGMA data_version")[0][0]
         changed: bool = version != self._version
         self._version = version
         return changed
 
-    def wait(self, connection: Connection, seconds: float) -> bool:
+    def wait(self, connection: SqliteConnection, seconds: float) -> bool:
         """Block until there is news or real ``seconds`` are over; whether there is.
 
         Call it only after looking at the state that the news would be about.
         """
         deadline = time.monotonic() + seconds
         while True:
-            if self.changed(connection) or self.event.is_set():
+            if self.has_changed(connection) or self.event.is_set():
                 self.event.clear()
-                self._pause = self._SHORTEST
+                self._pause = self._MIN_PAUSE
                 return True
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return False
-            if not self.event.wait(min(self._pause, left)):
-                self._pause = min(self._LONGEST, self._pause * self._SLOWER)
+            if not self.event.wait(min(self._pause, remaining)):
+                self._pause = min(self._MAX_PAUSE, self._pause * self._BACKOFF_FACTOR)
 
     def close(self) -> None:
         """Stop watching."""
         self._shared.unwatch(self.event)
 
 
-class Part(NamedTuple):
+class PartitionRow(NamedTuple):
     """A partition as it stands."""
 
-    no: int
-    first: int
-    next: int
+    number: int
+    first_offset: int
+    end_offset: int
 
 
-def part(connection: Connection, topic: str, partition: int) -> Part:
+def partition_row(connection: SqliteConnection, topic: str, partition: int) -> PartitionRow:
     """The partition's facts.
 
     :raises NotFound: there is no such topic, or it has fewer partitions.
     """
-    rows = connection.rows(
+    rows = connection.fetch_rows(
         "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?",
         (topic, partition),
     )
     if not rows:
         raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
-    return Part(*rows[0])
+    return PartitionRow(*rows[0])
 
 
-def at(connection: Connection, topic: str, partition: int, moment: float) -> int:
+def offset_for_time(connection: SqliteConnection, topic: str, partition: int, moment: float) -> int:
     """Offset of the first message taken at or after ``moment``, the end if there is none.
 
     Times never go back within a partition, so this is a binary search over its blocks.
     """
-    no, first, end = part(connection, topic, partition)
+    partition_number, first, end = partition_row(connection, topic, partition)
     low, high = first, end
     found: tuple[int, int, int] | None = None  # the earliest block known to end late enough
     while low < high:
         middle = (low + high) // 2
-        rows = connection.rows(
+        rows = connection.fetch_rows(
             "SELECT place, count, time FROM streams_blocks"
             " WHERE place <= ? AND place >= ? ORDER BY place DESC LIMIT 1",
-            (place(no, middle), place(no, 0)),
+            (block_key(partition_number, middle), block_key(partition_number, 0)),
         )
         if not rows:  # all up to the middle is trimmed
             low = middle + 1
             continue
         (start, count, time_) = rows[0]
-        start &= OFFSETS
+        start &= OFFSET_MASK
         if time_ / 1e6 >= moment:
             found = (start, count, time_)
             high = min(middle, start)
@@ -237,18 +255,20 @@ def at(connection: Connection, topic: str, partition: int, moment: float) -> int
     if found is None:
         return end
     start, count, time_ = found
-    rows = connection.rows("SELECT data FROM streams_blocks WHERE place = ?", (place(no, start),))
-    block = blocks.decode(rows[0][0]) if rows else None
+    rows = connection.fetch_rows(
+        "SELECT data FROM streams_blocks WHERE place = ?", (block_key(partition_number, start),)
+    )
+    block = blocks.decode_block(rows[0][0]) if rows else None
     if block is None or not block.times:
         return max(start, first)
-    offset = next(i for i, taken in enumerate(block.times) if taken / 1e6 >= moment)
+    offset = next(i for i, time_us in enumerate(block.times) if time_us / 1e6 >= moment)
     return max(start + offset, first)
 
 
-class StoredReader:
+class SqliteReader:
     """A plain reading of one partition, outside any group."""
 
-    _SIZE = 4 << 20
+    _READ_BYTES = 4 << 20
     """Bytes taken at once, about."""
 
     def __init__(
@@ -258,53 +278,59 @@ class StoredReader:
         self._topic = topic
         self._partition = partition
         self._end = end
-        self._connection: Connection | None = None
+        self._connection: SqliteConnection | None = None
         with database.read() as connection:
-            no, first, self._next = part(connection, topic, partition)
-        self._tail = Tail(no, max(start, first))
+            number, first, self._end_offset = partition_row(connection, topic, partition)
+        self._cursor = PartitionCursor(number, max(start, first))
 
-    def read(self, limit: int, timeout: float = 5.0) -> StoredBatch | None:
+    def read(self, limit: int, timeout: float = 5.0) -> SqliteBatch | None:
         """The next messages, at most ``limit``; None at the end.
 
         :raises Unavailable: none came within ``timeout`` seconds.
         :raises NotFound: the topic was deleted.
         """
-        if self._tail.position >= self._end:
+        if self._cursor.position >= self._end:
             return None
         with self._database.read() as connection:
-            slices = self._take(connection, limit)
-            if slices is None and self._tail.position < self._end:
-                slices = self._wait(connection, limit, timeout)
-        return StoredBatch(self._topic, self._partition, slices) if slices else None
+            slices = self._read_available(connection, limit)
+            if slices is None and self._cursor.position < self._end:
+                slices = self._wait_for_messages(connection, limit, timeout)
+        return SqliteBatch(self._topic, self._partition, slices) if slices else None
 
-    def _take(self, connection: Connection, limit: int) -> list[Slice] | None:
-        tail = self._tail
-        if tail.position >= self._next:
-            no, _, self._next = part(connection, self._topic, self._partition)
-            if no != tail.no:
+    def _read_available(self, connection: SqliteConnection, limit: int) -> list[BlockSlice] | None:
+        cursor = self._cursor
+        if cursor.position >= self._end_offset:
+            partition_number, _, self._end_offset = partition_row(
+                connection, self._topic, self._partition
+            )
+            if partition_number != cursor.number:
                 raise NotFound(f"topic {self._topic!r} was deleted while it was read")
-        slices, _ = tail.take(connection, min(self._end, self._next), limit, self._SIZE)
+        slices, _ = cursor.read(
+            connection, min(self._end, self._end_offset), limit, self._READ_BYTES
+        )
         return slices or None
 
-    def _wait(self, connection: Connection, limit: int, timeout: float) -> list[Slice] | None:
-        news = News(self._database.shared, [topic_key(self._topic)])
+    def _wait_for_messages(
+        self, connection: SqliteConnection, limit: int, timeout: float
+    ) -> list[BlockSlice] | None:
+        changes = ChangeWaiter(self._database.shared_file, [topic_event(self._topic)])
         deadline = time.monotonic() + timeout
         try:
             while True:
-                news.changed(connection)
-                slices = self._take(connection, limit)
-                if slices or self._tail.position >= self._end:
+                changes.has_changed(connection)
+                slices = self._read_available(connection, limit)
+                if slices or self._cursor.position >= self._end:
                     return slices
-                left = deadline - time.monotonic()
-                if left <= 0:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
                     raise Unavailable(
                         f"{self._topic}/{self._partition}: nothing behind "
-                        f"{self._tail.position} within {timeout:g} s"
+                        f"{self._cursor.position} within {timeout:g} s"
                     )
-                news.wait(connection, left)
+                changes.wait(connection, remaining)
         finally:
-            news.close()
+            changes.close()
 
     def close(self) -> None:
         """Give back what the reader holds."""
-        self._tail.forget()
+        self._cursor.drop_buffered()

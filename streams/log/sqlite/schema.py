@@ -98,10 +98,10 @@ WHERE c.position IS NOT NULL AND p.topic <> '';
 """What others may read: these names and columns stay (docs/sqlite.md), the tables may change."""
 
 
-def place(no: int, offset: int) -> int:
-    """The primary key of an offset in partition number ``no``."""
-    return no << OFFSET_BITS | offset
+def block_key(partition_number: int, offset: int) -> int:
+    """The primary key of an offset in partition number ``partition_number``."""
+    return partition_number << OFFSET_BITS | offset
 
 
-OFFSETS: Final = (1 << OFFSET_BITS) - 1
+OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
 """``place & OFFSETS`` is the offset."""

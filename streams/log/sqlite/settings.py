@@ -9,8 +9,8 @@ from typing import Literal
 
 from streams import wire
 from streams.errors import ConfigError
-from streams.log.membership import LONGEST, TERMS, Terms
-from streams.log.protocol import Mode, Opened
+from streams.log.membership import DEFAULT_TERMS, MAX_LEASE, LeaseTerms
+from streams.log.protocol import OpenMode, OpenRequest
 from streams.log.url import Url, parse
 from streams.text import close_match
 
@@ -19,7 +19,7 @@ MAX_RECORD = 999_000_000
 and the ID of a record must fit into the same row."""
 
 _OPTIONS = ("synchronous", "lease", "timeout", "max_record", "mode")
-_MODES: tuple[Mode, ...] = ("ro", "rw", "rwc")
+_MODES: tuple[OpenMode, ...] = ("ro", "rw", "rwc")
 """What allows less comes first."""
 _PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_autocheckpoint")
 
@@ -32,7 +32,7 @@ class Settings:
     :param synchronous: ``full``: an append is on the disk when it is acknowledged. ``normal``: it
         survives a killed process, a power cut may take the last ones.
     :param terms: how long a member owns its partitions without confirming it.
-    :param timeout: seconds to wait while another process or thread writes.
+    :param write_timeout: seconds to wait while another process or thread writes.
     :param max_record: bytes of key and value that one record may have.
     :param pragmas: SQLite's own settings, for every connection.
     :param mode: ``ro``: only look, nothing is changed and no file is made. ``rw``: use the file
@@ -41,66 +41,66 @@ class Settings:
 
     path: str
     synchronous: Literal["full", "normal"] = "full"
-    terms: Terms = TERMS
-    timeout: float = 10.0
+    terms: LeaseTerms = DEFAULT_TERMS
+    write_timeout: float = 10.0
     max_record: int = MAX_RECORD
     pragmas: Mapping[str, int] = field(default_factory=dict)
-    mode: Mode = "rwc"
+    mode: OpenMode = "rwc"
 
 
-def read(opened: Opened) -> Settings:
+def read_settings(request: OpenRequest) -> Settings:
     """The settings in a URL such as ``sqlite:///flights.db?synchronous=normal&lease=5``.
 
     Three slashes: relative to the working directory; four: absolute.
 
     :raises ConfigError: it cannot be used, and what to write instead.
     """
-    url = parse(opened.url)
-    options = dict(opened.options)
+    url = parse(request.url)
+    options = dict(request.options)
     for name in options:
         if name not in _OPTIONS:
-            shown = url.named(name)
+            shown = url.display_name(name)
             # Of a name that may be a part of a secret nothing is said.
             meant = close_match(name, _OPTIONS) if shown == repr(name) else None
             hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
-                f"{url.place}: no option {shown}; {hint}a sqlite:// URL takes {', '.join(_OPTIONS)}"
+                f"{url.location}: no option {shown}; {hint}a sqlite:// URL takes {', '.join(_OPTIONS)}"
             )
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in ("full", "normal"):
         raise ConfigError(
-            f"{url.place}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
+            f"{url.location}: synchronous={synchronous!r}: use 'full' (durable, the default) or "
             "'normal' (a power cut may take the last messages)"
         )
-    lease = _number(url, options, "lease", TERMS.lease, wire.seconds)
-    if lease > LONGEST:
-        raise ConfigError(f"{url}: lease={options['lease']!r}: {LONGEST:g} seconds at most")
-    timeout = _number(url, options, "timeout", 10.0, wire.seconds)
+    lease = _number(url, options, "lease", DEFAULT_TERMS.lease, wire.parse_seconds)
+    if lease > MAX_LEASE:
+        raise ConfigError(f"{url}: lease={options['lease']!r}: {MAX_LEASE:g} seconds at most")
+    timeout = _number(url, options, "timeout", 10.0, wire.parse_seconds)
     max_record = _number(url, options, "max_record", MAX_RECORD)
     if max_record > MAX_RECORD:
         raise ConfigError(
-            f"{url.place}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes"
+            f"{url.location}: max_record={options['max_record']!r}: SQLite takes {MAX_RECORD} bytes"
             " at most"
         )
     return Settings(
         path=_path(url),
         synchronous="full" if synchronous == "full" else "normal",
-        terms=Terms(lease),
-        timeout=timeout,
+        terms=LeaseTerms(lease),
+        write_timeout=timeout,
         max_record=int(max_record),
-        pragmas=_pragmas(url, opened.config),
-        mode=_mode(url, options, opened.mode),
+        pragmas=_pragmas(url, request.config),
+        mode=_open_mode(url, options, request.mode),
     )
 
 
-def _mode(url: Url, options: Mapping[str, str], asked: Mode) -> Mode:
+def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> OpenMode:
     """What both the URL and whoever opens it allow."""
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:
-            return mode if _MODES.index(mode) < _MODES.index(asked) else asked
+            return mode if _MODES.index(mode) < _MODES.index(requested) else requested
     raise ConfigError(
-        f"{url.place}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
+        f"{url.location}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
         "'rw' (use the one that is there) or 'ro' (only look)"
     )
 
@@ -110,15 +110,17 @@ def _number(
     options: Mapping[str, str],
     name: str,
     default: float,
-    read: Callable[[str], float | None] = wire.finite,
+    convert: Callable[[str], float | None] = wire.parse_float,
 ) -> float:
     text = options.get(name)
     if text is None:
         return default
-    number = read(text)
+    number = convert(text)
     if number is None or not number > 0:
-        what = ", or a duration such as 90s or 2h30m," if read is wire.seconds else ""
-        raise ConfigError(f"{url.place}: {name}={text!r}: a number greater than 0{what} is needed")
+        hint = ", or a duration such as 90s or 2h30m," if convert is wire.parse_seconds else ""
+        raise ConfigError(
+            f"{url.location}: {name}={text!r}: a number greater than 0{hint} is needed"
+        )
     return number
 
 
@@ -129,12 +131,12 @@ def _pragmas(url: Url, config: Mapping[str, object]) -> dict[str, int]:
             meant = close_match(name, _PRAGMAS)
             hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
-                f"{url.place}: config={{{name!r}: ...}}: {hint}the pragmas that can be set are "
+                f"{url.location}: config={{{name!r}: ...}}: {hint}the pragmas that can be set are "
                 f"{', '.join(_PRAGMAS)}"
             )
         if not isinstance(value, int):
             raise ConfigError(
-                f"{url.place}: config={{{name!r}: ...}}: an integer is needed, not of type "
+                f"{url.location}: config={{{name!r}: ...}}: an integer is needed, not of type "
                 f"{type(value).__name__}"
             )
         pragmas[name] = value
@@ -145,14 +147,14 @@ def _path(url: Url) -> str:
     name = url.path
     if name == ":memory:":
         raise ConfigError(
-            f"{url.place}: several connections cannot share it; use memory:// instead"
+            f"{url.location}: several connections cannot share it; use memory:// instead"
         )
     if not name or "\0" in name:
-        raise ConfigError(f"{url.place}: the file's name is missing, as in sqlite:///streams.db")
+        raise ConfigError(f"{url.location}: the file's name is missing, as in sqlite:///streams.db")
     path = os.path.abspath(name)
     if os.path.isdir(path):
-        raise ConfigError(f"{url.place}: {path} is a directory; name a file in it")
+        raise ConfigError(f"{url.location}: {path} is a directory; name a file in it")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
-        raise ConfigError(f"{url.place}: there is no directory {folder}; create it first")
+        raise ConfigError(f"{url.location}: there is no directory {folder}; create it first")
     return path

@@ -19,43 +19,43 @@ import apsw
 
 from streams.config import Flow
 from streams.errors import LogError, MemberFenced, Unavailable
-from streams.log.protocol import Answered, Assignment, Commit, Listener, Static
+from streams.log.protocol import Assignment, Commit, RebalanceListener, StaticMember, Submitted
 from streams.log.sqlite import blocks
-from streams.log.sqlite.blocks import StoredBatch
+from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import Database
-from streams.log.sqlite.failures import translated
+from streams.log.sqlite.failures import translate_errors
 from streams.log.sqlite.retention import Trimmer
-from streams.log.sqlite.roster import Changes, Roster
-from streams.log.sqlite.scan import News, Tail
-from streams.log.sqlite.shared import group_key, topic_key
-from streams.log.sqlite.transaction import HandlerConnection, Pool, StoredTransaction
+from streams.log.sqlite.roster import Membership, OwnershipChanges
+from streams.log.sqlite.scan import ChangeWaiter, PartitionCursor
+from streams.log.sqlite.shared import group_event, topic_event
+from streams.log.sqlite.transaction import ConnectionPool, HandlerConnection, SqliteTransaction
 
-_LOOK = 0.25
+_LIVENESS_INTERVAL = 0.25
 """Real seconds between two looks at whether the other members still run."""
 
-_GLANCE = 0.05
+_CHANGE_CHECK_INTERVAL = 0.05
 """Real seconds between two looks at whether the file has changed, while there is enough to read."""
 
-_SUBMITTED = 0.02
+_SUBMIT_TIMEOUT = 0.02
 """Seconds that a submit waits while others write: the next one comes soon."""
 
-_RESTS = 16
+_MAX_BUFFERED = 16
 """Partitions of which a part of a block is held in memory, at most."""
 
 
-class _Feed(Tail):
+class _OwnedPartition(PartitionCursor):
     """What a subscription reads of one assignment."""
 
-    def __init__(self, assignment: Assignment, no: int) -> None:
-        super().__init__(no, assignment.position)
+    def __init__(self, assignment: Assignment, number: int) -> None:
+        super().__init__(number, assignment.position)
         self.assignment = assignment
-        self.end = 0
-        self.paused = False
-        self.queued = False
+        self.end_offset = 0
+        self.is_paused = False
+        self.is_queued = False
 
 
-class StoredSubscription:
-    """A member of a group. Used by one thread at a time, except :meth:`wake`, :meth:`begin`,
+class SqliteSubscription:
+    """A member of a group. Used by one thread at a time, except :meth:`wakeup`, :meth:`begin_transaction`,
     :meth:`commit` and what they return."""
 
     def __init__(
@@ -64,179 +64,189 @@ class StoredSubscription:
         trimmer: Trimmer,
         group: str,
         topics: Sequence[str],
-        listener: Listener,
+        listener: RebalanceListener,
         flow: Flow,
-        window: int,
-        closed: Callable[[StoredSubscription], None],
-        member: Static | None = None,
+        trim_margin: int,
+        on_close: Callable[[SqliteSubscription], None],
+        member: StaticMember | None = None,
     ) -> None:
         self._database = database
         self._trimmer = trimmer
         self._clock = database.clock
         self._topics = sorted(set(topics))
         self._listener = listener
-        self._size = max(blocks.BYTES, flow.bytes // 4)
-        self._on_close = closed
-        self._roster = Roster(database, group, self._topics, window, member)
-        self._connection = database.take()
+        self._byte_limit = max(blocks.BLOCK_BYTES, flow.bytes // 4)
+        self._on_close = on_close
+        self._membership = Membership(database, group, self._topics, trim_margin, member)
+        self._connection = database.acquire()
         try:
-            self._roster.join()
+            self._membership.join()
         except BaseException:
-            database.give(self._connection)
+            database.release(self._connection)
             raise
-        self._news = News(database.shared, [group_key(group), *map(topic_key, self._topics)])
-        self._unwatch = self._clock.watch(self._news.event.set)
-        self._pool = Pool(lambda: HandlerConnection(database.settings))
-        self._feeds: dict[Assignment, _Feed] = {}
-        self._by_place: dict[tuple[str, int], _Feed] = {}
-        self._ready: deque[_Feed] = deque()
-        self._rests: set[_Feed] = set()
-        self._ends: dict[str, str] = {}
-        self._fresh = False
-        self._due = self._beat = float("-inf")
-        self._look_at = self._glance_at = self._hold = 0.0
+        self._changes = ChangeWaiter(
+            database.shared_file, [group_event(group), *map(topic_event, self._topics)]
+        )
+        self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
+        self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
+        self._owned: dict[Assignment, _OwnedPartition] = {}
+        self._by_partition: dict[tuple[str, int], _OwnedPartition] = {}
+        self._ready: deque[_OwnedPartition] = deque()
+        self._buffered: set[_OwnedPartition] = set()
+        self._end_offsets: dict[str, str] = {}
+        self._is_current = False
+        self._plan_due = self._heartbeat_due = float("-inf")
+        self._liveness_check_due = self._change_check_due = self._plan_not_before = 0.0
         self._woken = False
         self._closed = False
 
     # -- polling
 
-    def poll(self, limit: int, timeout: float) -> Sequence[StoredBatch]:
+    def poll(self, limit: int, timeout: float) -> Sequence[SqliteBatch]:
         """The next messages, at most ``limit``; waits up to ``timeout`` real seconds for some."""
         deadline = time.monotonic() + timeout
-        self._database.check()
+        self._database.require_open()
         if self._closed:
             raise Unavailable("the subscription is closed")
-        with translated(self._database.path):
+        with translate_errors(self._database.path):
             while True:
                 # Read before attending: whoever wakes a poll wants it to have looked since then.
                 woken, self._woken = self._woken, False
-                self._attend()
-                batches = self._take(limit)
-                left = deadline - time.monotonic()
-                if batches or woken or left <= 0:
+                self._follow_changes()
+                batches = self._read_ready(limit)
+                remaining = deadline - time.monotonic()
+                if batches or woken or remaining <= 0:
                     return batches
-                if self._news.wait(self._connection, min(left, self._until_due())):
-                    self._fresh = False
+                if self._changes.wait(self._connection, min(remaining, self._seconds_until_due())):
+                    self._is_current = False
 
-    def _take(self, limit: int) -> list[StoredBatch]:
-        batches: list[StoredBatch] = []
-        size = self._size
+    def _read_ready(self, limit: int) -> list[SqliteBatch]:
+        batches: list[SqliteBatch] = []
+        byte_limit = self._byte_limit
         for _ in range(len(self._ready)):
-            if limit < 1 or size <= 0:
+            if limit < 1 or byte_limit <= 0:
                 break
-            feed = self._ready[0]
+            owned = self._ready[0]
             try:
-                slices, read = feed.take(self._connection, feed.end, limit, size)
+                slices, bytes_read = owned.read(
+                    self._connection, owned.end_offset, limit, byte_limit
+                )
             except (LogError, apsw.Error):
                 if batches:  # they have been taken: the error will be there at the next poll, too
                     break
                 raise
-            size -= read
+            byte_limit -= bytes_read
             if slices:
-                assignment = feed.assignment
-                batch = StoredBatch(assignment.topic, assignment.partition, slices, assignment)
+                assignment = owned.assignment
+                batch = SqliteBatch(assignment.topic, assignment.partition, slices, assignment)
                 batches.append(batch)
                 limit -= len(batch)
             self._ready.popleft()
-            feed.queued = False
-            self._queue(feed)
-            self._bound_rests(feed)
+            owned.is_queued = False
+            self._queue(owned)
+            self._limit_buffered(owned)
         return batches
 
-    def _bound_rests(self, feed: _Feed) -> None:
+    def _limit_buffered(self, owned: _OwnedPartition) -> None:
         """Rests of blocks that were not taken whole are kept in memory, but few of them."""
-        self._rests.discard(feed)
-        if feed.ahead:
-            if len(self._rests) < _RESTS:
-                self._rests.add(feed)
+        self._buffered.discard(owned)
+        if owned.has_buffered:
+            if len(self._buffered) < _MAX_BUFFERED:
+                self._buffered.add(owned)
             else:
-                feed.forget()
+                owned.drop_buffered()
 
-    def _queue(self, feed: _Feed) -> None:
-        if not feed.paused and not feed.queued and feed.position < feed.end:
-            feed.queued = True
-            self._ready.append(feed)
+    def _queue(self, owned: _OwnedPartition) -> None:
+        if not owned.is_paused and not owned.is_queued and owned.position < owned.end_offset:
+            owned.is_queued = True
+            self._ready.append(owned)
 
-    def _unqueue(self, feed: _Feed) -> None:
-        feed.forget()
-        self._rests.discard(feed)
-        if feed.queued:
-            feed.queued = False
-            self._ready.remove(feed)
+    def _unqueue(self, owned: _OwnedPartition) -> None:
+        owned.drop_buffered()
+        self._buffered.discard(owned)
+        if owned.is_queued:
+            owned.is_queued = False
+            self._ready.remove(owned)
 
     # -- what others do
 
-    def _attend(self) -> None:
+    def _follow_changes(self) -> None:
         now = time.monotonic()
-        if self._ready and now >= self._glance_at:
-            self._glance_at = now + _GLANCE
-            if self._news.changed(self._connection):
-                self._fresh = False
-        if not self._fresh:
-            self._fresh = True
-            self._refresh()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK
-            if self._roster.look(self._connection):
-                self._due = float("-inf")
-        if now >= self._hold and (self._roster.doubtful or self._clock.monotonic() >= self._due):
-            self._step()
+        if self._ready and now >= self._change_check_due:
+            self._change_check_due = now + _CHANGE_CHECK_INTERVAL
+            if self._changes.has_changed(self._connection):
+                self._is_current = False
+        if not self._is_current:
+            self._is_current = True
+            self._refresh_ends()
+        if now >= self._liveness_check_due:
+            self._liveness_check_due = now + _LIVENESS_INTERVAL
+            if self._membership.has_dead_members(self._connection):
+                self._plan_due = float("-inf")
+        if now >= self._plan_not_before and (
+            self._membership.commit_refused or self._clock.monotonic() >= self._plan_due
+        ):
+            self._update_membership()
 
-    def _refresh(self) -> None:
+    def _refresh_ends(self) -> None:
         """Read the group's generation and the partitions' ends: one row a topic."""
-        for topic, generation, ends in self._connection.rows(
+        for topic, generation, ends in self._connection.fetch_rows(
             "SELECT t.value, (SELECT generation FROM streams_groups WHERE name = ?),"
             " (SELECT json_group_array(next ORDER BY partition)"
             " FROM streams_partitions WHERE topic = t.value) FROM json_each(?) AS t",
-            (self._roster.group, json.dumps(self._topics)),
+            (self._membership.group, json.dumps(self._topics)),
         ):
-            if generation != self._roster.generation:
-                self._due = float("-inf")
-            if self._ends.get(topic) == ends:
+            if generation != self._membership.generation:
+                self._plan_due = float("-inf")
+            if self._end_offsets.get(topic) == ends:
                 continue
-            self._ends[topic] = ends
+            self._end_offsets[topic] = ends
             for partition, end in enumerate(json.loads(ends)):
-                feed = self._by_place.get((topic, partition))
-                if feed is not None:
-                    feed.end = end
-                    self._queue(feed)
+                owned = self._by_partition.get((topic, partition))
+                if owned is not None:
+                    owned.end_offset = end
+                    self._queue(owned)
 
-    def _until_due(self) -> float:
+    def _seconds_until_due(self) -> float:
         """Real seconds until something has to be attended to."""
-        due = self._clock.timeout(max(0.0, self._due - self._clock.monotonic()))
-        return min(_LOOK, max(due, self._hold - time.monotonic()))
+        due = self._clock.real_timeout(max(0.0, self._plan_due - self._clock.monotonic()))
+        return min(_LIVENESS_INTERVAL, max(due, self._plan_not_before - time.monotonic()))
 
     # -- membership
 
-    def _step(self) -> None:
+    def _update_membership(self) -> None:
         settings, now = self._database.settings, self._clock.monotonic()
         terms = settings.terms
         # As long as what is owned is certain there is better to do than to wait for a writer.
-        sure = bool(self._feeds) and self._sure(now)
+        is_certain = bool(self._owned) and self._is_ownership_certain(now)
         try:
-            changes = self._roster.step(terms.margin if sure else settings.timeout)
+            changes = self._membership.heartbeat_and_plan(
+                terms.safety_margin if is_certain else settings.write_timeout
+            )
         except MemberFenced:
-            lost = list(self._feeds)
+            lost = list(self._owned)
             self._remove(lost)
             for assignment in lost:
                 assignment.valid_until = float("-inf")
             self._listener.lost(lost)
             raise
         except Unavailable:
-            if not sure:
+            if not is_certain:
                 raise
-            self._hold = time.monotonic() + _LOOK
+            self._plan_not_before = time.monotonic() + _LIVENESS_INTERVAL
             return
-        self._due = self._beat = now + terms.heartbeat
-        self._tell(changes)
+        self._plan_due = self._heartbeat_due = now + terms.heartbeat_interval
+        self._apply_changes(changes)
         for topic in self._topics:
-            self._trimmer.now_and_then(topic)
+            self._trimmer.trim_if_due(topic)
 
-    def _sure(self, now: float) -> bool:
+    def _is_ownership_certain(self, now: float) -> bool:
         """Whether what was confirmed last still holds."""
-        return all(now < assignment.valid_until for assignment in self._roster.numbers)
+        return all(
+            now < assignment.valid_until for assignment in self._membership.partition_numbers
+        )
 
-    def _tell(self, changes: Changes) -> None:
+    def _apply_changes(self, changes: OwnershipChanges) -> None:
         self._remove(changes.lost)
         if changes.lost:
             self._listener.lost(changes.lost)
@@ -245,62 +255,62 @@ class StoredSubscription:
             try:
                 self._listener.revoked(changes.release)
             finally:
-                self._roster.release(changes.release)
+                self._membership.release(changes.release)
         if changes.acquired:
             for assignment in changes.acquired:
-                feed = _Feed(assignment, self._roster.numbers[assignment])
-                self._feeds[assignment] = feed
-                self._by_place[assignment.topic, assignment.partition] = feed
+                owned = _OwnedPartition(assignment, self._membership.partition_numbers[assignment])
+                self._owned[assignment] = owned
+                self._by_partition[assignment.topic, assignment.partition] = owned
             try:
                 self._listener.assigned(changes.acquired)
             except BaseException:
                 self._remove(changes.acquired)
-                self._roster.release(changes.acquired)
+                self._membership.release(changes.acquired)
                 raise
             # What was trimmed may be there still, within a block.
-            firsts = self._connection.array(
+            first_offset_rows = self._connection.fetch_json(
                 "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
                 " WHERE topic IN (SELECT value FROM json_each(?))",
                 (json.dumps(self._topics),),
             )
-            first: dict[int, int] = dict(firsts)
+            first_offsets: dict[int, int] = dict(first_offset_rows)
             for assignment in changes.acquired:
-                feed = self._feeds[assignment]
-                feed.position = max(assignment.position, first.get(feed.no, 0))
-            self._ends.clear()
-            self._refresh()
+                owned = self._owned[assignment]
+                owned.position = max(assignment.position, first_offsets.get(owned.number, 0))
+            self._end_offsets.clear()
+            self._refresh_ends()
 
     def _remove(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
-            feed = self._feeds.pop(assignment, None)
-            if feed is not None:
-                self._unqueue(feed)
-                self._by_place.pop((assignment.topic, assignment.partition), None)
+            owned = self._owned.pop(assignment, None)
+            if owned is not None:
+                self._unqueue(owned)
+                self._by_partition.pop((assignment.topic, assignment.partition), None)
 
     # -- the rest
 
     def commit(self, commits: Sequence[Commit]) -> None:
         """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
-            self._roster.commit(commits)
+            self._membership.commit(commits)
 
-    def submit(self, commits: Sequence[Commit], answered: Answered) -> None:
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """Store these places without waiting for the disk, nor for long while others write."""
         try:
-            self._roster.commit(commits, flush=False, patience=_SUBMITTED)
+            self._membership.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
         except Unavailable:
-            answered(False)
+            on_submitted(False)
         else:
-            answered(True)
+            on_submitted(True)
 
-    def restart(self, assignments: Iterable[Assignment]) -> None:
+    def reassign(self, assignments: Iterable[Assignment]) -> None:
         """Give these up, and have the partitions assigned anew."""
-        given = [each for each in assignments if each in self._feeds]
-        if not given:
+        to_give_up = [each for each in assignments if each in self._owned]
+        if not to_give_up:
             return
-        self._remove(given)
-        self._due = float("-inf")
-        self._roster.release(given)
+        self._remove(to_give_up)
+        self._plan_due = float("-inf")
+        self._membership.release(to_give_up)
 
     def keep_alive(self) -> None:
         """Stay a member without polling.
@@ -308,70 +318,70 @@ class StoredSubscription:
         :raises Unavailable: the file cannot be written, and ownership has run out meanwhile.
         """
         now = self._clock.monotonic()
-        if now < self._beat:
+        if now < self._heartbeat_due:
             return
         terms = self._database.settings.terms
         try:
-            self._roster.beat()
+            self._membership.heartbeat()
         except Unavailable:
-            if not self._sure(now):
+            if not self._is_ownership_certain(now):
                 raise
         else:
-            self._beat = now + terms.heartbeat
+            self._heartbeat_due = now + terms.heartbeat_interval
 
-    def begin(self) -> StoredTransaction:
+    def begin_transaction(self) -> SqliteTransaction:
         """A transaction for a handler (any thread)."""
-        return StoredTransaction(self._database, self._roster, self._pool)
+        return SqliteTransaction(self._database, self._membership, self._pool)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed."""
         for assignment in assignments:
-            feed = self._feeds.get(assignment)
-            if feed is not None:
-                feed.paused = True
-                self._unqueue(feed)
+            owned = self._owned.get(assignment)
+            if owned is not None:
+                owned.is_paused = True
+                self._unqueue(owned)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again, from behind the last message delivered."""
         for assignment in assignments:
-            feed = self._feeds.get(assignment)
-            if feed is not None:
-                feed.paused = False
-                self._queue(feed)
+            owned = self._owned.get(assignment)
+            if owned is not None:
+                owned.is_paused = False
+                self._queue(owned)
 
-    def wake(self) -> None:
+    def wakeup(self) -> None:
         """Make a blocked poll return soon (any thread)."""
         self._woken = True
-        self._news.event.set()
+        self._changes.event.set()
 
     def close(self) -> None:
         """Leave the group; what is still owned is revoked first."""
-        if self._closed or self._database.forked:
+        if self._closed or self._database.is_forked:
             return
         self._closed = True
-        held = list(self._feeds)
-        self._remove(held)
+        owned = list(self._owned)
+        self._remove(owned)
         try:
-            if held:
-                self._listener.revoked(held)
+            if owned:
+                self._listener.revoked(owned)
         finally:
             try:
-                self._roster.leave()
+                self._membership.leave()
             except Unavailable:
                 pass  # its lock is free, by which the others know
             finally:
-                self._shut()
+                self._release_resources()
 
     def abandon(self) -> None:
         """The log is being closed under it."""
         self._closed = True
-        self._roster.abandon()
-        self._shut()
+        self._membership.abandon()
+        self._release_resources()
 
-    def _shut(self) -> None:
-        self._unwatch()
-        self._news.close()
-        self._news.event.set()
+    def _release_resources(self) -> None:
+        self._stop_clock_watch()
+        self._changes.close()
+        self._changes.event.set()
         self._pool.close()
         try:
             self._connection.close()

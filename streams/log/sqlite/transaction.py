@@ -5,7 +5,7 @@ once. SQLite has one writer at a time: from its first statement to its end a tra
 everybody else from writing to the file, publishers and other handlers included. Keep it short.
 
 The log's own tables (``streams_…``) may be read but not written, and nothing may end the
-transaction but :meth:`StoredTransaction.commit` and :meth:`StoredTransaction.rollback`.
+transaction but :meth:`SqliteTransaction.commit` and :meth:`SqliteTransaction.rollback`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import apsw
 
 from streams.errors import ConfigError, LogError
 from streams.log.protocol import Commit
-from streams.log.sqlite.database import Connection, Database
+from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.failures import translate, translate_commit
-from streams.log.sqlite.roster import Roster
+from streams.log.sqlite.roster import Membership
 from streams.log.sqlite.settings import Settings
 
-C = TypeVar("C", bound=Connection)
+ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
 
-_RESERVED = "streams_"
+_RESERVED_PREFIX = "streams_"
 
-_SPACE = re.compile(r"(\s|;|--[^\n]*|/\*.*?(\*/|\Z))*", re.DOTALL)
+_BLANK_SQL = re.compile(r"(\s|;|--[^\n]*|/\*.*?(\*/|\Z))*", re.DOTALL)
 
 # The actions of SQLite's authorizer that change something, and which of the two names that it
 # gives are reserved: a table's (or its own) comes first or second, depending on the action.
-_CHANGES = frozenset(
+_WRITE_ACTIONS = frozenset(
     (
         *(apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_ALTER_TABLE),
         *(apsw.SQLITE_CREATE_TABLE, apsw.SQLITE_CREATE_TEMP_TABLE, apsw.SQLITE_CREATE_VTABLE),
@@ -41,14 +41,14 @@ _CHANGES = frozenset(
         *(apsw.SQLITE_DROP_TABLE, apsw.SQLITE_DROP_INDEX, apsw.SQLITE_DROP_TRIGGER),
     )
 )
-_REFUSED = {
+_REFUSED_ACTIONS = {
     apsw.SQLITE_TRANSACTION: "BEGIN, COMMIT and ROLLBACK are not the handler's: its transaction "
     "commits when it returns and is rolled back when it raises",
     apsw.SQLITE_SAVEPOINT: "SAVEPOINT is not available in a handler's transaction",
     apsw.SQLITE_ATTACH: "ATTACH is not available in a handler's transaction",
     apsw.SQLITE_DETACH: "DETACH is not available in a handler's transaction",
 }
-PRAGMAS = frozenset(
+READ_PRAGMAS = frozenset(
     (
         *("foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo"),
         *("table_info", "table_list", "table_xinfo"),
@@ -56,7 +56,7 @@ PRAGMAS = frozenset(
 )
 
 
-class HandlerConnection(Connection):
+class HandlerConnection(SqliteConnection):
     """A connection that refuses what a handler must not do.
 
     SQLite asks when it prepares a statement, not when it runs one that was prepared before. So our
@@ -65,65 +65,67 @@ class HandlerConnection(Connection):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.trusted = False
+        self.is_trusted = False
         """Our own statements pass."""
-        self.refused = ""
+        self.refusal = ""
         """Why the last statement was refused."""
         self.authorizer = self._authorize
 
     def _authorize(
-        self, action: int, one: str | None, two: str | None, base: str | None, inner: str | None
+        self, action: int, first: str | None, two: str | None, base: str | None, inner: str | None
     ) -> int:
-        if not self.trusted:
-            reason = _REFUSED.get(action, "")
-            if action == apsw.SQLITE_PRAGMA and one not in PRAGMAS:
-                reason = f"PRAGMA {one} is not available in a handler's transaction"
-            elif action in _CHANGES:
-                ours = next((n for n in (one, two) if n and n.lower().startswith(_RESERVED)), None)
-                if ours:
-                    reason = f"{ours} belongs to the log ({_RESERVED}…) and may only be read"
+        if not self.is_trusted:
+            reason = _REFUSED_ACTIONS.get(action, "")
+            if action == apsw.SQLITE_PRAGMA and first not in READ_PRAGMAS:
+                reason = f"PRAGMA {first} is not available in a handler's transaction"
+            elif action in _WRITE_ACTIONS:
+                reserved_name = next(
+                    (n for n in (first, two) if n and n.lower().startswith(_RESERVED_PREFIX)), None
+                )
+                if reserved_name:
+                    reason = f"{reserved_name} belongs to the log ({_RESERVED_PREFIX}…) and may only be read"
             if reason:
-                self.refused = reason
+                self.refusal = reason
                 return apsw.SQLITE_DENY
         return apsw.SQLITE_OK
 
 
-def only_one(sql: str, caller: str) -> Callable[[apsw.Cursor, str, Any], bool]:
+def single_statement(sql: str, caller: str) -> Callable[[apsw.Cursor, str, Any], bool]:
     """A cursor's tracer that refuses to run more than one statement.
 
     :raises ConfigError: when it is called, if there are several in ``sql``.
     """
 
     def trace(_: apsw.Cursor, statement: str, __: Any) -> bool:
-        if _SPACE.fullmatch(statement):
+        if _BLANK_SQL.fullmatch(statement):
             return True
         statement = statement.strip()
-        if not _SPACE.fullmatch(sql, sql.find(statement) + len(statement)):
+        if not _BLANK_SQL.fullmatch(sql, sql.find(statement) + len(statement)):
             raise ConfigError(f"{caller}: one statement at a time, not several")
         return True
 
     return trace
 
 
-class Pool(Generic[C]):
+class ConnectionPool(Generic[ConnectionT]):
     """Connections of one kind, to be used again. Any thread.
 
-    :param make: makes another one.
+    :param connect: makes another one.
     """
 
-    def __init__(self, make: Callable[[], C]) -> None:
-        self._make = make
-        self._idle: list[C] = []
+    def __init__(self, connect: Callable[[], ConnectionT]) -> None:
+        self._connect = connect
+        self._idle: list[ConnectionT] = []
         self._closed = False
 
-    def take(self) -> C:
+    def acquire(self) -> ConnectionT:
         """A connection of one's own, until given back."""
         try:
             return self._idle.pop()
         except IndexError:
-            return self._make()
+            return self._connect()
 
-    def give(self, connection: C) -> None:
+    def release(self, connection: ConnectionT) -> None:
         """Give a connection back that has nothing open any more."""
         self._idle.append(connection)
         if self._closed:
@@ -136,12 +138,14 @@ class Pool(Generic[C]):
             self._idle.pop().close()
 
 
-class StoredTransaction:
+class SqliteTransaction:
     """One handler's transaction. It begins with the first statement; one thread at a time."""
 
-    def __init__(self, database: Database, roster: Roster, pool: Pool[HandlerConnection]) -> None:
+    def __init__(
+        self, database: Database, membership: Membership, pool: ConnectionPool[HandlerConnection]
+    ) -> None:
         self._database = database
-        self._roster = roster
+        self._membership = membership
         self._pool = pool
         self._connection: HandlerConnection | None = None
         self._ended = False
@@ -157,15 +161,15 @@ class StoredTransaction:
             goes on, unless the message says that nothing is left of it.
         """
         connection = self._begin()
-        connection.refused = ""
+        connection.refusal = ""
 
         cursor = connection.cursor()
-        cursor.exec_trace = only_one(sql, "message.transaction")
+        cursor.exec_trace = single_statement(sql, "message.transaction")
         try:
             rows = cursor.execute(sql, parameters).fetchall()
         except apsw.Error as error:
-            if connection.refused:
-                raise ConfigError(f"message.transaction: {connection.refused}") from error
+            if connection.refusal:
+                raise ConfigError(f"message.transaction: {connection.refusal}") from error
             raise translate(error, self._database.path) from error
         finally:
             cursor.close(True)
@@ -183,14 +187,16 @@ class StoredTransaction:
         :raises OutcomeUnknown: the disk failed in the middle of it.
         """
         connection = self._begin()
-        connection.trusted = True
+        connection.is_trusted = True
         try:
-            stored = [commit for commit in commits if self._roster.store(connection, commit)]
+            stored = [
+                commit for commit in commits if self._membership.store_offset(connection, commit)
+            ]
             try:
                 connection.execute("COMMIT", can_cache=False)
             except apsw.Error as error:
                 raise translate_commit(error, self._database.path) from error
-            self._roster.stored(stored)
+            self._membership.mark_committed(stored)
         except apsw.Error as error:
             raise translate(error, self._database.path) from error
         finally:
@@ -211,31 +217,31 @@ class StoredTransaction:
             return self._connection
         if self._ended:
             raise LogError("message.transaction: it has ended; the handler has returned or failed")
-        self._database.check()
-        turn = self._database.shared.write
-        turn.acquire(self._database.settings.timeout, handler=True)
+        self._database.require_open()
+        write_lock = self._database.shared_file.write_lock
+        write_lock.acquire(self._database.settings.write_timeout, for_handler=True)
         connection: HandlerConnection | None = None
         try:
-            connection = self._pool.take()
-            connection.trusted = True
+            connection = self._pool.acquire()
+            connection.is_trusted = True
             connection.execute("BEGIN IMMEDIATE", can_cache=False)
         except BaseException as error:
-            turn.release()
+            write_lock.release()
             if connection is not None:
                 connection.close()
             if isinstance(error, apsw.Error):
                 raise translate(error, self._database.path) from error
             raise
-        connection.trusted = False
+        connection.is_trusted = False
         self._connection = connection
         return connection
 
     def _end(self) -> None:
         self._ended = True
         connection, self._connection = self._connection, None
-        if connection is not None and not self._database.forked:
-            connection.trusted = True
-            connection.undo()
-            connection.trusted = False
-            self._pool.give(connection)
-            self._database.shared.write.release()
+        if connection is not None and not self._database.is_forked:
+            connection.is_trusted = True
+            connection.roll_back()
+            connection.is_trusted = False
+            self._pool.release(connection)
+            self._database.shared_file.write_lock.release()

@@ -15,10 +15,10 @@
 from streams.patterns.bus.bus import EventBus, PatternEventBus
 from streams.patterns.bus.event import Event
 from streams.patterns.bus.filtering import EventFilter, FilteredSubscriber
-from streams.patterns.bus.subscription import Durable, Subscription
+from streams.patterns.bus.subscription import DurableOptions, Subscription
 
 __all__ = [
-    "Durable",
+    "DurableOptions",
     "Event",
     "EventBus",
     "EventFilter",

@@ -32,14 +32,14 @@ from uuid_utils import uuid7
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
 from streams.config import Retention
-from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, config_error
+from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, find_config_error
 from streams.log import names
 from streams.message import (
     CAUSATION,
     CORRELATION,
     ID,
-    OLD_CAUSATION,
-    OLD_CORRELATION,
+    LEGACY_CAUSATION,
+    LEGACY_CORRELATION,
     TIME,
     TYPE,
     Message,
@@ -48,42 +48,47 @@ from streams.message import (
 from streams.patterns.bus.calling import (
     ErrorHook,
     Handler,
-    call,
+    call_handler,
+    check_error_hook,
     check_handler,
-    check_hook,
-    name_of,
-    report,
+    handler_name,
+    report_error,
 )
 from streams.patterns.bus.event import (
     Event,
-    EventDecoding,
+    EventDecoder,
     EventSource,
-    Nothing,
-    Unreadable,
-    caused,
+    NullDecoder,
+    UndecodableData,
+    attach_message,
+    causation_headers,
     check_event,
-    place,
 )
-from streams.patterns.bus.following import Follower
-from streams.patterns.bus.hosting import Hosted
-from streams.patterns.bus.locally import Locally, beside_others
-from streams.patterns.bus.subscription import Accepts, Durable, Receiver, Subscription
-from streams.patterns.bus.trie import WILD, Trie, check_pattern, check_topic, regex
+from streams.patterns.bus.following import EphemeralProcessor
+from streams.patterns.bus.hosting import BusProcessor
+from streams.patterns.bus.locally import LocalRouter, runs_beside_others
+from streams.patterns.bus.subscription import (
+    DurableOptions,
+    EventPredicate,
+    Subscriber,
+    Subscription,
+)
+from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic, pattern_regex
 from streams.patterns.checking import NOT_GIVEN
-from streams.processor import Options
-from streams.reading import Reading, When
-from streams.shielding import in_thread
-from streams.text import nearest
-from streams.topic import Key, OwnedTopic, Topic, _key_bytes
+from streams.processor import ProcessorOptions
+from streams.reading import OffsetSpec, TopicReader
+from streams.shielding import run_in_thread
+from streams.text import suggestion
+from streams.topic import InternalTopic, Key, Topic, encode_key
 
 __all__ = ["EventBus", "PatternEventBus"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-PAUSE = 0.5
+RETRY_PAUSE = 0.5
 """Seconds before a log that is out of reach is asked again."""
 
-_NEW_NAMES = {OLD_CORRELATION: CORRELATION, OLD_CAUSATION: CAUSATION}
+_CLOUDEVENTS_NAMES = {LEGACY_CORRELATION: CORRELATION, LEGACY_CAUSATION: CAUSATION}
 """Headers that are written with CloudEvents' prefix, however they are given."""
 
 
@@ -107,7 +112,7 @@ class EventBus:
     :raises ConfigError: any of these cannot work.
     """
 
-    _patterns: ClassVar[bool] = False
+    _allows_patterns: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -126,35 +131,35 @@ class EventBus:
         self.name = names.check_topic(name)
         self.app = app
         """The app whose log carries the events; None for a local bus."""
-        self._hook = check_hook(on_error)
+        self._error_hook = check_error_hook(on_error)
         self._concurrency = concurrency
         self._lock = threading.Lock()
-        self._direct: Trie[Subscription] = Trie()
+        self._shared_trie: Trie[Subscription] = Trie()
         """All subscriptions of a local bus, the ephemeral ones of one over a log."""
-        self._receivers: dict[Hashable, Receiver] = {}
-        self._groups: dict[str, Receiver] = {}
-        self._follower: Hosted | None = None
-        self._joining: set[concurrent.futures.Future[dict[int, int]]] = set()
+        self._subscribers: dict[Hashable, Subscriber] = {}
+        self._durable_by_group: dict[str, Subscriber] = {}
+        self._ephemeral_processor: BusProcessor | None = None
+        self._unresolved_starts: set[concurrent.futures.Future[dict[int, int]]] = set()
         """Ephemeral subscriptions that do not know yet where they begin."""
-        self._locally = Locally(self._lock, self._direct, self._hook)
+        self._local_router = LocalRouter(self._lock, self._shared_trie, self._error_hook)
         """Calls the handlers of a local bus."""
         self._topic: Topic[Any] | None = None
-        self._declared: set[str] = set()
+        self._declared_topics: set[str] = set()
         """The topics its events may have; empty: any."""
-        self._late = False
+        self._topic_unchecked = False
         """The app checked its topics before this one was declared."""
         if app is not None:
-            self._topic = OwnedTopic(
+            self._topic = InternalTopic(
                 app, name, type, codec=codec, partitions=partitions, retention=retention,
                 cloudevents=app.cloudevents,
             )  # fmt: skip
             app.add_topic(self._topic)
-            self._late = app._log is not None
-        self._follower_options()  # they can be wrong now, not at the first subscriber
+            self._topic_unchecked = app._log is not None
+        self._ephemeral_options()  # they can be wrong now, not at the first subscriber
 
     def __repr__(self) -> str:
-        where = "local" if self.app is None else repr(self.app)
-        return f"<{type(self).__name__} {self.name!r} {where}>"
+        location = "local" if self.app is None else repr(self.app)
+        return f"<{type(self).__name__} {self.name!r} {location}>"
 
     # -- declaring
 
@@ -168,8 +173,8 @@ class EventBus:
         """
         declared = {check_topic(topic) for topic in topics}
         with self._lock:
-            self._declared |= declared
-            self._locally.changed()
+            self._declared_topics |= declared
+            self._local_router.invalidate()
 
     def check_declared(self, pattern: str) -> str:
         """The topic or pattern, if it fits a topic that is declared, or none is.
@@ -177,20 +182,20 @@ class EventBus:
         :raises ConfigError: otherwise.
         """
         check_pattern(pattern)
-        declared = self._declared
+        declared = self._declared_topics
         if not declared or pattern in declared:
             return pattern
-        if WILD in pattern:
-            fits = regex(pattern).fullmatch
-            if any(fits(topic) for topic in declared):
+        if WILDCARD in pattern:
+            matches = pattern_regex(pattern).fullmatch
+            if any(matches(topic) for topic in declared):
                 return pattern
             raise ConfigError(
                 f"pattern {pattern!r} fits no topic that is declared on {self!r}: "
-                f"{nearest(pattern, declared)} Declare a new one first: bus.declare('...')"
+                f"{suggestion(pattern, declared)} Declare a new one first: bus.declare('...')"
             )
         raise ConfigError(
             f"event topic {pattern!r} is not declared on {self!r}: "
-            f"{nearest(pattern, declared)} Declare a new one first: bus.declare({pattern!r})"
+            f"{suggestion(pattern, declared)} Declare a new one first: bus.declare({pattern!r})"
         )
 
     # -- publishing
@@ -221,27 +226,27 @@ class EventBus:
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
-        if not self._locally.knows(topic):
+        if not self._local_router.has_delivered(topic):
             try:
                 self.check_declared(check_topic(topic))
             except ConfigError as error:
                 raise InvalidValue(str(error)) from None
-        named = self._headers(headers, cause)
+        event_headers = self._event_headers(headers, cause)
         if id is None:
             id = str(uuid7())
         if self._topic is None:
-            event = self._local(topic, data, key, id, named, timestamp)
-            if beside_others.get():
+            event = self._local_event(topic, data, key, id, event_headers, timestamp)
+            if runs_beside_others.get():
                 # Whoever is told of the event that this one follows from hears that one first.
                 await asyncio.sleep(0)
-            await self._locally.deliver(event)
+            await self._local_router.deliver(event)
             return id
-        await self._reachable()
-        named[TYPE] = topic
-        await self._topic.publish(data, key=key, id=id, headers=named, timestamp=timestamp)
+        await self._before_publish()
+        event_headers[TYPE] = topic
+        await self._topic.publish(data, key=key, id=id, headers=event_headers, timestamp=timestamp)
         return id
 
-    async def answer(
+    async def publish_derived(
         self,
         cause: Event,
         topic: str,
@@ -261,17 +266,19 @@ class EventBus:
         if self._topic is None or self.app is None:
             await self.publish(topic, data, key=key, id=id, headers=headers, cause=cause)
             return
-        named = self._headers(headers, cause) | {TYPE: self.check_declared(check_topic(topic))}
-        record = self._topic.record(data, key=key, id=id, headers=named)
-        await self._reachable()
+        event_headers = self._event_headers(headers, cause) | {
+            TYPE: self.check_declared(check_topic(topic))
+        }
+        record = self._topic.record(data, key=key, id=id, headers=event_headers)
+        await self._before_publish()
         loop = asyncio.get_running_loop()
         written: asyncio.Future[None] = loop.create_future()
 
-        def told(errors: Sequence[BaseException | None]) -> None:
+        def on_written(errors: Sequence[BaseException | None]) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(tell, errors[0])
+                loop.call_soon_threadsafe(resolve, errors[0])
 
-        def tell(error: BaseException | None) -> None:
+        def resolve(error: BaseException | None) -> None:
             if written.done():
                 return
             if error is None:
@@ -279,13 +286,15 @@ class EventBus:
             else:
                 written.set_exception(error)
 
-        self.app.publisher.derive([(self.name, record)], told)
+        self.app.publisher.publish_durably([(self.name, record)], on_written)
         await written
 
-    def _headers(self, headers: Mapping[str, str] | None, cause: Event | None) -> dict[str, str]:
+    def _event_headers(
+        self, headers: Mapping[str, str] | None, cause: Event | None
+    ) -> dict[str, str]:
         if cause is not None:
             check_event(cause, "publish(cause=...)")
-        found = {} if cause is None else caused(cause)
+        found = {} if cause is None else causation_headers(cause)
         if headers is None:
             return found
         if not isinstance(headers, Mapping):
@@ -295,10 +304,10 @@ class EventBus:
                 raise EncodeError(f"header {name!r}: give it as id=, topic or timestamp=")
             if not isinstance(name, str) or not isinstance(value, str):
                 raise EncodeError(f"header {name!r}: names and values are str")
-            found[_NEW_NAMES.get(name, name)] = value
+            found[_CLOUDEVENTS_NAMES.get(name, name)] = value
         return found
 
-    def _local(
+    def _local_event(
         self,
         topic: str,
         data: Any,
@@ -307,7 +316,7 @@ class EventBus:
         headers: dict[str, str],
         timestamp: datetime | None,
     ) -> Event:
-        encoded = _key_bytes(self.name, key)
+        key_bytes = encode_key(self.name, key)
         if not isinstance(id, str) or not id or "\0" in id:
             raise EncodeError(f"event ID {id!r}: a non-empty str without NUL")
         if timestamp is None:
@@ -318,22 +327,22 @@ class EventBus:
             topic=topic,
             data=data,
             id=id,
-            key=None if encoded is None else text(encoded),
+            key=None if key_bytes is None else text(key_bytes),
             timestamp=timestamp.astimezone(timezone.utc),
             headers=headers | {ID: id, TYPE: topic},
         )
 
-    async def _reachable(self) -> None:
+    async def _before_publish(self) -> None:
         """See to it that the topic is there, and that whoever subscribed before gets the event."""
-        if self._late and self.app is not None:
-            await in_thread(self.app._prepare_topics, missing_ok=True)
-            self._late = False
-        follower = self._follower
-        if follower is not None and not follower.begun:
+        if self._topic_unchecked and self.app is not None:
+            await run_in_thread(self.app.ensure_topics, missing_ok=True)
+            self._topic_unchecked = False
+        processor = self._ephemeral_processor
+        if processor is not None and not processor.has_started:
             with suppress(Exception):
-                await follower.began()
-        for joining in list(self._joining):
-            await asyncio.shield(asyncio.wrap_future(joining))
+                await processor.wait_started()
+        for start in list(self._unresolved_starts):
+            await asyncio.shield(asyncio.wrap_future(start))
 
     # -- subscribing
 
@@ -345,7 +354,7 @@ class EventBus:
         *,
         group: str | None = None,
         in_thread: bool = False,
-        **options: Unpack[Durable],
+        **options: Unpack[DurableOptions],
     ) -> Subscription: ...
 
     @overload
@@ -355,7 +364,7 @@ class EventBus:
         *,
         group: str | None = None,
         in_thread: bool = False,
-        **options: Unpack[Durable],
+        **options: Unpack[DurableOptions],
     ) -> Callable[[F], F]: ...
 
     def subscribe(
@@ -365,7 +374,7 @@ class EventBus:
         *,
         group: str | None = None,
         in_thread: bool = False,
-        **options: Unpack[Durable],
+        **options: Unpack[DurableOptions],
     ) -> Any:
         """Call ``handler(event)`` with every event of a topic. Calling what is returned ends it.
 
@@ -385,43 +394,44 @@ class EventBus:
             ``dedup``, ``dead_letters`` and ``flow``, as in :meth:`streams.Streams.processor`.
         :raises ConfigError: any of these cannot work.
         """
-        if not self._patterns and isinstance(topic, str) and WILD in topic:
+        if not self._allows_patterns and isinstance(topic, str) and WILDCARD in topic:
             raise ConfigError(f"subscribe({topic!r}): for patterns use a PatternEventBus")
         if handler is not NOT_GIVEN:
-            return self._subscribe(topic, handler, group, None, options, in_thread=in_thread)
+            return self.add_subscription(topic, handler, group, None, options, in_thread=in_thread)
         self.check_declared(topic)
 
         def decorate(function: F) -> F:
-            self._subscribe(topic, function, group, None, options, in_thread=in_thread)
+            self.add_subscription(topic, function, group, None, options, in_thread=in_thread)
             return function
 
         return decorate
 
-    def _subscribe(
+    def add_subscription(
         self,
         pattern: str,
         handler: Handler,
         group: str | None,
-        accepts: Accepts | None,
-        options: Durable,
+        accepts: EventPredicate | None,
+        options: DurableOptions,
         *,
         in_thread: bool = False,
     ) -> Subscription:
+        """Check, remember and, if the app runs, start a subscription."""
         self.check_declared(pattern)
         asynchronous = check_handler(handler)
         if not isinstance(in_thread, bool):
             raise ConfigError(f"subscribe({pattern!r}, in_thread={in_thread!r}): True or False")
         if in_thread and asynchronous:
             raise ConfigError(
-                f"subscribe({pattern!r}, in_thread=True): {name_of(handler)} is async, and runs on "
+                f"subscribe({pattern!r}, in_thread=True): {handler_name(handler)} is async, and runs on "
                 "the event loop; only a plain handler has a thread"
             )
         if group is not None:
             names.check_group(group)
-        if unknown := options.keys() - Durable.__annotations__.keys():
+        if unknown := options.keys() - DurableOptions.__annotations__.keys():
             raise ConfigError(
                 f"subscribe({pattern!r}, {min(unknown)}=...): there are group, "
-                f"{', '.join(Durable.__annotations__)}"
+                f"{', '.join(DurableOptions.__annotations__)}"
             )
         if options and group is None:
             raise ConfigError(
@@ -429,278 +439,284 @@ class EventBus:
                 "these: give it group="
             )
         with self._lock:
-            receiver = self._receiver(
+            subscriber = self._get_subscriber(
                 handler, group, options, asynchronous=asynchronous, in_thread=in_thread
             )
-            subscription = Subscription(self, pattern, receiver, accepts)
-            subscription._ticket = receiver.trie.add(pattern, subscription)
-            receiver.wanted += 1
-            receiver.choosy |= accepts is not None
-            self._locally.changed()
+            subscription = Subscription(self, pattern, subscriber, accepts)
+            subscription.trie_item_id = subscriber.trie.add(pattern, subscription)
+            subscriber.active_subscriptions += 1
+            subscriber.has_predicate |= accepts is not None
+            self._local_router.invalidate()
             if self.app is not None:
                 try:
-                    self._host(self.app, subscription)
+                    self._ensure_processor(self.app, subscription)
                 except BaseException:
-                    self._forget(subscription)
+                    self._remove_locked(subscription)
                     raise
         return subscription
 
-    def _receiver(
+    def _get_subscriber(
         self,
         handler: Handler,
         group: str | None,
-        options: Durable,
+        options: DurableOptions,
         *,
         asynchronous: bool,
         in_thread: bool,
-    ) -> Receiver:
+    ) -> Subscriber:
         """The one that is there already, or a new one (the lock is held)."""
         try:
             key: Hashable = (group, handler)
-            receiver = self._receivers.get(key)
+            subscriber = self._subscribers.get(key)
         except TypeError:  # a callable that cannot be hashed
             key = (group, id(handler))
-            receiver = self._receivers.get(key)
-        if receiver is not None:
-            if (options and options != receiver.options) or in_thread > receiver.in_thread:
+            subscriber = self._subscribers.get(key)
+        if subscriber is not None:
+            if (options and options != subscriber.options) or in_thread > subscriber.in_thread:
                 raise ConfigError(
-                    f"group {group!r}: {name_of(handler)} is subscribed with other options already"
+                    f"group {group!r}: {handler_name(handler)} is subscribed with other options already"
                 )
-            return receiver
-        if group in self._groups:
+            return subscriber
+        if group in self._durable_by_group:
             raise ConfigError(
-                f"group {group!r} has a handler already, {name_of(self._groups[group].handler)}; "
-                f"give {name_of(handler)} a group of its own"
+                f"group {group!r} has a handler already, {handler_name(self._durable_by_group[group].handler)}; "
+                f"give {handler_name(handler)} a group of its own"
             )
         durable = group is not None
-        own = durable and self.app is not None
-        receiver = Receiver(
+        own_trie = durable and self.app is not None
+        subscriber = Subscriber(
             handler,
             group,
             options,
-            Trie() if own else self._direct,
+            Trie() if own_trie else self._shared_trie,
             asynchronous=asynchronous,
             in_thread=in_thread,
         )
         if durable:
-            self._durable_options(receiver).check(name_of(handler))
-        self._receivers[key] = receiver
-        receiver.key = key
+            self._durable_options(subscriber).validate(handler_name(handler))
+        self._subscribers[key] = subscriber
+        subscriber.registry_key = key
         if group is not None:
-            self._groups[group] = receiver
-        return receiver
+            self._durable_by_group[group] = subscriber
+        return subscriber
 
-    def _host(self, app: Streams, subscription: Subscription) -> None:
+    def _ensure_processor(self, app: Streams, subscription: Subscription) -> None:
         """See to it that a processor serves it (the lock is held)."""
-        receiver = subscription._receiver
-        if receiver.group is None:
-            if self._follower is None:
-                self._follower = Hosted(
+        subscriber = subscription.subscriber
+        if subscriber.group is None:
+            if self._ephemeral_processor is None:
+                self._ephemeral_processor = BusProcessor(
                     app,
-                    lambda: app._declare(
-                        self._follow_handler(),
-                        self._follower_options(),
-                        partial(Follower, restarted=self._restarted),
+                    lambda: app.declare(
+                        self._ephemeral_handler(),
+                        self._ephemeral_options(),
+                        partial(EphemeralProcessor, on_restart=self._forget_starts),
                     ),
                 )
-            elif app._processing:
-                self._join(app, self._follower, subscription)
-        elif receiver.hosted is None:
-            receiver.hosted = Hosted(
+            elif app._runs_processors:
+                self._resolve_start(app, self._ephemeral_processor, subscription)
+        elif subscriber.processor is None:
+            subscriber.processor = BusProcessor(
                 app,
-                lambda: app._declare(
-                    self._durable_handler(receiver), self._durable_options(receiver)
+                lambda: app.declare(
+                    self._durable_handler(subscriber), self._durable_options(subscriber)
                 ),
             )
 
-    def _unsubscribe(self, subscription: Subscription) -> None:
+    def remove_subscription(self, subscription: Subscription) -> None:
+        """Forget a subscription; its handler is not called again. Any thread."""
         with self._lock:
             if subscription.active:
-                self._forget(subscription)
+                self._remove_locked(subscription)
 
-    def _forget(self, subscription: Subscription) -> None:
+    def _remove_locked(self, subscription: Subscription) -> None:
         """(The lock is held.)"""
         subscription.active = False
-        self._locally.changed()
-        receiver = subscription._receiver
-        receiver.wanted -= 1
-        if receiver.wanted or receiver.trie is self._direct:
+        self._local_router.invalidate()
+        subscriber = subscription.subscriber
+        subscriber.active_subscriptions -= 1
+        if subscriber.active_subscriptions or subscriber.trie is self._shared_trie:
             # The last one of a durable subscriber stays: an event that is just being handed to
             # it is handled, as one that nobody wants would count as settled.
-            receiver.trie.remove(subscription.topic, subscription._ticket)
-        if receiver.wanted:
+            subscriber.trie.remove(subscription.topic, subscription.trie_item_id)
+        if subscriber.active_subscriptions:
             return
-        del self._receivers[receiver.key]
-        if receiver.group is not None:
-            del self._groups[receiver.group]
-        if receiver.hosted is not None:
-            receiver.hosted.end()
-        if self._follower is not None and not len(self._direct):
-            self._follower.end()
-            self._follower = None
+        del self._subscribers[subscriber.registry_key]
+        if subscriber.group is not None:
+            del self._durable_by_group[subscriber.group]
+        if subscriber.processor is not None:
+            subscriber.processor.stop()
+        if self._ephemeral_processor is not None and not len(self._shared_trie):
+            self._ephemeral_processor.stop()
+            self._ephemeral_processor = None
 
-    def _join(self, app: Streams, follower: Hosted, subscription: Subscription) -> None:
+    def _resolve_start(
+        self, app: Streams, processor: BusProcessor, subscription: Subscription
+    ) -> None:
         """Find out where a subscription to a running reading begins (the lock is held)."""
-        joining: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
-        ends: dict[int, int] = {}
+        start: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
+        end_offsets: dict[int, int] = {}
 
-        def ask() -> None:
+        def read_end_offsets() -> None:
             for partition in range(app.log.topic(self.name).partitions):
-                ends[partition] = app.log.bounds(self.name, partition)[1]
+                end_offsets[partition] = app.log.watermarks(self.name, partition)[1]
 
-        async def join() -> None:
+        async def resolve() -> None:
             while True:
                 try:
-                    await in_thread(ask)
+                    await run_in_thread(read_end_offsets)
                     return
                 except Unavailable:
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(RETRY_PAUSE)
 
-        def joined() -> None:
-            self._joining.discard(joining)
-            joining.set_result(ends)
+        def resolved() -> None:
+            self._unresolved_starts.discard(start)
+            start.set_result(end_offsets)
 
-        subscription._since = joining
-        self._joining.add(joining)
-        follower.spawn(join, joined)
+        subscription.start_offsets = start
+        self._unresolved_starts.add(start)
+        processor.spawn(resolve, resolved)
 
-    def _restarted(self) -> None:
+    def _forget_starts(self) -> None:
         """The reading begins anew, later than everybody who is subscribed now."""
         with self._lock:
-            for subscription in self._direct.items():
-                subscription._since = None
+            for subscription in self._shared_trie.items():
+                subscription.start_offsets = None
 
-    async def _ready(self, subscription: Subscription) -> None:
-        receiver = subscription._receiver
-        hosted = self._follower if receiver.group is None else receiver.hosted
-        if hosted is not None:
-            await hosted.began()
-        if subscription._since is not None:
-            await asyncio.shield(asyncio.wrap_future(subscription._since))
+    async def wait_ready(self, subscription: Subscription) -> None:
+        """Wait until what is published from now on reaches the subscription."""
+        subscriber = subscription.subscriber
+        processor = self._ephemeral_processor if subscriber.group is None else subscriber.processor
+        if processor is not None:
+            await processor.wait_started()
+        if subscription.start_offsets is not None:
+            await asyncio.shield(asyncio.wrap_future(subscription.start_offsets))
 
     # -- delivering
 
-    async def _deliver(self, event: Event, message: Message[Any]) -> None:
+    async def _deliver_to_ephemeral(self, event: Event, message: Message[Any]) -> None:
         """Over a log: call every ephemeral subscriber that the event fits; return when all are
         done.
 
         :param message: the message of the log that it came as.
         """
         with self._lock:
-            found = self._direct.match(event.topic)
+            found = self._shared_trie.match(event.topic)
         if not found:
             return
-        if isinstance(event.data, Unreadable):
-            await report(self._hook, event.data.error, replace(event, data=None), None)
+        if isinstance(event.data, UndecodableData):
+            await report_error(self._error_hook, event.data.error, replace(event, data=None), None)
             return
         if len(found) == 1:
-            await self._call(found, event, message)
+            await self._call_subscriber(found, event, message)
             return
-        fitting: dict[Receiver, list[Subscription]] = {}
+        by_subscriber: dict[Subscriber, list[Subscription]] = {}
         for subscription in found:
-            fitting.setdefault(subscription._receiver, []).append(subscription)
-        if len(fitting) == 1:
-            await self._call(found, event, message)
+            by_subscriber.setdefault(subscription.subscriber, []).append(subscription)
+        if len(by_subscriber) == 1:
+            await self._call_subscriber(found, event, message)
         else:
-            calls = (self._call(each, event, message) for each in fitting.values())
-            beside = (self._beside_others(each) for each in calls)
-            for ended in await asyncio.gather(*beside, return_exceptions=True):
+            calls = (self._call_subscriber(each, event, message) for each in by_subscriber.values())
+            concurrent_calls = (self._run_beside_others(each) for each in calls)
+            for ended in await asyncio.gather(*concurrent_calls, return_exceptions=True):
                 if isinstance(ended, BaseException):
                     raise ended
 
-    async def _beside_others(self, work: Awaitable[None]) -> None:
-        beside_others.set(True)
-        await work
+    async def _run_beside_others(self, coroutine: Awaitable[None]) -> None:
+        runs_beside_others.set(True)
+        await coroutine
 
-    async def _call(
+    async def _call_subscriber(
         self, subscriptions: list[Subscription], event: Event, message: Message[Any]
     ) -> None:
         """Call one handler, if one of these still wants the event."""
-        receiver = subscriptions[0]._receiver
+        subscriber = subscriptions[0].subscriber
         try:
-            subscriptions = [each for each in subscriptions if await each.begins_before(message)]
+            subscriptions = [each for each in subscriptions if await each.joined_before(message)]
             # Looked at here and not before: another handler may have unsubscribed this one.
-            if any(each.takes(event) for each in subscriptions):
-                await call(receiver.handler, event, asynchronous=receiver.asynchronous)
+            if any(each.wants(event) for each in subscriptions):
+                await call_handler(subscriber.handler, event, asynchronous=subscriber.asynchronous)
         except Exception as error:
-            await report(self._hook, error, event, receiver.handler)
+            await report_error(self._error_hook, error, event, subscriber.handler)
             # Over a log it ends the processor, as in any handler. A local bus has none.
-            if self.app is not None and config_error(error) is not None:
+            if self.app is not None and find_config_error(error) is not None:
                 raise
 
     # -- over a log
 
-    def _source(self, wants: Callable[[str], bool], *, unreadable: bool) -> EventSource:
+    def _event_source(self, wants: Callable[[str], bool], *, keep_undecodable: bool) -> EventSource:
         if self._topic is None:  # a local bus: only its options are checked against it
-            return EventSource(self.name, EventDecoding(wants, Nothing()))
-        decoding = EventDecoding(wants, self._topic.decoding, unreadable=unreadable)
+            return EventSource(self.name, EventDecoder(wants, NullDecoder()))
+        decoding = EventDecoder(wants, self._topic.decoding, keep_undecodable=keep_undecodable)
         return EventSource(self.name, decoding)
 
-    def _wants(self, trie: Trie[Subscription]) -> Callable[[str], bool]:
+    def _topic_predicate(self, trie: Trie[Subscription]) -> Callable[[str], bool]:
         def wants(topic: str) -> bool:
             with self._lock:
                 return bool(trie.match(topic))
 
         return wants
 
-    def _follower_options(self) -> Options:
-        source = self._source(self._wants(self._direct), unreadable=True)
-        options = Options((source,), f"ephemeral-{str(uuid7())[-8:]}", self._concurrency)
-        options.check(f"of bus {self.name}")
+    def _ephemeral_options(self) -> ProcessorOptions:
+        source = self._event_source(self._topic_predicate(self._shared_trie), keep_undecodable=True)
+        options = ProcessorOptions((source,), f"ephemeral-{str(uuid7())[-8:]}", self._concurrency)
+        options.validate(f"of bus {self.name}")
         return options
 
-    def _follow_handler(self) -> Callable[..., Any]:
+    def _ephemeral_handler(self) -> Callable[..., Any]:
         async def deliver(event: Event, message: Message[Any]) -> None:
-            await self._deliver(event, message)
+            await self._deliver_to_ephemeral(event, message)
 
         deliver.__name__ = self.name
         return deliver
 
-    def _durable_options(self, receiver: Receiver) -> Options:
+    def _durable_options(self, subscriber: Subscriber) -> ProcessorOptions:
         def accepts(event: Event) -> bool:
-            if not receiver.choosy:
+            if not subscriber.has_predicate:
                 return True
             with self._lock:
-                found = receiver.trie.match(event.topic)
+                found = subscriber.trie.match(event.topic)
             return any(each.accepts is None or each.accepts(event) for each in found)
 
-        source = self._source(self._wants(receiver.trie), unreadable=False)
-        return Options((source,), receiver.group or "", filter=accepts, **receiver.options)
+        source = self._event_source(self._topic_predicate(subscriber.trie), keep_undecodable=False)
+        return ProcessorOptions(
+            (source,), subscriber.group or "", filter=accepts, **subscriber.options
+        )
 
-    def _durable_handler(self, receiver: Receiver) -> Callable[..., Any]:
+    def _durable_handler(self, subscriber: Subscriber) -> Callable[..., Any]:
         """The processor's handler, async or plain as the subscriber's is."""
-        app, handler = self.app, receiver.handler
+        app, handler = self.app, subscriber.handler
 
-        async def failed(error: Exception, event: Event) -> None:
-            await report(self._hook, error, event, handler)
+        async def report_failure(error: Exception, event: Event) -> None:
+            await report_error(self._error_hook, error, event, handler)
 
-        async def handle(event: Event, message: Message[Any]) -> None:
-            place(event, message)
+        async def handle_async(event: Event, message: Message[Any]) -> None:
+            attach_message(event, message)
             try:
-                await call(handler, event, asynchronous=True)
+                await call_handler(handler, event, asynchronous=True)
             except Exception as error:
-                await failed(error, event)
+                await report_failure(error, event)
                 raise
 
         def handle_plain(event: Event, message: Message[Any]) -> None:
-            place(event, message)
+            attach_message(event, message)
             try:
                 result = handler(event)
                 if result is not None and hasattr(result, "__await__") and app is not None:
                     app.wait(result)
             except Exception as error:
                 if app is not None:
-                    app.wait(failed(error, event))
+                    app.wait(report_failure(error, event))
                 raise
 
-        found: Callable[..., Any] = handle if receiver.asynchronous else handle_plain
-        found.__name__ = name_of(handler)
-        return found
+        wrapped: Callable[..., Any] = handle_async if subscriber.asynchronous else handle_plain
+        wrapped.__name__ = handler_name(handler)
+        return wrapped
 
     # -- reading again
 
     async def read(
-        self, topic: str = WILD, start: When = "earliest", end: When = "latest"
+        self, topic: str = WILDCARD, start: OffsetSpec = "earliest", end: OffsetSpec = "latest"
     ) -> AsyncIterator[Event]:
         """The events that the log holds of a topic or pattern, without any group; see
         :meth:`streams.Topic.read`.
@@ -710,11 +726,11 @@ class EventBus:
         """
         if self.app is None:
             raise NotRunning("a local bus keeps no events: EventBus(app) does")
-        wanted: Trie[None] = Trie()
-        wanted.add(topic, None)
-        source = self._source(lambda found: bool(wanted.match(found)), unreadable=False)
+        topics: Trie[None] = Trie()
+        topics.add(topic, None)
+        source = self._event_source(lambda found: bool(topics.match(found)), keep_undecodable=False)
         app = self.app
-        async with await asyncio.to_thread(lambda: Reading(app, source, start, end)) as reading:
+        async with await asyncio.to_thread(lambda: TopicReader(app, source, start, end)) as reading:
             async for message in reading:
                 yield message.value
 
@@ -726,4 +742,4 @@ class PatternEventBus(EventBus):
     between; ``*`` is everything. The handler sees the event's own topic.
     """
 
-    _patterns: ClassVar[bool] = True
+    _allows_patterns: ClassVar[bool] = True

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from streams.annotations import Given, check_arguments
+from streams.annotations import ArgumentType, check_arguments
 from streams.errors import ConfigError
 from streams.patterns.bus.event import Event
 from streams.text import get_logger
@@ -23,7 +23,7 @@ logger = get_logger("streams.bus")
 Handler = Callable[[Event], Any]
 """Called with an :class:`Event`; ``async def`` or plain. What it returns is not used."""
 
-Plainly = Callable[[Handler, Event], Awaitable[Any]]
+PlainCaller = Callable[[Handler, Event], Awaitable[Any]]
 
 ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
 """Called on the loop with what was raised, over which event, by which handler (None: the event's
@@ -36,27 +36,29 @@ def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
     :param event: the class of what it is called with.
     :raises ConfigError: it cannot be called with an event, or is annotated with another type.
     """
-    how = "give a function of one event, `async def handle(event): ...` or plain"
+    expected = "give a function of one event, `async def handle(event): ...` or plain"
     if not callable(handler) or inspect.isclass(handler):
-        raise ConfigError(f"handler {handler!r}: {how}")
+        raise ConfigError(f"handler {handler!r}: {expected}")
     target: Any = handler
     while isinstance(target, functools.partial):
         target = target.func
-    call = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
-    for each in (target, call):
+    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    for each in (target, call_method):
         if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
-            raise ConfigError(f"handler {name_of(handler)}: a generator would not be run; {how}")
+            raise ConfigError(
+                f"handler {handler_name(handler)}: a generator would not be run; {expected}"
+            )
     try:
         inspect.signature(handler).bind(None)
     except TypeError as error:
-        raise ConfigError(f"handler {name_of(handler)}: {error}; {how}") from error
+        raise ConfigError(f"handler {handler_name(handler)}: {error}; {expected}") from error
     except ValueError:
         pass  # a builtin that does not tell its parameters
-    check_arguments(f"handler {name_of(handler)}", handler, Given(event))
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
+    check_arguments(f"handler {handler_name(handler)}", handler, ArgumentType(event))
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
 
 
-def check_hook(hook: ErrorHook | None) -> ErrorHook:
+def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
     """The hook, or what stands for it: a line in the log.
 
     :raises ConfigError: it cannot be one.
@@ -69,31 +71,31 @@ def check_hook(hook: ErrorHook | None) -> ErrorHook:
         inspect.signature(hook).bind(None, None, None)
     except TypeError as error:
         raise ConfigError(
-            f"on_error={name_of(hook)}: {error}; it is called as (error, event, handler)"
+            f"on_error={handler_name(hook)}: {error}; it is called as (error, event, handler)"
         ) from error
     except ValueError:
         pass
-    check_arguments(f"on_error={name_of(hook)}", hook, Given(Any), Given(Event))
+    check_arguments(f"on_error={handler_name(hook)}", hook, ArgumentType(Any), ArgumentType(Event))
     return hook
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def handler_name(function: Callable[..., Any]) -> str:
     """A function as a log line names it."""
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
     """What is done with an error where no hook was given."""
-    what = "cannot be decoded" if handler is None else f"failed in {name_of(handler)}"
-    logger.error("%r %s: %r", event, what, error, exc_info=error)
+    description = "cannot be decoded" if handler is None else f"failed in {handler_name(handler)}"
+    logger.error("%r %s: %r", event, description, error, exc_info=error)
 
 
-async def call(
-    handler: Handler, event: Event, *, asynchronous: bool, plainly: Plainly | None = None
+async def call_handler(
+    handler: Handler, event: Event, *, asynchronous: bool, call_in_thread: PlainCaller | None = None
 ) -> None:
     """Run a handler.
 
-    :param plainly: calls a plain one in a worker thread; None: as it comes.
+    :param call_in_thread: calls a plain one in a worker thread; None: as it comes.
     :raises Exception: what it raised. A cancellation that is not ours but came out of what it
         awaited is a failure like others, and comes as ``RuntimeError``.
     """
@@ -101,17 +103,17 @@ async def call(
         if asynchronous:
             await handler(event)
             return
-        if plainly is None:
+        if call_in_thread is None:
             result = await asyncio.to_thread(call_plain, handler, event)
         else:
-            result = await plainly(handler, event)
+            result = await call_in_thread(handler, event)
         if inspect.isawaitable(result):  # a lambda around a coroutine function
             await result
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise cancelled_from_within(handler) from error
+        raise inner_cancellation_error(handler) from error
 
 
 def call_plain(handler: Handler, event: Event) -> Any:
@@ -123,29 +125,31 @@ def call_plain(handler: Handler, event: Event) -> Any:
     try:
         return handler(event)
     except StopIteration as error:
-        raise tellable(handler, error) from error
+        raise without_stop_iteration(handler, error) from error
 
 
-def tellable(handler: Handler, error: Exception) -> Exception:
+def without_stop_iteration(handler: Handler, error: Exception) -> Exception:
     """What a plain handler raised, as everybody is told it, wherever it ran."""
     if not isinstance(error, StopIteration):
         return error
-    found = RuntimeError(f"{name_of(handler)} raised StopIteration")
-    found.__cause__ = error
-    return found
+    replacement = RuntimeError(f"{handler_name(handler)} raised StopIteration")
+    replacement.__cause__ = error
+    return replacement
 
 
-def cancelled_from_within(handler: Handler) -> RuntimeError:
+def inner_cancellation_error(handler: Handler) -> RuntimeError:
     """What stands for a cancellation that is not ours."""
-    return RuntimeError(f"{name_of(handler)} was cancelled from within")
+    return RuntimeError(f"{handler_name(handler)} was cancelled from within")
 
 
-async def report(hook: ErrorHook, error: Exception, event: Event, handler: Handler | None) -> None:
+async def report_error(
+    hook: ErrorHook, error: Exception, event: Event, handler: Handler | None
+) -> None:
     """Tell the hook. Its own failure is logged, beside what it was told, and stops nobody."""
     try:
         result = hook(error, event, handler)
         if inspect.isawaitable(result):
             await result
     except Exception as failure:
-        logger.error("the error hook %s failed: %r", name_of(hook), failure, exc_info=failure)
+        logger.error("the error hook %s failed: %r", handler_name(hook), failure, exc_info=failure)
         log_error(error, event, handler)

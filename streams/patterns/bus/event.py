@@ -19,20 +19,27 @@ from streams.errors import ConfigError
 from streams.message import (
     CAUSATION,
     CORRELATION,
-    OLD_CAUSATION,
-    OLD_CORRELATION,
+    LEGACY_CAUSATION,
+    LEGACY_CORRELATION,
     TIME,
     TYPE,
     Batch,
     Message,
-    named,
+    header_or_legacy,
     text,
 )
 from streams.runners.job import Decoding, Skip
 
-__all__ = ["Event", "EventDecoding", "EventSource", "Unreadable", "caused", "place"]
+__all__ = [
+    "Event",
+    "EventDecoder",
+    "EventSource",
+    "UndecodableData",
+    "attach_message",
+    "causation_headers",
+]
 
-TRACE = ("traceparent", "tracestate")
+TRACE_HEADERS = ("traceparent", "tracestate")
 """Headers of W3C Trace Context, which travel from an event to what it causes."""
 
 
@@ -62,21 +69,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     @property
     def correlation_id(self) -> str | None:
         """What this event belongs to (``ce_correlationid``): a saga, a request."""
-        return named(self.headers, CORRELATION, OLD_CORRELATION)
+        return header_or_legacy(self.headers, CORRELATION, LEGACY_CORRELATION)
 
     @property
     def causation_id(self) -> str | None:
         """The ID of the event that caused this one (``ce_causationid``)."""
-        return named(self.headers, CAUSATION, OLD_CAUSATION)
+        return header_or_legacy(self.headers, CAUSATION, LEGACY_CAUSATION)
 
     def __repr__(self) -> str:
         # The data stays out: it may hold what must not reach a log line.
-        topic, id = wire.brief(self.topic), wire.brief(self.id)
-        key = None if self.key is None else wire.brief(self.key)
+        topic, id = wire.shorten(self.topic), wire.shorten(self.id)
+        key = None if self.key is None else wire.shorten(self.key)
         return f"<Event {topic} {id!r} key={key!r} attempt {self.attempt}>"
 
 
-class Unreadable:
+class UndecodableData:
     """Stands where an event's data should, when it cannot be decoded."""
 
     __slots__ = ("error",)
@@ -85,21 +92,21 @@ class Unreadable:
         self.error = error
 
 
-def caused(cause: Event) -> dict[str, str]:
+def causation_headers(cause: Event) -> dict[str, str]:
     """The headers of what an event causes."""
-    headers = {name: cause.headers[name] for name in TRACE if name in cause.headers}
+    headers = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
     headers[CORRELATION] = cause.correlation_id or cause.id
     headers[CAUSATION] = cause.id
     return headers
 
 
-def place(event: Event, message: Message[Any]) -> None:
+def attach_message(event: Event, message: Message[Any]) -> None:
     """Say of an event that was just decoded, and that nobody has seen, which message it is."""
     force_setattr(event, "attempt", message.attempt)
     force_setattr(event, "message", message)
 
 
-def topic_of(batch: Batch, index: int) -> str:
+def event_topic(batch: Batch, index: int) -> str:
     """The topic of an event in the log; empty for a message that names none."""
     found = ""
     for name, value in batch.headers(index):
@@ -108,56 +115,60 @@ def topic_of(batch: Batch, index: int) -> str:
     return found
 
 
-def _moment(batch: Batch, index: int, headers: Mapping[str, str]) -> datetime:
-    return wire.iso(headers.get(TIME)) or wire.utc(batch.time(index))
+def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetime:
+    return wire.parse_iso_time(headers.get(TIME)) or wire.utc_from_seconds(batch.time(index))
 
 
-class EventDecoding:
+class EventDecoder:
     """Makes events of a bus's messages, and passes over those that nobody here wants before
     anything of them is decoded (``runners.job.Decoding``).
 
     :param wants: told an event's topic.
-    :param data: decodes the data.
-    :param unreadable: data that cannot be decoded becomes :class:`Unreadable` instead of an error.
+    :param data_decoder: decodes the data.
+    :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of an error.
     """
 
     def __init__(
-        self, wants: Callable[[str], bool], data: Decoding, *, unreadable: bool = False
+        self,
+        wants: Callable[[str], bool],
+        data_decoder: Decoding,
+        *,
+        keep_undecodable: bool = False,
     ) -> None:
         self._wants = wants
-        self._data = data
-        self._unreadable = unreadable
+        self._data_decoder = data_decoder
+        self._keep_undecodable = keep_undecodable
 
-    def opened(self, batch: Batch) -> Batch:
+    def unwrap(self, batch: Batch) -> Batch:
         """What the batch holds."""
-        return self._data.opened(batch)
+        return self._data_decoder.unwrap(batch)
 
-    def fast(self, values: Sequence[bytes | None], largest: int) -> None:
+    def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
         """There is no short way: the topic stands in the headers."""
         return
 
     @property
-    def identify(self) -> None:
+    def id_reader(self) -> None:
         """An event's ID is a header."""
         return
 
-    def one(self, batch: Batch, index: int) -> Event:
+    def decode_one(self, batch: Batch, index: int) -> Event:
         """The event of one message.
 
         :raises Skip: nobody here wants it.
         :raises Exception: its data cannot be decoded.
         """
-        topic = topic_of(batch, index)
+        topic = event_topic(batch, index)
         if not self._wants(topic):
             raise Skip
         try:
-            data = self._data.one(batch, index)
+            data = self._data_decoder.decode_one(batch, index)
         except Skip:
             raise
         except Exception as error:
-            if not self._unreadable:
+            if not self._keep_undecodable:
                 raise
-            data = Unreadable(error)
+            data = UndecodableData(error)
         key = batch.keys[index]
         headers = {
             name: "" if value is None else text(value) for name, value in batch.headers(index)
@@ -167,7 +178,7 @@ class EventDecoding:
             data=data,
             id=batch.id(index),
             key=None if key is None else text(key),
-            timestamp=_moment(batch, index, headers),
+            timestamp=_event_time(batch, index, headers),
             headers=headers,
         )
 
@@ -175,31 +186,31 @@ class EventDecoding:
 class EventSource:
     """A bus's log topic as a processor reads it (:class:`streams.topic.Source`)."""
 
-    def __init__(self, name: str, decoding: EventDecoding) -> None:
+    def __init__(self, name: str, decoding: EventDecoder) -> None:
         self.name = name
         self.decoding: Any = decoding
 
 
-class Nothing:
+class NullDecoder:
     """Decodes nothing, for a bus without a log (``runners.job.Decoding``)."""
 
-    identify = None
+    id_reader = None
 
-    def opened(self, batch: Any) -> Any:
+    def unwrap(self, batch: Any) -> Any:
         """There is nothing to open."""
         return batch
 
-    def fast(self, values: Any, largest: int) -> None:
+    def fast_decoder(self, values: Any, largest: int) -> None:
         """There is nothing to decode."""
 
-    def one(self, batch: Any, index: int) -> Any:
+    def decode_one(self, batch: Any, index: int) -> Any:
         """There is nothing to decode."""
 
 
-def check_event(event: object, what: str) -> None:
+def check_event(event: object, where: str) -> None:
     """
-    :param what: the call that it is given to.
+    :param where: the call that it is given to.
     :raises ConfigError: it is no event.
     """
     if not isinstance(event, Event):
-        raise ConfigError(f"{what}({event!r}): an event is needed, as a handler gets it")
+        raise ConfigError(f"{where}({event!r}): an event is needed, as a handler gets it")

@@ -14,8 +14,8 @@ from streams.errors import ConfigError
 from streams.patterns.bus.bus import EventBus
 from streams.patterns.bus.calling import Handler
 from streams.patterns.bus.event import Event, check_event
-from streams.patterns.bus.subscription import Durable, Subscription
-from streams.patterns.bus.trie import WILD, regex
+from streams.patterns.bus.subscription import DurableOptions, Subscription
+from streams.patterns.bus.trie import WILDCARD, pattern_regex
 
 __all__ = ["EventFilter", "FilteredSubscriber"]
 
@@ -40,12 +40,14 @@ class EventFilter:
     topic: str | re.Pattern[str] | None = None
     type: str | type | tuple[type, ...] | types.UnionType | None = None
     attributes: Mapping[str, Any | Callable[[Any], object]] = field(default_factory=dict)
-    _fits: Callable[[str], Any] = field(default=bool, init=False, repr=False, compare=False)
+    _topic_matches: Callable[[str], Any] = field(
+        default=bool, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         topic = self.topic
         if isinstance(topic, str):
-            object.__setattr__(self, "_fits", regex(topic).fullmatch)
+            object.__setattr__(self, "_fits", pattern_regex(topic).fullmatch)
         elif isinstance(topic, re.Pattern) and isinstance(topic.pattern, str):
             object.__setattr__(self, "_fits", topic.match)
         elif topic is not None:
@@ -70,45 +72,45 @@ class EventFilter:
     @property
     def pattern(self) -> str:
         """What to subscribe to, so that every event that may be wanted comes."""
-        return self.topic if isinstance(self.topic, str) else WILD
+        return self.topic if isinstance(self.topic, str) else WILDCARD
 
     def matches(self, event: Event) -> bool:
         """Whether an event is wanted."""
         check_event(event, "EventFilter.matches")
-        fits = self.topic is None or bool(self._fits(event.topic))
-        return fits and self.accepts(event)
+        topic_fits = self.topic is None or bool(self._topic_matches(event.topic))
+        return topic_fits and self.accepts(event)
 
     def accepts(self, event: Event) -> bool:
         """The same of an event that fits :attr:`pattern`."""
         if isinstance(self.topic, re.Pattern) and self.topic.match(event.topic) is None:
             return False
-        return self._is_type(event.data) and all(
-            self._is(event, name, wanted) for name, wanted in self.attributes.items()
+        return self._matches_type(event.data) and all(
+            self._matches_attribute(event, name, wanted) for name, wanted in self.attributes.items()
         )
 
-    def _is_type(self, data: Any) -> bool:
+    def _matches_type(self, data: Any) -> bool:
         if self.type is None:
             return True
         if not isinstance(self.type, str):
             return isinstance(data, self.type)
         if isinstance(data, msgspec.Struct) and data.__struct_config__.tag is not None:
             return bool(data.__struct_config__.tag == self.type)
-        return bool(_field(data, "type") == self.type)
+        return bool(_field_of(data, "type") == self.type)
 
-    def _is(self, event: Event, name: str, wanted: Any) -> bool:
-        found = _field(event.data, name)
+    def _matches_attribute(self, event: Event, name: str, expected: Any) -> bool:
+        found = _field_of(event.data, name)
         if found is _MISSING:
             found = event.headers.get(name, _MISSING)
         if found is _MISSING:
             return False
-        if isinstance(wanted, re.Pattern):
-            return isinstance(found, str) and wanted.fullmatch(found) is not None
-        if callable(wanted):
-            return bool(wanted(found))
-        return bool(found == wanted)
+        if isinstance(expected, re.Pattern):
+            return isinstance(found, str) and expected.fullmatch(found) is not None
+        if callable(expected):
+            return bool(expected(found))
+        return bool(found == expected)
 
 
-def _field(data: Any, name: str) -> Any:
+def _field_of(data: Any, name: str) -> Any:
     if isinstance(data, Mapping):
         return data.get(name, _MISSING)
     return getattr(data, name, _MISSING)
@@ -128,7 +130,7 @@ class FilteredSubscriber:
         filter: EventFilter,
         *,
         group: str | None = None,
-        **options: Unpack[Durable],
+        **options: Unpack[DurableOptions],
     ) -> None:
         if not isinstance(bus, EventBus):
             raise ConfigError(f"FilteredSubscriber({bus!r}, ...): an EventBus is needed")
@@ -146,7 +148,7 @@ class FilteredSubscriber:
         :param in_thread: as of :meth:`EventBus.subscribe`.
         :raises ConfigError: as :meth:`EventBus.subscribe`.
         """
-        return self.bus._subscribe(
+        return self.bus.add_subscription(
             self.filter.pattern, handler, self._group, self.filter.accepts, self._options,
             in_thread=in_thread,
         )  # fmt: skip

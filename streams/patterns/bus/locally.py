@@ -2,7 +2,7 @@
 
 Who wants a topic is looked up once and kept until somebody subscribes or unsubscribes. Of those,
 quick plain handlers are called first and in place, one after the other
-(:mod:`streams.patterns.bus.pace`); then async handlers and slow plain ones, side by side. Each call
+(:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side. Each call
 has a copy of the publisher's context variables, wherever it runs.
 """
 
@@ -19,222 +19,232 @@ from typing import Any, NamedTuple
 from streams.patterns.bus.calling import (
     ErrorHook,
     Handler,
-    call,
+    call_handler,
     call_plain,
-    cancelled_from_within,
-    report,
-    tellable,
+    inner_cancellation_error,
+    report_error,
+    without_stop_iteration,
 )
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.pace import QUICK, Pace
-from streams.patterns.bus.subscription import Receiver, Subscription
+from streams.patterns.bus.pace import QUICK_CALL, InlinePolicy
+from streams.patterns.bus.subscription import Subscriber, Subscription
 from streams.patterns.bus.trie import Trie
 
-__all__ = ["Locally", "beside_others"]
+__all__ = ["LocalRouter", "runs_beside_others"]
 
-beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
+runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
 """A handler runs here, and others were given the same event."""
 
-TOPICS = 1_024
+MAX_CACHED_TOPICS = 1_024
 """Topics of which it is kept who wants them."""
 
-BREATH = 0.001
+YIELD_AFTER = 0.001
 """Seconds of calls in place after which whoever else is on the loop has a turn."""
 
 
-class Wanting(NamedTuple):
+class SubscriberMatch(NamedTuple):
     """A handler that wants a topic, and by which of its subscriptions."""
 
-    receiver: Receiver
+    subscriber: Subscriber
     subscription: Subscription
     """The first of them."""
     subscriptions: Sequence[Subscription]
-    simple: bool
+    is_unfiltered: bool
     """There is one, and it wants all of the topic."""
 
-    def takes(self, event: Event) -> bool:
+    def wants(self, event: Event) -> bool:
         """Whether it still wants this event. Asked just before the call: another handler may have
         unsubscribed it.
 
         :raises Exception: what a filter raised.
         """
-        return any(each.takes(event) for each in self.subscriptions)
+        return any(each.wants(event) for each in self.subscriptions)
 
 
-class Locally:
+class LocalRouter:
     """Delivers the events of a local bus, on the loop of whoever publishes.
 
     :param lock: the bus's, held while ``trie`` changes.
-    :param hook: told of every call that failed.
+    :param error_hook: told of every call that failed.
     """
 
-    def __init__(self, lock: threading.Lock, trie: Trie[Subscription], hook: ErrorHook) -> None:
+    def __init__(
+        self, lock: threading.Lock, trie: Trie[Subscription], error_hook: ErrorHook
+    ) -> None:
         self._lock = lock
         self._trie = trie
-        self._hook = hook
-        self._wanting: dict[str, Sequence[Wanting]] = {}
-        self._rested = 0.0
+        self._error_hook = error_hook
+        self._matches: dict[str, Sequence[SubscriberMatch]] = {}
+        self._yielded_at = 0.0
         """When others had their turn on the loop."""
         self.timer: Callable[[], float] = perf_counter
 
-    def knows(self, topic: str) -> bool:
+    def has_delivered(self, topic: str) -> bool:
         """An event of this topic was delivered, so it can be one's topic."""
-        return type(topic) is str and topic in self._wanting
+        return type(topic) is str and topic in self._matches
 
-    def changed(self) -> None:
+    def invalidate(self) -> None:
         """Somebody subscribed or unsubscribed (the lock is held)."""
-        self._wanting = {}
+        self._matches = {}
 
-    def _who(self, topic: str) -> Sequence[Wanting]:
+    def _find_matches(self, topic: str) -> Sequence[SubscriberMatch]:
         """Who wants a topic, in the order in which they subscribed."""
         with self._lock:
-            fitting: dict[Receiver, list[Subscription]] = {}
+            by_subscriber: dict[Subscriber, list[Subscription]] = {}
             for subscription in self._trie.match(topic):
-                fitting.setdefault(subscription._receiver, []).append(subscription)
+                by_subscriber.setdefault(subscription.subscriber, []).append(subscription)
             found = tuple(
-                Wanting(receiver, each[0], each, len(each) == 1 and each[0].accepts is None)
-                for receiver, each in fitting.items()
+                SubscriberMatch(receiver, each[0], each, len(each) == 1 and each[0].accepts is None)
+                for receiver, each in by_subscriber.items()
             )
-            if len(self._wanting) >= TOPICS:
-                self._wanting = {}
-            self._wanting[topic] = found
+            if len(self._matches) >= MAX_CACHED_TOPICS:
+                self._matches = {}
+            self._matches[topic] = found
         return found
 
     async def deliver(self, event: Event) -> None:
         """Call everybody who wants the event; return when all have returned or failed."""
-        wanting = self._wanting.get(event.topic)
-        if wanting is None:
-            wanting = self._who(event.topic)
-        if not wanting:
+        matches = self._matches.get(event.topic)
+        if matches is None:
+            matches = self._find_matches(event.topic)
+        if not matches:
             return
-        rest: list[Coroutine[Any, Any, None]] = []
-        threaded: list[ThreadCall] = []
-        several = len(wanting) > 1
+        other_calls: list[Coroutine[Any, Any, None]] = []
+        thread_calls: list[ThreadCall] = []
+        is_shared = len(matches) > 1
         context = copy_context()
-        if several:
-            context.run(beside_others.set, True)
+        if is_shared:
+            context.run(runs_beside_others.set, True)
         timer = self.timer
         before = timer()
-        for each in wanting:
-            receiver, subscription, _, simple = each
-            pace, handler = receiver.pace, receiver.handler
-            if receiver.asynchronous:
-                rest.append(self._call(each, event, None))
+        for each in matches:
+            subscriber, subscription, _, is_unfiltered = each
+            inline_policy, handler = subscriber.inline_policy, subscriber.handler
+            if subscriber.asynchronous:
+                other_calls.append(self._call_subscriber(each, event, None))
                 continue
-            if not pace.in_place or pace.pending:
-                thread = ThreadCall(pace, timer)
-                threaded.append(thread)
-                rest.append(self._call(each, event, thread))
+            if not inline_policy.runs_inline or inline_policy.pending_in_threads:
+                thread = ThreadCall(inline_policy, timer)
+                thread_calls.append(thread)
+                other_calls.append(self._call_subscriber(each, event, thread))
                 continue
             try:
-                if not (subscription.active if simple else each.takes(event)):
+                if not (subscription.active if is_unfiltered else each.wants(event)):
                     continue
                 result = context.copy().run(handler, event)
             except Exception as error:
-                rest.append(report(self._hook, tellable(handler, error), event, handler))
+                other_calls.append(
+                    report_error(
+                        self._error_hook, without_stop_iteration(handler, error), event, handler
+                    )
+                )
             except asyncio.CancelledError as error:
-                failure = cancelled_from_within(handler)
+                failure = inner_cancellation_error(handler)
                 failure.__cause__ = error
-                rest.append(report(self._hook, failure, event, handler))
+                other_calls.append(report_error(self._error_hook, failure, event, handler))
             else:
                 if result is not None and inspect.isawaitable(result):
-                    rest.append(self._awaited(result, event, handler))
-            pace.calls += 1
+                    other_calls.append(self._await_result(result, event, handler))
+            inline_policy.inline_calls += 1
             now = timer()
-            if now - before > QUICK:
-                pace.slow(now - before)
+            if now - before > QUICK_CALL:
+                inline_policy.record_slow_call(now - before)
             before = now
-        if rest:
+        if other_calls:
             try:
-                await (gather_beside(rest) if several else rest[0])
+                await (gather_side_by_side(other_calls) if is_shared else other_calls[0])
             finally:
-                for thread in threaded:
-                    thread.over()
-            self._rested = timer()
-        elif before - self._rested > BREATH:
+                for thread in thread_calls:
+                    thread.abandon()
+            self._yielded_at = timer()
+        elif before - self._yielded_at > YIELD_AFTER:
             # Nothing was waited for, and whoever publishes may go on without waiting either.
             await asyncio.sleep(0)
-            self._rested = timer()
+            self._yielded_at = timer()
 
-    async def _call(self, wanting: Wanting, event: Event, thread: ThreadCall | None) -> None:
+    async def _call_subscriber(
+        self, match: SubscriberMatch, event: Event, thread_call: ThreadCall | None
+    ) -> None:
         """Call one handler on the loop or in a thread, if it still wants the event."""
-        handler = wanting.receiver.handler
+        handler = match.subscriber.handler
         try:
-            if wanting.takes(event):
-                if thread is None:
-                    await call(handler, event, asynchronous=True)
+            if match.wants(event):
+                if thread_call is None:
+                    await call_handler(handler, event, asynchronous=True)
                 else:
-                    await call(handler, event, asynchronous=False, plainly=thread.run)
+                    await call_handler(
+                        handler, event, asynchronous=False, call_in_thread=thread_call.run
+                    )
         except Exception as error:
-            await report(self._hook, error, event, handler)
+            await report_error(self._error_hook, error, event, handler)
 
-    async def _awaited(self, result: Awaitable[Any], event: Event, handler: Handler) -> None:
+    async def _await_result(self, result: Awaitable[Any], event: Event, handler: Handler) -> None:
         """Await what a plain handler returned: it is a lambda around a coroutine function."""
 
-        async def given(_: Event) -> None:
+        async def await_result(_: Event) -> None:
             await result
 
         try:
-            await call(given, event, asynchronous=True)
+            await call_handler(await_result, event, asynchronous=True)
         except Exception as error:
-            await report(self._hook, error, event, handler)
+            await report_error(self._error_hook, error, event, handler)
 
 
-async def gather_beside(works: Sequence[Awaitable[None]]) -> None:
+async def gather_side_by_side(calls: Sequence[Awaitable[None]]) -> None:
     """Do all of it side by side."""
-    await asyncio.gather(*map(_beside, works))
+    await asyncio.gather(*map(_run_beside_others, calls))
 
 
-async def _beside(work: Awaitable[None]) -> None:
-    beside_others.set(True)
-    await work
+async def _run_beside_others(coroutine: Awaitable[None]) -> None:
+    runs_beside_others.set(True)
+    await coroutine
 
 
 class ThreadCall:
     """One call of a plain handler in a worker thread. It is pending from the moment that it was
     decided on until it has ended in its thread, whether or not anybody still waits for it."""
 
-    def __init__(self, pace: Pace, timer: Callable[[], float]) -> None:
-        self._pace = pace
+    def __init__(self, inline_policy: InlinePolicy, timer: Callable[[], float]) -> None:
+        self._inline_policy = inline_policy
         self._timer = timer
-        self._begun = False
+        self._started = False
         self._cancelled = False
-        self._took: float | None = None
-        pace.pending += 1
+        self._duration: float | None = None
+        inline_policy.pending_in_threads += 1
 
     async def run(self, handler: Handler, event: Event) -> Any:
         """Call the handler, and note how long it took."""
-        self._begun = True
+        self._started = True
         loop = asyncio.get_running_loop()
         context = copy_context()
         future: asyncio.Future[Any] = loop.run_in_executor(
-            None, lambda: context.run(self._timed, handler, event)
+            None, lambda: context.run(self._call_timed, handler, event)
         )
-        future.add_done_callback(self._ended)
+        future.add_done_callback(self._on_thread_done)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             self._cancelled = True
             raise
 
-    def over(self) -> None:
+    def abandon(self) -> None:
         """Nobody waits for it any more; if it was never begun, it never will be."""
-        if not self._begun:
-            self._begun = True
-            self._pace.pending -= 1
+        if not self._started:
+            self._started = True
+            self._inline_policy.pending_in_threads -= 1
 
-    def _timed(self, handler: Handler, event: Event) -> Any:
+    def _call_timed(self, handler: Handler, event: Event) -> Any:
         if self._cancelled:
             return None  # before a thread was free
-        began = self._timer()
+        started_at = self._timer()
         try:
             return call_plain(handler, event)
         finally:
-            self._took = self._timer() - began
+            self._duration = self._timer() - started_at
 
-    def _ended(self, future: asyncio.Future[Any]) -> None:
-        self._pace.pending -= 1
-        if self._took is not None:
-            self._pace.threaded(self._took)
+    def _on_thread_done(self, future: asyncio.Future[Any]) -> None:
+        self._inline_policy.pending_in_threads -= 1
+        if self._duration is not None:
+            self._inline_policy.record_thread_call(self._duration)
         if not future.cancelled():
             future.exception()  # whoever waited may be gone

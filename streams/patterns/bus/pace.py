@@ -2,69 +2,77 @@
 
 To hand a call over to a thread and to wait for it takes a hundred times as long as a quick handler
 does. But a handler that blocks must not block the event loop, and only its calls tell. So the first
-ones run in worker threads and are timed; after :data:`TRIAL` quick ones in a row the handler is
+ones run in worker threads and are timed; after :data:`TRIAL_CALLS` quick ones in a row the handler is
 called in place, on the loop. A call that was slow there sends it back to the threads, for twice as
 many calls as the last time: a handler that is slow now and then holds the loop up less and less.
 
 A quick call also takes long where the process was interrupted, by the garbage collector or by
-another process. So one that came after :data:`STEADY` quick ones is let pass, if it took less than
-:data:`PASSED`: spread over these that is nothing.
+another process. So one that came after :data:`STEADY_CALLS` quick ones is let pass, if it took less than
+:data:`MAX_INTERRUPTION`: spread over these that is nothing.
 
 Used on the bus's loop.
 """
 
 from __future__ import annotations
 
-__all__ = ["QUICK", "TRIAL", "Pace"]
+__all__ = ["QUICK_CALL", "TRIAL_CALLS", "InlinePolicy"]
 
-QUICK = 0.000_1
+QUICK_CALL = 0.000_1
 """Seconds of a call that is quick, at most."""
 
-TRIAL = 8
+TRIAL_CALLS = 8
 """Quick calls in a row in a thread before the handler is called in place, at least."""
 
-LONGEST_TRIAL = 4_096
+MAX_TRIAL_CALLS = 4_096
 """The same, at most."""
 
-STEADY = 1_000
+STEADY_CALLS = 1_000
 """Quick calls in place after which a slow one is taken for an interruption."""
 
-PASSED = 0.01
+MAX_INTERRUPTION = 0.01
 """Seconds of such a one, at most."""
 
 
-class Pace:
+class InlinePolicy:
     """How quick a plain handler is, as far as its calls have shown."""
 
-    __slots__ = ("calls", "in_place", "left", "pending", "trial")
+    __slots__ = (
+        "inline_calls",
+        "pending_in_threads",
+        "runs_inline",
+        "trial_calls",
+        "trial_calls_left",
+    )
 
     def __init__(self, *, threads_only: bool = False) -> None:
-        self.in_place = False
+        self.runs_inline = False
         """It is called in place, unless a call of it is still in a thread: order would be lost."""
-        self.pending = 0
+        self.pending_in_threads = 0
         """Calls in threads that have not ended."""
-        self.calls = 0
+        self.inline_calls = 0
         """Calls in place since it was last slow."""
-        self.trial = TRIAL
+        self.trial_calls = TRIAL_CALLS
         """How many quick calls in a row are asked for."""
-        self.left = -1 if threads_only else TRIAL
+        self.trial_calls_left = -1 if threads_only else TRIAL_CALLS
         """How many of them are still to come; negative: it is never called in place."""
 
-    def threaded(self, seconds: float) -> None:
+    def record_thread_call(self, seconds: float) -> None:
         """A call in a thread took so long."""
-        if self.left < 0 or self.in_place:
+        if self.trial_calls_left < 0 or self.runs_inline:
             return
-        self.left = self.left - 1 if seconds <= QUICK else self.trial
-        if self.left == 0:
-            self.in_place = True
-            self.calls = 0
+        self.trial_calls_left = (
+            self.trial_calls_left - 1 if seconds <= QUICK_CALL else self.trial_calls
+        )
+        if self.trial_calls_left == 0:
+            self.runs_inline = True
+            self.inline_calls = 0
 
-    def slow(self, seconds: float) -> None:
-        """A call in place took longer than :data:`QUICK`."""
-        steady = self.calls >= STEADY
-        self.calls = 0
-        if steady and seconds <= PASSED:
+    def record_slow_call(self, seconds: float) -> None:
+        """A call in place took longer than :data:`QUICK_CALL`."""
+        steady = self.inline_calls >= STEADY_CALLS
+        self.inline_calls = 0
+        if steady and seconds <= MAX_INTERRUPTION:
             return
-        self.trial = TRIAL if steady else min(LONGEST_TRIAL, 2 * self.trial)
-        self.left = self.trial
-        self.in_place = False
+        self.trial_calls = TRIAL_CALLS if steady else min(MAX_TRIAL_CALLS, 2 * self.trial_calls)
+        self.trial_calls_left = self.trial_calls
+        self.runs_inline = False

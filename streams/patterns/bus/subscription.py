@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.message import Message
-from streams.patterns.bus.calling import Handler, name_of
+from streams.patterns.bus.calling import Handler, handler_name
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.hosting import Hosted
-from streams.patterns.bus.pace import Pace
+from streams.patterns.bus.hosting import BusProcessor
+from streams.patterns.bus.pace import InlinePolicy
 from streams.patterns.bus.trie import Trie
 
 if TYPE_CHECKING:
     from streams.patterns.bus.bus import EventBus
 
-Accepts = Callable[[Event], bool]
+EventPredicate = Callable[[Event], bool]
 
 
-class Durable(TypedDict, total=False):
+class DurableOptions(TypedDict, total=False):
     """What a durable subscriber may say, as :meth:`streams.Streams.processor` has it."""
 
     start: Start | datetime
@@ -42,33 +42,33 @@ class Subscription:
     """
 
     def __init__(
-        self, bus: EventBus, topic: str, receiver: Receiver, accepts: Accepts | None
+        self, bus: EventBus, topic: str, subscriber: Subscriber, accepts: EventPredicate | None
     ) -> None:
         self.topic = topic
         """The topic or pattern that was subscribed to."""
         self.active = True
         """It was not unsubscribed."""
         self._bus = bus
-        self._receiver = receiver
+        self.subscriber = subscriber
         self.accepts = accepts
         """What it wants of what fits its topic; None: everything."""
-        self._ticket = 0
-        self._since: concurrent.futures.Future[dict[int, int]] | None = None
+        self.trie_item_id = 0
+        self.start_offsets: concurrent.futures.Future[dict[int, int]] | None = None
         """Where each partition ended when it joined a reading that was under way already."""
 
     @property
     def handler(self) -> Handler:
         """What is called."""
-        return self._receiver.handler
+        return self.subscriber.handler
 
     @property
     def group(self) -> str | None:
         """The consumer group of a durable subscriber."""
-        return self._receiver.group
+        return self.subscriber.group
 
     def __call__(self) -> None:
         """Unsubscribe."""
-        self._bus._unsubscribe(self)
+        self._bus.remove_subscription(self)
 
     async def ready(self) -> None:
         """Wait until everything published from now on, by anybody, will be delivered.
@@ -77,32 +77,32 @@ class Subscription:
 
         :raises LogError: the log refuses its group or topics: it gets nothing.
         """
-        await self._bus._ready(self)
+        await self._bus.wait_ready(self)
 
     async def closed(self) -> None:
         """After unsubscribing, wait until a durable subscriber has finished what it was handling,
         committed it and left its group. Not to be awaited by its own handler."""
-        hosted = self._receiver.hosted
-        if hosted is not None and not self._receiver.wanted:
-            await hosted.ended()
+        processor = self.subscriber.processor
+        if processor is not None and not self.subscriber.active_subscriptions:
+            await processor.wait_ended()
 
-    def takes(self, event: Event) -> bool:
+    def wants(self, event: Event) -> bool:
         """Whether this subscription still wants this event, which fits its topic."""
         return self.active and (self.accepts is None or self.accepts(event))
 
-    async def begins_before(self, message: Message[Any]) -> bool:
+    async def joined_before(self, message: Message[Any]) -> bool:
         """Whether an ephemeral subscriber was there when this was published."""
-        if self._since is None:
+        if self.start_offsets is None:
             return True
-        ends = await asyncio.shield(asyncio.wrap_future(self._since))
-        return message.offset >= ends.get(message.partition, 0)
+        end_offsets = await asyncio.shield(asyncio.wrap_future(self.start_offsets))
+        return message.offset >= end_offsets.get(message.partition, 0)
 
     def __repr__(self) -> str:
         group = "" if self.group is None else f" group={self.group!r}"
-        return f"<Subscription {name_of(self.handler)} to {self.topic!r}{group}>"
+        return f"<Subscription {handler_name(self.handler)} to {self.topic!r}{group}>"
 
 
-class Receiver:
+class Subscriber:
     """One handler of a bus, in one group or in none, with everything it is subscribed to.
 
     It gets one call an event, however many of its subscriptions fit.
@@ -112,7 +112,7 @@ class Receiver:
         self,
         handler: Handler,
         group: str | None,
-        options: Durable,
+        options: DurableOptions,
         trie: Trie[Subscription],
         *,
         asynchronous: bool,
@@ -126,12 +126,12 @@ class Receiver:
         self.asynchronous = asynchronous
         self.in_thread = in_thread
         """A plain handler that is never called in place."""
-        self.pace = Pace(threads_only=in_thread)
+        self.inline_policy = InlinePolicy(threads_only=in_thread)
         """How quick a plain handler of a local bus is."""
-        self.key: Hashable = None
+        self.registry_key: Hashable = None
         """Under which the bus finds it."""
-        self.wanted = 0
+        self.active_subscriptions = 0
         """Its active subscriptions."""
-        self.choosy = False
+        self.has_predicate = False
         """One of its subscriptions, at some time, wanted not all of what fits its topic."""
-        self.hosted: Hosted | None = None
+        self.processor: BusProcessor | None = None

@@ -21,20 +21,20 @@ from typing import Generic, TypeVar
 
 from streams.errors import ConfigError
 
-__all__ = ["WILD", "Trie", "check_pattern", "check_topic", "regex"]
+__all__ = ["WILDCARD", "Trie", "check_pattern", "check_topic", "pattern_regex"]
 
 T = TypeVar("T")
 
-WILD = "*"
+WILDCARD = "*"
 """The level that stands for others."""
 
-LONGEST = 255
+MAX_TOPIC_LENGTH = 255
 """Characters of a topic or pattern, at most."""
 
 _LEVEL = re.compile(r"[^\s.*\x00-\x1f\x7f\ud800-\udfff]+\Z")
 
-_RULE = (
-    f"levels of text joined by dots, such as 'order.paid', {LONGEST} characters at most, "
+_TOPIC_RULE = (
+    f"levels of text joined by dots, such as 'order.paid', {MAX_TOPIC_LENGTH} characters at most, "
     "without white space"
 )
 
@@ -44,11 +44,11 @@ def check_topic(topic: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if _levels_fit(topic, wild=False):
+    if _is_valid(topic, allow_wildcards=False):
         return topic
-    if isinstance(topic, str) and WILD in topic and _levels_fit(topic, wild=True):
+    if isinstance(topic, str) and WILDCARD in topic and _is_valid(topic, allow_wildcards=True):
         raise ConfigError(f"event topic {topic!r}: an event has one topic; '*' is for subscribing")
-    raise ConfigError(f"event topic {topic!r}: use {_RULE}")
+    raise ConfigError(f"event topic {topic!r}: use {_TOPIC_RULE}")
 
 
 def check_pattern(pattern: str) -> str:
@@ -56,49 +56,50 @@ def check_pattern(pattern: str) -> str:
 
     :raises ConfigError: otherwise.
     """
-    if not _levels_fit(pattern, wild=True):
-        raise ConfigError(f"pattern {pattern!r}: use {_RULE}; a whole level may be '*'")
+    if not _is_valid(pattern, allow_wildcards=True):
+        raise ConfigError(f"pattern {pattern!r}: use {_TOPIC_RULE}; a whole level may be '*'")
     return pattern
 
 
-def _levels_fit(text: str, *, wild: bool) -> bool:
+def _is_valid(text: str, *, allow_wildcards: bool) -> bool:
     return (
         isinstance(text, str)
-        and len(text) <= LONGEST
+        and len(text) <= MAX_TOPIC_LENGTH
         and all(
-            _LEVEL.match(level) is not None or (wild and level == WILD) for level in text.split(".")
+            _LEVEL.match(level) is not None or (allow_wildcards and level == WILDCARD)
+            for level in text.split(".")
         )
     )
 
 
-def regex(pattern: str) -> re.Pattern[str]:
+def pattern_regex(pattern: str) -> re.Pattern[str]:
     """What fits a pattern, as a regular expression to be matched in full; for one topic at a time.
 
     :raises ConfigError: it is no pattern.
     """
-    if check_pattern(pattern) == WILD:
+    if check_pattern(pattern) == WILDCARD:
         return re.compile(".*", re.DOTALL)
     *levels, last = pattern.split(".")
-    parts = [r"[^.]*" if level == WILD else re.escape(level) for level in levels]
-    parts.append(".*" if last == WILD else re.escape(last))
+    parts = [r"[^.]*" if level == WILDCARD else re.escape(level) for level in levels]
+    parts.append(".*" if last == WILDCARD else re.escape(last))
     return re.compile(r"\.".join(parts), re.DOTALL)
 
 
 class _Node(Generic[T]):
-    __slots__ = ("below", "here", "named", "one")
+    __slots__ = ("children", "exact", "multi_level", "single_level")
 
     def __init__(self) -> None:
-        self.named: dict[str, _Node[T]] = {}
-        self.one: _Node[T] | None = None
+        self.children: dict[str, _Node[T]] = {}
+        self.single_level: _Node[T] | None = None
         """The branch of a ``*`` that more levels follow."""
-        self.here: dict[int, T] = {}
+        self.exact: dict[int, T] = {}
         """Patterns that end with this node's level."""
-        self.below: dict[int, T] = {}
+        self.multi_level: dict[int, T] = {}
         """Patterns that end with a ``*`` after it."""
 
     @property
-    def empty(self) -> bool:
-        return not (self.named or self.here or self.below or self.one)
+    def is_empty(self) -> bool:
+        return not (self.children or self.exact or self.multi_level or self.single_level)
 
 
 class Trie(Generic[T]):
@@ -106,9 +107,9 @@ class Trie(Generic[T]):
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
-        self._ticket = 0
+        self._last_id = 0
         self._size = 0
-        self.visited = 0
+        self.nodes_visited = 0
         """Nodes looked at by all matches so far, the root included."""
 
     def __len__(self) -> int:
@@ -122,85 +123,85 @@ class Trie(Generic[T]):
         *levels, last = check_pattern(pattern).split(".")
         node = self._root
         for level in levels:
-            node = self._enter(node, level)
-        place = node.below if last == WILD else self._enter(node, last).here
-        self._ticket += 1
+            node = self._child(node, level)
+        bucket = node.multi_level if last == WILDCARD else self._child(node, last).exact
+        self._last_id += 1
         self._size += 1
-        place[self._ticket] = item
-        return self._ticket
+        bucket[self._last_id] = item
+        return self._last_id
 
-    def _enter(self, node: _Node[T], level: str) -> _Node[T]:
-        if level != WILD:
-            found = node.named.get(level)
+    def _child(self, node: _Node[T], level: str) -> _Node[T]:
+        if level != WILDCARD:
+            found = node.children.get(level)
             if found is None:
-                found = node.named[level] = _Node()
+                found = node.children[level] = _Node()
             return found
-        if node.one is None:
-            node.one = _Node()
-        return node.one
+        if node.single_level is None:
+            node.single_level = _Node()
+        return node.single_level
 
-    def remove(self, pattern: str, ticket: int) -> bool:
+    def remove(self, pattern: str, item_id: int) -> bool:
         """Take an item away, and the nodes that only it needed. False: it is not there."""
         *levels, last = pattern.split(".")
-        if last != WILD:
+        if last != WILDCARD:
             levels.append(last)
         path = [self._root]
         for level in levels:
-            node = path[-1].one if level == WILD else path[-1].named.get(level)
+            node = path[-1].single_level if level == WILDCARD else path[-1].children.get(level)
             if node is None:
                 return False
             path.append(node)
-        place = path[-1].below if last == WILD else path[-1].here
-        if place.pop(ticket, None) is None:
+        bucket = path[-1].multi_level if last == WILDCARD else path[-1].exact
+        if bucket.pop(item_id, None) is None:
             return False
         self._size -= 1
         for level, parent in zip(reversed(levels), reversed(path[:-1]), strict=True):
-            if not path.pop().empty:
+            if not path.pop().is_empty:
                 break
-            if level == WILD:
-                parent.one = None
+            if level == WILDCARD:
+                parent.single_level = None
             else:
-                del parent.named[level]
+                del parent.children[level]
         return True
 
     def match(self, topic: str) -> list[T]:
         """The items of all patterns that the topic fits, in the order they were added."""
         nodes = [self._root]
-        found = list(self._root.below.items())
-        self.visited += 1
+        found = list(self._root.multi_level.items())
+        self.nodes_visited += 1
         *levels, last = topic.split(".")
         for level in levels:
-            nodes = self._step(nodes, level)
+            nodes = self._descend(nodes, level)
             if not nodes:
                 break
             for node in nodes:
-                if node.below:
-                    found.extend(node.below.items())
-        for node in self._step(nodes, last):
-            if node.here:
-                found.extend(node.here.items())
+                if node.multi_level:
+                    found.extend(node.multi_level.items())
+        for node in self._descend(nodes, last):
+            if node.exact:
+                found.extend(node.exact.items())
         if len(found) > 1:
             found.sort()
         return [item for _, item in found]
 
-    def _step(self, nodes: list[_Node[T]], level: str) -> list[_Node[T]]:
-        following: list[_Node[T]] = []
+    def _descend(self, nodes: list[_Node[T]], level: str) -> list[_Node[T]]:
+        next_nodes: list[_Node[T]] = []
         for node in nodes:
-            child = node.named.get(level)
+            child = node.children.get(level)
             if child is not None:
-                following.append(child)
-            if node.one is not None:
-                following.append(node.one)
-        self.visited += len(following)
-        return following
+                next_nodes.append(child)
+            if node.single_level is not None:
+                next_nodes.append(node.single_level)
+        self.nodes_visited += len(next_nodes)
+        return next_nodes
 
     def items(self) -> Iterator[T]:
         """All items, in no particular order."""
         nodes = [self._root]
         while nodes:
             node = nodes.pop()
-            yield from node.here.values()
-            yield from node.below.values()
-            nodes.extend(node.named.values())
-            if node.one is not None:
-                nodes.append(node.one)
+            yield from node.exact.values()
+            yield from node.multi_level.values()
+            nodes.extend(node.children.values())
+            if node.single_level is not None:
+                nodes.append(node.single_level)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streams.patterns.deadletters.parked import Said, may_be_in_force, said
+from streams.patterns.deadletters.parked import ParkingRecord, is_possible_epoch, parse_record
 from streams.text import get_logger
 
 if TYPE_CHECKING:
@@ -18,32 +18,36 @@ if TYPE_CHECKING:
 logger = get_logger("streams.dead")
 
 
-def floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
+def read_floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
     """Where reading begins, where the log ends, and the epoch in force at the beginning.
 
     The epoch is empty where it is not known. A floor that cannot be one, because something else
     wrote it, is left out of account: everything there is gets read.
     """
-    first, end = log.bounds(name, partition)
-    place = log.places(name, name).get(partition)
-    if place is None or place.position < first:
+    first, end = log.watermarks(name, partition)
+    committed = log.committed(name, name).get(partition)
+    if committed is None or committed.position < first:
         return first, end, ""
-    known = place.progress or place.position == first
-    if place.position > end or not known or not may_be_in_force(place.progress, place.position):
+    is_ours = committed.progress or committed.position == first
+    if (
+        committed.position > end
+        or not is_ours
+        or not is_possible_epoch(committed.progress, committed.position)
+    ):
         logger.error(
             "%s/%d: where its keys are read from was overwritten by something else (%s): reading "
             "from the beginning, %s",
-            name, partition, log.show(place.position), log.show(first),
+            name, partition, log.format_offset(committed.position), log.format_offset(first),
         )  # fmt: skip
         return first, end, ""
-    return place.position, end, place.progress
+    return committed.position, end, committed.progress
 
 
-def records(batch: Batch) -> list[tuple[int, bytes | None, Said]]:
+def parse_records(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
     """What a batch says: where it stands, of which key, and what it is."""
-    found = []
+    parsed = []
     for index, position in enumerate(batch.offsets):
-        record = said(batch.headers(index))
+        record = parse_record(batch.headers(index))
         if record is not None:
-            found.append((position, batch.keys[index], record))
-    return found
+            parsed.append((position, batch.keys[index], record))
+    return parsed

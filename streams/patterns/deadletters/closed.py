@@ -20,20 +20,20 @@ from streams.log.names import check_group, check_topic
 from streams.message import Batch, Record, text
 from streams.patterns.checking import check_app
 from streams.patterns.deadletters import chain, parked
-from streams.patterns.deadletters.letter import DeadLetter, read
-from streams.patterns.deadletters.parked import Command, State, parked_topic
-from streams.patterns.deadletters.redriving import append
-from streams.patterns.delay.fetch import Fetcher
-from streams.replay.copying import Row
-from streams.shielding import in_thread
-from streams.topic import Topic, _key_bytes
+from streams.patterns.deadletters.letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.parked import Command, ParkingState, parked_topic
+from streams.patterns.deadletters.redriving import append_and_wait
+from streams.patterns.delay.fetch import RecordFetcher
+from streams.replay.copying import LogRow
+from streams.shielding import run_in_thread
+from streams.topic import Topic, encode_key
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.topic import Key
 
-BYTES = 16 << 20
+READ_BYTES = 16 << 20
 """Bytes of dead messages looked at at once, about."""
 
 
@@ -42,24 +42,24 @@ class NotClosed(StreamsError, LookupError):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ClosedKeyHead:
     """A closed key, with what closes it."""
 
     key: bytes
     partition: int
     position: int
     """Where the record of its first message stands."""
-    dead: bool
+    is_dead: bool
     """It waits for a decision. False: it was decided, and its messages are coming back."""
     parked: int
     """Messages that wait behind the first one."""
-    row: Row = field(repr=False)
+    row: LogRow = field(repr=False)
     """The first message, as a dead letter would hold it."""
     record: Record = field(repr=False)
     """The same, as it stands."""
 
 
-class Heads:
+class ClosedKeyReader:
     """The closed keys of a topic and group, read from the log; blocks.
 
     :raises NotFound: there is no topic of closed keys.
@@ -78,60 +78,62 @@ class Heads:
             missing.missing = ("topic", self.name)
             raise missing from None
 
-    def states(self) -> Iterator[tuple[int, State]]:
+    def states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, what follows from its records."""
         for partition in range(self.partitions):
-            yield partition, state(self.log, self.name, partition)
+            yield partition, read_state(self.log, self.name, partition)
 
-    def all(self, key: bytes | None = None, limit: int | None = None) -> Iterator[Head]:
+    def heads(self, key: bytes | None = None, limit: int | None = None) -> Iterator[ClosedKeyHead]:
         """Those that are closed, the one that was closed first in each partition first.
 
         :param key: this one only.
         :param limit: so many at most.
         """
-        left = limit
-        for partition, found in self.states():
-            places = {
-                queue.place(0): (each, queue)
-                for each, queue in found.keys.items()
-                if key is None or each == key
+        remaining = limit
+        for partition, parking_state in self.states():
+            queues = {
+                queue.position_of(0): (key_bytes, queue)
+                for key_bytes, queue in parking_state.keys.items()
+                if key is None or key_bytes == key
             }
-            wanted = sorted(places)[: 1 << 62 if left is None else left]
-            fetcher = Fetcher(self.log, self.name, partition)
+            wanted = sorted(queues)[: 1 << 62 if remaining is None else remaining]
+            fetcher = RecordFetcher(self.log, self.name, partition)
             while wanted:
-                rows, _ = fetcher.fetch(wanted, BYTES)
+                rows, _ = fetcher.fetch(wanted, READ_BYTES)
                 for position in sorted(rows):
-                    row, (each, queue) = rows[position], places[position]
+                    row, (key_bytes, queue) = rows[position], queues[position]
                     if row is None:
                         continue
-                    record = Record(row.value, each, "", row.headers, partition)
-                    yield Head(
-                        each,
+                    record = Record(row.value, key_bytes, "", row.headers, partition)
+                    yield ClosedKeyHead(
+                        key_bytes,
                         partition,
                         position,
-                        queue.dead,
+                        queue.is_dead,
                         len(queue) - 1,
-                        self._row(record, position),
+                        self._original_row(record, position),
                         record,
                     )
-                    left = None if left is None else left - 1
-                wanted = [each for each in wanted if each not in rows]
+                    remaining = None if remaining is None else remaining - 1
+                wanted = [key_bytes for key_bytes in wanted if key_bytes not in rows]
 
-    def one(self, key: bytes) -> Head:
+    def dead_head(self, key: bytes) -> ClosedKeyHead:
         """The one of that key.
 
         :raises NotClosed: it is open, or is being handled.
         """
-        head = next(self.all(key), None)
+        head = next(self.heads(key), None)
         if head is None:
             raise NotClosed(f"key {text(key)!r} is not closed in {self.name}")
-        if not head.dead:
+        if not head.is_dead:
             raise NotClosed(
                 f"key {text(key)!r}: its messages are coming back, no decision is waited for"
             )
         return head
 
-    def command(self, command: Command, head: Head, value: bytes | None = None) -> None:
+    def send_command(
+        self, command: Command, head: ClosedKeyHead, value: bytes | None = None
+    ) -> None:
         """Say what is to become of a dead message.
 
         :param value: other bytes for it, for ``edit``.
@@ -139,43 +141,43 @@ class Heads:
         """
         edited = None
         if command == "edit":
-            kept = [pair for pair in head.record.headers if pair[0] != EDITED]
-            edited = Record(value, head.key, "", [*kept, (EDITED, b"1")])
+            headers = [pair for pair in head.record.headers if pair[0] != EDITED]
+            edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         id = f"{command}/{uuid4().hex}"
         record = parked.command_record(command, head.position, head.partition, head.key, id, edited)
-        (answer,) = append(self.log, self.name, [record])
+        (answer,) = append_and_wait(self.log, self.name, [record])
         if isinstance(answer, BaseException):
             raise answer
 
-    def _row(self, record: Record, position: int) -> Row:
-        found = parked.original(record.headers, again=False)
+    def _original_row(self, record: Record, position: int) -> LogRow:
+        original = parked.read_original(record.headers, as_redriven=False)
         batch = Batch(
             self.name,
             record.partition or 0,
             (position,),
             [record.key],
             [record.value],
-            [found.id],
-            [found.headers],
-            [found.time],
+            [original.id],
+            [original.headers],
+            [original.time],
         )
-        return Row(batch, 0)
+        return LogRow(batch, 0)
 
 
-def state(log: Log, name: str, partition: int) -> State:
+def read_state(log: Log, name: str, partition: int) -> ParkingState:
     """What follows from a partition's records, from the floor to the end."""
-    start, end, epoch = chain.floor(log, name, partition)
-    found = State(epoch)
+    start, end, epoch = chain.read_floor(log, name, partition)
+    parking_state = ParkingState(epoch)
     if start >= end:
-        return found
+        return parking_state
     reader = log.reader(name, partition, start, end)
     try:
         while (batch := reader.read(1_000)) is not None:
-            for record in chain.records(batch):
-                found.read(*record)
+            for record in chain.parse_records(batch):
+                parking_state.apply(*record)
     finally:
         reader.close()
-    return found
+    return parking_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class ClosedKeys:
         """
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
-        return await asyncio.to_thread(self._keys, limit)
+        return await asyncio.to_thread(self._list_keys, limit)
 
     async def retry(self, key: Key) -> None:
         """Let a key's dead message be handled again, then those that wait behind it.
@@ -224,7 +226,7 @@ class ClosedKeys:
 
         :raises NotClosed: none of that key waits for a decision.
         """
-        await self._say("retry", key, None)
+        await self._send("retry", key, None)
 
     async def edit(self, key: Key, value: Any) -> None:
         """Put another value in the place of a key's dead message, and let that be handled.
@@ -241,7 +243,7 @@ class ClosedKeys:
                     "known; declare it with app.topic(...), or give bytes"
                 )
             value = declared.record(value, key=key, id="edited").value
-        await self._say("edit", key, value)
+        await self._send("edit", key, value)
 
     async def drop(self, key: Key) -> None:
         """Let a key's dead message go, and handle those that wait behind it. Nothing is deleted:
@@ -249,21 +251,21 @@ class ClosedKeys:
 
         :raises NotClosed: none of that key waits for a decision.
         """
-        await self._say("drop", key, None)
+        await self._send("drop", key, None)
 
     # -- inside
 
-    async def _say(self, command: Command, key: Key, value: bytes | None) -> None:
-        name = _key_bytes(self.topic, key)
-        if name is None:
+    async def _send(self, command: Command, key: Key, value: bytes | None) -> None:
+        key_bytes = encode_key(self.topic, key)
+        if key_bytes is None:
             raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
-        await in_thread(self._command, command, name, value)
+        await run_in_thread(self._send_command, command, key_bytes, value)
 
-    def _command(self, command: Command, key: bytes, value: bytes | None) -> None:
-        heads = Heads(self._app.log, self.group, self.topic)
-        heads.command(command, heads.one(key), value)
+    def _send_command(self, command: Command, key: bytes, value: bytes | None) -> None:
+        heads = ClosedKeyReader(self._app.log, self.group, self.topic)
+        heads.send_command(command, heads.dead_head(key), value)
 
-    def _keys(self, limit: int) -> list[ClosedKey]:
+    def _list_keys(self, limit: int) -> list[ClosedKey]:
         log = self._app.log
         decodings: Mapping[str, Any] = {
             name: topic.decoding for name, topic in self._app.topics.items()
@@ -271,15 +273,15 @@ class ClosedKeys:
         return [
             ClosedKey(
                 text(head.key),
-                read(
+                read_dead_letter(
                     head.row,
-                    waiting=head.dead,
+                    waiting=head.is_dead,
                     decodings=decodings,
-                    parse=log.parse,
-                    of=(self.topic, self.group),
+                    parse=log.parse_offset,
+                    default_source=(self.topic, self.group),
                 ),
                 head.parked,
-                head.dead,
+                head.is_dead,
             )
-            for head in Heads(log, self.group, self.topic).all(limit=limit)
+            for head in ClosedKeyReader(log, self.group, self.topic).heads(limit=limit)
         ]

@@ -10,22 +10,22 @@ from typing import Any
 from streams import wire
 from streams.letters import (
     EDITED,
+    ERROR_OFFSET,
+    ERROR_PARTITION,
+    ERROR_PREFIX,
+    ERROR_STACKTRACE,
+    ERROR_TIME,
     FIRST_ERROR,
     FIRST_FAILED,
-    OFFSET,
     ORIGIN,
-    PARTITION,
-    PREFIX,
-    STACKTRACE,
-    TIME,
     attempts_of,
     error_of,
-    header,
+    header_text,
     redrives_of,
 )
-from streams.message import Batch, Headers, Message, Position, deliver
+from streams.message import Batch, Headers, Message, Position, make_message
 from streams.patterns.deadletters.redriving import source_of
-from streams.replay.copying import Row
+from streams.replay.copying import LogRow
 from streams.runners.job import Decoding
 
 
@@ -75,28 +75,28 @@ class DeadLetter:
         return self.original_message.key
 
 
-def read(
-    row: Row,
+def read_dead_letter(
+    row: LogRow,
     *,
     waiting: bool,
     decodings: Mapping[str, Decoding],
     parse: Callable[[str], int],
-    of: tuple[str | None, str | None] = (None, None),
+    default_source: tuple[str | None, str | None] = (None, None),
 ) -> DeadLetter:
     """The letter that a row of a dead letter topic is.
 
     :param decodings: how values are decoded, by topic.
     :param parse: reads an offset as the log writes it.
-    :param of: the topic and the group, where the letter does not say.
+    :param default_source: the topic and the group, where the letter does not say.
     """
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     topic, group = source_of(headers)
-    topic, group = topic or of[0], group or of[1]
+    topic, group = topic or default_source[0], group or default_source[1]
     attempts = attempts_of(headers) or 1
-    original = _original(batch, index, headers, topic, attempts, decodings, parse)
-    error, failed_at = error_of(headers), failed_at_of(batch, index)
-    origin = header(headers, ORIGIN)
+    original = _original_message(batch, index, headers, topic, attempts, decodings, parse)
+    error, failed_at = error_of(headers), failure_time(batch, index)
+    origin = header_text(headers, ORIGIN)
     return DeadLetter(
         original_message=original,
         error=error,
@@ -107,32 +107,32 @@ def read(
         redrives=redrives_of(headers),
         position=row.position,
         waiting=waiting,
-        traceback=header(headers, STACKTRACE) or "",
-        origin=original.position if origin is None else _position(origin, parse),
-        first_failed_at=wire.iso(header(headers, FIRST_FAILED)) or failed_at,
-        first_error=header(headers, FIRST_ERROR) or error,
-        edited=header(headers, EDITED) is not None,
+        traceback=header_text(headers, ERROR_STACKTRACE) or "",
+        origin=original.position if origin is None else _parse_origin(origin, parse),
+        first_failed_at=wire.parse_iso_time(header_text(headers, FIRST_FAILED)) or failed_at,
+        first_error=header_text(headers, FIRST_ERROR) or error,
+        edited=header_text(headers, EDITED) is not None,
     )
 
 
-def failed_at_of(batch: Batch, index: int) -> datetime:
+def failure_time(batch: Batch, index: int) -> datetime:
     """When a dead letter was given up."""
-    written = wire.iso(header(batch.headers(index), TIME))
-    return wire.utc(batch.time(index)) if written is None else written
+    written = wire.parse_iso_time(header_text(batch.headers(index), ERROR_TIME))
+    return wire.utc_from_seconds(batch.time(index)) if written is None else written
 
 
-def _position(written: str, parse: Callable[[str], int]) -> Position | None:
+def _parse_origin(written: str, parse: Callable[[str], int]) -> Position | None:
     """A place as :func:`streams.letters.first_failure` writes it; None for anything else."""
     topic, _, rest = written.partition("/")
     partition, _, offset = rest.partition("/")
-    number = wire.whole(partition, 9) if len(written) <= 2 * wire.TEXT else None
+    number = wire.parse_int(partition, 9) if len(written) <= 2 * wire.MAX_TEXT else None
     try:
         return None if number is None or not topic else Position(topic, number, parse(offset))
     except Exception:  # written by another tool: the place is not known
         return None
 
 
-def _original(
+def _original_message(
     batch: Batch,
     index: int,
     headers: Headers,
@@ -142,30 +142,32 @@ def _original(
     parse: Callable[[str], int],
 ) -> Message[Any]:
     """The message as it stood where it failed."""
-    place, offset = header(headers, OFFSET), 0
+    offset_text, offset = header_text(headers, ERROR_OFFSET), 0
     try:
-        offset = parse(place) if place else 0
+        offset = parse(offset_text) if offset_text else 0
     except Exception:  # written by another tool: the place is not known
-        place = None
-    if not place:
+        offset_text = None
+    if not offset_text:
         topic, offset = topic or batch.topic, batch.offsets[index]
-    own = [pair for pair in headers if not pair[0].startswith(PREFIX)]
+    own_headers = [pair for pair in headers if not pair[0].startswith(ERROR_PREFIX)]
     value = batch.values[index]
-    was = Batch(
+    original = Batch(
         topic or batch.topic,
-        wire.whole(header(headers, PARTITION), 9) or 0 if place else batch.partition,
+        wire.parse_int(header_text(headers, ERROR_PARTITION), 9) or 0
+        if offset_text
+        else batch.partition,
         (offset,),
         [batch.keys[index]],
         [value],
         [batch.ids[index] or batch.id(index)],
-        [own],
+        [own_headers],
         [batch.time(index)],
     )
     decoding = decodings.get(topic or "")
     event: Any = value
     if decoding is not None:
         try:
-            event = decoding.one(decoding.opened(was), 0)
+            event = decoding.decode_one(decoding.unwrap(original), 0)
         except Exception:
             event = value  # this is perhaps why it is here
-    return deliver(event, was, 0, attempts)
+    return make_message(event, original, 0, attempts)

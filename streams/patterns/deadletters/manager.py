@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 from streams.config import DeadLetters
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
-from streams.letters import PREFIX, error_headers
+from streams.letters import ERROR_PREFIX, error_headers
 from streams.log.names import check_group, check_topic
-from streams.log.protocol import ensure
+from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record
-from streams.patterns.checking import check_app, check_calls
-from streams.patterns.deadletters.letter import DeadLetter, read
-from streams.patterns.deadletters.redriving import LOOKED_AT, Letters, source_of
+from streams.patterns.checking import check_app, check_callable
+from streams.patterns.deadletters.letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
 from streams.patterns.queue import QueueMessage
-from streams.shielding import in_thread, to_the_end
+from streams.shielding import run_in_thread, run_to_completion
 from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.replay.copying import Row
+    from streams.replay.copying import LogRow
 
 logger = get_logger("streams")
 
 Filter = Callable[[DeadLetter], bool]
 """Which letters are meant; a plain function, called in a worker thread."""
 
-Which = DeadLetter | Position | str
+DeadLetterRef = DeadLetter | Position | str
 """One letter: itself, its own position, or that or its message ID as text."""
 
 
@@ -80,16 +80,19 @@ class DeadLetterManager:
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
         topic = source_queue.name if isinstance(source_queue, Topic) else check_topic(source_queue)
-        group = self._group(topic) if group is None else check_group(group)
+        group = self._group_of(topic) if group is None else check_group(group)
         if isinstance(error, str):
             error = Reject(error)
         if not isinstance(error, BaseException):
             raise ConfigError(f"move_to_dead_letter(error={error!r}): an exception, or a text")
-        record, attempts, place = self._record(message, topic)
+        record, attempts, failed_at = self._dead_letter_record(message, topic)
         when = datetime.fromtimestamp(self._app.clock.time(), timezone.utc).isoformat()
-        kept = [pair for pair in record.headers if not pair[0].startswith(PREFIX)]
-        record.headers = [*kept, *error_headers(error, attempts, group or "", place, when)]
-        await in_thread(self._make, topic)
+        own_headers = [pair for pair in record.headers if not pair[0].startswith(ERROR_PREFIX)]
+        record.headers = [
+            *own_headers,
+            *error_headers(error, attempts, group or "", failed_at, when),
+        ]
+        await run_in_thread(self._ensure_topic, topic)
         return await self._app.publisher.publish(self.name, record)
 
     async def get_dead_letters(
@@ -107,7 +110,7 @@ class DeadLetterManager:
         """
         _check_limit("get_dead_letters", limit)
         _check_filter("get_dead_letters", filter)
-        return await asyncio.to_thread(self._get, limit, filter, everything)
+        return await asyncio.to_thread(self._list_waiting, limit, filter, everything)
 
     async def count(self, filter: Filter | None = None) -> int:
         """How many letters wait; 0 where there is no such topic yet. Reads them all.
@@ -125,7 +128,7 @@ class DeadLetterManager:
         filter: Filter | None = None,
         *,
         limit: int | None = None,
-        only: Which | Collection[Which] | None = None,
+        only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
         """Put the letters that wait back, those of a key in the order in which they failed.
 
@@ -151,10 +154,10 @@ class DeadLetterManager:
         name = target.name if isinstance(target, Topic) else target
         if name is not None and check_topic(name) == self.name:
             raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
-        chosen = self._names("reprocess", only)
-        return await self._deal(partial(self._reprocess, name, filter, limit, chosen))
+        chosen = self._refs("reprocess", only)
+        return await self._run_in_thread(partial(self._reprocess, name, filter, limit, chosen))
 
-    async def edit(self, letter: Which, value: Any) -> None:
+    async def edit(self, letter: DeadLetterRef, value: Any) -> None:
         """Put a letter back with another value. It keeps its key, headers and ID, and says that it
         was edited.
 
@@ -167,14 +170,14 @@ class DeadLetterManager:
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
         """
-        await self._deal(partial(self._edit, self._name("edit", letter), value))
+        await self._run_in_thread(partial(self._edit, self._ref("edit", letter), value))
 
     async def purge(
         self,
         filter: Filter | None = None,
         *,
         limit: int | None = None,
-        only: Which | Collection[Which] | None = None,
+        only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
         """Set the letters that wait aside: they are not put back and not listed any more.
 
@@ -190,61 +193,67 @@ class DeadLetterManager:
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
-        return await self._deal(partial(self._purge, filter, limit, self._names("purge", only)))
+        return await self._run_in_thread(
+            partial(self._purge, filter, limit, self._refs("purge", only))
+        )
 
     # -- inside, off the loop
 
-    async def _deal(self, work: Callable[[threading.Event], int]) -> int:
+    async def _run_in_thread(self, operation: Callable[[threading.Event], int]) -> int:
         stop = threading.Event()
         # What was written is to be marked, also if whoever asked is cancelled.
-        return await to_the_end(asyncio.to_thread(work, stop), stop.set)
+        return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
-    def _get(self, limit: int, filter: Filter | None, everything: bool) -> list[DeadLetter]:
+    def _list_waiting(
+        self, limit: int, filter: Filter | None, everything: bool
+    ) -> list[DeadLetter]:
         try:
-            letters = Letters(self._app.log, self.name)
-            rows = letters.rows(everything=everything, most=LOOKED_AT)
+            topic = DeadLetterTopic(self._app.log, self.name)
+            rows = topic.rows(everything=everything, scan_limit=SCAN_LIMIT)
         except NotFound:
             return []
         found: list[DeadLetter] = []
         try:
             for row in rows:
-                letter = self._letter(row, waiting=rows.waits(row))
-                if filter is None or filter(letter):
-                    found.append(letter)
+                dead_letter = self._read_row(row, waiting=rows.is_waiting(row))
+                if filter is None or filter(dead_letter):
+                    found.append(dead_letter)
                     if len(found) >= limit:
                         break
         finally:
             rows.close()
-        if rows.cut:
+        if rows.is_truncated:
             logger.warning(
                 "%s: only the oldest %d dead letters were looked at; deal with those first",
-                self.name, LOOKED_AT,
+                self.name, SCAN_LIMIT,
             )  # fmt: skip
         return found
 
     def _count(self, filter: Filter | None) -> int:
         try:
-            return Letters(self._app.log, self.name).waiting(self._wanted(filter))
+            return DeadLetterTopic(self._app.log, self.name).count_waiting(
+                self._row_predicate(filter)
+            )
         except NotFound:
             return 0
 
-    def _names(
-        self, what: str, only: Which | Collection[Which] | None
+    def _refs(
+        self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
     ) -> list[str | tuple[int, int]] | None:
-        """The letters that are named, as :meth:`Letters.look_up` takes them; None: all."""
+        """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None: all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
-            return [self._name(what, only)]
-        return [self._name(what, each) for each in only]
+            return [self._ref(what, only)]
+        return [self._ref(what, each) for each in only]
 
-    def _name(self, what: str, letter: Which) -> str | tuple[int, int]:
-        position = letter.position if isinstance(letter, DeadLetter) else letter
+    def _ref(self, what: str, ref: DeadLetterRef) -> str | tuple[int, int]:
+        position = ref.position if isinstance(ref, DeadLetter) else ref
         if isinstance(position, str):
             return position
         if not isinstance(position, Position):
             raise InvalidValue(
-                f"{what}: a {type(letter).__name__} names no letter; give a DeadLetter, its "
+                f"{what}: a {type(ref).__name__} names no letter; give a DeadLetter, its "
                 "position or its message ID"
             )
         if position.topic != self.name:
@@ -255,26 +264,26 @@ class DeadLetterManager:
         return position.partition, position.offset
 
     def _edit(self, name: str | tuple[int, int], value: Any, stop: threading.Event) -> int:
-        letters = Letters(self._app.log, self.name)
-        chosen = letters.look_up([name])
-        if chosen.count != 1:
+        topic = DeadLetterTopic(self._app.log, self.name)
+        selection = topic.select_named([name])
+        if selection.count != 1:
             raise InvalidValue(
-                f"edit: {chosen.count} letters have the ID {name!r}; name one by its position"
+                f"edit: {selection.count} letters have the ID {name!r}; name one by its position"
             )
-        (partition, end), *_ = chosen.ends.items()
-        rows = letters.at(partition, end - 1)
+        (partition, end), *_ = selection.end_offsets.items()
+        rows = topic.row_at(partition, end - 1)
         try:
             row = next(iter(rows))
         finally:
             rows.close()
-        return letters.put_back(
+        return topic.redrive(
             self._destination,
-            wanted=chosen.wanted,
-            ends=chosen.ends,
-            edited=self._edited(row, value),
+            matches=selection.matches,
+            end_offsets=selection.end_offsets,
+            edited=self._encode_edit(row, value),
         )
 
-    def _edited(self, row: Row, value: Any) -> bytes:
+    def _encode_edit(self, row: LogRow, value: Any) -> bytes:
         if isinstance(value, bytes):
             return value
         topic, _ = source_of(row.batch.headers(row.index))
@@ -298,16 +307,16 @@ class DeadLetterManager:
         stop: threading.Event,
     ) -> int:
         log = self._app.log
-        letters = Letters(log, self.name)
+        topic = DeadLetterTopic(log, self.name)
         if target is not None:
             log.topic(target)
-        wanted, ends = self._meant(letters, filter, only)
-        return letters.put_back(
+        matches, end_offsets = self._selection(topic, filter, only)
+        return topic.redrive(
             self._destination if target is None else lambda row: target,
-            wanted=wanted,
+            matches=matches,
             limit=limit,
             stop=stop,
-            ends=ends,
+            end_offsets=end_offsets,
         )
 
     def _purge(
@@ -317,37 +326,42 @@ class DeadLetterManager:
         only: list[str | tuple[int, int]] | None,
         stop: threading.Event,
     ) -> int:
-        letters = Letters(self._app.log, self.name)
-        wanted, ends = self._meant(letters, filter, only)
-        return letters.set_aside(wanted=wanted, limit=limit, stop=stop, ends=ends)
+        topic = DeadLetterTopic(self._app.log, self.name)
+        matches, end_offsets = self._selection(topic, filter, only)
+        return topic.purge(matches=matches, limit=limit, stop=stop, end_offsets=end_offsets)
 
-    def _meant(
-        self, letters: Letters, filter: Filter | None, only: list[str | tuple[int, int]] | None
-    ) -> tuple[Callable[[Row], bool] | None, dict[int, int] | None]:
+    def _selection(
+        self,
+        topic: DeadLetterTopic,
+        filter: Filter | None,
+        only: list[str | tuple[int, int]] | None,
+    ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
         """Which letters are meant, and before which offsets they stand."""
-        wanted = self._wanted(filter)
+        matches = self._row_predicate(filter)
         if only is None:
-            return wanted, None
-        chosen = letters.look_up(only)
-        if wanted is None:
-            return chosen.wanted, chosen.ends
-        both = wanted
-        return lambda row: chosen.wanted(row) and both(row), chosen.ends
+            return matches, None
+        selection = topic.select_named(only)
+        if matches is None:
+            return selection.matches, selection.end_offsets
+        row_filter = matches
+        return lambda row: selection.matches(row) and row_filter(row), selection.end_offsets
 
-    def _wanted(self, filter: Filter | None) -> Callable[[Row], bool] | None:
+    def _row_predicate(self, filter: Filter | None) -> Callable[[LogRow], bool] | None:
         if filter is None:
             return None
-        return lambda row: bool(filter(self._letter(row, waiting=True)))
+        return lambda row: bool(filter(self._read_row(row, waiting=True)))
 
-    def _letter(self, row: Row, *, waiting: bool) -> DeadLetter:
+    def _read_row(self, row: LogRow, *, waiting: bool) -> DeadLetter:
         decodings = {name: topic.decoding for name, topic in self._app.topics.items()}
-        return read(row, waiting=waiting, decodings=decodings, parse=self._app.log.parse)
+        return read_dead_letter(
+            row, waiting=waiting, decodings=decodings, parse=self._app.log.parse_offset
+        )
 
-    def _destination(self, row: Row) -> str:
+    def _destination(self, row: LogRow) -> str:
         """The retry topic of a letter's group. A header alone says nothing: the app declares the
         topic, and its name is made here."""
         topic, group = source_of(row.batch.headers(row.index))
-        group = group or (None if topic is None else self._group(topic))
+        group = group or (None if topic is None else self._group_of(topic))
         if topic is None or group is None:
             missing = "topic" if topic is None else "group"
             raise InvalidValue(
@@ -361,23 +375,23 @@ class DeadLetterManager:
             )
         return check_topic(DeadLetters().retry(topic, check_group(group)))
 
-    def _group(self, topic: str) -> str | None:
+    def _group_of(self, topic: str) -> str | None:
         """The one group whose dead letters of ``topic`` come here, or that reads it."""
         reading = [each for each in self._app.processors if topic in each.topics]
-        burying = [
+        dead_lettering = [
             each
             for each in reading
             if each.options.dead_letters.name(topic, each.group) == self.name
         ]
-        groups = {each.group for each in burying or reading}
+        groups = {each.group for each in dead_lettering or reading}
         return groups.pop() if len(groups) == 1 else None
 
-    def _record(
+    def _dead_letter_record(
         self, message: Message[Any] | QueueMessage[Any], topic: str
     ) -> tuple[Record, int, tuple[str, int, str]]:
         """The letter's record without its error, the attempts, and where the message stood."""
         if isinstance(message, QueueMessage):
-            record = self._encoded(
+            record = self._encode_value(
                 topic, message.data, key=message.key, id=message.id, timestamp=message.timestamp
             )
             return record, message.retries + 1, (topic, 0, "")
@@ -386,18 +400,18 @@ class DeadLetterManager:
                 f"move_to_dead_letter({type(message).__name__}): give the message that failed, a "
                 "Message or QueueMessage"
             )
-        show = self._app.log.show
-        place = (message.topic or topic, message.partition, show(message.offset))
+        show = self._app.log.format_offset
+        failed_at = (message.topic or topic, message.partition, show(message.offset))
         raw = message.raw
         headers = [pair for pair in raw.headers if pair[0] != ID]
         if raw.value is None and message.value is not None:  # made by hand
-            record = self._encoded(topic, message.value, key=raw.key, id=message.id)
+            record = self._encode_value(topic, message.value, key=raw.key, id=message.id)
             record.headers = [*headers, *record.headers]
         else:
             record = Record(raw.value, raw.key, message.id, headers)
-        return record, message.attempt, place
+        return record, message.attempt, failed_at
 
-    def _encoded(self, topic: str, value: Any, **options: Any) -> Record:
+    def _encode_value(self, topic: str, value: Any, **options: Any) -> Record:
         declared = self._app.topics.get(topic)
         if declared is None:
             raise ConfigError(
@@ -406,7 +420,7 @@ class DeadLetterManager:
             )
         return declared.record(value, **options)
 
-    def _make(self, topic: str) -> None:
+    def _ensure_topic(self, topic: str) -> None:
         """Create the dead letter topic, with as many partitions as its source."""
         log: Log = self._app.log
         try:
@@ -416,7 +430,7 @@ class DeadLetterManager:
                 partitions = log.topic(topic).partitions
             except NotFound:
                 partitions = 1
-            ensure(log, self.name, partitions, config=log.capabilities.letters)
+            ensure_topic(log, self.name, partitions, config=log.capabilities.dead_letter_config)
 
 
 def _check_limit(what: str, limit: object) -> None:
@@ -430,4 +444,4 @@ def _check_filter(what: str, filter: object) -> None:
         return
     if not callable(filter) or inspect.iscoroutinefunction(filter):
         raise ConfigError(f"{what}(filter={filter!r}): a plain function of the dead letter")
-    check_calls(filter, f"{what}(filter=...)", "letter")
+    check_callable(filter, f"{what}(filter=...)", "letter")

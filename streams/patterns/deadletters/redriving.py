@@ -13,7 +13,7 @@ How it works
 * The header ``streams_redrive`` counts up. It is part of what deduplication compares, so what is
   put back is handled again, and a letter that was put back twice, because this was killed between
   writing and storing the place, is handled once: what is written again is at most the last
-  :data:`CHUNK` letters, in the same order, and a dedup window remembers more than that.
+  :data:`REDRIVE_CHUNK` letters, in the same order, and a dedup window remembers more than that.
 * Letters of a key are in one partition, in the order in which they failed, and are put back in that
   order, one chunk confirmed before the next is written.
 * Two who deal with one topic at once do no harm to a message, for the same reason; but one may take
@@ -35,26 +35,34 @@ from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
 from streams.engine.progress import Range, Snapshot, decode, encode
 from streams.errors import LogError, NotFound, StreamsError
-from streams.letters import EDITED, GROUP, PREFIX, TOPIC, first_failure, header, redrives_of
-from streams.log.protocol import Committed, ensure
+from streams.letters import (
+    EDITED,
+    ERROR_GROUP,
+    ERROR_PREFIX,
+    ERROR_TOPIC,
+    first_failure,
+    header_text,
+    redrives_of,
+)
+from streams.log.protocol import Committed, ensure_topic
 from streams.message import ID, REDRIVE, Record
-from streams.replay.copying import CHUNK_BYTES, Row, Rows
-from streams.text import nearest
+from streams.replay.copying import COPY_BYTES, LogRow, RangeReader
+from streams.text import suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers, Position
 
-CHUNK = 500
+REDRIVE_CHUNK = 500
 """Letters put back between two notes of it, at most."""
 
-LOOKED_AT = 1_000_000
+SCAN_LIMIT = 1_000_000
 """Letters that are looked at for those that are wanted, where nobody says how many."""
 
-Wanted = Callable[[Row], bool]
+RowPredicate = Callable[[LogRow], bool]
 """Whether a letter is meant."""
 
-Destination = Callable[[Row], str]
+Destination = Callable[[LogRow], str]
 """The topic that a letter is put back to."""
 
 
@@ -71,7 +79,7 @@ class ReprocessStopped(StreamsError):
 
 
 @dataclass(slots=True)
-class Dealt:
+class ResolvedOffsets:
     """Which letters of a partition were dealt with: all below a position, and ranges above it."""
 
     position: int
@@ -88,81 +96,85 @@ class Dealt:
         return encode(self.position, 0, self.ranges)
 
 
-class Marking:
+class ResolvedTracker:
     """Deals with the letters of one partition in order, and knows what to store of it."""
 
-    def __init__(self, before: Dealt) -> None:
-        self._before = before
-        self._position = before.position
-        self._runs: list[Range] = []
-        self._from: int | None = before.position
+    def __init__(self, resolved: ResolvedOffsets) -> None:
+        self._before = resolved
+        self._position = resolved.position
+        self._ranges: list[Range] = []
+        self._run_start: int | None = resolved.position
         """Where the run of letters dealt with began that the last one belongs to."""
-        self._to = before.position
-        self._at = before.position
+        self._run_end = resolved.position
+        self._next_offset = resolved.position
 
-    def passed(self, offset: int, *, dealt: bool) -> None:
+    def advance(self, offset: int, *, resolved: bool) -> None:
         """The next letter was dealt with, or is left."""
-        self._at = offset + 1
-        if dealt:
-            if self._from is None:
-                self._from = offset
-            self._to = offset + 1
-            if self._from == self._position:
-                self._from = self._position = self._to
-        elif self._from is not None:
-            if self._from > self._position:
-                self._runs.append((self._from, self._to))
-            self._from = None
+        self._next_offset = offset + 1
+        if resolved:
+            if self._run_start is None:
+                self._run_start = offset
+            self._run_end = offset + 1
+            if self._run_start == self._position:
+                self._run_start = self._position = self._run_end
+        elif self._run_start is not None:
+            if self._run_start > self._position:
+                self._ranges.append((self._run_start, self._run_end))
+            self._run_start = None
 
-    def result(self) -> Dealt:
+    def resolved(self) -> ResolvedOffsets:
         """What was dealt with, as far as this came, and before."""
-        runs = list(self._runs)
-        if self._from is not None and self._from > self._position:
-            runs.append((self._from, self._to))
+        runs = list(self._ranges)
+        if self._run_start is not None and self._run_start > self._position:
+            runs.append((self._run_start, self._run_end))
         for low, high in self._before.ranges:
-            low = max(low, self._at)
+            low = max(low, self._next_offset)
             if low < high:
                 runs.append((low, high))
-        return Dealt(self._position, runs)
+        return ResolvedOffsets(self._position, runs)
 
-    def copy(self) -> Marking:
+    def copy(self) -> ResolvedTracker:
         """The same, to look ahead with."""
-        twin = Marking(self._before)
-        twin._position, twin._runs = self._position, list(self._runs)
-        twin._from, twin._to, twin._at = self._from, self._to, self._at
-        return twin
+        copied = ResolvedTracker(self._before)
+        copied._position, copied._ranges = self._position, list(self._ranges)
+        copied._run_start, copied._run_end, copied._next_offset = (
+            self._run_start,
+            self._run_end,
+            self._next_offset,
+        )
+        return copied
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Selection:
     """Letters that were looked for: which of those that wait, and how many there were."""
 
-    wanted: Wanted
+    matches: RowPredicate
     count: int
-    ends: dict[int, int]
+    end_offsets: dict[int, int]
     """By partition, the offset before which they stand: what came since was not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
-class Dealing:
+class ResolveRequest:
     """What is to be done with which letters."""
 
-    act: Callable[[Sequence[Row]], Sequence[BaseException | None]]
+    action: Callable[[Sequence[LogRow]], Sequence[BaseException | None]]
     """Does it; per letter None, or why not."""
-    wanted: Wanted | None
+    matches: RowPredicate | None
     limit: int | None
     stop: threading.Event | None
-    ends: Mapping[int, int] | None = None
+    end_offsets: Mapping[int, int] | None = None
     """By partition, the offset before which the letters stand that are meant, and no other
     partition; None: wherever they stand."""
 
-    def over(self, done: int) -> bool:
+    def is_over(self, resolved_count: int) -> bool:
         """After so many letters of a partition, nothing more of it is begun."""
-        reached = self.limit is not None and done >= self.limit
+        reached = self.limit is not None and resolved_count >= self.limit
         return reached or (self.stop is not None and self.stop.is_set())
 
 
-class Letters:
+class DeadLetterTopic:
     """The dead letters in one topic.
 
     :raises NotFound: there is no such topic.
@@ -175,319 +187,345 @@ class Letters:
             self.partitions = log.topic(name).partitions
         except NotFound:
             known = [each for each in dead_topics(log) if each != name]
-            hint = nearest(name, known) if known else "there is none at all"
+            hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
-    def dealt(self) -> dict[int, Dealt]:
+    def resolved(self) -> dict[int, ResolvedOffsets]:
         """By partition, which letters were dealt with."""
-        return dealt(self.log, self.name, self.partitions)
+        return resolved_offsets(self.log, self.name, self.partitions)
 
-    def rows(self, *, everything: bool = False, most: int | None = LOOKED_AT) -> LetterRows:
+    def rows(
+        self, *, everything: bool = False, scan_limit: int | None = SCAN_LIMIT
+    ) -> DeadLetterRows:
         """The letters that wait, oldest first; ``everything``: the others too. To be closed.
 
-        :param most: how many are looked at; None: all there are.
+        :param scan_limit: how many are looked at; None: all there are.
         """
-        return LetterRows(self, everything=everything, most=most)
+        return DeadLetterRows(self, everything=everything, scan_limit=scan_limit)
 
-    def at(self, partition: int, offset: int) -> LetterRows:
+    def row_at(self, partition: int, offset: int) -> DeadLetterRows:
         """The letter that stands there, whatever was done with it. To be closed."""
         only = {partition: (offset, offset + 1)} if 0 <= partition < self.partitions else {}
-        return LetterRows(self, everything=True, only=only)
+        return DeadLetterRows(self, everything=True, only=only)
 
-    def waiting(self, wanted: Wanted | None = None) -> int:
+    def count_waiting(self, matches: RowPredicate | None = None) -> int:
         """How many wait; reads them all."""
-        return self.look_for(wanted or (lambda row: True)).count
+        return self.select(matches or (lambda row: True)).count
 
-    def look_for(self, wanted: Wanted, limit: int | None = None) -> Chosen:
+    def select(self, matches: RowPredicate, limit: int | None = None) -> Selection:
         """Those that wait and are wanted, of what there is now; reads them all.
 
         :param limit: so many of each partition count, the oldest.
         """
         counts: Counter[int] = Counter()
-        rows = self.rows(most=None)
+        rows = self.rows(scan_limit=None)
         try:
             for row in rows:
-                if wanted(row):
+                if matches(row):
                     counts[row.batch.partition] += 1
         finally:
             rows.close()
         found = counts.values() if limit is None else (min(each, limit) for each in counts.values())
-        return Chosen(wanted, sum(found), rows.ends)
+        return Selection(matches, sum(found), rows.end_offsets)
 
-    def look_up(
-        self, names: Collection[str | tuple[int, int]], of: Wanted = lambda row: True
-    ) -> Chosen:
+    def select_named(
+        self,
+        names: Collection[str | tuple[int, int]],
+        is_of_source: RowPredicate = lambda row: True,
+    ) -> Selection:
         """These that wait: each is named by its place (``PARTITION/OFFSET``, or both as numbers) or
         its message ID, under which there may be several.
 
-        :param of: whether a letter is of the topic and group that are asked about.
+        :param is_of_source: whether a letter is of the topic and group that are asked about.
         :raises NotFound: one of them is not there, or does not wait any more.
         """
         found: set[tuple[int, int]] = set()
         ids: set[str] = set()
         for name in dict.fromkeys(names):
-            place = self.place(name) if isinstance(name, str) else name
-            there = None if place is None else self._there(*place, of)
-            said = name if isinstance(name, str) else f"{name[0]}/{self.log.show(name[1])}"
-            if place is not None and there:
-                found.add(place)
-            elif there is not None:
-                raise NotFound(f"{self.name}: {_over(said)}")
+            position = self.parse_position(name) if isinstance(name, str) else name
+            is_waiting = None if position is None else self._is_waiting(*position, is_of_source)
+            written = (
+                name if isinstance(name, str) else f"{name[0]}/{self.log.format_offset(name[1])}"
+            )
+            if position is not None and is_waiting:
+                found.add(position)
+            elif is_waiting is not None:
+                raise NotFound(f"{self.name}: {_already_resolved(written)}")
             else:
-                ids.add(said)
+                ids.add(written)
         if ids:
-            found |= self._by_id(ids, of)
-        ends: dict[int, int] = {}
+            found |= self._find_by_id(ids, is_of_source)
+        end_offsets: dict[int, int] = {}
         for partition, offset in found:
-            ends[partition] = max(ends.get(partition, 0), offset + 1)
-        return Chosen(
+            end_offsets[partition] = max(end_offsets.get(partition, 0), offset + 1)
+        return Selection(
             lambda row: (row.batch.partition, row.batch.offsets[row.index]) in found,
             len(found),
-            ends,
+            end_offsets,
         )
 
-    def place(self, name: str) -> tuple[int, int] | None:
+    def parse_position(self, name: str) -> tuple[int, int] | None:
         """The partition and offset that are written so, with or without the topic before them;
         None: it is no place."""
         partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
-        number = wire.whole(partition, 9)
+        number = wire.parse_int(partition, 9)
         if not slash or number is None:
             return None
         try:
-            return number, self.log.parse(offset)
+            return number, self.log.parse_offset(offset)
         except StreamsError:
             return None
 
-    def _there(self, partition: int, offset: int, of: Wanted) -> bool | None:
+    def _is_waiting(self, partition: int, offset: int, is_of_source: RowPredicate) -> bool | None:
         """Whether the letter that stands there waits; None: there is none."""
-        rows = self.at(partition, offset)
+        rows = self.row_at(partition, offset)
         try:
             row = next(iter(rows), None)
-            return None if row is None or not of(row) else rows.waits(row)
+            return None if row is None or not is_of_source(row) else rows.is_waiting(row)
         finally:
             rows.close()
 
-    def _by_id(self, ids: set[str], of: Wanted) -> set[tuple[int, int]]:
+    def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[tuple[int, int]]:
         """Where the letters stand that wait and have these message IDs."""
         found: set[tuple[int, int]] = set()
-        left = set(ids)
-        rows = self.rows(most=None)
+        missing = set(ids)
+        rows = self.rows(scan_limit=None)
         try:
             for row in rows:
                 id = row.batch.id(row.index)
-                if id in ids and of(row):
+                if id in ids and is_of_source(row):
                     found.add((row.batch.partition, row.batch.offsets[row.index]))
-                    left.discard(id)
+                    missing.discard(id)
         finally:
             rows.close()
-        if not left:
+        if not missing:
             return found
-        name = min(left)
-        everything = self.rows(everything=True, most=None)
+        name = min(missing)
+        everything = self.rows(everything=True, scan_limit=None)
         try:
-            there = any(row.batch.id(row.index) == name and of(row) for row in everything)
+            is_resolved = any(
+                row.batch.id(row.index) == name and is_of_source(row) for row in everything
+            )
         finally:
             everything.close()
-        what = _over(name) if there else f"there is no letter {name!r}"
+        what = _already_resolved(name) if is_resolved else f"there is no letter {name!r}"
         raise NotFound(f"{self.name}: {what}")
 
-    def put_back(
+    def redrive(
         self,
         destination: Destination,
         *,
-        wanted: Wanted | None = None,
+        matches: RowPredicate | None = None,
         limit: int | None = None,
         stop: threading.Event | None = None,
-        ends: Mapping[int, int] | None = None,
+        end_offsets: Mapping[int, int] | None = None,
         edited: bytes | None = None,
     ) -> int:
         """Write those that wait and are wanted to where they go.
 
         :param limit: so many of each partition, the oldest, at most.
         :param stop: set, nothing more is begun.
-        :param ends: as :class:`Chosen` has them.
+        :param end_offsets: as :class:`Selection` has them.
         :param edited: the value that they are to have.
         :returns: how many.
         :raises ReprocessStopped: one was refused, or more were picked out than can be noted.
         """
-        made: set[str] = set()
+        ensured: set[str] = set()
 
-        def write(rows: Sequence[Row]) -> list[BaseException | None]:
-            return self._write(rows, destination, made, edited)
+        def write(rows: Sequence[LogRow]) -> list[BaseException | None]:
+            return self._redrive_rows(rows, destination, ensured, edited)
 
-        return self._deal(Dealing(write, wanted, limit, stop, ends))
+        return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets))
 
-    def set_aside(
+    def purge(
         self,
         *,
-        wanted: Wanted | None = None,
+        matches: RowPredicate | None = None,
         limit: int | None = None,
         stop: threading.Event | None = None,
-        ends: Mapping[int, int] | None = None,
+        end_offsets: Mapping[int, int] | None = None,
     ) -> int:
         """Let those that wait and are wanted count as dealt with. Nothing is deleted.
 
-        :param ends: as :class:`Chosen` has them.
+        :param end_offsets: as :class:`Selection` has them.
         :raises ReprocessStopped: more were picked out than can be noted.
         """
-        return self._deal(Dealing(lambda rows: [None] * len(rows), wanted, limit, stop, ends))
+        return self._resolve(
+            ResolveRequest(lambda rows: [None] * len(rows), matches, limit, stop, end_offsets)
+        )
 
     # -- inside
 
-    def _deal(self, dealing: Dealing) -> int:
-        done = 0
-        for partition, before in self.dealt().items():
-            first, end = self.log.bounds(self.name, partition)
-            if dealing.ends is not None:
-                end = min(end, dealing.ends.get(partition, 0))
-            if end <= max(first, before.position):
+    def _resolve(self, request: ResolveRequest) -> int:
+        count = 0
+        for partition, resolved in self.resolved().items():
+            first, end = self.log.watermarks(self.name, partition)
+            if request.end_offsets is not None:
+                end = min(end, request.end_offsets.get(partition, 0))
+            if end <= max(first, resolved.position):
                 continue
-            rows = Rows(self.log, self.name, {partition: (max(first, before.position), end)})
+            rows = RangeReader(
+                self.log, self.name, {partition: (max(first, resolved.position), end)}
+            )
             try:
-                done += self._deal_partition(dealing, rows, partition, before, done)
+                count += self._resolve_partition(request, rows, partition, resolved, count)
             finally:
                 rows.close()
-        return done
+        return count
 
-    def _deal_partition(
-        self, dealing: Dealing, rows: Rows, partition: int, before: Dealt, earlier: int
-    ) -> int:
-        marking, done, over = Marking(before), 0, False
-        while not (over or dealing.over(done)):
-            left = None if dealing.limit is None else dealing.limit - done
-            passed, chosen, over = _chunk(rows, before, dealing.wanted, left)
-            if not chosen:
-                _mark(marking, passed, before, 0)
-                continue
-            ahead = marking.copy()
-            _mark(ahead, passed, before, len(chosen))
-            if not ahead.result().encoded().complete:
-                raise ReprocessStopped(
-                    f"{chosen[0].position}: more dead letters are picked out one here, one there "
-                    "than can be noted; deal with the older ones first, without a filter",
-                    earlier + done,
-                )
-            answers = dealing.act(chosen)
-            failed = next((at for at, each in enumerate(answers) if each is not None), len(chosen))
-            _mark(marking, passed, before, failed)
-            if failed:
-                self._store(partition, marking.result())
-            done += failed
-            if failed < len(chosen):
-                raise ReprocessStopped(
-                    f"{chosen[failed].position} cannot be put back: {answers[failed]}",
-                    earlier + done,
-                )
-        return done
-
-    def _write(
+    def _resolve_partition(
         self,
-        rows: Sequence[Row],
+        request: ResolveRequest,
+        rows: RangeReader,
+        partition: int,
+        resolved: ResolvedOffsets,
+        count_before: int,
+    ) -> int:
+        tracker, count, exhausted = ResolvedTracker(resolved), 0, False
+        while not (exhausted or request.is_over(count)):
+            left = None if request.limit is None else request.limit - count
+            passed, rows_chosen, exhausted = _next_chunk(rows, resolved, request.matches, left)
+            if not rows_chosen:
+                _track_chunk(tracker, passed, resolved, 0)
+                continue
+            ahead = tracker.copy()
+            _track_chunk(ahead, passed, resolved, len(rows_chosen))
+            if not ahead.resolved().encoded().complete:
+                raise ReprocessStopped(
+                    f"{rows_chosen[0].position}: more dead letters are picked out one here, one there "
+                    "than can be noted; deal with the older ones first, without a filter",
+                    count_before + count,
+                )
+            answers = request.action(rows_chosen)
+            failed_at = next(
+                (at for at, each in enumerate(answers) if each is not None), len(rows_chosen)
+            )
+            _track_chunk(tracker, passed, resolved, failed_at)
+            if failed_at:
+                self._commit_resolved(partition, tracker.resolved())
+            count += failed_at
+            if failed_at < len(rows_chosen):
+                raise ReprocessStopped(
+                    f"{rows_chosen[failed_at].position} cannot be put back: {answers[failed_at]}",
+                    count_before + count,
+                )
+        return count
+
+    def _redrive_rows(
+        self,
+        rows: Sequence[LogRow],
         destination: Destination,
-        made: set[str],
+        ensured: set[str],
         edited: bytes | None,
     ) -> list[BaseException | None]:
         topics = [destination(row) for row in rows]
         answers: list[BaseException | None] = [None] * len(rows)
         for topic in dict.fromkeys(topics):
-            if topic not in made:
-                make_retry_topic(self.log, topic)
-                made.add(topic)
+            if topic not in ensured:
+                ensure_retry_topic(self.log, topic)
+                ensured.add(topic)
             chosen = [at for at, each in enumerate(topics) if each == topic]
-            found = append(self.log, topic, [record_again(rows[at], edited) for at in chosen])
+            found = append_and_wait(
+                self.log, topic, [redriven_record(rows[at], edited) for at in chosen]
+            )
             for at, answer in zip(chosen, found, strict=True):
                 answers[at] = answer if isinstance(answer, BaseException) else None
         return answers
 
-    def _store(self, partition: int, found: Dealt) -> None:
+    def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
         # Somebody else may have gone further meanwhile: never back.
-        now = self.dealt()[partition]
-        if now.position > found.position:
-            low = now.position
-            found = Dealt(low, [(max(low, a), b) for a, b in found.ranges if b > low])
-        place = Committed(found.position, found.encoded().progress if found.ranges else "")
-        self.log.move(self.name, self.name, {partition: place}, force=True)
+        current = self.resolved()[partition]
+        if current.position > found.position:
+            low = current.position
+            found = ResolvedOffsets(low, [(max(low, a), b) for a, b in found.ranges if b > low])
+        position = Committed(found.position, found.encoded().progress if found.ranges else "")
+        self.log.reset_offsets(self.name, self.name, {partition: position}, force=True)
 
 
-def _chunk(
-    rows: Rows, before: Dealt, wanted: Wanted | None, most: int | None
-) -> tuple[list[tuple[int, bool]], list[Row], bool]:
+def _next_chunk(
+    rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, max_rows: int | None
+) -> tuple[list[tuple[int, bool]], list[LogRow], bool]:
     """The next letters: offset and whether it is chosen, those chosen, and whether that is all."""
     passed: list[tuple[int, bool]] = []
-    chosen: list[Row] = []
+    chosen: list[LogRow] = []
     size = 0
     for row in rows:
         offset = row.batch.offsets[row.index]
-        takes = offset not in before and (wanted is None or wanted(row))
+        takes = offset not in resolved and (matches is None or matches(row))
         passed.append((offset, takes))
         if takes:
             chosen.append(row)
             value = row.batch.values[row.index]
             size += len(value or b"")
-        full = len(chosen) >= CHUNK or len(chosen) == most or size >= CHUNK_BYTES
-        if full or len(passed) >= 20 * CHUNK:
+        full = len(chosen) >= REDRIVE_CHUNK or len(chosen) == max_rows or size >= COPY_BYTES
+        if full or len(passed) >= 20 * REDRIVE_CHUNK:
             return passed, chosen, False
     return passed, chosen, True
 
 
-def _mark(marking: Marking, passed: Sequence[tuple[int, bool]], before: Dealt, done: int) -> None:
+def _track_chunk(
+    tracker: ResolvedTracker,
+    passed: Sequence[tuple[int, bool]],
+    resolved: ResolvedOffsets,
+    resolved_count: int,
+) -> None:
     """Note a chunk of which the first ``done`` of those chosen were dealt with."""
     for offset, takes in passed:
-        dealt_now = takes and done > 0
-        done -= takes
-        marking.passed(offset, dealt=dealt_now or offset in before)
+        resolved_now = takes and resolved_count > 0
+        resolved_count -= takes
+        tracker.advance(offset, resolved=resolved_now or offset in resolved)
 
 
-class LetterRows:
+class DeadLetterRows:
     """Letters as they stand, partitions merged by the log's time. Iterate once, then close.
 
-    :param most: how many are looked at; None: all there are.
+    :param scan_limit: how many are looked at; None: all there are.
     :param only: the ranges of offsets by partition; None: wherever a letter may wait.
     """
 
     def __init__(
         self,
-        letters: Letters,
+        topic: DeadLetterTopic,
         *,
         everything: bool,
-        most: int | None = None,
+        scan_limit: int | None = None,
         only: dict[int, tuple[int, int]] | None = None,
     ) -> None:
-        self.dealt = letters.dealt()
-        self.cut = False
+        self.resolved = topic.resolved()
+        self.is_truncated = False
         """There are more, which were not looked at."""
         self._everything = everything
-        self._most = most
+        self._most = scan_limit
         ranges: dict[int, tuple[int, int]] = {}
-        for partition, each in self.dealt.items():
-            first, end = letters.log.bounds(letters.name, partition)
+        for partition, each in self.resolved.items():
+            first, end = topic.log.watermarks(topic.name, partition)
             ranges[partition] = (first if everything else max(first, each.position), end)
             if only is not None:
                 low, high = only.get(partition, (0, 0))
                 ranges[partition] = (max(first, low), min(end, high))
-        without = {} if everything else {part: each.ranges for part, each in self.dealt.items()}
-        self.ends = {partition: end for partition, (_, end) in ranges.items()}
+        without = {} if everything else {part: each.ranges for part, each in self.resolved.items()}
+        self.end_offsets = {partition: end for partition, (_, end) in ranges.items()}
         """By partition, where looking ends."""
-        self._rows = Rows(letters.log, letters.name, ranges, without=without)
+        self._rows = RangeReader(topic.log, topic.name, ranges, skip=without)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[LogRow]:
         for row in self._rows:
             if self._most is not None and self._rows.scanned > self._most:
-                self.cut = True
+                self.is_truncated = True
                 return
-            if self._everything or self.waits(row):
+            if self._everything or self.is_waiting(row):
                 yield row
 
-    def waits(self, row: Row) -> bool:
+    def is_waiting(self, row: LogRow) -> bool:
         """Nobody dealt with it yet."""
-        return row.batch.offsets[row.index] not in self.dealt[row.batch.partition]
+        return row.batch.offsets[row.index] not in self.resolved[row.batch.partition]
 
     def close(self) -> None:
         """Give back what reading holds."""
         self._rows.close()
 
 
-def _over(name: str) -> str:
+def _already_resolved(name: str) -> str:
     return f"letter {name!r} was put back or set aside already"
 
 
@@ -496,20 +534,20 @@ def dead_topics(log: Log) -> list[str]:
     return [info.name for info in log.topics() if info.name.endswith(".dead")]
 
 
-def dealt(log: Log, name: str, partitions: int) -> dict[int, Dealt]:
+def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, ResolvedOffsets]:
     """By partition of a dead letter topic, which letters were dealt with."""
-    held = log.places(name, name)
+    committed = log.committed(name, name)
     found = {}
     for partition in range(partitions):
-        place = held.get(partition)
-        if place is None:
-            found[partition] = Dealt(log.bounds(name, partition)[0])
+        position = committed.get(partition)
+        if position is None:
+            found[partition] = ResolvedOffsets(log.watermarks(name, partition)[0])
             continue
         try:
-            ranges = decode(place.position, place.progress)[1] if place.progress else []
+            ranges = decode(position.position, position.progress)[1] if position.progress else []
         except ValueError:  # another tool's metadata: its position counts
             ranges = []
-        found[partition] = Dealt(place.position, ranges)
+        found[partition] = ResolvedOffsets(position.position, ranges)
     return found
 
 
@@ -518,18 +556,18 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
 
     What failed in a group's retry topic is of the topic that it came from.
     """
-    topic, group = header(headers, TOPIC), header(headers, GROUP)
+    topic, group = header_text(headers, ERROR_TOPIC), header_text(headers, ERROR_GROUP)
     if topic and group:
         topic = topic.removesuffix(DeadLetters.RETRY.format(topic="", group=group))
     return topic or None, group or None
 
 
-def make_retry_topic(log: Log, name: str) -> None:
+def ensure_retry_topic(log: Log, name: str) -> None:
     """Create a topic for what is put back, where it is missing."""
-    ensure(log, name, RETRY_PARTITIONS, config=log.capabilities.letters)
+    ensure_topic(log, name, RETRY_PARTITIONS, config=log.capabilities.dead_letter_config)
 
 
-def record_again(row: Row, edited: bytes | None = None) -> Record:
+def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
     """The message that a letter was made of, counted as put back once more. It says where it failed
     first.
 
@@ -537,21 +575,21 @@ def record_again(row: Row, edited: bytes | None = None) -> Record:
     """
     batch, index = row.batch, row.index
     headers = batch.headers(index)
-    again: list[tuple[str, bytes | None]] = [
+    new_headers: list[tuple[str, bytes | None]] = [
         (name, value)
         for name, value in headers
-        if name not in (ID, REDRIVE) and not name.startswith(PREFIX)
+        if name not in (ID, REDRIVE) and not name.startswith(ERROR_PREFIX)
     ]
-    again.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
-    again += first_failure(headers)
+    new_headers.append((REDRIVE, str(redrives_of(headers) + 1).encode()))
+    new_headers += first_failure(headers)
     value = batch.values[index]
     if edited is not None:
         value = edited
-        again = [*(pair for pair in again if pair[0] != EDITED), (EDITED, b"1")]
-    return Record(value, batch.keys[index], batch.id(index), again)
+        new_headers = [*(pair for pair in new_headers if pair[0] != EDITED), (EDITED, b"1")]
+    return Record(value, batch.keys[index], batch.id(index), new_headers)
 
 
-def append(
+def append_and_wait(
     log: Log,
     topic: str,
     records: Sequence[Record],
@@ -564,11 +602,11 @@ def append(
     ended = threading.Event()
     answers: list[Any] = []
 
-    def done(found: Sequence[Position | LogError]) -> None:
+    def on_written(found: Sequence[Position | LogError]) -> None:
         answers.extend(found)
         ended.set()
 
-    log.append(topic, records, done)
+    log.append(topic, records, on_written)
     while not ended.wait(1.0):
         meanwhile()
     return answers

@@ -10,6 +10,6 @@ payloads. A message can be cancelled by its ID, and the answer says what happene
 """
 
 from streams.patterns.delay.delays import Delays, Scheduled
-from streams.patterns.delay.owner import Figures
+from streams.patterns.delay.owner import DelayStats
 
-__all__ = ["Delays", "Figures", "Scheduled"]
+__all__ = ["DelayStats", "Delays", "Scheduled"]

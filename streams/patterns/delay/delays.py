@@ -15,13 +15,13 @@ from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.patterns.checking import check_app, check_whole, check_within
+from streams.patterns.checking import check_app, check_int, check_timeout
 from streams.patterns.delay import wire
-from streams.patterns.delay.late import PENDING
-from streams.patterns.delay.owner import Figures, make_topic, own
-from streams.shielding import in_thread
+from streams.patterns.delay.late import PENDING_LIMIT
+from streams.patterns.delay.owner import DelayStats, declare_scheduler, ensure_delay_topic
+from streams.shielding import run_in_thread
 from streams.topic import Topic
-from streams.wire import utc
+from streams.wire import utc_from_seconds
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 Delay = float | timedelta
 
-Count = Callable[[Log], int]
+PartitionCount = Callable[[Log], int]
 """How many partitions a delay topic gets if it must be made; blocks."""
 
 
@@ -66,17 +66,19 @@ class Delays:
         name: str = "delays",
         *,
         partitions: int | None = None,
-        pending: int = PENDING,
+        pending: int = PENDING_LIMIT,
     ) -> None:
         check_app(app, "Delays")
         for option, value in (("partitions", partitions), ("pending", pending)):
             if value is not None:
-                check_whole("Delays", option, value)
+                check_int("Delays", option, value)
         self.name = check_topic(name)
         self._app = app
         self._partitions = partitions or 1
-        self._door = Door(app)
-        self._desk = own(app, self.name, self._count, app.topics.__contains__, pending)
+        self._client = DelayClient(app)
+        self._scheduler = declare_scheduler(
+            app, self.name, self._partition_count, app.topics.__contains__, pending
+        )
 
     def __repr__(self) -> str:
         return f"<Delays {self.name!r}>"
@@ -110,7 +112,9 @@ class Delays:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
-        return await self._door.put(self.name, self._count, topic.name, record, due)
+        return await self._client.schedule(
+            self.name, self._partition_count, topic.name, record, due
+        )
 
     async def cancel(self, id: str, *, within: float = 30.0) -> wire.Outcome:
         """Ask that a message be not delivered; the answer says what happened.
@@ -123,45 +127,47 @@ class Delays:
         :raises TimeoutError: nobody answered; the request stands, and may be answered later.
         :raises LogError: the request could not be written.
         """
-        return await self._door.cancel(self.name, self._count, id, within)
+        return await self._client.cancel(self.name, self._partition_count, id, within)
 
-    def _count(self, log: Log) -> int:
+    def _partition_count(self, log: Log) -> int:
         return self._partitions
 
-    def stats(self) -> Figures:
+    def stats(self) -> DelayStats:
         """What is pending and was delivered in this process."""
-        return self._desk.stats()
+        return self._scheduler.stats()
 
 
-class Door:
+class DelayClient:
     """Where messages are handed in for later, and requests made."""
 
     def __init__(self, app: Streams) -> None:
         self._app = app
-        self._made: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
+        self._ensured_topics: WeakKeyDictionary[Log, set[str]] = WeakKeyDictionary()
 
-    async def put(
-        self, name: str, partitions: Count, to: str, record: Record, due: int
+    async def schedule(
+        self, name: str, partitions: PartitionCount, topic: str, record: Record, due: int
     ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
-        await self._ensure(name, partitions)
-        entry = wire.entry(record, to, due)
+        await self._ensure_topic(name, partitions)
+        entry = wire.entry_record(record, topic, due)
         position = await self._app.publisher.publish(name, entry)
-        return Scheduled(record.id, utc(due / 1000), position)
+        return Scheduled(record.id, utc_from_seconds(due / 1000), position)
 
-    async def cancel(self, name: str, partitions: Count, id: str, within: float) -> wire.Outcome:
+    async def cancel(
+        self, name: str, partitions: PartitionCount, id: str, within: float
+    ) -> wire.Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
-        check_within("cancel", within)
-        await self._ensure(name, partitions)
+        check_timeout("cancel", within)
+        await self._ensure_topic(name, partitions)
         request = str(uuid7())
-        place = await self._app.publisher.publish(name, wire.request(id, request))
+        position = await self._app.publisher.publish(name, wire.cancel_record(id, request))
         loop = asyncio.get_running_loop()
-        give_up, pause, start = loop.time() + within, 0.005, place.offset
+        give_up, pause, start = loop.time() + within, 0.005, position.offset
         log = self._app.log
         while True:
-            answer, start = await asyncio.to_thread(_answer, log, place, start, request)
+            answer, start = await asyncio.to_thread(_find_answer, log, position, start, request)
             if answer is not None:
                 return answer
             if loop.time() >= give_up:
@@ -172,13 +178,13 @@ class Door:
             await asyncio.sleep(pause)
             pause = min(0.5, pause * 1.5)
 
-    async def _ensure(self, name: str, partitions: Count) -> None:
+    async def _ensure_topic(self, name: str, partitions: PartitionCount) -> None:
         """The delay topic is there, with its floor below what is about to be written."""
         log = self._app.log
-        made = self._made.setdefault(log, set())
-        if name not in made:
-            await in_thread(lambda: make_topic(log, name, partitions(log)))
-            made.add(name)
+        ensured = self._ensured_topics.setdefault(log, set())
+        if name not in ensured:
+            await run_in_thread(lambda: ensure_delay_topic(log, name, partitions(log)))
+            ensured.add(name)
 
 
 def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
@@ -195,29 +201,31 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < wire.FAR / 2000:
+        if not number or not 0 <= seconds < wire.LATEST_DUE / 2000:
             raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
 
 
-def _answer(log: Log, place: Position, start: int, request: str) -> tuple[wire.Outcome | None, int]:
+def _find_answer(
+    log: Log, position: Position, start: int, request: str
+) -> tuple[wire.Outcome | None, int]:
     """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
-    _, end = log.bounds(place.topic, place.partition)
+    _, end = log.watermarks(position.topic, position.partition)
     if start >= end:
         return None, start
-    reader = log.reader(place.topic, place.partition, start, end)
+    reader = log.reader(position.topic, position.partition, start, end)
     try:
         while (batch := reader.read(1_000)) is not None:
             for index in range(len(batch)):
                 if batch.values[index] is not None:
                     continue
-                what, answers = wire.said(batch.headers(index))
-                if answers == request and (found := wire.outcome(what)) is not None:
+                mark, answered_request = wire.read_mark(batch.headers(index))
+                if answered_request == request and (found := wire.parse_outcome(mark)) is not None:
                     return found, end
     finally:
         reader.close()
     return None, end
 
 
-__all__ = ["Delay", "Delays", "Door", "Scheduled", "due_at"]
+__all__ = ["Delay", "DelayClient", "Delays", "Scheduled", "due_at"]

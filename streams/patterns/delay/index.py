@@ -17,26 +17,26 @@ from heapq import heapify, heappop, heappush
 _SHIFT = 128
 _POSITION = (1 << _SHIFT) - 1
 
-Slot = int
+DueEntry = int
 """An entry: when it is due, and where it stands."""
 
 
-def slot(due: int, position: int) -> Slot:
+def due_entry(due: int, position: int) -> DueEntry:
     """An entry as one integer."""
     return due << _SHIFT | position
 
 
-def due_of(slot: Slot) -> int:
+def due_time(entry: DueEntry) -> int:
     """When it is due, in milliseconds."""
-    return slot >> _SHIFT
+    return entry >> _SHIFT
 
 
-def position_of(slot: Slot) -> int:
+def log_position(entry: DueEntry) -> int:
     """Where it stands."""
-    return slot & _POSITION
+    return entry & _POSITION
 
 
-class Index:
+class DueIndex:
     """The pending entries of one partition, the nearest ``limit`` of them.
 
     Entries are added in the order of their positions, and go in any order.
@@ -44,56 +44,56 @@ class Index:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._slots: dict[int, Slot] = {}
+        self._by_id: dict[int, DueEntry] = {}
         """By what stands for the ID, in the order of positions."""
-        self._heap: list[Slot] = []
-        self._gone: set[Slot] = set()
+        self._heap: list[DueEntry] = []
+        self._discarded: set[DueEntry] = set()
         """In the heap still, or given out, and not pending any more."""
-        self._out: set[Slot] = set()
-        """Given out by :meth:`take`."""
-        self.horizon: Slot | None = None
+        self._taken: set[DueEntry] = set()
+        """Given out by :meth:`take_due`."""
+        self.horizon: DueEntry | None = None
         """The earliest entry that was dropped."""
-        self._dropped_from: int | None = None
+        self._lowest_dropped: int | None = None
         """The lowest position of those that were dropped."""
-        self._after: Slot = 0
-        self._until = 0
+        self._resume_after: DueEntry = 0
+        self._resume_below = 0
         """What stands before this position, and is due before that, is over."""
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._by_id)
 
-    def __contains__(self, name: int) -> bool:
-        return name in self._slots
+    def __contains__(self, id_digest: int) -> bool:
+        return id_digest in self._by_id
 
     # -- what the log says
 
-    def add(self, name: int, due: int, position: int) -> None:
+    def add(self, id_digest: int, due: int, position: int) -> None:
         """An entry; it replaces an earlier one of that ID."""
-        before = self._slots.get(name)
-        if before is not None:
-            if position_of(before) >= position:
+        replaced = self._by_id.get(id_digest)
+        if replaced is not None:
+            if log_position(replaced) >= position:
                 return
-            self._drop(name, before)
-        new = slot(due, position)
-        if position < self._until and new < self._after:
+            self._discard(id_digest, replaced)
+        entry = due_entry(due, position)
+        if position < self._resume_below and entry < self._resume_after:
             return
-        if self.horizon is not None and new >= self.horizon:
+        if self.horizon is not None and entry >= self.horizon:
             return  # it stands behind what was dropped before
-        self._slots[name] = new
-        heappush(self._heap, new)
-        self._bound()
+        self._by_id[id_digest] = entry
+        heappush(self._heap, entry)
+        self._enforce_limit()
 
-    def remove(self, name: int, before: int) -> bool:
+    def remove(self, id_digest: int, position: int) -> bool:
         """The last word about that ID stands at ``before``; whether something was pending."""
-        found = self._slots.get(name)
-        if found is None or position_of(found) >= before:
+        found = self._by_id.get(id_digest)
+        if found is None or log_position(found) >= position:
             return False
-        self._drop(name, found)
+        self._discard(id_digest, found)
         return True
 
-    def find(self, name: int) -> Slot | None:
+    def find(self, id_digest: int) -> DueEntry | None:
         """The pending entry of that ID."""
-        return self._slots.get(name)
+        return self._by_id.get(id_digest)
 
     # -- what is due
 
@@ -101,116 +101,122 @@ class Index:
     def next_due(self) -> int | None:
         """When the next entry that was not given out is due, in milliseconds; None: there is
         none before the horizon."""
-        self._sweep()
-        return due_of(self._heap[0]) if self._heap else None
+        self._pop_discarded()
+        return due_time(self._heap[0]) if self._heap else None
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Nothing is here, but there is more in the log."""
-        self._sweep()
-        return not self._heap and not self._out and self.horizon is not None
+        self._pop_discarded()
+        return not self._heap and not self._taken and self.horizon is not None
 
-    def take(self, now: int, count: int) -> list[Slot]:
+    def take_due(self, now: int, count: int) -> list[DueEntry]:
         """Give out up to ``count`` entries that are due, the earliest first."""
-        found: list[Slot] = []
-        while len(found) < count:
-            self._sweep()
-            if not self._heap or due_of(self._heap[0]) > now:
+        taken: list[DueEntry] = []
+        while len(taken) < count:
+            self._pop_discarded()
+            if not self._heap or due_time(self._heap[0]) > now:
                 break
-            found.append(heappop(self._heap))
-        self._out.update(found)
-        return found
+            taken.append(heappop(self._heap))
+        self._taken.update(taken)
+        return taken
 
-    def is_out(self, slot: Slot) -> bool:
+    def is_taken(self, entry: DueEntry) -> bool:
         """It was given out and did not come back."""
-        return slot in self._out
+        return entry in self._taken
 
-    def put_back(self, slots: Iterable[Slot]) -> None:
+    def give_back(self, entries: Iterable[DueEntry]) -> None:
         """Those that were given out and not delivered."""
-        back = [each for each in slots if each in self._out]
-        self._out.difference_update(back)
+        returned = [each for each in entries if each in self._taken]
+        self._taken.difference_update(returned)
         # What was dropped meanwhile may be due before them: then they are to come after that.
-        late = {each for each in back if self.horizon is not None and each >= self.horizon}
-        for each in back:
-            if each not in late:
+        beyond_horizon = {
+            each for each in returned if self.horizon is not None and each >= self.horizon
+        }
+        for each in returned:
+            if each not in beyond_horizon:
                 heappush(self._heap, each)  # if it is gone meanwhile, it is swept away
-        if late:
-            self._forget(late - self._gone)
-            self._gone -= late
-        self._bound()
+        if beyond_horizon:
+            self._drop_entries(beyond_horizon - self._discarded)
+            self._discarded -= beyond_horizon
+        self._enforce_limit()
 
-    def done(self, name: int, slot: Slot) -> None:
+    def remove_delivered(self, id_digest: int, entry: DueEntry) -> None:
         """One that was given out is delivered."""
-        self._out.discard(slot)
-        self._gone.discard(slot)
-        if self._slots.get(name) == slot:
-            del self._slots[name]
+        self._taken.discard(entry)
+        self._discarded.discard(entry)
+        if self._by_id.get(id_digest) == entry:
+            del self._by_id[id_digest]
 
-    def vanished(self, slots: Iterable[Slot]) -> None:
+    def remove_missing(self, entries: Iterable[DueEntry]) -> None:
         """Those that were given out do not stand in the log any more: something newer was said
         of their IDs, and the log was compacted since."""
-        missing = set(slots)
-        self._out -= missing
-        self._gone -= missing
+        missing = set(entries)
+        self._taken -= missing
+        self._discarded -= missing
         if missing:
-            self._slots = {name: each for name, each in self._slots.items() if each not in missing}
+            self._by_id = {
+                id_digest: each for id_digest, each in self._by_id.items() if each not in missing
+            }
 
     # -- what must be kept
 
     @property
-    def lowest(self) -> int | None:
+    def lowest_position(self) -> int | None:
         """No pending entry stands before this position; None: none is pending."""
-        first = next(iter(self._slots.values()), None)
-        known = None if first is None else position_of(first)
-        if self._dropped_from is None:
+        first = next(iter(self._by_id.values()), None)
+        known = None if first is None else log_position(first)
+        if self._lowest_dropped is None:
             return known
-        return self._dropped_from if known is None else min(known, self._dropped_from)
+        return self._lowest_dropped if known is None else min(known, self._lowest_dropped)
 
-    def clear(self, after: Slot | None = None, until: int = 0) -> None:
+    def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
         """Forget everything, to be filled again from the log.
 
-        :param after: the horizon of an index that was :attr:`exhausted`: what was due before it is
+        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due before it is
             over, so that it takes no room from what comes next, as far as it stands before
-        :param until: this position.
+        :param resume_below: this position.
         """
         self.__init__(self._limit)  # type: ignore[misc]
-        self._after, self._until = after or 0, until
+        self._resume_after, self._resume_below = resume_after or 0, resume_below
 
     # -- inside
 
-    def _drop(self, name: int, slot: Slot) -> None:
-        del self._slots[name]
-        self._gone.add(slot)
-        if len(self._gone) > 1_000 and len(self._gone) * 2 > len(self._heap):
-            self._heap = [each for each in self._heap if each not in self._gone]
+    def _discard(self, id_digest: int, entry: DueEntry) -> None:
+        del self._by_id[id_digest]
+        self._discarded.add(entry)
+        if len(self._discarded) > 1_000 and len(self._discarded) * 2 > len(self._heap):
+            self._heap = [each for each in self._heap if each not in self._discarded]
             heapify(self._heap)
-            self._gone &= self._out
+            self._discarded &= self._taken
 
-    def _sweep(self) -> None:
-        heap, gone = self._heap, self._gone
-        while gone and heap and heap[0] in gone:
-            gone.discard(heappop(heap))
+    def _pop_discarded(self) -> None:
+        heap, discarded = self._heap, self._discarded
+        while discarded and heap and heap[0] in discarded:
+            discarded.discard(heappop(heap))
 
-    def _bound(self) -> None:
-        if len(self._slots) > self._limit + max(self._limit // 4, 1):
-            self._shrink()
+    def _enforce_limit(self) -> None:
+        if len(self._by_id) > self._limit + max(self._limit // 4, 1):
+            self._drop_latest()
 
-    def _forget(self, dropped: Collection[Slot]) -> None:
+    def _drop_entries(self, dropped: Collection[DueEntry]) -> None:
         """These are pending, and will be read again from the log."""
         if not dropped:
             return
-        lowest = min(map(position_of, dropped))
-        before = self._dropped_from
-        self._dropped_from = lowest if before is None else min(lowest, before)
-        self._slots = {name: each for name, each in self._slots.items() if each not in dropped}
+        lowest = min(map(log_position, dropped))
+        previous = self._lowest_dropped
+        self._lowest_dropped = lowest if previous is None else min(lowest, previous)
+        self._by_id = {
+            id_digest: each for id_digest, each in self._by_id.items() if each not in dropped
+        }
 
-    def _shrink(self) -> None:
+    def _drop_latest(self) -> None:
         """Drop those that are due last."""
-        kept = sorted(each for each in self._heap if each not in self._gone)
-        self._gone &= self._out
-        dropped = kept[self._limit :]
-        self._heap = kept[: self._limit]  # sorted, and so a heap
+        remaining = sorted(each for each in self._heap if each not in self._discarded)
+        self._discarded &= self._taken
+        dropped = remaining[self._limit :]
+        self._heap = remaining[: self._limit]  # sorted, and so a heap
         if not dropped:
             return
         self.horizon = dropped[0]
-        self._forget(frozenset(dropped))
+        self._drop_entries(frozenset(dropped))

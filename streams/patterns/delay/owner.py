@@ -29,15 +29,15 @@ from typing_extensions import override
 
 from streams import letters
 from streams.config import DeadLetters, Dedup, Retry
-from streams.errors import Fatal, InvalidValue, LogError, Mismatch, NotFound
-from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure
+from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
+from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
 from streams.message import ID, Message, Record, text
 from streams.patterns.delay import fetch, wire
-from streams.patterns.delay.fetch import Fetcher, Said
-from streams.patterns.delay.index import Index, Slot, position_of
-from streams.processor import Options, Processor
+from streams.patterns.delay.fetch import RecordFetcher, ScannedRecord
+from streams.patterns.delay.index import DueEntry, DueIndex, log_position
+from streams.processor import Processor, ProcessorOptions
 from streams.runners.job import Job, Outgoing
-from streams.shielding import in_thread
+from streams.shielding import run_in_thread
 from streams.text import get_logger
 from streams.topic import Topic
 
@@ -48,52 +48,57 @@ T = TypeVar("T")
 
 logger = get_logger("streams.delay")
 
-HEAR = 1_000
+READ_BATCH = 1_000
 """Records of the delay topic taken in at once, at most."""
 
-BATCH = 4_000
+DELIVERY_BATCH = 4_000
 """Messages delivered at once, at most: the more, the closer together they stand in the log."""
 
-BYTES = 4 << 20
+DELIVERY_BYTES = 4 << 20
 """Their bytes, at most; a single larger one goes alone."""
 
-RECENT = 10_000
+RECENT_OUTCOMES = 10_000
 """Messages of which it is remembered what became of them, at least."""
 
-BACKLOG = 100_000
+SCAN_BACKLOG = 100_000
 """What is said while a lane is reading, and has to wait, at most."""
 
-FLOOR = 5.0
+FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
-TRIMMED = Retention(messages=RECENT)
+DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
 """How a delay topic is kept on a log that trims: everything from the floor on, and a little."""
 
-UNSURE = 0.05
+OWNERSHIP_RECHECK = 0.05
 """Real seconds between looks at whether ownership was confirmed again."""
 
-LONGEST = 3600.0
+LONGEST_SLEEP = 3600.0
 """Real seconds of one sleep, at most."""
 
 
-class _Letters(DeadLetters):
+class _DelayDeadLetters(DeadLetters):
     """Dead letters of a delay topic, whose name says the group already."""
 
     RETRY: ClassVar[str] = "{topic}.retry"
 
 
-def make_topic(log: Log, name: str, partitions: int) -> TopicInfo:
+def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
     """Create a delay topic, or find it; blocks.
 
     The floor stands before anything may be trimmed.
     """
     capabilities = log.capabilities
-    info = ensure(log, name, partitions, config={**capabilities.letters, **capabilities.compacted})
-    if not log.places(floor_group(name), name):
-        first = {part: log.bounds(name, part)[0] for part in range(info.partitions)}
-        log.begin(floor_group(name), name, first)
-    if not capabilities.compacted and info.retention != TRIMMED:
-        info = log.create(name, info.partitions, TRIMMED)
+    info = ensure_topic(
+        log,
+        name,
+        partitions,
+        config={**capabilities.dead_letter_config, **capabilities.compacted_config},
+    )
+    if not log.committed(floor_group(name), name):
+        first = {number: log.watermarks(name, number)[0] for number in range(info.partitions)}
+        log.initialize_offsets(floor_group(name), name, first)
+    if not capabilities.compacted_config and info.retention != DELAY_RETENTION:
+        info = log.create_topic(name, info.partitions, DELAY_RETENTION)
     return info
 
 
@@ -102,64 +107,68 @@ def floor_group(name: str) -> str:
     return f"{name}.floor"
 
 
-class Owner(Processor[..., Any]):
+class DelayProcessor(Processor[..., Any]):
     """The processor that keeps a delay topic."""
 
-    shares = True
+    shares_group = True
 
     def __init__(
-        self, desk: Desk, function: Callable[..., Any], options: Options, name: str
+        self,
+        scheduler: DelayScheduler,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        name: str,
     ) -> None:
         super().__init__(function, options, name)
-        self.desk = desk
-        desk.owner = self
+        self.scheduler = scheduler
+        scheduler.processor = self
 
     @override
-    def prepare(self, app: Streams) -> None:
-        make_topic(app.log, self.desk.topic, self.desk.partitions(app.log))
-        super().prepare(app)
+    def ensure_topics(self, app: Streams) -> None:
+        ensure_delay_topic(app.log, self.scheduler.topic, self.scheduler.partition_count(app.log))
+        super().ensure_topics(app)
 
     @override
-    def job(self, app: Streams) -> Job:
-        self.desk.loop = asyncio.get_running_loop()
-        return replace(super().job(app), watch=self.desk)
+    def make_job(self, app: Streams) -> Job:
+        self.scheduler.loop = asyncio.get_running_loop()
+        return replace(super().make_job(app), observer=self.scheduler)
 
 
-def own(
+def declare_scheduler(
     app: Streams,
     name: str,
-    partitions: Callable[[Log], int],
-    allowed: Callable[[str], bool],
+    partition_count: Callable[[Log], int],
+    is_allowed: Callable[[str], bool],
     pending: int,
-) -> Desk:
+) -> DelayScheduler:
     """Declare the processor that keeps the delay topic ``name``.
 
-    :param partitions: how many the topic has, if it must be made.
-    :param allowed: whether messages may go to a topic: no header alone says where to.
+    :param partition_count: how many the topic has, if it must be made.
+    :param is_allowed: whether messages may go to a topic: no header alone says where to.
     :param pending: messages a partition that are known at once.
     """
-    desk = Desk(app, name, partitions, allowed, pending)
+    scheduler = DelayScheduler(app, name, partition_count, is_allowed, pending)
 
-    async def hear(values: list[bytes | None], messages: list[Message[Any]]) -> None:
-        await desk.hear(messages)
+    async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
+        await scheduler.receive(messages)
 
-    hear.__name__ = name
+    receive.__name__ = name
     source: Topic[Any] = Topic(app, name, bytes | None)
-    options = Options(
+    options = ProcessorOptions(
         (source,),
         name,
-        batch=HEAR,
+        batch=READ_BATCH,
         # What is known is known by position; and an ID that comes again replaces.
         dedup=Dedup(window=0),
         retry=Retry(),
-        dead_letters=_Letters(topic="{topic}.dead"),
+        dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
     )
-    app._declare(hear, options, partial(Owner, desk))
-    return desk
+    app.declare(receive, options, partial(DelayProcessor, scheduler))
+    return scheduler
 
 
 @dataclass(slots=True)
-class Figures:
+class DelayStats:
     """What a delay topic's owner did, and knows, in this process."""
 
     pending: int = 0
@@ -172,26 +181,26 @@ class Figures:
     """How often a partition was read from its floor on."""
 
 
-class Desk:
+class DelayScheduler:
     """One delay topic's owner in this process: its lanes, by partition."""
 
     def __init__(
         self,
         app: Streams,
         topic: str,
-        partitions: Callable[[Log], int],
-        allowed: Callable[[str], bool],
-        limit: int,
+        partition_count: Callable[[Log], int],
+        is_allowed: Callable[[str], bool],
+        pending_limit: int,
     ) -> None:
         self.app = app
         self.topic = topic
-        self.partitions = partitions
-        self.allowed = allowed
-        self.limit = limit
-        self.owner: Owner | None = None
+        self.partition_count = partition_count
+        self.is_allowed = is_allowed
+        self.pending_limit = pending_limit
+        self.processor: DelayProcessor | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.figures = Figures()
-        self._lanes: dict[int, Lane] = {}
+        self.counters = DelayStats()
+        self._by_partition: dict[int, PartitionScheduler] = {}
 
     # -- the pump's side (its thread)
 
@@ -199,47 +208,51 @@ class Desk:
         """Watch: begin to keep these."""
         for assignment in assignments:
             if assignment.topic == self.topic:
-                lane = self._lanes[assignment.partition] = Lane(self, assignment)
-                self._on_loop(lane.start)
+                partition = self._by_partition[assignment.partition] = PartitionScheduler(
+                    self, assignment
+                )
+                self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Watch: deliver nothing more of these."""
-        leaving = [
-            lane
+        revoked = [
+            partition
             for each in assignments
-            if (lane := self._lanes.get(each.partition)) is not None and lane.assignment is each
+            if (partition := self._by_partition.get(each.partition)) is not None
+            and partition.assignment is each
         ]
-        for lane in leaving:
-            del self._lanes[lane.assignment.partition]
-            lane.stopped = True
-            self._on_loop(lane.stop)
-        for lane in leaving:
-            if not lane.over.wait(5.0):
-                logger.warning("%s: a delivery is still under way", lane)
+        for partition in revoked:
+            del self._by_partition[partition.assignment.partition]
+            partition.stopped = True
+            self.call_on_loop(partition.stop)
+        for partition in revoked:
+            if not partition.ended.wait(5.0):
+                logger.warning("%s: a delivery is still under way", partition)
 
-    def _on_loop(self, action: Callable[[], None]) -> None:
+    def call_on_loop(self, action: Callable[[], None]) -> None:
+        """Run this on the app's event loop, soon. Any thread."""
         try:
             if self.loop is not None:
                 self.loop.call_soon_threadsafe(action)
         except RuntimeError:
             return  # the loop is closed: nothing of ours runs on it any more
 
-    def busy(self) -> str:
+    def unfinished(self) -> str:
         """Watch: whether something is due, or not known yet (any thread)."""
         now = self.app.clock.time() * 1000
-        for lane in list(self._lanes.values()):
-            if not lane.resting:
+        for partition in list(self._by_partition.values()):
+            if not partition.is_idle:
                 return "delayed messages are being looked at"
-            if lane.resting_until is not None and lane.resting_until <= now:
+            if partition.idle_until is not None and partition.idle_until <= now:
                 return "delayed messages are due"
         return ""
 
-    def due(self) -> tuple[float, str] | None:
+    def next_due(self) -> tuple[float, str] | None:
         """Watch: when the next delayed message is due (any thread)."""
         moments = [
             moment
-            for lane in list(self._lanes.values())
-            if (moment := lane.resting_until) is not None
+            for partition in list(self._by_partition.values())
+            if (moment := partition.idle_until) is not None
         ]
         if not moments:
             return None
@@ -247,65 +260,65 @@ class Desk:
         what = f"{count} delayed message{' waits' if count == 1 else 's wait'}"
         return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
 
-    def stats(self) -> Figures:
+    def stats(self) -> DelayStats:
         """Figures of this moment."""
-        pending = sum(len(lane.index) for lane in list(self._lanes.values()))
-        return replace(self.figures, pending=pending)
+        pending = sum(len(partition.index) for partition in list(self._by_partition.values()))
+        return replace(self.counters, pending=pending)
 
     # -- on the loop
 
-    async def hear(self, messages: Sequence[Message[Any]]) -> None:
+    async def receive(self, messages: Sequence[Message[Any]]) -> None:
         """What was said in the topic, in order."""
         for message in messages:
-            lane = self._lanes.get(message.partition)
-            if lane is not None:  # else it is somebody else's by now
-                await lane.hear(message)
+            partition = self._by_partition.get(message.partition)
+            if partition is not None:  # else it is somebody else's by now
+                await partition.receive(message)
 
-    def died(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """A lane cannot go on: the processor ends, and says so."""
-        runner = self.owner._runner if self.owner is not None else None
-        if runner is not None:
-            runner.die(error)
+        executor = self.processor.executor if self.processor is not None else None
+        if executor is not None:
+            executor.fail(error)
 
 
-class Lane:
+class PartitionScheduler:
     """What is pending in one partition that is owned, and its delivery. On the loop."""
 
-    def __init__(self, desk: Desk, assignment: Assignment) -> None:
+    def __init__(self, scheduler: DelayScheduler, assignment: Assignment) -> None:
         self.assignment = assignment
-        self.index = Index(desk.limit)
+        self.index = DueIndex(scheduler.pending_limit)
         self.stopped = False
-        self.over = threading.Event()
+        self.ended = threading.Event()
         """Nothing of it runs any more."""
-        self.resting = False
-        """There is nothing to do before :attr:`resting_until`."""
-        self.resting_until: int | None = None
-        self._desk = desk
-        self._app = desk.app
-        self._log = desk.app.log
+        self.is_idle = False
+        """There is nothing to do before :attr:`idle_until`."""
+        self.idle_until: int | None = None
+        self._scheduler = scheduler
+        self._app = scheduler.app
+        self._log = scheduler.app.log
         self._topic = assignment.topic
         self._partition = assignment.partition
-        self._clock = desk.app.clock
-        self._fetcher = Fetcher(self._log, self._topic, self._partition)
-        self._recent = Recent(RECENT)
-        self._begun = asyncio.Event()
+        self._clock = scheduler.app.clock
+        self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
+        self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
+        self._scan_bounded = asyncio.Event()
         """It is known which part of the log the scan covers; the rest is heard."""
-        self._ready = asyncio.Event()
+        self._scan_complete = asyncio.Event()
         """All that is pending is known."""
-        self._landed = asyncio.Event()
+        self._batch_delivered = asyncio.Event()
         """What was under way has been delivered (set and replaced each time)."""
         self._wake = asyncio.Event()
-        self._scanned = 0
+        self._scanned_end = 0
         """Below this position everything was read by a scan."""
-        self._heard = 0
+        self._known_end = 0
         """Below this position everything is known."""
-        self._behind: list[Said] = []
+        self._received_meanwhile: list[ScannedRecord] = []
         """Said while a scan runs."""
-        self._after: Slot | None = None
+        self._resume_after: DueEntry | None = None
         """What was due before this is over."""
-        self._size = BATCH
-        self._floor = -1
-        self._floor_at = float("-inf")
+        self._batch_size = DELIVERY_BATCH
+        self._committed_floor = -1
+        self._floor_committed_at = float("-inf")
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -316,10 +329,10 @@ class Lane:
         """Begin."""
         loop = asyncio.get_running_loop()
 
-        def moved() -> None:
-            self._desk._on_loop(self._wake.set)
+        def on_clock_moved() -> None:
+            self._scheduler.call_on_loop(self._wake.set)
 
-        self._unwatch = self._clock.watch(moved)
+        self._unwatch = self._clock.on_jump(on_clock_moved)
         self._task = loop.create_task(self._main(), name=f"streams-delay-{self}")
         if self.stopped:
             self.stop()
@@ -327,32 +340,32 @@ class Lane:
     def stop(self) -> None:
         """End; what was given to the log stays given."""
         if self._task is None:
-            self.over.set()
+            self.ended.set()
         else:
             self._task.cancel()
 
     async def _main(self) -> None:
         try:
             while not self.stopped:
-                await self._patiently(self._scan)
-                await self._serve()
-                self._after = self.index.horizon
+                await self._retry_outages(self._scan)
+                await self._deliver_due()
+                self._resume_after = self.index.horizon
         except asyncio.CancelledError:
             if not self.stopped:
                 raise
         except Exception as error:
-            self._desk.died(error)
+            self._scheduler.fail(error)
         finally:
             self._unwatch()
-            self.over.set()
+            self.ended.set()
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Through outages of the log."""
         pause = 0.1
         while True:
             try:
-                return await work()
-            except (Fatal, NotFound, Mismatch):
+                return await operation()
+            except (Fatal, NotFound, TopicMismatch):
                 raise
             except LogError as error:
                 logger.warning("%s: waiting for the log: %s", self, error)
@@ -363,215 +376,225 @@ class Lane:
 
     async def _scan(self) -> None:
         """Read the partition from its floor on."""
-        self.resting = False
-        self._ready.clear()
-        self._desk.figures.scans += 1
-        start, end = await in_thread(self._range)
-        self._scanned = self._heard = max(end, self._heard)
-        self.index.clear(self._after, self._scanned)
-        self._begun.set()
-        source = fetch.scan(self._log, self._topic, self._partition, start, self._scanned)
-        while (chunk := await in_thread(next, source, None)) is not None:
-            for said in chunk:
-                self._apply(said)
-        behind, self._behind = self._behind, []
-        for said in behind:
-            if said.position >= self._scanned:
-                self._apply(said)
-        self._ready.set()
+        self.is_idle = False
+        self._scan_complete.clear()
+        self._scheduler.counters.scans += 1
+        start, end = await run_in_thread(self._scan_range)
+        self._scanned_end = self._known_end = max(end, self._known_end)
+        self.index.reset(self._resume_after, self._scanned_end)
+        self._scan_bounded.set()
+        source = fetch.scan_partition(
+            self._log, self._topic, self._partition, start, self._scanned_end
+        )
+        while (chunk := await run_in_thread(next, source, None)) is not None:
+            for record in chunk:
+                self._apply(record)
+        received, self._received_meanwhile = self._received_meanwhile, []
+        for record in received:
+            if record.position >= self._scanned_end:
+                self._apply(record)
+        self._scan_complete.set()
 
-    def _range(self) -> tuple[int, int]:
+    def _scan_range(self) -> tuple[int, int]:
         """Where to begin, and the end as it is now; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
-        first, end = log.bounds(topic, partition)
-        floor = log.places(floor_group(topic), topic).get(partition)
+        first, end = log.watermarks(topic, partition)
+        floor = log.committed(floor_group(topic), topic).get(partition)
         start = first if floor is None else max(first, floor.position)
-        return min(start, log.back(topic, partition, end, RECENT)), end
+        return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
 
-    def _apply(self, said: Said) -> None:
-        if said.due is not None:
-            self.index.add(said.name, said.due, said.position)
-        elif said.what is not None:
-            self.index.remove(said.name, said.position)
-            self._recent.add(said.name, said.what)
+    def _apply(self, record: ScannedRecord) -> None:
+        if record.due is not None:
+            self.index.add(record.id_digest, record.due, record.position)
+        elif record.mark is not None:
+            self.index.remove(record.id_digest, record.position)
+            self._recent_outcomes.add(record.id_digest, record.mark)
 
-    async def hear(self, message: Message[Any]) -> None:
+    async def receive(self, message: Message[Any]) -> None:
         """What the processor read."""
-        await self._begun.wait()
+        await self._scan_bounded.wait()
         key, value, headers = message.raw
         if key is None:
             return
         position = message._batch.offsets[message._index]
-        due = wire.due_of(headers) if value is not None else None
-        what, _ = (None, None) if due is not None else wire.said(headers)
-        if what == wire.CANCEL:
-            await self._cancel(key, message.id, position)
-        elif position >= self._scanned and (due is not None or what is not None):
-            said = Said(position, wire.digest(key), due, what)
-            if self._ready.is_set():
-                self._apply(said)
-                self.resting = False
+        due = wire.read_due(headers) if value is not None else None
+        mark, _ = (None, None) if due is not None else wire.read_mark(headers)
+        if mark == wire.CANCEL:
+            await self._answer_cancel(key, message.id, position)
+        elif position >= self._scanned_end and (due is not None or mark is not None):
+            record = ScannedRecord(position, wire.id_digest(key), due, mark)
+            if self._scan_complete.is_set():
+                self._apply(record)
+                self.is_idle = False
                 self._wake.set()
             else:
-                self._behind.append(said)
-                if len(self._behind) >= BACKLOG:
-                    await self._ready.wait()
-        self._heard = max(self._heard, position + 1)
+                self._received_meanwhile.append(record)
+                if len(self._received_meanwhile) >= SCAN_BACKLOG:
+                    await self._scan_complete.wait()
+        self._known_end = max(self._known_end, position + 1)
 
     # -- cancelling
 
-    async def _cancel(self, key: bytes, request: str, position: int) -> None:
+    async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
         """Answer a request to cancel by what happened."""
-        await self._ready.wait()
-        name = wire.digest(key)
-        while (slot := self.index.find(name)) is not None and self.index.is_out(slot):
-            landed = self._landed
-            await landed.wait()
-            await self._ready.wait()
-        pending = slot is not None and position_of(slot) < position
-        outcome: str | None = self._recent.get(name)
+        await self._scan_complete.wait()
+        id_digest = wire.id_digest(key)
+        while (entry := self.index.find(id_digest)) is not None and self.index.is_taken(entry):
+            delivered = self._batch_delivered
+            await delivered.wait()
+            await self._scan_complete.wait()
+        pending = entry is not None and log_position(entry) < position
+        outcome: str | None = self._recent_outcomes.get(id_digest)
         if not pending and outcome is None and self.index.horizon is not None:
-            pending = await self._patiently(partial(self._in_log, name, position))
+            pending = await self._retry_outages(
+                partial(self._is_pending_in_log, id_digest, position)
+            )
         id = f"{request}/answer"
         if pending:
-            self.index.remove(name, position)
-            answer = wire.mark(key, "cancelled", id, request)
-            self._recent.add(name, "cancelled")
-            self._desk.figures.cancelled += 1
+            self.index.remove(id_digest, position)
+            answer = wire.mark_record(key, "cancelled", id, request)
+            self._recent_outcomes.add(id_digest, "cancelled")
+            self._scheduler.counters.cancelled += 1
         else:
             # Not a mark: who knows what was said of that ID meanwhile.
-            known = wire.outcome(outcome) or "unknown"
-            answer = wire.mark(request.encode(), known, id, request)
+            known = wire.parse_outcome(outcome) or "unknown"
+            answer = wire.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
         await self._write([(self._topic, answer)])
-        self.resting = False
+        self.is_idle = False
         self._wake.set()
 
-    async def _in_log(self, name: int, before: int) -> bool:
+    async def _is_pending_in_log(self, id_digest: int, before: int) -> bool:
         """Whether an entry that is due behind the horizon is pending."""
 
-        def look() -> bool:
-            start, _ = self._range()
-            last: Said | None = None
-            for chunk in fetch.scan(self._log, self._topic, self._partition, start, before):
-                for said in chunk:
-                    if said.name == name:
-                        last = said
+        def find_last() -> bool:
+            start, _ = self._scan_range()
+            last: ScannedRecord | None = None
+            for chunk in fetch.scan_partition(
+                self._log, self._topic, self._partition, start, before
+            ):
+                for record in chunk:
+                    if record.id_digest == id_digest:
+                        last = record
             return last is not None and last.due is not None
 
-        return await in_thread(look)
+        return await run_in_thread(find_last)
 
     # -- delivering
 
-    async def _serve(self) -> None:
+    async def _deliver_due(self) -> None:
         """Deliver what is due, until a scan is needed."""
-        while not self.index.exhausted:
-            slots = self.index.take(int(self._clock.time() * 1000), self._size)
-            if not slots:
-                await self._move_floor()
-                await self._rest()
+        while not self.index.is_exhausted:
+            entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
+            if not entries:
+                await self._commit_floor()
+                await self._wait_until_due()
                 continue
-            self.resting = False
+            self.is_idle = False
             try:
                 if self._clock.monotonic() >= self.assignment.valid_until:
-                    await asyncio.sleep(UNSURE)
+                    await asyncio.sleep(OWNERSHIP_RECHECK)
                     continue
-                await self._patiently(partial(self._deliver, slots))
+                await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                self.index.put_back(slots)  # those that are not delivered
-                landed, self._landed = self._landed, asyncio.Event()
-                landed.set()
-            await self._move_floor()
+                self.index.give_back(entries)  # those that are not delivered
+                delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
+                delivered.set()
+            await self._commit_floor()
 
-    async def _rest(self) -> None:
+    async def _wait_until_due(self) -> None:
         """Until something is due, or was said."""
         self._wake.clear()
         due = self.index.next_due
-        seconds = LONGEST if due is None else due / 1000 - self._clock.time()
-        if seconds <= 0 or self.index.exhausted:
+        seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
+        if seconds <= 0 or self.index.is_exhausted:
             return
-        self.resting_until, self.resting = due, True
+        self.idle_until, self.is_idle = due, True
         try:
-            async with asyncio.timeout(min(LONGEST, self._clock.timeout(seconds))):
+            async with asyncio.timeout(min(LONGEST_SLEEP, self._clock.real_timeout(seconds))):
                 await self._wake.wait()
         except TimeoutError:
             return
 
-    async def _deliver(self, slots: list[Slot]) -> None:
+    async def _deliver_batch(self, entries: list[DueEntry]) -> None:
         """Write these where they go, and mark them."""
-        rows, whole = await in_thread(self._fetcher.fetch, sorted(map(position_of, slots)), BYTES)
+        rows, is_complete = await run_in_thread(
+            self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
+        )
         # As far as payloads are at hand: what is due later does not go first.
-        chosen: list[Slot] = []
-        for slot in slots:
-            if position_of(slot) not in rows:
+        fetched: list[DueEntry] = []
+        for entry in entries:
+            if log_position(entry) not in rows:
                 break
-            chosen.append(slot)
-        self._size = min(BATCH, self._size * 2) if whole else max(1, len(slots) // 2)
+            fetched.append(entry)
+        self._batch_size = (
+            min(DELIVERY_BATCH, self._batch_size * 2) if is_complete else max(1, len(entries) // 2)
+        )
 
         outgoing: list[Outgoing] = []
-        senders: list[tuple[Slot, bytes]] = []
-        dead: list[tuple[Slot, bytes, BaseException]] = []
-        vanished: list[Slot] = []
-        for slot in chosen:
-            row = rows[position_of(slot)]
+        sent: list[tuple[DueEntry, bytes]] = []
+        undeliverable: list[tuple[DueEntry, bytes, BaseException]] = []
+        missing: list[DueEntry] = []
+        for entry in fetched:
+            row = rows[log_position(entry)]
             if row is None or row.key is None:
-                vanished.append(slot)
+                missing.append(entry)
                 continue
-            entry = wire.parse(row.key, row.value, row.headers)
-            if entry is None or not self._desk.allowed(entry.to):
-                dead.append((slot, row.key, _undeliverable(entry)))
+            delay_entry = wire.parse_entry(row.key, row.value, row.headers)
+            if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
+                undeliverable.append((entry, row.key, _undeliverable_error(delay_entry)))
             else:
-                outgoing.append((entry.to, entry.record))
-                senders.append((slot, row.key))
-        self.index.vanished(vanished)
+                outgoing.append((delay_entry.topic, delay_entry.record))
+                sent.append((entry, row.key))
+        self.index.remove_missing(missing)
         answers = await self._write(outgoing)
-        ended: list[tuple[Slot, bytes, wire.Outcome]] = []
-        for (slot, key), answer in zip(senders, answers, strict=True):
+        outcomes: list[tuple[DueEntry, bytes, wire.Outcome]] = []
+        for (entry, key), answer in zip(sent, answers, strict=True):
             if answer is None:
-                ended.append((slot, key, "delivered"))
+                outcomes.append((entry, key, "delivered"))
             else:
-                dead.append((slot, key, answer))
-        if dead:
-            await self._bury(dead, rows)
-            for slot, key, _ in dead:
-                ended.append((slot, key, "dead"))
-        await self._mark(ended)
+                undeliverable.append((entry, key, answer))
+        if undeliverable:
+            await self._write_dead_letters(undeliverable, rows)
+            for entry, key, _ in undeliverable:
+                outcomes.append((entry, key, "dead"))
+        await self._write_marks(outcomes)
 
-    async def _mark(self, ended: Sequence[tuple[Slot, bytes, wire.Outcome]]) -> None:
+    async def _write_marks(self, outcomes: Sequence[tuple[DueEntry, bytes, wire.Outcome]]) -> None:
         marks: list[Outgoing] = []
-        for slot, key, outcome in ended:
-            record = wire.mark(key, outcome, f"{text(key)}/{position_of(slot)}/{outcome}")
+        for entry, key, outcome in outcomes:
+            record = wire.mark_record(key, outcome, f"{text(key)}/{log_position(entry)}/{outcome}")
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write(marks):
             if answer is not None:  # it is delivered again after a restart, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
-        figures = self._desk.figures
-        for slot, key, outcome in ended:
-            name = wire.digest(key)
-            self.index.done(name, slot)
-            self._recent.add(name, outcome)
+        figures = self._scheduler.counters
+        for entry, key, outcome in outcomes:
+            id_digest = wire.id_digest(key)
+            self.index.remove_delivered(id_digest, entry)
+            self._recent_outcomes.add(id_digest, outcome)
             if outcome == "dead":
                 figures.dead += 1
             else:
                 figures.delivered += 1
 
-    async def _bury(
-        self, dead: Sequence[tuple[Slot, bytes, BaseException]], rows: dict[int, Any]
+    async def _write_dead_letters(
+        self, undeliverable: Sequence[tuple[DueEntry, bytes, BaseException]], rows: dict[int, Any]
     ) -> None:
         """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
         when = datetime.fromtimestamp(self._clock.time(), timezone.utc).isoformat()
-        buried: list[Outgoing] = []
-        for slot, key, error in dead:
-            position = position_of(slot)
+        dead_letters: list[Outgoing] = []
+        for entry, key, error in undeliverable:
+            position = log_position(entry)
             row = rows[position]
-            place = (self._topic, self._partition, self._log.show(position))
-            headers = wire.without(row.headers, (ID,))
-            headers += letters.error_headers(error, 1, self._topic, place, when)
-            logger.warning("%s: cannot be delivered: %s", "/".join(map(str, place)), error)
+            position_text = (self._topic, self._partition, self._log.format_offset(position))
+            headers = wire.without_headers(row.headers, (ID,))
+            headers += letters.error_headers(error, 1, self._topic, position_text, when)
+            logger.warning("%s: cannot be delivered: %s", "/".join(map(str, position_text)), error)
             id = f"{text(key)}/{position}"
-            buried.append((f"{self._topic}.dead", Record(row.value, key, id, headers)))
-        for answer in await self._write(buried):
+            dead_letters.append((f"{self._topic}.dead", Record(row.value, key, id, headers)))
+        for answer in await self._write(dead_letters):
             if answer is not None:
                 raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
 
@@ -582,44 +605,46 @@ class Lane:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Sequence[BaseException | None]] = loop.create_future()
 
-        def told(errors: Sequence[BaseException | None]) -> None:
+        def set_answer(errors: Sequence[BaseException | None]) -> None:
             if not future.done():
                 future.set_result(errors)
 
-        def sent(errors: Sequence[BaseException | None]) -> None:
-            self._desk._on_loop(partial(told, errors))
+        def on_written(errors: Sequence[BaseException | None]) -> None:
+            self._scheduler.call_on_loop(partial(set_answer, errors))
 
-        self._app.publisher.derive(outgoing, sent)
+        self._app.publisher.publish_durably(outgoing, on_written)
         return await future
 
     # -- the floor
 
-    async def _move_floor(self) -> None:
+    async def _commit_floor(self) -> None:
         """Say from where on something may be pending, now and then."""
         now = asyncio.get_running_loop().time()
-        if now < self._floor_at + FLOOR:
+        if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
-        self._floor_at = now
-        lowest = self.index.lowest
-        floor = self._heard if lowest is None else lowest
-        if floor <= self._floor:
+        self._floor_committed_at = now
+        lowest = self.index.lowest_position
+        floor = self._known_end if lowest is None else lowest
+        if floor <= self._committed_floor:
             return
-        place = {self._partition: Committed(floor)}
+        position = {self._partition: Committed(floor)}
         group, topic = floor_group(self._topic), self._topic
         try:
-            await in_thread(partial(self._log.move, group, topic, place, force=True))
-            self._floor = floor
+            await run_in_thread(
+                partial(self._log.reset_offsets, group, topic, position, force=True)
+            )
+            self._committed_floor = floor
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self, error)
 
 
-def _undeliverable(entry: wire.Entry | None) -> InvalidValue:
+def _undeliverable_error(entry: wire.DelayEntry | None) -> InvalidValue:
     if entry is None:
         return InvalidValue("this is no entry that a delay topic can hold")
-    return InvalidValue(f"due for topic {entry.to!r}, which this app does not declare")
+    return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
 
 
-class Recent:
+class OutcomeCache:
     """What became of the last so many IDs, at least ``size`` of them."""
 
     def __init__(self, size: int) -> None:
@@ -627,12 +652,12 @@ class Recent:
         self._new: dict[int, str] = {}
         self._old: dict[int, str] = {}
 
-    def add(self, name: int, outcome: str) -> None:
+    def add(self, id_digest: int, outcome: str) -> None:
         """That is what became of it."""
-        self._new[name] = outcome
+        self._new[id_digest] = outcome
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
-    def get(self, name: int) -> str | None:
+    def get(self, id_digest: int) -> str | None:
         """What became of it, if that is remembered."""
-        return self._new.get(name) or self._old.get(name)
+        return self._new.get(id_digest) or self._old.get(id_digest)

@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from streams.message import ID, REDRIVE, SOURCE, Headers, Record, text
-from streams.wire import whole
+from streams.wire import parse_int
 
 DUE = "streams_delay_due"
 """When an entry is due: milliseconds since the epoch, in decimal."""
-TO = "streams_delay_to"
+TOPIC = "streams_delay_to"
 """The topic it goes to."""
 KEY = "streams_delay_key"
 """The message's own key; absent for a keyless one."""
@@ -34,7 +34,7 @@ MESSAGE = "streams_delay_id"
 """The message's own ID, where the entry's key says more than that."""
 MARK = "streams_delay"
 """What a record without :data:`DUE` is: a request (:data:`CANCEL`), or a mark's outcome."""
-ANSWERS = "streams_delay_of"
+REQUEST = "streams_delay_of"
 """The request that a mark answers."""
 
 CANCEL = "cancel"
@@ -48,110 +48,110 @@ _OUTCOMES: dict[str, Outcome] = {
     "dead": "dead",
 }
 
-_OURS = frozenset({DUE, TO, KEY, NULL, MESSAGE, MARK, ANSWERS, ID})
+_OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, ID})
 
-FAR = 1 << 60
+LATEST_DUE = 1 << 60
 """No time is later than this, in milliseconds."""
 
 
-class Entry(NamedTuple):
+class DelayEntry(NamedTuple):
     """A message to be delivered, as it stands in the delay topic."""
 
     key: bytes
     """What the entry is known by."""
-    to: str
+    topic: str
     due: int
     record: Record
-    """What is written to ``to``."""
+    """What is written to ``topic``."""
 
 
-def entry(
-    record: Record, to: str, due: int, *, known: str | None = None, id: str | None = None
+def entry_record(
+    record: Record, topic: str, due: int, *, entry_id: str | None = None, id: str | None = None
 ) -> Record:
     """The entry of a message.
 
-    :param record: the message, as it will be written to ``to``.
-    :param known: what the entry is known by; the message's ID if not given.
+    :param record: the message, as it will be written to ``topic``.
+    :param entry_id: what the entry is known by; the message's ID if not given.
     :param id: the ID of the entry itself; a fresh one if not given.
     """
-    headers: list[tuple[str, bytes | None]] = [(DUE, str(due).encode()), (TO, to.encode())]
+    headers: list[tuple[str, bytes | None]] = [(DUE, str(due).encode()), (TOPIC, topic.encode())]
     if record.key is not None:
         headers.append((KEY, record.key))
     if record.value is None:
         headers.append((NULL, b"1"))
-    if known is not None and known != record.id:
+    if entry_id is not None and entry_id != record.id:
         headers.append((MESSAGE, _bytes(record.id)))
-    headers += [pair for pair in record.headers if pair[0] not in _OURS]
-    return Record(record.value or b"", _bytes(known or record.id), id or str(uuid4()), headers)
+    headers += [pair for pair in record.headers if pair[0] not in _OWN_HEADERS]
+    return Record(record.value or b"", _bytes(entry_id or record.id), id or str(uuid4()), headers)
 
 
-def parse(key: bytes | None, value: bytes | None, headers: Headers) -> Entry | None:
+def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> DelayEntry | None:
     """The entry in a record; None where there is none, or where it makes no sense."""
-    found = {name: data for name, data in headers if name in _OURS}
-    due, to = due_of(headers), found.get(TO)
-    if key is None or value is None or due is None or to is None:
+    found = {name: data for name, data in headers if name in _OWN_HEADERS}
+    due, topic = read_due(headers), found.get(TOPIC)
+    if key is None or value is None or due is None or topic is None:
         return None
-    rest = [pair for pair in headers if pair[0] not in _OURS]
+    own_headers = [pair for pair in headers if pair[0] not in _OWN_HEADERS]
     id = text(found.get(MESSAGE) or key)
     payload = None if found.get(NULL) else value
-    return Entry(key, text(to), due, Record(payload, found.get(KEY), id, rest))
+    return DelayEntry(key, text(topic), due, Record(payload, found.get(KEY), id, own_headers))
 
 
-def due_of(headers: Headers) -> int | None:
+def read_due(headers: Headers) -> int | None:
     """When an entry is due; None: this is no entry."""
     for name, value in headers:
         if name == DUE and value is not None:
-            return whole(value)
+            return parse_int(value)
     return None
 
 
-def mark(key: bytes, outcome: Outcome, id: str, answers: str | None = None) -> Record:
+def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = None) -> Record:
     """The last word about the entries of an ID so far."""
     headers: list[tuple[str, bytes | None]] = [(MARK, outcome.encode())]
-    if answers is not None:
-        headers.append((ANSWERS, _bytes(answers)))
+    if request_id is not None:
+        headers.append((REQUEST, _bytes(request_id)))
     return Record(None, key, id, headers)
 
 
-def request(message_id: str, id: str) -> Record:
+def cancel_record(message_id: str, id: str) -> Record:
     """Asks that a message be not delivered."""
     return Record(b"", _bytes(message_id), id, [(MARK, CANCEL.encode())])
 
 
-def said(headers: Headers) -> tuple[str | None, str | None]:
+def read_mark(headers: Headers) -> tuple[str | None, str | None]:
     """What a record that is no entry says, and which request it answers."""
-    what = answers = None
+    mark_text = request_id = None
     for name, value in headers:
         if value is not None and name == MARK:
-            what = text(value)
-        elif value is not None and name == ANSWERS:
-            answers = text(value)
-    return what, answers
+            mark_text = text(value)
+        elif value is not None and name == REQUEST:
+            request_id = text(value)
+    return mark_text, request_id
 
 
-def outcome(what: str | None) -> Outcome | None:
+def parse_outcome(mark_text: str | None) -> Outcome | None:
     """An outcome, if that is one."""
-    return _OUTCOMES.get(what or "")
+    return _OUTCOMES.get(mark_text or "")
 
 
-def digest(key: bytes) -> int:
+def id_digest(key: bytes) -> int:
     """A name for an ID that takes as little memory as a position does. 120 bits: two of a billion
     IDs have one in common with a chance of less than one in 10**18."""
     return int.from_bytes(blake2b(key, digest_size=15).digest())
 
 
-def copy_name(id: str, headers: Headers, redrive: int) -> str:
+def retry_entry_id(id: str, headers: Headers, redrive: int) -> str:
     """What the entry of a message's next attempt is known by: source, ID and redrive count are its
     identity, so that each attempt has an entry of its own."""
     source = next((text(value) for name, value in headers if name == SOURCE and value), "")
     return f"{id}/{source}/{redrive}" if source else f"{id}/{redrive}"
 
 
-def without(
-    headers: Headers, names: Sequence[str] = (ID, REDRIVE)
+def without_headers(
+    headers: Headers, excluded: Sequence[str] = (ID, REDRIVE)
 ) -> list[tuple[str, bytes | None]]:
     """All headers but some."""
-    return [pair for pair in headers if pair[0] not in names]
+    return [pair for pair in headers if pair[0] not in excluded]
 
 
 def _bytes(text: str) -> bytes:

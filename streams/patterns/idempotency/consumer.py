@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from streams.errors import ConfigError, InvalidValue
 from streams.message import REDRIVE, SOURCE, identity
-from streams.patterns.idempotency.flights import Flight, Flights
-from streams.patterns.operation import call, check, is_plain
-from streams.shielding import to_the_end
+from streams.patterns.idempotency.flights import SharedCall, SingleFlight
+from streams.patterns.operation import call_operation, check_operation, runs_in_thread
+from streams.shielding import run_to_completion
 
 __all__ = ["DeduplicatedConsumer"]
 
@@ -38,16 +38,16 @@ class DeduplicatedConsumer:
         """Calls of a handler that succeeded."""
         self.duplicates = 0
         """Messages that were not handled, as another one with their ID had been."""
-        self._seen: OrderedDict[str, None] = OrderedDict()
-        self._flights: Flights[None] = Flights()
+        self._seen_ids: OrderedDict[str, None] = OrderedDict()
+        self._single_flight: SingleFlight[None] = SingleFlight()
 
     def __len__(self) -> int:
         """How many IDs are remembered."""
-        return len(self._seen)
+        return len(self._seen_ids)
 
     def __contains__(self, message: Any) -> bool:
         """Whether this message would be a duplicate."""
-        return _identity(message) in self._seen
+        return _message_identity(message) in self._seen_ids
 
     async def process(self, message: M, handler: Callable[[M], object]) -> bool:
         """Call ``handler(message)`` unless the message's ID was handled: whether it was called.
@@ -60,29 +60,29 @@ class DeduplicatedConsumer:
         :param handler: ``async def`` or plain (it then runs in a worker thread).
         :raises InvalidValue: the message has no ID.
         """
-        check(handler, "process(message, handler)", "message")
-        id = _identity(message)
+        check_operation(handler, "process(message, handler)", "message")
+        id = _message_identity(message)
 
-        async def lead(flight: Flight[None]) -> None:
+        async def handle_once(flight: SharedCall[None]) -> None:
             work = self._handle(id, message, handler)
-            await (to_the_end(work) if is_plain(handler) else work)
+            await (run_to_completion(work) if runs_in_thread(handler) else work)
 
-        mine = False
-        if id not in self._seen:
-            _, mine = await self._flights.join(id, lead)
-        if not mine:
+        was_called = False
+        if id not in self._seen_ids:
+            _, was_called = await self._single_flight.run_or_join(id, handle_once)
+        if not was_called:
             self.duplicates += 1
-        return mine
+        return was_called
 
     async def _handle(self, id: str, message: Any, handler: Callable[[Any], Any]) -> None:
-        await call(handler, message)
+        await call_operation(handler, message)
         self.handled += 1
-        self._seen[id] = None
-        if len(self._seen) > self.max_size:
-            self._seen.popitem(last=False)
+        self._seen_ids[id] = None
+        if len(self._seen_ids) > self.max_size:
+            self._seen_ids.popitem(last=False)
 
 
-def _identity(message: Any) -> str:
+def _message_identity(message: Any) -> str:
     id = getattr(message, "id", None)
     if not isinstance(id, str) or not id:
         raise InvalidValue(

@@ -13,76 +13,78 @@ from typing import Generic, TypeVar
 R = TypeVar("R")
 
 
-class Flight(Generic[R]):
+class SharedCall(Generic[R]):
     """What is under way for one key."""
 
-    __slots__ = ("mark", "running", "waiting")
+    __slots__ = ("fingerprint", "is_running", "waiters")
 
     def __init__(self) -> None:
-        self.waiting: dict[asyncio.Future[tuple[R] | None], None] = {}
+        self.waiters: dict[asyncio.Future[tuple[R] | None], None] = {}
         """Who waits, first come first. They are given what was found, or None: lead."""
-        self.mark = ""
+        self.fingerprint = ""
         """What the leader says of its call."""
-        self.running = False
+        self.is_running = False
         """The leader has begun the work."""
 
 
-class Flights(Generic[R]):
+class SingleFlight(Generic[R]):
     """What is under way, by key."""
 
     def __init__(self) -> None:
-        self._aloft: dict[Hashable, Flight[R]] = {}
+        self._calls: dict[Hashable, SharedCall[R]] = {}
 
     def __len__(self) -> int:
-        return len(self._aloft)
+        return len(self._calls)
 
-    def get(self, key: str) -> Flight[R] | None:
+    def get(self, key: str) -> SharedCall[R] | None:
         """What is under way for a key on this loop."""
-        return self._aloft.get(self._place(key))
+        return self._calls.get(self._loop_key(key))
 
-    async def join(self, key: str, lead: Callable[[Flight[R]], Awaitable[R]]) -> tuple[R, bool]:
+    async def run_or_join(
+        self, key: str, lead: Callable[[SharedCall[R]], Awaitable[R]]
+    ) -> tuple[R, bool]:
         """What ``lead`` found, called by this caller or by the one before it; and whether it was
         this one."""
-        place = self._place(key)
-        flight = self._aloft.get(place)
-        if flight is None:
-            flight = self._aloft[place] = Flight()
+        loop_key = self._loop_key(key)
+        call = self._calls.get(loop_key)
+        if call is None:
+            call = self._calls[loop_key] = SharedCall()
         else:
-            found = await self._wait(place, flight)
+            found = await self._wait_for_leader(loop_key, call)
             if found is not None:
                 return found[0], False
         try:
-            result = await lead(flight)
+            result = await lead(call)
         except BaseException:
-            self._hand_over(place, flight)
+            self._promote_next(loop_key, call)
             raise
-        del self._aloft[place]
-        for future in flight.waiting:
+        del self._calls[loop_key]
+        for future in call.waiters:
             if not future.done():
                 future.set_result((result,))
         return result, True
 
-    async def _wait(self, place: Hashable, flight: Flight[R]) -> tuple[R] | None:
+    async def _wait_for_leader(self, loop_key: Hashable, call: SharedCall[R]) -> tuple[R] | None:
         future: asyncio.Future[tuple[R] | None] = asyncio.get_running_loop().create_future()
-        flight.waiting[future] = None
+        call.waiters[future] = None
         try:
             return await future
         except asyncio.CancelledError:
-            flight.waiting.pop(future, None)
+            call.waiters.pop(future, None)
             if future.done() and not future.cancelled() and future.result() is None:
-                self._hand_over(place, flight)  # it was to lead, and never will
+                self._promote_next(loop_key, call)  # it was to lead, and never will
             raise
 
-    def _hand_over(self, place: Hashable, flight: Flight[R]) -> None:
-        while flight.waiting:
-            future = next(iter(flight.waiting))
-            del flight.waiting[future]
+    def _promote_next(self, loop_key: Hashable, call: SharedCall[R]) -> None:
+        while call.waiters:
+            future = next(iter(call.waiters))
+            del call.waiters[future]
             if not future.done():
                 future.set_result(None)
                 return
-        del self._aloft[place]
+        del self._calls[loop_key]
 
     @staticmethod
-    def _place(key: str) -> Hashable:
+    def _loop_key(key: str) -> Hashable:
         # Futures belong to a loop; callers on another one are somebody else.
         return asyncio.get_running_loop(), key

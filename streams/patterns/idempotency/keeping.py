@@ -14,30 +14,32 @@ from contextlib import asynccontextmanager
 from streams.clock import Clock
 from streams.errors import LogError, NotRunning
 from streams.log.claims import Renew
-from streams.patterns.idempotency.desk import Desk
+from streams.patterns.idempotency.desk import ClaimsClient
 from streams.patterns.idempotency.errors import ClaimLost
 
-_AGAIN = 0.1
+_RETRY_FRACTION = 0.1
 """Of a lease: how soon the store is asked again that did not answer."""
 
 
 @asynccontextmanager
-async def kept(
-    desk: Desk, key: str, place: bytes, token: str, lease: float, since: float
+async def renewed_claim(
+    client: ClaimsClient, key: str, store_key: bytes, token: str, lease: float, claimed_at: float
 ) -> AsyncIterator[None]:
     """Keep a claim during the block.
 
-    :param since: when it was asked for, at the latest: the lease counts from then.
+    :param claimed_at: when it was asked for, at the latest: the lease counts from then.
     :raises ClaimLost: it was lost, and the block cancelled.
     """
-    why: list[str] = []
-    scope = asyncio.timeout(None)
+    lost_reasons: list[str] = []
+    timeout = asyncio.timeout(None)
     try:
-        async with scope:
+        async with timeout:
 
             async def renew() -> None:
-                why.append(await _renew(desk, place, token, lease, since))
-                scope.reschedule(asyncio.get_running_loop().time())
+                lost_reasons.append(
+                    await _renew_until_lost(client, store_key, token, lease, claimed_at)
+                )
+                timeout.reschedule(asyncio.get_running_loop().time())
 
             renewing = asyncio.create_task(renew())
             try:
@@ -45,51 +47,53 @@ async def kept(
             finally:
                 renewing.cancel()
     except TimeoutError:
-        if not scope.expired():
+        if not timeout.expired():
             raise
-        raise ClaimLost(key, why[0]) from None
+        raise ClaimLost(key, lost_reasons[0]) from None
 
 
-async def _renew(desk: Desk, place: bytes, token: str, lease: float, since: float) -> str:
+async def _renew_until_lost(
+    client: ClaimsClient, store_key: bytes, token: str, lease: float, claimed_at: float
+) -> str:
     """Renew it again and again; ends when it is lost, and says why."""
-    clock = desk.clock
-    ends = since + lease
-    due = since + lease / 3
+    clock = client.clock
+    ends = claimed_at + lease
+    due = claimed_at + lease / 3
     while True:
-        await sleep(clock, due - clock.monotonic())
-        asked = clock.monotonic()
-        patience = clock.timeout(max(ends - asked, lease / 3))
+        await sleep_on_clock(clock, due - clock.monotonic())
+        asked_at = clock.monotonic()
+        timeout = clock.real_timeout(max(ends - asked_at, lease / 3))
         try:
-            async with asyncio.timeout(patience):
-                mine = await desk.ask(Renew(place, token, lease))
+            async with asyncio.timeout(timeout):
+                still_ours = await client.send(Renew(store_key, token, lease))
         except (LogError, NotRunning, TimeoutError) as error:
             if clock.monotonic() >= ends:
-                said = str(error) or "no answer"
-                return f"it could not be renewed in time ({said})"
-            due = clock.monotonic() + _AGAIN * lease
+                reason = str(error) or "no answer"
+                return f"it could not be renewed in time ({reason})"
+            due = clock.monotonic() + _RETRY_FRACTION * lease
             continue
-        if not mine:
+        if not still_ours:
             return "somebody else has taken it over"
-        ends = asked + lease
-        due = asked + lease / 3
+        ends = asked_at + lease
+        due = asked_at + lease / 3
 
 
-async def sleep(clock: Clock, seconds: float) -> None:
+async def sleep_on_clock(clock: Clock, seconds: float) -> None:
     """Let time pass on a clock, which a test may move."""
     loop = asyncio.get_running_loop()
     due = clock.monotonic() + seconds
-    moved = asyncio.Event()
+    advanced = asyncio.Event()
 
-    def tell() -> None:
-        loop.call_soon_threadsafe(moved.set)
+    def wake() -> None:
+        loop.call_soon_threadsafe(advanced.set)
 
-    unwatch = clock.watch(tell)
+    unwatch = clock.on_jump(wake)
     try:
-        while (left := due - clock.monotonic()) > 0:
-            moved.clear()
+        while (seconds_left := due - clock.monotonic()) > 0:
+            advanced.clear()
             try:
-                async with asyncio.timeout(clock.timeout(left)):
-                    await moved.wait()
+                async with asyncio.timeout(clock.real_timeout(seconds_left)):
+                    await advanced.wait()
             except TimeoutError:
                 continue
     finally:

@@ -12,13 +12,13 @@ import msgspec
 
 from stream_codecs import DecodeError
 from streams.patterns.idempotency.errors import OperationFailed
-from streams.text import words
-from streams.wire import brief
+from streams.text import error_text
+from streams.wire import shorten
 
-_RESULT = b"="
-_FAILURE = b"!"
+_RESULT_PREFIX = b"="
+_FAILURE_PREFIX = b"!"
 
-LONGEST = 2_000
+MAX_REASON_LENGTH = 2_000
 """Characters of an exception's text that are stored."""
 
 
@@ -27,32 +27,34 @@ class _Failure(msgspec.Struct, frozen=True):
     reason: str
 
 
-_read_failure = msgspec.json.Decoder(_Failure).decode
+_decode_failure = msgspec.json.Decoder(_Failure).decode
 
 
-def result(data: bytes) -> bytes:
+def encode_result(data: bytes) -> bytes:
     """A result, encoded, as it is stored."""
-    return _RESULT + data
+    return _RESULT_PREFIX + data
 
 
-def failure(error: BaseException) -> bytes:
+def encode_failure(error: BaseException) -> bytes:
     """A failure that is an outcome, as it is stored."""
-    reason = " ".join(words(error).encode("utf-8", "replace").decode().split())[:LONGEST]
-    return _FAILURE + msgspec.json.encode(_Failure(type(error).__name__, reason))
+    reason = " ".join(error_text(error).encode("utf-8", "replace").decode().split())[
+        :MAX_REASON_LENGTH
+    ]
+    return _FAILURE_PREFIX + msgspec.json.encode(_Failure(type(error).__name__, reason))
 
 
-def read(key: str, stored: bytes, decode: Any) -> Any:
+def decode_outcome(key: str, stored: bytes, decode: Any) -> Any:
     """The result in what was stored.
 
     :raises OperationFailed: it is a failure.
     :raises stream_codecs.DecodeError: it does not fit the type.
     """
-    if stored.startswith(_FAILURE):
+    if stored.startswith(_FAILURE_PREFIX):
         try:
-            failed = _read_failure(stored[1:])
+            failed = _decode_failure(stored[1:])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise DecodeError(
-                f"what is stored under {brief(key)!r} is no outcome of ours", data=stored
+                f"what is stored under {shorten(key)!r} is no outcome of ours", data=stored
             ) from None
         raise OperationFailed(key, failed.kind, failed.reason)
     return decode(stored[1:])

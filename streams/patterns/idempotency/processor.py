@@ -21,38 +21,38 @@ from streams.errors import (
     NotRunning,
     OutcomeUnknown,
     Unavailable,
-    config_error,
+    find_config_error,
 )
-from streams.log.claims import Claim, Complete, Entry, Release
+from streams.log.claims import Claim, Complete, Release, StoredClaim
 from streams.patterns.idempotency import outcome
-from streams.patterns.idempotency.desk import Desk
+from streams.patterns.idempotency.desk import ClaimsClient
 from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused
-from streams.patterns.idempotency.flights import Flight, Flights
-from streams.patterns.idempotency.keeping import kept
+from streams.patterns.idempotency.flights import SharedCall, SingleFlight
+from streams.patterns.idempotency.keeping import renewed_claim
 from streams.patterns.idempotency.store import (
     DAY,
-    LEASE,
+    DEFAULT_LEASE,
     IdempotencyStore,
-    bind,
-    digest,
+    bind_codec,
+    check_seconds,
+    hash_fingerprint,
     new_token,
-    seconds,
 )
-from streams.patterns.operation import call, check, is_plain
-from streams.shielding import to_the_end
+from streams.patterns.operation import call_operation, check_operation, runs_in_thread
+from streams.shielding import run_to_completion
 
 __all__ = ["IdempotentProcessor"]
 
 T = TypeVar("T", default=Any)
 
-LOOKS = 0.005, 0.25
+POLL_PAUSES = 0.005, 0.25
 """Seconds between two looks at another process's claim, at first and at most."""
 
 
-class _Stored(NamedTuple):
+class _StoredOutcome(NamedTuple):
     """An outcome as it is stored, and the fingerprint of its request."""
 
-    mark: str
+    fingerprint: str
     value: bytes
 
 
@@ -79,7 +79,7 @@ class IdempotentProcessor(Generic[T]):
         store: IdempotencyStore,
         ttl: float = DAY,
         *,
-        lease: float = LEASE,
+        lease: float = DEFAULT_LEASE,
         wait: bool = True,
         errors: tuple[type[Exception], ...] = (),
         type: TypeForm[T] = Any,
@@ -91,16 +91,16 @@ class IdempotentProcessor(Generic[T]):
                 'IdempotencyStore("redis://localhost:6379/0")'
             )
         self.store = store
-        self.ttl = seconds("ttl", ttl, ConfigError)
-        self.lease = seconds("lease", lease, ConfigError)
+        self.ttl = check_seconds("ttl", ttl, ConfigError)
+        self.lease = check_seconds("lease", lease, ConfigError)
         self.wait = wait
-        self._errors = _kinds(errors)
-        self._bound = bind(type, codec)
-        self._flights: Flights[_Stored] = Flights()
+        self._errors = _exception_types(errors)
+        self._bound = bind_codec(type, codec)
+        self._single_flight: SingleFlight[_StoredOutcome] = SingleFlight()
 
     @property
-    def _desk(self) -> Desk:
-        return self.store.desk  # another one each time that the store is opened
+    def _client(self) -> ClaimsClient:
+        return self.store.client  # another one each time that the store is opened
 
     async def process(
         self,
@@ -129,129 +129,139 @@ class IdempotentProcessor(Generic[T]):
         :raises ClaimLost: the claim ended while the operation ran.
         :raises LogError: the store cannot be reached; the operation was not begun.
         """
-        check(operation, "process(key, operation)")
-        place = self.store.place(key)
-        mark = digest(fingerprint)
-        patient = self.wait if wait is None else wait
-        failed: list[Exception] = []
+        check_operation(operation, "process(key, operation)")
+        store_key = self.store.store_key(key)
+        fingerprint_hash = hash_fingerprint(fingerprint)
+        waits = self.wait if wait is None else wait
+        failures: list[Exception] = []
 
-        async def lead(flight: Flight[_Stored]) -> _Stored:
-            flight.mark, flight.running = mark, False
-            return await self._lead(key, place, operation, mark, patient, flight, failed)
+        async def run_as_leader(flight: SharedCall[_StoredOutcome]) -> _StoredOutcome:
+            flight.fingerprint, flight.is_running = fingerprint_hash, False
+            return await self._claim_or_wait(
+                key, store_key, operation, fingerprint_hash, waits, flight, failures
+            )
 
-        flight = self._flights.get(key)
-        if flight is not None:
-            if _differ(flight.mark, mark):
+        call_ahead = self._single_flight.get(key)
+        if call_ahead is not None:
+            if _are_different(call_ahead.fingerprint, fingerprint_hash):
                 raise KeyReused(key)
-            if flight.running and not patient:
+            if call_ahead.is_running and not waits:
                 raise InProgress(key, self.lease)
-        if flight is not None and not patient:
-            stored = await lead(Flight())  # the store knows by now whether it has begun
+        if call_ahead is not None and not waits:
+            stored = await run_as_leader(
+                SharedCall()
+            )  # the store knows by now whether it has begun
         else:
-            stored, _ = await self._flights.join(key, lead)
-        if _differ(stored.mark, mark):
+            stored, _ = await self._single_flight.run_or_join(key, run_as_leader)
+        if _are_different(stored.fingerprint, fingerprint_hash):
             raise KeyReused(key)
         try:
-            result: T = outcome.read(key, stored.value, self._bound.decode)
+            result: T = outcome.decode_outcome(key, stored.value, self._bound.decode)
         except Exception as error:
-            if failed:
-                raise error from failed[0]
+            if failures:
+                raise error from failures[0]
             raise
         return result
 
-    async def _lead(
+    async def _claim_or_wait(
         self,
         key: str,
-        place: bytes,
+        store_key: bytes,
         operation: Callable[[], Any],
-        mark: str,
-        patient: bool,
-        flight: Flight[_Stored],
-        failed: list[Exception],
-    ) -> _Stored:
+        fingerprint_hash: str,
+        waits: bool,
+        shared_call: SharedCall[_StoredOutcome],
+        failures: list[Exception],
+    ) -> _StoredOutcome:
         """Claim the key, or wait for what comes of another's claim."""
         token = new_token()
-        pause, longest = LOOKS
+        pause, longest = POLL_PAUSES
         while True:
-            asked = self._desk.clock.monotonic()
+            claimed_at = self._client.clock.monotonic()
             try:
-                there = await self._desk.ask(Claim(place, token, self.lease, mark))
+                existing = await self._client.send(
+                    Claim(store_key, token, self.lease, fingerprint_hash)
+                )
             except NotRunning:
                 raise
             except BaseException:
                 # Perhaps it was granted, and nobody would know.
-                self._desk.tell(Release(place, token))
+                self._client.send_unanswered(Release(store_key, token))
                 raise
-            if not isinstance(there, Entry):
-                flight.running = True
-                work = self._execute(key, place, token, asked, operation, mark, failed)
-                return await (to_the_end(work) if is_plain(operation) else work)
-            if _differ(there.fingerprint, mark):
+            if not isinstance(existing, StoredClaim):
+                shared_call.is_running = True
+                execution = self._execute(
+                    key, store_key, token, claimed_at, operation, fingerprint_hash, failures
+                )
+                return await (
+                    run_to_completion(execution) if runs_in_thread(operation) else execution
+                )
+            if _are_different(existing.fingerprint, fingerprint_hash):
                 raise KeyReused(key)
-            if there.value is not None:
-                return _Stored(there.fingerprint, there.value)
-            if not patient:
-                raise InProgress(key, there.left)
-            await asyncio.sleep(min(pause, self._desk.clock.timeout(there.left)))
+            if existing.value is not None:
+                return _StoredOutcome(existing.fingerprint, existing.value)
+            if not waits:
+                raise InProgress(key, existing.expires_in)
+            await asyncio.sleep(min(pause, self._client.clock.real_timeout(existing.expires_in)))
             pause = min(longest, 2 * pause)
 
     async def _execute(
         self,
         key: str,
-        place: bytes,
+        store_key: bytes,
         token: str,
-        asked: float,
+        claimed_at: float,
         operation: Callable[[], Any],
-        mark: str,
-        failed: list[Exception],
-    ) -> _Stored:
+        fingerprint_hash: str,
+        failures: list[Exception],
+    ) -> _StoredOutcome:
         """Run the operation under the claim, and store its outcome."""
-        async with kept(self._desk, key, place, token, self.lease, asked):
+        async with renewed_claim(self._client, key, store_key, token, self.lease, claimed_at):
             try:
-                result = await call(operation)
+                result = await call_operation(operation)
             except Exception as error:
-                if not isinstance(error, self._errors) or config_error(error) is not None:
-                    await self._release(place, token)
+                if not isinstance(error, self._errors) or find_config_error(error) is not None:
+                    await self._release(store_key, token)
                     raise
-                failed.append(error)
-                value = outcome.failure(error)
+                failures.append(error)
+                value = outcome.encode_failure(error)
             except BaseException:
                 # Cancelled: not a moment to wait for an answer.
-                self._desk.tell(Release(place, token))
+                self._client.send_unanswered(Release(store_key, token))
                 raise
             else:
                 try:
-                    value = outcome.result(self._bound.encode(result))
+                    value = outcome.encode_result(self._bound.encode(result))
                 except CodecError as error:
                     # It has been done, so it must not be done again.
-                    failed.append(error)
-                    value = outcome.failure(error)
-            if not await self._complete(Complete(place, token, value, self.ttl)):
+                    failures.append(error)
+                    value = outcome.encode_failure(error)
+            if not await self._complete(Complete(store_key, token, value, self.ttl)):
                 raise ClaimLost(key, "somebody else has taken it over")
-        return _Stored(mark, value)
+        return _StoredOutcome(fingerprint_hash, value)
 
     async def _complete(self, request: Complete) -> bool:
         """Store an outcome, through an outage as long as the claim lasts (else it is lost)."""
-        pause, longest = LOOKS
+        pause, longest = POLL_PAUSES
         while True:
             try:
-                return bool(await self._desk.ask(request))
+                return bool(await self._client.send(request))
             except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(pause)
                 pause = min(longest, 2 * pause)
 
-    async def _release(self, place: bytes, token: str) -> None:
+    async def _release(self, store_key: bytes, token: str) -> None:
         try:
-            await self._desk.ask(Release(place, token))
+            await self._client.send(Release(store_key, token))
         except (LogError, NotRunning):
             return  # then the claim ends with its lease
 
 
-def _differ(one: str, other: str) -> bool:
+def _are_different(one: str, other: str) -> bool:
     return bool(one and other and one != other)
 
 
-def _kinds(errors: object) -> tuple[type[Exception], ...]:
+def _exception_types(errors: object) -> tuple[type[Exception], ...]:
     given: tuple[object, ...] = errors if isinstance(errors, tuple) else (errors,)
     kinds: list[type[Exception]] = []
     for kind in given:

@@ -26,19 +26,19 @@ from streams.errors import ConfigError, InvalidValue
 from streams.log.claims import (
     Claim,
     Complete,
-    Entry,
-    Forget,
-    Look,
-    Put,
+    DeleteClaim,
+    GetClaim,
+    PutOutcome,
     Release,
     Renew,
+    StoredClaim,
     open_claims,
 )
 from streams.log.protocol import Log
 from streams.log.url import redact
 from streams.patterns.checking import check_mapping
 from streams.patterns.idempotency import outcome
-from streams.patterns.idempotency.desk import Desk
+from streams.patterns.idempotency.desk import ClaimsClient
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -50,15 +50,15 @@ T = TypeVar("T")
 DAY = 86_400.0
 """Seconds for which outcomes are kept unless said otherwise."""
 
-LEASE = 30.0
+DEFAULT_LEASE = 30.0
 """Seconds for which a claim lasts without being renewed, unless said otherwise."""
 
-LONGEST_KEY = 1_024
+MAX_KEY_BYTES = 1_024
 """Bytes of a key."""
 
-LONGEST_TIME = 100 * 365 * DAY
+MAX_SECONDS = 100 * 365 * DAY
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 
 
 class IdempotencyStore:
@@ -87,35 +87,35 @@ class IdempotencyStore:
         config: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(name, str) or not _NAME.match(name):
+        if not isinstance(name, str) or not _NAME_PATTERN.match(name):
             raise ConfigError(
                 f"IdempotencyStore(name={name!r}): 1 to 100 letters, digits, '.', '_', '-'"
             )
         check_mapping("IdempotencyStore", "config", config)
         self.name = name
         self._prefix = name.encode() + b":"
-        self._plain = bind(Any, None)
+        self._untyped = bind_codec(Any, None)
         self._lock = threading.Lock()
-        self._app = None if isinstance(url, str) else _app(url)
+        self._app = None if isinstance(url, str) else _check_app(url)
         if self._app is None:
-            self._where = redact(str(url))
-            self._open = partial(open_claims, str(url), config, clock)
-            self._desk = self._opened()
+            self._location = redact(str(url))
+            self._open_claims = partial(open_claims, str(url), config, clock)
+            self._client = self._new_client()
         else:
             if config is not None or clock is not None:
                 raise ConfigError("IdempotencyStore(app): config and clock are the app's")
-            self._where = repr(self._app)
-            self._desks: WeakKeyDictionary[Log, Desk] = WeakKeyDictionary()
+            self._location = repr(self._app)
+            self._clients: WeakKeyDictionary[Log, ClaimsClient] = WeakKeyDictionary()
             self._app.add_resource(self)
 
     def __repr__(self) -> str:
-        return f"<IdempotencyStore {self.name!r} in {self._where}>"
+        return f"<IdempotencyStore {self.name!r} in {self._location}>"
 
     async def __aenter__(self) -> Self:
         if self._app is not None:
-            _ = self.desk  # an app whose log keeps no claims is told so when it is entered
-        elif self._desk.closed:
-            self._desk = self._opened()
+            _ = self.client  # an app whose log keeps no claims is told so when it is entered
+        elif self._client.closed:
+            self._client = self._new_client()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -127,18 +127,18 @@ class IdempotencyStore:
         One of an app is closed with it, and opened again when the app is entered again.
         """
         if self._app is None:
-            await self._desk.close()
+            await self._client.close()
             return
-        for desk in list(self._desks.values()):
-            await desk.close()
+        for client in list(self._clients.values()):
+            await client.close()
 
     @property
     def clock(self) -> Clock:
         """What leases are counted on."""
-        return self.desk.clock
+        return self.client.clock
 
     @property
-    def desk(self) -> Desk:
+    def client(self) -> ClaimsClient:
         """Where requests are handed in.
 
         :raises NotRunning: it is an app's, which is not entered.
@@ -146,19 +146,19 @@ class IdempotencyStore:
         """
         app = self._app
         if app is None:
-            return self._desk
+            return self._client
         log = app.log
-        desk = self._desks.get(log)
-        if desk is None:
+        client = self._clients.get(log)
+        if client is None:
             with self._lock:
-                desk = self._desks.get(log)
-                if desk is None:
-                    self._open = partial(open_claims, app.url, app._config, app.clock)
-                    desk = self._desks[log] = self._opened()
-        return desk
+                client = self._clients.get(log)
+                if client is None:
+                    self._open_claims = partial(open_claims, app.url, app._config, app.clock)
+                    client = self._clients[log] = self._new_client()
+        return client
 
-    def _opened(self) -> Desk:
-        return Desk(self._open(), f"idempotency store {self.name}")
+    def _new_client(self) -> ClaimsClient:
+        return ClaimsClient(self._open_claims(), f"idempotency store {self.name}")
 
     # -- outcomes
 
@@ -169,11 +169,11 @@ class IdempotencyStore:
         :raises OperationFailed: the outcome is a failure.
         :raises LogError: the store cannot be reached.
         """
-        found = await self.desk.ask(Look(self.place(key)))
-        if not isinstance(found, Entry) or found.value is None:
+        found = await self.client.send(GetClaim(self.store_key(key)))
+        if not isinstance(found, StoredClaim) or found.value is None:
             return default
-        bound = self._plain if type is Any else bind(type, None)
-        return outcome.read(key, found.value, bound.decode)
+        bound = self._untyped if type is Any else bind_codec(type, None)
+        return outcome.decode_outcome(key, found.value, bound.decode)
 
     async def set(
         self, key: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
@@ -184,21 +184,21 @@ class IdempotencyStore:
         :raises EncodeError: the value cannot be written as its type.
         :raises LogError: the store cannot be reached.
         """
-        bound = self._plain if type is Any else bind(type, None)
-        data = outcome.result(bound.encode(value))
-        await self.desk.ask(Put(self.place(key), data, seconds("ttl", ttl)))
+        bound = self._untyped if type is Any else bind_codec(type, None)
+        data = outcome.encode_result(bound.encode(value))
+        await self.client.send(PutOutcome(self.store_key(key), data, check_seconds("ttl", ttl)))
 
     async def forget(self, key: str) -> bool:
         """Remove what stands under a key, outcome or claim; whether anything did.
 
         :raises LogError: the store cannot be reached.
         """
-        return bool(await self.desk.ask(Forget(self.place(key))))
+        return bool(await self.client.send(DeleteClaim(self.store_key(key))))
 
     # -- the atomic three, and renewing
 
     async def claim(
-        self, key: str, *, lease: float = LEASE, fingerprint: object = None
+        self, key: str, *, lease: float = DEFAULT_LEASE, fingerprint: object = None
     ) -> str | None:
         """Take a key to work on: a token, or None where somebody has it or it has an outcome.
 
@@ -208,9 +208,9 @@ class IdempotencyStore:
         :raises LogError: the store cannot be reached.
         """
         token = new_token()
-        mark = digest(fingerprint)
-        request = Claim(self.place(key), token, seconds("lease", lease), mark)
-        return token if await self.desk.ask(request) is None else None
+        fingerprint_hash = hash_fingerprint(fingerprint)
+        request = Claim(self.store_key(key), token, check_seconds("lease", lease), fingerprint_hash)
+        return token if await self.client.send(request) is None else None
 
     async def complete(
         self,
@@ -226,27 +226,27 @@ class IdempotencyStore:
         :raises EncodeError: the value cannot be written as its type.
         :raises LogError: the store cannot be reached.
         """
-        bound = self._plain if type is Any else bind(type, None)
-        data = outcome.result(bound.encode(value))
-        request = Complete(self.place(key), token, data, seconds("ttl", ttl))
-        return bool(await self.desk.ask(request))
+        bound = self._untyped if type is Any else bind_codec(type, None)
+        data = outcome.encode_result(bound.encode(value))
+        request = Complete(self.store_key(key), token, data, check_seconds("ttl", ttl))
+        return bool(await self.client.send(request))
 
     async def release(self, key: str, token: str) -> bool:
         """Give a key back without an outcome: True, or False where it is another's by now.
 
         :raises LogError: the store cannot be reached.
         """
-        return bool(await self.desk.ask(Release(self.place(key), token)))
+        return bool(await self.client.send(Release(self.store_key(key), token)))
 
-    async def renew(self, key: str, token: str, lease: float = LEASE) -> bool:
+    async def renew(self, key: str, token: str, lease: float = DEFAULT_LEASE) -> bool:
         """Keep a key for ``lease`` seconds from now: True, or False where it is another's by now.
 
         :raises LogError: the store cannot be reached.
         """
-        request = Renew(self.place(key), token, seconds("lease", lease))
-        return bool(await self.desk.ask(request))
+        request = Renew(self.store_key(key), token, check_seconds("lease", lease))
+        return bool(await self.client.send(request))
 
-    def place(self, key: str) -> bytes:
+    def store_key(self, key: str) -> bytes:
         """A key as it is stored, within this store's name.
 
         :raises InvalidValue: it cannot be one.
@@ -254,15 +254,15 @@ class IdempotencyStore:
         if not isinstance(key, str) or not key:
             raise InvalidValue(f"idempotency key {key!r}: a str that is not empty")
         data = key.encode("utf-8", "surrogateescape")
-        if len(data) > LONGEST_KEY:
+        if len(data) > MAX_KEY_BYTES:
             raise InvalidValue(
-                f"idempotency key {key[:40]!r}…: {len(data)} bytes; {LONGEST_KEY} at most: "
+                f"idempotency key {key[:40]!r}…: {len(data)} bytes; {MAX_KEY_BYTES} at most: "
                 "use a hash of it"
             )
         return self._prefix + data
 
 
-def _app(given: object) -> Streams:
+def _check_app(given: object) -> Streams:
     """:raises ConfigError: it is no app, and was no URL."""
     from streams.app import Streams  # not before: a store with a URL needs no app
 
@@ -274,7 +274,7 @@ def _app(given: object) -> Streams:
     return given
 
 
-def bind(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
+def bind_codec(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
     """The codec's functions for outcomes of a type.
 
     :raises ConfigError: the type cannot be carried.
@@ -295,7 +295,7 @@ def new_token() -> str:
     return uuid4().hex
 
 
-def digest(fingerprint: object) -> str:
+def hash_fingerprint(fingerprint: object) -> str:
     """A fingerprint in a few characters; empty for None, which is never compared.
 
     :raises InvalidValue: it cannot be written as JSON.
@@ -315,14 +315,14 @@ def digest(fingerprint: object) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def seconds(
-    what: str, value: float, error: type[ConfigError | InvalidValue] = InvalidValue
+def check_seconds(
+    option: str, value: float, error: type[ConfigError | InvalidValue] = InvalidValue
 ) -> float:
     """A time that can be.
 
     :param error: what is raised if it cannot; a declared one is a ``ConfigError``.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value <= LONGEST_TIME:
-        raise error(f"{what}={value!r}: seconds, more than 0 and at most 100 years")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 < value <= MAX_SECONDS:
+        raise error(f"{option}={value!r}: seconds, more than 0 and at most 100 years")
     return float(value)

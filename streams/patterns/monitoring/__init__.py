@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streams.patterns.monitoring.serving import MonitoringServer
     from streams.patterns.monitoring.tracing import instrument
 
-_HOME = {
+_MODULE_OF = {
     "MetricsCollector": "streams.patterns.monitoring.prometheus",
     "MonitoringServer": "streams.patterns.monitoring.serving",
     "instrument": "streams.patterns.monitoring.tracing",
@@ -24,20 +24,20 @@ __all__ = ["MetricsCollector", "MonitoringServer", "instrument"]
 
 
 def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        found = getattr(import_module(home), name)
+        found = getattr(import_module(module), name)
     except ConfigError as error:
         # Without its extra a name can be imported, as `import *` and what lists a module do, and
         # says what it needs where it is used.
-        return _unusable(name, str(error))
+        return _missing_extra(name, str(error))
     globals()[name] = found
     return found
 
 
-def _unusable(name: str, why: str) -> type:
+def _missing_extra(name: str, why: str) -> type:
     """What stands for a name whose extra is not installed."""
 
     def refuse(cls: type, *args: object, **options: object) -> object:
@@ -47,4 +47,4 @@ def _unusable(name: str, why: str) -> type:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

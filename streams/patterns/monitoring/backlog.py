@@ -14,13 +14,13 @@ from streams.app import Streams
 from streams.errors import LogError, StreamsError
 from streams.health import Stats
 from streams.log.protocol import Log
-from streams.runners.pump import Place
+from streams.runners.pump import PartitionProgress
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
 
-class Backlog(NamedTuple):
+class PartitionLag(NamedTuple):
     """What is not settled in one partition.
 
     :param processor: the processor's name.
@@ -37,44 +37,46 @@ class Backlog(NamedTuple):
     age: float | None
 
 
-def measure(app: Streams, stats: Stats) -> list[Backlog]:
+def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
     """Ask the log about every partition that the app's processors own; blocks.
 
     What it does not answer is left out.
     """
-    found: list[Backlog] = []
-    for name, figures in stats.processors.items():
-        for place in figures.places:
+    found: list[PartitionLag] = []
+    for name, processor_stats in stats.processors.items():
+        for progress in processor_stats.progress:
             try:
-                lag, age = _behind(app.log, place, app.clock.time())
+                lag, age = _lag_and_age(app.log, progress, app.clock.time())
             except LogError as error:
-                logger.debug("%s: %s/%d: %s", name, place.topic, place.partition, error)
+                logger.debug("%s: %s/%d: %s", name, progress.topic, progress.partition, error)
                 continue
-            found.append(Backlog(name, place.topic, place.partition, lag, age))
+            found.append(PartitionLag(name, progress.topic, progress.partition, lag, age))
     return found
 
 
-def _behind(log: Log, place: Place, now: float) -> tuple[int | None, float | None]:
-    lag = log.lag(place.topic, place.partition, place.position)
+def _lag_and_age(
+    log: Log, progress: PartitionProgress, now: float
+) -> tuple[int | None, float | None]:
+    lag = log.lag(progress.topic, progress.partition, progress.position)
     if lag == 0:
         return 0, 0.0
-    since = place.oldest
-    if since is None:  # the first one was not taken in yet
-        _, end = log.bounds(place.topic, place.partition)
-        if place.position >= end:
+    oldest_at = progress.oldest
+    if oldest_at is None:  # the first one was not taken in yet
+        _, end = log.watermarks(progress.topic, progress.partition)
+        if progress.position >= end:
             return 0, 0.0
-        reader = log.reader(place.topic, place.partition, place.position, end)
+        reader = log.reader(progress.topic, progress.partition, progress.position, end)
         try:
             batch = reader.read(1)
         finally:
             reader.close()
         if batch is None:  # gaps up to the end
             return 0, 0.0
-        since = batch.time(0)
-    return lag, max(0.0, now - since)
+        oldest_at = batch.time(0)
+    return lag, max(0.0, now - oldest_at)
 
 
-class Question:
+class LagProbe:
     """Asks the log on behalf of who cannot wait for ever.
 
     :param app: what is measured.
@@ -83,29 +85,29 @@ class Question:
     def __init__(self, app: Streams) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._asked: _Asked | None = None
+        self._running: _Measurement | None = None
 
-    def ask(self, stats: Stats, patience: float) -> Sequence[Backlog] | None:
-        """The backlogs as they are now; None where the log has not answered within ``patience``
+    def measure(self, stats: Stats, timeout: float) -> Sequence[PartitionLag] | None:
+        """The backlogs as they are now; None where the log has not answered within ``timeout``
         seconds. One question is open at a time."""
         with self._lock:
-            asked = self._asked
-            if asked is None or asked.over.is_set():
-                asked = self._asked = _Asked(self._app, stats)
-        return asked.found if asked.over.wait(patience) else None
+            running = self._running
+            if running is None or running.finished.is_set():
+                running = self._running = _Measurement(self._app, stats)
+        return running.result if running.finished.wait(timeout) else None
 
 
-class _Asked:
+class _Measurement:
     def __init__(self, app: Streams, stats: Stats) -> None:
-        self.over = threading.Event()
-        self.found: Sequence[Backlog] | None = None
+        self.finished = threading.Event()
+        self.result: Sequence[PartitionLag] | None = None
         self._app, self._stats = app, stats
         threading.Thread(target=self._run, name="streams-backlog", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self.found = measure(self._app, self._stats)
+            self.result = measure_lag(self._app, self._stats)
         except StreamsError as error:  # the app is closing
             logger.debug("backlog: %s", error)
         finally:
-            self.over.set()
+            self.finished.set()

@@ -16,8 +16,8 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health, Stats
-from streams.patterns.monitoring.backlog import Backlog, Question
-from streams.runners.timing import BOUNDS, Durations
+from streams.patterns.monitoring.backlog import LagProbe, PartitionLag
+from streams.runners.timing import BUCKET_BOUNDS, Durations
 
 try:
     from prometheus_client.core import (
@@ -34,11 +34,11 @@ except ImportError as error:
         "pip install prometheus-client"
     ) from error
 
-PATIENCE = 3.0
+SCRAPE_TIMEOUT = 3.0
 """Seconds that a scrape waits for the log. Prometheus gives a scrape 10 by default."""
 
-_PROCESSOR = ("processor", "group")
-_PARTITION = ("processor", "group", "topic", "partition")
+_PROCESSOR_LABELS = ("processor", "group")
+_PARTITION_LABELS = ("processor", "group", "topic", "partition")
 
 _COUNTERS = (
     ("handled", "streams_messages_handled", "Messages whose handler succeeded"),
@@ -90,19 +90,19 @@ class MetricsCollector(Collector):
     :raises ConfigError: the app is none.
     """
 
-    def __init__(self, app: Streams, *, patience: float = PATIENCE) -> None:
+    def __init__(self, app: Streams, *, patience: float = SCRAPE_TIMEOUT) -> None:
         if not isinstance(app, Streams):
             raise ConfigError(f"MetricsCollector({app!r}): a Streams app is needed")
         if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience <= 0:
             raise ConfigError(f"MetricsCollector(patience={patience!r}): seconds, more than 0")
         self.app = app
-        self._patience = patience
-        self._question = Question(app)
+        self._timeout = patience
+        self._lag_probe = LagProbe(app)
         app.measure()
 
     def describe(self) -> Iterable[Metric]:
         """The metrics without figures, so that a registry finds names given twice."""
-        return [*_families(Stats({}, 0), Health(False, {}), {}), *_backlogs(None, {})]
+        return [*_app_metrics(Stats({}, 0), Health(False, {}), {}), *_lag_metrics(None, {})]
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -110,34 +110,36 @@ class MetricsCollector(Collector):
         app = self.app
         stats, health = app.stats(), app.health()
         groups = {each.name: each.group for each in list(app.processors)}
-        yield from _families(stats, health, groups)
-        known = health.connected and not health.stopping
-        yield from _backlogs(self._question.ask(stats, self._patience) if known else None, groups)
+        yield from _app_metrics(stats, health, groups)
+        log_is_open = health.connected and not health.stopping
+        yield from _lag_metrics(
+            self._lag_probe.measure(stats, self._timeout) if log_is_open else None, groups
+        )
 
 
-def _families(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
+def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
     """All metrics but those that the log is asked for."""
-    figures = [(_of(name, groups), found) for name, found in stats.processors.items()]
-    for attribute, name, says in _COUNTERS:
-        counter = CounterMetricFamily(name, says, labels=_PROCESSOR)
-        for labels, found in figures:
+    labelled_stats = [(_labels(name, groups), found) for name, found in stats.processors.items()]
+    for attribute, name, documentation in _COUNTERS:
+        counter = CounterMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
+        for labels, found in labelled_stats:
             counter.add_metric(labels, getattr(found, attribute))
         yield counter
-    for attribute, name, says in _GAUGES:
-        gauge = GaugeMetricFamily(name, says, labels=_PROCESSOR)
-        for labels, found in figures:
+    for attribute, name, documentation in _GAUGES:
+        gauge = GaugeMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
+        for labels, found in labelled_stats:
             gauge.add_metric(labels, getattr(found, attribute))
         yield gauge
-    for attribute, name, says in _DURATIONS:
-        histogram = HistogramMetricFamily(name, says, labels=_PROCESSOR)
-        for labels, found in figures:
+    for attribute, name, documentation in _DURATIONS:
+        histogram = HistogramMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
+        for labels, found in labelled_stats:
             durations: Durations = getattr(found, attribute)
             histogram.add_metric(labels, _buckets(durations), durations.total)
         yield histogram
-    for attribute, name, says in _HEALTH:
-        gauge = GaugeMetricFamily(name, says, labels=_PROCESSOR)
-        for processor, how in health.processors.items():
-            gauge.add_metric(_of(processor, groups), int(getattr(how, attribute)))
+    for attribute, name, documentation in _HEALTH:
+        gauge = GaugeMetricFamily(name, documentation, labels=_PROCESSOR_LABELS)
+        for processor, processor_health in health.processors.items():
+            gauge.add_metric(_labels(processor, groups), int(getattr(processor_health, attribute)))
         yield gauge
     published = CounterMetricFamily("streams_published", "Records published and acknowledged")
     published.add_metric([], stats.published)
@@ -147,7 +149,7 @@ def _families(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[
     yield connected
 
 
-def _backlogs(found: Sequence[Backlog] | None, groups: dict[str, str]) -> Iterator[Metric]:
+def _lag_metrics(found: Sequence[PartitionLag] | None, groups: dict[str, str]) -> Iterator[Metric]:
     known = GaugeMetricFamily(
         "streams_backlog_known", "1 where the log said in time how far behind the processors are"
     )
@@ -156,15 +158,15 @@ def _backlogs(found: Sequence[Backlog] | None, groups: dict[str, str]) -> Iterat
     lag = GaugeMetricFamily(
         "streams_lag_messages",
         "Messages from the first that is not settled to the partition's end",
-        labels=_PARTITION,
+        labels=_PARTITION_LABELS,
     )
     age = GaugeMetricFamily(
         "streams_oldest_unsettled_seconds",
         "Age of the first message that is not settled",
-        labels=_PARTITION,
+        labels=_PARTITION_LABELS,
     )
     for each in found or ():
-        labels = [*_of(each.processor, groups), each.topic, str(each.partition)]
+        labels = [*_labels(each.processor, groups), each.topic, str(each.partition)]
         if each.lag is not None:
             lag.add_metric(labels, each.lag)
         if each.age is not None:
@@ -173,11 +175,11 @@ def _backlogs(found: Sequence[Backlog] | None, groups: dict[str, str]) -> Iterat
     yield age
 
 
-def _of(processor: str, groups: dict[str, str]) -> Labels:
+def _labels(processor: str, groups: dict[str, str]) -> Labels:
     return (processor, groups.get(processor, ""))
 
 
 def _buckets(durations: Durations) -> list[Any]:
     """Upper bounds with how many were not longer, as Prometheus counts them."""
-    bounds = map(floatToGoString, BOUNDS)
+    bounds = map(floatToGoString, BUCKET_BOUNDS)
     return list(zip([*bounds, "+Inf"], accumulate(durations.counts), strict=True))

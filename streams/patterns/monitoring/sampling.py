@@ -4,12 +4,12 @@ OpenTelemetry makes a span, its parent and its attributes first and asks the sam
 costs some 20 µs for a span that nobody will see. Its own samplers look at two things alone: the
 trace ID, and whether the parent is sampled. Both are known from the header ``traceparent``, or from
 a trace ID that is drawn here. So a span that they will drop is not built. In its place stands a
-:class:`Dropped` context, which has OpenTelemetry build the span when somebody reads it: a log
+:class:`DroppedContext` context, which has OpenTelemetry build the span when somebody reads it: a log
 record that wants the trace ID, a child span, a message that is published.
 
 The decision is never another one than OpenTelemetry's: what it does not drop, it is asked about
 again, with the same trace ID. Where the sampler is not one of its own, or the context travels in
-other headers than W3C's, :func:`early` is None and every span is built.
+other headers than W3C's, :func:`early_sampler` is None and every span is built.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from opentelemetry.trace import SpanContext, SpanKind, Tracer
 
 from streams.message import Headers, text
 
-LOW = (1 << 64) - 1
+LOW_BITS = (1 << 64) - 1
 """The bits of a trace ID that the samplers compare."""
 
-ALL = LOW + 1
+SAMPLE_ALL = LOW_BITS + 1
 """A bound below which all of them are."""
 
-NEVER = 1 << 62
+NEVER_SAMPLED = 1 << 62
 """More spans than any process makes."""
 
 TRACEPARENT = "traceparent"
@@ -43,12 +43,12 @@ _W3C = re.compile(
     rb"00-(?!0{32})[0-9a-f]{16}([0-9a-f]{16})-(?!0{16})[0-9a-f]{16}-[0-9a-f]([0-9a-f])"
 )
 _SAMPLED_FLAGS = frozenset(b"13579bdf")
-_filling = threading.Lock()
+_build_lock = threading.Lock()
 
 
-class Bounds(NamedTuple):
+class SamplerBounds(NamedTuple):
     """A sampler: a span is sampled where the low bits of its trace ID are below the bound for its
-    parent. 0 is none, :data:`ALL` is all."""
+    parent. 0 is none, :data:`SAMPLE_ALL` is all."""
 
     root: int
     remote_sampled: int
@@ -57,54 +57,58 @@ class Bounds(NamedTuple):
     local_dropped: int
 
 
-class Early:
+class EarlySampler:
     """Decides for one tracer, for whoever shares an outer context."""
 
-    def __init__(self, tracer: Any, bounds: Bounds, outer: Context, *, reads_parent: bool) -> None:
+    def __init__(
+        self, tracer: Any, bounds: SamplerBounds, outer: Context, *, reads_parent: bool
+    ) -> None:
         self._tracer = tracer
         self._bounds = bounds
         self._reads_parent = reads_parent
-        self._generate: Callable[[], int] = tracer.id_generator.generate_trace_id
+        self._generate_trace_id: Callable[[], int] = tracer.id_generator.generate_trace_id
         self.outer = outer
         """What is current around every message: neither a span nor baggage is in it."""
-        self._random = _is_random(tracer.id_generator)
-        self._scale = math.log1p(-bounds.root / ALL) if 0 < bounds.root < ALL else 0.0
+        self._has_random_ids = _has_random_ids(tracer.id_generator)
+        self._log_drop_rate = (
+            math.log1p(-bounds.root / SAMPLE_ALL) if 0 < bounds.root < SAMPLE_ALL else 0.0
+        )
 
-    def gap(self) -> int:
+    def draw_gap(self) -> int:
         """How many spans without a parent are dropped from now on, until :meth:`sampled_id` is
         asked about the next one.
 
         Where trace IDs are random it comes to the same as drawing one for each, and is cheaper.
         """
         if self._bounds.root == 0:
-            return NEVER
-        if not self._random or not self._scale:
+            return NEVER_SAMPLED
+        if not self._has_random_ids or not self._log_drop_rate:
             return 0
-        return int(math.log(1.0 - random.random()) / self._scale)
+        return int(math.log(1.0 - random.random()) / self._log_drop_rate)
 
     def sampled_id(self) -> int | None:
         """The trace ID of a span without a parent. None: it is dropped, too."""
-        if self._random and self._scale:
+        if self._has_random_ids and self._log_drop_rate:
             # One of those that are sampled, as any other would mean drawing a hundred times.
             return (random.getrandbits(64) << 64 | random.randrange(self._bounds.root)) or 1
-        return self.draw()
+        return self.draw_trace_id()
 
-    def draw(self) -> int | None:
+    def draw_trace_id(self) -> int | None:
         """The trace ID of the next span without a parent, whatever came before. None: dropped,
         and its trace ID is drawn when somebody asks for it."""
-        trace_id = self._generate()
-        return trace_id if trace_id & LOW < self._bounds.root else None
+        trace_id = self._generate_trace_id()
+        return trace_id if trace_id & LOW_BITS < self._bounds.root else None
 
     def dropped_id(self) -> int:
         """The trace ID of a root span that is dropped."""
         while True:
-            trace_id = self._generate()
-            if trace_id & LOW >= self._bounds.root:
+            trace_id = self._generate_trace_id()
+            if trace_id & LOW_BITS >= self._bounds.root:
                 return trace_id
 
-    def dropped(self) -> type[Dropped]:
+    def dropped_context_class(self) -> type[DroppedContext]:
         """Makes contexts of messages whose span this drops."""
-        return type("Dropped", (Dropped,), {"__slots__": (), "early": self})
+        return type("Dropped", (DroppedContext,), {"__slots__": (), "early": self})
 
     def traceparent(self, headers: Headers) -> bytes | None:
         """The header that names a message's parent, None where there is none or it is not read."""
@@ -115,7 +119,7 @@ class Early:
                     found = value
         return found
 
-    def drops(self, traceparent: bytes) -> bool:
+    def drops_remote_child(self, traceparent: bytes) -> bool:
         """The span of a message with this header is dropped for sure."""
         match = _W3C.fullmatch(traceparent)
         if match is None:
@@ -123,7 +127,7 @@ class Early:
         low, flags = match.groups()
         sampled = flags[0] in _SAMPLED_FLAGS
         bound = self._bounds.remote_sampled if sampled else self._bounds.remote_dropped
-        return bound == 0 or (bound < ALL and int(low, 16) >= bound)
+        return bound == 0 or (bound < SAMPLE_ALL and int(low, 16) >= bound)
 
     def drops_child(self, parent: SpanContext) -> bool:
         """A child span of this one is dropped for sure."""
@@ -132,29 +136,29 @@ class Early:
             choice = bounds.remote_dropped, bounds.remote_sampled
         else:
             choice = bounds.local_dropped, bounds.local_sampled
-        return parent.trace_id & LOW >= choice[parent.trace_flags.sampled]
+        return parent.trace_id & LOW_BITS >= choice[parent.trace_flags.sampled]
 
-    def tracer(self, trace_id: int) -> Tracer:
+    def tracer_with_id(self, trace_id: int) -> Tracer:
         """The tracer, for a span without a parent that is to have this trace ID."""
         # A copy, as the tracer is its provider's, and made anew each time, as the provider may
         # give its tracers other settings at any time.
-        made: Any = object.__new__(type(self._tracer))
-        made.__dict__.update(self._tracer.__dict__)
-        made.id_generator = _Drawn(made.id_generator, trace_id)
-        copied: Tracer = made
+        copy: Any = object.__new__(type(self._tracer))
+        copy.__dict__.update(self._tracer.__dict__)
+        copy.id_generator = _FixedTraceId(copy.id_generator, trace_id)
+        copied: Tracer = copy
         return copied
 
-    def build(self, headers: Headers) -> Context:
+    def build_context(self, headers: Headers) -> Context:
         """The context of a message with these headers, whose span is dropped."""
-        origin = extract(headers, self.outer)
+        origin = extract_context(headers, self.outer)
         tracer: Tracer = self._tracer
         if not trace.get_current_span(origin).get_span_context().is_valid:
-            tracer = self.tracer(self.dropped_id())
+            tracer = self.tracer_with_id(self.dropped_id())
         span = tracer.start_span("process", context=origin, kind=SpanKind.CONSUMER)
         return trace.set_span_in_context(span, origin)
 
 
-class _Drawn:
+class _FixedTraceId:
     """An ID generator whose trace ID is drawn already; the rest is another one's."""
 
     def __init__(self, generator: Any, trace_id: int) -> None:
@@ -173,7 +177,7 @@ class _Drawn:
         return found
 
 
-def _is_random(generator: Any) -> bool:
+def _has_random_ids(generator: Any) -> bool:
     """It is the SDK's own, of which it is known that all bits of an ID are random."""
     kind = type(generator)
     return kind.__module__ == "opentelemetry.sdk.trace.id_generator" and (
@@ -181,58 +185,58 @@ def _is_random(generator: Any) -> bool:
     )
 
 
-def _reading(name: str) -> Any:
+def _building_first(name: str) -> Any:
     """A method of dict that builds what the context holds before it reads it."""
     read = getattr(dict, name)
 
-    def reading(self: Dropped, *given: Any) -> Any:
+    def build_and_read(self: DroppedContext, *given: Any) -> Any:
         if not dict.__len__(self):  # once it is built, a span is in it
-            self.fill()
+            self.build()
         return read(self, *given)
 
-    reading.__name__ = name
-    return reading
+    build_and_read.__name__ = name
+    return build_and_read
 
 
-class Dropped(Context):
+class DroppedContext(Context):
     """The context in which a message is handled whose span is dropped: the message's baggage and a
     span that records nothing, in the message's trace. Built when it is first read.
 
     One for each message, so that what outlives the handler (a task, a thread, a callback that
     kept the context) goes on in the trace of its own message. As cheap as can be: what is the same
-    for all messages stands in the class, which :meth:`Early.dropped` makes.
+    for all messages stands in the class, which :meth:`EarlySampler.dropped_context_class` makes.
     """
 
-    early: ClassVar[Early]
+    early: ClassVar[EarlySampler]
     headers: Headers = ()
     """The message's, where it has any beside its ID."""
 
-    def fill(self) -> None:
+    def build(self) -> None:
         """Build it."""
-        built = self.early.build(self.headers)
-        with _filling:
+        built = self.early.build_context(self.headers)
+        with _build_lock:
             if not dict.__len__(self):  # two threads may have built it; both read the first
                 dict.update(self, built)
 
-    get = _reading("get")
-    copy = _reading("copy")
-    keys = _reading("keys")
-    items = _reading("items")
-    values = _reading("values")
-    __getitem__ = _reading("__getitem__")
-    __contains__ = _reading("__contains__")
-    __iter__ = _reading("__iter__")
-    __reversed__ = _reading("__reversed__")
-    __len__ = _reading("__len__")
-    __eq__ = _reading("__eq__")
-    __ne__ = _reading("__ne__")
-    __or__ = _reading("__or__")
-    __ror__ = _reading("__ror__")
-    __repr__ = _reading("__repr__")
+    get = _building_first("get")
+    copy = _building_first("copy")
+    keys = _building_first("keys")
+    items = _building_first("items")
+    values = _building_first("values")
+    __getitem__ = _building_first("__getitem__")
+    __contains__ = _building_first("__contains__")
+    __iter__ = _building_first("__iter__")
+    __reversed__ = _building_first("__reversed__")
+    __len__ = _building_first("__len__")
+    __eq__ = _building_first("__eq__")
+    __ne__ = _building_first("__ne__")
+    __or__ = _building_first("__or__")
+    __ror__ = _building_first("__ror__")
+    __repr__ = _building_first("__repr__")
     __hash__ = None  # type: ignore[assignment]
 
 
-def early(tracer: Tracer, outer: Context) -> Early | None:
+def early_sampler(tracer: Tracer, outer: Context) -> EarlySampler | None:
     """Decides for this tracer; None where only OpenTelemetry can."""
     if type(tracer).__module__ != "opentelemetry.sdk.trace" or type(tracer).__name__ != "Tracer":
         return None
@@ -240,14 +244,14 @@ def early(tracer: Tracer, outer: Context) -> Early | None:
     metrics = getattr(tracer, "_tracer_metrics", None)
     if metrics is not None and type(metrics).__name__ != "NoOpTracerMetrics":
         return None
-    fields = _fields(propagate.get_global_textmap())
-    bounds = _bounds(getattr(tracer, "sampler", None))
+    fields = _propagated_headers(propagate.get_global_textmap())
+    bounds = _sampler_bounds(getattr(tracer, "sampler", None))
     if fields is None or bounds is None or not hasattr(tracer, "id_generator"):
         return None
-    return Early(tracer, bounds, outer, reads_parent=TRACEPARENT in fields)
+    return EarlySampler(tracer, bounds, outer, reads_parent=TRACEPARENT in fields)
 
 
-def _fields(propagator: Any) -> set[str] | None:
+def _propagated_headers(propagator: Any) -> set[str] | None:
     """The headers that OpenTelemetry's own propagators read; None if others take part."""
     from opentelemetry.baggage.propagation import W3CBaggagePropagator
     from opentelemetry.propagators.composite import CompositePropagator
@@ -260,14 +264,14 @@ def _fields(propagator: Any) -> set[str] | None:
         return None
     found: set[str] = set()
     for part in parts:
-        fields = _fields(part)
+        fields = _propagated_headers(part)
         if fields is None:
             return None
         found |= fields
     return found
 
 
-def _bounds(sampler: Any) -> Bounds | None:
+def _sampler_bounds(sampler: Any) -> SamplerBounds | None:
     """The bounds of one of the SDK's samplers; None of any other."""
     from opentelemetry.sdk.trace import sampling
 
@@ -275,8 +279,8 @@ def _bounds(sampler: Any) -> Bounds | None:
     if kind.__module__ != sampling.__name__:
         return None  # a subclass, too, may decide as it likes
     if not isinstance(sampler, sampling.ParentBased):
-        bound = _bound(sampler)
-        return None if bound is None else Bounds(*[bound] * 5)
+        bound = _sampler_bound(sampler)
+        return None if bound is None else SamplerBounds(*[bound] * 5)
     names = (
         "_root",
         "_remote_parent_sampled",
@@ -284,36 +288,36 @@ def _bounds(sampler: Any) -> Bounds | None:
         "_local_parent_sampled",
         "_local_parent_not_sampled",
     )
-    bounds = [_bound(getattr(sampler, name, None)) for name in names]
+    bounds = [_sampler_bound(getattr(sampler, name, None)) for name in names]
     found = [bound for bound in bounds if bound is not None]
-    return Bounds(*found) if len(found) == len(names) else None
+    return SamplerBounds(*found) if len(found) == len(names) else None
 
 
-def _bound(sampler: Any) -> int | None:
+def _sampler_bound(sampler: Any) -> int | None:
     from opentelemetry.sdk.trace import sampling
 
     if type(sampler) is sampling.TraceIdRatioBased:
         return sampler.bound
-    theirs = type(sampler).__module__ == sampling.__name__
-    if theirs and isinstance(sampler, sampling.StaticSampler):
-        return 0 if sampler.get_description() == "AlwaysOffSampler" else ALL
+    is_sdk_sampler = type(sampler).__module__ == sampling.__name__
+    if is_sdk_sampler and isinstance(sampler, sampling.StaticSampler):
+        return 0 if sampler.get_description() == "AlwaysOffSampler" else SAMPLE_ALL
     return None
 
 
-def extract(headers: Headers, outer: Context) -> Context:
+def extract_context(headers: Headers, outer: Context) -> Context:
     """The context that a message came with, in an outer one that has nothing to do with it."""
     carrier = {name: "" if value is None else text(value) for name, value in headers}
     return propagate.extract(carrier, outer) if carrier else outer
 
 
-def apart(outer: Context) -> Context:
+def without_span(outer: Context) -> Context:
     """A context without its span and its baggage, which are not those of any message."""
     if not outer:
         return Context()
     return trace.set_span_in_context(trace.INVALID_SPAN, baggage.clear(outer))
 
 
-def switches() -> tuple[Callable[[Context], Any], Callable[[Any], None]]:
+def get_context_switch() -> tuple[Callable[[Context], Any], Callable[[Any], None]]:
     """What makes a context the current one, and what undoes that.
 
     OpenTelemetry keeps the current context in a context variable, unless told otherwise; setting

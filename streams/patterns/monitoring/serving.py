@@ -9,9 +9,9 @@
 The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
 what should not leave the process. There is no login: listen where only those come who may look.
 
-Whoever comes is bounded: a request has :data:`PATIENCE` seconds and :data:`LARGEST` bytes until its
+Whoever comes is bounded: a request has :data:`REQUEST_TIMEOUT` seconds and :data:`MAX_REQUEST_BYTES` bytes until its
 end, its answer as many seconds to be taken, and a connection is closed after it. Of more than
-:data:`CONNECTIONS` at once, the one that has been sending its request for longest is given up for
+:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is given up for
 the next, so that nobody shuts out the others by holding connections open.
 """
 
@@ -36,24 +36,24 @@ from typing_extensions import override
 from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health
-from streams.patterns.checking import check_whole
+from streams.patterns.checking import check_int
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-STUCK = 5.0
+STUCK_AFTER = 5.0
 """Seconds after which an event loop that does not answer counts as stuck."""
 
-PATIENCE = 10.0
+REQUEST_TIMEOUT = 10.0
 """Seconds in which a request must have come, and as many in which its answer must be taken."""
 
-LARGEST = 16 << 10
+MAX_REQUEST_BYTES = 16 << 10
 """Bytes of a request's line and headers together."""
 
-CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 """Connections at once, each of which has a thread."""
 
-Answer = tuple[HTTPStatus, str, bytes]
+HttpResponse = tuple[HTTPStatus, str, bytes]
 """Status, content type, body."""
 
 
@@ -68,23 +68,23 @@ class MonitoringServer:
     """
 
     def __init__(
-        self, app: Streams, host: str = "127.0.0.1", port: int = 9100, *, stuck: float = STUCK
+        self, app: Streams, host: str = "127.0.0.1", port: int = 9100, *, stuck: float = STUCK_AFTER
     ) -> None:
         if not isinstance(app, Streams):
             raise ConfigError(f"MonitoringServer({app!r}): a Streams app is needed")
         if not isinstance(host, str):
             raise ConfigError(f"MonitoringServer(host={host!r}): an address, such as '127.0.0.1'")
-        check_whole("MonitoringServer", "port", port, 0)
+        check_int("MonitoringServer", "port", port, 0)
         if isinstance(stuck, bool) or not (isinstance(stuck, (int, float)) and stuck > 0):
             raise ConfigError(f"MonitoringServer(stuck={stuck!r}): seconds, more than 0")
         self._app = app
         self._stuck = stuck
-        self._metrics, self._withdraw = _metrics_of(app)
+        self._metrics, self._unregister = _metrics_route(app)
         routes = {"/metrics": self._metrics, "/healthz": self._healthz, "/readyz": self._readyz}
         try:
-            self._server = _Server(host, port, routes)
+            self._server = _HttpServer(host, port, routes)
         except (OSError, OverflowError, UnicodeError) as error:
-            self._withdraw()
+            self._unregister()
             why = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
         self.host = host
@@ -99,7 +99,7 @@ class MonitoringServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-        self._withdraw()
+        self._unregister()
 
     def __enter__(self) -> Self:
         return self
@@ -114,16 +114,16 @@ class MonitoringServer:
 
     # -- the three pages
 
-    def _healthz(self, accept: str) -> Answer:
+    def _healthz(self, accept: str) -> HttpResponse:
         health = self._app.health()
-        stuck = not self._loop_answers()
-        return _said(health.live and not stuck, health, loop="stuck" if stuck else "ok")
+        stuck = not self._is_loop_responsive()
+        return _health_response(health.live and not stuck, health, loop="stuck" if stuck else "ok")
 
-    def _readyz(self, accept: str) -> Answer:
+    def _readyz(self, accept: str) -> HttpResponse:
         health = self._app.health()
-        return _said(health.ready, health)
+        return _health_response(health.ready, health)
 
-    def _loop_answers(self) -> bool:
+    def _is_loop_responsive(self) -> bool:
         loop = self._app._loop
         if loop is None:
             return True  # not entered yet, or not any more
@@ -135,13 +135,13 @@ class MonitoringServer:
         return answered.wait(self._stuck)
 
 
-def _said(well: bool, health: Health, **more: str) -> Answer:
-    found = health.summary(ok=well, **more)
-    status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, "application/json", json.dumps(found).encode() + b"\n"
+def _health_response(ok: bool, health: Health, **extra: str) -> HttpResponse:
+    summary = health.summary(ok=ok, **extra)
+    status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return status, "application/json", json.dumps(summary).encode() + b"\n"
 
 
-def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], None]]:
+def _metrics_route(app: Streams) -> tuple[Callable[[str], HttpResponse], Callable[[], None]]:
     """What answers ``/metrics``, and what undoes the registration."""
     try:
         from prometheus_client import REGISTRY, CollectorRegistry
@@ -157,48 +157,48 @@ def _metrics_of(app: Streams) -> tuple[Callable[[str], Answer], Callable[[], Non
     try:
         registry.register(collector)
     except ValueError:
-        there = registry._names_to_collectors.get("streams_app_up")
-        ours = isinstance(there, MetricsCollector) and there.app is app
-        if not ours:  # another app of this process has taken the names
+        registered = registry._names_to_collectors.get("streams_app_up")
+        is_ours = isinstance(registered, MetricsCollector) and registered.app is app
+        if not is_ours:  # another app of this process has taken the names
             registry = CollectorRegistry()
             registry.register(collector)
-        withdraw: Callable[[], None] = lambda: None  # noqa: E731 - there is nothing to undo
+        unregister: Callable[[], None] = lambda: None  # noqa: E731 - there is nothing to undo
     else:
-        withdraw = partial(registry.unregister, collector)
+        unregister = partial(registry.unregister, collector)
 
-    def answer(accept: str) -> Answer:
+    def respond(accept: str) -> HttpResponse:
         encode, kind = choose_encoder(accept)
         return HTTPStatus.OK, kind, encode(registry)
 
-    return answer, withdraw
+    return respond, unregister
 
 
-class _Server(ThreadingHTTPServer):
+class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    request_queue_size = CONNECTIONS
+    request_queue_size = MAX_CONNECTIONS
 
     def __init__(
         self,
         host: str,
         port: int,
-        routes: dict[str, Callable[[str], Answer]],
+        routes: dict[str, Callable[[str], HttpResponse]],
         *,
-        patience: float = PATIENCE,
-        connections: int = CONNECTIONS,
+        request_timeout: float = REQUEST_TIMEOUT,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.routes = routes
-        self.patience = patience
-        self._connections = connections
+        self.request_timeout = request_timeout
+        self._max_connections = max_connections
         self._lock = threading.Lock()
-        self._sending: dict[socket.socket, None] = {}
+        self._incomplete: dict[socket.socket, None] = {}
         """Connections whose request has not come to its end, the oldest first."""
-        self._open = 0
+        self._open_count = 0
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         self.address_family = found[0][0]
-        super().__init__((host, port), _Request)
+        super().__init__((host, port), _RequestHandler)
 
     @override
     def server_bind(self) -> None:
@@ -212,16 +212,16 @@ class _Server(ThreadingHTTPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for one more connection; the oldest that still sends makes room."""
         with self._lock:
-            if self._open >= self._connections:
-                oldest = next(iter(self._sending), None)
+            if self._open_count >= self._max_connections:
+                oldest = next(iter(self._incomplete), None)
                 if oldest is None:  # all of them are being answered
                     return False
-                del self._sending[oldest]
+                del self._incomplete[oldest]
                 # Its thread reads the end of the connection, and closes it.
                 with suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)
-            self._open += 1
-            self._sending[request] = None
+            self._open_count += 1
+            self._incomplete[request] = None
         return True
 
     @override
@@ -229,7 +229,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread could be started
-            self._gone(request)
+            self._release_connection(request)
             raise
 
     @override
@@ -237,36 +237,36 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._gone(request)
+            self._release_connection(request)
 
-    def _gone(self, request: socket.socket) -> None:
+    def _release_connection(self, request: socket.socket) -> None:
         with self._lock:
-            self._open -= 1
-            self._sending.pop(request, None)
+            self._open_count -= 1
+            self._incomplete.pop(request, None)
 
-    def arrived(self, request: socket.socket) -> bool:
+    def complete_request(self, request: socket.socket) -> bool:
         """A request has come to its end; whether its connection is still wanted."""
         with self._lock:
-            wanted = request in self._sending
-            self._sending.pop(request, None)
-        return wanted
+            still_open = request in self._incomplete
+            self._incomplete.pop(request, None)
+        return still_open
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("http %s went away: %r", client_address[0], sys.exc_info()[1])
 
 
-class _TooLarge(Exception):
+class _RequestTooLarge(Exception):
     """A request goes on beyond its bound."""
 
 
-class _Incoming(io.RawIOBase):
+class _RequestReader(io.RawIOBase):
     """Reads a request: as many bytes as it may have, up to a moment."""
 
-    def __init__(self, connection: socket.socket, patience: float) -> None:
+    def __init__(self, connection: socket.socket, timeout: float) -> None:
         self._connection = connection
-        self._ends = time.monotonic() + patience
-        self._room = LARGEST
+        self._deadline = time.monotonic() + timeout
+        self._bytes_left = MAX_REQUEST_BYTES
 
     @override
     def readable(self) -> bool:
@@ -274,19 +274,19 @@ class _Incoming(io.RawIOBase):
 
     @override
     def readinto(self, buffer: Any, /) -> int:
-        left = self._ends - time.monotonic()
-        if left <= 0:
+        seconds_left = self._deadline - time.monotonic()
+        if seconds_left <= 0:
             raise TimeoutError("the request took too long")
-        if self._room <= 0:
-            raise _TooLarge
-        self._connection.settimeout(left)
-        got = self._connection.recv_into(memoryview(buffer)[: self._room])
-        self._room -= got
-        return got
+        if self._bytes_left <= 0:
+            raise _RequestTooLarge
+        self._connection.settimeout(seconds_left)
+        received = self._connection.recv_into(memoryview(buffer)[: self._bytes_left])
+        self._bytes_left -= received
+        return received
 
 
-class _Request(BaseHTTPRequestHandler):
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+class _RequestHandler(BaseHTTPRequestHandler):
+    server: _HttpServer  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "streams"
     sys_version = ""
 
@@ -294,37 +294,41 @@ class _Request(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile.close()
-        self.rfile = io.BufferedReader(_Incoming(self.connection, self.server.patience))
+        self.rfile = io.BufferedReader(_RequestReader(self.connection, self.server.request_timeout))
 
     @override
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except _TooLarge:
+        except _RequestTooLarge:
             self.requestline = self.request_version = self.command = ""
-            self._take_time()
+            self._restart_timeout()
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         self.close_connection = True
 
-    def _take_time(self) -> None:
+    def _restart_timeout(self) -> None:
         # sendall counts its timeout for the whole of what it sends.
-        self.connection.settimeout(self.server.patience)
+        self.connection.settimeout(self.server.request_timeout)
 
     def do_GET(self) -> None:
-        if not self.server.arrived(self.request):
+        if not self.server.complete_request(self.request):
             return
-        self._take_time()
+        self._restart_timeout()
         route = self.server.routes.get(self.path.partition("?")[0])
         if route is None:
             pages = " ".join(self.server.routes)
-            answer: Answer = HTTPStatus.NOT_FOUND, "text/plain", f"there are {pages}\n".encode()
+            response: HttpResponse = (
+                HTTPStatus.NOT_FOUND,
+                "text/plain",
+                f"there are {pages}\n".encode(),
+            )
         else:
             try:
-                answer = route(self.headers.get("Accept", ""))
+                response = route(self.headers.get("Accept", ""))
             except Exception:
                 logger.exception("%s could not be answered", self.path)
-                answer = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"see the log\n"
-        status, kind, body = answer
+                response = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", b"see the log\n"
+        status, kind, body = response
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -29,19 +29,19 @@ from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
-from streams.engine.dispatch import Work
+from streams.engine.dispatch import Delivery
 from streams.errors import ConfigError
-from streams.letters import header
+from streams.letters import header_text
 from streams.log.protocol import Log
 from streams.message import (
     CORRELATION,
-    OLD_CORRELATION,
+    LEGACY_CORRELATION,
     Batch,
     Headers,
     Message,
     Position,
     Record,
-    deliver,
+    make_message,
 )
 from streams.runners.job import Job, Outgoing
 
@@ -51,11 +51,11 @@ try:
     from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
     from streams.patterns.monitoring.sampling import (
-        Early,
-        apart,
-        early,
-        extract,
-        switches,
+        EarlySampler,
+        early_sampler,
+        extract_context,
+        get_context_switch,
+        without_span,
     )
 except ImportError as error:
     raise ConfigError(
@@ -63,12 +63,12 @@ except ImportError as error:
         "pip install opentelemetry-api"
     ) from error
 
-MOST_LINKS = 128
+MAX_LINKS = 128
 """Links of one span at most: OpenTelemetry's own limit, beyond which it drops the oldest."""
 
 Attributes = dict[str, str | int | bool]
 
-_handled: ContextVar[_Carrier | None] = ContextVar("streams-handled", default=None)
+_handler_context: ContextVar[_ContextHeaders | None] = ContextVar("streams-handled", default=None)
 """The context of the handler that was called last, in this task or thread, if it returns what is
 to be published."""
 
@@ -84,43 +84,43 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
         raise ConfigError(f"instrument({app!r}): a Streams app is needed")
     if app._log is not None:
         raise ConfigError("instrument(app): the app is running already; call it before")
-    if app._observer is not None:
+    if app._publish_observer is not None:
         raise ConfigError("instrument(app): it is instrumented already")
-    given: object = tracer_provider
-    provides = callable(getattr(given, "get_tracer", None)) and not isinstance(given, type)
-    if given is not None and not provides:
+    provider: object = tracer_provider
+    is_provider = callable(getattr(provider, "get_tracer", None)) and not isinstance(provider, type)
+    if provider is not None and not is_provider:
         raise ConfigError(
-            f"instrument(app, tracer_provider={given!r}): a TracerProvider of "
+            f"instrument(app, tracer_provider={provider!r}): a TracerProvider of "
             "OpenTelemetry, or leave it out for the global one"
         )
     from streams import __version__
 
-    tracing = _Tracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
-    app._observer = tracing.publishing
-    app._wraps.append(tracing.wrap)
+    tracing = _AppTracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
+    app._publish_observer = tracing.trace_publish
+    app._job_wrappers.append(tracing.wrap_job)
 
 
-class _Tracing:
+class _AppTracing:
     def __init__(self, app: Streams, tracer: Callable[[], Tracer]) -> None:
         self._app = app
         self._get_tracer = tracer
         self._tracer = tracer()
-        self._early: Early | None = None
+        self._early_sampler: EarlySampler | None = None
         self._log: Log | None = None
-        self._constant: dict[tuple[str, str, str], Attributes] = {}
-        self._switches = switches()
+        self._topic_attributes_cache: dict[tuple[str, str, str], Attributes] = {}
+        self._context_switch = get_context_switch()
 
-    def _begin(self) -> None:
+    def _refresh_settings(self) -> None:
         """Look at OpenTelemetry's settings, once each time that the app is entered."""
         if self._log is not self._app.log:
             self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
-            self._early = early(self._tracer, Context())
-            self._constant = {}
+            self._early_sampler = early_sampler(self._tracer, Context())
+            self._topic_attributes_cache = {}
             self._log = self._app.log
 
-    def _facts(self, operation: str, kind: str, topic: str) -> Attributes:
+    def _topic_attributes(self, operation: str, kind: str, topic: str) -> Attributes:
         """The attributes that all messages of a topic have; not to be changed."""
-        known = self._constant.get((operation, kind, topic))
+        known = self._topic_attributes_cache.get((operation, kind, topic))
         if known is not None:
             return known
         system = self._app.log.capabilities.name
@@ -130,186 +130,216 @@ class _Tracing:
             "messaging.operation.type": kind,
             "messaging.destination.name": topic,
         }
-        server = None if system in ("memory", "sqlite") else _server(self._app.url)
+        server = None if system in ("memory", "sqlite") else _server_address(self._app.url)
         if server is not None:
             found["server.address"] = server[0]
             if server[1] is not None:
                 found["server.port"] = server[1]
-        self._constant[operation, kind, topic] = found
+        self._topic_attributes_cache[operation, kind, topic] = found
         return found
 
     # -- publishing
 
     @contextmanager
-    def publishing(
+    def trace_publish(
         self, topic: str, records: Sequence[Record]
     ) -> Iterator[Callable[[Sequence[Position]], None]]:
-        """Around a call that publishes: see :data:`streams.publisher.Observer`."""
-        self._begin()
-        tracer, facts, dropped = self._tracer, None, False
-        if self._early is not None:
+        """Around a call that publishes: see :data:`streams.publisher.PublishObserver`."""
+        self._refresh_settings()
+        tracer, attributes, dropped = self._tracer, None, False
+        if self._early_sampler is not None:
             parent = trace.get_current_span().get_span_context()
             if parent.is_valid:
-                dropped = self._early.drops_child(parent)
+                dropped = self._early_sampler.drops_child(parent)
             else:
-                trace_id = self._early.draw()
+                trace_id = self._early_sampler.draw_trace_id()
                 dropped = trace_id is None
-                tracer = self._early.tracer(trace_id or self._early.dropped_id())
+                tracer = self._early_sampler.tracer_with_id(
+                    trace_id or self._early_sampler.dropped_id()
+                )
         if not dropped:
-            facts = self._published(topic, records)
-        span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=facts)
+            attributes = self._publish_attributes(topic, records)
+        span = tracer.start_span(f"publish {topic}", kind=SpanKind.PRODUCER, attributes=attributes)
 
-        def landed(positions: Sequence[Position]) -> None:
-            if facts is not None and len(positions) == 1:
+        def on_positions(positions: Sequence[Position]) -> None:
+            if attributes is not None and len(positions) == 1:
                 partition = str(positions[0].partition)
                 span.set_attribute("messaging.destination.partition.id", partition)
-                if facts["messaging.system"] == "kafka":
+                if attributes["messaging.system"] == "kafka":
                     span.set_attribute("messaging.kafka.offset", positions[0].offset)
 
-        with _Current(span, trace.set_span_in_context(span), self._switches):
+        with _SpanContext(span, trace.set_span_in_context(span), self._context_switch):
             carrier: dict[str, str] = {}
             propagate.inject(carrier)
             for record in records:
-                _carry(record, carrier, instead=False)
-            yield landed
+                _inject_headers(record, carrier, overwrite=False)
+            yield on_positions
 
-    def _published(self, topic: str, records: Sequence[Record]) -> Attributes:
-        facts = self._facts("publish", "send", topic).copy()
+    def _publish_attributes(self, topic: str, records: Sequence[Record]) -> Attributes:
+        attributes = self._topic_attributes("publish", "send", topic).copy()
         if len(records) > 1:
-            return facts | {"messaging.batch.message_count": len(records)}
+            return attributes | {"messaging.batch.message_count": len(records)}
         record = records[0]
-        facts["messaging.message.id"] = record.id
+        attributes["messaging.message.id"] = record.id
         if record.value is not None:
-            facts["messaging.message.body.size"] = len(record.value)
-        if facts["messaging.system"] == "kafka":
-            facts |= _kafka(record.key, record.value)
-        correlation = _correlation(record.headers)
+            attributes["messaging.message.body.size"] = len(record.value)
+        if attributes["messaging.system"] == "kafka":
+            attributes |= _kafka_attributes(record.key, record.value)
+        correlation = _correlation_id(record.headers)
         if correlation:
-            facts["messaging.message.conversation_id"] = correlation
-        return facts
+            attributes["messaging.message.conversation_id"] = correlation
+        return attributes
 
     # -- handling
 
-    def wrap(self, job: Job) -> Job:
+    def wrap_job(self, job: Job) -> Job:
         """The same job with a span around each call of its handler."""
-        self._begin()
+        self._refresh_settings()
         # Plain handlers run in threads of their own, which begin with an empty context.
-        outer = apart(get_current()) if job.asynchronous else Context()
-        attach, here = self._switches[0], get_current()
-        make = self._messages if job.batch is None else self._batches
+        outer = without_span(get_current()) if job.asynchronous else Context()
+        attach, current = self._context_switch[0], get_current()
+        make_function = self._message_function if job.batch is None else self._batch_function
         return replace(
             job,
-            function=make(job, outer),
+            function=make_function(job, outer),
             wants_message=True,
             builds_messages=True,
-            leave=partial(attach, here) if job.asynchronous and job.batch is None else None,
-            results=None if job.results is None else _carrying(job.results),
+            reset_context=partial(attach, current)
+            if job.asynchronous and job.batch is None
+            else None,
+            encode_results=None
+            if job.encode_results is None
+            else _with_handler_context(job.encode_results),
             transactions=job.transactions and job.wants_message,
         )
 
-    def _messages(self, job: Job, outer: Context) -> Callable[..., Any]:
+    def _message_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of single messages."""
-        function, wants, carries = job.function, job.wants_message, job.results is not None
-        attach, detach = self._switches
-        decides = early(self._tracer, outer)
+        function, wants_message, has_results = (
+            job.function,
+            job.wants_message,
+            job.encode_results is not None,
+        )
+        attach, detach = self._context_switch
+        sampler = early_sampler(self._tracer, outer)
 
-        async def spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._one(job, outer, trace_id, *row):
-                return await (function(value, deliver(value, *row)) if wants else function(value))
+        async def call_spanned_async(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._message_span(job, outer, trace_id, *row):
+                return await (
+                    function(value, make_message(value, *row)) if wants_message else function(value)
+                )
 
-        def spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
-            with self._one(job, outer, trace_id, *row):
-                result = function(value, deliver(value, *row)) if wants else function(value)
-                return _listed(result, carries)
+        def call_spanned(value: Any, trace_id: int | None, *row: Any) -> Any:
+            with self._message_span(job, outer, trace_id, *row):
+                result = (
+                    function(value, make_message(value, *row)) if wants_message else function(value)
+                )
+                return _run_generator(result, has_results)
 
-        around = spanned_async if job.asynchronous else spanned
-        if decides is None:
-            return lambda value, *row: around(value, None, *row)
-        gap, sampled_id = decides.gap, decides.sampled_id
-        find, drops, dropped = decides.traceparent, decides.drops, decides.dropped()
+        call_in_span = call_spanned_async if job.asynchronous else call_spanned
+        if sampler is None:
+            return lambda value, *row: call_in_span(value, None, *row)
+        draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
+        find_traceparent, is_dropped, make_dropped = (
+            sampler.traceparent,
+            sampler.drops_remote_child,
+            sampler.dropped_context_class(),
+        )
         # Handlers' threads that meet at this number may count one message for two: no harm.
-        left = gap()
+        until_sampled = draw_gap()
 
         # Both do the same, in one function each: a call more would be felt with every message.
 
-        def traced_async(
+        def call_traced_async(
             value: Any, batch: Batch, index: int, attempt: int, transaction: Any
         ) -> Any:
-            nonlocal left
+            nonlocal until_sampled
             headers = batch.extra_headers(index)
-            parent = find(headers) if headers else None
+            parent = find_traceparent(headers) if headers else None
             if parent is None:
-                left -= 1
-                if left < 0:
-                    left, trace_id = gap(), sampled_id()
+                until_sampled -= 1
+                if until_sampled < 0:
+                    until_sampled, trace_id = draw_gap(), sampled_id()
                     if trace_id is not None:
-                        return spanned_async(value, trace_id, batch, index, attempt, transaction)
-            elif not drops(parent):
-                return spanned_async(value, None, batch, index, attempt, transaction)
-            context = dropped()
+                        return call_spanned_async(
+                            value, trace_id, batch, index, attempt, transaction
+                        )
+            elif not is_dropped(parent):
+                return call_spanned_async(value, None, batch, index, attempt, transaction)
+            context = make_dropped()
             if headers:
                 context.headers = headers
-            if carries:
-                _handled.set(_Carrier(context))
+            if has_results:
+                _handler_context.set(_ContextHeaders(context))
             attach(context)  # the runner detaches it: see Job.leave
-            if wants:
-                return function(value, deliver(value, batch, index, attempt, transaction))
+            if wants_message:
+                return function(value, make_message(value, batch, index, attempt, transaction))
             return function(value)
 
-        def traced(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
-            nonlocal left
+        def call_traced(
+            value: Any, batch: Batch, index: int, attempt: int, transaction: Any
+        ) -> Any:
+            nonlocal until_sampled
             headers = batch.extra_headers(index)
-            parent = find(headers) if headers else None
+            parent = find_traceparent(headers) if headers else None
             if parent is None:
-                left -= 1
-                if left < 0:
-                    left, trace_id = gap(), sampled_id()
+                until_sampled -= 1
+                if until_sampled < 0:
+                    until_sampled, trace_id = draw_gap(), sampled_id()
                     if trace_id is not None:
-                        return spanned(value, trace_id, batch, index, attempt, transaction)
-            elif not drops(parent):
-                return spanned(value, None, batch, index, attempt, transaction)
-            context = dropped()
+                        return call_spanned(value, trace_id, batch, index, attempt, transaction)
+            elif not is_dropped(parent):
+                return call_spanned(value, None, batch, index, attempt, transaction)
+            context = make_dropped()
             if headers:
                 context.headers = headers
-            if carries:
-                _handled.set(_Carrier(context))
+            if has_results:
+                _handler_context.set(_ContextHeaders(context))
             token = attach(context)
             try:
-                if wants:
-                    message = deliver(value, batch, index, attempt, transaction)
-                    return _listed(function(value, message), carries)
-                return _listed(function(value), carries)
+                if wants_message:
+                    message = make_message(value, batch, index, attempt, transaction)
+                    return _run_generator(function(value, message), has_results)
+                return _run_generator(function(value), has_results)
             finally:
                 detach(token)
 
-        return traced_async if job.asynchronous else traced
+        return call_traced_async if job.asynchronous else call_traced
 
-    def _batches(self, job: Job, outer: Context) -> Callable[..., Any]:
+    def _batch_function(self, job: Job, outer: Context) -> Callable[..., Any]:
         """Calls a handler of batches."""
-        function, wants, carries = job.function, job.wants_message, job.results is not None
-        decides = early(self._tracer, outer)
-        dropped: type[Context] = Context if decides is None else decides.dropped()
+        function, wants_message, has_results = (
+            job.function,
+            job.wants_message,
+            job.encode_results is not None,
+        )
+        sampler = early_sampler(self._tracer, outer)
+        make_dropped: type[Context] = (
+            Context if sampler is None else sampler.dropped_context_class()
+        )
 
-        def around(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
-            trace_id = None if decides is None else decides.draw()
-            if decides is None or trace_id is not None:
-                return self._several(job, outer, make(), trace_id)
-            context = dropped()
-            if carries:
-                _handled.set(_Carrier(context))
-            return _Current(None, context, self._switches)
+        def batch_context(make: Callable[[], list[Message[Any]]]) -> AbstractContextManager[Any]:
+            trace_id = None if sampler is None else sampler.draw_trace_id()
+            if sampler is None or trace_id is not None:
+                return self._batch_span(job, outer, make(), trace_id)
+            context = make_dropped()
+            if has_results:
+                _handler_context.set(_ContextHeaders(context))
+            return _SpanContext(None, context, self._context_switch)
 
-        async def traced_async(values: Any, make: Any) -> Any:
-            with around(make):
-                return await (function(values, make()) if wants else function(values))
+        async def call_traced_async(values: Any, make: Any) -> Any:
+            with batch_context(make):
+                return await (function(values, make()) if wants_message else function(values))
 
-        def traced(values: Any, make: Any) -> Any:
-            with around(make):
-                return _listed(function(values, make()) if wants else function(values), carries)
+        def call_traced(values: Any, make: Any) -> Any:
+            with batch_context(make):
+                return _run_generator(
+                    function(values, make()) if wants_message else function(values), has_results
+                )
 
-        return traced_async if job.asynchronous else traced
+        return call_traced_async if job.asynchronous else call_traced
 
-    def _one(
+    def _message_span(
         self,
         job: Job,
         outer: Context,
@@ -321,60 +351,62 @@ class _Tracing:
     ) -> AbstractContextManager[Any]:
         """The span of a message, which is a root span if its trace ID is given."""
         topic, headers = batch.topic, batch.extra_headers(index)
-        facts = self._facts("process", "process", topic) | {
+        attributes = self._topic_attributes("process", "process", topic) | {
             "messaging.consumer.group.name": job.group,
             "messaging.destination.partition.id": str(batch.partition),
             "messaging.message.id": batch.id(index),
         }
-        correlation = _correlation(headers)
+        correlation = _correlation_id(headers)
         if correlation:
-            facts["messaging.message.conversation_id"] = correlation
+            attributes["messaging.message.conversation_id"] = correlation
         value = batch.values[index]
         if value is not None:
-            facts["messaging.message.body.size"] = len(value)
-        if facts["messaging.system"] == "kafka":
-            facts |= _kafka(batch.keys[index], value)
-            facts["messaging.kafka.offset"] = batch.offset(index)
+            attributes["messaging.message.body.size"] = len(value)
+        if attributes["messaging.system"] == "kafka":
+            attributes |= _kafka_attributes(batch.keys[index], value)
+            attributes["messaging.kafka.offset"] = batch.offset(index)
         if attempt > 1:
-            facts["streams.attempt"] = attempt
-        origin = extract(headers, outer)
+            attributes["streams.attempt"] = attempt
+        origin = extract_context(headers, outer)
         links = _links([origin]) if trace_id is None else ()
-        return self._span(job, f"process {topic}", facts, links, origin, trace_id)
+        return self._start_span(job, f"process {topic}", attributes, links, origin, trace_id)
 
-    def _several(
+    def _batch_span(
         self, job: Job, outer: Context, messages: Sequence[Message[Any]], trace_id: int | None
     ) -> AbstractContextManager[Any]:
         """The span of a batch, which links to the spans that published its messages."""
         topics = ",".join(sorted({message.topic for message in messages}))
-        facts = self._facts("process", "process", topics) | {
+        attributes = self._topic_attributes("process", "process", topics) | {
             "messaging.consumer.group.name": job.group,
             "messaging.batch.message_count": len(messages),
         }
-        links = _links(extract(each.raw.headers, outer) for each in messages[:MOST_LINKS])
-        return self._span(job, f"process {topics}", facts, links, outer, trace_id)
+        links = _links(extract_context(each.raw.headers, outer) for each in messages[:MAX_LINKS])
+        return self._start_span(job, f"process {topics}", attributes, links, outer, trace_id)
 
-    def _span(
+    def _start_span(
         self,
         job: Job,
         name: str,
-        facts: Attributes,
+        attributes: Attributes,
         links: Sequence[Link],
         origin: Context,
         trace_id: int | None,
     ) -> AbstractContextManager[Any]:
         """A handler's span, current beside the baggage of ``origin``, which has its parent."""
         tracer = self._tracer
-        if trace_id is not None and self._early is not None:
-            tracer = self._early.tracer(trace_id)
+        if trace_id is not None and self._early_sampler is not None:
+            tracer = self._early_sampler.tracer_with_id(trace_id)
         kind = SpanKind.CONSUMER
-        span = tracer.start_span(name, context=origin, kind=kind, attributes=facts, links=links)
+        span = tracer.start_span(
+            name, context=origin, kind=kind, attributes=attributes, links=links
+        )
         context = trace.set_span_in_context(span, origin)
-        if job.results is not None:
-            _handled.set(_Carrier(context))
-        return _Current(span, context, self._switches)
+        if job.encode_results is not None:
+            _handler_context.set(_ContextHeaders(context))
+        return _SpanContext(span, context, self._context_switch)
 
 
-class _Current:
+class _SpanContext:
     """While it is entered, a context is the current one; its span ends with it, and says why if
     that was an exception. As OpenTelemetry's ``use_span`` does it, with ``error.type``."""
 
@@ -384,11 +416,11 @@ class _Current:
         self,
         span: Span | None,
         context: Context,
-        switches: tuple[Callable[[Context], Any], Callable[[Any], None]],
+        context_switch: tuple[Callable[[Context], Any], Callable[[Any], None]],
     ) -> None:
         self._span = span
         self._context = context
-        self._attach, self._detach = switches
+        self._attach, self._detach = context_switch
         self._token: Any = None
 
     def __enter__(self) -> None:
@@ -405,14 +437,14 @@ class _Current:
         if span is None:
             return
         if isinstance(error, Exception) and span.is_recording():
-            span.set_attribute("error.type", _name(type(error)))
+            span.set_attribute("error.type", _type_name(type(error)))
             span.record_exception(error)
-            said = f"{type(error).__name__}: {error}"
-            span.set_status(Status(StatusCode.ERROR, said))
+            description = f"{type(error).__name__}: {error}"
+            span.set_status(Status(StatusCode.ERROR, description))
         span.end()
 
 
-class _Carrier:
+class _ContextHeaders:
     """The headers of a context, made when they are asked for."""
 
     __slots__ = ("_context", "_headers")
@@ -429,40 +461,40 @@ class _Carrier:
         return self._headers
 
 
-def _carrying(
-    results: Callable[[Any, Work], Sequence[Outgoing]],
-) -> Callable[[Any, Work], Sequence[Outgoing]]:
+def _with_handler_context(
+    results: Callable[[Any, Delivery], Sequence[Outgoing]],
+) -> Callable[[Any, Delivery], Sequence[Outgoing]]:
     """What a handler returned goes with the context of the handler's span, not its source's."""
 
-    def make(result: Any, work: Work) -> Sequence[Outgoing]:
+    def make(result: Any, work: Delivery) -> Sequence[Outgoing]:
         outgoing = results(result, work)
-        handled = _handled.get()
+        handled = _handler_context.get()
         if handled is not None and outgoing:
             for _, record in outgoing:
-                _carry(record, handled.headers(), instead=True)
+                _inject_headers(record, handled.headers(), overwrite=True)
         return outgoing
 
     return make
 
 
-def _listed(result: Any, carries: bool) -> Any:
+def _run_generator(result: Any, carries: bool) -> Any:
     """A generator's values: its code is the handler's, so it runs inside the handler's span."""
     return list(result) if carries and hasattr(result, "__next__") else result
 
 
-def _carry(record: Record, carrier: Mapping[str, str], *, instead: bool) -> None:
+def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bool) -> None:
     """Write the context into a record's headers; what stands there already stays, or goes."""
-    there = {name for name, _ in record.headers}
-    if not carrier or (not instead and not there.isdisjoint(carrier)):
+    existing = {name for name, _ in record.headers}
+    if not carrier or (not overwrite and not existing.isdisjoint(carrier)):
         return
-    kept = [pair for pair in record.headers if pair[0] not in carrier]
-    record.headers = [*kept, *((name, value.encode()) for name, value in carrier.items())]
+    other_headers = [pair for pair in record.headers if pair[0] not in carrier]
+    record.headers = [*other_headers, *((name, value.encode()) for name, value in carrier.items())]
 
 
-def _correlation(headers: Headers) -> str | None:
+def _correlation_id(headers: Headers) -> str | None:
     if not headers:
         return None
-    return header(headers, CORRELATION) or header(headers, OLD_CORRELATION)
+    return header_text(headers, CORRELATION) or header_text(headers, LEGACY_CORRELATION)
 
 
 def _links(origins: Iterable[Context]) -> list[Link]:
@@ -470,7 +502,7 @@ def _links(origins: Iterable[Context]) -> list[Link]:
     return [Link(context) for context in spans if context.is_valid]
 
 
-def _kafka(key: bytes | None, value: bytes | None) -> Attributes:
+def _kafka_attributes(key: bytes | None, value: bytes | None) -> Attributes:
     found: Attributes = {}
     if key is not None:
         found["messaging.kafka.message.key"] = key.decode("utf-8", "backslashreplace")
@@ -479,20 +511,20 @@ def _kafka(key: bytes | None, value: bytes | None) -> Attributes:
     return found
 
 
-def _name(kind: type[BaseException]) -> str:
+def _type_name(kind: type[BaseException]) -> str:
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-_PLACE = re.compile(
+_SERVER_URL = re.compile(
     r"[a-z+0-9]+://(?:[^/?]*@)?(\[[^\]]+\]|[^/?:,\[\]]+)(?::(\d+))?(?=[/?]|$)", re.I
 )
 
 
-def _server(url: str) -> tuple[str, int | None] | None:
+def _server_address(url: str) -> tuple[str, int | None] | None:
     """Host and port of a URL that names one server."""
-    found = _PLACE.match(url)
+    found = _SERVER_URL.match(url)
     if found is None:
         return None
     return found[1].strip("[]"), int(found[2]) if found[2] else None

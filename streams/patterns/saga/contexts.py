@@ -19,17 +19,23 @@ from stream_codecs import BindError, Json, type_name
 from streams.errors import ConfigError, InvalidValue
 from streams.patterns.saga.errors import ContextConflict
 
-__all__ = ["CONTEXT_BYTES", "Contexts", "Copied", "Encoded", "merge"]
+__all__ = [
+    "MAX_CONTEXT_BYTES",
+    "ContextStore",
+    "CopiedContexts",
+    "EncodedContexts",
+    "merge_contexts",
+]
 
-CONTEXT_BYTES = 512 << 10
+MAX_CONTEXT_BYTES = 512 << 10
 """The largest context of a durable saga in bytes: with what is around it, it must fit into one
 message of Kafka's default size."""
 
-_DEPTH = 500
+_MAX_DEPTH = 500
 """Levels of nesting; the journal's own come around them."""
 
 
-class Contexts(Protocol):
+class ContextStore(Protocol):
     """How contexts are stored between steps."""
 
     def store(self, context: Any) -> Any:
@@ -47,7 +53,7 @@ class Contexts(Protocol):
         ...
 
 
-class Copied:
+class CopiedContexts:
     """Contexts of a saga that lives in this process's memory: deep copies."""
 
     def store(self, context: Any) -> Any:
@@ -71,7 +77,7 @@ class Copied:
         return deepcopy(stored)
 
 
-class Encoded:
+class EncodedContexts:
     """Contexts of a durable saga: JSON documents of the declared type, bounded both ways.
 
     :raises ConfigError: the type cannot be carried.
@@ -79,7 +85,7 @@ class Encoded:
 
     def __init__(self, type: TypeForm[Any], saga: str) -> None:
         try:
-            codec = Json(max_size=CONTEXT_BYTES, max_depth=_DEPTH)
+            codec = Json(max_size=MAX_CONTEXT_BYTES, max_depth=_MAX_DEPTH)
             self._bound = codec.bind(type, topic=f"context of saga {saga}")
         except BindError as error:
             raise ConfigError(f"saga {saga!r}: context={type_name(type)}: {error}") from error
@@ -93,40 +99,40 @@ class Encoded:
         return self._bound.decode(bytes(stored))
 
 
-def merge(base: Any, left: Sequence[tuple[str, Any]]) -> Any:
+def merge_contexts(base: Any, results: Sequence[tuple[str, Any]]) -> Any:
     """The context after steps that ran side by side, each on a copy of ``base``.
 
     What a step changed counts, field by field; what it left alone does not.
 
-    :param left: steps' names and the contexts they left.
+    :param results: steps' names and the contexts they left.
     :raises ContextConflict: two changed one field differently.
     """
-    if len(left) == 1:
-        return left[0][1]
-    read = _reader(base)
-    if read is None or any(type(context) is not type(base) for _, context in left):
-        return _one_changed(base, left)
-    before = read(base)
+    if len(results) == 1:
+        return results[0][1]
+    read_fields = _field_reader(base)
+    if read_fields is None or any(type(context) is not type(base) for _, context in results):
+        return _merge_whole(base, results)
+    before = read_fields(base)
     changes: dict[Any, tuple[str, Any]] = {}
-    for step, context in left:
-        after = read(context)
+    for step, context in results:
+        after = read_fields(context)
         for name in {**before, **after}:
-            value = after.get(name, _GONE)
-            if _same(before.get(name, _GONE), value):
+            value = after.get(name, _REMOVED)
+            if _is_same(before.get(name, _REMOVED), value):
                 continue
             known = changes.setdefault(name, (step, value))
-            if not _same(known[1], value):
+            if not _is_same(known[1], value):
                 raise ContextConflict(
                     f"steps {known[0]!r} and {step!r} both changed {name!r} of the context, "
                     "each to a value of its own"
                 )
-    return _changed(base, {name: value for name, (_, value) in changes.items()})
+    return _apply_changes(base, {name: value for name, (_, value) in changes.items()})
 
 
-_GONE: Any = object()
+_REMOVED: Any = object()
 
 
-def _reader(context: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
+def _field_reader(context: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
     """How the fields of such a context are read; None if it has none."""
     if isinstance(context, Mapping):
         return lambda each: each
@@ -141,11 +147,11 @@ def _reader(context: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
     return None
 
 
-def _changed(base: Any, changes: Mapping[Any, Any]) -> Any:
+def _apply_changes(base: Any, changes: Mapping[Any, Any]) -> Any:
     if isinstance(base, Mapping):
         found: Any = copy(base)
         for name, value in changes.items():
-            if value is _GONE:
+            if value is _REMOVED:
                 del found[name]
             else:
                 found[name] = value
@@ -154,17 +160,17 @@ def _changed(base: Any, changes: Mapping[Any, Any]) -> Any:
         return msgspec.structs.replace(base, **changes)
     found = copy(base)
     for name, value in changes.items():
-        if value is _GONE:
+        if value is _REMOVED:
             object.__delattr__(found, name)
         else:
             object.__setattr__(found, name, value)  # frozen or not: it is our own copy
     return found
 
 
-def _one_changed(base: Any, left: Sequence[tuple[str, Any]]) -> Any:
-    changed = [(step, context) for step, context in left if not _same(base, context)]
+def _merge_whole(base: Any, results: Sequence[tuple[str, Any]]) -> Any:
+    changed = [(step, context) for step, context in results if not _is_same(base, context)]
     for step, context in changed[1:]:
-        if not _same(changed[0][1], context):
+        if not _is_same(changed[0][1], context):
             raise ContextConflict(
                 f"steps {changed[0][0]!r} and {step!r} both changed the context, which has no "
                 "fields to be merged"
@@ -172,5 +178,5 @@ def _one_changed(base: Any, left: Sequence[tuple[str, Any]]) -> Any:
     return changed[0][1] if changed else base
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)

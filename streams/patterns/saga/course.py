@@ -1,6 +1,6 @@
 """The course of a saga: from one entry to the next.
 
-:meth:`Course.advance` is given where a saga stands, calls what is to be called, and says where it
+:meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where it
 stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who
 calls it, and waits for what is due, is another's business: a loop in memory
 (:mod:`streams.patterns.saga.orchestrator`), a processor in a durable saga
@@ -19,65 +19,70 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streams.clock import Clock
-from streams.engine.retry import again
-from streams.errors import config_error
-from streams.patterns.saga.contexts import Contexts, merge
-from streams.patterns.saga.entry import ENDED, Entry, Failure, failure
+from streams.engine.retry import retry_delay
+from streams.errors import find_config_error
+from streams.patterns.saga.contexts import ContextStore, merge_contexts
+from streams.patterns.saga.entry import ENDED_STATUSES, Failure, JournalEntry, make_failure
 from streams.patterns.saga.errors import SagaError, StepTimeout
 from streams.patterns.saga.step import SagaStep, StepCall
-from streams.patterns.saga.validation import LONGEST_WAIT
-from streams.shielding import ended
-from streams.text import counted, get_logger
+from streams.patterns.saga.validation import MAX_WAIT
+from streams.shielding import wait_deferring_cancel
+from streams.text import count_with_noun, get_logger
 
-__all__ = ["Course", "Errors"]
+__all__ = ["SagaEngine", "StepErrors"]
 
 logger = get_logger("streams")
 
-Errors = MutableMapping[tuple[str, bool], BaseException]
+StepErrors = MutableMapping[tuple[str, bool], BaseException]
 """What was raised last, by step and whether it was its compensation: the exceptions themselves, for
 whoever is in the same process."""
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """How a call ended: the context it left as it is to be stored, or what it raised."""
 
     step: str
-    stored: Any = None
+    context: Any = None
     error: BaseException | None = None
-    happened: bool = True
+    took_effect: bool = True
     """It had its effect; if there is an error too, its context cannot be stored."""
 
 
-class Course:
+class SagaEngine:
     """The steps of a saga, and how one leads to the next.
 
     :param name: the orchestrator's; part of every idempotency key.
-    :param undo_cancelled: a step that is cancelled has failed, and what was done is to be undone.
+    :param compensate_cancelled: a step that is cancelled has failed, and what was done is to be undone.
         Else the cancellation is passed on, and the saga stands where it stood.
     """
 
     def __init__(
-        self, name: str, contexts: Contexts, clock: Callable[[], Clock], *, undo_cancelled: bool
+        self,
+        name: str,
+        contexts: ContextStore,
+        get_clock: Callable[[], Clock],
+        *,
+        compensate_cancelled: bool,
     ) -> None:
         self.name = name
         self.contexts = contexts
-        self._clock = clock
-        self._undo_cancelled = undo_cancelled
+        self._get_clock = get_clock
+        self._compensate_cancelled = compensate_cancelled
         self.steps: dict[str, SagaStep[Any]] = {}
         self.plan: tuple[tuple[str, ...], ...] = ()
 
-    def add(self, steps: Sequence[SagaStep[Any]]) -> None:
+    def add_steps(self, steps: Sequence[SagaStep[Any]]) -> None:
         """Add steps that run side by side, after all that were added before."""
         self.steps.update((step.name, step) for step in steps)
         self.plan = (*self.plan, tuple(step.name for step in steps))
 
     def now(self) -> float:
         """Seconds since the epoch."""
-        return self._clock().time()
+        return self._get_clock().time()
 
     # -- one transition
 
-    async def advance(self, entry: Entry, errors: Errors) -> Entry:
+    async def advance(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
         """Call what is to be called now; where the saga stands then.
 
         A saga whose steps cannot all be found is stopped before anything more is called.
@@ -86,144 +91,146 @@ class Course:
         """
         if not entry.plan:
             if not self.plan:
-                return self._stopped(entry, f"{self.name} has no steps here")
+                return self._stop(entry, f"{self.name} has no steps here")
             # Written down before the first step runs, so that what runs once is the plan for ever.
-            return entry.next(self.now(), plan=self.plan)
-        missing = self._missing(entry)
+            return entry.next_entry(self.now(), plan=self.plan)
+        missing = self._missing_steps(entry)
         if missing:
-            named = ", ".join(map(repr, missing))
-            return self._stopped(
+            names = ", ".join(map(repr, missing))
+            return self._stop(
                 entry,
-                f"{self.name} has no step {named} any more: give it its name back and resume, or "
+                f"{self.name} has no step {names} any more: give it its name back and resume, or "
                 "abandon the saga",
             )
         try:
             self.contexts.load(entry.context)
         except Exception as error:
-            return self._stopped(entry, f"its context cannot be read: {error}")
+            return self._stop(entry, f"its context cannot be read: {error}")
         if entry.status == "compensating":
-            return await self._backward(entry, errors)
-        return await self._forward(entry, errors)
+            return await self._step_backward(entry, errors)
+        return await self._step_forward(entry, errors)
 
-    def check_progress(self, entry: Entry, following: Entry) -> None:
+    def check_progress(self, entry: JournalEntry, following: JournalEntry) -> None:
         """See to it that a saga has a bounded number of entries: each one that follows is nearer to
         an end, whatever the one before it says.
 
         :raises SagaError: this one is not.
         """
-        if following.status in ENDED or (
+        if following.status in ENDED_STATUSES or (
             following.status == "running" and entry.stage < following.stage <= len(entry.plan)
         ):
             return  # as nearly always
-        if not self._distance(following) < self._distance(entry):
+        if not self._distance_to_end(following) < self._distance_to_end(entry):
             raise SagaError(
                 f"saga {self.name} {entry.saga}: entry {entry.n} leads to no progress, so nothing "
                 "follows on it"
             )
 
-    def _distance(self, entry: Entry) -> tuple[int, ...]:
+    def _distance_to_end(self, entry: JournalEntry) -> tuple[int, ...]:
         """How far a saga is from its end: tuples of natural numbers, compared from the left, so
         that no saga can come nearer for ever."""
-        if entry.ended:
+        if entry.has_ended:
             return (0,)
-        back = entry.status == "compensating"
-        if not back and not entry.plan:
+        compensating = entry.status == "compensating"
+        if not compensating and not entry.plan:
             return (3,)
-        left = 0
-        for name in entry.steps:
+        attempts_left = 0
+        for name in entry.current_steps:
             step = self.steps.get(name)
             if step is not None:
-                policy = step.compensation_retry if back else step.retry
-                left += max(0, policy.attempts - max(0, entry.attempts.get(name, 0)))
-        if back:
-            return (1, len(entry.done), left)
-        return (2, max(0, len(entry.plan) - entry.stage), len(entry.steps), left)
+                policy = step.compensation_retry if compensating else step.retry
+                attempts_left += max(0, policy.attempts - max(0, entry.attempts.get(name, 0)))
+        if compensating:
+            return (1, len(entry.done), attempts_left)
+        return (2, max(0, len(entry.plan) - entry.stage), len(entry.current_steps), attempts_left)
 
-    def _missing(self, entry: Entry) -> list[str]:
+    def _missing_steps(self, entry: JournalEntry) -> list[str]:
         """Steps that this saga needs from here on and that are not there."""
         needed: Iterable[str] = entry.done
         if entry.status == "running":
             # All of them: what cannot be finished, or not be undone, goes no further.
             needed = (*needed, *(name for group in entry.plan[entry.stage :] for name in group))
         known = self.steps
-        back = entry.status == "compensating"
+        compensating = entry.status == "compensating"
         return [
             name
             for name in dict.fromkeys(needed)
-            if name not in known or (back and known[name].compensate is None)
+            if name not in known or (compensating and known[name].compensate is None)
         ]
 
-    def _stopped(self, entry: Entry, why: str) -> Entry:
-        logger.error("saga %s %s: stopped: %s", self.name, entry.saga, why)
-        return entry.next(self.now(), status="stopped", stood=entry.status, error=why, due=0.0)
+    def _stop(self, entry: JournalEntry, reason: str) -> JournalEntry:
+        logger.error("saga %s %s: stopped: %s", self.name, entry.saga, reason)
+        return entry.next_entry(
+            self.now(), status="stopped", stood=entry.status, error=reason, due=0.0
+        )
 
     # -- forward
 
-    async def _forward(self, entry: Entry, errors: Errors) -> Entry:
-        names = entry.steps
-        outcomes, cancelled = await self._run(entry, names, compensating=False)
-        attempts, last = dict(entry.attempts), list[Failure]()
-        delays, final, partial = list[float](), list[Failure](), list[str]()
+    async def _step_forward(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
+        names = entry.current_steps
+        outcomes, cancelled = await self._call_steps(entry, names, compensating=False)
+        attempts, last_failures = dict(entry.attempts), list[Failure]()
+        delays, final_failures, partly_done = list[float](), list[Failure](), list[str]()
         finished = [each for each in outcomes if each.error is None]
-        for step, _, error, happened in outcomes:
+        for step, _, error, took_effect in outcomes:
             if error is None:
                 attempts.pop(step, None)
                 continue
             policy = self.steps[step].retry
             attempts[step] = attempts.get(step, 0) + 1
-            said = failure(step, error, attempts[step])
+            step_failure = make_failure(step, error, attempts[step])
             errors[step, False] = error
-            last.append(said)
+            last_failures.append(step_failure)
             delay = None
-            if not happened and not isinstance(error, asyncio.CancelledError):
-                delay = again(policy, attempts[step], error, random())
+            if not took_effect and not isinstance(error, asyncio.CancelledError):
+                delay = retry_delay(policy, attempts[step], error, random())
             if delay is None:
-                final.append(said)
+                final_failures.append(step_failure)
             else:
                 delays.append(delay)
-            if happened or self.steps[step].compensate_failed:
-                partial.append(step)
-            self._tell(entry, said, "failed", delay)
+            if took_effect or self.steps[step].compensate_failed:
+                partly_done.append(step)
+            self._log_failure(entry, step_failure, "failed", delay)
         done = (*entry.done, *(each.step for each in finished))
         context = entry.context
         try:
-            context = self._merged(entry, finished)
+            context = self._merged_context(entry, finished)
         except Exception as error:
-            blamed = finished[-1].step
-            errors[blamed, False] = error
-            final.append(failure(blamed, error, 1))
-            self._tell(entry, final[-1], "failed", None)
+            failed_step = finished[-1].step
+            errors[failed_step, False] = error
+            final_failures.append(make_failure(failed_step, error, 1))
+            self._log_failure(entry, final_failures[-1], "failed", None)
         if cancelled is not None:
             errors["", False] = cancelled
-            if not final:
+            if not final_failures:
                 # Every step had its effect before it could be interrupted; whoever cancelled does
                 # not know, and takes it that nothing is done.
-                final.append(failure(names[-1], cancelled, 1))
+                final_failures.append(make_failure(names[-1], cancelled, 1))
         now = self.now()
-        if final:
-            undo = self._undoable((*done, *partial))
-            return entry.next(
+        if final_failures:
+            to_compensate = self._compensable((*done, *partly_done))
+            return entry.next_entry(
                 now,
-                status="compensating" if undo else "compensated",
+                status="compensating" if to_compensate else "compensated",
                 context=context,
-                done=undo,
+                done=to_compensate,
                 attempts={},
                 last=(),
                 due=0.0,
-                failure=final[0],
+                failure=final_failures[0],
             )
         if delays:
             # They wait together: a group goes on when all of it may.
-            return entry.next(
+            return entry.next_entry(
                 now,
                 context=context,
                 done=done,
                 attempts=attempts,
-                last=tuple(last),
-                due=now + min(LONGEST_WAIT, max(delays)),
+                last=tuple(last_failures),
+                due=now + min(MAX_WAIT, max(delays)),
             )
         stage = entry.stage + 1
-        return entry.next(
+        return entry.next_entry(
             now,
             status="completed" if stage >= len(entry.plan) else "running",
             context=context,
@@ -234,164 +241,184 @@ class Course:
             due=0.0,
         )
 
-    def _merged(self, entry: Entry, finished: Sequence[Outcome]) -> Any:
+    def _merged_context(self, entry: JournalEntry, finished: Sequence[StepOutcome]) -> Any:
         """What is stored after these steps."""
         if not finished:
             return entry.context
         if len(finished) == 1:
-            return finished[0].stored
+            return finished[0].context
         load = self.contexts.load
-        left = [(each.step, load(each.stored)) for each in finished]
-        return self.contexts.store(merge(load(entry.context), left))
+        results = [(each.step, load(each.context)) for each in finished]
+        return self.contexts.store(merge_contexts(load(entry.context), results))
 
-    def _undoable(self, done: Iterable[str]) -> tuple[str, ...]:
+    def _compensable(self, done: Iterable[str]) -> tuple[str, ...]:
         """Those of these steps that can be undone."""
         return tuple(name for name in done if self.steps[name].compensate is not None)
 
-    def given_up(self, entry: Entry, error: BaseException, errors: Errors) -> Entry:
+    def cancel_retries(
+        self, entry: JournalEntry, error: BaseException, errors: StepErrors
+    ) -> JournalEntry:
         """A saga that is cancelled while its steps wait to be tried again goes backward."""
-        for name in entry.steps:
+        for name in entry.current_steps:
             errors[name, False] = error
-        said = failure(entry.steps[0], error, entry.attempts.get(entry.steps[0], 0))
-        partial = (name for name in entry.attempts if self.steps[name].compensate_failed)
-        undo = self._undoable((*entry.done, *partial))
-        return entry.next(
+        step_failure = make_failure(
+            entry.current_steps[0], error, entry.attempts.get(entry.current_steps[0], 0)
+        )
+        partly_done = (name for name in entry.attempts if self.steps[name].compensate_failed)
+        to_compensate = self._compensable((*entry.done, *partly_done))
+        return entry.next_entry(
             self.now(),
-            status="compensating" if undo else "compensated",
-            done=undo,
+            status="compensating" if to_compensate else "compensated",
+            done=to_compensate,
             attempts={},
             last=(),
             due=0.0,
-            failure=said,
+            failure=step_failure,
         )
 
     # -- backward
 
-    async def _backward(self, entry: Entry, errors: Errors) -> Entry:
+    async def _step_backward(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
         name = entry.done[-1]
-        (outcome,), _ = await self._run(entry, (name,), compensating=True)
-        rest, now = entry.done[:-1], self.now()
+        (outcome,), _ = await self._call_steps(entry, (name,), compensating=True)
+        remaining, now = entry.done[:-1], self.now()
         if outcome.error is None:
-            return self._undone(entry, rest, entry.uncompensated, outcome.stored)
+            return self._after_compensation(entry, remaining, entry.uncompensated, outcome.context)
         attempts = entry.attempts.get(name, 0) + 1
-        said = failure(name, outcome.error, attempts)
+        step_failure = make_failure(name, outcome.error, attempts)
         errors[name, True] = outcome.error
         delay = None
-        if not outcome.happened:
+        if not outcome.took_effect:
             policy = self.steps[name].compensation_retry
-            delay = again(policy, attempts, outcome.error, random())
-        self._tell(entry, said, "could not be compensated", delay)
+            delay = retry_delay(policy, attempts, outcome.error, random())
+        self._log_failure(entry, step_failure, "could not be compensated", delay)
         if delay is not None:
-            due = now + min(LONGEST_WAIT, delay)
-            return entry.next(now, attempts={name: attempts}, last=(said,), due=due)
-        return self._undone(entry, rest, (*entry.uncompensated, said), entry.context)
+            due = now + min(MAX_WAIT, delay)
+            return entry.next_entry(now, attempts={name: attempts}, last=(step_failure,), due=due)
+        return self._after_compensation(
+            entry, remaining, (*entry.uncompensated, step_failure), entry.context
+        )
 
-    def _undone(
-        self, entry: Entry, rest: tuple[str, ...], uncompensated: tuple[Failure, ...], context: Any
-    ) -> Entry:
-        end = "failed" if uncompensated else "compensated"
-        return entry.next(
+    def _after_compensation(
+        self,
+        entry: JournalEntry,
+        remaining: tuple[str, ...],
+        uncompensated: tuple[Failure, ...],
+        context: Any,
+    ) -> JournalEntry:
+        final_status = "failed" if uncompensated else "compensated"
+        return entry.next_entry(
             self.now(),
-            status="compensating" if rest else end,
+            status="compensating" if remaining else final_status,
             context=context,
-            done=rest,
+            done=remaining,
             attempts={},
             last=(),
             due=0.0,
             uncompensated=uncompensated,
         )
 
-    def _tell(self, entry: Entry, said: Failure, what: str, delay: float | None) -> None:
-        text = f"{said.kind}: {said.message}" if said.message else said.kind
+    def _log_failure(
+        self, entry: JournalEntry, step_failure: Failure, verb: str, delay: float | None
+    ) -> None:
+        text = (
+            f"{step_failure.kind}: {step_failure.message}"
+            if step_failure.message
+            else step_failure.kind
+        )
         if delay is None:
             logger.warning(
                 "saga %s %s: step %s %s after %s: %s",
-                self.name, entry.saga, said.step, what, counted(said.attempts, "attempt"), text,
+                self.name, entry.saga, step_failure.step, verb, count_with_noun(step_failure.attempts, "attempt"), text,
             )  # fmt: skip
         else:
             logger.info(
                 "saga %s %s: step %s %s, attempt %d, again in %.3g s: %s",
-                self.name, entry.saga, said.step, what, said.attempts, delay, text,
+                self.name, entry.saga, step_failure.step, verb, step_failure.attempts, delay, text,
             )  # fmt: skip
 
     # -- calls
 
-    async def _run(
-        self, entry: Entry, names: Sequence[str], *, compensating: bool
-    ) -> tuple[Sequence[Outcome], asyncio.CancelledError | None]:
+    async def _call_steps(
+        self, entry: JournalEntry, names: Sequence[str], *, compensating: bool
+    ) -> tuple[Sequence[StepOutcome], asyncio.CancelledError | None]:
         """Call steps side by side; how each ended, in their order, and whether they were to be
         interrupted."""
-        if len(names) == 1 and not self._undo_cancelled:
-            return (await self._call(entry, names[0], compensating=compensating),), None
-        ended: dict[str, Outcome] = {}
+        if len(names) == 1 and not self._compensate_cancelled:
+            return (await self._call_step(entry, names[0], compensating=compensating),), None
+        outcomes: dict[str, StepOutcome] = {}
         interrupted: asyncio.CancelledError | None = None
 
-        async def one(name: str) -> None:
-            ended[name] = await self._call(entry, name, compensating=compensating)
+        async def call_one(name: str) -> None:
+            outcomes[name] = await self._call_step(entry, name, compensating=compensating)
 
         try:
             async with asyncio.TaskGroup() as group:
                 for name in names:
-                    group.create_task(one(name))
+                    group.create_task(call_one(name))
         except asyncio.CancelledError as error:
-            if not self._undo_cancelled:
+            if not self._compensate_cancelled:
                 raise
             interrupted = error
-            cancelled = [name for name in names if name not in ended]
-            ended.update((name, Outcome(name, None, error, False)) for name in cancelled)
+            cancelled = [name for name in names if name not in outcomes]
+            outcomes.update((name, StepOutcome(name, None, error, False)) for name in cancelled)
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None  # SystemExit and the like, as it was raised
-        return [ended[name] for name in names], interrupted
+        return [outcomes[name] for name in names], interrupted
 
-    async def _call(self, entry: Entry, name: str, *, compensating: bool) -> Outcome:
+    async def _call_step(
+        self, entry: JournalEntry, name: str, *, compensating: bool
+    ) -> StepOutcome:
         step = self.steps[name]
         attempt = entry.attempts.get(name, 0) + 1
         call = StepCall(self.name, entry.saga, name, attempt, compensating)
         context = self.contexts.load(entry.context)
         try:
-            left = await self._result(step, call, context)
+            returned = await self._call_action(step, call, context)
         except Exception as error:
-            if config_error(error) is not None and not self._undo_cancelled:
+            if find_config_error(error) is not None and not self._compensate_cancelled:
                 raise  # it is no failure of the saga, which goes on here once the code is mended
-            return Outcome(name, None, error, False)
+            return StepOutcome(name, None, error, False)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            return Outcome(name, None, SagaError("it was cancelled from within"), False)
+            return StepOutcome(name, None, SagaError("it was cancelled from within"), False)
         try:
-            return Outcome(name, self.contexts.store(_replaced(context, left, name)))
+            return StepOutcome(
+                name, self.contexts.store(_resulting_context(context, returned, name))
+            )
         except Exception as error:
-            return Outcome(name, None, error, True)
+            return StepOutcome(name, None, error, True)
 
-    async def _result(self, step: SagaStep[Any], call: StepCall, context: Any) -> Any:
+    async def _call_action(self, step: SagaStep[Any], call: StepCall, context: Any) -> Any:
         action = step.action(call)
         if not step.asynchronous(call):
-            found = await self._in_thread(action, context)
+            found = await self._call_in_thread(action, context)
             return await found if inspect.isawaitable(found) else found
         if step.timeout is None:
             return await action(context)
         limit = asyncio.timeout(None)
         try:
             async with limit:
-                with _clocked(limit, self._clock(), step.timeout):
+                with _expire_by_clock(limit, self._get_clock(), step.timeout):
                     return await action(context)
         except TimeoutError:
             if not limit.expired():
                 raise
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
-    async def _in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
+    async def _call_in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
         """No thread can be interrupted: whoever is to undo what was done has to wait for it, and
-        needs to know how it ended. What else was cancelled is :meth:`_run`'s to say."""
-        if not self._undo_cancelled:
-            return await asyncio.to_thread(_plainly, action, context)
-        work = asyncio.ensure_future(asyncio.to_thread(_plainly, action, context))
-        await ended(work)
+        needs to know how it ended. What else was cancelled is :meth:`_call_steps`'s to say."""
+        if not self._compensate_cancelled:
+            return await asyncio.to_thread(_call_plain, action, context)
+        work = asyncio.ensure_future(asyncio.to_thread(_call_plain, action, context))
+        await wait_deferring_cancel(work)
         return work.result()
 
 
-def _plainly(action: Callable[[Any], Any], context: Any) -> Any:
+def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
     """Call a plain action. ``StopIteration`` is held by no future: nobody would be told of it."""
     try:
         return action(context)
@@ -399,16 +426,16 @@ def _plainly(action: Callable[[Any], Any], context: Any) -> Any:
         raise RuntimeError("a plain action raised StopIteration") from error
 
 
-def _replaced(context: Any, returned: Any, step: str) -> Any:
+def _resulting_context(context: Any, returned: Any, step: str) -> Any:
     """The context after a step: what it was given, or what it returned in its place.
 
     :raises SagaError: what it returned is none.
     """
     if returned is None:
         return context
-    several = isinstance(returned, Mapping) and isinstance(context, Mapping)
-    structs = isinstance(returned, msgspec.Struct) and isinstance(context, msgspec.Struct)
-    if several or structs or isinstance(returned, type(context)):
+    are_mappings = isinstance(returned, Mapping) and isinstance(context, Mapping)
+    are_structs = isinstance(returned, msgspec.Struct) and isinstance(context, msgspec.Struct)
+    if are_mappings or are_structs or isinstance(returned, type(context)):
         return returned
     raise SagaError(
         f"step {step!r} returned a {type(returned).__name__}: return the context "
@@ -417,38 +444,38 @@ def _replaced(context: Any, returned: Any, step: str) -> Any:
 
 
 @contextmanager
-def _clocked(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[None]:
+def _expire_by_clock(limit: asyncio.Timeout, clock: Clock, seconds: float) -> Iterator[None]:
     """Let ``limit`` end after so many seconds of the app's clock."""
     loop = asyncio.get_running_loop()
     end = clock.monotonic() + seconds
     handle: asyncio.TimerHandle | None = None
-    over = False
+    expired = False
 
-    def look() -> None:
-        nonlocal handle, over
+    def check_deadline() -> None:
+        nonlocal handle, expired
         if handle is not None:
             handle.cancel()
-        if over:
+        if expired:
             return
-        left = end - clock.monotonic()
-        if left <= 0:
-            over = True
+        seconds_left = end - clock.monotonic()
+        if seconds_left <= 0:
+            expired = True
             limit.reschedule(loop.time())
         else:
-            handle = loop.call_later(clock.timeout(left), look)
+            handle = loop.call_later(clock.real_timeout(seconds_left), check_deadline)
 
-    look()
-    unwatch = clock.watch(lambda: _soon(loop, look))
+    check_deadline()
+    unwatch = clock.on_jump(lambda: _call_soon(loop, check_deadline))
     try:
         yield
     finally:
-        over = True
+        expired = True
         unwatch()
         if handle is not None:
             handle.cancel()
 
 
-def _soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
     try:
         loop.call_soon_threadsafe(action)
     except RuntimeError:  # the loop is closed: nobody is left to be told

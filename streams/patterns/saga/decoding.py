@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from stream_codecs import DecodeError, Json
 from streams.message import Batch
-from streams.patterns.saga.entry import Stored
-from streams.patterns.saga.validation import flaw
+from streams.patterns.saga.entry import StoredEntry
+from streams.patterns.saga.validation import invalid_reason
 from streams.runners.job import Skip
 
 __all__ = ["EntryDecoder", "JournalSource"]
 
 
-_SMALL = 4 << 10
+_CACHEABLE_BYTES = 4 << 10
 """Bytes of an entry of which it may be kept what was found."""
 
 
@@ -31,25 +31,25 @@ class EntryDecoder:
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
-        bound = Json().bind(Stored, topic=topic)
+        bound = Json().bind(StoredEntry, topic=topic)
         self._decode = bound.decode
         self._fast = bound.fast if bound.fast is not None else bound.decode
-        self._small = bound.small
+        self._fast_limit = bound.small
 
     @property
-    def identify(self) -> Identity:
+    def id_reader(self) -> EntryIdReader:
         """An entry's ID is made of what stands in it, whatever its headers say."""
-        return IDENTITY
+        return ENTRY_ID_READER
 
-    def opened(self, batch: Batch) -> Batch:
+    def unwrap(self, batch: Batch) -> Batch:
         """Entries have no envelope."""
         return batch
 
-    def fast(self, values: Sequence[bytes | None], largest: int) -> None:
+    def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
         """There is no short way: an entry counts only under its saga's key."""
         return
 
-    def one(self, batch: Batch, index: int) -> Stored:
+    def decode_one(self, batch: Batch, index: int) -> StoredEntry:
         """The entry in one message.
 
         :raises Skip: a tombstone.
@@ -58,31 +58,31 @@ class EntryDecoder:
         value = batch.values[index]
         if value is None:
             raise Skip
-        return self.entry(batch.keys[index], value)
+        return self.decode_entry(batch.keys[index], value)
 
-    def entry(self, key: bytes | None, value: bytes) -> Stored:
+    def decode_entry(self, key: bytes | None, value: bytes) -> StoredEntry:
         """The entry that a record holds.
 
         :raises DecodeError: it is no entry, or not one that a saga can have.
         """
         try:
             # So small a document is neither too large nor too deep.
-            entry = self._fast(value) if len(value) <= self._small else self._decode(value)
+            entry = self._fast(value) if len(value) <= self._fast_limit else self._decode(value)
         except Exception:
             entry = self._decode(value)  # says what is wrong
-        reason = flaw(entry, remember=len(value) <= _SMALL)
+        reason = invalid_reason(entry, cache=len(value) <= _CACHEABLE_BYTES)
         if reason:
             raise self._error(f"no saga can have this entry: {reason}", value)
         if key != entry.saga.encode():  # a text of printable characters holds no surrogate
             raise self._error("the entry of a saga stands under another key than its ID", value)
         return entry
 
-    def find(self, key: bytes | None, value: bytes | None) -> Stored | None:
+    def try_decode(self, key: bytes | None, value: bytes | None) -> StoredEntry | None:
         """The same; None for what is no entry."""
         if value is None:
             return None
         try:
-            return self.entry(key, value)
+            return self.decode_entry(key, value)
         except DecodeError:
             return None
 
@@ -90,24 +90,24 @@ class EntryDecoder:
         return DecodeError(reason, codec="json", topic=self._topic, data=value)
 
 
-def key_of(id: str) -> bytes:
+def saga_key(id: str) -> bytes:
     """The key of a saga's records."""
     return id.encode("utf-8", "surrogateescape")
 
 
-class Identity:
+class EntryIdReader:
     """Reads the message ID of an entry (``runners.job.Identify``)."""
 
-    def __call__(self, value: Stored) -> str:
+    def __call__(self, value: StoredEntry) -> str:
         """The ID of one entry."""
-        return value.identity
+        return value.message_id
 
-    def many(self, values: Sequence[Any]) -> list[str]:
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
         """The ID of each entry."""
         return [value.identity for value in values]
 
 
-IDENTITY: Final = Identity()
+ENTRY_ID_READER: Final = EntryIdReader()
 
 
 class JournalSource:

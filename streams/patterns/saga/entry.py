@@ -16,9 +16,17 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from streams.patterns.saga.errors import SagaError, StepError
-from streams.text import words
+from streams.text import error_text
 
-__all__ = ["ENDED", "Entry", "Failure", "Status", "abandoned", "failure", "resumed"]
+__all__ = [
+    "ENDED_STATUSES",
+    "Failure",
+    "JournalEntry",
+    "Status",
+    "abandon_entry",
+    "make_failure",
+    "resume_entry",
+]
 
 Status = Literal[
     "running", "compensating", "completed", "compensated", "failed", "stopped", "abandoned"
@@ -29,16 +37,16 @@ Status = Literal[
 * ``completed``: every step is done; ``compensated``: one failed, all before it is undone;
 * ``failed``: one failed, and a compensation did too: something is left to be undone;
 * ``stopped``: it cannot go on with the code there is (a step is missing, say);
-* ``abandoned``: somebody said so.
+* ``abandon_entry``: somebody said so.
 """
 
-ENDED = frozenset({"completed", "compensated", "failed", "stopped", "abandoned"})
+ENDED_STATUSES = frozenset({"completed", "compensated", "failed", "stopped", "abandoned"})
 """Nobody goes on by himself."""
 
-OVER = frozenset({"completed", "compensated", "abandoned"})
+FINAL_STATUSES = frozenset({"completed", "compensated", "abandoned"})
 """And nothing is left to be done."""
 
-_TEXT = 1 << 10
+_MAX_MESSAGE_BYTES = 1 << 10
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,18 +63,18 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
         return StepError(self.kind, self.message)
 
 
-def failure(step: str, error: BaseException, attempts: int) -> Failure:
+def make_failure(step: str, error: BaseException, attempts: int) -> Failure:
     """A failure to be written down: the type's name, and at most 1 KiB of what was said."""
-    said = words(error)
-    data = said.encode("utf-8", "backslashreplace")
-    if len(data) > _TEXT:
-        said = data[: _TEXT - 3].decode("utf-8", "ignore") + "..."
+    message = error_text(error)
+    data = message.encode("utf-8", "backslashreplace")
+    if len(data) > _MAX_MESSAGE_BYTES:
+        message = data[: _MAX_MESSAGE_BYTES - 3].decode("utf-8", "ignore") + "..."
     else:
-        said = data.decode()
-    return Failure(step, type(error).__name__[:200], said, attempts)
+        message = data.decode()
+    return Failure(step, type(error).__name__[:200], message, attempts)
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A saga after one transition."""
 
     saga: str
@@ -101,87 +109,97 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When this entry was made, in seconds since the epoch."""
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Nobody goes on with it by himself."""
-        return self.status in ENDED
+        return self.status in ENDED_STATUSES
 
     @property
-    def over(self) -> bool:
+    def is_final(self) -> bool:
         """Nothing is left to be done."""
-        return self.status in OVER
+        return self.status in FINAL_STATUSES
 
     @property
-    def identity(self) -> str:
+    def message_id(self) -> str:
         """The message ID: first in the log counts."""
         return f"{self.saga}/{self.n}"
 
     @property
-    def way(self) -> str:
+    def effective_status(self) -> str:
         """Its status; of one that was stopped or abandoned, the status before that (empty where
         the entry does not say it)."""
         return (self.stood or "") if self.status in ("stopped", "abandoned") else self.status
 
     @property
-    def steps(self) -> tuple[str, ...]:
+    def current_steps(self) -> tuple[str, ...]:
         """The steps at hand: to be executed, or the one to be compensated."""
-        way = self.way
-        if way == "running" and self.stage < len(self.plan):
+        status = self.effective_status
+        if status == "running" and self.stage < len(self.plan):
             return tuple(name for name in self.plan[self.stage] if name not in self.done)
-        if way == "compensating":
+        if status == "compensating":
             return self.done[-1:]
-        if way == "failed":
+        if status == "failed":
             return tuple(each.step for each in self.uncompensated)
         return ()
 
     @property
-    def not_undone(self) -> tuple[str, ...]:
+    def uncompensated_steps(self) -> tuple[str, ...]:
         """Steps whose effect would stay if nobody went on with it: those that are done and not
         compensated, and those whose compensation failed; in the order of the plan."""
-        left = {*self.done, *(each.step for each in self.uncompensated)}
-        planned = tuple(name for group in self.plan for name in group if name in left)
-        return planned + tuple(sorted(left.difference(planned)))
+        remaining = {*self.done, *(each.step for each in self.uncompensated)}
+        planned = tuple(name for group in self.plan for name in group if name in remaining)
+        return planned + tuple(sorted(remaining.difference(planned)))
 
-    def next(self, at: float, **changes: Any) -> Self:
+    def next_entry(self, made_at: float, **changes: Any) -> Self:
         """The entry that follows."""
-        return msgspec.structs.replace(self, n=self.n + 1, at=at, **changes)
+        return msgspec.structs.replace(self, n=self.n + 1, at=made_at, **changes)
 
 
-class Stored(Entry, frozen=True, kw_only=True, omit_defaults=True):
+class StoredEntry(JournalEntry, frozen=True, kw_only=True, omit_defaults=True):
     """An entry as it stands in the log: its context is a document of its own within it."""
 
     context: msgspec.Raw
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=JournalEntry)
 
 
-def resumed(entry: E, at: float) -> E:
+def resume_entry(entry: E, made_at: float) -> E:
     """A saga that stands still, going on where it stood.
 
     :raises SagaError: there is nothing to be resumed.
     """
     if entry.status == "stopped":
-        way = entry.stood or "running"
-        return entry.next(at, status=way, error="", stood=None, attempts={}, last=(), due=0.0)
+        status = entry.stood or "running"
+        return entry.next_entry(
+            made_at, status=status, error="", stood=None, attempts={}, last=(), due=0.0
+        )
     if entry.status == "failed":
         # Undone from the end, so the first that was tried is tried first again.
-        left = tuple(each.step for each in reversed(entry.uncompensated))
-        return entry.next(
-            at, status="compensating", done=left, uncompensated=(), attempts={}, last=(), due=0.0
+        failed_steps = tuple(each.step for each in reversed(entry.uncompensated))
+        return entry.next_entry(
+            made_at,
+            status="compensating",
+            done=failed_steps,
+            uncompensated=(),
+            attempts={},
+            last=(),
+            due=0.0,
         )
-    if entry.over:
+    if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status}: there is nothing to resume")
     raise SagaError(
         f"saga {entry.saga} is {entry.status}: whoever owns it goes on with it by himself"
     )
 
 
-def abandoned(entry: E, at: float, reason: str = "") -> E:
+def abandon_entry(entry: E, made_at: float, reason: str = "") -> E:
     """A saga that nobody goes on with any more: no step, and no compensation.
 
     :raises SagaError: it is over.
     """
-    if entry.over:
+    if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status} already")
-    stood = entry.stood if entry.status == "stopped" else entry.status
-    return entry.next(at, status="abandoned", stood=stood, error=reason, due=0.0)
+    previous_status = entry.stood if entry.status == "stopped" else entry.status
+    return entry.next_entry(
+        made_at, status="abandoned", stood=previous_status, error=reason, due=0.0
+    )

@@ -87,9 +87,9 @@ class SagaFailedError(SagaError):
         if failed_compensations:
             names = ", ".join(each.step for each in failed_compensations)
             what = f"not compensated: {names}"
-        said = str(cause)
+        cause_text = str(cause)
         kind = "" if isinstance(cause, StepError) else type(cause).__name__
-        why = ": ".join(part for part in (kind, said) if part)
+        why = ": ".join(part for part in (kind, cause_text) if part)
         super().__init__(f"saga {saga_id}: step {step!r} failed: {why} ({what})")
         self.saga_id = saga_id
         self.step = step

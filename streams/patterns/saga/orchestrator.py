@@ -3,7 +3,7 @@
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
 name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
 (:mod:`streams.patterns.saga.durable`). Both take the same course
-(:mod:`streams.patterns.saga.course`).
+(:mod:`streams.patterns.saga.engine`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from typing_extensions import TypeForm
 from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
-from streams.errors import ConfigError, InvalidValue, config_error
+from streams.errors import ConfigError, InvalidValue, find_config_error
 from streams.patterns.checking import check_app
-from streams.patterns.saga.contexts import Contexts, Copied, Encoded
-from streams.patterns.saga.course import Course, Errors
-from streams.patterns.saga.durable import Durable, check_id, new_id
-from streams.patterns.saga.entry import Entry, Failure, Status, Stored, abandoned, resumed
+from streams.patterns.saga.contexts import ContextStore, CopiedContexts, EncodedContexts
+from streams.patterns.saga.course import SagaEngine, StepErrors
+from streams.patterns.saga.durable import DurableSagas, check_saga_id, new_saga_id
+from streams.patterns.saga.entry import (
+    Failure,
+    JournalEntry,
+    Status,
+    StoredEntry,
+    abandon_entry,
+    resume_entry,
+)
 from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
-from streams.patterns.saga.journal import NEWEST
+from streams.patterns.saga.journal import DEFAULT_NEWEST
 from streams.patterns.saga.step import Action, SagaStep
-from streams.shielding import to_the_end
-from streams.text import get_logger, nearest
+from streams.shielding import run_to_completion
+from streams.text import get_logger, suggestion
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -50,7 +57,7 @@ class SagaStatus(Generic[C]):
     :param id: the saga's ID.
     :param status: ``running`` (forward), ``compensating`` (backward), ``completed``,
         ``compensated``, ``failed`` (a compensation failed), ``stopped`` (it cannot go on with the
-        code there is) or ``abandoned``.
+        code there is) or ``abandon_entry``.
     :param steps: the steps at hand: to be executed, or to be compensated.
     :param done: steps that are done and not compensated.
     :param failure: why it goes or went backward.
@@ -69,8 +76,8 @@ class SagaStatus(Generic[C]):
     retrying: tuple[Failure, ...]
     reason: str
     updated: datetime
-    _stored: Any = field(repr=False)
-    _load: Callable[[Any], C] = field(repr=False)
+    _stored_context: Any = field(repr=False)
+    _load_context: Callable[[Any], C] = field(repr=False)
 
     @property
     def context(self) -> C:
@@ -78,7 +85,7 @@ class SagaStatus(Generic[C]):
 
         :raises DecodeError: it is not of the declared type.
         """
-        return self._load(self._stored)
+        return self._load_context(self._stored_context)
 
 
 class SagaOrchestrator(Generic[C]):
@@ -91,7 +98,7 @@ class SagaOrchestrator(Generic[C]):
     With an app they are durable: declare the orchestrator before the app is entered.
 
     :param app: the app on whose log the journals stand.
-    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is ``NAME``,
+    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is ``MESSAGE_ID``,
         and it is in every idempotency key.
     :param context: the type of their context, which msgspec can carry.
     :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
@@ -134,15 +141,17 @@ class SagaOrchestrator(Generic[C]):
         dedup: Dedup = Dedup(),
         flow: Flow = Flow(),
     ) -> None:
-        self._durable: Durable | None = None
-        self._context: Any = Any if context is None else context
+        self._durable: DurableSagas | None = None
+        self._context_type: Any = Any if context is None else context
         if app is None:
             if name is not None or context is not None:
                 raise ConfigError(
                     "SagaOrchestrator: a durable saga needs all of app, name and context=; one "
                     "in memory takes none of them"
                 )
-            self._course = Course("saga", Copied(), lambda: SYSTEM, undo_cancelled=True)
+            self._engine = SagaEngine(
+                "saga", CopiedContexts(), lambda: SYSTEM, compensate_cancelled=True
+            )
             return
         if not isinstance(name, str) or context is None:
             raise ConfigError(
@@ -150,17 +159,17 @@ class SagaOrchestrator(Generic[C]):
                 "type of its context"
             )
         check_app(app, "SagaOrchestrator")
-        contexts: Contexts = Encoded(context, name)
-        self._course = Course(name, contexts, lambda: app.clock, undo_cancelled=False)
-        self._durable = Durable(
-            app, name, self._course,
+        contexts: ContextStore = EncodedContexts(context, name)
+        self._engine = SagaEngine(name, contexts, lambda: app.clock, compensate_cancelled=False)
+        self._durable = DurableSagas(
+            app, name, self._engine,
             partitions=partitions, retention=retention, concurrency=concurrency, dedup=dedup,
             flow=flow,
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        names = ", ".join("|".join(group) for group in self._course.plan)
-        return f"<SagaOrchestrator {self._course.name!r}: {names}>"
+        names = ", ".join("|".join(group) for group in self._engine.plan)
+        return f"<SagaOrchestrator {self._engine.name!r}: {names}>"
 
     # -- declaring
 
@@ -202,21 +211,21 @@ class SagaOrchestrator(Generic[C]):
         """
         if not steps:
             raise ConfigError("add_parallel: give at least one step")
-        taken = set(self._course.steps)
+        taken = set(self._engine.steps)
         for step in steps:
             if not isinstance(step, SagaStep):
                 raise ConfigError(f"{step!r} is not a SagaStep")
             if step.name in taken:
                 raise ConfigError(f"there is a step {step.name!r} already: names are unlike")
             taken.add(step.name)
-            step.check_context(self._course.name, self._context)
-        self._course.add(steps)
+            step.check_context(self._engine.name, self._context_type)
+        self._engine.add_steps(steps)
         return self
 
     @property
     def steps(self) -> tuple[SagaStep[C], ...]:
         """The steps, in order."""
-        return tuple(self._course.steps.values())
+        return tuple(self._engine.steps.values())
 
     # -- running
 
@@ -237,26 +246,26 @@ class SagaOrchestrator(Generic[C]):
         :raises EncodeError: the context does not fit the declared type.
         """
         if self._durable is not None:
-            entry: Entry = await self._durable.run(id, context)
-            return self._result(entry, {})
-        if not self._course.plan:
+            entry: JournalEntry = await self._durable.run(id, context)
+            return self._result_or_raise(entry, {})
+        if not self._engine.plan:
             raise ConfigError("the saga has no steps: add_step(...) first")
-        stored = self._course.contexts.store(context)
-        saga_id = new_id() if id is None else check_id(id)
-        errors: Errors = {}
-        begun = Entry(saga=saga_id, context=stored, plan=self._course.plan)
-        entry = await self._run(begun, errors)
+        stored = self._engine.contexts.store(context)
+        saga_id = new_saga_id() if id is None else check_saga_id(id)
+        errors: StepErrors = {}
+        first_entry = JournalEntry(saga=saga_id, context=stored, plan=self._engine.plan)
+        entry = await self._run_in_memory(first_entry, errors)
         for error in errors.values():
             if isinstance(error, asyncio.CancelledError):
-                self._note(error, "was cancelled", entry)
+                self._note_uncompensated(error, "was cancelled", entry)
                 raise error
         for error in errors.values():
-            if (found := config_error(error)) is not None:
+            if (found := find_config_error(error)) is not None:
                 # What was done is compensated, as nobody could go on with it. That it fails like
                 # this is not the saga's fault, and whoever is told must not try again.
-                self._note(found, "cannot work", entry)
+                self._note_uncompensated(found, "cannot work", entry)
                 raise found
-        return self._result(entry, errors)
+        return self._result_or_raise(entry, errors)
 
     async def start(self, context: C, *, id: str | None = None) -> str:
         """Start a durable saga; its ID, once that it is started is durable.
@@ -266,41 +275,43 @@ class SagaOrchestrator(Generic[C]):
         :raises ConfigError: the saga is not durable.
         :raises EncodeError: the context does not fit the declared type.
         """
-        durable = self._needs_log("start")
-        saga_id = new_id() if id is None else check_id(id)
+        durable = self._require_durable("start")
+        saga_id = new_saga_id() if id is None else check_saga_id(id)
         await durable.start(saga_id, context)
         return saga_id
 
-    async def _run(self, entry: Entry, errors: Errors) -> Entry:
+    async def _run_in_memory(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
         """In memory: forward as long as it goes, and then to the end whatever comes."""
-        course = self._course
+        engine = self._engine
         while entry.status == "running":
             try:
-                await asyncio.sleep(max(0.0, entry.due - course.now()))
+                await asyncio.sleep(max(0.0, entry.due - engine.now()))
             except asyncio.CancelledError as error:
-                entry = course.given_up(entry, error, errors)
+                entry = engine.cancel_retries(entry, error, errors)
             else:
-                entry = await course.advance(entry, errors)
+                entry = await engine.advance(entry, errors)
         if entry.status == "compensating":
-            return await to_the_end(self._undo(entry, errors))
+            return await run_to_completion(self._compensate(entry, errors))
         return entry
 
-    async def _undo(self, entry: Entry, errors: Errors) -> Entry:
+    async def _compensate(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
         while entry.status == "compensating":
-            await asyncio.sleep(max(0.0, entry.due - self._course.now()))
-            entry = await self._course.advance(entry, errors)
+            await asyncio.sleep(max(0.0, entry.due - self._engine.now()))
+            entry = await self._engine.advance(entry, errors)
         return entry
 
-    def _result(self, entry: Entry, errors: Errors) -> C:
+    def _result_or_raise(self, entry: JournalEntry, errors: StepErrors) -> C:
         if entry.status in ("stopped", "abandoned"):
             raise SagaStoppedError(entry.saga, entry.status, entry.error)
-        context: C = self._course.contexts.load(entry.context)
+        context: C = self._engine.contexts.load(entry.context)
         if entry.failure is None:
             return context
-        error = self._failed(entry, errors, context)
+        error = self._failed_error(entry, errors, context)
         raise error from error.cause
 
-    def _failed(self, entry: Entry, errors: Errors, context: Any) -> SagaFailedError:
+    def _failed_error(
+        self, entry: JournalEntry, errors: StepErrors, context: Any
+    ) -> SagaFailedError:
         failure = entry.failure
         assert failure is not None  # noqa: S101 - whoever calls this has looked
         cause = errors.get((failure.step, False), failure.error)
@@ -310,15 +321,15 @@ class SagaOrchestrator(Generic[C]):
         )
         return SagaFailedError(entry.saga, failure.step, cause, failed, context)
 
-    def _note(self, error: BaseException, what: str, entry: Entry) -> None:
+    def _note_uncompensated(self, error: BaseException, verb: str, entry: JournalEntry) -> None:
         """What is raised in place of a :class:`SagaFailedError` says what is left undone."""
-        left = ", ".join(each.step for each in entry.uncompensated)
-        if left:
-            error.add_note(f"saga {entry.saga} {what}; not compensated: {left}")
+        uncompensated = ", ".join(each.step for each in entry.uncompensated)
+        if uncompensated:
+            error.add_note(f"saga {entry.saga} {verb}; not compensated: {uncompensated}")
 
     # -- looking, and putting right
 
-    async def status(self, id: str, *, newest: int | None = NEWEST) -> SagaStatus[C]:
+    async def status(self, id: str, *, newest: int | None = DEFAULT_NEWEST) -> SagaStatus[C]:
         """Where a durable saga stands.
 
         :param newest: how many journal entries of each partition are looked at, the last ones;
@@ -326,11 +337,13 @@ class SagaOrchestrator(Generic[C]):
             for by its ID in this process.
         :raises UnknownSaga: none of that ID stands there.
         """
-        durable = self._needs_log("status")
-        _check_known("status", id)
-        return self._status(await durable.latest(id, _number("status", newest)))
+        durable = self._require_durable("status")
+        _check_id_type("status", id)
+        return self._status_of(await durable.latest(id, _check_newest("status", newest)))
 
-    async def list(self, *statuses: Status, newest: int | None = NEWEST) -> list[SagaStatus[C]]:
+    async def list(
+        self, *statuses: Status, newest: int | None = DEFAULT_NEWEST
+    ) -> list[SagaStatus[C]]:
         """Where all sagas of this name stand, in the order in which they came to stand there.
 
         :param statuses: only those; if none is given, all that are not over, which are those that
@@ -338,23 +351,25 @@ class SagaOrchestrator(Generic[C]):
         :param newest: how many journal entries of each partition are looked at, the last ones;
             None: all that the log keeps. A warning is logged where there are more.
         """
-        journal = self._needs_log("list").journal
-        newest = _number("list", newest)
+        journal = self._require_durable("list").journal
+        newest = _check_newest("list", newest)
         for status in statuses:
             if status not in STATUSES:
-                raise ConfigError(f"list({status!r}): no such status; {nearest(status, STATUSES)}")
+                raise ConfigError(
+                    f"list({status!r}): no such status; {suggestion(status, STATUSES)}"
+                )
 
-        def wanted(entry: Entry) -> bool:
-            return entry.status in statuses if statuses else not entry.over
+        def is_wanted(entry: JournalEntry) -> bool:
+            return entry.status in statuses if statuses else not entry.is_final
 
-        found = await asyncio.to_thread(journal.all, wanted, newest)
-        if not found.whole:
+        found = await asyncio.to_thread(journal.list_latest, is_wanted, newest)
+        if not found.is_complete:
             logger.warning(
                 "saga %s: only the last %d entries of each partition of %s were looked at; "
                 "list(newest=None) looks at all",
                 journal.saga, newest, journal.topic,
             )  # fmt: skip
-        return [self._status(entry) for entry in found.entries]
+        return [self._status_of(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
         """Go on with a saga that was stopped, from where it stood; or try the compensations of a
@@ -363,7 +378,9 @@ class SagaOrchestrator(Generic[C]):
         :raises UnknownSaga: the log knows none of that ID.
         :raises SagaError: there is nothing to be resumed.
         """
-        return await self._command("resume", id, lambda last: resumed(last, self._course.now()))
+        return await self._append_command(
+            "resume", id, lambda last: resume_entry(last, self._engine.now())
+        )
 
     async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
         """Take no further step of a saga, neither forward nor backward.
@@ -375,48 +392,50 @@ class SagaOrchestrator(Generic[C]):
         """
         if not isinstance(reason, str):
             raise InvalidValue(f"abandon(reason={reason!r}): a str")
-        return await self._command(
-            "abandon", id, lambda last: abandoned(last, self._course.now(), reason)
+        return await self._append_command(
+            "abandon", id, lambda last: abandon_entry(last, self._engine.now(), reason)
         )
 
-    async def _command(self, what: str, id: str, make: Callable[[Stored], Stored]) -> SagaStatus[C]:
-        journal = self._needs_log(what).journal
-        _check_known(what, id)
-        return self._status(await asyncio.to_thread(journal.command, id, make))
+    async def _append_command(
+        self, method: str, id: str, make_next: Callable[[StoredEntry], StoredEntry]
+    ) -> SagaStatus[C]:
+        journal = self._require_durable(method).journal
+        _check_id_type(method, id)
+        return self._status_of(await asyncio.to_thread(journal.append_command, id, make_next))
 
-    def _status(self, entry: Stored) -> SagaStatus[C]:
+    def _status_of(self, entry: StoredEntry) -> SagaStatus[C]:
         return SagaStatus(
             id=entry.saga,
             status=entry.status,
-            steps=entry.steps,
+            steps=entry.current_steps,
             done=entry.done,
             failure=entry.failure,
             failed_compensations=entry.uncompensated,
             retrying=entry.last,
             reason=entry.error,
-            updated=wire.utc(entry.at),
-            _stored=entry.context,
-            _load=self._course.contexts.load,
+            updated=wire.utc_from_seconds(entry.at),
+            _stored_context=entry.context,
+            _load_context=self._engine.contexts.load,
         )
 
-    def _needs_log(self, what: str) -> Durable:
+    def _require_durable(self, method: str) -> DurableSagas:
         if self._durable is None:
             raise ConfigError(
-                f"{what}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
+                f"{method}() is for durable sagas: SagaOrchestrator(app, name, context=...)"
             )
         return self._durable
 
 
-def _check_known(what: str, id: object) -> None:
+def _check_id_type(method: str, id: object) -> None:
     """:raises InvalidValue: no saga can have that ID."""
     if not isinstance(id, str):
-        raise InvalidValue(f"{what}({id!r}): the saga's ID is a str")
+        raise InvalidValue(f"{method}({id!r}): the saga's ID is a str")
 
 
-def _number(what: str, newest: object) -> int | None:
+def _check_newest(method: str, newest: object) -> int | None:
     """:raises ConfigError: it is no number of entries."""
     if newest is None:
         return None
     if not isinstance(newest, int) or isinstance(newest, bool) or newest < 1:
-        raise ConfigError(f"{what}(newest={newest!r}): a whole number from 1, or None for all")
+        raise ConfigError(f"{method}(newest={newest!r}): a whole number from 1, or None for all")
     return newest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from streams.annotations import Given, check_arguments
+from streams.annotations import ArgumentType, check_arguments
 from streams.config import Retry
 from streams.errors import ConfigError
 
@@ -23,7 +23,7 @@ Action = (
 """What a step does: takes the context, or the context and the call, and returns None (it changed
 the context in place) or the context that takes its place."""
 
-ONCE = Retry(attempts=1)
+NO_RETRY = Retry(attempts=1)
 """A step that fails has failed, unless its own policy says otherwise."""
 
 
@@ -74,33 +74,35 @@ class SagaStep(Generic[C]):
     name: str
     execute: Action[C]
     compensate: Action[C] | None = None
-    retry: Retry = ONCE
+    retry: Retry = NO_RETRY
     compensation_retry: Retry = Retry()
     timeout: float | None = None
     compensate_failed: bool = False
 
     def __post_init__(self) -> None:
-        at = f"saga step {self.name!r}"
+        where = f"saga step {self.name!r}"
         if not isinstance(self.name, str) or not self.name or len(self.name) > 200:
-            raise ConfigError(f"{at}: a step's name is a str of 1 to 200 characters")
+            raise ConfigError(f"{where}: a step's name is a str of 1 to 200 characters")
         if not self.name.isprintable():
-            raise ConfigError(f"{at}: a step's name is printable text on one line")
+            raise ConfigError(f"{where}: a step's name is printable text on one line")
         for option in ("retry", "compensation_retry"):
             found: object = getattr(self, option)
             if not isinstance(found, Retry):
-                raise ConfigError(f"{at}: {option}={found!r}: use Retry(...)")
+                raise ConfigError(f"{where}: {option}={found!r}: use Retry(...)")
             if not found.in_order:
-                raise ConfigError(f"{at}: {option}: in_order=False means nothing within a saga")
+                raise ConfigError(f"{where}: {option}: in_order=False means nothing within a saga")
         seconds: object = self.timeout
         if seconds is not None:
-            number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-            if not number or not seconds > 0:  # type: ignore[operator]  # it is a number here
-                raise ConfigError(f"{at}: timeout={seconds!r}: seconds, more than 0")
+            is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+            if not is_number or not seconds > 0:  # type: ignore[operator]  # it is a number here
+                raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
         if self.compensate_failed and self.compensate is None:
-            raise ConfigError(f"{at}: compensate_failed=True without a compensate")
-        object.__setattr__(self, "_execute", _callable(at, "execute", self.execute, seconds))
+            raise ConfigError(f"{where}: compensate_failed=True without a compensate")
+        object.__setattr__(
+            self, "_execute", _inspect_action(where, "execute", self.execute, seconds)
+        )
         if self.compensate is not None:
-            found = _callable(at, "compensate", self.compensate, seconds)
+            found = _inspect_action(where, "compensate", self.compensate, seconds)
             object.__setattr__(self, "_compensate", found)
 
     def check_context(self, saga: str, type: Any) -> None:
@@ -110,70 +112,76 @@ class SagaStep(Generic[C]):
         """
         for option, function in (("execute", self.execute), ("compensate", self.compensate)):
             if function is not None:
-                at = f"saga {saga!r}: step {self.name!r}: {option}"
+                where = f"saga {saga!r}: step {self.name!r}: {option}"
                 # Of a union a step may be known to get only what the step before it returned.
-                check_arguments(at, function, Given(type), any_part=True)
+                check_arguments(where, function, ArgumentType(type), any_part=True)
 
     def action(self, call: StepCall) -> Callable[[Any], Any]:
         """The function of the context that this call means."""
-        shape: Shape = getattr(self, "_compensate" if call.compensating else "_execute")
-        return partial(shape.function, call=call)
+        signature: ActionSignature = getattr(
+            self, "_compensate" if call.compensating else "_execute"
+        )
+        return partial(signature.function, call=call)
 
     def asynchronous(self, call: StepCall) -> bool:
         """Whether that function is a coroutine function."""
-        shape: Shape = getattr(self, "_compensate" if call.compensating else "_execute")
-        return shape.asynchronous
+        signature: ActionSignature = getattr(
+            self, "_compensate" if call.compensating else "_execute"
+        )
+        return signature.asynchronous
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ActionSignature:
     """How an action wants to be called: always ``function(context, call=...)`` from outside."""
 
     function: Callable[..., Any]
     asynchronous: bool
 
 
-def _callable(at: str, option: str, function: Any, timeout: object) -> Shape:
+def _inspect_action(where: str, option: str, function: Any, timeout: object) -> ActionSignature:
     """:raises ConfigError: it cannot be called as an action is."""
-    what = "(context) or (context, call)"
+    expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):
-        raise ConfigError(f"{at}: {option}={function!r}: give a function {what}")
+        raise ConfigError(f"{where}: {option}={function!r}: give a function {expected}")
     target = function
     while isinstance(target, partial):
         target = target.func
-    call = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
+    call_method = getattr(target, "__call__", None)  # noqa: B004 - an object may be called as well
     for kind in (inspect.isasyncgenfunction, inspect.isgeneratorfunction):
-        if kind(target) or kind(call):
-            raise ConfigError(f"{at}: {option} is a generator, and nothing would run it")
-    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call)
+        if kind(target) or kind(call_method):
+            raise ConfigError(f"{where}: {option} is a generator, and nothing would run it")
+    asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
     if timeout is not None and not asynchronous:
         raise ConfigError(
-            f"{at}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make it "
+            f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make it "
             "async def, or leave timeout out"
         )
-    return Shape(_with_call(at, option, function, what), asynchronous)
+    return ActionSignature(_adapt_action(where, option, function, expected), asynchronous)
 
 
-def _with_call(at: str, option: str, function: Any, what: str) -> Callable[..., Any]:
+def _adapt_action(where: str, option: str, function: Any, expected: str) -> Callable[..., Any]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a builtin that does not tell
         return lambda context, call: function(context)
-    needed = 0
+    required = 0
     for each in parameters:
         if each.default is not each.empty:
             continue
         if each.kind is each.KEYWORD_ONLY:
-            raise ConfigError(f"{at}: {option} needs {each.name!r} by keyword; it is called {what}")
+            raise ConfigError(
+                f"{where}: {option} needs {each.name!r} by keyword; it is called {expected}"
+            )
         if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD):
-            needed += 1
-    may_take_one = needed == 1 or any(
+            required += 1
+    may_take_one = required == 1 or any(
         each.kind is not each.KEYWORD_ONLY and each.kind is not each.VAR_KEYWORD
         for each in parameters
     )
-    if needed > 2 or not may_take_one:
-        raise ConfigError(f"{at}: {option} takes {needed} parameters; it is called {what}")
-    if needed == 2:
-        check_arguments(f"{at}: {option}", function, Given(Any), Given(StepCall))
+    if required > 2 or not may_take_one:
+        raise ConfigError(f"{where}: {option} takes {required} parameters; it is called {expected}")
+    if required == 2:
+        check_arguments(f"{where}: {option}", function, ArgumentType(Any), ArgumentType(StepCall))
         return lambda context, call: function(context, call)
     return lambda context, call: function(context)

@@ -18,45 +18,50 @@ from typing import Any, TypeVar
 
 from streams.errors import Unavailable
 from streams.message import Message
-from streams.patterns.saga.entry import Entry
+from streams.patterns.saga.entry import JournalEntry
 from streams.patterns.saga.errors import UnknownSaga
 from streams.patterns.saga.journal import Journal
 from streams.text import get_logger
 
-__all__ = ["Tails"]
+__all__ = ["SuccessorReader"]
 
 T = TypeVar("T")
 
 logger = get_logger("streams")
 
-PAUSE = 1.0
+RETRY_PAUSE = 1.0
 """Seconds before a log that is out of reach is asked again."""
 
 
-class Tails:
+class SuccessorReader:
     """What came after what, by partition. Used on the app's loop."""
 
     def __init__(self) -> None:
-        self._read: dict[int, tuple[Any, asyncio.Task[dict[str, int]]]] = {}
+        self._last_numbers: dict[int, tuple[Any, asyncio.Task[dict[str, int]]]] = {}
         """The assignment, and the numbers of the last entries in its tail by saga."""
 
-    async def followed(self, journal: Journal, entry: Entry, message: Message[Any]) -> bool:
+    async def has_successor(
+        self, journal: Journal, entry: JournalEntry, message: Message[Any]
+    ) -> bool:
         """Whether the journal already says what became of this entry."""
         assignment: Any = message._batch.assignment
         if assignment is None:
             return False
         if message.topic != journal.topic:
-            return await _asked(journal, lambda: _last(journal, entry.saga)) > entry.n
+            return (
+                await _ask_when_reachable(journal, lambda: _last_number(journal, entry.saga))
+                > entry.n
+            )
         partition = message.partition
-        held = self._read.get(partition)
-        if held is None or held[0] is not assignment:
+        cached = self._last_numbers.get(partition)
+        if cached is None or cached[0] is not assignment:
             start = assignment.position
-            work = _asked(journal, lambda: journal.numbers(partition, start))
-            held = self._read[partition] = (assignment, asyncio.ensure_future(work))
+            reading = _ask_when_reachable(journal, lambda: journal.last_numbers(partition, start))
+            cached = self._last_numbers[partition] = (assignment, asyncio.ensure_future(reading))
         try:
-            numbers = await asyncio.shield(held[1])
+            numbers = await asyncio.shield(cached[1])
         except Exception:
-            self._read.pop(partition, None)  # whoever tries again reads again
+            self._last_numbers.pop(partition, None)  # whoever tries again reads again
             raise
         last = numbers.get(entry.saga, -1)
         if last <= entry.n:
@@ -64,7 +69,7 @@ class Tails:
         return last > entry.n
 
 
-def _last(journal: Journal, id: str) -> int:
+def _last_number(journal: Journal, id: str) -> int:
     """The number of a saga's last entry, -1 if the journal holds none."""
     try:
         return journal.latest(id).entry.n
@@ -72,11 +77,11 @@ def _last(journal: Journal, id: str) -> int:
         return -1
 
 
-async def _asked(journal: Journal, question: Callable[[], T]) -> T:
+async def _ask_when_reachable(journal: Journal, ask: Callable[[], T]) -> T:
     """The answer of a journal, once its log is within reach."""
     while True:
         try:
-            return await asyncio.to_thread(question)
+            return await asyncio.to_thread(ask)
         except Unavailable as error:
             logger.warning("saga %s: waiting for its journal: %s", journal.saga, error)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY_PAUSE)

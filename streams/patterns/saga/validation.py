@@ -13,33 +13,33 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TypeGuard
 
-from streams.patterns.saga.entry import Entry, Failure, Status
+from streams.patterns.saga.entry import Failure, JournalEntry, Status
 
-__all__ = ["LATEST", "LONGEST_WAIT", "MOST", "flaw", "is_saga_id"]
+__all__ = ["MAX_COUNT", "MAX_TIME", "MAX_WAIT", "invalid_reason", "is_saga_id"]
 
-Steps = tuple[str, ...]
-Plan = tuple[Steps, ...]
+StepNames = tuple[str, ...]
+Plan = tuple[StepNames, ...]
 
-MOST = 1_000_000_000
+MAX_COUNT = 1_000_000_000
 """Transitions of a saga, and attempts of a step, at most."""
 
-LATEST = 253_402_300_799.0
+MAX_TIME = 253_402_300_799.0
 """The last second of the year 9999, after which Python has no dates."""
 
-LONGEST_WAIT = 31 * 86_400.0
+MAX_WAIT = 31 * 86_400.0
 """Seconds between an entry and when it is due, at most: a partition's position waits meanwhile."""
 
-_ID = 200
+_MAX_ID_LENGTH = 200
 """Characters of a saga's ID, at most."""
 
-_STEP = 200
+_MAX_STEP_LENGTH = 200
 """Characters of a step's name, at most."""
 
-_KIND = 200
-_MESSAGE = 1 << 10
+_MAX_KIND_LENGTH = 200
+_MAX_MESSAGE_LENGTH = 1 << 10
 """Characters of the text of a failure, at most (``entry.failure``)."""
 
-_STOOD = {
+_PREVIOUS_STATUSES = {
     "stopped": ("running", "compensating"),
     "abandoned": ("running", "compensating", "failed"),
 }
@@ -48,107 +48,125 @@ _STOOD = {
 
 def is_saga_id(id: object) -> TypeGuard[str]:
     """Whether a saga can have this ID."""
-    return isinstance(id, str) and 0 < len(id) <= _ID and id.isprintable()
+    return isinstance(id, str) and 0 < len(id) <= _MAX_ID_LENGTH and id.isprintable()
 
 
-def flaw(entry: Entry, *, remember: bool = False) -> str:
+def invalid_reason(entry: JournalEntry, *, cache: bool = False) -> str:
     """Why no saga can stand like this, without quoting the entry; empty if one can.
 
-    :param remember: the entry is small, and others like it will come: what is found of its plan and
+    :param cache: the entry is small, and others like it will come: what is found of its plan and
         its steps is kept for them.
     """
     if not is_saga_id(entry.saga):
-        return f"its saga's ID is not a text of 1 to {_ID} printable characters"
-    if not 0 <= entry.n <= MOST:
-        return f"its number is not from 0 to {MOST}"
-    if not 0 <= entry.at <= LATEST:
+        return f"its saga's ID is not a text of 1 to {_MAX_ID_LENGTH} printable characters"
+    if not 0 <= entry.n <= MAX_COUNT:
+        return f"its number is not from 0 to {MAX_COUNT}"
+    if not 0 <= entry.at <= MAX_TIME:
         return "the time it was made at is not between the years 1970 and 9999"
-    if not 0 <= entry.due <= entry.at + LONGEST_WAIT:
-        return f"it is due more than {LONGEST_WAIT / 86_400:.0f} days after it was made"
+    if not 0 <= entry.due <= entry.at + MAX_WAIT:
+        return f"it is due more than {MAX_WAIT / 86_400:.0f} days after it was made"
     if entry.stage > entry.n:
         return "its stage is greater than its number, though no transition passes two stages"
-    left = tuple(each.step for each in entry.uncompensated) if entry.uncompensated else ()
+    uncompensated = tuple(each.step for each in entry.uncompensated) if entry.uncompensated else ()
     failed = entry.failure is not None
-    judge = _steps if remember else _steps.__wrapped__
-    reason = judge(entry.plan, entry.stage, entry.status, entry.stood, entry.done, left, failed)
-    if reason or not (failed or left or entry.attempts or entry.last):
+    check_steps = _invalid_steps if cache else _invalid_steps.__wrapped__
+    reason = check_steps(
+        entry.plan, entry.stage, entry.status, entry.stood, entry.done, uncompensated, failed
+    )
+    if reason or not (failed or uncompensated or entry.attempts or entry.last):
         return reason
-    return _counts(entry)
+    return _invalid_counts(entry)
 
 
 @lru_cache(1_000)
-def _steps(
+def _invalid_steps(
     plan: Plan,
     stage: int,
     status: Status,
-    stood: Status | None,
-    done: Steps,
-    left: Steps,
-    failed: bool,
+    previous_status: Status | None,
+    done: StepNames,
+    uncompensated: StepNames,
+    has_failure: bool,
 ) -> str:
     """Whether the plan is one, and the status fits what is done and what is left to be done.
 
-    :param left: the steps that could not be compensated.
-    :param failed: the entry says which step failed.
+    :param uncompensated: the steps that could not be compensated.
+    :param has_failure: the entry says which step failed.
     """
     names = [name for group in plan for name in group]
     if not all(plan) or len(set(names)) < len(names):
         return "its plan has a group without steps, or names a step twice"
-    if not all(0 < len(name) <= _STEP for name in names):
-        return f"its plan has a step whose name is not of 1 to {_STEP} characters"
+    if not all(0 < len(name) <= _MAX_STEP_LENGTH for name in names):
+        return f"its plan has a step whose name is not of 1 to {_MAX_STEP_LENGTH} characters"
     if not 0 <= stage <= len(plan):
         return "its stage is not in its plan"
-    still = status in _STOOD
-    way = stood if still else status
-    if way is None:
+    is_halted = status in _PREVIOUS_STATUSES
+    effective_status = previous_status if is_halted else status
+    if effective_status is None:
         return f"it is {status}, and does not say what its status was before"
-    if stood is not None and stood not in _STOOD.get(status, ()):
-        return f"it is {status}, and its status before that cannot have been {stood}"
-    if len(set(done + left)) < len(done) + len(left):
+    if previous_status is not None and previous_status not in _PREVIOUS_STATUSES.get(status, ()):
+        return f"it is {status}, and its status before that cannot have been {previous_status}"
+    if len(set(done + uncompensated)) < len(done) + len(uncompensated):
         return "it has a step twice in what is done and what could not be compensated"
     if not plan:
-        begun = way == "running" and not done and not left and not failed
-        return "" if begun else f"it is {way} without a plan"
-    passed = {name for group in plan[:stage] for name in group}
-    at_hand = set(plan[stage]) if stage < len(plan) else set[str]()
-    if failed == (way in ("running", "completed")):
-        return f"it is {way}, and {'a' if failed else 'no'} step failed"
-    if way == "completed":
-        return "" if not at_hand and set(done) == passed and not left else "not all of it is done"
-    if not at_hand:
-        return f"it is {way}, and its stage is behind its plan"
-    if way == "running":
-        whole = passed <= set(done) and set(done) - passed < at_hand and not left
-        return "" if whole else "the steps that are done are not those before its stage"
-    if not set(done + left) <= passed | at_hand:
+        is_fresh = (
+            effective_status == "running" and not done and not uncompensated and not has_failure
+        )
+        return "" if is_fresh else f"it is {effective_status} without a plan"
+    earlier_steps = {name for group in plan[:stage] for name in group}
+    current_steps = set(plan[stage]) if stage < len(plan) else set[str]()
+    if has_failure == (effective_status in ("running", "completed")):
+        return f"it is {effective_status}, and {'a' if has_failure else 'no'} step failed"
+    if effective_status == "completed":
+        return (
+            ""
+            if not current_steps and set(done) == earlier_steps and not uncompensated
+            else "not all of it is done"
+        )
+    if not current_steps:
+        return f"it is {effective_status}, and its stage is behind its plan"
+    if effective_status == "running":
+        is_consistent = (
+            earlier_steps <= set(done)
+            and set(done) - earlier_steps < current_steps
+            and not uncompensated
+        )
+        return "" if is_consistent else "the steps that are done are not those before its stage"
+    if not set(done + uncompensated) <= earlier_steps | current_steps:
         return "it is to undo a step that it never came to"
-    if bool(done) != (way == "compensating"):
-        return f"it is {way}, and {'a' if done else 'no'} step is left to be undone"
-    if way != "compensating" and bool(left) != (way == "failed"):
-        return f"it is {way}, and {'a' if left else 'no'} compensation failed"
+    if bool(done) != (effective_status == "compensating"):
+        return f"it is {effective_status}, and {'a' if done else 'no'} step is left to be undone"
+    if effective_status != "compensating" and bool(uncompensated) != (effective_status == "failed"):
+        return f"it is {effective_status}, and {'a' if uncompensated else 'no'} compensation failed"
     return ""
 
 
-def _counts(entry: Entry) -> str:
+def _invalid_counts(entry: JournalEntry) -> str:
     """Whether the failures are of steps at hand, and counted in range."""
     names = {name for group in entry.plan for name in group}
-    at_hand = set(entry.steps) if entry.way in ("running", "compensating") else set[str]()
-    if not entry.attempts.keys() <= at_hand:
+    current_steps = (
+        set(entry.current_steps)
+        if entry.effective_status in ("running", "compensating")
+        else set[str]()
+    )
+    if not entry.attempts.keys() <= current_steps:
         return "it counts attempts of a step that is not at hand"
-    if not all(0 < count <= MOST for count in entry.attempts.values()):
-        return f"it counts attempts that are not from 1 to {MOST}"
-    told: list[Failure] = [*entry.last, *entry.uncompensated]
-    if len(entry.last) > len(at_hand):
+    if not all(0 < count <= MAX_COUNT for count in entry.attempts.values()):
+        return f"it counts attempts that are not from 1 to {MAX_COUNT}"
+    failures: list[Failure] = [*entry.last, *entry.uncompensated]
+    if len(entry.last) > len(current_steps):
         return "it has more last failures than steps at hand"
-    return _failures(told if entry.failure is None else [*told, entry.failure], names)
+    return _invalid_failures(
+        failures if entry.failure is None else [*failures, entry.failure], names
+    )
 
 
-def _failures(failures: Iterable[Failure], names: set[str]) -> str:
+def _invalid_failures(failures: Iterable[Failure], names: set[str]) -> str:
     for each in failures:
         if each.step not in names:
             return "it has a failure of a step that is not in its plan"
-        if not 0 <= each.attempts <= MOST:
-            return f"it has a failure after attempts that are not from 0 to {MOST}"
-        if len(each.kind) > _KIND or len(each.message) > _MESSAGE:
-            return f"it has a failure whose text is longer than {_MESSAGE} characters"
+        if not 0 <= each.attempts <= MAX_COUNT:
+            return f"it has a failure after attempts that are not from 0 to {MAX_COUNT}"
+        if len(each.kind) > _MAX_KIND_LENGTH or len(each.message) > _MAX_MESSAGE_LENGTH:
+            return f"it has a failure whose text is longer than {_MAX_MESSAGE_LENGTH} characters"
     return ""
