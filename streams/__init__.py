@@ -85,8 +85,8 @@ if TYPE_CHECKING:
         instrument,
     )
     from streams.processor import Processor
-    from streams.reading import TopicReader
     from streams.topic import Source, Topic
+    from streams.topic_reader import TopicReader
 
 __version__ = "0.1.0"
 
@@ -239,7 +239,7 @@ _HOME = {
     "Queue": "streams.patterns",
     "QueueMessage": "streams.patterns",
     "Raw": "streams.message",
-    "Reading": "streams.reading",
+    "Reading": "streams.topic_reader",
     "Reject": "streams.errors",
     "ReprocessStopped": "streams.patterns",
     "Retention": "streams.config",

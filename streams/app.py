@@ -42,8 +42,9 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, get_origin, o
 from typing_extensions import TypeForm
 
 from stream_codecs import Codec
-from streams import letters
-from streams.annotations import unpublished_result
+from streams import derived_records
+from streams.annotation_checks import unpublished_result
+from streams.cancellation import run_in_thread, run_to_completion
 from streams.clock import SYSTEM, Clock
 from streams.config import (
     RETRY_PARTITIONS,
@@ -68,7 +69,12 @@ from streams.errors import (
     TopicMismatch,
     Unavailable,
 )
-from streams.handlers import HandlerOptions, HandlerResult, ProcessorDecorator, PublishingDecorator
+from streams.handler_types import (
+    HandlerOptions,
+    HandlerResult,
+    ProcessorDecorator,
+    PublishingDecorator,
+)
 from streams.health import Health, ProcessorHealth, ProcessorStats, Stats
 from streams.log.names import check_member
 from streams.log.protocol import (
@@ -82,20 +88,19 @@ from streams.log.protocol import (
 )
 from streams.log.url import ChosenUrl, choose_url, open_log, redact
 from streams.message import Headers, Message, Record, Transaction
+from streams.processing.async_executor import AsyncExecutor
+from streams.processing.executor import Executor
+from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
+from streams.processing.job import Job
+from streams.processing.poller import Poller
+from streams.processing.thread_executor import ThreadExecutor
+from streams.processing.timing import NO_DURATIONS, Timing
 from streams.processor import Processor, ProcessorOptions
 from streams.publisher import Publisher, PublishObserver
-from streams.reading import resolve_offset
-from streams.runners.aio import AsyncExecutor
-from streams.runners.base import Executor
-from streams.runners.job import Job
-from streams.runners.joint import HandlerTransaction, TransactionLock
-from streams.runners.pump import Poller
-from streams.runners.threads import ThreadExecutor
-from streams.runners.timing import NO_DURATIONS, Timing
-from streams.shielding import run_in_thread, run_to_completion
 from streams.signals import StopSignals
 from streams.text import get_logger, one_line
 from streams.topic import Key, Source, Topic
+from streams.topic_reader import resolve_offset
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -109,12 +114,12 @@ logger = get_logger("streams")
 
 Lifespan = Callable[["Streams"], AbstractAsyncContextManager[Any]]
 
-_LATE = "streams.patterns.delay.late"
+_LATE = "streams.patterns.delay.attempt_log"
 """What keeps failing messages and their attempts in the log, for ``Retry(in_order=False)`` and
 ``Retry(durable=True)``. It is made of topics and processors, so it stands above this module and is
 looked up by name, like the names of :mod:`streams`."""
 
-_SEQUENCE = "streams.patterns.deadletters.sequence"
+_SEQUENCE = "streams.patterns.deadletters.key_parking"
 """What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
 name for the same reason."""
 
@@ -1323,7 +1328,7 @@ class Streams:
                 record.headers = [*record.headers, *headers]
                 return record
 
-            results = letters.result_encoder(
+            results = derived_records.result_encoder(
                 processor.group,
                 target.name,
                 make_record,
@@ -1350,7 +1355,7 @@ class Streams:
             flow=options.flow,
             clock=self.clock,
             encode_results=results,
-            dead_letter=letters.dead_letter_maker(
+            dead_letter=derived_records.dead_letter_maker(
                 group, lambda topic: dead_letters.name(sources[topic].name, group), self.clock
             ),
             write_derived=self.publisher.publish_durably,
@@ -1450,7 +1455,7 @@ def _set_failure(waiter: asyncio.Future[ProcessorDied], failure: ProcessorDied) 
 
 def describe_error(error: BaseException) -> str:
     """An error in one line's words."""
-    return f"{type(error).__name__}: {letters.error_text(error)}".removesuffix(": ")
+    return f"{type(error).__name__}: {derived_records.error_text(error)}".removesuffix(": ")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

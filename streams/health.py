@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streams.runners.pump import PartitionProgress
-from streams.runners.timing import NO_DURATIONS, Durations
+from streams.processing.poller import PartitionProgress
+from streams.processing.timing import NO_DURATIONS, Durations
 
 
 @dataclass(frozen=True, slots=True)

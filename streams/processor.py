@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-from streams.annotations import (
+from streams.annotation_checks import (
     TopicType,
     check_function,
     check_handler,
@@ -29,9 +29,9 @@ from streams.topic import Source, Topic
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.runners.base import Executor
-    from streams.runners.job import Job, ManagedAttemptLog, ManagedKeyParking
-    from streams.runners.pump import Poller
+    from streams.processing.executor import Executor
+    from streams.processing.job import Job, ManagedAttemptLog, ManagedKeyParking
+    from streams.processing.poller import Poller
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -29,7 +29,7 @@ from streams.errors import (
 )
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.runners.joint import in_transaction
+from streams.processing.handler_transaction import in_transaction
 from streams.text import get_logger
 
 logger = get_logger("streams")

@@ -24,17 +24,17 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
-from streams.annotations import TopicType, check_function, function_name
+from streams.annotation_checks import TopicType, check_function, function_name
 from streams.cloudevents import EventHeaderWriter, unwrap_structured
 from streams.config import CloudEvents, OnUnknown, Retention
 from streams.errors import ConfigError
 from streams.log.names import check_topic
 from streams.message import ID, TIME, Batch, Position, Record
-from streams.runners.job import Skip
+from streams.processing.job import Skip
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.reading import OffsetSpec, TopicReader
+    from streams.topic_reader import OffsetSpec, TopicReader
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -348,8 +348,8 @@ class Topic(Generic[T]):
         key: Key | None = None,
         errors: Literal["raise", "skip"] = "raise",
     ) -> TopicReader[T]:
-        """Read a range again, without any group: see :class:`streams.reading.TopicReader`."""
-        from streams.reading import TopicReader
+        """Read a range again, without any group: see :class:`streams.topic_reader.TopicReader`."""
+        from streams.topic_reader import TopicReader
 
         key_bytes = None if key is None else encode_key(self.name, key)
         return TopicReader(

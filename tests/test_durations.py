@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import wire
-from streams.cli.failures import UsageError
-from streams.cli.places import parse_duration, parse_offset
+from streams.cli.command_errors import UsageError
+from streams.cli.offset_arguments import parse_duration, parse_offset
 from streams.errors import ConfigError
 from streams.log.redis.settings import read_settings as read_redis
 from streams.log.sqlite.settings import read_settings as read_sqlite

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import InvalidValue, Message, Position, wire
-from streams.cli.failures import UsageError
-from streams.cli.places import parse_offsets
+from streams.cli.command_errors import UsageError
+from streams.cli.offset_arguments import parse_offsets
 from streams.errors import ConfigError
 from streams.log.kafka.log import KafkaLog
 from streams.log.memory.log import MemoryLog

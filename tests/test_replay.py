@@ -33,9 +33,9 @@ from streams import (
     Topic,
 )
 from streams.message import ID, Record
-from streams.replay import ReplayFailed, ReplayResult, handling, replay
-from streams.runners.pump import Poller
-from tests.runners.support import until
+from streams.processing.poller import Poller
+from streams.replay import ReplayFailed, ReplayResult, into_function, replay
+from tests.processing.support import until
 
 pytestmark = pytest.mark.anyio
 
@@ -293,7 +293,7 @@ async def test_cancelled_it_finishes_what_runs_and_leaves_nothing_behind(
             super().__init__(*given)
             pumps.append(self)
 
-    monkeypatch.setattr(handling, "Poller", Known)
+    monkeypatch.setattr(into_function, "Poller", Known)
 
     async def handle(value: int) -> None:
         begun.set()

@@ -13,7 +13,7 @@ from streams.engine.progress import decode, encode
 from streams.log.protocol import Committed
 from streams.replay import reset
 from streams.testing import Clock, harness
-from tests.runners.support import until
+from tests.processing.support import until
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import streams
-from streams.cli import show
-from streams.cli.logs import configure_logging
+from streams.cli import output
+from streams.cli.logging_setup import configure_logging
 from streams.text import escape, escape_json, get_logger, is_misspelling, one_line, suggestion
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -80,13 +80,13 @@ def test_json_stays_the_same_document(value: object, ascii: bool) -> None:
     shown = escape_json(document)
     assert not unfit(shown.decode())
     assert json.loads(shown) == json.loads(document)
-    assert show.json_bytes(value).count(b"\n") == 1
-    assert not unfit(show.json_bytes(value).decode()) - {"\n"}
-    assert orjson.loads(show.json_bytes(value)) == value
+    assert output.json_bytes(value).count(b"\n") == 1
+    assert not unfit(output.json_bytes(value).decode()) - {"\n"}
+    assert orjson.loads(output.json_bytes(value)) == value
 
 
 def test_a_lone_surrogate_in_json_is_told_as_text() -> None:
-    found = json.loads(show.json_bytes({"a\ud800": ["b\udcff", ("c\ud800", 1)], "d": 1}))
+    found = json.loads(output.json_bytes({"a\ud800": ["b\udcff", ("c\ud800", 1)], "d": 1}))
     assert found == {"a\\ud800": ["b\\xff", ["c\\ud800", 1]], "d": 1}
 
 

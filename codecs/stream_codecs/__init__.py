@@ -11,9 +11,9 @@ from stream_codecs.errors import BindError, CodecError, DecodeError, EncodeError
 from stream_codecs.json import Json
 from stream_codecs.key import Key
 from stream_codecs.msgpack import MessagePack
-from stream_codecs.plain import Bytes, Text
 from stream_codecs.protocol import Bound, Codec, Headers, Role
-from stream_codecs.shape import fields_of, includes_none, tags_of, type_name
+from stream_codecs.text_and_bytes import Bytes, Text
+from stream_codecs.type_info import fields_of, includes_none, tags_of, type_name
 from stream_codecs.zstd import Zstd
 
 __all__ = [

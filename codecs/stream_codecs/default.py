@@ -8,9 +8,9 @@ from typing_extensions import TypeForm
 
 from stream_codecs.errors import BindError
 from stream_codecs.json import Json
-from stream_codecs.plain import Bytes, Text, is_only
 from stream_codecs.protocol import Codec
-from stream_codecs.shape import type_info
+from stream_codecs.text_and_bytes import Bytes, Text, is_only
+from stream_codecs.type_info import type_info
 
 __all__ = ["default_codec"]
 

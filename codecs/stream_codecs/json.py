@@ -15,8 +15,8 @@ from typing_extensions import TypeForm
 from stream_codecs.depth import json_is_deeper
 from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import has_models, is_untyped, type_info
 from stream_codecs.structured import Format, bind_format
+from stream_codecs.type_info import has_models, is_untyped, type_info
 
 __all__ = ["Json"]
 

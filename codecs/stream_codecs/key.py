@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from msgspec import inspect
 from typing_extensions import TypeForm
 
+from stream_codecs.error_mapping import ErrorContext, encode_error
 from stream_codecs.errors import BindError, DecodeError
-from stream_codecs.explain import ErrorContext, encode_error
 from stream_codecs.limits import SizeLimit, size_error
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import is_untyped, member_types, type_name
+from stream_codecs.type_info import is_untyped, member_types, type_name
 
 __all__ = ["Key"]
 

@@ -19,12 +19,13 @@ from pydantic_core import PydanticSerializationError
 from pydantic_core.core_schema import ErrorType
 from typing_extensions import TypeForm
 
+from stream_codecs.error_mapping import ErrorContext, decode_error
 from stream_codecs.errors import BindError, DecodeError, UnknownTag
-from stream_codecs.explain import ErrorContext, decode_error
-from stream_codecs.fits import always_unsure
 from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import (
+from stream_codecs.structured import Format, TypeParts, build_bound
+from stream_codecs.type_checks import always_unsure
+from stream_codecs.type_info import (
     accepted_classes,
     class_of,
     is_pydantic_model,
@@ -32,7 +33,6 @@ from stream_codecs.shape import (
     strip_wrapping,
     type_name,
 )
-from stream_codecs.structured import Format, TypeParts, build_bound
 
 __all__ = ["bind_models", "tags_of_models"]
 

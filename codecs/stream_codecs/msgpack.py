@@ -13,8 +13,8 @@ from stream_codecs.depth import msgpack_is_deeper
 from stream_codecs.errors import BindError
 from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import has_models, strip_wrapping, type_name
 from stream_codecs.structured import Format, bind_format
+from stream_codecs.type_info import has_models, strip_wrapping, type_name
 
 __all__ = ["MessagePack"]
 

@@ -21,12 +21,12 @@ import msgspec
 from msgspec import inspect
 from typing_extensions import TypeForm
 
+from stream_codecs.error_mapping import ErrorContext, decode_error, encode_error, tag_reader
 from stream_codecs.errors import BindError, DecodeError, EncodeError
-from stream_codecs.explain import ErrorContext, decode_error, encode_error, tag_reader
-from stream_codecs.fits import compile_check
 from stream_codecs.limits import SizeAndDepthLimits, non_null_values, size_error
 from stream_codecs.protocol import Bound, Role
-from stream_codecs.shape import (
+from stream_codecs.type_checks import compile_check
+from stream_codecs.type_info import (
     TypeInfo,
     accepted_classes,
     is_untyped,
@@ -63,7 +63,7 @@ class TypeParts(NamedTuple):
     :param explain: the typed error for what ``read`` raised over these bytes.
     :param encode: the encoder alone.
     :param surely_fits: see :mod:`stream_codecs.surely_fits`.
-    :param classes: see :func:`stream_codecs.shape.accepted_classes`.
+    :param classes: see :func:`stream_codecs.type_info.accepted_classes`.
     :param to_builtins: a value as builtins.
     """
 

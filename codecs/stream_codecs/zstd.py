@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from typing_extensions import TypeForm
 
 from stream_codecs.default import default_codec
+from stream_codecs.error_mapping import ErrorContext, decode_error
 from stream_codecs.errors import BindError, CodecError, DecodeError
-from stream_codecs.explain import ErrorContext, decode_error
 from stream_codecs.limits import MAX_SIZE, size_error
 from stream_codecs.protocol import Bound, Codec, Headers, Role
-from stream_codecs.shape import type_name
+from stream_codecs.type_info import type_name
 
 __all__ = ["Zstd"]
 

@@ -18,13 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.cli import show
-from streams.cli.letter_topics import dead_ls_arguments
+from streams.cli import output
+from streams.cli.dead_letter_topics import dead_ls_arguments
 from streams.errors import LogError, NotFound
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.watchers import PrometheusClient
+    from streams.cli.prometheus import PrometheusClient
     from streams.config import Retention
     from streams.log.protocol import DurabilityFact, Log, TopicInfo
     from streams.processor import Processor
@@ -245,14 +245,14 @@ def check_idempotence(inspection: AppInspection) -> Iterator[Finding]:
             yield Finding("idempotent", f"topic {name}", Verdict.yes, how)
             continue
         without_id = sum(seen.id is None for seen in sample)
-        why = f"{without_id} of its last {show.count_text(len(sample), 'message')} have no ID"
+        why = f"{without_id} of its last {output.count_text(len(sample), 'message')} have no ID"
         if without_id:
             yield Finding(
                 "idempotent", f"topic {name}", Verdict.no, why,
                 "its producers must set the header ce_id, or name the field: app.topic(..., id=)",
             )  # fmt: skip
         else:
-            why = f"each of its last {show.count_text(len(sample), 'message')} has an ID"
+            why = f"each of its last {output.count_text(len(sample), 'message')} has an ID"
             yield Finding("idempotent", f"topic {name}", Verdict.yes, why)
 
 
@@ -300,7 +300,7 @@ def _check_dead_letter_topic(
         kept = (
             f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
             if count is not None
-            else f"them {show.age_text(bound.seconds)}"
+            else f"them {output.age_text(bound.seconds)}"
         )
         return Finding(
             item, of, Verdict.no, f"{name} keeps {kept}, and then they are gone",
@@ -323,7 +323,7 @@ def _check_dead_letter_topic(
     waiting = _count_waiting(inspection, name)
     if waiting:
         return Finding(
-            item, of, Verdict.yes, f"{show.count_text(waiting, 'letter')} in {name}",
+            item, of, Verdict.yes, f"{output.count_text(waiting, 'letter')} in {name}",
             inspection.command(f"dead ls {dead_ls_arguments(processor.group, topic, name)}"),
         )  # fmt: skip
     return Finding(item, of, Verdict.yes, f"they go to {name}; none waits")
@@ -540,7 +540,7 @@ def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> F
 
 
 def _duration_text(seconds: float) -> str:
-    return show.age_text(seconds) or "0s"
+    return output.age_text(seconds) or "0s"
 
 
 def check_order(inspection: AppInspection) -> Iterator[Finding]:
@@ -575,7 +575,7 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     split_keys = sorted(key for key, found in partitions_of.items() if len(found) > 1)
     without_key = sum(seen.key is None for seen in sample)
     if split_keys:
-        name = show.bytes_text(split_keys[0]) or ""
+        name = output.bytes_text(split_keys[0]) or ""
         return Finding(
             "order", of, Verdict.no,
             f"key {name} is in partitions {', '.join(map(str, sorted(partitions_of[split_keys[0]])))}"
@@ -586,11 +586,11 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
     if without_key:
         return Finding(
             "order", of, Verdict.no,
-            f"{without_key:,} of its last {show.count_text(len(sample), 'message')} have no key",
+            f"{without_key:,} of its last {output.count_text(len(sample), 'message')} have no key",
             "its producers must set the key that the app declares",
         )  # fmt: skip
     why = (
-        f"{show.count_text(len(partitions_of), 'key')} seen, each in one partition"
+        f"{output.count_text(len(partitions_of), 'key')} seen, each in one partition"
         if partitions_of
         else "no message yet"
     )
@@ -646,18 +646,18 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
         if declared is None:
             return Finding(item, of, Verdict.unknown, "not there yet, to be kept for ever", advice)
         return Finding(
-            item, of, Verdict.yes, f"not there yet, to be {show.retention_text(declared)}"
+            item, of, Verdict.yes, f"not there yet, to be {output.retention_text(declared)}"
         )
     actual = info.retention
     if declared is None:
         if _is_kept_for_ever(info):
             return Finding(item, of, Verdict.unknown, "kept for ever, as nobody said so", advice)
-        return Finding(item, of, Verdict.yes, show.retention_text(actual))
+        return Finding(item, of, Verdict.yes, output.retention_text(actual))
     if _round_to_milliseconds(actual) == _round_to_milliseconds(declared):
-        return Finding(item, of, Verdict.yes, f"{show.retention_text(actual)}, as declared")
+        return Finding(item, of, Verdict.yes, f"{output.retention_text(actual)}, as declared")
     return Finding(
-        item, of, Verdict.no, f"{show.retention_text(actual)}, and declared to be {show.retention_text(declared)}",
-        f"{inspection.command(f'topics retain {topic.name} {show.retention_options(declared)}')}, or "
+        item, of, Verdict.no, f"{output.retention_text(actual)}, and declared to be {output.retention_text(declared)}",
+        f"{inspection.command(f'topics retain {topic.name} {output.retention_options(declared)}')}, or "
         f"declare retention={actual!r}",
     )  # fmt: skip
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from streams import wire
-from streams.cli import editing, show
-from streams.cli.choosing import (
+from streams.cli import editing, output
+from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.dead_letter_filter import (
     DeadLetterFilter,
     DryRun,
     ErrorText,
@@ -25,7 +26,6 @@ from streams.cli.choosing import (
     WhichLetters,
     parse_filter,
 )
-from streams.cli.failures import CommandFailed, UsageError
 from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
 from streams.config import DeadLetters
 from streams.errors import ConfigError, NotFound
@@ -34,9 +34,9 @@ from streams.text import suggestion
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.message import Headers
-    from streams.patterns.deadletters.closed import ClosedKeyHead, ClosedKeyReader
+    from streams.patterns.deadletters.closed_keys import ClosedKeyHead, ClosedKeyReader
     from streams.patterns.deadletters.redriving import DeadLetterRows, DeadLetterTopic
-    from streams.replay.copying import LogRow
+    from streams.replay.into_topic import LogRow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,38 +115,38 @@ def list_dead_letters(
             for row in islice(matching, limit):
                 make_summary = partial(_letter_summary, log, row, waiting=rows.is_waiting(row))
                 if (
-                    summary := show.call_or_report(_position_text(log, row), make_summary)
+                    summary := output.call_or_report(_position_text(log, row), make_summary)
                 ) is not None:
                     found.append(summary)
             more = next(matching, None) is not None
         if more:
-            show.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+            output.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
         elif rows.is_truncated:
-            show.print_note(
+            output.print_note(
                 f"only the oldest {SCAN_LIMIT:,} letters of {dead_letters.name} were looked at"
             )
         if not found and group is not None and topic is not None:
             _print_other_topics(log, group, topic, dead_letters.name)
     if json:
-        show.print_json(found)
+        output.print_json(found)
         return
     columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
     if group is None:
         columns.insert(1, "group")
-    show.print_table(
+    output.print_table(
         [name.replace("_", " ") for name in columns],
         [[_cell_value(each[name]) for name in columns] for each in found],
     )
 
 
-def _cell_value(found: Any) -> show.Cell:
+def _cell_value(found: Any) -> output.Cell:
     if isinstance(found, bool):
         return "yes" if found else "no"
     return found if found is None or isinstance(found, int) else str(found)
 
 
 def _print_topics(log: Log, *, json: bool) -> None:
-    from streams.cli.letter_topics import dead_ls_arguments, find_dead_letter_topics
+    from streams.cli.dead_letter_topics import dead_ls_arguments, find_dead_letter_topics
     from streams.patterns.deadletters.redriving import resolved_offsets
 
     found: list[dict[str, Any]] = []
@@ -181,13 +181,13 @@ def _print_topics(log: Log, *, json: bool) -> None:
                 (f"streams dead ls {words}" for words in argument_texts if "--name" in words), None
             )
     if not search.complete:
-        show.print_note(
+        output.print_note(
             "not every partition was looked at for dead letters: name the topic with --name"
         )
     if json:
-        show.print_json(found)
+        output.print_json(found)
         return
-    show.print_table(
+    output.print_table(
         ["dead letters", "of", "waiting", "total", "oldest"],
         [
             [
@@ -195,13 +195,13 @@ def _print_topics(log: Log, *, json: bool) -> None:
                 ", ".join(f"{of['group']} {of['topic']}" for of in each["of"]) or None,
                 each["waiting"],
                 each["total"],
-                show.age_text(each["oldest_seconds"]),
+                output.age_text(each["oldest_seconds"]),
             ]
             for each in found
         ],
     )
     if example is not None:
-        show.print_note(
+        output.print_note(
             f"a topic with another name than TOPIC.GROUP.dead is given as --name: {example}"
         )
 
@@ -257,21 +257,21 @@ def show_dead_letter(
                 **_letter_details(log, closed_key.row, waiting=closed_key.is_dead),
             }
     if json:
-        show.print_json(details)
+        output.print_json(details)
         return
     trace, headers = details.pop("traceback"), details.pop("headers")
     value = {part: details.pop(part) for part in ("value", "text", "base64") if part in details}
-    show.print_mapping({part: _cell_value(cell) for part, cell in details.items()})
+    output.print_mapping({part: _cell_value(cell) for part, cell in details.items()})
     for header, text in headers.items():
-        show.print_line(f"header {header}: {text or ''}")
+        output.print_line(f"header {header}: {text or ''}")
     for part, cell in value.items():
-        text = cell if isinstance(cell, str) else show.json_bytes(cell).decode("utf-8", "replace")
-        show.print_line("")
-        show.print_line(f"{part}:")
-        show.print_indented(text.rstrip())
-    show.print_line("")
-    show.print_line("traceback:")
-    show.print_indented((trace or "(none)").rstrip())
+        text = cell if isinstance(cell, str) else output.json_bytes(cell).decode("utf-8", "replace")
+        output.print_line("")
+        output.print_line(f"{part}:")
+        output.print_indented(text.rstrip())
+    output.print_line("")
+    output.print_line("traceback:")
+    output.print_indented((trace or "(none)").rstrip())
 
 
 def _find_dead_letter(
@@ -434,13 +434,13 @@ def _handle_letters(
         selection = dead_letters.select_named(which, matches)
     else:
         selection = dead_letters.select(matches, limit)
-    number = show.count_text(selection.count, "letter")
+    number = output.count_text(selection.count, "letter")
     if dry_run:
         if json:
             found = {"group": group, "topic": topic, action.field: 0, "matching": selection.count}
-            show.print_json(found)
+            output.print_json(found)
         else:
-            show.print_note(
+            output.print_note(
                 f"{number} would be {action.done_text}, {action.destination}; nothing is changed"
             )
         return selection.count
@@ -457,8 +457,8 @@ def _handle_letters(
 def _print_handled(group: str, topic: str, done: int, action: _Action, *, json: bool) -> None:
     _print_count_json(group, topic, done, action.field, json=json)
     if not json:
-        show.print_note(
-            f"{show.count_text(done, 'letter')} {action.done_text}, {action.destination}"
+        output.print_note(
+            f"{output.count_text(done, 'letter')} {action.done_text}, {action.destination}"
         )
 
 
@@ -528,13 +528,13 @@ def _retry_closed_keys(
     if limit is not None:
         raise UsageError("streams dead retry: --limit and --name are not for closed keys")
     closed_keys_log = _open_closed_keys(log, group, topic)
-    number = show.count_text(len(selection), "key")
+    number = output.count_text(len(selection), "key")
     if dry_run:
         if json:
             found = {"group": group, "topic": topic, "retried": 0, "matching": len(selection)}
-            show.print_json(found)
+            output.print_json(found)
         else:
-            show.print_note(f"{number} would be retried; nothing is changed")
+            output.print_note(f"{number} would be retried; nothing is changed")
         return
     if selection and (
         letter_filter.keys is None or not replace(letter_filter, keys=None).matches_all
@@ -571,17 +571,17 @@ def list_closed_keys(
     with open_url(url, "ro") as log:
         found_keys = _open_closed_keys(log, group, topic).heads(limit=limit)
         summaries = (
-            show.call_or_report(
+            output.call_or_report(
                 f"key {closed_key.key!r}", partial(_closed_key_json, log, closed_key)
             )
             for closed_key in found_keys
         )
         found = [each for each in summaries if each is not None]
     if json:
-        show.print_json(found)
+        output.print_json(found)
         return
     columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
-    show.print_table(
+    output.print_table(
         [name.replace("_", " ") for name in columns],
         [[_cell_value(each[name]) for name in columns] for each in found],
     )
@@ -726,13 +726,13 @@ def drop_closed_key(
 def _print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
     _print_count_json(group, topic, count, field, json=json)
     if not json:
-        show.print_note(
-            f"{show.count_text(count, 'key')} {field}; whoever owns the partition follows, once it runs"
+        output.print_note(
+            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once it runs"
         )
 
 
 def _open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
-    from streams.patterns.deadletters.closed import ClosedKeyReader
+    from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 
     return ClosedKeyReader(log, group, topic)
 
@@ -804,7 +804,7 @@ def purge_dead_letters(
 
 def _print_count_json(group: str, topic: str, done: int, field: str, *, json: bool) -> None:
     if json:
-        show.print_json({"group": group, "topic": topic, field: done})
+        output.print_json({"group": group, "topic": topic, field: done})
 
 
 def _open_dead_letters(
@@ -814,7 +814,7 @@ def _open_dead_letters(
 
     :raises Failed: there is no such topic; says where their letters stand.
     """
-    from streams.cli.letter_topics import (
+    from streams.cli.dead_letter_topics import (
         find_dead_letter_topics,
         other_topics_of,
         suggest_arguments,
@@ -841,15 +841,15 @@ def _open_dead_letters(
 def _print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
     """Where nothing of a group and topic was found in a topic: say where their letters stand, or
     whose letters are here."""
-    from streams.cli.letter_topics import find_dead_letter_topics, other_topics_of
+    from streams.cli.dead_letter_topics import find_dead_letter_topics, other_topics_of
 
     found = find_dead_letter_topics(log).topics
     here = next((each.sources for each in found if each.name == name), ())
     if others := other_topics_of(found, group, topic, name):
-        show.print_note(_use_name_hint(others, group, topic))
+        output.print_note(_use_name_hint(others, group, topic))
     elif here and (topic, group) not in here:
         whose = ", ".join(f"{group} {topic}" for topic, group in here)
-        show.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
+        output.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
 
 
 def _use_name_hint(names: list[str], group: str, topic: str) -> str:
@@ -879,46 +879,52 @@ def _is_named(log: Log, row: LogRow, which: str) -> bool:
 
 
 def _letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
-    from streams import letters
+    from streams import derived_records
 
     batch, index = row.batch, row.index
     headers = batch.headers(index)
     parts = [
         _header_text(headers, name)
-        for name in (letters.ERROR_TOPIC, letters.ERROR_PARTITION, letters.ERROR_OFFSET)
+        for name in (
+            derived_records.ERROR_TOPIC,
+            derived_records.ERROR_PARTITION,
+            derived_records.ERROR_OFFSET,
+        )
     ]
     source = "/".join(part or "?" for part in parts)
-    kind = (_header_text(headers, letters.ERROR_EXCEPTION) or "?").rpartition(".")[2]
-    said = _header_text(headers, letters.ERROR_MESSAGE)
+    kind = (_header_text(headers, derived_records.ERROR_EXCEPTION) or "?").rpartition(".")[2]
+    said = _header_text(headers, derived_records.ERROR_MESSAGE)
     error = f"{kind}: {said}" if said else kind
-    failed_at = _failed_at_text(_header_text(headers, letters.ERROR_TIME), batch.time(index))
-    first = wire.parse_iso_time(_header_text(headers, letters.FIRST_FAILED))
+    failed_at = _failed_at_text(
+        _header_text(headers, derived_records.ERROR_TIME), batch.time(index)
+    )
+    first = wire.parse_iso_time(_header_text(headers, derived_records.FIRST_FAILED))
     return {
         "place": f"{batch.partition}/{log.format_offset(row.position.offset)}",
         "position": _position_text(log, row),
         "failed_at": failed_at,
-        "group": _header_text(headers, letters.ERROR_GROUP),
-        "id": show.printable_text(batch.id(index)),
-        "key": show.bytes_text(batch.keys[index]),
-        "attempts": letters.attempts_of(headers) or None,
+        "group": _header_text(headers, derived_records.ERROR_GROUP),
+        "id": output.printable_text(batch.id(index)),
+        "key": output.bytes_text(batch.keys[index]),
+        "attempts": derived_records.attempts_of(headers) or None,
         "error": error,
         "source": source,
-        "origin": _header_text(headers, letters.ORIGIN) or source,
-        "first_failed_at": failed_at if first is None else show.iso_time(first.timestamp()),
-        "first_error": _header_text(headers, letters.FIRST_ERROR) or error,
-        "redrives": letters.redrives_of(headers),
-        "edited": _header_text(headers, letters.EDITED) is not None,
+        "origin": _header_text(headers, derived_records.ORIGIN) or source,
+        "first_failed_at": failed_at if first is None else output.iso_time(first.timestamp()),
+        "first_error": _header_text(headers, derived_records.FIRST_ERROR) or error,
+        "redrives": derived_records.redrives_of(headers),
+        "edited": _header_text(headers, derived_records.EDITED) is not None,
         "waiting": waiting,
     }
 
 
 def _failed_at_text(written: str | None, otherwise: float) -> str:
     found = wire.parse_iso_time(written)
-    return show.iso_time(otherwise if found is None else found.timestamp())
+    return output.iso_time(otherwise if found is None else found.timestamp())
 
 
 def _letter_details(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
-    from streams import letters
+    from streams import derived_records
     from streams.message import ID
 
     batch, index = row.batch, row.index
@@ -926,15 +932,15 @@ def _letter_details(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
     return {
         **_letter_summary(log, row, waiting=waiting),
         "headers": {
-            show.printable_text(name): show.bytes_text(value)
+            output.printable_text(name): output.bytes_text(value)
             for name, value in headers
-            if name != ID and not name.startswith(letters.ERROR_PREFIX)
+            if name != ID and not name.startswith(derived_records.ERROR_PREFIX)
         },
-        "traceback": _header_text(headers, letters.ERROR_STACKTRACE),
-        **show.value_json(batch.values[index]),
+        "traceback": _header_text(headers, derived_records.ERROR_STACKTRACE),
+        **output.value_json(batch.values[index]),
     }
 
 
 def _header_text(headers: Headers, name: str) -> str | None:
     found = [value for each, value in headers if each == name]
-    return show.bytes_text(found[-1]) if found else None
+    return output.bytes_text(found[-1]) if found else None

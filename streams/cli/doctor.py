@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli import show
-from streams.cli.apps import load_app
-from streams.cli.failures import DONE, FAILED, line
+from streams.cli import output
+from streams.cli.app_loading import load_app
+from streams.cli.command_errors import DONE, FAILED, line
 from streams.cli.options import AppUrl, AsJson
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def doctor(
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
     from streams.cli.checklist import AppInspection, Verdict, run_checks
-    from streams.cli.watchers import PrometheusClient
+    from streams.cli.prometheus import PrometheusClient
     from streams.log.url import redact
 
     prometheus_client = PrometheusClient(prometheus)
@@ -62,7 +62,7 @@ def doctor(
     counts = Counter(finding.verdict for finding in findings)
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
-        show.print_json(
+        output.print_json(
             {
                 "app": target,
                 "log": redact(app.url),
@@ -72,17 +72,17 @@ def doctor(
             }
         )
     else:
-        show.print_line(f"{target} on {app.url_source}")
+        output.print_line(f"{target} on {app.url_source}")
         if app._lifespan is not None:
-            show.print_note("what the app's lifespan declares is not looked at")
-        show.print_table(
+            output.print_note("what the app's lifespan declares is not looked at")
+        output.print_table(
             ["", "item", "of", "why", "do"],
             [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
         )
         count_texts = [
             f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]
         ]
-        show.print_line(", ".join(count_texts))
+        output.print_line(", ".join(count_texts))
     raise typer.Exit(DONE if passed else FAILED)
 
 
@@ -102,7 +102,7 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
 
     :raises ConfigError: the URL or a setting cannot be.
     """
-    from streams.cli.logs import configure_warnings
+    from streams.cli.logging_setup import configure_warnings
     from streams.errors import LogError, NotFound
     from streams.log.url import open_log
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from streams.cli.failures import CommandFailed, UsageError
+from streams.cli.command_errors import CommandFailed, UsageError
 
 
 def replacement_value(value: str | None, file: Path | None) -> bytes | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli import show
-from streams.cli.bookkeeping import internal_topics, is_internal_group, print_hidden_count
+from streams.cli import output
+from streams.cli.internal_topics import internal_topics, is_internal_group, print_hidden_count
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def list_groups(
     hidden = 0
     with open_url(url, "ro") as log:
         names = log.groups()
-        topics = show.call_or_report("topics", log.topics) or ()
+        topics = output.call_or_report("topics", log.topics) or ()
         internal = internal_topics((info.name for info in topics), names)
         for name in names:
             # Others name their groups as they like, and one may be gone by now.
-            row = show.call_or_report(f"group {name}", partial(_group_json, log, name))
+            row = output.call_or_report(f"group {name}", partial(_group_json, log, name))
             if row is None:
                 continue
             if not include_internal and is_internal_group(name, row["topics"], internal):
@@ -52,9 +52,9 @@ def list_groups(
             else:
                 found.append(row)
     if json:
-        show.print_json(found)
+        output.print_json(found)
         return
-    show.print_table(
+    output.print_table(
         ["group", "members", "lag", "topics"],
         [
             [each["group"], each["members"], each["lag"], ", ".join(each["topics"])]
@@ -67,7 +67,7 @@ def list_groups(
 def _group_json(log: Log, name: str) -> dict[str, Any]:
     info = log.group(name)
     return {
-        "group": show.printable_text(name),
+        "group": output.printable_text(name),
         "members": len(info.members),
         "topics": sorted({topic for topic, _ in info.positions}),
         "lag": _total_lag(log, info),
@@ -118,20 +118,20 @@ def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
             }
             for each in info.members
         ]
-        show.print_json({"group": group, "members": members, "partitions": rows})
+        output.print_json({"group": group, "members": members, "partitions": rows})
         return
-    show.print_line(f"{group}: {show.count_text(len(info.members), 'member')} running")
-    show.print_table(
+    output.print_line(f"{group}: {output.count_text(len(info.members), 'member')} running")
+    output.print_table(
         ["topic", "partition", "position", "end", "lag", "ahead", "oldest", "key", "owner"],
         [
             [
                 row["topic"],
                 str(row["partition"]),
-                show.offset_cell(row["position"]),
-                show.offset_cell(row["end"]),
+                output.offset_cell(row["position"]),
+                output.offset_cell(row["end"]),
                 row["lag"],
                 row["ahead"],
-                show.age_text(row["oldest_seconds"]),
+                output.age_text(row["oldest_seconds"]),
                 row["oldest_key"],
                 row["owner"],
             ]
@@ -143,7 +143,7 @@ def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
 def _partition_json(
     log: Log, info: GroupInfo, topic: str, partition: int, owners: dict[tuple[str, int], str]
 ) -> dict[str, Any]:
-    from streams.replay.resetting import settled_ahead
+    from streams.replay.offset_reset import settled_ahead
     from streams.replay.result import count_messages
 
     held = info.positions.get((topic, partition))
@@ -161,14 +161,14 @@ def _partition_json(
     return {
         "topic": topic,
         "partition": partition,
-        "position": None if held is None else show.offset_json(log, held.position),
-        "end": show.offset_json(log, end),
+        "position": None if held is None else output.offset_json(log, held.position),
+        "end": output.offset_json(log, end),
         "lag": log.lag(topic, partition, position),
         "ahead": settled_ahead_count,
         "owner": owners.get((topic, partition)),
         "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest.time(0)),
-        "oldest_key": None if oldest is None else show.bytes_text(oldest.keys[0]),
-        "oldest_id": None if oldest is None else show.printable_text(oldest.id(0)),
+        "oldest_key": None if oldest is None else output.bytes_text(oldest.keys[0]),
+        "oldest_id": None if oldest is None else output.printable_text(oldest.id(0)),
     }
 
 
@@ -196,6 +196,8 @@ def delete_group(group: Name, yes: AssumeYes = False, url: Url = None) -> None:
     """
     with open_url(url) as log:
         positions = len(log.group(group).positions)
-        confirm(f"Delete group {group} with its {show.count_text(positions, 'position')}?", yes=yes)
+        confirm(
+            f"Delete group {group} with its {output.count_text(positions, 'position')}?", yes=yes
+        )
         log.delete_group(group)
-    show.print_line(f"{group}: deleted")
+    output.print_line(f"{group}: deleted")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.failures import UsageError
+from streams.cli.command_errors import UsageError
 from streams.errors import LogError, NotFound
 from streams.text import close_match, escape
 
@@ -71,14 +71,14 @@ def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log
     :raises Misused: neither is given.
     :raises NotFound: there is no such file.
     """
-    from streams.cli import show
-    from streams.cli.logs import configure_warnings
+    from streams.cli import output
+    from streams.cli.logging_setup import configure_warnings
     from streams.log.url import ChosenUrl, open_log
 
     source = url if isinstance(url, ChosenUrl) else resolve_url(url)
     configure_warnings()
     if sys.stderr.isatty():
-        show.print_note(f"on {source}")
+        output.print_note(f"on {source}")
     with closing(open_log(source.url, mode=mode)) as log:
         try:
             yield log

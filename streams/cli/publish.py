@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
-from streams.cli import show
-from streams.cli.failures import CommandFailed, UsageError, print_error
+from streams.cli import output
+from streams.cli.command_errors import CommandFailed, UsageError, print_error
 from streams.cli.options import AsJson, Url, open_url
 
 if TYPE_CHECKING:
@@ -76,21 +76,21 @@ def publish(
         source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
         log.topic(topic)
-        bar = stack.enter_context(show.ProgressBar(f"publishing to {topic}", size))
+        bar = stack.enter_context(output.ProgressBar(f"publishing to {topic}", size))
         for lines in _read_lines(source):
             records, problem = _make_records(record_maker, lines.lines, skip=skip)
             written += _append_durably(log, topic, [record for _, record in records], written)
             skipped += len(lines.lines) - len(records) if skip else 0
             if problem is not None:
                 raise CommandFailed(
-                    f"{problem}; published before it: {show.count_text(written, 'message')}"
+                    f"{problem}; published before it: {output.count_text(written, 'message')}"
                 )
             bar.update(lines.bytes)
     if json:
-        show.print_json({"topic": topic, "published": written, "skipped": skipped})
+        output.print_json({"topic": topic, "published": written, "skipped": skipped})
     else:
-        also = f", {show.count_text(skipped, 'invalid line')} passed over" if skipped else ""
-        show.print_note(f"{show.count_text(written, 'message')} published to {topic}{also}")
+        also = f", {output.count_text(skipped, 'invalid line')} passed over" if skipped else ""
+        output.print_note(f"{output.count_text(written, 'message')} published to {topic}{also}")
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _open_source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
             yield source, os.fstat(source.fileno()).st_size or None
         return
     if sys.stdin.isatty():
-        show.print_note("reading JSON lines from the terminal; Ctrl-D ends")
+        output.print_note("reading JSON lines from the terminal; Ctrl-D ends")
     yield cast(BufferedReader, sys.stdin.buffer), None
 
 
@@ -224,7 +224,7 @@ def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int
     failures = [result for result in results if isinstance(result, Exception)]
     if failures:
         raise CommandFailed(
-            f"{failures[0]}; not acknowledged: {show.count_text(len(failures), 'message')}; "
-            f"published: {show.count_text(before + len(records) - len(failures), 'message')}"
+            f"{failures[0]}; not acknowledged: {output.count_text(len(failures), 'message')}; "
+            f"published: {output.count_text(before + len(records) - len(failures), 'message')}"
         )
     return len(records)

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli import show
-from streams.cli.apps import load_app
-from streams.cli.failures import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli import output
+from streams.cli.app_loading import load_app
+from streams.cli.command_errors import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli.offset_arguments import (
+    OFFSET_HELP,
+    format_positions,
+    parse_offsets,
+    require_partition,
+)
 from streams.cli.options import AppUrl, AsJson, Key, Partition, open_url, resolve_url
-from streams.cli.places import OFFSET_HELP, format_positions, parse_offsets, require_partition
 from streams.text import close_match, error_text
 
 if TYPE_CHECKING:
@@ -22,8 +27,8 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.log.url import ChosenUrl
     from streams.processor import Processor
-    from streams.reading import OffsetSpec
     from streams.replay import ReplayResult
+    from streams.topic_reader import OffsetSpec
 
 MAX_FAILURES_SHOWN = 10
 """Failures told one by one; more are counted."""
@@ -158,10 +163,10 @@ def _print_range(
     """The range as JSON lines."""
     import sys
 
-    from streams.reading import resolve_ranges
-    from streams.replay.copying import RangeReader
-    from streams.replay.pace import TokenBucket
+    from streams.replay.into_topic import RangeReader
     from streams.replay.result import total_messages
+    from streams.replay.token_bucket import TokenBucket
+    from streams.topic_reader import resolve_ranges
 
     with ExitStack() as stack:
         log = stack.enter_context(open_url(url_source, "ro"))
@@ -179,7 +184,7 @@ def _print_range(
         pace = TokenBucket(rate)
         quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
         bar = stack.enter_context(
-            show.ProgressBar(
+            output.ProgressBar(
                 f"reading {range_arguments.topic}",
                 total_messages(log, range_arguments.topic, offset_ranges),
                 quiet=quiet,
@@ -192,7 +197,7 @@ def _print_range(
             if not chunk:
                 break
             for row in chunk:
-                show.write_bytes(show.json_line(log, row.batch, row.index))
+                output.write_bytes(output.json_line(log, row.batch, row.index))
             sys.stdout.buffer.flush()
             pace.consume(len(chunk))
             bar.update(rows.scanned)
@@ -214,7 +219,7 @@ def _replay_range(
     import asyncio
 
     from streams.app import Streams, loop_factory
-    from streams.cli.logs import configure_warnings
+    from streams.cli.logging_setup import configure_warnings
     from streams.config import Dedup
     from streams.replay import ReplayFailed, ReplayResult
     from streams.replay import replay as replay_range
@@ -224,7 +229,7 @@ def _replay_range(
     app.open_mode = "rw"  # what is not there cannot be replayed
     configure_warnings()
     if not json:
-        show.print_note(f"replaying {range_arguments.topic} on {url_source}")
+        output.print_note(f"replaying {range_arguments.topic} on {url_source}")
     last_result = ReplayResult(None)
     began = time.monotonic()
 
@@ -267,7 +272,7 @@ def _replay_range(
                     )
                 raise
 
-    with show.ProgressBar(f"replaying {range_arguments.topic}") as bar:
+    with output.ProgressBar(f"replaying {range_arguments.topic}") as bar:
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 result = runner.run(run_replay(app))
@@ -276,16 +281,16 @@ def _replay_range(
     for failure in result.failures[:MAX_FAILURES_SHOWN]:
         print_error(f"passed over {failure}")
     if json:
-        show.print_json(_summary_json(result, time.monotonic() - began))
+        output.print_json(_summary_json(result, time.monotonic() - began))
     else:
-        show.print_note(_summary_text(result, began))
+        output.print_note(_summary_text(result, began))
 
 
 def _find_processor(app: Streams, name: str) -> Processor[..., Any]:
     for processor in app.processors:
         if processor.name == name:
             if processor.options.to is not None:
-                show.print_note(
+                output.print_note(
                     f"what {name} returns is not published to {processor.options.to.name}"
                 )
             return processor
@@ -300,13 +305,13 @@ def _summary_text(result: ReplayResult, began: float) -> str:
     seconds = time.monotonic() - began
     parts = [f"{result.handled:,} done"]
     if result.duplicates:
-        parts.append(show.count_text(result.duplicates, "duplicate"))
+        parts.append(output.count_text(result.duplicates, "duplicate"))
     if result.filtered:
         parts.append(f"{result.filtered:,} filtered out")
     if result.failed:
         parts.append(f"{result.failed:,} failed")
     rate = f", {result.read / seconds:,.0f} a second" if seconds >= 1 else ""
-    return f"{show.count_text(result.read, 'message')} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
+    return f"{output.count_text(result.read, 'message')} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
 
 
 def _summary_json(result: ReplayResult, seconds: float) -> dict[str, Any]:
@@ -323,7 +328,7 @@ def _summary_json(result: ReplayResult, seconds: float) -> dict[str, Any]:
                 "partition": each.position.partition,
                 "offset": str(each.position.offset),
                 "position": str(each.position),
-                "id": show.printable_text(each.id),
+                "id": output.printable_text(each.id),
                 "attempts": each.attempts,
                 "error": f"{type(each.error).__name__}: {error_text(each.error)}",
             }

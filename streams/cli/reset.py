@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli import show
-from streams.cli.failures import CommandFailed
+from streams.cli import output
+from streams.cli.command_errors import CommandFailed
+from streams.cli.offset_arguments import parse_offsets, require_partition
 from streams.cli.options import AsJson, Partition, Url, open_url
-from streams.cli.places import parse_offsets, require_partition
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.resetting import Move
+    from streams.replay.offset_reset import Move
 
 
 def reset(
@@ -54,7 +54,7 @@ def reset(
       [cyan]streams reset billing orders --to latest[/cyan]      give up what is waiting
     """
     from streams.errors import GroupNotEmpty
-    from streams.replay.resetting import apply_reset, plan_reset
+    from streams.replay.offset_reset import apply_reset, plan_reset
 
     offsets = parse_offsets(to, "--to", topic)
     with open_url(url, "ro" if dry_run else "rw") as log:
@@ -67,7 +67,7 @@ def reset(
             except GroupNotEmpty as error:
                 raise CommandFailed(f"{error} (--force)") from error
         if json:
-            show.print_json(
+            output.print_json(
                 {
                     "group": group,
                     "topic": topic,
@@ -77,7 +77,7 @@ def reset(
                 }
             )
             return
-        show.print_table(
+        output.print_table(
             ["partition", "from", "to", "again", "skipped"],
             [
                 [
@@ -93,24 +93,24 @@ def reset(
     replayed, skipped = _total_text(moves, "again"), _total_text(moves, "skipped")
     summary = f"to be handled again: {replayed}, to be skipped: {skipped}"
     if dry_run:
-        show.print_note(f"dry run, nothing was changed: {summary}")
+        output.print_note(f"dry run, nothing was changed: {summary}")
         if running_members:
-            members = show.count_text(running_members, "member")
-            show.print_note(f"{group} has {members} running: stop them first, or add --force")
+            members = output.count_text(running_members, "member")
+            output.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
-        show.print_note(f"{group} was moved in {topic}: {summary}")
+        output.print_note(f"{group} was moved in {topic}: {summary}")
 
 
 def _total_text(moves: list[Move], name: str) -> str:
     counts = [getattr(move, name) for move in moves]
-    return show.count_text(None if None in counts else sum(counts), "message")
+    return output.count_text(None if None in counts else sum(counts), "message")
 
 
 def _move_json(log: Log, move: Move) -> dict[str, Any]:
     return {
         "partition": move.partition,
-        "from": None if move.before is None else show.offset_json(log, move.before),
-        "to": show.offset_json(log, move.after),
+        "from": None if move.before is None else output.offset_json(log, move.before),
+        "to": output.offset_json(log, move.after),
         "again": move.again,
         "skipped": move.skipped,
     }

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from streams.cli import dead, doctor, groups, publish, replay, reset, run_app, saga, tail, topics
-from streams.cli.failures import (
+from streams.cli.command_errors import (
     DONE,
     FAILED,
     INTERRUPTED,

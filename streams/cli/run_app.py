@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.apps import load_app
-from streams.cli.failures import (
+from streams.cli.app_loading import load_app
+from streams.cli.command_errors import (
     FAILED,
     USAGE,
     CommandFailed,
@@ -22,7 +22,7 @@ from streams.cli.failures import (
     print_error,
     print_traceback,
 )
-from streams.cli.logs import LogFormat
+from streams.cli.logging_setup import LogFormat
 from streams.cli.options import AppUrl, parse_address
 from streams.text import get_logger
 
@@ -138,8 +138,8 @@ def run(
       [cyan]streams run shop:app --member shop-3[/cyan]
       [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
-    from streams.cli.logs import configure_logging, format_errors_as_logs
-    from streams.cli.workers import WorkerProcess, supervise, take_supervisor_url, worker_number
+    from streams.cli.logging_setup import configure_logging, format_errors_as_logs
+    from streams.cli.supervisor import WorkerProcess, supervise, take_supervisor_url, worker_number
     from streams.log.names import check_member
 
     http_address = None if not http else parse_address(http)

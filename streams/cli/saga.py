@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli import show
-from streams.cli.failures import CommandFailed
+from streams.cli import output
+from streams.cli.command_errors import CommandFailed
 from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
 from streams.text import close_match
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, OpenMode
-    from streams.patterns.saga.entry import Failure, JournalEntry
     from streams.patterns.saga.journal import Journal
+    from streams.patterns.saga.journal_entry import Failure, JournalEntry
 
 app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
 
@@ -78,19 +78,19 @@ def list_sagas(
                 lambda entry: include_ended or not entry.is_final, newest or None
             )
             rows = (
-                show.call_or_report(f"{each} {e.saga}", partial(_saga_summary, each, e))
+                output.call_or_report(f"{each} {e.saga}", partial(_saga_summary, each, e))
                 for e in listing.entries
             )
             found += [row for row in rows if row is not None]
             if not listing.is_complete:
-                show.print_note(
+                output.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
                     "looked at; --newest 0 looks at all"
                 )
     if json:
-        show.print_json(found)
+        output.print_json(found)
         return
-    show.print_table(
+    output.print_table(
         ["saga", "id", "status", "at", "since", "why"],
         [
             [
@@ -98,7 +98,7 @@ def list_sagas(
                 each["id"],
                 each["status"],
                 ", ".join(each["steps"]) or None,
-                show.age_text(each["seconds"]),
+                output.age_text(each["seconds"]),
                 each["why"],
             ]
             for each in found
@@ -121,15 +121,15 @@ def show_status(
         entry = journal.latest(id, newest or None).entry
     details = _saga_details(name, entry)
     if json:
-        show.print_json(details)
+        output.print_json(details)
         return
     context = details.pop("context")
     rows = {
         key: _format_value(found) for key, found in details.items() if key not in ("why", "plan")
     }
-    show.print_mapping({key: found for key, found in rows.items() if found not in ("", None)})
-    show.print_line("plan: " + ", ".join(" | ".join(group) for group in details["plan"]))
-    show.print_line(f"context: {show.json_bytes(context).decode().rstrip()}")
+    output.print_mapping({key: found for key, found in rows.items() if found not in ("", None)})
+    output.print_line("plan: " + ", ".join(" | ".join(group) for group in details["plan"]))
+    output.print_line(f"context: {output.json_bytes(context).decode().rstrip()}")
 
 
 @app.command("resume")
@@ -145,7 +145,7 @@ def resume_saga(
 
       [cyan]streams saga resume orders o-17[/cyan]
     """
-    from streams.patterns.saga.entry import resume_entry
+    from streams.patterns.saga.journal_entry import resume_entry
 
     with _open_journal(url, name) as journal:
         entry = journal.append_command(
@@ -176,7 +176,7 @@ def abandon_saga(
       [cyan]streams saga abandon orders o-17 --reason "refunded by hand"[/cyan]
       [cyan]streams saga abandon orders o-17 --yes[/cyan]
     """
-    from streams.patterns.saga.entry import abandon_entry
+    from streams.patterns.saga.journal_entry import abandon_entry
 
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
@@ -246,9 +246,9 @@ def _open_journal(url: str | None, name: str, mode: OpenMode = "rw") -> Iterator
 
 def _print_result(name: str, entry: JournalEntry, *, json: bool) -> None:
     if json:
-        show.print_json(_saga_summary(name, entry))
+        output.print_json(_saga_summary(name, entry))
     else:
-        show.print_line(f"{entry.saga}: {entry.status}")
+        output.print_line(f"{entry.saga}: {entry.status}")
 
 
 def _failure_text(failure: Failure) -> str:
@@ -277,7 +277,7 @@ def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
         why = _failure_text(entry.failure)
     return {
         "saga": name,
-        "id": show.printable_text(entry.saga),
+        "id": output.printable_text(entry.saga),
         "status": entry.status,
         "steps": list(entry.current_steps),
         "seconds": max(0.0, time.time() - entry.at) if entry.at else None,
@@ -295,7 +295,7 @@ def _saga_details(name: str, entry: JournalEntry) -> dict[str, Any]:
 
     return {
         **_saga_summary(name, entry),
-        "updated": show.iso_time(entry.at) if entry.at else None,
+        "updated": output.iso_time(entry.at) if entry.at else None,
         "done": list(entry.done),
         "not_undone": list(entry.uncompensated_steps),
         "plan": [list(group) for group in entry.plan],
@@ -304,15 +304,15 @@ def _saga_details(name: str, entry: JournalEntry) -> dict[str, Any]:
         "retrying": [failure_json(each) for each in entry.last],
         "reason": entry.error or None,
         "transitions": entry.n,
-        "context": show.document_json(bytes(entry.context)),
+        "context": output.document_json(bytes(entry.context)),
     }
 
 
-def _format_value(found: Any) -> show.Cell:
+def _format_value(found: Any) -> output.Cell:
     if isinstance(found, list):
         return "; ".join(str(_format_value(each)) for each in found)
     if isinstance(found, dict):
         return f"{found['step']}: {found['error']} (attempt {found['attempts']})"
     if isinstance(found, float):
-        return show.age_text(found)
+        return output.age_text(found)
     return found if found is None or isinstance(found, int) else str(found)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli import show
-from streams.cli.failures import UsageError, print_error
+from streams.cli import output
+from streams.cli.command_errors import UsageError, print_error
+from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
 from streams.cli.options import AsJson, Key, Partition, Url, open_url
-from streams.cli.places import OFFSET_HELP, parse_offsets, require_partition
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.replay.copying import LogRow
+    from streams.replay.into_topic import LogRow
 
 POLL_INTERVAL = 0.2
 """Seconds between looks at whether something arrived."""
@@ -61,8 +61,8 @@ def tail(
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
     """
-    from streams.reading import resolve_ranges
-    from streams.replay.copying import RangeReader
+    from streams.replay.into_topic import RangeReader
+    from streams.topic_reader import resolve_ranges
 
     offsets = None if start is None else parse_offsets(start, "--from", topic)
     if follow and offsets is not None and number is not None:
@@ -103,7 +103,7 @@ def _follow(
     log: Log, topic: str, ends: dict[int, int], key: bytes | None, printer: _MessagePrinter
 ) -> None:
     from streams.errors import Unavailable
-    from streams.replay.copying import RangeReader
+    from streams.replay.into_topic import RangeReader
 
     reachable = True
     while True:
@@ -145,14 +145,14 @@ class _MessagePrinter:
         """Print one."""
         log, batch, index = self._log, row.batch, row.index
         if self._json:
-            show.write_bytes(show.json_line(log, batch, index))
+            output.write_bytes(output.json_line(log, batch, index))
             return
         where = f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
-        line = show.call_or_report(
-            where, lambda: show.message_line(log, batch, index, colour=self._colour)
+        line = output.call_or_report(
+            where, lambda: output.message_line(log, batch, index, colour=self._colour)
         )
         if line is not None:
-            show.write_bytes(line.encode("utf-8", "backslashreplace"))
+            output.write_bytes(line.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         """Let whoever reads have it."""

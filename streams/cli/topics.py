@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.cli import show
-from streams.cli.bookkeeping import internal_topics, print_hidden_count
-from streams.cli.failures import UsageError
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+from streams.cli.internal_topics import internal_topics, print_hidden_count
+from streams.cli.offset_arguments import parse_duration
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
-from streams.cli.places import parse_duration
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -61,12 +61,12 @@ def list_topics(
         topics = log.topics()
         internal: set[str] = set()
         if not include_internal:
-            groups = show.call_or_report("groups", log.groups) or ()
+            groups = output.call_or_report("groups", log.groups) or ()
             internal = internal_topics((info.name for info in topics), groups)
         found = [
             (
                 info,
-                show.call_or_report(
+                output.call_or_report(
                     info.name, partial(_message_count, log, info.name, info.partitions)
                 ),
             )
@@ -74,7 +74,7 @@ def list_topics(
             if info.name not in internal
         ]
     if json:
-        show.print_json(
+        output.print_json(
             [
                 {
                     "topic": info.name,
@@ -86,10 +86,10 @@ def list_topics(
             ]
         )
         return
-    show.print_table(
+    output.print_table(
         ["topic", "partitions", "messages", "retention"],
         [
-            [info.name, info.partitions, messages, show.retention_text(info.retention)]
+            [info.name, info.partitions, messages, output.retention_text(info.retention)]
             for info, messages in found
         ],
     )
@@ -112,23 +112,23 @@ def show_topic(topic: Name, url: Url = None, json: AsJson = False) -> None:
             rows.append(
                 {
                     "partition": partition,
-                    "first": show.offset_json(log, first),
-                    "end": show.offset_json(log, end),
+                    "first": output.offset_json(log, first),
+                    "end": output.offset_json(log, end),
                     "messages": log.lag(topic, partition, first),
                 }
             )
     if json:
         retention = _retention_json(info.retention)
-        show.print_json({"topic": topic, "retention": retention, "partitions": rows})
+        output.print_json({"topic": topic, "retention": retention, "partitions": rows})
         return
-    show.print_line(f"{topic}: {show.retention_text(info.retention)}")
-    show.print_table(
+    output.print_line(f"{topic}: {output.retention_text(info.retention)}")
+    output.print_table(
         ["partition", "first", "end", "messages"],
         [
             [
                 str(row["partition"]),
-                show.offset_cell(row["first"]),
-                show.offset_cell(row["end"]),
+                output.offset_cell(row["first"]),
+                output.offset_cell(row["end"]),
                 row["messages"],
             ]
             for row in rows
@@ -175,13 +175,13 @@ def create_topic(
     retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     with open_url(url, "rwc") as log:
         info = log.create_topic(topic, partitions, retention, settings or None)
-    show.print_line(
-        f"{info.name}: {show.count_text(info.partitions, 'partition')}, {show.retention_text(info.retention)}"
+    output.print_line(
+        f"{info.name}: {output.count_text(info.partitions, 'partition')}, {output.retention_text(info.retention)}"
     )
-    differs = show.retention_text(info.retention) != show.retention_text(retention)
+    differs = output.retention_text(info.retention) != output.retention_text(retention)
     if differs and retention != Retention() and info.retention_known:
-        options_text = show.retention_options(retention)
-        show.print_note(
+        options_text = output.retention_options(retention)
+        output.print_note(
             f"{topic} was there, and its retention is as it was: streams topics retain {topic} "
             f"{options_text} changes it"
         )
@@ -223,12 +223,12 @@ def set_retention(
         info = log.topic(topic)
         if not for_ever:
             confirm(
-                f"{topic}: {show.retention_text(info.retention)}. {show.retention_text(retention).capitalize()} "
+                f"{topic}: {output.retention_text(info.retention)}. {output.retention_text(retention).capitalize()} "
                 "from now on, and delete what is beyond that?",
                 yes=yes,
             )
         info = log.set_retention(topic, retention)
-    show.print_line(f"{info.name}: {show.retention_text(info.retention)}")
+    output.print_line(f"{info.name}: {output.retention_text(info.retention)}")
 
 
 @app.command("delete")
@@ -242,9 +242,9 @@ def delete_topic(topic: Name, yes: AssumeYes = False, url: Url = None) -> None:
     """
     with open_url(url) as log:
         messages = _message_count(log, topic, log.topic(topic).partitions)
-        confirm(f"Delete {topic} with its {show.count_text(messages, 'message')}?", yes=yes)
+        confirm(f"Delete {topic} with its {output.count_text(messages, 'message')}?", yes=yes)
         log.delete_topic(topic)
-    show.print_line(f"{topic}: deleted")
+    output.print_line(f"{topic}: deleted")
 
 
 def _parse_retention(

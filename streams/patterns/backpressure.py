@@ -22,9 +22,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, overload
 
+from streams.cancellation import run_to_completion
 from streams.errors import ConfigError, InvalidValue, StreamsError
 from streams.patterns.operation import call_operation, check_operation, runs_in_thread
-from streams.shielding import run_to_completion
 
 __all__ = ["BackpressureController", "NotAcquired"]
 

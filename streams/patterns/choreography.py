@@ -31,16 +31,16 @@ from uuid_utils import uuid7
 from stream_codecs import EncodeError
 from streams.clock import SYSTEM
 from streams.config import Retry
+from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
-from streams.letters import error_text
 from streams.message import CORRELATION
+from streams.patterns.arguments import NOT_GIVEN
 from streams.patterns.bus import DurableOptions, Event, EventBus, Subscription
-from streams.patterns.bus.calling import check_handler, handler_name
 from streams.patterns.bus.event import check_event
+from streams.patterns.bus.handlers import check_handler, handler_name
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
-from streams.patterns.checking import NOT_GIVEN
-from streams.reading import OffsetSpec
 from streams.text import get_logger
+from streams.topic_reader import OffsetSpec
 
 __all__ = ["ChoreographySaga", "SagaEvent", "SagaState", "SagaTracker", "create_handler"]
 

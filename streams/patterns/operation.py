@@ -2,7 +2,7 @@
 
 A plain function runs in a worker thread, as plain handlers do, so that it never holds up the loop.
 No thread can be interrupted: whoever runs one waits for its end, also when cancelled meanwhile, and
-is cancelled then (:mod:`streams.shielding`), so that nothing is given free that is still in use.
+is cancelled then (:mod:`streams.cancellation`), so that nothing is given free that is still in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streams.errors import ConfigError
-from streams.patterns.checking import check_callable
+from streams.patterns.arguments import check_callable
 
 
 def check_operation(operation: object, where: str, *arguments: str) -> None:

@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeForm
 
-from streams.annotations import ArgumentType, check_arguments
+from streams.annotation_checks import ArgumentType, check_arguments
+from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters, Flow, Retention, Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_group, check_topic
@@ -38,12 +39,11 @@ from streams.message import (
     Message,
     header_or_legacy,
 )
-from streams.patterns.checking import NOT_GIVEN, check_app, check_int
+from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
+from streams.patterns.delay.attempt_log import delay_topic
 from streams.patterns.delay.delays import Delay, DelayClient, due_at
-from streams.patterns.delay.late import delay_topic
-from streams.patterns.delay.wire import Outcome
+from streams.patterns.delay.records import Outcome
 from streams.processor import Processor, ProcessorOptions, inspect_handler
-from streams.shielding import run_in_thread, run_to_completion
 from streams.text import get_logger, is_misspelling, suggestion
 from streams.topic import InternalTopic, Topic
 

@@ -24,13 +24,13 @@ from streams.config import Dedup, Retry
 from streams.errors import ConfigError
 from streams.message import Message
 from streams.processor import Processor
-from streams.reading import OffsetSpec, resolve_ranges
-from streams.replay.copying import copy_range
-from streams.replay.handling import ReplayOptions, handle_range
-from streams.replay.pace import TokenBucket
-from streams.replay.resetting import Move, reset
+from streams.replay.into_function import ReplayOptions, handle_range
+from streams.replay.into_topic import copy_range
+from streams.replay.offset_reset import Move, reset
 from streams.replay.result import Failure, ReplayFailed, ReplayResult, total_messages
+from streams.replay.token_bucket import TokenBucket
 from streams.topic import Key, Source, Topic, encode_key
+from streams.topic_reader import OffsetSpec, resolve_ranges
 
 if TYPE_CHECKING:
     from streams.app import Streams

@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from streams import ConfigError, HealthEndpoint, NotRunning, ProcessorDied, Streams, exit_on_failure
 from streams.health import Health, ProcessorHealth
 from streams.publisher import Publisher
-from tests.runners.support import until
+from tests.processing.support import until
 
 pytestmark = pytest.mark.anyio
 

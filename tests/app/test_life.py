@@ -12,7 +12,7 @@ import pytest
 
 from streams import Flow, NotRunning, ProcessorDied, Retry, Streams
 from streams.testing import Clock, harness
-from tests.runners.support import QUICK, until
+from tests.processing.support import QUICK, until
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import pytest
 from streams import Flow, NotRunning, Processor, Streams, Unavailable
 from streams.processor import ProcessorOptions
 from streams.testing import harness
-from tests.runners.support import QUICK, until
+from tests.processing.support import QUICK, until
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from streams import DeadLetterManager, Reject, Streams
+from streams.cancellation import run_in_thread, run_to_completion, wait_deferring_cancel
 from streams.patterns.backpressure import BackpressureController
 from streams.replay import replay
-from streams.shielding import run_in_thread, run_to_completion, wait_deferring_cancel
 from streams.testing import harness
-from tests.runners.support import until
+from tests.processing.support import until
 
 pytestmark = pytest.mark.anyio
 
@@ -311,23 +311,25 @@ async def test_every_use_gives_its_caller_the_cancellation(
 async def test_a_copy_that_is_cancelled_waits_for_the_thread_that_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from streams.replay import copying
+    from streams.replay import into_topic
 
     begun, go, order = threading.Event(), threading.Event(), list[str]()
-    chunk, close = copying.RangeReader.read_chunk, copying.RangeReader.close
+    chunk, close = into_topic.RangeReader.read_chunk, into_topic.RangeReader.close
 
-    def slow(self: copying.RangeReader, messages: int, size: int = 1 << 20) -> list[copying.LogRow]:
+    def slow(
+        self: into_topic.RangeReader, messages: int, size: int = 1 << 20
+    ) -> list[into_topic.LogRow]:
         begun.set()
         go.wait()
         order.append("read")
         return chunk(self, messages, size)
 
-    def closed(self: copying.RangeReader) -> None:
+    def closed(self: into_topic.RangeReader) -> None:
         order.append("closed")
         close(self)
 
-    monkeypatch.setattr(copying.RangeReader, "read_chunk", slow)
-    monkeypatch.setattr(copying.RangeReader, "close", closed)
+    monkeypatch.setattr(into_topic.RangeReader, "read_chunk", slow)
+    monkeypatch.setattr(into_topic.RangeReader, "close", closed)
     app = Streams("memory://")
     topic, other = app.topic("t", int), app.topic("u", int)
     async with app.connected():

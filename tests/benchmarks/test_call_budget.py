@@ -4,7 +4,7 @@ Counted are the calls that our code makes or is (the handler's own call is one o
 instructions that our code runs, in every thread, between an app's start and its end on a log in
 memory. What does not depend on the number of messages is taken out by counting twice; what comes
 as time passes, by letting none come: commits, which have a budget of their own
-(:data:`streams.engine.pace.CORE_SHARE`), and slices of the event loop.
+(:data:`streams.engine.commit_pace.CORE_SHARE`), and slices of the event loop.
 
 A number here may be lowered when the loop gets leaner. Whoever wants to raise one pays for it on
 every message: see `make bench` first.
@@ -27,9 +27,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 import stream_codecs
 import streams
 from streams import Flow, Streams
-from streams.engine import pace
+from streams.engine import commit_pace
 from streams.patterns import instrument
-from streams.runners import aio
+from streams.processing import async_executor
 
 pytestmark = pytest.mark.skipif(
     sys.gettrace() is not None, reason="a debugger or a coverage tool traces already"
@@ -190,8 +190,8 @@ async def _wait(over: threading.Event) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_comes_as_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "CORE_SHARE", 1e-9)
-    monkeypatch.setattr(aio, "TIME_SLICE", 3_600.0)
+    monkeypatch.setattr(commit_pace, "CORE_SHARE", 1e-9)
+    monkeypatch.setattr(async_executor, "TIME_SLICE", 3_600.0)
 
 
 RUNS = 8

@@ -178,7 +178,7 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
             assert process.returncode == 0
 
     def keys() -> dict[str, dict[str, Any]]:
-        from streams.patterns.deadletters.closed import ClosedKeyReader
+        from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 
         with shell.log() as log:
             if "orders.billing.parked" not in [info.name for info in log.topics()]:

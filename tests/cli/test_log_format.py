@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cli.logs import JsonFormatter, LogFormat, configure_logging
+from streams.cli.logging_setup import JsonFormatter, LogFormat, configure_logging
 from tests.cli.conftest import Shell, eventually, fill, order
 
 APP = """

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.cli import watchers
-from streams.cli.failures import UsageError
-from streams.cli.watchers import PrometheusClient
+from streams.cli import prometheus
+from streams.cli.command_errors import UsageError
+from streams.cli.prometheus import PrometheusClient
 
 HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 
@@ -127,7 +127,7 @@ def test_no_shape_of_an_answer_is_an_error(found: object) -> None:
 
 
 def test_an_answer_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "MAX_RESPONSE", 1_000)
+    monkeypatch.setattr(prometheus, "MAX_RESPONSE", 1_000)
     with answering(saying(b" " * 1_001)) as address:
         assert all("more than 1,000 bytes" in str(each) for each in asked(address))
 
@@ -142,7 +142,7 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
         while not over.wait(0.02):
             client.sendall(b" ")
 
-    monkeypatch.setattr(watchers, "REQUEST_TIMEOUT", 0.5)
+    monkeypatch.setattr(prometheus, "REQUEST_TIMEOUT", 0.5)
     with answering(drip) as address:
         began = time.monotonic()
         found = PrometheusClient(f"http://{address}").processor_names()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.cli import show
-from streams.cli.failures import UsageError
-from streams.cli.places import OFFSET_HELP, parse_offsets
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets
 from tests.cli.conftest import Run, Shell
 
 
@@ -60,14 +60,14 @@ _JSON = st.recursive(
 @given(_JSON, st.sampled_from([None, 2]))
 def test_a_json_value_is_shown_without_loss(value: Any, indent: int | None) -> None:
     data = json.dumps(value, indent=indent).encode()
-    line = show.json_bytes(show.value_json(data))
+    line = output.json_bytes(output.value_json(data))
     assert line.count(b"\n") == 1
     assert json.loads(line) == {"value": value}
 
 
 @given(st.binary(max_size=40))
 def test_any_value_can_be_had_back(data: bytes) -> None:
-    found = json.loads(show.json_bytes(show.value_json(data)))
+    found = json.loads(output.json_bytes(output.value_json(data)))
     (name,) = found
     if name == "base64":
         assert base64.b64decode(found["base64"]) == data

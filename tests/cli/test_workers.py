@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from streams import Streams
-from streams.cli.workers import RestartPolicy, Supervisor, claim_slot
-from streams.cli.workers import name_member as name_it
+from streams.cli.supervisor import RestartPolicy, Supervisor, claim_slot
+from streams.cli.supervisor import name_member as name_it
 from streams.errors import ConfigError, NotFound
 from streams.message import Record
 from tests.cli.conftest import Shell, eventually
@@ -205,8 +205,8 @@ def supervised(
     commands = [[sys.executable, "-c", program] for program in programs]
     text = (
         "import asyncio, sys\n"
-        "from streams.cli.logs import set_up\n"
-        "from streams.cli.workers import Patience, Supervisor\n"
+        "from streams.cli.logging_setup import set_up\n"
+        "from streams.cli.supervisor import Patience, Supervisor\n"
         "set_up(None)\n"
         f"sys.exit(asyncio.run(Supervisor('shop:app', {commands!r}, {dict(environment or {})!r},"
         f" {patience!r}).run()))\n"

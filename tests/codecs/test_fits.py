@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_codecs import EncodeError, Json, MessagePack
-from stream_codecs.fits import always_unsure, compile_check
-from stream_codecs.shape import type_info
+from stream_codecs.type_checks import always_unsure, compile_check
+from stream_codecs.type_info import type_info
 from tests.codecs.samples import (
     Bounded,
     Cancelled,

@@ -14,7 +14,7 @@ from streams import Dedup, Flow, Message, ProcessorDied, Retry
 from streams.engine.progress import decode
 from streams.errors import Unavailable
 from streams.log.protocol import Retention
-from streams.runners.pump import Poller
+from streams.processing.poller import Poller
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.history import Recorder, Sent, check, read

@@ -18,7 +18,7 @@ from streams import (
     Retry,
     StreamsError,
 )
-from streams.letters import ERROR_BYTES, ERROR_PREFIX
+from streams.derived_records import ERROR_BYTES, ERROR_PREFIX
 from streams.message import REDRIVE, Record
 from tests.conformance.stage import QUICK, Stage
 

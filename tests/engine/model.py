@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from streams.config import Retry
-from streams.engine.dispatch import PartitionState
+from streams.engine.dedup_window import DedupWindow
+from streams.engine.dispatcher import PartitionState
 from streams.engine.progress import FetchedBatch, Progress, Range, decode, encode
-from streams.engine.window import DedupWindow
 from streams.errors import Reject, RetryAfter
 from tests.engine.support import batch
 

@@ -16,7 +16,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from streams.engine.dispatch import Delivery
+from streams.engine.dispatcher import Delivery
 from streams.engine.progress import FetchedBatch
 from streams.errors import Reject, RetryAfter
 from tests.engine.model import Entry, Tenure

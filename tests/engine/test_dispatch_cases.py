@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from streams.config import Retry
-from streams.engine.dispatch import Delivery, Dispatcher, PartitionState
+from streams.engine.dedup_window import DedupWindow
+from streams.engine.dispatcher import Delivery, Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch, Progress
-from streams.engine.window import DedupWindow
 from streams.errors import Reject
 from tests.engine.model import Ownership
 from tests.engine.support import batch

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.config import Flow
-from streams.engine.flow import FIRST_INTAKE, FlowGate
+from streams.engine.flow_gate import FIRST_INTAKE, FlowGate
 from tests.engine.support import runs
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine.pace import CORE_SHARE, LONGEST_LOOK, SAVED_UP, CommitPace
+from streams.engine.commit_pace import CORE_SHARE, LONGEST_LOOK, SAVED_UP, CommitPace
 
 seconds = st.floats(0.0, 10.0)
 intervals = st.floats(0.001, 10.0)

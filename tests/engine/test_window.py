@@ -7,7 +7,7 @@ import gc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine.window import DedupWindow, WindowBudget
+from streams.engine.dedup_window import DedupWindow, WindowBudget
 from tests.engine.support import runs
 
 identities = st.text("abcdefgh", min_size=1, max_size=1)

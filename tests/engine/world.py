@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize
 
 from streams.config import Retry
-from streams.engine.dispatch import Delivery, Dispatcher, PartitionState
+from streams.engine.dispatcher import Delivery, Dispatcher, PartitionState
 from streams.engine.progress import FetchedBatch
 from tests.engine.model import Entry, Group, Ownership, Sent, Tenure
 

@@ -18,8 +18,8 @@ from confluent_kafka.cimpl import NewTopic
 
 from streams import DeadLetters, Flow, Message, Retry, Streams, Topic
 from streams.errors import LogError, OutcomeUnknown, Unavailable
-from streams.log.kafka import reach
-from streams.log.kafka.reading import ReaderPool
+from streams.log.kafka import reconnect
+from streams.log.kafka.reader import ReaderPool
 from streams.log.protocol import Committed
 from streams.message import Position
 from tests.faults.ground import KAFKA, Ground, kafka_ground
@@ -219,7 +219,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return found[-1]
 
     monkeypatch.setattr(ReaderPool, "probe_broker", reaches)
-    monkeypatch.setattr(reach, "DISCONNECTED_LIMIT", 4.0)
+    monkeypatch.setattr(reconnect, "DISCONNECTED_LIMIT", 4.0)
     return found
 
 

@@ -13,21 +13,21 @@ from typing import Any, TypeVar
 import msgspec
 from hypothesis import strategies as st
 
-from streams import letters, message
+from streams import derived_records, message
 from streams.message import Headers, Record
-from streams.patterns.deadletters import parked
-from streams.patterns.delay import wire as delay
-from streams.patterns.saga.entry import JournalEntry
+from streams.patterns.deadletters import parking_records
+from streams.patterns.delay import records as delay
+from streams.patterns.saga.journal_entry import JournalEntry
 from tests.hostile.kafka_wire import Written
 
 NAMES = [
     message.ID, message.SOURCE, message.TYPE, message.TIME, message.CORRELATION,
     message.CAUSATION, message.REDRIVE, message.UNREADABLE, "traceparent", "tracestate",
-    letters.ERROR_EXCEPTION, letters.ERROR_MESSAGE, letters.ERROR_STACKTRACE, letters.ERROR_TOPIC, letters.ERROR_PARTITION,
-    letters.ERROR_OFFSET, letters.ERROR_ATTEMPTS, letters.ERROR_GROUP, letters.ERROR_TIME, letters.ORIGIN,
-    letters.FIRST_FAILED, letters.FIRST_ERROR, letters.EDITED,
+    derived_records.ERROR_EXCEPTION, derived_records.ERROR_MESSAGE, derived_records.ERROR_STACKTRACE, derived_records.ERROR_TOPIC, derived_records.ERROR_PARTITION,
+    derived_records.ERROR_OFFSET, derived_records.ERROR_ATTEMPTS, derived_records.ERROR_GROUP, derived_records.ERROR_TIME, derived_records.ORIGIN,
+    derived_records.FIRST_FAILED, derived_records.FIRST_ERROR, derived_records.EDITED,
     delay.DUE, delay.TOPIC, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.REQUEST,
-    parked.KIND, parked.OWNER, parked.OFFSET, parked.TIME, parked.MESSAGE_ID, parked.TARGET, parked.AFTER_RESET,
+    parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME, parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
     "value", "key", "null:value", "header:key", "null:", "",
 ]  # fmt: skip
 """Every header name that means something to us."""
@@ -144,7 +144,7 @@ def source(n: int) -> list[Record]:
 
 
 def letter(n: int, topic: str, group: str) -> list[Record]:
-    headers: Headers = letters.error_headers(
+    headers: Headers = derived_records.error_headers(
         ValueError("why"), 3, group, (topic, 0, str(n)), "2024-01-01T00:00:00+00:00"
     )
     return [Record(b'{"n":%d}' % n, b"k1", f"m{n}", headers)]
@@ -172,12 +172,12 @@ def behind(n: int, key: bytes) -> list[Record]:
     """Everything that stands in a topic of parked messages, but for who owns it."""
     inner = Record(b'{"n":%d}' % n, key, f"m{n}", ((message.REDRIVE, b"1"),))
     return [
-        parked.parked_record("dead", "nobody", 0, n, inner, 1.7e9),
-        parked.parked_record("waits", "nobody", 0, n, inner, 1.7e9),
-        parked.done_record("nobody", 0, n, key),
-        parked.command_record("retry", n, 0, key, f"c{n}"),
-        parked.command_record("edit", n, 0, key, f"e{n}", inner),
-        parked.command_record("drop", n, 0, key, f"d{n}"),
+        parking_records.parked_record("dead", "nobody", 0, n, inner, 1.7e9),
+        parking_records.parked_record("waits", "nobody", 0, n, inner, 1.7e9),
+        parking_records.done_record("nobody", 0, n, key),
+        parking_records.command_record("retry", n, 0, key, f"c{n}"),
+        parking_records.command_record("edit", n, 0, key, f"e{n}", inner),
+        parking_records.command_record("drop", n, 0, key, f"d{n}"),
     ]
 
 

@@ -27,7 +27,7 @@ from tests.hostile.commands import command, lists
 from tests.hostile.generate import NUMBERS, TEXTS, any_text, pick
 from tests.hostile.ground import Ground
 from tests.hostile.test_suite import made
-from tests.runners.support import until
+from tests.processing.support import until
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis as OwnRedis

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from streams import letters
-from streams.cli import show
+from streams import derived_records
+from streams.cli import output
 from tests.hostile.commands import command, lists
 from tests.hostile.ground import Ground
 from tests.hostile.kafka_wire import Written
@@ -48,9 +48,9 @@ def test_letters_whose_headers_make_no_sense(stage: Ground) -> None:
     dead = f"{stage.topic_name}.{stage.group}.dead"
     stage.create(dead)
     names = [
-        letters.ERROR_ATTEMPTS, letters.ERROR_OFFSET, letters.ERROR_PARTITION, letters.ERROR_TIME, letters.ERROR_EXCEPTION,
-        letters.ERROR_MESSAGE, letters.ERROR_STACKTRACE, "streams_redrive", letters.ORIGIN,
-        letters.FIRST_FAILED, letters.FIRST_ERROR, letters.EDITED,
+        derived_records.ERROR_ATTEMPTS, derived_records.ERROR_OFFSET, derived_records.ERROR_PARTITION, derived_records.ERROR_TIME, derived_records.ERROR_EXCEPTION,
+        derived_records.ERROR_MESSAGE, derived_records.ERROR_STACKTRACE, "streams_redrive", derived_records.ORIGIN,
+        derived_records.FIRST_FAILED, derived_records.FIRST_ERROR, derived_records.EDITED,
     ]  # fmt: skip
     stage.write(
         dead,
@@ -130,14 +130,14 @@ def test_a_row_that_cannot_be_shown_is_named(
     topic = stage.topic_name
     stage.create(topic)
     stage.write(topic, [Written(b"1"), Written(b"2"), Written(b"3")])
-    real = show.bytes_text
+    real = output.bytes_text
 
     def readable(data: bytes | None) -> str | None:
         if data == b"2":
             raise ZeroDivisionError("nobody thought of it")
         return real(data)
 
-    monkeypatch.setattr(show, "bytes_text", readable)
+    monkeypatch.setattr(output, "bytes_text", readable)
     found = command(stage.url, "tail", topic)
     assert found.status == 0
     assert [line.split()[-1] for line in found.out.splitlines()] == ["1", "3"]

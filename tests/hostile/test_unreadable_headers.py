@@ -21,7 +21,7 @@ from streams.log.url import open_log
 from streams.message import UNREADABLE
 from streams.replay import replay
 from tests.hostile.kafka_wire import Written, produce
-from tests.runners.support import until
+from tests.processing.support import until
 from tests.servers.find import KafkaAddress
 
 pytestmark = pytest.mark.anyio

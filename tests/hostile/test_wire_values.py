@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streams import DeadLetters, EventBus, Message, Retry, wire
-from streams.letters import ERROR_ATTEMPTS
+from streams.derived_records import ERROR_ATTEMPTS
 from streams.message import REDRIVE, TIME
 from tests.conformance.stage import QUICK
 from tests.hostile.ground import Ground

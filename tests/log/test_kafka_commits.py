@@ -8,9 +8,9 @@ import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
 from streams.errors import Unavailable
-from streams.log.kafka import commits as module
-from streams.log.kafka.commits import MembershipLost, OffsetCommits
-from streams.log.kafka.partitions import Key, topic_partitions_of
+from streams.log.kafka import offset_commits as module
+from streams.log.kafka.assignment import Key, topic_partitions_of
+from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
 from streams.log.protocol import Assignment, Commit, Committed
 
 KEY = ("t", 0)

@@ -19,7 +19,8 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.log.kafka import asking, errors, topics
+from streams.log.kafka import errors, requests, topics
+from streams.log.kafka.driver_log import REPEAT_AFTER, DriverLogger
 from streams.log.kafka.errors import (
     ERROR_CLASSES,
     WRITE_ERROR_CLASSES,
@@ -28,7 +29,6 @@ from streams.log.kafka.errors import (
     parse_connection_failure,
     translate,
 )
-from streams.log.kafka.lines import REPEAT_AFTER, DriverLogger
 from streams.log.kafka.log import KafkaLog
 from streams.log.secrets import Secrets
 from streams.log.url import open_log
@@ -221,7 +221,7 @@ def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
 
 
 def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_CONNECT_GRACE", 0.0)
+    monkeypatch.setattr(requests, "FIRST_CONNECT_GRACE", 0.0)
     monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 1.0)
     for answered in (False, True):
         log = open_log(f"kafka://127.0.0.1:{free_port()}")

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from streams.errors import ConfigError, Fatal, GroupNotEmpty
-from streams.log.kafka import moves
+from streams.log.kafka import forced_resets
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
 from streams.log.url import open_log
@@ -155,7 +155,7 @@ def test_what_a_listener_raises_in_a_revocation_comes_out_of_poll(world: World) 
 def test_members_that_do_not_look_cannot_be_forced(
     kafka: KafkaAddress, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "RESET_TIMEOUT", 1.0)
+    monkeypatch.setattr(forced_resets, "RESET_TIMEOUT", 1.0)
     topic, group = world.topic(), world.group()
     world.log.initialize_offsets(group, topic, {0: 0})
     theirs = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
@@ -167,7 +167,7 @@ def test_members_that_do_not_look_cannot_be_forced(
         world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     theirs.close()
     assert world.position(group, topic) == 0
-    assert world.log.groups().count(moves.reset_group_name(group)) == 0
+    assert world.log.groups().count(forced_resets.reset_group_name(group)) == 0
     world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     assert world.position(group, topic) == 5
 

@@ -18,7 +18,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import ConfigError, LogError, TooLarge, Unavailable
-from streams.log.kafka import reading
+from streams.log.kafka import reader as reader_module
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
 from streams.log.protocol import Assignment, Committed, Retention
 from streams.log.url import open_log
@@ -380,7 +380,7 @@ def test_a_position_that_is_overtaken_while_it_waits_is_resolved_anew(
 def test_a_reader_whose_consumer_sees_nothing_goes_on_with_another(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "STALL_TIMEOUT", 0.0)
+    monkeypatch.setattr(reader_module, "STALL_TIMEOUT", 0.0)
     log, topic = world.log, world.topic(1)
     assert isinstance(log, KafkaLog)
     append(log, topic, [record(b"1"), record(b"2")])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.kafka.reach import (
+from streams.log.kafka.reconnect import (
     DISCONNECTED_LIMIT,
     MAX_LIMIT,
     NOT_CONNECTING_LIMIT,

@@ -19,7 +19,7 @@ from streams.errors import (
     Unavailable,
 )
 from streams.log.redis import RedisLog
-from streams.log.redis.columns import identity_of_record
+from streams.log.redis.batch import identity_of_record
 from streams.message import ID, REDRIVE, SOURCE, Position, Record
 from tests.log.redis_support import Proxy, append, name, open_redis, outcomes, record, until
 from tests.servers.lifetime import Lifetime

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.redis.columns import (
+from streams.log.redis.batch import (
     EntryFields,
     EntryIdOffsets,
     RedisBatch,

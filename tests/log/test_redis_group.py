@@ -14,7 +14,7 @@ import redis
 from streams.errors import GroupNotEmpty, Unavailable
 from streams.log.protocol import Committed, Retention
 from streams.log.redis import RedisLog, subscription
-from streams.log.redis.feed import Fetcher
+from streams.log.redis.fetcher import Fetcher
 from streams.message import Position
 from tests.log.redis_support import (
     PATIENCE,

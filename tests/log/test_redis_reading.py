@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from streams.log.redis import RedisLog, reading
+from streams.log.redis import RedisLog, reader
 from tests.log.redis_support import Member, Proxy, append, name, open_redis, record
 from tests.servers.find import RedisAddress
 
@@ -49,7 +49,7 @@ def test_a_lag_that_would_have_to_be_counted_for_long_is_unknown(
 ) -> None:
     topic, group = log.create_topic(name("topic"), 1).name, name("group")
     offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(3_000)])]
-    monkeypatch.setattr(reading, "MAX_COUNTED", 1_000)
+    monkeypatch.setattr(reader, "MAX_COUNTED", 1_000)
     assert log.lag(topic, 0, offsets[500]) is None
     assert log.lag(topic, 0, offsets[2_500]) == 500
     # Where a group stands, the server counts.

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.log.redis.keys import MAX_OFFSET, entry_id
-from streams.log.redis.scripts import MAX_ARGUMENTS, load_script
-from streams.log.redis.writing import CHUNK_RECORDS, MAX_FIELDS
+from streams.log.redis.lua import MAX_ARGUMENTS, load_script
+from streams.log.redis.producer import CHUNK_RECORDS, MAX_FIELDS
 from tests.servers.find import RedisAddress
 
 LAST = (1 << 64) - 1

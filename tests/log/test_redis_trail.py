@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.log.redis.columns import EntryIdOffsets
+from streams.log.redis.batch import EntryIdOffsets
 from streams.log.redis.keys import entry_id
-from streams.log.redis.trail import LagCounter
+from streams.log.redis.lag_counter import LagCounter
 
 
 @given(

@@ -150,8 +150,8 @@ def test_one_step_is_bounded(
     log: RedisLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = filled(log, Retention(messages=1))
-    monkeypatch.setattr("streams.log.redis.trimming.TRIM_STEP", 1_000)
-    monkeypatch.setattr("streams.log.redis.trimming.MAX_STEPS", 2)
+    monkeypatch.setattr("streams.log.redis.retention.TRIM_STEP", 1_000)
+    monkeypatch.setattr("streams.log.redis.retention.MAX_STEPS", 2)
     assert 1_000 < trim(log, topic) <= 2_000
 
 
@@ -184,7 +184,7 @@ def test_a_running_process_hears_of_another_retention(
     log: RedisLog, client: redis.Redis, address: RedisAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.log.redis.topics.CACHE_SECONDS", 0.0)
-    monkeypatch.setattr("streams.log.redis.trimming.TRIM_INTERVAL", 0.0)
+    monkeypatch.setattr("streams.log.redis.retention.TRIM_INTERVAL", 0.0)
     other = open_redis(address.url)
     topic = log.create_topic(name("topic"), 1).name
     append(log, topic, [b"%d" % n for n in range(1_000)])

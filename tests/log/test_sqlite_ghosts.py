@@ -11,8 +11,8 @@ import pytest
 
 from streams.clock import SYSTEM
 from streams.errors import TopicMismatch
-from streams.log.sqlite.alive import timeline_of
 from streams.log.sqlite.log import SqliteLog
+from streams.log.sqlite.member_locks import timeline_of
 from streams.log.url import open_log
 from tests.conformance.member import History, Member
 from tests.conformance.records import append, record

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from streams.log.protocol import Log
-from streams.log.sqlite.alive import MemberLocks
 from streams.log.sqlite.files import CompanionRefused, open_companion
+from streams.log.sqlite.member_locks import MemberLocks
 from streams.log.url import open_log
 from streams.patterns.idempotency import IdempotencyStore
 from tests.conformance.records import append, record

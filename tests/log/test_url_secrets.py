@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import Streams
+from streams.derived_records import error_headers
 from streams.errors import ConfigError, LogError
-from streams.letters import error_headers
 from streams.log.kafka.settings import read_settings as kafka_settings
 from streams.log.secrets import MIN_PIECE, Secrets, is_secret_name
 from streams.log.url import open_log, parse, read_url, redact

@@ -9,7 +9,7 @@ import pytest
 
 from streams import NotFound, Unavailable
 from streams.cli.checklist import AppInspection, Verdict, run_checks
-from streams.cli.watchers import PrometheusClient
+from streams.cli.prometheus import PrometheusClient
 from streams.log.protocol import DurabilityFact, Log
 from streams.log.url import open_log
 from tests.conformance.stage import Stage

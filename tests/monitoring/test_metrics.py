@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry
 from streams import ConfigError, Message, ProcessorStats, Retry, Streams
 from streams.clock import SYSTEM
 from streams.patterns import MetricsCollector, MonitoringServer
-from streams.patterns.monitoring.backlog import _lag_and_age
-from streams.runners.pump import PartitionProgress
-from streams.runners.timing import BUCKET_BOUNDS, QUICK_CALL, SAMPLE_EVERY, Histogram, Timing
+from streams.patterns.monitoring.lag_probe import _lag_and_age
+from streams.processing.poller import PartitionProgress
+from streams.processing.timing import BUCKET_BOUNDS, QUICK_CALL, SAMPLE_EVERY, Histogram, Timing
 from tests.conformance.stage import QUICK as QUICK_FLOW
 from tests.conformance.stage import Stage
 from tests.monitoring.conftest import come, scrape, until
@@ -216,7 +216,7 @@ def test_quick_calls_are_timed_now_and_then_and_count_for_the_others(
 ) -> None:
     moments = count()
     monkeypatch.setattr(
-        "streams.runners.timing.perf_counter", lambda: next(moments) * QUICK_CALL / 2
+        "streams.processing.timing.perf_counter", lambda: next(moments) * QUICK_CALL / 2
     )
     timing = Timing(asynchronous=False)
     called: list[int] = []

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, ProcessorDied, Streams, Unavailable
-from streams.cli.failures import UsageError
+from streams.cli.command_errors import UsageError
 from streams.cli.options import parse_address
-from streams.cli.workers import _http_arguments
+from streams.cli.supervisor import _http_arguments
 from streams.log.memory import MemoryLog
 from streams.patterns import MonitoringServer
-from streams.patterns.monitoring.serving import MAX_CONNECTIONS, MAX_REQUEST_BYTES
+from streams.patterns.monitoring.http_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES
 from tests.cli.conftest import Run, Shell, eventually
 from tests.monitoring.conftest import come, get
 from tests.test_text import unfit
@@ -296,7 +296,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 from streams import Streams
 from streams.patterns import MonitoringServer
-from streams.patterns.monitoring.serving import CONNECTIONS, LARGEST
+from streams.patterns.monitoring.http_server import CONNECTIONS, LARGEST
 with MonitoringServer(Streams("memory://"), port=0) as server:
     base = f"http://{server.host}:{server.port}"
     print(urlopen(base + "/healthz").status)

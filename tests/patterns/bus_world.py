@@ -16,7 +16,7 @@ from streams import Flow, Streams
 from streams.log.url import open_log
 from streams.patterns import Event, EventBus, PatternEventBus
 from tests.patterns.conftest import FOUR
-from tests.runners.support import until
+from tests.processing.support import until
 
 QUICK = Flow(commit=0.05, drain=5.0)
 

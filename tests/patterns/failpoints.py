@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streams import Streams
-from streams.letters import header_text
+from streams.derived_records import header_text
 from streams.log.protocol import Assignment, Log, OnAppended, Subscription
 from streams.message import Record
-from streams.patterns.deadletters.parked import KIND
+from streams.patterns.deadletters.parking_records import KIND
 
 RECORDS = ("owner", "dead", "waits", "done")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from streams import DeadLetters, Flow, Message, Reject, Streams
 from streams.message import REDRIVE
-from streams.patterns.deadletters import sequence
+from streams.patterns.deadletters import key_parking
 from streams.processor import Processor
 from tests.patterns import failpoints
 
@@ -97,7 +97,7 @@ def stop_itself(app: Streams) -> None:
 
 
 if __name__ == "__main__":
-    sequence.FLOOR_INTERVAL = 0.1
+    key_parking.FLOOR_INTERVAL = 0.1
     *words, count = sys.argv[1:]
     url, topic, group, file, failpoint = words
     build(url, topic, group, file, failpoint, int(count), stop_itself).run()

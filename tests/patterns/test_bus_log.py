@@ -16,11 +16,11 @@ from streams.log.protocol import Assignment, TopicInfo
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import Event, EventBus, PatternEventBus
-from streams.patterns.bus.following import EphemeralSubscription
+from streams.patterns.bus.ephemeral import EphemeralSubscription
 from streams.processor import Processor
 from streams.testing import Clock, harness
 from tests.patterns.bus_world import QUICK, World, logged
-from tests.runners.support import until
+from tests.processing.support import until
 
 __all__ = ["logged"]
 

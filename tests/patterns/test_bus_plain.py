@@ -14,8 +14,7 @@ import pytest
 
 from streams import ConfigError, InvalidValue, Streams
 from streams.patterns import Event, EventBus, PatternEventBus
-from streams.patterns.bus.locally import YIELD_AFTER
-from streams.patterns.bus.pace import (
+from streams.patterns.bus.inline_policy import (
     MAX_INTERRUPTION,
     MAX_TRIAL_CALLS,
     QUICK_CALL,
@@ -23,6 +22,7 @@ from streams.patterns.bus.pace import (
     TRIAL_CALLS,
     InlinePolicy,
 )
+from streams.patterns.bus.local_router import YIELD_AFTER
 
 pytestmark = pytest.mark.anyio
 

@@ -25,7 +25,7 @@ from streams.patterns import (
 )
 from streams.testing import Clock, harness
 from tests.patterns.bus_world import QUICK, World, logged, world
-from tests.runners.support import until
+from tests.processing.support import until
 
 __all__ = ["logged", "world"]
 

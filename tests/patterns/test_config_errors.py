@@ -22,7 +22,7 @@ from streams.patterns import (
     create_handler,
 )
 from streams.replay import replay
-from tests.runners.support import QUICK, until
+from tests.processing.support import QUICK, until
 
 pytestmark = pytest.mark.anyio
 

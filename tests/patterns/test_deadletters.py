@@ -23,8 +23,8 @@ from streams import (
     Retry,
     Streams,
 )
+from streams.derived_records import ERROR_PREFIX
 from streams.engine.progress import encode
-from streams.letters import ERROR_PREFIX
 from streams.log.protocol import Log
 from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage

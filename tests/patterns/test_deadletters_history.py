@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from streams.letters import ERROR_GROUP, ERROR_TOPIC
+from streams.derived_records import ERROR_GROUP, ERROR_TOPIC
 from streams.log.protocol import Log
 from streams.message import Record
 from streams.patterns import DeadLetterManager

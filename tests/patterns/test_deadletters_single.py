@@ -19,7 +19,7 @@ from streams import (
     NotFound,
     Retry,
 )
-from streams.letters import EDITED, FIRST_ERROR, FIRST_FAILED, ORIGIN
+from streams.derived_records import EDITED, FIRST_ERROR, FIRST_FAILED, ORIGIN
 from streams.message import Position
 from streams.patterns import ClosedKeys, DeadLetter, DeadLetterManager
 from streams.patterns.deadletters import redriving

@@ -18,7 +18,8 @@ import pytest
 
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
 from streams.patterns import Delays
-from streams.patterns.delay import fetch, owner, wire
+from streams.patterns.delay import record_fetcher, scheduler
+from streams.patterns.delay import records as delay_records
 from streams.testing import Clock, harness
 from tests.conformance.stage import QUICK, Stage
 from tests.patterns.delay_child import SOURCE, declare
@@ -303,7 +304,7 @@ async def test_nothing_comes_early(log: str, tmp_path: Path) -> None:
 async def test_a_log_that_trims_keeps_what_is_pending(
     log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "FLOOR_INTERVAL", 0.0)
+    monkeypatch.setattr(scheduler, "FLOOR_INTERVAL", 0.0)
     app = Streams("memory://")
     topic = app.topic("wanted", int)
     delays = Delays(app)
@@ -311,7 +312,9 @@ async def test_a_log_that_trims_keeps_what_is_pending(
 
     async def pass_through(count: int) -> None:
         """So many messages that are due at once, and their marks."""
-        records = [wire.entry_record(topic.record(value), topic.name, 0) for value in range(count)]
+        records = [
+            delay_records.entry_record(topic.record(value), topic.name, 0) for value in range(count)
+        ]
         before = delays.stats().delivered
         await app.publisher.publish_many("delays", records)
         while delays.stats().delivered < before + count:
@@ -334,7 +337,7 @@ async def test_a_log_that_trims_keeps_what_is_pending(
 
 
 async def test_payloads_are_bounded_and_due_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "DELIVERY_BYTES", 100)
+    monkeypatch.setattr(scheduler, "DELIVERY_BYTES", 100)
     app = Streams("memory://")
     topic = app.topic("wanted", bytes)
     delays = Delays(app)
@@ -365,7 +368,7 @@ async def test_payloads_are_found_by_position(stage: Stage) -> None:
             places += await topic.publish_many([b"%d" % n for n in range(low, low + 100)])
             await asyncio.sleep(0.002)  # on Redis what stands in another millisecond has a gap
         positions = [place.offset for place in places]
-        look = fetch.RecordFetcher(app.log, topic.name, 0)
+        look = record_fetcher.RecordFetcher(app.log, topic.name, 0)
 
         def found(wanted: list[int], most: int = 1 << 20) -> tuple[list[bytes | None], bool]:
             rows, whole = look.fetch(wanted, most)
@@ -438,10 +441,10 @@ async def a_day(tmp_path: Path, count: int, pending: int, step: float) -> list[l
     app.clock = Clock(datetime.fromtimestamp(start, timezone.utc))
     topic = app.topics[SOURCE]
     async with app.connected():
-        await asyncio.to_thread(owner.ensure_delay_topic, app.log, "delays", 2)
+        await asyncio.to_thread(scheduler.ensure_delay_topic, app.log, "delays", 2)
         for low in range(0, count, 10_000):
             records = [
-                wire.entry_record(topic.record(value, id=f"m{value}"), SOURCE, dues[value])
+                delay_records.entry_record(topic.record(value, id=f"m{value}"), SOURCE, dues[value])
                 for value in range(low, min(count, low + 10_000))
             ]
             await app.publisher.publish_many("delays", records)
@@ -481,7 +484,7 @@ async def a_day(tmp_path: Path, count: int, pending: int, step: float) -> list[l
         await running.settled(within=600)
     assert len(seen) == count
     twice = sum(times - 1 for times in seen.values())
-    assert twice <= 2 * owner.DELIVERY_BATCH
+    assert twice <= 2 * scheduler.DELIVERY_BATCH
     assert set(handled) == set(range(count))
     assert set(handled.values()) == {1}
     return said
@@ -489,7 +492,7 @@ async def a_day(tmp_path: Path, count: int, pending: int, step: float) -> list[l
 
 async def test_ten_thousand_messages_over_a_day_killed_midway(tmp_path: Path) -> None:
     said = await a_day(tmp_path, 10_000, pending=2_000, step=3600)
-    assert max(line[2] for line in said) <= 2 * (2_000 + 500) + owner.DELIVERY_BATCH
+    assert max(line[2] for line in said) <= 2 * (2_000 + 500) + scheduler.DELIVERY_BATCH
 
 
 @pytest.mark.faults
@@ -498,7 +501,7 @@ async def test_a_million_messages_over_a_day_killed_midway(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = await a_day(tmp_path, 1_000_000, pending=100_000, step=300)
-    assert max(line[2] for line in said) <= 2 * (125_000 + owner.DELIVERY_BATCH)
+    assert max(line[2] for line in said) <= 2 * (125_000 + scheduler.DELIVERY_BATCH)
     peak = max(line[3] for line in said)
     with capsys.disabled():
         sys.stdout.write(f"\npeak memory {peak:g} MiB, read {said[-1][4]:g} times\n")

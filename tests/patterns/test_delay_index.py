@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streams.message import Record
-from streams.patterns.delay import wire
-from streams.patterns.delay.index import DueIndex, due_entry, due_time, log_position
-from streams.patterns.delay.owner import OutcomeCache
+from streams.patterns.delay import records
+from streams.patterns.delay.due_index import DueIndex, due_entry, due_time, log_position
+from streams.patterns.delay.scheduler import OutcomeCache
 
 NAMES = st.integers(0, 12)
 DUES = st.integers(0, 20)
@@ -225,33 +225,35 @@ def test_an_entry_comes_back_as_it_was(
     known: str | None,
 ) -> None:
     record = Record(value, key, id, headers)
-    entry = wire.entry_record(record, "to", due, entry_id=known)
+    entry = records.entry_record(record, "to", due, entry_id=known)
     assert entry.value is not None  # a null value would be a mark to whoever compacts
     assert entry.key == (known or id).encode()
-    found = wire.parse_entry(entry.key, entry.value, [("ce_id", entry.id.encode()), *entry.headers])
+    found = records.parse_entry(
+        entry.key, entry.value, [("ce_id", entry.id.encode()), *entry.headers]
+    )
     assert found is not None
     assert (found.topic, found.due) == ("to", due)
     again = found.record
     assert (again.value, again.key, again.id) == (value, key, id)
     assert list(again.headers) == headers
-    assert wire.read_due(entry.headers) == due
+    assert records.read_due(entry.headers) == due
 
 
 def test_what_is_no_entry_is_none() -> None:
     for headers in (
         [],
-        [(wire.DUE, b"5")],
-        [(wire.DUE, b"soon"), (wire.TOPIC, b"t")],
-        [(wire.DUE, b"-5"), (wire.TOPIC, b"t")],
-        [(wire.DUE, b"9" * 30), (wire.TOPIC, b"t")],
+        [(records.DUE, b"5")],
+        [(records.DUE, b"soon"), (records.TOPIC, b"t")],
+        [(records.DUE, b"-5"), (records.TOPIC, b"t")],
+        [(records.DUE, b"9" * 30), (records.TOPIC, b"t")],
     ):
-        assert wire.parse_entry(b"k", b"v", headers) is None
-    assert wire.parse_entry(b"k", None, [(wire.DUE, b"5"), (wire.TOPIC, b"t")]) is None
+        assert records.parse_entry(b"k", b"v", headers) is None
+    assert records.parse_entry(b"k", None, [(records.DUE, b"5"), (records.TOPIC, b"t")]) is None
 
 
 def test_a_header_that_is_ours_cannot_be_smuggled_in() -> None:
-    record = Record(b"v", None, "m", [(wire.TOPIC, b"elsewhere"), (wire.DUE, b"0")])
-    entry = wire.entry_record(record, "here", 7)
-    found = wire.parse_entry(entry.key, entry.value, entry.headers)
+    record = Record(b"v", None, "m", [(records.TOPIC, b"elsewhere"), (records.DUE, b"0")])
+    entry = records.entry_record(record, "here", 7)
+    found = records.parse_entry(entry.key, entry.value, entry.headers)
     assert found is not None
     assert (found.topic, found.due) == ("here", 7)

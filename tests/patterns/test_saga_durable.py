@@ -25,15 +25,15 @@ from streams.patterns import (
     StepError,
     UnknownSaga,
 )
-from streams.patterns.saga.entry import (
+from streams.patterns.saga.journal import Journal
+from streams.patterns.saga.journal_entry import (
     Failure,
     JournalEntry,
     StoredEntry,
     abandon_entry,
     resume_entry,
 )
-from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.tail import SuccessorReader
+from streams.patterns.saga.successor_reader import SuccessorReader
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, Stage
 
@@ -557,7 +557,7 @@ async def test_a_journal_that_could_not_be_read_is_read_again(
         return numbers(journal, partition, start)
 
     monkeypatch.setattr(Journal, "last_numbers", failing)
-    monkeypatch.setattr("streams.patterns.saga.tail.RETRY_PAUSE", 0.001)
+    monkeypatch.setattr("streams.patterns.saga.successor_reader.RETRY_PAUSE", 0.001)
     async with memory(SagaStep("a", nothing)) as (saga, _):
         assert await saga.execute(Order(1)) == Order(1)
     assert answers == []

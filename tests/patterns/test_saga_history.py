@@ -15,10 +15,10 @@ from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns import SagaOrchestrator, SagaStep, UnknownSaga
-from streams.patterns.saga import durable
-from streams.patterns.saga.entry import StoredEntry, abandon_entry
+from streams.patterns.saga import durable_sagas
 from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.recent import RecentSagas
+from streams.patterns.saga.journal_entry import StoredEntry, abandon_entry
+from streams.patterns.saga.recent_sagas import RecentSagas
 from tests.conformance.stage import Stage
 from tests.patterns.counting import Counting, counting
 
@@ -72,7 +72,7 @@ async def test_a_saga_is_looked_up_among_what_is_new(
 ) -> None:
     """As much is read with few sagas in the journal as with many."""
     name = f"saga-{uuid4().hex[:8]}"
-    monkeypatch.setattr(durable, "MIN_INDEXED_ENTRIES", KEEP)
+    monkeypatch.setattr(durable_sagas, "MIN_INDEXED_ENTRIES", KEEP)
     back, front = orchestrator(stage, name, steps=True), orchestrator(stage, name, steps=False)
     assert back._durable is not None
     assert front._durable is not None

@@ -21,11 +21,16 @@ from streams.clock import SYSTEM
 from streams.message import Record
 from streams.patterns import SagaError, SagaOrchestrator, SagaStep, StepCall, UnknownSaga
 from streams.patterns.saga.contexts import EncodedContexts
-from streams.patterns.saga.course import SagaEngine
-from streams.patterns.saga.decoding import EntryDecoder
-from streams.patterns.saga.entry import JournalEntry, StoredEntry, abandon_entry, resume_entry
+from streams.patterns.saga.engine import SagaEngine
+from streams.patterns.saga.entry_validation import invalid_reason
 from streams.patterns.saga.journal import Journal
-from streams.patterns.saga.validation import invalid_reason
+from streams.patterns.saga.journal_decoder import EntryDecoder
+from streams.patterns.saga.journal_entry import (
+    JournalEntry,
+    StoredEntry,
+    abandon_entry,
+    resume_entry,
+)
 from streams.testing import harness
 from tests.conformance.stage import Stage
 

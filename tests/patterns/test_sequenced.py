@@ -24,13 +24,13 @@ from streams import (
     Streams,
     TopicMismatch,
 )
-from streams.engine import pace
-from streams.letters import ERROR_PREFIX, FIRST_ERROR, FIRST_FAILED, ORIGIN, header_text
+from streams.derived_records import ERROR_PREFIX, FIRST_ERROR, FIRST_FAILED, ORIGIN, header_text
+from streams.engine import commit_pace
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
-from streams.patterns.deadletters import parked, sequence
-from streams.patterns.deadletters.closed import ClosedKeyReader, read_state
+from streams.patterns.deadletters import key_parking, parking_records
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
 from streams.patterns.deadletters.redriving import append_and_wait
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, QUICK, Stage
@@ -134,7 +134,12 @@ async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> 
         await stage.handled(2)
     failed, again, parked = world.messages
     assert (again.id, again.key, again.value, again.attempt) == ("m1", "k", 1, 1)
-    assert (parked.id, parked.key, parked.value, parked.attempt) == ("m2", "k", 2, 1)
+    assert (
+        parked.id,
+        parked.key,
+        parked.value,
+        parked.attempt,
+    ) == ("m2", "k", 2, 1)
     assert [tuple(each.position) for each in (failed, again)] == [tuple(failed.position)] * 2
     assert tuple(again.position)[:2] == (first.topic, first.partition)
     assert tuple(parked.position)[:2] == (second.topic, second.partition)
@@ -414,9 +419,9 @@ async def test_batches(stage: Stage, plain: bool) -> None:
 async def test_many_keys_and_long_queues_come_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "FETCH_AHEAD", 4)
-    monkeypatch.setattr(sequence, "FETCH_LIMIT", 7)
-    monkeypatch.setattr(sequence, "FETCH_BYTES", 40)
+    monkeypatch.setattr(key_parking, "FETCH_AHEAD", 4)
+    monkeypatch.setattr(key_parking, "FETCH_LIMIT", 7)
+    monkeypatch.setattr(key_parking, "FETCH_BYTES", 40)
     world = World(stage)
     keys = 6
     async with world.app:
@@ -442,8 +447,8 @@ async def test_no_more_is_held_than_is_allowed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What would be parked waits in its lane, and its partition with it; other keys go on."""
-    monkeypatch.setattr(sequence, "PARKED_LIMIT", 3)
-    monkeypatch.setattr("streams.runners.base.WRITE_PAUSE", 0.02)
+    monkeypatch.setattr(key_parking, "PARKED_LIMIT", 3)
+    monkeypatch.setattr("streams.processing.executor.WRITE_PAUSE", 0.02)
     world = World(stage, partitions=1)
     async with world.app:
         await world.failing(0, key="k")
@@ -461,7 +466,7 @@ async def test_no_more_is_held_than_is_allowed(
 async def test_what_is_over_is_not_read_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.02)
+    monkeypatch.setattr(key_parking, "FLOOR_INTERVAL", 0.02)
     world = World(stage, partitions=1)
     name = f"{world.topic.name}.{stage.group}.parked"
     async with world.app:
@@ -524,15 +529,15 @@ async def lost_commits(
 ) -> tuple[World, int]:
     """A life of which nothing was committed but that 9 was handled: as after a crash. In it 0 was
     handled, 1 dead and 2 parked. Also where the record of 1 stands."""
-    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.02)
+    monkeypatch.setattr(key_parking, "FLOOR_INTERVAL", 0.02)
     first = World(stage, partitions=1)
     async with first.app:
         await stage.publish(first.topic, 9, key="other")
         await stage.committed(first.app)
         place = (await asyncio.to_thread(stage.places, first.app))[0]
     # A commit is so dear that in this life there is one, at the very beginning.
-    monkeypatch.setattr(pace, "CORE_SHARE", 1e-12)
-    monkeypatch.setattr(pace, "SAVED_UP", 0.0)
+    monkeypatch.setattr(commit_pace, "CORE_SHARE", 1e-12)
+    monkeypatch.setattr(commit_pace, "SAVED_UP", 0.0)
     second = World(stage, partitions=1, flow=Flow(commit=1_000.0))
     name = f"{first.topic.name}.{stage.group}.parked"
     async with second.app:
@@ -645,8 +650,8 @@ async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) 
     async with again.app:
         await stage.until(lambda: again.app.processors[0].key_parking._shelves, "owned")  # type: ignore[union-attr]
         for record in (
-            parked.done_record(former, 0, offsets[0], b"k"),
-            parked.parked_record(
+            parking_records.done_record(former, 0, offsets[0], b"k"),
+            parking_records.parked_record(
                 "dead", former, 0, offsets[1] + 10, again.topic.record(9, key="late"), 0.0
             ),
         ):
@@ -710,7 +715,7 @@ async def test_a_strangers_owner_record_loses_nothing_and_is_told(
 
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
-    shelves = sequence.DurableKeyParking.__new__(sequence.DurableKeyParking)
+    shelves = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
     shelf = SimpleNamespace(over="replaced", name="t", partition=0, assignment=object())
     shelves._partitions = {("t", 0): shelf}  # type: ignore[dict-item]
     shelves._replacements = {}
@@ -725,7 +730,7 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failover may lose what was acknowledged: here a record is not written at all."""
-    monkeypatch.setattr(sequence, "LOST_AFTER", 0.2)
+    monkeypatch.setattr(key_parking, "LOST_AFTER", 0.2)
     world = World(stage, partitions=1)
     name = f"{stage.topic_name}.{stage.group}.parked"
     async with world.app:
@@ -735,7 +740,11 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
         write, lost = log.append, list[str]()
 
         def append(topic: str, records: Any, done: Any) -> None:
-            if topic != name or lost or header_text(records[0].headers, parked.KIND) != "waits":
+            if (
+                topic != name
+                or lost
+                or header_text(records[0].headers, parking_records.KIND) != "waits"
+            ):
                 write(topic, records, done)
                 return
             lost.append(records[0].id)
@@ -757,21 +766,25 @@ async def test_what_was_confirmed_and_is_not_in_the_log_is_parked_again(
 async def test_a_group_goes_on_with_what_an_older_release_parked(stage: Stage) -> None:
     """Its owner records do not name the ones that they replace."""
     anchor, topic = stage.anchor, stage.topic_name
-    name = parked.parked_topic(topic, stage.group)
+    name = parking_records.parked_topic(topic, stage.group)
 
     def older() -> None:
         anchor.create_topic(topic, 1)
-        sequence.ensure_parked_topic(anchor, name, 1, topic)
+        key_parking.ensure_parked_topic(anchor, name, 1, topic)
         records = [Record(b"%d" % value, b"k", f"m{value}") for value in range(3)]
         places = [each.offset for each in append_and_wait(anchor, topic, records)]  # type: ignore[union-attr]
         anchor.reset_offsets(stage.group, topic, {0: Committed(places[2] + 1)}, force=True)
         first, second = uuid4().hex, uuid4().hex
         written = [forged("owner", owner=first, fresh="1")]
-        written.append(parked.parked_record("dead", first, 0, places[0], records[0], 0.0))
-        written.append(parked.parked_record("waits", first, 0, places[1], records[1], 0.0))
+        written.append(parking_records.parked_record("dead", first, 0, places[0], records[0], 0.0))
+        written.append(parking_records.parked_record("waits", first, 0, places[1], records[1], 0.0))
         written.append(forged("owner", owner=second))
-        written.append(parked.parked_record("waits", first, 0, places[1] + 9, records[1], 0.0))
-        written.append(parked.parked_record("waits", second, 0, places[2], records[2], 0.0))
+        written.append(
+            parking_records.parked_record("waits", first, 0, places[1] + 9, records[1], 0.0)
+        )
+        written.append(
+            parking_records.parked_record("waits", second, 0, places[2], records[2], 0.0)
+        )
         assert not [each for each in append_and_wait(anchor, name, written) if not each]
 
     await asyncio.to_thread(older)

@@ -27,9 +27,9 @@ from streams import Streams
 from streams.log.membership import LeaseTerms
 from streams.log.memory.log import MemoryLog
 from streams.message import Record
-from streams.patterns.deadletters import sequence
-from streams.patterns.deadletters.closed import ClosedKeyReader, read_state
-from streams.patterns.deadletters.parked import parked_topic
+from streams.patterns.deadletters import key_parking
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
+from streams.patterns.deadletters.parking_records import parked_topic
 from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns import failpoints
@@ -319,7 +319,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Iterator[Stag
     """The memory log, with short leases, and a floor that moves often."""
     for module in ("subscription", "store"):
         monkeypatch.setattr(f"streams.log.memory.{module}.TERMS", LeaseTerms(lease=0.5))
-    monkeypatch.setattr(sequence, "FLOOR_INTERVAL", 0.1)
+    monkeypatch.setattr(key_parking, "FLOOR_INTERVAL", 0.1)
     case = next(case for case in FOUR if case.name == "memory")
     opened = Stage(case, memory_url)
     yield opened

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
-from streams.patterns.deadletters import parked
-from streams.patterns.deadletters.closed import read_state
-from streams.patterns.deadletters.parked import (
+from streams.patterns.deadletters import parking_records
+from streams.patterns.deadletters.closed_keys import read_state
+from streams.patterns.deadletters.parking_records import (
     NO_EPOCH,
     ParkingState,
     owner_record,
@@ -46,12 +46,12 @@ VALUES = st.one_of(
 """No position of a real record: naming the head is what a command is for."""
 
 NAMES = [
-    parked.OWNER, parked.REPLACES, parked.OFFSET, parked.TARGET, parked.AFTER_RESET, parked.TIME, parked.MESSAGE_ID,
+    parking_records.OWNER, parking_records.REPLACES, parking_records.OFFSET, parking_records.TARGET, parking_records.AFTER_RESET, parking_records.TIME, parking_records.MESSAGE_ID,
     REDRIVE, "__streams.errors.message", "h",
 ]  # fmt: skip
 
 HEADERS = st.tuples(
-    st.sampled_from([parked.KIND, "__streams.parked.else"]),
+    st.sampled_from([parking_records.KIND, "__streams.parked.else"]),
     st.one_of(st.sampled_from([what.encode() for what in WHATS]), VALUES),
     st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=8),
 ).map(lambda found: [(found[0], found[1]), *found[2]])
@@ -84,7 +84,7 @@ def test_whatever_stands_there_is_read(found: list[tuple[bytes | None, Any]]) ->
         assert 0 <= floor <= len(found)
         # It can be stored, and the owner after this one can name it.
         assert epoch.isascii()
-        assert len(epoch) <= parked.MAX_EPOCH
+        assert len(epoch) <= parking_records.MAX_EPOCH
         follow = parse_record(owner_record("next", each.epoch, 0, after_reset=False).headers)
         assert follow is not None
         each.apply(len(found), None, follow)
@@ -93,7 +93,7 @@ def test_whatever_stands_there_is_read(found: list[tuple[bytes | None, Any]]) ->
 
 def test_a_name_that_passes_for_nobody_or_for_an_epoch_is_none() -> None:
     for owner in (NO_EPOCH, "1/x", "", "a" * 65, "\N{SNOWMAN}"):
-        headers = [(parked.KIND, b"owner"), (parked.OWNER, owner.encode())]
+        headers = [(parking_records.KIND, b"owner"), (parking_records.OWNER, owner.encode())]
         assert parse_record(headers) is None
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from streams.log.url import open_log
 from streams.message import Record
-from streams.patterns.deadletters.closed import ClosedKeyReader
+from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns.conftest import FOUR

@@ -19,8 +19,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.client import SharedClient
+from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
 

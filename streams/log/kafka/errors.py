@@ -28,7 +28,7 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.log.away import unreachable_advice
+from streams.log.advice import unreachable_advice
 
 ErrorClass = type[StreamsError]
 

@@ -17,10 +17,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.client import SharedClient
+from streams.log.kafka.committed_offsets import CommittedOffsets, OffsetReader
 from streams.log.kafka.errors import translate
-from streams.log.kafka.places import CommittedOffsets, OffsetReader
+from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.settings import Settings
 from streams.log.names import group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo

@@ -14,15 +14,15 @@ from confluent_kafka.admin import AdminClient
 from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
-from streams.log.kafka import durability, moves
-from streams.log.kafka.asking import RequestRetry
+from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import SharedClient
+from streams.log.kafka.committed_offsets import CommittedOffsets
+from streams.log.kafka.driver_log import DriverLogger
 from streams.log.kafka.errors import translate
 from streams.log.kafka.groups import Groups
-from streams.log.kafka.lines import DriverLogger
-from streams.log.kafka.places import CommittedOffsets
 from streams.log.kafka.producer import Appender
-from streams.log.kafka.reading import KafkaReader, ReaderPool
+from streams.log.kafka.reader import KafkaReader, ReaderPool
+from streams.log.kafka.requests import RequestRetry
 from streams.log.kafka.settings import (
     MAX_MESSAGE_BYTES,
     Settings,
@@ -288,7 +288,7 @@ class KafkaLog:
         except GroupNotEmpty:
             if not force:
                 raise
-            moves.force_reset(self._groups, group, topic, offsets)
+            forced_resets.force_reset(self._groups, group, topic, offsets)
 
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
@@ -324,7 +324,7 @@ class KafkaLog:
         session_timeout = (
             self._groups.session_timeout(group) if kip848 else self._settings.session_timeout
         )
-        reset_requests = moves.ResetRequests(self._groups, group)
+        reset_requests = forced_resets.ResetRequests(self._groups, group)
         try:
             subscription = KafkaSubscription(
                 self._settings,

@@ -31,7 +31,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
 from streams.log.kafka.errors import kafka_error_of, translate
-from streams.log.kafka.reach import ConnectivityMonitor, IsolationCheck
+from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.names import partition_for
@@ -136,7 +136,7 @@ class Appender:
     :param connect: makes the driver's producer.
     :param partition_count: how many partitions a topic has.
     :param record_client_error: told of connections, logins and certificates that fail.
-    :param probe_broker: see :class:`~streams.log.kafka.reach.IsolationCheck`.
+    :param probe_broker: see :class:`~streams.log.kafka.reconnect.IsolationCheck`.
     """
 
     def __init__(

@@ -34,23 +34,23 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
-from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry
-from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import close_in_background
-from streams.log.kafka.commits import MembershipLost, OffsetCommits
-from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
-from streams.log.kafka.moves import ResetRequests
-from streams.log.kafka.ownership import Ownership
-from streams.log.kafka.partitions import (
+from streams.log.kafka.assignment import (
     AssignedPartitions,
     Key,
     topic_partition_of,
     topic_partitions_of,
 )
-from streams.log.kafka.places import committed_by_partition
-from streams.log.kafka.reach import ConnectivityMonitor, IsolationCheck
-from streams.log.kafka.reading import ReaderPool
-from streams.log.kafka.scout import PartitionProbe
+from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
+from streams.log.kafka.client import close_in_background
+from streams.log.kafka.committed_offsets import committed_by_partition
+from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
+from streams.log.kafka.forced_resets import ResetRequests
+from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
+from streams.log.kafka.ownership import Ownership
+from streams.log.kafka.partition_probe import PartitionProbe
+from streams.log.kafka.reader import ReaderPool
+from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
+from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import Settings, prefetch_bytes
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.protocol import (

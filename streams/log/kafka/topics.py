@@ -24,9 +24,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams import wire
 from streams.errors import ConfigError, Fatal, LogError, NotFound, TopicMismatch, Unavailable
-from streams.log.kafka.asking import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.client import SharedClient
-from streams.log.kafka.places import INTERNAL_TOPICS
+from streams.log.kafka.committed_offsets import INTERNAL_TOPICS
+from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.settings import Settings
 from streams.log.names import check_topic, topic_not_found
 from streams.log.protocol import Retention, TopicInfo

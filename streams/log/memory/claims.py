@@ -26,7 +26,7 @@ from streams.log.claims import (
     Request,
     StoredClaim,
 )
-from streams.log.memory.shared import NamedRegistry
+from streams.log.memory.registry import NamedRegistry
 from streams.log.protocol import OpenRequest
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.memory.shared import NamedRegistry
+from streams.log.memory.registry import NamedRegistry
 from streams.log.memory.store import (
     KEEP_FOREVER,
     Group,

@@ -30,13 +30,13 @@ from redis.exceptions import (
 )
 
 from streams.errors import Fatal, LogError, TopicMismatch, Unavailable
+from streams.log.redis.connection import RedisConnection, command_packer
 from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
 from streams.log.redis.keys import expected_type
-from streams.log.redis.link import RedisConnection, command_packer
-from streams.log.redis.scripts import Script, load_script
+from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
-from streams.log.redis.stored import printable
+from streams.log.redis.stored_values import printable
 from streams.text import get_logger
 
 logger = get_logger("streams")

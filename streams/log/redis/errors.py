@@ -20,7 +20,7 @@ from streams.errors import (
     TopicMismatch,
     Unavailable,
 )
-from streams.log.away import unreachable_advice
+from streams.log.advice import unreachable_advice
 
 
 class WritesRefused(Unavailable):

@@ -11,8 +11,8 @@ from streams.log.names import check_group, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
-from streams.log.redis.reading import OffsetLookup
-from streams.log.redis.stored import (
+from streams.log.redis.reader import OffsetLookup
+from streams.log.redis.stored_values import (
     damaged_field,
     parse_entry_id,
     parse_member_row,

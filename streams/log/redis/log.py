@@ -26,12 +26,12 @@ from streams.log.redis.client import Client
 from streams.log.redis.groups import Groups
 from streams.log.redis.keys import RedisEntryId, parse_offset, topic_key
 from streams.log.redis.membership import Membership
-from streams.log.redis.reading import OffsetLookup, RedisReader
+from streams.log.redis.producer import Writer
+from streams.log.redis.reader import OffsetLookup, RedisReader
+from streams.log.redis.retention import Trimmer
 from streams.log.redis.settings import Settings
 from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
-from streams.log.redis.trimming import Trimmer
-from streams.log.redis.writing import Writer
 from streams.message import Record
 
 CAPABILITIES = Capabilities("redis", append_once=True)

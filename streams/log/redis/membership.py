@@ -39,8 +39,8 @@ from streams.log.membership import (
 )
 from streams.log.names import member_fenced_error
 from streams.log.protocol import Assignment, Committed, StaticMember
+from streams.log.redis.batch import RawEntries
 from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.columns import RawEntries
 from streams.log.redis.groups import Groups
 from streams.log.redis.keys import (
     PartitionKeys,
@@ -50,10 +50,10 @@ from streams.log.redis.keys import (
     offset_of,
     topics_key,
 )
-from streams.log.redis.reading import StreamInfo, parse_stream_info
-from streams.log.redis.stored import MAX_DIGITS, damaged_field, parse_member_row, printable
+from streams.log.redis.lag_counter import LagCounter
+from streams.log.redis.reader import StreamInfo, parse_stream_info
+from streams.log.redis.stored_values import MAX_DIGITS, damaged_field, parse_member_row, printable
 from streams.log.redis.topics import Topics
-from streams.log.redis.trail import LagCounter
 from streams.text import get_logger
 from streams.wire import parse_int
 

@@ -17,8 +17,8 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from streams.errors import Fatal, LogError, Unavailable
+from streams.log.redis.connection import RedisConnection
 from streams.log.redis.errors import translate
-from streams.log.redis.link import RedisConnection
 from streams.log.redis.settings import Address, Settings
 
 

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from streams.config import Flow
 from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
 from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
+from streams.log.redis.batch import RawEntries, RedisBatch
 from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.columns import RawEntries, RedisBatch
-from streams.log.redis.feed import BLOCK_SECONDS, Fetcher, SocketWaiter
+from streams.log.redis.fetcher import BLOCK_SECONDS, Fetcher, SocketWaiter
 from streams.log.redis.keys import entry_id, entry_id_before
 from streams.log.redis.membership import (
     AcquiredLease,
@@ -31,8 +31,8 @@ from streams.log.redis.membership import (
     StoredOffset,
     TopicPartition,
 )
-from streams.log.redis.reading import StreamInfo
-from streams.log.redis.trimming import Trimmer
+from streams.log.redis.reader import StreamInfo
+from streams.log.redis.retention import Trimmer
 from streams.text import get_logger
 
 logger = get_logger("streams")

@@ -11,7 +11,7 @@ from streams.log.names import check_topic, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
-from streams.log.redis.stored import damaged_field, valid_names, valid_topics
+from streams.log.redis.stored_values import damaged_field, valid_names, valid_topics
 from streams.text import get_logger
 from streams.wire import parse_float, parse_int
 

@@ -30,8 +30,8 @@ from streams.log.claims import (
 )
 from streams.log.protocol import OpenRequest
 from streams.log.sqlite import settings
-from streams.log.sqlite.alive import timeline_of
 from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.member_locks import timeline_of
 
 _CREATE_TABLES = """
 CREATE TABLE IF NOT EXISTS streams_claims (

@@ -20,9 +20,9 @@ import apsw
 from streams.clock import Clock
 from streams.errors import Fatal, NotFound, Unavailable
 from streams.log.sqlite import schema
-from streams.log.sqlite.failures import translate, translate_commit, translate_errors
+from streams.log.sqlite.errors import translate, translate_commit, translate_errors
 from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.shared import SharedFile
+from streams.log.sqlite.shared_file import SharedFile
 from streams.text import get_logger
 
 logger = get_logger("streams")

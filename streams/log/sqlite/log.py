@@ -26,15 +26,15 @@ from streams.log.protocol import (
     TopicInfo,
     check_retention,
 )
-from streams.log.sqlite import durability, scan, settings
-from streams.log.sqlite.appender import Writer
+from streams.log.sqlite import durability, reader, settings
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.groups import Groups
+from streams.log.sqlite.membership import bump_generation
+from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.query import QueryRunner
+from streams.log.sqlite.reader import SqliteReader
 from streams.log.sqlite.retention import Trimmer
-from streams.log.sqlite.roster import bump_generation
-from streams.log.sqlite.scan import SqliteReader
-from streams.log.sqlite.shared import group_event, topic_event
+from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.subscription import SqliteSubscription
 from streams.message import Record
 
@@ -202,7 +202,7 @@ class SqliteLog:
         """First offset that can be read, and the one the next message will get."""
         self._trimmer.trim_if_due(topic)  # what is too old is not there any more
         with self._database.read() as connection:
-            found = scan.partition_row(connection, topic, partition)
+            found = reader.partition_row(connection, topic, partition)
         return found.first_offset, found.end_offset
 
     def log_end_offset(self, topic: str, partition: int) -> int:
@@ -212,7 +212,7 @@ class SqliteLog:
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:
-            return scan.offset_for_time(connection, topic, partition, time)
+            return reader.offset_for_time(connection, topic, partition, time)
 
     def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """Offset of the message ``count`` before ``position``, or the first there is."""

@@ -14,7 +14,7 @@ import apsw
 
 from streams.errors import ConfigError
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.failures import translate
+from streams.log.sqlite.errors import translate
 from streams.log.sqlite.settings import Settings
 from streams.log.sqlite.transaction import READ_PRAGMAS, ConnectionPool, single_statement
 

@@ -23,11 +23,11 @@ from streams.log.protocol import Assignment, Commit, RebalanceListener, StaticMe
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import Database
-from streams.log.sqlite.failures import translate_errors
+from streams.log.sqlite.errors import translate_errors
+from streams.log.sqlite.membership import Membership, OwnershipChanges
+from streams.log.sqlite.reader import ChangeWaiter, PartitionCursor
 from streams.log.sqlite.retention import Trimmer
-from streams.log.sqlite.roster import Membership, OwnershipChanges
-from streams.log.sqlite.scan import ChangeWaiter, PartitionCursor
-from streams.log.sqlite.shared import group_event, topic_event
+from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.transaction import ConnectionPool, HandlerConnection, SqliteTransaction
 
 _LIVENESS_INTERVAL = 0.25

@@ -19,8 +19,8 @@ import apsw
 from streams.errors import ConfigError, LogError
 from streams.log.protocol import Commit
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.failures import translate, translate_commit
-from streams.log.sqlite.roster import Membership
+from streams.log.sqlite.errors import translate, translate_commit
+from streams.log.sqlite.membership import Membership
 from streams.log.sqlite.settings import Settings
 
 ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)

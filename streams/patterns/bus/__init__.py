@@ -14,7 +14,7 @@
 
 from streams.patterns.bus.bus import EventBus, PatternEventBus
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.filtering import EventFilter, FilteredSubscriber
+from streams.patterns.bus.filters import EventFilter, FilteredSubscriber
 from streams.patterns.bus.subscription import DurableOptions, Subscription
 
 __all__ = [

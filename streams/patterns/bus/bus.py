@@ -12,7 +12,7 @@ fits has returned or failed; nothing is kept and nothing is tried again.
   promises: at-least-once, order per key, dedup, retries, dead letters.
 
 Which handlers an event fits is looked up in a trie (``trie.py``); order, concurrency, retries and
-memory bounds over a log are the processors' (``streams.runners``), not this module's.
+memory bounds over a log are the processors' (``streams.processing``), not this module's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from uuid_utils import uuid7
 
 from stream_codecs import Codec, EncodeError
 from streams.app import Streams
+from streams.cancellation import run_in_thread
 from streams.config import Retention
 from streams.errors import ConfigError, InvalidValue, NotRunning, Unavailable, find_config_error
 from streams.log import names
@@ -45,15 +46,9 @@ from streams.message import (
     Message,
     text,
 )
-from streams.patterns.bus.calling import (
-    ErrorHook,
-    Handler,
-    call_handler,
-    check_error_hook,
-    check_handler,
-    handler_name,
-    report_error,
-)
+from streams.patterns.arguments import NOT_GIVEN
+from streams.patterns.bus.bus_processor import BusProcessor
+from streams.patterns.bus.ephemeral import EphemeralProcessor
 from streams.patterns.bus.event import (
     Event,
     EventDecoder,
@@ -64,9 +59,16 @@ from streams.patterns.bus.event import (
     causation_headers,
     check_event,
 )
-from streams.patterns.bus.following import EphemeralProcessor
-from streams.patterns.bus.hosting import BusProcessor
-from streams.patterns.bus.locally import LocalRouter, runs_beside_others
+from streams.patterns.bus.handlers import (
+    ErrorHook,
+    Handler,
+    call_handler,
+    check_error_hook,
+    check_handler,
+    handler_name,
+    report_error,
+)
+from streams.patterns.bus.local_router import LocalRouter, runs_beside_others
 from streams.patterns.bus.subscription import (
     DurableOptions,
     EventPredicate,
@@ -74,12 +76,10 @@ from streams.patterns.bus.subscription import (
     Subscription,
 )
 from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic, pattern_regex
-from streams.patterns.checking import NOT_GIVEN
 from streams.processor import ProcessorOptions
-from streams.reading import OffsetSpec, TopicReader
-from streams.shielding import run_in_thread
 from streams.text import suggestion
 from streams.topic import InternalTopic, Key, Topic, encode_key
+from streams.topic_reader import OffsetSpec, TopicReader
 
 __all__ = ["EventBus", "PatternEventBus"]
 

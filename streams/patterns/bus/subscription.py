@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
 from streams.message import Message
-from streams.patterns.bus.calling import Handler, handler_name
+from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.event import Event
-from streams.patterns.bus.hosting import BusProcessor
-from streams.patterns.bus.pace import InlinePolicy
+from streams.patterns.bus.handlers import Handler, handler_name
+from streams.patterns.bus.inline_policy import InlinePolicy
 from streams.patterns.bus.trie import Trie
 
 if TYPE_CHECKING:

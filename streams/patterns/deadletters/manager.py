@@ -14,24 +14,24 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import DeadLetters
+from streams.derived_records import ERROR_PREFIX, error_headers
 from streams.errors import ConfigError, InvalidValue, NotFound, Reject
-from streams.letters import ERROR_PREFIX, error_headers
 from streams.log.names import check_group, check_topic
 from streams.log.protocol import ensure_topic
 from streams.message import ID, Message, Position, Record
-from streams.patterns.checking import check_app, check_callable
-from streams.patterns.deadletters.letter import DeadLetter, read_dead_letter
+from streams.patterns.arguments import check_app, check_callable
+from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
 from streams.patterns.deadletters.redriving import SCAN_LIMIT, DeadLetterTopic, source_of
 from streams.patterns.queue import QueueMessage
-from streams.shielding import run_in_thread, run_to_completion
 from streams.text import get_logger
 from streams.topic import Topic
 
 if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
-    from streams.replay.copying import LogRow
+    from streams.replay.into_topic import LogRow
 
 logger = get_logger("streams")
 

@@ -33,9 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
-from streams.engine.progress import Range, Snapshot, decode, encode
-from streams.errors import LogError, NotFound, StreamsError
-from streams.letters import (
+from streams.derived_records import (
     EDITED,
     ERROR_GROUP,
     ERROR_PREFIX,
@@ -44,9 +42,11 @@ from streams.letters import (
     header_text,
     redrives_of,
 )
+from streams.engine.progress import Range, Snapshot, decode, encode
+from streams.errors import LogError, NotFound, StreamsError
 from streams.log.protocol import Committed, ensure_topic
 from streams.message import ID, REDRIVE, Record
-from streams.replay.copying import COPY_BYTES, LogRow, RangeReader
+from streams.replay.into_topic import COPY_BYTES, LogRow, RangeReader
 from streams.text import suggestion
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from weakref import WeakKeyDictionary
 
 from uuid_utils import uuid7
 
+from streams.cancellation import run_in_thread
 from streams.errors import ConfigError, InvalidValue
 from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.patterns.checking import check_app, check_int, check_timeout
-from streams.patterns.delay import wire
-from streams.patterns.delay.late import PENDING_LIMIT
-from streams.patterns.delay.owner import DelayStats, declare_scheduler, ensure_delay_topic
-from streams.shielding import run_in_thread
+from streams.patterns.arguments import check_app, check_int, check_timeout
+from streams.patterns.delay import records
+from streams.patterns.delay.attempt_log import PENDING_LIMIT
+from streams.patterns.delay.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
 from streams.topic import Topic
 from streams.wire import utc_from_seconds
 
@@ -116,7 +116,7 @@ class Delays:
             self.name, self._partition_count, topic.name, record, due
         )
 
-    async def cancel(self, id: str, *, within: float = 30.0) -> wire.Outcome:
+    async def cancel(self, id: str, *, within: float = 30.0) -> records.Outcome:
         """Ask that a message be not delivered; the answer says what happened.
 
         ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
@@ -149,20 +149,20 @@ class DelayClient:
     ) -> Scheduled:
         """Write an entry to the delay topic ``name``."""
         await self._ensure_topic(name, partitions)
-        entry = wire.entry_record(record, topic, due)
+        entry = records.entry_record(record, topic, due)
         position = await self._app.publisher.publish(name, entry)
         return Scheduled(record.id, utc_from_seconds(due / 1000), position)
 
     async def cancel(
         self, name: str, partitions: PartitionCount, id: str, within: float
-    ) -> wire.Outcome:
+    ) -> records.Outcome:
         """Write a request and wait for its answer."""
         if not isinstance(id, str) or not id:
             raise InvalidValue(f"cancel({id!r}): a message ID is needed, as a str")
         check_timeout("cancel", within)
         await self._ensure_topic(name, partitions)
         request = str(uuid7())
-        position = await self._app.publisher.publish(name, wire.cancel_record(id, request))
+        position = await self._app.publisher.publish(name, records.cancel_record(id, request))
         loop = asyncio.get_running_loop()
         give_up, pause, start = loop.time() + within, 0.005, position.offset
         log = self._app.log
@@ -201,7 +201,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds < wire.LATEST_DUE / 2000:
+        if not number or not 0 <= seconds < records.LATEST_DUE / 2000:
             raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
@@ -209,7 +209,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
 
 def _find_answer(
     log: Log, position: Position, start: int, request: str
-) -> tuple[wire.Outcome | None, int]:
+) -> tuple[records.Outcome | None, int]:
     """The answer to a request, looked for from ``start`` on; where to go on looking. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
     if start >= end:
@@ -220,8 +220,11 @@ def _find_answer(
             for index in range(len(batch)):
                 if batch.values[index] is not None:
                     continue
-                mark, answered_request = wire.read_mark(batch.headers(index))
-                if answered_request == request and (found := wire.parse_outcome(mark)) is not None:
+                mark, answered_request = records.read_mark(batch.headers(index))
+                if (
+                    answered_request == request
+                    and (found := records.parse_outcome(mark)) is not None
+                ):
                     return found, end
     finally:
         reader.close()

@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from streams.cancellation import run_to_completion
 from streams.errors import ConfigError, InvalidValue
 from streams.message import REDRIVE, SOURCE, identity
-from streams.patterns.idempotency.flights import SharedCall, SingleFlight
+from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
 from streams.patterns.operation import call_operation, check_operation, runs_in_thread
-from streams.shielding import run_to_completion
 
 __all__ = ["DeduplicatedConsumer"]
 

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple
 from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec, CodecError
+from streams.cancellation import run_to_completion
 from streams.errors import (
     ConfigError,
     LogError,
@@ -25,10 +26,10 @@ from streams.errors import (
 )
 from streams.log.claims import Claim, Complete, Release, StoredClaim
 from streams.patterns.idempotency import outcome
-from streams.patterns.idempotency.desk import ClaimsClient
+from streams.patterns.idempotency.claim_renewal import renewed_claim
+from streams.patterns.idempotency.claims_client import ClaimsClient
 from streams.patterns.idempotency.errors import ClaimLost, InProgress, KeyReused
-from streams.patterns.idempotency.flights import SharedCall, SingleFlight
-from streams.patterns.idempotency.keeping import renewed_claim
+from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
 from streams.patterns.idempotency.store import (
     DAY,
     DEFAULT_LEASE,
@@ -39,7 +40,6 @@ from streams.patterns.idempotency.store import (
     new_token,
 )
 from streams.patterns.operation import call_operation, check_operation, runs_in_thread
-from streams.shielding import run_to_completion
 
 __all__ = ["IdempotentProcessor"]
 

@@ -36,9 +36,9 @@ from streams.log.claims import (
 )
 from streams.log.protocol import Log
 from streams.log.url import redact
-from streams.patterns.checking import check_mapping
+from streams.patterns.arguments import check_mapping
 from streams.patterns.idempotency import outcome
-from streams.patterns.idempotency.desk import ClaimsClient
+from streams.patterns.idempotency.claims_client import ClaimsClient
 
 if TYPE_CHECKING:
     from streams.app import Streams

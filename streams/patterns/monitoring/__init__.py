@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from streams.errors import ConfigError
 
 if TYPE_CHECKING:
+    from streams.patterns.monitoring.http_server import MonitoringServer
     from streams.patterns.monitoring.prometheus import MetricsCollector
-    from streams.patterns.monitoring.serving import MonitoringServer
     from streams.patterns.monitoring.tracing import instrument
 
 _MODULE_OF = {
     "MetricsCollector": "streams.patterns.monitoring.prometheus",
-    "MonitoringServer": "streams.patterns.monitoring.serving",
+    "MonitoringServer": "streams.patterns.monitoring.http_server",
     "instrument": "streams.patterns.monitoring.tracing",
 }
 

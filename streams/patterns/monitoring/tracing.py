@@ -29,9 +29,9 @@ from types import TracebackType
 from typing import Any
 
 from streams.app import Streams
-from streams.engine.dispatch import Delivery
+from streams.derived_records import header_text
+from streams.engine.dispatcher import Delivery
 from streams.errors import ConfigError
-from streams.letters import header_text
 from streams.log.protocol import Log
 from streams.message import (
     CORRELATION,
@@ -43,7 +43,7 @@ from streams.message import (
     Record,
     make_message,
 )
-from streams.runners.job import Job, Outgoing
+from streams.processing.job import Job, Outgoing
 
 try:
     from opentelemetry import propagate, trace

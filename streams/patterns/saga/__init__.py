@@ -6,7 +6,6 @@ whatever process owns the saga ID's partition goes on with it, also after ``kill
 is called *at least* once, always under the same idempotency key.
 """
 
-from streams.patterns.saga.entry import Failure, Status
 from streams.patterns.saga.errors import (
     ContextConflict,
     FailedCompensation,
@@ -17,6 +16,7 @@ from streams.patterns.saga.errors import (
     StepTimeout,
     UnknownSaga,
 )
+from streams.patterns.saga.journal_entry import Failure, Status
 from streams.patterns.saga.orchestrator import SagaOrchestrator, SagaStatus
 from streams.patterns.saga.step import SagaStep, StepCall
 

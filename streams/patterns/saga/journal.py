@@ -6,7 +6,7 @@ told about, so that its cost does not grow with all that was ever written; what 
 or was removed by the log's retention, is unknown to it.
 
 What is no entry of a saga, or stands under another key than its saga's ID, counts for nobody
-(:mod:`streams.patterns.saga.decoding`).
+(:mod:`streams.patterns.saga.journal_decoder`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from uuid_utils import uuid7
 from streams.errors import LogError, NotFound
 from streams.log.protocol import Log
 from streams.message import Position, Record
-from streams.patterns.saga.decoding import EntryDecoder, saga_key
-from streams.patterns.saga.entry import JournalEntry, StoredEntry
 from streams.patterns.saga.errors import UnknownSaga
+from streams.patterns.saga.journal_decoder import EntryDecoder, saga_key
+from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
 
 __all__ = [
     "DEFAULT_NEWEST",

@@ -2,7 +2,7 @@
 
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
 name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
-(:mod:`streams.patterns.saga.durable`). Both take the same course
+(:mod:`streams.patterns.saga.durable_sagas`). Both take the same course
 (:mod:`streams.patterns.saga.engine`).
 """
 
@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, get_args, overloa
 from typing_extensions import TypeForm
 
 from streams import wire
+from streams.cancellation import run_to_completion
 from streams.clock import SYSTEM
 from streams.config import Dedup, Flow, Retention
 from streams.errors import ConfigError, InvalidValue, find_config_error
-from streams.patterns.checking import check_app
+from streams.patterns.arguments import check_app
 from streams.patterns.saga.contexts import ContextStore, CopiedContexts, EncodedContexts
-from streams.patterns.saga.course import SagaEngine, StepErrors
-from streams.patterns.saga.durable import DurableSagas, check_saga_id, new_saga_id
-from streams.patterns.saga.entry import (
+from streams.patterns.saga.durable_sagas import DurableSagas, check_saga_id, new_saga_id
+from streams.patterns.saga.engine import SagaEngine, StepErrors
+from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
+from streams.patterns.saga.journal import DEFAULT_NEWEST
+from streams.patterns.saga.journal_entry import (
     Failure,
     JournalEntry,
     Status,
@@ -32,10 +35,7 @@ from streams.patterns.saga.entry import (
     abandon_entry,
     resume_entry,
 )
-from streams.patterns.saga.errors import FailedCompensation, SagaFailedError, SagaStoppedError
-from streams.patterns.saga.journal import DEFAULT_NEWEST
 from streams.patterns.saga.step import Action, SagaStep
-from streams.shielding import run_to_completion
 from streams.text import get_logger, suggestion
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from streams.annotations import ArgumentType, check_arguments
+from streams.annotation_checks import ArgumentType, check_arguments
 from streams.config import Retry
 from streams.errors import ConfigError
 

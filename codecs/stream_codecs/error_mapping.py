@@ -1,0 +1,195 @@
+"""From what a decoder or an encoder raised to the one typed error, without the payload's content.
+
+msgspec's messages are good but may quote the document (``Invalid enum value 'secret'``), and a
+type's own ``__post_init__`` may put anything into a ``ValueError``. So a message passes only if it
+is known to speak of the type alone; of all others, only what kind of failure it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from json import JSONDecodeError
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import inspect
+
+from stream_codecs.errors import DecodeError, EncodeError, UnknownTag
+from stream_codecs.type_info import TypeInfo, type_name, union_members
+
+__all__ = ["ErrorContext", "decode_error", "encode_error", "tag_reader"]
+
+
+class ErrorContext(NamedTuple):
+    """Where a codec is bound; part of every error."""
+
+    codec: str
+    topic: str
+    role: str
+    type: str
+    """The declared type, as people write it."""
+
+    def decode_error(self, data: bytes, reason: str, **where: Any) -> DecodeError:
+        """A decoding error at this place."""
+        return DecodeError(
+            reason, data=data, codec=self.codec, topic=self.topic, role=self.role, **where
+        )
+
+    def encode_error(self, reason: str, **where: Any) -> EncodeError:
+        """An encoding error at this place."""
+        return EncodeError(reason, codec=self.codec, topic=self.topic, role=self.role, **where)
+
+
+_SAFE_MESSAGE = re.compile(
+    r"(Expected `[^`]*`"
+    r"|Object missing required field `[^`]*`\Z"
+    r"|Invalid (UUID|decimal|base64|RFC3339|ISO8601|epoch|MessagePack timestamp)"
+    r"|[A-Z][a-z]+ (value )?(is )?out of range)"
+)
+_MALFORMED = re.compile(
+    r"(JSON|MessagePack)(?: data)? is malformed: (.+?)(?: '\\x..')? \(byte (\d+)\)\Z"
+)
+_UNSUPPORTED = re.compile(
+    r"(Encoding objects of type \S+ is unsupported|Integer exceeds 64-bit range"
+    r"|Type is not JSON serializable: \S+|Dict key must be str|Recursion limit reached)\Z"
+)
+
+_NOT_UTF8 = "text that is not UTF-8"
+
+TagReader = Callable[[bytes], "str | int | None"]
+"""The tag of a document, where it is one that the type does not know."""
+
+
+def decode_error(
+    context: ErrorContext, data: bytes, exc: Exception, unknown_tag: TagReader | None = None
+) -> DecodeError:
+    """The typed error for what a decoder raised over ``data``.
+
+    :raises MemoryError: that was it; the message is not to blame.
+    """
+    if isinstance(exc, DecodeError):
+        return exc
+    if isinstance(exc, MemoryError):
+        raise exc
+    if isinstance(exc, msgspec.ValidationError):
+        return _validation_error(context, data, exc, unknown_tag)
+    if isinstance(exc, UnicodeDecodeError):
+        # Its object is the one text in question.
+        at = data.find(exc.object)
+        return context.decode_error(data, _NOT_UTF8, offset=at + exc.start if at >= 0 else None)
+    if isinstance(exc, RecursionError):
+        return context.decode_error(data, "nested deeper than this thread's stack allows")
+    if isinstance(exc, msgspec.DecodeError):
+        found = _MALFORMED.match(str(exc))
+        if found:
+            kind, reason, offset = found[1], found[2], int(found[3])
+            if kind == "JSON" and reason == "trailing characters":
+                offset -= 1  # it has read the first of them
+            return context.decode_error(data, f"malformed {kind}: {reason}", offset=offset)
+        if not data:
+            return context.decode_error(data, "empty")
+        return context.decode_error(data, "ends too early", offset=len(data))
+    if isinstance(exc, JSONDecodeError):  # orjson's, whose messages are fixed texts
+        if not data:
+            return context.decode_error(data, "empty")
+        if not exc.doc:  # it keeps what it could read as text
+            return context.decode_error(data, _NOT_UTF8, offset=_first_invalid_utf8(data))
+        offset = len(exc.doc[: exc.pos].encode())
+        return context.decode_error(data, f"malformed JSON: {exc.msg}", offset=offset)
+    return context.decode_error(data, f"refused by {context.type} ({type(exc).__name__})")
+
+
+def _validation_error(
+    context: ErrorContext, data: bytes, exc: msgspec.ValidationError, unknown_tag: TagReader | None
+) -> DecodeError:
+    message = str(exc)
+    if exc.__cause__ is not None:
+        _, path = _split_path(message[len(str(exc.__cause__)) :])
+        kind = type(exc.__cause__).__name__
+        return context.decode_error(data, f"refused by the type's own check ({kind})", path=path)
+    if message.startswith("Object contains unknown field"):
+        # Its name, which ends the message or not, could look like a path.
+        return context.decode_error(data, "a field that the type forbids")
+    message, path = _split_path(message)
+    if unknown_tag is not None:
+        tag = unknown_tag(data)
+        if tag is not None:
+            return UnknownTag(
+                f"a tag that {context.type} does not have",
+                tag=tag,
+                data=data,
+                codec=context.codec,
+                topic=context.topic,
+                role=context.role,
+                path=path,
+            )
+    if _SAFE_MESSAGE.match(message):
+        reason = message[0].lower() + message[1:].replace("`", "'")
+        return context.decode_error(data, reason, path=path)
+    return context.decode_error(data, "a value that the type does not have", path=path)
+
+
+def _split_path(message: str) -> tuple[str, str]:
+    """The message of msgspec and the path it ends with, ``$`` where it names none."""
+    text, found, path = message.rpartition(" - at `")
+    if not found or not path.endswith("`"):
+        return message, "$"
+    return text, path[:-1].replace("`", "")
+
+
+def _first_invalid_utf8(data: bytes) -> int | None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc.start
+    return None
+
+
+def tag_reader(
+    shape: TypeInfo, decoder: Callable[[Any], Callable[[bytes], Any]]
+) -> TagReader | None:
+    """How to find an unknown tag in a document that the type's decoder refused.
+
+    It decodes the document again, to a struct that has the tag and nothing else: slow, but exact,
+    and only done for messages that have failed.
+
+    :param decoder: makes the decoding function for a type.
+    """
+    tagged = [
+        part
+        for part in union_members(shape)
+        if isinstance(part, inspect.StructType) and part.tag is not None
+    ]
+    if not tagged:
+        return None
+    first = tagged[0]  # one union's structs agree on all of this
+    known = {part.tag for part in tagged}
+    kind = type(first.tag)
+    name = {"tag": first.tag_field or "type"}
+    probe = msgspec.defstruct("Probe", [("tag", kind)], rename=name, array_like=first.array_like)
+    decode = decoder(probe)
+
+    def unknown_tag(data: bytes) -> str | int | None:
+        try:
+            tag: str | int = decode(data).tag
+        except Exception:
+            return None  # the tag is missing or no tag at all, or the document broken further on
+        return None if tag in known else tag
+
+    return unknown_tag
+
+
+def encode_error(context: ErrorContext, value: Any, exc: Exception) -> EncodeError:
+    """The typed error for what an encoder raised over ``value``."""
+    if isinstance(exc, EncodeError):
+        return exc
+    type_text = type_name(type(value))
+    if isinstance(exc, RecursionError):
+        return context.encode_error(f"{type_text} is nested too deeply, or contains itself")
+    if isinstance(exc, UnicodeEncodeError):
+        return context.encode_error(f"{type_text} holds text that is not UTF-8 (a lone surrogate)")
+    message = str(exc)
+    if _UNSUPPORTED.match(message):
+        return context.encode_error(f"{type_text} cannot be encoded: {message}")
+    return context.encode_error(f"{type_text} cannot be encoded ({type(exc).__name__})")

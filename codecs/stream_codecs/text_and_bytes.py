@@ -1,0 +1,115 @@
+"""Values without structure: UTF-8 text, and bytes as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from msgspec import inspect
+from typing_extensions import TypeForm
+
+from stream_codecs.error_mapping import ErrorContext, decode_error, encode_error
+from stream_codecs.errors import BindError, DecodeError
+from stream_codecs.limits import SizeLimit, non_null_values, size_error
+from stream_codecs.protocol import Bound, Role
+from stream_codecs.type_info import TypeInfo, is_untyped, type_info, type_name, union_members
+
+__all__ = ["Bytes", "Text", "is_only"]
+
+T = TypeVar("T")
+
+_SHAPES: dict[Any, TypeInfo] = {str: inspect.StrType(), bytes: inspect.BytesType()}
+
+
+def is_only(shape: TypeInfo, cls: type) -> bool:
+    """Whether the type is ``cls`` (str or bytes) and nothing besides, or that or None."""
+    parts = [part for part in union_members(shape) if not isinstance(part, inspect.NoneType)]
+    return bool(parts) and all(part == _SHAPES[cls] for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Text(SizeLimit):
+    """A str as UTF-8.
+
+    :param max_size: bytes of one text.
+    """
+
+    def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
+        """Encode and decode text.
+
+        :raises BindError: ``type`` is not str.
+        """
+        return _bind("text", type, str, str.encode, bytes.decode, self.max_size, topic, role)
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes(SizeLimit):
+    """Bytes, untouched.
+
+    :param max_size: of one value.
+    """
+
+    def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
+        """Pass bytes through.
+
+        :raises BindError: ``type`` is not bytes.
+        """
+        return _bind("bytes", type, bytes, bytes, bytes, self.max_size, topic, role)
+
+
+_CONTENT_TYPES: dict[Any, str] = {
+    str: "text/plain; charset=utf-8",
+    bytes: "application/octet-stream",
+}
+
+
+def _bind(
+    name: str,
+    form: TypeForm[Any],
+    cls: type,
+    write: Callable[[Any], bytes],
+    read: Callable[[bytes], Any],
+    max_size: int,
+    topic: str,
+    role: Role,
+) -> Bound[Any]:
+    shape = type_info(form)
+    if not is_only(shape, cls) and not is_untyped(shape):
+        raise BindError(
+            f"{name.capitalize()} carries {cls.__name__}, not {type_name(form)}; Json carries most "
+            f"types"
+        )
+    context = ErrorContext(name, topic, role, cls.__name__)
+
+    def explain(data: bytes, exc: Exception) -> DecodeError:
+        return decode_error(context, data, exc)
+
+    def decode(data: bytes) -> Any:
+        if len(data) > max_size and (reason := size_error(data, max_size)):
+            raise context.decode_error(data, reason)
+        try:
+            return read(data)
+        except Exception as exc:
+            error = explain(data, exc)
+        try:
+            raise error  # out here, the original, which quotes the payload, is not its context
+        finally:
+            del error
+
+    def cleared(values: Sequence[bytes | None]) -> bool:
+        return non_null_values(values)[1] <= max_size
+
+    def encode(value: Any) -> bytes:
+        if not isinstance(value, cls):
+            raise context.encode_error(f"expected {cls.__name__}, got {type_name(type(value))}")
+        try:
+            data = write(value)
+        except UnicodeEncodeError as exc:
+            raise encode_error(context, value, exc) from None
+        reason = size_error(data, max_size)
+        if reason is not None:
+            raise context.encode_error(reason)
+        return data
+
+    return Bound(encode, decode, _CONTENT_TYPES[cls], False, read, cleared, explain)

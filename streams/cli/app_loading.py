@@ -1,0 +1,103 @@
+"""``module:app`` on a command line, as the app it names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from streams.cli.command_errors import (
+    CommandFailed,
+    UsageError,
+    is_debugging,
+    line,
+    print_traceback,
+)
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+
+def load_app(target: str, url: str | None = None) -> Streams:
+    """Import an app. The working directory is looked in first.
+
+    :param target: ``module:app``; both may have dots.
+    :param url: the log to use instead of the app's own.
+    :raises Misused: it is not written so.
+    :raises Failed: it cannot be imported: there is no such module, it fails by itself, or it has
+        no such app.
+    """
+    from streams.app import Streams
+
+    name, colon, attribute = target.partition(":")
+    parts = name.split(".")
+    if not colon or not attribute or not all(part.isidentifier() for part in parts):
+        guess = name.removesuffix(".py").strip("./").replace("/", ".") or "shop"
+        raise UsageError(f"{target!r}: an app is written as MODULE:APP, such as {guess}:app")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = _import_module(name)
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise CommandFailed(
+                f"{target}: {name} has no {attribute!r}; {_describe_apps_in(module, name)}"
+            )
+        found = getattr(found, part)
+    if not isinstance(found, Streams):
+        raise CommandFailed(
+            f"{target} is of type {type(found).__name__}, not a Streams app; "
+            f"{_describe_apps_in(module, name)}"
+        )
+    found.url_override = url
+    return found
+
+
+def _describe_apps_in(module: ModuleType, name: str) -> str:
+    from streams.app import Streams
+
+    apps = [key for key, value in vars(module).items() if isinstance(value, Streams)]
+    if not apps:
+        return f"{module.__file__ or name} declares no app: app = Streams(...)"
+    return f"it has {', '.join(f'{name}:{each}' for each in apps)}"
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing and (name == missing or name.startswith(f"{missing}.")):
+            where = f"looked in {os.getcwd()} and among the installed packages"
+            raise CommandFailed(f"there is no module {missing!r} ({where})") from error
+        raise CommandFailed(_import_failure(name, error)) from error
+    except SyntaxError as error:
+        raise CommandFailed(
+            f"{name} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise CommandFailed(_import_failure(name, error)) from error
+
+
+def _import_failure(name: str, error: BaseException) -> str:
+    """What an exception inside a module says, and the last line of the user's that led there."""
+    from streams.errors import StreamsError
+    from streams.text import error_text
+
+    if is_debugging():
+        print_traceback(error)
+    package_dir = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and not frame.filename.startswith(package_dir)
+    ]
+    location = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    message = error_text(error)
+    if not isinstance(error, StreamsError):
+        message = f"{type(error).__name__}: {message}"
+    return f"{name} cannot be imported: {line(message)}{location}"

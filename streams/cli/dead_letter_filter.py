@@ -1,0 +1,100 @@
+"""Which dead letters a command is about: options that several of them share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streams.cli.offset_arguments import parse_duration, parse_time
+
+if TYPE_CHECKING:
+    from streams.replay.into_topic import LogRow
+
+WhichLetters = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; all, if not given."),
+]
+ErrorText = Annotated[
+    str | None,
+    typer.Option(
+        "--error", "-e", metavar="TEXT", help="Only those with this in the error's type or text."
+    ),
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--key", "-k", metavar="KEY", help="Only those of this key; repeatable."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since", metavar="TIME", help="Only those that failed since then: 2h, 2013-01-05T10:00Z."
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before that.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many, and change nothing.")]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """What is asked of a dead letter. Nothing: every letter will do."""
+
+    error: str | None = None
+    """In the error's type or text, whatever the case of letters."""
+    keys: frozenset[bytes] | None = None
+    since: float | None = None
+    until: float | None = None
+    """When it failed, in seconds since the epoch; from, and before."""
+
+    @property
+    def matches_all(self) -> bool:
+        """Nothing is asked."""
+        return self == DeadLetterFilter()
+
+    def __call__(self, row: LogRow) -> bool:
+        """Whether a letter has what is asked."""
+        from streams import derived_records
+        from streams.patterns.deadletters.dead_letter import failure_time
+
+        batch, index = row.batch, row.index
+        if self.keys is not None and batch.keys[index] not in self.keys:
+            return False
+        if self.since is not None or self.until is not None:
+            failed = failure_time(batch, index).timestamp()
+            if self.since is not None and failed < self.since:
+                return False
+            if self.until is not None and failed >= self.until:
+                return False
+        if self.error is None:
+            return True
+        headers = batch.headers(index)
+        said = (
+            derived_records.header_text(headers, derived_records.ERROR_EXCEPTION) or "",
+            derived_records.error_of(headers),
+        )
+        return any(self.error.casefold() in each.casefold() for each in said)
+
+
+def parse_filter(
+    error: str | None, keys: list[str] | None, since: str | None, until: str | None
+) -> DeadLetterFilter:
+    """What the options ask.
+
+    :raises Misused: one of them cannot be.
+    """
+    return DeadLetterFilter(
+        error or None,
+        frozenset(each.encode("utf-8", "surrogateescape") for each in keys) if keys else None,
+        None if since is None else _parse_time(since, "--since"),
+        None if until is None else _parse_time(until, "--until"),
+    )
+
+
+def _parse_time(text: str, option: str) -> float:
+    if text[:4].isdigit() and text[4:5] == "-":
+        return parse_time(text, option).timestamp()
+    return time.time() - parse_duration(text, option)

@@ -1,0 +1,144 @@
+"""Which topics hold dead letters: those that are named so, and those whose records say so.
+
+A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
+``dead_letter_queue`` of a queue's consumer), and a command without an app does not know it. But a
+dead letter says in its headers which topic and group it is of, so the newest records of every topic
+that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at most
+:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes some questions to a server. A
+topic that holds letters and much else besides may be missed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.cli import output
+from streams.cli.internal_topics import internal_topics
+from streams.config import DeadLetters
+from streams.text import close_match
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log, TopicInfo
+    from streams.message import Headers
+
+RECORDS_SAMPLED = 20
+"""Newest records of a partition that are looked at."""
+
+MAX_PARTITIONS = 2_000
+"""Partitions that are looked at, at most, where there is anything in them."""
+
+
+TIME_LIMIT = 10.0
+"""Real seconds after which no further topic is looked at."""
+
+
+class DeadLetterTopic(NamedTuple):
+    """A topic of dead letters.
+
+    :param sources: topic and group of the letters that were seen in it, the newest of a partition
+        first; none where none was seen.
+    """
+
+    name: str
+    sources: tuple[tuple[str, str], ...]
+
+
+class SearchResult(NamedTuple):
+    """What was found.
+
+    :param complete: every topic that could hold letters was looked at.
+    """
+
+    topics: list[DeadLetterTopic]
+    complete: bool
+
+
+def find_dead_letter_topics(log: Log) -> SearchResult:
+    """The topics that hold dead letters, or are named so, by name."""
+    infos = log.topics()
+    internal = internal_topics(
+        (info.name for info in infos), output.call_or_report("groups", log.groups) or ()
+    )
+    named = [info for info in infos if info.name.endswith(".dead")]
+    others = [
+        info for info in infos if not info.name.endswith(".dead") and info.name not in internal
+    ]
+    found: list[DeadLetterTopic] = []
+    partitions_left, deadline = MAX_PARTITIONS, time.monotonic() + TIME_LIMIT
+    for info in (*named, *others):
+        if time.monotonic() > deadline:
+            partitions_left = 0
+        sampled = (
+            output.call_or_report(info.name, partial(_sample_sources, log, info, partitions_left))
+            if partitions_left
+            else None
+        )
+        sources, partitions_read = ((), 0) if sampled is None else sampled
+        partitions_left -= partitions_read
+        if sources or info in named:
+            found.append(DeadLetterTopic(info.name, sources))
+    return SearchResult(sorted(found), partitions_left > 0)
+
+
+def _sample_sources(
+    log: Log, info: TopicInfo, max_partitions: int
+) -> tuple[tuple[tuple[str, str], ...], int]:
+    """Topic and group of the letters among a topic's newest records, and how many partitions were
+    looked at for that."""
+    sources: dict[tuple[str, str], None] = {}
+    partitions_read = 0
+    for partition in range(info.partitions):
+        first, end = log.watermarks(info.name, partition)
+        if first >= end:
+            continue
+        if partitions_read == max_partitions:
+            break
+        partitions_read += 1
+        start = max(first, log.offset_before(info.name, partition, end, RECORDS_SAMPLED))
+        with closing(log.reader(info.name, partition, start, end)) as reader:
+            while (batch := reader.read(RECORDS_SAMPLED)) is not None:
+                found = [_source_of(batch.headers(at)) for at in range(len(batch.offsets))]
+                sources |= dict.fromkeys(each for each in reversed(found) if each is not None)
+    return tuple(sources), partitions_read
+
+
+def _source_of(headers: Headers) -> tuple[str, str] | None:
+    """The topic and group of a dead letter; None: it is none, or does not say so."""
+    from streams.log.names import is_valid_name
+    from streams.patterns.deadletters.parking_records import PREFIX
+    from streams.patterns.deadletters.redriving import source_of
+
+    topic, group = source_of(headers)
+    if topic is None or group is None or not (is_valid_name(topic) and is_valid_name(group)):
+        return None
+    if any(name.startswith(PREFIX) for name, _ in headers):  # the record of a closed key
+        return None
+    return topic, group
+
+
+def other_topics_of(
+    topics: Iterable[DeadLetterTopic], group: str, topic: str, name: str
+) -> list[str]:
+    """The topics other than this one that hold letters of a group and topic."""
+    return [each.name for each in topics if (topic, group) in each.sources and each.name != name]
+
+
+def suggest_arguments(topics: Iterable[DeadLetterTopic], group: str, topic: str) -> str | None:
+    """How ``GROUP TOPIC`` should have been written, where there are letters of one like it."""
+    known = {
+        f"{group} {topic}": dead_ls_arguments(group, topic, each.name)
+        for each in topics
+        for topic, group in each.sources
+    }
+    name = close_match(f"{group} {topic}", known)
+    return None if name is None else known[name]
+
+
+def dead_ls_arguments(group: str, topic: str, name: str) -> str:
+    """What ``streams dead ls`` and the like are called with for these letters."""
+    default_name = DeadLetters().name(topic, group)
+    return f"{group} {topic}" + ("" if name == default_name else f" --name {name}")

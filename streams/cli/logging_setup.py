@@ -1,0 +1,238 @@
+"""Log lines: for a person with colours, for everybody else plain or as JSON, always on standard
+error.
+
+Where several processes write to the same place (``--workers``), each line says whose it is. In JSON
+a line is one object: ``time`` (UTC), ``level``, ``logger``, ``message``, ``worker`` (its number, or
+null), and where there is one, ``exception``; what a program gave its record by ``extra=`` stands
+under ``extra``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from streams.text import EscapingFilter, escape, escape_json, format_traceback, get_logger
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleRenderable
+    from rich.traceback import Trace, Traceback
+
+_STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+}
+"""What every record has; the rest came by ``extra=``."""
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    text = "text"
+    json = "json"
+
+
+class PlainFormatter(logging.Formatter):
+    """A line for people.
+
+    :param process_name: whose lines these are, if several processes write to the same place.
+    """
+
+    def __init__(self, process_name: str = "") -> None:
+        self._prefix = f"[{process_name}] " if process_name else ""
+        super().__init__(f"%(asctime)s %(levelname)-7s {self._prefix}%(name)s: %(message)s")
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        # A traceback has lines of its own, between which other processes may write theirs.
+        return super().format(record).replace("\n", f"\n{self._prefix}")
+
+
+class JsonFormatter(logging.Formatter):
+    """A line that is one JSON object.
+
+    :param worker: the number of the worker whose lines these are.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        import orjson
+
+        from streams.cli.output import iso_time, without_surrogates
+
+        found: dict[str, Any] = {
+            "time": iso_time(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "worker": self._worker,
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            found["exception"] = format_traceback(record.exc_info[1])
+        elif record.exc_text:
+            found["exception"] = record.exc_text
+        if record.stack_info:
+            found["stack"] = record.stack_info
+        if extra := {
+            name: each for name, each in vars(record).items() if name not in _STANDARD_ATTRIBUTES
+        }:
+            found["extra"] = extra
+        try:
+            line = orjson.dumps(
+                without_surrogates(found), default=_safe_repr, option=orjson.OPT_NON_STR_KEYS
+            )
+        except TypeError:  # a number that JSON has none of, a mapping in a circle
+            found["extra"] = {name: _safe_repr(each) for name, each in extra.items()}
+            line = orjson.dumps(without_surrogates(found))
+        return escape_json(line).decode()
+
+
+def _safe_repr(found: Any) -> str:
+    """What JSON has no form for, as text."""
+    try:
+        return repr(found)
+    except Exception as failure:
+        return f"(its repr() raised {type(failure).__name__})"
+
+
+def configure_logging(
+    level: int | None, log_format: LogFormat | None = None, worker: int | None = None
+) -> None:
+    """For a process that runs: what the app set up by itself is left alone, unless a format was
+    asked for; then that takes the place of what writes to the terminal.
+
+    :param level: the least level shown; INFO, or what the app set up, if None.
+    :param worker: which worker this process is, from 1; 0: it is the supervisor of workers.
+    """
+    root = logging.getLogger()
+    unconfigured = not root.handlers
+    if log_format is not None:
+        for each in list(root.handlers):
+            if _writes_to_terminal(each):
+                root.removeHandler(each)
+    if log_format is not None or unconfigured:
+        handler = _make_handler(log_format or LogFormat.text, worker)
+        handler.addFilter(EscapingFilter())  # what other packages log, too
+        root.addHandler(handler)
+    if unconfigured:
+        root.setLevel(logging.INFO)
+    if log_format is LogFormat.json or worker is not None:
+        logging.captureWarnings(True)  # Python writes them without any form
+    if level is not None:
+        root.setLevel(level)
+
+
+def format_errors_as_logs(log_format: LogFormat | None, worker: int | None) -> None:
+    """Let what a command says of its own end be in the form of its log lines."""
+    from streams.cli import command_errors
+
+    if log_format is LogFormat.json:
+        line, logger = JsonFormatter(worker or None), get_logger("streams")
+
+        def format_error(text: str) -> str:
+            record = logger.makeRecord("streams", logging.ERROR, "", 0, text, (), None)
+            return line.format(record)
+
+        command_errors.set_error_format(format_error)
+    elif worker:
+        command_errors.set_error_format(lambda text: f"streams: worker {worker}: {text}")
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    """It writes to standard error or standard output."""
+    stream = getattr(handler, "stream", None) or getattr(
+        getattr(handler, "console", None), "file", None
+    )
+    return stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+
+
+def _make_handler(log_format: LogFormat, worker: int | None) -> logging.Handler:
+    process_name = "" if worker is None else f"worker {worker}" if worker else "supervisor"
+    if log_format is LogFormat.text and sys.stderr.isatty():
+        return _make_rich_handler(process_name)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter(worker or None)
+        if log_format is LogFormat.json
+        else PlainFormatter(process_name)
+    )
+    return handler
+
+
+def _make_rich_handler(process_name: str) -> logging.Handler:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    class Handler(RichHandler):
+        """Escapes what exceptions say in the tracebacks that it draws itself."""
+
+        @override
+        def render(self, *, traceback: Traceback | None, **more: Any) -> ConsoleRenderable:
+            if traceback is not None:
+                _escape_rich_trace(traceback.trace)
+            return super().render(traceback=traceback, **more)
+
+    # Lines of several processes get mixed, so that a frame around a traceback would fall apart.
+    handler = Handler(
+        console=Console(stderr=True), show_path=False, rich_tracebacks=not process_name
+    )
+    handler.setFormatter(PrefixFormatter(process_name))
+    return handler
+
+
+class PrefixFormatter(logging.Formatter):
+    """The message alone, each line of it behind whose it is."""
+
+    def __init__(self, process_name: str) -> None:
+        super().__init__("%(message)s")
+        self._prefix = f"[{process_name}] " if process_name else ""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return self._prefix + super().format(record).replace("\n", f"\n{self._prefix}")
+
+
+def _escape_rich_trace(trace: Trace) -> None:
+    for stack in trace.stacks:
+        stack.exc_type, stack.exc_value = escape(stack.exc_type), escape(stack.exc_value)
+        stack.notes = [escape(note) for note in stack.notes]
+        if stack.syntax_error is not None:
+            stack.syntax_error.msg = escape(stack.syntax_error.msg)
+        for each in stack.exceptions:
+            _escape_rich_trace(each)
+
+
+class _OnceFilter(logging.Filter):
+    """Lets the same line through once: an outage is told again and again below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        fresh = text not in self._seen
+        self._seen.add(text)
+        return fresh
+
+
+def configure_warnings() -> None:
+    """For a command that ends: only what is wrong, once, in the form of its errors."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("streams: %(message)s"))
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(EscapingFilter())
+        handler.addFilter(_OnceFilter())
+        root.addHandler(handler)

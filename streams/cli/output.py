@@ -1,0 +1,371 @@
+r"""Output: tables, JSON, messages, progress.
+
+What stands in a message is somebody else's: whatever could steer a terminal is written as an
+escape (``\x1b``), in JSON as one of JSON's (:mod:`streams.text`). Every function here sees to that.
+A person gets tables with colours; when standard output is a file or a pipe, the same columns come
+plain and uncut.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from streams import wire
+from streams.text import count_with_noun, escape, escape_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from streams.config import Retention
+    from streams.log.protocol import Log
+    from streams.message import Batch
+
+Cell = str | int | None
+
+T = TypeVar("T")
+
+
+def write_bytes(data: bytes) -> None:
+    """To standard output, as it is: JSON, or a line that was made for people."""
+    sys.stdout.buffer.write(data)
+
+
+def json_bytes(found: Any) -> bytes:
+    """One JSON document on one line."""
+    import orjson
+
+    try:
+        document = orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate in a text, which JSON in UTF-8 cannot hold
+        document = orjson.dumps(without_surrogates(found), option=orjson.OPT_APPEND_NEWLINE)
+    return escape_json(document)
+
+
+def without_surrogates(found: Any) -> Any:
+    r"""A document with lone surrogates written as text: ``\udcff``."""
+    if isinstance(found, str):
+        return printable_text(found)
+    if isinstance(found, Mapping):
+        return {printable_text(str(name)): without_surrogates(each) for name, each in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [without_surrogates(each) for each in found]
+    return found
+
+
+def print_json(found: Any) -> None:
+    """One JSON document on standard output."""
+    write_bytes(json_bytes(found))
+
+
+def print_line(text: str) -> None:
+    """A line for people, on standard output."""
+    print(escape(text))  # noqa: T201 - the command's own output
+
+
+def print_indented(text: str) -> None:
+    """A text of several lines, on standard output: indented, so that none passes for ours."""
+    for row in escape(text, keep_lines=True).split("\n"):
+        print(f"  {row}".rstrip())  # noqa: T201 - the command's own output
+
+
+def print_note(text: str) -> None:
+    """A line for people beside the data, on standard error."""
+    print(escape(text), file=sys.stderr)  # noqa: T201 - the command's own output
+
+
+def call_or_report(name: str, make: Callable[[], T]) -> T | None:
+    """What ``make`` returns. Where it cannot, one bad record must not hide the others: it is named
+    on standard error, and None is returned.
+
+    :param name: its name or its place.
+    :raises Unavailable: the log cannot be reached, which is no record's fault.
+    :raises Fatal: nor is this.
+    """
+    from streams.cli.command_errors import error_line_and_status, print_error
+    from streams.errors import Fatal, Unavailable
+
+    try:
+        return make()
+    except (Unavailable, Fatal):
+        raise
+    except Exception as error:
+        print_error(f"{escape(name)}: cannot be shown: {escape(error_line_and_status(error)[0])}")
+        return None
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Rows under a heading; numbers to the right."""
+    rows = list(rows)
+    if sys.stdout.isatty():
+        _print_rich_table(columns, rows)
+        return
+    texts = [columns, *([escape(cell_text(cell)) for cell in row] for row in rows)]
+    texts[0] = [name.upper() for name in columns]
+    widths = [max(len(row[at]) for row in texts) for at in range(len(columns))]
+    right = _numeric_columns(columns, rows)
+    for row in texts:
+        cells = [
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+def _numeric_columns(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> set[int]:
+    return {at for at in range(len(columns)) if any(isinstance(row[at], int) for row in rows)}
+
+
+def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    right = _numeric_columns(columns, rows)
+    for at, name in enumerate(columns):
+        found.add_column(name, justify="right" if at in right else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*(Text(escape(cell_text(cell))) for cell in row))
+    Console().print(found)
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell's text: thousands apart, a dash for what is not there."""
+    if cell is None:
+        return "-"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def offset_cell(offset: int | str | None) -> str | None:
+    """An offset for a table: as it is written everywhere else, so that it can be pasted."""
+    return None if offset is None else str(offset)
+
+
+def count_text(count: int | None, noun: str) -> str:
+    """So many of something; ``noun`` is its singular."""
+    if count is None:
+        return f"an unknown number of {noun}s"
+    return count_with_noun(count, noun)
+
+
+def bytes_text(data: bytes | None) -> str | None:
+    r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
+    return None if data is None else data.decode("utf-8", "backslashreplace")
+
+
+def printable_text(text: str) -> str:
+    r"""Text of the wire, where surrogates stand for what is not UTF-8, with ``\xNN`` instead."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def iso_time(seconds: float) -> str:
+    """A time of the log, in UTC."""
+    found = wire.utc_from_seconds(seconds).isoformat(timespec="milliseconds")
+    return found.replace("+00:00", "Z")
+
+
+def age_text(seconds: float | None) -> str | None:
+    """How long ago, roughly."""
+    if seconds is None:
+        return None
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(0.0, seconds):.1f}s"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time, exactly, as options take it: ``7d``, ``90s``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.15g}s"
+
+
+def retention_text(retention: Retention) -> str:
+    """How long a topic keeps its messages."""
+    bounds = []
+    if retention.seconds is not None:
+        bounds.append(f"for {duration_text(retention.seconds)}")
+    if retention.messages is not None:
+        bounds.append(f"about {retention.messages:,} a partition")
+    if retention.bytes is not None:
+        bounds.append(f"about {retention.bytes:,} bytes a partition")
+    if retention.compacted:
+        bounds.append("only the last message of each key")
+    return f"kept {', '.join(bounds) or 'for ever'}"
+
+
+def retention_options(retention: Retention) -> str:
+    """The options of ``streams topics create`` and ``retain`` that say the same."""
+    words = []
+    if retention.seconds is not None:
+        words.append(f"--keep-for {duration_text(retention.seconds)}")
+    if retention.messages is not None:
+        words.append(f"--keep {retention.messages}")
+    if retention.bytes is not None:
+        words.append(f"--keep-bytes {retention.bytes}")
+    if retention.compacted:
+        words.append("--compacted")
+    return " ".join(words) or "--for-ever"
+
+
+def offset_json(log: Log, position: int) -> int | str:
+    """An offset for JSON: a number where the log writes it as one."""
+    text = log.format_offset(position)
+    return int(position) if text == str(int(position)) else text
+
+
+def json_line(log: Log, batch: Batch, index: int) -> bytes:
+    """A message as one line of JSON; nothing where it cannot be shown, which is said."""
+    where = f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
+    return call_or_report(where, lambda: json_bytes(message_json(log, batch, index))) or b""
+
+
+def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
+    """A message for JSON. Its value is the JSON it holds, or ``text``, or ``base64``."""
+    from streams.message import ID
+
+    key, headers = batch.keys[index], batch.headers(index)
+    found: dict[str, Any] = {
+        "topic": batch.topic,
+        "partition": batch.partition,
+        "offset": offset_json(log, batch.offsets[index]),
+        "position": f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}",
+        "time": iso_time(batch.time(index)),
+        "id": printable_text(batch.id(index)),
+        "key": bytes_text(key),
+        "headers": {
+            printable_text(name): bytes_text(value) for name, value in headers if name != ID
+        },
+    }
+    if key is not None and not _is_text(key):
+        del found["key"]
+        found["key_base64"] = base64_text(key)
+    return {**found, **value_json(batch.values[index])}
+
+
+def value_json(data: bytes | None) -> dict[str, Any]:
+    """A value for JSON, without loss: numbers keep their digits."""
+    if data is None:
+        return {"value": None, "tombstone": True}
+    found = _json_fragment(data)
+    if found is not None:
+        return {"value": found}
+    return {"text": data.decode()} if _is_text(data) else {"base64": base64_text(data)}
+
+
+def document_json(data: bytes) -> Any:
+    """A JSON document within another one, without loss; what is none as text."""
+    found = _json_fragment(data)
+    return bytes_text(data) if found is None else found
+
+
+def _json_fragment(data: bytes) -> Any:
+    import msgspec
+    import orjson
+
+    try:
+        orjson.loads(data)
+        return orjson.Fragment(msgspec.json.format(data, indent=-1))
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def base64_text(data: bytes) -> str:
+    """Bytes as base64."""
+    from base64 import b64encode
+
+    return b64encode(data).decode()
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
+    """A message for a person: when, where, key, value."""
+    position = f"{batch.partition}/{log.format_offset(batch.offsets[index])}"
+    key, data = bytes_text(batch.keys[index]), batch.values[index]
+    batch.headers(index)  # what cannot be read is known once it was tried
+    content = "(tombstone)" if data is None else escape(bytes_text(data) or "")
+    if index in batch.unreadable:
+        content += f"  (headers cannot be read: {escape(batch.unreadable[index])})"
+    cells = [iso_time(batch.time(index)), position, "-" if key is None else escape(key)]
+    if colour:
+        cells = [
+            f"\x1b[2m{cells[0]}\x1b[0m",
+            f"\x1b[36m{cells[1]}\x1b[0m",
+            f"\x1b[1m{cells[2]}\x1b[0m",
+        ]
+    return f"{'  '.join(cells)}  {content}\n"
+
+
+class ProgressBar:
+    """A progress bar on standard error, where a person looks on; nothing otherwise.
+
+    :param total: how many there will be, None where that is not known.
+    :param quiet: show nothing all the same.
+    """
+
+    def __init__(self, description: str, total: int | None = None, *, quiet: bool = False) -> None:
+        self._description = escape(description)
+        self._visible = sys.stderr.isatty() and not quiet
+        self._total = total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._visible:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._progress.add_task(self._description, total=self._total)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, done: int, total: int | None = None) -> None:
+        """So many are done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total or self._total)
+
+
+def print_mapping(found: Mapping[str, Cell]) -> None:
+    """Names and what they say, one a line."""
+    width = max(map(len, found), default=0)
+    for name, cell in found.items():
+        print_line(f"{name:<{width}}  {cell_text(cell)}")

@@ -1,0 +1,464 @@
+"""``streams run --workers N``: a supervisor of processes that share an app's groups.
+
+Promises: N workers run, each an interpreter of its own; one that dies is started again, at once if
+it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. What it owned
+goes to the others at once, where the log lets them take it. One whose name in its groups was taken
+by another process is not started again. SIGINT or
+SIGTERM is passed on and all workers may drain; a second signal ends everything at once. Workers
+whose app cannot be loaded, or that keep dying at their start, end the supervisor with one line.
+
+Theory of operation. The supervisor never imports the app: what an import opens belongs to one
+process. It starts the first worker alone, and the others once that one has loaded the app, so that
+a bad app is said once and not N times. Both are joined by a socket, the worker's standard input at
+its start: the worker writes a byte when the app is loaded, and drains when it reads the end, for
+then the supervisor is gone, however it went. Workers have process groups of their own: Ctrl-C in a
+terminal reaches the supervisor alone, and the one signal it passes on is not their second.
+
+Workers are static members of their groups: one that is started again has back what it had. For
+that its name must be the same after a restart and unique in its groups, so it is made of the name
+that the app was given, or of the host's and the app's, and of the worker's number; a second
+supervisor of the same app on this machine finds a lock file taken and puts the number of its *slot*
+before. The files are in a folder that only this user can write to; where another user has taken its
+name, the slot is a random number. With KIP-848 there are no static members that can be restarted:
+workers are ordinary ones.
+
+The supervisor sees a worker die, so nobody need wait for its leases. It has no connection to the
+log, but the other workers have: it tells them which process has ended, in a line of its name and
+its life (the word that no other process of that name has), and they expel it. A worker says both
+behind the byte that says that the app is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import secrets
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from streams import wire
+from streams.cli.command_errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    UsageError,
+    hide_secret_also,
+    print_error,
+)
+from streams.errors import EXIT_FENCED, StreamsError
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+logger = get_logger("streams")
+
+LOADED_BYTE = b"+"
+_MAX_LINE = 4_096
+GROUP_INSTANCE_ID = "group.instance.id"
+NUMBER_VARIABLE = "STREAMS_WORKER"
+"""Where an app finds its worker's number, from 1, in the environment."""
+_URL_VARIABLE = "STREAMS_WORKER_URL"
+"""How the supervisor hands ``--url`` to a worker. Not by ``STREAMS_URL``, which counts less than
+what the app's code gives."""
+
+
+def worker_number() -> int | None:
+    """Which worker this process is, from 1; None: its supervisor did not say."""
+    return wire.parse_int(os.environ.get(NUMBER_VARIABLE))
+
+
+def take_supervisor_url() -> str | None:
+    """What ``--url`` said, taken out of the environment: the app's own children must not find it.
+
+    From here on no error shows a secret of it.
+    """
+    url = os.environ.pop(_URL_VARIABLE, None)
+    if url:
+        hide_secret_also(url)
+    return url
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """How a supervisor bears the deaths of a worker; all times in seconds."""
+
+    first_delay: float = 1.0
+    """The wait before a worker is started again that did not live long."""
+    max_delay: float = 30.0
+    """The wait doubles up to this."""
+    stable_after: float = 10.0
+    """A worker that lived so long is started again at once."""
+    startup_time: float = 10.0
+    """A worker that dies sooner died at its start."""
+    max_failed_starts: int = 5
+    """So many deaths at the start in a row, while no other worker lives on, are enough."""
+
+    def delay(self, deaths: int) -> float:
+        """The wait after so many deaths in a row of workers that did not live long."""
+        return min(self.first_delay * 2.0 ** min(deaths - 1, 32), self.max_delay) if deaths else 0.0
+
+
+# -- the supervisor -------------------------------------------------------------------------------
+
+
+def supervise(
+    target: str,
+    workers: int,
+    url: str | None,
+    options: Sequence[str] = (),
+    http: tuple[str, int] | None = None,
+    member: str | None = None,
+) -> int:
+    """Run an app in so many workers until a signal; the exit status.
+
+    :param url: ``--url``, which goes before what the app's code gives.
+    :param options: of the command line, for each of them.
+    :param member: what their names in their groups begin with; the app's own if None.
+    :param http: where the first serves its metrics; each other has the port after the one before.
+    :raises Misused: there are not so many ports.
+    """
+    if http is not None and http[1] and http[1] + workers - 1 > 65_535:
+        raise UsageError(
+            f"--http {http[0]}:{http[1]}: {workers} workers need as many ports from there"
+        )
+    command = [sys.executable, "-m", "streams.cli", "run", target, *options]
+    environment = dict(os.environ)
+    if url:  # not an argument: others on the machine see those, and a URL may hold a password
+        environment[_URL_VARIABLE] = url
+    if member is not None:
+        command += ["--member", member]
+    lock, slot = claim_slot(target)
+    try:
+        tags = [
+            str(number) if slot == 1 else f"{slot}.{number}" for number in range(1, workers + 1)
+        ]
+        commands = [
+            [*command, *_http_arguments(http, number), "--worker", tag]
+            for number, tag in enumerate(tags)
+        ]
+        return asyncio.run(Supervisor(target, commands, environment).run())
+    finally:
+        os.close(lock)
+
+
+def _http_arguments(address: tuple[str, int] | None, index: int) -> list[str]:
+    """The words that tell a worker, counted from 0, where to serve its metrics."""
+    if address is None:
+        return []
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return ["--http", f"{host}:{address[1] + index if address[1] else 0}"]
+
+
+def claim_slot(target: str) -> tuple[int, int]:
+    """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
+
+    It is held while the descriptor is open. Where files cannot be locked the slot is always 1. It
+    is a random one, which nobody else has, where there can be no folder of this user's own.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return os.open(os.devnull, os.O_RDONLY), 1
+    path = os.path.join(tempfile.gettempdir(), f"streams-{os.geteuid()}")
+    try:
+        folder = _open_private_folder(path)
+    except OSError as error:
+        logger.warning(
+            "%s: %s: without it a restart of this command is a new member of its groups;"
+            " set TMPDIR to a folder that others cannot write to",
+            path, error.strerror,
+        )  # fmt: skip
+        return os.open(os.devnull, os.O_RDONLY), 1 + secrets.randbelow(1 << 48)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        for slot in count(1):
+            lock = os.open(f"{_name_part(target)}-{slot}.lock", flags, 0o600, dir_fd=folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return lock, slot
+    finally:
+        os.close(folder)
+    raise AssertionError("unreachable: slots have no end")
+
+
+def _open_private_folder(path: str) -> int:
+    """A folder that nobody else can write to, made if there is none, as a descriptor.
+
+    :raises OSError: somebody else has made it, or opened it to others.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(folder)
+        raise PermissionError(errno.EPERM, "others can write to it")
+    return folder
+
+
+class Supervisor:
+    """Keeps a process running for each command.
+
+    :param name: what runs, for its lines.
+    :param commands: a worker's words each.
+    :param environment: the workers'.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        commands: Sequence[Sequence[str]],
+        environment: Mapping[str, str],
+        policy: RestartPolicy = RestartPolicy(),
+    ) -> None:
+        self._name = name
+        self._commands = commands
+        self._environment = environment
+        self._policy = policy
+        self._running: dict[int, tuple[Process, socket.socket, float]] = {}
+        self._received: dict[int, bytes] = {}
+        """What each worker has said since its start."""
+        self._signal = signal.SIGTERM
+        self._stop_requested = asyncio.Event()
+        self._status = DONE
+
+    async def run(self) -> int:
+        """Until a signal, or until it is hopeless; the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._handle_signal, number)
+        try:
+            first = await self._start_worker(1)
+            if not await self._wait_until_loaded(1) and not self._stop_requested.is_set():
+                return self._load_failed(await first.wait())
+            numbers = range(1, len(self._commands) + 1)
+            await asyncio.gather(*map(self._keep_running, numbers))
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            for process, *_ in self._running.values():  # only after an error of our own
+                process.kill()
+        return self._status
+
+    def _handle_signal(self, number: signal.Signals) -> None:
+        if not self._stop_requested.is_set():
+            logger.info("%s: %d workers finish what is in flight", number.name, len(self._running))
+            self._stop_workers(number)
+            return
+        logger.warning(
+            "%s again: %d workers are killed, not everything was finished",
+            number.name, len(self._running),
+        )  # fmt: skip
+        for process, *_ in self._running.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+        if number == signal.SIGTERM:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            os.kill(os.getpid(), number)
+        os._exit(INTERRUPTED)
+
+    def _stop_workers(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._stop_requested.set()
+        for process, *_ in self._running.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _start_worker(self, number: int) -> Process:
+        socket_end, worker_end = socket.socketpair()
+        socket_end.setblocking(False)
+        with worker_end:
+            process = await asyncio.create_subprocess_exec(
+                *self._commands[number - 1],
+                stdin=worker_end.fileno(),
+                env={**self._environment, NUMBER_VARIABLE: str(number)},
+                process_group=0,
+            )
+        self._running[number] = (process, socket_end, time.monotonic())
+        self._received[number] = b""
+        logger.info("worker %d is process %d", number, process.pid)
+        if self._stop_requested.is_set():  # told while it was being started
+            with suppress(ProcessLookupError):
+                process.send_signal(self._signal)
+        return process
+
+    async def _wait_until_loaded(self, number: int) -> bool:
+        """Wait until a worker has loaded the app; False if it ended instead."""
+        socket_end = self._running[number][1]
+        try:
+            self._received[number] += await asyncio.get_running_loop().sock_recv(
+                socket_end, _MAX_LINE
+            )
+        except OSError:
+            return False
+        return self._received[number].startswith(LOADED_BYTE)
+
+    def _announce_ended(self, number: int) -> None:
+        """A worker's process has ended: tell the others, who give up its memberships."""
+        _, socket_end, _ = self._running.pop(number)
+        received = self._received.pop(number)
+        with suppress(OSError):  # what it said last, if there is anything
+            received += socket_end.recv(_MAX_LINE)
+        socket_end.close()
+        line, newline, _ = received.removeprefix(LOADED_BYTE).partition(b"\n")
+        if newline and line and not self._stop_requested.is_set():
+            for _, other_socket, _ in self._running.values():
+                with suppress(OSError):  # it is about to end, or does not read
+                    other_socket.send(line + b"\n")
+
+    def _load_failed(self, status: int) -> int:
+        """The first worker could not load the app. What it said itself is not said again."""
+        self._running.pop(1)[1].close()
+        if status in (DONE, FAILED, 2):
+            return status or FAILED
+        print_error(f"{self._name}: the first worker {exit_text(status)} while it loaded the app")
+        return FAILED
+
+    async def _keep_running(self, number: int) -> None:
+        """Let one worker run until it is over, in one process after another."""
+        policy = self._policy
+        deaths = failed_starts = 0
+        while True:
+            if number not in self._running:
+                await self._start_worker(number)
+            process, _, started_at = self._running[number]
+            status = await process.wait()
+            uptime = time.monotonic() - started_at
+            self._announce_ended(number)
+            if self._stop_requested.is_set():
+                # Whoever had no handler for the signal yet had nothing in flight either.
+                if status not in (DONE, -self._signal, INTERRUPTED):
+                    logger.error("worker %d %s", number, exit_text(status))
+                    self._status = self._status or FAILED
+                return
+            if status == EXIT_FENCED:
+                logger.error(
+                    "worker %d: another process has taken its name in its groups; it is not "
+                    "started again", number,
+                )  # fmt: skip
+                self._status = EXIT_FENCED
+                return
+            deaths = 0 if uptime >= policy.stable_after else deaths + 1
+            failed_starts = failed_starts + 1 if uptime < policy.startup_time else 0
+            if failed_starts >= policy.max_failed_starts and not self._has_stable_worker():
+                print_error(
+                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in a row "
+                    f"within {policy.startup_time:g} s of its start, at last it {exit_text(status)}"
+                )
+                self._status = self._status or FAILED
+                self._stop_workers(signal.SIGTERM)
+                return
+            delay = policy.delay(deaths)
+            when = f"again in {delay:g} s" if delay else "started again at once"
+            logger.warning("worker %d %s: %s", number, exit_text(status), when)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop_requested.wait(), delay)
+            if self._stop_requested.is_set():
+                return
+
+    def _has_stable_worker(self) -> bool:
+        now = time.monotonic()
+        return any(
+            now - started_at >= self._policy.startup_time
+            for _, _, started_at in self._running.values()
+        )
+
+
+def exit_text(status: int) -> str:
+    """An exit status in words; a negative one is the signal that ended the process."""
+    if status < 0:
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+    return f"ended with status {status}" if status else "ended by itself"
+
+
+# -- a worker -------------------------------------------------------------------------------------
+
+
+class WorkerProcess:
+    """What a process that a supervisor started does beside running its app.
+
+    :param tag: what tells it from the supervisor's other workers, the same after a restart.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        # Standard input is what it would be without a supervisor; children must not hold ours.
+        self._supervisor = socket.socket(fileno=os.dup(0))
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+
+    def report_loaded(self, target: str, app: Streams) -> None:
+        """Fit the app for its place among others, and tell the supervisor that it is there.
+
+        :raises Misused: the app's log is one process's own.
+        :raises ConfigError: it has no URL, or one that cannot be.
+        """
+        if app.url.lower().startswith("memory:"):
+            raise UsageError(
+                f"{target}: memory:// is one process's own: --workers needs another log"
+            )
+        name_member(app, f"{socket.gethostname()}-{target}", self._tag)
+        line = f"{app.member} {app.instance_id}\n".encode() if app.member else b""
+        with suppress(OSError):  # it is gone: the thread will see
+            self._supervisor.sendall(LOADED_BYTE + line)
+        threading.Thread(
+            target=self._follow_supervisor, args=(app,), name="streams-supervisor", daemon=True
+        ).start()
+
+    def _follow_supervisor(self, app: Streams) -> None:
+        with suppress(OSError), self._supervisor.makefile("rb") as lines:
+            for line in lines:
+                member, _, instance_id = line.decode().strip().partition(" ")
+                try:
+                    app.expel_member(member, instance_id)
+                except StreamsError as error:
+                    logger.info("%s has ended, and what it had is waited for: %s", member, error)
+        logger.warning("the supervisor is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def name_member(app: Streams, default_name: str, tag: str) -> None:
+    """Give a worker's app a name in its groups: the app's own, or ``default_name``, and ``tag``.
+
+    On Kafka the user's ``group.instance.id`` takes the place of a name; with KIP-848 there is none.
+    """
+    from streams.log.url import parse
+
+    config = app._config
+    if app.member:
+        app._member = f"{app.member}-{tag}"
+        return
+    url = parse(app.url)
+    if url.scheme in ("kafka", "kafka+ssl"):
+        settings = {**url.options, **config}
+        if str(settings.get("group.protocol", "classic")).lower() != "classic":
+            return
+        if GROUP_INSTANCE_ID in settings:
+            config[GROUP_INSTANCE_ID] = f"{_name_part(str(settings[GROUP_INSTANCE_ID]))}-{tag}"
+            return
+    app._member = f"{_name_part(default_name)[-180:]}-{tag}"
+
+
+def _name_part(text: str) -> str:
+    """The text as a part of a name: of letters that Kafka and file systems take."""
+    return re.sub(r"[^A-Za-z0-9._-]", ".", text)[-200:]

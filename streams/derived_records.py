@@ -1,0 +1,208 @@
+"""Derived records: what a handler returned, and dead letters.
+
+Both get a message ID that follows from the source message alone, so that a crash between the
+write and the commit writes the same record again and doubles nothing:
+
+* a result: ``<source identity>/<group>/<index>``;
+* a dead letter: the source's own ID in the group's dead letter topic.
+
+Dead letters carry the headers of KIP-1034 (dead letter queue in Kafka Streams), and the source's
+bytes, key and headers unchanged.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from streams import wire
+from streams.clock import Clock
+from streams.engine.dispatcher import Delivery
+from streams.message import (
+    CAUSATION,
+    CORRELATION,
+    ID,
+    LEGACY_CORRELATION,
+    REDRIVE,
+    Headers,
+    Record,
+    text,
+)
+from streams.processing.job import Outgoing
+from streams.text import error_text as error_text
+
+ERROR_EXCEPTION = "__streams.errors.exception"
+ERROR_MESSAGE = "__streams.errors.message"
+ERROR_STACKTRACE = "__streams.errors.stacktrace"
+ERROR_TOPIC = "__streams.errors.topic"
+ERROR_PARTITION = "__streams.errors.partition"
+ERROR_OFFSET = "__streams.errors.offset"
+ERROR_ATTEMPTS = "__streams.errors.attempts"
+ERROR_GROUP = "__streams.errors.group"
+ERROR_TIME = "__streams.errors.time"
+
+ERROR_PREFIX = "__streams.errors."
+
+ORIGIN = "streams_origin"
+FIRST_FAILED = "streams_first_failed"
+FIRST_ERROR = "streams_first_error"
+EDITED = "streams_edited"
+"""What a message that was put back says of its first failure: where it stood, when it was given up
+and why; and that somebody changed its value. Nothing is decided by these: they are for people."""
+
+ERROR_BYTES = 8 << 10
+"""All error headers together, at most; the traceback shrinks first, then the message."""
+
+_MESSAGE_BYTES = 1 << 10
+
+_ATTEMPT_DIGITS = 9
+
+
+def dead_letter_maker(
+    group: str, topic: Callable[[str], str], clock: Clock
+) -> Callable[[Delivery], Outgoing]:
+    """Makes the dead letter of a work with a burial.
+
+    :param topic: the dead letter topic of a source topic.
+    """
+
+    def make_dead_letter(delivery: Delivery) -> Outgoing:
+        fetched, index, _, _, _, _, reason = delivery
+        if reason is None:
+            raise ValueError("a work without a burial has no dead letter")
+        batch = fetched.batch
+        headers = [
+            (name, value)
+            for name, value in batch.headers(index)
+            if name != ID and not name.startswith(ERROR_PREFIX)
+        ]
+        failed_at = (batch.topic, batch.partition, str(batch.offset(index)))
+        timestamp = datetime.fromtimestamp(clock.time(), timezone.utc).isoformat()
+        headers += error_headers(reason.error, reason.attempts, group, failed_at, timestamp)
+        return topic(batch.topic), Record(
+            batch.values[index], batch.keys[index], batch.id(index), headers
+        )
+
+    return make_dead_letter
+
+
+def error_headers(
+    error: BaseException, attempts: int, group: str, failed_at: tuple[str, int, str], timestamp: str
+) -> list[tuple[str, bytes | None]]:
+    """The headers that say what went wrong, in at most :data:`ERROR_BYTES`."""
+    kind = type(error)
+    topic, partition, offset = failed_at
+    pairs = [
+        (ERROR_EXCEPTION, f"{kind.__module__}.{kind.__qualname__}"[:256]),
+        (ERROR_MESSAGE, _truncate_end(error_text(error), _MESSAGE_BYTES)),
+        (ERROR_TOPIC, topic),
+        (ERROR_PARTITION, str(partition)),
+        (ERROR_OFFSET, offset),
+        (ERROR_ATTEMPTS, str(attempts)),
+        (ERROR_GROUP, group),
+        (ERROR_TIME, timestamp),
+    ]
+    encoded = [(name, value.encode("utf-8", "backslashreplace")) for name, value in pairs]
+    used = sum(len(name) + len(value) for name, value in encoded) + len(ERROR_STACKTRACE)
+    trace = "".join(traceback.format_exception(error))
+    stack = _truncate_start(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
+    return [*encoded[:2], (ERROR_STACKTRACE, stack), *encoded[2:]]
+
+
+def _truncate_end(text: str, size: int) -> str:
+    """The beginning of a text, in at most this many bytes."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= size:
+        return text
+    return data[: size - 3].decode("utf-8", "ignore") + "..."
+
+
+def _truncate_start(data: bytes, size: int) -> bytes:
+    """The end of a traceback says most: where it was raised."""
+    if len(data) <= size:
+        return data
+    if size < 4:
+        return b""
+    return b"..." + data[-(size - 3) :].decode("utf-8", "ignore").encode()
+
+
+def result_encoder(
+    group: str, topic: str, record: Callable[[Any, str, Headers], Record], *, several: bool
+) -> Callable[[Any, Delivery], Sequence[Outgoing]]:
+    """Encodes what a handler returned, for the topic it goes to.
+
+    :param record: makes the record of a value, with this ID and these headers.
+    :param several: a list, tuple or generator is several values; else any value is one.
+    """
+
+    def encode_results(result: Any, delivery: Delivery) -> Sequence[Outgoing]:
+        fetched, index, _, identity, _, _, _ = delivery
+        batch = fetched.batch
+        source = identity.replace("\0", "/") if identity is not None else batch.id(index)
+        values: Iterable[Any] = (result,)
+        if several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__")):
+            values = result
+        headers: list[tuple[str, bytes | None]] = [
+            (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
+        ]
+        found = batch.headers(index)
+        correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
+        if correlation:
+            headers.append((CORRELATION, correlation.encode("utf-8", "surrogateescape")))
+        headers += [pair for pair in found if pair[0] in ("traceparent", "tracestate")]
+        return [
+            (topic, record(value, f"{source}/{group}/{number}", headers))
+            for number, value in enumerate(values)
+            if value is not None
+        ]
+
+    return encode_results
+
+
+def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """What a dead letter's headers say of its first failure, as headers for the message that is put
+    back: those that it has not yet, because it failed for the first time."""
+    found: list[tuple[str, bytes | None]] = []
+
+    def add(name: str, content: str) -> None:
+        found.append(
+            (name, _truncate_end(content, ERROR_BYTES // 8).encode("utf-8", "surrogateescape"))
+        )
+
+    topic = header_text(headers, ERROR_TOPIC)
+    if topic and header_text(headers, ORIGIN) is None:
+        position = (header_text(headers, name) or "?" for name in (ERROR_PARTITION, ERROR_OFFSET))
+        add(ORIGIN, "/".join((topic, *position)))
+    timestamp = header_text(headers, ERROR_TIME)
+    if timestamp and header_text(headers, FIRST_FAILED) is None:
+        add(FIRST_FAILED, timestamp)
+        add(FIRST_ERROR, error_of(headers))
+    return found
+
+
+def error_of(headers: Headers) -> str:
+    """What went wrong, of a dead letter: the exception's type and text."""
+    kind = (header_text(headers, ERROR_EXCEPTION) or "unknown").rpartition(".")[2]
+    message = header_text(headers, ERROR_MESSAGE)
+    return f"{kind}: {message}" if message else kind
+
+
+def header_text(headers: Headers, name: str) -> str | None:
+    """One header as text; None where there is none. Of several, the last."""
+    found = None
+    for each, value in headers:
+        if each == name and value is not None:
+            found = text(value)
+    return found
+
+
+def redrives_of(headers: Headers) -> int:
+    """How often a message was put back so far; 0 where the header is none of ours."""
+    return wire.parse_int(header_text(headers, REDRIVE)) or 0
+
+
+def attempts_of(headers: Headers) -> int:
+    """How often a message had failed when it was written; 0 where the header is none of ours."""
+    return wire.parse_int(header_text(headers, ERROR_ATTEMPTS), _ATTEMPT_DIGITS) or 0

@@ -1,0 +1,732 @@
+"""Which message may be handled now: key lanes over what was polled.
+
+Rules
+-----
+
+1. A *lane* is a key of one topic and partition, as bytes; a keyless message has its identity for a
+   lane, so that a duplicate of a message in flight waits for its outcome. A message with neither
+   has no lane and never waits.
+2. A lane that is in ``Owned.lanes`` is *busy*: its message is being handled, waits to be tried
+   again, or is being buried. Later messages of a busy lane queue up in it. When the lane's message
+   is settled, the next of its queue goes to ``ready``, before anything that was not looked at yet.
+3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
+4. Lanes outlive the assignment. A partition that is revoked loses its queues, but lanes whose
+   handler is still running stay busy (the *fence*), so when the partition comes back to this
+   process those keys wait. Both assignments share one dict of lanes for that; a batch that
+   outlived its partition frees each of its lanes once.
+5. Nothing starts when ownership is not certain (``now >= valid_until``): everything waits until it
+   is confirmed again, or lost.
+6. A lane has one holder: the message that is handled, waits or is buried. A batch may hold several
+   messages of a key; once its outcome is known, the first that is not settled keeps the lane and
+   the others queue up behind it.
+7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
+   lane from then on, so that its duplicates, whatever their key, still wait for it.
+8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`) goes
+   before whatever waits in its key's lane. It has no identity: it was settled in its partition.
+
+A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
+``(segment, index, lane, identity, attempt, alone, burial)``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from streams.config import Retry
+from streams.engine.dedup_window import DedupWindow
+from streams.engine.progress import FetchedBatch, Progress
+from streams.engine.retry import retry_delay
+
+OrderingKey: TypeAlias = "bytes | str | None"
+
+READ_AHEAD = 2_000
+"""Messages that were not looked at yet, from which on no more are needed for now. What waits for
+its turn falls out of the processor's cache, and Python's cyclic garbage collector goes through it
+again and again: with five times as many, a message cost 7 % more CPU (on Kafka)."""
+
+
+class DeadLetterReason(NamedTuple):
+    """A message that will not be handled: why, after how many attempts, and how often the write
+    to the dead letters failed so far."""
+
+    error: BaseException
+    attempts: int
+    failed_writes: int = 0
+
+
+Delivery: TypeAlias = (
+    "tuple[FetchedBatch, int, OrderingKey, str | None, int, bool, DeadLetterReason | None]"
+)
+"""Segment, index into it, lane, identity, attempt (from 1), not to be batched with others,
+and, for a message on its way to the dead letters, why."""
+
+
+class Ownership(Protocol):
+    """What the engine reads of an assignment."""
+
+    topic: str
+    partition: int
+    valid_until: float
+
+
+class PartitionState:
+    """One assignment's state: progress, window and lanes."""
+
+    __slots__ = (
+        "assignment",
+        "in_flight",
+        "is_owned",
+        "progress",
+        "released",
+        "snapshot_version",
+        "unconfirmed",
+        "window",
+    )
+
+    def __init__(self, assignment: Any, progress: Progress, window: DedupWindow | None) -> None:
+        self.assignment = assignment
+        """An :class:`Ownership`; the log's own object."""
+        self.progress = progress
+        self.window = window
+        """None: deduplication is off."""
+        self.in_flight: dict[OrderingKey, deque[Delivery] | None] = {}
+        self.is_owned = True
+        """Not revoked and not lost."""
+        self.released: set[OrderingKey] = set()
+        """Once revoked: the lanes whose handlers have ended since."""
+        self.unconfirmed = 0
+        """Messages handled or given up, whose writes are not confirmed yet."""
+        self.snapshot_version = 0
+        """How many snapshots were taken, so that an older one can be told from a newer."""
+
+
+class DispatchCounts:
+    """What happened so far, counted where it is rare."""
+
+    __slots__ = ("dead_lettered", "duplicates", "filtered", "handled", "retries")
+
+    def __init__(self) -> None:
+        self.handled = 0
+        self.duplicates = 0
+        self.filtered = 0
+        self.retries = 0
+        self.dead_lettered = 0
+
+
+def _offset(delivery: Delivery) -> int:
+    return delivery[0].batch.offsets[delivery[1]]
+
+
+class Dispatcher:
+    """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
+
+    def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
+        """``refill`` is called when a segment is begun and fewer than :data:`READ_AHEAD` wait."""
+        self._retry = retry
+        self._unordered = not retry.in_order
+        self.refill = refill
+        self._partitions: dict[tuple[str, int], PartitionState] = {}
+        self._outlived: dict[tuple[str, int], dict[OrderingKey, deque[Delivery] | None]] = {}
+        self._incoming: deque[FetchedBatch] = deque()
+        self.offered = 0
+        """Messages that were ever offered."""
+        self._given_out = 0
+        self.current: FetchedBatch | None = None
+        """What is given out now; None between two segments."""
+        self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
+        self.ready: deque[Delivery] = deque()
+        """Messages whose turn has come: behind another of their key, or after a pause."""
+        self._timers: list[tuple[float, int, Delivery]] = []
+        self._timer_number = 0
+        self.paused = False
+        """Nothing is given out while set; what runs goes on."""
+        self.counts = DispatchCounts()
+
+    # -- partitions
+
+    def assign(self, state: PartitionState) -> None:
+        """Begin with a partition. Lanes still busy from an earlier assignment stay so."""
+        partition = (state.assignment.topic, state.assignment.partition)
+        state.in_flight = self._outlived.pop(partition, state.in_flight)
+        self._partitions[partition] = state
+
+    def revoke(self, state: PartitionState) -> None:
+        """Give out nothing more of this partition. What runs is still to be reported."""
+        if not state.is_owned:
+            return  # its lanes may be the next assignment's already
+        partition = (state.assignment.topic, state.assignment.partition)
+        state.is_owned = False
+        if self._partitions.get(partition) is state:
+            del self._partitions[partition]
+        if self.current is not None and self.current.state is state:
+            self.current, self._cursor = None, iter(())
+        waiting = [delivery for delivery in self.ready if delivery[0].state is state]
+        waiting += [delivery for _, _, delivery in self._timers if delivery[0].state is state]
+        self.ready = deque(delivery for delivery in self.ready if delivery[0].state is not state)
+        self._timers = [timer for timer in self._timers if timer[2][0].state is not state]
+        self._timers.sort()
+        in_flight = state.in_flight
+        for delivery in waiting:  # their lanes are busy, but nobody is running in them
+            in_flight.pop(delivery[2], None)
+        for ordering_key in in_flight:
+            in_flight[ordering_key] = None
+        if in_flight:
+            self._outlived[partition] = in_flight
+
+    # -- what is there
+
+    def offer(self, fetched: FetchedBatch) -> None:
+        """Take in a segment (any thread)."""
+        self._incoming.append(fetched)
+        self.offered += len(fetched)
+
+    def push_returned(self, fetched: FetchedBatch) -> None:
+        """Give these messages out, each before whatever else of its key waits, alone and in order.
+
+        They are not part of their partition's progress, and no duplicate is looked for.
+        """
+        state = fetched.state
+        if not state.live:
+            return
+        queues: dict[bytes | None, list[Delivery]] = {}
+        for index, key in enumerate(fetched.keys):
+            queues.setdefault(key, []).append((fetched, index, key, None, 1, True, None))
+        for key, queue in queues.items():
+            if key is None:
+                self.ready.extend(queue)
+            elif key in state.lanes:
+                self._queue_front(queue, {(id(state), key): queue})
+            else:
+                state.lanes[key] = deque(queue[1:]) or None
+                self.ready.append(queue[0])
+
+    @property
+    def has_backlog(self) -> bool:
+        """Something was offered that was not looked at yet."""
+        return bool(self.ready or self._incoming or self.current is not None)
+
+    @property
+    def read_ahead(self) -> int:
+        """How many messages were offered that no segment was begun of (any thread)."""
+        return self.offered - self._given_out
+
+    def release_due(self, now: float) -> None:
+        """Make ready what has waited long enough."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            self.ready.append(heappop(timers)[2])
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next waiting message may be tried again, in monotonic seconds."""
+        first = self._timers[:1]  # others may look on while the runner takes it out
+        return first[0][0] if first else None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be tried again."""
+        return len(self._timers)
+
+    def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
+        """Topic, partition, lane and attempt of messages waiting to be tried again."""
+        return [
+            (delivery[0].batch.topic, delivery[0].batch.partition, delivery[2], delivery[4])
+            for _, _, delivery in sorted(self._timers)[:limit]
+        ]
+
+    # -- dispatch
+
+    def take(self, now: float) -> Delivery | None:
+        """The next message whose turn has come, or None. Its lane is busy from here on."""
+        if self.paused:
+            return None
+        if self.ready:
+            delivery = self.ready[0]
+            if now >= delivery[0].state.assignment.valid_until:
+                return None
+            self.ready.popleft()
+            return delivery
+        while True:
+            fetched = self.current
+            if fetched is None:
+                fetched = self._next_batch()
+                if fetched is None:
+                    return None
+            state = fetched.state
+            if now >= state.assignment.valid_until:
+                return None
+            in_flight, window, partly_settled, unordered = (
+                state.lanes,
+                state.window,
+                fetched.partly_settled,
+                self._unordered,
+            )
+            for index, key, identity in self._cursor:
+                if partly_settled and fetched.settled[index]:
+                    continue
+                ordering_key: OrderingKey = (
+                    identity if key is None or (unordered and identity in in_flight) else key
+                )
+                if ordering_key is not None:
+                    if ordering_key in in_flight:
+                        queue = in_flight[ordering_key]
+                        delivery = (fetched, index, ordering_key, identity, 1, False, None)
+                        if queue is None:
+                            in_flight[ordering_key] = deque((delivery,))
+                        else:
+                            queue.append(delivery)
+                        continue
+                    if (
+                        identity is not None
+                        and window is not None
+                        and (identity in window.new or identity in window.old)
+                    ):
+                        fetched.settled[index] = 1
+                        self.counts.duplicates += 1
+                        continue
+                    in_flight[ordering_key] = None
+                return (fetched, index, ordering_key, identity, 1, False, None)
+            self.current = None
+
+    def take_batch(self, now: float, limit: int) -> list[Delivery]:
+        """Up to ``limit`` messages whose turn has come, in order.
+
+        A key may recur within a batch, an identity may not. A message to be handled alone, or to
+        be buried, comes alone.
+        """
+        batch: list[Delivery] = []
+        batch_keys: set[tuple[int, OrderingKey]] = set()
+        identities: set[str] = set()
+        while len(batch) < limit:
+            delivery = (
+                self.take(now) if self.ready else self._take_for_batch(now, batch_keys, identities)
+            )
+            if delivery is None:
+                break
+            if delivery[5] or delivery[6] is not None:
+                if batch:
+                    self.ready.appendleft(delivery)
+                else:
+                    batch.append(delivery)
+                break
+            state, ordering_key = delivery[0].state, delivery[2]
+            queue = None
+            while True:
+                batch.append(delivery)
+                identity = delivery[3]
+                if identity is not None:
+                    identities.add(identity)
+                if ordering_key is None:
+                    break
+                batch_keys.add((id(state), ordering_key))
+                queue = state.lanes[ordering_key]
+                if not queue or len(batch) >= limit or queue[0][5]:
+                    break
+                if queue[0][3] in identities or self._is_duplicate(queue[0]):
+                    break
+                if self._unordered and ordering_key != queue[0][3] and queue[0][3] in state.lanes:
+                    break
+                delivery = queue.popleft()
+            if queue is not None and not queue and ordering_key is not None:
+                state.lanes[ordering_key] = None
+        return batch
+
+    def _take_for_batch(
+        self, now: float, batch_keys: set[tuple[int, OrderingKey]], identities: set[str]
+    ) -> Delivery | None:
+        """Like :meth:`take` without ``ready``; a key that this batch holds is not in its way."""
+        while not self.paused:
+            fetched = self.current or self._next_batch()
+            if fetched is None:
+                return None
+            state = fetched.state
+            if now >= state.assignment.valid_until:
+                return None
+            in_flight, unordered = state.lanes, self._unordered
+            for index, key, identity in self._cursor:
+                if fetched.settled[index]:
+                    continue
+                ordering_key: OrderingKey = (
+                    identity if key is None or (unordered and identity in in_flight) else key
+                )
+                delivery: Delivery = (fetched, index, ordering_key, identity, 1, False, None)
+                if ordering_key is None:
+                    return delivery
+                if ordering_key in in_flight:
+                    queue = in_flight[ordering_key]
+                    if queue is not None:
+                        queue.append(delivery)
+                    elif (
+                        (id(state), ordering_key) in batch_keys
+                        and identity not in identities
+                        and not self._is_duplicate(delivery)
+                    ):
+                        return delivery
+                    else:
+                        in_flight[ordering_key] = deque((delivery,))
+                elif self._is_duplicate(delivery):
+                    fetched.settled[index] = 1
+                    self.counts.duplicates += 1
+                else:
+                    in_flight[ordering_key] = None
+                    return delivery
+            self.current = None
+        return None
+
+    def _next_batch(self) -> FetchedBatch | None:
+        while self._incoming:
+            fetched = self._incoming.popleft()
+            self._given_out += len(fetched)
+            if fetched.state.live:
+                self._give_out_from(fetched, 0)
+                if self.read_ahead < READ_AHEAD:
+                    self.refill()
+                return fetched
+        return None
+
+    def _give_out_from(self, fetched: FetchedBatch, start: int) -> None:
+        """Give out this segment from an index on."""
+        count = len(fetched)
+        if start < count:
+            self.current = fetched
+            keys, ids = fetched.keys, fetched.ids
+            if start:
+                keys, ids = keys[start:], ids[start:]
+            self._cursor = zip(range(start, count), keys, ids, strict=True)
+        else:
+            self.current, self._cursor = None, iter(())
+
+    def _is_duplicate(self, delivery: Delivery) -> bool:
+        identity, window = delivery[3], delivery[0].state.window
+        return identity is not None and window is not None and identity in window
+
+    def take_fast(self, now: float) -> FetchedBatch | None:
+        """A segment all of whose messages may be handled one after the other.
+
+        Given where nothing stands in the way: no lane is busy, nothing was settled before, no
+        identity recurs. The caller reports with :meth:`finish_fast`. For one runner alone.
+        """
+        if self.paused or self.ready:
+            return None
+        if self.current is not None:
+            return None
+        fetched = self._next_batch()
+        if fetched is None:
+            return None
+        state = fetched.state
+        if state.lanes or fetched.partly_settled or now >= state.assignment.valid_until:
+            return None
+        if state.window is not None:
+            unique: set[Any] = set(fetched.ids)
+            if None in unique:
+                if len(unique) > 1:
+                    return None
+            elif len(unique) != len(fetched) or not state.window.fresh(unique):
+                return None
+            else:
+                fetched.unique_ids = unique
+        return fetched
+
+    def finish_fast(self, fetched: FetchedBatch, start: int, stop: int) -> None:
+        """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
+
+        What is left of the segment is given out by :meth:`take`.
+        """
+        state = fetched.state
+        if state.window is not None and stop > start and fetched.ids[start] is not None:
+            whole = stop - start == len(fetched)
+            identities = fetched.ids if whole else fetched.ids[start:stop]
+            unique = fetched.unique_ids if whole else None
+            if unique is not None and len(unique) <= state.window.size:
+                state.window.absorb(unique)
+            else:
+                state.window.extend(identities)
+            fetched.unique_ids = None
+            successor = None if state.live else self._successor_window(state)
+            if successor is not None:
+                successor.extend([each for each in identities if each is not None])
+        self.counts.handled += stop - start
+        if fetched is self.current:
+            self._give_out_from(fetched, stop)
+
+    def interrupt_fast(
+        self, fetched: FetchedBatch, start: int, index: int, stop: int
+    ) -> list[Delivery]:
+        """A straight run that began at ``start`` stumbled: messages before ``index`` are handled,
+        those before ``stop`` are what it stumbled over, as works whose lanes are busy.
+
+        Nothing where the partition was revoked meanwhile.
+        """
+        self.finish_fast(fetched, start, index)
+        state = fetched.state
+        if not state.live:
+            return []
+        deliveries: list[Delivery] = []
+        for at in range(index, stop):
+            identity = fetched.ids[at]
+            key = fetched.keys[at]
+            ordering_key: OrderingKey = identity if key is None else key
+            if ordering_key is not None:
+                state.lanes[ordering_key] = None
+            deliveries.append((fetched, at, ordering_key, identity, 1, False, None))
+        if fetched is self.current:
+            self._give_out_from(fetched, stop)
+        return deliveries
+
+    def decline_fast(self, fetched: FetchedBatch) -> None:
+        """What :meth:`take_fast` gave cannot be run straight after all; give it out one by one."""
+        self.finish_fast(fetched, 0, 0)
+
+    # -- outcomes
+
+    def mark_settled(self, delivery: Delivery) -> None:
+        """The message is settled: handled, or buried with the write confirmed."""
+        fetched, index, ordering_key, identity, _, _, reason = delivery
+        fetched.settled[index] = 1
+        state = fetched.state
+        if reason is None:
+            self.counts.handled += 1
+        else:
+            self.counts.dead_lettered += 1
+        is_owned = state.live
+        if identity is not None and state.window is not None:
+            if is_owned:  # as in _remember, without the calls: this is the hot loop
+                window = state.window
+                window.new.add(identity)
+                if len(window.new) >= window.size:
+                    window.turn()
+            else:
+                self._remember_identity(state, state.window, identity)
+        if ordering_key is not None:
+            if is_owned:
+                queue = state.lanes.pop(ordering_key)
+                if queue:
+                    self._promote_next(state, ordering_key, queue)
+            else:
+                self._release_key(state, ordering_key)
+
+    def mark_filtered(self, delivery: Delivery) -> None:
+        """The message was passed over by a filter: settled, and counts as seen."""
+        self.mark_settled(delivery)
+        self.counts.handled -= 1
+        self.counts.filtered += 1
+
+    def mark_batch_settled(self, deliveries: Iterable[Delivery]) -> None:
+        """These messages, taken as one batch, are settled."""
+        deliveries = list(deliveries)
+        self._record_settled(deliveries)
+        self._release_keys(deliveries)
+
+    def _record_settled(self, deliveries: Iterable[Delivery]) -> None:
+        for fetched, index, _, identity, _, _, _ in deliveries:
+            fetched.settled[index] = 1
+            self.counts.handled += 1
+            state = fetched.state
+            if identity is not None and state.window is not None:
+                self._remember_identity(state, state.window, identity)
+
+    def _release_keys(
+        self, deliveries: Iterable[Delivery], keep: Collection[tuple[int, OrderingKey]] = ()
+    ) -> None:
+        """Nobody runs in these works' lanes any more, but for some."""
+        ordering_keys = {
+            (id(delivery[0].state), delivery[2]): delivery[0].state for delivery in deliveries
+        }
+        for (state_id, ordering_key), state in ordering_keys.items():
+            if ordering_key is not None and (state_id, ordering_key) not in keep:
+                self._release_key(state, ordering_key)
+
+    def split_batch(self, deliveries: Sequence[Delivery]) -> None:
+        """A batch failed as a whole: its messages are to be handled one by one, in order."""
+        queues: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        first_of_key: list[Delivery] = []
+        for fetched, index, ordering_key, identity, attempt, _, reason in deliveries:
+            state = fetched.state
+            delivery: Delivery = (fetched, index, ordering_key, identity, attempt, True, reason)
+            state_and_key = (id(state), ordering_key)
+            if not state.live:
+                if ordering_key is not None:
+                    self._release_key(state, ordering_key)
+            elif ordering_key is None:
+                first_of_key.append(delivery)
+            elif state_and_key in queues:
+                queues[state_and_key].append(delivery)
+            else:
+                queues[state_and_key] = []
+                first_of_key.append(delivery)
+        self._queue_front(deliveries, queues)
+        self.ready.extendleft(reversed(first_of_key))
+
+    def mark_batch_failed(
+        self,
+        deliveries: Sequence[Delivery],
+        errors: Mapping[int, BaseException],
+        now: float,
+        random: float,
+        final: Collection[int] = (),
+    ) -> list[Delivery]:
+        """Some of a batch failed, by index; the others are settled. What is to be buried.
+
+        Those in ``final`` are not tried again. Where several of one key failed, the first keeps
+        the lane and the others wait behind it, each to be tried again or buried in its turn.
+        """
+        behind: dict[tuple[int, OrderingKey], list[Delivery]] = {}
+        settled: list[Delivery] = []
+        rejected: list[Delivery] = []
+        for index, delivery in enumerate(deliveries):
+            error = errors.get(index)
+            if error is None:
+                settled.append(delivery)
+                continue
+            fetched, at, ordering_key, identity, attempt, _, _ = delivery
+            is_owned = fetched.state.live
+            delay = None if index in final else retry_delay(self._retry, attempt, error, random)
+            if delay is None:
+                delivery = self.rejected(delivery, error)
+            else:
+                self.counts.retries += 1
+                if self._unordered and is_owned and type(ordering_key) is bytes:
+                    ordering_key = self._leave_key_order(fetched.state, identity)
+                delivery = (fetched, at, ordering_key, identity, attempt + 1, True, None)
+            state_and_key = (id(fetched.state), ordering_key)
+            if ordering_key is not None and is_owned and state_and_key in behind:
+                behind[state_and_key].append(delivery)
+                continue
+            if delay is None:
+                rejected.append(delivery)
+            elif is_owned:
+                self.deliver_at(delivery, now + delay)
+            if ordering_key is not None and (is_owned or delay is None):
+                behind[state_and_key] = []
+        self._record_settled(settled)
+        self._queue_front(deliveries, behind)
+        self._release_keys(deliveries, keep=behind.keys())
+        return rejected
+
+    def _leave_key_order(self, state: PartitionState, identity: str | None) -> OrderingKey:
+        """A message out of its key's order has its identity for a lane, so that a duplicate of
+        it, under whichever key, still waits for its outcome."""
+        if identity is None or state.window is None or identity in state.in_flight:
+            return None
+        state.in_flight[identity] = None
+        return identity
+
+    def _queue_front(
+        self,
+        deliveries: Iterable[Delivery],
+        queues: Mapping[tuple[int, OrderingKey], list[Delivery]],
+    ) -> None:
+        """Put these works at the front of their lanes' queues; the lanes are busy."""
+        states = {id(delivery[0].state): delivery[0].state for delivery in deliveries}
+        for (state_id, ordering_key), queue in queues.items():
+            if queue:
+                in_flight = states[state_id].lanes
+                in_flight[ordering_key] = deque((*queue, *(in_flight[ordering_key] or ())))
+
+    def _queue_back(self, state: PartitionState, delivery: Delivery) -> None:
+        queue = state.in_flight[delivery[2]]
+        if queue is None:
+            state.in_flight[delivery[2]] = deque((delivery,))
+        else:
+            queue.append(delivery)
+
+    def mark_failed(
+        self, delivery: Delivery, error: BaseException, now: float, random: float
+    ) -> Delivery | None:
+        """The handler failed. None: the message waits, or is not ours any more. Otherwise no
+        attempt is left: the work to be buried, to be reported by :meth:`settled` or :meth:`deliver_at`.
+        """
+        rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
+        return rejected[0] if rejected else None
+
+    def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
+        """The message can never be handled: the work to be buried."""
+        fetched, index, ordering_key, identity, attempt, _, _ = delivery
+        return (
+            fetched,
+            index,
+            ordering_key,
+            identity,
+            attempt,
+            True,
+            DeadLetterReason(error, attempt),
+        )
+
+    def deliver_at(self, delivery: Delivery, due: float) -> None:
+        """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""
+        if not delivery[0].state.live:
+            self.abandon(delivery)
+            return
+        self._timer_number += 1
+        heappush(self._timers, (due, self._timer_number, delivery))
+
+    def abandon(self, delivery: Delivery) -> None:
+        """The handler stopped without an outcome; the message is not settled."""
+        state, ordering_key = delivery[0].state, delivery[2]
+        if state.live:
+            # Not to be overtaken: it stays at the head of its lane.
+            for at, other in enumerate(self.ready if ordering_key is not None else ()):
+                if other[2] == ordering_key and other[0].state is state:
+                    # Of the same batch: whichever stands first in the log goes first.
+                    first, second = sorted((delivery, other), key=_offset)
+                    self.ready[at] = first
+                    self._queue_front((second,), {(id(state), ordering_key): [second]})
+                    return
+            self.ready.appendleft(delivery)
+        elif ordering_key is not None:
+            self._release_key(state, ordering_key)
+
+    # -- lanes
+
+    def _remember_identity(self, state: PartitionState, window: DedupWindow, identity: str) -> None:
+        window.add(identity)
+        successor = None if state.is_owned else self._successor_window(state)
+        if successor is not None:
+            successor.add(identity)
+
+    def _successor_window(self, state: PartitionState) -> DedupWindow | None:
+        """The window of a partition that left and came back: what a handler of the earlier
+        assignment still settles comes a second time, and is a duplicate then."""
+        current = self._partitions.get((state.assignment.topic, state.assignment.partition))
+        return None if current is None else current.window
+
+    def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
+        """Nobody runs in this lane any more."""
+        if not state.is_owned:
+            # A batch may report a lane message by message. The first time it becomes free, and
+            # from then on it belongs to the assignment that came after.
+            if ordering_key in state.released:
+                return
+            state.released.add(ordering_key)
+        if ordering_key in state.in_flight:
+            self._promote_next(state, ordering_key, state.in_flight.pop(ordering_key))
+
+    def _promote_next(
+        self, state: PartitionState, ordering_key: OrderingKey, queue: deque[Delivery] | None
+    ) -> None:
+        """Give the lane, taken out of ``lanes``, to the next of its queue that is no duplicate."""
+        while queue:
+            delivery = queue.popleft()
+            if self._is_duplicate(delivery):
+                delivery[0].settled[delivery[1]] = 1
+                self.counts.duplicates += 1
+                continue
+            identity = delivery[3]
+            if (
+                self._unordered
+                and identity is not None
+                and identity != ordering_key
+                and identity in state.in_flight
+            ):
+                self._queue_back(state, (*delivery[:2], identity, *delivery[3:]))
+                continue
+            state.in_flight[ordering_key] = queue or None
+            self.ready.append(delivery)
+            return
+        if not state.is_owned and not state.in_flight:
+            partition = (state.assignment.topic, state.assignment.partition)
+            if self._outlived.get(partition) is state.in_flight:
+                del self._outlived[partition]

@@ -1,0 +1,383 @@
+"""Reading outside any group: bounds, times, and one partition from a position to another.
+
+A reading ends by position and never by a count: transaction markers, aborted messages and
+compacted ones leave gaps. What lies below the end and is no message shows in two ways, and both
+are watched: the driver's own position moves past it, and at the end of the partition it tells
+where that is.
+
+Consumers are dear (threads, connections), so a few that are idle are kept for the next reading.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from streams.errors import LogError, NotFound, Unavailable
+from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
+from streams.log.kafka.client import SharedClient, close_in_background
+from streams.log.kafka.errors import translate
+from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.settings import MEGABYTE, Settings
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+T = TypeVar("T")
+
+READER_PREFETCH = 16 * MEGABYTE
+"""Bytes that a reading's own queue may hold."""
+
+MAX_IDLE = 2
+"""Idle consumers that are kept."""
+
+PROBE_TIMEOUT = 3.0
+"""Seconds for an answer to a client that is new, from a broker that is there."""
+
+STALL_TIMEOUT = 10.0
+"""Seconds without a message after which a reading is compared with what stands in the log."""
+
+MAX_TIMESTAMP = (1 << 63) - 1
+"""The latest time that a record of Kafka can have, in milliseconds since the epoch."""
+
+_OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+
+
+class ReaderPool:
+    """The consumers of one log that belong to no group (any thread).
+
+    :param check_partitions: raises NotFound where a topic lacks a partition, as its controller knows it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Consumer],
+        requests: RequestRetry,
+        check_partitions: Callable[[str, Sequence[int]], None],
+    ) -> None:
+        self._settings = settings
+        self._requests = requests
+        self._check_partitions = check_partitions
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._idle: list[Consumer] = []
+        self._closed = False
+        self._query_consumer = SharedClient(lambda: connect(settings.reader_config(MEGABYTE)))
+        """The one consumer that only asks questions."""
+        uncommitted = {"isolation.level": "read_uncommitted"}
+        self._uncommitted_consumer = SharedClient(
+            lambda: connect({**settings.reader_config(MEGABYTE), **uncommitted})
+        )
+        """One that asks where a log ends, whatever transactions are open."""
+
+    def acquire(self) -> Consumer:
+        """A consumer that reads nothing yet."""
+        with self._lock:
+            if self._closed:
+                raise LogError("Kafka: this log is closed")
+            if self._idle:
+                return self._idle.pop()
+        return self.new_consumer()
+
+    def new_consumer(self) -> Consumer:
+        """A new one."""
+        return self._connect(self._settings.reader_config(READER_PREFETCH))
+
+    def release(self, consumer: Consumer, *, healthy: bool) -> None:
+        """Give one back; one that did not do its work is not used again."""
+        try:
+            consumer.unassign()
+        except KafkaException:
+            healthy = False
+        if not healthy:
+            close_in_background(consumer)
+            return
+        with self._lock:
+            if not self._closed and len(self._idle) < MAX_IDLE:
+                self._idle.append(consumer)
+                return
+        consumer.close()
+
+    def close(self) -> None:
+        """Close those that are idle; the others follow when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for consumer in idle:
+            consumer.close()
+        self._query_consumer.close()
+        self._uncommitted_consumer.close()
+
+    def metadata(self, topic: str) -> TopicMetadata:
+        """A topic's partitions and their leaders, as a broker tells them.
+
+        :raises NotFound: there is no such topic.
+        """
+
+        def request(consumer: Consumer) -> TopicMetadata:
+            description: TopicMetadata = consumer.list_topics(
+                topic, timeout=REQUEST_TIMEOUT
+            ).topics[topic]
+            if description.error is not None:
+                raise KafkaException(description.error)
+            return description
+
+        return self._requests.run(f"asking for topic {topic}", self._query_consumer, request)
+
+    def probe_broker(self, partition: tuple[str, int] | None) -> bool:
+        """Whether a client that is new reaches this partition's leader, or any broker."""
+        consumer = self._connect(self._settings.reader_config(MEGABYTE))
+        try:
+            if partition is None:
+                consumer.list_topics(
+                    "__streams", timeout=PROBE_TIMEOUT
+                )  # a name with little to tell
+            else:
+                consumer.get_watermark_offsets(TopicPartition(*partition), timeout=PROBE_TIMEOUT)
+            return True
+        except KafkaException:
+            return False
+        finally:
+            close_in_background(consumer)
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """First position that can be read, and the end of what is readable: an open transaction
+        ends it, what stands behind its first message is not there yet."""
+        wanted = TopicPartition(topic, partition)
+        return self._run(
+            f"bounds of {topic}/{partition}",
+            topic,
+            partition,
+            lambda asker: asker.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+        )
+
+    def end(self, topic: str, partition: int) -> int:
+        """Where the log ends, be its end readable or not."""
+        wanted = TopicPartition(topic, partition)
+
+        def request(consumer: Consumer) -> int:
+            low_high: tuple[int, int] = consumer.get_watermark_offsets(
+                wanted, timeout=REQUEST_TIMEOUT
+            )
+            return low_high[1]
+
+        return self._requests.run(
+            f"end of {topic}/{partition}", self._uncommitted_consumer, request
+        )
+
+    def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
+        """Position of the first message at or after ``moment``; the end if there is none."""
+        wanted = TopicPartition(topic, partition, min(max(0, round(moment * 1000)), MAX_TIMESTAMP))
+
+        def request(consumer: Consumer) -> int:
+            (answer,) = consumer.offsets_for_times([wanted], timeout=REQUEST_TIMEOUT)
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+            return answer.offset
+
+        offset = self._run(f"time in {topic}/{partition}", topic, partition, request)
+        return offset if offset >= 0 else self.watermarks(topic, partition)[1]
+
+    def _run(
+        self, operation: str, topic: str, partition: int, request: Callable[[Consumer], T]
+    ) -> T:
+        run, query_consumer = self._requests.run, self._query_consumer
+        try:
+            return run(operation, query_consumer, request)
+        except NotFound:
+            # A partition that is new, to a client that has not heard of it yet...
+            run(
+                operation,
+                query_consumer,
+                lambda consumer: consumer.list_topics(topic, timeout=REQUEST_TIMEOUT),
+            )
+        try:
+            return run(operation, query_consumer, request)
+        except NotFound as error:
+            # ...or to a broker that has not.
+            self._check_partitions(topic, [partition])
+            raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
+
+    def open_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
+        """Read one partition from ``start`` up to, not including, ``end``."""
+        return KafkaReader(
+            self, self.assign(self.acquire(), topic, partition, start), topic, partition, start, end
+        )
+
+    def assign(self, consumer: Consumer, topic: str, partition: int, start: int) -> Consumer:
+        """The consumer, about to read one partition from ``start`` on.
+
+        :raises LogError: it cannot; it is closed.
+        """
+        try:
+            consumer.assign([TopicPartition(topic, partition, start)])
+        except KafkaException as error:
+            consumer.close()
+            raise self.translate(error, f"reading {topic}/{partition}") from error
+        return consumer
+
+    def translate(self, error: KafkaException | KafkaError, operation: str) -> Exception:
+        """The driver's error as one of ours, without what must not be printed."""
+        return translate(error, operation, self._settings.scrub)
+
+
+class KafkaReader:
+    """See :class:`streams.log.protocol.Reader`."""
+
+    def __init__(
+        self,
+        readers: ReaderPool,
+        consumer: Consumer,
+        topic: str,
+        partition: int,
+        start: int,
+        end: int,
+    ) -> None:
+        self._readers = readers
+        self._consumer: Consumer | None = consumer
+        self._topic = topic
+        self._partition = partition
+        self._next_offset = start
+        self._end = end
+        self._healthy = True
+        """Nothing went wrong so far."""
+        self._progress_at = time.monotonic()
+        """When something came, or it was known that there is nothing."""
+
+    def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        consumer = self._consumer
+        if consumer is None:
+            raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
+        try:
+            batch = self._read_batch(consumer, limit, timeout)
+        except BaseException as error:
+            self._healthy = False
+            if (
+                isinstance(error, Unavailable)
+                and time.monotonic() > self._progress_at + STALL_TIMEOUT
+            ):
+                self._replace_consumer(consumer)
+            raise
+        self._progress_at = time.monotonic()
+        return batch
+
+    def _replace_consumer(self, consumer: Consumer) -> None:
+        """Go on with another consumer if this one does not see what is there (``client.py``)."""
+        self._progress_at = time.monotonic()
+        try:
+            _, end = self._readers.watermarks(self._topic, self._partition)
+            if min(end, self._end) <= self._next_offset:
+                return
+            fresh = self._readers.new_consumer()
+            fresh = self._readers.assign(fresh, self._topic, self._partition, self._next_offset)
+        except LogError as error:
+            logger.debug("%s: %s", self._operation, error)
+            return
+        logger.warning("%s: nothing came, though there is more: beginning anew", self._operation)
+        self._consumer, self._healthy = fresh, True
+        close_in_background(consumer)
+
+    def _read_batch(self, consumer: Consumer, limit: int, timeout: float) -> KafkaBatch | None:
+        deadline = time.monotonic() + timeout
+        while self._next_offset < self._end:
+            messages = self._consume(consumer, limit, 0.0)
+            if not messages:
+                self._next_offset = max(self._next_offset, self._position(consumer))
+                remaining = deadline - time.monotonic()
+                if self._next_offset >= self._end:
+                    break
+                if remaining < 0.001:
+                    raise Unavailable(
+                        f"Kafka, {self._operation}: nothing came within {timeout:g} s from offset "
+                        f"{self._next_offset} (up to {self._end})"
+                    )
+                messages = self._consume(consumer, limit, min(remaining, 0.1))
+            for failed in remove_errors(messages):
+                self._handle_error(failed)
+            for topic, partition, run in split_by_partition(messages, None):
+                if (topic, partition) == (self._topic, self._partition):
+                    return self._clip_to_end(run)
+        return None
+
+    def _consume(self, consumer: Consumer, limit: int, timeout: float) -> list[Any]:
+        """What is there; blocks for the first message only."""
+        try:
+            if not timeout:
+                return consumer.consume(limit, 0.0)
+            messages: list[Any] = consumer.consume(1, timeout)
+            if messages and limit > 1:
+                messages += consumer.consume(limit - 1, 0.0)
+        except KafkaException as error:
+            raise self._readers.translate(error, self._operation) from error
+        return messages
+
+    @property
+    def _operation(self) -> str:
+        return f"reading {self._topic}/{self._partition}"
+
+    def _clip_to_end(self, run: list[Any]) -> KafkaBatch | None:
+        """The run as far as it lies below the end; None if none of it does."""
+        if run[-1].offset() >= self._end:
+            run = [message for message in run if message.offset() < self._end]
+            self._next_offset = self._end
+        else:
+            self._next_offset = run[-1].offset() + 1
+        return KafkaBatch(self._topic, self._partition, run) if run else None
+
+    def _position(self, consumer: Consumer) -> int:
+        (answer,) = consumer.position([TopicPartition(self._topic, self._partition)])
+        return answer.offset
+
+    def _handle_error(self, failed: Any) -> None:
+        """An error that came in a message's place."""
+        error: KafkaError = failed.error()
+        if (failed.topic(), failed.partition()) not in (
+            (self._topic, self._partition),
+            (None, None),
+            (None, -1),
+        ):
+            return
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._next_offset = max(self._next_offset, failed.offset())
+            return
+        if error.code() in _OUT_OF_RANGE:
+            self._skip_deleted(failed.offset())
+            return
+        translated = self._readers.translate(error, self._operation)
+        if isinstance(translated, Unavailable):
+            logger.warning("%s", translated)  # the driver goes on by itself
+            return
+        raise translated
+
+    def _skip_deleted(self, offset: int) -> None:
+        """The start was deleted: what is left of the range is read."""
+        first, end = self._readers.watermarks(self._topic, self._partition)
+        if not first > offset:
+            raise NotFound(
+                f"Kafka, {self._operation}: offset {offset} is beyond the log's end, {end}"
+            )
+        logger.warning(
+            "%s/%d: offsets %d to %d were deleted before they were read",
+            self._topic, self._partition, offset, first - 1,
+        )  # fmt: skip
+        self._next_offset = max(self._next_offset, first)
+        if self._consumer is not None and self._next_offset < self._end:
+            self._consumer.assign([TopicPartition(self._topic, self._partition, self._next_offset)])
+
+    def close(self) -> None:
+        """Give the consumer back."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            self._readers.release(consumer, healthy=self._healthy)

@@ -1,0 +1,230 @@
+"""Reading ahead: the next batch is asked for before this one, unless it is small, is handed out.
+
+One ``XREAD … BLOCK`` is under way on a connection nearly all the time, over all partitions that
+are wanted, from this member's own positions. It costs the server nothing while it waits, and
+while there is a backlog the server works on the next batch as the handlers work on this one.
+Nobody ever blocks *in* the driver: the thread waits for the socket to become readable, together
+with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So the
+length of the server's BLOCK has nothing to do with the socket's timeout.
+
+On a cluster one command cannot span slots, so there is one feed, and one connection, for each
+partition; elsewhere one for all.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
+
+from streams.errors import LogError
+from streams.log.redis.batch import RawEntries
+from streams.log.redis.client import Client
+from streams.log.redis.connection import RedisConnection
+from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
+from streams.log.redis.membership import OwnedPartition
+
+BLOCK_SECONDS = 5.0
+"""Seconds the server waits for news before it answers that there is none."""
+
+_REPLY_GRACE = 5.0
+"""Seconds an answer may be late before the connection counts as dead."""
+
+
+class SocketWaiter:
+    """Waits for any of some sockets to become readable, or to be woken."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._poll.register(self._wake_receiver, select.POLLIN)
+
+    def register(self, fileno: int) -> None:
+        """Wait for this one too."""
+        self._poll.register(fileno, select.POLLIN)
+
+    def unregister(self, fileno: int) -> None:
+        """Not any more."""
+        try:
+            self._poll.unregister(fileno)
+        except KeyError:
+            pass
+
+    def wake(self) -> None:
+        """Have :meth:`wait` return soon (any thread)."""
+        try:
+            self._wake_sender.send(b"\0")
+        except OSError:
+            pass  # full of wakes already, or closed
+
+    def wait(self, seconds: float) -> tuple[set[int], bool]:
+        """Wait: which sockets are readable, and whether it was woken."""
+        readable = {fileno for fileno, _ in self._poll.poll(max(0.0, seconds) * 1000)}
+        woken = self._wake_receiver.fileno() in readable
+        if woken:
+            try:
+                while self._wake_receiver.recv(4096):
+                    pass
+            except BlockingIOError:
+                pass
+        return readable, woken
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+
+class Fetcher:
+    """One connection that reads ahead for some partitions. Used by one thread at a time."""
+
+    def __init__(self, client: Client, waiter: SocketWaiter) -> None:
+        self.partitions: list[OwnedPartition] = []
+        self.requested: list[OwnedPartition] = []
+        """Whom the answer under way is for; empty while none is."""
+        self.entries_requested = 0
+        """Entries a partition that were asked for."""
+        self._client = client
+        self._waiter = waiter
+        self._connection: RedisConnection | None = None
+        self._fileno = -1
+        self._client_id: int | None = None
+        """The connection's number at the server, to be unblocked by."""
+        self._reply_deadline = 0.0
+        self._ask_target: tuple[str, int] | None = None
+        """Where ASK sent the next request."""
+
+    def send_read(self, partitions: Sequence[OwnedPartition], count: int, block: float) -> None:
+        """Ask for the next entries of these partitions.
+
+        :raises LogError: there is no connection to be had.
+        """
+        keys = partitions[0].keys
+        connection = self._connection
+        try:
+            if connection is None:
+                connection = self._connect(keys.stream)
+            if self._ask_target is not None:
+                connection.request("ASKING")
+            connection.send(
+                "XREAD", "COUNT", count, "BLOCK", int(block * 1000), "STREAMS",
+                *(each.keys.stream for each in partitions), *(each.last_read_id for each in partitions),
+            )  # fmt: skip
+        except (RedisError, OSError) as error:
+            if connection is not None:
+                self._client.report_failure(connection.address)
+            self.disconnect()
+            raise translate(error, str(keys)) from error
+        self.requested = list(partitions)
+        self.entries_requested = count
+        self._reply_deadline = time.monotonic() + block + _REPLY_GRACE
+
+    def has_reply(self, readable: set[int]) -> bool:
+        """Whether an answer has begun to come. Only one is ever under way, so nothing of it can
+        be in the driver's buffers, or TLS's, while the socket itself has nothing.
+
+        :raises LogError: the connection is dead.
+        """
+        if not self.requested:
+            return False
+        if self._fileno in readable:
+            return True
+        if time.monotonic() > self._reply_deadline:
+            raise self._connection_failed(OSError("no answer, long after it was due"))
+        return False
+
+    def read_reply(self) -> list[tuple[OwnedPartition, RawEntries]]:
+        """What was asked for: entries by partition.
+
+        :raises LogError: the server refused, or the connection is dead; it may be asked again.
+        """
+        connection, requested = self._connection, self.requested
+        if connection is None:
+            return []
+        try:
+            reply = connection.receive()
+        except (RedisError, OSError) as error:
+            raise self._connection_failed(error) from error
+        self.requested = []
+        if self._ask_target is not None:
+            # One request was to be made there; the next one goes home again.
+            self.disconnect()
+        if not reply:
+            return []
+        if len(requested) == 1:
+            return [(requested[0], reply[0][1])]
+        found = {each.keys.stream: each for each in requested}
+        return [(found[name], rows) for name, rows in reply]
+
+    def interrupt(self) -> None:
+        """Have the server answer what is under way at once, so that something else can be asked.
+
+        Where it will not (its ACL, or it is gone), the connection is closed instead.
+        """
+        if not self.requested or self._connection is None:
+            return
+        try:
+            if self._connection.has_input():
+                return
+            if self._client_id is not None:
+                control, _ = self._client.pool.acquire(self._connection.address)
+                try:
+                    control.request("CLIENT", "UNBLOCK", self._client_id)
+                except BaseException:
+                    control.close()
+                    raise
+                self._client.pool.release(control.address, control)
+                return
+        except (RedisError, OSError, LogError):
+            pass
+        self.disconnect()
+
+    def is_misrouted(self) -> bool:
+        """Whether the partitions are to be read from another server by now."""
+        connection = self._connection
+        if connection is None or not self.partitions:
+            return False
+        return self._client.servers.address_of(self.partitions[0].keys.stream) != connection.address
+
+    def disconnect(self) -> None:
+        """Close the connection; what was asked for on it is asked for again."""
+        connection, self._connection = self._connection, None
+        self.requested = []
+        self._ask_target = None
+        if self._fileno >= 0:
+            self._waiter.unregister(self._fileno)
+            self._fileno = -1
+        if connection is not None:
+            connection.close()
+
+    def _connect(self, key: bytes) -> RedisConnection:
+        connection = self._client.pool.connect(
+            self._ask_target or self._client.servers.address_of(key)
+        )
+        self._connection = connection
+        try:
+            self._client_id = int(connection.request("CLIENT", "ID"))
+        except ResponseError:
+            self._client_id = None  # not allowed to
+        self._fileno = connection.socket.fileno()
+        self._waiter.register(self._fileno)
+        return connection
+
+    def _connection_failed(self, error: BaseException) -> LogError:
+        keys, connection = self.requested[0].keys, self._connection
+        address = connection.address if connection is not None else None
+        self.disconnect()
+        if isinstance(error, MovedError | AskError) and address is not None:
+            target = (error.host or address[0], error.port)
+            if isinstance(error, MovedError):
+                self._client.servers.slot_moved(keys.stream, target)
+            else:
+                self._ask_target = target
+        elif address is not None and (is_connection_lost(error) or is_not_primary(error)):
+            self._client.report_failure(address)
+        return translate(error, str(keys))

@@ -1,0 +1,363 @@
+"""Appending, each message ID once.
+
+Records go to their partitions, and each partition's in chunks that one script takes whole, so a
+chunk is in the log altogether or not at all. A partition has one chunk under way at a time: a
+later one can never overtake an earlier one that has to be sent again. Partitions go side by side.
+
+A chunk that got no answer is sent again, with the same message IDs, until it gets one or
+``timeout`` seconds are over: where it had been written, the answer is what it got then.
+So a lost answer, a failover or a restart ends in a certain outcome, and only if it lasts too long
+in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered, so nothing that
+was sent is ever sent again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.names import partitions_for
+from streams.log.protocol import OnAppended
+from streams.log.redis.batch import encode_fields, identity_of_record
+from streams.log.redis.client import Client, Command, Pipeline, script_command
+from streams.log.redis.errors import WritesRefused
+from streams.log.redis.lua import MAX_ARGUMENTS
+from streams.log.redis.topics import Topics
+from streams.message import Position, Record
+
+CHUNK_RECORDS = 1_000
+"""Records of one script call at most: 1,000 of them take the server about 5 ms."""
+
+CHUNK_BYTES = 4 << 20
+"""Their bytes; a single larger record goes alone."""
+
+MAX_IN_FLIGHT = 4
+"""Chunks under way at once, of different partitions."""
+
+MAX_BYTES = 512_000_000
+"""Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
+
+MAX_FIELDS = 3_900
+"""Fields of one entry at most: name and value each are an argument of one XADD."""
+
+RETRY_BACKOFF = 0.05, 1.0
+"""Seconds before a chunk is sent again: at first, and at most."""
+
+_int_list = msgspec.json.Decoder(list[int])
+
+
+class Chunk:
+    """Records of one partition that are written together."""
+
+    __slots__ = ("duplicates", "error", "indexes", "outcome_unknown")
+
+    def __init__(self) -> None:
+        self.indexes: list[int] = []
+        """Which of the append's records."""
+        self.duplicates: list[tuple[int, int]] = []
+        """Records whose ID the chunk has already: which, and where in ``indexes`` it is."""
+        self.outcome_unknown = False
+        """It was sent, and got no answer."""
+        self.error: LogError | None = None
+
+
+class PendingAppend:
+    """One append under way."""
+
+    def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
+        self.topic = topic
+        self.records = records
+        self.results: list[Position | LogError | None] = [None] * len(records)
+        self.deduplicates = deduplicates
+        self.chunks: dict[int, list[Chunk]] = {}
+        """Chunks by partition, the next one last."""
+
+    def split(self, partitions: int) -> None:
+        """Share the records out into chunks."""
+        open_chunks: dict[int, tuple[Chunk, dict[str, int], int, int]] = {}
+        routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
+        for index, (record, partition) in enumerate(routed):
+            value, key, id = record.value, record.key, record.id
+            headers = record.headers
+            field_count = 4 + len(headers)
+            size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
+            for _, data in headers:
+                size += len(data) if data is not None else 0
+            if size > MAX_BYTES or field_count > MAX_FIELDS:
+                described = f"{size} bytes and {len(headers)} headers"
+                self.results[index] = TooLarge(
+                    f"{self.topic}: a record of {described}; at most {MAX_BYTES} and {MAX_FIELDS - 4}"
+                )
+                continue
+            if not id:
+                self.results[index] = LogError(f"{self.topic}: a record without an ID")
+                continue
+            if not 0 <= partition < partitions:
+                self.results[index] = LogError(f"{self.topic} has no partition {partition}")
+                continue
+            chunk, ids, args, bytes_ = open_chunks.get(partition) or self._new_chunk(partition)
+            if headers:
+                id = identity_of_record(record)
+            if self.deduplicates and id in ids:
+                chunk.duplicates.append((index, ids[id]))
+                continue
+            # A record may begin a run of its own: its names, and three numbers more.
+            args, bytes_ = args + 2 * field_count + 3, bytes_ + size
+            if chunk.indexes and (
+                args > MAX_ARGUMENTS or bytes_ > CHUNK_BYTES or len(chunk.indexes) >= CHUNK_RECORDS
+            ):
+                chunk, ids, _, _ = self._new_chunk(partition)
+                args, bytes_ = 2 * field_count + 3, size
+            ids[id] = len(chunk.indexes)
+            chunk.indexes.append(index)
+            open_chunks[partition] = (chunk, ids, args, bytes_)
+        for chunks in self.chunks.values():
+            chunks.reverse()
+
+    def _new_chunk(self, partition: int) -> tuple[Chunk, dict[str, int], int, int]:
+        chunk = Chunk()
+        self.chunks.setdefault(partition, []).append(chunk)
+        return chunk, {}, 1, 0
+
+    def chunk_written(self, partition: int, chunk: Chunk, entries: Sequence[bytes]) -> None:
+        """A chunk was written: these are its entries."""
+        topic, results = self.topic, self.results
+        numbers = _int_list.decode(b"[%s]" % b",".join(entries).replace(b"-", b","))
+        pairs = zip(*[iter(numbers)] * 2, strict=True)
+        for index, (high, low) in zip(chunk.indexes, pairs, strict=True):
+            results[index] = Position(topic, partition, high << 64 | low)
+        for index, original in chunk.duplicates:
+            results[index] = results[chunk.indexes[original]]
+
+    def chunk_failed(self, partition: int, chunk: Chunk, error: LogError) -> None:
+        """A chunk was not (certainly) written; what stands behind it must not overtake it."""
+        results = self.results
+        for index in (*chunk.indexes, *(duplicate for duplicate, _ in chunk.duplicates)):
+            results[index] = error
+        not_sent = Unavailable(f"{self.topic}/{partition}: not sent, as a record before it failed")
+        for other in self.chunks.pop(partition, ()):
+            for index in (*other.indexes, *(duplicate for duplicate, _ in other.duplicates)):
+                results[index] = not_sent
+
+
+class _SentChunks(NamedTuple):
+    """Chunks under way together."""
+
+    pipeline: Pipeline
+    reply_ranges: list[tuple[int, int, int]]
+    """Of each: its partition, and where its answers begin and end."""
+
+
+class Writer:
+    """Writes appends. Usable from any thread."""
+
+    def __init__(self, client: Client, topics: Topics) -> None:
+        self._client = client
+        self._topics = topics
+        self._settings = client.settings
+        self._rotation_ms = str(int(self._settings.dedup_seconds * 1000))
+        self._unfinished = 0
+        self._idle = threading.Condition()
+        self._closing = threading.Event()
+
+    def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
+        """See :meth:`streams.log.protocol.Log.append`."""
+        with self._idle:
+            self._unfinished += 1
+        try:
+            append = PendingAppend(topic, records, deduplicates=self._settings.dedup_seconds > 0)
+            try:
+                append.split(self._topics.lookup(topic).info.partitions)
+            except LogError as error:
+                append.results = [error] * len(records)
+            else:
+                self._write(append)
+            on_appended([each or LogError(f"{topic}: not written") for each in append.results])
+        finally:
+            with self._idle:
+                self._unfinished -= 1
+                self._idle.notify_all()
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every append so far has ended.
+
+        :raises Unavailable: some have not.
+        """
+        with self._idle:
+            if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
+                raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
+
+    def close(self) -> None:
+        """Send nothing again any more."""
+        self._closing.set()
+
+    def _write(self, append: PendingAppend) -> None:
+        """Send chunks until none is left, several at a time, and whichever failed again.
+
+        While the server writes one chunk, the next is made ready here, and the one before told.
+        """
+        ready, in_flight = deque(append.chunks), deque[_SentChunks]()
+        prepared: dict[int, list[Command]] = {}
+        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        pause, until = RETRY_BACKOFF[0], 0.0
+        while True:
+            while ready and len(in_flight) < MAX_IN_FLIGHT:
+                in_flight.append(self._send_chunks(append, ready, prepared))
+            for partition, chunk, entries in written:
+                append.chunk_written(partition, chunk, entries)
+            written = []
+            if in_flight:
+                sent = in_flight.popleft()
+                for partition, _, _ in sent.reply_ranges:
+                    self._prepare_next(append, partition, prepared)
+                written = self._read_replies(append, sent, ready, prepared)
+                continue
+            failed = [partition for partition in append.chunks if partition not in ready]
+            if not failed:
+                return
+            now = time.monotonic()
+            if not until:
+                pause, until = RETRY_BACKOFF[0], now + self._settings.append_timeout
+            if now + pause >= until or self._closing.wait(pause):
+                for partition in failed:
+                    self._fail_chunk(append, partition)
+            else:
+                pause = min(RETRY_BACKOFF[1], 2 * pause)
+                ready.extend(failed)
+
+    def _send_chunks(
+        self, append: PendingAppend, ready: deque[int], prepared: dict[int, list[Command]]
+    ) -> _SentChunks:
+        """Send the first chunks of some partitions: one large one, or many small ones."""
+        commands: list[Command] = []
+        reply_ranges: list[tuple[int, int, int]] = []
+        size = 0
+        while ready and size < CHUNK_RECORDS // 2:
+            partition = ready.popleft()
+            chunk = append.chunks[partition][-1]
+            size += len(chunk.indexes)
+            start = len(commands)
+            commands += prepared.pop(partition, []) or self._append_commands(
+                append, partition, chunk
+            )
+            reply_ranges.append((partition, start, len(commands)))
+        return _SentChunks(self._client.send_all(commands), reply_ranges)
+
+    def _prepare_next(
+        self, append: PendingAppend, partition: int, prepared: dict[int, list[Command]]
+    ) -> None:
+        """Make the chunk behind the first one ready to be sent."""
+        chunks = append.chunks[partition]
+        if len(chunks) > 1:
+            prepared[partition] = self._append_commands(append, partition, chunks[-2])
+
+    def _read_replies(
+        self,
+        append: PendingAppend,
+        sent: _SentChunks,
+        ready: deque[int],
+        prepared: dict[int, list[Command]],
+    ) -> list[tuple[int, Chunk, Sequence[bytes]]]:
+        """Read the answers of one wave: what was written. A partition with more to write is ready
+        again; one whose chunk is to be sent once more is in neither."""
+        replies = sent.pipeline.read_replies()
+        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
+        for partition, start, stop in sent.reply_ranges:
+            chunks = append.chunks[partition]
+            chunk = chunks[-1]
+            try:
+                entries = self._entry_ids(append, replies[start:stop])
+            except LogError as error:
+                chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
+                if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):
+                    error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
+                chunk.error = error
+                prepared.pop(partition, None)  # that is for the one behind
+                if not self._may_retry(append, error):
+                    self._fail_chunk(append, partition)
+                continue
+            written.append((partition, chunk, entries))
+            chunks.pop()
+            if chunks:
+                ready.append(partition)
+            else:
+                del append.chunks[partition]
+        return written
+
+    def _fail_chunk(self, append: PendingAppend, partition: int) -> None:
+        chunk = append.chunks[partition].pop()
+        append.chunk_failed(
+            partition, chunk, chunk.error or LogError(f"{append.topic}: not written")
+        )
+
+    def _may_retry(self, append: PendingAppend, error: LogError) -> bool:
+        if isinstance(error, OutcomeUnknown):
+            return append.deduplicates
+        return isinstance(error, Unavailable) and not isinstance(error, WritesRefused)
+
+    def _entry_ids(self, append: PendingAppend, replies: list[Any]) -> Sequence[bytes]:
+        """The entry IDs of a chunk from its answers.
+
+        :raises LogError: it was not written, or not by as many servers as it should.
+        """
+        settings = self._settings
+        replicas: int | LogError = replies.pop() if settings.wait_replicas else 0
+        for reply in replies:
+            if isinstance(reply, LogError):
+                raise reply
+        if isinstance(replicas, LogError):
+            raise OutcomeUnknown(
+                f"{append.topic}: written, but replicas did not answer: {replicas}"
+            )
+        if replicas < settings.wait_replicas:
+            raise OutcomeUnknown(
+                f"{append.topic}: written, but {replicas} replicas have it after "
+                f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
+            )
+        entries: Sequence[bytes] = replies[0] if append.deduplicates else replies
+        return entries
+
+    def _append_commands(
+        self, append: PendingAppend, partition: int, chunk: Chunk
+    ) -> list[Command]:
+        keys, records = self._topics.partition_keys(append.topic, partition), append.records
+        context = str(keys)
+        commands: list[Command] = []
+        if append.deduplicates:
+            args: list[Any] = [self._rotation_ms]
+            names: tuple[bytes | str, ...] = ()
+            count_index, count = -1, 0
+            for index in chunk.indexes:
+                record_names, values, identity_index = encode_fields(records[index])
+                if record_names is not names and record_names != names:
+                    if count:
+                        args[count_index] = count
+                    names, count_index, count = record_names, len(args), 0
+                    args += (0, len(names), identity_index)
+                    args += names
+                args += values
+                count += 1
+            args[count_index] = count
+            script_keys = (keys.stream, *keys.id_hashes)
+            commands.append(script_command(context, "append", script_keys, *args, is_append=True))
+        else:
+            for index in chunk.indexes:
+                names, values, _ = encode_fields(records[index])
+                pairs = [item for pair in zip(names, values, strict=False) for item in pair]
+                call: tuple[Any, ...] = ("XADD", keys.stream, "*", *pairs)
+                commands.append(
+                    Command(context, keys.stream, *call, is_append=True, is_repeatable=False)
+                )
+        if self._settings.wait_replicas:
+            milliseconds = int(self._settings.wait_timeout * 1000)
+            call = ("WAIT", self._settings.wait_replicas, milliseconds)
+            commands.append(Command(context, keys.stream, *call, is_repeatable=False))
+        for command in commands:
+            self._client.pack(command)
+        return commands

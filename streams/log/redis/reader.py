@@ -1,0 +1,330 @@
+"""Random reads: where a partition begins and ends, and one range of it after the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from streams.errors import LogError, Unavailable
+from streams.log.redis.batch import EntryFields, RedisBatch
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.connection import RedisConnection
+from streams.log.redis.errors import translate
+from streams.log.redis.keys import MAX_OFFSET, PartitionKeys, entry_id, entry_id_before, offset_of
+from streams.log.redis.topics import Topics
+
+WALK_STEP = 1_000
+"""Entries a script steps over at once: about a millisecond of the server's time."""
+
+MAX_COUNTED = 100_000
+"""Entries counted one by one for a lag that nothing else tells."""
+
+
+class StreamInfo(NamedTuple):
+    """What the server knows of one stream."""
+
+    added: int
+    """Entries ever added."""
+    length: int
+    first: int
+    """Offset of the first entry; 0 while there is none."""
+    last: int
+    """The greatest offset there ever was."""
+    deleted: int
+    """The greatest offset deleted by XDEL."""
+
+    @property
+    def removed(self) -> int:
+        """Entries that are gone."""
+        return self.added - self.length
+
+    @property
+    def end(self) -> int:
+        """The position the next entry will get or exceed."""
+        return self.last + 1 if self.last else 0
+
+    def entries_below(self, position: int) -> int | None:
+        """How many of the entries ever added have a smaller offset; None where that is unknown."""
+        if position > self.last or not self.added:
+            return self.added
+        if self.length and position <= self.first and self.deleted < self.first:
+            return self.removed
+        return None
+
+
+def parse_stream_info(reply: Sequence[Any]) -> StreamInfo:
+    """From what our scripts return of a stream."""
+    added, length, first, last, deleted = reply
+    return StreamInfo(
+        int(added), int(length), offset_of(first), offset_of(last), offset_of(deleted)
+    )
+
+
+class OffsetLookup:
+    """Random reads of a log. Usable from any thread."""
+
+    def __init__(self, client: Client, topics: Topics) -> None:
+        self._client = client
+        self._topics = topics
+
+    def stream_info(self, keys: PartitionKeys) -> tuple[StreamInfo, list[dict[bytes, Any]]]:
+        """A partition's stream and its native groups."""
+        context, key = str(keys), keys.stream
+        info, groups = self._client.execute_all(
+            [
+                Command(context, key, "XINFO", "STREAM", key),
+                Command(context, key, "XINFO", "GROUPS", key),
+            ]
+        )
+        for reply in (info, groups):
+            if isinstance(reply, LogError):
+                if "no such key" in str(reply):
+                    return StreamInfo(0, 0, 0, 0, 0), []
+                raise reply
+        facts = _pairs(info)
+        found = StreamInfo(
+            facts[b"entries-added"],
+            facts[b"length"],
+            offset_of(facts[b"recorded-first-entry-id"]),
+            offset_of(facts[b"last-generated-id"]),
+            offset_of(facts[b"max-deleted-entry-id"]),
+        )
+        return found, [_pairs(group) for group in groups]
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """See :meth:`streams.log.protocol.Log.watermarks`.
+
+        Any position between the last entry that is gone and the first that is there may be called
+        the first one: reading from it misses nothing. As long as nothing is gone, that is 0-0.
+        Redis does not keep the ID of the last one that XTRIM took; but a group that has read as
+        many entries as are gone has read just those, so its position is proved to be such a one,
+        and is told: otherwise whoever compares a group's place with the beginning would see a loss
+        in every gap.
+        """
+        found, groups = self.stream_info(self._topics.partition_keys(topic, partition))
+        if not found.removed:
+            return 0, found.end
+        if not found.length:
+            return found.end, found.end
+        first = found.first
+        if found.deleted < found.first:
+            for group in groups:
+                if group[b"entries-read"] == found.removed:
+                    first = min(first, offset_of(group[b"last-delivered-id"]) + 1)
+        return first, found.end
+
+    def offset_for_time(self, topic: str, partition: int, time: float) -> int:
+        """See :meth:`streams.log.protocol.Log.at`."""
+        keys = self._topics.partition_keys(topic, partition)
+        start = max(0, math.ceil(round(time * 1000, 3))) << 64
+        return self._first_from(keys, start)
+
+    def _first_from(self, keys: PartitionKeys, start: int) -> int:
+        """Offset of the first entry at or behind a position, the end if there is none."""
+        if start <= MAX_OFFSET:
+            found = self._client.execute(
+                script_command(str(keys), "walk", [keys.stream], "XRANGE", entry_id(start), "+", 1)
+            )
+            if found[0]:
+                return offset_of(found[1])
+        return self.stream_info(keys)[0].end
+
+    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
+        """See :meth:`streams.log.protocol.Log.offset_before`."""
+        keys = self._topics.partition_keys(topic, partition)
+        while count > 0 and position > 0:
+            step = min(count, WALK_STEP)
+            found = self._client.execute(
+                script_command(
+                    str(keys),
+                    "walk",
+                    [keys.stream],
+                    "XREVRANGE",
+                    entry_id_before(position),
+                    "-",
+                    step,
+                )
+            )
+            if found[0]:
+                position = offset_of(found[1])
+                count -= found[0]
+            if found[0] < step:
+                return (
+                    max(position, self.watermarks(topic, partition)[0])
+                    if not found[0]
+                    else position
+                )
+        return position
+
+    def lag(self, topic: str, partition: int, position: int) -> int | None:
+        """See :meth:`streams.log.protocol.Log.lag`: what the server knows of the group that stands
+        nearest, and what lies between that one and the position; at most :data:`MAX_COUNTED` are counted.
+        """
+        keys = self._topics.partition_keys(topic, partition)
+        found, groups = self.stream_info(keys)
+        if position > found.last or not found.length:
+            return 0
+        if position <= found.first:
+            return found.length
+        known = [
+            (offset_of(group[b"last-delivered-id"]) + 1, int(group[b"lag"]))
+            for group in groups
+            if group[b"lag"] is not None
+        ]
+        below = max((each for each in known if each[0] <= position), default=None)
+        if below is not None:
+            between = self.count_entries(keys, below[0], MAX_COUNTED, position - 1)
+            if between is not None:
+                return max(0, below[1] - between)
+        above = min((each for each in known if each[0] > position), default=None)
+        if above is not None:
+            between = self.count_entries(keys, position, MAX_COUNTED, above[0] - 1)
+            return None if between is None else above[1] + between
+        return self.count_entries(keys, position, MAX_COUNTED)
+
+    def count_entries(
+        self, keys: PartitionKeys, position: int, limit: int, last: int = MAX_OFFSET
+    ) -> int | None:
+        """How many entries stand at or behind a position, up to and with the offset ``last``; None
+        if more than ``limit``."""
+        total = 0
+        end = entry_id(last)
+        while total < limit:
+            if position > last:
+                return total
+            entries: int
+            entries, last_id = self._client.execute(
+                script_command(
+                    str(keys), "walk", [keys.stream], "XRANGE", entry_id(position), end, WALK_STEP
+                )
+            )
+            total += entries
+            if entries < WALK_STEP:
+                return total
+            position = offset_of(last_id) + 1
+        return None
+
+    def entries_below(self, keys: PartitionKeys, position: int) -> int | None:
+        """How many of the entries ever added stand below a position, as far as it can be known."""
+        found, _ = self.stream_info(keys)
+        known = found.entries_below(position)
+        if known is None and found.deleted < found.first:
+            entries_from = self.count_entries(keys, position, MAX_COUNTED)
+            known = None if entries_from is None else found.added - entries_from
+        return known
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
+        """See :meth:`streams.log.protocol.Log.reader`."""
+        return RedisReader(
+            self._client, self, self._topics.partition_keys(topic, partition), start, end
+        )
+
+
+class RedisReader:
+    """Reads one range of a partition; asks for the next batch before the last one is handled."""
+
+    def __init__(
+        self, client: Client, lookup: OffsetLookup, keys: PartitionKeys, start: int, end: int
+    ) -> None:
+        self._client = client
+        self._offsets = lookup
+        self._keys = keys
+        self._position = start
+        self._end = min(end, MAX_OFFSET)
+        self._fetched: list[tuple[bytes, EntryFields]] = []
+        """Came, and not given out yet."""
+        self._connection: RedisConnection | None = None
+        self._requested = 0
+        """How many entries the connection was asked for and has not answered yet."""
+
+    def read(self, limit: int, timeout: float = 5.0) -> RedisBatch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        limit = max(1, limit)
+        until = time.monotonic() + timeout
+        while not self._fetched:
+            if self._position >= self._end:
+                self.close()
+                return None
+            self._fetch(limit, until)
+        rows, self._fetched = self._fetched[:limit], self._fetched[limit:]
+        return RedisBatch(self._keys.topic, self._keys.partition, rows)
+
+    def close(self) -> None:
+        """Give back what the reader holds."""
+        connection, self._connection = self._connection, None
+        self._end = self._position = 0
+        self._fetched = []
+        if connection is not None:
+            if self._requested:
+                connection.close()
+            else:
+                self._client.pool.release(connection.address, connection)
+
+    def _fetch(self, limit: int, until: float) -> None:
+        rows = self._next_entries(limit)
+        if rows:
+            self._fetched = rows
+            self._position = offset_of(rows[-1][0]) + 1
+            if len(rows) == limit and self._position < self._end and self._connection is not None:
+                self._request(self._connection, limit)
+            return
+        if self._end <= self._offsets.stream_info(self._keys)[0].end:
+            self._position = self._end
+            return
+        # The end is still to come: wait for the next entry.
+        remaining = until - time.monotonic()
+        if remaining <= 0:
+            raise Unavailable(f"{self._keys}: nothing came in time")
+        max_block = self._client.settings.connection["socket_timeout"] / 2
+        block = max(1, int(min(remaining, max_block) * 1000))
+        stream = self._keys.stream
+        self._client.execute(
+            Command(
+                str(self._keys), stream,
+                "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", stream, entry_id_before(self._position),
+            )
+        )  # fmt: skip
+
+    def _next_entries(self, limit: int) -> list[tuple[bytes, EntryFields]]:
+        """The next entries of the range there are now."""
+        keys, client = self._keys, self._client
+        if self._connection is not None:
+            try:
+                if not self._requested:
+                    self._request(self._connection, limit)
+                self._requested = 0
+                rows: list[tuple[bytes, EntryFields]] = self._connection.receive()
+                return rows
+            except (RedisError, OSError):
+                # It may have been idle for long, or the slot has moved: once more, with care.
+                self._connection.close()
+                self._connection = None
+        command = Command(str(keys), keys.stream, *self._range_command(limit))
+        rows = client.execute(command)
+        if rows and self._connection is None:
+            self._connection, _ = client.pool.acquire(client.servers.address_of(keys.stream))
+        return rows
+
+    def _request(self, connection: RedisConnection, limit: int) -> None:
+        try:
+            connection.send(*self._range_command(limit))
+        except (RedisError, OSError) as error:
+            connection.close()
+            self._connection = None
+            raise translate(error, str(self._keys)) from error
+        self._requested = limit
+
+    def _range_command(self, limit: int) -> tuple[Any, ...]:
+        start, stop = entry_id(self._position), entry_id_before(self._end)
+        return ("XRANGE", self._keys.stream, start, stop, "COUNT", limit)
+
+
+def _pairs(reply: Sequence[Any]) -> dict[bytes, Any]:
+    return dict(zip(reply[::2], reply[1::2], strict=True))

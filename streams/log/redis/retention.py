@@ -1,0 +1,97 @@
+"""Retention: old entries go once every group has settled them, a bounded number at a time.
+
+Whoever owns a partition and whoever appends to it takes a turn now and then; the script
+(``trim.lua``) decides on the spot, so it does not matter how many try.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from streams.errors import LogError, TopicMismatch
+from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.keys import GROUPS_KEY, PartitionKeys
+from streams.log.redis.stored_values import valid_names
+from streams.log.redis.topics import Topics
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+TRIM_INTERVAL = 5.0
+"""Seconds between two turns at one partition."""
+
+TRIM_STEP = 10_000
+"""Entries dropped at once at most: about a millisecond of the server's time."""
+
+MAX_STEPS = 20
+"""Steps in a row at most."""
+
+
+class Trimmer:
+    """Trims the partitions of topics that have a retention. Usable from any thread."""
+
+    def __init__(self, client: Client, topics: Topics) -> None:
+        self._client = client
+        self._topics = topics
+        self._lock = threading.Lock()
+        self._next_trim: dict[tuple[str, int], float] = {}
+
+    def trim_if_due(self, keys: PartitionKeys) -> None:
+        """Trim a partition if it is time to; never fails, as there will be another turn."""
+        try:
+            if not self._topics.lookup_recent(keys.topic).has_bound:
+                return
+            partition = (keys.topic, keys.partition)
+            with self._lock:
+                now = time.monotonic()
+                if now < self._next_trim.get(partition, 0.0):
+                    return
+                self._next_trim[partition] = now + TRIM_INTERVAL
+            self.trim(keys)
+        except TopicMismatch as error:
+            logger.warning("%s: not trimmed: %s", keys, error)
+        except LogError as error:
+            logger.info("%s: not trimmed: %s", keys, error)
+
+    def trim(self, keys: PartitionKeys) -> int:
+        """Trim a partition now: how many entries went.
+
+        :raises LogError: it could not be done.
+        """
+        topic = self._topics.lookup(keys.topic)
+        retention = topic.info.retention
+        oldest = b""
+        if retention.seconds is not None:
+            (seconds, micros) = self._client.execute(Command(str(keys), keys.stream, "TIME"))
+            oldest = b"%d-0" % int(
+                max(0.0, int(seconds) + int(micros) / 1e6 - retention.seconds) * 1000
+            )
+        names = sorted(
+            valid_names(
+                self._client.execute(Command(str(keys), GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+            )
+        )
+        hashes = [keys.group_key(name) for name in names]
+        bounds = (
+            oldest,
+            "" if retention.messages is None else retention.messages,
+            "" if topic.max_entries is None else topic.max_entries,
+        )
+        total = 0
+        for _ in range(MAX_STEPS):
+            settled, forced = self._client.execute(
+                script_command(
+                    str(keys), "trim", [keys.stream, *hashes], *bounds, TRIM_STEP, *names
+                )
+            )
+            total += settled + forced
+            if forced:
+                logger.warning(
+                    "%s: %d entries dropped that a group had not settled, as the topic keeps %d "
+                    "at most",
+                    keys, forced, topic.max_entries,
+                )  # fmt: skip
+            if settled + forced < TRIM_STEP // 2:
+                break
+        return total

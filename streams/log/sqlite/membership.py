@@ -1,0 +1,619 @@
+"""Members of a group, what each one owns, and commits, which only owners may make.
+
+Theory of operation
+-------------------
+:mod:`streams.log.membership` says who should own what; here are its two tables. A member's row
+says until when it counts as running, and its leases last as long as its row: whoever finds a
+member gone deletes the row and frees what it owned in one transaction, so a lease needs no expiry
+of its own. A member is *gone*
+
+* at once, when the lock that its process held has been dropped by the kernel
+  (:mod:`streams.log.sqlite.member_locks`), which is how a killed process is noticed;
+* when its row has run out, which is how a stopped one is, and any where locks do not work. As a
+  clock can jump over everybody's expiry at once (a virtual machine that was paused, a test's
+  clock), such a member is under suspicion first, and has a moment to renew its row.
+
+Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
+nobody sets. It begins anew at a restart of the machine, so a row names its timeline
+(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another one, and one whose expiry makes no
+sense, is over once it has stood unchanged for a lease's length while this member looked on
+(:class:`streams.log.membership.StalenessTracker`).
+
+A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
+and the leases with it, under the next epochs; the one before finds that out at its next step.
+
+Every taking raises the epoch of a place, and a commit names the owner and its epoch in the very
+statement that writes, so an owner that was thought gone can commit nothing when it comes back. It
+has believed in its lease only until ``valid_until``, counted from before it asked for it.
+
+A *generation* number of the group changes with everything that calls for another plan; members
+look at it whenever the file has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import NamedTuple
+
+from streams.clock import Clock
+from streams.errors import Fenced, TopicMismatch
+from streams.log.membership import (
+    INFINITY,
+    MAX_LEASE,
+    UNOWNED,
+    Lease,
+    Member,
+    StalenessTracker,
+    TopicPartition,
+    plan,
+)
+from streams.log.names import member_fenced_error, topic_not_found
+from streams.log.protocol import Assignment, Commit, Committed, StaticMember
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.member_locks import MemberLocks, timeline_of
+from streams.log.sqlite.shared_file import group_event
+
+EXPIRED = float("-inf")
+
+SUSPICION_SECONDS = 1.5
+"""Real seconds between the suspicion that a member's lease is over and acting on it. A member that
+waits for handlers confirms its lease about once a second."""
+
+
+_MAX_EPOCH = 1 << 53
+"""No epoch comes near it: what is greater is damage, and counted anew."""
+
+
+class MemberRow(NamedTuple):
+    """A member as the file has it."""
+
+    number: int
+    id: str
+    topics: tuple[str, ...]
+    """Empty where what stands there makes no sense."""
+    expires: float
+    """Minus infinity where what stands there makes no sense."""
+    timeline: str
+
+
+def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
+    """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
+    # As bytes: the driver refuses text that is not UTF-8.
+    rows = connection.fetch_rows(
+        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
+        ' FROM streams_members WHERE "group" = ? ORDER BY no',
+        (group,),
+    )
+    return [
+        MemberRow(
+            number,
+            _decode_text(id),
+            _decode_topics(topics),
+            _decode_expiry(expires),
+            _decode_text(timeline),
+        )
+        for number, id, topics, expires, timeline in rows
+    ]
+
+
+def _decode_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")
+
+
+def _decode_topics(stored: bytes) -> tuple[str, ...]:
+    try:
+        found = json.loads(stored)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return ()
+    return tuple(found)
+
+
+def _decode_expiry(stored: object) -> float:
+    return stored if isinstance(stored, float) and isfinite(stored) else -INFINITY
+
+
+def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
+    """Whether the row's expiry can be compared with this clock."""
+    return row.timeline == timeline_of(clock) and row.expires <= clock.monotonic() + MAX_LEASE
+
+
+def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
+    """Whether a member seems to run, as far as one look can tell."""
+    process_runs = locks.is_running(row.number)
+    if process_runs is False:
+        return False
+    if not has_comparable_expiry(row, clock):
+        return process_runs is True
+    return row.expires > clock.monotonic()
+
+
+class OwnershipChanges(NamedTuple):
+    """What a member's step came to, in the order in which it is to be told."""
+
+    lost: list[Assignment]
+    release: list[Assignment]
+    acquired: list[Assignment]
+
+
+class Membership:
+    """One member of a group: its row, its leases, its commits.
+
+    :meth:`heartbeat`, :meth:`commit` and :meth:`store_offset` may be called by any thread, the rest by the one
+    that polls.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        group: str,
+        topics: Sequence[str],
+        trim_margin: int,
+        static: StaticMember | None = None,
+    ) -> None:
+        self._database = database
+        self._clock = database.clock
+        self._locks = database.shared_file.member_locks
+        self._terms = database.settings.terms
+        self.group = group
+        self._topics = sorted(set(topics))
+        self._trim_margin = trim_margin
+        self._static_name = static.name if static else ""
+        self._number = 0
+        self.generation = -1
+        """The group's, as of this member's last plan."""
+        self.partition_numbers: dict[Assignment, int] = {}
+        """What this member owns, with each partition's number."""
+        self._releasing: set[Assignment] = set()
+        """Of these, what the listener was told to give up, until the file says so too."""
+        self._committed_versions: dict[Assignment, int] = {}
+        self.commit_refused = False
+        """A commit was refused, so something has been lost that the last step did not know of."""
+        self._other_members: list[MemberRow] = []
+        self._suspected_since: dict[int, float] = {}
+        self._staleness = StalenessTracker(self._terms.heartbeat_interval)
+
+    # -- being a member
+
+    def join(self) -> None:
+        """Become a member; the first plan comes with :meth:`heartbeat_and_plan`. A static member takes its name
+        over, with what the process before it had.
+
+        :raises NotFound: one of the topics does not exist.
+        """
+        with self._database.write() as connection:
+            if self._static_name:
+                self._take_over_name(connection)
+            else:
+                self._insert_member(connection)
+        self._notify_group()
+
+    def heartbeat(self) -> None:
+        """Confirm the membership and what is still owned, without planning."""
+        sent = self._clock.monotonic()
+        with self._database.write(self._terms.safety_margin) as connection:
+            self._renew_row(connection, sent)
+            owned_epochs = self._owned_epochs(connection)
+        self._extend_validity(owned_epochs, sent)
+
+    def heartbeat_and_plan(self, timeout: float) -> OwnershipChanges:
+        """Confirm the membership, and plan again if anything has changed.
+
+        What is to be released stays owned until :meth:`release`.
+
+        :param timeout: seconds to wait while others write.
+        :raises MemberFenced: another process has this static member's name.
+        """
+        sent = self._clock.monotonic()
+        release: list[Assignment] = []
+        acquired: dict[Assignment, int] = {}
+        with self._database.write(timeout) as connection:
+            changed = not self._renew_row(connection, sent)
+            if changed:
+                self._check_fenced(connection)
+                self._insert_member(connection)
+            changed |= self._delete_dead_members(connection)
+            changed |= self._release_owned(connection, self._releasing)
+            owned_epochs = self._owned_epochs(connection)
+            if changed or self._stored_generation(connection) != self.generation:
+                release, acquired = self._plan(connection, owned_epochs, sent)
+            generation = self._stored_generation(connection)
+        self.generation = generation
+        self.commit_refused = False
+        self._discard_owned(self._releasing)
+        lost = [
+            a for a, number in self.partition_numbers.items() if owned_epochs.get(number) != a.epoch
+        ]
+        self._discard_owned(lost)
+        self._extend_validity(owned_epochs, sent)
+        self._committed_versions.update(dict.fromkeys(acquired, -1))
+        self.partition_numbers.update(acquired)
+        if changed or acquired:
+            self._notify_group()
+        return OwnershipChanges(lost, release, list(acquired))
+
+    def release(self, assignments: Sequence[Assignment]) -> None:
+        """Let others have these. If that fails, it comes with the next step."""
+        self._releasing |= set(assignments)
+        for assignment in assignments:
+            assignment.valid_until = EXPIRED
+        with self._database.write() as connection:
+            self._release_owned(connection, assignments)
+        self._discard_owned(assignments)
+        self._notify_group()
+
+    def abandon(self) -> None:
+        """Leave it to the others to find this member gone."""
+        self._locks.release(self._number)
+
+    def leave(self) -> None:
+        """Be no member any more, and own nothing."""
+        try:
+            with self._database.write() as connection:
+                _delete_member(connection, self.group, self._number)
+        finally:
+            # Even if the file could not be written: the others see that the lock is gone.
+            self._locks.release(self._number)
+            self._discard_owned(list(self.partition_numbers))
+            self._notify_group()
+
+    def has_dead_members(self, connection: SqliteConnection) -> bool:
+        """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
+        if not all(
+            is_running(row, self._clock, self._locks) and has_comparable_expiry(row, self._clock)
+            for row in self._other_members
+        ):
+            rows = member_rows(connection, self.group)
+            self._other_members = [row for row in rows if row.number != self._number]
+        self._staleness.observe(time.monotonic())
+        return any(self._is_dead(row) for row in self._other_members)
+
+    # -- commits
+
+    def commit(
+        self, commits: Iterable[Commit], *, sync: bool = True, timeout: float | None = None
+    ) -> None:
+        """Store the places of what is owned; what is not is left out.
+
+        :param sync: as :meth:`Database.write` says.
+        :param timeout: seconds to wait while others write, instead of the URL's.
+        """
+        written: list[Commit] = []
+        with self._database.write(
+            timeout, on_committed=lambda: self.mark_committed(written), sync=sync
+        ) as connection:
+            for commit in commits:
+                try:
+                    if self.store_offset(connection, commit):
+                        written.append(commit)
+                except Fenced:
+                    continue
+
+    def store_offset(self, connection: SqliteConnection, commit: Commit) -> bool:
+        """Write one place within a transaction; False if a newer one is there already.
+
+        :raises Fenced: this member does not own the partition any more.
+        """
+        assignment = commit.assignment
+        partition_number = self.partition_numbers.get(assignment)
+        if partition_number is not None:
+            if commit.version < self._committed_versions.get(assignment, -1):
+                return False
+            connection.execute(
+                _STORE_OFFSET,
+                (*commit[1:3], self.group, partition_number, self._number, assignment.epoch),
+            )
+            if connection.changes():
+                return True
+        self.commit_refused = True
+        assignment.valid_until = EXPIRED
+        raise Fenced(
+            f"{assignment.topic}/{assignment.partition}: group {self.group!r} has given it to "
+            "another member; nothing was committed"
+        )
+
+    def mark_committed(self, commits: Iterable[Commit]) -> None:
+        """These are in the file now. To be called before anybody else may write."""
+        for commit in commits:
+            if commit.assignment in self._committed_versions:
+                self._committed_versions[commit.assignment] = commit.version
+
+    # -- inside a transaction
+
+    def _insert_member(self, connection: SqliteConnection) -> None:
+        existing = connection.fetch_rows(
+            "SELECT name FROM streams_topics WHERE name IN (SELECT value FROM json_each(?))",
+            (json.dumps(self._topics),),
+        )
+        missing = set(self._topics) - {name for (name,) in existing}
+        if missing:
+            raise topic_not_found(min(missing))
+        self._locks.release(self._number)
+        ((self._number,),) = connection.fetch_rows(
+            "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
+        )
+        self._locks.acquire(self._number)  # before anybody can see the row
+        connection.execute(
+            "INSERT INTO streams_groups (name, window) VALUES (?1, ?2)"
+            " ON CONFLICT DO UPDATE SET window = CASE WHEN EXISTS"
+            ' (SELECT 1 FROM streams_members WHERE "group" = ?1) THEN max(window, ?2) ELSE ?2 END',
+            (self.group, self._trim_margin),
+        )
+        connection.execute(
+            "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self._number,
+                self.group,
+                self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}",
+                json.dumps(self._topics),
+                self._terms.expiry(self._clock.monotonic()),
+                timeline_of(self._clock),
+            ),
+        )
+        bump_generation(connection, self.group)
+
+    def _take_over_name(self, connection: SqliteConnection) -> None:
+        """Join in the place of the member that has this one's name."""
+        rows = member_rows(connection, self.group)
+        predecessors = [row.number for row in rows if row.id == self._static_name]
+        self._insert_member(connection)
+        for number in predecessors:
+            connection.execute("DELETE FROM streams_members WHERE no = ?", (number,))
+            connection.execute(
+                "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
+                ' WHERE "group" = ? AND owner = ?',
+                (self._number, self.group, number),
+            )
+
+    def _check_fenced(self, connection: SqliteConnection) -> None:
+        """This member is none any more: because another process has its name?"""
+        rows = member_rows(connection, self.group) if self._static_name else []
+        if any(row.id == self._static_name and row.number != self._number for row in rows):
+            raise member_fenced_error(self.group, self._static_name)
+
+    def _renew_row(self, connection: SqliteConnection, sent: float) -> bool:
+        # All of it, so that a damaged row is mended.
+        connection.execute(
+            'UPDATE streams_members SET "group" = ?, topics = ?, expires = ?, timeline = ?'
+            " WHERE no = ?",
+            (
+                self.group,
+                json.dumps(self._topics),
+                self._terms.expiry(sent),
+                timeline_of(self._clock),
+                self._number,
+            ),
+        )
+        return connection.changes() > 0
+
+    def _delete_dead_members(self, connection: SqliteConnection) -> bool:
+        """Delete the members that are gone; whether there were any."""
+        rows = [row for row in member_rows(connection, self.group) if row.number != self._number]
+        dead = [row for row in rows if self._is_dead(row)]
+        for row in dead:
+            _delete_member(connection, self.group, row.number)
+            self._suspected_since.pop(row.number, None)
+        self._other_members = [row for row in rows if row not in dead]
+        return bool(dead)
+
+    def _is_dead(self, row: MemberRow) -> bool:
+        if self._locks.is_running(row.number) is False:
+            return True
+        if not has_comparable_expiry(row, self._clock):
+            return not self._staleness.remaining(row.number, row, self._terms.lease)
+        if row.expires > self._clock.monotonic():
+            self._suspected_since.pop(row.number, None)
+            return False
+        suspected = self._suspected_since.setdefault(row.number, time.monotonic())
+        return time.monotonic() - suspected >= SUSPICION_SECONDS
+
+    def _release_owned(
+        self, connection: SqliteConnection, assignments: Iterable[Assignment]
+    ) -> bool:
+        """Let nobody own these; whether there were any."""
+        return self._release_numbers(
+            connection,
+            [self.partition_numbers[a] for a in assignments if a in self.partition_numbers],
+        )
+
+    def _release_numbers(self, connection: SqliteConnection, numbers: Sequence[int]) -> bool:
+        if numbers:
+            connection.execute(
+                'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?'
+                " AND no IN (SELECT value FROM json_each(?))",
+                (self.group, self._number, json.dumps(numbers)),
+            )
+            bump_generation(connection, self.group)
+        return bool(numbers)
+
+    def _owned_epochs(self, connection: SqliteConnection) -> dict[int, int]:
+        """The epochs of what the file says is ours, by partition number."""
+        return dict(
+            connection.fetch_json(
+                "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
+                ' FROM streams_places WHERE "group" = ? AND owner = ?',
+                (self.group, self._number),
+            )
+        )
+
+    def _stored_generation(self, connection: SqliteConnection) -> int:
+        rows = connection.fetch_rows(
+            "SELECT generation FROM streams_groups WHERE name = ?", (self.group,)
+        )
+        return int(rows[0][0]) if rows else -1
+
+    def _plan(
+        self, connection: SqliteConnection, owned_epochs: dict[int, int], sent: float
+    ) -> tuple[list[Assignment], dict[Assignment, int]]:
+        """What to release, and what was just acquired, with its partitions' numbers."""
+        rows = member_rows(connection, self.group)
+        topics = {row.number: row.topics for row in rows}
+        numbers = _partition_numbers(
+            connection, {topic for names in topics.values() for topic in names}
+        )
+        partitions_by_number = {
+            number: (topic, partition)
+            for topic, topic_numbers in numbers.items()
+            for partition, number in enumerate(topic_numbers)
+        }
+        held = {
+            number: a
+            for a, number in self.partition_numbers.items()
+            if owned_epochs.get(number) == a.epoch
+        }
+        leases: dict[TopicPartition, Lease] = {}
+        for number, epoch, owner in connection.fetch_json(
+            # (A JSON array takes no blob, which anybody may have written there.)
+            "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0),"
+            " iif(typeof(owner) = 'integer', owner, 0))) FROM streams_places"
+            ' WHERE "group" = ?',
+            (self.group,),
+        ):
+            # What the file calls ours but we know nothing of (inherited, or a commit of unknown
+            # outcome) is taken anew; what belongs to nobody's row is free.
+            epoch = epoch if 0 < epoch < _MAX_EPOCH else 0
+            if number in partitions_by_number:
+                leases[partitions_by_number[number]] = (
+                    Lease(str(owner), epoch, INFINITY)
+                    if owner in topics
+                    else UNOWNED._replace(epoch=epoch)
+                )
+        result = plan(
+            str(self._number),
+            sent,
+            [Member(str(number), names, INFINITY) for number, names in topics.items()],
+            {topic: len(topic_numbers) for topic, topic_numbers in numbers.items()},
+            leases,
+            {partitions_by_number[number] for number in held if number in partitions_by_number},
+        )
+        released_numbers = [numbers[topic][partition] for topic, partition in result.release]
+        self._release_numbers(
+            connection, [number for number in released_numbers if number not in held]
+        )
+        release = [held[number] for number in released_numbers if number in held]
+        return release, self._acquire(connection, result.acquire, numbers, sent)
+
+    def _acquire(
+        self,
+        connection: SqliteConnection,
+        wanted: Mapping[TopicPartition, int],
+        numbers: Mapping[str, list[int]],
+        sent: float,
+    ) -> dict[Assignment, int]:
+        if not wanted:
+            return {}
+        partitions_by_number = {
+            numbers[topic][partition]: (topic, partition) for topic, partition in wanted
+        }
+        connection.execute(
+            'INSERT INTO streams_places ("group", no, epoch, owner)'
+            " SELECT ?, value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true"
+            " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
+            (
+                self.group,
+                self._number,
+                json.dumps(
+                    [
+                        [number, wanted[topic_partition]]
+                        for number, topic_partition in partitions_by_number.items()
+                    ]
+                ),
+            ),
+        )
+        committed = connection.fetch_json(
+            "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
+            " position), iif(typeof(progress) = 'text', hex(progress), ''))) FROM streams_places"
+            ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
+            (self.group, self._number),
+        )
+        committed_by_number: dict[int, Committed] = {}
+        for number, position, progress in committed:
+            if not isinstance(position, int):
+                topic, partition = partitions_by_number.get(number, ("?", 0))
+                raise TopicMismatch(
+                    f"{self._database.path}: {topic}/{partition}: in streams_places the group "
+                    f"{self.group!r} is at {position!r:.50}, which is no offset: set it by "
+                    f"`streams reset {self.group} {topic} --to PLACE`"
+                )
+            committed_by_number[number] = Committed(
+                position, bytes.fromhex(progress).decode("ascii", "replace")
+            )
+        # A place beyond its log's end is told to the member, and taken back here: what is
+        # committed from now on is not to be taken for something older.
+        connection.execute(_RESET_BEYOND_END, (self.group, self._number))
+        valid_until = self._terms.valid_until(sent)
+        return {
+            Assignment(
+                topic,
+                partition,
+                wanted[topic, partition],
+                committed_by_number.get(number),
+                valid_until,
+            ): number
+            for number, (topic, partition) in partitions_by_number.items()
+        }
+
+    # -- afterwards
+
+    def _extend_validity(self, owned_epochs: Mapping[int, int], sent: float) -> None:
+        valid_until = self._terms.valid_until(sent)
+        for assignment, number in list(self.partition_numbers.items()):
+            if owned_epochs.get(number) == assignment.epoch and assignment not in self._releasing:
+                assignment.valid_until = valid_until
+
+    def _discard_owned(self, assignments: Iterable[Assignment]) -> None:
+        for assignment in list(assignments):
+            assignment.valid_until = EXPIRED
+            self.partition_numbers.pop(assignment, None)
+            self._committed_versions.pop(assignment, None)
+            self._releasing.discard(assignment)
+
+    def _notify_group(self) -> None:
+        self._database.shared_file.notify([group_event(self.group)])
+
+
+# Never backwards: a reset raises the epoch, so it is never undone by this either.
+_STORE_OFFSET = """
+UPDATE streams_places SET
+    progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
+    position = max(coalesce(position, ?1), ?1)
+WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
+"""
+
+
+_RESET_BEYOND_END = """
+UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
+    AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
+"""
+
+
+def bump_generation(connection: SqliteConnection, group: str) -> None:
+    """Have a group's members plan again."""
+    connection.execute(
+        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
+    )
+
+
+def _delete_member(connection: SqliteConnection, group: str, member_number: int) -> None:
+    connection.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
+    connection.execute(
+        'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
+        (group, member_number),
+    )
+    bump_generation(connection, group)
+
+
+def _partition_numbers(connection: SqliteConnection, topics: set[str]) -> dict[str, list[int]]:
+    """The partition numbers of each topic."""
+    rows = connection.fetch_rows(
+        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
+        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
+        (json.dumps(sorted(topics)),),
+    )
+    return {topic: json.loads(numbers) for topic, numbers in rows}

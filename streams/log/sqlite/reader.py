@@ -1,0 +1,336 @@
+"""Reading along one partition, and looking up places in it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from streams.errors import NotFound, Unavailable
+from streams.log.sqlite import blocks
+from streams.log.sqlite.blocks import BlockSlice, SqliteBatch
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.schema import OFFSET_MASK, block_key
+from streams.log.sqlite.shared_file import SharedFile, topic_event
+
+_LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
+"""A block larger than this is fetched alone, once it is known that there is room for it."""
+
+_MAX_BLOCKS = 64
+"""Blocks fetched at once, at most."""
+
+# The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
+# what each is, and the data of all, one after the other. A large one is left out, but listed.
+# In a UTF-8 database (no other is opened) group_concat takes the bytes of a BLOB as they are.
+_SELECT_BLOCKS = """
+SELECT json_group_array(json_array(b.place, b.count, b.time, length(b.data))),
+    CAST(group_concat(CASE WHEN length(b.data) <= :usual THEN b.data END, '') AS BLOB)
+FROM (
+    SELECT place FROM streams_blocks
+    WHERE place < :end AND place >= coalesce((
+        SELECT place FROM (
+            SELECT place, count FROM streams_blocks
+            WHERE place BETWEEN :partition AND :position ORDER BY place DESC LIMIT 1
+        ) WHERE place + count > :position
+    ), :position)
+    ORDER BY place LIMIT :most
+) AS wanted JOIN streams_blocks AS b ON b.place = wanted.place
+"""
+
+
+class PartitionCursor:
+    """Where somebody reads in partition number ``no``. Used by one thread at a time."""
+
+    def __init__(self, number: int, position: int) -> None:
+        self.number = number
+        self.position = position
+        self._buffered: BlockSlice | None = None
+        self._messages_per_block = 1
+        """Messages in a block, about, as far as has been seen."""
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether more is in memory than was taken."""
+        return self._buffered is not None
+
+    def drop_buffered(self) -> None:
+        """Let go of what is in memory."""
+        self._buffered = None
+
+    def read(
+        self, connection: SqliteConnection, end: int, limit: int, byte_limit: int
+    ) -> tuple[list[BlockSlice], int]:
+        """The next messages below ``end``, at most ``limit``, and how many bytes were read.
+
+        :param end: an offset up to which the partition is, or once was, filled.
+        :param byte_limit: stop when this many bytes are reached.
+        """
+        slices: list[BlockSlice] = []
+        if self.position >= end:
+            return slices, 0
+        before = self.position, self._buffered
+        try:
+            return slices, self._read_blocks(slices, connection, end, limit, byte_limit)
+        except BaseException:
+            self.position, self._buffered = before
+            raise
+
+    def _read_blocks(
+        self,
+        slices: list[BlockSlice],
+        connection: SqliteConnection,
+        end: int,
+        limit: int,
+        byte_limit: int,
+    ) -> int:
+        buffered, self._buffered = self._buffered, None
+        if buffered is not None:
+            limit -= self._add_slice(
+                slices, buffered.first_offset, buffered.time, buffered.block, end, limit
+            )
+            if limit < 1 or self.position >= end:
+                return 0
+        max_blocks = max(
+            1,
+            min(
+                _MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, -(-limit // self._messages_per_block)
+            ),
+        )
+        found, data = self._fetch_blocks(connection, end, max_blocks)
+        start = bytes_read = 0
+        for place_, _, time_, length in found:
+            if length <= _LARGE_BLOCK:
+                packed = data[start : start + length]
+                start += length
+            elif slices:
+                break
+            else:
+                packed = connection.fetch_rows(
+                    "SELECT data FROM streams_blocks WHERE place = ?", (place_,)
+                )[0][0]
+            block = blocks.decode_block(packed)
+            limit -= self._add_slice(slices, place_ & OFFSET_MASK, time_, block, end, limit)
+            bytes_read += length
+            if limit < 1 or bytes_read >= byte_limit or self.position >= end:
+                break
+        else:
+            if len(found) < max_blocks:
+                # Nothing more stands below `end`: whatever else was there has been trimmed.
+                self.position = end
+        return bytes_read
+
+    def _fetch_blocks(
+        self, connection: SqliteConnection, end: int, max_blocks: int
+    ) -> tuple[list[tuple[int, int, int, int]], memoryview]:
+        bindings = {
+            "usual": _LARGE_BLOCK,
+            "partition": block_key(self.number, 0),
+            "position": block_key(self.number, self.position),
+            "end": block_key(self.number, end),
+            "most": max_blocks,
+        }
+        cursor = connection.execute(_SELECT_BLOCKS, bindings)
+        listed, data = next(cursor)
+        cursor.close(True)  # not asking for a second row, of which there is none, saves a step
+        found = json.loads(listed)
+        if found:
+            self._messages_per_block = max(1, sum(count for _, count, _, _ in found) // len(found))
+        return found, memoryview(data or b"")
+
+    def _add_slice(
+        self,
+        slices: list[BlockSlice],
+        first: int,
+        time: int,
+        block: blocks.Block,
+        end: int,
+        limit: int,
+    ) -> int:
+        low = max(0, self.position - first)
+        high = min(len(block.ids), end - first, low + limit)
+        slices.append(BlockSlice(first, time, block, low, high))
+        self.position = first + high
+        if high < len(block.ids):
+            self._buffered = slices[-1]
+        return high - low
+
+
+class ChangeWaiter:
+    """Waiting for what others write, in this process or another one. Used by one thread at a time.
+
+    Within the process the writer sets our event. Other processes' commits show in SQLite's
+    ``data_version``, which costs a few microseconds to ask for; the longer nothing happens, the
+    less often it is asked: 20 times a second at last, after a quarter of one.
+    """
+
+    _MIN_PAUSE = 0.001
+    _MAX_PAUSE = 0.05
+    _BACKOFF_FACTOR = 1.25
+
+    def __init__(self, shared: SharedFile, keys: Iterable[str]) -> None:
+        self.event = threading.Event()
+        self._shared = shared
+        self._version = -1
+        self._pause = self._MIN_PAUSE
+        shared.watch(keys, self.event)
+
+    def has_changed(self, connection: SqliteConnection) -> bool:
+        """Whether anybody else wrote since the last call."""
+        version = connection.fetch_rows("PRAGMA data_version")[0][0]
+        changed: bool = version != self._version
+        self._version = version
+        return changed
+
+    def wait(self, connection: SqliteConnection, seconds: float) -> bool:
+        """Block until there is news or real ``seconds`` are over; whether there is.
+
+        Call it only after looking at the state that the news would be about.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            if self.has_changed(connection) or self.event.is_set():
+                self.event.clear()
+                self._pause = self._MIN_PAUSE
+                return True
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            if not self.event.wait(min(self._pause, remaining)):
+                self._pause = min(self._MAX_PAUSE, self._pause * self._BACKOFF_FACTOR)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._shared.unwatch(self.event)
+
+
+class PartitionRow(NamedTuple):
+    """A partition as it stands."""
+
+    number: int
+    first_offset: int
+    end_offset: int
+
+
+def partition_row(connection: SqliteConnection, topic: str, partition: int) -> PartitionRow:
+    """The partition's facts.
+
+    :raises NotFound: there is no such topic, or it has fewer partitions.
+    """
+    rows = connection.fetch_rows(
+        "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?",
+        (topic, partition),
+    )
+    if not rows:
+        raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
+    return PartitionRow(*rows[0])
+
+
+def offset_for_time(connection: SqliteConnection, topic: str, partition: int, moment: float) -> int:
+    """Offset of the first message taken at or after ``moment``, the end if there is none.
+
+    Times never go back within a partition, so this is a binary search over its blocks.
+    """
+    partition_number, first, end = partition_row(connection, topic, partition)
+    low, high = first, end
+    found: tuple[int, int, int] | None = None  # the earliest block known to end late enough
+    while low < high:
+        middle = (low + high) // 2
+        rows = connection.fetch_rows(
+            "SELECT place, count, time FROM streams_blocks"
+            " WHERE place <= ? AND place >= ? ORDER BY place DESC LIMIT 1",
+            (block_key(partition_number, middle), block_key(partition_number, 0)),
+        )
+        if not rows:  # all up to the middle is trimmed
+            low = middle + 1
+            continue
+        (start, count, time_) = rows[0]
+        start &= OFFSET_MASK
+        if time_ / 1e6 >= moment:
+            found = (start, count, time_)
+            high = min(middle, start)
+        else:
+            low = max(middle + 1, start + count)
+    if found is None:
+        return end
+    start, count, time_ = found
+    rows = connection.fetch_rows(
+        "SELECT data FROM streams_blocks WHERE place = ?", (block_key(partition_number, start),)
+    )
+    block = blocks.decode_block(rows[0][0]) if rows else None
+    if block is None or not block.times:
+        return max(start, first)
+    offset = next(i for i, time_us in enumerate(block.times) if time_us / 1e6 >= moment)
+    return max(start + offset, first)
+
+
+class SqliteReader:
+    """A plain reading of one partition, outside any group."""
+
+    _READ_BYTES = 4 << 20
+    """Bytes taken at once, about."""
+
+    def __init__(
+        self, database: Database, topic: str, partition: int, start: int, end: int
+    ) -> None:
+        self._database = database
+        self._topic = topic
+        self._partition = partition
+        self._end = end
+        self._connection: SqliteConnection | None = None
+        with database.read() as connection:
+            number, first, self._end_offset = partition_row(connection, topic, partition)
+        self._cursor = PartitionCursor(number, max(start, first))
+
+    def read(self, limit: int, timeout: float = 5.0) -> SqliteBatch | None:
+        """The next messages, at most ``limit``; None at the end.
+
+        :raises Unavailable: none came within ``timeout`` seconds.
+        :raises NotFound: the topic was deleted.
+        """
+        if self._cursor.position >= self._end:
+            return None
+        with self._database.read() as connection:
+            slices = self._read_available(connection, limit)
+            if slices is None and self._cursor.position < self._end:
+                slices = self._wait_for_messages(connection, limit, timeout)
+        return SqliteBatch(self._topic, self._partition, slices) if slices else None
+
+    def _read_available(self, connection: SqliteConnection, limit: int) -> list[BlockSlice] | None:
+        cursor = self._cursor
+        if cursor.position >= self._end_offset:
+            partition_number, _, self._end_offset = partition_row(
+                connection, self._topic, self._partition
+            )
+            if partition_number != cursor.number:
+                raise NotFound(f"topic {self._topic!r} was deleted while it was read")
+        slices, _ = cursor.read(
+            connection, min(self._end, self._end_offset), limit, self._READ_BYTES
+        )
+        return slices or None
+
+    def _wait_for_messages(
+        self, connection: SqliteConnection, limit: int, timeout: float
+    ) -> list[BlockSlice] | None:
+        changes = ChangeWaiter(self._database.shared_file, [topic_event(self._topic)])
+        deadline = time.monotonic() + timeout
+        try:
+            while True:
+                changes.has_changed(connection)
+                slices = self._read_available(connection, limit)
+                if slices or self._cursor.position >= self._end:
+                    return slices
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise Unavailable(
+                        f"{self._topic}/{self._partition}: nothing behind "
+                        f"{self._cursor.position} within {timeout:g} s"
+                    )
+                changes.wait(connection, remaining)
+        finally:
+            changes.close()
+
+    def close(self) -> None:
+        """Give back what the reader holds."""
+        self._cursor.drop_buffered()

@@ -1,0 +1,238 @@
+"""Reading a topic from now on, in no group: what ephemeral subscribers get.
+
+A :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition, starts where each
+ended when the app was entered, and commits nothing. A processor fed with it has the runners, flow
+control and dedup of any other, and leaves nothing behind in the log: no group that would keep
+messages from being trimmed, no dead letter topic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from typing_extensions import override
+
+from streams.config import Retry
+from streams.errors import ConfigError, NotRunning, Unavailable
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    Committed,
+    Log,
+    Reader,
+    RebalanceListener,
+    Submitted,
+    Subscription,
+)
+from streams.message import ALL_READABLE, Batch
+from streams.processing.job import Job
+from streams.processor import Processor, ProcessorOptions
+from streams.replay.range_subscription import groupless_log
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+logger = get_logger("streams.bus")
+
+BEYOND_ALL = 1 << 128
+"""A position that no message reaches."""
+
+POLL_INTERVAL = 0.05
+"""Real seconds between looks at a partition, where there are several and nothing comes."""
+
+PROBE_AFTER = 1.0
+"""Real seconds without a message after which the log is asked whether it is there at all."""
+
+
+class EphemeralSubscription:
+    """The subscription. Made anywhere, polled by one thread."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        """Note where each partition ends: everything behind that is delivered.
+
+        :raises LogError: the log does not say.
+        """
+        self._log = log
+        self._listener: RebalanceListener | None = None
+        self._assigned = False
+        self._last_received = time.monotonic()
+        self._partitions = [
+            _PartitionReader(
+                log, Assignment(topic, partition, 0, Committed(log.watermarks(topic, partition)[1]))
+            )
+            for partition in range(log.topic(topic).partitions)
+        ]
+
+    def listen(self, listener: RebalanceListener) -> Subscription:
+        """Begin to be polled by this listener's owner."""
+        self._listener = listener
+        return self
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        """What has come, of all partitions in turn; waits up to ``timeout`` while nothing has.
+
+        :raises Unavailable: the log cannot be reached now.
+        """
+        if not self._assigned and self._listener is not None:
+            self._listener.assigned([part.assignment for part in self._partitions])
+            self._assigned = True  # not before: in an outage it is to be told again
+        unpaused = [part for part in self._partitions if not part.paused]
+        batches: list[Batch] = []
+        for part in unpaused if len(unpaused) > 1 else ():
+            if limit > 0 and (batch := part.read(limit, 0.0)) is not None:
+                batches.append(batch)
+                limit -= len(batch)
+        if not batches and unpaused:
+            # A reader waits for its own partition alone: the others are looked at soon again.
+            part, patience = (
+                unpaused[0],
+                timeout if len(unpaused) == 1 else min(timeout, POLL_INTERVAL),
+            )
+            started = time.monotonic()
+            batch = part.read(limit, patience)
+            if batch is not None:
+                batches.append(batch)
+            else:
+                self._probe_log(part, returned_early=time.monotonic() - started < patience / 2)
+        if batches:
+            self._last_received = time.monotonic()
+        elif not unpaused:
+            time.sleep(min(timeout, 0.01))  # everything is paused: the pump has little to ask
+        return batches
+
+    def _probe_log(self, partition: _PartitionReader, *, returned_early: bool) -> None:
+        """A reader says the same of silence and of an outage: the log's answer tells them apart."""
+        now = time.monotonic()
+        if returned_early or now - self._last_received > PROBE_AFTER:
+            self._log.watermarks(partition.assignment.topic, partition.assignment.partition)
+            self._last_received = now
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Nothing is kept."""
+
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        """Nothing is kept."""
+        on_submitted(True)
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Deliver nothing of these until resumed."""
+        self._set_paused(assignments, paused=True)
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Go on with these."""
+        self._set_paused(assignments, paused=False)
+
+    def _set_paused(self, assignments: Iterable[Assignment], *, paused: bool) -> None:
+        for assignment in assignments:
+            self._partitions[assignment.partition].paused = paused
+
+    def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("an ephemeral subscriber cannot begin again: give it a group")
+
+    def keep_alive(self) -> None:
+        """Nothing expires here."""
+
+    def wakeup(self) -> None:
+        """A poll is short enough."""
+
+    def begin_transaction(self) -> NoReturn:
+        """There is no position that a transaction could be committed with."""
+        raise ConfigError("an ephemeral subscriber has no transaction: give it a group")
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._assigned and self._listener is not None:
+            self._assigned = False
+            self._listener.revoked([part.assignment for part in self._partitions])
+        for part in self._partitions:
+            part.close()
+
+
+class _PartitionReader:
+    """One partition, read on and on."""
+
+    def __init__(self, log: Log, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.paused = False
+        self._log = log
+        self._reader: Reader | None = None
+
+    def read(self, limit: int, timeout: float) -> Batch | None:
+        """What is there, at most ``limit``; None if nothing came within ``timeout`` seconds."""
+        assignment = self.assignment
+        try:
+            if self._reader is None:
+                self._reader = self._log.reader(
+                    assignment.topic, assignment.partition, assignment.position, BEYOND_ALL
+                )
+            batch = self._reader.read(limit, timeout)
+        except Unavailable:
+            return None
+        if batch is not None:
+            batch.assignment = assignment
+            self._drop_unreadable_headers(batch)
+        return batch
+
+    def _drop_unreadable_headers(self, batch: Batch) -> None:
+        """An event's topic is a header. Where headers cannot be read, nobody can say whom the event
+        is for, and there are no dead letters here: it is logged, and taken for an event of no
+        topic."""
+        if batch.ids and batch.unreadable:
+            for index, why in sorted(batch.unreadable.items()):
+                logger.warning(
+                    "%s/%d/%s: event passed over, its headers cannot be read: %s",
+                    batch.topic, batch.partition, batch.offset(index), why,
+                )  # fmt: skip
+            batch.unreadable = ALL_READABLE
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class EphemeralProcessor(Processor[..., Any]):
+    """A processor that follows its one topic. Its handler must not fail: nothing is tried again,
+    and there is nowhere to put what cannot be handled.
+
+    :param on_restart: told each time before it is found out where the topic ends.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        name: str,
+        on_restart: Callable[[], None],
+    ) -> None:
+        super().__init__(function, options, name)
+        self._on_restart = on_restart
+        self._subscription: EphemeralSubscription | None = None
+
+    @override
+    def ensure_topics(self, app: Streams) -> None:
+        self._on_restart()
+        self._subscription = EphemeralSubscription(app.log, self.topics[0])
+
+    @override
+    def make_job(self, app: Streams) -> Job:
+        job, topic = super().make_job(app), self.topics[0]
+        return replace(
+            job,
+            topics=(topic,),
+            decodings={topic: job.decodings[topic]},
+            retry=Retry(attempts=1),
+            dead_letter=None,
+            transactions=False,
+        )
+
+    @override
+    def subscribed_log(self, app: Streams) -> Log:
+        if self._subscription is None:
+            raise NotRunning(f"processor {self.name} was not prepared")
+        return groupless_log(app.log, self._subscription.listen)

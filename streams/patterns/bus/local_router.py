@@ -1,0 +1,250 @@
+"""Calling the handlers of a local bus: each event at everybody who wants it, without a log between.
+
+Who wants a topic is looked up once and kept until somebody subscribes or unsubscribes. Of those,
+quick plain handlers are called first and in place, one after the other
+(:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side. Each call
+has a copy of the publisher's context variables, wherever it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import ContextVar, copy_context
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from streams.patterns.bus.event import Event
+from streams.patterns.bus.handlers import (
+    ErrorHook,
+    Handler,
+    call_handler,
+    call_plain,
+    inner_cancellation_error,
+    report_error,
+    without_stop_iteration,
+)
+from streams.patterns.bus.inline_policy import QUICK_CALL, InlinePolicy
+from streams.patterns.bus.subscription import Subscriber, Subscription
+from streams.patterns.bus.trie import Trie
+
+__all__ = ["LocalRouter", "runs_beside_others"]
+
+runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
+"""A handler runs here, and others were given the same event."""
+
+MAX_CACHED_TOPICS = 1_024
+"""Topics of which it is kept who wants them."""
+
+YIELD_AFTER = 0.001
+"""Seconds of calls in place after which whoever else is on the loop has a turn."""
+
+
+class SubscriberMatch(NamedTuple):
+    """A handler that wants a topic, and by which of its subscriptions."""
+
+    subscriber: Subscriber
+    subscription: Subscription
+    """The first of them."""
+    subscriptions: Sequence[Subscription]
+    is_unfiltered: bool
+    """There is one, and it wants all of the topic."""
+
+    def wants(self, event: Event) -> bool:
+        """Whether it still wants this event. Asked just before the call: another handler may have
+        unsubscribed it.
+
+        :raises Exception: what a filter raised.
+        """
+        return any(each.wants(event) for each in self.subscriptions)
+
+
+class LocalRouter:
+    """Delivers the events of a local bus, on the loop of whoever publishes.
+
+    :param lock: the bus's, held while ``trie`` changes.
+    :param error_hook: told of every call that failed.
+    """
+
+    def __init__(
+        self, lock: threading.Lock, trie: Trie[Subscription], error_hook: ErrorHook
+    ) -> None:
+        self._lock = lock
+        self._trie = trie
+        self._error_hook = error_hook
+        self._matches: dict[str, Sequence[SubscriberMatch]] = {}
+        self._yielded_at = 0.0
+        """When others had their turn on the loop."""
+        self.timer: Callable[[], float] = perf_counter
+
+    def has_delivered(self, topic: str) -> bool:
+        """An event of this topic was delivered, so it can be one's topic."""
+        return type(topic) is str and topic in self._matches
+
+    def invalidate(self) -> None:
+        """Somebody subscribed or unsubscribed (the lock is held)."""
+        self._matches = {}
+
+    def _find_matches(self, topic: str) -> Sequence[SubscriberMatch]:
+        """Who wants a topic, in the order in which they subscribed."""
+        with self._lock:
+            by_subscriber: dict[Subscriber, list[Subscription]] = {}
+            for subscription in self._trie.match(topic):
+                by_subscriber.setdefault(subscription.subscriber, []).append(subscription)
+            found = tuple(
+                SubscriberMatch(receiver, each[0], each, len(each) == 1 and each[0].accepts is None)
+                for receiver, each in by_subscriber.items()
+            )
+            if len(self._matches) >= MAX_CACHED_TOPICS:
+                self._matches = {}
+            self._matches[topic] = found
+        return found
+
+    async def deliver(self, event: Event) -> None:
+        """Call everybody who wants the event; return when all have returned or failed."""
+        matches = self._matches.get(event.topic)
+        if matches is None:
+            matches = self._find_matches(event.topic)
+        if not matches:
+            return
+        other_calls: list[Coroutine[Any, Any, None]] = []
+        thread_calls: list[ThreadCall] = []
+        is_shared = len(matches) > 1
+        context = copy_context()
+        if is_shared:
+            context.run(runs_beside_others.set, True)
+        timer = self.timer
+        before = timer()
+        for each in matches:
+            subscriber, subscription, _, is_unfiltered = each
+            inline_policy, handler = subscriber.inline_policy, subscriber.handler
+            if subscriber.asynchronous:
+                other_calls.append(self._call_subscriber(each, event, None))
+                continue
+            if not inline_policy.runs_inline or inline_policy.pending_in_threads:
+                thread = ThreadCall(inline_policy, timer)
+                thread_calls.append(thread)
+                other_calls.append(self._call_subscriber(each, event, thread))
+                continue
+            try:
+                if not (subscription.active if is_unfiltered else each.wants(event)):
+                    continue
+                result = context.copy().run(handler, event)
+            except Exception as error:
+                other_calls.append(
+                    report_error(
+                        self._error_hook, without_stop_iteration(handler, error), event, handler
+                    )
+                )
+            except asyncio.CancelledError as error:
+                failure = inner_cancellation_error(handler)
+                failure.__cause__ = error
+                other_calls.append(report_error(self._error_hook, failure, event, handler))
+            else:
+                if result is not None and inspect.isawaitable(result):
+                    other_calls.append(self._await_result(result, event, handler))
+            inline_policy.inline_calls += 1
+            now = timer()
+            if now - before > QUICK_CALL:
+                inline_policy.record_slow_call(now - before)
+            before = now
+        if other_calls:
+            try:
+                await (gather_side_by_side(other_calls) if is_shared else other_calls[0])
+            finally:
+                for thread in thread_calls:
+                    thread.abandon()
+            self._yielded_at = timer()
+        elif before - self._yielded_at > YIELD_AFTER:
+            # Nothing was waited for, and whoever publishes may go on without waiting either.
+            await asyncio.sleep(0)
+            self._yielded_at = timer()
+
+    async def _call_subscriber(
+        self, match: SubscriberMatch, event: Event, thread_call: ThreadCall | None
+    ) -> None:
+        """Call one handler on the loop or in a thread, if it still wants the event."""
+        handler = match.subscriber.handler
+        try:
+            if match.wants(event):
+                if thread_call is None:
+                    await call_handler(handler, event, asynchronous=True)
+                else:
+                    await call_handler(
+                        handler, event, asynchronous=False, call_in_thread=thread_call.run
+                    )
+        except Exception as error:
+            await report_error(self._error_hook, error, event, handler)
+
+    async def _await_result(self, result: Awaitable[Any], event: Event, handler: Handler) -> None:
+        """Await what a plain handler returned: it is a lambda around a coroutine function."""
+
+        async def await_result(_: Event) -> None:
+            await result
+
+        try:
+            await call_handler(await_result, event, asynchronous=True)
+        except Exception as error:
+            await report_error(self._error_hook, error, event, handler)
+
+
+async def gather_side_by_side(calls: Sequence[Awaitable[None]]) -> None:
+    """Do all of it side by side."""
+    await asyncio.gather(*map(_run_beside_others, calls))
+
+
+async def _run_beside_others(coroutine: Awaitable[None]) -> None:
+    runs_beside_others.set(True)
+    await coroutine
+
+
+class ThreadCall:
+    """One call of a plain handler in a worker thread. It is pending from the moment that it was
+    decided on until it has ended in its thread, whether or not anybody still waits for it."""
+
+    def __init__(self, inline_policy: InlinePolicy, timer: Callable[[], float]) -> None:
+        self._inline_policy = inline_policy
+        self._timer = timer
+        self._started = False
+        self._cancelled = False
+        self._duration: float | None = None
+        inline_policy.pending_in_threads += 1
+
+    async def run(self, handler: Handler, event: Event) -> Any:
+        """Call the handler, and note how long it took."""
+        self._started = True
+        loop = asyncio.get_running_loop()
+        context = copy_context()
+        future: asyncio.Future[Any] = loop.run_in_executor(
+            None, lambda: context.run(self._call_timed, handler, event)
+        )
+        future.add_done_callback(self._on_thread_done)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._cancelled = True
+            raise
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more; if it was never begun, it never will be."""
+        if not self._started:
+            self._started = True
+            self._inline_policy.pending_in_threads -= 1
+
+    def _call_timed(self, handler: Handler, event: Event) -> Any:
+        if self._cancelled:
+            return None  # before a thread was free
+        started_at = self._timer()
+        try:
+            return call_plain(handler, event)
+        finally:
+            self._duration = self._timer() - started_at
+
+    def _on_thread_done(self, future: asyncio.Future[Any]) -> None:
+        self._inline_policy.pending_in_threads -= 1
+        if self._duration is not None:
+            self._inline_policy.record_thread_call(self._duration)
+        if not future.cancelled():
+            future.exception()  # whoever waited may be gone

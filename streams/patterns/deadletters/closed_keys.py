@@ -1,0 +1,289 @@
+"""Closed keys as seen by people: what closes them, and what is to become of it.
+
+``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
+the same records as the owner of the partition (:mod:`streams.patterns.deadletters.parking_records`), without
+being one, and writes commands. A command names the dead message as it was seen, so that given
+twice, or too late, it does nothing; the owner follows it as soon as one runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from streams.cancellation import run_in_thread
+from streams.derived_records import EDITED
+from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.log.names import check_group, check_topic
+from streams.message import Batch, Record, text
+from streams.patterns.arguments import check_app
+from streams.patterns.deadletters import parking_floor, parking_records
+from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
+from streams.patterns.deadletters.parking_records import Command, ParkingState, parked_topic
+from streams.patterns.deadletters.redriving import append_and_wait
+from streams.patterns.delay.record_fetcher import RecordFetcher
+from streams.replay.into_topic import LogRow
+from streams.topic import Topic, encode_key
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+    from streams.topic import Key
+
+READ_BYTES = 16 << 20
+"""Bytes of dead messages looked at at once, about."""
+
+
+class NotClosed(StreamsError, LookupError):
+    """No message of that key waits for a decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedKeyHead:
+    """A closed key, with what closes it."""
+
+    key: bytes
+    partition: int
+    position: int
+    """Where the record of its first message stands."""
+    is_dead: bool
+    """It waits for a decision. False: it was decided, and its messages are coming back."""
+    parked: int
+    """Messages that wait behind the first one."""
+    row: LogRow = field(repr=False)
+    """The first message, as a dead letter would hold it."""
+    record: Record = field(repr=False)
+    """The same, as it stands."""
+
+
+class ClosedKeyReader:
+    """The closed keys of a topic and group, read from the log; blocks.
+
+    :raises NotFound: there is no topic of closed keys.
+    """
+
+    def __init__(self, log: Log, group: str, topic: str) -> None:
+        self.log = log
+        self.name = parked_topic(topic, group)
+        try:
+            self.partitions = log.topic(self.name).partitions
+        except NotFound:
+            missing = NotFound(
+                f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
+                "ran with DeadLetters(sequenced=True)"
+            )
+            missing.missing = ("topic", self.name)
+            raise missing from None
+
+    def states(self) -> Iterator[tuple[int, ParkingState]]:
+        """By partition, what follows from its records."""
+        for partition in range(self.partitions):
+            yield partition, read_state(self.log, self.name, partition)
+
+    def heads(self, key: bytes | None = None, limit: int | None = None) -> Iterator[ClosedKeyHead]:
+        """Those that are closed, the one that was closed first in each partition first.
+
+        :param key: this one only.
+        :param limit: so many at most.
+        """
+        remaining = limit
+        for partition, parking_state in self.states():
+            queues = {
+                queue.position_of(0): (key_bytes, queue)
+                for key_bytes, queue in parking_state.keys.items()
+                if key is None or key_bytes == key
+            }
+            wanted = sorted(queues)[: 1 << 62 if remaining is None else remaining]
+            fetcher = RecordFetcher(self.log, self.name, partition)
+            while wanted:
+                rows, _ = fetcher.fetch(wanted, READ_BYTES)
+                for position in sorted(rows):
+                    row, (key_bytes, queue) = rows[position], queues[position]
+                    if row is None:
+                        continue
+                    record = Record(row.value, key_bytes, "", row.headers, partition)
+                    yield ClosedKeyHead(
+                        key_bytes,
+                        partition,
+                        position,
+                        queue.is_dead,
+                        len(queue) - 1,
+                        self._original_row(record, position),
+                        record,
+                    )
+                    remaining = None if remaining is None else remaining - 1
+                wanted = [key_bytes for key_bytes in wanted if key_bytes not in rows]
+
+    def dead_head(self, key: bytes) -> ClosedKeyHead:
+        """The one of that key.
+
+        :raises NotClosed: it is open, or is being handled.
+        """
+        head = next(self.heads(key), None)
+        if head is None:
+            raise NotClosed(f"key {text(key)!r} is not closed in {self.name}")
+        if not head.is_dead:
+            raise NotClosed(
+                f"key {text(key)!r}: its messages are coming back, no decision is waited for"
+            )
+        return head
+
+    def send_command(
+        self, command: Command, head: ClosedKeyHead, value: bytes | None = None
+    ) -> None:
+        """Say what is to become of a dead message.
+
+        :param value: other bytes for it, for ``edit``.
+        :raises LogError: it is not written, or not known to be; saying it again does no harm.
+        """
+        edited = None
+        if command == "edit":
+            headers = [pair for pair in head.record.headers if pair[0] != EDITED]
+            edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
+        id = f"{command}/{uuid4().hex}"
+        record = parking_records.command_record(
+            command, head.position, head.partition, head.key, id, edited
+        )
+        (answer,) = append_and_wait(self.log, self.name, [record])
+        if isinstance(answer, BaseException):
+            raise answer
+
+    def _original_row(self, record: Record, position: int) -> LogRow:
+        original = parking_records.read_original(record.headers, as_redriven=False)
+        batch = Batch(
+            self.name,
+            record.partition or 0,
+            (position,),
+            [record.key],
+            [record.value],
+            [original.id],
+            [original.headers],
+            [original.time],
+        )
+        return LogRow(batch, 0)
+
+
+def read_state(log: Log, name: str, partition: int) -> ParkingState:
+    """What follows from a partition's records, from the floor to the end."""
+    start, end, epoch = parking_floor.read_floor(log, name, partition)
+    parking_state = ParkingState(epoch)
+    if start >= end:
+        return parking_state
+    reader = log.reader(name, partition, start, end)
+    try:
+        while (batch := reader.read(1_000)) is not None:
+            for record in parking_floor.parse_records(batch):
+                parking_state.apply(*record)
+    finally:
+        reader.close()
+    return parking_state
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedKey:
+    """A key that is closed, and what closes it."""
+
+    key: str
+    letter: DeadLetter
+    """Its first message. Where ``dead`` is false, the error is the last one there was, if any."""
+    parked: int
+    """Messages that wait behind it."""
+    dead: bool
+    """It waits to be retried, edited or dropped. False: its messages are coming back already."""
+
+
+class ClosedKeys:
+    """The closed keys of a processor with ``DeadLetters(sequenced=True)``.
+
+    :param app: the app on whose log they are; to be used while it is entered or connected.
+    :param topic: what the processor reads.
+    :param group: its group.
+    """
+
+    def __init__(self, app: Streams, topic: str | Topic[Any], group: str) -> None:
+        self._app = check_app(app, "ClosedKeys")
+        self.topic = topic.name if isinstance(topic, Topic) else check_topic(topic)
+        self.group = check_group(group)
+
+    def __repr__(self) -> str:
+        return f"<ClosedKeys of {self.topic!r} in group {self.group!r}>"
+
+    async def keys(self, limit: int = 100) -> list[ClosedKey]:
+        """Those that are closed, and why.
+
+        :param limit: so many at most.
+        :raises NotFound: no such processor ran.
+        """
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
+        return await asyncio.to_thread(self._list_keys, limit)
+
+    async def retry(self, key: Key) -> None:
+        """Let a key's dead message be handled again, then those that wait behind it.
+
+        Should it fail again, the key is closed again by it.
+
+        :raises NotClosed: none of that key waits for a decision.
+        """
+        await self._send("retry", key, None)
+
+    async def edit(self, key: Key, value: Any) -> None:
+        """Put another value in the place of a key's dead message, and let that be handled.
+
+        :param value: bytes as they are to stand, or what the app's topic takes.
+        :raises NotClosed: none of that key waits for a decision.
+        :raises EncodeError: the value does not fit the topic's type.
+        """
+        if not isinstance(value, bytes):
+            declared = self._app.topics.get(self.topic)
+            if declared is None:
+                raise ConfigError(
+                    f"ClosedKeys.edit: how a value of topic {self.topic!r} is written is not "
+                    "known; declare it with app.topic(...), or give bytes"
+                )
+            value = declared.record(value, key=key, id="edited").value
+        await self._send("edit", key, value)
+
+    async def drop(self, key: Key) -> None:
+        """Let a key's dead message go, and handle those that wait behind it. Nothing is deleted:
+        it stays in the log as long as that keeps it.
+
+        :raises NotClosed: none of that key waits for a decision.
+        """
+        await self._send("drop", key, None)
+
+    # -- inside
+
+    async def _send(self, command: Command, key: Key, value: bytes | None) -> None:
+        key_bytes = encode_key(self.topic, key)
+        if key_bytes is None:
+            raise InvalidValue(f"ClosedKeys.{command}: a message without a key closes nothing")
+        await run_in_thread(self._send_command, command, key_bytes, value)
+
+    def _send_command(self, command: Command, key: bytes, value: bytes | None) -> None:
+        heads = ClosedKeyReader(self._app.log, self.group, self.topic)
+        heads.send_command(command, heads.dead_head(key), value)
+
+    def _list_keys(self, limit: int) -> list[ClosedKey]:
+        log = self._app.log
+        decodings: Mapping[str, Any] = {
+            name: topic.decoding for name, topic in self._app.topics.items()
+        }
+        return [
+            ClosedKey(
+                text(head.key),
+                read_dead_letter(
+                    head.row,
+                    waiting=head.is_dead,
+                    decodings=decodings,
+                    parse=log.parse_offset,
+                    default_source=(self.topic, self.group),
+                ),
+                head.parked,
+                head.is_dead,
+            )
+            for head in ClosedKeyReader(log, self.group, self.topic).heads(limit=limit)
+        ]

@@ -1,0 +1,601 @@
+"""Keys that wait behind a dead message: what is written of them, and what follows from it.
+
+``DeadLetters(sequenced=True)``: once a message of a key is dead, later messages of that key are
+*parked* behind it until it is retried, edited or dropped; then they are handled in their original
+order, and the key opens again. Everything about the keys of partition p of ``orders`` stands in
+partition p of ``orders.billing.parked``, and the state is what follows from reading that in order:
+:class:`ParkingState` reads, and does nothing else. Whoever reads the same records comes to the same state.
+
+Rules
+-----
+
+1. **Records.** An *owner* record opens the ownership epoch of whoever owns the source partition. A
+   *dead* record is a message that could not be handled, a *waits* record one that is parked: both
+   hold its bytes, headers and source offset. A *done* record says that the message of a source
+   offset was handled. *retry*, *edit* and *drop* are commands; anybody may write them.
+2. **The chain of owners.** An owner record names the epoch that it replaces, and counts only if
+   that epoch is in force where the record stands. A process that stood still between looking and
+   writing names an epoch that another one has replaced meanwhile, so its record counts for nobody.
+   An epoch is called ``position/name``: the position is that of its owner record, so no two epochs
+   ever have one name, whatever anybody writes. Where nothing is known of what came before (the
+   topic is new, or was trimmed above the floor), the first owner record counts whatever it names.
+3. **The fence.** Dead, waits and done records carry their writer's epoch, and count only while it
+   is in force. The next owner reads to the end, writes its owner record, and reads up to it: what
+   a former owner still writes stands behind it and counts for nobody, ever.
+4. **Read back.** A source position is committed only after the parked records below it were read
+   back from the log as counting, by the reading that everybody does. That the writes were
+   confirmed is not enough: the epoch may have been replaced before they arrived. An owner that
+   reads that its epoch was replaced lets go of the partition with everything that was not
+   committed, and begins it again at the committed position, if it still has it.
+5. **A key** has a queue of source offsets, ascending; it is *closed* while the queue is not empty.
+   Only the head can be dead. A waits record takes its place by its offset, which is the end as
+   long as nobody but the owner writes; a record of an offset that is queued is the same message
+   written again, and changes nothing, except that a dead record of the head's offset says that the
+   head failed (once more). One of an offset before the head's changes nothing.
+6. **Commands** name the head's record (its position here), so that a command that was meant for an
+   earlier state does nothing. They act on a dead head only: retry lets it be handled again, edit
+   puts other bytes in its place and does the same, drop takes it away.
+7. **Who acts.** No command asks anybody to do something: each is a record that changes the state.
+   The owner reads the records as they come, and hands out the head of every queue that is not dead.
+8. **Older records.** Releases before the chain wrote owner records that name nobody, and used
+   their name alone as the epoch. Such a record counts as it did then, always, until the first
+   record that names the one it replaces counts, and never after that.
+
+What a crash can do
+-------------------
+
+Each step is one record, so it is there or it is not.
+
+* Before the dead record: the source is not settled; the message is handled again.
+* After it, before the source's position is committed: the source offset counts as settled, because
+  it stands here (:attr:`ParkingState.source_offsets`). The same for a parked message.
+* A message that came back was handled, and its done record was not written: it is handled again, as
+  any message whose position was not committed (at-least-once). The done record is confirmed before
+  the next message of the key begins, so that is one message a key. What its handler returned
+  (``to=``) is written before that, under IDs derived from the message. Where the done records of an
+  owner counted for nobody, because its epoch was replaced, those since then are handled again.
+* It failed again, and its dead record was not written: it is handled again.
+* A reset of the group makes messages come again that are done here: an owner record that is *fresh*
+  (the group stands where it was started or reset to) lets all that is done be forgotten. What waits
+  goes on waiting. A message before the head of its closed key is handled when it comes.
+
+An owner that was frozen may finish the handlers it had begun beside its successor's, as everywhere.
+
+What anybody can write
+----------------------
+
+Whoever may write to the topic can do what an operator can: drop, edit and retry. Whoever also reads
+it can do what the owner can, in its name. An owner record of a stranger, whatever it names, loses
+no message: the owner's records after it do not count, so nothing that depends on them is committed,
+and the owner begins again. Bytes that are no record of ours are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Literal, NamedTuple, get_args
+
+from streams.derived_records import ERROR_PREFIX as ERRORS
+from streams.derived_records import first_failure, header_text, redrives_of
+from streams.message import ID, REDRIVE, Headers, Record
+from streams.wire import FIRST_SECOND, LAST_SECOND, parse_float, parse_int
+
+PREFIX = "__streams.parked."
+
+KIND = PREFIX + "what"
+OWNER = PREFIX + "owner"
+REPLACES = PREFIX + "replaces"
+OFFSET = PREFIX + "offset"
+TIME = PREFIX + "time"
+MESSAGE_ID = PREFIX + "id"
+TARGET = PREFIX + "of"
+AFTER_RESET = PREFIX + "fresh"
+
+RecordKind = Literal["owner", "dead", "waits", "done", "retry", "edit", "drop"]
+
+_OFFSET_DIGITS = 39
+"""Those of Redis have 128 bits."""
+
+Command = Literal["retry", "edit", "drop"]
+
+_KINDS: tuple[str, ...] = get_args(RecordKind)
+
+_READ_HEADERS = frozenset({KIND, OWNER, REPLACES, OFFSET, TARGET, AFTER_RESET})
+
+NO_EPOCH = "-"
+"""What an owner record replaces where no epoch is in force."""
+
+MAX_EPOCH = 128
+"""Characters of an epoch, at most."""
+
+MAX_OWNER_NAME = 64
+"""Characters of an owner's name, at most: with a position before it, it makes an epoch."""
+
+OFFSET_DIGITS = 40
+"""Digits of an offset, at most: on Redis it has 128 bits."""
+
+
+def parked_topic(topic: str, group: str) -> str:
+    """Where the closed keys of a topic and group stand."""
+    return f"{topic}.{group}.parked"
+
+
+class ParkingRecord(NamedTuple):
+    """What one record says."""
+
+    kind: str
+    writer: str
+    """Of an owner record its name, of what an owner wrote its epoch."""
+    offset: int
+    """In the source."""
+    target: int
+    """The record that a command is about."""
+    after_reset: bool
+    replaces: str | None = None
+    """The epoch that an owner record replaces, empty for none; None: an older release wrote it."""
+
+
+def parse_record(headers: Headers) -> ParkingRecord | None:
+    """What a record says; None where it says nothing of ours, or what none of ours would say."""
+    found = {name: value for name, value in headers if name in _READ_HEADERS and value is not None}
+    kind = _parse_token(found.get(KIND))
+    if kind not in _KINDS:
+        return None
+    offset, target = (
+        parse_int(found.get(OFFSET), OFFSET_DIGITS),
+        parse_int(found.get(TARGET), OFFSET_DIGITS),
+    )
+    owner = _parse_token(found.get(OWNER))
+    replaces: str | None = None
+    if kind in ("retry", "edit", "drop"):
+        if target is None:
+            return None
+    elif not owner:
+        return None
+    elif kind != "owner":
+        if offset is None:
+            return None
+    elif len(owner) > MAX_OWNER_NAME:
+        return None
+    elif REPLACES in found:
+        replaces = _parse_token(found[REPLACES])
+        if not replaces:
+            return None
+        replaces = "" if replaces == NO_EPOCH else replaces
+    elif "/" in owner or owner == NO_EPOCH:
+        return None  # it would pass for an epoch of the chain, or for none
+    return ParkingRecord(
+        kind,
+        owner,
+        -1 if offset is None else offset,
+        -1 if target is None else target,
+        found.get(AFTER_RESET) == b"1",
+        replaces,
+    )
+
+
+def _parse_token(value: bytes | None) -> str:
+    """A name of ours; empty where it is none."""
+    if not value or len(value) > MAX_EPOCH or not value.isascii():
+        return ""
+    word = value.decode()
+    return word if word.isprintable() else ""
+
+
+def epoch_name(position: int, name: str) -> str:
+    """What the epoch is called that an owner record opens.
+
+    :param position: where the record stands.
+    """
+    return f"{position}/{name}"
+
+
+_UNCHAINED_NAME = re.compile(r"[0-9a-f]{32}\Z")
+"""Owners' names in releases before the chain."""
+
+
+def is_possible_epoch(epoch: str, position: int) -> bool:
+    """Whether an epoch of this name may be in force at a position; empty is none."""
+    begun, chained, name = epoch.partition("/")
+    if not chained:
+        return not epoch or _UNCHAINED_NAME.match(epoch) is not None
+    begun_position = parse_int(begun, OFFSET_DIGITS)
+    word = _parse_token(name.encode("utf-8", "surrogateescape"))
+    return (
+        begun_position is not None
+        and begun_position < position
+        and word == name != ""
+        and len(name) <= MAX_OWNER_NAME
+    )
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+def _header(name: str, value: object) -> tuple[str, bytes | None]:
+    return name, str(value).encode("utf-8", "surrogateescape")
+
+
+def owner_record(name: str, replaces: str, partition: int, *, after_reset: bool) -> Record:
+    """Opens an epoch.
+
+    :param name: of the owner, never used before.
+    :param replaces: the epoch in force; empty where there is none.
+    """
+    headers = [
+        _header(KIND, "owner"),
+        _header(OWNER, name),
+        _header(REPLACES, replaces or NO_EPOCH),
+        _header(AFTER_RESET, int(after_reset)),
+    ]
+    return Record(None, None, f"{name}/owner", headers, partition)
+
+
+def parked_record(
+    kind: Literal["dead", "waits"],
+    epoch_id: str,
+    partition: int,
+    offset: int,
+    message: Record,
+    timestamp: float,
+) -> Record:
+    """A message that is dead, or waits behind one that is."""
+    redrive = header_text(message.headers, REDRIVE) or "0"
+    headers = [
+        *message_headers(message.headers),
+        _header(KIND, kind),
+        _header(OWNER, epoch_id),
+        _header(OFFSET, offset),
+        _header(TIME, timestamp),
+        _header(MESSAGE_ID, message.id),
+    ]
+    # Under an ID of its own: a log may keep one record of each ID.
+    id = f"{epoch_id}/{offset}/{kind}/{redrive}"
+    return Record(message.value, message.key, id, headers, partition)
+
+
+def done_record(epoch_id: str, partition: int, offset: int, key: bytes) -> Record:
+    """The message of that source offset was handled."""
+    headers = [_header(KIND, "done"), _header(OWNER, epoch_id), _header(OFFSET, offset)]
+    return Record(None, key, f"{epoch_id}/{offset}/done", headers, partition)
+
+
+def command_record(
+    command: Command, target: int, partition: int, key: bytes, id: str, edited: Record | None = None
+) -> Record:
+    """What is to become of the dead message of a key.
+
+    :param target: the position of its record.
+    :param edited: it, with other bytes, for ``edit``.
+    """
+    headers: list[tuple[str, bytes | None]] = [] if edited is None else list(edited.headers)
+    headers = [pair for pair in headers if pair[0] not in (ID, KIND, OWNER, TARGET)]
+    headers += [_header(KIND, command), _header(TARGET, target)]
+    value = None if edited is None else edited.value
+    return Record(value, key, id, headers, partition)
+
+
+def message_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """A message's own headers: nothing of ours, and not its ID."""
+    return [pair for pair in headers if pair[0] != ID and not pair[0].startswith(PREFIX)]
+
+
+class OriginalMessage(NamedTuple):
+    """The message in a record, as it stood in its source."""
+
+    id: str | None
+    """None where the record does not say."""
+    offset: int
+    time: float
+    headers: list[tuple[str, bytes | None]]
+    """As its handler is to see them, the ID first."""
+
+
+def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMessage:
+    """The message in a dead, waits or edit record.
+
+    :param as_redriven: as it is to be handled: if it was dead, counted as put back, without its error.
+    """
+    own = message_headers(headers)
+    if as_redriven and header_text(headers, KIND) != "waits":
+        redrive, first = redrives_of(own) + 1, first_failure(own)
+        own = [pair for pair in own if pair[0] != REDRIVE and not pair[0].startswith(ERRORS)]
+        own.append(_header(REDRIVE, redrive))
+        own += first
+    id = header_text(headers, MESSAGE_ID) or None
+    offset = parse_int(header_text(headers, OFFSET), OFFSET_DIGITS)
+    when = parse_float(header_text(headers, TIME))
+    if when is None or not FIRST_SECOND <= when <= LAST_SECOND:
+        when = 0.0
+    if id is not None:
+        own.insert(0, _header(ID, id))
+    return OriginalMessage(id, -1 if offset is None else offset, when, own)
+
+
+# -- the state -----------------------------------------------------------------------------------
+
+
+class ParkedQueue:
+    """What waits of one closed key."""
+
+    __slots__ = (
+        "generation",
+        "handed_out",
+        "head_position",
+        "is_dead",
+        "record_positions",
+        "source_offsets",
+    )
+
+    def __init__(self, generation: int) -> None:
+        self.source_offsets: deque[int] = deque()
+        """Source offsets, ascending."""
+        self.record_positions: deque[int] = deque()
+        """Where their first records stand; -1 for one that was written and not read yet."""
+        self.is_dead = False
+        """The head waits for a command."""
+        self.head_position = -1
+        """Where the record stands that has the head's bytes now, if it failed again or was edited.
+        The first one is needed all the same: without it, what is said later is about nothing."""
+        self.generation = generation
+        """Changes when what was handed out is handed out no more."""
+        self.handed_out = 0
+        """How many from the head on are handed out."""
+
+    def __len__(self) -> int:
+        return len(self.source_offsets)
+
+    def __contains__(self, offset: int) -> bool:
+        index = self._insertion_index(offset)
+        return index > 0 and self.source_offsets[index - 1] == offset
+
+    def position_of(self, index: int) -> int:
+        """Where the bytes of a message stand; -1 where that is not known yet."""
+        return (
+            self.head_position
+            if index == 0 and self.head_position >= 0
+            else self.record_positions[index]
+        )
+
+    @property
+    def lowest_position(self) -> int:
+        """The lowest position that is needed of it; -1 where none is known."""
+        return self.record_positions[0]
+
+    def _insertion_index(self, offset: int) -> int:
+        """Behind how many messages this one belongs, itself included if it is there. Looked for
+        from the end, where it is as good as always."""
+        sources, index = self.source_offsets, len(self.source_offsets)
+        while index and sources[index - 1] > offset:
+            index -= 1
+        return index
+
+    def insert(self, offset: int, position: int) -> int | None:
+        """Give a message its place; where it is there already, it learns where its record stands.
+
+        :returns: its index if it is new; None otherwise, and where it belongs before the head.
+        """
+        index = self._insertion_index(offset)
+        if not index and self.source_offsets:
+            return None
+        if index and self.source_offsets[index - 1] == offset:
+            if self.record_positions[index - 1] < 0:
+                self.record_positions[index - 1] = position
+            return None
+        self.source_offsets.insert(index, offset)
+        self.record_positions.insert(index, position)
+        return index
+
+    def remove_unwritten(self, offset: int) -> bool:
+        """Remove a message that was to be written, and was not; whether it was there."""
+        index = self._insertion_index(offset) - 1
+        if index < 0 or self.source_offsets[index] != offset or self.record_positions[index] >= 0:
+            return False
+        del self.source_offsets[index], self.record_positions[index]
+        return True
+
+
+class ParkingState:
+    """The closed keys of one partition, as they follow from the records that were read.
+
+    :param in_force: the epoch in force where reading begins; empty where that is not known.
+    :param keep_from: source offsets from there on are kept in :attr:`source_offsets`.
+    """
+
+    def __init__(self, in_force: str = "", keep_from: int | None = None) -> None:
+        self.epoch = in_force
+        """The epoch in force."""
+        self.keys: dict[bytes, ParkedQueue] = {}
+        self.parked_messages = 0
+        """Messages in all queues."""
+        self.source_offsets: dict[int, int] = {}
+        """Source offsets that were dead or parked and not forgotten since, from ``keep_from`` on,
+        and where their first record stands. Only what counted is here."""
+        self.returning: dict[bytes, ParkedQueue] = {}
+        """Those of :attr:`keys` whose head is not dead: it is to be handled."""
+        self.epochs: list[tuple[int, str]] = []
+        """Where epochs began, ascending."""
+        self.refused_owners = 0
+        """Owner records that counted for nobody."""
+        self._keep_from = keep_from
+        self._done_unread: dict[int, int] = {}
+        """Source offsets whose done record was written and not read yet, and where the message
+        stands: it counts as needed until then, in case that record counts for nobody."""
+        self._generation = 0
+
+    # -- reading
+
+    def apply(self, position: int, key: bytes | None, record: ParkingRecord) -> None:
+        """The next record."""
+        kind = record.kind
+        if kind == "owner":
+            self._apply_owner(position, record)
+        elif key is None:
+            return
+        elif kind in ("retry", "edit", "drop"):
+            self._apply_command(position, key, record)
+        elif self.epoch and record.writer != self.epoch:
+            return  # the fence
+        elif kind == "done":
+            self._done_unread.pop(record.offset, None)
+            self.remove_handled(key, record.offset)
+        else:
+            self._apply_message(position, key, record)
+
+    def _apply_owner(self, position: int, record: ParkingRecord) -> None:
+        if not self._continues_chain(record):
+            self.refused_owners += 1
+            return
+        chained = record.replaces is not None
+        self.epoch = epoch_name(position, record.writer) if chained else record.writer
+        self.epochs.append((position, self.epoch))
+        if record.after_reset:
+            still_parked = {
+                offset for queue in self.keys.values() for offset in queue.source_offsets
+            }
+            remaining = {
+                each: record_position
+                for each, record_position in self.source_offsets.items()
+                if each in still_parked
+            }
+            self.source_offsets = remaining
+
+    def _continues_chain(self, record: ParkingRecord) -> bool:
+        """Whether an owner record counts: the chain."""
+        if not self.epoch:
+            return True  # nothing is known of what came before
+        if record.replaces is None:
+            return "/" not in self.epoch  # an older release, and nobody has begun the chain
+        return record.replaces == self.epoch
+
+    def _apply_message(self, position: int, key: bytes, record: ParkingRecord) -> None:
+        offset, dead = record.offset, record.kind == "dead"
+        if self._keep_from is not None and offset >= self._keep_from:
+            self.source_offsets.setdefault(offset, position)
+        queue = self.keys.get(key)
+        if queue is None:
+            queue = self._close_key(key)
+        head = queue.source_offsets[0] if queue.source_offsets else -1
+        was_written = offset == head and queue.record_positions[0] >= 0
+        self._enqueue(queue, offset, position)
+        if dead and queue.source_offsets[0] == offset:
+            if was_written:
+                queue.head_position = position  # it failed once more
+            self._mark_dead(key, queue)
+
+    def _apply_command(self, position: int, key: bytes, record: ParkingRecord) -> None:
+        queue = self.keys.get(key)
+        if (
+            queue is None
+            or not queue.is_dead
+            or queue.position_of(0) != record.target
+            or record.target < 0
+        ):
+            return
+        if record.kind == "drop":
+            self._pop_head(key, queue)
+            return
+        queue.is_dead = False
+        self.returning[key] = queue
+        if record.kind == "edit":
+            queue.head_position = position
+
+    # -- what the owner knows before it reads it
+
+    def expect_record(self, key: bytes, offset: int, *, dead: bool) -> None:
+        """The owner is about to write this; for a head that came back, nothing changes yet."""
+        queue = self.keys.get(key)
+        if queue is None:
+            queue = self._close_key(key)
+        self._enqueue(queue, offset, -1)
+        if (
+            dead
+            and len(queue) == 1
+            and queue.source_offsets[0] == offset
+            and queue.record_positions[0] < 0
+        ):
+            self._mark_dead(key, queue)
+
+    def cancel_expected(self, key: bytes, offset: int) -> None:
+        """It was refused, and is not there."""
+        queue = self.keys.get(key)
+        if queue is None or not queue.remove_unwritten(offset):
+            return
+        self.parked_messages -= 1
+        if not queue.source_offsets:
+            del self.keys[key]
+            self.returning.pop(key, None)
+
+    def remove_handled(self, key: bytes, offset: int, *, unread: bool = False) -> None:
+        """The message of that offset was handled, or is not there any more.
+
+        :param unread: the record that says so is written, and not read yet.
+        """
+        queue = self.keys.get(key)
+        if queue is not None and queue.source_offsets[0] == offset:
+            if unread:
+                self._done_unread[offset] = queue.record_positions[0]
+            self._pop_head(key, queue)
+
+    @property
+    def has_unread(self) -> bool:
+        """There is something to be read, or may be."""
+        return bool(self.keys or self._done_unread)
+
+    def recall_queue(self, queue: ParkedQueue) -> None:
+        """What was handed out of a queue is not to be handled."""
+        self._generation += 1
+        queue.generation = self._generation
+        queue.handed_out = 0
+
+    # -- inside
+
+    def _close_key(self, key: bytes) -> ParkedQueue:
+        self._generation += 1
+        queue = self.keys[key] = self.returning[key] = ParkedQueue(self._generation)
+        return queue
+
+    def _enqueue(self, queue: ParkedQueue, offset: int, position: int) -> None:
+        index = queue.insert(offset, position)
+        if index is None:
+            return
+        self.parked_messages += 1
+        if index < queue.handed_out:
+            self.recall_queue(queue)  # what was handed out is not in order any more
+
+    def _mark_dead(self, key: bytes, queue: ParkedQueue) -> None:
+        queue.is_dead = True
+        self.returning.pop(key, None)
+        self.recall_queue(queue)
+
+    def _pop_head(self, key: bytes, queue: ParkedQueue) -> None:
+        queue.source_offsets.popleft()
+        queue.record_positions.popleft()
+        queue.is_dead, queue.head_position = False, -1
+        queue.handed_out = max(0, queue.handed_out - 1)
+        self.parked_messages -= 1
+        if queue.source_offsets:
+            self.returning[key] = queue
+        else:
+            del self.keys[key]
+            self.returning.pop(key, None)
+
+    # -- how much of it must be read again
+
+    def floor(self, read_end: int, settled: int) -> tuple[int, str]:
+        """From where on the next owner is to read, and which epoch is in force there.
+
+        :param read_end: everything below was read.
+        :param settled: the source's committed position: of what is below, nothing comes again.
+        """
+        for offset in [each for each in self.source_offsets if each < settled]:
+            del self.source_offsets[offset]
+        needed = [queue.lowest_position for queue in self.keys.values()]
+        needed += [*self.source_offsets.values(), *self._done_unread.values()]
+        lowest = min((each for each in needed if each >= 0), default=read_end)
+        lowest = min(lowest, read_end)
+        while len(self.epochs) > 1 and self.epochs[1][0] < lowest:
+            del self.epochs[0]
+        in_force = next((name for begun, name in reversed(self.epochs) if begun < lowest), "")
+        return lowest, in_force

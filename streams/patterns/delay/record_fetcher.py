@@ -1,0 +1,158 @@
+"""Payloads by position, and a scan of what was said; both block, and belong into a thread.
+
+Due order is not the order of the log, so payloads are looked up one here, one there. Opening a
+reader costs something (much on Kafka, little on the embedded logs), reading on costs something for
+each message; :class:`RecordFetcher` measures both and reads on as long as that is cheaper.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from streams.log.protocol import Log, Reader
+from streams.message import Batch, Headers
+from streams.patterns.delay.records import CANCEL, id_digest, read_due, read_mark
+
+READ_LIMIT = 1_000
+"""Messages read at once, at most."""
+
+FIRST_READ = 16
+"""Messages read at once after one that was wanted; twice as many as long as that helps."""
+
+
+class FetchedRow(NamedTuple):
+    """A record of a delay topic."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class RecordFetcher:
+    """Looks up records of one partition."""
+
+    def __init__(self, log: Log, topic: str, partition: int) -> None:
+        self._log = log
+        self._topic = topic
+        self._partition = partition
+        self._open_seconds = 1e-4
+        """Seconds to open a reader and have its first message, about."""
+        self._read_seconds = 1e-6
+        """Seconds to read on by one message, about."""
+
+    def fetch(
+        self, positions: Sequence[int], max_bytes: int
+    ) -> tuple[dict[int, FetchedRow | None], bool]:
+        """Those at ``positions`` (ascending), None where nothing stands any more.
+
+        :param max_bytes: stop when this many bytes are reached.
+        :returns: what was found, and whether that is all.
+        :raises LogError: the log refuses, or cannot be reached.
+        """
+        found: dict[int, FetchedRow | None] = {}
+        size = next_index = idle = 0
+        step = FIRST_READ
+        reader: Reader | None = None
+        try:
+            while next_index < len(positions):
+                if reader is None:
+                    began = time.perf_counter()
+                    reader = self._log.reader(
+                        self._topic, self._partition, positions[next_index], positions[-1] + 1
+                    )
+                    batch = reader.read(1)
+                    self._open_seconds = _moving_mean(
+                        self._open_seconds, time.perf_counter() - began
+                    )
+                    step, idle = FIRST_READ, 0
+                else:
+                    began = time.perf_counter()
+                    batch = reader.read(step)
+                    took = time.perf_counter() - began
+                    if batch is not None and len(batch):
+                        self._read_seconds = _moving_mean(self._read_seconds, took / len(batch))
+                if batch is None:
+                    found.update(dict.fromkeys(positions[next_index:]))
+                    break
+                previous = next_index
+                next_index, taken = _pick_wanted(batch, positions, next_index, found)
+                size += taken
+                if size >= max_bytes and next_index < len(positions):
+                    return found, False
+                if next_index > previous:
+                    step, idle = min(READ_LIMIT, step * 2), 0
+                    continue
+                idle += len(batch)
+                if idle * self._read_seconds > self._open_seconds:
+                    reader.close()
+                    reader = None
+        finally:
+            if reader is not None:
+                reader.close()
+        return found, True
+
+
+def _moving_mean(before: float, now: float) -> float:
+    return before + (now - before) / 8
+
+
+def _pick_wanted(
+    batch: Batch, positions: Sequence[int], next_index: int, found: dict[int, FetchedRow | None]
+) -> tuple[int, int]:
+    """Take what is wanted from a batch; the next that is wanted, and the bytes taken."""
+    offsets, size = batch.offsets, 0
+    last = offsets[-1]
+    while next_index < len(positions) and (position := positions[next_index]) <= last:
+        index = bisect_left(offsets, position)
+        if offsets[index] == position:
+            value = batch.values[index]
+            found[position] = FetchedRow(batch.keys[index], value, batch.headers(index))
+            size += len(value or b"")
+        else:
+            found[position] = None  # compacted away
+        next_index += 1
+    return next_index, size
+
+
+class ScannedRecord(NamedTuple):
+    """What one record of a delay topic says."""
+
+    position: int
+    id_digest: int
+    """Stands for its ID."""
+    due: int | None
+    """Of an entry; None for a mark or a request."""
+    mark: str | None
+    """A mark's outcome, or ``cancel``."""
+
+
+def scan_batch(batch: Batch) -> list[ScannedRecord]:
+    """What the records of a batch say; those without a key say nothing."""
+    records = []
+    for index, position in enumerate(batch.offsets):
+        key = batch.keys[index]
+        if key is None:
+            continue
+        headers = batch.headers(index)
+        due = read_due(headers) if batch.values[index] is not None else None
+        mark = read_mark(headers)[0] if due is None else None
+        if due is not None or mark is not None:
+            records.append(ScannedRecord(position, id_digest(key), due, mark))
+    return records
+
+
+def scan_partition(
+    log: Log, topic: str, partition: int, start: int, end: int
+) -> Iterator[list[ScannedRecord]]:
+    """What was said from ``start`` to before ``end``, a chunk at a time, requests left out."""
+    if start >= end:
+        return
+    reader = log.reader(topic, partition, start, end)
+    try:
+        while (batch := reader.read(READ_LIMIT)) is not None:
+            yield [each for each in scan_batch(batch) if each.mark != CANCEL]
+    finally:
+        reader.close()

@@ -1,0 +1,667 @@
+"""Who keeps a delay topic: a processor of a group, whose partitions' owners deliver what is due.
+
+The group's processor hears what is said in the topic (entries, marks, requests to cancel) and
+settles it at once: the topic itself is the store. For each partition that it owns there is a
+*lane*, which
+
+1. reads the partition from the *floor* on (below it nothing is pending) and so knows what is
+   pending: due time and position, no payload;
+2. writes what is due where it goes, in due order, under the message's own ID, and after that is
+   confirmed a *mark*. A crash in between writes the message again under the same ID;
+3. moves the floor, as the position of a group without members (``{topic}.floor``): what it has not
+   reached is not trimmed, and on a log without compaction the rest is.
+
+What a lane may know at once is bounded (see :mod:`streams.patterns.delay.due_index`); a new message
+that is due soon passes every message that is due late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from typing_extensions import override
+
+from streams import derived_records
+from streams.cancellation import run_in_thread
+from streams.config import DeadLetters, Dedup, Retry
+from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
+from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
+from streams.message import ID, Message, Record, text
+from streams.patterns.delay import record_fetcher, records
+from streams.patterns.delay.due_index import DueEntry, DueIndex, log_position
+from streams.patterns.delay.record_fetcher import RecordFetcher, ScannedRecord
+from streams.processing.job import Job, Outgoing
+from streams.processor import Processor, ProcessorOptions
+from streams.text import get_logger
+from streams.topic import Topic
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+T = TypeVar("T")
+
+logger = get_logger("streams.delay")
+
+READ_BATCH = 1_000
+"""Records of the delay topic taken in at once, at most."""
+
+DELIVERY_BATCH = 4_000
+"""Messages delivered at once, at most: the more, the closer together they stand in the log."""
+
+DELIVERY_BYTES = 4 << 20
+"""Their bytes, at most; a single larger one goes alone."""
+
+RECENT_OUTCOMES = 10_000
+"""Messages of which it is remembered what became of them, at least."""
+
+SCAN_BACKLOG = 100_000
+"""What is said while a lane is reading, and has to wait, at most."""
+
+FLOOR_INTERVAL = 5.0
+"""Real seconds between two moves of the floor, at least."""
+
+DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
+"""How a delay topic is kept on a log that trims: everything from the floor on, and a little."""
+
+OWNERSHIP_RECHECK = 0.05
+"""Real seconds between looks at whether ownership was confirmed again."""
+
+LONGEST_SLEEP = 3600.0
+"""Real seconds of one sleep, at most."""
+
+
+class _DelayDeadLetters(DeadLetters):
+    """Dead letters of a delay topic, whose name says the group already."""
+
+    RETRY: ClassVar[str] = "{topic}.retry"
+
+
+def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
+    """Create a delay topic, or find it; blocks.
+
+    The floor stands before anything may be trimmed.
+    """
+    capabilities = log.capabilities
+    info = ensure_topic(
+        log,
+        name,
+        partitions,
+        config={**capabilities.dead_letter_config, **capabilities.compacted_config},
+    )
+    if not log.committed(floor_group(name), name):
+        first = {number: log.watermarks(name, number)[0] for number in range(info.partitions)}
+        log.initialize_offsets(floor_group(name), name, first)
+    if not capabilities.compacted_config and info.retention != DELAY_RETENTION:
+        info = log.create_topic(name, info.partitions, DELAY_RETENTION)
+    return info
+
+
+def floor_group(name: str) -> str:
+    """The group, without members, whose positions are a delay topic's floor."""
+    return f"{name}.floor"
+
+
+class DelayProcessor(Processor[..., Any]):
+    """The processor that keeps a delay topic."""
+
+    shares_group = True
+
+    def __init__(
+        self,
+        scheduler: DelayScheduler,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        name: str,
+    ) -> None:
+        super().__init__(function, options, name)
+        self.scheduler = scheduler
+        scheduler.processor = self
+
+    @override
+    def ensure_topics(self, app: Streams) -> None:
+        ensure_delay_topic(app.log, self.scheduler.topic, self.scheduler.partition_count(app.log))
+        super().ensure_topics(app)
+
+    @override
+    def make_job(self, app: Streams) -> Job:
+        self.scheduler.loop = asyncio.get_running_loop()
+        return replace(super().make_job(app), observer=self.scheduler)
+
+
+def declare_scheduler(
+    app: Streams,
+    name: str,
+    partition_count: Callable[[Log], int],
+    is_allowed: Callable[[str], bool],
+    pending: int,
+) -> DelayScheduler:
+    """Declare the processor that keeps the delay topic ``name``.
+
+    :param partition_count: how many the topic has, if it must be made.
+    :param is_allowed: whether messages may go to a topic: no header alone says where to.
+    :param pending: messages a partition that are known at once.
+    """
+    scheduler = DelayScheduler(app, name, partition_count, is_allowed, pending)
+
+    async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
+        await scheduler.receive(messages)
+
+    receive.__name__ = name
+    source: Topic[Any] = Topic(app, name, bytes | None)
+    options = ProcessorOptions(
+        (source,),
+        name,
+        batch=READ_BATCH,
+        # What is known is known by position; and an ID that comes again replaces.
+        dedup=Dedup(window=0),
+        retry=Retry(),
+        dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
+    )
+    app.declare(receive, options, partial(DelayProcessor, scheduler))
+    return scheduler
+
+
+@dataclass(slots=True)
+class DelayStats:
+    """What a delay topic's owner did, and knows, in this process."""
+
+    pending: int = 0
+    """Messages it knows to be pending: the nearest ones."""
+    delivered: int = 0
+    cancelled: int = 0
+    dead: int = 0
+    """Messages that could not be delivered."""
+    scans: int = 0
+    """How often a partition was read from its floor on."""
+
+
+class DelayScheduler:
+    """One delay topic's owner in this process: its lanes, by partition."""
+
+    def __init__(
+        self,
+        app: Streams,
+        topic: str,
+        partition_count: Callable[[Log], int],
+        is_allowed: Callable[[str], bool],
+        pending_limit: int,
+    ) -> None:
+        self.app = app
+        self.topic = topic
+        self.partition_count = partition_count
+        self.is_allowed = is_allowed
+        self.pending_limit = pending_limit
+        self.processor: DelayProcessor | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.counters = DelayStats()
+        self._by_partition: dict[int, PartitionScheduler] = {}
+
+    # -- the pump's side (its thread)
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """Watch: begin to keep these."""
+        for assignment in assignments:
+            if assignment.topic == self.topic:
+                partition = self._by_partition[assignment.partition] = PartitionScheduler(
+                    self, assignment
+                )
+                self.call_on_loop(partition.start)
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Watch: deliver nothing more of these."""
+        revoked = [
+            partition
+            for each in assignments
+            if (partition := self._by_partition.get(each.partition)) is not None
+            and partition.assignment is each
+        ]
+        for partition in revoked:
+            del self._by_partition[partition.assignment.partition]
+            partition.stopped = True
+            self.call_on_loop(partition.stop)
+        for partition in revoked:
+            if not partition.ended.wait(5.0):
+                logger.warning("%s: a delivery is still under way", partition)
+
+    def call_on_loop(self, action: Callable[[], None]) -> None:
+        """Run this on the app's event loop, soon. Any thread."""
+        try:
+            if self.loop is not None:
+                self.loop.call_soon_threadsafe(action)
+        except RuntimeError:
+            return  # the loop is closed: nothing of ours runs on it any more
+
+    def unfinished(self) -> str:
+        """Watch: whether something is due, or not known yet (any thread)."""
+        now = self.app.clock.time() * 1000
+        for partition in list(self._by_partition.values()):
+            if not partition.is_idle:
+                return "delayed messages are being looked at"
+            if partition.idle_until is not None and partition.idle_until <= now:
+                return "delayed messages are due"
+        return ""
+
+    def next_due(self) -> tuple[float, str] | None:
+        """Watch: when the next delayed message is due (any thread)."""
+        moments = [
+            moment
+            for partition in list(self._by_partition.values())
+            if (moment := partition.idle_until) is not None
+        ]
+        if not moments:
+            return None
+        count = self.stats().pending
+        what = f"{count} delayed message{' waits' if count == 1 else 's wait'}"
+        return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
+
+    def stats(self) -> DelayStats:
+        """Figures of this moment."""
+        pending = sum(len(partition.index) for partition in list(self._by_partition.values()))
+        return replace(self.counters, pending=pending)
+
+    # -- on the loop
+
+    async def receive(self, messages: Sequence[Message[Any]]) -> None:
+        """What was said in the topic, in order."""
+        for message in messages:
+            partition = self._by_partition.get(message.partition)
+            if partition is not None:  # else it is somebody else's by now
+                await partition.receive(message)
+
+    def fail(self, error: BaseException) -> None:
+        """A lane cannot go on: the processor ends, and says so."""
+        executor = self.processor.executor if self.processor is not None else None
+        if executor is not None:
+            executor.fail(error)
+
+
+class PartitionScheduler:
+    """What is pending in one partition that is owned, and its delivery. On the loop."""
+
+    def __init__(self, scheduler: DelayScheduler, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.index = DueIndex(scheduler.pending_limit)
+        self.stopped = False
+        self.ended = threading.Event()
+        """Nothing of it runs any more."""
+        self.is_idle = False
+        """There is nothing to do before :attr:`idle_until`."""
+        self.idle_until: int | None = None
+        self._scheduler = scheduler
+        self._app = scheduler.app
+        self._log = scheduler.app.log
+        self._topic = assignment.topic
+        self._partition = assignment.partition
+        self._clock = scheduler.app.clock
+        self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
+        self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
+        self._scan_bounded = asyncio.Event()
+        """It is known which part of the log the scan covers; the rest is heard."""
+        self._scan_complete = asyncio.Event()
+        """All that is pending is known."""
+        self._batch_delivered = asyncio.Event()
+        """What was under way has been delivered (set and replaced each time)."""
+        self._wake = asyncio.Event()
+        self._scanned_end = 0
+        """Below this position everything was read by a scan."""
+        self._known_end = 0
+        """Below this position everything is known."""
+        self._received_meanwhile: list[ScannedRecord] = []
+        """Said while a scan runs."""
+        self._resume_after: DueEntry | None = None
+        """What was due before this is over."""
+        self._batch_size = DELIVERY_BATCH
+        self._committed_floor = -1
+        self._floor_committed_at = float("-inf")
+        self._unwatch: Callable[[], None] = lambda: None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"{self._topic}/{self._partition}"
+
+    def start(self) -> None:
+        """Begin."""
+        loop = asyncio.get_running_loop()
+
+        def on_clock_moved() -> None:
+            self._scheduler.call_on_loop(self._wake.set)
+
+        self._unwatch = self._clock.on_jump(on_clock_moved)
+        self._task = loop.create_task(self._main(), name=f"streams-delay-{self}")
+        if self.stopped:
+            self.stop()
+
+    def stop(self) -> None:
+        """End; what was given to the log stays given."""
+        if self._task is None:
+            self.ended.set()
+        else:
+            self._task.cancel()
+
+    async def _main(self) -> None:
+        try:
+            while not self.stopped:
+                await self._retry_outages(self._scan)
+                await self._deliver_due()
+                self._resume_after = self.index.horizon
+        except asyncio.CancelledError:
+            if not self.stopped:
+                raise
+        except Exception as error:
+            self._scheduler.fail(error)
+        finally:
+            self._unwatch()
+            self.ended.set()
+
+    async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Through outages of the log."""
+        pause = 0.1
+        while True:
+            try:
+                return await operation()
+            except (Fatal, NotFound, TopicMismatch):
+                raise
+            except LogError as error:
+                logger.warning("%s: waiting for the log: %s", self, error)
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    # -- knowing what is pending
+
+    async def _scan(self) -> None:
+        """Read the partition from its floor on."""
+        self.is_idle = False
+        self._scan_complete.clear()
+        self._scheduler.counters.scans += 1
+        start, end = await run_in_thread(self._scan_range)
+        self._scanned_end = self._known_end = max(end, self._known_end)
+        self.index.reset(self._resume_after, self._scanned_end)
+        self._scan_bounded.set()
+        source = record_fetcher.scan_partition(
+            self._log, self._topic, self._partition, start, self._scanned_end
+        )
+        while (chunk := await run_in_thread(next, source, None)) is not None:
+            for record in chunk:
+                self._apply(record)
+        received, self._received_meanwhile = self._received_meanwhile, []
+        for record in received:
+            if record.position >= self._scanned_end:
+                self._apply(record)
+        self._scan_complete.set()
+
+    def _scan_range(self) -> tuple[int, int]:
+        """Where to begin, and the end as it is now; blocks."""
+        log, topic, partition = self._log, self._topic, self._partition
+        first, end = log.watermarks(topic, partition)
+        floor = log.committed(floor_group(topic), topic).get(partition)
+        start = first if floor is None else max(first, floor.position)
+        return min(start, log.offset_before(topic, partition, end, RECENT_OUTCOMES)), end
+
+    def _apply(self, record: ScannedRecord) -> None:
+        if record.due is not None:
+            self.index.add(record.id_digest, record.due, record.position)
+        elif record.mark is not None:
+            self.index.remove(record.id_digest, record.position)
+            self._recent_outcomes.add(record.id_digest, record.mark)
+
+    async def receive(self, message: Message[Any]) -> None:
+        """What the processor read."""
+        await self._scan_bounded.wait()
+        key, value, headers = message.raw
+        if key is None:
+            return
+        position = message._batch.offsets[message._index]
+        due = records.read_due(headers) if value is not None else None
+        mark, _ = (None, None) if due is not None else records.read_mark(headers)
+        if mark == records.CANCEL:
+            await self._answer_cancel(key, message.id, position)
+        elif position >= self._scanned_end and (due is not None or mark is not None):
+            record = ScannedRecord(position, records.id_digest(key), due, mark)
+            if self._scan_complete.is_set():
+                self._apply(record)
+                self.is_idle = False
+                self._wake.set()
+            else:
+                self._received_meanwhile.append(record)
+                if len(self._received_meanwhile) >= SCAN_BACKLOG:
+                    await self._scan_complete.wait()
+        self._known_end = max(self._known_end, position + 1)
+
+    # -- cancelling
+
+    async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
+        """Answer a request to cancel by what happened."""
+        await self._scan_complete.wait()
+        id_digest = records.id_digest(key)
+        while (entry := self.index.find(id_digest)) is not None and self.index.is_taken(entry):
+            delivered = self._batch_delivered
+            await delivered.wait()
+            await self._scan_complete.wait()
+        pending = entry is not None and log_position(entry) < position
+        outcome: str | None = self._recent_outcomes.get(id_digest)
+        if not pending and outcome is None and self.index.horizon is not None:
+            pending = await self._retry_outages(
+                partial(self._is_pending_in_log, id_digest, position)
+            )
+        id = f"{request}/answer"
+        if pending:
+            self.index.remove(id_digest, position)
+            answer = records.mark_record(key, "cancelled", id, request)
+            self._recent_outcomes.add(id_digest, "cancelled")
+            self._scheduler.counters.cancelled += 1
+        else:
+            # Not a mark: who knows what was said of that ID meanwhile.
+            known = records.parse_outcome(outcome) or "unknown"
+            answer = records.mark_record(request.encode(), known, id, request)
+        answer.partition = self._partition
+        await self._write([(self._topic, answer)])
+        self.is_idle = False
+        self._wake.set()
+
+    async def _is_pending_in_log(self, id_digest: int, before: int) -> bool:
+        """Whether an entry that is due behind the horizon is pending."""
+
+        def find_last() -> bool:
+            start, _ = self._scan_range()
+            last: ScannedRecord | None = None
+            for chunk in record_fetcher.scan_partition(
+                self._log, self._topic, self._partition, start, before
+            ):
+                for record in chunk:
+                    if record.id_digest == id_digest:
+                        last = record
+            return last is not None and last.due is not None
+
+        return await run_in_thread(find_last)
+
+    # -- delivering
+
+    async def _deliver_due(self) -> None:
+        """Deliver what is due, until a scan is needed."""
+        while not self.index.is_exhausted:
+            entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
+            if not entries:
+                await self._commit_floor()
+                await self._wait_until_due()
+                continue
+            self.is_idle = False
+            try:
+                if self._clock.monotonic() >= self.assignment.valid_until:
+                    await asyncio.sleep(OWNERSHIP_RECHECK)
+                    continue
+                await self._retry_outages(partial(self._deliver_batch, entries))
+            finally:
+                self.index.give_back(entries)  # those that are not delivered
+                delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
+                delivered.set()
+            await self._commit_floor()
+
+    async def _wait_until_due(self) -> None:
+        """Until something is due, or was said."""
+        self._wake.clear()
+        due = self.index.next_due
+        seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
+        if seconds <= 0 or self.index.is_exhausted:
+            return
+        self.idle_until, self.is_idle = due, True
+        try:
+            async with asyncio.timeout(min(LONGEST_SLEEP, self._clock.real_timeout(seconds))):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _deliver_batch(self, entries: list[DueEntry]) -> None:
+        """Write these where they go, and mark them."""
+        rows, is_complete = await run_in_thread(
+            self._fetcher.fetch, sorted(map(log_position, entries)), DELIVERY_BYTES
+        )
+        # As far as payloads are at hand: what is due later does not go first.
+        fetched: list[DueEntry] = []
+        for entry in entries:
+            if log_position(entry) not in rows:
+                break
+            fetched.append(entry)
+        self._batch_size = (
+            min(DELIVERY_BATCH, self._batch_size * 2) if is_complete else max(1, len(entries) // 2)
+        )
+
+        outgoing: list[Outgoing] = []
+        sent: list[tuple[DueEntry, bytes]] = []
+        undeliverable: list[tuple[DueEntry, bytes, BaseException]] = []
+        missing: list[DueEntry] = []
+        for entry in fetched:
+            row = rows[log_position(entry)]
+            if row is None or row.key is None:
+                missing.append(entry)
+                continue
+            delay_entry = records.parse_entry(row.key, row.value, row.headers)
+            if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
+                undeliverable.append((entry, row.key, _undeliverable_error(delay_entry)))
+            else:
+                outgoing.append((delay_entry.topic, delay_entry.record))
+                sent.append((entry, row.key))
+        self.index.remove_missing(missing)
+        answers = await self._write(outgoing)
+        outcomes: list[tuple[DueEntry, bytes, records.Outcome]] = []
+        for (entry, key), answer in zip(sent, answers, strict=True):
+            if answer is None:
+                outcomes.append((entry, key, "delivered"))
+            else:
+                undeliverable.append((entry, key, answer))
+        if undeliverable:
+            await self._write_dead_letters(undeliverable, rows)
+            for entry, key, _ in undeliverable:
+                outcomes.append((entry, key, "dead"))
+        await self._write_marks(outcomes)
+
+    async def _write_marks(
+        self, outcomes: Sequence[tuple[DueEntry, bytes, records.Outcome]]
+    ) -> None:
+        marks: list[Outgoing] = []
+        for entry, key, outcome in outcomes:
+            record = records.mark_record(
+                key, outcome, f"{text(key)}/{log_position(entry)}/{outcome}"
+            )
+            record.partition = self._partition
+            marks.append((self._topic, record))
+        for answer in await self._write(marks):
+            if answer is not None:  # it is delivered again after a restart, under the same ID
+                logger.error("%s: a delivery could not be marked: %r", self, answer)
+        figures = self._scheduler.counters
+        for entry, key, outcome in outcomes:
+            id_digest = records.id_digest(key)
+            self.index.remove_delivered(id_digest, entry)
+            self._recent_outcomes.add(id_digest, outcome)
+            if outcome == "dead":
+                figures.dead += 1
+            else:
+                figures.delivered += 1
+
+    async def _write_dead_letters(
+        self, undeliverable: Sequence[tuple[DueEntry, bytes, BaseException]], rows: dict[int, Any]
+    ) -> None:
+        """Write dead letters of what cannot be delivered, as it stands in the delay topic."""
+        when = datetime.fromtimestamp(self._clock.time(), timezone.utc).isoformat()
+        dead_letters: list[Outgoing] = []
+        for entry, key, error in undeliverable:
+            position = log_position(entry)
+            row = rows[position]
+            position_text = (self._topic, self._partition, self._log.format_offset(position))
+            headers = records.without_headers(row.headers, (ID,))
+            headers += derived_records.error_headers(error, 1, self._topic, position_text, when)
+            logger.warning("%s: cannot be delivered: %s", "/".join(map(str, position_text)), error)
+            id = f"{text(key)}/{position}"
+            dead_letters.append((f"{self._topic}.dead", Record(row.value, key, id, headers)))
+        for answer in await self._write(dead_letters):
+            if answer is not None:
+                raise LogError(f"{self}: a dead letter was refused: {answer}") from answer
+
+    async def _write(self, outgoing: Sequence[Outgoing]) -> Sequence[BaseException | None]:
+        """Write through outages; per record None, or what it is refused for."""
+        if not outgoing:
+            return ()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Sequence[BaseException | None]] = loop.create_future()
+
+        def set_answer(errors: Sequence[BaseException | None]) -> None:
+            if not future.done():
+                future.set_result(errors)
+
+        def on_written(errors: Sequence[BaseException | None]) -> None:
+            self._scheduler.call_on_loop(partial(set_answer, errors))
+
+        self._app.publisher.publish_durably(outgoing, on_written)
+        return await future
+
+    # -- the floor
+
+    async def _commit_floor(self) -> None:
+        """Say from where on something may be pending, now and then."""
+        now = asyncio.get_running_loop().time()
+        if now < self._floor_committed_at + FLOOR_INTERVAL:
+            return
+        self._floor_committed_at = now
+        lowest = self.index.lowest_position
+        floor = self._known_end if lowest is None else lowest
+        if floor <= self._committed_floor:
+            return
+        position = {self._partition: Committed(floor)}
+        group, topic = floor_group(self._topic), self._topic
+        try:
+            await run_in_thread(
+                partial(self._log.reset_offsets, group, topic, position, force=True)
+            )
+            self._committed_floor = floor
+        except LogError as error:
+            logger.info("%s: the floor stays where it is: %s", self, error)
+
+
+def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
+    if entry is None:
+        return InvalidValue("this is no entry that a delay topic can hold")
+    return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
+
+
+class OutcomeCache:
+    """What became of the last so many IDs, at least ``size`` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._new: dict[int, str] = {}
+        self._old: dict[int, str] = {}
+
+    def add(self, id_digest: int, outcome: str) -> None:
+        """That is what became of it."""
+        self._new[id_digest] = outcome
+        if len(self._new) >= self._size:
+            self._new, self._old = {}, self._new
+
+    def get(self, id_digest: int) -> str | None:
+        """What became of it, if that is remembered."""
+        return self._new.get(id_digest) or self._old.get(id_digest)

@@ -1,0 +1,183 @@
+"""The way from coroutines to where claims are kept: one thread that takes all that was asked.
+
+What is asked while one call runs goes into the next, so many concurrent callers share a
+transaction or a round trip. Requests are done in the order in which they were asked. Claims that
+never wait for anything are asked directly, without a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from streams.cancellation import run_in_thread
+from streams.errors import Fatal, LogError, NotRunning
+from streams.log.claims import Answer, ClaimStore, Request
+from streams.patterns.idempotency.errors import StoreClosed
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+MAX_REQUESTS = 1000
+"""Requests in one call."""
+
+
+class _PendingRequest:
+    """A request, and who waits for its answer, if anybody does."""
+
+    __slots__ = ("future", "loop", "request")
+
+    def __init__(
+        self,
+        request: Request,
+        loop: asyncio.AbstractEventLoop | None = None,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
+        self.request = request
+        self.loop = loop
+        self.future = future
+
+
+class ClaimsClient:
+    """Asks on behalf of everybody. Usable from any thread and any loop."""
+
+    def __init__(self, claims: ClaimStore, name: str) -> None:
+        self.clock = claims.clock
+        self._claims = claims
+        self._name = name
+        self._changed = threading.Condition()
+        self._pending: list[_PendingRequest] = []
+        self._idle = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    @property
+    def closed(self) -> bool:
+        """Nothing can be asked any more."""
+        return self._closed
+
+    async def send(self, request: Request) -> Answer:
+        """The answer to a request.
+
+        Cancelled or not, it will be done; what is asked after it is done after it.
+
+        :raises LogError: there is none.
+        :raises StoreClosed: the desk is closed.
+        """
+        if self._claims.never_blocks:
+            return self._send_inline(request)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._enqueue(_PendingRequest(request, loop, future))
+        return await future
+
+    def send_unanswered(self, request: Request) -> None:
+        """Have a request done after those before it, whatever comes of it."""
+        try:
+            if self._claims.never_blocks:
+                self._send_inline(request)
+            else:
+                self._enqueue(_PendingRequest(request))
+        except (LogError, NotRunning):
+            return
+
+    async def close(self) -> None:
+        """Finish what was asked, and let go of the claims."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify()
+        if self._thread is None or self._pid != os.getpid():
+            self._claims.close()
+        else:
+            await run_in_thread(self._thread.join)
+
+    def _send_inline(self, request: Request) -> Answer:
+        if self._closed:
+            raise self._closed_error()
+        (answer,) = self._claims.execute((request,))
+        if isinstance(answer, LogError):
+            raise answer
+        return answer
+
+    def _enqueue(self, pending: _PendingRequest) -> None:
+        with self._changed:
+            if self._closed:
+                raise self._closed_error()
+            if self._thread is None:
+                self._pid = os.getpid()
+                self._thread = threading.Thread(
+                    target=self._thread_main, name=self._name, daemon=True
+                )
+                self._thread.start()
+            elif self._pid != os.getpid():
+                raise Fatal(f"{self._name}: used before os.fork(); open it again in the child")
+            self._pending.append(pending)
+            if self._idle:
+                self._idle = False
+                self._changed.notify()
+
+    def _closed_error(self) -> NotRunning:
+        return StoreClosed(
+            f"{self._name}: closed; close it after whatever uses it has ended, or let it live as "
+            "long as its app: IdempotencyStore(app)"
+        )
+
+    # -- the thread
+
+    def _thread_main(self) -> None:
+        while True:
+            with self._changed:
+                while not self._pending and not self._closed:
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+                pending, self._pending = self._pending[:MAX_REQUESTS], self._pending[MAX_REQUESTS:]
+            if not pending:
+                break
+            self._resolve_all(pending, self._run_requests([order.request for order in pending]))
+        try:
+            self._claims.close()
+        except LogError as error:
+            logger.warning("%s: %s", self._name, error)
+
+    def _run_requests(self, requests: Sequence[Request]) -> Sequence[Answer | LogError]:
+        try:
+            return self._claims.execute(requests)
+        except LogError as error:
+            return [error] * len(requests)
+        except Exception as error:
+            logger.exception("%s: the log failed in an unexpected way", self._name)
+            return [LogError(f"{self._name}: {error!r}")] * len(requests)
+
+    def _resolve_all(
+        self, pending: Sequence[_PendingRequest], answers: Sequence[Answer | LogError]
+    ) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for order, answer in zip(pending, answers, strict=True):
+            if order.loop is not None and order.future is not None:
+                by_loop.setdefault(order.loop, []).append((order.future, answer))
+        for loop, each in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_set_answers, each)
+            except RuntimeError:
+                continue  # that loop is closed: nobody waits any more
+
+
+def _set_answers(answered: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    """On the loop of those who wait."""
+    for future, answer in answered:
+        if future.done():
+            continue
+        if isinstance(answer, LogError):
+            # Each its own, as a traceback grows on it where it is raised.
+            error = type(answer)(str(answer))
+            error.__cause__ = answer
+            future.set_exception(error)
+        else:
+            future.set_result(answer)

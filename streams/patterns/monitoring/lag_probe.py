@@ -1,0 +1,113 @@
+"""How far behind a processor is in each partition that it owns, as the log says now.
+
+The log is asked in a thread of its own: who scrapes is never kept waiting by a log that does not
+answer, and is then told nothing rather than something old. Unknown is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streams.app import Streams
+from streams.errors import LogError, StreamsError
+from streams.health import Stats
+from streams.log.protocol import Log
+from streams.processing.poller import PartitionProgress
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+
+class PartitionLag(NamedTuple):
+    """What is not settled in one partition.
+
+    :param processor: the processor's name.
+    :param lag: messages from the first one that is not settled to the partition's end; None where
+        the log cannot tell.
+    :param age: seconds since the log took that first one; 0 where everything is settled, None where
+        it cannot be known.
+    """
+
+    processor: str
+    topic: str
+    partition: int
+    lag: int | None
+    age: float | None
+
+
+def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
+    """Ask the log about every partition that the app's processors own; blocks.
+
+    What it does not answer is left out.
+    """
+    found: list[PartitionLag] = []
+    for name, processor_stats in stats.processors.items():
+        for progress in processor_stats.progress:
+            try:
+                lag, age = _lag_and_age(app.log, progress, app.clock.time())
+            except LogError as error:
+                logger.debug("%s: %s/%d: %s", name, progress.topic, progress.partition, error)
+                continue
+            found.append(PartitionLag(name, progress.topic, progress.partition, lag, age))
+    return found
+
+
+def _lag_and_age(
+    log: Log, progress: PartitionProgress, now: float
+) -> tuple[int | None, float | None]:
+    lag = log.lag(progress.topic, progress.partition, progress.position)
+    if lag == 0:
+        return 0, 0.0
+    oldest_at = progress.oldest
+    if oldest_at is None:  # the first one was not taken in yet
+        _, end = log.watermarks(progress.topic, progress.partition)
+        if progress.position >= end:
+            return 0, 0.0
+        reader = log.reader(progress.topic, progress.partition, progress.position, end)
+        try:
+            batch = reader.read(1)
+        finally:
+            reader.close()
+        if batch is None:  # gaps up to the end
+            return 0, 0.0
+        oldest_at = batch.time(0)
+    return lag, max(0.0, now - oldest_at)
+
+
+class LagProbe:
+    """Asks the log on behalf of who cannot wait for ever.
+
+    :param app: what is measured.
+    """
+
+    def __init__(self, app: Streams) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._running: _Measurement | None = None
+
+    def measure(self, stats: Stats, timeout: float) -> Sequence[PartitionLag] | None:
+        """The backlogs as they are now; None where the log has not answered within ``timeout``
+        seconds. One question is open at a time."""
+        with self._lock:
+            running = self._running
+            if running is None or running.finished.is_set():
+                running = self._running = _Measurement(self._app, stats)
+        return running.result if running.finished.wait(timeout) else None
+
+
+class _Measurement:
+    def __init__(self, app: Streams, stats: Stats) -> None:
+        self.finished = threading.Event()
+        self.result: Sequence[PartitionLag] | None = None
+        self._app, self._stats = app, stats
+        threading.Thread(target=self._run, name="streams-backlog", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.result = measure_lag(self._app, self._stats)
+        except StreamsError as error:  # the app is closing
+            logger.debug("backlog: %s", error)
+        finally:
+            self.finished.set()

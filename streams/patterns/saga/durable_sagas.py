@@ -1,0 +1,329 @@
+"""A durable saga: its journal is a topic, and a processor that reads it drives it.
+
+Each entry of the journal is a message. Its handler calls what the entry says is to be called and
+*returns* the next entry, which the processor publishes before the message counts as settled
+(``to=``). So the processor's own promises are the saga's: the owner of the saga ID's partition
+goes on with it, one entry after the other; killed at any instant, the entry that was not settled
+is handled again, by whoever owns the partition then, unless the journal says already what became of
+it (:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is dropped by
+deduplication; and an entry that is due later waits as a message does that is tried again later.
+There is no state but the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from uuid_utils import uuid7
+
+from streams.config import Dedup, Flow, Retention, Retry
+from streams.errors import InvalidValue, Reject, RetryAfter, Unavailable
+from streams.log.names import check_group, check_topic
+from streams.message import Message
+from streams.patterns.saga.engine import SagaEngine
+from streams.patterns.saga.entry_validation import MAX_WAIT, is_saga_id
+from streams.patterns.saga.errors import SagaError
+from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal, journal_topic
+from streams.patterns.saga.journal_decoder import EntryDecoder, JournalSource, saga_key
+from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
+from streams.patterns.saga.recent_sagas import LastEntry, RecentSagas
+from streams.patterns.saga.successor_reader import SuccessorReader
+from streams.topic import InternalTopic, Topic
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.log.protocol import Log
+
+__all__ = ["DurableSagas"]
+
+DEFAULT_PARTITIONS = 8
+"""Partitions of a journal that is created, where nobody said how many: so many processes can share
+its sagas."""
+
+POLL_INTERVAL = 0.25
+"""Seconds between looks at the journal of whoever waits for a saga that another process owns."""
+
+MIN_INDEXED_ENTRIES = 10_000
+"""Entries of a partition among which a saga is looked for by its ID, at least."""
+
+_INTERNAL_RETRY = Retry(attempts=8, delay=0.5)
+"""For what is no step's failure but ours, or an entry that the log refuses; then a dead letter."""
+
+
+class _JournalTopic(InternalTopic[StoredEntry]):
+    spread = DEFAULT_PARTITIONS
+
+
+class DurableSagas:
+    """The journal's topic and processor in one app, and who waits here for a saga to end."""
+
+    def __init__(
+        self,
+        app: Streams,
+        name: str,
+        engine: SagaEngine,
+        *,
+        partitions: int | None,
+        retention: Retention | None,
+        concurrency: int,
+        dedup: Dedup,
+        flow: Flow,
+    ) -> None:
+        self._app = app
+        self.name = check_group(name)
+        self._engine = engine
+        check_topic(journal_topic(name))
+        self.topic: Topic[StoredEntry] = _JournalTopic(
+            app, journal_topic(name), StoredEntry, key="saga", id=_message_id, partitions=partitions,
+            retention=retention,
+        )  # fmt: skip
+        app.add_topic(self.topic)
+        self._decoder = EntryDecoder(self.topic.name)
+        self._waiters: dict[str, set[asyncio.Future[StoredEntry]]] = {}
+        self._last_numbers: dict[str, int] = {}
+        """Of each saga that is waited for, the number of the last entry that was seen."""
+        self._awaited_keys: set[bytes] = set()
+        """Their keys; read in another thread."""
+        self._next_offsets: dict[int, int] = {}
+        """From where on the journal was not looked at, by partition, while somebody waits."""
+        self._poll_task: asyncio.Task[None] | None = None
+        self._successors = SuccessorReader()
+        self.processor = app.processor(
+            JournalSource(self.topic.name, self._decoder),
+            group=name,
+            concurrency=concurrency,
+            to=self.topic,
+            retry=_INTERNAL_RETRY,
+            dedup=dedup,
+            flow=flow,
+        )(self._make_handler())
+        self._indexed_entries = max(
+            2 * dedup.window, MIN_INDEXED_ENTRIES
+        )  # deduplication remembers twice its window
+        self._recent_sagas = RecentSagas(self._indexed_entries)
+        self._recent_log: Log | None = None
+        """The log that it was read from."""
+        self._catch_ups: dict[int, _SharedRun] = {}
+        """Who reads what was written to a partition since the last time."""
+
+    @property
+    def journal(self) -> Journal:
+        """:raises NotRunning: the app is not entered."""
+        return Journal(self._app.log, self.name, self._decoder)
+
+    def _make_handler(self) -> Callable[[StoredEntry, Message[StoredEntry]], Any]:
+        async def advance_saga(
+            entry: StoredEntry, message: Message[StoredEntry]
+        ) -> JournalEntry | None:
+            if entry.has_ended:
+                self._resolve_waiters(entry)
+                return None
+            if await self._successors.has_successor(self.journal, entry, message):
+                return None  # what became of it is behind it in the log
+            wait = min(MAX_WAIT, entry.due - self._engine.now())
+            if wait > 0 and message.attempt == 1:
+                raise RetryAfter(wait, f"saga {entry.saga} goes on in {wait:.3g} s")
+            next_entry = await self._engine.advance(entry, {})
+            try:
+                self._engine.check_progress(entry, next_entry)
+            except SagaError as error:
+                raise Reject(str(error)) from error
+            return next_entry
+
+        advance_saga.__name__ = f"saga-{self.name}"
+        return advance_saga
+
+    async def start(self, id: str, context: Any) -> int:
+        """Write the first entry; the partition it went to."""
+        entry = StoredEntry(
+            saga=id,
+            context=self._engine.contexts.store(context),
+            plan=self._engine.plan,
+            at=self._engine.now(),
+        )
+        position = await self.topic.publish(entry, id=entry.message_id)
+        if id in self._waiters:
+            self._next_offsets.setdefault(position.partition, position.offset)
+        return position.partition
+
+    async def run(self, id: str | None, context: Any) -> StoredEntry:
+        """Start a saga, or find the one of that ID, and wait until it has ended."""
+        is_new, id = id is None, new_saga_id() if id is None else check_saga_id(id)
+        future: asyncio.Future[StoredEntry] = asyncio.get_running_loop().create_future()
+        # First, so that whatever is written from here on is seen.
+        self._waiters.setdefault(id, set()).add(future)
+        self._last_numbers.setdefault(id, -1)
+        self._awaited_keys.add(saga_key(id))
+        try:
+            if is_new:
+                await self.start(id, context)
+            else:
+                final_entry = await self._find_or_start(id, context)
+                if final_entry is not None:
+                    return final_entry
+            self._start_polling()
+            return await future
+        finally:
+            waiters = self._waiters[id]
+            waiters.discard(future)
+            if not waiters:
+                del self._waiters[id], self._last_numbers[id]
+                self._awaited_keys.discard(saga_key(id))
+
+    async def _find_or_start(self, id: str, context: Any) -> StoredEntry | None:
+        """See to it that a saga of that ID is there; where it stands if it has ended already: then
+        nothing more is written that could be waited for."""
+        last_entry = self._find_recent(id)
+        if last_entry is None:
+            partition = await self.start(id, context)
+        else:
+            partition = last_entry.position.partition
+            # Before it is looked at, so that whatever is written from then on is seen.
+            self._next_offsets.setdefault(partition, last_entry.position.offset)
+        if last_entry is None or not last_entry.is_final:
+            await self._catch_up(partition)
+            last_entry = self._find_recent(id)
+        if last_entry is None:
+            return None
+        self._last_numbers[id] = max(self._last_numbers[id], last_entry.number)
+        if not last_entry.has_ended:
+            return None
+        entry = await asyncio.to_thread(self.journal.read_entry, last_entry.position)
+        if entry is None:  # the log does not keep it any more: as if there had been none
+            await self.start(id, context)
+            self._last_numbers[id] = -1
+        return entry
+
+    async def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> StoredEntry:
+        """Where a saga stands.
+
+        :raises UnknownSaga: it is not there.
+        """
+        last_entry = self._find_recent(id)
+        if last_entry is not None:
+            await self._catch_up(last_entry.position.partition)
+            last_entry = self._find_recent(id)
+        if last_entry is not None:
+            entry = await asyncio.to_thread(self.journal.read_entry, last_entry.position)
+            if entry is not None:
+                return entry
+        return (await asyncio.to_thread(self.journal.latest, id, newest)).entry
+
+    def _find_recent(self, id: str) -> LastEntry | None:
+        """The last entry of a saga, as far as the journal was followed."""
+        log = self._app.log
+        if log is not self._recent_log:  # the app was entered again
+            self._recent_sagas, self._recent_log = RecentSagas(self._indexed_entries), log
+            self._catch_ups = {}
+        return self._recent_sagas.find(id)
+
+    async def _catch_up(self, partition: int) -> None:
+        """Everything that a partition holds at this moment is known to :attr:`_recent_sagas`."""
+        shared_run = self._catch_ups.get(partition)
+        if shared_run is None:
+            recent, journal = self._recent_sagas, self.journal
+            shared_run = self._catch_ups[partition] = _SharedRun(
+                lambda: recent.catch_up(journal, partition)
+            )
+        await shared_run.wait_for_next()
+
+    def _resolve_waiters(self, entry: StoredEntry) -> None:
+        for future in self._waiters.get(entry.saga, ()):
+            if not future.done():
+                future.set_result(entry)
+
+    # -- sagas that another process owns
+
+    def _start_polling(self) -> None:
+        if self._poll_task is None or self._poll_task.done():
+            self._poll_task = asyncio.get_running_loop().create_task(
+                self._poll_journal(), name=f"streams-saga-{self.name}"
+            )
+
+    async def _poll_journal(self) -> None:
+        try:
+            await self._poll_until_ended()
+        except Exception as error:
+            _fail_waiters(self._waiters.values(), error)
+        finally:
+            self._next_offsets.clear()
+
+    async def _poll_until_ended(self) -> None:
+        journal = self.journal
+        while True:
+            await asyncio.sleep(POLL_INTERVAL)
+            if not self._waiters:
+                return
+            offsets = dict(self._next_offsets)
+            try:
+                found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
+            except Unavailable:
+                continue  # the saga goes on meanwhile, or will
+            for entry in found:
+                # The first of a number counts; what was written too late has no higher one.
+                if entry.n > self._last_numbers.get(entry.saga, entry.n):
+                    self._last_numbers[entry.saga] = entry.n
+                    if entry.has_ended:
+                        self._resolve_waiters(entry)
+            self._next_offsets.update(offsets)
+
+
+class _SharedRun:
+    """Runs one blocking action, as often as somebody needs that it was *begun* after he asked:
+    those who ask while it runs share the next run. Used on one loop."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._running: asyncio.Task[None] | None = None
+        self._queued: asyncio.Task[None] | None = None
+
+    async def wait_for_next(self) -> None:
+        """Wait for a run that has not begun yet.
+
+        :raises Exception: what it raised.
+        """
+        if self._running is None or self._running.done():
+            self._running = task = asyncio.ensure_future(self._run(None))
+        elif self._queued is None:
+            self._queued = task = asyncio.ensure_future(self._run(self._running))
+        else:
+            task = self._queued
+        task.add_done_callback(_retrieve_exception)
+        await asyncio.shield(task)
+
+    async def _run(self, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait([previous])
+            self._running, self._queued = self._queued, None
+        await asyncio.to_thread(self._action)
+
+
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
+    """Whoever waited may be gone: then nobody is told of its failure."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _fail_waiters(waiting: Collection[set[asyncio.Future[StoredEntry]]], error: Exception) -> None:
+    for futures in waiting:
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _message_id(entry: StoredEntry) -> str:
+    return entry.message_id
+
+
+def new_saga_id() -> str:
+    """A saga's ID where none was given."""
+    return str(uuid7())
+
+
+def check_saga_id(id: Any) -> str:
+    """:raises InvalidValue: a saga cannot have that ID."""
+    if not is_saga_id(id):
+        raise InvalidValue(f"saga ID {id!r}: a str of 1 to 200 printable characters")
+    return id

@@ -1,0 +1,118 @@
+"""How entries of a journal are read: one way, for everybody who reads them.
+
+A record that its owner would make a dead letter of must count for nobody else either: else whoever
+looks for a saga's last entry finds one that nobody ever goes on with. So the processor that drives
+the sagas, commands, listings and whoever waits for a saga all ask an :class:`EntryDecoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from stream_codecs import DecodeError, Json
+from streams.message import Batch
+from streams.patterns.saga.entry_validation import invalid_reason
+from streams.patterns.saga.journal_entry import StoredEntry
+from streams.processing.job import Skip
+
+__all__ = ["EntryDecoder", "JournalSource"]
+
+
+_CACHEABLE_BYTES = 4 << 10
+"""Bytes of an entry of which it may be kept what was found."""
+
+
+class EntryDecoder:
+    """Decodes the entries of one journal (``runners.job.Decoding``).
+
+    :param topic: the journal's topic.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        bound = Json().bind(StoredEntry, topic=topic)
+        self._decode = bound.decode
+        self._fast = bound.fast if bound.fast is not None else bound.decode
+        self._fast_limit = bound.small
+
+    @property
+    def id_reader(self) -> EntryIdReader:
+        """An entry's ID is made of what stands in it, whatever its headers say."""
+        return ENTRY_ID_READER
+
+    def unwrap(self, batch: Batch) -> Batch:
+        """Entries have no envelope."""
+        return batch
+
+    def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
+        """There is no short way: an entry counts only under its saga's key."""
+        return
+
+    def decode_one(self, batch: Batch, index: int) -> StoredEntry:
+        """The entry in one message.
+
+        :raises Skip: a tombstone.
+        :raises DecodeError: it is no entry, or not one that a saga can have.
+        """
+        value = batch.values[index]
+        if value is None:
+            raise Skip
+        return self.decode_entry(batch.keys[index], value)
+
+    def decode_entry(self, key: bytes | None, value: bytes) -> StoredEntry:
+        """The entry that a record holds.
+
+        :raises DecodeError: it is no entry, or not one that a saga can have.
+        """
+        try:
+            # So small a document is neither too large nor too deep.
+            entry = self._fast(value) if len(value) <= self._fast_limit else self._decode(value)
+        except Exception:
+            entry = self._decode(value)  # says what is wrong
+        reason = invalid_reason(entry, cache=len(value) <= _CACHEABLE_BYTES)
+        if reason:
+            raise self._error(f"no saga can have this entry: {reason}", value)
+        if key != entry.saga.encode():  # a text of printable characters holds no surrogate
+            raise self._error("the entry of a saga stands under another key than its ID", value)
+        return entry
+
+    def try_decode(self, key: bytes | None, value: bytes | None) -> StoredEntry | None:
+        """The same; None for what is no entry."""
+        if value is None:
+            return None
+        try:
+            return self.decode_entry(key, value)
+        except DecodeError:
+            return None
+
+    def _error(self, reason: str, value: bytes) -> DecodeError:
+        return DecodeError(reason, codec="json", topic=self._topic, data=value)
+
+
+def saga_key(id: str) -> bytes:
+    """The key of a saga's records."""
+    return id.encode("utf-8", "surrogateescape")
+
+
+class EntryIdReader:
+    """Reads the message ID of an entry (``runners.job.Identify``)."""
+
+    def __call__(self, value: StoredEntry) -> str:
+        """The ID of one entry."""
+        return value.message_id
+
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each entry."""
+        return [value.identity for value in values]
+
+
+ENTRY_ID_READER: Final = EntryIdReader()
+
+
+class JournalSource:
+    """A journal's topic as its processor reads it (:class:`streams.topic.Source`)."""
+
+    def __init__(self, name: str, decoding: EntryDecoder) -> None:
+        self.name = name
+        self.decoding: Any = decoding

@@ -1,0 +1,118 @@
+"""The sagas whose last entry is among the newest of their partition, by ID.
+
+Whoever asks for one saga by its ID would else read its partition's journal from the beginning. So
+what was asked for once is followed: :meth:`RecentSagas.catch_up` reads the newest entries of a partition
+the first time, and afterwards what was written since. What is kept of a saga is a number and an
+offset, of no more sagas than have an entry among the last ``min_entries`` that count.
+
+``min_entries`` is at least what deduplication can remember. So a saga that is not found here is unknown to
+deduplication too: a second start of it runs it again, as the promise says.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from streams.message import Position
+from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal
+from streams.patterns.saga.journal_entry import JournalEntry
+
+__all__ = ["LastEntry", "RecentSagas"]
+
+
+class LastEntry(NamedTuple):
+    """The last entry of a saga.
+
+    :param number: its number.
+    :param position: where it stands.
+    :param has_ended: nobody goes on with the saga by himself.
+    :param is_final: nothing is left to be done, so no entry follows.
+    """
+
+    number: int
+    position: Position
+    has_ended: bool
+    is_final: bool
+
+
+class _PartitionIndex:
+    """One partition, as far as it was read."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.read_until: int | None = None
+        """Everything before this offset was read; None before the first time."""
+        self.entry_count = 0
+        """Entries that counted so far."""
+        self.sagas: dict[str, tuple[int, LastEntry]] = {}
+        """By ID, in the order in which they moved: what :attr:`entry_count` was then, the last entry."""
+
+    def add_entry(self, entry: JournalEntry, position: Position, min_entries: int) -> None:
+        """The next entry. The first of a number counts, what was written too late does not."""
+        known = self.sagas.get(entry.saga)
+        if known is not None and entry.n <= known[1].number:
+            return
+        self.entry_count += 1
+        self.sagas.pop(entry.saga, None)
+        last_entry = LastEntry(entry.n, position, entry.has_ended, entry.is_final)
+        self.sagas[entry.saga] = (self.entry_count, last_entry)
+        while self.sagas[oldest := next(iter(self.sagas))][0] <= self.entry_count - min_entries:
+            del self.sagas[oldest]
+
+
+class RecentSagas:
+    """Sagas of one name by ID; usable from any thread.
+
+    :param min_entries: how many of the last entries of a partition are looked at, at least.
+    """
+
+    def __init__(self, min_entries: int) -> None:
+        self._min_entries = min_entries
+        self._partitions: dict[int, _PartitionIndex] = {}
+
+    def find(self, id: str) -> LastEntry | None:
+        """The last entry of a saga, as far as was read; does not block."""
+        for part in list(self._partitions.values()):
+            known = part.sagas.get(id)
+            if known is not None:
+                return known[1]
+        return None
+
+    def catch_up(self, journal: Journal, partition: int) -> None:
+        """Read what a partition holds by now; blocks.
+
+        :raises LogError: the log cannot be read.
+        """
+        index = self._partitions.setdefault(partition, _PartitionIndex())
+        with index.lock:
+            first, end = journal.log.watermarks(journal.topic, partition)
+            if index.read_until is None or end < index.read_until:  # the topic was made anew
+                self._read_newest(index, journal, partition, first, end)
+                return
+            for entry, position in journal.read_range(partition, max(first, index.read_until), end):
+                index.add_entry(entry, position, self._min_entries)
+            index.read_until = end
+
+    def _read_newest(
+        self, index: _PartitionIndex, journal: Journal, partition: int, first: int, end: int
+    ) -> None:
+        """Read the newest entries: further back where many of them do not count."""
+        lookback = self._min_entries + self._min_entries // 4
+        while True:
+            start = max(first, journal.log.offset_before(journal.topic, partition, end, lookback))
+            index.entry_count, index.sagas = 0, {}
+            for entry, position in journal.read_range(partition, start, end):
+                index.add_entry(entry, position, self._min_entries)
+            reaches_start = (
+                start <= first
+                or journal.log.offset_before(journal.topic, partition, start, 1) >= start
+            )
+            if (
+                index.entry_count >= self._min_entries
+                or reaches_start
+                or lookback >= DEFAULT_NEWEST
+            ):
+                index.read_until = end
+                return
+            lookback = min(DEFAULT_NEWEST, 4 * lookback)

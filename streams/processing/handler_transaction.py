@@ -1,0 +1,190 @@
+"""The transaction that a handler may join, offered as ``message.transaction``.
+
+Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so the
+handlers of a process take *turns*: a plain handler waits in :meth:`HandlerTransaction.execute`; an async one
+must not block its loop, and waits in ``async with message.transaction:`` instead. Nobody waits in
+a thread of a pool: a pool full of those who wait would leave none to whom they wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Self
+
+from streams.engine.dispatcher import Delivery
+from streams.errors import Unavailable
+
+LOCK_TIMEOUT = 60.0
+"""Seconds a plain handler waits for another handler's transaction to end."""
+
+
+class TransactionLock:
+    """One holder at a time, first come, first served; threads and loops alike."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = False
+        self._waiters: deque[Callable[[], None]] = deque()
+
+    def acquire_or_enqueue(self, on_acquired: Callable[[], None]) -> bool:
+        """True: it is ours. False: ``on_acquired`` is called, from any thread, once it is."""
+        with self._lock:
+            if self._held:
+                self._waiters.append(on_acquired)
+                return False
+            self._held = True
+            return True
+
+    def withdraw(self, on_acquired: Callable[[], None]) -> bool:
+        """Wait no more. False: too late, it is ours already."""
+        with self._lock:
+            try:
+                self._waiters.remove(on_acquired)
+            except ValueError:
+                return False
+            return True
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait for it in this thread; False: ``timeout`` seconds were not enough."""
+        acquired = threading.Event()
+        on_acquired = acquired.set
+        return (
+            self.acquire_or_enqueue(on_acquired)
+            or acquired.wait(timeout)
+            or not self.withdraw(on_acquired)
+        )
+
+    async def acquire_async(self) -> None:
+        """Wait for it on a loop."""
+        loop = asyncio.get_running_loop()
+        acquired: asyncio.Future[None] = loop.create_future()
+
+        def set_acquired() -> None:
+            if not acquired.done():
+                acquired.set_result(None)
+
+        def on_acquired() -> None:
+            try:
+                loop.call_soon_threadsafe(set_acquired)
+            except RuntimeError:  # the loop is closed, and who waited went with it
+                self.release()
+
+        if self.acquire_or_enqueue(on_acquired):
+            return
+        try:
+            await acquired
+        except BaseException:
+            if not self.withdraw(on_acquired):
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give it to who waits longest."""
+        with self._lock:
+            if not self._waiters:
+                self._held = False
+                return
+            on_acquired = self._waiters.popleft()
+        on_acquired()
+
+
+class _OpenFlag:
+    """One transaction, as seen from the contexts in which it was used."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open = False
+
+
+_open_flag: ContextVar[_OpenFlag | None] = ContextVar("streams-transaction", default=None)
+
+
+def in_transaction() -> bool:
+    """Whether this context's transaction is open: to publish would be to wait for oneself."""
+    flag = _open_flag.get()
+    return flag is not None and flag.open
+
+
+class HandlerTransaction:
+    """The transactions of one worker, one after the other."""
+
+    def __init__(
+        self,
+        begin: Callable[[], Any],
+        commit: Callable[[Any, Sequence[Delivery]], None],
+        lock: TransactionLock,
+        *,
+        may_block: bool,
+    ) -> None:
+        self._begin = begin
+        self._commit = commit
+        self._lock = lock
+        self._may_block = may_block
+        self._held = False
+        self._open_flag = _OpenFlag()
+        self._transaction: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Wait for other handlers' transactions to end; ours ends with the handler."""
+        if not self._held:
+            await self._lock.acquire_async()
+            self._held = True
+        _open_flag.set(self._open_flag)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    @property
+    def is_open(self) -> bool:
+        """Something was executed since the last outcome."""
+        return self._transaction is not None
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run one SQL statement in the transaction that will commit this message's position.
+
+        :returns: the rows, as tuples.
+        """
+        if self._transaction is None:
+            if not self._held:
+                if not self._lock.acquire(LOCK_TIMEOUT if self._may_block else 0):
+                    raise Unavailable(
+                        "another handler's transaction is open: in an async handler use "
+                        "`async with message.transaction:`, which waits for it"
+                    )
+                self._held = True
+            self._transaction = self._begin()
+            self._open_flag.open = True
+            _open_flag.set(self._open_flag)
+        rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
+        return rows
+
+    def commit(self, deliveries: Sequence[Delivery]) -> None:
+        """The handler succeeded."""
+        transaction, self._transaction = self._transaction, None
+        try:
+            self._commit(transaction, deliveries)
+        finally:
+            self._release()
+
+    def rollback(self) -> None:
+        """The handler failed, or its message is not ours any more."""
+        transaction, self._transaction = self._transaction, None
+        try:
+            if transaction is not None:
+                transaction.rollback()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
+            # What the handler started and left behind keeps the old mark: it may publish.
+            self._open_flag.open = False
+            self._open_flag = _OpenFlag()
+            self._lock.release()

@@ -1,0 +1,325 @@
+"""What a runner runs: a handler and everything around it that can be decided before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from streams.clock import SYSTEM, Clock
+from streams.config import Dedup, Flow, Retry
+from streams.engine.dispatcher import Delivery, PartitionState
+from streams.engine.progress import FetchedBatch
+from streams.errors import UnreadableHeaders
+from streams.log.protocol import Assignment, Log, StaticMember
+from streams.message import Batch, Record
+
+Outgoing = tuple[str, Record]
+"""A topic and what is to be written to it."""
+
+OnWritten = Callable[[Sequence["BaseException | None"]], None]
+"""Told once how a write ended, record by record: None where it is confirmed."""
+
+
+class Skip(Exception):
+    """A message that is not for this handler (a tombstone, an unknown tag): settled unhandled."""
+
+
+class Undecodable:
+    """Stands where a decoded value should, when values are decoded ahead of their turn."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def check_headers(batch: Batch, index: int) -> None:
+    """Refuse a message whose headers nobody can read.
+
+    :raises UnreadableHeaders: they cannot be read.
+    """
+    why = batch.unreadable.get(index)
+    if why is not None:
+        raise UnreadableHeaders(f"its headers cannot be read: {why}")
+
+
+class IdReader(Protocol):
+    """Reads the message ID from a decoded value."""
+
+    def __call__(self, value: Any) -> str:
+        """The ID of one value.
+
+        :raises Exception: it has none.
+        """
+        ...
+
+    def identify_many(self, values: Sequence[Any]) -> list[str]:
+        """The ID of each value.
+
+        :raises Exception: one has none.
+        """
+        ...
+
+
+class Decoding(Protocol):
+    """How one topic's values become what the handler is declared to take."""
+
+    def unwrap(self, batch: Batch) -> Batch:
+        """What the batch holds, where some of its messages are wrapped in an envelope that has
+        their IDs and headers; else itself."""
+        ...
+
+    def fast_decoder(
+        self, values: Sequence[bytes | None], largest: int
+    ) -> Callable[[Any], Any] | None:
+        """The bare decoder, if it is safe for every one of these values; else None.
+
+        ``largest`` is the largest one's size in bytes, -1 where one is null.
+        """
+        ...
+
+    def decode_one(self, batch: Batch, index: int) -> Any:
+        """Decode one message.
+
+        :raises Skip: it is not for this handler.
+        :raises Exception: it cannot be decoded (a poison message).
+        """
+        ...
+
+    @property
+    def id_reader(self) -> IdReader | None:
+        """Reads the message ID from a decoded value, where the topic says it is there."""
+        ...
+
+
+class PartitionObserver(Protocol):
+    """Told which partitions a processor owns, in its pump's thread; what else hangs on them."""
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        """These are ours; nothing of them was handled yet."""
+        ...
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """These are given up, with everything handled and committed, or lost."""
+        ...
+
+    def unfinished(self) -> str:
+        """What keeps it from being at rest, in words; empty when only time may change anything
+        (any thread)."""
+        ...
+
+    def next_due(self) -> tuple[float, str] | None:
+        """How many seconds from now something is due, and what that is; None: nothing waits for
+        its time (any thread)."""
+        ...
+
+
+class AttemptLog(Protocol):
+    """Keeps the count of a failing message's attempts in the log, and perhaps the message too
+    (see :class:`~streams.config.Retry`). Asked where outcomes are reported."""
+
+    def failed_attempts(self, batch: Batch, index: int) -> int:
+        """How often a message that was just taken up failed before."""
+        ...
+
+    def record_failure(
+        self, delivery: Delivery, attempt: int, delay: float
+    ) -> tuple[Outgoing | None, Outgoing]:
+        """What to write before ``delivery``, failed for the ``attempt``-th time, is tried again.
+
+        The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
+        it waits in its lane, and :meth:`failed_attempts` of it is 0 from then on, the attempt being part
+        of the work. And a note of what happened.
+        """
+        ...
+
+    def is_delayed(self, batch: Batch, index: int) -> bool:
+        """The message waits elsewhere, as a former owner of its partition noted."""
+        ...
+
+    def nothing_recorded(self, batch: Batch) -> bool:
+        """None of these messages waits elsewhere or failed before, so nobody need ask."""
+        ...
+
+
+class ParkDecision(NamedTuple):
+    """A message that is not to be handled now."""
+
+    record: Outgoing | None
+    """Settled once this is written; None: it needs no writing."""
+    is_duplicate: bool = True
+    """False: it came back too early, and comes back again."""
+
+
+class KeyParking(Protocol):
+    """Keeps keys closed behind a dead message (see :class:`~streams.config.DeadLetters`).
+
+    The pump's thread says what is owned and fetches what comes back; the runner asks, of each
+    message whose turn has come, whether it is to be handled.
+    """
+
+    wake_poller: Callable[[], None]
+    """Makes the pump come round soon (any thread); set by the pump."""
+
+    # -- the pump's side
+
+    def restore(
+        self,
+        assignment: Assignment,
+        position: int,
+        *,
+        after_reset: bool,
+        keep_alive: Callable[[], None],
+    ) -> Collection[int]:
+        """Learn which keys of a partition are closed, before anything of it is handled.
+
+        :param after_reset: the group stands where it was started or reset to.
+        :param keep_alive: to be called now and then.
+        :returns: offsets from ``position`` on whose messages are settled: dead or parked.
+        :raises Unavailable: the log cannot be reached; to be called again.
+        """
+        ...
+
+    def begin(self, assignment: Assignment, state: PartitionState) -> None:
+        """From now on its messages are handled."""
+        ...
+
+    def release(self, assignments: Sequence[Assignment]) -> None:
+        """These are given up or lost."""
+        ...
+
+    def take_returned(self) -> Sequence[FetchedBatch]:
+        """What has come back and is to be handled, each before anything else of its key."""
+        ...
+
+    def is_confirmed(self, assignment: Assignment) -> bool:
+        """Whether everything of a partition that :meth:`write_confirmed` was told of until now is known to
+        count, so that what was settled until now may be committed. May read the log for it."""
+        ...
+
+    def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
+        """Assignments with which nothing more may be done because somebody else has written as
+        the partition's owner: each is to be let go of now, with all that was not committed, and
+        to be begun again after so many seconds."""
+        ...
+
+    def contested(self) -> int:
+        """How many partitions were to be begun again of late (any thread)."""
+        ...
+
+    def unfinished(self) -> str:
+        """What keeps it from being at rest, in words (any thread)."""
+        ...
+
+    # -- the runner's side, where outcomes are reported
+
+    def decide(self, delivery: Delivery) -> ParkDecision | None:
+        """None: the message is to be handled.
+
+        :raises Unavailable: more cannot be held; to be asked again later.
+        """
+        ...
+
+    def is_closed(self, delivery: Delivery) -> bool:
+        """:meth:`decide` has something to say of the message."""
+        ...
+
+    def no_key_closed(self, fetched: FetchedBatch) -> bool:
+        """No key of the partition is closed, so of none of these messages need be asked, before
+        one of them has failed."""
+        ...
+
+    def has_returned(self, delivery: Delivery) -> bool:
+        """The message has come back by :meth:`take_returned`."""
+        ...
+
+    def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
+        """What to write of a dead message: ``dead_letter``, or what closes its key.
+
+        :raises Unavailable: more cannot be held; try again later.
+        """
+        ...
+
+    def handled(self, delivery: Delivery) -> Outgoing:
+        """What to write when a message that has come back was handled."""
+        ...
+
+    def write_confirmed(self, delivery: Delivery) -> bool:
+        """What :meth:`decide`, :meth:`close_key` or :meth:`handled` wanted is confirmed. False: it
+        counts for nobody, since the partition is not owned any more. True does not say that it
+        counts: before the source's position is committed, :meth:`is_confirmed` is asked."""
+        ...
+
+    def write_refused(self, delivery: Delivery) -> None:
+        """The log refuses it."""
+        ...
+
+
+class ManagedKeyParking(KeyParking, Protocol):
+    """A :class:`KeyParking` that an app can set up."""
+
+    def prepare(self, log: Log) -> None:
+        """Create what it needs in the log; blocks."""
+        ...
+
+
+class ManagedAttemptLog(AttemptLog, PartitionObserver, Protocol):
+    """A :class:`AttemptLog` that is also told which partitions are owned."""
+
+    def prepare(self, log: Log) -> None:
+        """Create what it needs in the log; blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One processor, ready to run."""
+
+    name: str
+    group: str
+    topics: tuple[str, ...]
+    function: Callable[..., Any]
+    asynchronous: bool
+    wants_message: bool
+    """The function takes the value and a message (of a batch, lists of both)."""
+    decodings: Mapping[str, Decoding]
+    concurrency: int = 1
+    batch: int | None = None
+    filter: Callable[[Any], bool] | None = None
+    timeout: float | None = None
+    retry: Retry = field(default_factory=Retry)
+    dedup: Dedup = field(default_factory=Dedup)
+    flow: Flow = field(default_factory=Flow)
+    clock: Clock = SYSTEM
+    encode_results: Callable[[Any, Delivery], Sequence[Outgoing]] | None = None
+    """Encodes what the handler returned, for one message; None: it is dropped."""
+    dead_letter: Callable[[Delivery], Outgoing] | None = None
+    """The dead letter of a work with a burial."""
+    write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
+    """Writes derived records until the log has answered; outages are waited out there."""
+    start_positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Where to begin in partitions in which the group has no place yet: those of a topic that is
+    new to a group which is live. Others begin at the log's start."""
+    member: StaticMember | None = None
+    """What it is in its group, if it has a name there."""
+    attempt_log: AttemptLog | None = None
+    """Counts attempts in the log."""
+    observer: PartitionObserver | None = None
+    key_parking: KeyParking | None = None
+    """Keeps keys closed behind dead messages."""
+    builds_messages: bool = False
+    """The function builds the messages itself, where it needs them; ``wants_message`` is set. It
+    takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt
+    and transaction. Of a batch handler, it takes the values and a function that makes the messages.
+    """
+    reset_context: Callable[[], None] | None = None
+    """Called in the handler's task when a call of an async function that builds messages has ended:
+    undoes what the function did to the task's context."""
+    transactions: bool = False
+    """The log lets a handler's own SQL join the commit of its position."""
+
+    @property
+    def takes_value_only(self) -> bool:
+        """The handler takes the value and nothing else happens around it."""
+        return not self.wants_message and self.filter is None

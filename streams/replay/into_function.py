@@ -1,0 +1,266 @@
+"""Replay into a function: the engine and runners of a processor, fed with a range of a topic."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from streams.annotation_checks import check_handler
+from streams.cancellation import run_to_completion
+from streams.config import Dedup, Flow, Retry
+from streams.engine.dispatcher import Delivery
+from streams.errors import ProcessorDied, StreamsError
+from streams.message import Position, text
+from streams.processing.async_executor import AsyncExecutor
+from streams.processing.executor import Executor
+from streams.processing.job import Job
+from streams.processing.poller import Poller
+from streams.processing.thread_executor import ThreadExecutor
+from streams.processor import (
+    HandlerSignature,
+    Processor,
+    ProcessorOptions,
+    inspect_handler,
+    topic_type_of,
+)
+from streams.replay.range_subscription import RangeSubscription, groupless_log
+from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
+from streams.replay.token_bucket import TokenBucket
+from streams.topic import Source
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+REPORT_INTERVAL = 0.1
+"""Seconds between two reports of progress."""
+
+
+class _Failures:
+    """What failed for good. Each is told where the dispatcher may be touched."""
+
+    def __init__(self, *, skip_failed: bool) -> None:
+        self._skip_failed = skip_failed
+        self._lock = threading.Lock()
+        self.stop: Callable[[], None] = lambda: None
+        self.count = 0
+        self.first_failures: list[Failure] = []
+
+    def add(self, executor: Executor, delivery: Delivery) -> None:
+        """Pass the message over, or let nothing more begin."""
+        fetched, index, _, _, _, _, reason = delivery
+        if reason is None:
+            raise ValueError("a work without a burial has not failed")
+        batch = fetched.batch
+        key = batch.keys[index]
+        with self._lock:
+            self.count += 1
+            if len(self.first_failures) < FAILURES_KEPT:
+                self.first_failures.append(
+                    Failure(
+                        Position(batch.topic, batch.partition, batch.offset(index)),
+                        batch.id(index),
+                        None if key is None else text(key),
+                        reason.attempts,
+                        reason.error,
+                    )
+                )
+        if self._skip_failed:
+            executor.dispatcher.mark_settled(delivery)
+        else:
+            executor.dispatcher.paused = True
+            self.stop()
+
+
+class _ReplayThreadExecutor(ThreadExecutor):
+    def __init__(self, job: Job, failures: _Failures) -> None:
+        super().__init__(job)
+        self._failures = failures
+
+    @override
+    def dead_letter(self, delivery: Delivery) -> None:
+        self._failures.add(self, delivery)
+
+
+class _ReplayAsyncExecutor(AsyncExecutor):
+    def __init__(self, job: Job, failures: _Failures, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(job, loop)
+        self._failures = failures
+
+    @override
+    def dead_letter(self, delivery: Delivery) -> None:
+        self._failures.add(self, delivery)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """How a range is handled."""
+
+    rate: float | None
+    dedup: Dedup | None
+    retry: Retry | None
+    skip_failed: bool
+    progress: Callable[[ReplayResult], None] | None
+
+
+def _check_type(
+    name: str,
+    source: Source[Any],
+    function: Callable[..., Any],
+    handler_shape: HandlerSignature,
+    options: ProcessorOptions | None = None,
+) -> None:
+    """:raises ConfigError: the function is annotated with another type than the topic's."""
+    value_type = topic_type_of(source)
+    if value_type is not None:
+        check_handler(
+            name,
+            function,
+            [value_type],
+            batch=options is not None and options.batch is not None,
+            wants_message=handler_shape.wants_message,
+            has_filter=options is not None and options.filter is not None,
+        )
+
+
+def _replay_job(
+    app: Streams,
+    source: Source[Any],
+    topic: str,
+    function: Callable[..., Any],
+    replay_options: ReplayOptions,
+) -> Job:
+    """What to run: as the processor says, or a plain function once a message."""
+    if isinstance(function, Processor):
+        options, handler_shape = function.options, function.signature
+        name, inner = f"replay into {function.name}", function.function
+        _check_type(name, source, inner, handler_shape, options)
+        return Job(
+            name=name,
+            group=name,
+            topics=(topic,),
+            function=inner,
+            asynchronous=handler_shape.asynchronous,
+            wants_message=handler_shape.wants_message,
+            decodings={topic: source.decoding},
+            concurrency=options.concurrency,
+            batch=options.batch,
+            filter=options.filter,
+            timeout=options.timeout,
+            retry=replay_options.retry or options.retry,
+            dedup=replay_options.dedup or options.dedup,
+            flow=options.flow,
+            clock=app.clock,
+        )
+    name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
+    handler_shape = inspect_handler(function, name, batch=False)
+    _check_type(name, source, function, handler_shape)
+    return Job(
+        name=name,
+        group=name,
+        topics=(topic,),
+        function=function,
+        asynchronous=handler_shape.asynchronous,
+        wants_message=handler_shape.wants_message,
+        decodings={topic: source.decoding},
+        retry=replay_options.retry or Retry(attempts=1),
+        dedup=replay_options.dedup or Dedup(),
+        flow=Flow(),
+        clock=app.clock,
+    )
+
+
+async def handle_range(
+    app: Streams,
+    source: Source[Any],
+    topic: str,
+    function: Callable[..., Any],
+    ranges: Mapping[int, tuple[int, int]],
+    *,
+    key: bytes | None,
+    total: int | None,
+    replay_options: ReplayOptions,
+) -> ReplayResult:
+    """Run a function over a range.
+
+    :raises ReplayFailed: a message failed for good, and ``how.skip`` is not set.
+    """
+    loop = asyncio.get_running_loop()
+    job = _replay_job(app, source, topic, function, replay_options)
+    failures = _Failures(skip_failed=replay_options.skip_failed)
+    executor = (
+        _ReplayAsyncExecutor(job, failures, loop)
+        if job.asynchronous
+        else _ReplayThreadExecutor(job, failures)
+    )
+
+    def stop_if_settled() -> None:
+        stats = poller.stats()
+        if not stats.held and not executor.unconfirmed:
+            poller.stop()
+
+    feed = await asyncio.to_thread(
+        RangeSubscription,
+        app.log,
+        topic,
+        ranges,
+        key=key,
+        exact=job.concurrency == 1 and job.batch is None,
+        rate_limit=TokenBucket(replay_options.rate),
+        on_all_read=stop_if_settled,
+    )
+    poller = Poller(groupless_log(app.log, feed.subscribe), job, executor)
+    failures.stop = poller.stop
+    ended = asyncio.Event()
+
+    def on_end() -> None:
+        try:
+            loop.call_soon_threadsafe(ended.set)
+        except RuntimeError:
+            return  # the loop is closed already
+
+    poller.on_end = on_end
+
+    def result() -> ReplayResult:
+        counts = executor.dispatcher.counts
+        return ReplayResult(
+            total=total,
+            scanned=feed.scanned,
+            read=feed.read,
+            handled=counts.handled,
+            duplicates=counts.duplicates,
+            filtered=counts.filtered,
+            retries=counts.retries,
+            failed=failures.count,
+            failures=tuple(failures.first_failures),
+            positions=dict(feed.positions),
+        )
+
+    executor.start()
+    poller.start()
+    waiting = asyncio.ensure_future(ended.wait())
+    try:
+        while not waiting.done():
+            if replay_options.progress is not None:
+                replay_options.progress(result())
+            await asyncio.wait([waiting], timeout=REPORT_INTERVAL)
+    finally:
+        # Cancelled: what runs is finished, up to the processor's drain deadline; cancelled again,
+        # handlers are not waited for.
+        poller.stop()
+        await run_to_completion(waiting, executor.stop_waiting)
+        await executor.wait_closed()
+        if replay_options.progress is not None:
+            replay_options.progress(result())
+    if poller.fatal is not None:
+        if isinstance(poller.fatal, StreamsError):
+            raise poller.fatal
+        raise ProcessorDied(f"{job.name} died: {poller.fatal!r}") from poller.fatal
+    found = result()
+    if failures.count and not replay_options.skip_failed:
+        raise ReplayFailed(failures.first_failures[0], found) from failures.first_failures[0].error
+    return found

@@ -1,0 +1,166 @@
+"""Reset: move a group to another place in a topic, from which its processors go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from streams.engine.progress import decode, encode
+from streams.errors import InvalidValue, NotFound
+from streams.log.protocol import Committed, Log
+from streams.replay.result import count_messages
+from streams.topic import Source
+from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+
+
+class Move(NamedTuple):
+    """What a reset does to a group in one partition.
+
+    :param before: the position until now, None where the group has none.
+    :param after: the position from then on.
+    :param again: messages that will be handled again, None where that cannot be known.
+    :param skipped: messages that will not be handled, None where that cannot be known.
+    """
+
+    partition: int
+    before: int | None
+    after: int
+    again: int | None
+    skipped: int | None
+
+
+async def reset(
+    app: Streams,
+    group: str,
+    topic: str | Source[Any],
+    to: OffsetSpec | Mapping[int, OffsetSpec],
+    *,
+    partition: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> list[Move]:
+    """Move a group in a topic. Its dedup window begins empty, so what comes again is handled.
+
+    :param to: where to; as for reading, but a negative int goes back by so many messages from
+        where the group *is*. A mapping gives partitions places of their own.
+    :param partition: only this one; all if None.
+    :param force: even while the group has running members, which then start over from there.
+    :param dry_run: change nothing, say what would be.
+    :raises NotFound: there is no such group, topic or partition.
+    :raises GroupLive: the group has running members, and ``force`` is not set.
+    :raises InvalidValue: ``to`` means nothing here.
+    """
+    name = topic if isinstance(topic, str) else topic.name
+
+    def plan_and_apply() -> list[Move]:
+        moves = plan_reset(app.log, group, name, to, partition=partition, now=app.clock.time())
+        if not dry_run:
+            apply_reset(app.log, group, name, moves, force=force)
+        return moves
+
+    return await asyncio.to_thread(plan_and_apply)
+
+
+def plan_reset(
+    log: Log,
+    group: str,
+    topic: str,
+    to: OffsetSpec | Mapping[int, OffsetSpec],
+    *,
+    partition: int | None = None,
+    now: float,
+) -> list[Move]:
+    """What a reset would do.
+
+    :raises NotFound: there is no such group, topic or partition.
+    :raises InvalidValue: ``to`` means nothing here.
+    """
+    partitions = log.topic(topic).partitions
+    positions = log.group(group).positions
+    targets: Mapping[int, OffsetSpec]
+    if isinstance(to, Mapping):
+        targets = to
+    else:
+        partition = resolve_partition(topic, {"to": to}, partition, partitions)
+        targets = dict.fromkeys(range(partitions) if partition is None else (partition,), to)
+    moves: list[Move] = []
+    for number, when in targets.items():
+        if not 0 <= number < partitions:
+            raise NotFound(f"{topic} has partitions 0 to {partitions - 1}, not {number}")
+        resolve_partition(topic, {"to": when}, number, partitions)
+        committed = positions.get((topic, number))
+        moves.append(
+            _plan_partition(
+                log,
+                topic,
+                number,
+                committed,
+                _target_offset(log, topic, number, committed, when, now),
+            )
+        )
+    return moves
+
+
+def _target_offset(
+    log: Log, topic: str, partition: int, committed: Committed | None, when: OffsetSpec, now: float
+) -> int:
+    first, end = log.watermarks(topic, partition)
+    if isinstance(when, int) and not isinstance(when, bool) and when < 0:
+        if committed is None:
+            raise InvalidValue(
+                f"to={when}: the group has no position in {topic}/{partition} to go back from"
+            )
+        return max(first, log.offset_before(topic, partition, committed.position, -when))
+    found = resolve_offset(log, topic, partition, when, option="to", now=now)
+    if found > end:
+        raise InvalidValue(
+            f"to={log.format_offset(found)}: {topic}/{partition} ends at {log.format_offset(end)}, "
+            "nothing stands there yet"
+        )
+    return max(first, found)
+
+
+def _plan_partition(
+    log: Log, topic: str, partition: int, committed: Committed | None, after: int
+) -> Move:
+    if committed is None:
+        return Move(partition, None, after, 0, 0)
+    before = committed.position
+    settled = settled_ahead(committed)
+    again = count_messages(log, topic, partition, after, before)
+    skipped = count_messages(log, topic, partition, before, after)
+    for low, high in settled:
+        # Settled already, out of order: forgotten behind the new position, not lost before it.
+        behind = count_messages(log, topic, partition, max(low, after), high)
+        ahead = count_messages(log, topic, partition, low, min(high, after))
+        again = None if again is None or behind is None else again + behind
+        skipped = None if skipped is None or ahead is None else skipped - ahead
+    return Move(partition, before, after, again, skipped)
+
+
+def settled_ahead(committed: Committed) -> list[tuple[int, int]]:
+    """Ranges above a group's position whose messages are settled; none for a foreign commit."""
+    if not committed.progress:
+        return []
+    try:
+        return decode(committed.position, committed.progress)[1]
+    except ValueError:
+        return []
+
+
+def apply_reset(
+    log: Log, group: str, topic: str, moves: list[Move], *, force: bool = False
+) -> None:
+    """Move the group: its floor is its new position, so no older message counts as seen.
+
+    :raises GroupLive: the group has running members, and ``force`` is not set.
+    """
+    positions = {
+        move.partition: Committed(move.after, encode(move.after, move.after, ()).progress)
+        for move in moves
+    }
+    log.reset_offsets(group, topic, positions, force=force)

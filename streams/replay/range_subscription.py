@@ -1,0 +1,300 @@
+"""A range of a topic as a subscription, so that a replay runs on the same pump, runners and engine
+as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are theirs.
+
+It belongs to no group: it owns every partition of its range from its first poll on, and what it is
+told to commit it only remembers, as the place where another replay would go on.
+
+Messages of several partitions come in the order of the log's time. Where only one handler runs at
+a time that order is exact, so a message follows all older ones whatever their partition; otherwise
+slices of some hundred messages are taken in turn, since keys are all that is ordered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heapify, heapreplace
+from typing import Any, NoReturn, cast
+
+from streams.errors import ConfigError
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    Committed,
+    Log,
+    Reader,
+    RebalanceListener,
+    Submitted,
+    Subscription,
+)
+from streams.message import Batch
+from streams.replay.token_bucket import TokenBucket
+
+READ_LIMIT = 1_000
+"""Messages read at once from a partition, and given out at once."""
+
+MERGE_SLICE = 250
+"""Messages taken from one partition before another has its turn, where that need not be exact."""
+
+END_RECHECK = 0.005
+"""Seconds between looks at whether everything is settled, once all was given out."""
+
+
+class RangeSubscription:
+    """The subscription. Polled by one thread at a time.
+
+    :param key: give out messages of this key only.
+    :param exact: merge partitions message by message.
+    :param on_all_read: called, again and again, once everything was given out.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topic: str,
+        ranges: Mapping[int, tuple[int, int]],
+        *,
+        key: bytes | None,
+        exact: bool,
+        rate_limit: TokenBucket,
+        on_all_read: Callable[[], None],
+    ) -> None:
+        self._rate_limit = rate_limit
+        self._exact = exact
+        self._on_all_read = on_all_read
+        self._wake = threading.Event()
+        self._listener: RebalanceListener | None = None
+        self._is_assigned = False
+        self._paused: set[int] = set()
+        self.positions = {partition: low for partition, (low, _) in ranges.items()}
+        """By partition, where to go on: everything before was handled or passed over."""
+        self.read = 0
+        """Messages given out."""
+        self._partitions = [
+            _PartitionRange(
+                Assignment(topic, partition, 0, Committed(low)),
+                log.reader(topic, partition, low, high),
+                key,
+            )
+            for partition, (low, high) in ranges.items()
+            if low < high
+        ]
+        self._heap: list[tuple[float, int, _PartitionRange]] | None = None
+        """Open parts with something to give, the earliest first; None: to be built."""
+
+    @property
+    def scanned(self) -> int:
+        """Messages looked at."""
+        return sum(partition_range.scanned for partition_range in self._partitions)
+
+    def subscribe(self, listener: RebalanceListener) -> Subscription:
+        """Begin to be polled by this listener's owner."""
+        self._listener = listener
+        return self
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
+        """The next messages of the range; nothing, once there are no more."""
+        if not self._is_assigned and self._listener is not None:
+            self._listener.assigned(
+                [partition_range.assignment for partition_range in self._partitions]
+            )
+            self._is_assigned = True  # not before: in an outage it is to be told again
+        available = self._rate_limit.available(min(limit, READ_LIMIT))
+        if available <= 0:
+            self._wait(min(timeout, self._rate_limit.seconds_to_next()))
+            return ()
+        batches = self._merge_next(available)
+        if batches:
+            taken = sum(map(len, batches))
+            self._rate_limit.consume(taken)
+            self.read += taken
+        else:
+            self._wait(min(timeout, END_RECHECK))
+            if all(partition_range.has_ended for partition_range in self._partitions):
+                self._on_all_read()
+        return batches
+
+    def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _merge_next(self, room: int) -> list[Batch]:
+        if self._heap is None:
+            self._heap = [
+                (partition_range.next_time, number, partition_range)
+                for number, partition_range in enumerate(self._partitions)
+                if partition_range.assignment.partition not in self._paused
+                and partition_range.load_next()
+            ]
+            heapify(self._heap)
+        heap = self._heap
+        batches: list[Batch] = []
+        while room > 0 and heap:
+            _, number, partition_range = heap[0]
+            if len(heap) == 1:
+                batch = partition_range.take(room, float("inf"))
+            elif self._exact:
+                other = min(heap[1:3])
+                # Of two at the same time, the lower partition's comes first.
+                batch = partition_range.take(room, other[0], including=number < other[1])
+            else:
+                batch = partition_range.take(min(room, MERGE_SLICE), float("inf"))
+            batches.append(batch)
+            room -= len(batch)
+            if not partition_range.has_next:
+                # What was taken goes out before more is read, which may fail.
+                self._heap = None
+                break
+            heapreplace(heap, (partition_range.next_time, number, partition_range))
+        return batches
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Remember where to go on."""
+        for commit in commits:
+            self.positions[commit.assignment.partition] = commit.position
+
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        """Remember where to go on."""
+        self.commit(commits)
+        on_submitted(True)
+
+    def pause(self, assignments: Iterable[Assignment]) -> None:
+        """Give out nothing of these until resumed."""
+        self._paused.update(each.partition for each in assignments)
+        self._heap = None
+
+    def resume(self, assignments: Iterable[Assignment]) -> None:
+        """Go on with these."""
+        self._paused.difference_update(each.partition for each in assignments)
+        self._heap = None
+
+    def reassign(self, assignments: Iterable[Assignment]) -> NoReturn:
+        """There is no stored place to begin again from."""
+        raise ConfigError("a replay has no group, so it cannot begin again at a stored place")
+
+    def keep_alive(self) -> None:
+        """Nothing expires here."""
+
+    def wakeup(self) -> None:
+        """End a wait in :meth:`poll`."""
+        self._wake.set()
+
+    def begin_transaction(self) -> NoReturn:
+        """There is no position that a transaction could be committed with."""
+        raise ConfigError("a replay commits no position: reset the group to use transactions")
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._is_assigned and self._listener is not None:
+            self._is_assigned = False
+            self._listener.revoked(
+                [partition_range.assignment for partition_range in self._partitions]
+            )
+        for partition_range in self._partitions:
+            partition_range.close()
+
+
+class _PartitionRange:
+    """One partition of the range: the batch at hand, and the next message in it."""
+
+    def __init__(self, assignment: Assignment, reader: Reader, key: bytes | None) -> None:
+        self.assignment = assignment
+        self._reader = reader
+        self._key = key
+        self._batch: Batch | None = None
+        self._index = 0
+        self.scanned = 0
+        self.has_ended = False
+
+    @property
+    def has_next(self) -> bool:
+        """There is a next message at hand."""
+        return self._batch is not None
+
+    @property
+    def next_time(self) -> float:
+        """The log's time of the next message."""
+        return 0.0 if self._batch is None else self._batch.time(self._index)
+
+    def load_next(self) -> bool:
+        """Have a next message at hand; False at the end of the range."""
+        while self._batch is None and not self.has_ended:
+            batch = self._reader.read(READ_LIMIT)
+            if batch is None:
+                self.close()
+                break
+            self.scanned += len(batch)
+            if self._key is not None:
+                rows = [row for row, key in enumerate(batch.keys) if key == self._key]
+                batch = batch if len(rows) == len(batch) else _select_rows(batch, rows)
+            if len(batch):
+                self._batch, self._index = batch, 0
+        return not self.has_ended
+
+    def take(self, limit: int, before: float, *, including: bool = False) -> Batch:
+        """The next message, and those behind it that the log took before a time."""
+        batch = self._batch
+        if batch is None:
+            raise ValueError("nothing is loaded")
+        start, end = self._index, min(len(batch), self._index + limit)
+        if before < float("inf"):
+            stop = start + 1
+            while stop < end:
+                time = batch.time(stop)
+                if time > before or (time == before and not including):
+                    break
+                stop += 1
+            end = stop
+        if end == len(batch):
+            self._batch = None
+        self._index = end
+        taken = batch if end - start == len(batch) else _select_rows(batch, range(start, end))
+        taken.assignment = self.assignment
+        return taken
+
+    def close(self) -> None:
+        """Read no more."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._reader.close()
+
+
+def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch as a batch of their own."""
+    ids, unreadable = batch.ids, batch.unreadable
+    return Batch(
+        batch.topic,
+        batch.partition,
+        [batch.offset(row) for row in rows],
+        [batch.keys[row] for row in rows],
+        [batch.values[row] for row in rows],
+        [ids[row] for row in rows],
+        [batch.headers(row) for row in rows],
+        [batch.time(row) for row in rows],
+        unreadable={index: unreadable[row] for index, row in enumerate(rows) if row in unreadable}
+        if unreadable
+        else unreadable,
+    )
+
+
+class _GrouplessLog:
+    """The log, but for subscribing."""
+
+    def __init__(self, log: Log, listen: Callable[[RebalanceListener], Subscription]) -> None:
+        self._log = log
+        self._listen = listen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def subscribe(
+        self, group: str, topics: Sequence[str], listener: RebalanceListener, **_: object
+    ) -> Subscription:
+        """No group is joined."""
+        return self._listen(listener)
+
+
+def groupless_log(log: Log, listen: Callable[[RebalanceListener], Subscription]) -> Log:
+    """What a pump is given instead of the log, so that it reads what ``listen`` subscribes to."""
+    return cast(Log, _GrouplessLog(log, listen))

@@ -1,0 +1,328 @@
+"""Reading a range of a topic again, outside any group: no position moves, nobody is disturbed.
+
+A :class:`TopicReader` is iterable with ``for`` and ``async for``. Its end is fixed when it is made,
+and it ends by position, never by counting messages, so gaps (compaction, transaction markers) do
+no harm. Order is the log's within a partition; partitions are merged by the log's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from datetime import datetime, timedelta
+from heapq import heapify, heappop, heapreplace
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+
+from stream_codecs import DecodeError
+from streams.cancellation import run_in_thread
+from streams.errors import ConfigError, InvalidValue, NotFound
+from streams.log.protocol import Log, Reader
+from streams.message import Batch, Message, Position, make_message
+from streams.processing.job import Skip
+from streams.text import get_logger
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.topic import Source
+
+T = TypeVar("T")
+
+logger = get_logger("streams")
+
+OffsetSpec = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
+"""A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an
+offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a position
+(its partition is meant) or its text, or, as a negative int, that many messages before the end."""
+
+OFFSET_SPEC_FORMS = (
+    "'earliest', 'latest', a datetime, a timedelta, an offset, a position such as orders/0/17, or "
+    "-N for N before the end"
+)
+
+READ_LIMIT = 1_000
+"""Messages read at once from a partition."""
+
+
+def resolve_offset(
+    log: Log, topic: str, partition: int, spec: OffsetSpec, *, option: str, now: float
+) -> int:
+    """The offset that ``spec`` means in one partition.
+
+    :raises InvalidValue: it means none.
+    """
+    if isinstance(spec, bool) or not isinstance(spec, (str, int, datetime, timedelta, Position)):
+        raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+    first, end = log.watermarks(topic, partition)
+    if isinstance(spec, Position):
+        return spec.offset
+    if isinstance(spec, timedelta):
+        return log.offset_for_time(topic, partition, now - spec.total_seconds())
+    if isinstance(spec, datetime):
+        if spec.tzinfo is None:
+            raise InvalidValue(
+                f"{option}={spec!r} has no time zone: say datetime(..., tzinfo=timezone.utc)"
+            )
+        return log.offset_for_time(topic, partition, spec.timestamp())
+    if isinstance(spec, int):
+        return log.offset_before(topic, partition, end, -spec) if spec < 0 else spec
+    if spec == "earliest":
+        return first
+    if spec == "latest":
+        return end
+    if "/" in spec:  # whose partition is meant was looked at before
+        spec = spec.rpartition("/")[2]
+    try:
+        return log.parse_offset(spec)
+    except ConfigError as error:
+        raise InvalidValue(str(error)) from None
+
+
+def resolve_ranges(
+    log: Log,
+    topic: str,
+    start: OffsetSpec | Mapping[int, OffsetSpec],
+    end: OffsetSpec,
+    *,
+    partition: int | None = None,
+    now: float,
+) -> dict[int, tuple[int, int]]:
+    """First offset, and the one before which reading ends, by partition.
+
+    :param start: a mapping starts each partition at a place of its own, and reads no other.
+    :raises NotFound: there is no such topic or partition.
+    :raises InvalidValue: start or end mean nothing here.
+    """
+    count = log.topic(topic).partitions
+    starts: dict[int, OffsetSpec]
+    if isinstance(start, Mapping):
+        if partition is not None:
+            raise ConfigError("start names its partitions already: leave partition out")
+        starts = dict(start)
+        single_partition = next(iter(starts)) if len(starts) == 1 else None
+        resolve_partition(topic, {"end": end}, single_partition, count)
+    else:
+        partition = resolve_partition(topic, {"start": start, "end": end}, partition, count)
+        starts = dict.fromkeys(range(count) if partition is None else (partition,), start)
+    found: dict[int, tuple[int, int]] = {}
+    for number, spec in starts.items():
+        if not isinstance(number, int):
+            raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
+        if not 0 <= number < count:
+            raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
+        resolve_partition(topic, {"start": spec}, number, count)
+        log_start, log_end = log.watermarks(topic, number)
+        start_offset = resolve_offset(log, topic, number, spec, option="start", now=now)
+        end_offset = resolve_offset(log, topic, number, end, option="end", now=now)
+        # What is behind the end now is not part of the range, even if an offset says so.
+        found[number] = (max(start_offset, log_start), min(end_offset, log_end))
+    return found
+
+
+def resolve_partition(
+    topic: str, specs: Mapping[str, OffsetSpec], partition: int | None, count: int
+) -> int | None:
+    """The one partition that is meant, None: all of them. An offset belongs to one.
+
+    :raises InvalidValue: it is not said which, or two are said.
+    """
+    for option, spec in specs.items():
+        if isinstance(spec, str) and "/" in spec:
+            spec = Position.parse(spec)
+        if isinstance(spec, Position):
+            if spec.topic != topic or partition not in (None, spec.partition):
+                raise InvalidValue(f"{option}={spec}: a position of another partition")
+            partition = spec.partition
+    for option, spec in specs.items():
+        if isinstance(spec, str) and "/" in spec:
+            continue
+        absolute = isinstance(spec, str) and spec not in ("earliest", "latest")
+        if absolute and not str(spec)[:1].isdigit():
+            raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            absolute = spec >= 0
+        if absolute and partition is None and count > 1:
+            raise InvalidValue(
+                f"{option}={spec!r} is an offset of one partition: say which (partition=...)"
+            )
+    return partition
+
+
+class TopicReader(Generic[T]):
+    """A range of a topic, read once. Give it back with ``with`` when you may stop early."""
+
+    def __init__(
+        self,
+        app: Streams,
+        topic: Source[T],
+        start: OffsetSpec = "earliest",
+        end: OffsetSpec = "latest",
+        *,
+        partition: int | None = None,
+        key: bytes | None = None,
+        errors: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        """:raises NotRunning: the app is not connected.
+        :raises NotFound: there is no such topic or partition.
+        :raises InvalidValue: start or end mean nothing here.
+        """
+        if errors not in ("raise", "skip"):
+            raise ConfigError(f"errors={errors!r}: 'raise' or 'skip'")
+        log = app.log
+        self.topic = topic.name
+        self.skipped = 0
+        """Messages passed over because they cannot be decoded (``errors="skip"``)."""
+        self._decoder = topic.decoding
+        self._key = key
+        self._skip_errors = errors == "skip"
+        self._cursors: list[_PartitionCursor] = []
+        self.ranges = resolve_ranges(
+            log, topic.name, start, end, partition=partition, now=app.clock.time()
+        )
+        """First offset and the one before which reading ends, by partition."""
+        for number, (start_offset, end_offset) in self.ranges.items():
+            if start_offset < end_offset:
+                self._cursors.append(
+                    _PartitionCursor(
+                        log.reader(topic.name, number, start_offset, end_offset),
+                        self._decoder.unwrap,
+                    )
+                )
+        self._messages = self._iterate()
+        self._read_lock = threading.Lock()
+        """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
+
+    def close(self) -> None:
+        """Give back what the reading holds; reading on afterwards ends at once."""
+        with self._read_lock:
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors = []
+            self._messages.close()
+
+    # -- iteration
+
+    def __iter__(self) -> Iterator[Message[T]]:
+        return self._messages
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aiter__(self) -> AsyncIterator[Message[T]]:
+        while True:
+            chunk = await asyncio.to_thread(self._read_chunk)
+            for item in chunk:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+            if len(chunk) < READ_LIMIT:
+                return
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await run_in_thread(self.close)  # the log may be closed next
+
+    def _read_chunk(self) -> list[Message[T] | BaseException]:
+        """What the next thread hop brings; an error comes where it happened."""
+        chunk: list[Message[T] | BaseException] = []
+        with self._read_lock:
+            try:
+                for message in self._messages:
+                    chunk.append(message)
+                    if len(chunk) == READ_LIMIT:
+                        break
+            except Exception as error:
+                chunk.append(error)
+        return chunk
+
+    def _iterate(self) -> Generator[Message[T], None, None]:
+        try:
+            for batch, index in _merge_by_time(self._cursors):
+                if self._key is not None and batch.keys[index] != self._key:
+                    continue
+                try:
+                    value = self._decoder.decode_one(batch, index)
+                except Skip:
+                    continue
+                except DecodeError as error:
+                    if not self._skip_errors:
+                        error.add_note(
+                            f"at {batch.topic}/{batch.partition}/{batch.offset(index)}; "
+                            "errors='skip' reads on"
+                        )
+                        raise
+                    self.skipped += 1
+                    logger.warning(
+                        "reading %s/%d/%s: %s",
+                        batch.topic, batch.partition, batch.offset(index), error,
+                    )  # fmt: skip
+                    continue
+                yield make_message(value, batch, index, 1)
+        finally:
+            for cursor in self._cursors:
+                cursor.close()
+
+
+class _PartitionCursor:
+    """One partition of a reading: the batch at hand, and the next message in it."""
+
+    def __init__(
+        self, reader: Reader, unwrap_events: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> None:
+        self._reader = reader
+        self._unwrap_events = unwrap_events
+        self._open = True
+        self.batch: Batch | None = None
+        self.index = 0
+
+    def advance(self) -> bool:
+        """Move to the next message; False at the end."""
+        self.index += 1
+        if self.batch is None or self.index >= len(self.batch):
+            self.batch = self._reader.read(READ_LIMIT) if self._open else None
+            self.index = 0
+            while self.batch is not None and not len(self.batch):
+                self.batch = self._reader.read(READ_LIMIT)
+            if self.batch is not None:
+                self.batch = self._unwrap_events(self.batch)
+        return self.batch is not None
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._reader.close()
+
+
+def _merge_by_time(cursors: list[_PartitionCursor]) -> Iterator[tuple[Batch, int]]:
+    """All messages of the lanes, the earliest (log time) next."""
+    if len(cursors) == 1:
+        cursor = cursors[0]
+        while cursor.advance():
+            if cursor.batch is not None:
+                yield cursor.batch, cursor.index
+        return
+    heap: list[tuple[float, int]] = []
+    for number, cursor in enumerate(cursors):
+        if cursor.advance() and cursor.batch is not None:
+            heap.append((cursor.batch.time(cursor.index), number))
+    heapify(heap)
+    while heap:
+        _, number = heap[0]
+        cursor = cursors[number]
+        if cursor.batch is not None:
+            yield cursor.batch, cursor.index
+        if cursor.advance() and cursor.batch is not None:
+            heapreplace(heap, (cursor.batch.time(cursor.index), number))
+        else:
+            heappop(heap)
