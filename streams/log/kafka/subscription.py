@@ -688,7 +688,13 @@ class KafkaSubscription:
             raise raised
 
     def _close(self) -> None:
+        consumer = self._consumer
         try:
-            self._consumer.close()
+            # librdkafka's close sends no LeaveGroup for a member without partitions: its successors
+            # would wait for it until its session ends. A member that unsubscribes does send one; a
+            # static member must not.
+            if not self._static and not consumer.assignment():
+                consumer.unsubscribe()
+            consumer.close()
         except (KafkaException, RuntimeError) as error:
             logger.warning("group %s: %s", self.group, self._settings.scrub(str(error)))
