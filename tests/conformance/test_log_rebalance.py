@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from streams.log.membership import TopicPartition
-from tests.conformance.member import Member
+from tests.conformance.member import PATIENCE, Member
 from tests.conformance.records import record
 from tests.conformance.world import World
+from tests.servers.lifetime import until
 
 
 def until_shared(world: World, members: Sequence[Member], sizes: list[int]) -> None:
@@ -112,3 +113,13 @@ def test_nothing_is_lost_or_reordered_while_members_come_and_go(world: World) ->
     for partition in range(4):
         assert world.history.values((topic, partition)) == world.values(topic, partition)
     assert not world.history.owners_at_once()
+
+
+def test_a_member_that_owns_nothing_leaves_at_once(world: World) -> None:
+    """Its session, or lease, lasts longer than anybody waits here: only a farewell ends it."""
+    topic, group = world.topic(), world.group()
+    world.member(group, topic).until_owns(1)
+    second = world.member(group, topic)
+    until(lambda: len(world.log.group(group).members) == 2, PATIENCE, "the second joined")
+    world.leave(second)
+    until(lambda: len(world.log.group(group).members) == 1, PATIENCE, "the second left")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from streams.errors import ConfigError, Fatal, GroupNotEmpty
 from streams.log.kafka import forced_resets
@@ -19,6 +20,7 @@ from tests.conformance.member import PATIENCE, Member
 from tests.conformance.records import record
 from tests.conformance.world import World
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 CASE = Case("kafka_url", CAPABILITIES, trims=False)
 
@@ -60,6 +62,33 @@ def test_a_static_member_that_comes_back_takes_over_what_it_had(world: World) ->
     since = world.history.events[told:]
     assert [e.what for e in since if e.member == members[1].name and e.what != "message"] == []
     assert len(members[1].owned) == 2
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_member_that_owns_nothing_says_that_it_leaves(
+    world: World, kafka: KafkaAddress, protocol: str
+) -> None:
+    """The driver's own close does not, and the group would wait for it for a whole session."""
+    topic, group = world.topic(), world.group()
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+
+    def stable(count: int) -> bool:
+        found = admin.describe_consumer_groups([group])[group].result()
+        return len(found.members) == count and found.state == ConsumerGroupState.STABLE
+
+    def member() -> Member:
+        url = f"{kafka.url}?group.protocol={protocol}"
+        if protocol == "classic":
+            url += "&session.timeout.ms=120000&heartbeat.interval.ms=100"
+        log = open_log(url)
+        world._logs.append(log)
+        return world.member(group, topic, log=log)
+
+    member().until_owns(1)
+    second = member()
+    until(lambda: stable(2), PATIENCE, "the second joined")
+    world.leave(second)
+    until(lambda: stable(1), PATIENCE, "the second left")
 
 
 def test_a_second_member_of_one_instance_id_ends_the_first(world: World) -> None:

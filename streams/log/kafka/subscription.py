@@ -726,7 +726,13 @@ class KafkaSubscription:
             raise error
 
     def _close_consumer(self) -> None:
+        consumer = self._consumer
         try:
-            self._consumer.close()
+            # librdkafka's close sends no LeaveGroup for a member without partitions: its successors
+            # would wait for it until its session ends. A member that unsubscribes does send one; a
+            # static member must not.
+            if not self._member_name and not consumer.assignment():
+                consumer.unsubscribe()
+            consumer.close()
         except (KafkaException, RuntimeError) as error:
             logger.warning("group %s: %s", self.group, self._settings.scrub(str(error)))
