@@ -4,6 +4,8 @@ Order per key with concurrency far above the partition count, at-least-once, ded
 and an ordered way to fail: the same on every log. Start with :class:`Streams`.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -207,7 +209,7 @@ _HOME = {
     "Fenced": "streams.errors",
     "FilteredSubscriber": "streams.patterns",
     "Flow": "streams.config",
-    "GroupLive": "streams.errors",
+    "GroupNotEmpty": "streams.errors",
     "HandlerTimeout": "streams.errors",
     "Health": "streams.health",
     "HealthEndpoint": "streams.asgi",
@@ -222,7 +224,6 @@ _HOME = {
     "MessageConsumer": "streams.patterns",
     "MessageQueue": "streams.patterns",
     "MetricsCollector": "streams.patterns",
-    "Mismatch": "streams.errors",
     "MonitoringServer": "streams.patterns",
     "NotAcquired": "streams.patterns",
     "NotClosed": "streams.patterns",
@@ -239,7 +240,6 @@ _HOME = {
     "Queue": "streams.patterns",
     "QueueMessage": "streams.patterns",
     "Raw": "streams.message",
-    "Reading": "streams.topic_reader",
     "Reject": "streams.errors",
     "ReprocessStopped": "streams.patterns",
     "Retention": "streams.config",
@@ -265,6 +265,8 @@ _HOME = {
     "Subscription": "streams.patterns",
     "TooLarge": "streams.errors",
     "Topic": "streams.topic",
+    "TopicMismatch": "streams.errors",
+    "TopicReader": "streams.topic_reader",
     "Transaction": "streams.message",
     "Unavailable": "streams.errors",
     "UnknownSaga": "streams.patterns",
@@ -273,9 +275,16 @@ _HOME = {
     "instrument": "streams.patterns",
 }
 
+_RENAMED = {"GroupLive": "GroupNotEmpty", "Mismatch": "TopicMismatch", "Reading": "TopicReader"}
+"""Former names, which still work."""
+
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: ``streams --help`` needs none of them."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"streams.{name} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[__name__], new)
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -719,9 +719,9 @@ class Streams:
                     f"in processor {other.name}; give it a group of its own"
                 )
         if options.retry.uses_attempt_log:
-            processor.attempt_log = import_module(_LATE).keep(self, processor)
+            processor.attempt_log = import_module(_LATE).attempt_log_of(self, processor)
         if options.dead_letters.sequenced:
-            processor.key_parking = import_module(_SEQUENCE).keep(self, processor)
+            processor.key_parking = import_module(_SEQUENCE).key_parking_of(self, processor)
         self.processors.append(processor)
         if self._runs_processors:
             self._starting.add(processor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,12 @@ class ProcessorStats:
     commit_seconds: Durations = NO_DURATIONS
     handler_seconds: Durations = NO_DURATIONS
     progress: tuple[PartitionProgress, ...] = ()
+
+    @property
+    def places(self) -> tuple[PartitionProgress, ...]:
+        """The former name of :attr:`progress`."""
+        warnings.warn("ProcessorStats.places is now progress", DeprecationWarning, stacklevel=2)
+        return self.progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,15 @@ def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
         assert getattr(streams, name) is getattr(patterns, name)
 
 
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [("GroupLive", "GroupNotEmpty"), ("Mismatch", "TopicMismatch"), ("Reading", "TopicReader")],
+)
+def test_former_names_still_work_and_say_so(former: str, name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(streams, former) is getattr(streams, name)
+
+
 def test_the_package_imports_no_driver_and_no_pattern_until_it_is_asked_to() -> None:
     code = "import streams, sys; print([m for m in sys.modules if m.startswith('streams.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

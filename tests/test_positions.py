@@ -37,11 +37,11 @@ def test_every_log_reads_what_is_shown_of_its_positions(
     text = str(position)
     assert Position.parse(text) == position
     assert str(Position.parse(text)) == text
-    assert text == f"{topic}/{partition}/{log.show(None, position.offset)}"
-    assert log.parse(None, text.rpartition("/")[2]) == position.offset
+    assert text == f"{topic}/{partition}/{log.format_offset(None, position.offset)}"
+    assert log.parse_offset(None, text.rpartition("/")[2]) == position.offset
     found = cast(Any, parse_offsets(text, "--from", topic))
     assert list(found) == [partition]
-    assert log.parse(None, found[partition]) == position.offset
+    assert log.parse_offset(None, found[partition]) == position.offset
 
 
 @given(st.integers(0, HALF * HALF - 1), topics, partitions)
@@ -113,4 +113,4 @@ def test_a_place_elsewhere_is_refused(text: str, words: str) -> None:
 def test_an_entry_id_is_no_offset_of_the_other_logs() -> None:
     for kind in (MemoryLog, SqliteLog, KafkaLog):
         with pytest.raises(ConfigError):
-            cast(Any, kind).parse(None, "1795811598345-0")
+            cast(Any, kind).parse_offset(None, "1795811598345-0")

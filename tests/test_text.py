@@ -117,7 +117,7 @@ def test_every_module_has_its_logger_from_here() -> None:
         for path in folder.rglob("*.py")
         if "getLogger(" in path.read_text()
     }
-    assert found == {"text.py", "cli/logs.py"}
+    assert found == {"text.py", "cli/logging_setup.py"}
 
 
 @given(texts)

@@ -189,7 +189,7 @@ class Dispatcher:
         They are not part of their partition's progress, and no duplicate is looked for.
         """
         state = fetched.state
-        if not state.live:
+        if not state.is_owned:
             return
         queues: dict[bytes | None, list[Delivery]] = {}
         for index, key in enumerate(fetched.keys):
@@ -197,10 +197,10 @@ class Dispatcher:
         for key, queue in queues.items():
             if key is None:
                 self.ready.extend(queue)
-            elif key in state.lanes:
+            elif key in state.in_flight:
                 self._queue_front(queue, {(id(state), key): queue})
             else:
-                state.lanes[key] = deque(queue[1:]) or None
+                state.in_flight[key] = deque(queue[1:]) or None
                 self.ready.append(queue[0])
 
     @property
@@ -259,7 +259,7 @@ class Dispatcher:
             if now >= state.assignment.valid_until:
                 return None
             in_flight, window, partly_settled, unordered = (
-                state.lanes,
+                state.in_flight,
                 state.window,
                 fetched.partly_settled,
                 self._unordered,
@@ -322,16 +322,20 @@ class Dispatcher:
                 if ordering_key is None:
                     break
                 batch_keys.add((id(state), ordering_key))
-                queue = state.lanes[ordering_key]
+                queue = state.in_flight[ordering_key]
                 if not queue or len(batch) >= limit or queue[0][5]:
                     break
                 if queue[0][3] in identities or self._is_duplicate(queue[0]):
                     break
-                if self._unordered and ordering_key != queue[0][3] and queue[0][3] in state.lanes:
+                if (
+                    self._unordered
+                    and ordering_key != queue[0][3]
+                    and queue[0][3] in state.in_flight
+                ):
                     break
                 delivery = queue.popleft()
             if queue is not None and not queue and ordering_key is not None:
-                state.lanes[ordering_key] = None
+                state.in_flight[ordering_key] = None
         return batch
 
     def _take_for_batch(
@@ -345,7 +349,7 @@ class Dispatcher:
             state = fetched.state
             if now >= state.assignment.valid_until:
                 return None
-            in_flight, unordered = state.lanes, self._unordered
+            in_flight, unordered = state.in_flight, self._unordered
             for index, key, identity in self._cursor:
                 if fetched.settled[index]:
                     continue
@@ -380,7 +384,7 @@ class Dispatcher:
         while self._incoming:
             fetched = self._incoming.popleft()
             self._given_out += len(fetched)
-            if fetched.state.live:
+            if fetched.state.is_owned:
                 self._give_out_from(fetched, 0)
                 if self.read_ahead < READ_AHEAD:
                     self.refill()
@@ -417,14 +421,14 @@ class Dispatcher:
         if fetched is None:
             return None
         state = fetched.state
-        if state.lanes or fetched.partly_settled or now >= state.assignment.valid_until:
+        if state.in_flight or fetched.partly_settled or now >= state.assignment.valid_until:
             return None
         if state.window is not None:
             unique: set[Any] = set(fetched.ids)
             if None in unique:
                 if len(unique) > 1:
                     return None
-            elif len(unique) != len(fetched) or not state.window.fresh(unique):
+            elif len(unique) != len(fetched) or not state.window.has_none_of(unique):
                 return None
             else:
                 fetched.unique_ids = unique
@@ -445,7 +449,7 @@ class Dispatcher:
             else:
                 state.window.extend(identities)
             fetched.unique_ids = None
-            successor = None if state.live else self._successor_window(state)
+            successor = None if state.is_owned else self._successor_window(state)
             if successor is not None:
                 successor.extend([each for each in identities if each is not None])
         self.counts.handled += stop - start
@@ -462,7 +466,7 @@ class Dispatcher:
         """
         self.finish_fast(fetched, start, index)
         state = fetched.state
-        if not state.live:
+        if not state.is_owned:
             return []
         deliveries: list[Delivery] = []
         for at in range(index, stop):
@@ -470,7 +474,7 @@ class Dispatcher:
             key = fetched.keys[at]
             ordering_key: OrderingKey = identity if key is None else key
             if ordering_key is not None:
-                state.lanes[ordering_key] = None
+                state.in_flight[ordering_key] = None
             deliveries.append((fetched, at, ordering_key, identity, 1, False, None))
         if fetched is self.current:
             self._give_out_from(fetched, stop)
@@ -491,18 +495,18 @@ class Dispatcher:
             self.counts.handled += 1
         else:
             self.counts.dead_lettered += 1
-        is_owned = state.live
+        is_owned = state.is_owned
         if identity is not None and state.window is not None:
             if is_owned:  # as in _remember, without the calls: this is the hot loop
                 window = state.window
                 window.new.add(identity)
                 if len(window.new) >= window.size:
-                    window.turn()
+                    window.rotate()
             else:
                 self._remember_identity(state, state.window, identity)
         if ordering_key is not None:
             if is_owned:
-                queue = state.lanes.pop(ordering_key)
+                queue = state.in_flight.pop(ordering_key)
                 if queue:
                     self._promote_next(state, ordering_key, queue)
             else:
@@ -547,7 +551,7 @@ class Dispatcher:
             state = fetched.state
             delivery: Delivery = (fetched, index, ordering_key, identity, attempt, True, reason)
             state_and_key = (id(state), ordering_key)
-            if not state.live:
+            if not state.is_owned:
                 if ordering_key is not None:
                     self._release_key(state, ordering_key)
             elif ordering_key is None:
@@ -582,7 +586,7 @@ class Dispatcher:
                 settled.append(delivery)
                 continue
             fetched, at, ordering_key, identity, attempt, _, _ = delivery
-            is_owned = fetched.state.live
+            is_owned = fetched.state.is_owned
             delay = None if index in final else retry_delay(self._retry, attempt, error, random)
             if delay is None:
                 delivery = self.rejected(delivery, error)
@@ -623,7 +627,7 @@ class Dispatcher:
         states = {id(delivery[0].state): delivery[0].state for delivery in deliveries}
         for (state_id, ordering_key), queue in queues.items():
             if queue:
-                in_flight = states[state_id].lanes
+                in_flight = states[state_id].in_flight
                 in_flight[ordering_key] = deque((*queue, *(in_flight[ordering_key] or ())))
 
     def _queue_back(self, state: PartitionState, delivery: Delivery) -> None:
@@ -657,7 +661,7 @@ class Dispatcher:
 
     def deliver_at(self, delivery: Delivery, due: float) -> None:
         """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""
-        if not delivery[0].state.live:
+        if not delivery[0].state.is_owned:
             self.abandon(delivery)
             return
         self._timer_number += 1
@@ -666,7 +670,7 @@ class Dispatcher:
     def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""
         state, ordering_key = delivery[0].state, delivery[2]
-        if state.live:
+        if state.is_owned:
             # Not to be overtaken: it stays at the head of its lane.
             for at, other in enumerate(self.ready if ordering_key is not None else ()):
                 if other[2] == ordering_key and other[0].state is state:

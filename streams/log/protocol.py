@@ -388,7 +388,7 @@ class Log(Protocol):
     ) -> TopicInfo:
         """Create a topic. The same again is harmless; ``config`` is the server's own settings.
 
-        :raises Mismatch: it exists with another number of partitions.
+        :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: this log has no such retention.
         """
         ...
@@ -489,7 +489,7 @@ class Log(Protocol):
     ) -> None:
         """Set a group's places in a topic.
 
-        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
             members lose the partitions and start over from the new places.
         """
         ...
@@ -497,7 +497,7 @@ class Log(Protocol):
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
         ...

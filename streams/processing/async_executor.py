@@ -237,17 +237,17 @@ class AsyncExecutor(Executor):
 
     @override
     def suspend(self) -> None:
-        self._halted = True
+        self._suspended = True
 
     @override
     def resume(self) -> None:
-        self._halted = self._closed or self.fatal is not None
+        self._suspended = self._closed or self.fatal is not None
         self.call_soon(lambda: None)
 
     @override
     def close(self) -> None:
         self._unwatch()
-        self._halted = self._closed = True
+        self._suspended = self._closed = True
 
         def cancel() -> None:
             if self._tick_handle is not None:
@@ -319,7 +319,7 @@ class AsyncExecutor(Executor):
         """Nothing to do for this task: wait to be woken."""
         if self._closed:
             raise asyncio.CancelledError  # it was cancelled, and its handler would not hear of it
-        if not (self._halted or self.dispatcher.paused or self._fast_run is not None):
+        if not (self._suspended or self.dispatcher.paused or self._fast_run is not None):
             if self.dispatcher.has_backlog:
                 self._tick_at_latest(self._now() + OWNERSHIP_RECHECK)
             elif self.dispatcher.next_due is not None:
@@ -372,7 +372,7 @@ class AsyncExecutor(Executor):
                     continue
                 self._interrupt()
             delivery = None
-            if not self._halted:
+            if not self._suspended:
                 if dispatcher.current is None:
                     fetched = dispatcher.take_fast(moment)
                     if fetched is not None:
@@ -470,7 +470,7 @@ class AsyncExecutor(Executor):
                         self._wake_one()
                     moment = now()
                     until = moment + TIME_SLICE
-                if moment >= assignment.valid_until or self._halted:
+                if moment >= assignment.valid_until or self._suspended:
                     break
                 run.index = index
                 try:
@@ -561,7 +561,7 @@ class AsyncExecutor(Executor):
                 await asyncio.sleep(0)
                 self._slice_owner = -1
                 continue
-            delivery = None if self._halted else dispatcher.take(moment)
+            delivery = None if self._suspended else dispatcher.take(moment)
             if delivery is None:
                 await self._wait_for_work()
                 continue
@@ -629,7 +629,7 @@ class AsyncExecutor(Executor):
                 await asyncio.sleep(0)
                 self._slice_owner = -1
                 continue
-            deliveries = [] if self._halted else dispatcher.take_batch(moment, size)
+            deliveries = [] if self._suspended else dispatcher.take_batch(moment, size)
             if not deliveries:
                 await self._wait_for_work()
                 continue

@@ -303,7 +303,7 @@ class Executor(ABC):
         if (
             key_parking is not None
             and key_parking.has_returned(delivery)
-            and delivery[0].state.live
+            and delivery[0].state.is_owned
         ):
             # Not its partition's progress but a record says that it was handled.
             record = key_parking.handled(delivery)
@@ -653,7 +653,7 @@ class Executor(ABC):
             "%s: dead letter after %s: %s: %r",
             self.job.name, count_with_noun(reason.attempts, "attempt"), location(delivery), reason.error,
         )  # fmt: skip
-        if self.job.key_parking is not None and not delivery[0].state.live:
+        if self.job.key_parking is not None and not delivery[0].state.is_owned:
             self.dispatcher.abandon(delivery)  # whoever owns it now decides what becomes of its key
             return
         try:
@@ -704,12 +704,12 @@ class Executor(ABC):
             raise RuntimeError("this job has nothing to write with")
         self.unconfirmed += len(deliveries)
         for delivery in deliveries:
-            delivery[0].state.pending += 1
+            delivery[0].state.unconfirmed += 1
 
         def on_answer(errors: Sequence[BaseException | None]) -> None:
             self.unconfirmed -= len(deliveries)
             for delivery in deliveries:
-                delivery[0].state.pending -= 1
+                delivery[0].state.unconfirmed -= 1
             on_written(errors)
 
         write_derived(outgoing, lambda errors: self.call_soon(lambda: on_answer(errors)))

@@ -210,19 +210,19 @@ class ThreadExecutor(Executor):
     @override
     def suspend(self) -> None:
         with self._changed:
-            self._halted = True
+            self._suspended = True
 
     @override
     def resume(self) -> None:
         with self._changed:
-            self._halted = self._closed or self.fatal is not None
+            self._suspended = self._closed or self.fatal is not None
             self._notify(len(self._threads))
 
     @override
     def close(self) -> None:
         self._unwatch()
         with self._changed:
-            self._halted = self._closed = True
+            self._suspended = self._closed = True
             self._notify(len(self._threads))
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
@@ -257,7 +257,7 @@ class ThreadExecutor(Executor):
             dispatcher = self.dispatcher
             while not self._closed:
                 offered, notified = dispatcher.offered, self._notifications
-                if not self._halted and self._handle_next(thread_index, transaction):
+                if not self._suspended and self._handle_next(thread_index, transaction):
                     continue
                 if self._hand_over is not None and self._poll_here(self._hand_over):
                     continue
@@ -280,7 +280,7 @@ class ThreadExecutor(Executor):
         """Poll in this thread, if it waits for nothing else."""
         dispatcher = self.dispatcher
         if (
-            self._halted
+            self._suspended
             or self.unconfirmed
             or dispatcher.has_backlog
             or dispatcher.next_due is not None
@@ -297,7 +297,7 @@ class ThreadExecutor(Executor):
 
     def _wait_timeout(self) -> float | None:
         """How long to wait for a notification, in real seconds; None: for ever."""
-        if self._halted or self.dispatcher.paused:
+        if self._suspended or self.dispatcher.paused:
             return None
         if self.dispatcher.has_backlog:
             return OWNERSHIP_RECHECK
@@ -481,7 +481,7 @@ class ThreadExecutor(Executor):
         index = 0
         try:
             for event in _decoded_values(fetched, 0, len(fetched)):
-                if now() >= assignment.valid_until or self._halted:
+                if now() >= assignment.valid_until or self._suspended:
                     break
                 function(event)
                 settled[index] = 1
@@ -502,7 +502,7 @@ class ThreadExecutor(Executor):
         failure: BaseException | None = None
         try:
             for event in _decoded_values(fetched, 0, len(fetched)):
-                if now() >= assignment.valid_until or self._halted:
+                if now() >= assignment.valid_until or self._suspended:
                     break
                 if accepts is not None and not accepts(event):
                     self._filtered += 1
@@ -538,7 +538,7 @@ class ThreadExecutor(Executor):
         end = 0
         try:
             while index < count:
-                if now() >= assignment.valid_until or self._halted:
+                if now() >= assignment.valid_until or self._suspended:
                     break
                 end = min(count, index + size)
                 events = list(_decoded_values(fetched, index, end))

@@ -51,7 +51,7 @@ async def reset(
     :param force: even while the group has running members, which then start over from there.
     :param dry_run: change nothing, say what would be.
     :raises NotFound: there is no such group, topic or partition.
-    :raises GroupLive: the group has running members, and ``force`` is not set.
+    :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     :raises InvalidValue: ``to`` means nothing here.
     """
     name = topic if isinstance(topic, str) else topic.name
@@ -157,7 +157,7 @@ def apply_reset(
 ) -> None:
     """Move the group: its floor is its new position, so no older message counts as seen.
 
-    :raises GroupLive: the group has running members, and ``force`` is not set.
+    :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     """
     positions = {
         move.partition: Committed(move.after, encode(move.after, move.after, ()).progress)

@@ -153,7 +153,7 @@ class Machine(World):
         (work,), (entry,), (tenure,) = flight
         if data.draw(st.booleans()):
             self.dispatcher.mark_settled(work)
-            self.settle(tenure, entry, "buried")
+            self.settle(tenure, entry, "dead_lettered")
             return
         self.dispatcher.deliver_at(work, self.now + 2.0)
         entry.state = "unburied" if tenure.live else "gone"
@@ -288,7 +288,7 @@ class Machine(World):
                 for entry in tenure.entries.values():
                     assert entry.segment.settled[entry.index] == (entry.state == "settled")
         counts = self.dispatcher.counts
-        for name in ("handled", "duplicates", "filtered", "retries", "buried"):
+        for name in ("handled", "duplicates", "filtered", "retries", "dead_lettered"):
             assert getattr(counts, name) == self.counts[name], name
 
     def come_to_rest(self) -> None:
@@ -334,7 +334,7 @@ class Machine(World):
         while self.burials:
             flight = self.burials.pop()
             self.dispatcher.mark_settled(flight.works[0])
-            self.settle(flight.tenures[0], flight.entries[0], "buried")
+            self.settle(flight.tenures[0], flight.entries[0], "dead_lettered")
 
     def step_on(self) -> None:
         if self.run is not None:

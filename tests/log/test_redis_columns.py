@@ -26,7 +26,7 @@ records = st.builds(
     Record,
     st.none() | st.binary(max_size=8),
     st.none() | st.binary(max_size=4),
-    st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=6),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6),
     headers,
 )
 

@@ -82,7 +82,7 @@ class _Points:
         log.append = appending
 
     def around_moves(self, log: Any) -> None:
-        move = log.move
+        move = log.reset_offsets
 
         def moving(group: str, topic: str, places: Mapping[int, Any], **options: Any) -> None:
             self._hit("floor.before")
@@ -92,7 +92,7 @@ class _Points:
                 self._over("floor.before")
             self._passed("floor.after")
 
-        log.move = moving
+        log.reset_offsets = moving
 
     def around_commits(self, log: Any) -> None:
         subscribe = log.subscribe
@@ -118,7 +118,7 @@ class _Points:
         return committing
 
     def around_reading_back(self, sequence: Any) -> None:
-        proven = sequence.proven
+        proven = sequence.is_confirmed
 
         def proving(assignment: Assignment) -> Any:
             self._hit("commit.before")
@@ -127,7 +127,7 @@ class _Points:
             finally:
                 self._over("commit.before")
 
-        sequence.proven = proving
+        sequence.is_confirmed = proving
 
 
 def quiet(log: Log) -> None:

@@ -75,8 +75,8 @@ async def test_looking_for_letters_is_bounded_and_says_so(
     assert not rows.is_truncated
     rows.close()
     log.reset()
-    _, end = log.bounds(name, 0)
-    last = log.back(name, 0, end, 1)
+    _, end = log.watermarks(name, 0)
+    last = log.offset_before(name, 0, end, 1)
     (row,) = (rows := letters.row_at(0, last))
     assert row.batch.id(row.index) == "id-2499"
     assert log.records == 1

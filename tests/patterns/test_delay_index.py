@@ -80,7 +80,7 @@ class Pending(RuleBasedStateMachine):
         del self.out[each]
         self.index.give_back([each])
 
-    @precondition(lambda self: self.index.exhausted)
+    @precondition(lambda self: self.index.is_exhausted)
     @rule()
     def read_again(self) -> None:
         before = self.index.horizon

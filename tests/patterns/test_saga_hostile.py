@@ -109,7 +109,7 @@ async def test_an_impossible_entry_is_a_dead_letter_and_counts_for_nobody(what: 
         topic = h.app.topics["trips.saga"]
         await h.app.publisher.publish(topic.name, forged(value["saga"], value))
         await h.settled()
-        _, end = h.log.bounds("trips.saga", 0)
+        _, end = h.log.watermarks("trips.saga", 0)
         assert end == 1, "something followed on it"
         (letter,) = await h.dead(topic, "trips")
         said = letter.headers["__streams.errors.message"]

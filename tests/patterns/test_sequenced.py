@@ -260,7 +260,7 @@ async def test_a_rebalance_takes_closed_keys_along(stage: Stage) -> None:
         async with second.app:
             (processor,) = second.app.processors
             await stage.until(
-                lambda: len(processor.key_parking._shelves) == 2,  # type: ignore[union-attr]
+                lambda: len(processor.key_parking._partitions) == 2,  # type: ignore[union-attr]
                 "half of the partitions are the second's",
             )
             await stage.publish(first.topic, *range(40, 48), key=lambda value: f"k{value % 8}")
@@ -554,11 +554,15 @@ async def lost_commits(
             await second.keys.retry("k")
             await stage.handled(4)
             await second.closed(0)
-            shelf = second.app.processors[0].key_parking._shelves[first.topic.name, 0]  # type: ignore[union-attr]
-            await stage.until(lambda: not shelf.state.unread, "everything is read")
+            shelf = second.app.processors[0].key_parking._partitions[first.topic.name, 0]  # type: ignore[union-attr]
+            await stage.until(lambda: not shelf.state.has_unread, "everything is read")
             for _ in range(2):  # the second look is one that began after this
-                before = shelf._floor_at
-                await stage.until(lambda at=before: shelf._floor_at > at, "looked at the floor")  # type: ignore[misc]
+                before = shelf._next_floor_commit
+
+                def looked(before: float = before) -> bool:
+                    return bool(shelf._next_floor_commit > before)
+
+                await stage.until(looked, "looked at the floor")
         await stage.until(
             lambda: log.committed(name, name)[0].position >= head.position, "the floor has moved"
         )
@@ -643,12 +647,12 @@ async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) 
         await stage.publish(world.topic, 1, key="k")
         await world.closed(1, 1)
         (processor,) = world.app.processors
-        shelf = processor.key_parking._shelves[world.topic.name, 0]  # type: ignore[union-attr]
+        shelf = processor.key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
         name, former = shelf.name, shelf.owner
-        offsets = list(shelf.state.keys[b"k"].sources)
+        offsets = list(shelf.state.keys[b"k"].source_offsets)
     again = World(stage, partitions=1)
     async with again.app:
-        await stage.until(lambda: again.app.processors[0].key_parking._shelves, "owned")  # type: ignore[union-attr]
+        await stage.until(lambda: again.app.processors[0].key_parking._partitions, "owned")  # type: ignore[union-attr]
         for record in (
             parking_records.done_record(former, 0, offsets[0], b"k"),
             parking_records.parked_record(

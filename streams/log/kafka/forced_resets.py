@@ -52,7 +52,7 @@ def reset_group_name(group: str) -> str:
 def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
     """Have the running members of a group start over from these places; returns once they do.
 
-    :raises GroupLive: they do not look for it; nothing was moved that is not marked.
+    :raises GroupNotEmpty: they do not look for it; nothing was moved that is not marked.
     """
     reset_group = reset_group_name(group)
     groups.alter_offsets(reset_group, topic, {0: Committed(0, APPLIED), **offsets})

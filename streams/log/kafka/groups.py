@@ -128,7 +128,7 @@ class Groups:
     def alter_offsets(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         """Set a group's places in a topic.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         """
         if not offsets:
             return
@@ -151,7 +151,7 @@ class Groups:
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a new group its positions in a topic: True where it had none.
 
-        :raises GroupLive: its members run, and none of them has a position in this topic yet.
+        :raises GroupNotEmpty: its members run, and none of them has a position in this topic yet.
         """
         partitions = [(topic, partition) for partition in positions]
         if self.committed(group, partitions):
@@ -181,7 +181,7 @@ class Groups:
     def delete(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
 

@@ -154,7 +154,7 @@ class KafkaLog:
         ``config`` is Kafka's own topic settings, and ``replication.factor``. Where the topic
         exists it is left as it is.
 
-        :raises Mismatch: it exists with another number of partitions.
+        :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: there is no such retention here.
         :raises Fatal: this user may not create it.
         """
@@ -246,7 +246,7 @@ class KafkaLog:
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """Give a *new* group its positions, all at once: True where it had none in this topic.
 
-        :raises GroupLive: the group runs on other topics, so Kafka lets nobody set a position
+        :raises GroupNotEmpty: the group runs on other topics, so Kafka lets nobody set a position
             for it; its members find their new partitions without one.
         """
         check_group(group)
@@ -277,7 +277,7 @@ class KafkaLog:
     ) -> None:
         """Set a group's places in a topic; the group is made if there is none.
 
-        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
             members lose the partitions and start over from the new places; members that are not
             this toolkit's refuse.
         """
@@ -293,7 +293,7 @@ class KafkaLog:
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
         check_group(group)

@@ -118,7 +118,7 @@ class MemoryLog:
     ) -> TopicInfo:
         """Create a topic; where it exists, a retention that is given replaces its own.
 
-        :raises Mismatch: it exists with another number of partitions.
+        :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
@@ -260,7 +260,7 @@ class MemoryLog:
     ) -> None:
         """Set a group's places in a topic; the group is made if there is none.
 
-        :raises GroupLive: it has running members, and ``force`` is not set. When forced, its
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
             members lose the partitions and start over from the new places.
         """
         with self._locked():
@@ -276,7 +276,7 @@ class MemoryLog:
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
         with self._locked():

@@ -69,7 +69,7 @@ class RedisLog:
         """Create a topic. The one setting in ``config`` is ``max_entries``: entries a partition keeps at
         most, whatever groups have settled.
 
-        :raises Mismatch: it exists with another number of partitions, or is no stream.
+        :raises TopicMismatch: it exists with another number of partitions, or is no stream.
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
@@ -168,14 +168,14 @@ class RedisLog:
     ) -> None:
         """Set a group's places in a topic.
 
-        :raises GroupLive: it has running members, and ``force`` is not set.
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
         """
         self._groups.reset_offsets(group, topic, offsets, force=force)
 
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         """
         self._groups.delete_group(group)
 

@@ -270,7 +270,7 @@ def _set_members(key: bytes) -> Command:
 def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
     """What the hash of a topic says.
 
-    :raises Mismatch: one of its fields makes no sense.
+    :raises TopicMismatch: one of its fields makes no sense.
     """
     partitions, seconds, messages, max_entries = stored
     keep_seconds = parse_float(seconds) if seconds else None

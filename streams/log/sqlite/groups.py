@@ -93,7 +93,7 @@ class Groups:
     ) -> None:
         """Set a group's places, and raise their epochs, so that whoever owned them has lost them.
 
-        :raises GroupLive: it has running members, and ``force`` is not set.
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
         """
         with self._database.write() as connection:
             numbers = _partition_numbers(connection, topic, offsets)
@@ -115,7 +115,7 @@ class Groups:
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
         with self._database.write() as connection:

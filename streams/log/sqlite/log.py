@@ -90,7 +90,7 @@ class SqliteLog:
         Declared again with a retention, the topic takes it over; declared without one, it keeps
         what it has.
 
-        :raises Mismatch: it exists with another number of partitions.
+        :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: there is no such retention here.
         """
         check_topic(topic)
@@ -257,14 +257,14 @@ class SqliteLog:
     ) -> None:
         """Set a group's places in a topic.
 
-        :raises GroupLive: it has running members, and ``force`` is not set.
+        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
         """
         self._groups.reset_offsets(check_group(group), topic, offsets, force=force)
 
     def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
-        :raises GroupLive: it has running members.
+        :raises GroupNotEmpty: it has running members.
         """
         self._groups.delete_group(group)
 

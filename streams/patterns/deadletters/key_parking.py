@@ -264,7 +264,7 @@ class DurableKeyParking:
         if fetched.batch.topic not in self._parked_topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
         partition = self._partition_of(delivery)
-        if not fetched.state.live or partition is None:
+        if not fetched.state.is_owned or partition is None:
             return False
         if type(fetched) is not ReturnedBatch:
             partition.write_confirmed(fetched.batch.offsets[index])
@@ -669,7 +669,7 @@ class PartitionParking:
 def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> None:
     """Create a topic of closed keys, or find it; blocks.
 
-    :raises Mismatch: it has not as many partitions as its source.
+    :raises TopicMismatch: it has not as many partitions as its source.
     """
     capabilities = log.capabilities
     info = ensure_topic(log, name, partitions, config=capabilities.dead_letter_config)
