@@ -8,8 +8,8 @@ as failed.
 
 The ratio is this commit's figure divided by the other's, turn by turn. Its interval is that of the
 median and follows from the ordered ratios and the binomial distribution alone (the sign test's), so
-it assumes nothing of how a machine's noise is distributed. For one of 95 %, :data:`MIN_TURNS` turns are
-needed at least.
+it assumes nothing of how a machine's noise is distributed. For one of 95 %, :data:`MIN_TURNS` turns
+are needed at least.
 """
 
 from __future__ import annotations
@@ -217,7 +217,8 @@ def row_texts(row: Comparison) -> list[str]:
     )
     ratio = words.NO_FIGURE if row.ratio is None else words.short_figure(row.ratio)
     return [
-        row.log, row.case, words.figure(row.figure, row.unit), words.figure(row.other_figure, row.unit),
+        row.log, row.case, words.figure(row.figure, row.unit),
+        words.figure(row.other_figure, row.unit),
         row.unit, ratio, span, row.better, row.verdict,
     ]  # fmt: skip
 

@@ -387,8 +387,9 @@ def redis_one_by_one(
 def redis_read_ahead(
     connection: Any, streams: Sequence[bytes], over: IsOver
 ) -> Iterator[list[Row]]:
-    """Batches for :func:`handle_rows`, read on redis-py's connection level: without its callbacks for
-    replies, from positions of our own, and the next batch asked for before this one is handled."""
+    """Batches for :func:`handle_rows`, read on redis-py's connection level: without its callbacks
+    for replies, from positions of our own, and the next batch asked for before this one is
+    handled."""
     last: dict[bytes, bytes] = dict.fromkeys(streams, b"0")
     number = {stream: partition for partition, stream in enumerate(streams)}
 

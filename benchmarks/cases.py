@@ -126,8 +126,8 @@ class Sizes:
     :param idle: seconds of doing nothing.
     :param shared: messages that processes share.
     :param slow_peer: messages for peers that take their time.
-    :param per_pattern: sagas, or messages through a pattern that writes for each; five times as many
-        where it does not. At most a fifth of ``messages``.
+    :param per_pattern: sagas, or messages through a pattern that writes for each; five times as
+        many where it does not. At most a fifth of ``messages``.
     :param all_patterns: all patterns on all logs, or a few.
     """
 
@@ -313,7 +313,10 @@ def _consuming_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
             Case("plain handler", log, plain, (Rival(in_turn, 1.5), Rival(loop(), 0.85))),
             Case(
                 "batch handler", log, batch,
-                (Rival(loop(batch=True)), Rival(_faststream_side(log_target, "redis", "batch", medium))),
+                (
+                    Rival(loop(batch=True)),
+                    Rival(_faststream_side(log_target, "redis", "batch", medium)),
+                ),
             ),
             Case(
                 "async handler that does not wait, 64 at once", log, at_once,
@@ -511,7 +514,8 @@ def _backlog_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         rival = Side(name, "consume", small.arguments, fresh=True, settings=small.settings)
         found.append(
             Case(
-                f"backlog of {sizes.backlog:,}, {keys:,} keys, {shape} handler", log_target.log, ours,
+                f"backlog of {sizes.backlog:,}, {keys:,} keys, {shape} "
+                "handler", log_target.log, ours,
                 (
                     Rival(rival, 0.85),
                     Rival(Limit("Flow.bytes", Flow().bytes), 1.0, GROWTH, ", memory"),

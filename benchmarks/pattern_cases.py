@@ -253,7 +253,8 @@ def _local_cases(sizes: Sizes) -> list[Case]:
             CALLS, quick,
         ),
         case(
-            f"backpressure, {CONCURRENCY} places", "places", "controller", "asyncio.Semaphore", CALLS,
+            f"backpressure, {CONCURRENCY} "
+            "places", "places", "controller", "asyncio.Semaphore", CALLS,
             quick, tasks=1_000,
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Measurements run in processes of their own, so that nothing of one is left to the next.
 
-A :class:`WorkerProcess` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked, one at
-a time, and ends when whoever started it does. A peer's program is run once (:func:`run_once`) and
-answers with its last line.
+A :class:`WorkerProcess` is a Python process that runs tasks of :mod:`benchmarks.worker` when asked,
+one at a time, and ends when whoever started it does. A peer's program is run once
+(:func:`run_once`) and answers with its last line.
 """
 
 from __future__ import annotations

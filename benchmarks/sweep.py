@@ -61,8 +61,10 @@ WAITS = {"shape": "async", "wait": WAIT}
 KAFKA = ("kafka",)
 
 SWEEPS = [
-    Sweep("Flow.bytes", "consume", PLAIN, _flow_values("bytes", [64 << 20, 1 << 20, 4 << 20, 16 << 20])),
-    Sweep("Flow.messages", "consume", PLAIN, _flow_values("messages", [10_000, 100, 1_000, 100_000])),
+    Sweep("Flow.bytes", "consume", PLAIN,
+          _flow_values("bytes", [64 << 20, 1 << 20, 4 << 20, 16 << 20])),
+    Sweep("Flow.messages", "consume", PLAIN,
+          _flow_values("messages", [10_000, 100, 1_000, 100_000])),
     Sweep("Flow.commit", "consume", PLAIN, _flow_values("commit", [1.0, 0.05, 0.2, 5.0])),
     Sweep(
         "batch=", "consume", {"shape": "batch"},
@@ -87,7 +89,8 @@ SWEEPS = [
     ),
     Sweep(
         "queued.max.messages.kbytes", "consume", PLAIN,
-        _driver_values("queued.max.messages.kbytes", [8_192, 1_024, 2_048, 65_536]), KAFKA, in_url=True,
+        _driver_values("queued.max.messages.kbytes", [8_192, 1_024, 2_048, 65_536]), KAFKA,
+        in_url=True,
     ),
     Sweep(
         "queued.min.messages", "consume", PLAIN,
@@ -99,11 +102,13 @@ SWEEPS = [
     ),
     Sweep(
         "batch.size, publish_many of 10,000", "publish_many", {"size": 10_000},
-        _driver_values("batch.size", [1_000_000, 16_384, 131_072]), KAFKA, in_url=True, messages=200_000,
+        _driver_values("batch.size", [1_000_000, 16_384, 131_072]), KAFKA, in_url=True,
+        messages=200_000,
     ),
     Sweep(
         "compression.type, publish_many of 10,000", "publish_many", {"size": 10_000},
-        _driver_values("compression.type", ["none", "lz4", "zstd"]), KAFKA, in_url=True, messages=200_000,
+        _driver_values("compression.type", ["none", "lz4", "zstd"]), KAFKA, in_url=True,
+        messages=200_000,
     ),
 ]  # fmt: skip
 

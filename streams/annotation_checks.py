@@ -119,7 +119,8 @@ def check_arguments(
         for cls in reversed(each.wrappers):
             wanted = f"{cls.__name__}[{wanted}]" if wanted else cls.__name__
         raise ConfigError(
-            f"{where}: parameter {name!r} is annotated {_format_type(annotation)}, but it gets {wanted}; "
+            f"{where}: parameter {name!r} is annotated {_format_type(annotation)}, but it gets "
+            f"{wanted}; "
             f"annotate it {wanted}"
         )
 
@@ -135,7 +136,8 @@ def check_result(where: str, function: Callable[..., Any], to: TopicType, *, bat
     wanted = _format_type(to.type)
     advice = f"a list with {wanted} or None for each message" if batch else f"{wanted} or None"
     raise ConfigError(
-        f"{where}: what it returns is annotated {_format_type(annotation)}, but is published to topic "
+        f"{where}: what it returns is annotated {_format_type(annotation)}, but is published to "
+        "topic "
         f"{to.topic!r} (to=), which has {wanted}; return {advice}"
     )
 
@@ -402,4 +404,5 @@ def _format_type(form: Any) -> str:
         return type_name(form)
     if cls is Message and arguments[1:] in ((Any,), ("Transaction",)):  # what it is by default
         arguments = arguments[:1]
-    return f"{cls.__name__}[{', '.join('...' if each is ... else _format_type(each) for each in arguments)}]"
+    names = ("..." if each is ... else _format_type(each) for each in arguments)
+    return f"{cls.__name__}[{', '.join(names)}]"

@@ -715,7 +715,8 @@ class Streams:
             shared_topics = set(other.topics) & set(processor.topics)
             if other.group == options.group and shared_topics and not processor.shares_group:
                 raise ConfigError(
-                    f"processor {name}: group {options.group!r} already reads {sorted(shared_topics)[0]!r} "
+                    f"processor {name}: group {options.group!r} already reads "
+                    f"{sorted(shared_topics)[0]!r} "
                     f"in processor {other.name}; give it a group of its own"
                 )
         if options.retry.uses_attempt_log:

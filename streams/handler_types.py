@@ -8,8 +8,9 @@ without losing parameters' names and defaults.
 
 Parameters are contravariant: a handler of a base class or of a wider union is as good.
 
-Nothing here is on a message's way: :meth:`streams.Streams.processor` returns a :class:`ProcessorDecorator` or
-a :class:`PublishingDecorator`, which are called once, with the handler.
+Nothing here is on a message's way: :meth:`streams.Streams.processor` returns a
+:class:`ProcessorDecorator` or a :class:`PublishingDecorator`, which are called once, with the
+handler.
 """
 
 # pyright: reportInvalidTypeVarUse=false, reportOverlappingOverload=false

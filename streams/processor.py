@@ -100,7 +100,8 @@ class ProcessorOptions:
                 )
         if self.dead_letters.sequenced and not self.retry.in_order:
             raise ConfigError(
-                f"{where}: Retry(in_order=False) gives the order up that DeadLetters(sequenced=True) "
+                f"{where}: Retry(in_order=False) gives the order up that "
+                "DeadLetters(sequenced=True) "
                 "keeps; leave one of them out"
             )
         used_names = {*names, *([self.to.name] if self.to is not None else [])}
@@ -109,7 +110,8 @@ class ProcessorOptions:
             dead_letter_topic = check_topic(self.dead_letters.name(topic_name, self.group))
             if dead_letter_topic in used_names or dead_letter_topic == retry_topic:
                 raise ConfigError(
-                    f"{where}: dead letters would go to {dead_letter_topic!r}, which it reads or writes itself; "
+                    f"{where}: dead letters would go to {dead_letter_topic!r}, which it reads or "
+                    "writes itself; "
                     "give DeadLetters(topic=...) another name"
                 )
 

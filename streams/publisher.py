@@ -5,7 +5,8 @@ Redis few scripts): what arrives while one append runs is the next one. Order of
 
 Nothing is retried here: an outcome that is not known is told to whoever published. *Derived*
 records (what a handler returned, dead letters) are different: their message IDs are derived from
-the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an outage.
+the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an
+outage.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ Theory of operation. Python runs a signal's handler in the main thread, between 
 instructions, so a main thread that is blocked in C code (a blocking driver called by an async
 handler) never comes to it. The interpreter also writes the number of each signal to a file
 descriptor (:func:`signal.set_wakeup_fd`), and does that at once. After the first signal a thread
-reads from it: where the main thread does not act on the second signal within :data:`MAIN_THREAD_TIMEOUT`
-seconds, this thread ends the process. The event loop uses the same descriptor to be woken, so what
-is read is passed on to the loop's.
+reads from it: where the main thread does not act on the second signal within
+:data:`MAIN_THREAD_TIMEOUT` seconds, this thread ends the process. The event loop uses the same
+descriptor to be woken, so what is read is passed on to the loop's.
 """
 
 from __future__ import annotations

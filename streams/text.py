@@ -15,8 +15,8 @@ that is escaped again stays the same.
 JSON is escaped by its own rules (:func:`escape_json`), whether a terminal reads it or a program: it
 is the same document, and does not depend on where it goes.
 
-Loggers of the toolkit come from :func:`get_logger`, which gives them :class:`EscapingFilter`: one record
-is one line, and a traceback's lines are indented, so that none can pass for a record.
+Loggers of the toolkit come from :func:`get_logger`, which gives them :class:`EscapingFilter`: one
+record is one line, and a traceback's lines are indented, so that none can pass for a record.
 """
 
 from __future__ import annotations

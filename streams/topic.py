@@ -394,7 +394,8 @@ def _field_reader(
                 f"it has {', '.join(sorted(names))}" if names else "it has none; give a function"
             )
             raise ConfigError(
-                f"topic {topic!r}: {option}={field!r}: {kind.__name__} has no such field, {available}"
+                f"topic {topic!r}: {option}={field!r}: {kind.__name__} has no such field, "
+                f"{available}"
             )
     mappings = [issubclass(kind, dict) for kind, _ in fields]
     if all(mappings):

@@ -66,7 +66,8 @@ def bars(groups: Sequence[Group], unit: str) -> str:
             y += thick
         y += gap
     grid = [
-        f'<line class="grid" x1="{scale.coordinate(tick):.1f}" x2="{scale.coordinate(tick):.1f}" y1="18" y2="{y}"/>'
+        f'<line class="grid" x1="{scale.coordinate(tick):.1f}" '
+        f'x2="{scale.coordinate(tick):.1f}" y1="18" y2="{y}"/>'
         + _text(scale.coordinate(tick), 12, short(tick), "middle")
         for tick in scale.ticks
     ]
@@ -120,7 +121,8 @@ def lines(
         parts.append(f'<polyline class="l{colour}"{dash} points="{path}"/>')
         if len(line.points) < 12:
             parts += [
-                f'<circle class="c{colour}" cx="{across.coordinate(x):.1f}" cy="{up.coordinate(y):.1f}" r="3">'
+                f'<circle class="c{colour}" cx="{across.coordinate(x):.1f}" '
+                f'cy="{up.coordinate(y):.1f}" r="3">'
                 f"<title>{escape(f'{line.name}: {short(x)}, {short(y)}')}</title></circle>"
                 for x, y in line.points
             ]

@@ -143,7 +143,8 @@ def _validation_error(
     if kind == "union_tag_invalid":
         return UnknownTag(
             f"a tag that {where.type} does not have",
-            tag=error_context["tag"], data=data, codec=where.codec, topic=where.topic, role=where.role,
+            tag=error_context["tag"], data=data, codec=where.codec, topic=where.topic,
+            role=where.role,
             path=path,
         )  # fmt: skip
     if kind in _USER_CHECK_TYPES or kind not in _PYDANTIC_ERROR_TYPES:

@@ -57,7 +57,8 @@ class MessagePack(SizeAndDepthLimits):
         """
         if has_models(type):
             raise BindError(
-                f"cannot use the type {type_name(strip_wrapping(type))}: Pydantic models travel as JSON; use "
+                f"cannot use the type {type_name(strip_wrapping(type))}: Pydantic models travel "
+                "as JSON; use "
                 "Json()"
             )
         return bind_format(_FORMAT, self, type, topic, role)

@@ -1,13 +1,13 @@
 """What JSON and MessagePack have in common: documents with a type, decoded by functions in C.
 
 Theory of operation. Reading: bound size and depth, decode, and only if that fails find out why.
-:func:`bind_format` puts the three into one ``decode``, and also gives out the bare decoder, for batches
-that are cleared as a whole (see :class:`~stream_codecs.Bound`).
+:func:`bind_format` puts the three into one ``decode``, and also gives out the bare decoder, for
+batches that are cleared as a whole (see :class:`~stream_codecs.Bound`).
 
 Writing: what ``encode`` returns, ``decode`` accepts; a value for which that is not so is an
 :class:`~stream_codecs.EncodeError`, and no consumer ever finds it. The class of a value and of its
-fields mostly proves it (:mod:`stream_codecs.surely_fits`); where not, the document is decoded again. Size
-and depth are bounded as for reading.
+fields mostly proves it (:mod:`stream_codecs.surely_fits`); where not, the document is decoded
+again. Size and depth are bounded as for reading.
 """
 
 from __future__ import annotations

@@ -209,7 +209,8 @@ def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
         except NotFound:
             yield Finding(
                 "persisted", of, Verdict.unknown, "the log has no such topic yet",
-                f"create it ({inspection.command(f'topics create {topic}')}, or run the app once), and "
+                f"create it ({inspection.command(f'topics create {topic}')}, or run the app "
+                "once), and "
                 "ask again",
             )  # fmt: skip
             continue
@@ -317,7 +318,8 @@ def _check_dead_letter_topic(
     ):
         return Finding(
             item, of, Verdict.no,
-            f"{name} takes {dead_letter_limit:,} bytes, {topic} {source_limit:,}: a letter is larger than its message",
+            f"{name} takes {dead_letter_limit:,} bytes, {topic} {source_limit:,}: a letter is "
+            "larger than its message",
             _raise_limit_command(inspection, name, source_limit),
         )  # fmt: skip
     waiting = _count_waiting(inspection, name)
@@ -578,7 +580,8 @@ def _check_key_partitions(inspection: AppInspection, topic: str) -> Finding:
         name = output.bytes_text(split_keys[0]) or ""
         return Finding(
             "order", of, Verdict.no,
-            f"key {name} is in partitions {', '.join(map(str, sorted(partitions_of[split_keys[0]])))}"
+            f"key {name} is in partitions "
+            f"{', '.join(map(str, sorted(partitions_of[split_keys[0]])))}"
             + (f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""),
             "its producers must place keys alike (on Kafka partitioner=murmur2_random), and the "
             "number of partitions must stay",
@@ -615,7 +618,8 @@ def check_retention(inspection: AppInspection) -> Iterator[Finding]:
             yield Finding(
                 "retention", f"processor {processor.name}", Verdict.yes,
                 f"dead letters and their retries are kept for ever: {', '.join(for_ever)}",
-                f"{inspection.command(f'topics retain {for_ever[0]} --keep-for 90d')}, if they need not "
+                f"{inspection.command(f'topics retain {for_ever[0]} --keep-for 90d')}, if they "
+                "need not "
                 "be",
             )  # fmt: skip
 
@@ -655,9 +659,11 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
         return Finding(item, of, Verdict.yes, output.retention_text(actual))
     if _round_to_milliseconds(actual) == _round_to_milliseconds(declared):
         return Finding(item, of, Verdict.yes, f"{output.retention_text(actual)}, as declared")
+    command = f"topics retain {topic.name} {output.retention_options(declared)}"
     return Finding(
-        item, of, Verdict.no, f"{output.retention_text(actual)}, and declared to be {output.retention_text(declared)}",
-        f"{inspection.command(f'topics retain {topic.name} {output.retention_options(declared)}')}, or "
+        item, of, Verdict.no,
+        f"{output.retention_text(actual)}, and declared to be {output.retention_text(declared)}",
+        f"{inspection.command(command)}, or "
         f"declare retention={actual!r}",
     )  # fmt: skip
 

@@ -652,7 +652,8 @@ def edit_dead_letter(
         selection = dead_letters.select_named([which], lambda row: _is_of(row, group, topic))
         if selection.count > 1:
             raise CommandFailed(
-                f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one by its "
+                f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one "
+                "by its "
                 f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
             )
         (partition, end), *_ = selection.end_offsets.items()
@@ -727,7 +728,8 @@ def _print_decided(group: str, topic: str, count: int, field: str, *, json: bool
     _print_count_json(group, topic, count, field, json=json)
     if not json:
         output.print_note(
-            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once it runs"
+            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once "
+            "it runs"
         )
 
 

@@ -3,9 +3,10 @@
 A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
 ``dead_letter_queue`` of a queue's consumer), and a command without an app does not know it. But a
 dead letter says in its headers which topic and group it is of, so the newest records of every topic
-that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at most
-:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes some questions to a server. A
-topic that holds letters and much else besides may be missed.
+that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at
+most
+:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes some questions to a
+server. A topic that holds letters and much else besides may be missed.
 """
 
 from __future__ import annotations

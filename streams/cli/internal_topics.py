@@ -53,5 +53,6 @@ def print_hidden_count(count: int, noun: str) -> None:
     if count:
         are = "is" if count == 1 else "are"
         output.print_note(
-            f"{output.count_text(count, noun)} of the toolkit's own {are} not shown; --all shows all"
+            f"{output.count_text(count, noun)} of the toolkit's own {are} not shown; --all shows "
+            "all"
         )

@@ -43,7 +43,8 @@ def parse_duration(text: str, option: str) -> float:
     seconds = wire.parse_duration(text)
     if seconds is None:
         raise UsageError(
-            f"{option} {shorten(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h30m, 7d or 4w"
+            f"{option} {shorten(text, 60)!r}: a number with a unit, such as 90s, 15m, 2h30m, 7d "
+            "or 4w"
         )
     if seconds > MAX_DURATION:
         raise UsageError(f"{option} {text!r}: at most 100 years")

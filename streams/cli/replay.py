@@ -260,15 +260,18 @@ def _replay_range(
             except ReplayFailed as failed:
                 result = failed.result
                 raise CommandFailed(
-                    f"stopped at {failed.failure}; {_summary_text(result, began)}; go on with --start "
-                    f"{format_positions(app.log, result.positions)}, or pass such messages over with "
+                    f"stopped at {failed.failure}; {_summary_text(result, began)}; go on with "
+                    "--start "
+                    f"{format_positions(app.log, result.positions)}, or pass such messages over "
+                    "with "
                     "--errors skip"
                 ) from failed
             except asyncio.CancelledError:
                 if last_result.positions:
                     where = format_positions(app.log, last_result.positions)
                     print_error(
-                        f"interrupted; {_summary_text(last_result, began)}; go on with --start {where}"
+                        f"interrupted; {_summary_text(last_result, began)}; go on with --start "
+                        f"{where}"
                     )
                 raise
 
@@ -311,7 +314,8 @@ def _summary_text(result: ReplayResult, began: float) -> str:
     if result.failed:
         parts.append(f"{result.failed:,} failed")
     rate = f", {result.read / seconds:,.0f} a second" if seconds >= 1 else ""
-    return f"{output.count_text(result.read, 'message')} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
+    count = output.count_text(result.read, "message")
+    return f"{count} read: {', '.join(parts)} in {seconds:.1f} s{rate}"
 
 
 def _summary_json(result: ReplayResult, seconds: float) -> dict[str, Any]:

@@ -39,7 +39,8 @@ Newest = Annotated[
 ]
 
 _NEWEST = 1_000_000
-"""What :data:`streams.patterns.saga.journal.DEFAULT_NEWEST` is, which is imported only when it is used."""
+"""What :data:`streams.patterns.saga.journal.DEFAULT_NEWEST` is, which is imported only when it is
+used."""
 
 
 _SUGGEST_FROM_NEWEST = 1_000

@@ -359,7 +359,8 @@ class Supervisor:
             failed_starts = failed_starts + 1 if uptime < policy.startup_time else 0
             if failed_starts >= policy.max_failed_starts and not self._has_stable_worker():
                 print_error(
-                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in a row "
+                    f"{self._name}: workers do not stay alive: one died {failed_starts} times in "
+                    "a row "
                     f"within {policy.startup_time:g} s of its start, at last it {exit_text(status)}"
                 )
                 self._status = self._status or FAILED

@@ -176,7 +176,8 @@ def create_topic(
     with open_url(url, "rwc") as log:
         info = log.create_topic(topic, partitions, retention, settings or None)
     output.print_line(
-        f"{info.name}: {output.count_text(info.partitions, 'partition')}, {output.retention_text(info.retention)}"
+        f"{info.name}: {output.count_text(info.partitions, 'partition')}, "
+        f"{output.retention_text(info.retention)}"
     )
     differs = output.retention_text(info.retention) != output.retention_text(retention)
     if differs and retention != Retention() and info.retention_known:
@@ -223,7 +224,8 @@ def set_retention(
         info = log.topic(topic)
         if not for_ever:
             confirm(
-                f"{topic}: {output.retention_text(info.retention)}. {output.retention_text(retention).capitalize()} "
+                f"{topic}: {output.retention_text(info.retention)}. "
+                f"{output.retention_text(retention).capitalize()} "
                 "from now on, and delete what is beyond that?",
                 yes=yes,
             )

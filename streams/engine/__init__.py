@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 
 A subscription delivers batches of consecutive messages of one partition. Each becomes a
-:class:`~streams.engine.progress.FetchedBatch`: the batch plus one byte a message that says whether the
-message is *settled* (handled, dropped as a duplicate, filtered out, or moved elsewhere with that
-write confirmed). Settling a message is one byte store and nothing else; everything a commit needs
-is derived from those bytes when a commit is due, about once a second, at C speed.
+:class:`~streams.engine.progress.FetchedBatch`: the batch plus one byte a message that says whether
+the message is *settled* (handled, dropped as a duplicate, filtered out, or moved elsewhere with
+that write confirmed). Settling a message is one byte store and nothing else; everything a commit
+needs is derived from those bytes when a commit is due, about once a second, at C speed.
 
 * :mod:`~streams.engine.progress` turns the bytes into a position, a settled set and a floor.
 * :mod:`~streams.engine.dedup_window` remembers the identities of settled messages.

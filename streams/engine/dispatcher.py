@@ -21,8 +21,9 @@ Rules
    the others queue up behind it.
 7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
    lane from then on, so that its duplicates, whatever their key, still wait for it.
-8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`) goes
-   before whatever waits in its key's lane. It has no identity: it was settled in its partition.
+8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`)
+   goes before whatever waits in its key's lane. It has no identity: it was settled in its
+   partition.
 
 A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
 ``(segment, index, lane, identity, attempt, alone, burial)``.
@@ -641,7 +642,8 @@ class Dispatcher:
         self, delivery: Delivery, error: BaseException, now: float, random: float
     ) -> Delivery | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
-        attempt is left: the work to be buried, to be reported by :meth:`settled` or :meth:`deliver_at`.
+        attempt is left: the work to be buried, to be reported by :meth:`settled` or
+        :meth:`deliver_at`.
         """
         rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
         return rejected[0] if rejected else None

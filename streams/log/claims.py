@@ -1,8 +1,8 @@
 """Claims: who may do a thing that is to be done once, and what came of it.
 
 A log's servers can also keep *claims*. Under a key stands nothing, a claim (somebody works on it,
-until its lease ends), or an outcome (bytes, until their time is over). :class:`ClaimStore` is what a
-log's package implements, in its module ``store``; Kafka has no such thing.
+until its lease ends), or an outcome (bytes, until their time is over). :class:`ClaimStore` is what
+a log's package implements, in its module ``store``; Kafka has no such thing.
 
 Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
 

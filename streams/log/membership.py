@@ -31,8 +31,8 @@ Whether a lease or a member's row has expired is never read from a clock that so
 stored time would be compared with a clock that may have been stepped since, so that leases would
 be held for ever or taken too early. Either the time line is one that nobody can set (the monotonic
 clock that the processes of one machine share), or the observer finds it out by itself
-(:class:`StalenessTracker`): a row that stood unchanged for its whole length, on the observer's own monotonic
-clock, is over, as its owner would have changed it by confirming it. Then it is taken by
+(:class:`StalenessTracker`): a row that stood unchanged for its whole length, on the observer's own
+monotonic clock, is over, as its owner would have changed it by confirming it. Then it is taken by
 compare-and-set.
 
 Nobody ever takes from a living owner, so a rebalance is cooperative: what does not move is never
@@ -42,11 +42,11 @@ nearer to one and the same target, members that act in any order and on old snap
 A lease ends by release or by expiry, by nothing else: a member whose row is gone but whose lease
 is not over may still be running a handler. The *owner* counts more strictly than the table does:
 it trusts its lease only until ``time before the request was sent + lease - margin``
-(:meth:`LeaseTerms.valid_until`), measured on its own monotonic clock, so it stops before anybody else
-may start however long the answer took (Gray and Cheriton, "Leases", SOSP 1989). And as a frozen
-process can wake up at any later time, each taking raises the lease's *epoch* by one, and a commit
-names owner and epoch: an older one is refused. An owner that comes back to find its expired lease
-untouched still is the owner, under the same epoch.
+(:meth:`LeaseTerms.valid_until`), measured on its own monotonic clock, so it stops before anybody
+else may start however long the answer took (Gray and Cheriton, "Leases", SOSP 1989). And as a
+frozen process can wake up at any later time, each taking raises the lease's *epoch* by one, and a
+commit names owner and epoch: an older one is refused. An owner that comes back to find its expired
+lease untouched still is the owner, under the same epoch.
 
 A *static* member has a name that outlives its process. Whoever joins under that name is its
 successor and inherits what the predecessor had at once: the leases count as the successor's own,
@@ -133,10 +133,10 @@ class StalenessTracker:
     """How long the rows of a log have stood unchanged, on one observer's own monotonic clock.
 
     ``observe`` whenever the rows have been read, then ask of each row how much of its length is
-    ``remaining``. Only time in which the log answered is counted: between two looks at most ``max_gap``
-    seconds. While nobody is answered, no owner can confirm its lease either, so a log that stood
-    still, or an observer that did, must not be taken for the death of all others. The time that is
-    counted never runs ahead of the clock, so nothing is ever over too early.
+    ``remaining``. Only time in which the log answered is counted: between two looks at most
+    ``max_gap`` seconds. While nobody is answered, no owner can confirm its lease either, so a log
+    that stood still, or an observer that did, must not be taken for the death of all others. The
+    time that is counted never runs ahead of the clock, so nothing is ever over too early.
 
     :param max_gap: less than a lease by more than the time between two heartbeats, so that an owner
         has its turn before anybody else when the log answers again.
@@ -211,8 +211,8 @@ def plan(
         row's expiry says: it is the one asking).
     :param partitions: how many partitions each topic has; at least the topics of ``members``.
     :param leases: the leases of the group; a partition that is absent was never owned.
-    :param held: of the leases that name ``member_id``, those that this member has taken itself; None:
-        all. The others are a predecessor's of the same name, or were taken by a request whose
+    :param held: of the leases that name ``member_id``, those that this member has taken itself;
+        None: all. The others are a predecessor's of the same name, or were taken by a request whose
         answer was lost. They count as mine and are to be taken again, under the next epoch.
     """
     all_members = list(members)

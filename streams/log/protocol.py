@@ -75,7 +75,8 @@ def check_retention(topic: str, retention: Retention, capabilities: Capabilities
     if unsupported:
         possible = [each.name for each in fields(Retention) if each.name in capabilities.retention]
         raise ConfigError(
-            f"topic {topic!r}: Retention({unsupported[0]}=...) is not possible on {capabilities.name}, "
+            f"topic {topic!r}: Retention({unsupported[0]}=...) is not possible on "
+            f"{capabilities.name}, "
             f"which has {', '.join(possible)}"
         )
 
@@ -431,8 +432,8 @@ class Log(Protocol):
 
         A missing topic is told as :class:`NotFound` through ``on_appended``.
 
-        A key always goes to one partition; a keyless record goes by its ID. Durable when ``on_appended``
-        says so. Never raises for what concerns single records.
+        A key always goes to one partition; a keyless record goes by its ID. Durable when
+        ``on_appended`` says so. Never raises for what concerns single records.
         """
         ...
 
@@ -512,8 +513,9 @@ class Log(Protocol):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> Subscription:
-        """Join a group. ``flow`` sizes the driver's own prefetch; ``trim_margin`` is how many messages
-        below the group's position must not be trimmed; ``member`` makes it a static member.
+        """Join a group. ``flow`` sizes the driver's own prefetch; ``trim_margin`` is how many
+        messages below the group's position must not be trimmed; ``member`` makes it a static
+        member.
 
         :raises ConfigError: there are no static members here, as the log is configured.
         """

@@ -16,8 +16,8 @@ MIN_PIECE = 6
 """Characters of a secret that stand together in a text are hidden from so many on."""
 
 MIN_SECRET = 3
-"""A secret that is shorter than :data:`MIN_PIECE` is hidden whole, from this length on; below, it would
-take letters out of ordinary words and is not worth its name."""
+"""A secret that is shorter than :data:`MIN_PIECE` is hidden whole, from this length on; below, it
+would take letters out of ordinary words and is not worth its name."""
 
 HIDDEN = "***"
 

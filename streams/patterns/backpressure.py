@@ -118,7 +118,8 @@ class BackpressureController:
         if self._held_by_size[size] < 1:
             release_call = "release()" if size == 0 else f"release({size!r})"
             raise NotAcquired(
-                f"{release_call}: no place of that size is held ({self._pending} are); release once for "
+                f"{release_call}: no place of that size is held ({self._pending} are); release "
+                "once for "
                 "each acquire, with the same size"
             )
         self._held_by_size[size] -= 1

@@ -365,7 +365,8 @@ class MessageQueue:
         partition_count = self._partitions if partitions is None else partitions
         topic_retention = self._retention if retention is None else retention
         topic = _QueueTopic(
-            self.app, queue, type, codec=codec, partitions=partition_count, retention=topic_retention,
+            self.app, queue, type, codec=codec, partitions=partition_count,
+            retention=topic_retention,
             cloudevents=self.app.cloudevents,
         )  # fmt: skip
         topic.for_dead_letters = queue in self._dead_letter_queues
@@ -383,7 +384,8 @@ class MessageQueue:
             for each in sorted(self._declared - {queue}):
                 if is_misspelling(dead_letter_queue, each):
                     raise ConfigError(
-                        f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did you "
+                        f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not "
+                        "declared: did you "
                         f"mean {each!r}? Declare it before if it is another one: "
                         f".declare({dead_letter_queue!r}, ...)"
                     )
@@ -402,7 +404,8 @@ class MessageQueue:
             known = dead_letter_queue in self._declared or queue is None or queue == declared
             if not known and is_misspelling(dead_letter_queue, declared):
                 raise ConfigError(
-                    f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: did you mean "
+                    f"queue {queue!r}: dead_letter_queue={dead_letter_queue!r} is not declared: "
+                    "did you mean "
                     f"{declared!r}, which is declared now? Declare it before if it is another one: "
                     f".declare({dead_letter_queue!r}, ...)"
                 )

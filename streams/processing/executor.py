@@ -1,8 +1,8 @@
 """What every runner does with an outcome: settle, publish what was returned, try again, bury.
 
-A runner owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`: under its
-lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters are sent
-with a callback, and until it comes the message's lane stays busy and the message unsettled.
+A runner owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`: under
+its lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters are
+sent with a callback, and until it comes the message's lane stays busy and the message unsettled.
 """
 
 from __future__ import annotations
@@ -651,7 +651,8 @@ class Executor(ABC):
             raise RuntimeError("nothing to bury, or nowhere to")
         logger.warning(
             "%s: dead letter after %s: %s: %r",
-            self.job.name, count_with_noun(reason.attempts, "attempt"), location(delivery), reason.error,
+            self.job.name, count_with_noun(reason.attempts, "attempt"), location(delivery),
+            reason.error,
         )  # fmt: skip
         if self.job.key_parking is not None and not delivery[0].state.is_owned:
             self.dispatcher.abandon(delivery)  # whoever owns it now decides what becomes of its key
@@ -698,7 +699,8 @@ class Executor(ABC):
         outgoing: Sequence[Outgoing],
         on_written: Callable[[Sequence[BaseException | None]], None],
     ) -> None:
-        """Write, and call ``on_written`` where the dispatcher may be touched once the log answered."""
+        """Write, and call ``on_written`` where the dispatcher may be touched once the log
+        answered."""
         write_derived = self.job.write_derived
         if write_derived is None:
             raise RuntimeError("this job has nothing to write with")

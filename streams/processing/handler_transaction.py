@@ -1,9 +1,9 @@
 """The transaction that a handler may join, offered as ``message.transaction``.
 
 Begun by its first use, ended by the handler's outcome. A log takes one writer at a time, so the
-handlers of a process take *turns*: a plain handler waits in :meth:`HandlerTransaction.execute`; an async one
-must not block its loop, and waits in ``async with message.transaction:`` instead. Nobody waits in
-a thread of a pool: a pool full of those who wait would leave none to whom they wait for.
+handlers of a process take *turns*: a plain handler waits in :meth:`HandlerTransaction.execute`; an
+async one must not block its loop, and waits in ``async with message.transaction:`` instead. Nobody
+waits in a thread of a pool: a pool full of those who wait would leave none to whom they wait for.
 """
 
 from __future__ import annotations

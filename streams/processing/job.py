@@ -129,8 +129,8 @@ class AttemptLog(Protocol):
         """What to write before ``delivery``, failed for the ``attempt``-th time, is tried again.
 
         The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
-        it waits in its lane, and :meth:`failed_attempts` of it is 0 from then on, the attempt being part
-        of the work. And a note of what happened.
+        it waits in its lane, and :meth:`failed_attempts` of it is 0 from then on, the attempt being
+        part of the work. And a note of what happened.
         """
         ...
 
@@ -194,8 +194,9 @@ class KeyParking(Protocol):
         ...
 
     def is_confirmed(self, assignment: Assignment) -> bool:
-        """Whether everything of a partition that :meth:`write_confirmed` was told of until now is known to
-        count, so that what was settled until now may be committed. May read the log for it."""
+        """Whether everything of a partition that :meth:`write_confirmed` was told of until now is
+        known to count, so that what was settled until now may be committed. May read the log for
+        it."""
         ...
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:

@@ -60,8 +60,8 @@ more (on Kafka)."""
 
 POLL_LIMIT_DECODED = 160
 """The same where all are decoded before the first of them is handled, and Python's cyclic garbage
-collector is called often (:data:`COLLECTED_SELDOM`): it goes through what lives on meanwhile again and
-again. With 1,000, a message cost 40 % more CPU (on Kafka)."""
+collector is called often (:data:`COLLECTED_SELDOM`): it goes through what lives on meanwhile again
+and again. With 1,000, a message cost 40 % more CPU (on Kafka)."""
 
 COLLECTED_SELDOM = 5_000
 """New objects, or more, at which the collector is called seldom. Python's own are 700, and 2,000

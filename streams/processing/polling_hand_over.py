@@ -2,11 +2,10 @@
 
 Two threads that wait for each other after every batch cost a third of the throughput on Kafka. So
 a handler's thread that has nothing to do takes the *lead*: it polls, and handles what came without
-handing it over. The pump's own thread looks every :data:`SILENCE` whether the other still comes round,
-and where a handler is slow it takes the lead back: then it polls ahead, commits and keeps the
-membership alive while the handler runs.
-(The pattern is Leader/Followers: Schmidt, Stal, Rohnert, Buschmann, *Pattern-Oriented Software
-Architecture*, volume 2.)
+handing it over. The pump's own thread looks every :data:`SILENCE` whether the other still comes
+round, and where a handler is slow it takes the lead back: then it polls ahead, commits and keeps
+the membership alive while the handler runs. (The pattern is Leader/Followers: Schmidt, Stal,
+Rohnert, Buschmann, *Pattern-Oriented Software Architecture*, volume 2.)
 
 One thread at a time takes a *turn*, and it alone uses the subscription meanwhile.
 """

@@ -206,13 +206,15 @@ def test_the_loops_on_redis_read_what_ours_wrote(redis_server: RedisAddress) -> 
         for stream in streams:
             client.xgroup_create(stream, "loops", "0")
         assert _ids(
-            lambda function, over: baseline.redis_one_by_one(client, streams, "loops", function, over)
+            lambda function,
+            over: baseline.redis_one_by_one(client, streams, "loops", function, over)
         ) == ALL  # fmt: skip
         assert all(not client.xpending(stream, "loops")["pending"] for stream in streams)
         connection: Any = client.connection_pool.get_connection()
         assert _ids(
             lambda function, over: baseline.handle_rows(
-                baseline.redis_read_ahead(connection, streams, over), function, lambda positions: None
+                baseline.redis_read_ahead(connection, streams, over), function,
+                lambda positions: None
             )
         ) == ALL  # fmt: skip
         connection.disconnect()

@@ -28,7 +28,8 @@ from tests.servers.lifetime import until
 logger = logging.getLogger("tests.faults")
 
 STEADY = 10.0
-"""A worker that lived so long is started again at once (:class:`streams.cli.supervisor.Patience`)."""
+"""A worker that lived so long is started again at once
+(:class:`streams.cli.supervisor.Patience`)."""
 
 RATE = 200.0
 

@@ -23,11 +23,14 @@ from tests.hostile.kafka_wire import Written
 NAMES = [
     message.ID, message.SOURCE, message.TYPE, message.TIME, message.CORRELATION,
     message.CAUSATION, message.REDRIVE, message.UNREADABLE, "traceparent", "tracestate",
-    derived_records.ERROR_EXCEPTION, derived_records.ERROR_MESSAGE, derived_records.ERROR_STACKTRACE, derived_records.ERROR_TOPIC, derived_records.ERROR_PARTITION,
-    derived_records.ERROR_OFFSET, derived_records.ERROR_ATTEMPTS, derived_records.ERROR_GROUP, derived_records.ERROR_TIME, derived_records.ORIGIN,
+    derived_records.ERROR_EXCEPTION, derived_records.ERROR_MESSAGE,
+    derived_records.ERROR_STACKTRACE, derived_records.ERROR_TOPIC, derived_records.ERROR_PARTITION,
+    derived_records.ERROR_OFFSET, derived_records.ERROR_ATTEMPTS, derived_records.ERROR_GROUP,
+    derived_records.ERROR_TIME, derived_records.ORIGIN,
     derived_records.FIRST_FAILED, derived_records.FIRST_ERROR, derived_records.EDITED,
     delay.DUE, delay.TOPIC, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.REQUEST,
-    parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME, parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
+    parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME,
+    parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
     "value", "key", "null:value", "header:key", "null:", "",
 ]  # fmt: skip
 """Every header name that means something to us."""

@@ -48,8 +48,11 @@ def test_letters_whose_headers_make_no_sense(stage: Ground) -> None:
     dead = f"{stage.topic_name}.{stage.group}.dead"
     stage.create(dead)
     names = [
-        derived_records.ERROR_ATTEMPTS, derived_records.ERROR_OFFSET, derived_records.ERROR_PARTITION, derived_records.ERROR_TIME, derived_records.ERROR_EXCEPTION,
-        derived_records.ERROR_MESSAGE, derived_records.ERROR_STACKTRACE, "streams_redrive", derived_records.ORIGIN,
+        derived_records.ERROR_ATTEMPTS, derived_records.ERROR_OFFSET,
+        derived_records.ERROR_PARTITION, derived_records.ERROR_TIME,
+        derived_records.ERROR_EXCEPTION,
+        derived_records.ERROR_MESSAGE, derived_records.ERROR_STACKTRACE, "streams_redrive",
+        derived_records.ORIGIN,
         derived_records.FIRST_FAILED, derived_records.FIRST_ERROR, derived_records.EDITED,
     ]  # fmt: skip
     stage.write(

@@ -1,8 +1,9 @@
 """A process that puts dead letters back, and is killed after so many chunks.
 
 ``python -m tests.patterns.deadletters_child URL DEAD TOPIC CHUNK CHUNKS BEFORE [ID VALUE]``: puts
-letters back by ``REDRIVE_CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it is
-written; in both cases before it is noted. With an ID, it puts that letter back with another value.
+letters back by ``REDRIVE_CHUNK``, and kills itself in chunk ``CHUNKS``, ``before`` or ``after`` it
+is written; in both cases before it is noted. With an ID, it puts that letter back with another
+value.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ class Trial:
         log, stage = self.stage.anchor, self.stage
         place = log.committed(stage.group, stage.topic_name)
         return (
-            f"published {self.published}, at {place} of {log.watermarks(stage.topic_name, 0)}, handled "
+            f"published {self.published}, at {place} of {log.watermarks(stage.topic_name, 0)}, "
+            "handled "
             f"{dict(self.handled())}, closed {self.closed()}\n"
             + "\n".join(path.read_text()[-4_000:] for path in self.folder.glob("*.log"))
         )

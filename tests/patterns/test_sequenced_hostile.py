@@ -46,7 +46,9 @@ VALUES = st.one_of(
 """No position of a real record: naming the head is what a command is for."""
 
 NAMES = [
-    parking_records.OWNER, parking_records.REPLACES, parking_records.OFFSET, parking_records.TARGET, parking_records.AFTER_RESET, parking_records.TIME, parking_records.MESSAGE_ID,
+    parking_records.OWNER, parking_records.REPLACES, parking_records.OFFSET,
+    parking_records.TARGET, parking_records.AFTER_RESET, parking_records.TIME,
+    parking_records.MESSAGE_ID,
     REDRIVE, "__streams.errors.message", "h",
 ]  # fmt: skip
 

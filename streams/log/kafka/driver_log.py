@@ -3,8 +3,8 @@
 librdkafka tells of every attempt to connect, for every client and several times a second while a
 broker is away. Such lines are cut down to the broker and the reason and come at level INFO: whoever
 needs the broker gets an error or a warning of ours. The same line, whichever client it is of, is
-let through again after :data:`REPEAT_AFTER` seconds, then after twice that and so on, with the number of
-those that were not.
+let through again after :data:`REPEAT_AFTER` seconds, then after twice that and so on, with the
+number of those that were not.
 """
 
 from __future__ import annotations

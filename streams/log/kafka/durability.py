@@ -46,7 +46,8 @@ def durability_facts(
         ),
         DurabilityFact(
             "in sync", f"{insync} of {replicas}", insync >= max(1, min_insync),
-            "" if insync >= max(1, min_insync) else "brokers are missing: see why they do not follow",
+            "" if insync >= max(1, min_insync)
+            else "brokers are missing: see why they do not follow",
         ),
     ]  # fmt: skip
     if not config:

@@ -93,7 +93,8 @@ ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
 """What a code means where nothing was written."""
 
 WRITE_ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_WRITE_ERROR_NAMES)
-"""What a code means for a record that was handed to the producer; asked before :data:`ERROR_CLASSES`."""
+"""What a code means for a record that was handed to the producer; asked before
+:data:`ERROR_CLASSES`."""
 
 _HINTS: Mapping[int, str] = {
     KafkaError._AUTHENTICATION: "check user, password and sasl.mechanism",

@@ -2,10 +2,10 @@
 
 Kafka lets nobody set the positions of a group that has members, and no client can send members
 away. So the new places are written as the positions of a second group, *the desk*
-(``__streams.move.{group}``). Each running member asks every :data:`POLL_INTERVAL` seconds whether anything
-lies there for its topics: a move of a topic always has an entry for partition 0, so that is one
-small question however many partitions there are. The owner of a partition found there gives the
-partition up as lost, commits the new place itself, marks it as taken, and starts over. Whoever
+(``__streams.move.{group}``). Each running member asks every :data:`POLL_INTERVAL` seconds whether
+anything lies there for its topics: a move of a topic always has an entry for partition 0, so that
+is one small question however many partitions there are. The owner of a partition found there gives
+the partition up as lost, commits the new place itself, marks it as taken, and starts over. Whoever
 ordered the move waits until all its places are marked, and clears the desk.
 
 A place that is marked has a progress that no log accepts (it is not ASCII), so the two cannot be
@@ -68,8 +68,10 @@ def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Co
             if time.monotonic() > deadline:
                 raise GroupNotEmpty(
                     f"group {group!r}: its members did not give up "
-                    f"{', '.join(f'{topic}/{partition}' for topic, partition in not_applied)} within "
-                    f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit never "
+                    f"{', '.join(f'{topic}/{partition}' for topic, partition in not_applied)} "
+                    "within "
+                    f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
+                    "never "
                     "give theirs up; static members that were stopped count until their sessions "
                     "have ended: then try again)"
                 )

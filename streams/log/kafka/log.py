@@ -196,8 +196,8 @@ class KafkaLog:
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order. Returns once they are queued; ``on_appended`` is called when all of
-        them are confirmed or failed."""
+        """Write records in order. Returns once they are queued; ``on_appended`` is called when all
+        of them are confirmed or failed."""
         self._appender.append(topic, records, on_appended)
 
     # -- reading

@@ -53,7 +53,8 @@ _OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 class ReaderPool:
     """The consumers of one log that belong to no group (any thread).
 
-    :param check_partitions: raises NotFound where a topic lacks a partition, as its controller knows it.
+    :param check_partitions: raises NotFound where a topic lacks a partition, as its controller
+        knows it.
     """
 
     def __init__(

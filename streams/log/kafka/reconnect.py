@@ -56,8 +56,8 @@ class ConnectivityMonitor:
         """Since when the driver has not even tried."""
 
     def observe_member(self, snapshot: Snapshot, partitions: Collection[Key], now: float) -> None:
-        """Take in a group member's report: it needs its coordinator, and the leaders of ``partitions``,
-        which it is to read."""
+        """Take in a group member's report: it needs its coordinator, and the leaders of
+        ``partitions``, which it is to read."""
         reached = self._reached_brokers(snapshot)
         fetch_brokers = {
             partition: broker

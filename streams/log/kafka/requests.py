@@ -79,9 +79,9 @@ class RequestRetry:
     """How one log asks its brokers (any thread).
 
     Why no connection can be made, only the clients that are served hear, so it is noted here
-    (:meth:`record_client_error`): whoever waits for an answer need not wait until the driver gives up, and is told
-    the reason. That holds until a broker answered for the first time; later an outage is waited
-    for, as it passes.
+    (:meth:`record_client_error`): whoever waits for an answer need not wait until the driver gives
+    up, and is told the reason. That holds until a broker answered for the first time; later an
+    outage is waited for, as it passes.
 
     :param settings: for the brokers' names, and what no error may show.
     :param admin: whom the first question is asked through.

@@ -176,7 +176,8 @@ class Settings:
     :param user_config: the user's settings under their one name, values as librdkafka takes them.
     :param replication: replicas of a topic that is created; -1 leaves it to the broker.
     :param secrets: what no text may show.
-    :param possible_secret_names: names of the URL's that may be a part of a secret: they stand behind one.
+    :param possible_secret_names: names of the URL's that may be a part of a secret: they stand
+        behind one.
     :param member_name: the name that the app's members will have, if they will be static.
     """
 
@@ -407,7 +408,8 @@ def read_settings(request: OpenRequest) -> Settings:
             f"kafka+ssl:// means security.protocol={protocol}: leave that setting out"
         )
     settings = Settings(
-        hosts, user_config, replication, url.secrets(request.config), frozenset(url.possible_secret_names()),
+        hosts, user_config, replication, url.secrets(request.config),
+        frozenset(url.possible_secret_names()),
         request.member,
     )  # fmt: skip
     check_settings(settings)

@@ -74,8 +74,8 @@ class Snapshot(msgspec.Struct):
 
     def reached_brokers(self, previous_counts: Mapping[str, int]) -> set[str]:
         """The names of the brokers to which there is a connection, or which have answered since
-        ``previous_counts``: connections may come and go between two reports. (A count that fell is a new
-        client's, or that of a broker the driver had done away with.)
+        ``previous_counts``: connections may come and go between two reports. (A count that fell is
+        a new client's, or that of a broker the driver had done away with.)
 
         :param previous_counts: answers received, by the broker's name (:meth:`response_counts`).
         """

@@ -161,7 +161,8 @@ class MemoryLog:
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, all in one step; ``on_appended`` is called before this returns."""
+        """Write records in order, all in one step; ``on_appended`` is called before this
+        returns."""
         with self._lock:
             self._appending += 1
         try:

@@ -34,7 +34,8 @@ class NamedRegistry(Generic[T]):
     """Things of one kind by name (any thread).
 
     :param make: makes one of a name.
-    :param private_description: what a private one is, as an error says it; ``other``: what a shared one is.
+    :param private_description: what a private one is, as an error says it; ``other``: what a shared
+        one is.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class NamedRegistry(Generic[T]):
         name = request.path
         if request.options or not _NAME.match(name):
             raise ConfigError(
-                f"{parse(request.url).location}: write memory:// for {self._private_description}, or memory://name"
-                f" (letters, digits, '.', '_', '-') for {self._shared_description}; there are no settings"
+                f"{parse(request.url).location}: write memory:// for {self._private_description}, "
+                "or memory://name"
+                f" (letters, digits, '.', '_', '-') for {self._shared_description}; there are no "
+                "settings"
             )
         clock = request.clock or SYSTEM
         with self._lock:

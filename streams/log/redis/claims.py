@@ -111,7 +111,8 @@ class RedisClaimStore:
         if isinstance(reply, LogError):
             return reply
         return OutcomeUnknown(
-            f"{self._settings.name}: {int(reply)} of {self._settings.wait_replicas} replicas have it after "
+            f"{self._settings.name}: {int(reply)} of {self._settings.wait_replicas} replicas have "
+            "it after "
             f"{self._settings.wait_timeout:g} s"
         )
 

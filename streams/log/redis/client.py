@@ -226,7 +226,8 @@ class ConnectionPool:
 
 
 class Pipeline:
-    """Commands that were sent and whose answers are still to be read, once, by :meth:`read_replies`."""
+    """Commands that were sent and whose answers are still to be read, once, by
+    :meth:`read_replies`."""
 
     def __init__(self, client: Client, commands: Sequence[Command]) -> None:
         self._client = client
@@ -428,7 +429,8 @@ class Client:
                 return None
             if found not in (expected.encode(), b"none"):
                 return TopicMismatch(
-                    f"{command.context}: the key {printable(key)} in Redis holds a {printable(found)} "
+                    f"{command.context}: the key {printable(key)} in Redis holds a "
+                    f"{printable(found)} "
                     f"instead of a {expected}: delete or rename it"
                 )
         return None

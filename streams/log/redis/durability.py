@@ -52,7 +52,8 @@ def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> l
     found = [
         DurabilityFact(
             "appendonly", config.get("appendonly", "?"), append_only,
-            "" if append_only else "what came since the last snapshot goes with the process: set it to yes",
+            "" if append_only
+            else "what came since the last snapshot goes with the process: set it to yes",
         )
     ]  # fmt: skip
     if append_only:

@@ -52,7 +52,9 @@ ERROR_RULES = (
     ErrorRule(redis.TryAgainError, "", Unavailable),
     ErrorRule(redis.MovedError, "", Unavailable, "slots are moving"),
     ErrorRule(redis.AskError, "", Unavailable, "slots are moving"),
-    ErrorRule(redis.OutOfMemoryError, "", WritesRefused, "maxmemory is reached; nothing was written"),
+    ErrorRule(
+        redis.OutOfMemoryError, "", WritesRefused, "maxmemory is reached; nothing was written"
+    ),
     ErrorRule(redis.ResponseError, "MISCONF", WritesRefused, "it cannot write to its disk"),
     ErrorRule(redis.ResponseError, "NOREPLICAS", WritesRefused, "it has too few replicas"),
     ErrorRule(redis.ResponseError, "BUSY ", Unavailable, "a script of somebody's runs too long"),

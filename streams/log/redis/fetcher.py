@@ -4,8 +4,8 @@ One ``XREAD … BLOCK`` is under way on a connection nearly all the time, over a
 are wanted, from this member's own positions. It costs the server nothing while it waits, and
 while there is a backlog the server works on the next batch as the handlers work on this one.
 Nobody ever blocks *in* the driver: the thread waits for the socket to become readable, together
-with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So the
-length of the server's BLOCK has nothing to do with the socket's timeout.
+with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So
+the length of the server's BLOCK has nothing to do with the socket's timeout.
 
 On a cluster one command cannot span slots, so there is one feed, and one connection, for each
 partition; elsewhere one for all.
@@ -113,7 +113,8 @@ class Fetcher:
                 connection.request("ASKING")
             connection.send(
                 "XREAD", "COUNT", count, "BLOCK", int(block * 1000), "STREAMS",
-                *(each.keys.stream for each in partitions), *(each.last_read_id for each in partitions),
+                *(each.keys.stream for each in partitions),
+                *(each.last_read_id for each in partitions),
             )  # fmt: skip
         except (RedisError, OSError) as error:
             if connection is not None:

@@ -66,8 +66,8 @@ class RedisLog:
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic. The one setting in ``config`` is ``max_entries``: entries a partition keeps at
-        most, whatever groups have settled.
+        """Create a topic. The one setting in ``config`` is ``max_entries``: entries a partition
+        keeps at most, whatever groups have settled.
 
         :raises TopicMismatch: it exists with another number of partitions, or is no stream.
         :raises ConfigError: there is no such retention here.

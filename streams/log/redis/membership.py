@@ -8,9 +8,9 @@ and nothing worse happens than a rebalance.
 
 No clock of a server decides anything, as it may be stepped. Each confirmation counts a number in
 the row up; whoever has seen a row stand unchanged for its whole length, on its own monotonic
-clock (:class:`streams.log.membership.StalenessTracker`), takes the lease by compare-and-set, or removes the
-member. An owner counts its own time from before it asked. The time that is stored beside
-(``until``) is for people, and for refusing to move a group that seems to run.
+clock (:class:`streams.log.membership.StalenessTracker`), takes the lease by compare-and-set, or
+removes the member. An owner counts its own time from before it asked. The time that is stored
+beside (``until``) is for people, and for refusing to move a group that seems to run.
 
 Anybody can write into these keys. What makes no sense there is passed over and written anew, save
 a position: without it nobody knows where to go on, so that is an error that says what to do.
@@ -319,7 +319,8 @@ class Membership:
         dead_members, self._dead_members = self._dead_members, {}
         return script_command(
             self._group, "beat", [members_key(self._group)],
-            self.member_id, self._static_name, int(join), self._heartbeats, self._lease_ms, ",".join(self._subscribed),
+            self.member_id, self._static_name, int(join), self._heartbeats, self._lease_ms,
+            ",".join(self._subscribed),
             *(word for row in dead_members.items() for word in row),
         )  # fmt: skip
 

@@ -92,7 +92,8 @@ class PendingAppend:
             if size > MAX_BYTES or field_count > MAX_FIELDS:
                 described = f"{size} bytes and {len(headers)} headers"
                 self.results[index] = TooLarge(
-                    f"{self.topic}: a record of {described}; at most {MAX_BYTES} and {MAX_FIELDS - 4}"
+                    f"{self.topic}: a record of {described}; at most {MAX_BYTES} and "
+                    f"{MAX_FIELDS - 4}"
                 )
                 continue
             if not id:

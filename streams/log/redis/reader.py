@@ -162,7 +162,8 @@ class OffsetLookup:
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
         """See :meth:`streams.log.protocol.Log.lag`: what the server knows of the group that stands
-        nearest, and what lies between that one and the position; at most :data:`MAX_COUNTED` are counted.
+        nearest, and what lies between that one and the position; at most :data:`MAX_COUNTED` are
+        counted.
         """
         keys = self._topics.partition_keys(topic, partition)
         found, groups = self.stream_info(keys)
@@ -288,7 +289,8 @@ class RedisReader:
         self._client.execute(
             Command(
                 str(self._keys), stream,
-                "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", stream, entry_id_before(self._position),
+                "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", stream,
+                entry_id_before(self._position),
             )
         )  # fmt: skip
 

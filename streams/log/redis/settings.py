@@ -50,8 +50,8 @@ class Settings:
     :param addresses: servers, Sentinels or cluster nodes named by the URL.
     :param service: the name the Sentinels know the primary by.
     :param terms: how long a member owns its partitions without confirming it.
-    :param dedup_seconds: seconds for which the log remembers message IDs, so that one written twice is one
-        entry; 0: not at all.
+    :param dedup_seconds: seconds for which the log remembers message IDs, so that one written twice
+        is one entry; 0: not at all.
     :param append_timeout: seconds for which an append is tried while the server cannot be reached.
     :param wait_replicas: replicas that must have an append before it is acknowledged.
     :param wait_timeout: seconds given to them.

@@ -311,7 +311,8 @@ def _parse_max_entries(topic: str, config: Mapping[str, str]) -> int | None:
     for name in config:
         if name != MAX_ENTRIES:
             raise ConfigError(
-                f"{topic}: config={{{name!r}: …}}: on Redis there is only {MAX_ENTRIES!r}, the entries a "
+                f"{topic}: config={{{name!r}: …}}: on Redis there is only {MAX_ENTRIES!r}, the "
+                "entries a "
                 "partition keeps at most, whatever groups have settled"
             )
     text = config.get(MAX_ENTRIES)

@@ -13,8 +13,8 @@ this is also faster than rows when nothing else runs. Kafka's record batches are
 
 A block is a MessagePack array (:class:`Block`). Within a partition blocks are in order and do
 not overlap; a message's offset is the block's plus its index. Where a block begins is nobody's
-business: small ones at a partition's end are merged as they add up (:func:`merge_blocks`), and a reader
-that stands in the middle of one is not disturbed.
+business: small ones at a partition's end are merged as they add up (:func:`merge_blocks`), and a
+reader that stands in the middle of one is not disturbed.
 
 The ``ids`` are identities, as deduplication wants them. The headers are kept apart, undecoded
 until somebody asks. Text that is no valid Unicode (an ID or header name from a foreign log, kept

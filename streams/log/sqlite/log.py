@@ -186,7 +186,8 @@ class SqliteLog:
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, in one transaction; ``on_appended`` is told before this returns."""
+        """Write records in order, in one transaction; ``on_appended`` is told before this
+        returns."""
         self._writer.append(topic, records, on_appended)
 
     def flush(self, timeout: float) -> None:

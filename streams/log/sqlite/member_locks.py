@@ -58,7 +58,8 @@ class MemberLocks:
         self._warned = False
 
     def acquire(self, number: int) -> None:
-        """Say that member ``number`` runs in this process, until :meth:`release` or the process's end."""
+        """Say that member ``number`` runs in this process, until :meth:`release` or the process's
+        end."""
         with self._lock:
             self._held.add(number)
             self._try_lock(number)

@@ -15,8 +15,8 @@ of its own. A member is *gone*
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
 nobody sets. It begins anew at a restart of the machine, so a row names its timeline
-(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another one, and one whose expiry makes no
-sense, is over once it has stood unchanged for a lease's length while this member looked on
+(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another one, and one whose expiry
+makes no sense, is over once it has stood unchanged for a lease's length while this member looked on
 (:class:`streams.log.membership.StalenessTracker`).
 
 A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
@@ -145,8 +145,8 @@ class OwnershipChanges(NamedTuple):
 class Membership:
     """One member of a group: its row, its leases, its commits.
 
-    :meth:`heartbeat`, :meth:`commit` and :meth:`store_offset` may be called by any thread, the rest by the one
-    that polls.
+    :meth:`heartbeat`, :meth:`commit` and :meth:`store_offset` may be called by any thread, the rest
+    by the one that polls.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class Membership:
     # -- being a member
 
     def join(self) -> None:
-        """Become a member; the first plan comes with :meth:`heartbeat_and_plan`. A static member takes its name
-        over, with what the process before it had.
+        """Become a member; the first plan comes with :meth:`heartbeat_and_plan`. A static member
+        takes its name over, with what the process before it had.
 
         :raises NotFound: one of the topics does not exist.
         """

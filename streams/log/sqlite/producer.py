@@ -121,7 +121,8 @@ class Writer:
 
     def _too_large_error(self, topic: str, record: Record) -> TooLarge:
         return TooLarge(
-            f"{topic}: message {record.id!r} has {blocks.record_size(record)} bytes, {self._max_record} are "
+            f"{topic}: message {record.id!r} has {blocks.record_size(record)} bytes, "
+            f"{self._max_record} are "
             "allowed (?max_record= of the URL)"
         )
 

@@ -64,7 +64,8 @@ def read_settings(request: OpenRequest) -> Settings:
             meant = close_match(name, _OPTIONS) if shown == repr(name) else None
             hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
-                f"{url.location}: no option {shown}; {hint}a sqlite:// URL takes {', '.join(_OPTIONS)}"
+                f"{url.location}: no option {shown}; {hint}a sqlite:// URL takes "
+                f"{', '.join(_OPTIONS)}"
             )
     synchronous = options.get("synchronous", "full").lower()
     if synchronous not in ("full", "normal"):

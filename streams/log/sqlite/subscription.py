@@ -55,7 +55,8 @@ class _OwnedPartition(PartitionCursor):
 
 
 class SqliteSubscription:
-    """A member of a group. Used by one thread at a time, except :meth:`wakeup`, :meth:`begin_transaction`,
+    """A member of a group. Used by one thread at a time, except :meth:`wakeup`,
+    :meth:`begin_transaction`,
     :meth:`commit` and what they return."""
 
     def __init__(

@@ -83,7 +83,10 @@ class HandlerConnection(SqliteConnection):
                     (n for n in (first, two) if n and n.lower().startswith(_RESERVED_PREFIX)), None
                 )
                 if reserved_name:
-                    reason = f"{reserved_name} belongs to the log ({_RESERVED_PREFIX}…) and may only be read"
+                    reason = (
+                        f"{reserved_name} belongs to the log ({_RESERVED_PREFIX}…) "
+                        "and may only be read"
+                    )
             if reason:
                 self.refusal = reason
                 return apsw.SQLITE_DENY

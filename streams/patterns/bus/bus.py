@@ -423,7 +423,8 @@ class EventBus:
             raise ConfigError(f"subscribe({pattern!r}, in_thread={in_thread!r}): True or False")
         if in_thread and asynchronous:
             raise ConfigError(
-                f"subscribe({pattern!r}, in_thread=True): {handler_name(handler)} is async, and runs on "
+                f"subscribe({pattern!r}, in_thread=True): {handler_name(handler)} is async, and "
+                "runs on "
                 "the event loop; only a plain handler has a thread"
             )
         if group is not None:
@@ -474,12 +475,14 @@ class EventBus:
         if subscriber is not None:
             if (options and options != subscriber.options) or in_thread > subscriber.in_thread:
                 raise ConfigError(
-                    f"group {group!r}: {handler_name(handler)} is subscribed with other options already"
+                    f"group {group!r}: {handler_name(handler)} is subscribed with other options "
+                    "already"
                 )
             return subscriber
         if group in self._durable_by_group:
             raise ConfigError(
-                f"group {group!r} has a handler already, {handler_name(self._durable_by_group[group].handler)}; "
+                f"group {group!r} has a handler already, "
+                f"{handler_name(self._durable_by_group[group].handler)}; "
                 f"give {handler_name(handler)} a group of its own"
             )
         durable = group is not None

@@ -1,9 +1,9 @@
 """Reading a topic from now on, in no group: what ephemeral subscribers get.
 
-A :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition, starts where each
-ended when the app was entered, and commits nothing. A processor fed with it has the runners, flow
-control and dedup of any other, and leaves nothing behind in the log: no group that would keep
-messages from being trimmed, no dead letter topic.
+A :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
+starts where each ended when the app was entered, and commits nothing. A processor fed with it has
+the runners, flow control and dedup of any other, and leaves nothing behind in the log: no group
+that would keep messages from being trimmed, no dead letter topic.
 """
 
 from __future__ import annotations

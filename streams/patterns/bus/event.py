@@ -125,7 +125,8 @@ class EventDecoder:
 
     :param wants: told an event's topic.
     :param data_decoder: decodes the data.
-    :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of an error.
+    :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of
+        an error.
     """
 
     def __init__(

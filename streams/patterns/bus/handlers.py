@@ -1,8 +1,9 @@
 """Calling handlers, and telling somebody when one fails.
 
 An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
-block the loop, or on a local bus in place while it is quick (:mod:`streams.patterns.bus.inline_policy`). An
-error of one handler goes to the bus's error hook and to nobody else.
+block the loop, or on a local bus in place while it is quick
+(:mod:`streams.patterns.bus.inline_policy`). An error of one handler goes to the bus's error hook
+and to nobody else.
 """
 
 from __future__ import annotations

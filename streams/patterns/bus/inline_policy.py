@@ -2,12 +2,13 @@
 
 To hand a call over to a thread and to wait for it takes a hundred times as long as a quick handler
 does. But a handler that blocks must not block the event loop, and only its calls tell. So the first
-ones run in worker threads and are timed; after :data:`TRIAL_CALLS` quick ones in a row the handler is
-called in place, on the loop. A call that was slow there sends it back to the threads, for twice as
-many calls as the last time: a handler that is slow now and then holds the loop up less and less.
+ones run in worker threads and are timed; after :data:`TRIAL_CALLS` quick ones in a row the handler
+is called in place, on the loop. A call that was slow there sends it back to the threads, for twice
+as many calls as the last time: a handler that is slow now and then holds the loop up less and less.
 
 A quick call also takes long where the process was interrupted, by the garbage collector or by
-another process. So one that came after :data:`STEADY_CALLS` quick ones is let pass, if it took less than
+another process. So one that came after :data:`STEADY_CALLS` quick ones is let pass, if it took less
+than
 :data:`MAX_INTERRUPTION`: spread over these that is nothing.
 
 Used on the bus's loop.

@@ -2,8 +2,8 @@
 
 Who wants a topic is looked up once and kept until somebody subscribes or unsubscribes. Of those,
 quick plain handlers are called first and in place, one after the other
-(:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side. Each call
-has a copy of the publisher's context variables, wherever it runs.
+(:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side.
+Each call has a copy of the publisher's context variables, wherever it runs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Closed keys as seen by people: what closes them, and what is to become of it.
 
 ``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
-the same records as the owner of the partition (:mod:`streams.patterns.deadletters.parking_records`), without
-being one, and writes commands. A command names the dead message as it was seen, so that given
-twice, or too late, it does nothing; the owner follows it as soon as one runs.
+the same records as the owner of the partition
+(:mod:`streams.patterns.deadletters.parking_records`), without being one, and writes commands. A
+command names the dead message as it was seen, so that given twice, or too late, it does nothing;
+the owner follows it as soon as one runs.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def failure_time(batch: Batch, index: int) -> datetime:
 
 
 def _parse_origin(written: str, parse: Callable[[str], int]) -> Position | None:
-    """A place as :func:`streams.derived_records.first_failure` writes it; None for anything else."""
+    """A place as :func:`streams.derived_records.first_failure` writes it; None for anything
+    else."""
     topic, _, rest = written.partition("/")
     partition, _, offset = rest.partition("/")
     number = wire.parse_int(partition, 9) if len(written) <= 2 * wire.MAX_TEXT else None

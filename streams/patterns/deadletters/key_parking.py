@@ -1,7 +1,8 @@
 """Who keeps keys closed: the owner of a source partition, beside its processor.
 
-The rules, and what a crash can do, stand at the head of :mod:`streams.patterns.deadletters.parking_records`.
-This is their I/O. For each source partition that is owned there is a *shelf*, which
+The rules, and what a crash can do, stand at the head of
+:mod:`streams.patterns.deadletters.parking_records`. This is their I/O. For each source partition
+that is owned there is a *shelf*, which
 
 1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
    partition is handled; the floor is the place of a group without members, named as the topic;
@@ -193,7 +194,8 @@ class DurableKeyParking:
             )
             logger.error(
                 "%s/%d: %s; begins again at the committed position%s",
-                parking.name, parking.partition, parking.ended_reason, f" in {pause:g} s" if pause else "",
+                parking.name, parking.partition, parking.ended_reason,
+                f" in {pause:g} s" if pause else "",
             )  # fmt: skip
             found.append((parking.assignment, pause))
         return found
@@ -625,7 +627,8 @@ class PartitionParking:
             self._limit_reported = False
             return
         complaint = (
-            f"{self.name}/{self.partition} holds {PARKED_LIMIT} messages of closed keys: retry or drop the "
+            f"{self.name}/{self.partition} holds {PARKED_LIMIT} messages of closed keys: retry or "
+            "drop the "
             "dead ones, see streams dead keys"
         )
         if not self._limit_reported:

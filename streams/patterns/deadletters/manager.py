@@ -240,7 +240,8 @@ class DeadLetterManager:
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
     ) -> list[str | tuple[int, int]] | None:
-        """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None: all."""
+        """The letters that are named, as :meth:`DeadLetterTopic.select_named` takes them; None:
+        all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):

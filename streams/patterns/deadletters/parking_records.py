@@ -4,7 +4,8 @@
 *parked* behind it until it is retried, edited or dropped; then they are handled in their original
 order, and the key opens again. Everything about the keys of partition p of ``orders`` stands in
 partition p of ``orders.billing.parked``, and the state is what follows from reading that in order:
-:class:`ParkingState` reads, and does nothing else. Whoever reads the same records comes to the same state.
+:class:`ParkingState` reads, and does nothing else. Whoever reads the same records comes to the same
+state.
 
 Rules
 -----
@@ -295,7 +296,8 @@ class OriginalMessage(NamedTuple):
 def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMessage:
     """The message in a dead, waits or edit record.
 
-    :param as_redriven: as it is to be handled: if it was dead, counted as put back, without its error.
+    :param as_redriven: as it is to be handled: if it was dead, counted as put back, without its
+        error.
     """
     own = message_headers(headers)
     if as_redriven and header_text(headers, KIND) != "waits":

@@ -392,7 +392,8 @@ class DeadLetterTopic:
             _track_chunk(ahead, passed, resolved, len(rows_chosen))
             if not ahead.resolved().encoded().complete:
                 raise ReprocessStopped(
-                    f"{rows_chosen[0].position}: more dead letters are picked out one here, one there "
+                    f"{rows_chosen[0].position}: more dead letters are picked out one here, one "
+                    "there "
                     "than can be noted; deal with the older ones first, without a filter",
                     count_before + count,
                 )

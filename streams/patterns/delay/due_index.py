@@ -173,8 +173,9 @@ class DueIndex:
     def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
         """Forget everything, to be filled again from the log.
 
-        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due before it is
-            over, so that it takes no room from what comes next, as far as it stands before
+        :param resume_after: the horizon of an index that was :attr:`is_exhausted`: what was due
+            before it is over, so that it takes no room from what comes next, as far as it stands
+            before
         :param resume_below: this position.
         """
         self.__init__(self._limit)  # type: ignore[misc]

@@ -9,10 +9,11 @@
 The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
 what should not leave the process. There is no login: listen where only those come who may look.
 
-Whoever comes is bounded: a request has :data:`REQUEST_TIMEOUT` seconds and :data:`MAX_REQUEST_BYTES` bytes until its
-end, its answer as many seconds to be taken, and a connection is closed after it. Of more than
-:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is given up for
-the next, so that nobody shuts out the others by holding connections open.
+Whoever comes is bounded: a request has :data:`REQUEST_TIMEOUT` seconds and
+:data:`MAX_REQUEST_BYTES` bytes until its end, its answer as many seconds to be taken, and a
+connection is closed after it. Of more than
+:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is given up
+for the next, so that nobody shuts out the others by holding connections open.
 """
 
 from __future__ import annotations

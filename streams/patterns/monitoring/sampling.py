@@ -4,8 +4,8 @@ OpenTelemetry makes a span, its parent and its attributes first and asks the sam
 costs some 20 µs for a span that nobody will see. Its own samplers look at two things alone: the
 trace ID, and whether the parent is sampled. Both are known from the header ``traceparent``, or from
 a trace ID that is drawn here. So a span that they will drop is not built. In its place stands a
-:class:`DroppedContext` context, which has OpenTelemetry build the span when somebody reads it: a log
-record that wants the trace ID, a child span, a message that is published.
+:class:`DroppedContext` context, which has OpenTelemetry build the span when somebody reads it: a
+log record that wants the trace ID, a child span, a message that is published.
 
 The decision is never another one than OpenTelemetry's: what it does not drop, it is asked about
 again, with the same trace ID. Where the sampler is not one of its own, or the context travels in

@@ -5,9 +5,9 @@ Each entry of the journal is a message. Its handler calls what the entry says is
 (``to=``). So the processor's own promises are the saga's: the owner of the saga ID's partition
 goes on with it, one entry after the other; killed at any instant, the entry that was not settled
 is handled again, by whoever owns the partition then, unless the journal says already what became of
-it (:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is dropped by
-deduplication; and an entry that is due later waits as a message does that is tried again later.
-There is no state but the journal.
+it (:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is
+dropped by deduplication; and an entry that is due later waits as a message does that is tried again
+later. There is no state but the journal.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class DurableSagas:
         self._engine = engine
         check_topic(journal_topic(name))
         self.topic: Topic[StoredEntry] = _JournalTopic(
-            app, journal_topic(name), StoredEntry, key="saga", id=_message_id, partitions=partitions,
+            app, journal_topic(name), StoredEntry, key="saga", id=_message_id,
+            partitions=partitions,
             retention=retention,
         )  # fmt: skip
         app.add_topic(self.topic)

@@ -1,7 +1,7 @@
 """The course of a saga: from one entry to the next.
 
-:meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where it
-stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who
+:meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where
+it stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who
 calls it, and waits for what is due, is another's business: a loop in memory
 (:mod:`streams.patterns.saga.orchestrator`), a processor in a durable saga
 (:mod:`streams.patterns.saga.durable_sagas`).
@@ -52,8 +52,8 @@ class SagaEngine:
     """The steps of a saga, and how one leads to the next.
 
     :param name: the orchestrator's; part of every idempotency key.
-    :param compensate_cancelled: a step that is cancelled has failed, and what was done is to be undone.
-        Else the cancellation is passed on, and the saga stands where it stood.
+    :param compensate_cancelled: a step that is cancelled has failed, and what was done is to be
+        undone. Else the cancellation is passed on, and the saga stands where it stood.
     """
 
     def __init__(
@@ -329,7 +329,8 @@ class SagaEngine:
         if delay is None:
             logger.warning(
                 "saga %s %s: step %s %s after %s: %s",
-                self.name, entry.saga, step_failure.step, verb, count_with_noun(step_failure.attempts, "attempt"), text,
+                self.name, entry.saga, step_failure.step, verb,
+                count_with_noun(step_failure.attempts, "attempt"), text,
             )  # fmt: skip
         else:
             logger.info(

@@ -98,8 +98,8 @@ class SagaOrchestrator(Generic[C]):
     With an app they are durable: declare the orchestrator before the app is entered.
 
     :param app: the app on whose log the journals stand.
-    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is ``MESSAGE_ID``,
-        and it is in every idempotency key.
+    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is
+        ``MESSAGE_ID``, and it is in every idempotency key.
     :param context: the type of their context, which msgspec can carry.
     :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
         new one gets 8.

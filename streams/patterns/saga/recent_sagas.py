@@ -1,12 +1,12 @@
 """The sagas whose last entry is among the newest of their partition, by ID.
 
 Whoever asks for one saga by its ID would else read its partition's journal from the beginning. So
-what was asked for once is followed: :meth:`RecentSagas.catch_up` reads the newest entries of a partition
-the first time, and afterwards what was written since. What is kept of a saga is a number and an
-offset, of no more sagas than have an entry among the last ``min_entries`` that count.
+what was asked for once is followed: :meth:`RecentSagas.catch_up` reads the newest entries of a
+partition the first time, and afterwards what was written since. What is kept of a saga is a number
+and an offset, of no more sagas than have an entry among the last ``min_entries`` that count.
 
-``min_entries`` is at least what deduplication can remember. So a saga that is not found here is unknown to
-deduplication too: a second start of it runs it again, as the promise says.
+``min_entries`` is at least what deduplication can remember. So a saga that is not found here is
+unknown to deduplication too: a second start of it runs it again, as the promise says.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class _PartitionIndex:
         self.entry_count = 0
         """Entries that counted so far."""
         self.sagas: dict[str, tuple[int, LastEntry]] = {}
-        """By ID, in the order in which they moved: what :attr:`entry_count` was then, the last entry."""
+        """By ID, in the order in which they moved: what :attr:`entry_count` was then, the last
+        entry."""
 
     def add_entry(self, entry: JournalEntry, position: Position, min_entries: int) -> None:
         """The next entry. The first of a number counts, what was written too late does not."""

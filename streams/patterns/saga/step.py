@@ -154,7 +154,8 @@ def _inspect_action(where: str, option: str, function: Any, timeout: object) -> 
     asynchronous = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call_method)
     if timeout is not None and not asynchronous:
         raise ConfigError(
-            f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make it "
+            f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make "
+            "it "
             "async def, or leave timeout out"
         )
     return ActionSignature(_adapt_action(where, option, function, expected), asynchronous)
