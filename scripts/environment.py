@@ -164,7 +164,7 @@ def find_interpreter(venv: Path) -> Interpreter:
         "  Debian, Ubuntu: apt-get install python3 python3-venv   (as root)",
         "  Fedora:         dnf install python3.13                 (as root)",
         "  macOS:          brew install python@3.13",
-        f"  elsewhere:      install Python, name it: {PYTHON_VARIABLE}=/path/to/python3.13 make test",
+        f"  elsewhere:      install Python; {PYTHON_VARIABLE}=/path/to/python3.13 make test",
     ]
     raise SetupError("\n".join(lines))
 

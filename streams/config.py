@@ -108,8 +108,8 @@ class Retry:
         message waits in the group's delay topic, ``{topic}.{group}.delay``, and comes back when it
         is due; later messages of its key overtake it, and its attempts survive a restart.
     :param durable: with ``in_order``: attempts survive a restart too. A keyless message, which has
-        no order to lose, waits in the delay topic; a message with a key keeps its lane, and each
-        of its failures is noted in the log before the next attempt.
+        no order to lose, waits in the delay topic; a message with a key keeps its key queue, and
+        each of its failures is noted in the log before the next attempt.
     """
 
     attempts: int = 5

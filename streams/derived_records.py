@@ -63,7 +63,7 @@ _ATTEMPT_DIGITS = 9
 def dead_letter_maker(
     group: str, topic: Callable[[str], str], clock: Clock
 ) -> Callable[[Delivery], Outgoing]:
-    """Makes the dead letter of a work with a burial.
+    """Makes the dead letter of a delivery that has a reason.
 
     :param topic: the dead letter topic of a source topic.
     """

@@ -457,7 +457,7 @@ class Message(Generic[T_co, X_co]):
 def make_message(
     value: Any, batch: Batch, index: int, attempt: int, transaction: Any = None
 ) -> Message[Any]:
-    """A message as a view of one row of a batch (what the runners build)."""
+    """A message as a view of one row of a batch (what the executors build)."""
     message: Message[Any] = Message.__new__(Message)
     message.value = value
     message.attempt = attempt

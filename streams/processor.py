@@ -207,7 +207,7 @@ class Processor(Generic[P, R]):
         app._ensure_processor_topics(self)
 
     def make_job(self, app: Streams) -> Job:
-        """What its runner runs."""
+        """What its executor runs."""
         return app.make_job(self)
 
     def subscribed_log(self, app: Streams) -> Log:

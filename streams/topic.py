@@ -58,7 +58,7 @@ class Source(Protocol[T_co]):
 
 
 class TopicDecoder(Generic[T_co]):
-    """Decodes one topic's values for the runners (``runners.job.Decoding``)."""
+    """Decodes one topic's values for the executors (``executors.job.Decoding``)."""
 
     def __init__(
         self,
@@ -406,7 +406,7 @@ def _field_reader(
 
 
 class ValueIdReader:
-    """Reads the message ID from a value (``runners.job.Identify``).
+    """Reads the message ID from a value (``executors.job.Identify``).
 
     :param read: what gives the value's part that is its ID.
     """

@@ -305,7 +305,7 @@ class _PartitionCursor:
 
 
 def _merge_by_time(cursors: list[_PartitionCursor]) -> Iterator[tuple[Batch, int]]:
-    """All messages of the lanes, the earliest (log time) next."""
+    """All messages of these partitions, the earliest (log time) next."""
     if len(cursors) == 1:
         cursor = cursors[0]
         while cursor.advance():

@@ -1,32 +1,32 @@
-"""Which message may be handled now: key lanes over what was polled.
+"""Which message may be handled now: one at a time for each key, over everything that was polled.
 
 Rules
 -----
 
-1. A *lane* is a key of one topic and partition, as bytes; a keyless message has its identity for a
-   lane, so that a duplicate of a message in flight waits for its outcome. A message with neither
-   has no lane and never waits.
-2. A lane that is in ``Owned.lanes`` is *busy*: its message is being handled, waits to be tried
-   again, or is being buried. Later messages of a busy lane queue up in it. When the lane's message
-   is settled, the next of its queue goes to ``ready``, before anything that was not looked at yet.
+1. An *ordering key* is a key of one topic and partition, as bytes. A message without a key has its
+   identity for an ordering key, so that a duplicate of it waits for its outcome. A message with
+   neither has none and never waits.
+2. An ordering key in ``PartitionState.in_flight`` is *in flight*: its message is being handled,
+   waits to be tried again, or its dead letter is being written. Later messages of the key wait in
+   its *key queue*. When the message is settled, the next of the queue goes to ``ready``, before
+   anything that was not looked at yet.
 3. A duplicate is found when its turn comes, never earlier: what it duplicates may still fail.
-4. Lanes outlive the assignment. A partition that is revoked loses its queues, but lanes whose
-   handler is still running stay busy (the *fence*), so when the partition comes back to this
-   process those keys wait. Both assignments share one dict of lanes for that; a batch that
-   outlived its partition frees each of its lanes once.
+4. Keys in flight outlive the assignment. A partition that is revoked loses its queues, but keys
+   whose handler is still running stay in flight, so when the partition comes back to this process
+   those keys wait. Both assignments share one dict of them for that; a batch that outlived its
+   partition releases each of its keys once.
 5. Nothing starts when ownership is not certain (``now >= valid_until``): everything waits until it
    is confirmed again, or lost.
-6. A lane has one holder: the message that is handled, waits or is buried. A batch may hold several
-   messages of a key; once its outcome is known, the first that is not settled keeps the lane and
-   the others queue up behind it.
-7. With ``in_order=False`` a message that failed gives its key's lane up and has its identity for a
-   lane from then on, so that its duplicates, whatever their key, still wait for it.
+6. One message holds an ordering key: the one that is handled, waits to be tried again, or whose
+   dead letter is being written. A batch may hold several messages of a key; once its outcome is
+   known, the first that is not settled keeps the key and the others queue up behind it.
+7. With ``in_order=False`` a message that failed gives its key up and has its identity for an
+   ordering key from then on, so that its duplicates, whatever their key, still wait for it.
 8. A message that comes back another way than from its partition (:meth:`Dispatcher.push_returned`)
-   goes before whatever waits in its key's lane. It has no identity: it was settled in its
+   goes before whatever waits in its key's queue. It has no identity: it was settled in its
    partition.
 
-A piece of work is a plain tuple, because an object a message is what the hot loop cannot afford:
-``(segment, index, lane, identity, attempt, alone, burial)``.
+A delivery is a plain tuple, because an object for each message is what the hot loop cannot afford.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class DeadLetterReason(NamedTuple):
 Delivery: TypeAlias = (
     "tuple[FetchedBatch, int, OrderingKey, str | None, int, bool, DeadLetterReason | None]"
 )
-"""Segment, index into it, lane, identity, attempt (from 1), not to be batched with others,
-and, for a message on its way to the dead letters, why."""
+"""The batch, the index into it, the ordering key, the identity, the attempt (from 1), whether it is
+not to be batched with others, and, for a message on its way to the dead letters, why."""
 
 
 class Ownership(Protocol):
@@ -74,7 +74,7 @@ class Ownership(Protocol):
 
 
 class PartitionState:
-    """One assignment's state: progress, window and lanes."""
+    """One assignment's state: progress, dedup window and keys in flight."""
 
     __slots__ = (
         "assignment",
@@ -97,7 +97,7 @@ class PartitionState:
         self.is_owned = True
         """Not revoked and not lost."""
         self.released: set[OrderingKey] = set()
-        """Once revoked: the lanes whose handlers have ended since."""
+        """Once revoked: the ordering keys whose handlers have ended since."""
         self.unconfirmed = 0
         """Messages handled or given up, whose writes are not confirmed yet."""
         self.snapshot_version = 0
@@ -122,7 +122,7 @@ def _offset(delivery: Delivery) -> int:
 
 
 class Dispatcher:
-    """Feeds runners. Every method but :meth:`offer` is for one caller at a time."""
+    """Feeds executors. Every method but :meth:`offer` is for one caller at a time."""
 
     def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
         """``refill`` is called when a segment is begun and fewer than :data:`READ_AHEAD` wait."""
@@ -149,7 +149,7 @@ class Dispatcher:
     # -- partitions
 
     def assign(self, state: PartitionState) -> None:
-        """Begin with a partition. Lanes still busy from an earlier assignment stay so."""
+        """Begin with a partition. Keys still in flight from an earlier assignment stay so."""
         partition = (state.assignment.topic, state.assignment.partition)
         state.in_flight = self._outlived.pop(partition, state.in_flight)
         self._partitions[partition] = state
@@ -157,7 +157,7 @@ class Dispatcher:
     def revoke(self, state: PartitionState) -> None:
         """Give out nothing more of this partition. What runs is still to be reported."""
         if not state.is_owned:
-            return  # its lanes may be the next assignment's already
+            return  # its keys in flight may be the next assignment's already
         partition = (state.assignment.topic, state.assignment.partition)
         state.is_owned = False
         if self._partitions.get(partition) is state:
@@ -170,7 +170,7 @@ class Dispatcher:
         self._timers = [timer for timer in self._timers if timer[2][0].state is not state]
         self._timers.sort()
         in_flight = state.in_flight
-        for delivery in waiting:  # their lanes are busy, but nobody is running in them
+        for delivery in waiting:  # their keys are in flight, but no handler runs for them
             in_flight.pop(delivery[2], None)
         for ordering_key in in_flight:
             in_flight[ordering_key] = None
@@ -223,7 +223,7 @@ class Dispatcher:
     @property
     def next_due(self) -> float | None:
         """When the next waiting message may be tried again, in monotonic seconds."""
-        first = self._timers[:1]  # others may look on while the runner takes it out
+        first = self._timers[:1]  # others may look on while the executor takes it out
         return first[0][0] if first else None
 
     @property
@@ -232,7 +232,7 @@ class Dispatcher:
         return len(self._timers)
 
     def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
-        """Topic, partition, lane and attempt of messages waiting to be tried again."""
+        """Topic, partition, ordering key and attempt of messages waiting to be tried again."""
         return [
             (delivery[0].batch.topic, delivery[0].batch.partition, delivery[2], delivery[4])
             for _, _, delivery in sorted(self._timers)[:limit]
@@ -241,7 +241,8 @@ class Dispatcher:
     # -- dispatch
 
     def take(self, now: float) -> Delivery | None:
-        """The next message whose turn has come, or None. Its lane is busy from here on."""
+        """The next message whose turn has come, or None. Its ordering key is in flight from here
+        on."""
         if self.paused:
             return None
         if self.ready:
@@ -296,7 +297,7 @@ class Dispatcher:
         """Up to ``limit`` messages whose turn has come, in order.
 
         A key may recur within a batch, an identity may not. A message to be handled alone, or to
-        be buried, comes alone.
+        be dead-lettered, comes alone.
         """
         batch: list[Delivery] = []
         batch_keys: set[tuple[int, OrderingKey]] = set()
@@ -411,8 +412,8 @@ class Dispatcher:
     def take_fast(self, now: float) -> FetchedBatch | None:
         """A segment all of whose messages may be handled one after the other.
 
-        Given where nothing stands in the way: no lane is busy, nothing was settled before, no
-        identity recurs. The caller reports with :meth:`finish_fast`. For one runner alone.
+        Given where nothing stands in the way: no key is in flight, nothing was settled before, no
+        identity recurs. The caller reports with :meth:`finish_fast`. For one executor alone.
         """
         if self.paused or self.ready:
             return None
@@ -460,8 +461,8 @@ class Dispatcher:
     def interrupt_fast(
         self, fetched: FetchedBatch, start: int, index: int, stop: int
     ) -> list[Delivery]:
-        """A straight run that began at ``start`` stumbled: messages before ``index`` are handled,
-        those before ``stop`` are what it stumbled over, as works whose lanes are busy.
+        """A fast run that began at ``start`` stopped: messages before ``index`` are handled,
+        those before ``stop`` are what it stumbled over, as deliveries whose keys are in flight.
 
         Nothing where the partition was revoked meanwhile.
         """
@@ -482,13 +483,14 @@ class Dispatcher:
         return deliveries
 
     def decline_fast(self, fetched: FetchedBatch) -> None:
-        """What :meth:`take_fast` gave cannot be run straight after all; give it out one by one."""
+        """What :meth:`take_fast` gave cannot take the fast path after all; give it out one by
+        one."""
         self.finish_fast(fetched, 0, 0)
 
     # -- outcomes
 
     def mark_settled(self, delivery: Delivery) -> None:
-        """The message is settled: handled, or buried with the write confirmed."""
+        """The message is settled: handled, or dead-lettered with the write confirmed."""
         fetched, index, ordering_key, identity, _, _, reason = delivery
         fetched.settled[index] = 1
         state = fetched.state
@@ -536,7 +538,7 @@ class Dispatcher:
     def _release_keys(
         self, deliveries: Iterable[Delivery], keep: Collection[tuple[int, OrderingKey]] = ()
     ) -> None:
-        """Nobody runs in these works' lanes any more, but for some."""
+        """No handler runs for the keys of these deliveries any more, but for some."""
         ordering_keys = {
             (id(delivery[0].state), delivery[2]): delivery[0].state for delivery in deliveries
         }
@@ -573,10 +575,10 @@ class Dispatcher:
         random: float,
         final: Collection[int] = (),
     ) -> list[Delivery]:
-        """Some of a batch failed, by index; the others are settled. What is to be buried.
+        """Some of a batch failed, by index; the others are settled. What is to be dead-lettered.
 
         Those in ``final`` are not tried again. Where several of one key failed, the first keeps
-        the lane and the others wait behind it, each to be tried again or buried in its turn.
+        the key and the others wait behind it, each to be tried again or dead-lettered in its turn.
         """
         behind: dict[tuple[int, OrderingKey], list[Delivery]] = {}
         settled: list[Delivery] = []
@@ -612,8 +614,8 @@ class Dispatcher:
         return rejected
 
     def _leave_key_order(self, state: PartitionState, identity: str | None) -> OrderingKey:
-        """A message out of its key's order has its identity for a lane, so that a duplicate of
-        it, under whichever key, still waits for its outcome."""
+        """A message out of its key's order has its identity for an ordering key, so that a
+        duplicate of it, under whichever key, still waits for its outcome."""
         if identity is None or state.window is None or identity in state.in_flight:
             return None
         state.in_flight[identity] = None
@@ -624,7 +626,7 @@ class Dispatcher:
         deliveries: Iterable[Delivery],
         queues: Mapping[tuple[int, OrderingKey], list[Delivery]],
     ) -> None:
-        """Put these works at the front of their lanes' queues; the lanes are busy."""
+        """Put these deliveries at the front of their key queues; the keys are in flight."""
         states = {id(delivery[0].state): delivery[0].state for delivery in deliveries}
         for (state_id, ordering_key), queue in queues.items():
             if queue:
@@ -642,14 +644,14 @@ class Dispatcher:
         self, delivery: Delivery, error: BaseException, now: float, random: float
     ) -> Delivery | None:
         """The handler failed. None: the message waits, or is not ours any more. Otherwise no
-        attempt is left: the work to be buried, to be reported by :meth:`settled` or
+        attempt is left: the delivery to be dead-lettered, to be reported by :meth:`settled` or
         :meth:`deliver_at`.
         """
         rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
         return rejected[0] if rejected else None
 
     def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
-        """The message can never be handled: the work to be buried."""
+        """The message can never be handled: the delivery to be dead-lettered."""
         fetched, index, ordering_key, identity, attempt, _, _ = delivery
         return (
             fetched,
@@ -662,7 +664,7 @@ class Dispatcher:
         )
 
     def deliver_at(self, delivery: Delivery, due: float) -> None:
-        """Give this out again at ``due``, monotonic seconds. Its lane stays busy."""
+        """Give this out again at ``due``, monotonic seconds. Its key stays in flight."""
         if not delivery[0].state.is_owned:
             self.abandon(delivery)
             return
@@ -673,7 +675,7 @@ class Dispatcher:
         """The handler stopped without an outcome; the message is not settled."""
         state, ordering_key = delivery[0].state, delivery[2]
         if state.is_owned:
-            # Not to be overtaken: it stays at the head of its lane.
+            # Not to be overtaken: it stays at the head of its key queue.
             for at, other in enumerate(self.ready if ordering_key is not None else ()):
                 if other[2] == ordering_key and other[0].state is state:
                     # Of the same batch: whichever stands first in the log goes first.
@@ -685,7 +687,7 @@ class Dispatcher:
         elif ordering_key is not None:
             self._release_key(state, ordering_key)
 
-    # -- lanes
+    # -- ordering keys
 
     def _remember_identity(self, state: PartitionState, window: DedupWindow, identity: str) -> None:
         window.add(identity)
@@ -700,9 +702,9 @@ class Dispatcher:
         return None if current is None else current.window
 
     def _release_key(self, state: PartitionState, ordering_key: OrderingKey) -> None:
-        """Nobody runs in this lane any more."""
+        """No handler runs for this ordering key any more."""
         if not state.is_owned:
-            # A batch may report a lane message by message. The first time it becomes free, and
+            # A batch may report a key message by message. The first time it becomes free, and
             # from then on it belongs to the assignment that came after.
             if ordering_key in state.released:
                 return
@@ -713,7 +715,8 @@ class Dispatcher:
     def _promote_next(
         self, state: PartitionState, ordering_key: OrderingKey, queue: deque[Delivery] | None
     ) -> None:
-        """Give the lane, taken out of ``lanes``, to the next of its queue that is no duplicate."""
+        """Give the key, taken out of ``in_flight``, to the next of its queue that is no
+        duplicate."""
         while queue:
             delivery = queue.popleft()
             if self._is_duplicate(delivery):

@@ -223,11 +223,11 @@ class FetchedBatch:
         self.ids = batch.ids if ids is None else ids
         """Identities: the batch's own, unless those are inside the values and put here later."""
         self.decode: Callable[[Any], Any] | None = None
-        """The bare decoder, where it is safe for all these values (the runner's own)."""
+        """The bare decoder, where it is safe for all these values (the executor's own)."""
         self.decoded: list[Any] | None = None
         """The decoded values, where the identity is inside them."""
         self.unique_ids: set[str] | None = None
-        """The identities, while the segment is run straight: they are known to differ."""
+        """The identities, while the batch is on the fast path: they are known to differ."""
         self.settled = bytearray(len(batch))
         self.partly_settled = False
         """Some messages were settled before they arrived (in an earlier life of the group)."""

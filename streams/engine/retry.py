@@ -1,4 +1,4 @@
-"""What a failure means: try again when, or bury it."""
+"""What a failure means: try again when, or write a dead letter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from streams.errors import Reject, RetryAfter, find_config_error
 
 
 def retry_delay(policy: Retry, attempt: int, error: BaseException, random: float) -> float | None:
-    """Seconds until the next attempt after ``attempt`` (from 1) failed; None: no more, bury it.
+    """Seconds until the next attempt after ``attempt`` (from 1) failed; None: no more, write a dead
+    letter.
 
     Exponential backoff with full jitter (see :class:`~streams.config.Retry`): ``random`` is
     a number in [0, 1).

@@ -666,7 +666,7 @@ class MessageConsumer:
                 tasks.discard(task)
 
         def handle_plain(data: Any, source: Message[Any]) -> Any:
-            # What it returns is looked at by the runner: a coroutine would be a mistake.
+            # What it returns is looked at by the executor: a coroutine would be a mistake.
             return handler(to_queue_message(data, source))
 
         wrapped = handle_async if signature.asynchronous else handle_plain

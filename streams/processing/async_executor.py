@@ -11,13 +11,14 @@ and wakes a standby of its own. If it does not suspend, one task does everything
 waits for its turn on the loop, which the running task gives up every few milliseconds.
 
 Where nothing stands in the way of a whole segment (no key of its partition is busy, nothing in it
-was seen before), a task handles it *straight*: one handler after the other, no lane marked, because
-nobody else looks. As soon as anybody does, because a handler suspended or the pump has something to
-say, the run is *interrupted*: what it handled is recorded, the lane of the message in flight is
-marked, and the rest of the segment is given out as usual. So whatever touches the dispatcher calls
+was seen before), a task handles it on the *fast path*: one handler after the other, no key marked,
+because nobody else looks. As soon as anybody does, because a handler suspended or the poller has
+something to say, the run is *interrupted*: what it handled is recorded, the key of the message in
+flight is marked, and the rest of the segment is given out as usual. So whatever touches the
+dispatcher calls
 :meth:`AsyncExecutor._interrupt` first.
 
-All of a runner's state is touched on the loop only; what comes from other threads (the pump,
+All of a executor's state is touched on the loop only; what comes from other threads (the poller,
 confirmed writes) arrives through ``call_soon_threadsafe``.
 """
 
@@ -114,7 +115,7 @@ class AsyncExecutor(Executor):
         self._waiters = 0
         self._unwatch: Callable[[], None] = lambda: None
 
-    # -- the pump's side
+    # -- the poller's side
 
     @override
     def start(self) -> None:
@@ -516,7 +517,7 @@ class AsyncExecutor(Executor):
                 self._notify_waiters()
 
     def _interrupt(self) -> None:
-        """Somebody is about to look at the dispatcher: nothing runs straight any more."""
+        """Somebody is about to look at the dispatcher: nothing takes the fast path any more."""
         run, self._fast_run = self._fast_run, None
         if run is None:
             return

@@ -1,8 +1,10 @@
-"""What every runner does with an outcome: settle, publish what was returned, try again, bury.
+"""What every executor does with an outcome: settle, publish what was returned, try again,
+dead-letter.
 
-A runner owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`: under
-its lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters are
-sent with a callback, and until it comes the message's lane stays busy and the message unsettled.
+A executor owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`:
+under its lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters
+are sent with a callback, and until it comes the message's key stays in flight and the message
+unsettled.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class Executor(ABC):
         )
         self._now = job.clock.monotonic
         self.fatal: BaseException | None = None
-        """What ended this runner, other than being stopped."""
+        """What ended this executor, other than being stopped."""
         self.unconfirmed = 0
         """Messages whose writes (results, dead letters) are not confirmed yet."""
         self._suspended = False
@@ -85,7 +87,7 @@ class Executor(ABC):
         self.timing: Timing | None = None
         """Takes the time of handlers' calls, where somebody asked for it."""
 
-    # -- what the pump calls, in its turns
+    # -- what the poller calls, in its turns
 
     @abstractmethod
     def call_soon(self, action: Callable[[], None]) -> None:
@@ -96,8 +98,8 @@ class Executor(ABC):
         """There may be something to do."""
 
     def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
-        """The pump's turns may be taken in a thread of this runner's; ``wake`` ends one that
-        blocks. A runner that cannot leaves them to the pump."""
+        """The poller's turns may be taken in a thread of this executor's; ``wake`` ends one that
+        blocks. A executor that cannot leaves them to the poller."""
         return
 
     @property
@@ -149,7 +151,7 @@ class Executor(ABC):
 
     def fail(self, error: BaseException) -> None:
         """End the processor with this error (where the dispatcher may be touched). Nothing more is
-        started; the pump sees it and commits what is settled."""
+        started; the poller sees it and commits what is settled."""
         self.fatal = self.fatal or error
         self._suspended = True
         self.dispatcher.refill()
@@ -585,7 +587,8 @@ class Executor(ABC):
         final: Collection[int],
     ) -> None:
         """Failures whose attempts are counted in the log: once that is written, those messages
-        that wait elsewhere are settled, and the others wait in their lanes or are buried."""
+        that wait elsewhere are settled, and the others wait in their key queue or are
+        dead-lettered."""
         deliveries, failures, exhausted = list(deliveries), dict(errors), set(final)
         copy_of: list[int] = []
         outgoing: list[Outgoing] = []
@@ -645,7 +648,8 @@ class Executor(ABC):
         self.settle(delivery, filtered=True)
 
     def dead_letter(self, delivery: Delivery) -> None:
-        """Write the dead letter of a work that has a burial; the source is settled after that."""
+        """Write the dead letter of a delivery that has a reason; the source is settled after
+        that."""
         reason = delivery[6]
         if reason is None or self.job.dead_letter is None:
             raise RuntimeError("nothing to bury, or nowhere to")

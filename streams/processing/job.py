@@ -1,4 +1,4 @@
-"""What a runner runs: a handler and everything around it that can be decided before it starts."""
+"""What a executor runs: a handler and everything around it that can be decided before it starts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Decoding(Protocol):
 
 
 class PartitionObserver(Protocol):
-    """Told which partitions a processor owns, in its pump's thread; what else hangs on them."""
+    """Told which partitions a processor owns, in its poller's thread; what else hangs on them."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """These are ours; nothing of them was handled yet."""
@@ -129,8 +129,8 @@ class AttemptLog(Protocol):
         """What to write before ``delivery``, failed for the ``attempt``-th time, is tried again.
 
         The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
-        it waits in its lane, and :meth:`failed_attempts` of it is 0 from then on, the attempt being
-        part of the work. And a note of what happened.
+        it waits in its key queue, and :meth:`failed_attempts` of it is 0 from then on, the attempt
+        being part of the work. And a note of what happened.
         """
         ...
 
@@ -155,14 +155,14 @@ class ParkDecision(NamedTuple):
 class KeyParking(Protocol):
     """Keeps keys closed behind a dead message (see :class:`~streams.config.DeadLetters`).
 
-    The pump's thread says what is owned and fetches what comes back; the runner asks, of each
+    The poller's thread says what is owned and fetches what comes back; the executor asks, of each
     message whose turn has come, whether it is to be handled.
     """
 
     wake_poller: Callable[[], None]
-    """Makes the pump come round soon (any thread); set by the pump."""
+    """Makes the poller come round soon (any thread); set by the poller."""
 
-    # -- the pump's side
+    # -- the poller's side
 
     def restore(
         self,
@@ -213,7 +213,7 @@ class KeyParking(Protocol):
         """What keeps it from being at rest, in words (any thread)."""
         ...
 
-    # -- the runner's side, where outcomes are reported
+    # -- the executor's side, where outcomes are reported
 
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled.
@@ -296,7 +296,7 @@ class Job:
     encode_results: Callable[[Any, Delivery], Sequence[Outgoing]] | None = None
     """Encodes what the handler returned, for one message; None: it is dropped."""
     dead_letter: Callable[[Delivery], Outgoing] | None = None
-    """The dead letter of a work with a burial."""
+    """The dead letter of a delivery that has a reason."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
     start_positions: Mapping[tuple[str, int], int] = field(default_factory=dict)

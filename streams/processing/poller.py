@@ -1,9 +1,9 @@
-"""The pump: polls a processor's subscription, feeds the runner, and commits, in turns.
+"""The poller: polls a processor's subscription, feeds the executor, and commits, in turns.
 
 It is the only user of the subscription, so everything a driver wants from one thread at a time
 (polling, committing, rebalance callbacks) happens in a turn, and no handler ever runs in one: the
-process stays in its group however slow its handlers are. Turns are taken by a thread of the pump's
-own, or by the handler's thread while that is quick (:mod:`streams.processing.hand_over`).
+process stays in its group however slow its handlers are. Turns are taken by a thread of the
+poller's own, or by the handler's thread while that is quick (:mod:`streams.processing.hand_over`).
 
 Assignment: the start is resolved (and committed before anything is delivered), the settled set is
 read back from the commit, and the dedup window is rebuilt from the log itself. Revocation: nothing
@@ -74,7 +74,7 @@ SHORTEST_WAIT = 0.001
 """Real seconds that are waited at once, at least."""
 
 READ_AHEAD_WAIT = 0.05
-"""Real seconds that a runner gets for the work that lies before it, until more is read ahead."""
+"""Real seconds that a executor gets for the work that lies before it, until more is read ahead."""
 
 KEEP_ALIVE_EVERY = 1.0
 """Seconds between signs of life while handlers are waited for."""
@@ -117,7 +117,7 @@ class _Restored(NamedTuple):
 
 
 class PollerStats(NamedTuple):
-    """What the pump knows, for statistics."""
+    """What the poller knows, for statistics."""
 
     partitions: int
     held: int
@@ -132,7 +132,7 @@ class PollerStats(NamedTuple):
 
 
 class Poller:
-    """Feeds one runner from one subscription. Started and stopped by the app."""
+    """Feeds one executor from one subscription. Started and stopped by the app."""
 
     def __init__(self, log: Log, job: Job, executor: Executor) -> None:
         self._log = log
@@ -158,7 +158,7 @@ class Poller:
         self._progress_full: set[int] = set()
         """Assignments whose settled set nears its limit."""
         self._progress_lock = threading.Lock()
-        """Held while progress is read or extended: the pump and transactions both do."""
+        """Held while progress is read or extended: the poller and transactions both do."""
         self._in_transaction: list[PartitionState] = []
         """Partitions whose place a handler's transaction is storing at this moment."""
         self._has_room = threading.Event()
@@ -233,7 +233,7 @@ class Poller:
         self._wake()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the pump has ended."""
+        """Wait until the poller has ended."""
         return self.ended.wait(timeout)
 
     def stats(self) -> PollerStats:
@@ -340,7 +340,7 @@ class Poller:
         return 0 if self._job.key_parking is None else self._job.key_parking.contested()
 
     def handler_transaction(self, lock: TransactionLock) -> HandlerTransaction:
-        """The transactions of one worker of the runner."""
+        """The transactions of one worker of the executor."""
 
         def open() -> Any:
             if self._subscription is None:
@@ -535,12 +535,12 @@ class Poller:
         return self._gate.capacity(messages, size)
 
     def _has_capacity(self) -> None:
-        """The runner has room (any thread)."""
+        """The executor has room (any thread)."""
         if not self._has_room.is_set():
             self._has_room.set()
 
     def _wait_while_ahead(self, subscription: Subscription) -> None:
-        """Enough lies before a runner that is quick: it takes less time if it has less of it."""
+        """Enough lies before a executor that is quick: it takes less time if it has less of it."""
         if self._executor.dispatcher.read_ahead < READ_AHEAD:
             return
         self._has_room.clear()
@@ -548,7 +548,7 @@ class Poller:
             self._await_capacity(subscription, perf_counter() + READ_AHEAD_WAIT)
 
     def _await_capacity(self, subscription: Subscription, until: float) -> None:
-        """Wait for the runner, up to ``until`` on the real clock; commit meanwhile."""
+        """Wait for the executor, up to ``until`` on the real clock; commit meanwhile."""
         while (left := until - perf_counter()) > 0:
             if self._has_room.wait(min(left, max(SHORTEST_WAIT, self._poll_timeout()))):
                 return
@@ -556,7 +556,7 @@ class Poller:
                 self._commit_if_due(subscription)
 
     def _wait_or_pause(self, subscription: Subscription) -> None:
-        """Enough is held: wait for the runner. A long wait pauses the driver."""
+        """Enough is held: wait for the executor. A long wait pauses the driver."""
         self._has_room.clear()
         if self._driver_paused:
             self._has_room.wait(self._poll_timeout())

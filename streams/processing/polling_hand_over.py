@@ -1,8 +1,8 @@
-"""Who polls: the pump's own thread, or the thread that handles what was polled.
+"""Who polls: the poller's own thread, or the thread that handles what was polled.
 
 Two threads that wait for each other after every batch cost a third of the throughput on Kafka. So
 a handler's thread that has nothing to do takes the *lead*: it polls, and handles what came without
-handing it over. The pump's own thread looks every :data:`SILENCE` whether the other still comes
+handing it over. The poller's own thread looks every :data:`SILENCE` whether the other still comes
 round, and where a handler is slow it takes the lead back: then it polls ahead, commits and keeps
 the membership alive while the handler runs. (The pattern is Leader/Followers: Schmidt, Stal,
 Rohnert, Buschmann, *Pattern-Oriented Software Architecture*, volume 2.)
@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable
 
 SILENCE = 0.02
-"""Real seconds without a turn of the handler's thread after which the pump's takes the lead."""
+"""Real seconds without a turn of the handler's thread after which the poller's takes the lead."""
 
 BLOCKED = 0.25
-"""Real seconds until the pump's thread looks again while the handler's waits in a turn."""
+"""Real seconds until the poller's thread looks again while the handler's waits in a turn."""
 
 
 class PollingHandOver:
@@ -37,17 +37,17 @@ class PollingHandOver:
         self._cycles = 0
         """How many the handler's thread took."""
         self._cycles_seen = 0
-        """How many of them the pump's thread saw at its last look."""
+        """How many of them the poller's thread saw at its last look."""
         self.handed_over = False
         """The handler's thread has the lead."""
         self._requested = False
         """It would like to have it, and has nothing to do until then."""
         self._recalled = threading.Event()
-        """The pump's own thread is needed at once."""
+        """The poller's own thread is needed at once."""
         self.failure: BaseException | None = None
         """What ended a turn, and with it the processor."""
 
-    # -- the pump's own thread
+    # -- the poller's own thread
 
     def handler_polls(self) -> bool:
         """Whether the handler's thread leads. If so, some time has passed."""
@@ -62,7 +62,7 @@ class PollingHandOver:
         return False
 
     def cycle(self) -> bool:
-        """A turn of the pump's own. True: the handler's thread waits for the lead, and has it
+        """A turn of the poller's own. True: the handler's thread waits for the lead, and has it
         from now on: tell it."""
         with self.cycle_lock:
             self.handed_over = False
@@ -80,7 +80,7 @@ class PollingHandOver:
         return True
 
     def recall(self) -> None:
-        """The pump's own thread shall look (any thread)."""
+        """The poller's own thread shall look (any thread)."""
         self._recalled.set()
 
     # -- the handler's thread
@@ -108,7 +108,7 @@ class PollingHandOver:
         return True
 
     def give_back(self) -> None:
-        """This thread waits for something else than messages: the pump's own shall lead."""
+        """This thread waits for something else than messages: the poller's own shall lead."""
         self._requested = False
         if self.handed_over:
             self.handed_over = False

@@ -1,9 +1,9 @@
-"""Plain handlers, in worker threads: never on the event loop, never inside a turn of the pump.
+"""Plain handlers, in worker threads: never on the event loop, never inside a turn of the poller.
 
 ``concurrency`` threads share one dispatcher under one lock, which is held only between handlers.
-With one thread, nothing failing and nothing recurring, a whole segment is run *straight*: a loop
+With one thread, nothing failing and nothing recurring, a whole batch takes the *fast path*: a loop
 of decode, handler, one byte stored, and a look at the clock, as one would write it by hand. What a
-straight run stumbles over goes the general way, and so does everything behind it until the lanes
+fast run stops at goes the general way, and so does everything behind it until the keys
 are empty again.
 
 A plain handler cannot be interrupted. One that runs longer than ``timeout`` is reported (a log
@@ -32,11 +32,11 @@ OWNERSHIP_RECHECK = 0.05
 """Seconds between looks at whether ownership was confirmed again."""
 
 FastRunResult = tuple[int, int, "BaseException | None"]
-"""A straight run: where it stopped, before where what it stumbled over ends, and why."""
+"""A fast run: where it stopped, before where what it stopped at ends, and why."""
 
 
 def _decoded_values(fetched: FetchedBatch, start: int, stop: int) -> Iterable[Any]:
-    """The values of a segment that may be run straight, decoded one by one."""
+    """The values of a batch that may take the fast path, decoded one by one."""
     if fetched.decoded is not None:
         return fetched.decoded[start:stop]
     values = fetched.values if stop - start == len(fetched) else fetched.values[start:stop]
@@ -95,10 +95,10 @@ class ThreadExecutor(Executor):
         )
         self._hand_over: PollingHandOver | None = None
         self._polling = False
-        """The one thread takes a turn of the pump's, and does not wait for notifications."""
+        """The one thread takes a turn of the poller's, and does not wait for notifications."""
         self._wake_poll: Callable[[], None] = lambda: None
         self._fast_batch: FetchedBatch | None = None
-        """What is being run straight; nobody counts it before it ends."""
+        """What is on the fast path; nobody counts it before it ends."""
         self._filtered = 0
         """How many of it were filtered out so far."""
         self._unwatch: Callable[[], None] = lambda: None
@@ -125,7 +125,7 @@ class ThreadExecutor(Executor):
             return function
         return self.timing.sample(function)
 
-    # -- the pump's side
+    # -- the poller's side
 
     @override
     def start(self) -> None:
@@ -263,7 +263,7 @@ class ThreadExecutor(Executor):
                     continue
                 self._idle += 1
                 dispatcher.refill()
-                # The pump tells nobody that it offered something if nobody is idle; and what was
+                # The poller tells nobody that it offered something if nobody is idle; and what was
                 # told while the lock was free, to poll, this thread did not hear.
                 if offered == dispatcher.offered and notified == self._notifications:
                     self._changed.wait(self._wait_timeout())
@@ -424,7 +424,7 @@ class ThreadExecutor(Executor):
             self._changed.acquire()
         self.batch_ended(deliveries, outcome)
 
-    # -- the straight way
+    # -- the fast path
 
     def _run_fast(
         self, fetched: FetchedBatch, thread_index: int, transaction: HandlerTransaction | None
@@ -450,7 +450,7 @@ class ThreadExecutor(Executor):
             self._mark_ended(thread_index)
             self._fast_batch = None
             dispatcher.counts.filtered += self._filtered
-            dispatcher.counts.handled -= self._filtered  # a straight run counts them all
+            dispatcher.counts.handled -= self._filtered  # a fast run counts them all
         if error is None:
             dispatcher.finish_fast(fetched, 0, stop)
             return

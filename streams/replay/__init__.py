@@ -10,7 +10,7 @@
         await reset(app, "delays", flights, "earliest")
 
 A replay joins no group, so it moves no position and disturbs nobody. Into a function it runs on
-the same pump, runners and engine as a processor (order per key, concurrency, retries, batches,
+the same poller, executors and engine as a processor (order per key, concurrency, retries, batches,
 dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
 """
 

@@ -1,4 +1,4 @@
-"""Replay into a function: the engine and runners of a processor, fed with a range of a topic."""
+"""Replay into a function: the engine and executors of a processor, fed with a range of a topic."""
 
 from __future__ import annotations
 

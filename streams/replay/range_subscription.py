@@ -1,5 +1,6 @@
-"""A range of a topic as a subscription, so that a replay runs on the same pump, runners and engine
-as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are theirs.
+"""A range of a topic as a subscription, so that a replay runs on the same poller, executors and
+engine as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are
+theirs.
 
 It belongs to no group: it owns every partition of its range from its first poll on, and what it is
 told to commit it only remembers, as the place where another replay would go on.
@@ -296,5 +297,5 @@ class _GrouplessLog:
 
 
 def groupless_log(log: Log, listen: Callable[[RebalanceListener], Subscription]) -> Log:
-    """What a pump is given instead of the log, so that it reads what ``listen`` subscribes to."""
+    """What a poller is given instead of the log, so that it reads what ``listen`` subscribes to."""
     return cast(Log, _GrouplessLog(log, listen))

@@ -93,7 +93,7 @@ async def test_handlers_that_swallow_their_cancellation_end_with_the_app() -> No
     @app.processor(topic, group="g", concurrency=2, flow=Flow(drain=0))
     async def handle(value: int) -> None:
         begun.append(value)
-        for _ in range(2):  # once at the drain deadline, once when the runner closes
+        for _ in range(2):  # once at the drain deadline, once when the executor closes
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

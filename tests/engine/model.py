@@ -113,7 +113,7 @@ class Group:
         start = encode(0, 0, [])
         self.committed = [(start.position, start.progress) for _ in range(partitions)]
         self.effects: Counter[tuple[int, int]] = Counter()
-        """By partition and offset: handled, filtered or buried, how often."""
+        """By partition and offset: handled, filtered or dead-lettered, how often."""
         self.excuses: Counter[tuple[int, int]] = Counter()
         """By the same: how often it was in flight or not yet committed when its owner ended."""
         self.tenures: list[Tenure] = []
@@ -247,7 +247,7 @@ class Group:
         entry.state = "running"
 
     def settle(self, tenure: Tenure, entry: Entry, *, remember: bool = True) -> None:
-        """It was handled, filtered or buried."""
+        """It was handled, filtered or dead-lettered."""
         entry.state = "settled"
         self.effects[tenure.partition, entry.sent.offset] += 1
         if remember:

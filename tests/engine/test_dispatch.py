@@ -1,6 +1,6 @@
 """The dispatcher beside a naive model, under arbitrary interleavings.
 
-The machine plays a runner that does everything a runner may do, at any moment, and a log that
+The machine plays a executor that does everything a executor may do, at any moment, and a log that
 delivers, takes partitions away and gives them back. The model in ``model.py`` says what is allowed;
 what must come *some* time is checked whenever the dispatcher says that there is nothing to do.
 
@@ -30,7 +30,7 @@ jitter = st.sampled_from([0.0, 0.3, 0.99])
 
 
 class Machine(World):
-    """A runner that takes, handles and reports one message at a time."""
+    """A executor that takes, handles and reports one message at a time."""
 
     # -- outcomes
 
@@ -355,7 +355,7 @@ class Batches(Machine):
 
 
 class Straight(Machine):
-    """One runner, which runs straight where it can."""
+    """One executor, which runs straight where it can."""
 
     mode = "straight"
 

@@ -270,7 +270,7 @@ def test_a_broker_killed_and_started_again_keeps_what_it_acknowledged(
     assert all(isinstance(outcome, Position) for outcome in told)
 
     def go_on() -> None:
-        """Poll as a pump does: what is unavailable now is waited for."""
+        """Poll as a poller does: what is unavailable now is waited for."""
         while len(set(world.history.values())) < 200:
             try:
                 for batch in member.subscription.poll(100, 1.0):

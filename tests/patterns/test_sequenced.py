@@ -446,7 +446,7 @@ async def test_many_keys_and_long_queues_come_back(
 async def test_no_more_is_held_than_is_allowed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What would be parked waits in its lane, and its partition with it; other keys go on."""
+    """What would be parked waits in its key queue, and its partition with it; other keys go on."""
     monkeypatch.setattr(key_parking, "PARKED_LIMIT", 3)
     monkeypatch.setattr("streams.processing.executor.WRITE_PAUSE", 0.02)
     world = World(stage, partitions=1)

@@ -1,4 +1,4 @@
-"""What the runners' tests share: waiting for a condition, and settings that do not dawdle."""
+"""What the executors' tests share: waiting for a condition, and settings that do not dawdle."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """However a processor runs, the same messages come to the same end.
 
 One random script (keys, IDs that recur, and for each message what its handler does at each
-attempt) is run through every kind of runner: the straight way and the general one, threads and
+attempt) is run through every kind of executor: the straight way and the general one, threads and
 loop, one by one and in batches, with and without a place for results. A few lines say what must
 become of it; nothing but the order between keys may depend on how it was run.
 """
@@ -119,7 +119,7 @@ def expected(steps: list[Step], way: Way) -> Outcome:
 
 
 def attempts(step: Step) -> int | None:
-    """After how many attempts it is buried; None: it is handled."""
+    """After how many attempts it is dead-lettered; None: it is handled."""
     for attempt in range(1, ATTEMPTS + 1):
         act = step.acts[attempt - 1] if attempt <= len(step.acts) else "ok"
         if act == "ok":

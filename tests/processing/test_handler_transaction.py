@@ -1,4 +1,4 @@
-"""``message.transaction``: turns, failures, and commits that meet the pump's own."""
+"""``message.transaction``: turns, failures, and commits that meet the poller's own."""
 
 from __future__ import annotations
 

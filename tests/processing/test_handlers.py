@@ -120,7 +120,7 @@ async def test_a_generator_needs_a_place_for_its_values() -> None:
 
 @pytest.mark.parametrize("batch", [None, 1])
 async def test_a_generators_code_runs_like_any_handler(batch: int | None) -> None:
-    """Not under the runner's lock: two at once, and the pump goes on meanwhile."""
+    """Not under the executor's lock: two at once, and the poller goes on meanwhile."""
     app, meet = Streams("memory://"), threading.Barrier(2)
     topic, out = app.topic("t", int), app.topic("out", int)
 

@@ -1,4 +1,4 @@
-"""The pump through an outage: what was polled is delivered, whatever fails in between."""
+"""The poller through an outage: what was polled is delivered, whatever fails in between."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ async def test_an_ephemeral_subscriber_that_cannot_begin_begins_later(away: list
 
 
 async def test_windows_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pumps of a process share what holds them: none may change it while another looks."""
+    """All pollers of a process share what holds them: none may change it while another looks."""
     make, held = PROCESS_BUDGET.new_window, list[bool]()
 
     def window(size: int, cap: int) -> DedupWindow:

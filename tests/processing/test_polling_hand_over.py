@@ -1,4 +1,4 @@
-"""Who polls: the handler's thread while it is quick, the pump's own where it is not."""
+"""Who polls: the handler's thread while it is quick, the poller's own where it is not."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def looked() -> Looked:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pump's thread does not take the lead from a handler's thread that is not run."""
+    """The poller's thread does not take the lead from a handler's thread that is not run."""
     monkeypatch.setattr(polling, "SILENCE", 10_000.0)
     monkeypatch.setattr(polling, "BLOCKED", 10_000.0)
 
@@ -310,7 +310,7 @@ async def test_a_paused_processor_is_polled_by_the_pump_and_goes_on(looked: Look
 def test_a_runner_that_wants_the_lead_gets_it_after_the_pumps_turn() -> None:
     taken: list[str] = []
     lead = PollingHandOver(lambda: taken.append(threading.current_thread().name), lambda: True)
-    with lead.cycle_lock:  # the pump's turn goes on
+    with lead.cycle_lock:  # the poller's turn goes on
         assert not lead.cycle_in_handler()
     assert not lead.handed_over
     assert lead.cycle(), "nobody is told"

@@ -1,12 +1,12 @@
 """Moving a group that runs: where the order is left, and how its members find it.
 
 Kafka lets nobody set the positions of a group that has members, and no client can send members
-away. So the new places are written as the positions of a second group, *the desk*
+away. So the new places are written as the positions of a second group, the *reset group*
 (``__streams.move.{group}``). Each running member asks every :data:`POLL_INTERVAL` seconds whether
 anything lies there for its topics: a move of a topic always has an entry for partition 0, so that
 is one small question however many partitions there are. The owner of a partition found there gives
 the partition up as lost, commits the new place itself, marks it as taken, and starts over. Whoever
-ordered the move waits until all its places are marked, and clears the desk.
+ordered the move waits until all its places are marked, and clears the reset group.
 
 A place that is marked has a progress that no log accepts (it is not ASCII), so the two cannot be
 mistaken. Members that are not ours never look, and the order is withdrawn.
@@ -32,7 +32,7 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 POLL_INTERVAL = 2.0
-"""Seconds between two looks at the desk."""
+"""Seconds between two looks at the reset group."""
 
 RESET_TIMEOUT = 20.0
 """Seconds until an order that nobody takes is withdrawn."""
@@ -45,7 +45,7 @@ Key = tuple[str, int]
 
 
 def reset_group_name(group: str) -> str:
-    """The name of a group's desk."""
+    """The name of a group's reset group."""
     return RESET_PREFIX + group
 
 
@@ -84,7 +84,7 @@ def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Co
 
 
 class ResetRequests:
-    """A member's view of its group's desk. Looking never waits."""
+    """A member's view of its group's reset group. Looking never waits."""
 
     def __init__(self, groups: Groups, group: str) -> None:
         self._groups = groups

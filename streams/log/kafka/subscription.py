@@ -481,7 +481,7 @@ class KafkaSubscription:
             self._try_start(reachable)
 
     def _probe_partition(self, topic: str, partition: int) -> None:
-        """In the scout's thread: see that a partition answers."""
+        """In the probe's thread: see that a partition answers."""
         if partition not in self._partitions_with_leader(topic):
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._watermarks(topic, partition)

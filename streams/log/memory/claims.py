@@ -135,7 +135,7 @@ _registry = NamedRegistry(
 
 
 class MemoryClaimStore:
-    """One opener's handle on a shelf."""
+    """One opener's handle on the claims."""
 
     never_blocks = True
 

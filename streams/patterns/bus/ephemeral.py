@@ -2,7 +2,7 @@
 
 A :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
 starts where each ended when the app was entered, and commits nothing. A processor fed with it has
-the runners, flow control and dedup of any other, and leaves nothing behind in the log: no group
+the executors, flow control and dedup of any other, and leaves nothing behind in the log: no group
 that would keep messages from being trimmed, no dead letter topic.
 """
 
@@ -101,7 +101,7 @@ class EphemeralSubscription:
         if batches:
             self._last_received = time.monotonic()
         elif not unpaused:
-            time.sleep(min(timeout, 0.01))  # everything is paused: the pump has little to ask
+            time.sleep(min(timeout, 0.01))  # everything is paused: the poller has little to ask
         return batches
 
     def _probe_log(self, partition: _PartitionReader, *, returned_early: bool) -> None:

@@ -121,7 +121,7 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
 
 class EventDecoder:
     """Makes events of a bus's messages, and passes over those that nobody here wants before
-    anything of them is decoded (``runners.job.Decoding``).
+    anything of them is decoded (``executors.job.Decoding``).
 
     :param wants: told an event's topic.
     :param data_decoder: decodes the data.
@@ -193,7 +193,7 @@ class EventSource:
 
 
 class NullDecoder:
-    """Decodes nothing, for a bus without a log (``runners.job.Decoding``)."""
+    """Decodes nothing, for a bus without a log (``executors.job.Decoding``)."""
 
     id_reader = None
 

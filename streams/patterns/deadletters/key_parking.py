@@ -2,7 +2,7 @@
 
 The rules, and what a crash can do, stand at the head of
 :mod:`streams.patterns.deadletters.parking_records`. This is their I/O. For each source partition
-that is owned there is a *shelf*, which
+that is owned there is a *partition's parking*, which
 
 1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
    partition is handled; the floor is the place of a group without members, named as the topic;
@@ -10,19 +10,19 @@ that is owned there is a *shelf*, which
 3. reads back what was written before the source's position is committed: all that was confirmed
    since the last commit in one reading, and nothing where nothing was parked;
 4. reads on while keys are closed, fetches what is to be handled again, and has it handled by the
-   processor, in the key's lane, before whatever else of the key waits there;
+   processor, in the key queue, before whatever else of the key waits there;
 5. moves the floor.
 
 An owner that reads that its epoch was replaced, or whose records are not in the log although they
-were confirmed, does nothing more with the partition: the pump lets go of it, and begins it again at
-the committed position (:meth:`DurableKeyParking.replaced_epochs`).
+were confirmed, does nothing more with the partition: the poller lets go of it, and begins it again
+at the committed position (:meth:`DurableKeyParking.replaced_epochs`).
 
 In memory there are keys, offsets and positions, never payloads, and :data:`PARKED_LIMIT` messages a
-partition at most: at the bound, what would be parked waits in its lane instead. Payloads are
+partition at most: at the bound, what would be parked waits in its key queue instead. Payloads are
 fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
 
-The pump's thread begins, reads and fetches; what the runner asks needs no I/O. A lock a shelf
-stands between them.
+The poller's thread begins, reads and fetches; what the executor asks needs no I/O. A lock for each
+partition stands between them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class DurableKeyParking:
         for topic, name in self._parked_topics.items():
             ensure_parked_topic(log, name, log.topic(topic).partitions, topic)
 
-    # -- the pump's side
+    # -- the poller's side
 
     def restore(
         self,
@@ -216,7 +216,7 @@ class DurableKeyParking:
                 return "what was said of closed keys was not read yet"
         return ""
 
-    # -- the runner's side
+    # -- the executor's side
 
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled."""
@@ -342,7 +342,7 @@ class PartitionParking:
         """Source offsets whose records are confirmed, and were not read back."""
         self._missing_since: float | None = None
 
-    # -- the pump's side
+    # -- the poller's side
 
     def open_epoch(
         self, position: int, *, after_reset: bool, keep_alive: Callable[[], None]
@@ -462,7 +462,7 @@ class PartitionParking:
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
-                    continue  # in its lane, more would go before these
+                    continue  # in its key queue, more would go before these
                 for index in range(min(len(queue), FETCH_AHEAD)):
                     position = queue.position_of(index)
                     if position < 0:
@@ -553,7 +553,7 @@ class PartitionParking:
         if floor >= read_end:
             self._floor_read_end = read_end
 
-    # -- the runner's side
+    # -- the executor's side
 
     def decide(self, delivery: Delivery) -> ParkDecision | None:
         """None: the message is to be handled."""
@@ -621,7 +621,7 @@ class PartitionParking:
         return self.name, entry
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
-        """A key whose messages are coming back is let through: they need the lane that this
+        """A key whose messages are coming back is let through: they need the key that this
         message has, and make room."""
         if self.state.parked_messages < PARKED_LIMIT or (queue is not None and not queue.is_dead):
             self._limit_reported = False

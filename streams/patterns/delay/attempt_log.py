@@ -6,7 +6,7 @@ reads anyway, with the number of its attempts in a header. It holds nothing up m
 memory, and is settled where it failed: its ID with the redrive count is its identity, so each
 attempt is a message of its own to deduplication.
 
-A message that keeps its order stays in its lane.
+A message that keeps its order stays in its key queue.
 
 Either is noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
 message is settled or tried again. The partition's next owner reads the notes that are younger than
@@ -110,7 +110,7 @@ class DurableAttemptLog:
                 log, self._retry_topics[topic], count, config=log.capabilities.dead_letter_config
             )
 
-    # -- asked by the runner
+    # -- asked by the executor
 
     def failed_attempts(self, batch: Batch, index: int) -> int:
         """How often a message that was just taken up failed before."""
@@ -178,7 +178,7 @@ class DurableAttemptLog:
         copy = entry_record(record, retry_topic, due, entry_id=known, id=f"{known}/{self._group}")
         return self._delay_topics[batch.topic], copy
 
-    # -- told by the pump
+    # -- told by the poller
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Watch: read what the former owners noted."""

@@ -2,7 +2,7 @@
 
 The group's processor hears what is said in the topic (entries, marks, requests to cancel) and
 settles it at once: the topic itself is the store. For each partition that it owns there is a
-*lane*, which
+*partition scheduler*, which
 
 1. reads the partition from the *floor* on (below it nothing is pending) and so knows what is
    pending: due time and position, no payload;
@@ -11,8 +11,9 @@ settles it at once: the topic itself is the store. For each partition that it ow
 3. moves the floor, as the position of a group without members (``{topic}.floor``): what it has not
    reached is not trimmed, and on a log without compaction the rest is.
 
-What a lane may know at once is bounded (see :mod:`streams.patterns.delay.due_index`); a new message
-that is due soon passes every message that is due late.
+What a partition scheduler may know at once is bounded (see
+:mod:`streams.patterns.delay.due_index`); a new message that is due soon passes every message that
+is due late.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ RECENT_OUTCOMES = 10_000
 """Messages of which it is remembered what became of them, at least."""
 
 SCAN_BACKLOG = 100_000
-"""What is said while a lane is reading, and has to wait, at most."""
+"""What is said while a partition is being read, and has to wait, at most."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
@@ -182,7 +183,7 @@ class DelayStats:
 
 
 class DelayScheduler:
-    """One delay topic's owner in this process: its lanes, by partition."""
+    """One delay topic's owner in this process: its partition schedulers, by partition."""
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class DelayScheduler:
         self.counters = DelayStats()
         self._by_partition: dict[int, PartitionScheduler] = {}
 
-    # -- the pump's side (its thread)
+    # -- the poller's side (its thread)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Watch: begin to keep these."""
@@ -275,7 +276,7 @@ class DelayScheduler:
                 await partition.receive(message)
 
     def fail(self, error: BaseException) -> None:
-        """A lane cannot go on: the processor ends, and says so."""
+        """A partition cannot go on: the processor ends, and says so."""
         executor = self.processor.executor if self.processor is not None else None
         if executor is not None:
             executor.fail(error)

@@ -19,7 +19,7 @@ rule that out, by taking the same key.
 ``consumer``   :class:`DeduplicatedConsumer`: message IDs, in this process
 ``keeping``    renewing a claim while its work runs
 ``flights``    callers of one process that want the same
-``desk``       the way from coroutines to where claims are kept
+``claims_client``  the way from coroutines to where claims are kept
 ``outcome``    what is stored
 =============  ===========================================================
 

@@ -66,7 +66,7 @@ class ClaimsClient:
         Cancelled or not, it will be done; what is asked after it is done after it.
 
         :raises LogError: there is none.
-        :raises StoreClosed: the desk is closed.
+        :raises StoreClosed: the client is closed.
         """
         if self._claims.never_blocks:
             return self._send_inline(request)

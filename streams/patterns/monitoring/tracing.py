@@ -271,7 +271,7 @@ class _AppTracing:
                 context.headers = headers
             if has_results:
                 _handler_context.set(_ContextHeaders(context))
-            attach(context)  # the runner detaches it: see Job.leave
+            attach(context)  # the executor detaches it: see Job.leave
             if wants_message:
                 return function(value, make_message(value, batch, index, attempt, transaction))
             return function(value)

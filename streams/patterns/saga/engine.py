@@ -1,4 +1,4 @@
-"""The course of a saga: from one entry to the next.
+"""How a saga goes on: from one entry to the next.
 
 :meth:`SagaEngine.advance` is given where a saga stands, calls what is to be called, and says where
 it stands then. It keeps nothing, so it can be called again with the same entry after a crash. Who

@@ -24,7 +24,7 @@ _CACHEABLE_BYTES = 4 << 10
 
 
 class EntryDecoder:
-    """Decodes the entries of one journal (``runners.job.Decoding``).
+    """Decodes the entries of one journal (``executors.job.Decoding``).
 
     :param topic: the journal's topic.
     """
@@ -96,7 +96,7 @@ def saga_key(id: str) -> bytes:
 
 
 class EntryIdReader:
-    """Reads the message ID of an entry (``runners.job.Identify``)."""
+    """Reads the message ID of an entry (``executors.job.Identify``)."""
 
     def __call__(self, value: StoredEntry) -> str:
         """The ID of one entry."""

@@ -2,7 +2,7 @@
 
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
 name it is durable: its journal stands in the log, and whoever owns its partition goes on with it
-(:mod:`streams.patterns.saga.durable_sagas`). Both take the same course
+(:mod:`streams.patterns.saga.durable_sagas`). Both are run by the same engine
 (:mod:`streams.patterns.saga.engine`).
 """
 
