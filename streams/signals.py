@@ -80,7 +80,7 @@ class StopSignals:
         self._on_first(signal.Signals(number).name)
 
     def _handle_second(self, number: int, frame: FrameType | None) -> None:
-        # KeyboardInterrupt would be raised wherever the loop is: inside a executor's task it is
+        # KeyboardInterrupt would be raised wherever the loop is: inside an executor's task it is
         # taken for the processor's death, and the way out then waits for handlers.
         self._second_received.set()
         _log_interrupted(number)

@@ -18,7 +18,7 @@ flight is marked, and the rest of the segment is given out as usual. So whatever
 dispatcher calls
 :meth:`AsyncExecutor._interrupt` first.
 
-All of a executor's state is touched on the loop only; what comes from other threads (the poller,
+All of an executor's state is touched on the loop only; what comes from other threads (the poller,
 confirmed writes) arrives through ``call_soon_threadsafe``.
 """
 

@@ -1,7 +1,7 @@
 """What every executor does with an outcome: settle, publish what was returned, try again,
 dead-letter.
 
-A executor owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`:
+An executor owns a dispatcher and is the only one to touch it, inside :meth:`Executor.call_soon`:
 under its lock, or on its loop. Nothing waits for a write: what a handler returned and dead letters
 are sent with a callback, and until it comes the message's key stays in flight and the message
 unsettled.
@@ -99,7 +99,7 @@ class Executor(ABC):
 
     def accept_polling(self, hand_over: PollingHandOver, wake: Callable[[], None]) -> None:
         """The poller's turns may be taken in a thread of this executor's; ``wake`` ends one that
-        blocks. A executor that cannot leaves them to the poller."""
+        blocks. An executor that cannot leaves them to the poller."""
         return
 
     @property

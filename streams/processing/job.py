@@ -1,4 +1,5 @@
-"""What a executor runs: a handler and everything around it that can be decided before it starts."""
+"""What an executor runs: a handler and everything around it that can be decided before it
+starts."""
 
 from __future__ import annotations
 

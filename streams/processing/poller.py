@@ -74,7 +74,7 @@ SHORTEST_WAIT = 0.001
 """Real seconds that are waited at once, at least."""
 
 READ_AHEAD_WAIT = 0.05
-"""Real seconds that a executor gets for the work that lies before it, until more is read ahead."""
+"""Real seconds that an executor gets for the work that lies before it, until more is read ahead."""
 
 KEEP_ALIVE_EVERY = 1.0
 """Seconds between signs of life while handlers are waited for."""
@@ -540,7 +540,7 @@ class Poller:
             self._has_room.set()
 
     def _wait_while_ahead(self, subscription: Subscription) -> None:
-        """Enough lies before a executor that is quick: it takes less time if it has less of it."""
+        """Enough lies before an executor that is quick: it takes less time if it has less of it."""
         if self._executor.dispatcher.read_ahead < READ_AHEAD:
             return
         self._has_room.clear()

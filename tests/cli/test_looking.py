@@ -50,7 +50,7 @@ CHANGING = (
     "dead edit billing orders c1 --value 1",
     "dead drop billing orders c1",
     "saga resume trips ann",
-    "saga abandon trips ann --yes",
+    "saga abandon trips an --yes",
 )
 
 

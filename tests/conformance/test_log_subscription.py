@@ -283,7 +283,7 @@ def test_nobody_gets_a_partition_before_its_owner_has_drained(world: World) -> N
 
     def drain(assignments: Sequence[Assignment]) -> None:
         draining.set()
-        while not drained.wait(0.2):  # what a executor does while handlers finish
+        while not drained.wait(0.2):  # what an executor does while handlers finish
             old.subscription.keep_alive()
         old.subscription.commit(
             [

@@ -1,6 +1,6 @@
 """The dispatcher beside a naive model, under arbitrary interleavings.
 
-The machine plays a executor that does everything a executor may do, at any moment, and a log that
+The machine plays an executor that does everything an executor may do, at any moment, and a log that
 delivers, takes partitions away and gives them back. The model in ``model.py`` says what is allowed;
 what must come *some* time is checked whenever the dispatcher says that there is nothing to do.
 
@@ -30,7 +30,7 @@ jitter = st.sampled_from([0.0, 0.3, 0.99])
 
 
 class Machine(World):
-    """A executor that takes, handles and reports one message at a time."""
+    """An executor that takes, handles and reports one message at a time."""
 
     # -- outcomes
 

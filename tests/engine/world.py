@@ -26,7 +26,7 @@ partitions = st.integers(0, 1)
 
 
 class Flight(NamedTuple):
-    """What a executor holds: messages that are handled together, or one that is dead-lettered."""
+    """What an executor holds: messages that are handled together, or one that is dead-lettered."""
 
     works: Sequence[Delivery]
     entries: Sequence[Entry]
@@ -34,7 +34,7 @@ class Flight(NamedTuple):
 
 
 class World(RuleBasedStateMachine):
-    """One process after the other, one group, two partitions: all but what a executor does."""
+    """One process after the other, one group, two partitions: all but what an executor does."""
 
     mode = "single"
 
@@ -191,7 +191,7 @@ class World(RuleBasedStateMachine):
         if tenure is not None:
             self.group.commit(tenure)
 
-    # -- a executor takes
+    # -- an executor takes
 
     def found(self, works: Sequence[Delivery]) -> Flight:
         tenures = [self.by_owner[id(work[0].state)] for work in works]
@@ -270,7 +270,7 @@ class World(RuleBasedStateMachine):
             self.nothing()
         return bool(works)
 
-    # -- what a executor does
+    # -- what an executor does
 
     def succeed(self, flight: Flight) -> None:
         raise NotImplementedError
