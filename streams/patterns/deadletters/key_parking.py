@@ -116,7 +116,7 @@ class DurableKeyParking:
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
         """How often the epoch of a partition was replaced of late, and when last."""
-        self.wake: Callable[[], None] = lambda: None
+        self.wake_poller: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
         """Create the topics of closed keys, with as many partitions as their sources."""
@@ -271,7 +271,7 @@ class DurableKeyParking:
         if type(fetched) is not ReturnedBatch:
             partition.write_confirmed(fetched.batch.offsets[index])
         elif delivery[6] is None and partition.handled_confirmed(delivery):
-            self.wake()
+            self.wake_poller()
         return True
 
     def write_refused(self, delivery: Delivery) -> None:
