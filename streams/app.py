@@ -57,6 +57,7 @@ from streams.config import (
     Retry,
     Start,
 )
+from streams.decoding import Source
 from streams.errors import (
     EXIT_FENCED,
     ConfigError,
@@ -99,7 +100,7 @@ from streams.processor import Processor, ProcessorOptions
 from streams.publisher import Publisher, PublishObserver
 from streams.signals import StopSignals
 from streams.text import get_logger, one_line
-from streams.topic import Key, Source, Topic
+from streams.topic import Key, Topic
 from streams.topic_reader import resolve_offset
 
 T = TypeVar("T")
@@ -665,7 +666,7 @@ class Streams:
         )  # fmt: skip
 
         for topic in (*topics, to):
-            if isinstance(topic, Topic) and topic._app is not self:
+            if isinstance(topic, Topic) and topic.connection is not self:
                 raise ConfigError(
                     f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
                     "declare it with this app's .topic(...)"

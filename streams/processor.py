@@ -22,9 +22,10 @@ from streams.annotation_checks import (
     signature,
 )
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
+from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.log.names import check_group, check_topic
-from streams.topic import Source, Topic
+from streams.topic import Topic
 
 if TYPE_CHECKING:
     from streams.app import Streams
