@@ -279,8 +279,9 @@ async def test_a_rebalance_takes_closed_keys_along(stage: Stage) -> None:
 
 async def test_what_cannot_be_decoded_closes_its_key_too(stage: Stage) -> None:
     world = World(stage)
-    raw = stage.app().topic(world.topic.name, bytes)
-    async with world.app, raw._app.connected():
+    raw_app = stage.app()
+    raw = raw_app.topic(world.topic.name, bytes)
+    async with world.app, raw_app.connected():
         await raw.publish(b"{not JSON", key="k")
         await stage.publish(world.topic, 1, key="k")
         (closed,) = await world.closed(1, 1)

@@ -108,7 +108,7 @@ class Delays:
         """
         if not isinstance(topic, Topic):
             raise ConfigError(f"{self.name}: {topic!r} is not a topic; use app.topic(...)")
-        if self._app.topics.get(topic.name) is None or topic._app is not self._app:
+        if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)

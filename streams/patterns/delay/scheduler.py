@@ -31,6 +31,7 @@ from typing_extensions import override
 from streams import derived_records
 from streams.cancellation import run_in_thread
 from streams.config import DeadLetters, Dedup, Retry
+from streams.connection import Connection
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
 from streams.message import ID, Message, Record, text
@@ -125,14 +126,14 @@ class DelayProcessor(Processor[..., Any]):
         scheduler.processor = self
 
     @override
-    def ensure_topics(self, app: Streams) -> None:
-        ensure_delay_topic(app.log, self.scheduler.topic, self.scheduler.partition_count(app.log))
-        super().ensure_topics(app)
+    def ensure_topics(self, connection: Connection) -> None:
+        log, scheduler = connection.log, self.scheduler
+        ensure_delay_topic(log, scheduler.topic, scheduler.partition_count(log))
 
     @override
-    def make_job(self, app: Streams) -> Job:
+    def adapt_job(self, job: Job) -> Job:
         self.scheduler.loop = asyncio.get_running_loop()
-        return replace(super().make_job(app), observer=self.scheduler)
+        return replace(job, observer=self.scheduler)
 
 
 def declare_scheduler(
@@ -417,7 +418,7 @@ class PartitionScheduler:
         key, value, headers = message.raw
         if key is None:
             return
-        position = message._batch.offsets[message._index]
+        position = int(message.offset)
         due = records.read_due(headers) if value is not None else None
         mark, _ = (None, None) if due is not None else records.read_mark(headers)
         if mark == records.CANCEL:
