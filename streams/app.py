@@ -83,6 +83,7 @@ from streams.log.protocol import (
     Queryable,
     StaticMember,
     TopicInfo,
+    TopicPartition,
     check_retention,
     ensure_topic,
 )
@@ -212,7 +213,7 @@ class Streams:
         self._background_tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._state_lock = threading.Lock()
-        self._start_positions: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+        self._start_positions: defaultdict[str, dict[TopicPartition, int]] = defaultdict(dict)
         """By group, where to begin what could not be begun for it, as it is live."""
         self._stop_requested: asyncio.Event | None = None
         """Set by a signal, of an app that runs by itself; such a one waits for its server."""

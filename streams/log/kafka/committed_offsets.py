@@ -12,19 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.log.kafka.client import SharedClient
 from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import Settings
-from streams.log.protocol import Committed
+from streams.log.protocol import Committed, TopicPartition
 
 INTERNAL_TOPICS = frozenset(
     {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
 )
 """Kafka's own topics."""
-
-Key = tuple[str, int]
 
 
 class CommittedOffsets:
@@ -40,7 +39,9 @@ class CommittedOffsets:
         self._connect = connect
         self._requests = requests
 
-    def read(self, group: str, partitions: Sequence[Key] | None = None) -> dict[Key, Committed]:
+    def read(
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
         reader = self.offset_reader(group)
         try:
@@ -67,14 +68,16 @@ class OffsetReader:
         self._group = group
         self._requests = requests
 
-    def committed(self, partitions: Sequence[Key] | None = None) -> dict[Key, Committed]:
+    def committed(
+        self, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
         """The group's places, in these partitions or in all."""
         if partitions is not None and not partitions:
             return {}
 
-        def request(consumer: Consumer) -> Mapping[Key, Committed | None]:
+        def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
             requested = partitions if partitions is not None else _all_partitions(consumer)
-            wanted = [TopicPartition(*partition) for partition in requested]
+            wanted = [KTopicPartition(*partition) for partition in requested]
             try:
                 return (
                     committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
@@ -103,7 +106,7 @@ def _authorization_error(consumer: Consumer) -> KafkaException | None:
     return None
 
 
-def _all_partitions(consumer: Consumer) -> list[Key]:
+def _all_partitions(consumer: Consumer) -> list[TopicPartition]:
     topics = consumer.list_topics(timeout=REQUEST_TIMEOUT).topics
     return [
         (name, number)
@@ -113,12 +116,14 @@ def _all_partitions(consumer: Consumer) -> list[Key]:
     ]
 
 
-def committed_by_partition(partitions: Sequence[TopicPartition]) -> dict[Key, Committed | None]:
+def committed_by_partition(
+    partitions: Sequence[KTopicPartition],
+) -> dict[TopicPartition, Committed | None]:
     """Committed places, as the driver tells them; None where there is none.
 
     :raises KafkaException: one of them could not be read.
     """
-    offsets: dict[Key, Committed | None] = {}
+    offsets: dict[TopicPartition, Committed | None] = {}
     for partition in partitions:
         if partition.error is not None:
             raise KafkaException(partition.error)
@@ -126,7 +131,7 @@ def committed_by_partition(partitions: Sequence[TopicPartition]) -> dict[Key, Co
     return offsets
 
 
-def _committed_of(partition: TopicPartition) -> Committed | None:
+def _committed_of(partition: KTopicPartition) -> Committed | None:
     if partition.offset < 0:
         return None
     try:

@@ -8,7 +8,9 @@ from typing import Any
 from confluent_kafka import (
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
-    TopicPartition,
+)
+from confluent_kafka import (
+    TopicPartition as KTopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -23,15 +25,13 @@ from streams.log.kafka.errors import translate
 from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.settings import Settings
 from streams.log.names import group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
 INTERNAL_PREFIX = "__streams."
 """What the names of groups begin with that are none, but notes of this toolkit."""
 
 KIP848_SESSION_TIMEOUT = 45.0
 """Kafka's default of group.consumer.session.timeout.ms, in seconds."""
-
-Key = tuple[str, int]
 
 
 class Groups:
@@ -116,8 +116,8 @@ class Groups:
     # -- positions
 
     def committed(
-        self, group: str, partitions: Sequence[Key] | None = None
-    ) -> dict[Key, Committed]:
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
         return self._committed_offsets.read(group, partitions)
 
@@ -133,7 +133,7 @@ class Groups:
         if not offsets:
             return
         partitions = [
-            TopicPartition(topic, partition, committed.position, metadata=committed.progress)
+            KTopicPartition(topic, partition, committed.position, metadata=committed.progress)
             for partition, committed in sorted(offsets.items())
         ]
 

@@ -22,17 +22,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
-from streams.log.protocol import Assignment, Commit, Committed, Submitted
+from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
-Key = tuple[str, int]
-SendCommit = Callable[[list[TopicPartition]], None]
-ReadCommitted = Callable[[Sequence[Key]], Mapping[Key, "Committed | None"]]
+SendCommit = Callable[[list[KTopicPartition]], None]
+ReadCommitted = Callable[[Sequence[TopicPartition]], Mapping[TopicPartition, "Committed | None"]]
 
 RETRY_TIMEOUT = 3.0
 """Seconds for which a commit that is refused is tried again: the driver ends a rebalance by itself
@@ -79,10 +79,10 @@ class OffsetCommits:
         self._read_committed = read
         self._member_id = member_id
         self._lock = threading.Lock()
-        self._states: dict[Key, _CommitState] = {}
-        self._in_flight: dict[Key, Committed] = {}
+        self._states: dict[TopicPartition, _CommitState] = {}
+        self._in_flight: dict[TopicPartition, Committed] = {}
         """The places of the commit whose end is not known."""
-        self._in_flight_versions: dict[Key, tuple[_CommitState, int]] = {}
+        self._in_flight_versions: dict[TopicPartition, tuple[_CommitState, int]] = {}
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
         """Whom to tell of that commit, if it is a submit."""
@@ -137,9 +137,9 @@ class OffsetCommits:
             self._submitted = submitted
             return True
 
-    def _newer_commits(self, commits: Iterable[Commit]) -> dict[Key, Commit]:
+    def _newer_commits(self, commits: Iterable[Commit]) -> dict[TopicPartition, Commit]:
         """What is newer than what was stored, of what is owned."""
-        newest: dict[Key, Commit] = {}
+        newest: dict[TopicPartition, Commit] = {}
         for commit in commits:
             key = (commit.assignment.topic, commit.assignment.partition)
             state = self._states.get(key)
@@ -150,7 +150,9 @@ class OffsetCommits:
                 newest[key] = commit
         return newest
 
-    def _record_sent(self, newest: Mapping[Key, Commit]) -> dict[Key, Committed]:
+    def _record_sent(
+        self, newest: Mapping[TopicPartition, Commit]
+    ) -> dict[TopicPartition, Committed]:
         """These are about to be sent."""
         self._in_flight_versions = {
             key: (self._states[key], each.version) for key, each in newest.items()
@@ -160,7 +162,7 @@ class OffsetCommits:
             state.sent_version, state.sent_offset = version, offsets[key]
         return offsets
 
-    def store_unassigned(self, offsets: Mapping[Key, Committed]) -> None:
+    def store_unassigned(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Store places of partitions that are just between two assignments.
 
         :raises Unavailable: nothing is known to be stored.
@@ -170,7 +172,7 @@ class OffsetCommits:
             self._in_flight_versions = {}
             self._commit_and_verify(offsets)
 
-    def _commit_and_verify(self, offsets: Mapping[Key, Committed]) -> None:
+    def _commit_and_verify(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Commit; a coordinator in a rebalance refuses, so it is asked again for a while."""
         member_id, start = self._member_id(), time.monotonic()
         self._in_flight, self._sent_at = dict(offsets), start
@@ -214,7 +216,7 @@ class OffsetCommits:
         if submitted is not None:
             submitted(stored)
 
-    def on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+    def on_commit(self, error: KafkaError | None, partitions: Sequence[KTopicPartition]) -> None:
         """The driver tells, in a poll, how a commit ended."""
         ended = {(part.topic, part.partition): part for part in partitions}
         if self._in_flight and all(
@@ -225,7 +227,7 @@ class OffsetCommits:
         if error is None:
             self._resend_overtaken(ended)
 
-    def _resend_overtaken(self, ended: Mapping[Key, TopicPartition]) -> None:
+    def _resend_overtaken(self, ended: Mapping[TopicPartition, KTopicPartition]) -> None:
         """Where a commit that nobody waited for landed behind a newer one, repeat the newer."""
         overtaken = {
             key: state.sent_offset
@@ -246,12 +248,12 @@ class OffsetCommits:
         self._finish(stored=False)
 
 
-def _committed_of(partition: TopicPartition) -> Committed:
+def _committed_of(partition: KTopicPartition) -> Committed:
     return Committed(partition.offset, partition.metadata or "")
 
 
-def _topic_partitions(offsets: Mapping[Key, Committed]) -> list[TopicPartition]:
+def _topic_partitions(offsets: Mapping[TopicPartition, Committed]) -> list[KTopicPartition]:
     return [
-        TopicPartition(*key, committed.position, metadata=committed.progress)
+        KTopicPartition(*key, committed.position, metadata=committed.progress)
         for key, committed in offsets.items()
     ]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from streams.errors import LogError
-from streams.log.kafka.assignment import Key
+from streams.log.protocol import TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -27,12 +27,12 @@ class PartitionProbe:
     def __init__(self, probe: Callable[[str, int], object]) -> None:
         self._probe = probe
         self._lock = threading.Lock()
-        self._queue: deque[Key] = deque()
-        self._in_progress: set[Key] = set()
-        self._outcomes: dict[Key, bool] = {}
+        self._queue: deque[TopicPartition] = deque()
+        self._in_progress: set[TopicPartition] = set()
+        self._outcomes: dict[TopicPartition, bool] = {}
         self._thread: threading.Thread | None = None
 
-    def start(self, key: Key) -> None:
+    def start(self, key: TopicPartition) -> None:
         """Ask after a partition, unless that is done just now."""
         with self._lock:
             if key in self._in_progress:
@@ -45,7 +45,7 @@ class PartitionProbe:
                 )
                 self._thread.start()
 
-    def take_outcomes(self) -> dict[Key, bool]:
+    def take_outcomes(self) -> dict[TopicPartition, bool]:
         """Whether each answered that was asked since the last call."""
         if not self._outcomes:
             return {}

@@ -30,13 +30,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import (
     AssignedPartitions,
-    Key,
     topic_partition_of,
     topic_partitions_of,
 )
@@ -59,6 +59,7 @@ from streams.log.protocol import (
     Committed,
     RebalanceListener,
     Submitted,
+    TopicPartition,
     Transaction,
 )
 from streams.text import get_logger
@@ -409,7 +410,7 @@ class KafkaSubscription:
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         self._ownership.assignment_received()
         if self._closed:
             return
@@ -418,10 +419,10 @@ class KafkaSubscription:
         except KafkaException as error:
             self._fatal_error = self._translate(error, f"joining group {self.group!r}")
 
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         self._give_up_partitions(partitions, self._listener.revoked)
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         logger.warning(
             "group %s: this member was given up, %d partitions", self.group, len(partitions)
         )
@@ -432,7 +433,7 @@ class KafkaSubscription:
         self._give_up_partitions(partitions, self._listener.lost)
 
     def _give_up_partitions(
-        self, partitions: list[TopicPartition], notify: Callable[[Sequence[Assignment]], None]
+        self, partitions: list[KTopicPartition], notify: Callable[[Sequence[Assignment]], None]
     ) -> None:
         keys, owned = topic_partitions_of(partitions), self._partitions.owned
         for key in keys:
@@ -447,7 +448,7 @@ class KafkaSubscription:
         self._commits.remove_assignments(assignments)
         self._partitions.remove_owned(assignments)
 
-    def _stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
+    def _stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         try:
             self._partitions.stop_fetching(keys, rebalance=rebalance)
         except KafkaException as error:
@@ -486,7 +487,7 @@ class KafkaSubscription:
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._watermarks(topic, partition)
 
-    def _try_start(self, keys: Sequence[Key]) -> None:
+    def _try_start(self, keys: Sequence[TopicPartition]) -> None:
         try:
             with_leader = self._with_leader(keys)
             self._start_partitions([key for key in keys if key in with_leader])
@@ -503,7 +504,7 @@ class KafkaSubscription:
             reason = f"Kafka, group {self.group!r}: no broker leads {names} now"
             self._postpone(without_leader, Unavailable(reason))
 
-    def _postpone(self, keys: Sequence[Key], error: LogError) -> None:
+    def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:
         now = time.monotonic()
         for key in keys:
             pending = self._partitions.pending.get(key)
@@ -514,14 +515,14 @@ class KafkaSubscription:
         if not self._partitions.owned:
             self._deferred_error = error
 
-    def _with_leader(self, keys: Sequence[Key]) -> set[Key]:
+    def _with_leader(self, keys: Sequence[TopicPartition]) -> set[TopicPartition]:
         """Those of them that a broker leads: of others the bounds are asked for in vain."""
         topics = dict.fromkeys(topic for topic, _ in keys)
         return {
             (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
         }
 
-    def _start_partitions(self, keys: Sequence[Key]) -> None:
+    def _start_partitions(self, keys: Sequence[TopicPartition]) -> None:
         """Tell the listener of these, and fetch them.
 
         :raises LogError: none of them could be begun; unless it is Fatal, they can be later.
@@ -551,14 +552,16 @@ class KafkaSubscription:
         for key in keys:
             self._partitions.pending.pop(key, None)
 
-    def _read_committed(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
+    def _read_committed(
+        self, keys: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Committed | None]:
         """Where the group is in these.
 
         :raises Gone: this member was given up.
         """
         try:
             return committed_by_partition(
-                self._consumer.committed([TopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+                self._consumer.committed([KTopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
             )
         except KafkaException as error:
             cause = kafka_error_of(error)
@@ -643,7 +646,7 @@ class KafkaSubscription:
             return None
         return self._consumer.memberid()
 
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+    def _on_commit(self, error: KafkaError | None, partitions: list[KTopicPartition]) -> None:
         """The driver's on_commit: how a commit ended, told inside a poll."""
         self._commits.on_commit(error, partitions)
         failed = error or next(

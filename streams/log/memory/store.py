@@ -25,7 +25,6 @@ from streams.log.membership import (
     Lease,
     Member,
     Plan,
-    TopicPartition,
     plan,
 )
 from streams.log.names import (
@@ -35,7 +34,7 @@ from streams.log.names import (
     partitions_for,
     topic_not_found,
 )
-from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo
+from streams.log.protocol import TRIM_MARGIN, Committed, Retention, TopicInfo, TopicPartition
 from streams.message import ID, REDRIVE, SOURCE, Batch, Headers, Position, Record, identity_of
 
 KEEP_FOREVER = Retention()
@@ -44,13 +43,13 @@ KEEP_FOREVER = Retention()
 class MemoryBatch(Batch):
     """A slice of a partition. The ID header of a message without others is made when read."""
 
-    __slots__ = ("_header_sources",)
+    __slots__ = ("header_sources",)
 
-    _header_sources: list[Record | str]
+    header_sources: list[Record | str]
 
     def headers(self, index: int) -> Headers:
         """The headers of one message, the ID first where there is one."""
-        found = self._header_sources[index]
+        found = self.header_sources[index]
         return (
             _headers_with_id(found, ())
             if isinstance(found, str)
@@ -59,7 +58,7 @@ class MemoryBatch(Batch):
 
     def extra_headers(self, index: int) -> Headers:
         """The headers of one message without the ID."""
-        found = self._header_sources[index]
+        found = self.header_sources[index]
         return () if isinstance(found, str) else found.headers
 
 
@@ -129,7 +128,7 @@ class Partition:
             self._times[index:to],
             assignment,
         )
-        batch._header_sources = self.header_sources[index:to]
+        batch.header_sources = self.header_sources[index:to]
         return batch
 
     def offset_for_time(self, time: float) -> int:

@@ -23,7 +23,7 @@ from threading import Condition
 from typing import TYPE_CHECKING
 
 from streams.errors import ConfigError, Fatal, TooLarge
-from streams.log.membership import DEFAULT_TERMS, INFINITY, TopicPartition
+from streams.log.membership import DEFAULT_TERMS, INFINITY
 from streams.log.memory.store import Group, Partition, Store, wait_for_messages
 from streams.log.names import member_fenced_error
 from streams.log.protocol import (
@@ -34,6 +34,7 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
+    TopicPartition,
     Transaction,
 )
 from streams.message import Batch

@@ -8,7 +8,7 @@ from typing import Any
 from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
 from streams.log.names import check_group, group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
 from streams.log.redis.reader import OffsetLookup
@@ -83,11 +83,11 @@ class Groups:
         )  # fmt: skip
         return True
 
-    def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the group began, by topic and partition."""
         key = topics_key(group)
         replies = self._client.execute(Command(group, key, "HMGET", key, *topics))
-        found: dict[tuple[str, int], int] = {}
+        found: dict[TopicPartition, int] = {}
         for topic, reply in zip(topics, replies, strict=True):
             for word in bytes(reply or b"").split():
                 partition, _, id_text = word.partition(b":")
@@ -113,10 +113,10 @@ class Groups:
             self._lease_rows(group, all_keys),
             self._initial_offsets_of(group, all_keys),
         )
-        members: dict[str, list[tuple[str, int]]] = {
+        members: dict[str, list[TopicPartition]] = {
             owner_id: [] for owner_id in self.live_members(group)
         }
-        positions: dict[tuple[str, int], Committed] = {}
+        positions: dict[TopicPartition, Committed] = {}
         for keys, (owner, position, progress) in zip(all_keys, rows, strict=True):
             partition = (keys.topic, keys.partition)
             if position is not None:
@@ -259,7 +259,7 @@ class Groups:
 
     def _initial_offsets_of(
         self, group: str, all_keys: Sequence[PartitionKeys]
-    ) -> dict[tuple[str, int], int]:
+    ) -> dict[TopicPartition, int]:
         topics = sorted({keys.topic for keys in all_keys})
         return self.initial_offsets(group, topics) if topics else {}
 

@@ -38,7 +38,7 @@ from streams.log.membership import (
     plan,
 )
 from streams.log.names import member_fenced_error
-from streams.log.protocol import Assignment, Committed, StaticMember
+from streams.log.protocol import Assignment, Committed, StaticMember, TopicPartition
 from streams.log.redis.batch import RawEntries
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.groups import Groups
@@ -62,7 +62,6 @@ logger = get_logger("streams")
 RENEW_BATCH = 500
 """Partitions renewed by one script call, where they are all on one server."""
 
-TopicPartition = tuple[str, int]
 
 LeaseSnapshot = tuple[bytes, bytes, bytes, bytes]
 """A lease as it stands: owner, epoch, how often it was confirmed, until when."""

@@ -19,7 +19,14 @@ from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
 from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
-from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    RebalanceListener,
+    Submitted,
+    TopicPartition,
+    Transaction,
+)
 from streams.log.redis.batch import RawEntries, RedisBatch
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.fetcher import BLOCK_SECONDS, Fetcher, SocketWaiter
@@ -29,7 +36,6 @@ from streams.log.redis.membership import (
     Membership,
     OwnedPartition,
     StoredOffset,
-    TopicPartition,
 )
 from streams.log.redis.reader import StreamInfo
 from streams.log.redis.retention import Trimmer

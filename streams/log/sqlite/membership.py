@@ -49,11 +49,10 @@ from streams.log.membership import (
     Lease,
     Member,
     StalenessTracker,
-    TopicPartition,
     plan,
 )
 from streams.log.names import member_fenced_error, topic_not_found
-from streams.log.protocol import Assignment, Commit, Committed, StaticMember
+from streams.log.protocol import Assignment, Commit, Committed, StaticMember, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_locks import MemberLocks, timeline_of
 from streams.log.sqlite.shared_file import group_event

@@ -19,7 +19,14 @@ import apsw
 
 from streams.config import Flow
 from streams.errors import LogError, MemberFenced, Unavailable
-from streams.log.protocol import Assignment, Commit, RebalanceListener, StaticMember, Submitted
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    RebalanceListener,
+    StaticMember,
+    Submitted,
+    TopicPartition,
+)
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import Database
@@ -91,7 +98,7 @@ class SqliteSubscription:
         self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
         self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
         self._owned: dict[Assignment, _OwnedPartition] = {}
-        self._by_partition: dict[tuple[str, int], _OwnedPartition] = {}
+        self._by_partition: dict[TopicPartition, _OwnedPartition] = {}
         self._ready: deque[_OwnedPartition] = deque()
         self._buffered: set[_OwnedPartition] = set()
         self._end_offsets: dict[str, str] = {}
