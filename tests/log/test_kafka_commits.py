@@ -9,9 +9,9 @@ from confluent_kafka import KafkaError
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
-from streams.log.kafka import offset_commits as module
+from streams.log.kafka import offsets as module
 from streams.log.kafka.assignment import topic_partitions_of
-from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
+from streams.log.kafka.offsets import MembershipLost, OffsetCommits
 from streams.log.protocol import Assignment, Commit, Committed, TopicPartition
 
 KEY = ("t", 0)

@@ -3,16 +3,24 @@
 The cooperative protocols (classic with cooperative-sticky, and KIP-848) take and give single
 partitions; the eager ones know only one call, which names everything that is fetched. Here is
 where they differ, and nowhere else.
+
+A partition that cannot be started yet is probed in a thread of its own: a question about a
+partition whose broker is down takes ten seconds to fail, which in the polling thread would hold up
+every other partition of the member, its heartbeats' reports, and its stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KTopicPartition
 
+from streams.errors import LogError
 from streams.log.protocol import Assignment, TopicPartition
+from streams.text import get_logger
 
 
 def topic_partition_of(assignment: Assignment) -> TopicPartition:
@@ -159,3 +167,66 @@ class AssignedPartitions:
             if self.owned.get(topic_partition_of(each)) is each
             and topic_partition_of(each) in self.fetched
         }
+
+
+logger = get_logger("streams.kafka")
+
+
+class PartitionProbe:
+    """Finds out which partitions answer, one after the other, in a thread that ends when nothing
+    is left to ask.
+
+    :param probe: asks something that only a partition's leader knows; raises LogError.
+    """
+
+    def __init__(self, probe: Callable[[str, int], object]) -> None:
+        self._probe = probe
+        self._lock = threading.Lock()
+        self._queue: deque[TopicPartition] = deque()
+        self._in_progress: set[TopicPartition] = set()
+        self._outcomes: dict[TopicPartition, bool] = {}
+        self._thread: threading.Thread | None = None
+
+    def start(self, key: TopicPartition) -> None:
+        """Ask after a partition, unless that is done just now."""
+        with self._lock:
+            if key in self._in_progress:
+                return
+            self._in_progress.add(key)
+            self._queue.append(key)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="streams-kafka-scout", daemon=True
+                )
+                self._thread.start()
+
+    def take_outcomes(self) -> dict[TopicPartition, bool]:
+        """Whether each answered that was asked since the last call."""
+        if not self._outcomes:
+            return {}
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, {}
+        return outcomes
+
+    def close(self) -> None:
+        """Ask no more."""
+        with self._lock:
+            self._queue.clear()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._thread = None
+                    self._in_progress.clear()
+                    return
+                key = self._queue.popleft()
+            try:
+                self._probe(*key)
+                reached = True
+            except LogError as error:
+                logger.debug("%s/%d: %s", *key, error)
+                reached = False
+            with self._lock:
+                self._in_progress.discard(key)
+                self._outcomes[key] = reached

@@ -24,8 +24,8 @@ from collections.abc import Collection, Mapping
 from queue import SimpleQueue
 
 from streams.errors import GroupNotEmpty, StreamsError
-from streams.log.kafka.committed_offsets import OffsetReader
 from streams.log.kafka.groups import INTERNAL_PREFIX, Groups
+from streams.log.kafka.offsets import OffsetReader
 from streams.log.protocol import Committed, TopicPartition
 from streams.text import get_logger
 

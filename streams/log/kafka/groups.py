@@ -9,9 +9,6 @@ from confluent_kafka import (
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
 )
-from confluent_kafka import (
-    TopicPartition as KTopicPartition,
-)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
@@ -19,10 +16,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.committed_offsets import CommittedOffsets, OffsetReader
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
 from streams.log.kafka.errors import translate
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
+from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
 from streams.log.kafka.settings import Settings
 from streams.log.names import group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
@@ -132,10 +128,7 @@ class Groups:
         """
         if not offsets:
             return
-        partitions = [
-            KTopicPartition(topic, partition, committed.position, metadata=committed.progress)
-            for partition, committed in sorted(offsets.items())
-        ]
+        partitions = to_driver({(topic, number): offsets[number] for number in sorted(offsets)})
 
         def request(admin: AdminClient) -> None:
             futures = admin.alter_consumer_group_offsets(

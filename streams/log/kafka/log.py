@@ -15,14 +15,12 @@ from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
 from streams.log.kafka import durability, forced_resets
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.committed_offsets import CommittedOffsets
-from streams.log.kafka.driver_log import DriverLogger
-from streams.log.kafka.errors import translate
+from streams.log.kafka.client import RequestRetry, SharedClient
+from streams.log.kafka.errors import DriverLogger, translate
 from streams.log.kafka.groups import Groups
+from streams.log.kafka.offsets import CommittedOffsets
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reader import KafkaReader, ReaderPool
-from streams.log.kafka.requests import RequestRetry
 from streams.log.kafka.settings import (
     MAX_MESSAGE_BYTES,
     Settings,

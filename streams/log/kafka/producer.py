@@ -12,7 +12,7 @@ What became of a record:
 * a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
 * a fatal state of the driver ends this producer: what it held is told so, the next append makes
   a new one. So does a producer that is cut off while another client reaches the brokers (see
-  ``reach.py``); in an outage it waits, as long as the driver does.
+  ``reconnect.py``); in an outage it waits, as long as the driver does.
 
 A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
 a key's partition is the driver's business (``partitioner``).

@@ -23,9 +23,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import SharedClient, close_in_background
+from streams.log.kafka.client import (
+    REQUEST_TIMEOUT,
+    RequestRetry,
+    SharedClient,
+    close_in_background,
+)
 from streams.log.kafka.errors import translate
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import MEGABYTE, Settings
 from streams.log.protocol import TopicPartition
 from streams.text import get_logger

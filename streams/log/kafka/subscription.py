@@ -18,7 +18,7 @@ inside ``consume`` and ``close``. Three things are arranged so that nothing is s
 Partitions leave inside the callback, because they are gone once it returns: the listener drains
 and commits there. A commit carries the group's generation, so one of a former member is refused
 by the broker; but a live member could still commit a partition that it no longer owns, so commits
-are filtered by ownership and version in ``commits.py``. How long ownership is certain is in
+are filtered by ownership and version in ``offsets.py``. How long ownership is certain is in
 ``ownership.py``.
 """
 
@@ -37,20 +37,18 @@ from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import (
     AssignedPartitions,
+    PartitionProbe,
     topic_partition_of,
     topic_partitions_of,
 )
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import close_in_background
-from streams.log.kafka.committed_offsets import committed_by_partition
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
 from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
 from streams.log.kafka.forced_resets import ResetRequests
-from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
+from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
-from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import Settings, prefetch_bytes
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.protocol import (
@@ -207,7 +205,7 @@ class KafkaSubscription:
         self._consumer_number += 1
 
     def _replace_consumer(self) -> None:
-        """The consumer is cut off and another is not: join with a new one (see ``reach.py``)."""
+        """The consumer is cut off and another is not: join with a new one (``reconnect.py``)."""
         self._connectivity.back_off()
         try:
             consumer = self._join()
