@@ -8,7 +8,7 @@ from streams.errors import GroupNotEmpty, NotFound
 from streams.log.names import group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.membership import MemberRow, bump_generation, is_running, member_rows
+from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
 from streams.log.sqlite.shared_file import group_event
 from streams.text import get_logger
 
