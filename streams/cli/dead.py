@@ -449,7 +449,7 @@ def _handle_letters(
             f"{number} of {dead_letters.name}: to be {action.done_text}, {action.destination}?",
             yes=yes,
         )
-    done = handle(wanted=selection.matches, limit=limit, ends=selection.end_offsets)
+    done = handle(matches=selection.matches, limit=limit, end_offsets=selection.end_offsets)
     _print_handled(group, topic, done, action, json=json)
     return done
 
