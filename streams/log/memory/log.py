@@ -1,9 +1,8 @@
-"""The log protocol in memory: one opener's handle, sharing by name, faults for tests."""
+"""The log protocol in memory: one opener's handle, and sharing by name."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,16 +10,13 @@ from dataclasses import fields
 from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.log.memory.faults import Fault, FaultPoints
+from streams.log.memory.membership import Group
+from streams.log.memory.reader import MemoryReader
 from streams.log.memory.registry import NamedRegistry
-from streams.log.memory.store import (
-    KEEP_FOREVER,
-    Group,
-    Store,
-    bounded_timeout,
-    no_partition,
-    wait_for_messages,
-)
+from streams.log.memory.store import KEEP_FOREVER, Store
 from streams.log.memory.subscription import MemorySubscription
+from streams.log.memory.topics import bounded_timeout, no_partition
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
@@ -36,7 +32,7 @@ from streams.log.protocol import (
     TopicInfo,
     check_retention,
 )
-from streams.message import Batch, Position, Record
+from streams.message import Position, Record
 
 CAPABILITIES = Capabilities(
     "memory",
@@ -47,13 +43,6 @@ CAPABILITIES = Capabilities(
     # the others would let go.
     retention=frozenset(each.name for each in fields(Retention)),
 )
-
-Fault = Callable[[str, str], None]
-"""Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
-
-POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "read")
-"""Where a fault can be injected: before and after the write of an append or a commit, and before
-a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
 _registry = NamedRegistry(
     Store, private_description="a log of one's own", shared_description="one that is shared"
@@ -76,7 +65,7 @@ class MemoryLog:
         self.store = store
         self._lock = store.lock
         self._subscriptions: set[MemorySubscription] = set()
-        self._fault: Fault | None = None
+        self._faults = FaultPoints()
         self._close_reason = ""
         self._appending = 0
         self._append_ended = threading.Condition(store.lock)
@@ -95,12 +84,7 @@ class MemoryLog:
         written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``, or an error at
         ``commit.after``, means it was written and the answer got lost.
         """
-        self._fault = hook
-
-    def raise_fault(self, name: str, subject: str) -> None:
-        """Where a fault may strike (no lock is held)."""
-        if self._fault is not None:
-            self._fault(name, subject)
+        self._faults.hook = hook
 
     def crash(self) -> None:
         """As if the process that opened this log were killed: nothing it does counts any more,
@@ -175,10 +159,10 @@ class MemoryLog:
 
     def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
         try:
-            self.raise_fault("append", topic)
+            self._faults.strike("append", topic)
             with self._locked():
                 outcomes = self.store.append(topic, records)
-            self.raise_fault("append.done", topic)
+            self._faults.strike("append.done", topic)
         except LogError as error:
             return [error] * len(records)
         return outcomes
@@ -216,7 +200,9 @@ class MemoryLog:
         """Read from position ``start`` up to, not including, position ``end``."""
         with self._locked():
             self.store.partition(topic, partition)
-        return MemoryReader(self, topic, partition, start, end)
+        return MemoryReader(
+            self.store, self._faults, self._require_open, topic, partition, start, end
+        )
 
     # -- groups
 
@@ -301,7 +287,15 @@ class MemoryLog:
             for topic in topics:
                 self.store.topic(topic)
                 found.trim_margins[topic] = trim_margin
-            subscription = MemorySubscription(self, self.store, found, topics, listener, member)
+            subscription = MemorySubscription(
+                self.store,
+                self._faults,
+                self._subscriptions.discard,
+                found,
+                topics,
+                listener,
+                member,
+            )
             self._subscriptions.add(subscription)
             return subscription
 
@@ -344,17 +338,13 @@ class MemoryLog:
     @contextmanager
     def _locked(self) -> Generator[None, None, None]:
         with self._lock:
-            self.require_open()
+            self._require_open()
             yield
 
-    def require_open(self) -> None:
+    def _require_open(self) -> None:
         """Refuse when closed (the lock is held)."""
         if self._close_reason:
             raise Fatal(f"memory://{self.store.name}: {self._close_reason}")
-
-    def subscription_ended(self, subscription: MemorySubscription) -> None:
-        """A subscription has ended (the lock is held)."""
-        self._subscriptions.discard(subscription)
 
     def _shut_down(
         self, reason: str, end_subscription: Callable[[MemorySubscription, str], None]
@@ -383,46 +373,3 @@ class MemoryLog:
                 f"group {group.name!r} cannot be {action}: it has {running} running member"
                 f"{'s' * (running > 1)}; stop them first"
             )
-
-
-class MemoryReader:
-    """A sequential reading of one partition."""
-
-    def __init__(self, log: MemoryLog, topic: str, partition: int, start: int, end: int) -> None:
-        self._log = log
-        self._topic = topic
-        self._partition = partition
-        self._position = start
-        self._end = end
-        self._has_messages = threading.Condition(log.store.lock)
-
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
-        log, store = self._log, self._log.store
-        log.raise_fault("read", self._topic)
-        until = time.monotonic() + timeout
-        with store.lock:
-            while self._position < self._end:
-                log.require_open()
-                found = store.partition(self._topic, self._partition)
-                start = max(self._position, found.first)
-                count = min(self._end, found.end) - start
-                if count > 0:
-                    count = min(count, limit)
-                    self._position = start + count
-                    return found.batch(self._topic, self._partition, start, count, None)
-                self._position = start
-                remaining = until - time.monotonic()
-                if remaining <= 0:
-                    raise Unavailable(
-                        f"{self._topic}/{self._partition}: nothing came within {timeout:g} s"
-                    )
-                wait_for_messages([store.topic(self._topic)], self._has_messages, remaining)
-        return None
-
-    def close(self) -> None:
-        """Nothing is held; a reader that is closed has reached its end."""
-        self._end = self._position
