@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
-from streams import wire
 from streams.config import Flow
-from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.errors import Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.log.dense_offsets import DenseOffsets
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
 from streams.log.memory.reader import MemoryReader
@@ -58,7 +58,7 @@ def open(request: OpenRequest) -> MemoryLog:
     return MemoryLog(_registry.acquire(request))
 
 
-class MemoryLog:
+class MemoryLog(DenseOffsets):
     """One opener's handle on a memory log."""
 
     def __init__(self, store: Store) -> None:
@@ -175,26 +175,10 @@ class MemoryLog:
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
-    def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, all of which can be read."""
-        return self.watermarks(topic, partition)[1]
-
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
-
-    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Position of the message ``count`` before ``position``, or the first there is."""
-        with self._locked():
-            found = self.store.partition(topic, partition)
-            return max(found.first, min(position, found.end) - count)
-
-    def lag(self, topic: str, partition: int, position: int) -> int:
-        """How many messages stand at or behind ``position``."""
-        with self._locked():
-            found = self.store.partition(topic, partition)
-            return max(0, found.end - max(position, found.first))
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """Read from position ``start`` up to, not including, position ``end``."""
@@ -303,20 +287,6 @@ class MemoryLog:
         """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
-
-    def format_offset(self, offset: int) -> str:
-        """An offset as people write it on this log."""
-        return str(offset)
-
-    def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
-        found = wire.parse_int(text)
-        if found is None:
-            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number like 1042 is needed")
-        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

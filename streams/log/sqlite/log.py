@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
-from streams.errors import ConfigError, NotFound
+from streams.errors import NotFound
+from streams.log.dense_offsets import DenseOffsets
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -51,7 +51,7 @@ def open(request: OpenRequest) -> Log:
     return SqliteLog(request)
 
 
-class SqliteLog:
+class SqliteLog(DenseOffsets):
     """A log in one file. Usable from any thread of the process that opened it."""
 
     def __init__(self, request: OpenRequest) -> None:
@@ -145,24 +145,10 @@ class SqliteLog:
             found = reader.partition_row(connection, topic, partition)
         return found.first_offset, found.end_offset
 
-    def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, all of which can be read."""
-        return self.watermarks(topic, partition)[1]
-
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:
             return reader.offset_for_time(connection, topic, partition, time)
-
-    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Offset of the message ``count`` before ``position``, or the first there is."""
-        first, end = self.watermarks(topic, partition)
-        return max(first, min(position, end) - count)
-
-    def lag(self, topic: str, partition: int, position: int) -> int:
-        """How many messages stand at or behind ``position``."""
-        first, end = self.watermarks(topic, partition)
-        return max(0, end - max(first, position))
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
         """Read from offset ``start`` up to, not including, offset ``end``."""
@@ -245,22 +231,6 @@ class SqliteLog:
             self._subscriptions.discard(subscription)
 
     # -- the rest
-
-    def format_offset(self, offset: int) -> str:
-        """An offset as people write it: the number."""
-        return str(offset)
-
-    def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
-        found = wire.parse_int(text)
-        if found is None:
-            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number such as 1042 is needed")
-        return found
-
-    # -- SQL
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """The rows of one SQL statement that reads."""
