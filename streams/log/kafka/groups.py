@@ -20,7 +20,7 @@ from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
 from streams.log.kafka.errors import translate
 from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
 from streams.log.kafka.settings import Settings
-from streams.log.names import group_not_found
+from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
 INTERNAL_PREFIX = "__streams."
@@ -165,10 +165,11 @@ class Groups:
         members, _ = self._members(group)
         if not members:
             return error
-        return GroupNotEmpty(
-            f"group {group!r} has {len(members)} running members and cannot be changed: "
-            "stop them first (a static member, as those of run --workers are, counts until its "
-            "session has ended, 10 s unless set otherwise, after it was stopped: then try again)"
+        return group_not_empty(
+            group,
+            len(members),
+            " (a static member, as those of run --workers are, counts until its session has ended, "
+            "10 s unless set otherwise, after it was stopped: then try again)",
         )
 
     def delete(self, group: str) -> None:

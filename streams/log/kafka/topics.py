@@ -23,10 +23,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams import wire
-from streams.errors import ConfigError, Fatal, LogError, NotFound, TopicMismatch, Unavailable
+from streams.errors import ConfigError, Fatal, LogError, NotFound, Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
 from streams.log.kafka.settings import Settings
-from streams.log.names import check_topic, topic_not_found
+from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 
 INTERNAL_TOPICS = frozenset(
@@ -90,10 +90,7 @@ class Topics:
             # Somebody else may have created it just now.
             info = self._wait_created(topic)
             if info.partitions != partitions:
-                raise TopicMismatch(
-                    f"topic {topic!r} has {info.partitions} partitions, but {partitions} were "
-                    "declared: declare what it has, or use another name"
-                ) from None
+                raise topic_mismatch(topic, info.partitions, partitions) from None
             return info
         return self._wait_created(topic)
 

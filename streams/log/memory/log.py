@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from streams.config import Flow
-from streams.errors import Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.errors import Fatal, LogError, NotFound, Unavailable
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
@@ -17,6 +17,7 @@ from streams.log.memory.registry import NamedRegistry
 from streams.log.memory.store import KEEP_FOREVER, Store
 from streams.log.memory.subscription import MemorySubscription
 from streams.log.memory.topics import bounded_timeout, no_partition
+from streams.log.names import group_not_empty
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
@@ -238,7 +239,7 @@ class MemoryLog(DenseOffsets):
             self._check_partitions(topic, offsets)
             found = self.store.ensure_group(group)
             if not force:
-                self._require_no_members(found, "moved")
+                self._require_no_members(found)
             for partition, committed in offsets.items():
                 found.positions[topic, partition] = committed
             found.release_leases((topic, partition) for partition in offsets)
@@ -251,7 +252,7 @@ class MemoryLog(DenseOffsets):
         :raises NotFound: there is none of that name.
         """
         with self._locked():
-            self._require_no_members(self.store.group(group), "forgotten")
+            self._require_no_members(self.store.group(group))
             self.store.delete_group(group)
 
     def subscribe(
@@ -336,10 +337,7 @@ class MemoryLog(DenseOffsets):
             if not 0 <= number < count:
                 raise no_partition(topic, number, count)
 
-    def _require_no_members(self, group: Group, action: str) -> None:
+    def _require_no_members(self, group: Group) -> None:
         running = sum(1 for _ in group.live_members(self.store.clock.monotonic()))
         if running:
-            raise GroupNotEmpty(
-                f"group {group.name!r} cannot be {action}: it has {running} running member"
-                f"{'s' * (running > 1)}; stop them first"
-            )
+            raise group_not_empty(group.name, running)

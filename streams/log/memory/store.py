@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
 from streams.clock import Clock
-from streams.errors import ConfigError, LogError, TopicMismatch
+from streams.errors import ConfigError, LogError
 from streams.log.memory.membership import Group
 from streams.log.memory.topics import Partition, Topic, no_partition
 from streams.log.names import (
     check_group,
     check_topic,
     group_not_found,
+    topic_mismatch,
     topic_not_found,
 )
 from streams.log.protocol import Retention, TopicInfo
@@ -68,10 +69,7 @@ class Store:
             for group in self._groups.values():
                 group.bump_generation()
         elif len(topic.partitions) != partitions:
-            raise TopicMismatch(
-                f"topic {name!r} has {len(topic.partitions)} partitions, but {partitions} were"
-                " declared: declare what it has, or use another name"
-            )
+            raise topic_mismatch(name, len(topic.partitions), partitions)
         elif retention != KEEP_FOREVER:
             topic.retention = retention
         return topic.info

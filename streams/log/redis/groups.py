@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
+from streams.errors import NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
-from streams.log.names import check_group, group_not_found
+from streams.log.names import check_group, group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
@@ -193,9 +193,7 @@ class Groups:
             ]
         )  # fmt: skip
         if not all(replies):
-            raise GroupNotEmpty(
-                f"{group} has running members in {topic}: stop them first, or force it"
-            )
+            raise group_not_empty(group, None, ", or force it")
 
     def delete_group(self, group: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_group`."""
@@ -208,7 +206,7 @@ class Groups:
             ]
         )
         if not all(replies):
-            raise GroupNotEmpty(f"{group} has running members: stop them first")
+            raise group_not_empty(group, None)
         self._client.execute_or_raise(
             [
                 Command(group, topics_key(group), "DEL", topics_key(group)),
@@ -218,9 +216,13 @@ class Groups:
         )
 
     def _require_no_members(self, group: str, topic: str | None = None) -> None:
-        for member, topics in self.live_members(group).items():
-            if topic is None or topic in topics:
-                raise GroupNotEmpty(f"{group} has a running member, {member}: stop it first")
+        running = [
+            member
+            for member, topics in self.live_members(group).items()
+            if topic is None or topic in topics
+        ]
+        if running:
+            raise group_not_empty(group, len(running), f" (such as {running[0]})")
 
     def _partitions_of(self, group: str) -> list[PartitionKeys]:
         """Every partition the group has to do with.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streams.errors import ConfigError, NotFound, TopicMismatch
-from streams.log.names import check_topic, topic_not_found
+from streams.errors import ConfigError, NotFound
+from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_rows import bump_generation
@@ -47,10 +47,7 @@ class Topics:
                     _set_retention(connection, topic, retention)
                     found = found._replace(retention=retention)
         if found.partitions != partitions:
-            raise TopicMismatch(
-                f"topic {topic!r} has {found.partitions} partitions, declared with {partitions}; "
-                "declare that number, or leave it out"
-            )
+            raise topic_mismatch(topic, found.partitions, partitions)
         return found
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
