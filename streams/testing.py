@@ -25,7 +25,7 @@ from streams.clock import SYSTEM
 from streams.clock import Clock as ClockProtocol
 from streams.config import DeadLetters
 from streams.errors import ConfigError, ProcessorDied
-from streams.log.protocol import Log
+from streams.log.protocol import Log, TopicPartition
 from streams.message import Message
 from streams.topic import Topic
 
@@ -190,7 +190,7 @@ class Harness:
         """Which partition has messages for a group of the app that none of its processors has
         taken up yet; empty where there is none."""
         log = self.app.log
-        groups: dict[str, tuple[set[str], set[tuple[str, int]]]] = {}
+        groups: dict[str, tuple[set[str], set[TopicPartition]]] = {}
         for processor in self.app.processors:
             poller = processor.poller
             if poller is None or processor.paused:

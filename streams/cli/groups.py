@@ -11,6 +11,7 @@ import typer
 from streams.cli import output
 from streams.cli.internal_topics import internal_topics, is_internal_group, print_hidden_count
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
+from streams.log.protocol import TopicPartition
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
@@ -141,7 +142,7 @@ def show_group(group: Name, url: Url = None, json: AsJson = False) -> None:
 
 
 def _partition_json(
-    log: Log, info: GroupInfo, topic: str, partition: int, owners: dict[tuple[str, int], str]
+    log: Log, info: GroupInfo, topic: str, partition: int, owners: dict[TopicPartition, str]
 ) -> dict[str, Any]:
     from streams.replay.offset_reset import settled_ahead
     from streams.replay.result import count_messages

@@ -2,7 +2,7 @@
 
 A log's servers can also keep *claims*. Under a key stands nothing, a claim (somebody works on it,
 until its lease ends), or an outcome (bytes, until their time is over). :class:`ClaimStore` is what
-a log's package implements, in its module ``store``; Kafka has no such thing.
+a log's package implements, in its module ``claims``; Kafka has no such thing.
 
 Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
 
@@ -21,12 +21,11 @@ Requests are handed over many at a time, so that they share a transaction or a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from streams.clock import Clock
-from streams.errors import ConfigError, LogError
-from streams.log.url import import_log, read_url, redact
+from streams.errors import LogError
 
 __all__ = [
     "CLAIM_GRACE",
@@ -40,13 +39,10 @@ __all__ = [
     "Renew",
     "Request",
     "StoredClaim",
-    "open_claims",
 ]
 
 CLAIM_GRACE = 600.0
 """Seconds for which a claim whose lease is over is still known to its owner, if nobody takes it."""
-
-_SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
 
 
 class Claim(NamedTuple):
@@ -147,20 +143,80 @@ class ClaimStore(Protocol):
         ...
 
 
-def open_claims(
-    url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None
-) -> ClaimStore:
-    """Claims kept where a log's URL leads to.
+# -- the decision, for the logs that do not leave it to a server -----------------------------------
 
-    :param config: driver settings, passed through.
-    :param clock: for what is kept in this process or on this machine; the machine's own if None.
-    :raises ConfigError: it is no log's URL, or that log keeps no claims.
+
+class ClaimState(NamedTuple):
+    """What is kept under a key, as far as a decision depends on it."""
+
+    token: str
+    fingerprint: str
+    value: bytes | None
+    """The outcome, None while somebody works on it."""
+    expires_in: float
+    """Seconds until the lease is over, or the outcome is forgotten; below 0 where it is."""
+
+    def as_stored_claim(self) -> StoredClaim | None:
+        """As others see it."""
+        if self.expires_in <= 0:
+            return None
+        return StoredClaim(self.fingerprint, self.value, self.expires_in)
+
+
+class WriteClaim(NamedTuple):
+    """Keep a claim for ``lease`` seconds, whatever it replaces."""
+
+    token: str
+    fingerprint: str
+    lease: float
+
+
+class WriteOutcome(NamedTuple):
+    """Keep an outcome for ``ttl`` seconds, whatever it replaces."""
+
+    token: str
+    fingerprint: str
+    value: bytes
+    ttl: float
+
+
+class DeleteRow(NamedTuple):
+    """Keep nothing under the key."""
+
+
+Write = WriteClaim | WriteOutcome | DeleteRow
+
+
+def decide(request: Request, state: ClaimState | None) -> tuple[Answer, Write | None]:
+    """A request's answer, and what is to be written because of it.
+
+    :param state: what is kept under the key; None if there is nothing, or it is forgotten.
     """
-    scheme, request = read_url(url, config, clock)
-    if not scheme.startswith(_SCHEMES_WITH_CLAIMS):
-        raise ConfigError(
-            f"{redact(url)}: {scheme} cannot say who came first; keep claims in Redis "
-            "(redis://host:6379/0), a file (sqlite:///claims.db) or memory://"
-        )
-    store: ClaimStore = import_log(scheme, "claims").open_claims(request)
-    return store
+    is_owner = state is not None and state.token == getattr(request, "token", None)
+    match request:
+        case Claim(_, token, lease, fingerprint):
+            found = state.as_stored_claim() if state is not None else None
+            if found is not None and (found.value is not None or not is_owner):
+                return found, None
+            return None, WriteClaim(token, fingerprint, lease)
+        case Renew(_, token, lease):
+            if state is None or not is_owner:
+                return False, None
+            write = WriteClaim(token, state.fingerprint, lease) if state.value is None else None
+            return True, write
+        case Complete(_, token, value, ttl):
+            if state is None or not is_owner:
+                return False, None
+            if state.value is not None:
+                return True, None
+            return True, WriteOutcome(token, state.fingerprint, value, ttl)
+        case Release():
+            if state is None or not is_owner or state.value is not None:
+                return False, None
+            return True, DeleteRow()
+        case GetClaim():
+            return (state.as_stored_claim() if state is not None else None), None
+        case PutOutcome(_, value, ttl):
+            return True, WriteOutcome("", "", value, ttl)
+        case DeleteClaim():
+            return state is not None, DeleteRow()

@@ -68,8 +68,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-TopicPartition = tuple[str, int]
-"""A topic's name and the number of one of its partitions."""
+from streams.log.protocol import TopicPartition
 
 
 class Member(NamedTuple):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from zlib import crc32
 
-from streams.errors import ConfigError, MemberFenced, NotFound
+from streams.errors import ConfigError, GroupNotEmpty, MemberFenced, NotFound, TopicMismatch
 from streams.message import Record
 
 _VALID_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
@@ -77,6 +77,27 @@ def group_not_found(group: str, suffix: str = "") -> NotFound:
     :param suffix: what only this log can say of it.
     """
     return _not_found("group", group, f"there is no group {group!r}{suffix}")
+
+
+def topic_mismatch(topic: str, partitions: int, declared: int) -> TopicMismatch:
+    """The error for a topic that was declared with another number of partitions than it has."""
+    return TopicMismatch(
+        f"topic {topic!r} has {partitions} partitions, but {declared} were declared: declare what "
+        "it has, or use another name"
+    )
+
+
+def group_not_empty(group: str, members: int | None, suffix: str = "") -> GroupNotEmpty:
+    """The error for a group that cannot be changed because members of it run.
+
+    :param members: how many, if that is known.
+    :param suffix: what only this log can say of it.
+    """
+    count = "" if members is None else f"{members} "
+    return GroupNotEmpty(
+        f"group {group!r} has {count}running member{'s' * (members != 1)} and cannot be changed: "
+        f"stop them first{suffix}"
+    )
 
 
 def _not_found(kind: str, name: str, text: str) -> NotFound:

@@ -35,6 +35,10 @@ TRIM_MARGIN = 10_000
 """Messages kept below what every group has settled, so that dedup windows can be rebuilt."""
 
 
+TopicPartition = tuple[str, int]
+"""A topic's name and the number of one of its partitions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a log can do, as data. What it cannot is not tested on it, and the app refuses it."""
@@ -167,8 +171,8 @@ class MemberInfo(NamedTuple):
     """A running member of a group."""
 
     id: str
-    partitions: tuple[tuple[str, int], ...]
-    """Topic and partition of what it owns."""
+    partitions: tuple[TopicPartition, ...]
+    """What it owns."""
 
 
 class GroupInfo(NamedTuple):
@@ -176,7 +180,7 @@ class GroupInfo(NamedTuple):
 
     name: str
     members: tuple[MemberInfo, ...]
-    positions: Mapping[tuple[str, int], Committed]
+    positions: Mapping[TopicPartition, Committed]
     """By topic and partition; a partition without a position is absent."""
 
     def committed_in(self, topic: str) -> dict[int, Committed]:

@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from streams.clock import SYSTEM, Clock
 from streams.errors import ConfigError
+from streams.log.claims import ClaimStore
 from streams.log.protocol import Log, OpenMode, OpenRequest
 from streams.log.secrets import HIDDEN, Secrets, is_secret_name
 
@@ -37,6 +38,7 @@ __all__ = [
     "ChosenUrl",
     "Url",
     "choose_url",
+    "open_claims",
     "open_log",
     "parse",
     "redact",
@@ -70,6 +72,8 @@ _MODULES = {
     "kafka": "streams.log.kafka",
     "kafka+ssl": "streams.log.kafka",
 }
+_SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
+
 _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]"}
 
 LocationKind = Literal["file", "hosts", "name"]
@@ -238,6 +242,25 @@ def open_log(
     scheme, request = read_url(url, config, clock, member, mode)
     log: Log = import_log(scheme).open(request)
     return log
+
+
+def open_claims(
+    url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None
+) -> ClaimStore:
+    """Claims kept where a log's URL leads to.
+
+    :param config: driver settings, passed through.
+    :param clock: for what is kept in this process or on this machine; the machine's own if None.
+    :raises ConfigError: it is no log's URL, or that log keeps no claims.
+    """
+    scheme, request = read_url(url, config, clock)
+    if not scheme.startswith(_SCHEMES_WITH_CLAIMS):
+        raise ConfigError(
+            f"{redact(url)}: {scheme} cannot say who came first; keep claims in Redis "
+            "(redis://host:6379/0), a file (sqlite:///claims.db) or memory://"
+        )
+    store: ClaimStore = import_log(scheme, "claims").open_claims(request)
+    return store
 
 
 def read_url(

@@ -12,7 +12,7 @@ from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import UnreadableHeaders
-from streams.log.protocol import Assignment, Log, StaticMember
+from streams.log.protocol import Assignment, Log, StaticMember, TopicPartition
 from streams.message import Batch, Record
 
 Outgoing = tuple[str, Record]
@@ -300,7 +300,7 @@ class Job:
     """The dead letter of a delivery that has a reason."""
     write_derived: Callable[[Sequence[Outgoing], OnWritten], None] | None = None
     """Writes derived records until the log has answered; outages are waited out there."""
-    start_positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    start_positions: Mapping[TopicPartition, int] = field(default_factory=dict)
     """Where to begin in partitions in which the group has no place yet: those of a topic that is
     new to a group which is live. Others begin at the log's start."""
     member: StaticMember | None = None

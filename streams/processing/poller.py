@@ -35,7 +35,7 @@ from streams.engine.progress import (
     with_offsets,
 )
 from streams.errors import Fatal, LogError, NotFound, TopicMismatch, Unavailable
-from streams.log.protocol import Assignment, Commit, Log, Subscription
+from streams.log.protocol import Assignment, Commit, Log, Subscription, TopicPartition
 from streams.message import Batch, identity_suffix, text
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
@@ -325,7 +325,7 @@ class Poller:
             found.append(waiting)
         return min(found, default=None)
 
-    def owned_partitions(self) -> set[tuple[str, int]]:
+    def owned_partitions(self) -> set[TopicPartition]:
         """The partitions that are owned at this moment (any thread)."""
         return {(each.topic, each.partition) for each, _ in list(self._owned.values())}
 

@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from streams.log.membership import TopicPartition
-from streams.log.protocol import Assignment, Commit, Log, StaticMember
+from streams.log.protocol import Assignment, Commit, Log, StaticMember, TopicPartition
 from streams.message import Batch
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from streams.log.membership import TopicPartition
+from streams.log.protocol import TopicPartition
 from tests.conformance.member import PATIENCE, Member
 from tests.conformance.records import record
 from tests.conformance.world import World

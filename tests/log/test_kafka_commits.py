@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
-from streams.log.kafka import offset_commits as module
-from streams.log.kafka.assignment import Key, topic_partitions_of
-from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
-from streams.log.protocol import Assignment, Commit, Committed
+from streams.log.kafka import offsets as module
+from streams.log.kafka.assignment import topic_partitions_of
+from streams.log.kafka.offsets import MembershipLost, OffsetCommits
+from streams.log.protocol import Assignment, Commit, Committed, TopicPartition
 
 KEY = ("t", 0)
 
@@ -20,9 +21,9 @@ class Coordinator:
     """A coordinator and the driver before it, which may hold requests back."""
 
     def __init__(self) -> None:
-        self.places: dict[Key, Committed] = {}
-        self.sent: list[list[TopicPartition]] = []
-        self.held: list[list[TopicPartition]] = []
+        self.places: dict[TopicPartition, Committed] = {}
+        self.sent: list[list[KTopicPartition]] = []
+        self.held: list[list[KTopicPartition]] = []
         self.history: list[int] = []
         self.frozen = False
         self.refuses = 0
@@ -30,14 +31,14 @@ class Coordinator:
         self.member: str | None = "m"
         self.commits = OffsetCommits(self.send, self.read, lambda: self.member)
 
-    def send(self, parts: list[TopicPartition]) -> None:
+    def send(self, parts: list[KTopicPartition]) -> None:
         self.sent.append(parts)
         if self.frozen:
             self.held.append(parts)
         else:
             self.land(parts)
 
-    def land(self, parts: list[TopicPartition]) -> None:
+    def land(self, parts: list[KTopicPartition]) -> None:
         if self.refuses > 0:
             self.refuses -= 1
             return
@@ -46,7 +47,7 @@ class Coordinator:
             self.places[part.topic, part.partition] = place
             self.history.append(part.offset)
 
-    def read(self, keys: Sequence[Key]) -> Mapping[Key, Committed | None]:
+    def read(self, keys: Sequence[TopicPartition]) -> Mapping[TopicPartition, Committed | None]:
         if self.frozen:
             raise Unavailable("no answer")
         return {key: self.places.get(key) for key in keys}
@@ -145,7 +146,7 @@ def test_a_submit_does_not_wait_and_is_told_by_the_driver(coordinator: Coordinat
     sent = coordinator.held.pop()
     coordinator.land(sent)
     commits.on_commit(
-        None, [TopicPartition(*KEY, 5, metadata="other")]
+        None, [KTopicPartition(*KEY, 5, metadata="other")]
     )  # of another, as far as it goes
     assert told == []
     commits.on_commit(None, sent)
@@ -204,7 +205,7 @@ def test_a_former_members_commit_counts_for_nothing(coordinator: Coordinator) ->
     mine, commits = assignment(), coordinator.commits
     commits.add_assignments([mine])
 
-    def send(parts: list[TopicPartition]) -> None:
+    def send(parts: list[KTopicPartition]) -> None:
         coordinator.member = None  # what the driver learns from the answer
 
     commits._send = send

@@ -15,7 +15,7 @@ import pytest
 
 from streams import Flow, MessageQueue, Retention, Retry, Streams
 from streams.errors import ConfigError, Fatal
-from streams.log.kafka import committed_offsets
+from streams.log.kafka import offsets
 from streams.log.kafka import settings as module
 from streams.log.kafka.settings import CALLBACKS, FIXED, MANAGED, RUNS_CODE, Settings
 from streams.log.protocol import Committed
@@ -192,7 +192,7 @@ def test_without_the_rights_that_are_named_there_is_an_error_that_names_them(
     walked: tuple[Kafka, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver waits so long for a coordinator that it is not told of.
-    monkeypatch.setattr(committed_offsets, "REQUEST_TIMEOUT", 6.0)
+    monkeypatch.setattr(offsets, "REQUEST_TIMEOUT", 6.0)
     broker, url = walked
     plain = open_log(broker.url)
     plain.create_topic("orders", 4)  # there already, if the service was run before

@@ -19,12 +19,13 @@ from streams.errors import (
     TooLarge,
     Unavailable,
 )
-from streams.log.kafka import errors, requests, topics
-from streams.log.kafka.driver_log import REPEAT_AFTER, DriverLogger
+from streams.log.kafka import client, errors, topics
 from streams.log.kafka.errors import (
     ERROR_CLASSES,
+    LAST_QUIET,
     WRITE_ERROR_CLASSES,
     ConnectionFailure,
+    DriverLogger,
     error_class_of,
     parse_connection_failure,
     translate,
@@ -222,7 +223,7 @@ def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
 
 
 def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "FIRST_CONNECT_GRACE", 0.0)
+    monkeypatch.setattr(client, "FIRST_CONNECT_GRACE", 0.0)
     monkeypatch.setattr(topics, "REQUEST_TIMEOUT", 1.0)
     for answered in (False, True):
         log = open_log(f"kafka://127.0.0.1:{free_port()}")
@@ -267,8 +268,8 @@ def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
     lines = DriverLogger(logging.getLogger("streams.kafka"), clock)
     for second in range(200):
         clock.now = float(second)
-        for client in ("streams#producer-1", "streams#consumer-2"):
-            tell(lines, logging.ERROR, "FAIL", REFUSED.format(second), client)
+        for name in ("streams#producer-1", "streams#consumer-2"):
+            tell(lines, logging.ERROR, "FAIL", REFUSED.format(second), name)
     assert [each.getMessage() for each in caplog.records] == [
         "h:9092: connection refused",
         "h:9092: connection refused (and 59 more like this)",
@@ -276,7 +277,7 @@ def test_a_connection_that_fails_again_and_again_is_a_line_now_and_then(
     ]
     assert {each.levelno for each in caplog.records} == {logging.INFO}
     caplog.clear()
-    clock.now += 3 * REPEAT_AFTER[1]  # it was mended meanwhile
+    clock.now += 3 * LAST_QUIET  # it was mended meanwhile
     for second in range(100):
         clock.now += 1
         tell(lines, logging.ERROR, "FAIL", REFUSED.format(second))

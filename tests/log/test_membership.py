@@ -21,11 +21,11 @@ from streams.log.membership import (
     Member,
     Plan,
     StalenessTracker,
-    TopicPartition,
     lease_length,
     plan,
     target_owners,
 )
+from streams.log.protocol import TopicPartition
 
 TOPICS = ("a", "b", "c")
 NAMES = ("m0", "m1", "m2", "m3", "m4")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, OutcomeUnknown, Unavailable
 from streams.log.membership import DEFAULT_TERMS
 from streams.log.memory import MemoryLog
-from streams.log.memory.store import Partition
+from streams.log.memory.topics import Partition
 from streams.log.protocol import Assignment, Commit
 from streams.log.url import open_log
 from streams.message import Position, Record

@@ -148,7 +148,7 @@ def test_a_lease_is_taken_only_as_it_was_seen(
     membership = other.subscription._membership
     until(lambda: membership.heartbeat([]).plan.acquire, "its length is over")
     owner.subscription.keep_alive()
-    assert membership.acquire([(topic, 0)]) == []
+    assert membership.leases.acquire([(topic, 0)]) == []
     (assignment,) = owner.owned.values()
     owner.commit(assignment, 0)
     assert assignment.valid_until > time.monotonic()

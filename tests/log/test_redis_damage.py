@@ -15,9 +15,10 @@ import pytest
 import redis
 
 from streams.errors import StreamsError, TopicMismatch
-from streams.log.claims import Claim, Complete, GetClaim, Release, Renew, Request, open_claims
+from streams.log.claims import Claim, Complete, GetClaim, Release, Renew, Request
 from streams.log.protocol import Committed, Retention, StaticMember
 from streams.log.redis import RedisLog
+from streams.log.url import open_claims
 from tests.cli.conftest import Shell
 from tests.log.redis_support import (
     SHORT,

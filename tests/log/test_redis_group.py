@@ -13,7 +13,7 @@ import redis
 
 from streams.errors import GroupNotEmpty, Unavailable
 from streams.log.protocol import Committed, Retention
-from streams.log.redis import RedisLog, subscription
+from streams.log.redis import RedisLog, fetcher
 from streams.log.redis.fetcher import Fetcher
 from streams.message import Position
 from tests.log.redis_support import (
@@ -133,7 +133,7 @@ def test_what_is_resumed_is_read_though_a_read_is_blocked(
     rights: str,
 ) -> None:
     # So long that the test would fail if it had to be waited for.
-    monkeypatch.setattr(subscription, "BLOCK_SECONDS", 10_000.0)
+    monkeypatch.setattr(fetcher, "BLOCK_SECONDS", 10_000.0)
     user = name("user")
     client.acl_setuser(user, enabled=True, passwords=["+pw"], keys=["*"], commands=rights.split())
     log = open_redis(f"redis://{user}:pw@{server.address}?{SHORT}")

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from streams.log.claims import ClaimStore, GetClaim, StoredClaim, open_claims
+from streams.log.claims import ClaimStore, GetClaim, StoredClaim
+from streams.log.url import open_claims
 from streams.patterns import IdempotencyStore
 from streams.testing import Clock
 

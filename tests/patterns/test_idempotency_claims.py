@@ -26,11 +26,11 @@ from streams.log.claims import (
     Renew,
     Request,
     StoredClaim,
-    open_claims,
 )
 from streams.log.memory.claims import MemoryClaimStore
 from streams.log.redis.claims import KEY_PREFIX
 from streams.log.sqlite.claims import SqliteClaimStore
+from streams.log.url import open_claims
 from streams.testing import Clock
 from tests.patterns.keeping import Place, place
 from tests.servers.find import RedisAddress

@@ -3,25 +3,32 @@
 The cooperative protocols (classic with cooperative-sticky, and KIP-848) take and give single
 partitions; the eager ones know only one call, which names everything that is fetched. Here is
 where they differ, and nowhere else.
+
+A partition that cannot be started yet is probed in a thread of its own: a question about a
+partition whose broker is down takes ten seconds to fail, which in the polling thread would hold up
+every other partition of the member, its heartbeats' reports, and its stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KTopicPartition
 
-from streams.log.protocol import Assignment
+from streams.errors import LogError
+from streams.log.protocol import Assignment, TopicPartition
+from streams.text import get_logger
 
-Key = tuple[str, int]
 
-
-def topic_partition_of(assignment: Assignment) -> Key:
+def topic_partition_of(assignment: Assignment) -> TopicPartition:
     """Topic and partition."""
     return assignment.topic, assignment.partition
 
 
-def topic_partitions_of(partitions: Iterable[TopicPartition]) -> list[Key]:
+def topic_partitions_of(partitions: Iterable[KTopicPartition]) -> list[TopicPartition]:
     """Topic and partition of each."""
     return [(partition.topic, partition.partition) for partition in partitions]
 
@@ -56,19 +63,19 @@ class AssignedPartitions:
     def __init__(self, consumer: Consumer, eager: bool) -> None:
         self._consumer = consumer
         self._eager = eager
-        self.owned: dict[Key, Assignment] = {}
-        self.pending: dict[Key, PendingAssignment] = {}
+        self.owned: dict[TopicPartition, Assignment] = {}
+        self.pending: dict[TopicPartition, PendingAssignment] = {}
         """Assigned by the group, not yet told to the listener, in order."""
-        self.fetched: set[Key] = set()
+        self.fetched: set[TopicPartition] = set()
         """What the driver was told to fetch."""
-        self.paused: set[Key] = set()
+        self.paused: set[TopicPartition] = set()
 
     @property
     def all_paused(self) -> bool:
         """All that is fetched is paused: no message can come."""
         return bool(self.fetched) and self.fetched <= self.paused
 
-    def accept_assignment(self, partitions: Iterable[TopicPartition]) -> None:
+    def accept_assignment(self, partitions: Iterable[KTopicPartition]) -> None:
         """In a rebalance: accept these, but fetch nothing of them yet."""
         self.add_pending(topic_partitions_of(partitions))
         if self._eager:
@@ -76,15 +83,15 @@ class AssignedPartitions:
         else:
             self._consumer.incremental_assign([])
 
-    def add_pending(self, keys: Iterable[Key]) -> None:
+    def add_pending(self, keys: Iterable[TopicPartition]) -> None:
         """The listener is to be told of these."""
         self.pending.update((key, PendingAssignment()) for key in keys)
 
-    def never_tried(self) -> list[Key]:
+    def never_tried(self) -> list[TopicPartition]:
         """What the listener was never told of."""
         return [key for key, each in self.pending.items() if not each.retry_pause]
 
-    def due_for_retry(self, now: float) -> list[Key]:
+    def due_for_retry(self, now: float) -> list[TopicPartition]:
         """What could not be begun, and may be by now."""
         return [
             key for key, each in self.pending.items() if each.retry_pause and each.retry_at <= now
@@ -101,7 +108,7 @@ class AssignedPartitions:
     def start_fetching(self, assignments: Sequence[Assignment]) -> None:
         """Fetch these, each from its position."""
         partitions = [
-            TopicPartition(*topic_partition_of(each), each.position) for each in assignments
+            KTopicPartition(*topic_partition_of(each), each.position) for each in assignments
         ]
         if self._eager:
             self._assign_all(partitions)
@@ -109,25 +116,25 @@ class AssignedPartitions:
             self._consumer.incremental_assign(partitions)
         self.fetched.update(map(topic_partition_of, assignments))
 
-    def stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
+    def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         """Fetch these no more, and acknowledge if it is in a rebalance."""
         stopped = [key for key in keys if key in self.fetched]
         self.fetched.difference_update(stopped)
         paused = self.paused.intersection(stopped)
         if paused:
             # The driver would remember it, and deliver nothing should the partition come back.
-            self._consumer.resume([TopicPartition(*key) for key in paused])
+            self._consumer.resume([KTopicPartition(*key) for key in paused])
             self.paused -= paused
         if not self._eager:
-            self._consumer.incremental_unassign([TopicPartition(*key) for key in stopped])
+            self._consumer.incremental_unassign([KTopicPartition(*key) for key in stopped])
         elif rebalance:
             self._consumer.unassign()
         else:
             self._assign_all([])
 
-    def _assign_all(self, added: list[TopicPartition]) -> None:
+    def _assign_all(self, added: list[KTopicPartition]) -> None:
         """What is fetched already, from where it stands, and ``added``."""
-        partitions = [TopicPartition(*key) for key in sorted(self.fetched)]
+        partitions = [KTopicPartition(*key) for key in sorted(self.fetched)]
         if partitions:
             partitions = self._consumer.position(partitions)
         for partition in partitions:
@@ -135,7 +142,7 @@ class AssignedPartitions:
                 partition.offset = self.owned[partition.topic, partition.partition].position
         self._consumer.assign(partitions + added)
         if self.paused:
-            self._consumer.pause([TopicPartition(*key) for key in self.paused])
+            self._consumer.pause([KTopicPartition(*key) for key in self.paused])
 
     # -- pausing
 
@@ -143,20 +150,83 @@ class AssignedPartitions:
         """Deliver nothing of these."""
         keys = self._still_fetched(assignments) - self.paused
         if keys:
-            self._consumer.pause([TopicPartition(*key) for key in keys])
+            self._consumer.pause([KTopicPartition(*key) for key in keys])
             self.paused |= keys
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again."""
         keys = self._still_fetched(assignments) & self.paused
         if keys:
-            self._consumer.resume([TopicPartition(*key) for key in keys])
+            self._consumer.resume([KTopicPartition(*key) for key in keys])
             self.paused -= keys
 
-    def _still_fetched(self, assignments: Iterable[Assignment]) -> set[Key]:
+    def _still_fetched(self, assignments: Iterable[Assignment]) -> set[TopicPartition]:
         return {
             topic_partition_of(each)
             for each in assignments
             if self.owned.get(topic_partition_of(each)) is each
             and topic_partition_of(each) in self.fetched
         }
+
+
+logger = get_logger("streams.kafka")
+
+
+class PartitionProbe:
+    """Finds out which partitions answer, one after the other, in a thread that ends when nothing
+    is left to ask.
+
+    :param probe: asks something that only a partition's leader knows; raises LogError.
+    """
+
+    def __init__(self, probe: Callable[[str, int], object]) -> None:
+        self._probe = probe
+        self._lock = threading.Lock()
+        self._queue: deque[TopicPartition] = deque()
+        self._in_progress: set[TopicPartition] = set()
+        self._outcomes: dict[TopicPartition, bool] = {}
+        self._thread: threading.Thread | None = None
+
+    def start(self, key: TopicPartition) -> None:
+        """Ask after a partition, unless that is done just now."""
+        with self._lock:
+            if key in self._in_progress:
+                return
+            self._in_progress.add(key)
+            self._queue.append(key)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="streams-kafka-scout", daemon=True
+                )
+                self._thread.start()
+
+    def take_outcomes(self) -> dict[TopicPartition, bool]:
+        """Whether each answered that was asked since the last call."""
+        if not self._outcomes:
+            return {}
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, {}
+        return outcomes
+
+    def close(self) -> None:
+        """Ask no more."""
+        with self._lock:
+            self._queue.clear()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._thread = None
+                    self._in_progress.clear()
+                    return
+                key = self._queue.popleft()
+            try:
+                self._probe(*key)
+                reached = True
+            except LogError as error:
+                logger.debug("%s/%d: %s", *key, error)
+                reached = False
+            with self._lock:
+                self._in_progress.discard(key)
+                self._outcomes[key] = reached

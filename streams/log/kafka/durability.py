@@ -19,8 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
 

@@ -1,16 +1,27 @@
-"""The driver's errors in our words: one table, looked at once, at the log's boundary.
+"""The driver's errors and log lines in our words.
 
-What an error *means* depends on whether a write may already be in the log, so writes have a short
-table of their own that is asked first. A code in no table goes by what the driver itself says
-about it (fatal, worth trying again).
+**Errors** go through one table, looked at once, at the log's boundary. What an error *means*
+depends on whether a write may already be in the log, so writes have a short table of their own that
+is asked first. A code in no table goes by what the driver itself says about it (fatal, worth trying
+again).
 
 What the driver says of a connection is cut down to the broker's address and the reason
 (:func:`parse_connection_failure`); the names of its threads, states and durations help nobody else.
+
+**Log lines** go into Python's logging, each as often as it helps. librdkafka tells of every attempt
+to connect, for every client and several times a second while a broker is away. Such lines are cut
+down to the broker and the reason and come at level INFO: whoever needs the broker gets an error or
+a warning of ours. The same line, whichever client it is of, is let through again after
+:data:`FIRST_QUIET` seconds, then after twice that and so on up to :data:`LAST_QUIET`, with the
+number of those that were not.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -188,6 +199,10 @@ def _one_line(text: str) -> str:
 # -- connections -----------------------------------------------------------------------------------
 
 
+CONNECTION_CLOSED = "it closes the connection"
+"""What the driver tells only as the number of brokers that are down."""
+
+
 class ConnectionFailure(NamedTuple):
     """What the driver says of one broker's connection."""
 
@@ -246,5 +261,84 @@ def unreachable_error(
     return Unavailable(f"Kafka, {operation}: {text}; {hint}")
 
 
-CONNECTION_CLOSED = "it closes the connection"
-"""What the driver tells only as the number of brokers that are down."""
+# -- log lines -------------------------------------------------------------------------------------
+
+FIRST_QUIET = 30.0
+"""Seconds for which a line is not repeated, at first."""
+
+LAST_QUIET = 900.0
+"""Seconds for which a line is not repeated, at most."""
+
+_MAX_REMEMBERED = 500
+"""Different lines that are remembered."""
+
+_TRANSIENT_FACILITIES = frozenset({"ERROR", "FAIL", "GETPID", "REQTMOUT"})
+"""What the driver tells of connections, and of what it tries again by itself."""
+
+# What differs between two tellings of one thing: the client's and thread's names, and durations.
+_THREAD_PREFIX = re.compile(r"^\[thrd:[^]]*\]: ")
+_VARYING_DETAIL = re.compile(r"\(after \d+ms[^)]*\)|\d+ ?ms|\b\d+(\.\d+)?s\b")
+
+
+class _LoggedLine(NamedTuple):
+    """A line that the driver has told before."""
+
+    since: float
+    """When it was let through."""
+    quiet: float
+    """Seconds for which it is kept back since."""
+    suppressed: int
+    """How often it was kept back."""
+
+
+class DriverLogger:
+    """What a client of the driver takes for its ``logger``."""
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+        scrub: Callable[[str], str] = str,
+    ) -> None:
+        self._logger = logger
+        self._scrub = scrub
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last_logged: dict[str, _LoggedLine] = {}
+
+    def log(self, level: int, text: str, facility: str, client: str, line: str) -> None:
+        """One line of the driver: ``text`` is a format of the three that follow it."""
+        line = self._scrub(_THREAD_PREFIX.sub("", line))
+        if facility in _TRANSIENT_FACILITIES and level >= logging.INFO:
+            # What is info to the driver is a connection that was idle for long.
+            level = logging.INFO if level > logging.INFO else logging.DEBUG
+            failure = parse_connection_failure(line)
+            if failure is not None:
+                text, facility, client, line = "%s%s%s", "", "", str(failure)
+        if not self._logger.isEnabledFor(level):
+            return
+        suppressed = (
+            self._take_suppressed(f"{facility} {_VARYING_DETAIL.sub('', line)}")
+            if level > logging.DEBUG
+            else 0
+        )
+        if suppressed is None:
+            return
+        suffix = f" (and {suppressed} more like this)" if suppressed else ""
+        self._logger.log(level, text + "%s", facility, client, line, suffix)
+
+    def _take_suppressed(self, key: str) -> int | None:
+        """How often this line was kept back; None if it is kept back now."""
+        now = self._clock()
+        with self._lock:
+            last = self._last_logged.get(key, _LoggedLine(float("-inf"), 0.0, 0))
+            if now - last.since < last.quiet:
+                self._last_logged[key] = last._replace(suppressed=last.suppressed + 1)
+                return None
+            # What was not told for long is news again.
+            recurring = now - last.since < 3 * last.quiet
+            quiet = min(LAST_QUIET, 2 * last.quiet) if recurring else FIRST_QUIET
+            if len(self._last_logged) >= _MAX_REMEMBERED:
+                self._last_logged.clear()
+            self._last_logged[key] = _LoggedLine(now, quiet, 0)
+            return last.suppressed

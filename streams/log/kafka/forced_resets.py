@@ -24,9 +24,9 @@ from collections.abc import Collection, Mapping
 from queue import SimpleQueue
 
 from streams.errors import GroupNotEmpty, StreamsError
-from streams.log.kafka.committed_offsets import OffsetReader
 from streams.log.kafka.groups import INTERNAL_PREFIX, Groups
-from streams.log.protocol import Committed
+from streams.log.kafka.offsets import OffsetReader
+from streams.log.protocol import Committed, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -40,8 +40,6 @@ RESET_TIMEOUT = 20.0
 RESET_PREFIX = INTERNAL_PREFIX + "move."
 
 APPLIED = "\N{CHECK MARK}"
-
-Key = tuple[str, int]
 
 
 def reset_group_name(group: str) -> str:
@@ -89,10 +87,10 @@ class ResetRequests:
     def __init__(self, groups: Groups, group: str) -> None:
         self._groups = groups
         self._reset_group = reset_group_name(group)
-        self._pending: Mapping[Key, Committed] = {}
+        self._pending: Mapping[TopicPartition, Committed] = {}
         self._needs_partitions = False
         """The thread wants to know which partitions to ask for."""
-        self._partitions: SimpleQueue[tuple[Key, ...] | None] = SimpleQueue()
+        self._partitions: SimpleQueue[tuple[TopicPartition, ...] | None] = SimpleQueue()
         """What it is told; None: the member leaves."""
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -100,7 +98,9 @@ class ResetRequests:
         )
         self._thread.start()
 
-    def take_pending(self, partitions: Collection[Key]) -> Mapping[Key, Committed]:
+    def take_pending(
+        self, partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, Committed]:
         """The places that wait for the owner of ``partitions``, as far as is known."""
         if self._needs_partitions:
             self._needs_partitions = False
@@ -111,7 +111,7 @@ class ResetRequests:
         self._pending = {}
         return {key: committed for key, committed in pending.items() if key in partitions}
 
-    def mark_applied(self, offsets: Mapping[Key, Committed]) -> None:
+    def mark_applied(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Mark places as taken.
 
         :raises Unavailable: they are not; they will be found again.
@@ -146,8 +146,8 @@ class ResetRequests:
 
 
 def _read_pending(
-    offset_reader: OffsetReader, partitions: Collection[Key]
-) -> Mapping[Key, Committed]:
+    offset_reader: OffsetReader, partitions: Collection[TopicPartition]
+) -> Mapping[TopicPartition, Committed]:
     if not offset_reader.committed(
         [(topic, 0) for topic in sorted({topic for topic, _ in partitions})]
     ):

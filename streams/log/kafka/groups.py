@@ -8,7 +8,6 @@ from typing import Any
 from confluent_kafka import (
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
-    TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -17,21 +16,18 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.committed_offsets import CommittedOffsets, OffsetReader
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
 from streams.log.kafka.errors import translate
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
+from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
 from streams.log.kafka.settings import Settings
-from streams.log.names import group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.names import group_not_empty, group_not_found
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
 INTERNAL_PREFIX = "__streams."
 """What the names of groups begin with that are none, but notes of this toolkit."""
 
 KIP848_SESSION_TIMEOUT = 45.0
 """Kafka's default of group.consumer.session.timeout.ms, in seconds."""
-
-Key = tuple[str, int]
 
 
 class Groups:
@@ -116,8 +112,8 @@ class Groups:
     # -- positions
 
     def committed(
-        self, group: str, partitions: Sequence[Key] | None = None
-    ) -> dict[Key, Committed]:
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
         """A group's places, in these partitions or in all; none if there is no such group."""
         return self._committed_offsets.read(group, partitions)
 
@@ -132,10 +128,7 @@ class Groups:
         """
         if not offsets:
             return
-        partitions = [
-            TopicPartition(topic, partition, committed.position, metadata=committed.progress)
-            for partition, committed in sorted(offsets.items())
-        ]
+        partitions = to_driver({(topic, number): offsets[number] for number in sorted(offsets)})
 
         def request(admin: AdminClient) -> None:
             futures = admin.alter_consumer_group_offsets(
@@ -172,10 +165,11 @@ class Groups:
         members, _ = self._members(group)
         if not members:
             return error
-        return GroupNotEmpty(
-            f"group {group!r} has {len(members)} running members and cannot be changed: "
-            "stop them first (a static member, as those of run --workers are, counts until its "
-            "session has ended, 10 s unless set otherwise, after it was stopped: then try again)"
+        return group_not_empty(
+            group,
+            len(members),
+            " (a static member, as those of run --workers are, counts until its session has ended, "
+            "10 s unless set otherwise, after it was stopped: then try again)",
         )
 
     def delete(self, group: str) -> None:

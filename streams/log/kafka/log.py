@@ -11,18 +11,16 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from streams import wire
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
+from streams.log.dense_offsets import DenseOffsets
 from streams.log.kafka import durability, forced_resets
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.committed_offsets import CommittedOffsets
-from streams.log.kafka.driver_log import DriverLogger
-from streams.log.kafka.errors import translate
+from streams.log.kafka.client import RequestRetry, SharedClient
+from streams.log.kafka.errors import DriverLogger, translate
 from streams.log.kafka.groups import Groups
+from streams.log.kafka.offsets import CommittedOffsets
 from streams.log.kafka.producer import Appender
 from streams.log.kafka.reader import KafkaReader, ReaderPool
-from streams.log.kafka.requests import RequestRetry
 from streams.log.kafka.settings import (
     MAX_MESSAGE_BYTES,
     Settings,
@@ -78,8 +76,12 @@ def open(request: OpenRequest) -> KafkaLog:
     return KafkaLog(read_settings(request))
 
 
-class KafkaLog:
-    """See :class:`streams.log.protocol.Log`."""
+class KafkaLog(DenseOffsets):
+    """See :class:`streams.log.protocol.Log`.
+
+    ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, transaction markers and
+    compacted messages included: how many messages a range holds cannot be told without reading it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -219,20 +221,6 @@ class KafkaLog:
         """
         return self._readers.offset_for_time(topic, partition, time)
 
-    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """The position ``count`` offsets before ``position``, or the first there is.
-
-        Transaction markers and compacted messages count as well: Kafka cannot tell how many
-        messages a range holds without reading it.
-        """
-        first, end = self.watermarks(topic, partition)
-        return max(first, min(position, end) - count)
-
-    def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """How many offsets stand at or behind ``position``, as Kafka's own tools count."""
-        first, end = self.watermarks(topic, partition)
-        return max(0, end - max(position, first))
-
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read from position ``start`` up to, not including, position ``end``.
 
@@ -358,22 +346,6 @@ class KafkaLog:
         its partitions back as soon as it is started again; others wait for the session's end."""
 
     # -- the rest
-
-    def format_offset(self, offset: int) -> str:
-        """An offset as people write it: a number."""
-        return str(offset)
-
-    def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
-        offset = wire.parse_int(text)
-        if offset is None:
-            raise ConfigError(
-                f"offset {wire.shorten(text, 60)!r}: a Kafka offset is a number, such as 42"
-            )
-        return offset
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.

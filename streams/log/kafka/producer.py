@@ -12,7 +12,7 @@ What became of a record:
 * a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
 * a fatal state of the driver ends this producer: what it held is told so, the next append makes
   a new one. So does a producer that is cut off while another client reaches the brokers (see
-  ``reach.py``); in an outage it waits, as long as the driver does.
+  ``reconnect.py``); in an outage it waits, as long as the driver does.
 
 A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
 a key's partition is the driver's business (``partitioner``).
@@ -35,7 +35,7 @@ from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.names import partition_for
-from streams.log.protocol import OnAppended
+from streams.log.protocol import OnAppended, TopicPartition
 from streams.message import ID, Position, Record
 from streams.text import get_logger
 
@@ -118,7 +118,7 @@ class _ProducerHandle:
 
     __slots__ = ("busy", "connectivity", "isolation", "producer")
 
-    def __init__(self, probe_broker: Callable[[tuple[str, int] | None], bool]) -> None:
+    def __init__(self, probe_broker: Callable[[TopicPartition | None], bool]) -> None:
         self.producer: Producer
         self.connectivity = ConnectivityMonitor()
         self.isolation = IsolationCheck(self.connectivity, probe_broker)
@@ -145,7 +145,7 @@ class Appender:
         connect: Callable[[dict[str, Any]], Producer],
         partition_count: Callable[[str], int],
         record_client_error: Callable[[KafkaError], None],
-        probe_broker: Callable[[tuple[str, int] | None], bool],
+        probe_broker: Callable[[TopicPartition | None], bool],
     ) -> None:
         self._settings = settings
         self._connect = connect

@@ -15,17 +15,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import SharedClient, close_in_background
+from streams.log.kafka.client import (
+    REQUEST_TIMEOUT,
+    RequestRetry,
+    SharedClient,
+    close_in_background,
+)
 from streams.log.kafka.errors import translate
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import MEGABYTE, Settings
+from streams.log.protocol import TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -133,7 +139,7 @@ class ReaderPool:
 
         return self._requests.run(f"asking for topic {topic}", self._query_consumer, request)
 
-    def probe_broker(self, partition: tuple[str, int] | None) -> bool:
+    def probe_broker(self, partition: TopicPartition | None) -> bool:
         """Whether a client that is new reaches this partition's leader, or any broker."""
         consumer = self._connect(self._settings.reader_config(MEGABYTE))
         try:
@@ -142,7 +148,7 @@ class ReaderPool:
                     "__streams", timeout=PROBE_TIMEOUT
                 )  # a name with little to tell
             else:
-                consumer.get_watermark_offsets(TopicPartition(*partition), timeout=PROBE_TIMEOUT)
+                consumer.get_watermark_offsets(KTopicPartition(*partition), timeout=PROBE_TIMEOUT)
             return True
         except KafkaException:
             return False
@@ -152,7 +158,7 @@ class ReaderPool:
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """First position that can be read, and the end of what is readable: an open transaction
         ends it, what stands behind its first message is not there yet."""
-        wanted = TopicPartition(topic, partition)
+        wanted = KTopicPartition(topic, partition)
         return self._run(
             f"bounds of {topic}/{partition}",
             topic,
@@ -162,7 +168,7 @@ class ReaderPool:
 
     def end(self, topic: str, partition: int) -> int:
         """Where the log ends, be its end readable or not."""
-        wanted = TopicPartition(topic, partition)
+        wanted = KTopicPartition(topic, partition)
 
         def request(consumer: Consumer) -> int:
             low_high: tuple[int, int] = consumer.get_watermark_offsets(
@@ -176,7 +182,7 @@ class ReaderPool:
 
     def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
-        wanted = TopicPartition(topic, partition, min(max(0, round(moment * 1000)), MAX_TIMESTAMP))
+        wanted = KTopicPartition(topic, partition, min(max(0, round(moment * 1000)), MAX_TIMESTAMP))
 
         def request(consumer: Consumer) -> int:
             (answer,) = consumer.offsets_for_times([wanted], timeout=REQUEST_TIMEOUT)
@@ -219,7 +225,7 @@ class ReaderPool:
         :raises LogError: it cannot; it is closed.
         """
         try:
-            consumer.assign([TopicPartition(topic, partition, start)])
+            consumer.assign([KTopicPartition(topic, partition, start)])
         except KafkaException as error:
             consumer.close()
             raise self.translate(error, f"reading {topic}/{partition}") from error
@@ -338,7 +344,7 @@ class KafkaReader:
         return KafkaBatch(self._topic, self._partition, run) if run else None
 
     def _position(self, consumer: Consumer) -> int:
-        (answer,) = consumer.position([TopicPartition(self._topic, self._partition)])
+        (answer,) = consumer.position([KTopicPartition(self._topic, self._partition)])
         return answer.offset
 
     def _handle_error(self, failed: Any) -> None:
@@ -375,7 +381,9 @@ class KafkaReader:
         )  # fmt: skip
         self._next_offset = max(self._next_offset, first)
         if self._consumer is not None and self._next_offset < self._end:
-            self._consumer.assign([TopicPartition(self._topic, self._partition, self._next_offset)])
+            self._consumer.assign(
+                [KTopicPartition(self._topic, self._partition, self._next_offset)]
+            )
 
     def close(self) -> None:
         """Give the consumer back."""

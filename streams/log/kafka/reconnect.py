@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from streams.log.kafka.statistics import COORDINATOR, Key, Snapshot
+from streams.log.kafka.statistics import COORDINATOR, Snapshot
+from streams.log.protocol import TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -45,7 +46,7 @@ class ConnectivityMonitor:
         self._first_limit = max(DISCONNECTED_LIMIT, session_timeout)
         self._backoff_factor = 1
         """How many times as long as the first time."""
-        self.unreached: Key | None = None
+        self.unreached: TopicPartition | None = None
         """A partition whose leader is not reached; None if no broker is."""
         self.last_report_at = float("-inf")
         """When the last report was taken in."""
@@ -55,7 +56,9 @@ class ConnectivityMonitor:
         self._not_connecting_since: float | None = None
         """Since when the driver has not even tried."""
 
-    def observe_member(self, snapshot: Snapshot, partitions: Collection[Key], now: float) -> None:
+    def observe_member(
+        self, snapshot: Snapshot, partitions: Collection[TopicPartition], now: float
+    ) -> None:
         """Take in a group member's report: it needs its coordinator, and the leaders of
         ``partitions``, which it is to read."""
         reached = self._reached_brokers(snapshot)
@@ -85,7 +88,9 @@ class ConnectivityMonitor:
         self._response_counts = snapshot.response_counts()
         return reached
 
-    def _record_unreached(self, needed: Mapping[Key, int], connected: Collection[int]) -> bool:
+    def _record_unreached(
+        self, needed: Mapping[TopicPartition, int], connected: Collection[int]
+    ) -> bool:
         """Note a partition whose broker is not reached; whether there is one."""
         missing = (partition for partition, broker in needed.items() if broker not in connected)
         self.unreached = next(missing, None)
@@ -133,7 +138,9 @@ class IsolationCheck:
     """
 
     def __init__(
-        self, connectivity: ConnectivityMonitor, probe_broker: Callable[[Key | None], bool]
+        self,
+        connectivity: ConnectivityMonitor,
+        probe_broker: Callable[[TopicPartition | None], bool],
     ) -> None:
         self._connectivity = connectivity
         self._probe_broker = probe_broker

@@ -274,7 +274,7 @@ class Settings:
             "batch.size": 1_000_000,
             # append waits for room past this; the driver's default is 1 GiB.
             "queue.buffering.max.kbytes": QUEUE_KBYTES,
-            # Whether it is cut off (see reach.py).
+            # Whether it is cut off (see reconnect.py).
             "statistics.interval.ms": 1_000,
         }
         config.update(self._common_config(CONSUMER_ONLY | {"stats_cb", "logger"}))

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-Key = tuple[str, int]
-"""Topic and partition."""
+from streams.log.protocol import TopicPartition
 
 COORDINATOR = "GroupCoordinator"
 """The name of the handle through which a member talks to its coordinator."""
@@ -99,7 +98,7 @@ class Snapshot(msgspec.Struct):
             each.state == STATE_INIT for name, each in self.brokers.items() if name != COORDINATOR
         )
 
-    def fetch_brokers(self) -> dict[Key, int]:
+    def fetch_brokers(self) -> dict[TopicPartition, int]:
         """The ID of the broker that each partition is read from, of those that have one: its
         leader, or with ``client.rack`` one that follows it."""
         brokers = {
@@ -108,7 +107,7 @@ class Snapshot(msgspec.Struct):
         }
         return {key: broker for key, broker in brokers.items() if broker >= 0}
 
-    def produce_leaders(self) -> dict[Key, int]:
+    def produce_leaders(self) -> dict[TopicPartition, int]:
         """The ID of the leader of each partition for which records wait, of those that have one."""
         return {
             key: partition.leader
@@ -116,7 +115,7 @@ class Snapshot(msgspec.Struct):
             if partition.leader >= 0 and partition.msgq_cnt + partition.xmit_msgq_cnt
         }
 
-    def _all_partitions(self) -> Iterator[tuple[Key, Partition]]:
+    def _all_partitions(self) -> Iterator[tuple[TopicPartition, Partition]]:
         for name, topic in self.topics.items():
             for number, partition in topic.partitions.items():
                 yield (name, int(number)), partition

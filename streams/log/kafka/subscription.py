@@ -18,7 +18,7 @@ inside ``consume`` and ``close``. Three things are arranged so that nothing is s
 Partitions leave inside the callback, because they are gone once it returns: the listener drains
 and commits there. A commit carries the group's generation, so one of a former member is refused
 by the broker; but a live member could still commit a partition that it no longer owns, so commits
-are filtered by ownership and version in ``commits.py``. How long ownership is certain is in
+are filtered by ownership and version in ``offsets.py``. How long ownership is certain is in
 ``ownership.py``.
 """
 
@@ -30,27 +30,25 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.config import Flow
 from streams.errors import ConfigError, Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import (
     AssignedPartitions,
-    Key,
+    PartitionProbe,
     topic_partition_of,
     topic_partitions_of,
 )
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.client import close_in_background
-from streams.log.kafka.committed_offsets import committed_by_partition
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
 from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
 from streams.log.kafka.forced_resets import ResetRequests
-from streams.log.kafka.offset_commits import MembershipLost, OffsetCommits
+from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
-from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry
 from streams.log.kafka.settings import Settings, prefetch_bytes
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.protocol import (
@@ -59,6 +57,7 @@ from streams.log.protocol import (
     Committed,
     RebalanceListener,
     Submitted,
+    TopicPartition,
     Transaction,
 )
 from streams.text import get_logger
@@ -206,7 +205,7 @@ class KafkaSubscription:
         self._consumer_number += 1
 
     def _replace_consumer(self) -> None:
-        """The consumer is cut off and another is not: join with a new one (see ``reach.py``)."""
+        """The consumer is cut off and another is not: join with a new one (``reconnect.py``)."""
         self._connectivity.back_off()
         try:
             consumer = self._join()
@@ -409,7 +408,7 @@ class KafkaSubscription:
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         self._ownership.assignment_received()
         if self._closed:
             return
@@ -418,10 +417,10 @@ class KafkaSubscription:
         except KafkaException as error:
             self._fatal_error = self._translate(error, f"joining group {self.group!r}")
 
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         self._give_up_partitions(partitions, self._listener.revoked)
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
         logger.warning(
             "group %s: this member was given up, %d partitions", self.group, len(partitions)
         )
@@ -432,7 +431,7 @@ class KafkaSubscription:
         self._give_up_partitions(partitions, self._listener.lost)
 
     def _give_up_partitions(
-        self, partitions: list[TopicPartition], notify: Callable[[Sequence[Assignment]], None]
+        self, partitions: list[KTopicPartition], notify: Callable[[Sequence[Assignment]], None]
     ) -> None:
         keys, owned = topic_partitions_of(partitions), self._partitions.owned
         for key in keys:
@@ -447,7 +446,7 @@ class KafkaSubscription:
         self._commits.remove_assignments(assignments)
         self._partitions.remove_owned(assignments)
 
-    def _stop_fetching(self, keys: Iterable[Key], *, rebalance: bool = False) -> None:
+    def _stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         try:
             self._partitions.stop_fetching(keys, rebalance=rebalance)
         except KafkaException as error:
@@ -486,7 +485,7 @@ class KafkaSubscription:
             raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
         self._watermarks(topic, partition)
 
-    def _try_start(self, keys: Sequence[Key]) -> None:
+    def _try_start(self, keys: Sequence[TopicPartition]) -> None:
         try:
             with_leader = self._with_leader(keys)
             self._start_partitions([key for key in keys if key in with_leader])
@@ -503,7 +502,7 @@ class KafkaSubscription:
             reason = f"Kafka, group {self.group!r}: no broker leads {names} now"
             self._postpone(without_leader, Unavailable(reason))
 
-    def _postpone(self, keys: Sequence[Key], error: LogError) -> None:
+    def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:
         now = time.monotonic()
         for key in keys:
             pending = self._partitions.pending.get(key)
@@ -514,14 +513,14 @@ class KafkaSubscription:
         if not self._partitions.owned:
             self._deferred_error = error
 
-    def _with_leader(self, keys: Sequence[Key]) -> set[Key]:
+    def _with_leader(self, keys: Sequence[TopicPartition]) -> set[TopicPartition]:
         """Those of them that a broker leads: of others the bounds are asked for in vain."""
         topics = dict.fromkeys(topic for topic, _ in keys)
         return {
             (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
         }
 
-    def _start_partitions(self, keys: Sequence[Key]) -> None:
+    def _start_partitions(self, keys: Sequence[TopicPartition]) -> None:
         """Tell the listener of these, and fetch them.
 
         :raises LogError: none of them could be begun; unless it is Fatal, they can be later.
@@ -551,14 +550,16 @@ class KafkaSubscription:
         for key in keys:
             self._partitions.pending.pop(key, None)
 
-    def _read_committed(self, keys: Sequence[Key]) -> dict[Key, Committed | None]:
+    def _read_committed(
+        self, keys: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Committed | None]:
         """Where the group is in these.
 
         :raises Gone: this member was given up.
         """
         try:
             return committed_by_partition(
-                self._consumer.committed([TopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+                self._consumer.committed([KTopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
             )
         except KafkaException as error:
             cause = kafka_error_of(error)
@@ -643,7 +644,7 @@ class KafkaSubscription:
             return None
         return self._consumer.memberid()
 
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+    def _on_commit(self, error: KafkaError | None, partitions: list[KTopicPartition]) -> None:
         """The driver's on_commit: how a commit ended, told inside a poll."""
         self._commits.on_commit(error, partitions)
         failed = error or next(

@@ -23,13 +23,16 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams import wire
-from streams.errors import ConfigError, Fatal, LogError, NotFound, TopicMismatch, Unavailable
-from streams.log.kafka.client import SharedClient
-from streams.log.kafka.committed_offsets import INTERNAL_TOPICS
-from streams.log.kafka.requests import REQUEST_TIMEOUT, RequestRetry, error_names
+from streams.errors import ConfigError, Fatal, LogError, NotFound, Unavailable
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
 from streams.log.kafka.settings import Settings
-from streams.log.names import check_topic, topic_not_found
+from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
+
+INTERNAL_TOPICS = frozenset(
+    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
+)
+"""Kafka's own topics."""
 
 _FORBIDDEN_NAMES = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 """What the driver says where this user may not create a topic."""
@@ -42,7 +45,7 @@ class Topics:
     """The topics of one cluster (any thread).
 
     :param metadata: a topic's partitions, as a broker tells them. That is asked again and again
-        while a service runs, so not through the AdminClient (see ``moves.py``).
+        while a service runs, so not through the AdminClient (see ``forced_resets.py``).
     """
 
     def __init__(
@@ -87,10 +90,7 @@ class Topics:
             # Somebody else may have created it just now.
             info = self._wait_created(topic)
             if info.partitions != partitions:
-                raise TopicMismatch(
-                    f"topic {topic!r} has {info.partitions} partitions, but {partitions} were "
-                    "declared: declare what it has, or use another name"
-                ) from None
+                raise topic_mismatch(topic, info.partitions, partitions) from None
             return info
         return self._wait_created(topic)
 

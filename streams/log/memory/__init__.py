@@ -13,13 +13,21 @@ the ``kill -9`` of a member and of everything that uses one opened log; :meth:`M
 injects errors and delays at named points.
 
 ================  ============================================================
-``store``         what is held: topics as columns, groups; plain data
+``batch``         messages as a poll returns them
+``topics``        topics and partitions, messages as columns
+``membership``    groups: positions, members, leases
+``store``         all that one log holds
+``reader``        reading outside groups
 ``subscription``  a member of a group
-``log``           the log protocol, opening, sharing, faults
+``faults``        failing on demand
+``registry``      sharing by name
+``claims``        claims of idempotency
+``log``           the log protocol, opening
 ================  ============================================================
 """
 
-from streams.log.memory.log import POINTS, Fault, MemoryLog, open
+from streams.log.memory.faults import POINTS, Fault
+from streams.log.memory.log import MemoryLog, open
 from streams.log.memory.subscription import MemorySubscription
 
 __all__ = ["POINTS", "Fault", "MemoryLog", "MemorySubscription", "open"]

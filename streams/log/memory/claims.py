@@ -16,15 +16,12 @@ from streams.errors import LogError, Unavailable
 from streams.log.claims import (
     CLAIM_GRACE,
     Answer,
-    Claim,
-    Complete,
-    DeleteClaim,
-    GetClaim,
-    PutOutcome,
-    Release,
-    Renew,
+    ClaimState,
+    DeleteRow,
     Request,
-    StoredClaim,
+    WriteClaim,
+    WriteOutcome,
+    decide,
 )
 from streams.log.memory.registry import NamedRegistry
 from streams.log.protocol import OpenRequest
@@ -68,44 +65,21 @@ class ClaimTable:
             return [self._execute_one(request, now) for request in requests]
 
     def _execute_one(self, request: Request, now: float) -> Answer:
-        row = self._rows.get(request.key)
-        if row is not None and row.expires <= now:
-            row = None
-        is_owner = row is not None and row.token == getattr(request, "token", None)
-        match request:
-            case Claim(key, token, lease, fingerprint):
-                if row is not None and row.until > now and not (is_owner and row.value is None):
-                    return StoredClaim(row.fingerprint, row.value, row.until - now)
+        key, row = request.key, self._rows.get(request.key)
+        state = None
+        if row is not None and row.expires > now:
+            state = ClaimState(row.token, row.fingerprint, row.value, row.until - now)
+        answer, write = decide(request, state)
+        match write:
+            case WriteClaim(token, fingerprint, lease):
                 self._put(key, _ClaimRow(token, fingerprint, None, now + lease))
-                return None
-            case Renew(_, _, lease):
-                if row is None or not is_owner:
-                    return False
-                if row.value is None:
-                    row.until = now + lease
-                    row.expires = row.until + CLAIM_GRACE
-                return True
-            case Complete(key, token, value, ttl):
-                if row is None or not is_owner:
-                    return False
-                if row.value is None:
-                    self._put(key, _ClaimRow(token, row.fingerprint, value, now + ttl))
-                return True
-            case Release(key):
-                if row is None or not is_owner or row.value is not None:
-                    return False
-                del self._rows[key]
-                return True
-            case GetClaim():
-                if row is None or row.until <= now:
-                    return None
-                return StoredClaim(row.fingerprint, row.value, row.until - now)
-            case PutOutcome(key, value, ttl):
-                self._put(key, _ClaimRow("", "", value, now + ttl))
-                return True
-            case DeleteClaim(key):
+            case WriteOutcome(token, fingerprint, value, ttl):
+                self._put(key, _ClaimRow(token, fingerprint, value, now + ttl))
+            case DeleteRow():
                 self._rows.pop(key, None)
-                return row is not None
+            case None:
+                pass
+        return answer
 
     def _put(self, key: bytes, row: _ClaimRow) -> None:
         self._last_ticket += 1

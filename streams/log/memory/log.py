@@ -1,26 +1,23 @@
-"""The log protocol in memory: one opener's handle, sharing by name, faults for tests."""
+"""The log protocol in memory: one opener's handle, and sharing by name."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
-from streams import wire
 from streams.config import Flow
-from streams.errors import ConfigError, Fatal, GroupNotEmpty, LogError, NotFound, Unavailable
+from streams.errors import Fatal, LogError, NotFound, Unavailable
+from streams.log.dense_offsets import DenseOffsets
+from streams.log.memory.faults import Fault, FaultPoints
+from streams.log.memory.membership import Group
+from streams.log.memory.reader import MemoryReader
 from streams.log.memory.registry import NamedRegistry
-from streams.log.memory.store import (
-    KEEP_FOREVER,
-    Group,
-    Store,
-    bounded_timeout,
-    no_partition,
-    wait_for_messages,
-)
+from streams.log.memory.store import KEEP_FOREVER, Store
 from streams.log.memory.subscription import MemorySubscription
+from streams.log.memory.topics import bounded_timeout, no_partition
+from streams.log.names import group_not_empty
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
@@ -36,7 +33,7 @@ from streams.log.protocol import (
     TopicInfo,
     check_retention,
 )
-from streams.message import Batch, Position, Record
+from streams.message import Position, Record
 
 CAPABILITIES = Capabilities(
     "memory",
@@ -47,13 +44,6 @@ CAPABILITIES = Capabilities(
     # the others would let go.
     retention=frozenset(each.name for each in fields(Retention)),
 )
-
-Fault = Callable[[str, str], None]
-"""Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
-
-POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "read")
-"""Where a fault can be injected: before and after the write of an append or a commit, and before
-a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
 _registry = NamedRegistry(
     Store, private_description="a log of one's own", shared_description="one that is shared"
@@ -69,14 +59,14 @@ def open(request: OpenRequest) -> MemoryLog:
     return MemoryLog(_registry.acquire(request))
 
 
-class MemoryLog:
+class MemoryLog(DenseOffsets):
     """One opener's handle on a memory log."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._lock = store.lock
         self._subscriptions: set[MemorySubscription] = set()
-        self._fault: Fault | None = None
+        self._faults = FaultPoints()
         self._close_reason = ""
         self._appending = 0
         self._append_ended = threading.Condition(store.lock)
@@ -95,12 +85,7 @@ class MemoryLog:
         written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``, or an error at
         ``commit.after``, means it was written and the answer got lost.
         """
-        self._fault = hook
-
-    def raise_fault(self, name: str, subject: str) -> None:
-        """Where a fault may strike (no lock is held)."""
-        if self._fault is not None:
-            self._fault(name, subject)
+        self._faults.hook = hook
 
     def crash(self) -> None:
         """As if the process that opened this log were killed: nothing it does counts any more,
@@ -175,10 +160,10 @@ class MemoryLog:
 
     def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
         try:
-            self.raise_fault("append", topic)
+            self._faults.strike("append", topic)
             with self._locked():
                 outcomes = self.store.append(topic, records)
-            self.raise_fault("append.done", topic)
+            self._faults.strike("append.done", topic)
         except LogError as error:
             return [error] * len(records)
         return outcomes
@@ -191,32 +176,18 @@ class MemoryLog:
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
-    def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, all of which can be read."""
-        return self.watermarks(topic, partition)[1]
-
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Position of the first message the log took at or after ``time``; the end if none."""
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
-    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Position of the message ``count`` before ``position``, or the first there is."""
-        with self._locked():
-            found = self.store.partition(topic, partition)
-            return max(found.first, min(position, found.end) - count)
-
-    def lag(self, topic: str, partition: int, position: int) -> int:
-        """How many messages stand at or behind ``position``."""
-        with self._locked():
-            found = self.store.partition(topic, partition)
-            return max(0, found.end - max(position, found.first))
-
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """Read from position ``start`` up to, not including, position ``end``."""
         with self._locked():
             self.store.partition(topic, partition)
-        return MemoryReader(self, topic, partition, start, end)
+        return MemoryReader(
+            self.store, self._faults, self._require_open, topic, partition, start, end
+        )
 
     # -- groups
 
@@ -268,7 +239,7 @@ class MemoryLog:
             self._check_partitions(topic, offsets)
             found = self.store.ensure_group(group)
             if not force:
-                self._require_no_members(found, "moved")
+                self._require_no_members(found)
             for partition, committed in offsets.items():
                 found.positions[topic, partition] = committed
             found.release_leases((topic, partition) for partition in offsets)
@@ -281,7 +252,7 @@ class MemoryLog:
         :raises NotFound: there is none of that name.
         """
         with self._locked():
-            self._require_no_members(self.store.group(group), "forgotten")
+            self._require_no_members(self.store.group(group))
             self.store.delete_group(group)
 
     def subscribe(
@@ -301,7 +272,15 @@ class MemoryLog:
             for topic in topics:
                 self.store.topic(topic)
                 found.trim_margins[topic] = trim_margin
-            subscription = MemorySubscription(self, self.store, found, topics, listener, member)
+            subscription = MemorySubscription(
+                self.store,
+                self._faults,
+                self._subscriptions.discard,
+                found,
+                topics,
+                listener,
+                member,
+            )
             self._subscriptions.add(subscription)
             return subscription
 
@@ -309,20 +288,6 @@ class MemoryLog:
         """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
-
-    def format_offset(self, offset: int) -> str:
-        """An offset as people write it on this log."""
-        return str(offset)
-
-    def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
-        found = wire.parse_int(text)
-        if found is None:
-            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number like 1042 is needed")
-        return found
 
     def flush(self, timeout: float) -> None:
         """Wait until every append so far has been told its outcome.
@@ -344,17 +309,13 @@ class MemoryLog:
     @contextmanager
     def _locked(self) -> Generator[None, None, None]:
         with self._lock:
-            self.require_open()
+            self._require_open()
             yield
 
-    def require_open(self) -> None:
+    def _require_open(self) -> None:
         """Refuse when closed (the lock is held)."""
         if self._close_reason:
             raise Fatal(f"memory://{self.store.name}: {self._close_reason}")
-
-    def subscription_ended(self, subscription: MemorySubscription) -> None:
-        """A subscription has ended (the lock is held)."""
-        self._subscriptions.discard(subscription)
 
     def _shut_down(
         self, reason: str, end_subscription: Callable[[MemorySubscription, str], None]
@@ -376,53 +337,7 @@ class MemoryLog:
             if not 0 <= number < count:
                 raise no_partition(topic, number, count)
 
-    def _require_no_members(self, group: Group, action: str) -> None:
+    def _require_no_members(self, group: Group) -> None:
         running = sum(1 for _ in group.live_members(self.store.clock.monotonic()))
         if running:
-            raise GroupNotEmpty(
-                f"group {group.name!r} cannot be {action}: it has {running} running member"
-                f"{'s' * (running > 1)}; stop them first"
-            )
-
-
-class MemoryReader:
-    """A sequential reading of one partition."""
-
-    def __init__(self, log: MemoryLog, topic: str, partition: int, start: int, end: int) -> None:
-        self._log = log
-        self._topic = topic
-        self._partition = partition
-        self._position = start
-        self._end = end
-        self._has_messages = threading.Condition(log.store.lock)
-
-    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
-        log, store = self._log, self._log.store
-        log.raise_fault("read", self._topic)
-        until = time.monotonic() + timeout
-        with store.lock:
-            while self._position < self._end:
-                log.require_open()
-                found = store.partition(self._topic, self._partition)
-                start = max(self._position, found.first)
-                count = min(self._end, found.end) - start
-                if count > 0:
-                    count = min(count, limit)
-                    self._position = start + count
-                    return found.batch(self._topic, self._partition, start, count, None)
-                self._position = start
-                remaining = until - time.monotonic()
-                if remaining <= 0:
-                    raise Unavailable(
-                        f"{self._topic}/{self._partition}: nothing came within {timeout:g} s"
-                    )
-                wait_for_messages([store.topic(self._topic)], self._has_messages, remaining)
-        return None
-
-    def close(self) -> None:
-        """Nothing is held; a reader that is closed has reached its end."""
-        self._end = self._position
+            raise group_not_empty(group.name, running)

@@ -17,14 +17,16 @@ an advanced clock does not rob it. Its lease runs by the clock only while it is 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition
-from typing import TYPE_CHECKING
 
 from streams.errors import ConfigError, Fatal, TooLarge
-from streams.log.membership import DEFAULT_TERMS, INFINITY, TopicPartition
-from streams.log.memory.store import Group, Partition, Store, wait_for_messages
+from streams.log.membership import DEFAULT_TERMS, INFINITY
+from streams.log.memory.faults import FaultPoints
+from streams.log.memory.membership import Group, HeldLease
+from streams.log.memory.store import Store
+from streams.log.memory.topics import Partition, wait_for_messages
 from streams.log.names import member_fenced_error
 from streams.log.protocol import (
     PROGRESS_LIMIT,
@@ -34,12 +36,10 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
+    TopicPartition,
     Transaction,
 )
 from streams.message import Batch
-
-if TYPE_CHECKING:
-    from streams.log.memory.log import MemoryLog
 
 
 class _OwnedPartition:
@@ -60,12 +60,16 @@ class _OwnedPartition:
 
 
 class MemorySubscription:
-    """See :class:`~streams.log.protocol.Subscription`."""
+    """See :class:`~streams.log.protocol.Subscription`.
+
+    :param on_end: called once this has ended, while the store's lock is held.
+    """
 
     def __init__(
         self,
-        log: MemoryLog,
         store: Store,
+        faults: FaultPoints,
+        on_end: Callable[[MemorySubscription], None],
         group: Group,
         topics: Sequence[str],
         listener: RebalanceListener,
@@ -78,8 +82,9 @@ class MemorySubscription:
         self.is_polling = False
         self.is_killed = False
         self.group_changed = Condition(store.lock)
-        self._log = log
         self._store = store
+        self._faults = faults
+        self._on_end = on_end
         self._group = group
         self._listener = listener
         self._owned: dict[TopicPartition, _OwnedPartition] = {}
@@ -98,7 +103,7 @@ class MemorySubscription:
         """The next messages; see the protocol."""
         until: float | None = None
         while True:
-            self._log.raise_fault("poll", self._group.name)
+            self._faults.strike("poll", self._group.name)
             if self._fenced:
                 self._raise_fenced()
             with self._store.lock:
@@ -211,7 +216,7 @@ class MemorySubscription:
         assignment = Assignment(topic, number, epoch, committed, DEFAULT_TERMS.valid_until(now))
         owned = _OwnedPartition(assignment, self._store.topics[topic].partitions[number])
         self._owned[partition] = owned
-        self._group.leases[partition] = self.id, epoch
+        self._group.leases[partition] = HeldLease(self.id, epoch)
         return owned
 
     def _renew(self, now: float) -> None:
@@ -295,7 +300,7 @@ class MemorySubscription:
                 raise TooLarge(
                     f"progress of {commit.assignment!r}: at most {PROGRESS_LIMIT} ASCII characters"
                 )
-        self._log.raise_fault("commit.before", self._group.name)
+        self._faults.strike("commit.before", self._group.name)
         with self._store.lock:
             moved = {
                 assignment.topic
@@ -304,7 +309,7 @@ class MemorySubscription:
             }
             for topic in self._store.existing_topics(moved):
                 self._store.trim_topic(topic)
-        self._log.raise_fault("commit.after", self._group.name)
+        self._faults.strike("commit.after", self._group.name)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """The same: it costs little."""
@@ -384,7 +389,7 @@ class MemorySubscription:
         if self._group.members.get(self.id) is self:
             del self._group.members[self.id]
         self._disown(list(self._owned.values()))
-        self._log.subscription_ended(self)
+        self._on_end(self)
 
     def crash(self) -> None:
         """As if this member were killed with ``kill -9``: it drains nothing, commits nothing, and
@@ -414,7 +419,7 @@ class MemorySubscription:
             owned.assignment.valid_until = -INFINITY
         self._owned.clear()
         self._group.bump_generation()
-        self._log.subscription_ended(self)
+        self._on_end(self)
 
     def fence(self) -> None:
         """Another member has joined under this one's name (the lock is held)."""

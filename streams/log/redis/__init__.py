@@ -19,35 +19,29 @@ Theory of operation
 settings         the URL, its options, the driver's settings
 errors           the driver's errors as ours
 keys             the layout in Redis; entry IDs as offsets
-link             one connection
+stored_values    reading what anybody may have written there
+connection       one connection
 servers          which server a key is on: single, Sentinel, cluster
-client           pooled, pipelined requests; the scripts (``scripts/*.lua``)
+client, lua      pooled, pipelined requests; the scripts (``scripts/*.lua``)
 topics, groups   what is stored of them
-columns          entries as batches
-writing          appends
-reading          random reads
-membership       heartbeat and leases
-feed             reading ahead
-trail            counting what was read
+batch            entries as batches
+producer         appends
+reader           plain reads, watermarks, and the offset for a time
+membership       a member's heartbeat and plan
+leases           its leases
+offsets          its commits
+fetcher          reading ahead
+lag_counter      counting what was read
 subscription     the member as a whole
-trimming         retention
+retention        trimming
+durability       how safe an acknowledged message is
+claims           claims of idempotency
+log              all of it behind the protocol
 ===============  ==================================================================================
 
 ``docs/redis.md`` says what people need who look at it with ``redis-cli``.
 """
 
-from __future__ import annotations
-
-from streams.log.protocol import OpenRequest
-from streams.log.redis.log import RedisLog
-from streams.log.redis.settings import read_settings
+from streams.log.redis.log import RedisLog, open
 
 __all__ = ["RedisLog", "open"]
-
-
-def open(request: OpenRequest) -> RedisLog:
-    """Open a log by its URL. Nothing connects before the first request.
-
-    :raises ConfigError: the URL or a setting cannot be used.
-    """
-    return RedisLog(read_settings(request))

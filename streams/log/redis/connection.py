@@ -102,7 +102,8 @@ class RedisConnection:
 
         :raises OSError: it is closed.
         """
-        found: socket.socket | None = self._driver._get_socket()
+        # The driver has no public way to it.
+        found: socket.socket | None = self._driver._get_socket()  # noqa: SLF001
         if found is None:
             raise OSError("the connection is closed")
         return found

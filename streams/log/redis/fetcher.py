@@ -16,22 +16,37 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
-from streams.errors import LogError
+from streams.config import Flow
+from streams.errors import LogError, Unavailable
 from streams.log.redis.batch import RawEntries
 from streams.log.redis.client import Client
 from streams.log.redis.connection import RedisConnection
 from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
-from streams.log.redis.membership import OwnedPartition
+from streams.log.redis.leases import OwnedPartition
+from streams.text import get_logger
+
+logger = get_logger("streams")
 
 BLOCK_SECONDS = 5.0
 """Seconds the server waits for news before it answers that there is none."""
 
 _REPLY_GRACE = 5.0
 """Seconds an answer may be late before the connection counts as dead."""
+
+
+FETCH_LIMIT = 2_000
+"""Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
+no faster, and leaves the processor's cache."""
+
+FIRST_FETCH = 64
+"""Entries asked for at first, while their size is not known."""
+
+SIZE_SAMPLE = 8
+"""Entries of each partition's answer that are measured."""
 
 
 class SocketWaiter:
@@ -192,6 +207,13 @@ class Fetcher:
             return False
         return self._client.servers.address_of(self.partitions[0].keys.stream) != connection.address
 
+    def misses_partition(self) -> bool:
+        """Whether the read under way leaves out a partition that is wanted."""
+        if not self.requested:
+            return False
+        requested_ids = set(map(id, self.requested))
+        return any(not each.paused and id(each) not in requested_ids for each in self.partitions)
+
     def disconnect(self) -> None:
         """Close the connection; what was asked for on it is asked for again."""
         connection, self._connection = self._connection, None
@@ -229,3 +251,159 @@ class Fetcher:
         elif address is not None and (is_connection_lost(error) or is_not_primary(error)):
             self._client.report_failure(address)
         return translate(error, str(keys))
+
+
+class Fetchers:
+    """The connections that read ahead for one member: one for all its partitions, in a cluster one
+    for each. Used by one thread at a time.
+
+    :param on_failure: called when a read has failed.
+    """
+
+    def __init__(
+        self, client: Client, group: str, flow: Flow, on_failure: Callable[[], None]
+    ) -> None:
+        self.waiter = SocketWaiter()
+        self.is_outdated = False
+        """A read under way may leave out a partition that is wanted."""
+        self._client = client
+        self._group = group
+        self._on_failure = on_failure
+        self._fetchers: list[Fetcher] = (
+            [] if client.servers.is_cluster else [Fetcher(client, self.waiter)]
+        )
+        self._partition_ids: set[int] = set()
+        """The identities of what is read."""
+        self._entry_size = 1024.0
+        """Bytes of an entry, as the last ones were."""
+        self._byte_budget = max(1, flow.bytes // 8)
+        self._max_messages = max(1, flow.messages)
+        self._failed_reads = 0
+        """Reads that failed since one did not."""
+
+    def __iter__(self) -> Iterator[Fetcher]:
+        return iter(self._fetchers)
+
+    def add(self, owned: OwnedPartition) -> None:
+        """Read this partition, too."""
+        if self._client.servers.is_cluster:
+            self._fetchers.append(Fetcher(self._client, self.waiter))
+        self._fetchers[-1].partitions.append(owned)
+        self._partition_ids.add(id(owned))
+        self.is_outdated = True
+
+    def remove(self, removed: Iterable[OwnedPartition]) -> None:
+        """Read these no more."""
+        leaving_ids = {id(each) for each in removed}
+        self._partition_ids -= leaving_ids
+        for fetcher in self._fetchers:
+            fetcher.partitions = [
+                each for each in fetcher.partitions if id(each) not in leaving_ids
+            ]
+        if self._client.servers.is_cluster:
+            for fetcher in self._fetchers:
+                if not fetcher.partitions:
+                    fetcher.disconnect()
+            self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
+
+    def interrupt_outdated(self) -> None:
+        """End the reads that leave out a partition that is wanted."""
+        if not self.is_outdated:
+            return
+        self.is_outdated = False
+        for fetcher in self._fetchers:
+            if fetcher.misses_partition():
+                fetcher.interrupt()
+
+    def disconnect_misrouted(self) -> None:
+        """Close the connections whose partitions are on another server by now."""
+        for fetcher in self._fetchers:
+            try:
+                if fetcher.is_misrouted():
+                    fetcher.disconnect()
+            except LogError:
+                pass  # not known now
+
+    def send_reads(self, limit: int) -> None:
+        """Have a read under way on every connection that has nothing waiting to be delivered.
+
+        :param limit: messages that a poll returns at most.
+        :raises Unavailable: none could be sent.
+        """
+        failure: LogError | None = None
+        reads_sent = 0
+        for fetcher in self._fetchers:
+            if fetcher.requested:
+                reads_sent += 1
+                continue
+            wanted = [each for each in fetcher.partitions if not each.paused]
+            if not wanted or any(each.fetched for each in wanted):
+                continue
+            try:
+                fetcher.send_read(
+                    wanted, self._entries_each(fetcher, len(wanted), limit), self._block_seconds()
+                )
+                reads_sent += 1
+            except Unavailable as error:
+                failure = error
+        if failure is not None and not reads_sent:
+            raise failure
+
+    def _entries_each(self, fetcher: Fetcher, partitions: int, limit: int) -> int:
+        """Entries to ask for from each partition. It grows by steps, as nobody knows how large
+        the next ones are, and what comes is held in memory whatever it is."""
+        total = min(
+            limit, FETCH_LIMIT, self._max_messages, int(self._byte_budget / self._entry_size)
+        )
+        share = max(1, total // partitions)
+        return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
+
+    def _block_seconds(self) -> float:
+        # Many connections that wait in vain should not add up to work.
+        return max(BLOCK_SECONDS, len(self._fetchers) / 20)
+
+    def read_replies(self, readable: set[int]) -> None:
+        """Take in what has come.
+
+        :raises Unavailable: a read failed, and so did the one before.
+        """
+        failure: LogError | None = None
+        for fetcher in self._fetchers:
+            try:
+                if not fetcher.has_reply(readable):
+                    continue
+                replies = fetcher.read_reply()
+            except Unavailable as error:
+                failure = error
+                continue
+            self._failed_reads = 0
+            for owned, rows in replies:
+                if id(owned) not in self._partition_ids:
+                    continue  # given up meanwhile
+                owned.last_read_id = rows[-1][0]
+                owned.fetched = rows if not owned.fetched else owned.fetched + rows
+            if replies:
+                self._measure_entries([rows for _, rows in replies])
+        if failure is not None:
+            self._on_failure()
+            # Connecting anew mostly helps; where it does not, somebody has to wait a while.
+            self._failed_reads += 1
+            if self._failed_reads > 1:
+                raise failure
+            logger.info("%s: reading again: %s", self._group, failure)
+
+    def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
+        count = size = 0
+        for rows in replies:
+            for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]:
+                size += sum(map(len, row))
+                count += 1
+        mean = size / count + 64
+        # A growth counts at once, a decline slowly.
+        self._entry_size = mean if mean > self._entry_size else (7 * self._entry_size + mean) / 8
+
+    def close(self) -> None:
+        """Close all connections."""
+        for fetcher in self._fetchers:
+            fetcher.disconnect()
+        self.waiter.close()

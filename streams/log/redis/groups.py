@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
+from streams.errors import NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
-from streams.log.names import check_group, group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.names import check_group, group_not_empty, group_not_found
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
 from streams.log.redis.reader import OffsetLookup
@@ -83,11 +83,11 @@ class Groups:
         )  # fmt: skip
         return True
 
-    def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[tuple[str, int], int]:
+    def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the group began, by topic and partition."""
         key = topics_key(group)
         replies = self._client.execute(Command(group, key, "HMGET", key, *topics))
-        found: dict[tuple[str, int], int] = {}
+        found: dict[TopicPartition, int] = {}
         for topic, reply in zip(topics, replies, strict=True):
             for word in bytes(reply or b"").split():
                 partition, _, id_text = word.partition(b":")
@@ -113,10 +113,10 @@ class Groups:
             self._lease_rows(group, all_keys),
             self._initial_offsets_of(group, all_keys),
         )
-        members: dict[str, list[tuple[str, int]]] = {
+        members: dict[str, list[TopicPartition]] = {
             owner_id: [] for owner_id in self.live_members(group)
         }
-        positions: dict[tuple[str, int], Committed] = {}
+        positions: dict[TopicPartition, Committed] = {}
         for keys, (owner, position, progress) in zip(all_keys, rows, strict=True):
             partition = (keys.topic, keys.partition)
             if position is not None:
@@ -193,9 +193,7 @@ class Groups:
             ]
         )  # fmt: skip
         if not all(replies):
-            raise GroupNotEmpty(
-                f"{group} has running members in {topic}: stop them first, or force it"
-            )
+            raise group_not_empty(group, None, ", or force it")
 
     def delete_group(self, group: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_group`."""
@@ -208,7 +206,7 @@ class Groups:
             ]
         )
         if not all(replies):
-            raise GroupNotEmpty(f"{group} has running members: stop them first")
+            raise group_not_empty(group, None)
         self._client.execute_or_raise(
             [
                 Command(group, topics_key(group), "DEL", topics_key(group)),
@@ -218,9 +216,13 @@ class Groups:
         )
 
     def _require_no_members(self, group: str, topic: str | None = None) -> None:
-        for member, topics in self.live_members(group).items():
-            if topic is None or topic in topics:
-                raise GroupNotEmpty(f"{group} has a running member, {member}: stop it first")
+        running = [
+            member
+            for member, topics in self.live_members(group).items()
+            if topic is None or topic in topics
+        ]
+        if running:
+            raise group_not_empty(group, len(running), f" (such as {running[0]})")
 
     def _partitions_of(self, group: str) -> list[PartitionKeys]:
         """Every partition the group has to do with.
@@ -259,7 +261,7 @@ class Groups:
 
     def _initial_offsets_of(
         self, group: str, all_keys: Sequence[PartitionKeys]
-    ) -> dict[tuple[str, int], int]:
+    ) -> dict[TopicPartition, int]:
         topics = sorted({keys.topic for keys in all_keys})
         return self.initial_offsets(group, topics) if topics else {}
 

@@ -15,6 +15,7 @@ from streams.log.protocol import (
     DurabilityFact,
     GroupInfo,
     OnAppended,
+    OpenRequest,
     RebalanceListener,
     Retention,
     StaticMember,
@@ -29,12 +30,20 @@ from streams.log.redis.membership import Membership
 from streams.log.redis.producer import Writer
 from streams.log.redis.reader import OffsetLookup, RedisReader
 from streams.log.redis.retention import Trimmer
-from streams.log.redis.settings import Settings
+from streams.log.redis.settings import Settings, read_settings
 from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
 from streams.message import Record
 
 CAPABILITIES = Capabilities("redis", append_once=True)
+
+
+def open(request: OpenRequest) -> RedisLog:
+    """Open a log by its URL. Nothing connects before the first request.
+
+    :raises ConfigError: the URL or a setting cannot be used.
+    """
+    return RedisLog(read_settings(request))
 
 
 class RedisLog:

@@ -10,6 +10,7 @@ import threading
 import time
 
 from streams.errors import LogError, TopicMismatch
+from streams.log.protocol import TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys
 from streams.log.redis.stored_values import valid_names
@@ -35,7 +36,7 @@ class Trimmer:
         self._client = client
         self._topics = topics
         self._lock = threading.Lock()
-        self._next_trim: dict[tuple[str, int], float] = {}
+        self._next_trim: dict[TopicPartition, float] = {}
 
     def trim_if_due(self, keys: PartitionKeys) -> None:
         """Trim a partition if it is time to; never fails, as there will be another turn."""

@@ -19,37 +19,30 @@ from collections.abc import Iterable, Sequence
 
 from streams.config import Flow
 from streams.errors import ConfigError, LogError, MemberFenced, Unavailable
-from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
-from streams.log.redis.batch import RawEntries, RedisBatch
-from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.fetcher import BLOCK_SECONDS, Fetcher, SocketWaiter
-from streams.log.redis.keys import entry_id, entry_id_before
-from streams.log.redis.membership import (
-    AcquiredLease,
-    Membership,
-    OwnedPartition,
-    StoredOffset,
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    RebalanceListener,
+    Submitted,
     TopicPartition,
+    Transaction,
 )
+from streams.log.redis.batch import RedisBatch
+from streams.log.redis.client import Client
+from streams.log.redis.fetcher import Fetchers
+from streams.log.redis.keys import entry_id, entry_id_before
+from streams.log.redis.leases import AcquiredLease, OwnedPartition
+from streams.log.redis.membership import Membership
+from streams.log.redis.offsets import OffsetCommits
 from streams.log.redis.reader import StreamInfo
 from streams.log.redis.retention import Trimmer
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
-FETCH_LIMIT = 2_000
-"""Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
-no faster, and leaves the processor's cache."""
-
-FIRST_FETCH = 64
-"""Entries asked for at first, while their size is not known."""
-
 SMALL_BATCH = 16
 """Entries that are handed out before more is asked for: who reads so few at a time has caught up,
 and asking would only hold them up. With more, the server works while these are handled."""
-
-SIZE_SAMPLE = 8
-"""Entries of each partition's answer that are measured."""
 
 STABLE_HEARTBEAT = 1.0
 """Seconds between heartbeats, if it is not thousands of partitions; while members come and go:"""
@@ -72,32 +65,20 @@ class RedisSubscription:
         listener: RebalanceListener,
         flow: Flow,
     ) -> None:
-        self._client = client
         self._trimmer = trimmer
         self._membership = membership
         self._group = group
         self._listener = listener
-        self._waiter = SocketWaiter()
         self._owned: dict[int, OwnedPartition] = {}
         """By the identity of the assignment."""
-        self._fetchers: list[Fetcher] = (
-            [] if client.servers.is_cluster else [Fetcher(client, self._waiter)]
-        )
+        self._fetchers = Fetchers(client, group, flow, membership.inspect_streams_next)
+        self._commits = OffsetCommits(client, membership, group, self._mark_lost)
         self._lost_untold: list[OwnedPartition] = []
         """Lost, and the listener does not know yet."""
-        self._read_outdated = False
-        """A read under way leaves out a partition that is wanted."""
         self._next_heartbeat = 0.0
         self._rebalancing_until = 0.0
         self._renewed_at = 0.0
-        self._limit = FIRST_FETCH
-        self._entry_size = 1024.0
-        """Bytes of an entry, as the last ones were."""
-        self._byte_budget = max(1, flow.bytes // 8)
-        self._max_messages = max(1, flow.messages)
         self._rotation = 0
-        self._failed_reads = 0
-        """Reads that failed since one did not."""
         self._closed = False
 
     # -- polling
@@ -107,32 +88,28 @@ class RedisSubscription:
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         until = time.monotonic() + timeout
-        self._limit = max(1, limit)
+        limit = max(1, limit)
         finished = False
         while True:
             now = time.monotonic()
             if now >= self._next_heartbeat or self._lost_untold:
                 self._heartbeat()
-            if self._read_outdated:
-                self._read_outdated = False
-                for fetcher in self._fetchers:
-                    if self._misses_partition(fetcher):
-                        fetcher.interrupt()
-            batches = self._take_fetched(self._limit)
+            self._fetchers.interrupt_outdated()
+            batches = self._take_fetched(limit)
             if batches and sum(map(len, batches)) <= SMALL_BATCH:
                 return batches
             try:
-                self._send_reads()
+                self._fetchers.send_reads(limit)
             except LogError:
                 # What is handed out is handed out; if it is not over, the next poll will say so.
                 if not batches:
                     raise
             if batches or finished:
                 return batches
-            readable, finished = self._waiter.wait(
+            readable, finished = self._fetchers.waiter.wait(
                 min(until, self._next_heartbeat) - time.monotonic()
             )
-            self._read_replies(readable)
+            self._fetchers.read_replies(readable)
             finished = finished or time.monotonic() >= until
 
     def _take_fetched(self, limit: int) -> list[RedisBatch]:
@@ -156,86 +133,6 @@ class RedisSubscription:
             batches.append(batch)
         return batches
 
-    def _send_reads(self) -> None:
-        """Have a read under way on every connection that has nothing waiting to be delivered."""
-        failure: LogError | None = None
-        reads_sent = 0
-        for fetcher in self._fetchers:
-            if fetcher.requested:
-                reads_sent += 1
-                continue
-            wanted = [each for each in fetcher.partitions if not each.paused]
-            if not wanted or any(each.fetched for each in wanted):
-                continue
-            try:
-                fetcher.send_read(
-                    wanted, self._entries_each(fetcher, len(wanted)), self._block_seconds()
-                )
-                reads_sent += 1
-            except Unavailable as error:
-                failure = error
-        if failure is not None and not reads_sent:
-            raise failure
-
-    def _entries_each(self, fetcher: Fetcher, partitions: int) -> int:
-        """Entries to ask for from each partition. It grows by steps, as nobody knows how large
-        the next ones are, and what comes is held in memory whatever it is."""
-        total = min(
-            self._limit, FETCH_LIMIT, self._max_messages, int(self._byte_budget / self._entry_size)
-        )
-        share = max(1, total // partitions)
-        return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
-
-    def _block_seconds(self) -> float:
-        # Many connections that wait in vain should not add up to work.
-        return max(BLOCK_SECONDS, len(self._fetchers) / 20)
-
-    def _read_replies(self, readable: set[int]) -> None:
-        """Take in what has come.
-
-        :raises Unavailable: a read failed, and so did the one before.
-        """
-        failure: LogError | None = None
-        for fetcher in self._fetchers:
-            try:
-                if not fetcher.has_reply(readable):
-                    continue
-                replies = fetcher.read_reply()
-            except Unavailable as error:
-                failure = error
-                continue
-            self._failed_reads = 0
-            for owned, rows in replies:
-                if id(owned.assignment) not in self._owned:
-                    continue  # given up meanwhile
-                owned.last_read_id = rows[-1][0]
-                owned.fetched = rows if not owned.fetched else owned.fetched + rows
-            if replies:
-                self._measure_entries([rows for _, rows in replies])
-        if failure is not None:
-            self._membership.inspect_streams_next()
-            # Connecting anew mostly helps; where it does not, somebody has to wait a while.
-            self._failed_reads += 1
-            if self._failed_reads > 1:
-                raise failure
-            logger.info("%s: reading again: %s", self._group, failure)
-
-    def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
-        count = size = 0
-        for rows in replies:
-            for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]:
-                size += sum(map(len, row))
-                count += 1
-        mean = size / count + 64
-        # A growth counts at once, a decline slowly.
-        self._entry_size = mean if mean > self._entry_size else (7 * self._entry_size + mean) / 8
-
-    def _misses_partition(self, fetcher: Fetcher) -> bool:
-        if not fetcher.requested:
-            return False
-        requested_ids = set(map(id, fetcher.requested))
-        return any(not each.paused and id(each) not in requested_ids for each in fetcher.partitions)
-
     # -- pausing
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
@@ -251,11 +148,11 @@ class RedisSubscription:
             owned = self._owned.get(id(assignment))
             if owned is not None and owned.paused:
                 owned.paused = False
-                self._read_outdated = True
+                self._fetchers.is_outdated = True
 
     def wakeup(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.wakeup`."""
-        self._waiter.wake()
+        self._fetchers.waiter.wake()
 
     def begin_transaction(self) -> Transaction:
         """See :meth:`streams.log.protocol.Subscription.begin_transaction`."""
@@ -267,52 +164,13 @@ class RedisSubscription:
         """See :meth:`streams.log.protocol.Subscription.commit`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
-        sent = time.monotonic()
-        lease_ms = int(self._membership.terms.lease * 1000)
-        to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []
-        commands: list[Command] = []
-        for commit in commits:
-            owned = self._owned.get(id(commit.assignment))
-            if (
-                owned is None
-                or owned in self._lost_untold
-                or commit.version <= owned.committed_version
-            ):
-                continue
-            stored = StoredOffset(
-                commit.position, commit.progress, owned.lag_counter.entries_below(commit.position)
-            )
-            owned.sent_version = max(owned.sent_version, commit.version)
-            to_store.append((owned, commit, stored))
-            commands.append(
-                script_command(
-                    str(owned.keys), "commit", (owned.lease_key, owned.keys.stream),
-                    self._membership.member_id, commit.assignment.epoch, lease_ms, self._group,
-                    commit.version, entry_id(commit.position), commit.progress,
-                    "" if stored.entries_read is None else stored.entries_read, owned.sent_version,
-                )
-            )  # fmt: skip
-        failure: LogError | None = None
-        for (owned, commit, stored), reply in zip(
-            to_store, self._client.execute_all(commands), strict=True
-        ):
-            if isinstance(reply, LogError):
-                failure = reply
-            elif reply == 0:
-                self._mark_lost([owned])
-            else:
-                owned.committed_version = commit.version
-                owned.assignment.valid_until = self._membership.terms.valid_until(sent)
-                if reply == 3:
-                    owned.lag_counter.entries_read, stored = (
-                        None,
-                        stored._replace(entries_read=None),
-                    )
-                    self._membership.inspect_streams_next()
-                if reply != 2:
-                    self._membership.stored_offsets[owned.partition] = stored
-        if failure is not None:
-            raise failure
+        owned = [
+            (each, commit)
+            for commit in commits
+            if (each := self._owned.get(id(commit.assignment))) is not None
+            and each not in self._lost_untold
+        ]
+        self._commits.commit(owned)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """See :meth:`streams.log.protocol.Subscription.commit_async`: one call of a script."""
@@ -330,7 +188,7 @@ class RedisSubscription:
             return
         self._lost_untold = [each for each in self._lost_untold if each not in to_give_up]
         self._remove(to_give_up)
-        self._membership.release(to_give_up)
+        self._membership.leases.release(to_give_up)
         self._next_heartbeat = 0.0
 
     def keep_alive(self) -> None:
@@ -371,11 +229,13 @@ class RedisSubscription:
         self._mark_lost([*result.lost, *result.truncated])
         self._notify_lost()
         # What has drifted away from its stream is taken again, from a place that the stream has.
-        self._membership.release(result.truncated)
+        self._membership.leases.release(result.truncated)
         revoked = set(result.plan.release)
         to_revoke = [each for each in self._owned.values() if each.partition in revoked]
         self._revoke(to_revoke)
-        self._membership.release_inherited(revoked.difference(each.partition for each in to_revoke))
+        self._membership.leases.release_inherited(
+            revoked.difference(each.partition for each in to_revoke)
+        )
         acquire = sorted(result.plan.acquire)
         failure: Unavailable | None = None
         for start in range(0, len(acquire), ASSIGN_BATCH):
@@ -385,19 +245,11 @@ class RedisSubscription:
                 self._acquire(acquire[start : start + ASSIGN_BATCH])
             except Unavailable as error:
                 failure = error  # the others are not to wait for these
-        for fetcher in self._fetchers:
-            if self._is_misrouted(fetcher):
-                fetcher.disconnect()
+        self._fetchers.disconnect_misrouted()
         for owned in list(self._owned.values()):
             self._trimmer.trim_if_due(owned.keys)
         if failure is not None:
             raise failure
-
-    def _is_misrouted(self, fetcher: Fetcher) -> bool:
-        try:
-            return fetcher.is_misrouted()
-        except LogError:
-            return False  # not known now
 
     def _report_gaps(self, streams: dict[TopicPartition, StreamInfo]) -> None:
         """Entries that others trimmed or deleted before this group could read them."""
@@ -435,12 +287,12 @@ class RedisSubscription:
             self._listener.revoked([each.assignment for each in revoked])
         finally:
             self._remove(revoked)
-            self._membership.release(revoked)
+            self._membership.leases.release(revoked)
             self._lost_untold = [each for each in self._lost_untold if each not in revoked]
 
     def _acquire(self, partitions: Sequence[TopicPartition]) -> None:
-        acquired = self._membership.acquire(partitions)
-        new = [(self._membership.as_owned(each), each) for each in acquired]
+        acquired = self._membership.leases.acquire(partitions)
+        new = [(self._membership.leases.as_owned(each), each) for each in acquired]
         if not new:
             return
         for owned, _ in new:
@@ -449,11 +301,13 @@ class RedisSubscription:
             self._listener.assigned([owned.assignment for owned, _ in new])
         except BaseException:
             self._remove([owned for owned, _ in new])
-            self._membership.release([owned for owned, _ in new])
+            self._membership.leases.release([owned for owned, _ in new])
             raise
         for owned, each in new:
             self._start_reading(owned, each)
-        self._membership.create_native_groups([owned for owned, each in new if each.stored is None])
+        self._membership.leases.create_native_groups(
+            [owned for owned, each in new if each.stored is None]
+        )
 
     def _start_reading(self, owned: OwnedPartition, acquired: AcquiredLease) -> None:
         position = owned.assignment.position
@@ -466,26 +320,14 @@ class RedisSubscription:
         ):
             entries_read = acquired.stored.entries_read
         owned.lag_counter.entries_read = entries_read
-        if self._client.servers.is_cluster:
-            self._fetchers.append(Fetcher(self._client, self._waiter))
-        self._fetchers[-1].partitions.append(owned)
-        self._read_outdated = True
+        self._fetchers.add(owned)
 
     def _remove(self, removed: Sequence[OwnedPartition]) -> None:
         for owned in removed:
             owned.assignment.valid_until = float("-inf")
             owned.fetched = []
             self._owned.pop(id(owned.assignment), None)
-        leaving_ids = {id(each) for each in removed}
-        for fetcher in self._fetchers:
-            fetcher.partitions = [
-                each for each in fetcher.partitions if id(each) not in leaving_ids
-            ]
-        if self._client.servers.is_cluster:
-            for fetcher in self._fetchers:
-                if not fetcher.partitions:
-                    fetcher.disconnect()
-            self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
+        self._fetchers.remove(removed)
 
     def close(self) -> None:
         """See :meth:`streams.log.protocol.Subscription.close`."""
@@ -497,6 +339,4 @@ class RedisSubscription:
         finally:
             self._closed = True
             self._membership.leave()
-            for fetcher in self._fetchers:
-                fetcher.disconnect()
-            self._waiter.close()
+            self._fetchers.close()

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
-from streams.log.names import check_topic, topic_not_found
-from streams.log.protocol import Retention, TopicInfo
+from streams.log.names import check_topic, topic_mismatch, topic_not_found
+from streams.log.protocol import Retention, TopicInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
 from streams.log.redis.stored_values import damaged_field, valid_names, valid_topics
@@ -59,7 +59,7 @@ class Topics:
         self._cached: dict[str, StoredTopic] = {}
         self._loaded_at: dict[str, float] = {}
         """When each was read last."""
-        self._keys: dict[tuple[str, int], PartitionKeys] = {}
+        self._keys: dict[TopicPartition, PartitionKeys] = {}
 
     def create_topic(
         self,
@@ -106,10 +106,7 @@ class Topics:
             )
         )
         if not reply[0]:
-            raise TopicMismatch(
-                f"{topic} has {_parse_partitions(topic, reply[1])} partitions, not {partitions}: "
-                "declare it so, or use another name"
-            )
+            raise topic_mismatch(topic, _parse_partitions(topic, reply[1]), partitions)
         self._client.execute(Command(topic, TOPICS_KEY, "SADD", TOPICS_KEY, topic))
         facts = _parse_topic(topic, reply[1:])
         self._remember(topic, facts)

@@ -14,20 +14,27 @@ The files, from the ground up:
 
 ===================  ===========================================================================
 ``settings``         the URL, its options and what can be wrong with them
-``failures``         the driver's exceptions in our words
+``errors``           the driver's exceptions in our words
 ``schema``           the tables
 ``files``            their modes and whose they are
-``alive``            operating system locks that say which members still run
-``shared``           what the logs of one process on one file share: write lock, wakers
+``member_locks``     operating system locks that say which members still run
+``shared_file``      what the logs of one process on one file share: write lock, wakers
 ``database``         connections, write transactions
-``blocks``           messages as they are stored: many to a row, as columns
-``scan``             reading along a partition, looking things up in it
+``blocks``           messages as they are stored: many to a row, as columns; ``SqliteBatch``
+``reader``           reading along a partition, looking things up in it
 ``retention``        trimming
-``appender``         writing
-``groups``           positions
-``roster``           members and leases
+``producer``         appends
+``topics``           topics
+``groups``           groups and their positions
+``member_rows``      members as the file has them
+``membership``       a member's heartbeat, plan and leases
+``offsets``          commits
 ``subscription``     a member that polls
+``user_sql``         what is common to all SQL of users
 ``transaction``      a handler's own SQL
+``query``            SQL that only reads
+``durability``       how safe an acknowledged message is
+``claims``           claims of idempotency
 ``log``              all of it behind the protocol
 ===================  ===========================================================================
 

@@ -19,14 +19,13 @@ from streams.log.claims import (
     CLAIM_GRACE,
     Answer,
     Claim,
-    Complete,
-    DeleteClaim,
+    ClaimState,
+    DeleteRow,
     GetClaim,
-    PutOutcome,
-    Release,
-    Renew,
     Request,
-    StoredClaim,
+    WriteClaim,
+    WriteOutcome,
+    decide,
 )
 from streams.log.protocol import OpenRequest
 from streams.log.sqlite import settings
@@ -86,14 +85,12 @@ class _ClaimRow(NamedTuple):
             return self.lease - now.monotonic
         return self.until - now.time
 
-    def is_gone(self, now: _Instant) -> bool:
-        """It is as if it had been deleted already."""
-        return self.remaining(now) <= (0 if self.value is not None else -CLAIM_GRACE)
-
-    def as_stored_claim(self, now: _Instant) -> StoredClaim | None:
-        """As others see it."""
+    def state(self, now: _Instant) -> ClaimState | None:
+        """As decisions depend on it; None if it is as if it had been deleted already."""
         expires_in = self.remaining(now)
-        return StoredClaim(self.fingerprint, self.value, expires_in) if expires_in > 0 else None
+        if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
+            return None
+        return ClaimState(self.token, self.fingerprint, self.value, expires_in)
 
 
 class SqliteClaimStore:
@@ -169,64 +166,35 @@ class SqliteClaimStore:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
-                    row = _find_row(connection, request.key, now)
-                    found = row.as_stored_claim(now) if row else None
-                    if isinstance(request, GetClaim) or (row and found and _is_taken(row, request)):
-                        answers[index] = found
+                    answer, write = decide(request, _find_state(connection, request.key, now))
+                    if write is None:
+                        answers[index] = answer
                         continue
                 written_keys.add(request.key)
                 to_write.append(index)
         return to_write
 
 
-def _find_row(connection: SqliteConnection, key: bytes, now: _Instant) -> _ClaimRow | None:
+def _find_state(connection: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
     for found in connection.fetch_rows(_SELECT_CLAIM, (key,)):
-        row = _ClaimRow(*found)
-        return None if row.is_gone(now) else row
+        return _ClaimRow(*found).state(now)
     return None
-
-
-def _is_taken(row: _ClaimRow, claim: Claim) -> bool:
-    """Whether a row that is not over is in this claim's way."""
-    return row.value is not None or row.token != claim.token
 
 
 def _execute_one(connection: SqliteConnection, request: Request, now: _Instant) -> Answer:
     """Do one request within a transaction."""
-    row = _find_row(connection, request.key, now)
-    is_owner = row is not None and row.token == getattr(request, "token", None)
-    match request:
-        case Claim(key, token, lease, fingerprint):
-            found = row.as_stored_claim(now) if row else None
-            if row and found and _is_taken(row, request):
-                return found
+    key = request.key
+    answer, write = decide(request, _find_state(connection, key, now))
+    match write:
+        case WriteClaim(token, fingerprint, lease):
             _write_claim(connection, key, token, fingerprint, lease, now)
-            return None
-        case Renew(key, token, lease):
-            if row is None or not is_owner:
-                return False
-            if row.value is None:
-                _write_claim(connection, key, token, row.fingerprint, lease, now)
-            return True
-        case Complete(key, token, value, ttl):
-            if row is None or not is_owner:
-                return False
-            if row.value is None:
-                _write_outcome(connection, key, token, row.fingerprint, value, now.time + ttl)
-            return True
-        case Release(key):
-            if row is None or not is_owner or row.value is not None:
-                return False
+        case WriteOutcome(token, fingerprint, value, ttl):
+            _write_outcome(connection, key, token, fingerprint, value, now.time + ttl)
+        case DeleteRow():
             connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
-            return True
-        case GetClaim():
-            return row.as_stored_claim(now) if row else None
-        case PutOutcome(key, value, ttl):
-            _write_outcome(connection, key, "", "", value, now.time + ttl)
-            return True
-        case DeleteClaim(key):
-            connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
-            return row is not None
+        case None:
+            pass
+    return answer
 
 
 def _write_claim(

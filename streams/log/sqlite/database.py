@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import apsw
 
@@ -107,6 +106,45 @@ class SqliteConnection(apsw.Connection):
                 return
 
 
+ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
+
+
+class ConnectionPool(Generic[ConnectionT]):
+    """Connections of one kind, to be used again. Any thread.
+
+    :param connect: makes another one.
+    :param max_idle: how many that are not in use are kept.
+    """
+
+    def __init__(self, connect: Callable[[], ConnectionT], max_idle: int | None = None) -> None:
+        self._connect = connect
+        self._max_idle = max_idle
+        self._idle: list[ConnectionT] = []
+        self._closed = False
+
+    def acquire(self) -> ConnectionT:
+        """A connection of one's own, until given back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def release(self, connection: ConnectionT) -> None:
+        """Give a connection back that has nothing open any more."""
+        if self._max_idle is not None and len(self._idle) >= self._max_idle:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Close all; those in use close when given back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+
 class Database:
     """One log's connections to its file. Usable from any thread of the process that opened it."""
 
@@ -118,8 +156,7 @@ class Database:
             settings.path, may_create=settings.mode == "rwc", purpose=purpose
         )
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._idle: list[SqliteConnection] = []
+        self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False
         try:
             with translate_errors(self.path):
@@ -227,19 +264,12 @@ class Database:
     def acquire(self) -> SqliteConnection:
         """A connection of one's own, until given back."""
         self.require_open()
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
         with translate_errors(self.path):
-            return SqliteConnection(self.settings)
+            return self._pool.acquire()
 
     def release(self, connection: SqliteConnection) -> None:
         """Give a connection back that has nothing open any more."""
-        with self._lock:
-            if not self._closed and len(self._idle) < _MAX_IDLE:
-                self._idle.append(connection)
-                return
-        connection.close()
+        self._pool.release(connection)
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Generator[SqliteConnection]:
@@ -306,11 +336,8 @@ class Database:
         """Close every connection that is not in use; those in use close when given back."""
         if self.is_forked or self._closed:
             return
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._closed = True
+        self._pool.close()
         try:
             self.shared_file.write_lock.acquire(self.settings.write_timeout)
             try:

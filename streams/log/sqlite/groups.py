@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streams.errors import GroupNotEmpty, NotFound
-from streams.log.names import group_not_found
+from streams.errors import NotFound
+from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.membership import MemberRow, bump_generation, is_running, member_rows
+from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
 from streams.log.sqlite.shared_file import group_event
 from streams.text import get_logger
 
@@ -132,10 +132,7 @@ class Groups:
     def _require_no_members(self, connection: SqliteConnection, group: str) -> None:
         running = self._running_members(connection, group)
         if running:
-            raise GroupNotEmpty(
-                f"group {group!r} has {len(running)} running member(s), such as {running[0].id}; "
-                "stop them first, or force it"
-            )
+            raise group_not_empty(group, len(running), f" (such as {running[0].id}), or force it")
 
 
 def ensure_group(connection: SqliteConnection, group: str) -> None:

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streams import wire
 from streams.clock import SYSTEM
 from streams.config import Flow
-from streams.errors import ConfigError, NotFound, TopicMismatch
-from streams.log.names import check_group, check_topic, topic_not_found
+from streams.errors import NotFound
+from streams.log.dense_offsets import DenseOffsets
+from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
     Capabilities,
@@ -27,20 +27,17 @@ from streams.log.protocol import (
     check_retention,
 )
 from streams.log.sqlite import durability, reader, settings
-from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.database import Database
 from streams.log.sqlite.groups import Groups
-from streams.log.sqlite.membership import bump_generation
 from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.query import QueryRunner
 from streams.log.sqlite.reader import SqliteReader
 from streams.log.sqlite.retention import Trimmer
-from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.subscription import SqliteSubscription
+from streams.log.sqlite.topics import Topics
 from streams.message import Record
 
 CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True)
-
-_MAX_PARTITIONS = 100_000
 
 
 def open(request: OpenRequest) -> Log:
@@ -54,7 +51,7 @@ def open(request: OpenRequest) -> Log:
     return SqliteLog(request)
 
 
-class SqliteLog:
+class SqliteLog(DenseOffsets):
     """A log in one file. Usable from any thread of the process that opened it."""
 
     def __init__(self, request: OpenRequest) -> None:
@@ -65,6 +62,7 @@ class SqliteLog:
         except BaseException:
             self._database.close()
             raise
+        self._topics = Topics(self._database, self._trimmer)
         self._writer = Writer(self._database, self._trimmer)
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
@@ -93,31 +91,8 @@ class SqliteLog:
         :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: there is no such retention here.
         """
-        check_topic(topic)
         check_retention(topic, retention, CAPABILITIES)
-        if not 1 <= partitions <= _MAX_PARTITIONS:
-            raise ConfigError(
-                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
-            )
-        try:
-            found = self.topic(topic)
-        except NotFound:
-            found = None
-        if found is None or _changes_retention(found, retention):
-            with self._database.write() as connection:
-                found = _find_topic(connection, topic)
-                if found is None:
-                    _insert_topic(connection, topic, partitions, retention)
-                    found = TopicInfo(topic, partitions, retention)
-                elif _changes_retention(found, retention):
-                    _set_retention(connection, topic, retention)
-                    found = found._replace(retention=retention)
-        if found.partitions != partitions:
-            raise TopicMismatch(
-                f"topic {topic!r} has {found.partitions} partitions, declared with {partitions}; "
-                "declare that number, or leave it out"
-            )
-        return found
+        return self._topics.create_topic(topic, partitions, retention)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention.
@@ -126,29 +101,18 @@ class SqliteLog:
         :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
-        with self._database.write() as connection:
-            found = _find_topic(connection, topic)
-            if found is None:
-                raise topic_not_found(topic)
-            _set_retention(connection, topic, retention)
-        return found._replace(retention=retention)
+        return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
         """
-        with self._database.read() as connection:
-            found = _find_topic(connection, topic)
-        if found is None:
-            raise topic_not_found(topic)
-        return found
+        return self._topics.describe_topic(topic)
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        with self._database.read() as connection:
-            rows = connection.fetch_rows(f"{_SELECT_TOPICS} ORDER BY name")
-        return [_topic_info(*row) for row in rows]
+        return self._topics.list_topics()
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         """How the file is written, and what it lies on; the same for every topic."""
@@ -156,32 +120,7 @@ class SqliteLog:
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        with self._database.write() as connection:
-            if _find_topic(connection, topic) is None:
-                raise topic_not_found(topic)
-            ((first, last),) = connection.fetch_rows(
-                "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
-            )
-            numbers = {"first": first, "last": last}
-            groups = connection.fetch_rows(
-                'SELECT DISTINCT "group" FROM streams_places WHERE no BETWEEN :first AND :last',
-                numbers,
-            )
-            for (group,) in groups:
-                bump_generation(connection, group)
-            connection.execute(
-                "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers
-            )
-            connection.execute(
-                "UPDATE streams_partitions SET topic = '', partition = no"
-                " WHERE no BETWEEN :first AND :last",
-                numbers,
-            )
-            connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
-        self._database.shared_file.notify(
-            [topic_event(topic), *(group_event(name) for (name,) in groups)]
-        )
-        self._trimmer.finish_deletions()
+        self._topics.delete_topic(topic)
 
     # -- writing
 
@@ -206,24 +145,10 @@ class SqliteLog:
             found = reader.partition_row(connection, topic, partition)
         return found.first_offset, found.end_offset
 
-    def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, all of which can be read."""
-        return self.watermarks(topic, partition)[1]
-
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """Offset of the first message the log took at or after ``time``; the end if none."""
         with self._database.read(snapshot=True) as connection:
             return reader.offset_for_time(connection, topic, partition, time)
-
-    def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Offset of the message ``count`` before ``position``, or the first there is."""
-        first, end = self.watermarks(topic, partition)
-        return max(first, min(position, end) - count)
-
-    def lag(self, topic: str, partition: int, position: int) -> int:
-        """How many messages stand at or behind ``position``."""
-        first, end = self.watermarks(topic, partition)
-        return max(0, end - max(first, position))
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
         """Read from offset ``start`` up to, not including, offset ``end``."""
@@ -307,22 +232,6 @@ class SqliteLog:
 
     # -- the rest
 
-    def format_offset(self, offset: int) -> str:
-        """An offset as people write it: the number."""
-        return str(offset)
-
-    def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
-        found = wire.parse_int(text)
-        if found is None:
-            raise ConfigError(f"offset {wire.shorten(text, 60)!r}: a number such as 1042 is needed")
-        return found
-
-    # -- SQL
-
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """The rows of one SQL statement that reads."""
         return self._queries.run(sql, parameters)
@@ -336,46 +245,3 @@ class SqliteLog:
                 subscription.abandon()
             self._queries.close()
             self._database.close()
-
-
-_SELECT_TOPICS = "SELECT name, partitions, seconds, messages FROM streams_topics"
-
-
-def _topic_info(
-    name: str, partitions: int, seconds: float | None, messages: int | None
-) -> TopicInfo:
-    return TopicInfo(name, partitions, Retention(seconds, messages))
-
-
-def _find_topic(connection: SqliteConnection, topic: str) -> TopicInfo | None:
-    rows = connection.fetch_rows(f"{_SELECT_TOPICS} WHERE name = ?", (topic,))
-    return _topic_info(*rows[0]) if rows else None
-
-
-def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
-    return retention not in (Retention(), found.retention)
-
-
-def _set_retention(connection: SqliteConnection, topic: str, retention: Retention) -> None:
-    connection.execute(
-        "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
-        (retention.seconds, retention.messages, topic),
-    )
-
-
-def _insert_topic(
-    connection: SqliteConnection, topic: str, partitions: int, retention: Retention
-) -> None:
-    connection.execute(
-        "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
-        (topic, partitions, retention.seconds, retention.messages),
-    )
-    # A topic's numbers follow each other.
-    ((last,),) = connection.fetch_rows(
-        "UPDATE streams_meta SET value = value + ? WHERE name = 'partitions' RETURNING value",
-        (partitions,),
-    )
-    connection.executemany(
-        "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
-        [(last - partitions + p, topic, p) for p in range(partitions)],
-    )

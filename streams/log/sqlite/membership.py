@@ -1,4 +1,4 @@
-"""Members of a group, what each one owns, and commits, which only owners may make.
+"""A member of a group, and what it owns.
 
 Theory of operation
 -------------------
@@ -22,9 +22,9 @@ makes no sense, is over once it has stood unchanged for a lease's length while t
 A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
 and the leases with it, under the next epochs; the one before finds that out at its next step.
 
-Every taking raises the epoch of a place, and a commit names the owner and its epoch in the very
-statement that writes, so an owner that was thought gone can commit nothing when it comes back. It
-has believed in its lease only until ``valid_until``, counted from before it asked for it.
+Every taking raises the epoch of a place, and a commit is refused under an older one
+(:mod:`streams.log.sqlite.offsets`). An owner that was thought gone has believed in its lease only
+until ``valid_until``, counted from before it asked for it.
 
 A *generation* number of the group changes with everything that calls for another plan; members
 look at it whenever the file has changed.
@@ -37,25 +37,30 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
 from typing import NamedTuple
 
-from streams.clock import Clock
-from streams.errors import Fenced, TopicMismatch
+from streams.errors import TopicMismatch
 from streams.log.membership import (
     INFINITY,
-    MAX_LEASE,
     UNOWNED,
     Lease,
     Member,
     StalenessTracker,
-    TopicPartition,
     plan,
 )
 from streams.log.names import member_fenced_error, topic_not_found
-from streams.log.protocol import Assignment, Commit, Committed, StaticMember
+from streams.log.protocol import Assignment, Committed, StaticMember, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.member_locks import MemberLocks, timeline_of
+from streams.log.sqlite.member_locks import timeline_of
+from streams.log.sqlite.member_rows import (
+    MemberRow,
+    bump_generation,
+    delete_member,
+    has_comparable_expiry,
+    is_running,
+    member_rows,
+)
+from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.shared_file import group_event
 
 EXPIRED = float("-inf")
@@ -69,71 +74,6 @@ _MAX_EPOCH = 1 << 53
 """No epoch comes near it: what is greater is damage, and counted anew."""
 
 
-class MemberRow(NamedTuple):
-    """A member as the file has it."""
-
-    number: int
-    id: str
-    topics: tuple[str, ...]
-    """Empty where what stands there makes no sense."""
-    expires: float
-    """Minus infinity where what stands there makes no sense."""
-    timeline: str
-
-
-def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
-    """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
-    # As bytes: the driver refuses text that is not UTF-8.
-    rows = connection.fetch_rows(
-        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
-        ' FROM streams_members WHERE "group" = ? ORDER BY no',
-        (group,),
-    )
-    return [
-        MemberRow(
-            number,
-            _decode_text(id),
-            _decode_topics(topics),
-            _decode_expiry(expires),
-            _decode_text(timeline),
-        )
-        for number, id, topics, expires, timeline in rows
-    ]
-
-
-def _decode_text(stored: bytes) -> str:
-    return stored.decode("utf-8", "backslashreplace")
-
-
-def _decode_topics(stored: bytes) -> tuple[str, ...]:
-    try:
-        found = json.loads(stored)
-    except (ValueError, RecursionError):
-        return ()
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        return ()
-    return tuple(found)
-
-
-def _decode_expiry(stored: object) -> float:
-    return stored if isinstance(stored, float) and isfinite(stored) else -INFINITY
-
-
-def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
-    """Whether the row's expiry can be compared with this clock."""
-    return row.timeline == timeline_of(clock) and row.expires <= clock.monotonic() + MAX_LEASE
-
-
-def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
-    """Whether a member seems to run, as far as one look can tell."""
-    process_runs = locks.is_running(row.number)
-    if process_runs is False:
-        return False
-    if not has_comparable_expiry(row, clock):
-        return process_runs is True
-    return row.expires > clock.monotonic()
-
-
 class OwnershipChanges(NamedTuple):
     """What a member's step came to, in the order in which it is to be told."""
 
@@ -143,10 +83,9 @@ class OwnershipChanges(NamedTuple):
 
 
 class Membership:
-    """One member of a group: its row, its leases, its commits.
+    """One member of a group: its row and its leases.
 
-    :meth:`heartbeat`, :meth:`commit` and :meth:`store_offset` may be called by any thread, the rest
-    by the one that polls.
+    :meth:`heartbeat` may be called by any thread, the rest by the one that polls.
     """
 
     def __init__(
@@ -172,9 +111,7 @@ class Membership:
         """What this member owns, with each partition's number."""
         self._releasing: set[Assignment] = set()
         """Of these, what the listener was told to give up, until the file says so too."""
-        self._committed_versions: dict[Assignment, int] = {}
-        self.commit_refused = False
-        """A commit was refused, so something has been lost that the last step did not know of."""
+        self.commits = OffsetCommits(database, group, self.partition_numbers)
         self._other_members: list[MemberRow] = []
         self._suspected_since: dict[int, float] = {}
         self._staleness = StalenessTracker(self._terms.heartbeat_interval)
@@ -225,14 +162,14 @@ class Membership:
                 release, acquired = self._plan(connection, owned_epochs, sent)
             generation = self._stored_generation(connection)
         self.generation = generation
-        self.commit_refused = False
+        self.commits.was_refused = False
         self._discard_owned(self._releasing)
         lost = [
             a for a, number in self.partition_numbers.items() if owned_epochs.get(number) != a.epoch
         ]
         self._discard_owned(lost)
         self._extend_validity(owned_epochs, sent)
-        self._committed_versions.update(dict.fromkeys(acquired, -1))
+        self.commits.add_assignments(acquired)
         self.partition_numbers.update(acquired)
         if changed or acquired:
             self._notify_group()
@@ -256,7 +193,7 @@ class Membership:
         """Be no member any more, and own nothing."""
         try:
             with self._database.write() as connection:
-                _delete_member(connection, self.group, self._number)
+                delete_member(connection, self.group, self._number)
         finally:
             # Even if the file could not be written: the others see that the lock is gone.
             self._locks.release(self._number)
@@ -274,56 +211,6 @@ class Membership:
         self._staleness.observe(time.monotonic())
         return any(self._is_dead(row) for row in self._other_members)
 
-    # -- commits
-
-    def commit(
-        self, commits: Iterable[Commit], *, sync: bool = True, timeout: float | None = None
-    ) -> None:
-        """Store the places of what is owned; what is not is left out.
-
-        :param sync: as :meth:`Database.write` says.
-        :param timeout: seconds to wait while others write, instead of the URL's.
-        """
-        written: list[Commit] = []
-        with self._database.write(
-            timeout, on_committed=lambda: self.mark_committed(written), sync=sync
-        ) as connection:
-            for commit in commits:
-                try:
-                    if self.store_offset(connection, commit):
-                        written.append(commit)
-                except Fenced:
-                    continue
-
-    def store_offset(self, connection: SqliteConnection, commit: Commit) -> bool:
-        """Write one place within a transaction; False if a newer one is there already.
-
-        :raises Fenced: this member does not own the partition any more.
-        """
-        assignment = commit.assignment
-        partition_number = self.partition_numbers.get(assignment)
-        if partition_number is not None:
-            if commit.version < self._committed_versions.get(assignment, -1):
-                return False
-            connection.execute(
-                _STORE_OFFSET,
-                (*commit[1:3], self.group, partition_number, self._number, assignment.epoch),
-            )
-            if connection.changes():
-                return True
-        self.commit_refused = True
-        assignment.valid_until = EXPIRED
-        raise Fenced(
-            f"{assignment.topic}/{assignment.partition}: group {self.group!r} has given it to "
-            "another member; nothing was committed"
-        )
-
-    def mark_committed(self, commits: Iterable[Commit]) -> None:
-        """These are in the file now. To be called before anybody else may write."""
-        for commit in commits:
-            if commit.assignment in self._committed_versions:
-                self._committed_versions[commit.assignment] = commit.version
-
     # -- inside a transaction
 
     def _insert_member(self, connection: SqliteConnection) -> None:
@@ -338,6 +225,7 @@ class Membership:
         ((self._number,),) = connection.fetch_rows(
             "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
         )
+        self.commits.member_number = self._number
         self._locks.acquire(self._number)  # before anybody can see the row
         connection.execute(
             "INSERT INTO streams_groups (name, window) VALUES (?1, ?2)"
@@ -397,7 +285,7 @@ class Membership:
         rows = [row for row in member_rows(connection, self.group) if row.number != self._number]
         dead = [row for row in rows if self._is_dead(row)]
         for row in dead:
-            _delete_member(connection, self.group, row.number)
+            delete_member(connection, self.group, row.number)
             self._suspected_since.pop(row.number, None)
         self._other_members = [row for row in rows if row not in dead]
         return bool(dead)
@@ -571,42 +459,17 @@ class Membership:
         for assignment in list(assignments):
             assignment.valid_until = EXPIRED
             self.partition_numbers.pop(assignment, None)
-            self._committed_versions.pop(assignment, None)
+            self.commits.remove_assignment(assignment)
             self._releasing.discard(assignment)
 
     def _notify_group(self) -> None:
         self._database.shared_file.notify([group_event(self.group)])
 
 
-# Never backwards: a reset raises the epoch, so it is never undone by this either.
-_STORE_OFFSET = """
-UPDATE streams_places SET
-    progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
-    position = max(coalesce(position, ?1), ?1)
-WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
-"""
-
-
 _RESET_BEYOND_END = """
 UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
     AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
 """
-
-
-def bump_generation(connection: SqliteConnection, group: str) -> None:
-    """Have a group's members plan again."""
-    connection.execute(
-        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
-    )
-
-
-def _delete_member(connection: SqliteConnection, group: str, member_number: int) -> None:
-    connection.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
-    connection.execute(
-        'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
-        (group, member_number),
-    )
-    bump_generation(connection, group)
 
 
 def _partition_numbers(connection: SqliteConnection, topics: set[str]) -> dict[str, list[int]]:

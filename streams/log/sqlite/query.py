@@ -13,10 +13,10 @@ from typing import Any
 import apsw
 
 from streams.errors import ConfigError
-from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.database import ConnectionPool, Database, SqliteConnection
 from streams.log.sqlite.errors import translate
 from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.transaction import READ_PRAGMAS, ConnectionPool, single_statement
+from streams.log.sqlite.user_sql import READ_PRAGMAS, single_statement
 
 _READ_ACTIONS = frozenset(
     (apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE)

@@ -19,16 +19,23 @@ import apsw
 
 from streams.config import Flow
 from streams.errors import LogError, MemberFenced, Unavailable
-from streams.log.protocol import Assignment, Commit, RebalanceListener, StaticMember, Submitted
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    RebalanceListener,
+    StaticMember,
+    Submitted,
+    TopicPartition,
+)
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
-from streams.log.sqlite.database import Database
+from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate_errors
 from streams.log.sqlite.membership import Membership, OwnershipChanges
 from streams.log.sqlite.reader import ChangeWaiter, PartitionCursor
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.shared_file import group_event, topic_event
-from streams.log.sqlite.transaction import ConnectionPool, HandlerConnection, SqliteTransaction
+from streams.log.sqlite.transaction import HandlerConnection, SqliteTransaction
 
 _LIVENESS_INTERVAL = 0.25
 """Real seconds between two looks at whether the other members still run."""
@@ -91,7 +98,7 @@ class SqliteSubscription:
         self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
         self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
         self._owned: dict[Assignment, _OwnedPartition] = {}
-        self._by_partition: dict[tuple[str, int], _OwnedPartition] = {}
+        self._by_partition: dict[TopicPartition, _OwnedPartition] = {}
         self._ready: deque[_OwnedPartition] = deque()
         self._buffered: set[_OwnedPartition] = set()
         self._end_offsets: dict[str, str] = {}
@@ -185,7 +192,7 @@ class SqliteSubscription:
             if self._membership.has_dead_members(self._connection):
                 self._plan_due = float("-inf")
         if now >= self._plan_not_before and (
-            self._membership.commit_refused or self._clock.monotonic() >= self._plan_due
+            self._membership.commits.was_refused or self._clock.monotonic() >= self._plan_due
         ):
             self._update_membership()
 
@@ -293,12 +300,12 @@ class SqliteSubscription:
     def commit(self, commits: Sequence[Commit]) -> None:
         """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
-            self._membership.commit(commits)
+            self._membership.commits.commit(commits)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """Store these places without waiting for the disk, nor for long while others write."""
         try:
-            self._membership.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
+            self._membership.commits.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
         except Unavailable:
             on_submitted(False)
         else:
@@ -332,7 +339,7 @@ class SqliteSubscription:
 
     def begin_transaction(self) -> SqliteTransaction:
         """A transaction for a handler (any thread)."""
-        return SqliteTransaction(self._database, self._membership, self._pool)
+        return SqliteTransaction(self._database, self._membership.commits, self._pool)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed."""

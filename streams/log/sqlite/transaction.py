@@ -10,24 +10,20 @@ transaction but :meth:`SqliteTransaction.commit` and :meth:`SqliteTransaction.ro
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
 from streams.errors import ConfigError, LogError
 from streams.log.protocol import Commit
-from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.database import ConnectionPool, Database, SqliteConnection
 from streams.log.sqlite.errors import translate, translate_commit
-from streams.log.sqlite.membership import Membership
+from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.settings import Settings
-
-ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
+from streams.log.sqlite.user_sql import READ_PRAGMAS, single_statement
 
 _RESERVED_PREFIX = "streams_"
-
-_BLANK_SQL = re.compile(r"(\s|;|--[^\n]*|/\*.*?(\*/|\Z))*", re.DOTALL)
 
 # The actions of SQLite's authorizer that change something, and which of the two names that it
 # gives are reserved: a table's (or its own) comes first or second, depending on the action.
@@ -48,12 +44,6 @@ _REFUSED_ACTIONS = {
     apsw.SQLITE_ATTACH: "ATTACH is not available in a handler's transaction",
     apsw.SQLITE_DETACH: "DETACH is not available in a handler's transaction",
 }
-READ_PRAGMAS = frozenset(
-    (
-        *("foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo"),
-        *("table_info", "table_list", "table_xinfo"),
-    )
-)
 
 
 class HandlerConnection(SqliteConnection):
@@ -93,62 +83,14 @@ class HandlerConnection(SqliteConnection):
         return apsw.SQLITE_OK
 
 
-def single_statement(sql: str, caller: str) -> Callable[[apsw.Cursor, str, Any], bool]:
-    """A cursor's tracer that refuses to run more than one statement.
-
-    :raises ConfigError: when it is called, if there are several in ``sql``.
-    """
-
-    def trace(_: apsw.Cursor, statement: str, __: Any) -> bool:
-        if _BLANK_SQL.fullmatch(statement):
-            return True
-        statement = statement.strip()
-        if not _BLANK_SQL.fullmatch(sql, sql.find(statement) + len(statement)):
-            raise ConfigError(f"{caller}: one statement at a time, not several")
-        return True
-
-    return trace
-
-
-class ConnectionPool(Generic[ConnectionT]):
-    """Connections of one kind, to be used again. Any thread.
-
-    :param connect: makes another one.
-    """
-
-    def __init__(self, connect: Callable[[], ConnectionT]) -> None:
-        self._connect = connect
-        self._idle: list[ConnectionT] = []
-        self._closed = False
-
-    def acquire(self) -> ConnectionT:
-        """A connection of one's own, until given back."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._connect()
-
-    def release(self, connection: ConnectionT) -> None:
-        """Give a connection back that has nothing open any more."""
-        self._idle.append(connection)
-        if self._closed:
-            self.close()
-
-    def close(self) -> None:
-        """Close all; those in use close when given back."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-
-
 class SqliteTransaction:
     """One handler's transaction. It begins with the first statement; one thread at a time."""
 
     def __init__(
-        self, database: Database, membership: Membership, pool: ConnectionPool[HandlerConnection]
+        self, database: Database, offsets: OffsetCommits, pool: ConnectionPool[HandlerConnection]
     ) -> None:
         self._database = database
-        self._membership = membership
+        self._offsets = offsets
         self._pool = pool
         self._connection: HandlerConnection | None = None
         self._ended = False
@@ -193,13 +135,13 @@ class SqliteTransaction:
         connection.is_trusted = True
         try:
             stored = [
-                commit for commit in commits if self._membership.store_offset(connection, commit)
+                commit for commit in commits if self._offsets.store_offset(connection, commit)
             ]
             try:
                 connection.execute("COMMIT", can_cache=False)
             except apsw.Error as error:
                 raise translate_commit(error, self._database.path) from error
-            self._membership.mark_committed(stored)
+            self._offsets.mark_committed(stored)
         except apsw.Error as error:
             raise translate(error, self._database.path) from error
         finally:

@@ -32,10 +32,9 @@ from streams.log.claims import (
     Release,
     Renew,
     StoredClaim,
-    open_claims,
 )
 from streams.log.protocol import Log
-from streams.log.url import redact
+from streams.log.url import open_claims, redact
 from streams.patterns.arguments import check_mapping
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.claims_client import ClaimsClient

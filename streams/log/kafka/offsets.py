@@ -1,10 +1,11 @@
-"""Storing positions: never backwards, never two at a time, never waiting without end.
+"""A group's offsets: committing them as a member, and reading them as anybody.
 
-Of the driver's commits, the synchronous one has no deadline (while a broker is frozen it does not
-return), and the asynchronous one tells its end only inside ``poll``, which nobody can call where a
-revocation waits for its last commit. So a commit is sent asynchronously, and then the places are
-read back, which has a deadline: both go to the coordinator over one connection, which answers in
-order, so what is read is what the commit did.
+**Committing** is never backwards, never two at a time, never waiting without end. Of the driver's
+commits, the synchronous one has no deadline (while a broker is frozen it does not return), and the
+asynchronous one tells its end only inside ``poll``, which nobody can call where a revocation waits
+for its last commit. So a commit is sent asynchronously, and then the places are read back, which
+has a deadline: both go to the coordinator over one connection, which answers in order, so what is
+read is what the commit did.
 
 A *submit* is sent the same way, and nobody waits: the driver tells its end in a later poll. Where
 one is followed by a commit that is waited for, it is read back first; if it is not there, it was
@@ -14,6 +15,12 @@ A commit that could not be read back is *perhaps* stored, now or when the driver
 the next one must not overtake it: until its end is known, the next says
 :class:`~streams.errors.Unavailable`. What was sent once is never followed by something older; and
 should the driver tell that an old one landed late, the newest is sent once more.
+
+**Reading** does not use the AdminClient's ListConsumerGroupOffsets: while a coordinator moves or
+starts up, its answer makes librdkafka 2.16 read the group state that only a consumer has, and the
+process dies (seen: SIGSEGV in rd_kafka_handle_OffsetFetch). A consumer that never joins its group
+asks the same safely. It must be told the partitions, so all those of existing topics are asked for;
+Kafka answers with those that have a position.
 """
 
 from __future__ import annotations
@@ -21,18 +28,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
-from streams.log.protocol import Assignment, Commit, Committed, Submitted
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
+from streams.log.kafka.settings import Settings
+from streams.log.kafka.topics import INTERNAL_TOPICS
+from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
 
-Key = tuple[str, int]
-SendCommit = Callable[[list[TopicPartition]], None]
-ReadCommitted = Callable[[Sequence[Key]], Mapping[Key, "Committed | None"]]
+SendCommit = Callable[[list[KTopicPartition]], None]
+ReadCommitted = Callable[[Sequence[TopicPartition]], Mapping[TopicPartition, "Committed | None"]]
 
 RETRY_TIMEOUT = 3.0
 """Seconds for which a commit that is refused is tried again: the driver ends a rebalance by itself
@@ -79,10 +90,10 @@ class OffsetCommits:
         self._read_committed = read
         self._member_id = member_id
         self._lock = threading.Lock()
-        self._states: dict[Key, _CommitState] = {}
-        self._in_flight: dict[Key, Committed] = {}
+        self._states: dict[TopicPartition, _CommitState] = {}
+        self._in_flight: dict[TopicPartition, Committed] = {}
         """The places of the commit whose end is not known."""
-        self._in_flight_versions: dict[Key, tuple[_CommitState, int]] = {}
+        self._in_flight_versions: dict[TopicPartition, tuple[_CommitState, int]] = {}
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
         """Whom to tell of that commit, if it is a submit."""
@@ -130,16 +141,16 @@ class OffsetCommits:
             offsets = self._record_sent(newest)
             self._in_flight, self._sent_at = offsets, time.monotonic()
             try:
-                self._send(_topic_partitions(offsets))
+                self._send(to_driver(offsets))
             except BaseException:
                 self._in_flight, self._in_flight_versions = {}, {}
                 raise
             self._submitted = submitted
             return True
 
-    def _newer_commits(self, commits: Iterable[Commit]) -> dict[Key, Commit]:
+    def _newer_commits(self, commits: Iterable[Commit]) -> dict[TopicPartition, Commit]:
         """What is newer than what was stored, of what is owned."""
-        newest: dict[Key, Commit] = {}
+        newest: dict[TopicPartition, Commit] = {}
         for commit in commits:
             key = (commit.assignment.topic, commit.assignment.partition)
             state = self._states.get(key)
@@ -150,7 +161,9 @@ class OffsetCommits:
                 newest[key] = commit
         return newest
 
-    def _record_sent(self, newest: Mapping[Key, Commit]) -> dict[Key, Committed]:
+    def _record_sent(
+        self, newest: Mapping[TopicPartition, Commit]
+    ) -> dict[TopicPartition, Committed]:
         """These are about to be sent."""
         self._in_flight_versions = {
             key: (self._states[key], each.version) for key, each in newest.items()
@@ -160,7 +173,7 @@ class OffsetCommits:
             state.sent_version, state.sent_offset = version, offsets[key]
         return offsets
 
-    def store_unassigned(self, offsets: Mapping[Key, Committed]) -> None:
+    def store_unassigned(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Store places of partitions that are just between two assignments.
 
         :raises Unavailable: nothing is known to be stored.
@@ -170,12 +183,12 @@ class OffsetCommits:
             self._in_flight_versions = {}
             self._commit_and_verify(offsets)
 
-    def _commit_and_verify(self, offsets: Mapping[Key, Committed]) -> None:
+    def _commit_and_verify(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Commit; a coordinator in a rebalance refuses, so it is asked again for a while."""
         member_id, start = self._member_id(), time.monotonic()
         self._in_flight, self._sent_at = dict(offsets), start
         while True:
-            self._send(_topic_partitions(offsets))
+            self._send(to_driver(offsets))
             if self._verify_stored():
                 return
             if self._member_id() != member_id or not member_id:
@@ -214,7 +227,7 @@ class OffsetCommits:
         if submitted is not None:
             submitted(stored)
 
-    def on_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+    def on_commit(self, error: KafkaError | None, partitions: Sequence[KTopicPartition]) -> None:
         """The driver tells, in a poll, how a commit ended."""
         ended = {(part.topic, part.partition): part for part in partitions}
         if self._in_flight and all(
@@ -225,7 +238,7 @@ class OffsetCommits:
         if error is None:
             self._resend_overtaken(ended)
 
-    def _resend_overtaken(self, ended: Mapping[Key, TopicPartition]) -> None:
+    def _resend_overtaken(self, ended: Mapping[TopicPartition, KTopicPartition]) -> None:
         """Where a commit that nobody waited for landed behind a newer one, repeat the newer."""
         overtaken = {
             key: state.sent_offset
@@ -237,7 +250,7 @@ class OffsetCommits:
         }
         if overtaken:
             try:
-                self._send(_topic_partitions(overtaken))
+                self._send(to_driver(overtaken))
             except KafkaException as error:
                 logger.warning("positions were not committed again: %s", error)
 
@@ -246,12 +259,125 @@ class OffsetCommits:
         self._finish(stored=False)
 
 
-def _committed_of(partition: TopicPartition) -> Committed:
-    return Committed(partition.offset, partition.metadata or "")
-
-
-def _topic_partitions(offsets: Mapping[Key, Committed]) -> list[TopicPartition]:
+def to_driver(offsets: Mapping[TopicPartition, Committed]) -> list[KTopicPartition]:
+    """Offsets as the driver takes them."""
     return [
-        TopicPartition(*key, committed.position, metadata=committed.progress)
+        KTopicPartition(*key, committed.position, metadata=committed.progress)
         for key, committed in offsets.items()
     ]
+
+
+class CommittedOffsets:
+    """The places of any group (any thread)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[dict[str, Any]], Consumer],
+        requests: RequestRetry,
+    ) -> None:
+        self._settings = settings
+        self._connect = connect
+        self._requests = requests
+
+    def read(
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
+        """A group's places, in these partitions or in all; none if there is no such group."""
+        reader = self.offset_reader(group)
+        try:
+            return reader.committed(partitions)
+        finally:
+            reader.close()
+
+    def offset_reader(self, group: str) -> OffsetReader:
+        """Somebody who asks about one group again and again."""
+        return OffsetReader(
+            SharedClient(lambda: self._connect(self._settings.offset_reader_config(group))),
+            group,
+            self._requests,
+        )
+
+
+class OffsetReader:
+    """Asks about a group through a consumer that never joins it (one thread)."""
+
+    def __init__(
+        self, consumer: SharedClient[Consumer], group: str, requests: RequestRetry
+    ) -> None:
+        self._consumer = consumer
+        self._group = group
+        self._requests = requests
+
+    def committed(
+        self, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Committed]:
+        """The group's places, in these partitions or in all."""
+        if partitions is not None and not partitions:
+            return {}
+
+        def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
+            requested = partitions if partitions is not None else _all_partitions(consumer)
+            wanted = [KTopicPartition(*partition) for partition in requested]
+            try:
+                return (
+                    committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
+                    if wanted
+                    else {}
+                )
+            except KafkaException as error:
+                raise _authorization_error(consumer) or error from None
+
+        operation = f"asking for the positions of group {self._group}"
+        offsets = self._requests.run(operation, self._consumer, request)
+        return {key: committed for key, committed in offsets.items() if committed is not None}
+
+    def close(self) -> None:
+        """Let go of the consumer."""
+        self._consumer.close()
+
+
+def _authorization_error(consumer: Consumer) -> KafkaException | None:
+    """That this user may not ask about the group comes only as an event; the question itself
+    just finds no coordinator in time."""
+    for event in consumer.consume(100, 0):
+        error = event.error()
+        if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return KafkaException(error)
+    return None
+
+
+def _all_partitions(consumer: Consumer) -> list[TopicPartition]:
+    topics = consumer.list_topics(timeout=REQUEST_TIMEOUT).topics
+    return [
+        (name, number)
+        for name in topics
+        if name not in INTERNAL_TOPICS
+        for number in topics[name].partitions
+    ]
+
+
+def committed_by_partition(
+    partitions: Sequence[KTopicPartition],
+) -> dict[TopicPartition, Committed | None]:
+    """Committed places, as the driver tells them; None where there is none.
+
+    :raises KafkaException: one of them could not be read.
+    """
+    offsets: dict[TopicPartition, Committed | None] = {}
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+        offsets[partition.topic, partition.partition] = _committed_of(partition)
+    return offsets
+
+
+def _committed_of(partition: KTopicPartition) -> Committed | None:
+    if partition.offset < 0:
+        return None
+    try:
+        progress = partition.metadata or ""
+    except UnicodeDecodeError:
+        # Not ours: we write ASCII. The position counts all the same.
+        progress = "?"
+    return Committed(partition.offset, progress)

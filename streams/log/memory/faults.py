@@ -1,0 +1,24 @@
+"""Injecting errors and delays into a memory log, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Fault = Callable[[str, str], None]
+"""Called as ``fault(point, name)``: may block, or raise what the log should raise there."""
+
+POINTS = ("append", "append.done", "commit.before", "commit.after", "poll", "read")
+"""Where a fault can be injected: before and after the write of an append or a commit, and before
+a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
+
+
+class FaultPoints:
+    """Where a fault may strike in one opener's handle."""
+
+    def __init__(self) -> None:
+        self.hook: Fault | None = None
+
+    def strike(self, point: str, name: str) -> None:
+        """Call the hook, if there is one (no lock is held)."""
+        if self.hook is not None:
+            self.hook(point, name)

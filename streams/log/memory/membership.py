@@ -1,0 +1,125 @@
+"""A group: its positions, its members, and who holds which lease."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from threading import Condition
+from typing import NamedTuple, Protocol
+
+from streams.log.membership import DEFAULT_TERMS, INFINITY, Lease, Member, Plan, plan
+from streams.log.protocol import TRIM_MARGIN, Committed, TopicPartition
+
+
+class HeldLease(NamedTuple):
+    """Who holds the lease of a partition."""
+
+    owner: str
+    """Empty when it was released."""
+    epoch: int
+
+
+class GroupMember(Protocol):
+    """What a group knows of a subscription."""
+
+    id: str
+    topics: tuple[str, ...]
+    expires: float
+    is_polling: bool
+    is_killed: bool
+    group_changed: Condition
+
+    def invalidate_lost(self) -> None:
+        """Stop trusting assignments whose leases are not its own any more (lock held)."""
+        ...
+
+    def fence(self) -> None:
+        """Another member has joined under its name (lock held)."""
+        ...
+
+
+class Group:
+    """A group: its positions, its members, and who holds which lease.
+
+    A member renews all its leases together, so the expiry stands with the member. A member that
+    is *inside* a wait or a callback of its own poll is alive by definition, its lease does not run
+    out; so nobody needs a thread that does nothing but heartbeats.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.positions: dict[TopicPartition, Committed] = {}
+        self.members: dict[str, GroupMember] = {}
+        self.leases: dict[TopicPartition, HeldLease] = {}
+        self.trim_margins: dict[str, int] = {}
+        self.generation = 0
+
+    def bump_generation(self) -> None:
+        """Members or leases changed otherwise than by time: everyone makes a new plan."""
+        self.generation += 1
+        for member in self.members.values():
+            member.group_changed.notify_all()
+
+    def renew_polling(self, now: float) -> None:
+        """Extend the rows of who is inside poll; forget the dead whose leases are over."""
+        for member in list(self.members.values()):
+            if member.is_polling:
+                member.expires = DEFAULT_TERMS.expiry(now)
+            elif member.is_killed and member.expires <= now:
+                del self.members[member.id]
+
+    def join(self, member: GroupMember) -> None:
+        """A member comes; the one before of its name loses what it had, to this one alone."""
+        predecessor = self.members.pop(member.id, None)
+        self.members[member.id] = member
+        if predecessor is not None:
+            for partition in self.held_by(member.id):
+                self.leases[partition] = HeldLease(member.id, self.leases[partition].epoch + 1)
+            predecessor.fence()
+        self.bump_generation()
+
+    def live_members(self, now: float) -> Iterator[GroupMember]:
+        """Members whose leases have not run out."""
+        self.renew_polling(now)
+        return (member for member in self.members.values() if member.expires > now)
+
+    def plan(
+        self,
+        member_id: str,
+        now: float,
+        partitions: Mapping[str, int],
+        held: Collection[TopicPartition],
+    ) -> Plan:
+        """What member ``member_id`` should do, which holds these leases itself."""
+        self.renew_polling(now)
+        rows = [Member(m.id, m.topics, m.expires) for m in self.members.values()]
+        leases = {
+            partition: Lease(owner, epoch, self.members[owner].expires)
+            if owner in self.members
+            else Lease("", epoch, -INFINITY)
+            for partition, (owner, epoch) in self.leases.items()
+        }
+        return plan(member_id, now, rows, partitions, leases, held)
+
+    def held_by(self, member: str) -> list[TopicPartition]:
+        """What a member holds the lease of."""
+        return [partition for partition, (owner, _) in self.leases.items() if owner == member]
+
+    def release_leases(self, partitions: Iterable[TopicPartition]) -> None:
+        """Set leases free, whoever holds them; their epochs stay."""
+        for partition in partitions:
+            if partition in self.leases:
+                self.leases[partition] = HeldLease("", self.leases[partition].epoch)
+        for member in self.members.values():
+            member.invalidate_lost()
+        self.bump_generation()
+
+    def needed_from(self, topic: str, partition: int) -> int:
+        """Position from which on this group still needs messages, its dedup window included."""
+        committed = self.positions.get((topic, partition))
+        return committed.position - self.trim_margins.get(topic, TRIM_MARGIN) if committed else 0
+
+    def needs_topic(self, topic: str) -> bool:
+        """Whether messages of this topic are kept for this group."""
+        return any(partition[0] == topic for partition in self.positions) or any(
+            topic in member.topics for member in self.members.values()
+        )

@@ -1,0 +1,67 @@
+"""Reading one partition of the memory log, outside any group."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from streams.errors import Unavailable
+from streams.log.memory.faults import FaultPoints
+from streams.log.memory.store import Store
+from streams.log.memory.topics import wait_for_messages
+from streams.message import Batch
+
+
+class MemoryReader:
+    """A sequential reading of one partition."""
+
+    def __init__(
+        self,
+        store: Store,
+        faults: FaultPoints,
+        require_open: Callable[[], None],
+        topic: str,
+        partition: int,
+        start: int,
+        end: int,
+    ) -> None:
+        self._store = store
+        self._faults = faults
+        self._require_open = require_open
+        self._topic = topic
+        self._partition = partition
+        self._position = start
+        self._end = end
+        self._has_messages = threading.Condition(store.lock)
+
+    def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
+        """The next messages, at least one and at most ``limit``; None at the reader's end.
+
+        :raises Unavailable: nothing came within ``timeout`` seconds.
+        """
+        store = self._store
+        self._faults.strike("read", self._topic)
+        until = time.monotonic() + timeout
+        with store.lock:
+            while self._position < self._end:
+                self._require_open()
+                found = store.partition(self._topic, self._partition)
+                start = max(self._position, found.first)
+                count = min(self._end, found.end) - start
+                if count > 0:
+                    count = min(count, limit)
+                    self._position = start + count
+                    return found.batch(self._topic, self._partition, start, count, None)
+                self._position = start
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    raise Unavailable(
+                        f"{self._topic}/{self._partition}: nothing came within {timeout:g} s"
+                    )
+                wait_for_messages([store.topic(self._topic)], self._has_messages, remaining)
+        return None
+
+    def close(self) -> None:
+        """Nothing is held; a reader that is closed has reached its end."""
+        self._end = self._position

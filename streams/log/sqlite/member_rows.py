@@ -1,0 +1,94 @@
+"""The rows of a group's members: reading them, and telling the group that something changed."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import NamedTuple
+
+from streams.clock import Clock
+from streams.log.membership import INFINITY, MAX_LEASE
+from streams.log.sqlite.database import SqliteConnection
+from streams.log.sqlite.member_locks import MemberLocks, timeline_of
+
+
+class MemberRow(NamedTuple):
+    """A member as the file has it."""
+
+    number: int
+    id: str
+    topics: tuple[str, ...]
+    """Empty where what stands there makes no sense."""
+    expires: float
+    """Minus infinity where what stands there makes no sense."""
+    timeline: str
+
+
+def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
+    """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
+    # As bytes: the driver refuses text that is not UTF-8.
+    rows = connection.fetch_rows(
+        "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
+        ' FROM streams_members WHERE "group" = ? ORDER BY no',
+        (group,),
+    )
+    return [
+        MemberRow(
+            number,
+            _decode_text(id),
+            _decode_topics(topics),
+            _decode_expiry(expires),
+            _decode_text(timeline),
+        )
+        for number, id, topics, expires, timeline in rows
+    ]
+
+
+def _decode_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "backslashreplace")
+
+
+def _decode_topics(stored: bytes) -> tuple[str, ...]:
+    try:
+        found = json.loads(stored)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return ()
+    return tuple(found)
+
+
+def _decode_expiry(stored: object) -> float:
+    return stored if isinstance(stored, float) and isfinite(stored) else -INFINITY
+
+
+def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
+    """Whether the row's expiry can be compared with this clock."""
+    return row.timeline == timeline_of(clock) and row.expires <= clock.monotonic() + MAX_LEASE
+
+
+def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
+    """Whether a member seems to run, as far as one look can tell."""
+    process_runs = locks.is_running(row.number)
+    if process_runs is False:
+        return False
+    if not has_comparable_expiry(row, clock):
+        return process_runs is True
+    return row.expires > clock.monotonic()
+
+
+def bump_generation(connection: SqliteConnection, group: str) -> None:
+    """Have a group's members plan again."""
+    connection.execute(
+        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
+    )
+
+
+def delete_member(connection: SqliteConnection, group: str, member_number: int) -> None:
+    """Delete a member's row, and free what it owned."""
+    connection.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
+    connection.execute(
+        'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
+        (group, member_number),
+    )
+    bump_generation(connection, group)

@@ -1,0 +1,149 @@
+"""Topics: creating, changing, listing and deleting them."""
+
+from __future__ import annotations
+
+from streams.errors import ConfigError, NotFound
+from streams.log.names import check_topic, topic_mismatch, topic_not_found
+from streams.log.protocol import Retention, TopicInfo
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.member_rows import bump_generation
+from streams.log.sqlite.retention import Trimmer
+from streams.log.sqlite.shared_file import group_event, topic_event
+
+_MAX_PARTITIONS = 100_000
+
+_SELECT_TOPICS = "SELECT name, partitions, seconds, messages FROM streams_topics"
+
+
+class Topics:
+    """The topics of one file (any thread)."""
+
+    def __init__(self, database: Database, trimmer: Trimmer) -> None:
+        self._database = database
+        self._trimmer = trimmer
+
+    def create_topic(self, topic: str, partitions: int, retention: Retention) -> TopicInfo:
+        """Create a topic, or find it as it was declared; a retention that is given replaces its
+        own.
+
+        :raises TopicMismatch: it exists with another number of partitions.
+        """
+        check_topic(topic)
+        if not 1 <= partitions <= _MAX_PARTITIONS:
+            raise ConfigError(
+                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
+            )
+        try:
+            found = self.describe_topic(topic)
+        except NotFound:
+            found = None
+        if found is None or _changes_retention(found, retention):
+            with self._database.write() as connection:
+                found = _find_topic(connection, topic)
+                if found is None:
+                    _insert_topic(connection, topic, partitions, retention)
+                    found = TopicInfo(topic, partitions, retention)
+                elif _changes_retention(found, retention):
+                    _set_retention(connection, topic, retention)
+                    found = found._replace(retention=retention)
+        if found.partitions != partitions:
+            raise topic_mismatch(topic, found.partitions, partitions)
+        return found
+
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
+        """Give a topic that exists another retention.
+
+        :raises NotFound: there is none of that name.
+        """
+        with self._database.write() as connection:
+            found = _find_topic(connection, topic)
+            if found is None:
+                raise topic_not_found(topic)
+            _set_retention(connection, topic, retention)
+        return found._replace(retention=retention)
+
+    def describe_topic(self, topic: str) -> TopicInfo:
+        """A topic's facts.
+
+        :raises NotFound: there is none of that name.
+        """
+        with self._database.read() as connection:
+            found = _find_topic(connection, topic)
+        if found is None:
+            raise topic_not_found(topic)
+        return found
+
+    def list_topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        with self._database.read() as connection:
+            rows = connection.fetch_rows(f"{_SELECT_TOPICS} ORDER BY name")
+        return [_topic_info(*row) for row in rows]
+
+    def delete_topic(self, topic: str) -> None:
+        """Delete a topic with its messages and every group's position in it."""
+        with self._database.write() as connection:
+            if _find_topic(connection, topic) is None:
+                raise topic_not_found(topic)
+            ((first, last),) = connection.fetch_rows(
+                "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
+            )
+            numbers = {"first": first, "last": last}
+            groups = connection.fetch_rows(
+                'SELECT DISTINCT "group" FROM streams_places WHERE no BETWEEN :first AND :last',
+                numbers,
+            )
+            for (group,) in groups:
+                bump_generation(connection, group)
+            connection.execute(
+                "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers
+            )
+            connection.execute(
+                "UPDATE streams_partitions SET topic = '', partition = no"
+                " WHERE no BETWEEN :first AND :last",
+                numbers,
+            )
+            connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
+        self._database.shared_file.notify(
+            [topic_event(topic), *(group_event(name) for (name,) in groups)]
+        )
+        self._trimmer.finish_deletions()
+
+
+def _topic_info(
+    name: str, partitions: int, seconds: float | None, messages: int | None
+) -> TopicInfo:
+    return TopicInfo(name, partitions, Retention(seconds, messages))
+
+
+def _find_topic(connection: SqliteConnection, topic: str) -> TopicInfo | None:
+    rows = connection.fetch_rows(f"{_SELECT_TOPICS} WHERE name = ?", (topic,))
+    return _topic_info(*rows[0]) if rows else None
+
+
+def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
+    return retention not in (Retention(), found.retention)
+
+
+def _set_retention(connection: SqliteConnection, topic: str, retention: Retention) -> None:
+    connection.execute(
+        "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
+        (retention.seconds, retention.messages, topic),
+    )
+
+
+def _insert_topic(
+    connection: SqliteConnection, topic: str, partitions: int, retention: Retention
+) -> None:
+    connection.execute(
+        "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
+        (topic, partitions, retention.seconds, retention.messages),
+    )
+    # A topic's numbers follow each other.
+    ((last,),) = connection.fetch_rows(
+        "UPDATE streams_meta SET value = value + ? WHERE name = 'partitions' RETURNING value",
+        (partitions,),
+    )
+    connection.executemany(
+        "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
+        [(last - partitions + p, topic, p) for p in range(partitions)],
+    )
