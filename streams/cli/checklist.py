@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.cli import output
-from streams.cli.dead_letter_topics import dead_ls_arguments
+from streams.cli.dead.topics import dead_ls_arguments
 from streams.errors import LogError, NotFound
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import typer
 
 from streams.cli import output
 from streams.cli.internal_topics import internal_topics, is_internal_group, print_hidden_count
+from streams.cli.log_queries import read_first
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
-    from streams.message import Batch
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
@@ -157,7 +157,7 @@ def _partition_json(
             if settled_ahead_count is None or range_count is None
             else settled_ahead_count + range_count
         )
-    oldest = _first_unsettled(log, topic, partition, max(first, position), end)
+    oldest = read_first(log, topic, partition, max(first, position), end)
     return {
         "topic": topic,
         "partition": partition,
@@ -170,17 +170,6 @@ def _partition_json(
         "oldest_key": None if oldest is None else output.bytes_text(oldest.keys[0]),
         "oldest_id": None if oldest is None else output.printable_text(oldest.id(0)),
     }
-
-
-def _first_unsettled(log: Log, topic: str, partition: int, position: int, end: int) -> Batch | None:
-    """What stands at a position: the first message that is not settled."""
-    if position >= end:
-        return None
-    reader = log.reader(topic, partition, position, end)
-    try:
-        return reader.read(1)
-    finally:
-        reader.close()
 
 
 @app.command("delete")

@@ -48,6 +48,11 @@ Key = Annotated[
 ]
 
 
+def argument_bytes(text: str) -> bytes:
+    """A word of the command line as it stands in the log: what was not UTF-8 is as it was."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def resolve_url(url: str | None) -> ChosenUrl:
     """The log of ``--url``, else of the environment.
 

@@ -19,7 +19,15 @@ from streams.cli.offset_arguments import (
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import AppUrl, AsJson, Key, Partition, open_url, resolve_url
+from streams.cli.options import (
+    AppUrl,
+    AsJson,
+    Key,
+    Partition,
+    argument_bytes,
+    open_url,
+    resolve_url,
+)
 from streams.text import close_match, error_text
 
 if TYPE_CHECKING:
@@ -63,7 +71,7 @@ class _RangeArguments:
                 partition, self.start = number, self.start[number]
         self.end: OffsetSpec = found
         self.partition = partition
-        self.key = None if key is None else key.encode("utf-8", "surrogateescape")
+        self.key = None if key is None else argument_bytes(key)
 
     def require_partitions(self, log: Log) -> None:
         """:raises Misused: an offset, and not said of which partition."""

@@ -205,9 +205,9 @@ def supervised(
     commands = [[sys.executable, "-c", program] for program in programs]
     text = (
         "import asyncio, sys\n"
-        "from streams.cli.logging_setup import set_up\n"
-        "from streams.cli.supervisor import Patience, Supervisor\n"
-        "set_up(None)\n"
+        "from streams.cli.logging_setup import configure_logging\n"
+        "from streams.cli.supervisor import RestartPolicy, Supervisor\n"
+        "configure_logging(None)\n"
         f"sys.exit(asyncio.run(Supervisor('shop:app', {commands!r}, {dict(environment or {})!r},"
         f" {patience!r}).run()))\n"
     )

@@ -19,7 +19,7 @@ from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.names import check_group, check_topic
-from streams.message import Batch, Record, text
+from streams.message import Batch, Headers, Record, text
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters import parking_floor, parking_records
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
@@ -165,6 +165,11 @@ class ClosedKeyReader:
             [original.time],
         )
         return LogRow(batch, 0)
+
+
+def is_parking_record(headers: Headers) -> bool:
+    """Whether a record is one of those that keep a key closed."""
+    return any(name.startswith(parking_records.PREFIX) for name, _ in headers)
 
 
 def read_state(log: Log, name: str, partition: int) -> ParkingState:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.options import argument_bytes
 
 
 def replacement_value(value: str | None, file: Path | None) -> bytes | None:
@@ -20,7 +21,7 @@ def replacement_value(value: str | None, file: Path | None) -> bytes | None:
     if value is not None and file is not None:
         raise UsageError("streams dead edit takes --value or --file, not both")
     if value is not None:
-        return value.encode("utf-8", "surrogateescape")
+        return argument_bytes(value)
     if file == Path("-"):
         return sys.stdin.buffer.read()
     return None if file is None else file.read_bytes()
