@@ -1,4 +1,14 @@
-"""``streams doctor``: the checklist of an event-driven service, held against a real application."""
+"""``streams doctor``: the checklist of an event-driven service, held against a real application.
+
+============================  ======================================================
+``checklist``                 the items, in their order
+``inspection``                the app and its log, looked at; what an item found
+``log_checks``                items about the log: persisted, order, retention
+``processor_checks``          items about processors: idempotent, dead letters, and so on
+``monitoring_checks``         items about who watches: monitoring, alerts
+``prometheus``                what a Prometheus is asked
+============================  ======================================================
+"""
 
 from __future__ import annotations
 
@@ -16,7 +26,7 @@ from streams.cli.options import AppUrl, AsJson
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.checklist import Finding
+    from streams.cli.doctor.inspection import Finding
     from streams.log.protocol import Log
 
 
@@ -51,8 +61,9 @@ def doctor(
       [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
-    from streams.cli.checklist import AppInspection, Verdict, run_checks
-    from streams.cli.prometheus import PrometheusClient
+    from streams.cli.doctor.checklist import run_checks
+    from streams.cli.doctor.inspection import AppInspection, Verdict
+    from streams.cli.doctor.prometheus import PrometheusClient
     from streams.log.url import redact
 
     prometheus_client = PrometheusClient(prometheus)
