@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import output
-from streams.cli.internal_topics import internal_topics, is_internal_group, print_hidden_count
 from streams.cli.log_queries import read_first
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
@@ -36,6 +35,8 @@ def list_groups(
       [cyan]streams groups ls[/cyan]
       [cyan]streams groups ls --json | jq '.\[] | select(.lag > 1000)'[/cyan]
     """
+    from streams.patterns.internal_topics import internal_topics, is_internal_group
+
     found: list[dict[str, Any]] = []
     hidden = 0
     with open_url(url, "ro") as log:
@@ -61,7 +62,7 @@ def list_groups(
             for each in found
         ],
     )
-    print_hidden_count(hidden, "group")
+    output.print_hidden_count(hidden, "group")
 
 
 def _group_json(log: Log, name: str) -> dict[str, Any]:

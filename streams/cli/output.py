@@ -96,6 +96,15 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
         return None
 
 
+def print_hidden_count(count: int, noun: str) -> None:
+    """Say that so many of the toolkit's own were left out of a list."""
+    if count:
+        are = "is" if count == 1 else "are"
+        print_note(
+            f"{count_text(count, noun)} of the toolkit's own {are} not shown; --all shows all"
+        )
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Rows under a heading; numbers to the right."""
     rows = list(rows)

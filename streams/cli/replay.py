@@ -28,7 +28,7 @@ from streams.cli.options import (
     open_url,
     resolve_url,
 )
-from streams.text import close_match, error_text
+from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -306,10 +306,9 @@ def _find_processor(app: Streams, name: str) -> Processor[..., Any]:
                 )
             return processor
     names = [each.name for each in app.processors]
-    suggestion = close_match(name, names)
-    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
-    known = ", ".join(names) or "none"
-    raise CommandFailed(f"--into {name}: the app has no such processor; {hint}it has: {known}")
+    known = f"it has: {', '.join(names) or 'none'}"
+    hint = " ".join(filter(None, (did_you_mean(name, names), known)))
+    raise CommandFailed(f"--into {name}: the app has no such processor; {hint}")
 
 
 def _summary_text(result: ReplayResult, began: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 from zlib import crc32
 
 from streams.errors import ConfigError, MemberFenced, NotFound
@@ -68,7 +69,7 @@ def topic_not_found(topic: str, suffix: str = "") -> NotFound:
             f": declare it with app.topic({topic!r}, partitions=8), or create it with `streams "
             f"topics create {topic} --partitions 8`"
         )
-    return _not_found("topic", topic, text + suffix)
+    return not_found("topic", topic, text + suffix)
 
 
 def group_not_found(group: str, suffix: str = "") -> NotFound:
@@ -76,10 +77,11 @@ def group_not_found(group: str, suffix: str = "") -> NotFound:
 
     :param suffix: what only this log can say of it.
     """
-    return _not_found("group", group, f"there is no group {group!r}{suffix}")
+    return not_found("group", group, f"there is no group {group!r}{suffix}")
 
 
-def _not_found(kind: str, name: str, text: str) -> NotFound:
+def not_found(kind: Literal["topic", "group"], name: str, text: str) -> NotFound:
+    """The error for a topic or a group that is not there, with a text of its own."""
     error = NotFound(text)
     error.missing = (kind, name)
     return error

@@ -35,10 +35,19 @@ from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
 from streams.message import CORRELATION
 from streams.patterns.arguments import NOT_GIVEN
-from streams.patterns.bus import DurableOptions, Event, EventBus, Subscription
-from streams.patterns.bus.event import check_event
-from streams.patterns.bus.handlers import check_handler, handler_name
-from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
+from streams.patterns.bus import (
+    WILDCARD,
+    DurableOptions,
+    Event,
+    EventBus,
+    Subscription,
+    Trie,
+    check_event,
+    check_handler,
+    check_pattern,
+    check_topic,
+    handler_name,
+)
 from streams.text import get_logger
 from streams.topic_reader import OffsetSpec
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
-from streams.cli.internal_topics import internal_topics
 from streams.config import DeadLetters
 from streams.errors import NotFound
 from streams.text import close_match, suggestion
@@ -71,6 +70,8 @@ class SearchResult(NamedTuple):
 
 def find_dead_letter_topics(log: Log) -> SearchResult:
     """The topics that hold dead letters, or are named so, by name."""
+    from streams.patterns.internal_topics import internal_topics
+
     infos = log.topics()
     internal = internal_topics(
         (info.name for info in infos), output.call_or_report("groups", log.groups) or ()

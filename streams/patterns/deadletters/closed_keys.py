@@ -18,7 +18,7 @@ from uuid import uuid4
 from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
-from streams.log.names import check_group, check_topic
+from streams.log.names import check_group, check_topic, not_found
 from streams.message import Batch, Headers, Record, text
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters import parking_floor, parking_records
@@ -72,12 +72,12 @@ class ClosedKeyReader:
         try:
             self.partitions = log.topic(self.name).partitions
         except NotFound:
-            missing = NotFound(
+            raise not_found(
+                "topic",
+                self.name,
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
-                "ran with DeadLetters(sequenced=True)"
-            )
-            missing.missing = ("topic", self.name)
-            raise missing from None
+                "ran with DeadLetters(sequenced=True)",
+            ) from None
 
     def states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, what follows from its records."""

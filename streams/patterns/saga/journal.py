@@ -33,6 +33,7 @@ __all__ = [
     "PositionedEntry",
     "SagaListing",
     "journal_topic",
+    "saga_name",
 ]
 
 TOPIC_SUFFIX = ".saga"
@@ -49,6 +50,11 @@ _encode = msgspec.json.Encoder().encode
 def journal_topic(saga: str) -> str:
     """The topic of all sagas of this name."""
     return f"{saga}{TOPIC_SUFFIX}"
+
+
+def saga_name(topic: str) -> str | None:
+    """The name of the sagas whose journal a topic is; None: it is none."""
+    return topic.removesuffix(TOPIC_SUFFIX) or None if topic.endswith(TOPIC_SUFFIX) else None
 
 
 class PositionedEntry(NamedTuple):
