@@ -26,9 +26,9 @@ def load_app(target: str, url: str | None = None) -> Streams:
 
     :param target: ``module:app``; both may have dots.
     :param url: the log to use instead of the app's own.
-    :raises Misused: it is not written so.
-    :raises Failed: it cannot be imported: there is no such module, it fails by itself, or it has
-        no such app.
+    :raises UsageError: it is not written so.
+    :raises CommandFailed: it cannot be imported: there is no such module, it fails by itself, or
+        it has no such app.
     """
     from streams.app import Streams
 

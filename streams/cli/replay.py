@@ -74,7 +74,7 @@ class _RangeArguments:
         self.key = None if key is None else argument_bytes(key)
 
     def require_partitions(self, log: Log) -> None:
-        """:raises Misused: an offset, and not said of which partition."""
+        """:raises UsageError: an offset, and not said of which partition."""
         count = log.topic(self.topic).partitions
         require_partition(self.start, "--start", self.partition, count)
         if not isinstance(self.start, Mapping):

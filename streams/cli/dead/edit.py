@@ -114,7 +114,7 @@ def _closed_key_meant(
 ) -> ClosedKeyHead | None:
     """What closes the key that is meant; None: a letter is meant.
 
-    :raises Misused: it can be both.
+    :raises UsageError: it can be both.
     """
     try:
         closed_keys_log = open_closed_keys(log, group, topic)

@@ -58,7 +58,7 @@ def parse_filter(
 ) -> DeadLetterFilter:
     """What the options ask.
 
-    :raises Misused: one of them cannot be.
+    :raises UsageError: one of them cannot be.
     """
     return DeadLetterFilter(
         error or None,

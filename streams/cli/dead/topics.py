@@ -157,7 +157,7 @@ def open_dead_letters(
 ) -> DeadLetterTopic:
     """The dead letters of a group and topic, or those in the topic of this name.
 
-    :raises Failed: there is no such topic; says where their letters stand.
+    :raises CommandFailed: there is no such topic; says where their letters stand.
     """
     from streams.patterns.deadletters import DeadLetterTopic
 
