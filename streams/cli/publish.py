@@ -214,9 +214,9 @@ def _make_records(
 def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int) -> int:
     """Write records and wait until they are durable; how many.
 
-    :raises Failed: some were not acknowledged.
+    :raises CommandFailed: some were not acknowledged.
     """
-    from streams.patterns.deadletters import append_and_wait
+    from streams.log.appending import append_and_wait
 
     if not records:
         return 0

@@ -33,7 +33,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import secrets
 import signal
 import socket
@@ -129,7 +128,7 @@ def supervise(
     :param options: of the command line, for each of them.
     :param member: what their names in their groups begin with; the app's own if None.
     :param http: where the first serves its metrics; each other has the port after the one before.
-    :raises Misused: there are not so many ports.
+    :raises UsageError: there are not so many ports.
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
         raise UsageError(
@@ -411,7 +410,7 @@ class WorkerProcess:
     def report_loaded(self, target: str, app: Streams) -> None:
         """Fit the app for its place among others, and tell the supervisor that it is there.
 
-        :raises Misused: the app's log is one process's own.
+        :raises UsageError: the app's log is one process's own.
         :raises ConfigError: it has no URL, or one that cannot be.
         """
         if app.url.lower().startswith("memory:"):
@@ -462,4 +461,6 @@ def name_member(app: Streams, default_name: str, tag: str) -> None:
 
 def _name_part(text: str) -> str:
     """The text as a part of a name: of letters that Kafka and file systems take."""
-    return re.sub(r"[^A-Za-z0-9._-]", ".", text)[-200:]
+    from streams.log.names import to_valid_name
+
+    return to_valid_name(text)[-200:]

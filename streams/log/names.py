@@ -53,6 +53,11 @@ def check_member(name: str) -> str:
     return name
 
 
+def to_valid_name(text: str, replacement: str = ".") -> str:
+    """The text with everything replaced that no name can hold, here or on a file system."""
+    return re.sub(r"[^A-Za-z0-9._-]", replacement, text)
+
+
 def is_valid_name(name: str) -> bool:
     """Whether a topic or a group may have this name."""
     return _VALID_NAME.match(name) is not None

@@ -21,7 +21,6 @@ from streams.patterns.deadletters.redriving import (
     ReprocessStopped,
     ResolvedOffsets,
     Selection,
-    append_and_wait,
     resolved_offsets,
     source_of,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "ReprocessStopped",
     "ResolvedOffsets",
     "Selection",
-    "append_and_wait",
     "failure_time",
     "is_parking_record",
     "resolved_offsets",

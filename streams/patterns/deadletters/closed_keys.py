@@ -18,13 +18,13 @@ from uuid import uuid4
 from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
+from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
 from streams.message import Batch, Headers, Record, text
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters import parking_floor, parking_records
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
 from streams.patterns.deadletters.parking_records import Command, ParkingState, parked_topic
-from streams.patterns.deadletters.redriving import append_and_wait
 from streams.patterns.delay.record_fetcher import RecordFetcher
 from streams.replay.into_topic import LogRow
 from streams.topic import Topic, encode_key
