@@ -84,7 +84,7 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
     :raises Unavailable: the log cannot be reached, which is no record's fault.
     :raises Fatal: nor is this.
     """
-    from streams.cli.command_errors import error_line_and_status, print_error
+    from streams.cli.command_errors import error_line, print_error
     from streams.errors import Fatal, Unavailable
 
     try:
@@ -92,7 +92,7 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
     except (Unavailable, Fatal):
         raise
     except Exception as error:
-        print_error(f"{escape(name)}: cannot be shown: {escape(error_line_and_status(error)[0])}")
+        print_error(f"{escape(name)}: cannot be shown: {escape(error_line(error).text)}")
         return None
 
 

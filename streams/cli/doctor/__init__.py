@@ -21,8 +21,9 @@ import typer
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
-from streams.cli.command_errors import DONE, FAILED, line
+from streams.cli.command_errors import DONE, FAILED
 from streams.cli.options import AppUrl, AsJson
+from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -121,10 +122,10 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
     try:
         log = open_log(app.url, app._config, app.clock, app.member, mode="ro")
     except NotFound as error:
-        yield None, line(f"{error} (running the app once makes one)")
+        yield None, one_line(f"{error} (running the app once makes one)")
         return
     except LogError as error:
-        yield None, line(str(error))
+        yield None, one_line(str(error))
         return
     with closing(log):
         try:
@@ -132,6 +133,6 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
         except NotFound:
             pass  # it answered
         except LogError as error:
-            yield None, line(str(error))
+            yield None, one_line(str(error))
             return
         yield log, ""
