@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
     ratio: float | None
     interval: tuple[float, float] | None
     figure: float | None
-    other_figure: float | None
+    before: float | None
     ratios: tuple[float, ...]
     error: str | None
 
@@ -199,7 +199,7 @@ def _comparison(
         ratio=round_figure(statistics.median(ratios)),
         interval=(round_figure(low), round_figure(high)),
         figure=round_figure(statistics.median(figures)),
-        other_figure=round_figure(statistics.median(before)),
+        before=round_figure(statistics.median(before)),
         ratios=tuple(map(round_figure, ratios)),
     )
 
@@ -218,7 +218,7 @@ def row_texts(row: Comparison) -> list[str]:
     ratio = words.NO_FIGURE if row.ratio is None else words.short_figure(row.ratio)
     return [
         row.log, row.case, words.figure(row.figure, row.unit),
-        words.figure(row.other_figure, row.unit),
+        words.figure(row.before, row.unit),
         row.unit, ratio, span, row.better, row.verdict,
     ]  # fmt: skip
 

@@ -202,7 +202,7 @@ def _check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
 
 
 class _QueueTopic(InternalTopic[Any]):
-    spread = DEFAULT_PARTITIONS
+    default_partitions = DEFAULT_PARTITIONS
 
 
 class _QueueProcessor(Processor[..., Any]):

@@ -3,7 +3,7 @@
 That little is a time, so it is judged only behind ``make faults``; and it is the worker's time:
 where none of its jobs ended for a while, it stood still, as the machine was busy with something
 else. What it follows from is proved without a clock in ``tests/engine/test_pace.py`` and
-``tests/processing/test_pump.py``.
+``tests/processing/test_poller.py``.
 """
 
 from __future__ import annotations

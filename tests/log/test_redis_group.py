@@ -508,7 +508,7 @@ def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
     with Redis(lifetime, server.program) as own, own.client() as client:
         log = open_redis(f"{own.url}?{SHORT}")
         topic, group = named(log, 1, Retention(messages=100))
-        first = Member(log, group, topic, window=0)
+        first = Member(log, group, topic, trim_margin=0)
         first.owns(1)
         append(log, topic, [b"x" * 1_000 for _ in range(5_000)])
         client.config_set("maxmemory", 3_000_000)
@@ -516,7 +516,7 @@ def test_a_full_memory_stops_writers_and_not_the_group_that_makes_room(
         # Members come and go, take, renew, commit, and trim.
         first.take_in(1_000)
         first.subscription.close()
-        second = Member(log, group, topic, window=0)
+        second = Member(log, group, topic, trim_margin=0)
         second.poll_until(lambda: len(second.values) == 5_000 - len(first.values), "the rest")
         until(second.commit_all, "all is committed")
         assert position(log, group, topic).position == log.watermarks(topic, 0)[1]

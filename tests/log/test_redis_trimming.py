@@ -90,7 +90,7 @@ def test_what_a_group_has_not_settled_stays_and_its_window_too(
 ) -> None:
     topic, group = filled(log, Retention(messages=1)), name("group")
     log.initialize_offsets(group, topic, {0: log.watermarks(topic, 0)[0]})
-    member = Member(log, group, topic, window=window)
+    member = Member(log, group, topic, trim_margin=window)
     member.owns(1)
     (assignment,) = member.owned.values()
     member.poll_until(lambda: len(member.values) == 3_000, "all")
@@ -161,7 +161,7 @@ def test_appending_and_owning_trim_by_themselves(log: RedisLog, client: redis.Re
     assert client.xlen(topic) < 10 + NODE
     old = filled(log, Retention(messages=10), 1_000)
     log._trimmer._next_trim.clear()
-    member = Member(log, name("group"), old, window=0)
+    member = Member(log, name("group"), old, trim_margin=0)
     member.take_in(1_000)
     log._trimmer._next_trim.clear()
     member.poll_until(lambda: client.xlen(old) < 10 + NODE, "it trims what it owns")

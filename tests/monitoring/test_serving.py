@@ -296,7 +296,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 from streams import Streams
 from streams.patterns import MonitoringServer
-from streams.patterns.monitoring.http_server import CONNECTIONS, LARGEST
+from streams.patterns.monitoring.http_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES
 with MonitoringServer(Streams("memory://"), port=0) as server:
     base = f"http://{server.host}:{server.port}"
     print(urlopen(base + "/healthz").status)

@@ -648,7 +648,7 @@ async def test_what_a_former_owner_still_writes_counts_for_nobody(stage: Stage) 
         await world.closed(1, 1)
         (processor,) = world.app.processors
         shelf = processor.key_parking._partitions[world.topic.name, 0]  # type: ignore[union-attr]
-        name, former = shelf.name, shelf.owner
+        name, former = shelf.name, shelf.epoch
         offsets = list(shelf.state.keys[b"k"].source_offsets)
     again = World(stage, partitions=1)
     async with again.app:
@@ -720,13 +720,13 @@ async def test_a_strangers_owner_record_loses_nothing_and_is_told(
 
 def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_often() -> None:
     shelves = key_parking.DurableKeyParking.__new__(key_parking.DurableKeyParking)
-    shelf = SimpleNamespace(over="replaced", name="t", partition=0, assignment=object())
+    shelf = SimpleNamespace(ended_reason="replaced", name="t", partition=0, assignment=object())
     shelves._partitions = {("t", 0): shelf}  # type: ignore[dict-item]
     shelves._replacements = {}
     pauses = [shelves.replaced_epochs()[0][1] for _ in range(9)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     assert shelves.contested() == 1
-    shelf.over = ""
+    shelf.ended_reason = ""
     assert shelves.replaced_epochs() == []
 
 

@@ -319,7 +319,7 @@ def test_an_owner_that_stood_still_at_any_write_loses_nothing(
 def in_memory(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Iterator[Stage]:
     """The memory log, with short leases, and a floor that moves often."""
     for module in ("subscription", "store"):
-        monkeypatch.setattr(f"streams.log.memory.{module}.TERMS", LeaseTerms(lease=0.5))
+        monkeypatch.setattr(f"streams.log.memory.{module}.DEFAULT_TERMS", LeaseTerms(lease=0.5))
     monkeypatch.setattr(key_parking, "FLOOR_INTERVAL", 0.1)
     case = next(case for case in FOUR if case.name == "memory")
     opened = Stage(case, memory_url)

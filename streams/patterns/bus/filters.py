@@ -47,9 +47,9 @@ class EventFilter:
     def __post_init__(self) -> None:
         topic = self.topic
         if isinstance(topic, str):
-            object.__setattr__(self, "_fits", pattern_regex(topic).fullmatch)
+            object.__setattr__(self, "_topic_matches", pattern_regex(topic).fullmatch)
         elif isinstance(topic, re.Pattern) and isinstance(topic.pattern, str):
-            object.__setattr__(self, "_fits", topic.match)
+            object.__setattr__(self, "_topic_matches", topic.match)
         elif topic is not None:
             raise ConfigError(
                 f"EventFilter(topic={topic!r}): a topic, a pattern, or a compiled regular "

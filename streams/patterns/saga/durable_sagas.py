@@ -53,7 +53,7 @@ _INTERNAL_RETRY = Retry(attempts=8, delay=0.5)
 
 
 class _JournalTopic(InternalTopic[StoredEntry]):
-    spread = DEFAULT_PARTITIONS
+    default_partitions = DEFAULT_PARTITIONS
 
 
 class DurableSagas:
