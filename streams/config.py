@@ -6,7 +6,7 @@ All durations are seconds, all sizes bytes. An impossible value raises
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -214,6 +214,11 @@ class DeadLetters:
     def retry(self, topic: str, group: str) -> str:
         """The topic for what is put back from :meth:`name`."""
         return self.RETRY.format(topic=topic, group=group)
+
+    def topic_names(self, topics: Iterable[str], group: str) -> list[str]:
+        """The dead letter topics and the topics for what is put back, of a group's topics."""
+        names = [name(topic, group) for topic in topics for name in (self.name, self.retry)]
+        return list(dict.fromkeys(names))
 
 
 RETRY_PARTITIONS = 1

@@ -182,9 +182,12 @@ def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
     return found
 
 
-def error_of(headers: Headers) -> str:
-    """What went wrong, of a dead letter: the exception's type and text."""
-    kind = (header_text(headers, ERROR_EXCEPTION) or "unknown").rpartition(".")[2]
+def error_of(headers: Headers, unknown: str = "unknown") -> str:
+    """What went wrong, of a dead letter: the exception's type and text.
+
+    :param unknown: stands for a type that is not named.
+    """
+    kind = (header_text(headers, ERROR_EXCEPTION) or unknown).rpartition(".")[2]
     message = header_text(headers, ERROR_MESSAGE)
     return f"{kind}: {message}" if message else kind
 

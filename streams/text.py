@@ -34,6 +34,7 @@ __all__ = [
     "EscapingFilter",
     "close_match",
     "count_with_noun",
+    "did_you_mean",
     "error_text",
     "escape",
     "escape_json",
@@ -207,11 +208,17 @@ _SHORTEST_MISSPELLING = 5
 """Names of fewer characters are never said to be a slip."""
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question whether the name most like this one was meant; empty where none is like it."""
+    found = close_match(name, known)
+    return "" if found is None else f"did you mean {found!r}?"
+
+
 def suggestion(name: object, known: Collection[str]) -> str:
     """A sentence for an error about a name that is not known: which one was probably meant, or
     what there is."""
-    if isinstance(name, str) and (found := close_match(name, known)) is not None:
-        return f"did you mean {found!r}?"
+    if isinstance(name, str) and (question := did_you_mean(name, known)):
+        return question
     if not known:
         return "there is none."
     shown = ", ".join(repr(each) for each in sorted(known)[:5])

@@ -36,6 +36,13 @@ class ErrorContext(NamedTuple):
             reason, data=data, codec=self.codec, topic=self.topic, role=self.role, **where
         )
 
+    def unknown_tag(self, data: bytes, tag: str | int, path: str) -> UnknownTag:
+        """The error of a tag that the type does not have."""
+        return UnknownTag(
+            f"a tag that {self.type} does not have",
+            tag=tag, data=data, codec=self.codec, topic=self.topic, role=self.role, path=path,
+        )  # fmt: skip
+
     def encode_error(self, reason: str, **where: Any) -> EncodeError:
         """An encoding error at this place."""
         return EncodeError(reason, codec=self.codec, topic=self.topic, role=self.role, **where)
@@ -115,15 +122,7 @@ def _validation_error(
     if unknown_tag is not None:
         tag = unknown_tag(data)
         if tag is not None:
-            return UnknownTag(
-                f"a tag that {context.type} does not have",
-                tag=tag,
-                data=data,
-                codec=context.codec,
-                topic=context.topic,
-                role=context.role,
-                path=path,
-            )
+            return context.unknown_tag(data, tag, path)
     if _SAFE_MESSAGE.match(message):
         reason = message[0].lower() + message[1:].replace("`", "'")
         return context.decode_error(data, reason, path=path)

@@ -13,22 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from msgspec import inspect
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from pydantic_core.core_schema import ErrorType
 from typing_extensions import TypeForm
 
 from stream_codecs.error_mapping import ErrorContext, decode_error
-from stream_codecs.errors import BindError, DecodeError, UnknownTag
+from stream_codecs.errors import BindError, DecodeError
 from stream_codecs.limits import SizeAndDepthLimits
 from stream_codecs.protocol import Bound, Role
 from stream_codecs.structured import Format, TypeParts, build_bound
 from stream_codecs.type_checks import always_unsure
 from stream_codecs.type_info import (
     accepted_classes,
-    class_of,
-    is_pydantic_model,
     member_types,
     strip_wrapping,
     type_name,
@@ -91,7 +88,7 @@ def bind_models(
         explain=explain,
         encode=encode,
         surely_fits=always_unsure,
-        classes=_model_classes(type),
+        classes=accepted_classes(member_types(type)),
         to_builtins=adapter.dump_python,
     )
     return build_bound(format, limits, context, parts)
@@ -117,18 +114,6 @@ def _type_adapter(type: TypeForm[Any]) -> TypeAdapter[Any]:
         raise BindError(f"cannot use the type {type_name(strip_wrapping(type))}: {reason}") from exc
 
 
-def _model_classes(type: TypeForm[Any]) -> tuple[type, ...] | None:
-    found: list[Any] = []
-    for part in member_types(type):
-        classes = accepted_classes(part)
-        if isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls):
-            classes = (class_of(part.cls),)
-        if classes is None:
-            return None
-        found += classes
-    return tuple(found)
-
-
 def _validation_error(
     where: ErrorContext, names: frozenset[str], data: bytes, exc: ValidationError
 ) -> DecodeError:
@@ -141,12 +126,7 @@ def _validation_error(
             return where.decode_error(data, "empty")
         return where.decode_error(data, f"malformed JSON: {error_context.get('error', '')}")
     if kind == "union_tag_invalid":
-        return UnknownTag(
-            f"a tag that {where.type} does not have",
-            tag=error_context["tag"], data=data, codec=where.codec, topic=where.topic,
-            role=where.role,
-            path=path,
-        )  # fmt: skip
+        return where.unknown_tag(data, error_context["tag"], path)
     if kind in _USER_CHECK_TYPES or kind not in _PYDANTIC_ERROR_TYPES:
         cause = error_context.get("error")
         name = type(cause).__name__ if isinstance(cause, BaseException) else kind

@@ -6,7 +6,7 @@ batches that are cleared as a whole (see :class:`~stream_codecs.Bound`).
 
 Writing: what ``encode`` returns, ``decode`` accepts; a value for which that is not so is an
 :class:`~stream_codecs.EncodeError`, and no consumer ever finds it. The class of a value and of its
-fields mostly proves it (:mod:`stream_codecs.surely_fits`); where not, the document is decoded
+fields mostly proves it (:mod:`stream_codecs.type_checks`); where not, the document is decoded
 again. Size and depth are bounded as for reading.
 """
 
@@ -32,6 +32,7 @@ from stream_codecs.type_info import (
     is_untyped,
     type_info,
     type_name,
+    union_members,
     walk_types,
 )
 
@@ -62,7 +63,7 @@ class TypeParts(NamedTuple):
     :param read: the decoder alone; it raises whatever it likes.
     :param explain: the typed error for what ``read`` raised over these bytes.
     :param encode: the encoder alone.
-    :param surely_fits: see :mod:`stream_codecs.surely_fits`.
+    :param surely_fits: see :mod:`stream_codecs.type_checks`.
     :param classes: see :func:`stream_codecs.type_info.accepted_classes`.
     :param to_builtins: a value as builtins.
     """
@@ -95,7 +96,7 @@ def bind_format(
         return decode_error(context, data, exc, unknown_tag)
 
     fits = compile_check(shape, finite=format.nan_text is not None)
-    parts = TypeParts(fast, explain, format.encode, fits, accepted_classes(shape))
+    parts = TypeParts(fast, explain, format.encode, fits, accepted_classes(union_members(shape)))
     return build_bound(format, limits, context, parts)
 
 

@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from msgspec import inspect
@@ -44,9 +44,6 @@ __all__ = [
 TypeInfo: TypeAlias = inspect.Type
 """A type, taken apart by msgspec."""
 
-Fielded: TypeAlias = (
-    inspect.StructType | inspect.DataclassType | inspect.TypedDictType | inspect.NamedTupleType
-)
 _FIELDED = (
     inspect.StructType,
     inspect.DataclassType,
@@ -195,19 +192,23 @@ class _UnknownType:
     """Stands for a type that msgspec cannot make sense of."""
 
 
-def accepted_classes(shape: TypeInfo) -> tuple[type, ...] | None:
-    """The classes of which a value of this type must be an instance; None where any will do.
+def accepted_classes(members: Iterable[TypeInfo]) -> tuple[type, ...] | None:
+    """The classes of which a value of a type must be an instance; None where any will do.
 
     Wider than the type where Python is lenient and the wire cannot tell (an int for a float, a
     tuple for a list), so an instance may still not fit.
+
+    :param members: the type, or the members of a union.
     """
     found: list[type] = []
-    for part in union_members(shape):
+    for part in members:
         if isinstance(part, _FIELDED):
             typed_dict = isinstance(part, inspect.TypedDictType)
             found.append(dict if typed_dict else class_of(part.cls))
         elif isinstance(part, inspect.EnumType):
             found.append(part.cls)
+        elif isinstance(part, inspect.CustomType) and is_pydantic_model(part.cls):
+            found.append(class_of(part.cls))
         elif isinstance(part, inspect.LiteralType):
             found += {type(value) for value in part.values}
         elif isinstance(part, inspect.CollectionType | inspect.TupleType):
@@ -254,5 +255,5 @@ def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
         elif isinstance(part, inspect.AnyType | inspect.CustomType | inspect.DictType):
             return None
         elif not isinstance(part, inspect.NoneType):
-            result.append(((accepted_classes(part) or (object,))[0], set()))
+            result.append(((accepted_classes([part]) or (object,))[0], set()))
     return result

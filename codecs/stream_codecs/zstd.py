@@ -120,7 +120,7 @@ class _ContextPool:
     def decompress(self, data: bytes) -> bytes:
         """What was compressed.
 
-        :raises _Fault: it is no such thing, or too much.
+        :raises _CorruptData: it is no such thing, or too much.
         """
         if len(data) > self.max_size + (self.max_size >> 7) + 1024:  # Zstandard's worst case
             raise _CorruptData(f"{len(data)} bytes compressed; at most {self.max_size} are allowed")

@@ -13,7 +13,6 @@ from streams.cli.command_errors import (
     CommandFailed,
     UsageError,
     is_debugging,
-    line,
     print_traceback,
 )
 
@@ -26,9 +25,9 @@ def load_app(target: str, url: str | None = None) -> Streams:
 
     :param target: ``module:app``; both may have dots.
     :param url: the log to use instead of the app's own.
-    :raises Misused: it is not written so.
-    :raises Failed: it cannot be imported: there is no such module, it fails by itself, or it has
-        no such app.
+    :raises UsageError: it is not written so.
+    :raises CommandFailed: it cannot be imported: there is no such module, it fails by itself, or
+        it has no such app.
     """
     from streams.app import Streams
 
@@ -86,7 +85,7 @@ def _import_module(name: str) -> ModuleType:
 def _import_failure(name: str, error: BaseException) -> str:
     """What an exception inside a module says, and the last line of the user's that led there."""
     from streams.errors import StreamsError
-    from streams.text import error_text
+    from streams.text import error_text, one_line
 
     if is_debugging():
         print_traceback(error)
@@ -100,4 +99,4 @@ def _import_failure(name: str, error: BaseException) -> str:
     message = error_text(error)
     if not isinstance(error, StreamsError):
         message = f"{type(error).__name__}: {message}"
-    return f"{name} cannot be imported: {line(message)}{location}"
+    return f"{name} cannot be imported: {one_line(message)}{location}"

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from streams.errors import ConfigError, InvalidValue, StreamsError
 from streams.text import error_text, escape, one_line
@@ -36,30 +37,32 @@ class PipeClosed(Exception):
     """Nobody reads standard output any more."""
 
 
-def error_line_and_status(error: BaseException) -> tuple[str, int]:
+class ErrorLine(NamedTuple):
     """The line to show for an error, and the status to end with."""
+
+    text: str
+    status: int
+
+
+def error_line(error: BaseException) -> ErrorLine:
+    """What to show for an error, and the status to end with."""
     if isinstance(error, CommandFailed):
-        return line(str(error)), error.status
+        return ErrorLine(one_line(str(error)), error.status)
     text = "; ".join([error_text(error), *map(str, getattr(error, "__notes__", ()))])
     if isinstance(error, (ConfigError, InvalidValue)):
-        return line(text), USAGE
+        return ErrorLine(one_line(text), USAGE)
     if isinstance(error, StreamsError):
-        return line(text), FAILED
+        return ErrorLine(one_line(text), FAILED)
     if isinstance(error, OSError) and error.strerror:
         file_prefix = f"{error.filename}: " if error.filename else ""
-        return line(f"{file_prefix}{error.strerror}"), FAILED
+        return ErrorLine(one_line(f"{file_prefix}{error.strerror}"), FAILED)
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return line(f"{text} (STREAMS_DEBUG=1 shows where)"), FAILED
-
-
-def line(text: str) -> str:
-    """The text as one line."""
-    return one_line(text)
+    return ErrorLine(one_line(f"{text} (STREAMS_DEBUG=1 shows where)"), FAILED)
 
 
 def print_error(text: str) -> None:
     """Say on standard error what went wrong, without any secret of the command line's."""
-    _write_stderr(f"{_format_error(_without_secrets(line(text)))}\n")
+    _write_stderr(f"{_format_error(_without_secrets(one_line(text)))}\n")
 
 
 def print_traceback(error: BaseException) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streams.cli import output
-from streams.cli.internal_topics import internal_topics, is_internal_group, print_hidden_count
+from streams.cli.log_queries import read_first
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 from streams.log.protocol import TopicPartition
 
 if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
-    from streams.message import Batch
 
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
@@ -37,6 +36,8 @@ def list_groups(
       [cyan]streams groups ls[/cyan]
       [cyan]streams groups ls --json | jq '.\[] | select(.lag > 1000)'[/cyan]
     """
+    from streams.patterns.internal_topics import internal_topics, is_internal_group
+
     found: list[dict[str, Any]] = []
     hidden = 0
     with open_url(url, "ro") as log:
@@ -62,7 +63,7 @@ def list_groups(
             for each in found
         ],
     )
-    print_hidden_count(hidden, "group")
+    output.print_hidden_count(hidden, "group")
 
 
 def _group_json(log: Log, name: str) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _partition_json(
             if settled_ahead_count is None or range_count is None
             else settled_ahead_count + range_count
         )
-    oldest = _first_unsettled(log, topic, partition, max(first, position), end)
+    oldest = read_first(log, topic, partition, max(first, position), end)
     return {
         "topic": topic,
         "partition": partition,
@@ -171,17 +172,6 @@ def _partition_json(
         "oldest_key": None if oldest is None else output.bytes_text(oldest.keys[0]),
         "oldest_id": None if oldest is None else output.printable_text(oldest.id(0)),
     }
-
-
-def _first_unsettled(log: Log, topic: str, partition: int, position: int, end: int) -> Batch | None:
-    """What stands at a position: the first message that is not settled."""
-    if position >= end:
-        return None
-    reader = log.reader(topic, partition, position, end)
-    try:
-        return reader.read(1)
-    finally:
-        reader.close()
 
 
 @app.command("delete")

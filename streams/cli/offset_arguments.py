@@ -38,7 +38,7 @@ _NAMED_OFFSETS = {
 def parse_duration(text: str, option: str) -> float:
     """``90s``, ``15m``, ``2h30m``, ``7d``: in seconds.
 
-    :raises Misused: it is none.
+    :raises UsageError: it is none.
     """
     seconds = wire.parse_duration(text)
     if seconds is None:
@@ -54,7 +54,7 @@ def parse_duration(text: str, option: str) -> float:
 def parse_offset(text: str, option: str) -> OffsetSpec:
     """One place in a topic. An offset stays text: the log knows how its offsets are written.
 
-    :raises Misused: it is none.
+    :raises UsageError: it is none.
     """
     text = text.strip()
     if text.lower() in _NAMED_OFFSETS:
@@ -75,7 +75,7 @@ def parse_offset(text: str, option: str) -> OffsetSpec:
 def parse_time(text: str, option: str) -> datetime:
     """A time with its zone, ISO 8601.
 
-    :raises Misused: it is none.
+    :raises UsageError: it is none.
     """
     try:
         found = datetime.fromisoformat(text)
@@ -94,7 +94,7 @@ def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[in
     """One place in a topic, or several, each of a partition of its own: positions as they are
     shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, with commas between them.
 
-    :raises Misused: it is neither.
+    :raises UsageError: it is neither.
     """
     if "/" not in text:
         return parse_offset(text, option)
@@ -129,7 +129,7 @@ def require_partition(
 ) -> None:
     """An offset belongs to one partition: is it said which?
 
-    :raises Misused: it is not, or twice.
+    :raises UsageError: it is not, or twice.
     """
     if isinstance(offsets, Mapping):
         if partition is not None:

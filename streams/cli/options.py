@@ -48,10 +48,15 @@ Key = Annotated[
 ]
 
 
+def argument_bytes(text: str) -> bytes:
+    """A word of the command line as it stands in the log: what was not UTF-8 is as it was."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def resolve_url(url: str | None) -> ChosenUrl:
     """The log of ``--url``, else of the environment.
 
-    :raises Misused: neither is given.
+    :raises UsageError: neither is given.
     """
     from streams.log.url import choose_url
 
@@ -68,7 +73,7 @@ def open_url(url: str | ChosenUrl | None, mode: OpenMode = "rw") -> Iterator[Log
 
     :param url: ``--url``, or a choice that was made already.
     :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
-    :raises Misused: neither is given.
+    :raises UsageError: neither is given.
     :raises NotFound: there is no such file.
     """
     from streams.cli import output
@@ -109,7 +114,7 @@ def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT``, ``[IPV6]:PORT``, or ``:PORT`` for all of this machine's addresses.
 
-    :raises Misused: it is not written so.
+    :raises UsageError: it is not written so.
     """
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -123,7 +128,7 @@ def parse_address(text: str) -> tuple[str, int]:
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is lost.
 
-    :raises Misused: nobody is there to be asked.
+    :raises UsageError: nobody is there to be asked.
     :raises typer.Abort: the answer is no.
     """
     if yes:

@@ -84,7 +84,7 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
     :raises Unavailable: the log cannot be reached, which is no record's fault.
     :raises Fatal: nor is this.
     """
-    from streams.cli.command_errors import error_line_and_status, print_error
+    from streams.cli.command_errors import error_line, print_error
     from streams.errors import Fatal, Unavailable
 
     try:
@@ -92,8 +92,17 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
     except (Unavailable, Fatal):
         raise
     except Exception as error:
-        print_error(f"{escape(name)}: cannot be shown: {escape(error_line_and_status(error)[0])}")
+        print_error(f"{escape(name)}: cannot be shown: {escape(error_line(error).text)}")
         return None
+
+
+def print_hidden_count(count: int, noun: str) -> None:
+    """Say that so many of the toolkit's own were left out of a list."""
+    if count:
+        are = "is" if count == 1 else "are"
+        print_note(
+            f"{count_text(count, noun)} of the toolkit's own {are} not shown; --all shows all"
+        )
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -223,9 +232,14 @@ def offset_json(log: Log, position: int) -> int | str:
     return int(position) if text == str(int(position)) else text
 
 
+def position_text(log: Log, batch: Batch, index: int) -> str:
+    """Where a message stands: ``TOPIC/PARTITION/OFFSET``."""
+    return f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
+
+
 def json_line(log: Log, batch: Batch, index: int) -> bytes:
     """A message as one line of JSON; nothing where it cannot be shown, which is said."""
-    where = f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
+    where = position_text(log, batch, index)
     return call_or_report(where, lambda: json_bytes(message_json(log, batch, index))) or b""
 
 
@@ -238,7 +252,7 @@ def message_json(log: Log, batch: Batch, index: int) -> dict[str, Any]:
         "topic": batch.topic,
         "partition": batch.partition,
         "offset": offset_json(log, batch.offsets[index]),
-        "position": f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}",
+        "position": position_text(log, batch, index),
         "time": iso_time(batch.time(index)),
         "id": printable_text(batch.id(index)),
         "key": bytes_text(key),
@@ -296,7 +310,7 @@ def _is_text(data: bytes) -> bool:
 
 def message_line(log: Log, batch: Batch, index: int, *, colour: bool) -> str:
     """A message for a person: when, where, key, value."""
-    position = f"{batch.partition}/{log.format_offset(batch.offsets[index])}"
+    position = position_text(log, batch, index).removeprefix(f"{batch.topic}/")
     key, data = bytes_text(batch.keys[index]), batch.values[index]
     batch.headers(index)  # what cannot be read is known once it was tried
     content = "(tombstone)" if data is None else escape(bytes_text(data) or "")

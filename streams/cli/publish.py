@@ -18,7 +18,7 @@ import typer
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError, print_error
-from streams.cli.options import AsJson, Url, open_url
+from streams.cli.options import AsJson, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -146,7 +146,7 @@ class _RecordMaker:
     """Makes the record of a line."""
 
     def __init__(self, key: str | None, key_field: str | None, id_field: str | None) -> None:
-        self._key = None if key is None else key.encode("utf-8", "surrogateescape")
+        self._key = None if key is None else argument_bytes(key)
         self._key_field = key_field
         self._id_field = id_field
 
@@ -214,9 +214,9 @@ def _make_records(
 def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int) -> int:
     """Write records and wait until they are durable; how many.
 
-    :raises Failed: some were not acknowledged.
+    :raises CommandFailed: some were not acknowledged.
     """
-    from streams.patterns.deadletters.redriving import append_and_wait
+    from streams.log.appending import append_and_wait
 
     if not records:
         return 0

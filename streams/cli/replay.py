@@ -19,8 +19,16 @@ from streams.cli.offset_arguments import (
     parse_offsets,
     require_partition,
 )
-from streams.cli.options import AppUrl, AsJson, Key, Partition, open_url, resolve_url
-from streams.text import close_match, error_text
+from streams.cli.options import (
+    AppUrl,
+    AsJson,
+    Key,
+    Partition,
+    argument_bytes,
+    open_url,
+    resolve_url,
+)
+from streams.text import did_you_mean, error_text
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -63,10 +71,10 @@ class _RangeArguments:
                 partition, self.start = number, self.start[number]
         self.end: OffsetSpec = found
         self.partition = partition
-        self.key = None if key is None else key.encode("utf-8", "surrogateescape")
+        self.key = None if key is None else argument_bytes(key)
 
     def require_partitions(self, log: Log) -> None:
-        """:raises Misused: an offset, and not said of which partition."""
+        """:raises UsageError: an offset, and not said of which partition."""
         count = log.topic(self.topic).partitions
         require_partition(self.start, "--start", self.partition, count)
         if not isinstance(self.start, Mapping):
@@ -299,10 +307,9 @@ def _find_processor(app: Streams, name: str) -> Processor[..., Any]:
                 )
             return processor
     names = [each.name for each in app.processors]
-    suggestion = close_match(name, names)
-    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
-    known = ", ".join(names) or "none"
-    raise CommandFailed(f"--into {name}: the app has no such processor; {hint}it has: {known}")
+    known = f"it has: {', '.join(names) or 'none'}"
+    hint = " ".join(filter(None, (did_you_mean(name, names), known)))
+    raise CommandFailed(f"--into {name}: the app has no such processor; {hint}")
 
 
 def _summary_text(result: ReplayResult, began: float) -> str:

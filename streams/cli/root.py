@@ -19,15 +19,15 @@ from streams.cli.command_errors import (
     PIPE_CLOSED,
     USAGE,
     PipeClosed,
-    error_line_and_status,
+    error_line,
     hide_secrets_of,
     is_closed_pipe,
     is_debugging,
-    line,
     print_error,
     print_traceback,
     set_error_format,
 )
+from streams.text import one_line
 
 
 class _RootGroup(TyperGroup):
@@ -129,7 +129,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):
             return _print_usage_error(error)
-        text, status = error_line_and_status(error)
+        text, status = error_line(error)
         if is_debugging():
             print_traceback(error)
         print_error(text)
@@ -139,7 +139,7 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 def _print_usage_error(error: Any) -> int:
     """The command line could not be read: what is wrong, and where help is."""
-    text = line(str(error.format_message()))
+    text = one_line(str(error.format_message()))
     if not text:  # a group without a command: its help was shown
         return USAGE
     context = getattr(error, "ctx", None)

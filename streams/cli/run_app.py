@@ -17,7 +17,7 @@ from streams.cli.command_errors import (
     USAGE,
     CommandFailed,
     UsageError,
-    error_line_and_status,
+    error_line,
     is_debugging,
     print_error,
     print_traceback,
@@ -178,7 +178,7 @@ def run(
     except Exception as error:
         if is_debugging():
             raise
-        text, status = error_line_and_status(error)
+        text, status = error_line(error)
         if status == USAGE:
             raise UsageError(f"{target}: {text}") from error
         raise CommandFailed(f"{target} failed: {text}") from error

@@ -17,12 +17,11 @@ import typer
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
 from streams.cli.options import AsJson, AssumeYes, Url, confirm, open_url
-from streams.text import close_match
+from streams.text import did_you_mean
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, OpenMode
-    from streams.patterns.saga.journal import Journal
-    from streams.patterns.saga.journal_entry import Failure, JournalEntry
+    from streams.patterns.saga import Failure, Journal, JournalEntry
 
 app = typer.Typer(no_args_is_help=True, help="List, show, resume and abandon sagas.")
 
@@ -39,7 +38,7 @@ Newest = Annotated[
 ]
 
 _NEWEST = 1_000_000
-"""What :data:`streams.patterns.saga.journal.DEFAULT_NEWEST` is, which is imported only when it is
+"""What :data:`streams.patterns.saga.DEFAULT_NEWEST` is, which is imported only when it is
 used."""
 
 
@@ -69,7 +68,7 @@ def list_sagas(
       [cyan]streams saga list orders --all[/cyan]
       [cyan]streams saga list --json | jq '.\[] | select(.status == "stopped")'[/cyan]
     """
-    from streams.patterns.saga.journal import Journal
+    from streams.patterns.saga import Journal
 
     found: list[dict[str, Any]] = []
     with open_url(url, "ro") as log, _as_command_errors(log, name):
@@ -146,7 +145,7 @@ def resume_saga(
 
       [cyan]streams saga resume orders o-17[/cyan]
     """
-    from streams.patterns.saga.journal_entry import resume_entry
+    from streams.patterns.saga import resume_entry
 
     with _open_journal(url, name) as journal:
         entry = journal.append_command(
@@ -177,7 +176,7 @@ def abandon_saga(
       [cyan]streams saga abandon orders o-17 --reason "refunded by hand"[/cyan]
       [cyan]streams saga abandon orders o-17 --yes[/cyan]
     """
-    from streams.patterns.saga.journal_entry import abandon_entry
+    from streams.patterns.saga import abandon_entry
 
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
@@ -194,13 +193,9 @@ def abandon_saga(
 
 def _saga_names(log: Log) -> list[str]:
     """The names of all sagas that the log has a journal of."""
-    from streams.patterns.saga.journal import TOPIC_SUFFIX
+    from streams.patterns.saga import saga_name
 
-    return [
-        info.name.removesuffix(TOPIC_SUFFIX)
-        for info in log.topics()
-        if info.name.endswith(TOPIC_SUFFIX) and info.name != TOPIC_SUFFIX
-    ]
+    return [name for info in log.topics() if (name := saga_name(info.name)) is not None]
 
 
 @contextmanager
@@ -209,22 +204,21 @@ def _as_command_errors(log: Log, name: str | None) -> Iterator[None]:
 
     :param name: the orchestrator's, where it was given.
     """
-    from streams.patterns.saga.errors import SagaError, UnknownSaga
+    from streams.patterns.saga import SagaError, UnknownSaga
 
     try:
         yield
     except UnknownSaga as error:
-        suggestion = None if name is None else _suggestion(log, name, error.id)
-        hint = "" if suggestion is None else f"; did you mean {suggestion!r}?"
-        raise CommandFailed(f"{error}{hint}") from error
+        hint = "" if name is None else _suggestion(log, name, error.id)
+        raise CommandFailed(f"{error}; {hint}" if hint else str(error)) from error
     except SagaError as error:
         raise CommandFailed(str(error)) from error
 
 
-def _suggestion(log: Log, name: str, id: str | None) -> str | None:
-    """The saga that is most like one that is not there."""
+def _suggestion(log: Log, name: str, id: str | None) -> str:
+    """Which saga was probably meant by one that is not there."""
     from streams.errors import LogError
-    from streams.patterns.saga.journal import Journal
+    from streams.patterns.saga import Journal
 
     try:
         known = (
@@ -233,13 +227,13 @@ def _suggestion(log: Log, name: str, id: str | None) -> str | None:
             else sorted(Journal(log, name).saga_ids(_SUGGEST_FROM_NEWEST))
         )
     except LogError:
-        return None
-    return close_match(name if id is None else id, known)
+        return ""
+    return did_you_mean(name if id is None else id, known)
 
 
 @contextmanager
 def _open_journal(url: str | None, name: str, mode: OpenMode = "rw") -> Iterator[Journal]:
-    from streams.patterns.saga.journal import Journal
+    from streams.patterns.saga import Journal
 
     with open_url(url, mode) as log, _as_command_errors(log, name):
         yield Journal(log, name)

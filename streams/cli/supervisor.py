@@ -33,7 +33,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import secrets
 import signal
 import socket
@@ -129,7 +128,7 @@ def supervise(
     :param options: of the command line, for each of them.
     :param member: what their names in their groups begin with; the app's own if None.
     :param http: where the first serves its metrics; each other has the port after the one before.
-    :raises Misused: there are not so many ports.
+    :raises UsageError: there are not so many ports.
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
         raise UsageError(
@@ -213,6 +212,18 @@ def _open_private_folder(path: str) -> int:
     return folder
 
 
+@dataclass(slots=True)
+class RunningWorker:
+    """A worker's process, and what joins the supervisor to it."""
+
+    process: Process
+    connection: socket.socket
+    started_at: float
+    """On :func:`time.monotonic`."""
+    received: bytes = b""
+    """What it has said since its start."""
+
+
 class Supervisor:
     """Keeps a process running for each command.
 
@@ -232,9 +243,7 @@ class Supervisor:
         self._commands = commands
         self._environment = environment
         self._policy = policy
-        self._running: dict[int, tuple[Process, socket.socket, float]] = {}
-        self._received: dict[int, bytes] = {}
-        """What each worker has said since its start."""
+        self._running: dict[int, RunningWorker] = {}
         self._signal = signal.SIGTERM
         self._stop_requested = asyncio.Event()
         self._status = DONE
@@ -253,8 +262,8 @@ class Supervisor:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            for process, *_ in self._running.values():  # only after an error of our own
-                process.kill()
+            for worker in self._running.values():  # only after an error of our own
+                worker.process.kill()
         return self._status
 
     def _handle_signal(self, number: signal.Signals) -> None:
@@ -266,9 +275,9 @@ class Supervisor:
             "%s again: %d workers are killed, not everything was finished",
             number.name, len(self._running),
         )  # fmt: skip
-        for process, *_ in self._running.values():
+        for worker in self._running.values():
             with suppress(ProcessLookupError):
-                process.kill()
+                worker.process.kill()
         if number == signal.SIGTERM:
             asyncio.get_running_loop().remove_signal_handler(number)
             os.kill(os.getpid(), number)
@@ -277,9 +286,9 @@ class Supervisor:
     def _stop_workers(self, number: signal.Signals) -> None:
         self._signal = number
         self._stop_requested.set()
-        for process, *_ in self._running.values():
+        for worker in self._running.values():
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                worker.process.send_signal(number)
 
     async def _start_worker(self, number: int) -> Process:
         socket_end, worker_end = socket.socketpair()
@@ -291,8 +300,7 @@ class Supervisor:
                 env={**self._environment, NUMBER_VARIABLE: str(number)},
                 process_group=0,
             )
-        self._running[number] = (process, socket_end, time.monotonic())
-        self._received[number] = b""
+        self._running[number] = RunningWorker(process, socket_end, time.monotonic())
         logger.info("worker %d is process %d", number, process.pid)
         if self._stop_requested.is_set():  # told while it was being started
             with suppress(ProcessLookupError):
@@ -301,31 +309,30 @@ class Supervisor:
 
     async def _wait_until_loaded(self, number: int) -> bool:
         """Wait until a worker has loaded the app; False if it ended instead."""
-        socket_end = self._running[number][1]
+        worker = self._running[number]
         try:
-            self._received[number] += await asyncio.get_running_loop().sock_recv(
-                socket_end, _MAX_LINE
+            worker.received += await asyncio.get_running_loop().sock_recv(
+                worker.connection, _MAX_LINE
             )
         except OSError:
             return False
-        return self._received[number].startswith(LOADED_BYTE)
+        return worker.received.startswith(LOADED_BYTE)
 
     def _announce_ended(self, number: int) -> None:
         """A worker's process has ended: tell the others, who give up its memberships."""
-        _, socket_end, _ = self._running.pop(number)
-        received = self._received.pop(number)
+        ended = self._running.pop(number)
         with suppress(OSError):  # what it said last, if there is anything
-            received += socket_end.recv(_MAX_LINE)
-        socket_end.close()
-        line, newline, _ = received.removeprefix(LOADED_BYTE).partition(b"\n")
+            ended.received += ended.connection.recv(_MAX_LINE)
+        ended.connection.close()
+        line, newline, _ = ended.received.removeprefix(LOADED_BYTE).partition(b"\n")
         if newline and line and not self._stop_requested.is_set():
-            for _, other_socket, _ in self._running.values():
+            for other in self._running.values():
                 with suppress(OSError):  # it is about to end, or does not read
-                    other_socket.send(line + b"\n")
+                    other.connection.send(line + b"\n")
 
     def _load_failed(self, status: int) -> int:
         """The first worker could not load the app. What it said itself is not said again."""
-        self._running.pop(1)[1].close()
+        self._running.pop(1).connection.close()
         if status in (DONE, FAILED, 2):
             return status or FAILED
         print_error(f"{self._name}: the first worker {exit_text(status)} while it loaded the app")
@@ -338,9 +345,9 @@ class Supervisor:
         while True:
             if number not in self._running:
                 await self._start_worker(number)
-            process, _, started_at = self._running[number]
-            status = await process.wait()
-            uptime = time.monotonic() - started_at
+            worker = self._running[number]
+            status = await worker.process.wait()
+            uptime = time.monotonic() - worker.started_at
             self._announce_ended(number)
             if self._stop_requested.is_set():
                 # Whoever had no handler for the signal yet had nothing in flight either.
@@ -377,8 +384,8 @@ class Supervisor:
     def _has_stable_worker(self) -> bool:
         now = time.monotonic()
         return any(
-            now - started_at >= self._policy.startup_time
-            for _, _, started_at in self._running.values()
+            now - worker.started_at >= self._policy.startup_time
+            for worker in self._running.values()
         )
 
 
@@ -411,7 +418,7 @@ class WorkerProcess:
     def report_loaded(self, target: str, app: Streams) -> None:
         """Fit the app for its place among others, and tell the supervisor that it is there.
 
-        :raises Misused: the app's log is one process's own.
+        :raises UsageError: the app's log is one process's own.
         :raises ConfigError: it has no URL, or one that cannot be.
         """
         if app.url.lower().startswith("memory:"):
@@ -462,4 +469,6 @@ def name_member(app: Streams, default_name: str, tag: str) -> None:
 
 def _name_part(text: str) -> str:
     """The text as a part of a name: of letters that Kafka and file systems take."""
-    return re.sub(r"[^A-Za-z0-9._-]", ".", text)[-200:]
+    from streams.log.names import to_valid_name
+
+    return to_valid_name(text)[-200:]

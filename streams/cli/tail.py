@@ -15,7 +15,7 @@ import typer
 from streams.cli import output
 from streams.cli.command_errors import UsageError, print_error
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import AsJson, Key, Partition, Url, open_url
+from streams.cli.options import AsJson, Key, Partition, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -68,7 +68,7 @@ def tail(
     if follow and offsets is not None and number is not None:
         raise UsageError("--from, -n and --follow: leave one of them out")
     line_count = 10 if number is None else number
-    key_bytes = None if key is None else key.encode("utf-8", "surrogateescape")
+    key_bytes = None if key is None else argument_bytes(key)
     with open_url(url, "ro") as log:
         printer = _MessagePrinter(log, json=json)
         now = time.time()
@@ -147,7 +147,7 @@ class _MessagePrinter:
         if self._json:
             output.write_bytes(output.json_line(log, batch, index))
             return
-        where = f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"
+        where = output.position_text(log, batch, index)
         line = output.call_or_report(
             where, lambda: output.message_line(log, batch, index, colour=self._colour)
         )

@@ -10,7 +10,6 @@ import typer
 
 from streams.cli import output
 from streams.cli.command_errors import UsageError
-from streams.cli.internal_topics import internal_topics, print_hidden_count
 from streams.cli.offset_arguments import parse_duration
 from streams.cli.options import AsJson, AssumeYes, IncludeInternal, Url, confirm, open_url
 
@@ -57,6 +56,8 @@ def list_topics(
       [cyan]streams topics ls --all[/cyan]
       [cyan]streams topics ls --json | jq -r '.\[].topic'[/cyan]
     """
+    from streams.patterns.internal_topics import internal_topics
+
     with open_url(url, "ro") as log:
         topics = log.topics()
         internal: set[str] = set()
@@ -93,7 +94,7 @@ def list_topics(
             for info, messages in found
         ],
     )
-    print_hidden_count(len(internal), "topic")
+    output.print_hidden_count(len(internal), "topic")
 
 
 @app.command("show")

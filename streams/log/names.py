@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 from zlib import crc32
 
 from streams.errors import ConfigError, GroupNotEmpty, MemberFenced, NotFound, TopicMismatch
@@ -52,6 +53,11 @@ def check_member(name: str) -> str:
     return name
 
 
+def to_valid_name(text: str, replacement: str = ".") -> str:
+    """The text with everything replaced that no name can hold, here or on a file system."""
+    return re.sub(r"[^A-Za-z0-9._-]", replacement, text)
+
+
 def is_valid_name(name: str) -> bool:
     """Whether a topic or a group may have this name."""
     return _VALID_NAME.match(name) is not None
@@ -68,7 +74,7 @@ def topic_not_found(topic: str, suffix: str = "") -> NotFound:
             f": declare it with app.topic({topic!r}, partitions=8), or create it with `streams "
             f"topics create {topic} --partitions 8`"
         )
-    return _not_found("topic", topic, text + suffix)
+    return not_found("topic", topic, text + suffix)
 
 
 def group_not_found(group: str, suffix: str = "") -> NotFound:
@@ -76,7 +82,7 @@ def group_not_found(group: str, suffix: str = "") -> NotFound:
 
     :param suffix: what only this log can say of it.
     """
-    return _not_found("group", group, f"there is no group {group!r}{suffix}")
+    return not_found("group", group, f"there is no group {group!r}{suffix}")
 
 
 def topic_mismatch(topic: str, partitions: int, declared: int) -> TopicMismatch:
@@ -100,7 +106,8 @@ def group_not_empty(group: str, members: int | None, suffix: str = "") -> GroupN
     )
 
 
-def _not_found(kind: str, name: str, text: str) -> NotFound:
+def not_found(kind: Literal["topic", "group"], name: str, text: str) -> NotFound:
+    """The error for a topic or a group that is not there, with a text of its own."""
     error = NotFound(text)
     error.missing = (kind, name)
     return error

@@ -145,6 +145,10 @@ class Url:
         hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{hosts}{self._encoded_path()}"
 
+    def addresses(self, default_port: int) -> str:
+        """The hosts with their ports, with commas between them."""
+        return ",".join(f"{host}:{port or default_port}" for host, port in self.hosts)
+
     def _encoded_path(self) -> str:
         if not self.hosts:
             path = self.path.replace("%", "%25").replace("?", "%3F")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -33,12 +32,22 @@ from streams.clock import SYSTEM
 from streams.config import Retry
 from streams.derived_records import error_text
 from streams.errors import ConfigError, InvalidValue, Reject, find_config_error
+from streams.log.names import to_valid_name
 from streams.message import CORRELATION
 from streams.patterns.arguments import NOT_GIVEN
-from streams.patterns.bus import DurableOptions, Event, EventBus, Subscription
-from streams.patterns.bus.event import check_event
-from streams.patterns.bus.handlers import check_handler, handler_name
-from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
+from streams.patterns.bus import (
+    WILDCARD,
+    DurableOptions,
+    Event,
+    EventBus,
+    Subscription,
+    Trie,
+    check_event,
+    check_handler,
+    check_pattern,
+    check_topic,
+    handler_name,
+)
 from streams.text import get_logger
 from streams.topic_reader import OffsetSpec
 
@@ -346,7 +355,7 @@ def _step_name(name: str | None, execute: StepFunction, listen_to: str) -> str:
 
 
 def _default_group(listen_to: str, on_success: str | None) -> str:
-    group_name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{listen_to}.to.{on_success or 'end'}")
+    group_name = to_valid_name(f"{listen_to}.to.{on_success or 'end'}", "_")
     if len(group_name) > MAX_GROUP_LENGTH:
         group_name = f"{group_name[:MAX_GROUP_LENGTH]}-{derive_id(listen_to, on_success or '')[:8]}"
     return group_name

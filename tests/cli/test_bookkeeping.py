@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams import DeadLetters, Reject, Retry, Streams
-from streams.cli.internal_topics import INTERNAL_SUFFIXES, internal_topics, is_internal_group
 from streams.cli.root import run as run_command
 from streams.log.url import open_log
 from streams.patterns import (
@@ -25,6 +24,7 @@ from streams.patterns import (
     SagaOrchestrator,
     SagaStep,
 )
+from streams.patterns.internal_topics import INTERNAL_SUFFIXES, internal_topics, is_internal_group
 from tests.cli.conftest import Run, Shell
 
 

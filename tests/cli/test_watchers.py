@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.cli import prometheus
 from streams.cli.command_errors import UsageError
-from streams.cli.prometheus import PrometheusClient
+from streams.cli.doctor import prometheus
+from streams.cli.doctor.prometheus import PrometheusClient
 
 HEADERS = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 999
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("tests.faults")
 
 STEADY = 10.0
 """A worker that lived so long is started again at once
-(:class:`streams.cli.supervisor.Patience`)."""
+(:class:`streams.cli.supervisor.RestartPolicy`)."""
 
 RATE = 200.0
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from streams import Retry, Streams
-from streams.cli.checklist import REQUIRED_ALERTS
+from streams.cli.doctor.monitoring_checks import REQUIRED_ALERTS
 from streams.patterns import MonitoringServer
 from tests.monitoring.conftest import until
 

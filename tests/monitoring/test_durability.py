@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from streams import NotFound, Unavailable
-from streams.cli.checklist import AppInspection, Verdict, run_checks
-from streams.cli.prometheus import PrometheusClient
+from streams.cli.doctor.checklist import run_checks
+from streams.cli.doctor.inspection import AppInspection, Verdict
+from streams.cli.doctor.prometheus import PrometheusClient
 from streams.log.protocol import DurabilityFact, Log
 from streams.log.url import open_log
 from tests.conformance.stage import Stage

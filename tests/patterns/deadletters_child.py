@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streams import Streams
+from streams.log.appending import append_and_wait
 from streams.patterns import DeadLetterManager
 from streams.patterns.deadletters import redriving
 
@@ -25,19 +26,18 @@ async def main(
 ) -> None:
     redriving.REDRIVE_CHUNK = chunk
     left = chunks
-    append = redriving.append_and_wait
 
     def failing(log: Any, topic: str, records: Sequence[Any]) -> Any:
         nonlocal left
         left -= 1
         if not left and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        answers = append(log, topic, records)
+        answers = append_and_wait(log, topic, records)
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
         return answers
 
-    redriving.append_and_wait = failing  # type: ignore[assignment]
+    vars(redriving)["append_and_wait"] = failing
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():

@@ -25,6 +25,7 @@ from streams import (
 )
 from streams.derived_records import ERROR_PREFIX
 from streams.engine.progress import encode
+from streams.log.appending import append_and_wait
 from streams.log.protocol import Log
 from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage
@@ -355,14 +356,14 @@ class Ended(BaseException):
 
 
 def ended(stage: Stage, dead: str, chunk: int, chunks: int, when: str) -> None:
-    append, left = redriving.append_and_wait, chunks
+    left = chunks
 
     def failing(log: Log, topic: str, records: Any) -> Any:
         nonlocal left
         left -= 1
         if not left and when == "before":
             raise Ended
-        answers = append(log, topic, records)
+        answers = append_and_wait(log, topic, records)
         if not left:
             raise Ended
         return answers
@@ -425,10 +426,9 @@ async def test_a_reprocess_that_is_cancelled_has_noted_what_it_wrote(
     monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 20)
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
-    append = redriving.append_and_wait
 
     def told(log: Log, topic: str, records: Any) -> Any:
-        answers = append(log, topic, records)
+        answers = append_and_wait(log, topic, records)
         loop.call_soon_threadsafe(written.set)
         return answers
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import ID, REDRIVE, Record
 from streams.patterns.deadletters import parking_records
@@ -27,7 +28,6 @@ from streams.patterns.deadletters.parking_records import (
     parse_record,
     read_original,
 )
-from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns.test_sequenced import World
 

@@ -421,7 +421,7 @@ def _bootstrap_servers(url: Url) -> str:
         raise ConfigError(f"{url.scheme}:// URL: nothing may follow the brokers but ?name=value")
     if not all(host.isascii() for host, _ in url.hosts):
         raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
-    return ",".join(f"{host}:{port or 9092}" for host, port in url.hosts)
+    return url.addresses(9092)
 
 
 def _replication_factor(value: Any) -> int:

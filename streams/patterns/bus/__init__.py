@@ -1,23 +1,28 @@
 """Pub/sub: an event bus with patterns and filters, in one process or over any log.
 
-================  ============================================================
-``trie``          topics, patterns, and which patterns a topic fits
-``event``         what is carried, and how it stands on the wire
-``calling``       handlers and the error hook
-``following``     a processor that reads from now on, in no group
-``hosting``       a bus's processors, come and gone while the app runs
-``subscription``  who is subscribed
-``bus``           publishing and subscribing
-``filtering``     subscribing by more than the topic
-================  ============================================================
+=================  ===================================================================
+``bus``            publishing and subscribing
+``filters``        subscribing by more than the topic
+``subscription``   who is subscribed
+``handlers``       calling a handler, and the error hook
+``inline_policy``  where a plain handler of a local bus is called: in a thread or in place
+``local_router``   a local bus: each event to the handlers that want it
+``bus_processor``  a bus over a log: its processors, added and removed while the app runs
+``ephemeral``      a subscription that reads from now on, in no group
+``event``          what is carried, and how it stands on the wire
+``trie``           topics, patterns, and which patterns a topic fits
+=================  ===================================================================
 """
 
 from streams.patterns.bus.bus import EventBus, PatternEventBus
-from streams.patterns.bus.event import Event
+from streams.patterns.bus.event import Event, check_event
 from streams.patterns.bus.filters import EventFilter, FilteredSubscriber
+from streams.patterns.bus.handlers import check_handler, handler_name
 from streams.patterns.bus.subscription import DurableOptions, Subscription
+from streams.patterns.bus.trie import WILDCARD, Trie, check_pattern, check_topic
 
 __all__ = [
+    "WILDCARD",
     "DurableOptions",
     "Event",
     "EventBus",
@@ -25,4 +30,10 @@ __all__ = [
     "FilteredSubscriber",
     "PatternEventBus",
     "Subscription",
+    "Trie",
+    "check_event",
+    "check_handler",
+    "check_pattern",
+    "check_topic",
+    "handler_name",
 ]

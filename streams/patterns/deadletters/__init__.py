@@ -1,15 +1,46 @@
-"""Dead letters: what could not be handled, looked at, put back and set aside."""
+"""Dead letters: what could not be handled, looked at, put back and set aside.
 
-from streams.patterns.deadletters.closed_keys import ClosedKey, ClosedKeys, NotClosed
-from streams.patterns.deadletters.dead_letter import DeadLetter
+:class:`DeadLetterManager` and :class:`ClosedKeys` are for applications. :class:`DeadLetterTopic`
+and :class:`ClosedKeyReader` do the same on a log alone, and block; the command line uses them.
+"""
+
+from streams.patterns.deadletters.closed_keys import (
+    ClosedKey,
+    ClosedKeyHead,
+    ClosedKeyReader,
+    ClosedKeys,
+    NotClosed,
+    is_parking_record,
+)
+from streams.patterns.deadletters.dead_letter import DeadLetter, failure_time
 from streams.patterns.deadletters.manager import DeadLetterManager
-from streams.patterns.deadletters.redriving import ReprocessStopped
+from streams.patterns.deadletters.redriving import (
+    SCAN_LIMIT,
+    DeadLetterRows,
+    DeadLetterTopic,
+    ReprocessStopped,
+    ResolvedOffsets,
+    Selection,
+    resolved_offsets,
+    source_of,
+)
 
 __all__ = [
+    "SCAN_LIMIT",
     "ClosedKey",
+    "ClosedKeyHead",
+    "ClosedKeyReader",
     "ClosedKeys",
     "DeadLetter",
     "DeadLetterManager",
+    "DeadLetterRows",
+    "DeadLetterTopic",
     "NotClosed",
     "ReprocessStopped",
+    "ResolvedOffsets",
+    "Selection",
+    "failure_time",
+    "is_parking_record",
+    "resolved_offsets",
+    "source_of",
 ]

@@ -18,13 +18,13 @@ from uuid import uuid4
 from streams.cancellation import run_in_thread
 from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
-from streams.log.names import check_group, check_topic
-from streams.message import Batch, Record, text
+from streams.log.appending import append_and_wait
+from streams.log.names import check_group, check_topic, not_found
+from streams.message import Batch, Headers, Record, text
 from streams.patterns.arguments import check_app
 from streams.patterns.deadletters import parking_floor, parking_records
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
 from streams.patterns.deadletters.parking_records import Command, ParkingState, parked_topic
-from streams.patterns.deadletters.redriving import append_and_wait
 from streams.patterns.delay.record_fetcher import RecordFetcher
 from streams.replay.into_topic import LogRow
 from streams.topic import Topic, encode_key
@@ -72,12 +72,12 @@ class ClosedKeyReader:
         try:
             self.partitions = log.topic(self.name).partitions
         except NotFound:
-            missing = NotFound(
+            raise not_found(
+                "topic",
+                self.name,
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "
-                "ran with DeadLetters(sequenced=True)"
-            )
-            missing.missing = ("topic", self.name)
-            raise missing from None
+                "ran with DeadLetters(sequenced=True)",
+            ) from None
 
     def states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, what follows from its records."""
@@ -165,6 +165,11 @@ class ClosedKeyReader:
             [original.time],
         )
         return LogRow(batch, 0)
+
+
+def is_parking_record(headers: Headers) -> bool:
+    """Whether a record is one of those that keep a key closed."""
+    return any(name.startswith(parking_records.PREFIX) for name, _ in headers)
 
 
 def read_state(log: Log, name: str, partition: int) -> ParkingState:

@@ -97,6 +97,7 @@ def read_dead_letter(
     original = _original_message(batch, index, headers, topic, attempts, decodings, parse)
     error, failed_at = error_of(headers), failure_time(batch, index)
     origin = header_text(headers, ORIGIN)
+    origin_parts = wire.parse_position(origin)
     return DeadLetter(
         original_message=original,
         error=error,
@@ -108,7 +109,7 @@ def read_dead_letter(
         position=row.position,
         waiting=waiting,
         traceback=header_text(headers, ERROR_STACKTRACE) or "",
-        origin=original.position if origin is None else _parse_origin(origin, parse),
+        origin=original.position if origin is None else origin_parts and Position(*origin_parts),
         first_failed_at=wire.parse_iso_time(header_text(headers, FIRST_FAILED)) or failed_at,
         first_error=header_text(headers, FIRST_ERROR) or error,
         edited=header_text(headers, EDITED) is not None,
@@ -119,18 +120,6 @@ def failure_time(batch: Batch, index: int) -> datetime:
     """When a dead letter was given up."""
     written = wire.parse_iso_time(header_text(batch.headers(index), ERROR_TIME))
     return wire.utc_from_seconds(batch.time(index)) if written is None else written
-
-
-def _parse_origin(written: str, parse: Callable[[str], int]) -> Position | None:
-    """A place as :func:`streams.derived_records.first_failure` writes it; None for anything
-    else."""
-    topic, _, rest = written.partition("/")
-    partition, _, offset = rest.partition("/")
-    number = wire.parse_int(partition, 9) if len(written) <= 2 * wire.MAX_TEXT else None
-    try:
-        return None if number is None or not topic else Position(topic, number, parse(offset))
-    except Exception:  # written by another tool: the place is not known
-        return None
 
 
 def _original_message(

@@ -38,12 +38,12 @@ from streams.derived_records import header_text
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
 from streams.errors import LogError, OutcomeUnknown, TopicMismatch, Unavailable
+from streams.log.appending import append_and_wait
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention, ensure_topic
 from streams.message import UNREADABLE, Batch, Record
 from streams.patterns.deadletters import parking_floor, parking_records
 from streams.patterns.deadletters.parking_records import ParkedQueue, ParkingState, parked_topic
-from streams.patterns.deadletters.redriving import append_and_wait
 from streams.patterns.delay.record_fetcher import FetchedRow, RecordFetcher
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor

@@ -10,6 +10,6 @@ payloads. A message can be cancelled by its ID, and the answer says what happene
 """
 
 from streams.patterns.delay.delays import Delays, Scheduled
-from streams.patterns.delay.scheduler import DelayStats
+from streams.patterns.delay.scheduler import DelayStats, floor_group
 
-__all__ = ["DelayStats", "Delays", "Scheduled"]
+__all__ = ["DelayStats", "Delays", "Scheduled", "floor_group"]

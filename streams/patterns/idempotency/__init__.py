@@ -13,15 +13,15 @@ The edge: a process that is killed after its operation took effect and before th
 leaves a claim that ends, and the operation is run again. Only the system that has the effect can
 rule that out, by taking the same key.
 
-=============  ===========================================================
-``store``      :class:`IdempotencyStore`: outcomes and claims by key
-``processor``  :class:`IdempotentProcessor`: runs operations under claims
-``consumer``   :class:`DeduplicatedConsumer`: message IDs, in this process
-``keeping``    renewing a claim while its work runs
-``flights``    callers of one process that want the same
+=================  ===========================================================
+``store``          :class:`IdempotencyStore`: outcomes and claims by key
+``processor``      :class:`IdempotentProcessor`: runs operations under claims
+``consumer``       :class:`DeduplicatedConsumer`: message IDs, in this process
+``claim_renewal``  renewing a claim while its work runs
+``single_flight``  callers of one process that want the same
 ``claims_client``  the way from coroutines to where claims are kept
-``outcome``    what is stored
-=============  ===========================================================
+``outcome``        what is stored
+=================  ===========================================================
 
 Claims themselves are kept by the logs' packages (:mod:`streams.log.claims`).
 """

@@ -4,6 +4,9 @@ A saga is a row of steps, each with a compensation that undoes it. There is no t
 them: when one fails, those before it are compensated in reverse. In memory, or durable: then
 whatever process owns the saga ID's partition goes on with it, also after ``kill -9``, and each step
 is called *at least* once, always under the same idempotency key.
+
+:class:`SagaOrchestrator` is for applications. :class:`Journal` reads and writes on a log alone what
+an orchestrator goes by, and blocks; the command line uses it.
 """
 
 from streams.patterns.saga.errors import (
@@ -16,16 +19,27 @@ from streams.patterns.saga.errors import (
     StepTimeout,
     UnknownSaga,
 )
-from streams.patterns.saga.journal_entry import Failure, Status
+from streams.patterns.saga.journal import DEFAULT_NEWEST, Journal, SagaListing, saga_name
+from streams.patterns.saga.journal_entry import (
+    Failure,
+    JournalEntry,
+    Status,
+    abandon_entry,
+    resume_entry,
+)
 from streams.patterns.saga.orchestrator import SagaOrchestrator, SagaStatus
 from streams.patterns.saga.step import SagaStep, StepCall
 
 __all__ = [
+    "DEFAULT_NEWEST",
     "ContextConflict",
     "FailedCompensation",
     "Failure",
+    "Journal",
+    "JournalEntry",
     "SagaError",
     "SagaFailedError",
+    "SagaListing",
     "SagaOrchestrator",
     "SagaStatus",
     "SagaStep",
@@ -35,4 +49,7 @@ __all__ = [
     "StepError",
     "StepTimeout",
     "UnknownSaga",
+    "abandon_entry",
+    "resume_entry",
+    "saga_name",
 ]

@@ -11,8 +11,7 @@ What is no entry of a saga, or stands under another key than its saga's ID, coun
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, MutableMapping
 from contextlib import closing
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import msgspec
 from uuid_utils import uuid7
 
 from streams.errors import LogError, NotFound
+from streams.log.appending import append_and_wait
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.patterns.saga.errors import UnknownSaga
@@ -33,6 +33,7 @@ __all__ = [
     "PositionedEntry",
     "SagaListing",
     "journal_topic",
+    "saga_name",
 ]
 
 TOPIC_SUFFIX = ".saga"
@@ -49,6 +50,11 @@ _encode = msgspec.json.Encoder().encode
 def journal_topic(saga: str) -> str:
     """The topic of all sagas of this name."""
     return f"{saga}{TOPIC_SUFFIX}"
+
+
+def saga_name(topic: str) -> str | None:
+    """The name of the sagas whose journal a topic is; None: it is none."""
+    return topic.removesuffix(TOPIC_SUFFIX) or None if topic.endswith(TOPIC_SUFFIX) else None
 
 
 class PositionedEntry(NamedTuple):
@@ -210,18 +216,9 @@ class Journal:
                 return entry
 
     def _append(self, entry: StoredEntry, id: str, partition: int) -> Position:
-        acknowledged = threading.Event()
-        answers: list[Position | LogError] = []
-
-        def on_appended(outcome: Sequence[Position | LogError]) -> None:
-            answers.extend(outcome)
-            acknowledged.set()
-
         # Beside what it follows on, whoever started the saga and partitioned by whatever rule.
         record = Record(_encode(entry), saga_key(entry.saga), id, partition=partition)
-        self.log.append(self.topic, [record], on_appended)
-        acknowledged.wait()
-        (answer,) = answers
+        (answer,) = append_and_wait(self.log, self.topic, [record])
         if isinstance(answer, LogError):
             raise answer
         return answer

@@ -1,5 +1,5 @@
 """Which topics and groups are the toolkit's own: what patterns and processors keep beside a user's
-topics. Lists leave them out unless ``--all`` is given.
+topics. Lists of the command line leave them out unless ``--all`` is given.
 
 A name alone may deceive: somebody's own topic may be called ``left.for.dead``. So a name such as
 ``TOPIC.GROUP.dead`` counts only if there is the TOPIC, and a delay topic, which may have any name,
@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from streams.patterns.delay import floor_group
+from streams.patterns.saga import saga_name
+
 INTERNAL_SUFFIXES = ("attempts", "dead", "delay", "parked", "retry")
 """What stands behind ``TOPIC.GROUP.``, or behind a delay topic's own name."""
 
@@ -19,12 +22,9 @@ def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
 
     :param groups: the names of all groups.
     """
-    from streams.patterns.delay.scheduler import floor_group
-    from streams.patterns.saga.journal import TOPIC_SUFFIX
-
     names, known = set(topics), set(groups)
     delays = {name for name in names if floor_group(name) in known}
-    journals = {name for name in names if name.endswith(TOPIC_SUFFIX) and name != TOPIC_SUFFIX}
+    journals = {name for name in names if saga_name(name) is not None}
     return delays | journals | {name for name in names if _is_derived_topic(name, names, delays)}
 
 
@@ -44,15 +44,3 @@ def is_internal_group(name: str, topics: Collection[str], internal: Collection[s
     :param internal: the topics that are the toolkit's own.
     """
     return bool(topics) and (set(topics) <= set(internal) or list(topics) == [name])
-
-
-def print_hidden_count(count: int, noun: str) -> None:
-    """Say that so many were left out."""
-    from streams.cli import output
-
-    if count:
-        are = "is" if count == 1 else "are"
-        output.print_note(
-            f"{output.count_text(count, noun)} of the toolkit's own {are} not shown; --all shows "
-            "all"
-        )

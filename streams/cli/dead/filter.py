@@ -1,42 +1,16 @@
-"""Which dead letters a command is about: options that several of them share."""
+"""Which dead letters a command is about: those that fit ``--error``, ``--key`` and so on."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from streams.cli.offset_arguments import parse_duration, parse_time
+from streams.cli.options import argument_bytes
 
 if TYPE_CHECKING:
     from streams.replay.into_topic import LogRow
-
-WhichLetters = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; all, if not given."),
-]
-ErrorText = Annotated[
-    str | None,
-    typer.Option(
-        "--error", "-e", metavar="TEXT", help="Only those with this in the error's type or text."
-    ),
-]
-Keys = Annotated[
-    list[str] | None,
-    typer.Option("--key", "-k", metavar="KEY", help="Only those of this key; repeatable."),
-]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        "--since", metavar="TIME", help="Only those that failed since then: 2h, 2013-01-05T10:00Z."
-    ),
-]
-Until = Annotated[
-    str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before that.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many, and change nothing.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +32,7 @@ class DeadLetterFilter:
     def __call__(self, row: LogRow) -> bool:
         """Whether a letter has what is asked."""
         from streams import derived_records
-        from streams.patterns.deadletters.dead_letter import failure_time
+        from streams.patterns.deadletters import failure_time
 
         batch, index = row.batch, row.index
         if self.keys is not None and batch.keys[index] not in self.keys:
@@ -84,11 +58,11 @@ def parse_filter(
 ) -> DeadLetterFilter:
     """What the options ask.
 
-    :raises Misused: one of them cannot be.
+    :raises UsageError: one of them cannot be.
     """
     return DeadLetterFilter(
         error or None,
-        frozenset(each.encode("utf-8", "surrogateescape") for each in keys) if keys else None,
+        frozenset(map(argument_bytes, keys)) if keys else None,
         None if since is None else _parse_time(since, "--since"),
         None if until is None else _parse_time(until, "--until"),
     )

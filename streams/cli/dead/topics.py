@@ -18,13 +18,16 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.cli import output
-from streams.cli.internal_topics import internal_topics
+from streams.cli.command_errors import CommandFailed
 from streams.config import DeadLetters
-from streams.text import close_match
+from streams.errors import NotFound
+from streams.text import close_match, suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log, TopicInfo
     from streams.message import Headers
+    from streams.patterns.deadletters import DeadLetterTopic
+    from streams.replay.into_topic import LogRow
 
 RECORDS_SAMPLED = 20
 """Newest records of a partition that are looked at."""
@@ -37,15 +40,22 @@ TIME_LIMIT = 10.0
 """Real seconds after which no further topic is looked at."""
 
 
-class DeadLetterTopic(NamedTuple):
+class LetterSource(NamedTuple):
+    """What a dead letter is of."""
+
+    topic: str
+    group: str
+
+
+class FoundTopic(NamedTuple):
     """A topic of dead letters.
 
-    :param sources: topic and group of the letters that were seen in it, the newest of a partition
+    :param sources: what the letters that were seen in it are of, the newest of a partition
         first; none where none was seen.
     """
 
     name: str
-    sources: tuple[tuple[str, str], ...]
+    sources: tuple[LetterSource, ...]
 
 
 class SearchResult(NamedTuple):
@@ -54,12 +64,14 @@ class SearchResult(NamedTuple):
     :param complete: every topic that could hold letters was looked at.
     """
 
-    topics: list[DeadLetterTopic]
+    topics: list[FoundTopic]
     complete: bool
 
 
 def find_dead_letter_topics(log: Log) -> SearchResult:
     """The topics that hold dead letters, or are named so, by name."""
+    from streams.patterns.internal_topics import internal_topics
+
     infos = log.topics()
     internal = internal_topics(
         (info.name for info in infos), output.call_or_report("groups", log.groups) or ()
@@ -68,7 +80,7 @@ def find_dead_letter_topics(log: Log) -> SearchResult:
     others = [
         info for info in infos if not info.name.endswith(".dead") and info.name not in internal
     ]
-    found: list[DeadLetterTopic] = []
+    found: list[FoundTopic] = []
     partitions_left, deadline = MAX_PARTITIONS, time.monotonic() + TIME_LIMIT
     for info in (*named, *others):
         if time.monotonic() > deadline:
@@ -81,16 +93,16 @@ def find_dead_letter_topics(log: Log) -> SearchResult:
         sources, partitions_read = ((), 0) if sampled is None else sampled
         partitions_left -= partitions_read
         if sources or info in named:
-            found.append(DeadLetterTopic(info.name, sources))
+            found.append(FoundTopic(info.name, sources))
     return SearchResult(sorted(found), partitions_left > 0)
 
 
 def _sample_sources(
     log: Log, info: TopicInfo, max_partitions: int
-) -> tuple[tuple[tuple[str, str], ...], int]:
+) -> tuple[tuple[LetterSource, ...], int]:
     """Topic and group of the letters among a topic's newest records, and how many partitions were
     looked at for that."""
-    sources: dict[tuple[str, str], None] = {}
+    sources: dict[LetterSource, None] = {}
     partitions_read = 0
     for partition in range(info.partitions):
         first, end = log.watermarks(info.name, partition)
@@ -107,28 +119,23 @@ def _sample_sources(
     return tuple(sources), partitions_read
 
 
-def _source_of(headers: Headers) -> tuple[str, str] | None:
+def _source_of(headers: Headers) -> LetterSource | None:
     """The topic and group of a dead letter; None: it is none, or does not say so."""
     from streams.log.names import is_valid_name
-    from streams.patterns.deadletters.parking_records import PREFIX
-    from streams.patterns.deadletters.redriving import source_of
+    from streams.patterns.deadletters import is_parking_record, source_of
 
     topic, group = source_of(headers)
     if topic is None or group is None or not (is_valid_name(topic) and is_valid_name(group)):
         return None
-    if any(name.startswith(PREFIX) for name, _ in headers):  # the record of a closed key
-        return None
-    return topic, group
+    return None if is_parking_record(headers) else LetterSource(topic, group)
 
 
-def other_topics_of(
-    topics: Iterable[DeadLetterTopic], group: str, topic: str, name: str
-) -> list[str]:
+def other_topics_of(topics: Iterable[FoundTopic], group: str, topic: str, name: str) -> list[str]:
     """The topics other than this one that hold letters of a group and topic."""
     return [each.name for each in topics if (topic, group) in each.sources and each.name != name]
 
 
-def suggest_arguments(topics: Iterable[DeadLetterTopic], group: str, topic: str) -> str | None:
+def suggest_arguments(topics: Iterable[FoundTopic], group: str, topic: str) -> str | None:
     """How ``GROUP TOPIC`` should have been written, where there are letters of one like it."""
     known = {
         f"{group} {topic}": dead_ls_arguments(group, topic, each.name)
@@ -143,3 +150,58 @@ def dead_ls_arguments(group: str, topic: str, name: str) -> str:
     """What ``streams dead ls`` and the like are called with for these letters."""
     default_name = DeadLetters().name(topic, group)
     return f"{group} {topic}" + ("" if name == default_name else f" --name {name}")
+
+
+def open_dead_letters(
+    log: Log, group: str | None, topic: str | None, name: str | None
+) -> DeadLetterTopic:
+    """The dead letters of a group and topic, or those in the topic of this name.
+
+    :raises CommandFailed: there is no such topic; says where their letters stand.
+    """
+    from streams.patterns.deadletters import DeadLetterTopic
+
+    default_name = "" if group is None or topic is None else DeadLetters().name(topic, group)
+    try:
+        return DeadLetterTopic(log, name or default_name)
+    except NotFound as error:
+        found = find_dead_letter_topics(log).topics
+        known = [each.name for each in found]
+        hint = suggestion(name or default_name, known) if known else "there is none at all"
+        if group is not None and topic is not None:
+            if others := other_topics_of(found, group, topic, ""):
+                hint = _use_name_hint(others, group, topic)
+            elif name is None and (suggested := suggest_arguments(found, group, topic)) is not None:
+                hint = f"did you mean {suggested}?"
+        raise CommandFailed(
+            f"there is no dead letter topic {name or default_name!r}; {hint}"
+        ) from error
+
+
+def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
+    """Where nothing of a group and topic was found in a topic: say where their letters stand, or
+    whose letters are here."""
+    found = find_dead_letter_topics(log).topics
+    here = next((each.sources for each in found if each.name == name), ())
+    if others := other_topics_of(found, group, topic, name):
+        output.print_note(_use_name_hint(others, group, topic))
+    elif here and (topic, group) not in here:
+        whose = ", ".join(f"{group} {topic}" for topic, group in here)
+        output.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
+
+
+def _use_name_hint(names: list[str], group: str, topic: str) -> str:
+    return (
+        f"letters of group {group} and topic {topic} stand in {', '.join(names)}: add --name "
+        f"{names[0]}"
+    )
+
+
+def is_of(row: LogRow, group: str | None, topic: str | None) -> bool:
+    """A letter is of this group and topic; one topic may hold those of several."""
+    from streams.patterns.deadletters import source_of
+
+    if group is None and topic is None:
+        return True
+    said_topic, said_group = source_of(row.batch.headers(row.index))
+    return said_topic in (None, topic) and said_group in (None, group)

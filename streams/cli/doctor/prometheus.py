@@ -62,7 +62,7 @@ class PrometheusClient:
     """Asks Prometheus, where it is known.
 
     :param prometheus: its URL, which may hold a login; None: nobody said.
-    :raises Misused: it is no http URL.
+    :raises UsageError: it is no http URL.
     """
 
     def __init__(self, prometheus: str | None) -> None:

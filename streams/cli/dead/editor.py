@@ -10,17 +10,18 @@ import tempfile
 from pathlib import Path
 
 from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.options import argument_bytes
 
 
 def replacement_value(value: str | None, file: Path | None) -> bytes | None:
     """What ``--value`` or ``--file`` says; None where neither was given.
 
-    :raises Misused: both were.
+    :raises UsageError: both were.
     """
     if value is not None and file is not None:
         raise UsageError("streams dead edit takes --value or --file, not both")
     if value is not None:
-        return value.encode("utf-8", "surrogateescape")
+        return argument_bytes(value)
     if file == Path("-"):
         return sys.stdin.buffer.read()
     return None if file is None else file.read_bytes()
@@ -29,7 +30,7 @@ def replacement_value(value: str | None, file: Path | None) -> bytes | None:
 def editor_command() -> list[str]:
     """The user's editor, as a command.
 
-    :raises Misused: none is set, or it cannot be read.
+    :raises UsageError: none is set, or it cannot be read.
     """
     name = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     try:
@@ -49,7 +50,7 @@ def edit_in_editor(data: bytes, command: list[str]) -> bytes:
     An editor that ends a file with a line break ends it with one that was not there: it is taken
     off again.
 
-    :raises Failed: the editor failed, or nothing was changed.
+    :raises CommandFailed: the editor failed, or nothing was changed.
     """
     with tempfile.TemporaryDirectory(prefix="streams-") as folder:  # its owner's alone
         path = Path(folder, "letter.json" if data[:1] in (b"{", b"[") else "letter.txt")

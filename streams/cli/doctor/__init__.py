@@ -1,4 +1,14 @@
-"""``streams doctor``: the checklist of an event-driven service, held against a real application."""
+"""``streams doctor``: the checklist of an event-driven service, held against a real application.
+
+============================  ======================================================
+``checklist``                 the items, in their order
+``inspection``                the app and its log, looked at; what an item found
+``log_checks``                items about the log: persisted, order, retention
+``processor_checks``          items about processors: idempotent, dead letters, and so on
+``monitoring_checks``         items about who watches: monitoring, alerts
+``prometheus``                what a Prometheus is asked
+============================  ======================================================
+"""
 
 from __future__ import annotations
 
@@ -11,12 +21,13 @@ import typer
 
 from streams.cli import output
 from streams.cli.app_loading import load_app
-from streams.cli.command_errors import DONE, FAILED, line
+from streams.cli.command_errors import DONE, FAILED
 from streams.cli.options import AppUrl, AsJson
+from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.cli.checklist import Finding
+    from streams.cli.doctor.inspection import Finding
     from streams.log.protocol import Log
 
 
@@ -51,8 +62,9 @@ def doctor(
       [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
-    from streams.cli.checklist import AppInspection, Verdict, run_checks
-    from streams.cli.prometheus import PrometheusClient
+    from streams.cli.doctor.checklist import run_checks
+    from streams.cli.doctor.inspection import AppInspection, Verdict
+    from streams.cli.doctor.prometheus import PrometheusClient
     from streams.log.url import redact
 
     prometheus_client = PrometheusClient(prometheus)
@@ -110,10 +122,10 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
     try:
         log = open_log(app.url, app.driver_config, app.clock, app.member, mode="ro")
     except NotFound as error:
-        yield None, line(f"{error} (running the app once makes one)")
+        yield None, one_line(f"{error} (running the app once makes one)")
         return
     except LogError as error:
-        yield None, line(str(error))
+        yield None, one_line(str(error))
         return
     with closing(log):
         try:
@@ -121,6 +133,6 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
         except NotFound:
             pass  # it answered
         except LogError as error:
-            yield None, line(str(error))
+            yield None, one_line(str(error))
             return
         yield log, ""

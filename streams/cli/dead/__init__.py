@@ -1,0 +1,31 @@
+"""``streams dead``: what could not be handled, and what to do about it.
+
+One module per command, and beside them what several of them share:
+
+============================  ======================================================
+``options``                   arguments and options
+``filter``                    which letters are meant by ``--error``, ``--key`` and so on
+``topics``                    the topics that hold dead letters, and opening one
+``handling``                  count, ask, and do it with the letters that are meant
+``rendering``                 a letter as JSON and as table cells
+``editor``                    bytes in the user's editor
+============================  ======================================================
+"""
+
+from __future__ import annotations
+
+import typer
+
+from streams.cli.dead import closed_keys, edit, listing, purge, retry, show
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, retry and purge dead letters; decide what closes a key.",
+)
+app.command("ls")(listing.list_dead_letters)
+app.command("show")(show.show_dead_letter)
+app.command("retry")(retry.retry_dead_letters)
+app.command("keys")(closed_keys.list_closed_keys)
+app.command("edit")(edit.edit_dead_letter)
+app.command("drop")(closed_keys.drop_closed_key)
+app.command("purge")(purge.purge_dead_letters)

@@ -1,0 +1,114 @@
+"""``streams dead keys`` and ``drop``: keys that a dead message closes, with
+``DeadLetters(sequenced=True)``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli import output
+from streams.cli.dead.options import ClosedKeyName, Group, Topic
+from streams.cli.dead.rendering import cell_value, letter_summary
+from streams.cli.options import AsJson, Url, argument_bytes, open_url
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader
+
+
+def list_closed_keys(
+    group: Group,
+    topic: Topic,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
+    ] = 1_000,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """List the closed keys, and what closes them.
+
+    A processor with DeadLetters(sequenced=True) closes a key when a message of
+    it is dead: later messages of that key are parked behind it, until it is
+    retried, edited or dropped.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead keys billing orders[/cyan]
+      [cyan]streams dead retry billing orders --key c-17[/cyan]   handle it again
+      [cyan]streams dead edit billing orders c-17 --value '{"n": 1}'[/cyan]
+      [cyan]streams dead drop billing orders c-17[/cyan]          go on without it
+    """
+    with open_url(url, "ro") as log:
+        found_keys = open_closed_keys(log, group, topic).heads(limit=limit)
+        summaries = (
+            output.call_or_report(
+                f"key {closed_key.key!r}", partial(closed_key_json, log, closed_key)
+            )
+            for closed_key in found_keys
+        )
+        found = [each for each in summaries if each is not None]
+    if json:
+        output.print_json(found)
+        return
+    columns = ["key", "parked", "state", "failed_at", "attempts", "redrives", "error", "place"]
+    output.print_table(
+        [name.replace("_", " ") for name in columns],
+        [[cell_value(each[name]) for name in columns] for each in found],
+    )
+
+
+def drop_closed_key(
+    group: Group,
+    topic: Topic,
+    key: ClosedKeyName,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Let go of the message that closes a key.
+
+    Those that wait behind it are handled. The log keeps it as long as it keeps
+    TOPIC.GROUP.parked.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead drop billing orders c-17[/cyan]
+    """
+    with open_url(url) as log:
+        closed_keys_log = open_closed_keys(log, group, topic)
+        closed_keys_log.send_command("drop", closed_keys_log.dead_head(argument_bytes(key)))
+    print_decided(group, topic, 1, "dropped", json=json)
+
+
+def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
+    """Say for how many keys it was decided."""
+    if json:
+        output.print_json({"group": group, "topic": topic, field: count})
+    else:
+        output.print_note(
+            f"{output.count_text(count, 'key')} {field}; whoever owns the partition follows, once "
+            "it runs"
+        )
+
+
+def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
+    """The closed keys of a group and topic.
+
+    :raises NotFound: no key was ever closed there.
+    """
+    from streams.patterns.deadletters import ClosedKeyReader
+
+    return ClosedKeyReader(log, group, topic)
+
+
+def closed_key_json(log: Log, closed_key: ClosedKeyHead) -> dict[str, Any]:
+    """A closed key for JSON: the message that closes it, and what waits behind it."""
+    summary = letter_summary(log, closed_key.row, waiting=closed_key.is_dead)
+    if not closed_key.is_dead and summary["error"] == "?":
+        summary["error"] = summary["failed_at"] = None
+    return {
+        **summary,
+        "parked": closed_key.parked,
+        "state": "dead" if closed_key.is_dead else "coming back",
+    }

@@ -1,0 +1,137 @@
+"""``streams dead edit``: put a dead letter back with another value."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.dead import editor
+from streams.cli.dead.closed_keys import open_closed_keys, print_decided
+from streams.cli.dead.handling import LetterAction, print_handled
+from streams.cli.dead.options import Group, Name, Topic
+from streams.cli.dead.topics import is_of, open_dead_letters
+from streams.cli.options import AsJson, Url, argument_bytes, open_url
+from streams.config import DeadLetters
+from streams.errors import NotFound
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.patterns.deadletters import ClosedKeyHead
+    from streams.replay.into_topic import LogRow
+
+
+def edit_dead_letter(
+    group: Group,
+    topic: Topic,
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
+    ] = None,
+    value: Annotated[
+        str | None, typer.Option("--value", metavar="TEXT", help="What its value is to be.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."
+        ),
+    ] = None,
+    name: Name = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Put a dead letter back with another value.
+
+    It opens in your editor (VISUAL or EDITOR), unless --value or --file says
+    what its value is to be. Its bytes are taken as they are. It keeps its key,
+    headers and ID, and says where it came from and that it was edited. A letter
+    that was not changed in the editor stays where it is.
+
+    Of what closes a key, the edited message is handled in its place, and then
+    those that wait behind it.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead edit billing orders 3/17[/cyan]
+      [cyan]streams dead edit billing orders o-42 --value '{"n": 1}'[/cyan]
+      [cyan]streams dead show billing orders o-42 --json | jq -c .value > v.json[/cyan]
+      [cyan]streams dead edit billing orders o-42 -f v.json[/cyan]
+      [cyan]streams dead edit billing orders --key c-17[/cyan]    what closes this key
+    """
+    if (which is None) == (key is None):
+        raise UsageError("streams dead edit takes WHICH or --key")
+    if key is not None and name is not None:
+        raise UsageError("streams dead edit: --name is not for closed keys")
+    data = editor.replacement_value(value, file)
+    command = editor.editor_command() if data is None else []
+
+    def new_value(row: LogRow) -> bytes:
+        old = row.batch.values[row.index] or b""
+        return editor.edit_in_editor(old, command) if data is None else data
+
+    with open_url(url) as log:
+        closed_key = None if name is not None else _closed_key_meant(log, group, topic, which, key)
+        if which is None or closed_key is not None:
+            closed_keys_log = open_closed_keys(log, group, topic)
+            closed_key = closed_keys_log.dead_head(argument_bytes(key or which or ""))
+            closed_keys_log.send_command("edit", closed_key, new_value(closed_key.row))
+            print_decided(group, topic, 1, "edited", json=json)
+            return
+        dead_letters = open_dead_letters(log, group, topic, name)
+        selection = dead_letters.select_named([which], lambda row: is_of(row, group, topic))
+        if selection.count > 1:
+            raise CommandFailed(
+                f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one "
+                "by its "
+                f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+            )
+        (partition, end), *_ = selection.end_offsets.items()
+        with closing(dead_letters.row_at(partition, end - 1)) as rows:
+            row = next(iter(rows))
+        retry_topic = DeadLetters().retry(topic, group)
+        new = new_value(row)
+        done = dead_letters.redrive(
+            lambda row: retry_topic,
+            matches=selection.matches,
+            end_offsets=selection.end_offsets,
+            edited=new,
+        )
+        if not done:
+            raise CommandFailed(f"{dead_letters.name}: letter {which!r} was dealt with meanwhile")
+    action = LetterAction("edited", "edited and put back", f"to {retry_topic}")
+    print_handled(group, topic, done, action, json=json)
+
+
+def _closed_key_meant(
+    log: Log, group: str, topic: str, which: str | None, key: str | None
+) -> ClosedKeyHead | None:
+    """What closes the key that is meant; None: a letter is meant.
+
+    :raises UsageError: it can be both.
+    """
+    try:
+        closed_keys_log = open_closed_keys(log, group, topic)
+    except NotFound:
+        if key is None:
+            return None
+        raise
+    closed_key = next(closed_keys_log.heads(argument_bytes(which or key or "")), None)
+    if closed_key is None or which is None:
+        return closed_key
+    try:
+        open_dead_letters(log, group, topic, None).select_named(
+            [which], lambda row: is_of(row, group, topic)
+        )
+    except NotFound:
+        return closed_key
+    raise UsageError(
+        f"{which!r} is a closed key and a letter: give it as --key, or the letter as its "
+        f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+    )

@@ -1,0 +1,169 @@
+"""``streams dead ls``: the dead letters that wait, or the topics where there are any."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+from streams.cli.dead.filter import parse_filter
+from streams.cli.dead.options import ErrorText, Keys, Name, Since, Until
+from streams.cli.dead.rendering import cell_value, letter_summary
+from streams.cli.dead.topics import (
+    LetterSource,
+    dead_ls_arguments,
+    find_dead_letter_topics,
+    is_of,
+    open_dead_letters,
+    print_other_topics,
+)
+from streams.cli.log_queries import count_waiting, read_first
+from streams.cli.options import AsJson, Url, open_url
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+
+
+def list_dead_letters(
+    group: Annotated[
+        str | None, typer.Argument(metavar="GROUP", help="Whose; all there are, if not given.")
+    ] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Of which topic.")] = None,
+    include_handled: Annotated[
+        bool, typer.Option("--all", help="Also those that were retried or purged.")
+    ] = False,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
+    ] = 1_000,
+    error: ErrorText = None,
+    key: Keys = None,
+    since: Since = None,
+    until: Until = None,
+    name: Name = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    r"""List the dead letters that wait, the oldest first.
+
+    Without a group and a topic, list where there are any: the topics that are
+    named as dead letter topics are, and those whose newest messages are dead
+    letters. With [cyan]--name[/cyan] alone, list the letters of that topic, of whatever group.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead ls[/cyan]
+      [cyan]streams dead ls billing orders[/cyan]
+      [cyan]streams dead ls --name lost-mails[/cyan]
+      [cyan]streams dead ls billing orders -n 10[/cyan]
+      [cyan]streams dead ls billing orders --error timeout --since 2h[/cyan]
+      [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
+    """
+    from streams.patterns.deadletters import SCAN_LIMIT
+
+    if (group is None) != (topic is None):
+        raise UsageError("streams dead ls takes a group and its topic, or neither")
+    letter_filter = parse_filter(error, key, since, until)
+    if topic is None and name is None and not letter_filter.matches_all:
+        raise UsageError(
+            "streams dead ls: --error, --key, --since and --until go with a group and its topic, "
+            "or with --name"
+        )
+    with open_url(url, "ro") as log:
+        if topic is None and name is None:
+            _print_topics(log, json=json)
+            return
+        dead_letters = open_dead_letters(log, group, topic, name)
+        with closing(dead_letters.rows(everything=include_handled)) as rows:
+            matching = (row for row in rows if is_of(row, group, topic) and letter_filter(row))
+            found = []
+            for row in islice(matching, limit):
+                make_summary = partial(letter_summary, log, row, waiting=rows.is_waiting(row))
+                if (
+                    summary := output.call_or_report(
+                        output.position_text(log, row.batch, row.index), make_summary
+                    )
+                ) is not None:
+                    found.append(summary)
+            more = next(matching, None) is not None
+        if more:
+            output.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+        elif rows.is_truncated:
+            output.print_note(
+                f"only the oldest {SCAN_LIMIT:,} letters of {dead_letters.name} were looked at"
+            )
+        if not found and group is not None and topic is not None:
+            print_other_topics(log, group, topic, dead_letters.name)
+    if json:
+        output.print_json(found)
+        return
+    columns = ["place", "failed_at", "key", "attempts", "error", "origin"]
+    if group is None:
+        columns.insert(1, "group")
+    output.print_table(
+        [name.replace("_", " ") for name in columns],
+        [[cell_value(each[name]) for name in columns] for each in found],
+    )
+
+
+def _print_topics(log: Log, *, json: bool) -> None:
+    found: list[dict[str, Any]] = []
+    example: str | None = None
+    search = find_dead_letter_topics(log)
+    for name, sources in search.topics:
+        found.append(_topic_json(log, name, sources))
+        if example is None:
+            argument_texts = (dead_ls_arguments(group, topic, name) for topic, group in sources)
+            example = next(
+                (f"streams dead ls {words}" for words in argument_texts if "--name" in words), None
+            )
+    if not search.complete:
+        output.print_note(
+            "not every partition was looked at for dead letters: name the topic with --name"
+        )
+    if json:
+        output.print_json(found)
+        return
+    output.print_table(
+        ["dead letters", "of", "waiting", "total", "oldest"],
+        [
+            [
+                each["dead_letters"],
+                ", ".join(f"{of['group']} {of['topic']}" for of in each["of"]) or None,
+                each["waiting"],
+                each["total"],
+                output.age_text(each["oldest_seconds"]),
+            ]
+            for each in found
+        ],
+    )
+    if example is not None:
+        output.print_note(
+            f"a topic with another name than TOPIC.GROUP.dead is given as --name: {example}"
+        )
+
+
+def _topic_json(log: Log, name: str, sources: tuple[LetterSource, ...]) -> dict[str, Any]:
+    from streams.patterns.deadletters import resolved_offsets
+
+    waiting, total, oldest = 0, 0, None
+    for partition, resolved in resolved_offsets(log, name, log.topic(name).partitions).items():
+        first, end = log.watermarks(name, partition)
+        waiting += count_waiting(log, name, partition, resolved)
+        total += log.lag(name, partition, first) or 0
+        batch = read_first(log, name, partition, max(first, resolved.position), end)
+        if batch is not None:
+            oldest = batch.time(0) if oldest is None else min(oldest, batch.time(0))
+    return {
+        "dead_letters": name,
+        "of": [{"group": group, "topic": topic} for topic, group in sources],
+        "waiting": waiting,
+        "total": total,
+        "oldest_seconds": None if oldest is None else max(0.0, time.time() - oldest),
+    }

@@ -1,0 +1,65 @@
+"""``streams dead purge``: set dead letters aside."""
+
+from __future__ import annotations
+
+from streams.cli.dead.filter import parse_filter
+from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters
+from streams.cli.dead.options import (
+    DryRun,
+    ErrorText,
+    Group,
+    Keys,
+    Limit,
+    Name,
+    Since,
+    Topic,
+    Until,
+    WhichLetters,
+)
+from streams.cli.dead.topics import open_dead_letters
+from streams.cli.options import AsJson, AssumeYes, Url, open_url
+
+
+def purge_dead_letters(
+    group: Group,
+    topic: Topic,
+    which: WhichLetters = None,
+    limit: Limit = None,
+    error: ErrorText = None,
+    key: Keys = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: AssumeYes = False,
+    name: Name = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Set the dead letters that wait aside: all, some, or single ones.
+
+    They are not retried and not listed any more. Nothing is deleted:
+    [cyan]streams dead ls --all[/cyan] lists them.
+
+    Unless each letter is named they are counted first, and you are asked;
+    --yes does not ask, and --dry-run only counts. What closes a key is let go
+    of with [cyan]streams dead drop[/cyan].
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead purge billing orders[/cyan]
+      [cyan]streams dead purge billing orders 3/17 o-42[/cyan]
+      [cyan]streams dead purge billing orders --error ValueError --until 7d[/cyan]
+      [cyan]streams dead purge billing orders -n 10[/cyan]
+    """
+    letter_filter = parse_filter(error, key, since, until)
+    request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
+    with open_url(url) as log:
+        dead_letters = open_dead_letters(log, group, topic, name)
+        handle_letters(
+            dead_letters,
+            request,
+            LetterAction("purged", "set aside", "where streams dead ls --all still lists them"),
+            lambda selection: dead_letters.purge(
+                matches=selection.matches, limit=limit, end_offsets=selection.end_offsets
+            ),
+        )

@@ -1,0 +1,177 @@
+"""``streams dead retry``: put dead letters back, or let closed keys be handled again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streams.cli import output
+from streams.cli.command_errors import UsageError
+from streams.cli.dead.closed_keys import open_closed_keys, print_decided
+from streams.cli.dead.filter import DeadLetterFilter, parse_filter
+from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters, print_dry_run
+from streams.cli.dead.options import (
+    DryRun,
+    ErrorText,
+    Group,
+    Limit,
+    Name,
+    Since,
+    Topic,
+    Until,
+    WhichLetters,
+)
+from streams.cli.dead.topics import is_of, open_dead_letters
+from streams.cli.options import AsJson, AssumeYes, Url, argument_bytes, confirm, open_url
+from streams.config import DeadLetters
+from streams.errors import NotFound
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.patterns.deadletters import ClosedKeyHead, DeadLetterTopic
+
+
+def retry_dead_letters(
+    group: Group,
+    topic: Topic,
+    which: WhichLetters = None,
+    limit: Limit = None,
+    error: ErrorText = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            "-k",
+            metavar="KEY",
+            help="Only those of this key; repeatable. A closed key: see above.",
+        ),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="All closed keys, instead.")] = False,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: AssumeYes = False,
+    name: Name = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Put the dead letters that wait back: all, some, or single ones.
+
+    They go to the topic TOPIC.GROUP.retry, which the group's processors read
+    beside TOPIC: no other group sees them again. A letter is put back once;
+    should it fail again, it is a new dead letter, which still says where it
+    came from. Those of a key go back in the order in which they failed.
+
+    Unless each letter or key is named they are counted first, and you are
+    asked; --yes does not ask, and --dry-run only counts.
+
+    Where a message closes a key (DeadLetters(sequenced=True)), --key lets it
+    be handled again, and then those that wait behind it; --keys all of them.
+
+    [bold]Examples[/bold]
+
+      [cyan]streams dead retry billing orders[/cyan]
+      [cyan]streams dead retry billing orders 3/17 o-42[/cyan]   these two
+      [cyan]streams dead retry billing orders --error timeout --since 2h --dry-run[/cyan]
+      [cyan]streams dead retry billing orders -n 1[/cyan]        try the oldest first
+      [cyan]streams dead retry billing orders --key c-17[/cyan]
+    """
+    letter_filter = parse_filter(error, key, since, until)
+    if key and keys:
+        raise UsageError("streams dead retry takes --key or --keys, not both")
+    if which and keys:
+        raise UsageError("streams dead retry takes WHICH or --keys, not both")
+    if keys and (limit is not None or name is not None):
+        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
+    request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
+    with open_url(url) as log:
+        if keys or (key and not which and name is None):
+            closed = _select_closed_keys(log, group, topic, letter_filter, keys=key)
+            if closed is not None:
+                _retry_closed_keys(log, request, closed)
+                return
+        retry_topic = DeadLetters().retry(topic, group)
+        dead_letters = open_dead_letters(log, group, topic, name)
+        if key and not which:
+            _require_closed(dead_letters, request, key)
+        handle_letters(
+            dead_letters,
+            request,
+            LetterAction("retried", "put back", f"to {retry_topic}"),
+            lambda selection: dead_letters.redrive(
+                lambda row: retry_topic,
+                matches=selection.matches,
+                limit=limit,
+                end_offsets=selection.end_offsets,
+            ),
+        )
+
+
+def _select_closed_keys(
+    log: Log, group: str, topic: str, letter_filter: DeadLetterFilter, *, keys: list[str] | None
+) -> list[ClosedKeyHead] | None:
+    """The closed keys that are meant; None: none of these is closed, so letters are meant.
+
+    :raises NotFound: all are meant, and no key was ever closed here.
+    :raises NotClosed: some of them are closed, and not this one; or no decision is waited for.
+    """
+    if keys is None:
+        closed_keys_log = open_closed_keys(log, group, topic)
+        return [
+            closed_key
+            for closed_key in closed_keys_log.heads()
+            if closed_key.is_dead and letter_filter(closed_key.row)
+        ]
+    try:
+        closed_keys_log = open_closed_keys(log, group, topic)
+    except NotFound:
+        return None
+    names = [argument_bytes(each) for each in dict.fromkeys(keys)]
+    if not any(next(closed_keys_log.heads(each), None) for each in names):
+        return None
+    filter_without_keys = replace(letter_filter, keys=None)
+    return [
+        closed_key
+        for each in names
+        if filter_without_keys((closed_key := closed_keys_log.dead_head(each)).row)
+    ]
+
+
+def _require_closed(
+    dead_letters: DeadLetterTopic, request: LetterRequest, names: list[str]
+) -> None:
+    """Where no letter has one of these keys, and keys can be closed: say that they are not.
+
+    :raises NotClosed: the first of them that is not.
+    """
+    group, topic = request.group, request.topic
+    if dead_letters.count_waiting(
+        lambda row: is_of(row, group, topic) and request.letter_filter(row)
+    ):
+        return
+    try:
+        closed_keys_log = open_closed_keys(dead_letters.log, group, topic)
+    except NotFound:
+        return
+    for name in names:
+        closed_keys_log.dead_head(argument_bytes(name))
+
+
+def _retry_closed_keys(log: Log, request: LetterRequest, selection: list[ClosedKeyHead]) -> None:
+    if request.limit is not None:
+        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
+    closed_keys_log = open_closed_keys(log, request.group, request.topic)
+    number = output.count_text(len(selection), "key")
+    if request.dry_run:
+        print_dry_run(request, len(selection), "retried", f"{number} would be retried")
+        return
+    letter_filter = request.letter_filter
+    if selection and (
+        letter_filter.keys is None or not replace(letter_filter, keys=None).matches_all
+    ):
+        confirm(f"{number} of {closed_keys_log.name}: to be retried?", yes=request.yes)
+    for closed_key in selection:
+        closed_keys_log.send_command("retry", closed_key)
+    print_decided(request.group, request.topic, len(selection), "retried", json=request.json)

@@ -1,0 +1,164 @@
+"""What ``streams doctor`` looks at: an app's declarations and its log as it is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from streams.cli.log_queries import read_first
+from streams.errors import LogError, NotFound
+
+if TYPE_CHECKING:
+    from streams.app import Streams
+    from streams.cli.doctor.prometheus import PrometheusClient
+    from streams.log.protocol import Log, TopicInfo
+    from streams.processor import Processor
+    from streams.topic import Topic
+
+SAMPLE_SIZE = 200
+"""Messages of a partition that are looked at: its last ones."""
+
+MAX_PARTITIONS = 32
+"""Partitions of a topic that are looked at."""
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    yes = "yes"
+    no = "no"
+    unknown = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One item of the checklist, for one thing.
+
+    :param subject: what was looked at.
+    :param reason: what was seen.
+    :param advice: what to do about it; may be said of what is well, too.
+    """
+
+    item: str
+    subject: str
+    verdict: Verdict
+    reason: str
+    advice: str = ""
+
+
+class SampledMessage(NamedTuple):
+    """One message of a sample."""
+
+    partition: int
+    key: bytes | None
+    id: str | None
+
+
+class AppInspection:
+    """An app and its log, looked at.
+
+    :param log: None: it could not be opened, and ``open_error`` says why.
+    """
+
+    def __init__(
+        self, app: Streams, log: Log | None, open_error: str, prometheus: PrometheusClient
+    ) -> None:
+        self.app = app
+        self.log = log
+        self.open_error = open_error
+        self.prometheus = prometheus
+        self._infos: dict[str, TopicInfo | str] = {}
+        self._samples: dict[str, list[SampledMessage]] = {}
+
+    def command(self, words: str) -> str:
+        """A command of ours on the app's log, as it can be given to a shell: with the log's URL,
+        unless the environment names that log already. A URL with a secret in it is not shown."""
+        from streams.log.url import URL_VARIABLE, redact
+
+        url = self.app.url
+        if os.environ.get(URL_VARIABLE) == url:
+            return f"streams {words}"
+        return f"streams {words} --url {shlex.quote(url) if redact(url) == url else 'URL'}"
+
+    @cached_property
+    def _helper_processors(self) -> list[Processor[..., Any]]:
+        """What works for other processors is the toolkit's, and not the app's to set."""
+        return [helper for each in self.app.processors for helper in each.helpers]
+
+    @cached_property
+    def processors(self) -> list[Processor[..., Any]]:
+        """What the app declares."""
+        return [each for each in self.app.processors if each not in self._helper_processors]
+
+    @cached_property
+    def topics(self) -> dict[str, Topic[Any]]:
+        """What the app declares or reads, by name."""
+        helper_topics = {topic for helper in self._helper_processors for topic in helper.topics}
+        found = {
+            name: topic for name, topic in self.app.topics.items() if name not in helper_topics
+        }
+        for processor in self.processors:
+            for topic in processor.options.topics:
+                if topic.name not in found and hasattr(topic, "partitions"):
+                    found[topic.name] = topic  # type: ignore[assignment]  # a topic of a pattern
+        return found
+
+    def info(self, topic: str) -> TopicInfo | str:
+        """A topic's facts, or why there are none."""
+        if topic not in self._infos:
+            self._infos[topic] = self._read_info(topic)
+        return self._infos[topic]
+
+    def _read_info(self, topic: str) -> TopicInfo | str:
+        if self.log is None:
+            return self.open_error
+        try:
+            return self.log.topic(topic)
+        except NotFound:
+            return "the log has no such topic yet"
+        except LogError as error:
+            return str(error)
+
+    def sample(self, topic: str) -> list[SampledMessage]:
+        """The last messages of each partition; nothing where there are none."""
+        if topic not in self._samples:
+            self._samples[topic] = list(self._read_sample(topic))
+        return self._samples[topic]
+
+    def _read_sample(self, topic: str) -> Iterator[SampledMessage]:
+        info = self.info(topic)
+        if self.log is None or isinstance(info, str):
+            return
+        for partition in range(min(info.partitions, MAX_PARTITIONS)):
+            first, end = self.log.watermarks(topic, partition)
+            start = max(first, self.log.offset_before(topic, partition, end, SAMPLE_SIZE))
+            if start >= end:
+                continue
+            with closing(self.log.reader(topic, partition, start, end)) as reader:
+                while (batch := reader.read(SAMPLE_SIZE)) is not None:
+                    for key, id in zip(batch.keys, batch.ids, strict=True):
+                        yield SampledMessage(partition, key, id)
+
+    def shortest_time_of(self, topic: str, count: int) -> float | None:
+        """Seconds in which the last ``count`` messages of a partition came, where they came
+        fastest; None where no partition has more."""
+        info = self.info(topic)
+        if self.log is None or isinstance(info, str):
+            return None
+        found: list[float] = []
+        for partition in range(min(info.partitions, MAX_PARTITIONS)):
+            _, end = self.log.watermarks(topic, partition)
+            start = self.log.offset_before(topic, partition, end, count)
+            if self.log.offset_before(topic, partition, start, 1) >= start:
+                continue  # it is the first there is: there are hardly so many
+            last = self.log.offset_before(topic, partition, end, 1)
+            batches = [read_first(self.log, topic, partition, each, end) for each in (start, last)]
+            if batches[0] is not None and batches[1] is not None:
+                found.append(max(0.0, batches[1].time(0) - batches[0].time(0)))
+        return min(found, default=None)

@@ -1,0 +1,31 @@
+"""What several commands ask a log."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streams.log.protocol import Log
+    from streams.message import Batch
+    from streams.patterns.deadletters import ResolvedOffsets
+
+
+def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Batch | None:
+    """The first message from an offset on, in a batch of its own; None: there is none before
+    ``end``."""
+    if start >= end:
+        return None
+    with closing(log.reader(topic, partition, start, end)) as reader:
+        return reader.read(1)
+
+
+def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets) -> int:
+    """Dead letters of a partition that nobody has dealt with, as far as the log can count."""
+    from streams.replay.result import count_messages
+
+    first, _ = log.watermarks(name, partition)
+    waiting = log.lag(name, partition, max(first, resolved.position)) or 0
+    for low, high in resolved.ranges:
+        waiting -= count_messages(log, name, partition, low, high) or 0
+    return waiting
