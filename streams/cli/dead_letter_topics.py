@@ -110,7 +110,7 @@ def _sample_sources(
 def _source_of(headers: Headers) -> tuple[str, str] | None:
     """The topic and group of a dead letter; None: it is none, or does not say so."""
     from streams.log.names import is_valid_name
-    from streams.patterns.deadletters.parking_records import PREFIX
+    from streams.parking.records import PREFIX
     from streams.patterns.deadletters.redriving import source_of
 
     topic, group = source_of(headers)

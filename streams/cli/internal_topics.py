@@ -19,8 +19,8 @@ def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
 
     :param groups: the names of all groups.
     """
-    from streams.patterns.delay.scheduler import floor_group
     from streams.patterns.saga.journal import TOPIC_SUFFIX
+    from streams.retries.scheduler import floor_group
 
     names, known = set(topics), set(groups)
     delays = {name for name in names if floor_group(name) in known}

@@ -216,7 +216,7 @@ def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int
 
     :raises Failed: some were not acknowledged.
     """
-    from streams.patterns.deadletters.redriving import append_and_wait
+    from streams.log.appending import append_and_wait
 
     if not records:
         return 0

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from streams.log.appending import append_and_wait
 from streams.message import Record
-from streams.patterns.deadletters.redriving import append_and_wait
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 

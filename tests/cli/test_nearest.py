@@ -10,10 +10,10 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from streams import ConfigError
+from streams.log.appending import append_and_wait
 from streams.log.kafka import settings
 from streams.log.url import open_log
 from streams.message import Record
-from streams.patterns.deadletters.redriving import append_and_wait
 from tests.cli.conftest import Run, Shell, fill, order
 from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import LOGS, Case

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streams import Streams
+from streams.log.appending import append_and_wait
 from streams.patterns import DeadLetterManager
 from streams.patterns.deadletters import redriving
 
@@ -25,7 +26,7 @@ async def main(
 ) -> None:
     redriving.REDRIVE_CHUNK = chunk
     left = chunks
-    append = redriving.append_and_wait
+    append = append_and_wait
 
     def failing(log: Any, topic: str, records: Sequence[Any]) -> Any:
         nonlocal left
@@ -37,7 +38,7 @@ async def main(
             os.kill(os.getpid(), signal.SIGKILL)
         return answers
 
-    redriving.append_and_wait = failing  # type: ignore[assignment]
+    redriving.append_and_wait = failing  # type: ignore[assignment, attr-defined]
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():

@@ -25,6 +25,7 @@ from streams import (
 )
 from streams.derived_records import ERROR_PREFIX
 from streams.engine.progress import encode
+from streams.log.appending import append_and_wait
 from streams.log.protocol import Log
 from streams.message import REDRIVE
 from streams.patterns import DeadLetter, DeadLetterManager, MessageQueue, QueueMessage
@@ -355,7 +356,7 @@ class Ended(BaseException):
 
 
 def ended(stage: Stage, dead: str, chunk: int, chunks: int, when: str) -> None:
-    append, left = redriving.append_and_wait, chunks
+    append, left = append_and_wait, chunks
 
     def failing(log: Log, topic: str, records: Any) -> Any:
         nonlocal left
@@ -425,7 +426,7 @@ async def test_a_reprocess_that_is_cancelled_has_noted_what_it_wrote(
     monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 20)
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
-    append = redriving.append_and_wait
+    append = append_and_wait
 
     def told(log: Log, topic: str, records: Any) -> Any:
         answers = append(log, topic, records)

@@ -19,10 +19,10 @@ from random import Random
 
 import pytest
 
+from streams.log.appending import append_and_wait
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns.deadletters.closed_keys import ClosedKeyReader
-from streams.patterns.deadletters.redriving import append_and_wait
 from tests.conformance.stage import Stage
 from tests.patterns.conftest import FOUR
 from tests.patterns.sequenced_child import fails

@@ -29,7 +29,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streams import wire
 from streams.config import RETRY_PARTITIONS, DeadLetters
@@ -43,7 +43,8 @@ from streams.derived_records import (
     redrives_of,
 )
 from streams.engine.progress import Range, Snapshot, decode, encode
-from streams.errors import LogError, NotFound, StreamsError
+from streams.errors import NotFound, StreamsError
+from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed, ensure_topic
 from streams.message import ID, REDRIVE, Record
 from streams.replay.into_topic import COPY_BYTES, LogRow, RangeReader
@@ -51,7 +52,7 @@ from streams.text import suggestion
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.message import Headers, Position
+    from streams.message import Headers
 
 REDRIVE_CHUNK = 500
 """Letters put back between two notes of it, at most."""
@@ -588,26 +589,3 @@ def redriven_record(row: LogRow, edited: bytes | None = None) -> Record:
         value = edited
         new_headers = [*(pair for pair in new_headers if pair[0] != EDITED), (EDITED, b"1")]
     return Record(value, batch.keys[index], batch.id(index), new_headers)
-
-
-def append_and_wait(
-    log: Log,
-    topic: str,
-    records: Sequence[Record],
-    meanwhile: Callable[[], None] = lambda: None,
-) -> list[Position | LogError]:
-    """Write records and wait for what becomes of them.
-
-    :param meanwhile: called about once a second until that is known.
-    """
-    ended = threading.Event()
-    answers: list[Any] = []
-
-    def on_written(found: Sequence[Position | LogError]) -> None:
-        answers.extend(found)
-        ended.set()
-
-    log.append(topic, records, on_written)
-    while not ended.wait(1.0):
-        meanwhile()
-    return answers

@@ -6,10 +6,10 @@ message holds up nothing; memory holds due times and positions of the nearest me
 payloads. A message can be cancelled by its ID, and the answer says what happened.
 
 :class:`~streams.patterns.delay.delays.Delays` is for applications.
-:mod:`streams.patterns.delay.attempt_log` keeps failing messages for ``Retry(in_order=False)``.
+:mod:`streams.retries.attempt_log` keeps failing messages for ``Retry(in_order=False)``.
 """
 
 from streams.patterns.delay.delays import Delays, Scheduled
-from streams.patterns.delay.scheduler import DelayStats
+from streams.retries.scheduler import DelayStats
 
 __all__ = ["DelayStats", "Delays", "Scheduled"]
