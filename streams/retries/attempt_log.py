@@ -31,7 +31,7 @@ from streams.message import ID, REDRIVE, TIME, Batch, Position, Record
 from streams.processing.job import Outgoing
 from streams.processor import Processor
 from streams.retries.records import LATEST_DUE, entry_record, retry_entry_id
-from streams.retries.scheduler import Declarations, DelayScheduler, declare_scheduler
+from streams.retries.scheduler import DeclaringConnection, DelayScheduler, declare_scheduler
 from streams.text import get_logger
 
 logger = get_logger("streams.delay")
@@ -62,7 +62,7 @@ class DurableAttemptLog:
     Making one declares what keeps messages that wait elsewhere: helpers of the processor.
     """
 
-    def __init__(self, app: Declarations, processor: Processor[..., Any]) -> None:
+    def __init__(self, app: DeclaringConnection, processor: Processor[..., Any]) -> None:
         options = processor.options
         self._app = app
         self._group = group = processor.group

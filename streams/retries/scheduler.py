@@ -107,7 +107,7 @@ def floor_group(name: str) -> str:
     return f"{name}.floor"
 
 
-class Declarations(Connection, Protocol):
+class DeclaringConnection(Connection, Protocol):
     """An app as a scheduler needs it: to read, to write, and to declare its processor."""
 
     def declare(
@@ -148,7 +148,7 @@ class DelayProcessor(Processor[..., Any]):
 
 
 def declare_scheduler(
-    app: Declarations,
+    app: DeclaringConnection,
     name: str,
     partition_count: Callable[[Log], int],
     is_allowed: Callable[[str], bool],
@@ -199,7 +199,7 @@ class DelayScheduler:
 
     def __init__(
         self,
-        app: Declarations,
+        app: DeclaringConnection,
         topic: str,
         partition_count: Callable[[Log], int],
         is_allowed: Callable[[str], bool],
