@@ -176,7 +176,7 @@ class DurableAttemptLog:
     # -- told by the poller
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: read what the former owners noted."""
+        """Read what the former owners noted."""
         for assignment in assignments:
             for tries in range(1, _READ_ATTEMPTS + 1):
                 try:
@@ -191,7 +191,7 @@ class DurableAttemptLog:
                         time.sleep(0.1 * tries)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: forget what was noted of these."""
+        """Forget what was noted of these."""
         revoked = {(each.topic, each.partition) for each in assignments}
         remaining = {
             position: n
@@ -201,11 +201,11 @@ class DurableAttemptLog:
         self._restored_attempts = remaining
 
     def unfinished(self) -> str:
-        """Watch: nothing happens here by itself."""
+        """Nothing happens here by itself."""
         return ""
 
     def next_due(self) -> None:
-        """Watch: what waits is in the delay topic, whose own processor says when it is due."""
+        """What waits is in the delay topic, whose own processor says when it is due."""
 
     def _restore_attempts(self, assignment: Assignment) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition

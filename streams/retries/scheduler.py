@@ -218,7 +218,7 @@ class DelayScheduler:
     # -- the poller's side (its thread)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: begin to keep these."""
+        """Begin to keep these."""
         for assignment in assignments:
             if assignment.topic == self.topic:
                 partition = self._by_partition[assignment.partition] = PartitionScheduler(
@@ -227,7 +227,7 @@ class DelayScheduler:
                 self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: deliver nothing more of these."""
+        """Deliver nothing more of these."""
         revoked = [
             partition
             for each in assignments
@@ -251,7 +251,7 @@ class DelayScheduler:
             return  # the loop is closed: nothing of ours runs on it any more
 
     def unfinished(self) -> str:
-        """Watch: whether something is due, or not known yet (any thread)."""
+        """Whether something is due, or not known yet (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
@@ -261,7 +261,7 @@ class DelayScheduler:
         return ""
 
     def next_due(self) -> tuple[float, str] | None:
-        """Watch: when the next delayed message is due (any thread)."""
+        """When the next delayed message is due (any thread)."""
         moments = [
             moment
             for partition in list(self._by_partition.values())
