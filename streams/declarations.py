@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from importlib import import_module
 from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from typing_extensions import TypeForm
@@ -33,9 +32,11 @@ from streams.log.names import check_member
 from streams.log.protocol import Log, OpenMode
 from streams.log.url import ChosenUrl, choose_url, redact
 from streams.message import Message, Transaction
+from streams.parking.key_parking import DurableKeyParking
 from streams.processing.job import Job
 from streams.processor import Processor, ProcessorOptions
 from streams.publisher import Publisher, PublishObserver
+from streams.retries.attempt_log import DurableAttemptLog
 from streams.text import get_logger
 from streams.topic import Key, Topic
 
@@ -50,15 +51,6 @@ O = TypeVar("O")  # noqa: E741 - what a topic given as to= takes
 logger = get_logger("streams")
 
 AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
-
-_LATE = "streams.patterns.delay.attempt_log"
-"""What keeps failing messages and their attempts in the log, for ``Retry(in_order=False)`` and
-``Retry(durable=True)``. It is made of topics and processors, so it stands above this module and is
-looked up by name, like the names of :mod:`streams`."""
-
-_SEQUENCE = "streams.patterns.deadletters.key_parking"
-"""What keeps keys closed behind a dead message, for ``DeadLetters(sequenced=True)``; looked up by
-name for the same reason."""
 
 
 def _check_cloudevents(where: str, value: object) -> CloudEvents:
@@ -460,9 +452,9 @@ class Declarations(ABC):
                     f"in processor {other.name}; give it a group of its own"
                 )
         if options.retry.uses_attempt_log:
-            processor.attempt_log = import_module(_LATE).attempt_log_of(self, processor)
+            processor.attempt_log = DurableAttemptLog(self, processor)
         if options.dead_letters.sequenced:
-            processor.key_parking = import_module(_SEQUENCE).key_parking_of(self, processor)
+            processor.key_parking = DurableKeyParking(self, processor)
         self.processors.append(processor)
         return processor
 

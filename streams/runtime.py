@@ -43,7 +43,10 @@ CLOSE_TIMEOUT = 10.0
 
 
 class Runtime:
-    """See the module. Made anew each time that the app is entered.
+    """One life of an app. A new one is made each time that the app is entered.
+
+    What is public here is what patterns and the command line need of a running app: to start and
+    stop processors, to ensure topics, and to run tasks beside the app's body.
 
     :param failures: told when a processor dies.
     :param stop_requested: set when the app is to stop, of one that runs until a signal; such an app
@@ -148,7 +151,8 @@ class Runtime:
             raise
 
     async def _wait_until_available(self, request: Callable[[], None]) -> None:
-        """Ask the log something, off the loop; :meth:`run` asks until there is an answer."""
+        """Ask the log something, off the loop; an app that runs until a signal asks again until
+        the log answers."""
         pause = 0.5
         while True:
             try:
@@ -314,7 +318,7 @@ class Runtime:
         coroutine_function: Callable[[], Coroutine[Any, Any, None]],
         on_done: Callable[[], None],
     ) -> None:
-        """Do the same from any thread.
+        """Do something beside the app's body, from any thread; the app's end cancels it.
 
         :param on_done: called once it has ended, however that was, or cannot be run.
         """

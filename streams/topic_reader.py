@@ -174,7 +174,7 @@ class TopicReader(Generic[T]):
         self._decoder = topic.decoding
         self._key = key
         self._skip_errors = errors == "skip"
-        self._cursors: list[_PartitionCursor] = []
+        self._cursors: list[PartitionCursor] = []
         self.ranges = resolve_ranges(
             log, topic.name, start, end, partition=partition, now=connection.clock.time()
         )
@@ -182,7 +182,7 @@ class TopicReader(Generic[T]):
         for number, (start_offset, end_offset) in self.ranges.items():
             if start_offset < end_offset:
                 self._cursors.append(
-                    _PartitionCursor(
+                    PartitionCursor(
                         log.reader(topic.name, number, start_offset, end_offset),
                         self._decoder.unwrap,
                     )
@@ -246,7 +246,7 @@ class TopicReader(Generic[T]):
 
     def _iterate(self) -> Generator[Message[T], None, None]:
         try:
-            for batch, index in _merge_by_time(self._cursors):
+            for batch, index in merge_by_time(self._cursors):
                 if self._key is not None and batch.keys[index] != self._key:
                     continue
                 try:
@@ -272,7 +272,7 @@ class TopicReader(Generic[T]):
                 cursor.close()
 
 
-class _PartitionCursor:
+class PartitionCursor:
     """One partition of a reading: the batch at hand, and the next message in it."""
 
     def __init__(
@@ -297,12 +297,13 @@ class _PartitionCursor:
         return self.batch is not None
 
     def close(self) -> None:
+        """Give the reader back."""
         if self._open:
             self._open = False
             self._reader.close()
 
 
-def _merge_by_time(cursors: list[_PartitionCursor]) -> Iterator[tuple[Batch, int]]:
+def merge_by_time(cursors: list[PartitionCursor]) -> Iterator[tuple[Batch, int]]:
     """All messages of these partitions, the earliest (log time) next."""
     if len(cursors) == 1:
         cursor = cursors[0]

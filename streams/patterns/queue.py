@@ -40,10 +40,10 @@ from streams.message import (
     header_or_legacy,
 )
 from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
-from streams.patterns.delay.attempt_log import delay_topic
 from streams.patterns.delay.delays import Delay, DelayClient, due_at
-from streams.patterns.delay.records import Outcome
 from streams.processor import Processor, ProcessorOptions, inspect_handler
+from streams.retries.attempt_log import delay_topic
+from streams.retries.records import Outcome
 from streams.text import get_logger, is_misspelling, suggestion
 from streams.topic import InternalTopic, Topic
 

@@ -6,13 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
 from streams.config import Dedup, Flow, Retry
+from streams.connection import Connection
 from streams.decoding import Source
 from streams.engine.dispatcher import Delivery
 from streams.errors import ProcessorDied, StreamsError
@@ -32,9 +33,6 @@ from streams.processor import (
 from streams.replay.range_subscription import RangeSubscription, groupless_log
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
@@ -128,7 +126,7 @@ def _check_type(
 
 
 def _replay_job(
-    app: Streams,
+    connection: Connection,
     source: Source[Any],
     topic: str,
     function: Callable[..., Any],
@@ -154,7 +152,7 @@ def _replay_job(
             retry=replay_options.retry or options.retry,
             dedup=replay_options.dedup or options.dedup,
             flow=options.flow,
-            clock=app.clock,
+            clock=connection.clock,
         )
     name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
     handler_shape = inspect_handler(function, name, batch=False)
@@ -170,12 +168,12 @@ def _replay_job(
         retry=replay_options.retry or Retry(attempts=1),
         dedup=replay_options.dedup or Dedup(),
         flow=Flow(),
-        clock=app.clock,
+        clock=connection.clock,
     )
 
 
 async def handle_range(
-    app: Streams,
+    connection: Connection,
     source: Source[Any],
     topic: str,
     function: Callable[..., Any],
@@ -190,7 +188,7 @@ async def handle_range(
     :raises ReplayFailed: a message failed for good, and ``how.skip`` is not set.
     """
     loop = asyncio.get_running_loop()
-    job = _replay_job(app, source, topic, function, replay_options)
+    job = _replay_job(connection, source, topic, function, replay_options)
     failures = _Failures(skip_failed=replay_options.skip_failed)
     executor = (
         _ReplayAsyncExecutor(job, failures, loop)
@@ -205,7 +203,7 @@ async def handle_range(
 
     feed = await asyncio.to_thread(
         RangeSubscription,
-        app.log,
+        connection.log,
         topic,
         ranges,
         key=key,
@@ -213,7 +211,7 @@ async def handle_range(
         rate_limit=TokenBucket(replay_options.rate),
         on_all_read=stop_if_settled,
     )
-    poller = Poller(groupless_log(app.log, feed.subscribe), job, executor)
+    poller = Poller(groupless_log(connection.log, feed.subscribe), job, executor)
     failures.stop = poller.stop
     ended = asyncio.Event()
 

@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from streams.cancellation import run_in_thread, run_to_completion
 from streams.config import Dedup
+from streams.connection import Connection
 from streams.engine.dedup_window import PROCESS_BUDGET
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.protocol import Log, Reader
@@ -17,10 +17,7 @@ from streams.message import ID, Batch, Position, Record, text
 from streams.replay.into_function import ReplayOptions
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
-from streams.topic_reader import _merge_by_time, _PartitionCursor
-
-if TYPE_CHECKING:
-    from streams.app import Streams
+from streams.topic_reader import PartitionCursor, merge_by_time
 
 COPY_LIMIT = 1_000
 """Messages written at once, at most."""
@@ -76,14 +73,14 @@ class RangeReader:
         skip: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self._key = key
-        self._inputs: list[_PartitionCursor] = []
+        self._inputs: list[PartitionCursor] = []
         for partition, (low, high) in ranges.items():
             remaining = _remaining_ranges(low, high, (skip or {}).get(partition, ()))
             if remaining:
                 self._inputs.append(
-                    _PartitionCursor(_RangesReader(log, topic, partition, remaining))
+                    PartitionCursor(_RangesReader(log, topic, partition, remaining))
                 )
-        self._merged = _merge_by_time(self._inputs)
+        self._merged = merge_by_time(self._inputs)
         self.scanned = 0
         """Messages looked at."""
 
@@ -151,7 +148,7 @@ def _remaining_ranges(
 
 
 async def copy_range(
-    app: Streams,
+    connection: Connection,
     topic: str,
     target: str,
     ranges: Mapping[int, tuple[int, int]],
@@ -165,7 +162,9 @@ async def copy_range(
     :raises ReplayFailed: a message was refused, and ``how.skip`` is not set.
     :raises LogError: the log could not be written to; ``positions`` says how far it came.
     """
-    opening = asyncio.ensure_future(asyncio.to_thread(RangeReader, app.log, topic, ranges, key=key))
+    opening = asyncio.ensure_future(
+        asyncio.to_thread(RangeReader, connection.log, topic, ranges, key=key)
+    )
     try:
         rows = await run_to_completion(opening)
     except asyncio.CancelledError:
@@ -173,7 +172,7 @@ async def copy_range(
             await run_in_thread(opening.result().close)
         raise
     copying = _CopyRun(
-        app, target, rows, options, total, {p: low for p, (low, _) in ranges.items()}
+        connection, target, rows, options, total, {p: low for p, (low, _) in ranges.items()}
     )
     try:
         await copying.run()
@@ -187,14 +186,14 @@ class _CopyRun:
 
     def __init__(
         self,
-        app: Streams,
+        connection: Connection,
         target: str,
         rows: RangeReader,
         options: ReplayOptions,
         total: int | None,
         positions: dict[int, int],
     ) -> None:
-        self._app = app
+        self._connection = connection
         self._target = target
         self._rows = rows
         self._options = options
@@ -309,5 +308,5 @@ class _CopyRun:
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
 
-        self._app.publisher.append(self._target, records, on_answers)
+        self._connection.publisher.append(self._target, records, on_answers)
         return await answered

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from streams import DeadLetters, Flow, Message, Reject, Streams
 from streams.message import REDRIVE
-from streams.patterns.deadletters import key_parking
+from streams.parking import key_parking
 from streams.provisioning import ensure_processor_topics
 from tests.patterns import failpoints
 

@@ -17,9 +17,9 @@ from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.patterns.arguments import check_app, check_int, check_timeout
-from streams.patterns.delay import records
-from streams.patterns.delay.attempt_log import PENDING_LIMIT
-from streams.patterns.delay.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
+from streams.retries import records
+from streams.retries.attempt_log import PENDING_LIMIT
+from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
 from streams.topic import Topic
 from streams.wire import utc_from_seconds
 

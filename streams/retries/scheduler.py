@@ -12,7 +12,7 @@ settles it at once: the topic itself is the store. For each partition that it ow
    reached is not trimmed, and on a log without compaction the rest is.
 
 What a partition scheduler may know at once is bounded (see
-:mod:`streams.patterns.delay.due_index`); a new message that is due soon passes every message that
+:mod:`streams.retries.due_index`); a new message that is due soon passes every message that
 is due late.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from typing_extensions import override
 
@@ -34,17 +34,15 @@ from streams.config import DeadLetters, Dedup, Retry
 from streams.connection import Connection
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
+from streams.log.record_fetcher import RecordFetcher
 from streams.message import ID, Message, Record, text
-from streams.patterns.delay import record_fetcher, records
-from streams.patterns.delay.due_index import DueEntry, DueIndex, log_position
-from streams.patterns.delay.record_fetcher import RecordFetcher, ScannedRecord
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
+from streams.retries import records, scanning
+from streams.retries.due_index import DueEntry, DueIndex, log_position
+from streams.retries.scanning import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 T = TypeVar("T")
 
@@ -109,6 +107,19 @@ def floor_group(name: str) -> str:
     return f"{name}.floor"
 
 
+class DeclaringConnection(Connection, Protocol):
+    """An app as a scheduler needs it: to read, to write, and to declare its processor."""
+
+    def declare(
+        self,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        processor_class: Callable[..., Processor[..., Any]],
+    ) -> Processor[..., Any]:
+        """Declare a processor."""
+        ...
+
+
 class DelayProcessor(Processor[..., Any]):
     """The processor that keeps a delay topic."""
 
@@ -137,7 +148,7 @@ class DelayProcessor(Processor[..., Any]):
 
 
 def declare_scheduler(
-    app: Streams,
+    app: DeclaringConnection,
     name: str,
     partition_count: Callable[[Log], int],
     is_allowed: Callable[[str], bool],
@@ -188,7 +199,7 @@ class DelayScheduler:
 
     def __init__(
         self,
-        app: Streams,
+        app: DeclaringConnection,
         topic: str,
         partition_count: Callable[[Log], int],
         is_allowed: Callable[[str], bool],
@@ -207,7 +218,7 @@ class DelayScheduler:
     # -- the poller's side (its thread)
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: begin to keep these."""
+        """Begin to keep these."""
         for assignment in assignments:
             if assignment.topic == self.topic:
                 partition = self._by_partition[assignment.partition] = PartitionScheduler(
@@ -216,7 +227,7 @@ class DelayScheduler:
                 self.call_on_loop(partition.start)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Watch: deliver nothing more of these."""
+        """Deliver nothing more of these."""
         revoked = [
             partition
             for each in assignments
@@ -240,7 +251,7 @@ class DelayScheduler:
             return  # the loop is closed: nothing of ours runs on it any more
 
     def unfinished(self) -> str:
-        """Watch: whether something is due, or not known yet (any thread)."""
+        """Whether something is due, or not known yet (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
@@ -250,7 +261,7 @@ class DelayScheduler:
         return ""
 
     def next_due(self) -> tuple[float, str] | None:
-        """Watch: when the next delayed message is due (any thread)."""
+        """When the next delayed message is due (any thread)."""
         moments = [
             moment
             for partition in list(self._by_partition.values())
@@ -385,7 +396,7 @@ class PartitionScheduler:
         self._scanned_end = self._known_end = max(end, self._known_end)
         self.index.reset(self._resume_after, self._scanned_end)
         self._scan_bounded.set()
-        source = record_fetcher.scan_partition(
+        source = scanning.scan_partition(
             self._log, self._topic, self._partition, start, self._scanned_end
         )
         while (chunk := await run_in_thread(next, source, None)) is not None:
@@ -472,7 +483,7 @@ class PartitionScheduler:
         def find_last() -> bool:
             start, _ = self._scan_range()
             last: ScannedRecord | None = None
-            for chunk in record_fetcher.scan_partition(
+            for chunk in scanning.scan_partition(
                 self._log, self._topic, self._partition, start, before
             ):
                 for record in chunk:
