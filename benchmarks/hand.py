@@ -29,7 +29,7 @@ from benchmarks.ours import (
     publish_concurrently,
 )
 from benchmarks.process import WorkerProcess
-from streams.app import loop_factory
+from streams.event_loop import loop_factory
 
 Over = Callable[[], bool]
 

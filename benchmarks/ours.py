@@ -20,8 +20,8 @@ from benchmarks.machine import MemorySampler
 from benchmarks.orders import KEYS, PARTITIONS, Order, Ping, customer, order, ping
 from benchmarks.process import WorkerProcess
 from streams import Flow, Streams
-from streams.app import loop_factory
 from streams.config import RETRY_PARTITIONS
+from streams.event_loop import loop_factory
 
 Answer = dict[str, Any]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.asgi import HealthEndpoint, exit_on_failure
     from streams.config import CloudEvents, DeadLetters, Dedup, Flow, Retention, Retry
+    from streams.decoding import Source
     from streams.errors import (
         BatchError,
         ConfigError,
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
         instrument,
     )
     from streams.processor import Processor
-    from streams.topic import Source, Topic
+    from streams.topic import Topic
     from streams.topic_reader import TopicReader
 
 __version__ = "0.1.0"
@@ -255,7 +256,7 @@ _HOME = {
     "SagaStoppedError": "streams.patterns",
     "SagaTracker": "streams.patterns",
     "Scheduled": "streams.patterns",
-    "Source": "streams.topic",
+    "Source": "streams.decoding",
     "Stats": "streams.health",
     "StepCall": "streams.patterns",
     "StepError": "streams.patterns",

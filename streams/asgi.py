@@ -48,7 +48,7 @@ async def exit_on_failure(app: Streams) -> AsyncIterator[Streams]:
     """
     if not isinstance(app, Streams):
         raise ConfigError(f"exit_on_failure({app!r}): a Streams app is needed")
-    await app._enter(process=True, cancel_body=False)
+    await app.enter(cancel_body=False)
     try:
         async with AsyncExitStack() as stack:
             stack.push_async_exit(app.__aexit__)
@@ -57,7 +57,7 @@ async def exit_on_failure(app: Streams) -> AsyncIterator[Streams]:
             yield app
     finally:
         lifespan = asyncio.current_task()
-        if app._failure is not None and lifespan is not None:
+        if app.failure is not None and lifespan is not None:
             lifespan.add_done_callback(_exit_soon)
 
 

@@ -36,6 +36,9 @@ M_contra = TypeVar("M_contra", contravariant=True)
 Q = TypeVar("Q")
 Q_co = TypeVar("Q_co", covariant=True)
 
+Filter: TypeAlias = Callable[[V], bool] | None
+"""Says of a value whether it is to be handled; None: every one is."""
+
 HandlerResult: TypeAlias = O | Sequence[O] | Iterator[O] | None
 """What a handler with ``to=`` returns for one message."""
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streams.processing.poller import PartitionProgress
+from streams.processing.executor import Executor
+from streams.processing.poller import PartitionProgress, Poller
 from streams.processing.timing import NO_DURATIONS, Durations
+from streams.text import describe_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +169,50 @@ class Health:
     def ok(self) -> bool:
         """The app is connected and every processor is well."""
         return self.connected and all(each.ok for each in self.processors.values())
+
+
+def processor_stats(executor: Executor, poller: Poller) -> ProcessorStats:
+    """Figures of a processor that runs."""
+    counts, poller_stats = executor.dispatcher.counts, poller.stats()
+    handled, filtered = executor.counters()
+    return ProcessorStats(
+        handled=handled,
+        duplicates=counts.duplicates,
+        filtered=filtered,
+        retries=counts.retries,
+        dead_letters=counts.dead_lettered,
+        in_flight=poller_stats.held,
+        in_flight_bytes=poller_stats.held_bytes,
+        running=executor.running,
+        waiting=executor.dispatcher.waiting,
+        partitions=poller_stats.partitions,
+        commits=poller_stats.commits,
+        rebalances=poller_stats.rebalances,
+        losses=poller_stats.losses,
+        rejected=poller_stats.rejected,
+        commit_seconds=poller_stats.commit_seconds,
+        handler_seconds=NO_DURATIONS if executor.timing is None else executor.timing.read(),
+        progress=poller_stats.progress,
+    )
+
+
+def processor_health(
+    executor: Executor | None, poller: Poller | None, *, paused: bool, end_reason: str | None
+) -> ProcessorHealth:
+    """How a processor is.
+
+    :param executor: None: it does not run.
+    :param poller: the same.
+    :param end_reason: why it ended, if not because it was stopped.
+    """
+    error = poller.fatal if poller is not None else None
+    return ProcessorHealth(
+        running=poller is not None and not poller.ended.is_set(),
+        paused=paused,
+        reachable=poller is not None and poller.reachable,
+        overdue=executor.overdue() if executor is not None else 0,
+        error=end_reason if error is None else describe_error(error),
+        losses=0 if poller is None else poller.losses,
+        rejected=0 if poller is None else poller.rejected,
+        contested=0 if poller is None else poller.contested,
+    )

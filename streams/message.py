@@ -369,6 +369,12 @@ class Message(Generic[T_co, X_co]):
         return Position(self.topic, self.partition, self.offset)
 
     @property
+    def assignment(self) -> Any:
+        """The ownership of its partition under which it was polled, as its log made it; None
+        outside a processor. All messages of one ownership have the same object."""
+        return self._batch.assignment
+
+    @property
     def timestamp(self) -> datetime:
         """``ce_time`` where the message carries it, else the time the log took it; UTC.
 
@@ -458,10 +464,11 @@ def make_message(
     value: Any, batch: Batch, index: int, attempt: int, transaction: Any = None
 ) -> Message[Any]:
     """A message as a view of one row of a batch (what the executors build)."""
+    # Not by a method of the class: one call less for each message.
     message: Message[Any] = Message.__new__(Message)
     message.value = value
     message.attempt = attempt
-    message._batch = batch
-    message._index = index
-    message._transaction = transaction
+    message._batch = batch  # noqa: SLF001 - the class is this module's
+    message._index = index  # noqa: SLF001
+    message._transaction = transaction  # noqa: SLF001
     return message

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from streams.annotation_checks import (
     TopicType,
@@ -22,16 +22,15 @@ from streams.annotation_checks import (
     signature,
 )
 from streams.config import DeadLetters, Dedup, Flow, Retry, Start
+from streams.connection import Connection
+from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.log.names import check_group, check_topic
-from streams.topic import Source, Topic
-
-if TYPE_CHECKING:
-    from streams.app import Streams
-    from streams.log.protocol import Log
-    from streams.processing.executor import Executor
-    from streams.processing.job import Job, ManagedAttemptLog, ManagedKeyParking
-    from streams.processing.poller import Poller
+from streams.log.protocol import Log
+from streams.processing.executor import Executor
+from streams.processing.job import Job, ManagedAttemptLog, ManagedKeyParking
+from streams.processing.poller import Poller
+from streams.topic import Topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,6 +154,8 @@ class Processor(Generic[P, R]):
 
     shares_group = False
     """Another processor of the app may read its topic in the same group: two members of it."""
+    has_group_topics = True
+    """It reads as a member of a group, which has a start, a dead letter and a retry topic."""
 
     def __init__(self, function: Callable[P, R], options: ProcessorOptions, name: str) -> None:
         functools.update_wrapper(self, function, updated=())
@@ -176,7 +177,9 @@ class Processor(Generic[P, R]):
         self.helpers: list[Processor[..., Any]] = []
         """Processors that work for this one: they start before it and stop after it."""
         self.executor: Executor | None = None
+        """Runs its handler, while it runs."""
         self.poller: Poller | None = None
+        """Reads its topics, while it runs."""
         self.end_reason: str | None = None
         """Why it ended, if not because it was stopped; until it is started again."""
         self._paused = False
@@ -200,19 +203,18 @@ class Processor(Generic[P, R]):
         if self.poller is not None:
             self.poller.resume()
 
-    # -- what the app asks when it starts it
+    # -- what a processor of a special kind changes
 
-    def ensure_topics(self, app: Streams) -> None:
-        """See to it that there is what it needs in the log (off the loop)."""
-        app._ensure_processor_topics(self)
+    def ensure_topics(self, connection: Connection) -> None:
+        """Create what it needs in the log beside its group's topics (off the loop)."""
 
-    def make_job(self, app: Streams) -> Job:
-        """What its executor runs."""
-        return app.make_job(self)
+    def adapt_job(self, job: Job) -> Job:
+        """What its executor runs instead of ``job``."""
+        return job
 
-    def subscribed_log(self, app: Streams) -> Log:
+    def subscribed_log(self, connection: Connection) -> Log:
         """The log that it subscribes to."""
-        return app.log
+        return connection.log
 
     @property
     def paused(self) -> bool:

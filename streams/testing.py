@@ -285,11 +285,11 @@ async def harness(
     :param clock: a :class:`Clock` to hold time in the test's hand; real time if not given.
     :param url: another log to run on.
     """
-    before = app._url, app.clock
-    app._url = url
+    before = app.given_url, app.clock
+    app.given_url = url
     app.clock = SYSTEM if clock is None else clock
     try:
         async with app:
             yield Harness(app, app.clock)
     finally:
-        app._url, app.clock = before
+        app.given_url, app.clock = before

@@ -158,6 +158,11 @@ def error_text(error: BaseException) -> str:
         return f"(its str() raised {type(failure).__name__})"
 
 
+def describe_error(error: BaseException) -> str:
+    """An error in one line's words."""
+    return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
+
+
 def count_with_noun(count: int, noun: str) -> str:
     """``1 attempt``, ``2 attempts``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

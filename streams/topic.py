@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from inspect import isclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 from typing_extensions import TypeForm
@@ -15,9 +15,7 @@ from uuid_utils import uuid7
 from stream_codecs import (
     BindError,
     Codec,
-    DecodeError,
     EncodeError,
-    UnknownTag,
     default_codec,
     fields_of,
     includes_none,
@@ -25,106 +23,19 @@ from stream_codecs import (
     type_name,
 )
 from streams.annotation_checks import TopicType, check_function, function_name
-from streams.cloudevents import EventHeaderWriter, unwrap_structured
+from streams.cloudevents import EventHeaderWriter
 from streams.config import CloudEvents, OnUnknown, Retention
+from streams.connection import Connection
+from streams.decoding import TopicDecoder, ValueIdReader
 from streams.errors import ConfigError
 from streams.log.names import check_topic
-from streams.message import ID, TIME, Batch, Position, Record
-from streams.processing.job import Skip
-
-if TYPE_CHECKING:
-    from streams.app import Streams
-    from streams.topic_reader import OffsetSpec, TopicReader
+from streams.message import ID, TIME, Position, Record
+from streams.topic_reader import OffsetSpec, TopicReader
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 Key = str | int | UUID | bytes
 """What may be a key: text, or something with one obvious text."""
-
-
-class Source(Protocol[T_co]):
-    """What a processor can read: a topic of T, or of anything that is a T."""
-
-    @property
-    def name(self) -> str:
-        """The topic's name."""
-        ...
-
-    @property
-    def decoding(self) -> TopicDecoder[T_co]:
-        """How its values are decoded."""
-        ...
-
-
-class TopicDecoder(Generic[T_co]):
-    """Decodes one topic's values for the executors (``executors.job.Decoding``)."""
-
-    def __init__(
-        self,
-        codec: Codec,
-        type: TypeForm[T_co],
-        topic: str,
-        unknown: OnUnknown,
-        id_reader: ValueIdReader | None,
-        *,
-        unwraps_events: bool = False,
-    ) -> None:
-        self._unwraps_events = unwraps_events
-        self._bound = codec.bind(type, topic=topic, role="value")
-        self._nullable = includes_none(type)
-        self._skip_unknown = unknown == "skip"
-        self._id_reader = id_reader
-
-    def unwrap(self, batch: Batch) -> Batch:
-        """What the batch holds, where CloudEvents in structured mode are in it; else itself."""
-        return unwrap_structured(batch) if self._unwraps_events else batch
-
-    @property
-    def id_reader(self) -> ValueIdReader | None:
-        """Reads the message ID from a decoded value, where the topic says it is there."""
-        return self._id_reader
-
-    def fast_decoder(
-        self, values: Sequence[bytes | None], largest: int
-    ) -> Callable[[Any], Any] | None:
-        """The bare decoder, if it is safe for every one of these values; else None.
-
-        ``largest`` is the largest one's size in bytes, -1 where one is null.
-        """
-        bound = self._bound
-        if bound.fast is None or largest < 0:
-            return None
-        return bound.fast if largest <= bound.small or bound.cleared(values) else None
-
-    def decode_one(self, batch: Batch, index: int) -> T_co:
-        """Decode one message.
-
-        :raises Skip: a tombstone or an unknown tag that is to be passed over.
-        :raises DecodeError: it cannot be decoded.
-        :raises ConfigError: nothing can, as the codec found out only now.
-        """
-        data = batch.values[index]
-        if batch.decode_errors and index in batch.decode_errors:
-            raise batch.decode_errors[index]
-        if data is None:
-            if self._nullable:
-                return None  # type: ignore[return-value]  # T includes None, so this is a T
-            raise Skip
-        try:
-            if self._bound.needs_headers:
-                return self._bound.decode(data, batch.headers(index))
-            return self._bound.decode(data)
-        except UnknownTag:
-            if self._skip_unknown:
-                raise Skip from None
-            raise
-        except (DecodeError, ConfigError):
-            raise
-        except BindError as error:
-            raise ConfigError(f"topic {batch.topic!r}: {error}") from error
-        except Exception as error:  # a codec of the user's own may raise anything
-            raise self._bound.explain(data, error) from error
 
 
 class Topic(Generic[T]):
@@ -143,7 +54,7 @@ class Topic(Generic[T]):
 
     def __init__(
         self,
-        app: Streams,
+        connection: Connection,
         name: str,
         type: TypeForm[T] = bytes,  # type: ignore[assignment]  # T is bytes when it is not given
         *,
@@ -155,7 +66,8 @@ class Topic(Generic[T]):
         retention: Retention | None = None,
         cloudevents: CloudEvents | None = None,
     ) -> None:
-        self._app = app
+        self.connection = connection
+        """What it is published and read through: the app that declared it."""
         self.name = check_topic(name)
         self.type = type
         is_whole = isinstance(partitions, int) and not isinstance(partitions, bool)
@@ -302,7 +214,7 @@ class Topic(Generic[T]):
         :raises TooLarge: more than the log accepts; nothing was written.
         """
         record = self.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
-        return await self._app.publisher.publish(self.name, record)
+        return await self.connection.publisher.publish(self.name, record)
 
     async def publish_many(self, values: Iterable[T]) -> list[Position]:
         """Write many messages in order; their positions once all are durable.
@@ -312,7 +224,7 @@ class Topic(Generic[T]):
 
         :raises LogError: some were not acknowledged (a note says how many).
         """
-        return await self._app.publisher.publish_many(self.name, self.records(values))
+        return await self.connection.publisher.publish_many(self.name, self.records(values))
 
     def records(self, values: Iterable[T]) -> list[Record]:
         """What would be written for many values, at a price a bulk load can pay."""
@@ -349,11 +261,9 @@ class Topic(Generic[T]):
         errors: Literal["raise", "skip"] = "raise",
     ) -> TopicReader[T]:
         """Read a range again, without any group: see :class:`streams.topic_reader.TopicReader`."""
-        from streams.topic_reader import TopicReader
-
         key_bytes = None if key is None else encode_key(self.name, key)
         return TopicReader(
-            self._app, self, start, end, partition=partition, key=key_bytes, errors=errors
+            self.connection, self, start, end, partition=partition, key=key_bytes, errors=errors
         )
 
 
@@ -403,36 +313,6 @@ def _field_reader(
     if not any(mappings):
         return attrgetter(field)
     return lambda value: value[field] if isinstance(value, Mapping) else getattr(value, field)
-
-
-class ValueIdReader:
-    """Reads the message ID from a value (``executors.job.Identify``).
-
-    :param read: what gives the value's part that is its ID.
-    """
-
-    def __init__(self, read: Callable[[Any], Any]) -> None:
-        self._read = read
-
-    def __call__(self, value: Any) -> str:
-        """The ID of one value.
-
-        :raises DecodeError: it has none.
-        """
-        found = self._read(value)
-        if found is None or found == "":
-            raise DecodeError("the value's message ID is empty")
-        return found if type(found) is str else str(found)
-
-    def identify_many(self, values: Sequence[Any]) -> list[str]:
-        """The ID of each value, where all have one.
-
-        :raises Exception: one has none.
-        """
-        found = list(map(self._read, values))
-        if set(map(type, found)) == {str} and all(found) and len(found) == len(values):
-            return found
-        return [self(value) for value in values]
 
 
 def encode_key(topic: str, key: Any) -> bytes | None:

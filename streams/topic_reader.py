@@ -13,19 +13,17 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heapreplace
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from stream_codecs import DecodeError
 from streams.cancellation import run_in_thread
+from streams.connection import Connection
+from streams.decoding import Source
 from streams.errors import ConfigError, InvalidValue, NotFound
 from streams.log.protocol import Log, Reader
 from streams.message import Batch, Message, Position, make_message
 from streams.processing.job import Skip
 from streams.text import get_logger
-
-if TYPE_CHECKING:
-    from streams.app import Streams
-    from streams.topic import Source
 
 T = TypeVar("T")
 
@@ -154,7 +152,7 @@ class TopicReader(Generic[T]):
 
     def __init__(
         self,
-        app: Streams,
+        connection: Connection,
         topic: Source[T],
         start: OffsetSpec = "earliest",
         end: OffsetSpec = "latest",
@@ -169,7 +167,7 @@ class TopicReader(Generic[T]):
         """
         if errors not in ("raise", "skip"):
             raise ConfigError(f"errors={errors!r}: 'raise' or 'skip'")
-        log = app.log
+        log = connection.log
         self.topic = topic.name
         self.skipped = 0
         """Messages passed over because they cannot be decoded (``errors="skip"``)."""
@@ -178,7 +176,7 @@ class TopicReader(Generic[T]):
         self._skip_errors = errors == "skip"
         self._cursors: list[_PartitionCursor] = []
         self.ranges = resolve_ranges(
-            log, topic.name, start, end, partition=partition, now=app.clock.time()
+            log, topic.name, start, end, partition=partition, now=connection.clock.time()
         )
         """First offset and the one before which reading ends, by partition."""
         for number, (start_offset, end_offset) in self.ranges.items():

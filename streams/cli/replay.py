@@ -226,9 +226,10 @@ def _replay_range(
     """The range into a handler or a topic, and what came of it."""
     import asyncio
 
-    from streams.app import Streams, loop_factory
+    from streams.app import Streams
     from streams.cli.logging_setup import configure_warnings
     from streams.config import Dedup
+    from streams.event_loop import loop_factory
     from streams.replay import ReplayFailed, ReplayResult
     from streams.replay import replay as replay_range
 

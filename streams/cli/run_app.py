@@ -161,7 +161,7 @@ def run(
     _raise_gc_threshold()
     app = load_app(target, url)
     if member is not None:
-        app._member = check_member(member)
+        app.member = check_member(member)
     gc.freeze()  # what was imported stays, and is not looked at again
     configure_logging(level, log_format, worker_index)
     if worker_process is not None:

@@ -452,9 +452,9 @@ def name_member(app: Streams, default_name: str, tag: str) -> None:
     """
     from streams.log.url import parse
 
-    config = app._config
+    config = app.driver_config
     if app.member:
-        app._member = f"{app.member}-{tag}"
+        app.member = f"{app.member}-{tag}"
         return
     url = parse(app.url)
     if url.scheme in ("kafka", "kafka+ssl"):
@@ -464,7 +464,7 @@ def name_member(app: Streams, default_name: str, tag: str) -> None:
         if GROUP_INSTANCE_ID in settings:
             config[GROUP_INSTANCE_ID] = f"{_name_part(str(settings[GROUP_INSTANCE_ID]))}-{tag}"
             return
-    app._member = f"{_name_part(default_name)[-180:]}-{tag}"
+    app.member = f"{_name_part(default_name)[-180:]}-{tag}"
 
 
 def _name_part(text: str) -> str:

@@ -40,10 +40,10 @@ from streams.message import (
     header_or_legacy,
 )
 from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
-from streams.patterns.delay.attempt_log import delay_topic
-from streams.patterns.delay.delays import Delay, DelayClient, due_at
-from streams.patterns.delay.records import Outcome
+from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
+from streams.retries.attempt_log import delay_topic
+from streams.retries.records import Outcome
 from streams.text import get_logger, is_misspelling, suggestion
 from streams.topic import InternalTopic, Topic
 
@@ -497,10 +497,7 @@ class MessageQueue:
 
     def _subscribe(self, queue: str, handler: Any, config: ConsumerConfig) -> MessageConsumer:
         consumer = MessageConsumer(self, config)
-        consumer._declare_processor(queue, handler)
-        if self.app._runs_processors:
-            consumer._start_task = self.app.spawn(consumer._start_processor())
-            consumer._start_task.add_done_callback(consumer._log_start_failure)
+        consumer.start_with_app(queue, handler)
         return consumer
 
     def _topic_or_invalid(self, queue: str) -> Topic[Any]:
@@ -514,7 +511,7 @@ class MessageQueue:
         """The queue is there, with its partitions."""
         ensured = self._ensured.setdefault(self.app.log, set())
         if queue not in ensured:
-            await run_in_thread(self.app.ensure_topics)
+            await run_in_thread(self.app.runtime.ensure_topics)
             ensured.add(queue)
 
 
@@ -566,8 +563,8 @@ class MessageConsumer:
         :raises ConfigError: it runs already, or the handler cannot be called.
         :raises LogError: the log refuses.
         """
-        if not self._app._runs_processors:
-            raise self._app.not_running_error(
+        if not self._app.runtime.runs_processors:
+            raise self._app.runtime.not_running_error(
                 "the app does not run: start a consumer inside `async with app:`, or declare it "
                 "before with queue.subscribe(...)"
             )
@@ -596,9 +593,17 @@ class MessageConsumer:
             await asyncio.wait({start_task})
         if processor is not None:
             processor.pause()  # from this moment on no handler begins
-            await run_to_completion(self._app.stop_processor(processor))
+            await run_to_completion(self._app.runtime.stop_processor(processor))
 
     # -- inside
+
+    def start_with_app(self, queue: str, handler: Handler) -> None:
+        """Start when the app does; on a running app, at once."""
+        self._declare_processor(queue, handler)
+        runtime = self._app.runtime
+        if runtime.runs_processors:
+            self._start_task = runtime.spawn(self._start_processor())
+            self._start_task.add_done_callback(self._log_start_failure)
 
     def _declare_processor(self, queue: str, handler: Handler) -> None:
         if self._processor is not None:
@@ -624,10 +629,10 @@ class MessageConsumer:
         if processor is None:
             return
         try:
-            await self._app.start_processor(processor)
+            await self._app.runtime.start_processor(processor)
         except BaseException:
             self._processor = None
-            await self._app.stop_processor(processor)
+            await self._app.runtime.stop_processor(processor)
             raise
 
     def _log_start_failure(self, task: asyncio.Task[None]) -> None:

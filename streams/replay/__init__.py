@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from streams.config import Dedup, Retry
+from streams.decoding import Source
 from streams.errors import ConfigError
 from streams.message import Message
 from streams.processor import Processor
@@ -29,7 +30,7 @@ from streams.replay.into_topic import copy_range
 from streams.replay.offset_reset import Move, reset
 from streams.replay.result import Failure, ReplayFailed, ReplayResult, total_messages
 from streams.replay.token_bucket import TokenBucket
-from streams.topic import Key, Source, Topic, encode_key
+from streams.topic import Key, Topic, encode_key
 from streams.topic_reader import OffsetSpec, resolve_ranges
 
 if TYPE_CHECKING:

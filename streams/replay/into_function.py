@@ -13,6 +13,7 @@ from typing_extensions import override
 from streams.annotation_checks import check_handler
 from streams.cancellation import run_to_completion
 from streams.config import Dedup, Flow, Retry
+from streams.decoding import Source
 from streams.engine.dispatcher import Delivery
 from streams.errors import ProcessorDied, StreamsError
 from streams.message import Position, text
@@ -31,7 +32,6 @@ from streams.processor import (
 from streams.replay.range_subscription import RangeSubscription, groupless_log
 from streams.replay.result import FAILURES_KEPT, Failure, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
-from streams.topic import Source
 
 if TYPE_CHECKING:
     from streams.app import Streams

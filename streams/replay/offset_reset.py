@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.decoding import Source
 from streams.engine.progress import decode, encode
 from streams.errors import InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.replay.result import count_messages
-from streams.topic import Source
 from streams.topic_reader import OffsetSpec, resolve_offset, resolve_partition
 
 if TYPE_CHECKING:

@@ -327,12 +327,12 @@ async def test_everybody_who_waits_is_told() -> None:
 
     thread = threading.Thread(target=on_a_loop_of_its_own)
     thread.start()
-    await until(lambda: len(app._failure_waiters) == 2)
+    await until(lambda: len(app._failures.waiters) == 2)
     with pytest.raises(ProcessorDied) as died:
         async with app:
             waiting += [asyncio.create_task(app.failed()) for _ in range(3)]
             gone = asyncio.create_task(app.failed())
-            await until(lambda: len(app._failure_waiters) == 6)
+            await until(lambda: len(app._failures.waiters) == 6)
             gone.cancel()
             await asyncio.wait([gone])
             assert gone.cancelled()
@@ -345,7 +345,7 @@ async def test_everybody_who_waits_is_told() -> None:
     await asyncio.to_thread(thread.join)
     assert found == [died.value]
     assert await app.failed() is died.value  # it stays
-    assert app._failure_waiters == set()
+    assert app._failures.waiters == set()
     assert isinstance(died.value.__cause__, ConfigError)
 
 
@@ -363,7 +363,7 @@ async def test_what_is_said_after_a_death() -> None:
     for use in (
         lambda: shop.topic.publish("good"),
         lambda: asyncio.to_thread(lambda: app.wait(app.failed())),
-        lambda: app.start_processor(app.processors[0]),
+        lambda: app.runtime.start_processor(app.processors[0]),
     ):
         with pytest.raises(ProcessorDied) as died:
             await use()
@@ -378,7 +378,7 @@ async def test_what_is_said_after_a_death() -> None:
         assert app.health().live
         await shop.topic.publish("good")
         waiting = asyncio.create_task(app.failed())
-        await until(lambda: app._failure_waiters)
+        await until(lambda: app._failures.waiters)
     with pytest.raises(NotRunning):
         await shop.topic.publish("good")
     assert not waiting.done()

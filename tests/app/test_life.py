@@ -54,7 +54,7 @@ async def test_an_exit_that_is_cancelled_still_leaves_in_order(tmp_path: Path) -
             await until(lambda: len(begun) == 2)
 
     life = asyncio.create_task(live())
-    await until(lambda: app._stopping)
+    await until(lambda: app.runtime.stopping)
     life.cancel()
     with pytest.raises(asyncio.CancelledError):
         await life
@@ -146,7 +146,7 @@ async def test_a_lifespan_may_publish_and_sees_only_its_own_errors() -> None:
             seen.append(error)
             raise
 
-    app._lifespan = lifespan
+    app.lifespan = lifespan
     try:
         raise KeyError("handled further out")
     except KeyError:
@@ -168,7 +168,7 @@ async def test_an_app_is_entered_again_only_when_it_has_ended() -> None:
         held.set()
         await go.wait()
 
-    app._lifespan = lifespan
+    app.lifespan = lifespan
 
     async def live() -> None:
         async with app.connected():
@@ -181,7 +181,7 @@ async def test_an_app_is_entered_again_only_when_it_has_ended() -> None:
             pass
     go.set()
     await life
-    app._lifespan = None
+    app.lifespan = None
     async with app:
         assert app.health().connected
 
@@ -239,7 +239,7 @@ async def test_a_stuck_handler_under_a_tests_clock_does_not_hold_its_exit() -> N
             await until(lambda: begun)
 
     life = asyncio.create_task(live())
-    await until(lambda: app._stopping)
+    await until(lambda: app.runtime.stopping)
     life.cancel()
     with pytest.raises(asyncio.CancelledError):
         await life

@@ -33,7 +33,7 @@ async def test_one_that_is_declared_late_handles_what_is_there_and_what_comes() 
         await topic.publish(1)
         processor = declared(app, handle)
         assert app.health().ok
-        await app.start_processor(processor)
+        await app.runtime.start_processor(processor)
         await topic.publish(2)
         await h.settled()
         assert seen == [1, 2]
@@ -63,7 +63,7 @@ async def test_one_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
     async with app:
         await topic.publish(1)
         await begun.wait()
-        stopping = asyncio.create_task(app.stop_processor(goes))
+        stopping = asyncio.create_task(app.runtime.stop_processor(goes))
         await until(lambda: goes not in app.processors)
         let.set()  # what runs is finished
         await stopping
@@ -74,7 +74,7 @@ async def test_one_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
         (place,) = app.log.committed("goes", "t").values()
         assert app.log.lag("t", 0, place.position) == 1
         again = declared(app, goes.function, "goes")  # the name and the group are free again
-        await app.start_processor(again)
+        await app.runtime.start_processor(again)
         await until(lambda: "goes 2" in seen)
     assert seen.count("goes 1") == 1
 
@@ -95,8 +95,8 @@ async def test_a_stop_does_not_end_the_app_and_what_stops_ends_with_it() -> None
     async with app:
         await topic.publish(1)
         await begun.wait()
-        stopping = app.spawn(app.stop_processor(handle))
-        await until(lambda: handle in app._stopping_processors)
+        stopping = app.runtime.spawn(app.runtime.stop_processor(handle))
+        await until(lambda: handle in app.runtime.stopping_processors)
     assert stopping.done()
     assert ended == ["handler"]
     assert not [each for each in threading.enumerate() if "handle" in each.name]
@@ -121,7 +121,7 @@ async def test_an_outage_at_the_start_is_waited_out(monkeypatch: pytest.MonkeyPa
 
     async with app:
         await topic.publish(1)
-        await app.start_processor(declared(app, handle))
+        await app.runtime.start_processor(declared(app, handle))
         await until(lambda: seen == [1])
     assert len(tries) == 2
 
@@ -136,7 +136,7 @@ async def test_a_start_that_waits_ends_with_the_app(monkeypatch: pytest.MonkeyPa
 
     async with app:
         monkeypatch.setattr(Processor, "ensure_topics", fails)
-        chore = app.spawn(app.start_processor(declared(app, handle)))
+        chore = app.runtime.spawn(app.runtime.start_processor(declared(app, handle)))
         await asyncio.sleep(0)
     assert chore.cancelled()
 
@@ -149,8 +149,8 @@ async def test_where_no_processors_run_none_is_started() -> None:
     async with app.connected():
         processor = declared(app, handle)
         with pytest.raises(NotRunning, match="runs no processors"):
-            await app.start_processor(processor)
-    await app.stop_processor(processor)
+            await app.runtime.start_processor(processor)
+    await app.runtime.stop_processor(processor)
     assert app.processors == []
 
 
@@ -163,7 +163,9 @@ async def test_one_that_is_about_to_stop_when_the_app_is_left_stops_with_it() ->
 
     async with app:
         app.processors.remove(handle)
-        chore = app.spawn(app.stop_processor(handle))  # and it is cancelled before its first step
+        chore = app.runtime.spawn(
+            app.runtime.stop_processor(handle)
+        )  # and it is cancelled before its first step
         # Left behind it would be waited for, longer than a test may take.
     assert chore.cancelled()
     for each in threading.enumerate():
@@ -178,7 +180,7 @@ async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(
     app, asked = Streams("memory://"), threading.Event()
 
     def fails(self: Processor[..., Any], app: Streams) -> None:
-        app._starting.clear()
+        app.runtime.starting.clear()
         asked.set()
         raise Unavailable("not now")
 
@@ -186,5 +188,5 @@ async def test_a_start_that_waits_is_given_up_once_it_is_not_wanted(
 
     async with app:
         monkeypatch.setattr(Processor, "ensure_topics", fails)
-        await app.start_processor(declared(app, handle))
+        await app.runtime.start_processor(declared(app, handle))
     assert asked.is_set()

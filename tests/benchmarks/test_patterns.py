@@ -125,12 +125,12 @@ def test_the_patterns_that_shall_not_fit_do_not() -> None:
 def test_what_is_said_to_be_on_is_on() -> None:
     app = Streams("memory://")
     with _observed(app, "bare"):
-        assert not app._timing_enabled
-        assert app._publish_observer is None
+        assert not app.timing_enabled
+        assert app.publish_observer is None
     with _observed(app, "metrics"):
-        assert app._timing_enabled
+        assert app.timing_enabled
     with _observed(app, "spans"):
-        assert app._publish_observer is not None
+        assert app.publish_observer is not None
 
 
 def measured(where: LogTarget, *names: str) -> None:

@@ -21,6 +21,7 @@ from streams.cli.supervisor import RestartPolicy, Supervisor, claim_slot
 from streams.cli.supervisor import name_member as name_it
 from streams.errors import ConfigError, NotFound
 from streams.message import Record
+from streams.wiring import static_member
 from tests.cli.conftest import Shell, eventually
 
 COUNTING = """
@@ -371,7 +372,7 @@ def test_names_of_workers(
     app = Streams(url, config=config)
     name_it(app, HOST, "2")
     assert app.member == member
-    assert app._config.get("group.instance.id") == instance
+    assert app.driver_config.get("group.instance.id") == instance
     named = Streams(url, config=config, member="billing")
     name_it(named, HOST, "1.2")
     assert named.member == "billing-1.2"
@@ -385,7 +386,9 @@ def test_two_processors_of_a_group_do_not_share_a_name() -> None:
         def handle(value: bytes) -> None:
             return
 
-    found = [app._static_member(each, app.member, app.instance_id) for each in app.processors]
+    found = [
+        static_member(each, app.processors, app.member, app.instance_id) for each in app.processors
+    ]
     assert [each.name for each in found if each] == ["worker-3", "worker-3-handle-2", "worker-3"]
     assert {each.incarnation for each in found if each} == {app.instance_id}
     assert Streams("kafka://host", member="worker-3").instance_id != app.instance_id

@@ -128,7 +128,7 @@ class Stage:
             topic.record(value, key=each, **options)
             for value, each in zip(values, keys, strict=True)
         ]
-        return list(await topic._app.publisher.publish_many(topic.name, records))
+        return list(await topic.connection.publisher.publish_many(topic.name, records))
 
     async def until(self, over: Callable[[], Any], what: str = "") -> Any:
         """Wait for a condition; fails with ``what`` when it does not come about."""

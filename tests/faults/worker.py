@@ -143,14 +143,14 @@ def build(
     def watch(app: Streams) -> Any:
         class Lifespan:
             async def __aenter__(self) -> None:
-                app._log = cast(Log, Watched(app.log, recorder))
+                app.runtime.log = cast(Log, Watched(app.log, recorder))
 
             async def __aexit__(self, *exc: object) -> None:
                 return None
 
         return Lifespan()
 
-    app._lifespan = watch
+    app.lifespan = watch
     return app
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from streams import derived_records, message
 from streams.message import Headers, Record
-from streams.patterns.deadletters import parking_records
-from streams.patterns.delay import records as delay
+from streams.parking import records as parking_records
 from streams.patterns.saga.journal_entry import JournalEntry
+from streams.retries import records as delay
 from tests.hostile.kafka_wire import Written
 
 NAMES = [

@@ -24,7 +24,7 @@ from streams import Streams
 from streams.derived_records import header_text
 from streams.log.protocol import Assignment, Log, OnAppended, Subscription
 from streams.message import Record
-from streams.patterns.deadletters.parking_records import KIND
+from streams.parking.records import KIND
 
 RECORDS = ("owner", "dead", "waits", "done")
 

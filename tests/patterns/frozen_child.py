@@ -15,11 +15,12 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 from streams import DeadLetters, Flow, Message, Reject, Streams
 from streams.message import REDRIVE
-from streams.patterns.deadletters import key_parking
-from streams.processor import Processor
+from streams.parking import key_parking
+from streams.provisioning import ensure_processor_topics
 from tests.patterns import failpoints
 
 
@@ -78,13 +79,13 @@ def build(
         source, group=group, concurrency=8, dead_letters=DeadLetters(sequenced=True),
         flow=Flow(commit=0.05, drain=5.0),
     )(handle)  # fmt: skip
-    prepare = app._ensure_processor_topics
+    prepare = ensure_processor_topics
 
-    def prepared(processor: Processor[..., Any]) -> None:
-        prepare(processor)
+    def prepared(*arguments: Any) -> None:
+        prepare(*arguments)
         failpoints.install(app, hit, over)
 
-    app._ensure_processor_topics = prepared  # type: ignore[method-assign]
+    patch("streams.runtime.ensure_processor_topics", prepared).start()
     return app
 
 

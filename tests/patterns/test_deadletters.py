@@ -321,8 +321,9 @@ async def test_what_cannot_be_decoded_is_shown_as_bytes(stage: Stage) -> None:
     topic = stage.topic(app, Order)
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
     manager = DeadLetterManager(app, f"{topic.name}.{stage.group}.dead")
-    raw = stage.app().topic(topic.name, bytes)
-    async with app, raw._app.connected():
+    raw_app = stage.app()
+    raw = raw_app.topic(topic.name, bytes)
+    async with app, raw_app.connected():
         await raw.publish(b"{not JSON")
         await stage.committed(app)
         (letter,) = await manager.get_dead_letters()

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, Flow, InvalidValue, Message, Streams
+from streams.log import record_fetcher
 from streams.patterns import Delays
-from streams.patterns.delay import record_fetcher, scheduler
-from streams.patterns.delay import records as delay_records
+from streams.retries import records as delay_records
+from streams.retries import scheduler
 from streams.testing import Clock, harness
 from tests.conformance.stage import QUICK, Stage
 from tests.patterns.delay_child import SOURCE, declare

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streams.message import Record
-from streams.patterns.delay import records
-from streams.patterns.delay.due_index import DueIndex, due_entry, due_time, log_position
-from streams.patterns.delay.scheduler import OutcomeCache
+from streams.retries import records
+from streams.retries.due_index import DueIndex, due_entry, due_time, log_position
+from streams.retries.scheduler import OutcomeCache
 
 NAMES = st.integers(0, 12)
 DUES = st.integers(0, 20)

@@ -84,7 +84,7 @@ async def test_a_saga_is_looked_up_among_what_is_new(
 
     async with back._durable._app:
         await asyncio.to_thread(history, stage.anchor, f"{name}.saga", range(ended))
-        monkeypatch.setattr("streams.app.open_log", opened)
+        monkeypatch.setattr("streams.runtime.open_log", opened)
         async with front._durable._app.connected():
             (log,) = counted
             begun = await front.execute(Trip(), id="new-0")
@@ -118,7 +118,7 @@ async def test_looking_at_sagas_is_bounded_and_says_so(
         await saga.start(Trip(), id="live")
         await asyncio.to_thread(history, stage.anchor, f"{name}.saga", range(300))
         log = counting(app.log)
-        app._log = log
+        app.runtime.log = log
         with caplog.at_level(logging.WARNING, "streams"):
             found = await saga.list("completed", newest=20)
         assert log.records == PARTITIONS * 20

@@ -29,8 +29,9 @@ from streams.engine import commit_pace
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Committed
 from streams.message import REDRIVE, Position, Record
+from streams.parking import key_parking
+from streams.parking import records as parking_records
 from streams.patterns import ClosedKey, ClosedKeys, NotClosed
-from streams.patterns.deadletters import key_parking, parking_records
 from streams.patterns.deadletters.closed_keys import ClosedKeyReader, read_state
 from streams.testing import Clock, harness
 from tests.conformance.stage import PATIENCE, QUICK, Stage
@@ -279,8 +280,9 @@ async def test_a_rebalance_takes_closed_keys_along(stage: Stage) -> None:
 
 async def test_what_cannot_be_decoded_closes_its_key_too(stage: Stage) -> None:
     world = World(stage)
-    raw = stage.app().topic(world.topic.name, bytes)
-    async with world.app, raw._app.connected():
+    raw_app = stage.app()
+    raw = raw_app.topic(world.topic.name, bytes)
+    async with world.app, raw_app.connected():
         await raw.publish(b"{not JSON", key="k")
         await stage.publish(world.topic, 1, key="k")
         (closed,) = await world.closed(1, 1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from streams.message import ID, REDRIVE, Record
-from streams.patterns.deadletters.parking_records import (
+from streams.parking.records import (
     ParkingRecord,
     ParkingState,
     command_record,

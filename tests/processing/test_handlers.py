@@ -193,8 +193,8 @@ async def test_what_is_no_failure_ends_the_processor_and_settles_nothing(
         act(value)
 
     app.processor(topic, group="g", flow=QUICK)(act_async if asynchronous else act)
-    app._url = f"memory://{error.__name__}-{asynchronous}"
-    keep = Streams(app._url)
+    app.given_url = f"memory://{error.__name__}-{asynchronous}"
+    keep = Streams(app.given_url)
     async with keep.connected():  # what is in memory lasts as long as somebody holds it
         with pytest.raises(ProcessorDied, match=error.__name__):
             async with app:

@@ -85,7 +85,7 @@ def doctor(
         )
     else:
         output.print_line(f"{target} on {app.url_source}")
-        if app._lifespan is not None:
+        if app.lifespan is not None:
             output.print_note("what the app's lifespan declares is not looked at")
         output.print_table(
             ["", "item", "of", "why", "do"],
@@ -120,7 +120,7 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
 
     configure_warnings()
     try:
-        log = open_log(app.url, app._config, app.clock, app.member, mode="ro")
+        log = open_log(app.url, app.driver_config, app.clock, app.member, mode="ro")
     except NotFound as error:
         yield None, one_line(f"{error} (running the app once makes one)")
         return

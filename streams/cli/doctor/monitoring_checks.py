@@ -33,7 +33,7 @@ def check_monitoring(inspection: AppInspection) -> Iterator[Finding]:
         yield Finding(
             item, of, Verdict.yes, f"streams run serves them on {http_address} (STREAMS_HTTP)"
         )
-    elif inspection.app._timing_enabled:
+    elif inspection.app.timing_enabled:
         yield Finding(item, of, Verdict.yes, "the app registers a MetricsCollector")
     else:
         yield Finding(

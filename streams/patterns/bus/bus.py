@@ -154,7 +154,7 @@ class EventBus:
                 cloudevents=app.cloudevents,
             )  # fmt: skip
             app.add_topic(self._topic)
-            self._topic_unchecked = app._log is not None
+            self._topic_unchecked = app.runtime.is_open
         self._ephemeral_options()  # they can be wrong now, not at the first subscriber
 
     def __repr__(self) -> str:
@@ -335,7 +335,7 @@ class EventBus:
     async def _before_publish(self) -> None:
         """See to it that the topic is there, and that whoever subscribed before gets the event."""
         if self._topic_unchecked and self.app is not None:
-            await run_in_thread(self.app.ensure_topics, missing_ok=True)
+            await run_in_thread(self.app.runtime.ensure_topics, missing_ok=True)
             self._topic_unchecked = False
         processor = self._ephemeral_processor
         if processor is not None and not processor.has_started:
@@ -516,8 +516,8 @@ class EventBus:
                         partial(EphemeralProcessor, on_restart=self._forget_starts),
                     ),
                 )
-            elif app._runs_processors:
-                self._resolve_start(app, self._ephemeral_processor, subscription)
+            elif app.runtime.runs_processors:
+                self._resolve_start(app, subscription)
         elif subscriber.processor is None:
             subscriber.processor = BusProcessor(
                 app,
@@ -553,9 +553,7 @@ class EventBus:
             self._ephemeral_processor.stop()
             self._ephemeral_processor = None
 
-    def _resolve_start(
-        self, app: Streams, processor: BusProcessor, subscription: Subscription
-    ) -> None:
+    def _resolve_start(self, app: Streams, subscription: Subscription) -> None:
         """Find out where a subscription to a running reading begins (the lock is held)."""
         start: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
         end_offsets: dict[int, int] = {}
@@ -578,7 +576,7 @@ class EventBus:
 
         subscription.start_offsets = start
         self._unresolved_starts.add(start)
-        processor.spawn(resolve, resolved)
+        app.runtime.spawn_from_any_thread(resolve, resolved)
 
     def _forget_starts(self) -> None:
         """The reading begins anew, later than everybody who is subscribed now."""

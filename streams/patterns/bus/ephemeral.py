@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
 from streams.config import Retry
+from streams.connection import Connection
 from streams.errors import ConfigError, NotRunning, Unavailable
 from streams.log.protocol import (
     Assignment,
@@ -32,9 +33,6 @@ from streams.processing.job import Job
 from streams.processor import Processor, ProcessorOptions
 from streams.replay.range_subscription import groupless_log
 from streams.text import get_logger
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 logger = get_logger("streams.bus")
 
@@ -203,6 +201,8 @@ class EphemeralProcessor(Processor[..., Any]):
     :param on_restart: told each time before it is found out where the topic ends.
     """
 
+    has_group_topics = False
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -215,13 +215,13 @@ class EphemeralProcessor(Processor[..., Any]):
         self._subscription: EphemeralSubscription | None = None
 
     @override
-    def ensure_topics(self, app: Streams) -> None:
+    def ensure_topics(self, connection: Connection) -> None:
         self._on_restart()
-        self._subscription = EphemeralSubscription(app.log, self.topics[0])
+        self._subscription = EphemeralSubscription(connection.log, self.topics[0])
 
     @override
-    def make_job(self, app: Streams) -> Job:
-        job, topic = super().make_job(app), self.topics[0]
+    def adapt_job(self, job: Job) -> Job:
+        topic = self.topics[0]
         return replace(
             job,
             topics=(topic,),
@@ -232,7 +232,7 @@ class EphemeralProcessor(Processor[..., Any]):
         )
 
     @override
-    def subscribed_log(self, app: Streams) -> Log:
+    def subscribed_log(self, connection: Connection) -> Log:
         if self._subscription is None:
             raise NotRunning(f"processor {self.name} was not prepared")
-        return groupless_log(app.log, self._subscription.listen)
+        return groupless_log(connection.log, self._subscription.listen)

@@ -185,7 +185,7 @@ class EventDecoder:
 
 
 class EventSource:
-    """A bus's log topic as a processor reads it (:class:`streams.topic.Source`)."""
+    """A bus's log topic as a processor reads it (:class:`streams.decoding.Source`)."""
 
     def __init__(self, name: str, decoding: EventDecoder) -> None:
         self.name = name

@@ -2,7 +2,7 @@
 
 ``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
 the same records as the owner of the partition
-(:mod:`streams.patterns.deadletters.parking_records`), without being one, and writes commands. A
+(:mod:`streams.parking.records`), without being one, and writes commands. A
 command names the dead message as it was seen, so that given twice, or too late, it does nothing;
 the owner follows it as soon as one runs.
 """
@@ -20,12 +20,13 @@ from streams.derived_records import EDITED
 from streams.errors import ConfigError, InvalidValue, NotFound, StreamsError
 from streams.log.appending import append_and_wait
 from streams.log.names import check_group, check_topic, not_found
+from streams.log.record_fetcher import RecordFetcher
 from streams.message import Batch, Headers, Record, text
+from streams.parking import floor as parking_floor
+from streams.parking import records as parking_records
+from streams.parking.records import Command, ParkingState, parked_topic
 from streams.patterns.arguments import check_app
-from streams.patterns.deadletters import parking_floor, parking_records
 from streams.patterns.deadletters.dead_letter import DeadLetter, read_dead_letter
-from streams.patterns.deadletters.parking_records import Command, ParkingState, parked_topic
-from streams.patterns.delay.record_fetcher import RecordFetcher
 from streams.replay.into_topic import LogRow
 from streams.topic import Topic, encode_key
 

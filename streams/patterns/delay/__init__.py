@@ -6,10 +6,18 @@ message holds up nothing; memory holds due times and positions of the nearest me
 payloads. A message can be cancelled by its ID, and the answer says what happened.
 
 :class:`~streams.patterns.delay.delays.Delays` is for applications.
-:mod:`streams.patterns.delay.attempt_log` keeps failing messages for ``Retry(in_order=False)``.
+:mod:`streams.retries.attempt_log` keeps failing messages for ``Retry(in_order=False)``.
 """
 
-from streams.patterns.delay.delays import Delays, Scheduled
-from streams.patterns.delay.scheduler import DelayStats, floor_group
+from streams.patterns.delay.delays import Delay, DelayClient, Delays, Scheduled, due_at
+from streams.retries.scheduler import DelayStats, floor_group
 
-__all__ = ["DelayStats", "Delays", "Scheduled", "floor_group"]
+__all__ = [
+    "Delay",
+    "DelayClient",
+    "DelayStats",
+    "Delays",
+    "Scheduled",
+    "due_at",
+    "floor_group",
+]

@@ -17,9 +17,9 @@ from streams.log.names import check_topic
 from streams.log.protocol import Log
 from streams.message import Position, Record
 from streams.patterns.arguments import check_app, check_int, check_timeout
-from streams.patterns.delay import records
-from streams.patterns.delay.attempt_log import PENDING_LIMIT
-from streams.patterns.delay.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
+from streams.retries import records
+from streams.retries.attempt_log import PENDING_LIMIT
+from streams.retries.scheduler import DelayStats, declare_scheduler, ensure_delay_topic
 from streams.topic import Topic
 from streams.wire import utc_from_seconds
 
@@ -108,7 +108,7 @@ class Delays:
         """
         if not isinstance(topic, Topic):
             raise ConfigError(f"{self.name}: {topic!r} is not a topic; use app.topic(...)")
-        if self._app.topics.get(topic.name) is None or topic._app is not self._app:
+        if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
             raise ConfigError(f"{self.name}: topic {topic.name!r} is not declared on this app")
         due = due_at(self._app.clock.time(), delay, at)
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)

@@ -153,7 +153,7 @@ class IdempotencyStore:
             with self._lock:
                 client = self._clients.get(log)
                 if client is None:
-                    self._open_claims = partial(open_claims, app.url, app._config, app.clock)
+                    self._open_claims = partial(open_claims, app.url, app.driver_config, app.clock)
                     client = self._clients[log] = self._new_client()
         return client
 

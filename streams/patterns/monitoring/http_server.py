@@ -125,7 +125,7 @@ class MonitoringServer:
         return _health_response(health.ready, health)
 
     def _is_loop_responsive(self) -> bool:
-        loop = self._app._loop
+        loop = self._app.runtime.loop
         if loop is None:
             return True  # not entered yet, or not any more
         answered = threading.Event()
@@ -158,7 +158,8 @@ def _metrics_route(app: Streams) -> tuple[Callable[[str], HttpResponse], Callabl
     try:
         registry.register(collector)
     except ValueError:
-        registered = registry._names_to_collectors.get("streams_app_up")
+        names = registry._names_to_collectors  # noqa: SLF001 - it has no public way to ask
+        registered = names.get("streams_app_up")
         is_ours = isinstance(registered, MetricsCollector) and registered.app is app
         if not is_ours:  # another app of this process has taken the names
             registry = CollectorRegistry()

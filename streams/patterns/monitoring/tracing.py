@@ -82,9 +82,9 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
     """
     if not isinstance(app, Streams):
         raise ConfigError(f"instrument({app!r}): a Streams app is needed")
-    if app._log is not None:
+    if app.runtime.is_open:
         raise ConfigError("instrument(app): the app is running already; call it before")
-    if app._publish_observer is not None:
+    if app.publish_observer is not None:
         raise ConfigError("instrument(app): it is instrumented already")
     provider: object = tracer_provider
     is_provider = callable(getattr(provider, "get_tracer", None)) and not isinstance(provider, type)
@@ -96,8 +96,8 @@ def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -
     from streams import __version__
 
     tracing = _AppTracing(app, lambda: trace.get_tracer("streams", __version__, tracer_provider))
-    app._publish_observer = tracing.trace_publish
-    app._job_wrappers.append(tracing.wrap_job)
+    app.publish_observer = tracing.trace_publish
+    app.job_wrappers.append(tracing.wrap_job)
 
 
 class _AppTracing:

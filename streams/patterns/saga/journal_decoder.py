@@ -111,7 +111,7 @@ ENTRY_ID_READER: Final = EntryIdReader()
 
 
 class JournalSource:
-    """A journal's topic as its processor reads it (:class:`streams.topic.Source`)."""
+    """A journal's topic as its processor reads it (:class:`streams.decoding.Source`)."""
 
     def __init__(self, name: str, decoding: EntryDecoder) -> None:
         self.name = name

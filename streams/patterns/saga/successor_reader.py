@@ -44,7 +44,7 @@ class SuccessorReader:
         self, journal: Journal, entry: JournalEntry, message: Message[Any]
     ) -> bool:
         """Whether the journal already says what became of this entry."""
-        assignment: Any = message._batch.assignment
+        assignment: Any = message.assignment
         if assignment is None:
             return False
         if message.topic != journal.topic:

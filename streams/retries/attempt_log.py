@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streams import wire
 from streams.derived_records import ERROR_ATTEMPTS, ERROR_PREFIX, ORIGIN, attempts_of, redrives_of
@@ -28,14 +28,11 @@ from streams.errors import LogError
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Log, Retention, ensure_topic
 from streams.message import ID, REDRIVE, TIME, Batch, Position, Record
-from streams.patterns.delay.records import LATEST_DUE, entry_record, retry_entry_id
-from streams.patterns.delay.scheduler import DelayScheduler, declare_scheduler
 from streams.processing.job import Outgoing
 from streams.processor import Processor
+from streams.retries.records import LATEST_DUE, entry_record, retry_entry_id
+from streams.retries.scheduler import Declarations, DelayScheduler, declare_scheduler
 from streams.text import get_logger
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 logger = get_logger("streams.delay")
 
@@ -59,15 +56,13 @@ def delay_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.delay"
 
 
-def attempt_log_of(app: Streams, processor: Processor[..., Any]) -> DurableAttemptLog:
-    """Declare what keeps a processor's late messages, and make it the processor's companion."""
-    return DurableAttemptLog(app, processor)
-
-
 class DurableAttemptLog:
-    """See :class:`streams.processing.job.DurableAttemptLog`."""
+    """See :class:`streams.processing.job.ManagedAttemptLog`.
 
-    def __init__(self, app: Streams, processor: Processor[..., Any]) -> None:
+    Making one declares what keeps messages that wait elsewhere: helpers of the processor.
+    """
+
+    def __init__(self, app: Declarations, processor: Processor[..., Any]) -> None:
         options = processor.options
         self._app = app
         self._group = group = processor.group

@@ -1,7 +1,7 @@
 """Who keeps keys closed: the owner of a source partition, beside its processor.
 
 The rules, and what a crash can do, stand at the head of
-:mod:`streams.patterns.deadletters.parking_records`. This is their I/O. For each source partition
+:mod:`streams.parking.records`. This is their I/O. For each source partition
 that is owned there is a *partition's parking*, which
 
 1. reads the partition's records from the *floor* on and opens its epoch, before anything of the
@@ -31,9 +31,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
+from streams.connection import Connection
 from streams.derived_records import header_text
 from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import FetchedBatch
@@ -41,16 +42,14 @@ from streams.errors import LogError, OutcomeUnknown, TopicMismatch, Unavailable
 from streams.log.appending import append_and_wait
 from streams.log.names import check_topic
 from streams.log.protocol import Assignment, Committed, Log, Retention, ensure_topic
+from streams.log.record_fetcher import FetchedRow, RecordFetcher
 from streams.message import UNREADABLE, Batch, Record
-from streams.patterns.deadletters import parking_floor, parking_records
-from streams.patterns.deadletters.parking_records import ParkedQueue, ParkingState, parked_topic
-from streams.patterns.delay.record_fetcher import FetchedRow, RecordFetcher
+from streams.parking import floor as parking_floor
+from streams.parking import records as parking_records
+from streams.parking.records import ParkedQueue, ParkingState, parked_topic
 from streams.processing.job import Outgoing, ParkDecision
 from streams.processor import Processor
 from streams.text import get_logger
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 logger = get_logger("streams.dead")
 
@@ -99,16 +98,11 @@ class ReturnedBatch(FetchedBatch):
         self.generations = generations
 
 
-def key_parking_of(app: Streams, processor: Processor[..., Any]) -> DurableKeyParking:
-    """What keeps a processor's closed keys."""
-    return DurableKeyParking(app, processor)
-
-
 class DurableKeyParking:
     """See :class:`streams.processing.job.ManagedKeyParking`."""
 
-    def __init__(self, app: Streams, processor: Processor[..., Any]) -> None:
-        self._app = app
+    def __init__(self, connection: Connection, processor: Processor[..., Any]) -> None:
+        self._connection = connection
         self._group = processor.group
         self._parked_topics = {
             topic: check_topic(parked_topic(topic, processor.group)) for topic in processor.topics
@@ -116,7 +110,7 @@ class DurableKeyParking:
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
         """How often the epoch of a partition was replaced of late, and when last."""
-        self.wake: Callable[[], None] = lambda: None
+        self.wake_poller: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
         """Create the topics of closed keys, with as many partitions as their sources."""
@@ -137,8 +131,8 @@ class DurableKeyParking:
         name = self._parked_topics.get(assignment.topic)
         if name is None:
             return ()
-        now = self._app.clock.monotonic
-        partition = PartitionParking(self._app.log, assignment, name, self._group, now)
+        now = self._connection.clock.monotonic
+        partition = PartitionParking(self._connection.log, assignment, name, self._group, now)
         partition.open_epoch(position, after_reset=after_reset, keep_alive=keep_alive)
         self._partitions[assignment.topic, assignment.partition] = partition
         return list(partition.state.source_offsets)
@@ -271,7 +265,7 @@ class DurableKeyParking:
         if type(fetched) is not ReturnedBatch:
             partition.write_confirmed(fetched.batch.offsets[index])
         elif delivery[6] is None and partition.handled_confirmed(delivery):
-            self.wake()
+            self.wake_poller()
         return True
 
     def write_refused(self, delivery: Delivery) -> None:

@@ -1,14 +1,14 @@
 """Where reading the records of closed keys begins: the floor, as the log has it. Blocks.
 
 The floor is the place of a group without members that has the name of the topic: a position, and
-the epoch in force there (:mod:`streams.patterns.deadletters.parking_records`).
+the epoch in force there (:mod:`streams.parking.records`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streams.patterns.deadletters.parking_records import (
+from streams.parking.records import (
     ParkingRecord,
     is_possible_epoch,
     parse_record,

@@ -1,4 +1,4 @@
-"""Payloads by position, and a scan of what was said; both block, and belong into a thread.
+"""Records of one partition by their positions; blocks, and belongs into a thread.
 
 Due order is not the order of the log, so payloads are looked up one here, one there. Opening a
 reader costs something (much on Kafka, little on the embedded logs), reading on costs something for
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from streams.log.protocol import Log, Reader
 from streams.message import Batch, Headers
-from streams.patterns.delay.records import CANCEL, id_digest, read_due, read_mark
 
 READ_LIMIT = 1_000
 """Messages read at once, at most."""
@@ -24,7 +23,7 @@ FIRST_READ = 16
 
 
 class FetchedRow(NamedTuple):
-    """A record of a delay topic."""
+    """A record that was looked up."""
 
     key: bytes | None
     value: bytes | None
@@ -115,44 +114,3 @@ def _pick_wanted(
             found[position] = None  # compacted away
         next_index += 1
     return next_index, size
-
-
-class ScannedRecord(NamedTuple):
-    """What one record of a delay topic says."""
-
-    position: int
-    id_digest: int
-    """Stands for its ID."""
-    due: int | None
-    """Of an entry; None for a mark or a request."""
-    mark: str | None
-    """A mark's outcome, or ``cancel``."""
-
-
-def scan_batch(batch: Batch) -> list[ScannedRecord]:
-    """What the records of a batch say; those without a key say nothing."""
-    records = []
-    for index, position in enumerate(batch.offsets):
-        key = batch.keys[index]
-        if key is None:
-            continue
-        headers = batch.headers(index)
-        due = read_due(headers) if batch.values[index] is not None else None
-        mark = read_mark(headers)[0] if due is None else None
-        if due is not None or mark is not None:
-            records.append(ScannedRecord(position, id_digest(key), due, mark))
-    return records
-
-
-def scan_partition(
-    log: Log, topic: str, partition: int, start: int, end: int
-) -> Iterator[list[ScannedRecord]]:
-    """What was said from ``start`` to before ``end``, a chunk at a time, requests left out."""
-    if start >= end:
-        return
-    reader = log.reader(topic, partition, start, end)
-    try:
-        while (batch := reader.read(READ_LIMIT)) is not None:
-            yield [each for each in scan_batch(batch) if each.mark != CANCEL]
-    finally:
-        reader.close()

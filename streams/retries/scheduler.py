@@ -12,7 +12,7 @@ settles it at once: the topic itself is the store. For each partition that it ow
    reached is not trimmed, and on a log without compaction the rest is.
 
 What a partition scheduler may know at once is bounded (see
-:mod:`streams.patterns.delay.due_index`); a new message that is due soon passes every message that
+:mod:`streams.retries.due_index`); a new message that is due soon passes every message that
 is due late.
 """
 
@@ -24,26 +24,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from typing_extensions import override
 
 from streams import derived_records
 from streams.cancellation import run_in_thread
 from streams.config import DeadLetters, Dedup, Retry
+from streams.connection import Connection
 from streams.errors import Fatal, InvalidValue, LogError, NotFound, TopicMismatch
 from streams.log.protocol import Assignment, Committed, Log, Retention, TopicInfo, ensure_topic
+from streams.log.record_fetcher import RecordFetcher
 from streams.message import ID, Message, Record, text
-from streams.patterns.delay import record_fetcher, records
-from streams.patterns.delay.due_index import DueEntry, DueIndex, log_position
-from streams.patterns.delay.record_fetcher import RecordFetcher, ScannedRecord
 from streams.processing.job import Job, Outgoing
 from streams.processor import Processor, ProcessorOptions
+from streams.retries import records, scanning
+from streams.retries.due_index import DueEntry, DueIndex, log_position
+from streams.retries.scanning import ScannedRecord
 from streams.text import get_logger
 from streams.topic import Topic
-
-if TYPE_CHECKING:
-    from streams.app import Streams
 
 T = TypeVar("T")
 
@@ -108,6 +107,19 @@ def floor_group(name: str) -> str:
     return f"{name}.floor"
 
 
+class Declarations(Connection, Protocol):
+    """An app as a scheduler needs it: to read, to write, and to declare its processor."""
+
+    def declare(
+        self,
+        function: Callable[..., Any],
+        options: ProcessorOptions,
+        processor_class: Callable[..., Processor[..., Any]],
+    ) -> Processor[..., Any]:
+        """Declare a processor."""
+        ...
+
+
 class DelayProcessor(Processor[..., Any]):
     """The processor that keeps a delay topic."""
 
@@ -125,18 +137,18 @@ class DelayProcessor(Processor[..., Any]):
         scheduler.processor = self
 
     @override
-    def ensure_topics(self, app: Streams) -> None:
-        ensure_delay_topic(app.log, self.scheduler.topic, self.scheduler.partition_count(app.log))
-        super().ensure_topics(app)
+    def ensure_topics(self, connection: Connection) -> None:
+        log, scheduler = connection.log, self.scheduler
+        ensure_delay_topic(log, scheduler.topic, scheduler.partition_count(log))
 
     @override
-    def make_job(self, app: Streams) -> Job:
+    def adapt_job(self, job: Job) -> Job:
         self.scheduler.loop = asyncio.get_running_loop()
-        return replace(super().make_job(app), observer=self.scheduler)
+        return replace(job, observer=self.scheduler)
 
 
 def declare_scheduler(
-    app: Streams,
+    app: Declarations,
     name: str,
     partition_count: Callable[[Log], int],
     is_allowed: Callable[[str], bool],
@@ -187,7 +199,7 @@ class DelayScheduler:
 
     def __init__(
         self,
-        app: Streams,
+        app: Declarations,
         topic: str,
         partition_count: Callable[[Log], int],
         is_allowed: Callable[[str], bool],
@@ -384,7 +396,7 @@ class PartitionScheduler:
         self._scanned_end = self._known_end = max(end, self._known_end)
         self.index.reset(self._resume_after, self._scanned_end)
         self._scan_bounded.set()
-        source = record_fetcher.scan_partition(
+        source = scanning.scan_partition(
             self._log, self._topic, self._partition, start, self._scanned_end
         )
         while (chunk := await run_in_thread(next, source, None)) is not None:
@@ -417,7 +429,7 @@ class PartitionScheduler:
         key, value, headers = message.raw
         if key is None:
             return
-        position = message._batch.offsets[message._index]
+        position = int(message.offset)
         due = records.read_due(headers) if value is not None else None
         mark, _ = (None, None) if due is not None else records.read_mark(headers)
         if mark == records.CANCEL:
@@ -471,7 +483,7 @@ class PartitionScheduler:
         def find_last() -> bool:
             start, _ = self._scan_range()
             last: ScannedRecord | None = None
-            for chunk in record_fetcher.scan_partition(
+            for chunk in scanning.scan_partition(
                 self._log, self._topic, self._partition, start, before
             ):
                 for record in chunk:

@@ -1,0 +1,477 @@
+"""What is declared on an app before it runs: its log, its topics, its processors.
+
+Nothing here touches the log. :class:`streams.app.Streams` is these declarations and their life.
+"""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
+
+from typing_extensions import TypeForm
+
+from stream_codecs import Codec
+from streams.annotation_checks import unpublished_result
+from streams.clock import SYSTEM, Clock
+from streams.config import CloudEvents, DeadLetters, Dedup, Flow, OnUnknown, Retention, Retry, Start
+from streams.decoding import Source
+from streams.errors import ConfigError
+from streams.handler_types import (
+    Filter,
+    HandlerOptions,
+    HandlerResult,
+    ProcessorDecorator,
+    PublishingDecorator,
+)
+from streams.log.names import check_member
+from streams.log.protocol import Log, OpenMode
+from streams.log.url import ChosenUrl, choose_url, redact
+from streams.message import Message, Transaction
+from streams.parking.key_parking import DurableKeyParking
+from streams.processing.job import Job
+from streams.processor import Processor, ProcessorOptions
+from streams.publisher import Publisher, PublishObserver
+from streams.retries.attempt_log import DurableAttemptLog
+from streams.text import get_logger
+from streams.topic import Key, Topic
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+O = TypeVar("O")  # noqa: E741 - what a topic given as to= takes
+
+logger = get_logger("streams")
+
+AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+def _check_cloudevents(where: str, value: object) -> CloudEvents:
+    if not isinstance(value, CloudEvents):
+        raise ConfigError(f"{where}cloudevents={value!r}: use CloudEvents(source=...)")
+    return value
+
+
+class Declarations(ABC):
+    """An app's log, topics, processors and resources, as they are declared."""
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        config: Mapping[str, Any] | None,
+        member: str | None,
+        lifespan: AnyLifespan | None,
+        cloudevents: CloudEvents | None,
+    ) -> None:
+        self.given_url = url
+        """The log's URL as the code gave it."""
+        self.cloudevents: CloudEvents | None = None
+        """How its topics are written as CloudEvents, where they do not say otherwise."""
+        if cloudevents is not None:
+            self.cloudevents = _check_cloudevents("", cloudevents)
+        self.url_override: str | None = None
+        """What ``--url`` says instead."""
+        self.open_mode: OpenMode = "rwc"
+        """What may become of the log's file by opening it."""
+        self.url_logged = False
+        """Whoever runs the app has said already which log it is on."""
+        self.member = "" if member is None else check_member(member)
+        """The name under which its processors join their groups; empty: they are not static."""
+        self.instance_id = secrets.token_hex(8)
+        """A word for this process, by which its groups tell it from others of its name."""
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError(
+                f"Streams(config=...): a mapping of driver settings, not a {type(config).__name__}"
+            )
+        self.driver_config = dict(config or {})
+        """Driver settings, passed through."""
+        self.lifespan = None if lifespan is None else _check_lifespan(lifespan)
+        """Entered once the log is open and before the first poll."""
+        self.clock: Clock = SYSTEM
+        self.topics: dict[str, Topic[Any]] = {}
+        """Declared topics by name; of several declarations, the last."""
+        self.declared_topics: list[Topic[Any]] = []
+        """All declarations of topics, in order."""
+        self.processors: list[Processor[..., Any]] = []
+        """Declared processors, in order."""
+        self.resources: list[AbstractAsyncContextManager[Any]] = []
+        """What is entered and left with it."""
+        self.declarations_closed = False
+        """It is entered, past the point where processors can be declared."""
+        self.timing_enabled = False
+        """Handlers' calls are timed."""
+        self.job_wrappers: list[Callable[[Job], Job]] = []
+        """What is put around each processor's job when it starts (tracing)."""
+        self.publish_observer: PublishObserver | None = None
+        """What is entered around each call that publishes (tracing)."""
+
+    def __repr__(self) -> str:
+        given = choose_url(self.url_override, self.given_url)
+        return f"<Streams {redact(given.url) if given is not None and given.url else ''!r}>"
+
+    # What topics and processors know of it (:class:`streams.connection.Connection`).
+
+    @property
+    @abstractmethod
+    def log(self) -> Log:
+        """The open log."""
+
+    @property
+    @abstractmethod
+    def publisher(self) -> Publisher:
+        """What publishes for this app."""
+
+    @property
+    def url(self) -> str:
+        """The log's URL: what ``--url`` says, else what the code gave, else ``STREAMS_URL``.
+
+        :raises ConfigError: none was given and the environment has none.
+        """
+        return self.url_source.url
+
+    @property
+    def url_source(self) -> ChosenUrl:
+        """The log's URL and what gave it; as text both, without secrets.
+
+        :raises ConfigError: none was given and the environment has none.
+        """
+        given = choose_url(self.url_override, self.given_url)
+        if given is None or not given.url:
+            raise ConfigError(
+                "no log: give Streams('sqlite:///app.db'), or set STREAMS_URL in the environment"
+            )
+        return given
+
+    # -- declaring
+
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key: str | Callable[[bytes], Key | None] | None = None,
+        id: str | Callable[[bytes], str] | None = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
+    ) -> Topic[bytes]: ...
+
+    @overload
+    def topic(
+        self,
+        name: str,
+        type: TypeForm[T],
+        *,
+        key: str | Callable[[T], Key | None] | None = None,
+        id: str | Callable[[T], str] | None = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
+    ) -> Topic[T]: ...
+
+    def topic(
+        self,
+        name: str,
+        type: Any = bytes,
+        *,
+        key: Any = None,
+        id: Any = None,
+        codec: Codec | None = None,
+        partitions: int | None = None,
+        unknown: OnUnknown = "dead",
+        retention: Retention | None = None,
+        cloudevents: CloudEvents | Literal[False] | None = None,
+    ) -> Topic[Any]:
+        """Declare a topic; again with another type is allowed.
+
+        :param type: what its values are: a msgspec Struct, dataclass, TypedDict, a tagged union of
+            them, ``str``, ``bytes``, ``dict``, ``Any``...
+        :param key: the field that is the key, or a function of the value.
+        :param id: the field that is the message ID (instead of a header), or a function.
+        :param codec: how values are encoded; JSON, text or bytes by type if not given.
+        :param partitions: how many; created with it if missing, an error if it differs. None uses
+            what exists (a missing topic gets 1; on Kafka it is an error).
+        :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"`` or ``"skip"``.
+        :param retention: how long its messages are kept, if it is created here; for ever if not
+            given. A topic that exists keeps what it has: ``streams doctor`` says where that is
+            something else, ``streams topics retain`` changes it.
+        :param cloudevents: what is published to it is a CloudEvent; the app's if not given. False:
+            it is none.
+        :raises ConfigError: any of these cannot work.
+        """
+        events = self.cloudevents
+        if cloudevents is not None:
+            where = f"topic {name!r}: "
+            events = None if cloudevents is False else _check_cloudevents(where, cloudevents)
+        topic: Topic[Any] = Topic(
+            self, name, type, key=key, id=id, codec=codec, partitions=partitions, unknown=unknown,
+            retention=retention, cloudevents=events,
+        )  # fmt: skip
+        self.add_topic(topic)
+        return topic
+
+    def add_topic(self, topic: Topic[Any]) -> None:
+        """Declare a topic that was made by one of the toolkit's patterns.
+
+        :raises ConfigError: it contradicts an earlier declaration.
+        """
+        name = topic.name
+        for other in self.declared_topics:
+            if other.name != name:
+                continue
+            for option in ("partitions", "retention"):
+                before, now = getattr(other, option), getattr(topic, option)
+                if before is not None and now is not None and before != now:
+                    raise ConfigError(
+                        f"topic {name!r}: declared with {option}={before!r}, and again with "
+                        f"{option}={now!r}"
+                    )
+        self.declared_topics.append(topic)
+        self.topics[name] = topic
+
+    def add_resource(self, resource: AbstractAsyncContextManager[Any]) -> None:
+        """Have what one of the toolkit's patterns needs live as long as the app.
+
+        It is entered after the log is open and before the lifespan, and left after the lifespan and
+        all processors have ended. One that is added to an entered app is only left.
+        """
+        self.resources.append(resource)
+
+    # One for each number of topics, up to three, with and without batch= and to=.
+    # fmt: off
+    @overload
+    def processor(
+        self, a: Source[A], /, *, group: str, batch: None = None,
+        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[A, Message[A, Transaction]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], /, *, group: str, batch: None = None,
+        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[A, Message[A, Transaction], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], /, *, group: str, batch: int,
+        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[A], list[Message[A, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], /, *, group: str, batch: int,
+        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[A], list[Message[A, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
+        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[A | B, Message[A | B, Transaction]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
+        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[A | B, Message[A | B, Transaction], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
+        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[A | B], list[Message[A | B, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
+        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[A | B], list[Message[A | B, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
+        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[A | B | C, Message[A | B | C, Transaction]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
+        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[A | B | C, Message[A | B | C, Transaction], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
+        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
+        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: None = None,
+        filter: Filter[Any] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[Any, Message[Any, Transaction]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: None = None,
+        filter: Filter[Any] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[Any, Message[Any, Transaction], HandlerResult[O]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: int,
+        filter: Filter[Any] = None, to: None = None, **options: Unpack[HandlerOptions],
+    ) -> ProcessorDecorator[list[Any], list[Message[Any, Transaction]]]: ...
+
+    @overload
+    def processor(
+        self, a: Source[Any], b: Source[Any], c: Source[Any], d: Source[Any], /,
+        *more: Source[Any], group: str, batch: int,
+        filter: Filter[Any] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+    ) -> PublishingDecorator[
+        list[Any], list[Message[Any, Transaction]], Sequence[HandlerResult[O]] | None
+    ]: ...
+
+    # fmt: on
+    def processor(
+        self,
+        *topics: Source[Any],
+        group: str,
+        concurrency: int = 1,
+        batch: int | None = None,
+        filter: Callable[[Any], bool] | None = None,
+        to: Topic[Any] | None = None,
+        start: Start | datetime = "earliest",
+        timeout: float | None = None,
+        retry: Retry = Retry(),
+        dedup: Dedup = Dedup(),
+        dead_letters: DeadLetters = DeadLetters(),
+        flow: Flow = Flow(),
+    ) -> Any:
+        """Declare a processor: a decorator for its handler.
+
+        :param group: the consumer group; every group sees every message.
+        :param concurrency: handlers running at once; one key is handled in order whatever it is.
+        :param batch: hand over lists of up to this many messages.
+        :param filter: called with the value; messages for which it is false are passed over.
+        :param to: what the handler returns is published there before the source is settled.
+        :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
+        :param timeout: seconds one call of an async handler may take.
+        :raises ConfigError: any of these, or the handler's signature, cannot work; or its
+            annotations say another type than the topics'.
+
+        Type checkers compare the handler with the topics, up to three of them; what it returns with
+        ``to``; and what is declared is still callable as the plain function.
+        """
+        options = ProcessorOptions(
+            topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
+            dead_letters, flow,
+        )  # fmt: skip
+
+        for topic in (*topics, to):
+            if isinstance(topic, Topic) and topic.connection is not self:
+                raise ConfigError(
+                    f"processor in group {group!r}: topic {topic.name!r} belongs to another app; "
+                    "declare it with this app's .topic(...)"
+                )
+
+        if self.declarations_closed:
+            raise ConfigError(
+                "the app's processors are running already: declare them before it is entered, or "
+                "in its lifespan"
+            )
+
+        def declare(function: Callable[..., Any]) -> Processor[..., Any]:
+            processor = self.declare(function, options)
+            if to is None:
+                topic_types = [
+                    each.topic_type for each in self.declared_topics if each.topic_type is not None
+                ]
+                if returned := unpublished_result(processor.function, topic_types):
+                    logger.warning(
+                        "processor %s returns %s, and without to= nobody gets it",
+                        processor.name, returned,
+                    )  # fmt: skip
+            return processor
+
+        return ProcessorDecorator(declare) if to is None else PublishingDecorator(declare)
+
+    def declare(
+        self,
+        function: Callable[P, R],
+        options: ProcessorOptions,
+        processor_class: Callable[
+            [Callable[P, R], ProcessorOptions, str], Processor[P, R]
+        ] = Processor,
+    ) -> Processor[P, R]:
+        """Declare a processor; on a running app :meth:`streams.runtime.Runtime.start_processor`
+        begins it."""
+        if isinstance(function, Processor):  # one handler, declared twice
+            function = function.function
+        name = getattr(function, "__name__", type(function).__name__)
+        taken = {each.name for each in self.processors}
+        number = 2
+        unique = name
+        while unique in taken:
+            unique = f"{name}-{number}"
+            number += 1
+        processor = processor_class(function, options, unique)
+        for other in self.processors:
+            shared_topics = set(other.topics) & set(processor.topics)
+            if other.group == options.group and shared_topics and not processor.shares_group:
+                raise ConfigError(
+                    f"processor {name}: group {options.group!r} already reads "
+                    f"{sorted(shared_topics)[0]!r} "
+                    f"in processor {other.name}; give it a group of its own"
+                )
+        if options.retry.uses_attempt_log:
+            processor.attempt_log = DurableAttemptLog(self, processor)
+        if options.dead_letters.sequenced:
+            processor.key_parking = DurableKeyParking(self, processor)
+        self.processors.append(processor)
+        return processor
+
+
+def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:
+    advice = "write `@asynccontextmanager async def lifespan(app): ... yield ...`"
+    if not callable(lifespan):
+        raise ConfigError(f"Streams(lifespan={lifespan!r}): not a function; {advice}")
+    name = getattr(lifespan, "__name__", repr(lifespan))
+    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan):
+        raise ConfigError(f"Streams(lifespan={name}): not a context manager; {advice}")
+    try:
+        inspect.signature(lifespan).bind(None)
+    except TypeError as error:
+        raise ConfigError(
+            f"Streams(lifespan={name}): it is called with the app: {advice}"
+        ) from error
+    except ValueError:
+        pass  # a builtin that does not tell its parameters
+    return lifespan

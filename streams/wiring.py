@@ -1,0 +1,123 @@
+"""A processor made ready to run: its declaration, bound to an app's log and publisher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_origin
+
+from streams import derived_records
+from streams.connection import Connection
+from streams.decoding import Source
+from streams.engine.dispatcher import Delivery
+from streams.log.names import to_valid_name
+from streams.log.protocol import StaticMember
+from streams.message import Headers, Record
+from streams.processing.async_executor import AsyncExecutor
+from streams.processing.executor import Executor
+from streams.processing.handler_transaction import HandlerTransaction
+from streams.processing.job import Job, Outgoing
+from streams.processing.thread_executor import ThreadExecutor
+from streams.processor import Processor
+
+
+def static_member(
+    processor: Processor[..., Any],
+    processors: Iterable[Processor[..., Any]],
+    member: str,
+    instance_id: str,
+) -> StaticMember | None:
+    """What a processor of a process with this name is in its group; None without a name.
+
+    Of several processors in one group, those after the first have their own names added.
+    """
+    if not member:
+        return None
+    first_of_group = next((each for each in processors if each.group == processor.group), processor)
+    name = member if first_of_group is processor else f"{member}-{processor.name}"
+    return StaticMember(to_valid_name(name)[:249], instance_id)
+
+
+def make_job(
+    connection: Connection,
+    processor: Processor[..., Any],
+    member: StaticMember | None,
+    start_positions: Mapping[tuple[str, int], int],
+) -> Job:
+    """What the executors run for a processor."""
+    options, group, dead_letters = (
+        processor.options,
+        processor.group,
+        processor.options.dead_letters,
+    )
+    sources: dict[str, Source[Any]] = {}
+    for topic in options.topics:
+        sources[topic.name] = sources[dead_letters.retry(topic.name, group)] = topic
+    return processor.adapt_job(
+        Job(
+            name=processor.name,
+            group=group,
+            topics=tuple(sources),
+            function=processor.function,
+            asynchronous=processor.signature.asynchronous,
+            wants_message=processor.signature.wants_message,
+            decodings={name: topic.decoding for name, topic in sources.items()},
+            concurrency=options.concurrency,
+            batch=options.batch,
+            filter=options.filter,
+            timeout=options.timeout,
+            retry=options.retry,
+            dedup=options.dedup,
+            flow=options.flow,
+            clock=connection.clock,
+            encode_results=_result_encoder(processor),
+            dead_letter=derived_records.dead_letter_maker(
+                group,
+                lambda topic: dead_letters.name(sources[topic].name, group),
+                connection.clock,
+            ),
+            write_derived=connection.publisher.publish_durably,
+            attempt_log=processor.attempt_log,
+            observer=processor.attempt_log,
+            key_parking=processor.key_parking,
+            start_positions=start_positions,
+            member=member,
+            transactions=(
+                connection.log.capabilities.transactions
+                and options.to is None
+                and processor.key_parking is None
+            ),
+        )
+    )
+
+
+def _result_encoder(
+    processor: Processor[..., Any],
+) -> Callable[[Any, Delivery], Sequence[Outgoing]] | None:
+    """What makes records of a handler's results; None: they are dropped."""
+    target = processor.options.to
+    if target is None:
+        return None
+
+    def make_record(value: Any, id: str, headers: Headers) -> Record:
+        record = target.record(value, id=id)
+        record.headers = [*record.headers, *headers]
+        return record
+
+    return derived_records.result_encoder(
+        processor.group,
+        target.name,
+        make_record,
+        several=(get_origin(target.type) or target.type) not in (list, tuple),
+    )
+
+
+def make_executor(
+    job: Job,
+    loop: asyncio.AbstractEventLoop,
+    new_transaction: Callable[[], HandlerTransaction],
+) -> Executor:
+    """What runs the handlers: tasks of the loop for an async one, threads for a plain one."""
+    if job.asynchronous:
+        return AsyncExecutor(job, loop, new_transaction)
+    return ThreadExecutor(job, new_transaction)
