@@ -50,10 +50,9 @@ def ensure_declared_topics(
 def _dead_letter_topics(processors: Iterable[Processor[..., Any]]) -> set[str]:
     """The topics for the processors' dead letters, and for those that are put back."""
     return {
-        name_of(topic, processor.group)
+        name
         for processor in processors
-        for topic in processor.topics
-        for name_of in (processor.options.dead_letters.name, processor.options.dead_letters.retry)
+        for name in processor.options.dead_letters.topic_names(processor.topics, processor.group)
     }
 
 

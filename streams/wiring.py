@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_origin
 
@@ -11,6 +10,7 @@ from streams import derived_records
 from streams.connection import Connection
 from streams.decoding import Source
 from streams.engine.dispatcher import Delivery
+from streams.log.names import to_valid_name
 from streams.log.protocol import StaticMember
 from streams.message import Headers, Record
 from streams.processing.async_executor import AsyncExecutor
@@ -19,9 +19,6 @@ from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job, Outgoing
 from streams.processing.thread_executor import ThreadExecutor
 from streams.processor import Processor
-
-_NOT_IN_MEMBER_NAME = re.compile(r"[^A-Za-z0-9._-]")
-"""What a member's name cannot have in it."""
 
 
 def static_member(
@@ -38,7 +35,7 @@ def static_member(
         return None
     first_of_group = next((each for each in processors if each.group == processor.group), processor)
     name = member if first_of_group is processor else f"{member}-{processor.name}"
-    return StaticMember(_NOT_IN_MEMBER_NAME.sub(".", name)[:249], instance_id)
+    return StaticMember(to_valid_name(name)[:249], instance_id)
 
 
 def make_job(

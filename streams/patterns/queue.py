@@ -40,7 +40,7 @@ from streams.message import (
     header_or_legacy,
 )
 from streams.patterns.arguments import NOT_GIVEN, check_app, check_int
-from streams.patterns.delay.delays import Delay, DelayClient, due_at
+from streams.patterns.delay import Delay, DelayClient, due_at
 from streams.processor import Processor, ProcessorOptions, inspect_handler
 from streams.retries.attempt_log import delay_topic
 from streams.retries.records import Outcome

@@ -6,4 +6,22 @@
 * :mod:`~streams.processing.executor`: what every executor does with an outcome.
 * :mod:`~streams.processing.thread_executor`: plain handlers, in worker threads.
 * :mod:`~streams.processing.async_executor`: async handlers, on the app's event loop.
+
+What patterns know of processing is exported here, and nothing else.
 """
+
+from streams.engine.dispatcher import Delivery
+from streams.processing.job import Decoding, Job, Outgoing, Skip
+from streams.processing.poller import PartitionProgress
+from streams.processing.timing import BUCKET_BOUNDS, Durations
+
+__all__ = [
+    "BUCKET_BOUNDS",
+    "Decoding",
+    "Delivery",
+    "Durations",
+    "Job",
+    "Outgoing",
+    "PartitionProgress",
+    "Skip",
+]

@@ -29,7 +29,7 @@ from streams.log.protocol import (
     Subscription,
 )
 from streams.message import ALL_READABLE, Batch
-from streams.processing.job import Job
+from streams.processing import Job
 from streams.processor import Processor, ProcessorOptions
 from streams.replay.range_subscription import groupless_log
 from streams.text import get_logger

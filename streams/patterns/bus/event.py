@@ -28,7 +28,7 @@ from streams.message import (
     header_or_legacy,
     text,
 )
-from streams.processing.job import Decoding, Skip
+from streams.processing import Decoding, Skip
 
 __all__ = [
     "Event",

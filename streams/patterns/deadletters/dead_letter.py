@@ -25,7 +25,7 @@ from streams.derived_records import (
 )
 from streams.message import Batch, Headers, Message, Position, make_message
 from streams.patterns.deadletters.redriving import source_of
-from streams.processing.job import Decoding
+from streams.processing import Decoding
 from streams.replay.into_topic import LogRow
 
 

@@ -14,7 +14,7 @@ from streams.app import Streams
 from streams.errors import LogError, StreamsError
 from streams.health import Stats
 from streams.log.protocol import Log
-from streams.processing.poller import PartitionProgress
+from streams.processing import PartitionProgress
 from streams.text import get_logger
 
 logger = get_logger("streams")

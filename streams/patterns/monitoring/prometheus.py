@@ -17,7 +17,7 @@ from streams.app import Streams
 from streams.errors import ConfigError
 from streams.health import Health, Stats
 from streams.patterns.monitoring.lag_probe import LagProbe, PartitionLag
-from streams.processing.timing import BUCKET_BOUNDS, Durations
+from streams.processing import BUCKET_BOUNDS, Durations
 
 try:
     from prometheus_client.core import (

@@ -30,7 +30,6 @@ from typing import Any
 
 from streams.app import Streams
 from streams.derived_records import header_text
-from streams.engine.dispatcher import Delivery
 from streams.errors import ConfigError
 from streams.log.protocol import Log
 from streams.message import (
@@ -43,7 +42,7 @@ from streams.message import (
     Record,
     make_message,
 )
-from streams.processing.job import Job, Outgoing
+from streams.processing import Delivery, Job, Outgoing
 
 try:
     from opentelemetry import propagate, trace

@@ -14,7 +14,7 @@ from stream_codecs import DecodeError, Json
 from streams.message import Batch
 from streams.patterns.saga.entry_validation import invalid_reason
 from streams.patterns.saga.journal_entry import StoredEntry
-from streams.processing.job import Skip
+from streams.processing import Skip
 
 __all__ = ["EntryDecoder", "JournalSource"]
 
