@@ -16,6 +16,7 @@ from streams.errors import ConfigError, GroupNotEmpty
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
+from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger, translate
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.offsets import CommittedOffsets
@@ -108,6 +109,13 @@ class KafkaLog(DenseOffsets):
         )
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
+        self._clients = KafkaClients(
+            settings,
+            lambda conf: self._connect(Consumer, conf, logger=self._driver_logger),
+            requests,
+            self._readers,
+            self._topics.partitions_with_leader,
+        )
         self._appender = Appender(
             settings,
             lambda conf: self._connect(Producer, conf, logger=self._driver_logger),
@@ -315,19 +323,11 @@ class KafkaLog(DenseOffsets):
         reset_requests = forced_resets.ResetRequests(self._groups, group)
         try:
             subscription = KafkaSubscription(
-                self._settings,
-                lambda conf: self._connect(Consumer, conf, logger=self._driver_logger),
-                group,
-                topics,
+                self._clients,
+                MemberOptions(group, topics, flow, session_timeout, member_name),
                 listener,
-                flow,
-                session_timeout,
                 reset_requests,
-                self._requests,
-                self._readers,
-                self._topics.partitions_with_leader,
                 self._discard_subscription,
-                member_name,
             )
         except BaseException:
             reset_requests.close()
