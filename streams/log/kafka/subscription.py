@@ -44,6 +44,7 @@ from streams.log.kafka.consumer import (
     KafkaClients,
     MemberOptions,
 )
+from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.forced_resets import ResetRequests
 from streams.log.kafka.offsets import MembershipLost
 from streams.log.protocol import (
@@ -59,9 +60,6 @@ logger = get_logger("streams.kafka")
 
 POLL_SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wakeup`` is noticed at worst."""
-
-
-_OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class KafkaSubscription:
@@ -191,7 +189,7 @@ class KafkaSubscription:
         """An error that came in a message's place."""
         error: KafkaError = failed.error()
         topic, partition = failed.topic(), failed.partition()
-        if error.code() in _OUT_OF_RANGE:
+        if error.code() in OUT_OF_RANGE:
             self._restart_out_of_range(topic, partition, failed.offset())
             return
         if error.code() == KafkaError._MAX_POLL_EXCEEDED:
