@@ -65,7 +65,7 @@ class Groups:
         except (LogError, KeyError, ValueError, TypeError):
             return KIP848_SESSION_TIMEOUT
 
-    def list_names(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         operation = "listing groups"
         listing = self._run(
@@ -80,7 +80,7 @@ class Groups:
         names = {each.group_id for each in listing.valid}
         return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
-    def describe(self, group: str) -> GroupInfo:
+    def describe_group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
@@ -172,7 +172,7 @@ class Groups:
             "10 s unless set otherwise, after it was stopped: then try again)",
         )
 
-    def delete(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupNotEmpty: it has running members.

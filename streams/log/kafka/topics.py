@@ -64,7 +64,7 @@ class Topics:
         self._partition_counts: dict[str, tuple[int, float]] = {}
         """Partitions of a topic, and when that was asked."""
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
@@ -112,9 +112,9 @@ class Topics:
             f"needs an ACL for Create on the topic, or an administrator runs `{' '.join(command)}`"
         )
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Change the settings that a retention is made of, and no others."""
-        info = self.describe(topic)
+        info = self.describe_topic(topic)
         unlimited = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
         entries = [
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
@@ -143,14 +143,14 @@ class Topics:
                 description = self._read_metadata(topic)
                 if all(each.leader >= 0 for each in description.partitions.values()):
                     self._partition_counts[topic] = (len(description.partitions), time.monotonic())
-                    return self.describe(topic)
+                    return self.describe_topic(topic)
             except (NotFound, Unavailable):
                 pass
             if time.monotonic() >= deadline:
                 raise Unavailable(f"Kafka: topic {topic!r} was created, but has no leaders yet")
             time.sleep(0.02)
 
-    def describe(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
@@ -249,7 +249,7 @@ class Topics:
             retentions[resource.name] = _retention_of(values)
         return retentions
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic; returns once the brokers no longer know it.
 
         :raises NotFound: there is none of that name.
