@@ -105,7 +105,7 @@ class KafkaLog(DenseOffsets):
         )
         self._topics = Topics(settings, admin, self._readers.metadata, requests)
         self._groups = Groups(
-            settings, admin, CommittedOffsets(settings, connect_consumer, requests), requests
+            settings, CommittedOffsets(settings, connect_consumer, requests), requests
         )
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
@@ -197,7 +197,7 @@ class KafkaLog(DenseOffsets):
 
         :raises NotFound: there is none of that name.
         """
-        return durability.durability_facts(self._admin, self._requests, topic)
+        return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
