@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from confluent_kafka import KafkaException
 
 from streams.errors import Fatal, LogError, Unavailable
-from streams.log.kafka.assignment import PartitionProbe, topic_partition_of
+from streams.log.kafka.assignment import PartitionProbe
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients
 from streams.log.kafka.offsets import MembershipLost
 from streams.log.protocol import Assignment, RebalanceListener, TopicPartition
@@ -124,9 +124,7 @@ class AssignmentStarter:
         assignments = [
             Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys
         ]
-        self._consumer.partitions.owned.update(
-            (topic_partition_of(each), each) for each in assignments
-        )
+        self._consumer.partitions.owned.update((each.topic_partition, each) for each in assignments)
         self._consumer.commits.add_assignments(assignments)
         try:
             self._listener.assigned(assignments)

@@ -34,7 +34,6 @@ from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import ConfigError, Fatal, LogError, Unavailable
 from streams.log.kafka.assignment import (
-    topic_partition_of,
     topic_partitions_of,
 )
 from streams.log.kafka.assignment_starter import AssignmentStarter
@@ -332,9 +331,9 @@ class KafkaSubscription:
         """Give these up, and begin with the partitions anew: they stay this member's in the group,
         which says at the next poll where it stands there."""
         owned = self._consumer.partitions.owned
-        restarted = [each for each in assignments if owned.get(topic_partition_of(each)) is each]
+        restarted = [each for each in assignments if owned.get(each.topic_partition) is each]
         if restarted:
-            keys = [topic_partition_of(each) for each in restarted]
+            keys = [each.topic_partition for each in restarted]
             self._consumer.remove_owned(restarted)
             self._consumer.stop_fetching(keys)
             self._consumer.partitions.add_pending(keys)
