@@ -233,6 +233,11 @@ class Assignment:
         self.listener_state: Any = None
         """The listener's own."""
 
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """Topic and partition."""
+        return self.topic, self.partition
+
     def __repr__(self) -> str:
         return f"<Assignment {self.topic}/{self.partition} epoch {self.epoch}>"
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from streams.errors import Fatal, LogError, OutcomeUnknown, Unavailable
-from streams.log.kafka import subscription as subscription_module
+from streams.log.kafka import consumer as consumer_module
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
 from streams.log.protocol import Commit
 from streams.log.url import open_log
@@ -193,7 +193,7 @@ def test_a_commit_to_a_frozen_broker_does_not_wait_without_end(
 
     member.do(lambda: commit(1))
     freeze(broker)
-    monkeypatch.setattr(subscription_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
+    monkeypatch.setattr(consumer_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
     for version in (2, 3):
         with pytest.raises(Unavailable):
             member.do(partial(commit, version))
@@ -222,7 +222,7 @@ def test_a_frozen_coordinator_does_not_hold_up_the_end(
     member.until_owns(1)
     told: list[Any] = []
     freeze(broker)
-    monkeypatch.setattr(subscription_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
+    monkeypatch.setattr(consumer_module, "REQUEST_TIMEOUT", 1.0)  # from now on there is none
     try:
         log.append(topic, [record(b"v")], told.extend)
         world.leave(member)

@@ -10,7 +10,6 @@ from streams.config import Flow
 from streams.errors import ConfigError
 from streams.log.kafka.settings import (
     CONSUMER_ONLY,
-    MESSAGE_OVERHEAD,
     PRODUCER_ONLY,
     Settings,
     prefetch_bytes,
@@ -21,6 +20,9 @@ from streams.log.protocol import OpenRequest
 from streams.log.url import open_log
 
 SECRET = "p@ss/word"
+
+MESSAGE_OVERHEAD = 350
+"""Bytes that the driver spends on each message in its queue, beside key and value (measured)."""
 
 
 def read(url: str = "kafka://h", config: dict[str, Any] | None = None, **options: str) -> Settings:

@@ -7,8 +7,10 @@ honest edges. The files have the names that those of the other logs have:
 * ``settings``: the URL and the driver's settings, and which of them are refused;
 * ``errors``: the driver's errors and log lines in our words;
 * ``client``: the driver's clients, shared and replaced, and how a broker is asked something;
-* ``subscription``: a group's member; ``assignment``: what it owns and fetches; ``ownership``: until
-  when it owns what it reads; ``offsets``: committing, and reading what was committed;
+* ``subscription``: a group's member; ``consumer``: its consumer, and what the driver calls back;
+  ``assignment``: what it owns and fetches; ``assignment_starter``: starting what arrived;
+  ``ownership``: until when it owns what it reads; ``offsets``: committing, and reading what was
+  committed;
 * ``batch``: messages as columns;
 * ``producer``: confirmed, pipelined appends;
 * ``reader``: plain reads, watermarks, and the offset for a time;

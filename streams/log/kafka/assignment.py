@@ -23,11 +23,6 @@ from streams.log.protocol import Assignment, TopicPartition
 from streams.text import get_logger
 
 
-def topic_partition_of(assignment: Assignment) -> TopicPartition:
-    """Topic and partition."""
-    return assignment.topic, assignment.partition
-
-
 def topic_partitions_of(partitions: Iterable[KTopicPartition]) -> list[TopicPartition]:
     """Topic and partition of each."""
     return [(partition.topic, partition.partition) for partition in partitions]
@@ -100,21 +95,19 @@ class AssignedPartitions:
     def remove_owned(self, assignments: Iterable[Assignment]) -> None:
         """These are ours no more."""
         for assignment in assignments:
-            key = topic_partition_of(assignment)
+            key = assignment.topic_partition
             assignment.valid_until = float("-inf")
             if self.owned.get(key) is assignment:
                 del self.owned[key]
 
     def start_fetching(self, assignments: Sequence[Assignment]) -> None:
         """Fetch these, each from its position."""
-        partitions = [
-            KTopicPartition(*topic_partition_of(each), each.position) for each in assignments
-        ]
+        partitions = [KTopicPartition(*each.topic_partition, each.position) for each in assignments]
         if self._eager:
             self._assign_all(partitions)
         else:
             self._consumer.incremental_assign(partitions)
-        self.fetched.update(map(topic_partition_of, assignments))
+        self.fetched.update(each.topic_partition for each in assignments)
 
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         """Fetch these no more, and acknowledge if it is in a rebalance."""
@@ -162,10 +155,9 @@ class AssignedPartitions:
 
     def _still_fetched(self, assignments: Iterable[Assignment]) -> set[TopicPartition]:
         return {
-            topic_partition_of(each)
+            each.topic_partition
             for each in assignments
-            if self.owned.get(topic_partition_of(each)) is each
-            and topic_partition_of(each) in self.fetched
+            if self.owned.get(each.topic_partition) is each and each.topic_partition in self.fetched
         }
 
 

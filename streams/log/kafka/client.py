@@ -304,6 +304,13 @@ class RequestRetry:
                     raise LogError(f"Kafka, {operation}: {error}") from error
             time.sleep(_RETRY_PAUSE)
 
+    def run_admin(self, operation: str, request: Callable[[AdminClient], Any]) -> Any:
+        """What the future brings that ``request`` makes with the admin client.
+
+        :raises LogError: translated from what the driver raised.
+        """
+        return self.run(operation, self._admin, lambda admin: self.result_of(request(admin)))
+
     def results_of(self, futures: Mapping[K, Any]) -> dict[K, Any]:
         """What several futures bring; a KafkaException where one of them failed."""
         results = {}

@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
 
@@ -27,15 +27,13 @@ OFFSETS_TOPIC = "__consumer_offsets"
 """Where Kafka keeps the groups' positions."""
 
 
-def durability_facts(
-    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
-) -> tuple[DurabilityFact, ...]:
+def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact, ...]:
     """How many brokers have a topic, and how many must.
 
     :raises NotFound: there is no such topic.
     """
-    replicas, insync = _replica_counts(client, requests, topic)
-    config = _topic_config(client, requests, topic)
+    replicas, insync = _replica_counts(requests, topic)
+    config = _topic_config(requests, topic)
     min_insync = int(config.get("min.insync.replicas", "0"))
     flushes_each = config.get("flush.messages") == "1"
     result = [
@@ -68,14 +66,12 @@ def durability_facts(
         ),
         DurabilityFact("max.message.bytes", config.get("max.message.bytes", "?"), True),
     ]  # fmt: skip
-    return (*result, *_offsets_topic_facts(client, requests))
+    return (*result, *_offsets_topic_facts(requests))
 
 
-def _offsets_topic_facts(
-    client: SharedClient[AdminClient], requests: RequestRetry
-) -> tuple[DurabilityFact, ...]:
+def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
     try:
-        replicas, _ = _replica_counts(client, requests, OFFSETS_TOPIC)
+        replicas, _ = _replica_counts(requests, OFFSETS_TOPIC)
     except LogError:  # it comes with the first group; or this login may not ask
         return ()
     advice = "with its broker all groups lose their places: give it 3 replicas"
@@ -85,17 +81,15 @@ def _offsets_topic_facts(
     )
 
 
-def _replica_counts(
-    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
-) -> tuple[int, int]:
+def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
     """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
 
     def request(admin: AdminClient) -> Any:
-        futures = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)
-        return requests.result_of(futures[topic])
+        topics = TopicCollection([topic])
+        return admin.describe_topics(topics, request_timeout=REQUEST_TIMEOUT)[topic]
 
     try:
-        description = requests.run(f"asking for topic {topic}", client, request)
+        description = requests.run_admin(f"asking for topic {topic}", request)
     except NotFound as error:
         raise topic_not_found(topic) from error
     return (
@@ -104,18 +98,15 @@ def _replica_counts(
     )
 
 
-def _topic_config(
-    client: SharedClient[AdminClient], requests: RequestRetry, topic: str
-) -> Mapping[str, str]:
+def _topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
     """The topic's settings as they apply; none where this login may not ask."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
 
     def request(admin: AdminClient) -> Any:
-        futures = admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
-        return requests.result_of(futures[resource])
+        return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
 
     try:
-        entries = requests.run(f"asking for the settings of {topic}", client, request)
+        entries = requests.run_admin(f"asking for the settings of {topic}", request)
     except LogError:
         return {}
     return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}

@@ -103,6 +103,9 @@ _FENCED_TEXT = KafkaError(_FENCED_CODE).str()
 ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
 """What a code means where nothing was written."""
 
+OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+"""What the driver says where the log has no such offset any more."""
+
 WRITE_ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_WRITE_ERROR_NAMES)
 """What a code means for a record that was handed to the producer; asked before
 :data:`ERROR_CLASSES`."""

@@ -76,7 +76,7 @@ def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Co
             time.sleep(0.25)
     finally:
         try:
-            groups.delete(reset_group)
+            groups.delete_group(reset_group)
         except StreamsError as error:
             logger.warning("group %s: its desk was not cleared: %s", group, error)
 

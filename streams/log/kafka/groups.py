@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, error_names
 from streams.log.kafka.errors import translate
 from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
 from streams.log.kafka.settings import Settings
@@ -36,15 +36,12 @@ class Groups:
     def __init__(
         self,
         settings: Settings,
-        client: SharedClient[AdminClient],
         committed_offsets: CommittedOffsets,
         requests: RequestRetry,
     ) -> None:
         self._settings = settings
-        self._client = client
         self._committed_offsets = committed_offsets
-        self._run = requests.run
-        self._result_of = requests.result_of
+        self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
         """Seconds after which a broker gives up a silent member of a KIP-848 group.
@@ -54,33 +51,28 @@ class Groups:
         resource = ConfigResource(ResourceType.GROUP, group)
 
         def request(admin: AdminClient) -> Any:
-            futures = admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
-            return self._result_of(futures[resource])
+            return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
 
         try:
-            config = self._run(f"asking for the session of group {group}", self._client, request)
+            config = self._run_admin(f"asking for the session of group {group}", request)
             return int(config["consumer.session.timeout.ms"].value) / 1000
         except Unavailable:
             raise
         except (LogError, KeyError, ValueError, TypeError):
             return KIP848_SESSION_TIMEOUT
 
-    def list_names(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         operation = "listing groups"
-        listing = self._run(
-            operation,
-            self._client,
-            lambda admin: self._result_of(
-                admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT)
-            ),
+        listing = self._run_admin(
+            operation, lambda admin: admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT)
         )
         if listing.errors and not listing.valid:
             raise translate(listing.errors[0], operation, self._settings.scrub)
         names = {each.group_id for each in listing.valid}
         return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
-    def describe(self, group: str) -> GroupInfo:
+    def describe_group(self, group: str) -> GroupInfo:
         """A group's members and positions.
 
         :raises NotFound: there is none of that name.
@@ -95,11 +87,10 @@ class Groups:
         """Who is in the group, and whether it exists at all."""
 
         def request(admin: AdminClient) -> Any:
-            futures = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
-            return self._result_of(futures[group])
+            return admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
 
         try:
-            description = self._run(f"asking for group {group}", self._client, request)
+            description = self._run_admin(f"asking for group {group}", request)
         except NotFound:
             return (), False
         members = []
@@ -130,14 +121,13 @@ class Groups:
             return
         partitions = to_driver({(topic, number): offsets[number] for number in sorted(offsets)})
 
-        def request(admin: AdminClient) -> None:
-            futures = admin.alter_consumer_group_offsets(
+        def request(admin: AdminClient) -> Any:
+            return admin.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=REQUEST_TIMEOUT
-            )
-            self._result_of(futures[group])
+            )[group]
 
         try:
-            self._run(f"moving group {group} in {topic}", self._client, request)
+            self._run_admin(f"moving group {group} in {topic}", request)
         except LogError as error:
             raise self._not_empty_error(group, error) from error
 
@@ -172,19 +162,18 @@ class Groups:
             "10 s unless set otherwise, after it was stopped: then try again)",
         )
 
-    def delete(self, group: str) -> None:
+    def delete_group(self, group: str) -> None:
         """Delete a group and its positions.
 
         :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
 
-        def request(admin: AdminClient) -> None:
-            futures = admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
-            self._result_of(futures[group])
+        def request(admin: AdminClient) -> Any:
+            return admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
 
         try:
-            self._run(f"deleting group {group}", self._client, request)
+            self._run_admin(f"deleting group {group}", request)
         except NotFound as error:
             raise group_not_found(group) from error
         except LogError as error:

@@ -16,10 +16,11 @@ from streams.errors import ConfigError, GroupNotEmpty
 from streams.log.dense_offsets import DenseOffsets
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
+from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger, translate
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.offsets import CommittedOffsets
-from streams.log.kafka.producer import Appender
+from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.settings import (
     MAX_MESSAGE_BYTES,
@@ -104,11 +105,18 @@ class KafkaLog(DenseOffsets):
         )
         self._topics = Topics(settings, admin, self._readers.metadata, requests)
         self._groups = Groups(
-            settings, admin, CommittedOffsets(settings, connect_consumer, requests), requests
+            settings, CommittedOffsets(settings, connect_consumer, requests), requests
         )
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
-        self._appender = Appender(
+        self._clients = KafkaClients(
+            settings,
+            lambda conf: self._connect(Consumer, conf, logger=self._driver_logger),
+            requests,
+            self._readers,
+            self._topics.partitions_with_leader,
+        )
+        self._writer = Writer(
             settings,
             lambda conf: self._connect(Producer, conf, logger=self._driver_logger),
             self._topics.partition_count,
@@ -161,7 +169,7 @@ class KafkaLog(DenseOffsets):
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
-        return self._topics.create(topic, partitions, retention, config)
+        return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention; its other settings stay.
@@ -171,14 +179,14 @@ class KafkaLog(DenseOffsets):
         :raises Fatal: this user may not.
         """
         check_retention(topic, retention, CAPABILITIES)
-        return self._topics.retain(topic, retention)
+        return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
         """
-        return self._topics.describe(topic)
+        return self._topics.describe_topic(topic)
 
     def topics(self) -> list[TopicInfo]:
         """All topics, by name; Kafka's internal ones are left out."""
@@ -189,18 +197,18 @@ class KafkaLog(DenseOffsets):
 
         :raises NotFound: there is none of that name.
         """
-        return durability.durability_facts(self._admin, self._requests, topic)
+        return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        self._topics.delete(topic)
+        self._topics.delete_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Write records in order. Returns once they are queued; ``on_appended`` is called when all
         of them are confirmed or failed."""
-        self._appender.append(topic, records, on_appended)
+        self._writer.append(topic, records, on_appended)
 
     # -- reading
 
@@ -247,7 +255,7 @@ class KafkaLog(DenseOffsets):
         :raises NotFound: there is none of that name.
         """
         check_group(group)
-        return self._groups.describe(group)
+        return self._groups.describe_group(group)
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """Where a group is in one topic, by partition; nothing if it never was there."""
@@ -258,7 +266,7 @@ class KafkaLog(DenseOffsets):
 
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
-        return self._groups.list_names()
+        return self._groups.list_groups()
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
@@ -285,7 +293,7 @@ class KafkaLog(DenseOffsets):
         :raises NotFound: there is none of that name.
         """
         check_group(group)
-        self._groups.delete(group)
+        self._groups.delete_group(group)
 
     def subscribe(
         self,
@@ -315,19 +323,11 @@ class KafkaLog(DenseOffsets):
         reset_requests = forced_resets.ResetRequests(self._groups, group)
         try:
             subscription = KafkaSubscription(
-                self._settings,
-                lambda conf: self._connect(Consumer, conf, logger=self._driver_logger),
-                group,
-                topics,
+                self._clients,
+                MemberOptions(group, topics, flow, session_timeout, member_name),
                 listener,
-                flow,
-                session_timeout,
                 reset_requests,
-                self._requests,
-                self._readers,
-                self._topics.partitions_with_leader,
                 self._discard_subscription,
-                member_name,
             )
         except BaseException:
             reset_requests.close()
@@ -352,7 +352,7 @@ class KafkaLog(DenseOffsets):
 
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
-        self._appender.flush(timeout)
+        self._writer.flush(timeout)
 
     def close(self) -> None:
         """Let go of everything; what was not acknowledged is told so."""
@@ -361,7 +361,7 @@ class KafkaLog(DenseOffsets):
                 return
             self._closed = True
             subscriptions, self._subscriptions = list(self._subscriptions), set()
-        self._appender.close()
+        self._writer.close()
         for subscription in subscriptions:
             try:
                 subscription.close()

@@ -102,13 +102,13 @@ class OffsetCommits:
         """These may be committed from now on."""
         with self._lock:
             for assignment in assignments:
-                self._states[assignment.topic, assignment.partition] = _CommitState(assignment)
+                self._states[assignment.topic_partition] = _CommitState(assignment)
 
     def remove_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may not be any more; waits for a commit that is being made."""
         with self._lock:
             for assignment in assignments:
-                key = (assignment.topic, assignment.partition)
+                key = assignment.topic_partition
                 state = self._states.get(key)
                 if state is not None and state.assignment is assignment:
                     del self._states[key]
@@ -152,7 +152,7 @@ class OffsetCommits:
         """What is newer than what was stored, of what is owned."""
         newest: dict[TopicPartition, Commit] = {}
         for commit in commits:
-            key = (commit.assignment.topic, commit.assignment.partition)
+            key = commit.assignment.topic_partition
             state = self._states.get(key)
             if state is None or state.assignment is not commit.assignment:
                 continue

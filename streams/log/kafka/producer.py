@@ -130,7 +130,7 @@ class _ProducerHandle:
         self.connectivity.observe_producer(decode_snapshot(text), time.monotonic())
 
 
-class Appender:
+class Writer:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.

@@ -29,7 +29,7 @@ from streams.log.kafka.client import (
     SharedClient,
     close_in_background,
 )
-from streams.log.kafka.errors import translate
+from streams.log.kafka.errors import OUT_OF_RANGE, translate
 from streams.log.kafka.settings import MEGABYTE, Settings
 from streams.log.protocol import TopicPartition
 from streams.text import get_logger
@@ -52,8 +52,6 @@ STALL_TIMEOUT = 10.0
 
 MAX_TIMESTAMP = (1 << 63) - 1
 """The latest time that a record of Kafka can have, in milliseconds since the epoch."""
-
-_OUT_OF_RANGE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class ReaderPool:
@@ -359,7 +357,7 @@ class KafkaReader:
         if error.code() == KafkaError._PARTITION_EOF:
             self._next_offset = max(self._next_offset, failed.offset())
             return
-        if error.code() in _OUT_OF_RANGE:
+        if error.code() in OUT_OF_RANGE:
             self._skip_deleted(failed.offset())
             return
         translated = self._readers.translate(error, self._operation)

@@ -164,9 +164,6 @@ MEMBER_ONLY = _name_set(
 )
 """Settings of a consumer that is a member of a group (a plain reader is none)."""
 
-PREFETCH = frozenset({"queued.max.messages.kbytes", "queued.min.messages", "fetch.max.bytes"})
-"""Settings that size the driver's own queue; sized from Flow unless given."""
-
 
 @dataclass(frozen=True, repr=False)
 class Settings:
@@ -211,11 +208,6 @@ class Settings:
     def max_poll_interval(self) -> float:
         """Seconds between polls after which the driver leaves the group."""
         return float(self.user_config.get("max.poll.interval.ms", 300_000)) / 1000
-
-    @property
-    def linger(self) -> float:
-        """Seconds that the producer waits for more records before it sends a batch."""
-        return float(self.user_config.get("queue.buffering.max.ms", LINGER_MS)) / 1000
 
     @property
     def tls(self) -> bool:
@@ -340,10 +332,6 @@ LINGER_MS = 1
 FETCH_BACKOFF_MS = 5
 MAX_MESSAGE_BYTES = 32 * MEGABYTE
 QUEUE_KBYTES = 64 * 1024
-
-
-MESSAGE_OVERHEAD = 350
-"""Bytes that the driver spends on each message in its queue, beside key and value (measured)."""
 
 
 def prefetch_bytes(flow: Flow) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -58,13 +57,11 @@ class Topics:
         self._settings = settings
         self._client = client
         self._metadata = metadata
-        self._run = requests.run
-        self._result_of = requests.result_of
-        self._results_of = requests.results_of
+        self._requests = requests
         self._partition_counts: dict[str, tuple[int, float]] = {}
         """Partitions of a topic, and when that was asked."""
 
-    def create(
+    def create_topic(
         self,
         topic: str,
         partitions: int,
@@ -79,8 +76,14 @@ class Topics:
         replicas = int(settings.pop("replication.factor", self._settings.replication))
         settings = {"retention.ms": "-1", **settings, **_config_of(retention)}
         new = NewTopic(topic, partitions, replicas, config=settings)
+
+        def request(admin: AdminClient) -> Any:
+            return admin.create_topics(
+                [new], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
+            )[topic]
+
         try:
-            self._run(f"creating topic {topic}", self._client, partial(self._request_creation, new))
+            self._requests.run_admin(f"creating topic {topic}", request)
         except LogError as error:
             names = error_names(error)
             if names & _FORBIDDEN_NAMES:
@@ -112,9 +115,9 @@ class Topics:
             f"needs an ACL for Create on the topic, or an administrator runs `{' '.join(command)}`"
         )
 
-    def retain(self, topic: str, retention: Retention) -> TopicInfo:
+    def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Change the settings that a retention is made of, and no others."""
-        info = self.describe(topic)
+        info = self.describe_topic(topic)
         unlimited = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
         entries = [
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
@@ -122,18 +125,12 @@ class Topics:
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
 
-        def request(admin: AdminClient) -> None:
+        def request(admin: AdminClient) -> Any:
             futures = admin.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
-            self._result_of(futures[resource])
+            return futures[resource]
 
-        self._run(f"changing the retention of topic {topic}", self._client, request)
+        self._requests.run_admin(f"changing the retention of topic {topic}", request)
         return info._replace(retention=retention)
-
-    def _request_creation(self, new: NewTopic, admin: AdminClient) -> None:
-        futures = admin.create_topics(
-            [new], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
-        )
-        self._result_of(futures[new.topic])
 
     def _wait_created(self, topic: str) -> TopicInfo:
         """Wait until a new topic is known to the brokers, each partition with its leader."""
@@ -143,14 +140,14 @@ class Topics:
                 description = self._read_metadata(topic)
                 if all(each.leader >= 0 for each in description.partitions.values()):
                     self._partition_counts[topic] = (len(description.partitions), time.monotonic())
-                    return self.describe(topic)
+                    return self.describe_topic(topic)
             except (NotFound, Unavailable):
                 pass
             if time.monotonic() >= deadline:
                 raise Unavailable(f"Kafka: topic {topic!r} was created, but has no leaders yet")
             time.sleep(0.02)
 
-    def describe(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         """A topic's facts.
 
         :raises NotFound: there is none of that name.
@@ -161,7 +158,7 @@ class Topics:
 
     def list_topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
-        cluster = self._run(
+        cluster = self._requests.run(
             "listing topics", self._client, lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT)
         )
         names = sorted(set(cluster.topics) - INTERNAL_TOPICS)
@@ -237,11 +234,11 @@ class Topics:
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
 
         def request(admin: AdminClient) -> dict[Any, Any]:
-            return self._results_of(
+            return self._requests.results_of(
                 admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT)
             )
 
-        results = self._run("asking for topics' settings", self._client, request)
+        results = self._requests.run("asking for topics' settings", self._client, request)
         for resource, result in results.items():
             if isinstance(result, KafkaException):
                 continue
@@ -249,21 +246,20 @@ class Topics:
             retentions[resource.name] = _retention_of(values)
         return retentions
 
-    def delete(self, topic: str) -> None:
+    def delete_topic(self, topic: str) -> None:
         """Delete a topic; returns once the brokers no longer know it.
 
         :raises NotFound: there is none of that name.
         """
 
-        def request(admin: AdminClient) -> None:
-            futures = admin.delete_topics(
+        def request(admin: AdminClient) -> Any:
+            return admin.delete_topics(
                 [topic], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
-            )
-            self._result_of(futures[topic])
+            )[topic]
 
         self._read_metadata(topic)
         self._partition_counts.pop(topic, None)
-        self._run(f"deleting topic {topic}", self._client, request)
+        self._requests.run_admin(f"deleting topic {topic}", request)
         deadline = time.monotonic() + REQUEST_TIMEOUT
         while time.monotonic() < deadline:
             try:

@@ -56,7 +56,7 @@ class _OwnedPartition:
 
     @property
     def topic_partition(self) -> TopicPartition:
-        return self.assignment.topic, self.assignment.partition
+        return self.assignment.topic_partition
 
 
 class MemorySubscription:
@@ -325,7 +325,7 @@ class MemorySubscription:
         return True
 
     def _find_owned(self, assignment: Assignment) -> _OwnedPartition | None:
-        owned = self._owned.get((assignment.topic, assignment.partition))
+        owned = self._owned.get(assignment.topic_partition)
         return owned if owned is not None and owned.assignment is assignment else None
 
     # -- the rest

@@ -70,7 +70,7 @@ class OwnedPartition:
     @property
     def partition(self) -> TopicPartition:
         """Topic and partition."""
-        return self.assignment.topic, self.assignment.partition
+        return self.assignment.topic_partition
 
 
 class AcquiredLease(NamedTuple):

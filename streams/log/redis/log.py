@@ -86,7 +86,7 @@ class RedisLog:
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention; other processes see it within
-        :data:`~streams.log.redis.topics.FRESH` seconds. ``max_entries`` stays as it is.
+        :data:`~streams.log.redis.topics.CACHE_SECONDS` seconds. ``max_entries`` stays as it is.
 
         :raises NotFound: there is none of that name.
         :raises ConfigError: there is no such retention here.

@@ -100,7 +100,10 @@ class Topics:
                 "create",
                 (topic_key(topic), topic.encode()),
                 partitions,
-                *("" if bound is None else repr(bound) for bound in retention_bounds(retention)),
+                *(
+                    "" if bound is None else repr(bound)
+                    for bound in (retention.seconds, retention.messages)
+                ),
                 "" if max_entries is None else max_entries,
                 "1" if replace else "0",
             )
@@ -253,11 +256,6 @@ class Topics:
         return [
             self.partition_keys(topic, each) for each in range(self.lookup(topic).info.partitions)
         ]
-
-
-def retention_bounds(retention: Retention) -> tuple[float | None, int | None]:
-    """Its two bounds."""
-    return retention.seconds, retention.messages
 
 
 def _set_members(key: bytes) -> Command:

@@ -268,7 +268,7 @@ class SqliteSubscription:
             for assignment in changes.acquired:
                 owned = _OwnedPartition(assignment, self._membership.partition_numbers[assignment])
                 self._owned[assignment] = owned
-                self._by_partition[assignment.topic, assignment.partition] = owned
+                self._by_partition[assignment.topic_partition] = owned
             try:
                 self._listener.assigned(changes.acquired)
             except BaseException:
@@ -293,7 +293,7 @@ class SqliteSubscription:
             owned = self._owned.pop(assignment, None)
             if owned is not None:
                 self._unqueue(owned)
-                self._by_partition.pop((assignment.topic, assignment.partition), None)
+                self._by_partition.pop(assignment.topic_partition, None)
 
     # -- the rest
 

@@ -1,0 +1,144 @@
+"""Starting the partitions that the group gave to a member.
+
+This is done outside of the driver's callbacks, so the listener may block, commit, read the log and
+fail in here. What cannot be started yet is probed in another thread, until it answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaException
+
+from streams.errors import Fatal, LogError, Unavailable
+from streams.log.kafka.assignment import PartitionProbe
+from streams.log.kafka.consumer import GroupConsumer, KafkaClients
+from streams.log.kafka.offsets import MembershipLost
+from streams.log.protocol import Assignment, RebalanceListener, TopicPartition
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+_next_epoch = itertools.count(1)
+"""One count for the whole process, so that no two assignments of it share an epoch."""
+
+
+class AssignmentStarter:
+    """Tells the listener what arrived, and has it fetched. Used by the thread that polls."""
+
+    def __init__(
+        self,
+        clients: KafkaClients,
+        consumer: GroupConsumer,
+        listener: RebalanceListener,
+        group: str,
+    ) -> None:
+        self._consumer = consumer
+        self._listener = listener
+        self._group = group
+        self._partitions_with_leader = clients.partitions_with_leader
+        self._watermarks = clients.readers.watermarks
+        self._probe = PartitionProbe(self._probe_partition)
+
+    def close(self) -> None:
+        """Probe no more."""
+        self._probe.close()
+
+    def start_pending(self) -> None:
+        """Tell the listener what arrived, and fetch from where it says. What cannot be begun yet
+        is asked after in another thread, until it answers, and holds up nothing else."""
+        partitions = self._consumer.partitions
+        if not partitions.pending:
+            return
+        never_tried = partitions.never_tried()
+        if never_tried:
+            self._try_start(never_tried)
+        now = time.monotonic()
+        for key in partitions.due_for_retry(now):
+            self._probe.start(key)
+        outcomes = self._probe.take_outcomes()
+        waiting = [
+            key
+            for key in outcomes
+            if key in partitions.pending and partitions.pending[key].retry_pause
+        ]
+        for key in waiting:
+            partitions.pending[key].schedule_retry(now)
+        reachable = [key for key in waiting if outcomes[key]]
+        if reachable:
+            self._try_start(reachable)
+
+    def _probe_partition(self, topic: str, partition: int) -> None:
+        """In the probe's thread: see that a partition answers."""
+        if partition not in self._partitions_with_leader(topic):
+            raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
+        self._watermarks(topic, partition)
+
+    def _try_start(self, keys: Sequence[TopicPartition]) -> None:
+        try:
+            with_leader = self._with_leader(keys)
+            self._start_partitions([key for key in keys if key in with_leader])
+        except MembershipLost:
+            return  # the driver will tell so
+        except LogError as error:
+            if isinstance(error, Fatal):
+                raise
+            self._postpone(keys, error)
+            return
+        without_leader = [key for key in keys if key not in with_leader]
+        if without_leader:
+            names = ", ".join(f"{topic}/{number}" for topic, number in without_leader)
+            reason = f"Kafka, group {self._group!r}: no broker leads {names} now"
+            self._postpone(without_leader, Unavailable(reason))
+
+    def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:
+        now = time.monotonic()
+        for key in keys:
+            pending = self._consumer.partitions.pending.get(key)
+            if pending is not None:
+                if not pending.retry_pause and self._consumer.partitions.owned:
+                    logger.warning("group %s: %s/%d waits: %s", self._group, *key, error)
+                pending.schedule_retry(now)
+        if not self._consumer.partitions.owned:
+            self._consumer.deferred_error = error
+
+    def _with_leader(self, keys: Sequence[TopicPartition]) -> set[TopicPartition]:
+        """Those of them that a broker leads: of others the bounds are asked for in vain."""
+        topics = dict.fromkeys(topic for topic, _ in keys)
+        return {
+            (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
+        }
+
+    def _start_partitions(self, keys: Sequence[TopicPartition]) -> None:
+        """Tell the listener of these, and fetch them.
+
+        :raises LogError: none of them could be begun; unless it is Fatal, they can be later.
+        :raises MembershipLost: this member was given up.
+        """
+        if not keys:
+            return
+        committed = self._consumer.read_committed(keys)
+        valid_until = self._consumer.start_ownership()
+        assignments = [
+            Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys
+        ]
+        self._consumer.partitions.owned.update((each.topic_partition, each) for each in assignments)
+        self._consumer.commits.add_assignments(assignments)
+        try:
+            self._listener.assigned(assignments)
+            self._consumer.partitions.start_fetching(assignments)
+        except KafkaException as error:
+            self._consumer.fatal_error = self._consumer.translate(
+                error, f"fetching as group {self._group!r}"
+            )
+            raise self._consumer.fatal_error from error
+        except BaseException as error:
+            self._consumer.remove_owned(assignments)
+            if isinstance(error, Fatal) or not isinstance(error, LogError):
+                self._consumer.fail(error)
+            raise
+        self._consumer.ever_assigned = True
+        for key in keys:
+            self._consumer.partitions.pending.pop(key, None)

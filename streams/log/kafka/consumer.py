@@ -1,0 +1,356 @@
+"""The driver's side of a group's member: its consumer, and what the driver calls back.
+
+A consumer that is cut off is replaced by another one, which joins the group anew; to the one before
+nobody listens any more. The driver's callbacks run inside ``consume`` and ``close``, and none of
+them raises (see :mod:`streams.log.kafka.subscription`): what goes wrong in one is kept in
+:attr:`GroupConsumer.fatal_error` or :attr:`GroupConsumer.deferred_error`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
+
+from streams.config import Flow
+from streams.errors import Fatal, LogError, StreamsError, Unavailable
+from streams.log.kafka.assignment import AssignedPartitions
+from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
+from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
+from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
+from streams.log.kafka.ownership import Ownership
+from streams.log.kafka.reader import ReaderPool
+from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
+from streams.log.kafka.settings import Settings
+from streams.log.kafka.statistics import decode_snapshot
+from streams.log.protocol import Assignment, Committed, TopicPartition
+from streams.text import get_logger
+
+logger = get_logger("streams.kafka")
+
+_REPORTED_ERRORS = frozenset(
+    {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL}
+)
+"""The driver's general errors that concern the whole subscription."""
+
+_MEMBERSHIP_LOST = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError._ASSIGNMENT_LOST,
+    }
+)
+"""A commit's answer that means: this member is none any more, its partitions are lost."""
+
+
+class KafkaClients(NamedTuple):
+    """What the members of a log's groups share."""
+
+    settings: Settings
+    connect: Callable[[dict[str, Any]], Consumer]
+    """Makes a consumer."""
+    requests: RequestRetry
+    """Knows why no broker can be reached."""
+    readers: ReaderPool
+    """Ask after partitions, as somebody who is no member."""
+    partitions_with_leader: Callable[[str], Collection[int]]
+    """Which partitions of a topic have a leader."""
+
+
+class MemberOptions(NamedTuple):
+    """As what a member joins which group."""
+
+    group: str
+    topics: Sequence[str]
+    flow: Flow
+    session_timeout: float
+    """Seconds after which the coordinator gives up a silent member."""
+    member_name: str = ""
+    """The name by which the group knows this member, if it is a static one."""
+
+
+class GroupConsumer:
+    """One member's consumer. Used by one thread at a time.
+
+    :param on_revoke: told in a rebalance which partitions go elsewhere.
+    :param on_lost: told which partitions are somebody else's already.
+    """
+
+    def __init__(
+        self,
+        clients: KafkaClients,
+        options: MemberOptions,
+        on_revoke: Callable[[list[KTopicPartition]], None],
+        on_lost: Callable[[list[KTopicPartition]], None],
+    ) -> None:
+        settings = clients.settings
+        self._settings = settings
+        self._connect = clients.connect
+        self._requests = clients.requests
+        self._group = options.group
+        self._topics = list(options.topics)
+        self._flow = options.flow
+        self._session_timeout = options.session_timeout
+        self._member_name = options.member_name
+        self._on_revoke = on_revoke
+        self._on_lost = on_lost
+        self.fatal_error: BaseException | None = None
+        """What broke this member for good."""
+        self.deferred_error: StreamsError | None = None
+        """An error that came along with messages, or through a callback: told by a poll."""
+        self._valid_until = float("-inf")
+        """The ``valid_until`` of all that is owned."""
+        self.ever_assigned = False
+        self.is_closing = False
+        """New partitions are not taken any more."""
+        self._connectivity = ConnectivityMonitor(options.session_timeout)
+        self._isolation = IsolationCheck(self._connectivity, clients.readers.probe_broker)
+        self._user_stats_callback: Callable[[str], None] | None = settings.user_config.get(
+            "stats_cb"
+        )
+        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
+            "error_cb"
+        )
+        self._consumer_number = 0
+        """How many there were; only to the last one is listened."""
+        self._consumer: Consumer
+        self._use(self._join())
+
+    # -- joining, and leaving
+
+    def _join(self) -> Consumer:
+        """Make a consumer, and have it join the group."""
+        settings, number = self._settings, self._consumer_number + 1
+
+        def if_current(callback: Callable[..., None]) -> Callable[..., None]:
+            def call(*args: Any) -> None:
+                if number == self._consumer_number:
+                    callback(*args)
+
+            return call
+
+        config = settings.member_config(
+            self._group, self._flow, if_current(self._on_statistics), self._member_name
+        )
+        config["error_cb"] = if_current(self._on_client_error)
+        config["on_commit"] = if_current(self._on_commit)
+        consumer = self._connect(config)
+        try:
+            consumer.subscribe(
+                self._topics,
+                on_assign=if_current(self._on_assign),
+                on_revoke=if_current(lambda _, partitions: self._on_revoke(partitions)),
+                on_lost=if_current(lambda _, partitions: self._on_lost(partitions)),
+            )
+        except KafkaException as error:
+            close_in_background(consumer)
+            raise self.translate(error, f"subscribing to {', '.join(self._topics)}") from error
+        return consumer
+
+    def _use(self, consumer: Consumer) -> None:
+        """This is the consumer from now on; the one before is not listened to any more."""
+        settings = self._settings
+        self.ownership = Ownership(
+            self._session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
+        )
+        self.partitions = AssignedPartitions(consumer, settings.eager)
+        self.commits = OffsetCommits(
+            lambda offsets: consumer.commit(offsets=offsets, asynchronous=True),
+            self.read_committed,
+            self._member_id,
+        )
+        self._consumer = consumer
+        self._consumer_number += 1
+
+    def is_isolated(self) -> bool:
+        """Whether this consumer is cut off, and another client is not. Never waits."""
+        return self._isolation.should_replace(time.monotonic())
+
+    def join_anew(self) -> Consumer | None:
+        """Another consumer, which joins the group; None if that failed."""
+        self._connectivity.back_off()
+        try:
+            consumer = self._join()
+        except StreamsError as error:
+            logger.warning("group %s: joining anew failed: %s", self._group, error)
+            return None
+        logger.warning(
+            "group %s: its brokers are out of reach for this client alone, joining anew",
+            self._group,
+        )  # fmt: skip
+        return consumer
+
+    def switch_to(self, consumer: Consumer) -> None:
+        """Use the consumer that :meth:`join_anew` made; the one before is closed."""
+        old = self._consumer
+        self._use(consumer)
+        close_in_background(old)
+
+    def close(self) -> None:
+        """Leave the group. Does not wait long for a coordinator that does not answer."""
+        closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
+        closing.start()
+        closing.join(REQUEST_TIMEOUT)
+        if closing.is_alive():
+            logger.warning("group %s: its coordinator does not answer, left without", self._group)
+
+    def _close(self) -> None:
+        consumer = self._consumer
+        try:
+            # librdkafka's close sends no LeaveGroup for a member without partitions: its successors
+            # would wait for it until its session ends. A member that unsubscribes does send one; a
+            # static member must not.
+            if not self._member_name and not consumer.assignment():
+                consumer.unsubscribe()
+            consumer.close()
+        except (KafkaException, RuntimeError) as error:
+            logger.warning("group %s: %s", self._group, self._settings.scrub(str(error)))
+
+    # -- polling
+
+    def consume(self, limit: int, timeout: float) -> list[Any]:
+        """What the driver has; its callbacks run in here. What is fatal is kept."""
+        now = time.monotonic()
+        messages: list[Any] = []
+        try:
+            messages = self._consumer.consume(limit, timeout)
+        except KafkaException as error:
+            # The driver raises here only what is fatal: its own state, or this member's.
+            self.fatal_error = self.translate(error, f"consuming as group {self._group!r}")
+        except RuntimeError as error:
+            raise LogError(f"Kafka, group {self._group!r}: this subscription is closed") from error
+        self.ownership.polled_at = now
+        self.extend_ownership()
+        return messages
+
+    def read_committed(
+        self, keys: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, Committed | None]:
+        """Where the group is in these.
+
+        :raises MembershipLost: this member was given up.
+        """
+        try:
+            return committed_by_partition(
+                self._consumer.committed([KTopicPartition(*key) for key in keys], REQUEST_TIMEOUT)
+            )
+        except KafkaException as error:
+            cause = kafka_error_of(error)
+            if cause is not None and cause.code() in _MEMBERSHIP_LOST:
+                raise MembershipLost from error
+            raise self.translate(error, f"positions of group {self._group!r}") from error
+
+    # -- partitions that leave
+
+    def remove_owned(self, assignments: list[Assignment]) -> None:
+        """These are ours no more."""
+        self.commits.remove_assignments(assignments)
+        self.partitions.remove_owned(assignments)
+
+    def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
+        """Fetch these no more, and acknowledge if it is in a rebalance."""
+        try:
+            self.partitions.stop_fetching(keys, rebalance=rebalance)
+        except KafkaException as error:
+            operation = f"giving up partitions of group {self._group!r}"
+            self.fail(self.translate(error, operation))
+
+    # -- errors
+
+    def fail(self, error: BaseException) -> None:
+        """This breaks the member for good, unless something else did before."""
+        self.fatal_error = self.fatal_error or error
+
+    def translate(self, error: KafkaException | KafkaError, operation: str) -> StreamsError:
+        """The driver's error as one of ours, without what must not be printed."""
+        return translate(error, operation, self._settings.scrub)
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
+        try:
+            if self._user_error_callback is not None:
+                self._user_error_callback(error)
+        except Exception:
+            logger.exception("group %s: error_cb raised", self._group)
+        self._requests.record_client_error(error)
+        if error.code() not in _REPORTED_ERRORS and not error.fatal():
+            # One connection of several, often one that was idle: the driver makes another.
+            logger.debug("group %s: %s", self._group, self._settings.scrub(str(error.str())))
+            return
+        operation = f"group {self._group!r}"
+        translated = self.translate(error, operation)
+        if error.fatal():
+            self.fail(translated)
+            return
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            translated = self._requests.no_answer_error(
+                operation, time.monotonic() - REQUEST_TIMEOUT
+            )
+        if isinstance(translated, Fatal) and self.ever_assigned:
+            # It worked before: a broker that starts up may not know its users yet.
+            translated = Unavailable(str(translated))
+        if not isinstance(self.deferred_error, Fatal):
+            self.deferred_error = translated  # what else is said of it: that all brokers are down
+
+    # -- ownership
+
+    def _on_statistics(self, text: str) -> None:
+        try:
+            snapshot, now = decode_snapshot(text), time.monotonic()
+            self.ownership.observe(snapshot, now)
+            self._connectivity.observe_member(
+                snapshot, self.partitions.fetched - self.partitions.paused, now
+            )
+            if self._user_stats_callback is not None:
+                self._user_stats_callback(text)
+        except Exception:
+            logger.exception("group %s: the driver's statistics were not understood", self._group)
+
+    def extend_ownership(self) -> None:
+        """Carry what is confirmed over to what is owned."""
+        valid_until = self.ownership.valid_until
+        if valid_until != self._valid_until:
+            self._valid_until = valid_until
+            for assignment in self.partitions.owned.values():
+                assignment.valid_until = valid_until
+
+    def start_ownership(self) -> float:
+        """Until when ownership of what is about to be owned is certain."""
+        self._valid_until = self.ownership.valid_until
+        return self._valid_until
+
+    # -- the driver's other callbacks; called inside consume and close, so nothing may be raised
+
+    def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
+        self.ownership.assignment_received()
+        if self.is_closing:
+            return
+        try:
+            self.partitions.accept_assignment(partitions)
+        except KafkaException as error:
+            self.fatal_error = self.translate(error, f"joining group {self._group!r}")
+
+    def _member_id(self) -> str | None:
+        """Who we are in the group; None where the driver has left it, unpolled for too long."""
+        ownership = self.ownership
+        if time.monotonic() > ownership.polled_at + ownership.max_poll_interval:
+            return None
+        return self._consumer.memberid()
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[KTopicPartition]) -> None:
+        """The driver's on_commit: how a commit ended, told inside a poll."""
+        self.commits.on_commit(error, partitions)
+        failed = error or next(
+            (partition.error for partition in partitions if partition.error is not None), None
+        )
+        if failed is None or failed.code() == KafkaError._FATAL:
+            return  # what was fatal, such as that the member is fenced, the driver tells by itself
+        if failed.code() in _MEMBERSHIP_LOST:
+            self.ownership.confirmed_at = float("-inf")
+        elif error_class_of(failed) is not Unavailable:
+            self.deferred_error = self.translate(failed, f"positions of group {self._group!r}")
