@@ -9,12 +9,12 @@ from typing import Any
 from streams.config import RETRY_PARTITIONS, Retention, Start
 from streams.connection import Connection
 from streams.errors import GroupNotEmpty, NotFound, TopicMismatch
-from streams.log.protocol import Log, TopicInfo, check_retention, ensure_topic
+from streams.log.protocol import Log, TopicInfo, TopicPartition, check_retention, ensure_topic
 from streams.processor import Processor
 from streams.topic import Topic
 from streams.topic_reader import resolve_offset
 
-StartPositions = dict[tuple[str, int], int]
+StartPositions = dict[TopicPartition, int]
 """Offsets by topic and partition."""
 
 
