@@ -12,13 +12,13 @@ needs is derived from those bytes when a commit is due, about once a second, at 
 * :mod:`~streams.engine.progress` turns the bytes into a position, a settled set and a floor.
 * :mod:`~streams.engine.dedup_window` remembers the identities of settled messages.
 * :mod:`~streams.engine.dispatcher` keeps the order of each key: a key that is being handled is *in
-  flight*, and later messages of it queue up behind. A key whose message failed stays busy until its
-  turn comes again, so the others go on and order holds.
+  flight*, and later messages of it queue up behind. A key whose message failed stays in flight
+  until its turn comes again, so the others go on and order holds.
 * :mod:`~streams.engine.retry` says what a failure means: when to try again, or to dead-letter it.
 * :mod:`~streams.engine.flow_gate` says when enough is held in memory.
 
 The machine is driven by one caller at a time (a loop, or threads under one lock). Only two things
 may happen beside it: settling bytes may be read by the thread that commits (a byte goes from 0 to
 1 and never back, and only after its handler succeeded, so what that thread sees is at worst old),
-and segments may be offered by the thread that polls.
+and batches may be offered by the thread that polls.
 """

@@ -125,7 +125,7 @@ class Dispatcher:
     """Feeds executors. Every method but :meth:`offer` is for one caller at a time."""
 
     def __init__(self, retry: Retry, refill: Callable[[], None] = lambda: None) -> None:
-        """``refill`` is called when a segment is begun and fewer than :data:`READ_AHEAD` wait."""
+        """``refill`` is called when a batch is begun and fewer than :data:`READ_AHEAD` wait."""
         self._retry = retry
         self._unordered = not retry.in_order
         self.refill = refill
@@ -136,7 +136,7 @@ class Dispatcher:
         """Messages that were ever offered."""
         self._given_out = 0
         self.current: FetchedBatch | None = None
-        """What is given out now; None between two segments."""
+        """What is given out now; None between two batches."""
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
         """Messages whose turn has come: behind another of their key, or after a pause."""
@@ -180,7 +180,7 @@ class Dispatcher:
     # -- what is there
 
     def offer(self, fetched: FetchedBatch) -> None:
-        """Take in a segment (any thread)."""
+        """Take in a batch (any thread)."""
         self._incoming.append(fetched)
         self.offered += len(fetched)
 
@@ -211,7 +211,7 @@ class Dispatcher:
 
     @property
     def read_ahead(self) -> int:
-        """How many messages were offered that no segment was begun of (any thread)."""
+        """How many messages were offered that no batch was begun of (any thread)."""
         return self.offered - self._given_out
 
     def release_due(self, now: float) -> None:
@@ -394,7 +394,7 @@ class Dispatcher:
         return None
 
     def _give_out_from(self, fetched: FetchedBatch, start: int) -> None:
-        """Give out this segment from an index on."""
+        """Give out this batch from an index on."""
         count = len(fetched)
         if start < count:
             self.current = fetched
@@ -410,7 +410,7 @@ class Dispatcher:
         return identity is not None and window is not None and identity in window
 
     def take_fast(self, now: float) -> FetchedBatch | None:
-        """A segment all of whose messages may be handled one after the other.
+        """A batch all of whose messages may be handled one after the other.
 
         Given where nothing stands in the way: no key is in flight, nothing was settled before, no
         identity recurs. The caller reports with :meth:`finish_fast`. For one executor alone.
@@ -439,7 +439,7 @@ class Dispatcher:
     def finish_fast(self, fetched: FetchedBatch, start: int, stop: int) -> None:
         """Messages from ``start`` to before ``stop`` were handled (their bytes are set).
 
-        What is left of the segment is given out by :meth:`take`.
+        What is left of the batch is given out by :meth:`take`.
         """
         state = fetched.state
         if state.window is not None and stop > start and fetched.ids[start] is not None:

@@ -232,7 +232,7 @@ class FetchedBatch:
         self.partly_settled = False
         """Some messages were settled before they arrived (in an earlier life of the group)."""
         self.first_new = 0
-        """Messages before this index were delivered before: another segment speaks for them."""
+        """Messages before this index were delivered before: another batch speaks for them."""
         self._nbytes: list[int] | None = None
         self.held_bytes, self.largest_value = batch.total_and_largest()
         """Bytes held by the messages that were not released. ``largest_value``: the largest value's
@@ -271,7 +271,7 @@ def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range
 
 
 class _SettledRun(NamedTuple):
-    """Neighbouring segments that are wholly settled behind one that is not."""
+    """Neighbouring batches that are wholly settled behind one that is not."""
 
     start: int
     end: int
@@ -290,7 +290,7 @@ class Progress:
         self.floor = floor
         self._batches: list[FetchedBatch | _SettledRun] = []
         self._collapse_above = 64
-        """Collapse settled segments once there are more than this."""
+        """Collapse settled batches once there are more than this."""
         self.polled = position
         """Everything below was delivered to :meth:`add`."""
         self._restored = [(start, end) for start, end in settled if end > position]
@@ -358,7 +358,7 @@ class Progress:
                     fetched.release()
 
     def _advance(self) -> None:
-        """Move the position over what is settled; forget and collapse settled segments."""
+        """Move the position over what is settled; forget and collapse settled batches."""
         batches = self._batches
         passed = 0
         for head in batches:
@@ -429,7 +429,7 @@ class Progress:
         return encode(self.position, self.floor, self.settled_ranges(), limit)
 
     def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int]]) -> Snapshot:
-        """The snapshot as it will be once these messages (segment, index) are settled too.
+        """The snapshot as it will be once these messages (batch, index) are settled too.
 
         Nothing is changed: for a transaction that may still be rolled back.
         """

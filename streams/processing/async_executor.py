@@ -10,12 +10,12 @@ is on its way (the *standby*): if the handler suspends, the standby carries on w
 and wakes a standby of its own. If it does not suspend, one task does everything and the standby
 waits for its turn on the loop, which the running task gives up every few milliseconds.
 
-Where nothing stands in the way of a whole segment (no key of its partition is busy, nothing in it
-was seen before), a task handles it on the *fast path*: one handler after the other, no key marked,
-because nobody else looks. As soon as anybody does, because a handler suspended or the poller has
-something to say, the run is *interrupted*: what it handled is recorded, the key of the message in
-flight is marked, and the rest of the segment is given out as usual. So whatever touches the
-dispatcher calls
+Where nothing stands in the way of a whole batch (no key of its partition is in flight, nothing in
+it was seen before), a task handles it on the *fast path*: one handler after the other, no key
+marked, because nobody else looks. As soon as anybody does, because a handler suspended or the
+poller has something to say, the run is *interrupted*: what it handled is recorded, the key of the
+message in flight is marked, and the rest of the batch is given out as usual. So whatever touches
+the dispatcher calls
 :meth:`AsyncExecutor._interrupt` first.
 
 All of an executor's state is touched on the loop only; what comes from other threads (the poller,
@@ -60,7 +60,7 @@ def _batches_of(busy: FetchedBatch | Sequence[FetchedBatch] | None) -> Sequence[
 
 
 class FastRun:
-    """A segment that one task handles message by message."""
+    """A batch that one task handles message by message."""
 
     __slots__ = ("delivery", "fetched", "index", "interrupted", "task_index", "yielding")
 
@@ -442,7 +442,7 @@ class AsyncExecutor(Executor):
         self._tick_for_retries()
 
     async def _run_fast(self, task_index: int, fetched: FetchedBatch) -> None:
-        """Handle a whole segment, or as much of it as nobody interrupts."""
+        """Handle a whole batch, or as much of it as nobody interrupts."""
         job, now, dispatcher, idle = self.job, self._now, self.dispatcher, self._idle
         function, wants_message, reset_context = job.function, job.wants_message, job.reset_context
         decode, values, settled = fetched.decode, fetched.values, fetched.settled

@@ -749,6 +749,6 @@ class Executor(ABC):
 
 
 def location(delivery: Delivery) -> str:
-    """Where a work's message stands, for a log line."""
+    """Where a delivery's message stands, for a log line."""
     batch = delivery[0].batch
     return f"{batch.topic}/{batch.partition}/{batch.offset(delivery[1])}"

@@ -131,7 +131,7 @@ class AttemptLog(Protocol):
 
         The message itself, if it waits elsewhere for ``delay`` seconds and is settled here; None:
         it waits in its key queue, and :meth:`failed_attempts` of it is 0 from then on, the attempt
-        being part of the work. And a note of what happened.
+        being part of the delivery. And a note of what happened.
         """
         ...
 

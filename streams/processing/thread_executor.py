@@ -119,7 +119,7 @@ class ThreadExecutor(Executor):
         return result
 
     def _timed_handler(self) -> Callable[..., Any]:
-        """What to call for the next segment or message."""
+        """What to call for the next batch or message."""
         function = self._function
         if self.timing is None or function == self._first_call:
             return function

@@ -1,7 +1,7 @@
 """How long calls take, in buckets: a few additions where something ended, read by whoever asks.
 
 A handler's calls are timed only where somebody asked (:meth:`streams.Streams.measure`), and then in
-*stretches*: an executor fetches what to call for the next segment, slice of the loop, or message,
+*stretches*: an executor fetches what to call for the next batch, slice of the loop, or message,
 and now and then it is given a handler that takes its own time. What a timed stretch shows counts
 for those since the last one, so quantiles and rates are those of all calls. A handler that takes
 long against two looks at the clock is timed every time.
