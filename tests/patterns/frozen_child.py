@@ -14,13 +14,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
-from unittest.mock import patch
 
 from streams import DeadLetters, Flow, Message, Reject, Streams
 from streams.message import REDRIVE
 from streams.parking import key_parking
-from streams.provisioning import ensure_processor_topics
+from streams.processing.job import Job
 from tests.patterns import failpoints
 
 
@@ -79,13 +77,15 @@ def build(
         source, group=group, concurrency=8, dead_letters=DeadLetters(sequenced=True),
         flow=Flow(commit=0.05, drain=5.0),
     )(handle)  # fmt: skip
-    prepare = ensure_processor_topics
+    (processor,) = app.processors
+    adapt_job = processor.adapt_job
 
-    def prepared(*arguments: Any) -> None:
-        prepare(*arguments)
+    def watched(job: Job) -> Job:
+        # All topics are there; what is written from here on is the processor's.
         failpoints.install(app, hit, over)
+        return adapt_job(job)
 
-    patch("streams.runtime.ensure_processor_topics", prepared).start()
+    processor.adapt_job = watched  # type: ignore[method-assign]
     return app
 
 
