@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 from streams import Streams
 from streams.log.appending import append_and_wait
@@ -37,7 +38,7 @@ async def main(
             os.kill(os.getpid(), signal.SIGKILL)
         return answers
 
-    vars(redriving)["append_and_wait"] = failing
+    patch.object(redriving, "append_and_wait", failing).start()
     app = Streams(url)
     app.topic(topic, int)
     async with app.connected():
