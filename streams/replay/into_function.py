@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -133,35 +133,19 @@ def _replay_job(
     replay_options: ReplayOptions,
 ) -> Job:
     """What to run: as the processor says, or a plain function once a message."""
+    options: ProcessorOptions | None = None
     if isinstance(function, Processor):
         options, handler_shape = function.options, function.signature
         name, inner = f"replay into {function.name}", function.function
-        _check_type(name, source, inner, handler_shape, options)
-        return Job(
-            name=name,
-            group=name,
-            topics=(topic,),
-            function=inner,
-            asynchronous=handler_shape.asynchronous,
-            wants_message=handler_shape.wants_message,
-            decodings={topic: source.decoding},
-            concurrency=options.concurrency,
-            batch=options.batch,
-            filter=options.filter,
-            timeout=options.timeout,
-            retry=replay_options.retry or options.retry,
-            dedup=replay_options.dedup or options.dedup,
-            flow=options.flow,
-            clock=connection.clock,
-        )
-    name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
-    handler_shape = inspect_handler(function, name, batch=False)
-    _check_type(name, source, function, handler_shape)
-    return Job(
+    else:
+        name = f"replay into {getattr(function, '__name__', type(function).__name__)}"
+        inner, handler_shape = function, inspect_handler(function, name, batch=False)
+    _check_type(name, source, inner, handler_shape, options)
+    job = Job(
         name=name,
         group=name,
         topics=(topic,),
-        function=function,
+        function=inner,
         asynchronous=handler_shape.asynchronous,
         wants_message=handler_shape.wants_message,
         decodings={topic: source.decoding},
@@ -169,6 +153,18 @@ def _replay_job(
         dedup=replay_options.dedup or Dedup(),
         flow=Flow(),
         clock=connection.clock,
+    )
+    if options is None:
+        return job
+    return replace(
+        job,
+        concurrency=options.concurrency,
+        batch=options.batch,
+        filter=options.filter,
+        timeout=options.timeout,
+        retry=replay_options.retry or options.retry,
+        dedup=replay_options.dedup or options.dedup,
+        flow=options.flow,
     )
 
 
