@@ -218,6 +218,14 @@ class Streams(Declarations):
         """
         return await self._failures.wait()
 
+    async def start_processor(self, processor: Processor[..., Any]) -> None:
+        """See :meth:`streams.runtime.Runtime.start_processor`."""
+        await self.runtime.start_processor(processor)
+
+    async def stop_processor(self, processor: Processor[..., Any]) -> None:
+        """See :meth:`streams.runtime.Runtime.stop_processor`."""
+        await self.runtime.stop_processor(processor)
+
     def expel_member(self, member: str, instance_id: str) -> None:
         """Give up the memberships of another process of this app, which has certainly ended, so
         that the others have its partitions at once (blocks; any thread).

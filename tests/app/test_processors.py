@@ -33,7 +33,7 @@ async def test_one_that_is_declared_late_handles_what_is_there_and_what_comes() 
         await topic.publish(1)
         processor = declared(app, handle)
         assert app.health().ok
-        await app.runtime.start_processor(processor)
+        await app.start_processor(processor)
         await topic.publish(2)
         await h.settled()
         assert seen == [1, 2]
@@ -63,7 +63,7 @@ async def test_one_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
     async with app:
         await topic.publish(1)
         await begun.wait()
-        stopping = asyncio.create_task(app.runtime.stop_processor(goes))
+        stopping = asyncio.create_task(app.stop_processor(goes))
         await until(lambda: goes not in app.processors)
         let.set()  # what runs is finished
         await stopping
