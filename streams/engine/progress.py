@@ -216,7 +216,8 @@ class FetchedBatch:
 
     def __init__(self, state: Any, batch: Batch, ids: list[str | None] | None = None) -> None:
         self.state = state
-        """The partition's state it belongs to (:class:`~streams.engine.dispatcher.Owned`)."""
+        """The partition's state it belongs to
+        (:class:`~streams.engine.dispatcher.PartitionState`)."""
         self.batch = batch
         self.keys = batch.keys
         self.values = batch.values

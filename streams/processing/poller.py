@@ -3,7 +3,8 @@
 It is the only user of the subscription, so everything a driver wants from one thread at a time
 (polling, committing, rebalance callbacks) happens in a turn, and no handler ever runs in one: the
 process stays in its group however slow its handlers are. Turns are taken by a thread of the
-poller's own, or by the handler's thread while that is quick (:mod:`streams.processing.hand_over`).
+poller's own, or by the handler's thread while that is quick
+(:mod:`streams.processing.polling_hand_over`).
 
 Assignment: the start is resolved (and committed before anything is delivered), the settled set is
 read back from the commit, and the dedup window is rebuilt from the log itself. Revocation: nothing
