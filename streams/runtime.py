@@ -379,6 +379,7 @@ class Runtime:
     def _poller_ended(
         self, processor: Processor[..., Any], poller: Poller, ended: asyncio.Future[None]
     ) -> None:
+        poller.join_thread()
         if not ended.done():
             ended.set_result(None)
         error = poller.fatal

@@ -237,6 +237,10 @@ class Poller:
         """Wait until the poller has ended."""
         return self.ended.wait(timeout)
 
+    def join_thread(self) -> None:
+        """Wait until the poller's thread is gone, which has nothing left to do after ``on_end``."""
+        self._thread.join()
+
     def stats(self) -> PollerStats:
         """Figures of this moment."""
         partitions = list(self._owned.values())

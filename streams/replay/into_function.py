@@ -247,6 +247,7 @@ async def handle_range(
         # handlers are not waited for.
         poller.stop()
         await run_to_completion(waiting, executor.stop_waiting)
+        poller.join_thread()
         await executor.wait_closed()
         if replay_options.progress is not None:
             replay_options.progress(result())
