@@ -103,6 +103,16 @@ class TopicMismatch(LogError):
     """What was declared differs from what the log holds, such as a topic's number of partitions."""
 
 
+class PartitionCountMismatch(TopicMismatch):
+    """An event topic has another number of partitions than was declared. Keys would go to other
+    partitions than before, and have a second history there, so nothing is written."""
+
+
+class EventTopicError(LogError):
+    """Something that an event topic does not allow: writing to it other than by its aggregate,
+    deleting or trimming its messages, or an append to a topic that is none. Nothing was done."""
+
+
 class TooLarge(LogError, ValueError):
     """A record is larger than the log accepts; nothing was written."""
 

@@ -52,6 +52,8 @@ class Capabilities:
     """A handler's own SQL can join the transaction that commits its position."""
     append_once: bool = False
     """Writing one message ID twice leaves one entry in the log."""
+    events: bool = False
+    """It keeps histories: it is an :class:`~streams.log.events.EventLog`."""
     creates_topics: bool = True
     """A missing topic of the user's is created (with one partition unless said otherwise) when
     declared. The toolkit's own are created on every log."""
@@ -115,6 +117,9 @@ class TopicInfo(NamedTuple):
     retention: Retention = Retention()
     retention_known: bool = True
     """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
+    is_event_topic: bool = False
+    """It holds histories (:mod:`streams.log.events`), and nothing else may be written to it. Kafka
+    cannot tell: there the records' headers do."""
 
 
 class DurabilityFact(NamedTuple):

@@ -10,6 +10,15 @@ from dataclasses import fields
 from streams.config import Flow
 from streams.errors import Fatal, LogError, NotFound, Unavailable
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.events import (
+    AppendOutcome,
+    EventAppend,
+    EventTotals,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+)
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
 from streams.log.memory.reader import MemoryReader
@@ -40,6 +49,7 @@ CAPABILITIES = Capabilities(
     durable=False,
     processes=False,
     uses_app_clock=True,
+    events=True,
     # A service for any log is tested on this one. It applies seconds and messages, and keeps what
     # the others would let go.
     retention=frozenset(each.name for each in fields(Retention)),
@@ -167,6 +177,47 @@ class MemoryLog(DenseOffsets):
         except LogError as error:
             return [error] * len(records)
         return outcomes
+
+    # -- histories
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        """Create an event topic, which keeps its messages for ever."""
+        with self._locked():
+            return self.store.create_event_topic(topic, partitions)
+
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """Append to histories; ``on_appended`` is called before this returns."""
+        outcomes: Sequence[AppendOutcome]
+        try:
+            self._faults.strike("append", topic)
+            with self._locked():
+                outcomes = self.store.append_events(topic, appends)
+            self._faults.strike("append.done", topic)
+        except LogError as error:
+            outcomes = [error] * len(appends)
+        on_appended(outcomes)
+
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        """Parts of histories, all as of one moment."""
+        self._faults.strike("read", topic)
+        with self._locked():
+            index = self.store.event_index(topic)
+            return [index.read(request) for request in requests]
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        """The keys of a partition in the order of their bytes, behind ``after``."""
+        with self._locked():
+            self.store.partition(topic, partition)
+            return self.store.event_index(topic).list_keys(partition, after, limit)
+
+    def event_totals(self, topic: str) -> EventTotals:
+        """How much an event topic holds."""
+        with self._locked():
+            return self.store.event_index(topic).totals()
 
     # -- reading
 

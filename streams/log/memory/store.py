@@ -12,6 +12,14 @@ from threading import Lock
 
 from streams.clock import Clock
 from streams.errors import ConfigError, LogError
+from streams.log.events import (
+    AppendOutcome,
+    EventAppend,
+    events_only,
+    not_an_event_topic,
+    partition_count_mismatch,
+)
+from streams.log.memory.events import EventIndex
 from streams.log.memory.membership import Group
 from streams.log.memory.topics import Partition, Topic, no_partition
 from streams.log.names import (
@@ -41,6 +49,7 @@ class Store:
         self.lock = Lock()
         self.users = 0
         self.topics: dict[str, Topic] = {}
+        self._event_indexes: dict[str, EventIndex] = {}
         self._groups: dict[str, Group] = {}
         self.members_joined = 0
         self._unwatch: Callable[[], None] = clock.on_jump(self._clock_advanced)
@@ -71,12 +80,44 @@ class Store:
         elif len(topic.partitions) != partitions:
             raise topic_mismatch(name, len(topic.partitions), partitions)
         elif retention != KEEP_FOREVER:
+            _check_may_trim(topic)
             topic.retention = retention
         return topic.info
+
+    def create_event_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Create an event topic, or find it as it should be."""
+        if name not in self.topics:
+            self.create_topic(name, partitions, KEEP_FOREVER)
+            topic = self.topics[name]
+            topic.is_event_topic = True
+            self._event_indexes[name] = EventIndex(topic)
+            return topic.info
+        topic = self.topics[name]
+        if not topic.is_event_topic:
+            raise not_an_event_topic(name)
+        if len(topic.partitions) != partitions:
+            raise partition_count_mismatch(name, len(topic.partitions), partitions)
+        return topic.info
+
+    def event_index(self, name: str) -> EventIndex:
+        """The histories of an event topic."""
+        self.topic(name)
+        found = self._event_indexes.get(name)
+        if found is None:
+            raise not_an_event_topic(name)
+        return found
+
+    def append_events(self, name: str, appends: Sequence[EventAppend]) -> list[AppendOutcome]:
+        """Append to histories and wake who waits for messages."""
+        index, now = self.event_index(name), self.clock.time()
+        outcomes = [index.append(append, now) for append in appends]
+        self.topics[name].wake()
+        return outcomes
 
     def set_retention(self, name: str, retention: Retention) -> TopicInfo:
         """Give a topic another retention."""
         topic = self.topic(name)
+        _check_may_trim(topic)
         topic.retention = retention
         self.trim_topic(topic)
         return topic.info
@@ -108,6 +149,7 @@ class Store:
         """Delete a topic, its positions and its leases."""
         topic = self.topic(name)
         del self.topics[name]
+        self._event_indexes.pop(name, None)
         for group in self._groups.values():
             group.positions = {p: c for p, c in group.positions.items() if p[0] != name}
             group.release_leases([partition for partition in group.leases if partition[0] == name])
@@ -132,6 +174,8 @@ class Store:
     def append(self, name: str, records: Sequence[Record]) -> list[Position | LogError]:
         """Write records in order and wake who waits for them."""
         topic = self.topic(name)
+        if topic.is_event_topic:
+            return [events_only(name, "published to")] * len(records)
         outcomes = topic.append(records, self.clock.time())
         self.trim_topic(topic)
         topic.wake()
@@ -166,3 +210,8 @@ class Store:
         return bool(group.positions) or any(
             True for _ in group.live_members(self.clock.monotonic())
         )
+
+
+def _check_may_trim(topic: Topic) -> None:
+    if topic.is_event_topic:
+        raise events_only(topic.name, "trimmed")

@@ -28,7 +28,6 @@ class Partition:
     """One partition's messages."""
 
     __slots__ = (
-        "_times",
         "base",
         "columns",
         "end",
@@ -36,6 +35,7 @@ class Partition:
         "header_sources",
         "ids",
         "keys",
+        "times",
         "values",
     )
 
@@ -47,27 +47,27 @@ class Partition:
         # What headers are made from when they are read: the record, or the ID if there is no
         # other. (A tuple a message would be work for the garbage collector; a record is none.)
         self.header_sources: list[Record | str] = []
-        self._times = array("d")
+        self.times = array("d")
         self.columns: tuple[list[Any] | array[float], ...] = (
             self.keys,
             self.values,
             self.ids,
             self.header_sources,
-            self._times,
+            self.times,
         )
 
     def append(self, records: Sequence[Record], now: float) -> range:
         """Write records; the offsets they got. Log times never go back within a partition."""
         count = len(records)
-        if self._times and self._times[-1] > now:
-            now = self._times[-1]
+        if self.times and self.times[-1] > now:
+            now = self.times[-1]
         self.keys += [record.key for record in records]
         self.values += [record.value for record in records]
         self.header_sources += [record if record.headers else record.id for record in records]
         self.ids += [
             _identity(record) if record.headers else record.id or None for record in records
         ]
-        self._times.extend(repeat(now, count))
+        self.times.extend(repeat(now, count))
         self.end += count
         return range(self.end - count, self.end)
 
@@ -83,7 +83,7 @@ class Partition:
             self.values[index:to],
             self.ids[index:to],
             None,
-            self._times[index:to],
+            self.times[index:to],
             assignment,
         )
         batch.header_sources = self.header_sources[index:to]
@@ -91,7 +91,7 @@ class Partition:
 
     def offset_for_time(self, time: float) -> int:
         """Position of the first message taken at or after ``time``; the end if none."""
-        return self.base + bisect_left(self._times, time, self.first - self.base)
+        return self.base + bisect_left(self.times, time, self.first - self.base)
 
     def trim(self, first: int) -> None:
         """Drop what is before position ``first``."""
@@ -123,11 +123,18 @@ class Topic:
         self.partitions = [Partition() for _ in range(partitions)]
         self.retention = retention
         self.waiters: set[Condition] = set()
+        self.is_event_topic = False
+        """It holds histories: only appends of events write to it."""
 
     @property
     def info(self) -> TopicInfo:
         """This topic as the protocol shows it."""
-        return TopicInfo(self.name, len(self.partitions), self.retention)
+        return TopicInfo(
+            self.name,
+            len(self.partitions),
+            self.retention,
+            is_event_topic=self.is_event_topic,
+        )
 
     def append(self, records: Sequence[Record], now: float) -> list[Position | LogError]:
         """Write records in order; where each one stands, or why it does not."""

@@ -1,0 +1,131 @@
+"""What the headers of a record in an event topic say.
+
+Every record that an append writes says which append it belongs to, where in it it stands, and upon
+which history the append was decided. On a log that checks the condition when it writes, that is for
+people and foreign readers. On Kafka, which cannot check, it is what every reader decides by
+(:mod:`streams.log.kafka.arbitration`), so the headers are the same on every log:
+
+=================  =====================================================================
+``streams_event``  ``INDEX/COUNT/BASE_VERSION/BASE_ID`` of the first record (its ID is the
+                   append's), ``INDEX/COUNT/BASE_VERSION/BASE_ID/APPEND_ID`` of the others.
+                   ``0/0/...`` is a refusal, which is no event.
+``streams_cause``  what the events were appended for, in the first record
+``streams_final``  ``1`` in the last record of an append that ends its history for good
+=================  =====================================================================
+
+If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streams.log.events import Base, EventAppend
+from streams.message import Headers, Record
+from streams.wire import parse_int, text
+
+EVENT = "streams_event"
+CAUSE = "streams_cause"
+FINAL = "streams_final"
+
+MAX_COUNT = 10_000
+"""Events in one append, at most: what a reader has to remember of an append that is not whole."""
+
+MAX_CAUSE = 1_000
+"""Bytes of a cause, at most."""
+
+_MAX_HEADER = 400
+
+
+class EventHeader(NamedTuple):
+    """What :data:`EVENT` says of one record."""
+
+    index: int
+    count: int
+    base: Base
+    append_id: str
+
+    @property
+    def is_refusal(self) -> bool:
+        """It is no event, and has no version."""
+        return self.count == 0
+
+    @property
+    def is_last(self) -> bool:
+        """The append ends with this record."""
+        return self.index + 1 >= self.count
+
+
+def make_append(
+    key: bytes,
+    base: Base,
+    records: Sequence[Record],
+    *,
+    cause: str = "",
+    is_final: bool = False,
+    is_refusal: bool = False,
+) -> EventAppend:
+    """An append whose records say what they are; they are changed in place.
+
+    :param records: values, IDs and other headers; at least one, and just one of a refusal.
+    """
+    append_id = records[0].id
+    count = 0 if is_refusal else len(records)
+    common = f"{count}/{base.version}/{base.last_id}"
+    for index, record in enumerate(records):
+        value = f"{index}/{common}/{append_id}" if index else f"0/{common}"
+        headers: list[tuple[str, bytes | None]] = [(EVENT, value.encode())]
+        if cause and not index:
+            headers.append((CAUSE, cause.encode("utf-8", "surrogateescape")))
+        if is_final and index == len(records) - 1:
+            headers.append((FINAL, b"1"))
+        record.key = key
+        record.headers = [*headers, *record.headers]
+    return EventAppend(key, base, records, cause, is_final, is_refusal)
+
+
+def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
+    """What the header says; None where it is not as :func:`make_append` writes it."""
+    if value is None or len(value) > _MAX_HEADER:
+        return None
+    parts = value.split(b"/")
+    if len(parts) not in (4, 5):
+        return None
+    index, count, version = map(parse_int, parts[:3])
+    if index is None or count is None or version is None or count > MAX_COUNT:
+        return None
+    last_id = text(parts[3])
+    if version and not last_id:
+        return None
+    if index == 0:
+        return EventHeader(0, count, Base(version, last_id), record_id) if len(parts) == 4 else None
+    if index >= count or len(parts) == 4 or not parts[4]:
+        return None
+    return EventHeader(index, count, Base(version, last_id), text(parts[4]))
+
+
+def event_header(headers: Headers) -> bytes | None:
+    """The value of :data:`EVENT`; None where there is none."""
+    for name, value in headers:
+        if name == EVENT:
+            return value
+    return None
+
+
+def cause_of(headers: Headers) -> str:
+    """What the record's append was made for; empty: nothing that can be found later."""
+    for name, value in headers:
+        if name == CAUSE and value and len(value) <= MAX_CAUSE:
+            return text(value)
+    return ""
+
+
+def is_final(headers: Headers) -> bool:
+    """Whether the history ends for good with this record."""
+    return any(name == FINAL and value == b"1" for name, value in headers)
+
+
+def is_event(headers: Headers) -> bool:
+    """Whether an append wrote this record, going by its headers."""
+    return event_header(headers) is not None

@@ -1,0 +1,304 @@
+"""Histories: appending events under a condition, and reading one key's events.
+
+The second protocol of a log, beside :class:`~streams.log.protocol.Log`. An *event topic* is a topic
+in which each key has a *history*: events with versions from 1 without gaps. Nothing but
+:meth:`EventLog.append_events` writes one; its partitions, offsets and readers are those of any
+topic.
+
+Rules every log keeps (``tests/conformance/test_event_log.py`` proves them):
+
+* **The base is compared, not the version alone.** An append names the history that its writer
+  decided upon, by its length and the ID of its last record. It counts only if the history ends
+  exactly there at the moment it is written. (A number can match on another history after a
+  failover, and a unique index accepts one that is too high: Rails Event Store 1760.)
+* **An append counts wholly or not at all.** Its events follow each other in their history.
+* **The same append again is the same append.** Records have fresh IDs, and the first one's is the
+  append's. Where that very append stands in the history already, it is a success, for ever
+  (KurrentDB's rule): so an append whose answer was lost may be sent again.
+* **A base that the history does not have is not a conflict.** It means that the log has lost, or
+  exchanged, what it had acknowledged, and is told as *truncated*.
+* **Causes are found on the history that the base comes from.** One answer of
+  :meth:`EventLog.read_histories` has the events, where the history ends, and what was appended for
+  a cause, all at the same moment.
+* **Nothing is skipped**: offsets of a partition are given in the order in which appends count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from streams.errors import EventTopicError, LogError, PartitionCountMismatch
+from streams.log.protocol import TopicInfo
+from streams.message import Record
+
+
+class Base(NamedTuple):
+    """The history that a writer decided upon.
+
+    :param version: how many events it has.
+    :param last_id: the ID of its last record; empty where it has none.
+    """
+
+    version: int = 0
+    last_id: str = ""
+
+
+NO_HISTORY = Base()
+"""The base of a key's first append."""
+
+
+class Head(NamedTuple):
+    """Where a history ends.
+
+    :param base: what the next append has to name.
+    :param is_final: its last event was appended as the last one: nothing may follow.
+    """
+
+    base: Base = NO_HISTORY
+    is_final: bool = False
+
+
+EMPTY = Head()
+
+
+class EventAppend(NamedTuple):
+    """Events to be appended to one key's history, if it ends at ``base``.
+
+    :param records: with their IDs and all headers (:mod:`streams.log.event_headers`); the IDs were
+        never used before. Their keys are ``key``.
+    :param cause: what they are appended for; empty: nothing is to be found by it later.
+    :param is_final: nothing may be appended after these.
+    :param is_refusal: there is no event. The one record says that the cause was refused: it has no
+        version, and ends the history as its last record, so that nothing that was decided upon what
+        was before it can be appended any more.
+    """
+
+    key: bytes
+    base: Base
+    records: Sequence[Record]
+    cause: str = ""
+    is_final: bool = False
+    is_refusal: bool = False
+
+    @property
+    def head(self) -> Head:
+        """Where the history ends once this is appended."""
+        version = self.base.version + (0 if self.is_refusal else len(self.records))
+        return Head(Base(version, self.records[-1].id), self.is_final)
+
+
+class Appended(NamedTuple):
+    """The append stands in the history, now or since an earlier call.
+
+    :param offsets: of its records.
+    """
+
+    partition: int
+    offsets: tuple[int, ...]
+
+
+Refusal = Literal["conflict", "final", "truncated"]
+"""Why an append is refused: the history ends elsewhere; it ended for good; or it does not contain
+the base."""
+
+
+class Refused(NamedTuple):
+    """The append is not in the history, and never will be."""
+
+    reason: Refusal
+    head: Head
+    """Where the history ended when it was refused."""
+
+
+AppendOutcome = Appended | Refused | LogError
+OnEventsAppended = Callable[[Sequence[AppendOutcome]], None]
+"""Called once with the outcome of each append."""
+
+
+class HistoryRequest(NamedTuple):
+    """What to read of a history.
+
+    :param after: what is known already: the events behind it are read, if the history has it.
+    :param limit: how many events at most.
+    :param cause: also find what was appended for this.
+    """
+
+    key: bytes
+    after: Base = NO_HISTORY
+    limit: int = 1_000
+    cause: str = ""
+
+
+class StoredEvent(NamedTuple):
+    """An event as the log has it.
+
+    :param time: when the log took it, in seconds since the epoch.
+    """
+
+    version: int
+    offset: int
+    time: float
+    record: Record
+
+
+class Caused(NamedTuple):
+    """What was appended for a cause.
+
+    :param first_version: of its events.
+    :param count: how many events; 0: the cause was refused.
+    """
+
+    first_version: int
+    count: int
+
+
+class History(NamedTuple):
+    """A part of one key's history, as of one moment.
+
+    :param events: the first ones behind what was known, in order.
+    :param head: where the whole history ends; ``events`` reach it unless the limit cut them off.
+    :param caused: what was appended for the cause that was asked for; None: nothing.
+    :param is_truncated: the history does not contain what was known. There are no events then.
+    """
+
+    partition: int
+    events: Sequence[StoredEvent]
+    head: Head
+    caused: Caused | None = None
+    is_truncated: bool = False
+
+
+class HistoryKey(NamedTuple):
+    """One key of an event topic, and where its history ends."""
+
+    key: bytes
+    head: Head
+
+
+class EventTotals(NamedTuple):
+    """How much an event topic holds.
+
+    :param cause_bytes: what remembering causes takes, in bytes, about.
+    """
+
+    keys: int
+    events: int
+    causes: int
+    cause_bytes: int
+
+
+@runtime_checkable
+class EventLog(Protocol):
+    """A log that keeps histories. Usable from any thread; every call blocks."""
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        """Create an event topic, which keeps its messages for ever. The same again is harmless.
+
+        :raises PartitionCountMismatch: it exists with another number of partitions.
+        :raises TopicMismatch: it exists and is not an event topic.
+        """
+        ...
+
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """Append, each under its own condition, in order; what counts is durable when
+        ``on_appended`` says so. It is called exactly once, from any thread.
+
+        An :class:`~streams.errors.OutcomeUnknown` may count or not: the same append again tells.
+        """
+        ...
+
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        """Parts of histories, each read to the log's end as it was after the call began.
+
+        :raises Unavailable: the log cannot be reached now.
+        """
+        ...
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        """The keys of a partition in the order of their bytes, behind ``after``."""
+        ...
+
+    def event_totals(self, topic: str) -> EventTotals:
+        """How much an event topic holds."""
+        ...
+
+
+# -- the decision, for the logs that do not leave it to a server ----------------------------------
+
+
+class StoredHistory(Protocol):
+    """What a decision may have to know of one key's history."""
+
+    @property
+    def head(self) -> Head:
+        """Where it ends."""
+        ...
+
+    def id_at(self, version: int) -> str | None:
+        """The ID of the event of a version; None where there is no such version."""
+        ...
+
+    def refusal_version(self, record_id: str) -> int | None:
+        """The version at which a refusal with this record ID stands; None where none does."""
+        ...
+
+
+def has_base(history: StoredHistory, base: Base) -> bool:
+    """Whether a history once ended at ``base``."""
+    if base == NO_HISTORY:
+        return True
+    if history.id_at(base.version) == base.last_id:
+        return True
+    return history.refusal_version(base.last_id) == base.version
+
+
+def judge(append: EventAppend, history: StoredHistory) -> Refused | Literal["append", "appended"]:
+    """What becomes of an append: it is to be appended, stands in the history already, or is
+    refused."""
+    head, base = history.head, append.base
+    if head.base == base:
+        return Refused("final", head) if head.is_final else "append"
+    first = append.records[0].id
+    if append.is_refusal:
+        if history.refusal_version(first) == base.version:
+            return "appended"
+    elif history.id_at(base.version + 1) == first:
+        return "appended"
+    if not has_base(history, base):
+        return Refused("truncated", head)
+    return Refused("final" if head.is_final else "conflict", head)
+
+
+# -- errors that are the same on every log ---------------------------------------------------------
+
+
+def not_an_event_topic(topic: str) -> EventTopicError:
+    """The error for a topic that was not created as an event topic."""
+    return EventTopicError(
+        f"topic {topic!r} exists and holds no histories: give the aggregate another name"
+    )
+
+
+def events_only(topic: str, what: str) -> EventTopicError:
+    """The error for whoever wants to change an event topic otherwise than by an append.
+
+    :param what: what was to be done, as "published to".
+    """
+    return EventTopicError(
+        f"topic {topic!r} holds the histories of an aggregate and cannot be {what}: only the "
+        "aggregate's decide() and append() write to it"
+    )
+
+
+def partition_count_mismatch(topic: str, found: int, declared: int) -> PartitionCountMismatch:
+    """The error for an event topic with another number of partitions."""
+    return PartitionCountMismatch(
+        f"event topic {topic!r} has {found} partitions, but {declared} were declared: keys would "
+        "get a second history in other partitions, so nothing is written; declare "
+        f"partitions={found}, or copy the events to a new topic"
+    )
