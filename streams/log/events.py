@@ -21,11 +21,14 @@ Rules every log keeps (``tests/conformance/test_event_log.py`` proves them):
   :meth:`EventLog.read_histories` has the events, where the history ends, and what was appended for
   a cause, all at the same moment.
 * **Nothing is skipped**: offsets of a partition are given in the order in which appends count.
+* **Snapshots are only a cache.** A log keeps what it is given and hands it out again if the history
+  has the base that the snapshot was made of. Nothing else depends on one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from streams.errors import EventTopicError, LogError, PartitionCountMismatch
@@ -122,12 +125,31 @@ class HistoryRequest(NamedTuple):
     :param after: what is known already: the events behind it are read, if the history has it.
     :param limit: how many events at most.
     :param cause: also find what was appended for this.
+    :param fingerprint: begin behind the snapshot of this kind, where there is one that is ahead of
+        ``after``.
     """
 
     key: bytes
     after: Base = NO_HISTORY
     limit: int = 1_000
     cause: str = ""
+    fingerprint: str = ""
+
+
+class Snapshot(NamedTuple):
+    """What a key's events add up to, at one of its versions.
+
+    :param fingerprint: of the code that made it: snapshots of several kinds stand beside each
+        other.
+    :param base: the history that it was made of.
+    :param offset: of that history's last record.
+    """
+
+    key: bytes
+    fingerprint: str
+    base: Base
+    offset: int
+    data: bytes
 
 
 class StoredEvent(NamedTuple):
@@ -160,6 +182,7 @@ class History(NamedTuple):
     :param head: where the whole history ends; ``events`` reach it unless the limit cut them off.
     :param caused: what was appended for the cause that was asked for; None: nothing.
     :param is_truncated: the history does not contain what was known. There are no events then.
+    :param snapshot: where the events begin, if that is not where they were asked for.
     """
 
     partition: int
@@ -167,6 +190,7 @@ class History(NamedTuple):
     head: Head
     caused: Caused | None = None
     is_truncated: bool = False
+    snapshot: Snapshot | None = None
 
 
 class HistoryKey(NamedTuple):
@@ -180,12 +204,14 @@ class EventTotals(NamedTuple):
     """How much an event topic holds.
 
     :param cause_bytes: what remembering causes takes, in bytes, about.
+    :param snapshots: how many there are of each fingerprint.
     """
 
     keys: int
     events: int
     causes: int
     cause_bytes: int
+    snapshots: Mapping[str, int] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -215,6 +241,18 @@ class EventLog(Protocol):
 
         :raises Unavailable: the log cannot be reached now.
         """
+        ...
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[Snapshot]) -> None:
+        """Keep snapshots, each in place of an older one of its key and fingerprint. One that is
+        older than what is kept, or whose base the history does not have, is dropped.
+
+        :raises LogError: they may be kept or not.
+        """
+        ...
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        """Delete all snapshots of one fingerprint, or all there are; how many."""
         ...
 
     def list_keys(

@@ -20,8 +20,10 @@ from streams.log.events import (
     EventAppend,
     EventLog,
     Head,
+    History,
     HistoryRequest,
     Refused,
+    Snapshot,
 )
 from streams.log.protocol import Log
 from tests.conformance.histories import (
@@ -407,6 +409,66 @@ def test_totals_count_keys_events_and_causes(world: World) -> None:
     found = log.event_totals(topic)
     assert (found.keys, found.events, found.causes) == (3, 7, 2)
     assert found.cause_bytes > 0
+
+
+def snapshot_of(found: History, key: bytes, fingerprint: str, data: bytes) -> Snapshot:
+    """A snapshot at the end of what was read."""
+    last = found.events[-1]
+    return Snapshot(key, fingerprint, Base(last.version, last.record.id), last.offset, data)
+
+
+def test_a_history_is_read_from_its_snapshot_on(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    grow(log, topic, b"k", b"1", b"2", b"3")
+    snapshot = snapshot_of(history(log, topic, b"k"), b"k", "f1", b"\xffstate")
+    log.write_snapshots(topic, [snapshot])
+    head = grow(log, topic, b"k", b"4", b"5")
+    (found,) = log.read_histories(topic, [HistoryRequest(b"k", fingerprint="f1")])
+    assert (found.snapshot, versions(found), found.head) == (snapshot, [4, 5], head)
+    (found,) = log.read_histories(topic, [HistoryRequest(b"k", limit=1, fingerprint="f1")])
+    assert (found.snapshot, versions(found)) == (snapshot, [4])
+    for other in (HistoryRequest(b"k"), HistoryRequest(b"k", fingerprint="f2")):
+        (found,) = log.read_histories(topic, [other])
+        assert (found.snapshot, versions(found)) == (None, [1, 2, 3, 4, 5])
+    for base in bases(log, topic, b"k")[2:]:  # who knows as much needs no snapshot
+        (found,) = log.read_histories(topic, [HistoryRequest(b"k", base, fingerprint="f1")])
+        assert (found.snapshot, versions(found)) == (None, list(range(base.version + 1, 6)))
+
+
+def test_an_older_snapshot_does_not_replace_a_newer_one(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    grow(log, topic, b"k", b"1", b"2")
+    old = snapshot_of(history(log, topic, b"k", limit=1), b"k", "f", b"old")
+    new = snapshot_of(history(log, topic, b"k"), b"k", "f", b"new")
+    for snapshots in ([old], [new], [old], [new, old]):
+        log.write_snapshots(topic, snapshots)
+    (found,) = log.read_histories(topic, [HistoryRequest(b"k", fingerprint="f")])
+    assert found.snapshot == new
+
+
+def test_a_snapshot_of_another_history_is_dropped(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    grow(log, topic, b"k", b"1", b"2")
+    true = snapshot_of(history(log, topic, b"k"), b"k", "f", b"state")
+    for base in (Base(2, "other"), Base(3, true.base.last_id), Base(0, "x")):
+        log.write_snapshots(topic, [true._replace(base=base), true._replace(key=b"none")])
+    for key in (b"k", b"none"):
+        (found,) = log.read_histories(topic, [HistoryRequest(key, fingerprint="f")])
+        assert found.snapshot is None
+
+
+def test_snapshots_are_deleted_by_fingerprint_and_nothing_else_changes(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    for key in (b"a", b"b", b"c"):
+        grow(log, topic, key, b"1", b"2")
+        found = history(log, topic, key)
+        log.write_snapshots(topic, [snapshot_of(found, key, f, b"x") for f in ("f1", "f2")])
+    assert dict(log.event_totals(topic).snapshots) == {"f1": 3, "f2": 3}
+    assert log.delete_snapshots(topic, "f1") == 3
+    assert dict(log.event_totals(topic).snapshots) == {"f2": 3}
+    assert log.delete_snapshots(topic, "none") == 0
+    assert log.delete_snapshots(topic) == 3
+    assert values(history(log, topic, b"a")) == [b"1", b"2"]
 
 
 def test_writers_beside_each_other_make_one_history(world: World) -> None:

@@ -6,6 +6,7 @@ Plain data under the store's lock, as in :mod:`streams.log.memory.store`.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -21,6 +22,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     Refused,
+    Snapshot,
     StoredEvent,
     has_base,
     judge,
@@ -88,6 +90,8 @@ class EventIndex:
         self._histories: list[dict[bytes, KeyHistory]] = [{} for _ in topic.partitions]
         self._sorted_keys: list[list[bytes]] = [[] for _ in topic.partitions]
         """The keys of each partition in order, as far as somebody listed them."""
+        self._snapshots: dict[tuple[bytes, str], Snapshot] = {}
+        """By key and fingerprint."""
 
     def append(self, append: EventAppend, now: float) -> AppendOutcome:
         """Write an append, if it counts."""
@@ -114,7 +118,10 @@ class EventIndex:
         caused = history.causes.get(request.cause) if request.cause else None
         if not has_base(history, request.after):
             return History(number, (), history.head, caused, is_truncated=True)
-        start = request.after.version
+        snapshot = self._snapshots.get((request.key, request.fingerprint))
+        if snapshot is not None and snapshot.base.version <= request.after.version:
+            snapshot = None
+        start = request.after.version if snapshot is None else snapshot.base.version
         events = [
             StoredEvent(
                 version, offset, partition.times[offset - partition.base], history.record_at(offset)
@@ -123,7 +130,26 @@ class EventIndex:
                 history.offsets[start : start + request.limit], start + 1
             )
         ]
-        return History(number, events, history.head, caused)
+        return History(number, events, history.head, caused, snapshot=snapshot)
+
+    def write_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
+        """Keep those that are newer than what is kept."""
+        for snapshot in snapshots:
+            number = partition_for(snapshot.key, "", len(self._histories))
+            history = self._histories[number].get(snapshot.key)
+            name = snapshot.key, snapshot.fingerprint
+            kept = self._snapshots.get(name)
+            if history is None or not has_base(history, snapshot.base):
+                continue
+            if kept is None or kept.base.version <= snapshot.base.version:
+                self._snapshots[name] = snapshot
+
+    def delete_snapshots(self, fingerprint: str | None) -> int:
+        """Delete those of one fingerprint, or all."""
+        names = [name for name in self._snapshots if fingerprint in (None, name[1])]
+        for name in names:
+            del self._snapshots[name]
+        return len(names)
 
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """Keys in order, behind ``after``."""
@@ -142,4 +168,5 @@ class EventIndex:
             sum(history.head.base.version for history in found),
             len(causes),
             sum(len(cause) + 64 for cause in causes),
+            Counter(fingerprint for _, fingerprint in self._snapshots),
         )

@@ -18,6 +18,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     OnEventsAppended,
+    Snapshot,
 )
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
@@ -205,6 +206,16 @@ class MemoryLog(DenseOffsets):
         with self._locked():
             index = self.store.event_index(topic)
             return [index.read(request) for request in requests]
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[Snapshot]) -> None:
+        """Keep snapshots, each in place of an older one of its key and fingerprint."""
+        with self._locked():
+            self.store.event_index(topic).write_snapshots(snapshots)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        """Delete all snapshots of one fingerprint, or all there are; how many."""
+        with self._locked():
+            return self.store.event_index(topic).delete_snapshots(fingerprint)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
