@@ -136,7 +136,7 @@ class HistoryRequest(NamedTuple):
     fingerprint: str = ""
 
 
-class Snapshot(NamedTuple):
+class StoredSnapshot(NamedTuple):
     """What a key's events add up to, at one of its versions.
 
     :param fingerprint: of the code that made it: snapshots of several kinds stand beside each
@@ -190,7 +190,7 @@ class History(NamedTuple):
     head: Head
     caused: Caused | None = None
     is_truncated: bool = False
-    snapshot: Snapshot | None = None
+    snapshot: StoredSnapshot | None = None
 
 
 class HistoryKey(NamedTuple):
@@ -218,6 +218,12 @@ class EventTotals(NamedTuple):
 class EventLog(Protocol):
     """A log that keeps histories. Usable from any thread; every call blocks."""
 
+    @property
+    def never_blocks(self) -> bool:
+        """Whether appending and reading never wait for anything, so that an event loop may do it
+        itself."""
+        ...
+
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """Create an event topic, which keeps its messages for ever. The same again is harmless.
 
@@ -243,7 +249,7 @@ class EventLog(Protocol):
         """
         ...
 
-    def write_snapshots(self, topic: str, snapshots: Sequence[Snapshot]) -> None:
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
         """Keep snapshots, each in place of an older one of its key and fingerprint. One that is
         older than what is kept, or whose base the history does not have, is dropped.
 

@@ -23,7 +23,7 @@ from streams.log.events import (
     History,
     HistoryRequest,
     Refused,
-    Snapshot,
+    StoredSnapshot,
 )
 from streams.log.protocol import Log
 from tests.conformance.histories import (
@@ -411,10 +411,10 @@ def test_totals_count_keys_events_and_causes(world: World) -> None:
     assert found.cause_bytes > 0
 
 
-def snapshot_of(found: History, key: bytes, fingerprint: str, data: bytes) -> Snapshot:
+def snapshot_of(found: History, key: bytes, fingerprint: str, data: bytes) -> StoredSnapshot:
     """A snapshot at the end of what was read."""
     last = found.events[-1]
-    return Snapshot(key, fingerprint, Base(last.version, last.record.id), last.offset, data)
+    return StoredSnapshot(key, fingerprint, Base(last.version, last.record.id), last.offset, data)
 
 
 def test_a_history_is_read_from_its_snapshot_on(world: World) -> None:

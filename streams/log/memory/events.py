@@ -22,8 +22,8 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     Refused,
-    Snapshot,
     StoredEvent,
+    StoredSnapshot,
     has_base,
     judge,
 )
@@ -90,7 +90,7 @@ class EventIndex:
         self._histories: list[dict[bytes, KeyHistory]] = [{} for _ in topic.partitions]
         self._sorted_keys: list[list[bytes]] = [[] for _ in topic.partitions]
         """The keys of each partition in order, as far as somebody listed them."""
-        self._snapshots: dict[tuple[bytes, str], Snapshot] = {}
+        self._snapshots: dict[tuple[bytes, str], StoredSnapshot] = {}
         """By key and fingerprint."""
 
     def append(self, append: EventAppend, now: float) -> AppendOutcome:
@@ -132,7 +132,7 @@ class EventIndex:
         ]
         return History(number, events, history.head, caused, snapshot=snapshot)
 
-    def write_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
+    def write_snapshots(self, snapshots: Sequence[StoredSnapshot]) -> None:
         """Keep those that are newer than what is kept."""
         for snapshot in snapshots:
             number = partition_for(snapshot.key, "", len(self._histories))

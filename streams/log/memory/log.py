@@ -18,7 +18,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     OnEventsAppended,
-    Snapshot,
+    StoredSnapshot,
 )
 from streams.log.memory.faults import Fault, FaultPoints
 from streams.log.memory.membership import Group
@@ -181,6 +181,11 @@ class MemoryLog(DenseOffsets):
 
     # -- histories
 
+    @property
+    def never_blocks(self) -> bool:
+        """Whether an event loop may append and read by itself: unless a test injects delays."""
+        return self._faults.hook is None
+
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
         """Create an event topic, which keeps its messages for ever."""
         with self._locked():
@@ -207,7 +212,7 @@ class MemoryLog(DenseOffsets):
             index = self.store.event_index(topic)
             return [index.read(request) for request in requests]
 
-    def write_snapshots(self, topic: str, snapshots: Sequence[Snapshot]) -> None:
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
         """Keep snapshots, each in place of an older one of its key and fingerprint."""
         with self._locked():
             self.store.event_index(topic).write_snapshots(snapshots)

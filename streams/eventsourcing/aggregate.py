@@ -1,0 +1,234 @@
+"""Aggregates: decisions upon a state that is folded from events, in the app's own log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from copy import copy
+from datetime import datetime
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self
+
+from typing_extensions import TypeForm, TypeVar
+
+from stream_codecs import Codec
+from streams.app import Streams
+from streams.config import Retry
+from streams.errors import ConfigError, InvalidValue
+from streams.eventsourcing.event_codec import EventCodec
+from streams.eventsourcing.event_topic import EventTopic
+from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
+from streams.eventsourcing.runtime import AggregateRuntime, Definition, Expected, Options
+from streams.eventsourcing.snapshots import Snapshot
+from streams.eventsourcing.state_cache import Cache
+from streams.eventsourcing.state_type import StateType
+from streams.log.event_headers import MAX_CAUSE
+from streams.message import Position
+from streams.wire import utc_from_seconds
+
+E = TypeVar("E")
+S = TypeVar("S")
+Old = TypeVar("Old")
+P = ParamSpec("P")
+
+
+class Aggregate(Generic[E, S]):
+    """Aggregates of one type. Each has an ID, a history of events, and a state folded from them.
+
+    Its events stand in the topic ``{name}.events``, with the aggregate's ID as their key.
+
+    :param event: the union of its events, each a struct with a tag.
+    :param state: what they are folded into; frozen.
+    :param evolve: the state after an event. It must not do anything else, and never fail.
+    :param partitions: of the event topic. Their number can never change.
+    :param snapshot: keep states in the log, so that loading need not read every event.
+    :param codec: of events and snapshots; JSON unless said otherwise.
+    :param initial: the state before the first event; ``state()`` unless said otherwise.
+    :param final: an event after which nothing can be appended.
+    :param cache: how many states are kept in memory.
+    :raises ConfigError: a declaration that cannot work.
+    """
+
+    def __init__(
+        self,
+        app: Streams,
+        name: str,
+        event: TypeForm[E],
+        state: type[S],
+        evolve: Callable[[S, E], S],
+        *,
+        partitions: int | None = None,
+        snapshot: Snapshot | None = None,
+        codec: Codec | None = None,
+        initial: S | None = None,
+        final: type[Any] | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        where = f"aggregate {name!r}"
+        if not isinstance(app, Streams):
+            raise ConfigError(f"{where}: the first argument is an app, Streams(...), not {app!r}")
+        if not callable(evolve):
+            raise ConfigError(f"{where}: evolve={evolve!r}: a function of state and event")
+        self.app = app
+        self.name = name
+        self._codec: EventCodec[E] = EventCodec(name, event, codec)
+        if final is not None and final not in self._codec.event_classes:
+            raise ConfigError(f"{where}: final={final!r} is none of its events")
+        state_type: StateType[S] = StateType(name, state, initial, codec)
+        self._events: EventTopic[E] = EventTopic(app, name, self._codec, partitions)
+        self._options = Options()
+        self._runtime = AggregateRuntime(
+            Definition(
+                app,
+                name,
+                self._events,
+                self._codec,
+                state_type,
+                evolve,
+                final,
+                snapshot,
+                "" if snapshot is None else state_type.fingerprint(snapshot.version),
+                cache if cache is not None else Cache(),
+            )
+        )
+        app.add_topic(self._events)
+        app.add_resource(self._runtime)
+
+    def __repr__(self) -> str:
+        return f"<Aggregate {self.name!r}>"
+
+    # -- declaring
+
+    @property
+    def events(self) -> EventTopic[E]:
+        """The topic of its events, to be read and processed like any other, and published to by
+        none."""
+        return self._events
+
+    def upcast(self, old: type[Old], /) -> Callable[[Callable[[Old], Any]], Callable[[Old], Any]]:
+        """Declare what an event of an old type is today: decorates a function of the old event
+        that returns an event, a sequence of them, or None. They may be of old types themselves.
+
+        ``upcast(bytes)`` is given the bytes of what cannot be decoded, and returns NotImplemented
+        where it knows nothing of them.
+
+        :raises ConfigError: the type is used today, is upcast already, or goes in a circle.
+        """
+
+        def declare(function: Callable[[Old], Any]) -> Callable[[Old], Any]:
+            self._codec.add_upcast(old, function)
+            return function
+
+        return declare
+
+    def with_options(
+        self,
+        *,
+        cause: str | Literal[False] | None = None,
+        expected: Expected | None = None,
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+    ) -> Self:
+        """The same aggregate, with other options for what is decided through it.
+
+        :param cause: what the decision is taken for. Where events were appended to the aggregate
+            for the same cause before, they are returned and nothing is appended. By default, in a
+            handler, its message; False: nothing.
+        :param expected: the version at which the caller has seen the aggregate, as of an If-Match.
+        :param headers: of each event.
+        :param retry: how often a decision is taken upon conflicts.
+        """
+        options = self._options
+        if cause is not None:
+            options = options._replace(cause=_check_cause(self.name, cause))
+        if expected is not None:
+            options = options._replace(expected=_check_expected(self.name, expected))
+        if headers is not None:
+            pairs = tuple((name, text.encode()) for name, text in headers.items())
+            options = options._replace(headers=pairs)
+        if retry is not None:
+            options = options._replace(retry=retry)
+        found = copy(self)
+        found._options = options  # noqa: SLF001 - it is one of these
+        return found
+
+    # -- deciding
+
+    async def decide(
+        self,
+        id: str,
+        decision: Callable[Concatenate[S, P], E | Sequence[E] | None],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Decided[S, E]:
+        """Take a decision upon an aggregate, and append the events that it returns.
+
+        :param decision: a function or method of the state, and of what is given beside it. It must
+            have no effects, as it may be called more than once.
+        :raises WrongExpectedVersion: ``expected`` does not hold, or others were faster again and
+            again.
+        :raises AggregateClosed: it has had its final event.
+        :raises OutcomeUnknown: the events may have been appended.
+        :raises HistoryTruncated: the log has lost events that it had acknowledged.
+        :raises Undecodable: one of its events cannot be decoded.
+        :raises Unavailable: the log cannot be reached; nothing was appended.
+        """
+
+        def call(state: S) -> Any:
+            return decision(state, *args, **kwargs)
+
+        return await self._runtime.decide(id, call, self._options)
+
+    async def append(
+        self, id: str, events: E | Sequence[E], *, expected: Expected
+    ) -> Decided[S, E]:
+        """Append events without a decision.
+
+        :param expected: the version that the aggregate has to have; ``"any"``, ``"new"`` (none) or
+            ``"exists"``.
+        :raises WrongExpectedVersion: it has another one.
+        """
+        options = self._options._replace(expected=_check_expected(self.name, expected))
+        return await self._runtime.decide(id, lambda state: events, options)
+
+    # -- reading
+
+    async def load(self, id: str, *, at: int | datetime | None = None) -> Loaded[S]:
+        """An aggregate's state and version, read to the log's end.
+
+        :param at: as of this version, or of this time (with a time zone).
+        :raises InvalidValue: there never was such a version.
+        """
+        return await self._runtime.load(id, at)
+
+    async def read(self, id: str, *, start: int = 0) -> AsyncIterator[RecordedEvent[E]]:
+        """An aggregate's events, those behind version ``start``, up to the log's end as it is when
+        it is reached."""
+        async for stored, events, partition in self._runtime.read(id, start):
+            position = Position(self._events.name, partition, stored.offset)
+            time = utc_from_seconds(stored.time)
+            for index, event in enumerate(events):
+                event_id = stored.record.id if len(events) == 1 else f"{stored.record.id}#{index}"
+                yield RecordedEvent(event, stored.version, event_id, time, position)
+
+    def stats(self) -> AggregateStats:
+        """Figures of this moment."""
+        return self._runtime.stats()
+
+
+def _check_cause(name: str, cause: Any) -> str | Literal[False]:
+    if cause is False:
+        return False
+    if not isinstance(cause, str) or not cause:
+        raise InvalidValue(f"aggregate {name!r}: cause={cause!r}: a non-empty str, or False")
+    if len(cause.encode("utf-8", "surrogateescape")) > MAX_CAUSE:
+        raise InvalidValue(f"aggregate {name!r}: a cause has at most {MAX_CAUSE} bytes")
+    return cause
+
+
+def _check_expected(name: str, expected: Any) -> Expected:
+    is_version = isinstance(expected, int) and not isinstance(expected, bool) and expected >= 0
+    if not is_version and expected not in ("any", "new", "exists"):
+        raise InvalidValue(
+            f"aggregate {name!r}: expected={expected!r}: a version from 0, 'any', 'new' or 'exists'"
+        )
+    return expected  # type: ignore[no-any-return]

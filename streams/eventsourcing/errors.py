@@ -1,0 +1,45 @@
+"""What an aggregate says when a decision does not become history."""
+
+from __future__ import annotations
+
+from streams.errors import LogError, StreamsError
+
+
+class WrongExpectedVersion(StreamsError):
+    """The aggregate is at another version than was expected. Nothing was appended.
+
+    :param expected: the version, or ``"new"`` or ``"exists"``.
+    :param actual: its version at some moment between the call and this answer.
+    """
+
+    def __init__(self, aggregate: str, id: str, expected: int | str, actual: int) -> None:
+        super().__init__(
+            f"{aggregate} {id!r} is at version {actual}, and {expected!r} was expected: nothing "
+            "was appended"
+        )
+        self.expected = expected
+        self.actual = actual
+
+
+class AggregateClosed(StreamsError):
+    """The aggregate has had its final event (``final=``): nothing can be appended any more."""
+
+
+class HistoryTruncated(LogError):
+    """The log has fewer events of an aggregate, or other ones, than it acknowledged before: it lost
+    writes in a failover or in a power cut. Nothing was appended; what was cached of the aggregate
+    is dropped, so the next call goes by what the log has now."""
+
+
+class Undecodable(StreamsError):
+    """An event of an aggregate cannot be decoded, so in this process nothing can be decided upon
+    it. Other aggregates go on. ``@aggregate.upcast(bytes)`` makes events of such bytes.
+
+    :param id: the aggregate's.
+    :param version: the event's.
+    """
+
+    def __init__(self, aggregate: str, id: str, version: int, reason: str) -> None:
+        super().__init__(f"{aggregate} {id!r}: event {version} cannot be decoded: {reason}")
+        self.id = id
+        self.version = version

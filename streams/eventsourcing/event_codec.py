@@ -1,0 +1,224 @@
+"""Events as bytes, and old events as today's.
+
+An event is stored under its type's *tag*, never under a module's path. Types that are not used any
+more stay readable by an *upcast*: a function that makes events of today, or of another old type, of
+an old one. Upcasts run whenever an event is read, and change nothing that is stored.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, Union, cast
+
+from typing_extensions import TypeForm
+
+from stream_codecs import BindError, Codec, DecodeError, default_codec, tags_of, type_name
+from streams.errors import ConfigError
+
+E = TypeVar("E")
+
+Upcast = Callable[[Any], Any]
+
+
+class EventCodec(Generic[E]):
+    """Encodes an aggregate's events, and decodes what was ever appended.
+
+    :param name: the event topic's, for errors.
+    :param type: the union of the events of today.
+    """
+
+    def __init__(self, name: str, type: TypeForm[E], codec: Codec | None) -> None:
+        self._name = name
+        self._type = type
+        self._codec = codec if codec is not None else default_codec(type)
+        self.event_classes = _classes(type)
+        """Today's."""
+        self._upcasts: dict[Any, Upcast] = {}
+        self._raw_upcasts: list[Callable[[bytes], Any]] = []
+        self._decode: Callable[[bytes], Any] | None = None
+        try:
+            self._encode = self._codec.bind(type, topic=name, role="value").encode
+        except BindError as error:
+            raise ConfigError(f"aggregate {name!r}: {error}") from error
+        self._check_tags(self.event_classes)
+
+    def _check_tags(self, classes: Sequence[Any]) -> None:
+        for each in classes:
+            if len(tags_of(each)) != 1:
+                raise ConfigError(
+                    f"aggregate {self._name!r}: {type_name(each)} has no tag, by which its events "
+                    'are told from others: declare class ...(Struct, tag="...", frozen=True)'
+                )
+
+    # -- declaring
+
+    def add_upcast(self, old: Any, function: Upcast) -> None:
+        """Have events of an old type become others.
+
+        :param old: the type, with a tag that none of today's has; ``bytes``: whatever cannot be
+            decoded.
+        :raises ConfigError: it could never be reached, would go in a circle, or comes too late.
+        """
+        where = f"aggregate {self._name!r}: upcast({type_name(old)})"
+        if self._decode is not None:
+            raise ConfigError(f"{where}: declare it before the first event is read")
+        if not callable(function):
+            raise ConfigError(f"{where}: give a function of the old event")
+        if old is bytes:
+            self._raw_upcasts.append(function)
+            return
+        if old in self._upcasts:
+            raise ConfigError(f"{where}: there is one already")
+        if old in self.event_classes:
+            raise ConfigError(
+                f"{where}: it is an event of today; an event that has changed gets a new type with "
+                "a new tag, and the old type is upcast to it"
+            )
+        self._check_tags([old])
+        (tag,) = tags_of(old)
+        for other in (*self.event_classes, *self._upcasts):
+            if tag in tags_of(other):
+                raise ConfigError(
+                    f"{where}: {type_name(other)} has the tag {tag!r}, too: this is never reached"
+                )
+        self._upcasts[old] = function
+        self._check_results(where, old)
+
+    def _check_results(self, where: str, old: Any) -> None:
+        """Follow what the functions say that they return."""
+        path = [old]
+        pending = [(each, path) for each in self._results_of(old)]
+        while pending:
+            found, path = pending.pop()
+            if found in path:
+                circle = " to ".join(type_name(each) for each in [*path, found])
+                raise ConfigError(f"{where}: goes in a circle, from {circle}")
+            if found in self._upcasts:
+                pending += [(each, [*path, found]) for each in self._results_of(found)]
+
+    def _results_of(self, old: Any) -> Sequence[Any]:
+        try:
+            annotation = typing.get_type_hints(self._upcasts[old]).get("return")
+        except Exception:  # names that cannot be found: nothing is known, and it is seen when run
+            return ()
+        return [each for each in _named_classes(annotation) if each is not types.NoneType]
+
+    def check(self) -> None:
+        """See that every upcast ends at events of today, as far as the functions say.
+
+        :raises ConfigError: one does not.
+        """
+        for old in self._upcasts:
+            for found in self._results_of(old):
+                if found not in self.event_classes and found not in self._upcasts:
+                    raise ConfigError(
+                        f"aggregate {self._name!r}: upcast({type_name(old)}) returns "
+                        f"{type_name(found)}, which is neither an event of today nor upcast"
+                    )
+
+    # -- encoding
+
+    def encode(self, event: Any) -> bytes:
+        """The bytes of an event of today.
+
+        :raises EncodeError: it does not fit its type.
+        :raises TypeError: it is no event of this aggregate.
+        """
+        if type(event) not in self.event_classes:
+            names = " | ".join(type_name(each) for each in self.event_classes)
+            raise TypeError(
+                f"aggregate {self._name!r}: a decision returns {names}, a sequence of them, or "
+                f"None, not {type_name(type(event))}"
+            )
+        return self._encode(event)
+
+    # -- decoding
+
+    def decode(self, value: bytes | None) -> Sequence[E]:
+        """The events of today that a stored one is: one of them, several or none.
+
+        :raises DecodeError: the bytes are no event that is known, and no upcast made one of them.
+        """
+        decode = self._decode or self._bind_decoder()
+        if value is None:
+            raise self._error(b"", "an event without a value")
+        try:
+            event = decode(value)
+        except DecodeError as error:
+            return self._upcast_bytes(value, error)
+        if type(event) in self._upcasts:
+            return self._upcast(event, value)
+        return (event,)
+
+    def _bind_decoder(self) -> Callable[[bytes], Any]:
+        self.check()
+        known = cast(Any, Union[(self._type, *self._upcasts)] if self._upcasts else self._type)
+        try:
+            bound = self._codec.bind(known, topic=self._name, role="value")
+        except BindError as error:
+            raise ConfigError(f"aggregate {self._name!r}: {error}") from error
+        self._decode = bound.decode
+        return bound.decode
+
+    def _upcast(self, event: Any, value: bytes, depth: int = 1) -> Sequence[E]:
+        """What an event of an old type becomes, which may be of an old type again."""
+        try:
+            results = _as_sequence(self._upcasts[type(event)](event))
+        except Exception as error:
+            raise self._error(value, f"upcast({type_name(type(event))}): {error!r}") from error
+        return self._upcast_results(results, value, depth)
+
+    def _upcast_results(self, results: Sequence[Any], value: bytes, depth: int) -> Sequence[E]:
+        found: list[Any] = []
+        for each in results:
+            if type(each) in self.event_classes:
+                found.append(each)
+            elif type(each) in self._upcasts and depth <= len(self._upcasts):
+                found += self._upcast(each, value, depth + 1)
+            else:
+                name = type_name(type(each))
+                raise self._error(value, f"an upcast made a {name} of it, which is no event")
+        return found
+
+    def _error(self, value: bytes, reason: str) -> DecodeError:
+        return DecodeError(reason, data=value, topic=self._name)
+
+    def _upcast_bytes(self, value: bytes, error: DecodeError) -> Sequence[E]:
+        for function in self._raw_upcasts:
+            try:
+                results = function(value)
+            except Exception as failure:
+                raise error from failure
+            if results is not NotImplemented:
+                return self._upcast_results(_as_sequence(results), value, 1)
+        raise error
+
+
+def _as_sequence(results: Any) -> Sequence[Any]:
+    if results is None:
+        return ()
+    return results if isinstance(results, (list, tuple)) else (results,)
+
+
+def _classes(form: Any) -> tuple[Any, ...]:
+    """The members of a union, in order; a type that is none by itself."""
+    while typing.get_origin(form) is typing.Annotated or hasattr(form, "__value__"):
+        form = form.__value__ if hasattr(form, "__value__") else typing.get_args(form)[0]
+    if typing.get_origin(form) in (Union, types.UnionType):
+        found: list[Any] = []
+        for each in typing.get_args(form):
+            found += [member for member in _classes(each) if member not in found]
+        return tuple(found)
+    return (form,)
+
+
+def _named_classes(annotation: Any) -> list[Any]:
+    """The classes that an annotation such as ``list[A | B] | None`` names."""
+    if annotation is None or annotation is Any or annotation is Ellipsis:
+        return []
+    arguments = typing.get_args(annotation)
+    if arguments:
+        return [found for each in arguments for found in _named_classes(each)]
+    return [annotation] if isinstance(annotation, type) else []

@@ -1,0 +1,98 @@
+"""The topic of an aggregate's events: read and processed like any other, written by none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NoReturn
+
+from typing_extensions import TypeVar
+
+from streams.app import Streams
+from streams.decoding import TopicDecoder
+from streams.errors import EventTopicError
+from streams.eventsourcing.event_codec import EventCodec
+from streams.log.events import EventLog, events_only
+from streams.log.protocol import Log
+from streams.message import Batch, Record
+from streams.processing.job import Skip
+from streams.topic import InternalTopic
+
+E = TypeVar("E")
+
+DEFAULT_PARTITIONS = 8
+"""Of an event topic, where nobody said how many."""
+
+
+class EventDecoder(TopicDecoder[E], Generic[E]):
+    """Decodes stored events as events of today."""
+
+    def __init__(self, codec: EventCodec[E]) -> None:
+        self._codec = codec
+
+    def unwrap(self, batch: Batch) -> Batch:
+        """What the batch holds: its events stand in it as they are."""
+        return batch
+
+    @property
+    def id_reader(self) -> None:
+        """Events are known by the message ID in their headers."""
+        return
+
+    def fast_decoder(
+        self, values: Sequence[bytes | None], largest: int
+    ) -> Callable[[Any], Any] | None:
+        """None: an event may have to be upcast."""
+        return None
+
+    def decode_one(self, batch: Batch, index: int) -> E:
+        """Decode one event.
+
+        :raises Skip: an upcast has made nothing of it.
+        :raises DecodeError: it cannot be decoded.
+        """
+        events = self._codec.decode(batch.values[index])
+        if not events:
+            raise Skip
+        return events[0]
+
+
+class EventTopic(InternalTopic[E]):
+    """The events of one aggregate type. Made by :class:`~streams.Aggregate`."""
+
+    def __init__(
+        self, app: Streams, aggregate: str, codec: EventCodec[E], partitions: int | None
+    ) -> None:
+        super().__init__(
+            app,
+            f"{aggregate}.events",
+            bytes,  # type: ignore[arg-type]  # its decoder makes events of them
+            partitions=DEFAULT_PARTITIONS if partitions is None else partitions,
+        )
+        self.decoding = EventDecoder(codec)
+
+    def ensure(self, log: Log) -> None:
+        """Create it where it is missing (blocks).
+
+        :raises EventTopicError: a topic of that name is there and holds no histories.
+        :raises PartitionCountMismatch: it has another number of partitions.
+        """
+        if not isinstance(log, EventLog):
+            raise EventTopicError(f"{log.capabilities.name} keeps no histories")
+        log.create_event_topic(self.name, self.partitions or DEFAULT_PARTITIONS)
+
+    def _refuse(self, *given: Any, **options: Any) -> NoReturn:
+        raise events_only(self.name, "published to")
+
+    def record(self, *given: Any, **options: Any) -> Record:
+        """Refused: only the aggregate writes events.
+
+        :raises EventTopicError: always.
+        """
+        self._refuse()
+
+    def records(self, values: Iterable[E]) -> list[Record]:
+        """Refused: only the aggregate writes events.
+
+        :raises EventTopicError: always.
+        """
+        self._refuse()

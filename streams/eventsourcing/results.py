@@ -1,0 +1,98 @@
+"""What an aggregate answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, NamedTuple
+
+from typing_extensions import TypeVar
+
+from streams.message import Position
+
+E = TypeVar("E")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Generic[S, E]):
+    """What a decision came to.
+
+    As text it is a token, the position of the last event: whoever has it can wait until a view has
+    seen that.
+
+    :param state: after the events.
+    :param version: of the last event; 0 where there is none.
+    :param events: that were appended; none where the decision returned nothing.
+    :param positions: of the events.
+    """
+
+    state: S
+    version: int
+    events: Sequence[E]
+    positions: Sequence[Position]
+    token: str = ""
+
+    def __str__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[S]):
+    """An aggregate as it is, or was.
+
+    :param version: of the last event that the state was folded from; 0 where there is none.
+    :param is_closed: it has had its final event.
+    """
+
+    state: S
+    version: int
+    is_closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent(Generic[E]):
+    """An event as it stands in a history.
+
+    :param version: its number in the history, from 1. Events that an upcast has made of one have
+        the same.
+    :param time: when the log took it; UTC.
+    """
+
+    event: E
+    version: int
+    id: str
+    time: datetime
+    position: Position
+
+
+class AggregateStats(NamedTuple):
+    """Figures of one aggregate type in this process, since the app was entered.
+
+    :param decisions: calls of :meth:`Aggregate.decide` and :meth:`Aggregate.append`.
+    :param conflicts: appends that came too late.
+    :param retries: decisions that were called again because of one.
+    :param appends: that count.
+    :param events: that they have.
+    :param caused: decisions that found what was appended for their cause before.
+    :param loads: histories that were read, or caught up with.
+    :param load_seconds: how long that took altogether.
+    :param cached: states in the cache.
+    :param undecodable: aggregates that are stopped by an event that cannot be decoded.
+    """
+
+    decisions: int
+    conflicts: int
+    retries: int
+    appends: int
+    events: int
+    caused: int
+    loads: int
+    load_seconds: float
+    cache_hits: int
+    cache_misses: int
+    cached: int
+    cached_bytes: int
+    snapshots: int
+    undecodable: int

@@ -1,0 +1,107 @@
+"""Snapshots: states that are kept in the log, so that loading need not read every event.
+
+They are only a cache. Each says which events it was made of and by what code; one that does not fit
+is not used, and deleting all of them changes nothing but how long loading takes. They are written
+beside the decisions, never within one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from stream_codecs import CodecError
+from streams.errors import ConfigError, LogError
+from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.state_cache import KnownState
+from streams.eventsourcing.state_type import StateType
+from streams.log.events import StoredSnapshot
+from streams.text import get_logger
+
+logger = get_logger("streams")
+
+MAX_PENDING = 10_000
+"""Snapshots that wait to be written, at most: beyond them the oldest are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """When states are kept in the log, and which can be used.
+
+    :param every: events between two snapshots of an aggregate.
+    :param version: of the code that folds: another number makes the snapshots before useless. A
+        state of another shape does so by itself.
+    """
+
+    every: int = 100
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("version", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"Snapshot({name}={value!r}): a whole number from {least}")
+
+
+class SnapshotWriter:
+    """Writes snapshots of one aggregate type. On the app's loop only."""
+
+    def __init__(
+        self,
+        histories: Histories,
+        state_type: StateType[Any],
+        fingerprint: str,
+        every: int,
+    ) -> None:
+        self._histories = histories
+        self._state_type = state_type
+        self._fingerprint = fingerprint
+        self._every = every
+        self._pending: dict[bytes, KnownState] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._is_failing = False
+        self.written = 0
+        """Snapshots that were handed to the log."""
+
+    def offer(self, key: bytes, version_before: int, known: KnownState) -> None:
+        """Keep this state, if enough events lie between it and the one before."""
+        if known.head.base.version // self._every == version_before // self._every:
+            return
+        self._pending.pop(key, None)
+        self._pending[key] = known
+        if len(self._pending) > MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write_pending(), name="streams-snapshots")
+
+    async def close(self) -> None:
+        """Write what was offered."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _write_pending(self) -> None:
+        while self._pending:
+            pending, self._pending = self._pending, {}
+            snapshots = []
+            for key, known in pending.items():
+                try:
+                    data = self._state_type.encode(known.state)
+                except CodecError as error:
+                    self._report(f"a state cannot be written: {error}")
+                    continue
+                snapshots.append(
+                    StoredSnapshot(key, self._fingerprint, known.head.base, known.offset, data)
+                )
+            try:
+                await self._histories.write_snapshots(snapshots)
+            except LogError as error:
+                self._report(str(error))
+            else:
+                self.written += len(snapshots)
+                self._is_failing = False
+
+    def _report(self, reason: str) -> None:
+        if not self._is_failing:
+            logger.warning("snapshots are not written: %s", reason)
+        self._is_failing = True

@@ -1,0 +1,95 @@
+"""States of aggregates, kept so that a decision need not read their events again.
+
+A state that is kept may be old: another process may have appended since. Nobody answers from one
+alone. An append on its base validates it; a decision that appends nothing is taken again on a state
+that was read to the log's end.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from streams.errors import ConfigError
+from streams.log.events import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """How many states an aggregate keeps in memory, those used last.
+
+    :param count: states, at most; 0: none is kept.
+    :param bytes: what they take together, at most; a state counts as what its snapshot would.
+    """
+
+    count: int = 10_000
+    bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("count", "bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigError(f"Cache({name}={value!r}): a whole number from 0")
+
+
+class KnownState(NamedTuple):
+    """An aggregate's state at one moment.
+
+    :param offset: of the last record that it was folded from; -1 where there is none.
+    :param partition: where its events are; -1 where that is not known.
+    """
+
+    state: Any
+    head: Head
+    partition: int
+    offset: int
+
+
+class StateCache:
+    """The states that were used last, by aggregate ID. On the app's loop only."""
+
+    def __init__(self, limits: Cache) -> None:
+        self._limits = limits
+        self._states: OrderedDict[str, tuple[KnownState, int]] = OrderedDict()
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def get(self, id: str) -> KnownState | None:
+        """The state that is kept of an aggregate."""
+        found = self._states.get(id)
+        if found is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._states.move_to_end(id)
+        return found[0]
+
+    def size_of(self, id: str) -> int:
+        """What a state that is kept counts as, in bytes; 0 where none is."""
+        found = self._states.get(id)
+        return 0 if found is None else found[1]
+
+    def put(self, id: str, known: KnownState, size: int) -> None:
+        """Keep a state, and let go of those not used for longest beyond the limits."""
+        states, limits = self._states, self._limits
+        old = states.pop(id, None)
+        if old is not None:
+            self.bytes -= old[1]
+        if size > limits.bytes or not limits.count:
+            return
+        states[id] = known, size
+        self.bytes += size
+        while len(states) > limits.count or self.bytes > limits.bytes:
+            _, (_, dropped) = states.popitem(last=False)
+            self.bytes -= dropped
+
+    def drop(self, id: str) -> None:
+        """Forget one."""
+        found = self._states.pop(id, None)
+        if found is not None:
+            self.bytes -= found[1]

@@ -1,0 +1,134 @@
+"""An aggregate's state as a type: how it begins, and how it is kept as a snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple
+
+import msgspec
+from typing_extensions import TypeVar
+
+from stream_codecs import BindError, Bound, Codec, CodecError, default_codec, type_name
+from streams.errors import ConfigError
+
+S = TypeVar("S")
+
+_NOT_SHAPE = frozenset(("title", "description", "examples", "deprecated"))
+"""What of a JSON schema does not say how a document looks."""
+
+
+class DecodedState(NamedTuple):
+    """A state that was read back; apart from None, which a state may be."""
+
+    state: Any
+
+
+class StateType(Generic[S]):
+    """What an aggregate's events are folded into."""
+
+    def __init__(self, name: str, state: type[S], initial: S | None, codec: Codec | None) -> None:
+        self._name = name
+        self._type = state
+        _check_frozen(name, state)
+        if initial is None:
+            try:
+                initial = state()
+            except Exception as error:
+                raise ConfigError(
+                    f"aggregate {name!r}: {type_name(state)}() cannot be made, so say how a state "
+                    f"begins: initial=... ({error})"
+                ) from error
+        elif not isinstance(initial, state):
+            raise ConfigError(f"aggregate {name!r}: initial={initial!r} is no {type_name(state)}")
+        self.initial: S = initial
+        """The state before the first event."""
+        self._bound: Bound[S] | None = None
+        try:
+            bound_codec = codec if codec is not None else default_codec(state)
+            self._bound = bound_codec.bind(state, topic=name, role="value")
+        except BindError as error:
+            self._bind_error = str(error)
+
+    def fingerprint(self, version: int) -> str:
+        """Which snapshots can be used: those of a state of this shape, by this version of the code.
+
+        :raises ConfigError: a state cannot be written.
+        """
+        if self._bound is None:
+            raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
+        try:
+            schemas, definitions = msgspec.json.schema_components([self._type])
+        except Exception:  # another library's type: its name has to do
+            shape: Any = type_name(self._type)
+        else:
+            shape = _shape(schemas[0], definitions, ())
+        data = msgspec.json.encode([version, self._bound.content_type, shape], order="sorted")
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    def encode(self, state: S) -> bytes:
+        """A state's bytes.
+
+        :raises CodecError: it does not fit its type.
+        """
+        if self._bound is None:
+            raise ConfigError(f"aggregate {self._name!r}: snapshot=: {self._bind_error}")
+        return self._bound.encode(state)
+
+    def decode(self, data: bytes) -> DecodedState | None:
+        """The state that was written; None where it cannot be read, so that it is of no use."""
+        if self._bound is None:
+            return None
+        try:
+            return DecodedState(self._bound.decode(data))
+        except CodecError:
+            return None
+
+    def size(self, state: S) -> int:
+        """What a state takes, in bytes, about."""
+        if self._bound is None:
+            return 1_000
+        try:
+            return len(self._bound.encode(state))
+        except CodecError:
+            return 1_000
+
+
+def _check_frozen(name: str, state: Any) -> None:
+    """Refuse a state that can be changed: a decision that changed one would have an effect without
+    an event."""
+    is_frozen = True
+    if isinstance(state, type) and issubclass(state, msgspec.Struct):
+        is_frozen = bool(state.__struct_config__.frozen)
+    elif dataclasses.is_dataclass(state):
+        is_frozen = bool(state.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    elif isinstance(state, type) and issubclass(state, (list, dict, set, bytearray)):
+        is_frozen = False
+    elif isinstance(config := getattr(state, "model_config", None), Mapping):
+        is_frozen = bool(config.get("frozen"))
+    if not is_frozen:
+        raise ConfigError(
+            f"aggregate {name!r}: its state {type_name(state)} can be changed in place: declare it "
+            "with frozen=True"
+        )
+
+
+def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:
+    """A JSON schema without what does not matter to documents: texts, and names of definitions,
+    which are replaced by what they define (or, inside themselves, by how far out that is)."""
+    if isinstance(schema, Mapping):
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            found = reference.rpartition("/")[2]
+            if found in within:
+                return {"$within": len(within) - within.index(found)}
+            return _shape(definitions.get(found), definitions, (*within, found))
+        return {
+            key: _shape(value, definitions, within)
+            for key, value in schema.items()
+            if key not in _NOT_SHAPE or not isinstance(value, (str, list, bool))
+        }
+    if isinstance(schema, list):
+        return [_shape(each, definitions, within) for each in schema]
+    return schema
