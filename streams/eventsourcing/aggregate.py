@@ -74,6 +74,8 @@ class Aggregate(Generic[E, S]):
             raise ConfigError(f"{where}: final={final!r} is none of its events")
         state_type: StateType[S] = StateType(name, state, initial, codec)
         self._events: EventTopic[E] = EventTopic(app, name, self._codec, partitions)
+        if self._events.name in app.topics:
+            raise ConfigError(f"{where}: the app has a topic {self._events.name!r} already")
         self._options = Options()
         self._runtime = AggregateRuntime(
             Definition(

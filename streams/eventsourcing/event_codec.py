@@ -38,11 +38,11 @@ class EventCodec(Generic[E]):
         self._upcasts: dict[Any, Upcast] = {}
         self._raw_upcasts: list[Callable[[bytes], Any]] = []
         self._decode: Callable[[bytes], Any] | None = None
+        self._check_tags(self.event_classes)
         try:
             self._encode = self._codec.bind(type, topic=name, role="value").encode
         except BindError as error:
             raise ConfigError(f"aggregate {name!r}: {error}") from error
-        self._check_tags(self.event_classes)
 
     def _check_tags(self, classes: Sequence[Any]) -> None:
         for each in classes:

@@ -171,7 +171,7 @@ class AggregateRuntime:
         if self._histories is None:
             self._app.log  # noqa: B018 - says why the app is not running, where it is not
             raise NotRunning(
-                f"aggregate {self._name!r}: the app was entered before it was declared"
+                f"aggregate {self._name!r}: declared after its app was entered; declare it before"
             )
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError(
@@ -394,6 +394,7 @@ class AggregateRuntime:
             self._cache.drop(id)
             raise self._truncated(id, start) from None
         self._keep(id, known)
+        self._undecodable.pop(id, None)
         self._counters.loads += 1
         self._counters.load_seconds += loop.time() - began
         return known, caused
@@ -432,7 +433,6 @@ class AggregateRuntime:
                 raise self._stopped(id, stored.version, error) from error
             for event in decoded:
                 state = evolve(state, event)
-        self._undecodable.pop(id, None)
         return state
 
     def _stopped(self, id: str, version: int, error: DecodeError) -> Undecodable:

@@ -1,0 +1,179 @@
+"""What an aggregate refuses to be declared as, and what it says then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from msgspec import Struct
+
+from streams import Streams
+from streams.errors import ConfigError
+from streams.eventsourcing import Aggregate, Cache, Snapshot
+from tests.eventsourcing.bank import (
+    Account,
+    AccountEvent,
+    Closed,
+    Deposited,
+    Opened,
+    Withdrawn,
+    accounts,
+    evolve,
+)
+
+
+class Untagged(Struct, frozen=True):
+    cents: int
+
+
+class Mutable(Struct):
+    cents: int = 0
+
+
+class NoDefault(Struct, frozen=True):
+    owner: str
+
+
+@dataclass
+class MutableData:
+    cents: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    cents: int = 0
+
+
+class OldDeposited(Struct, tag="deposited-1", frozen=True):
+    euros: int
+
+
+class OlderDeposited(Struct, tag="deposited-0", frozen=True):
+    pounds: int
+
+
+class SameTag(Struct, tag="deposited", frozen=True):
+    pence: int
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"event": Untagged | Deposited}, "Untagged has no tag"),
+        ({"event": int}, "int has no tag"),
+        ({"state": Mutable}, "frozen=True"),
+        ({"state": MutableData}, "frozen=True"),
+        ({"state": dict}, "frozen=True"),
+        ({"state": NoDefault}, "initial="),
+        ({"initial": 5}, "is no Account"),
+        ({"evolve": None}, "evolve=None"),
+        ({"final": Untagged}, "none of its events"),
+        ({"name": "no spaces"}, "no spaces"),
+        ({"partitions": 0}, "partitions=0"),
+        ({"app": "memory://"}, "an app"),
+    ],
+)
+def test_what_cannot_work_is_refused_where_it_is_declared(
+    options: dict[str, Any], says: str
+) -> None:
+    given: dict[str, Any] = {
+        "app": Streams("memory://"),
+        "name": "accounts",
+        "event": AccountEvent,
+        "state": Account,
+        "evolve": evolve,
+        **options,
+    }
+    with pytest.raises(ConfigError, match=says):
+        Aggregate(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Cache, {"count": -1}),
+        (Cache, {"bytes": 1.5}),
+        (Snapshot, {"every": 0}),
+        (Snapshot, {"version": "2"}),
+    ],
+)
+def test_options_are_checked(kind: Callable[..., object], options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="whole number"):
+        kind(**options)
+
+
+def test_a_state_may_be_any_frozen_type() -> None:
+    app = Streams("memory://")
+    Aggregate(app, "numbers", Deposited | Withdrawn, int, lambda n, e: n + 1)
+    Aggregate(app, "data", Deposited | Withdrawn, Data, lambda s, e: s)
+    Aggregate(
+        app, "given", Deposited | Withdrawn, NoDefault, lambda s, e: s, initial=NoDefault("x")
+    )
+    Aggregate(app, "one", Deposited, int, lambda n, e: n + e.cents)
+
+
+def test_two_aggregates_cannot_have_one_name() -> None:
+    app = Streams("memory://")
+    accounts(app)
+    with pytest.raises(ConfigError, match="accounts"):
+        accounts(app)
+
+
+def test_an_upcast_that_is_never_reached_is_refused() -> None:
+    bank = accounts(Streams("memory://"))
+    with pytest.raises(ConfigError, match="an event of today"):
+        bank.upcast(Deposited)(lambda old: Deposited(1))
+    with pytest.raises(ConfigError, match="never reached"):
+        bank.upcast(SameTag)(lambda old: Deposited(1))
+    with pytest.raises(ConfigError, match="no tag"):
+        bank.upcast(Untagged)(lambda old: Deposited(1))
+    bank.upcast(OldDeposited)(lambda old: Deposited(1))
+    with pytest.raises(ConfigError, match="one already"):
+        bank.upcast(OldDeposited)(lambda old: Deposited(1))
+    with pytest.raises(ConfigError, match="a function"):
+        bank.upcast(OlderDeposited)(5)  # type: ignore[arg-type]
+
+
+def test_upcasts_that_go_in_a_circle_are_refused() -> None:
+    bank = accounts(Streams("memory://"))
+
+    @bank.upcast(OldDeposited)
+    def one(old: OldDeposited) -> OlderDeposited:
+        return OlderDeposited(1)
+
+    with pytest.raises(ConfigError, match="circle"):
+
+        @bank.upcast(OlderDeposited)
+        def two(old: OlderDeposited) -> list[OldDeposited] | Deposited:
+            return [OldDeposited(1)]
+
+
+@pytest.mark.anyio
+async def test_an_upcast_that_ends_nowhere_is_refused_when_the_app_is_entered() -> None:
+    app = Streams("memory://")
+    bank = accounts(app)
+
+    @bank.upcast(OldDeposited)
+    def one(old: OldDeposited) -> OlderDeposited:
+        return OlderDeposited(1)
+
+    with pytest.raises(ConfigError, match="neither an event of today nor upcast"):
+        async with app:
+            pass
+
+
+@pytest.mark.anyio
+async def test_an_event_topic_takes_no_messages() -> None:
+    app = Streams("memory://")
+    bank = accounts(app, final=Closed)
+    from streams.errors import EventTopicError
+
+    async with app:
+        with pytest.raises(EventTopicError, match="published to"):
+            await bank.events.publish(Opened("ada"))
+        with pytest.raises(EventTopicError, match="published to"):
+            await bank.events.publish_many([Opened("ada")])
+        with pytest.raises(EventTopicError, match="published to"):
+            await app.topic("accounts.events").publish(b"x", key="a")

@@ -1,0 +1,292 @@
+"""Events and states that change: old histories load, versions stay, snapshots are rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from streams.eventsourcing import Aggregate, Cache, Loaded, Snapshot, Undecodable
+from tests.conformance.stage import Stage
+
+pytestmark = pytest.mark.anyio
+
+
+class Paid(Struct, tag="paid", frozen=True):
+    cents: int
+
+
+class PaidEuros(Struct, tag="paid-euros", frozen=True):
+    euros: int
+
+
+class PaidPounds(Struct, tag="paid-pounds", frozen=True):
+    pounds: int
+
+
+class Split(Struct, tag="split", frozen=True):
+    parts: tuple[int, ...]
+
+
+class Noise(Struct, tag="noise", frozen=True):
+    pass
+
+
+class Noted(Struct, tag="noted", frozen=True):
+    text: str
+    by: str = "nobody"
+
+
+class Total(Struct, frozen=True):
+    cents: int = 0
+    events: int = 0
+
+
+def fold(total: Total, event: Any) -> Total:
+    if isinstance(event, Paid):
+        return Total(total.cents + event.cents, total.events + 1)
+    return Total(total.cents, total.events + 1)
+
+
+OLD: Any = PaidEuros | PaidPounds | Split | Noise | Paid | Noted
+
+
+async def history_of_old_events(stage: Stage, *events: Any) -> None:
+    """Events that today's code does not have any more."""
+    app = stage.app()
+    old: Aggregate[Any, Total] = Aggregate(app, stage.topic_name, OLD, Total, fold, partitions=2)
+    async with app:
+        await old.append("a", events, expected="any")
+
+
+def today(stage: Stage, app: Any, event: Any = Paid, **options: Any) -> Aggregate[Any, Total]:
+    options.setdefault("cache", Cache(count=0))
+    return Aggregate(app, stage.topic_name, event, Total, fold, partitions=2, **options)
+
+
+async def test_old_events_are_read_as_todays(stage: Stage) -> None:
+    await history_of_old_events(
+        stage, PaidEuros(1), PaidPounds(2), Split((1, 2, 3)), Noise(), Paid(5)
+    )
+    app = stage.app()
+    pays = today(stage, app)
+
+    @pays.upcast(PaidEuros)
+    def euros(old: PaidEuros) -> Paid:
+        return Paid(old.euros * 100)
+
+    @pays.upcast(PaidPounds)
+    def pounds(old: PaidPounds) -> PaidEuros:
+        return PaidEuros(old.pounds * 2)
+
+    @pays.upcast(Split)
+    def split(old: Split) -> Sequence[Paid]:
+        return [Paid(each) for each in old.parts]
+
+    @pays.upcast(Noise)
+    def noise(old: Noise) -> None:
+        return None
+
+    async with app:
+        assert await pays.load("a") == Loaded(Total(100 + 400 + 6 + 5, 6), 5)
+        found = [each async for each in pays.read("a")]
+        assert [(each.version, each.event.cents) for each in found] == [
+            (1, 100),
+            (2, 400),
+            (3, 1),
+            (3, 2),
+            (3, 3),
+            (5, 5),
+        ]
+        split_ids = [each.id for each in found if each.version == 3]
+        assert [id.rpartition("#")[2] for id in split_ids] == ["0", "1", "2"]
+        done = await pays.append("a", Paid(1), expected=5)
+        assert done.version == 6
+
+
+async def test_a_field_that_is_new_has_its_default(stage: Stage) -> None:
+    class OldNoted(Struct, tag="noted", frozen=True):
+        text: str
+
+    app = stage.app()
+    old: Aggregate[Any, Total] = Aggregate(
+        app, stage.topic_name, OldNoted, Total, fold, partitions=2
+    )
+    async with app:
+        await old.append("a", OldNoted("x"), expected="new")
+    app = stage.app()
+    pays = today(stage, app, Paid | Noted)
+    async with app:
+        (found,) = [each async for each in pays.read("a")]
+        assert found.event == Noted("x", "nobody")
+
+
+async def test_an_event_that_is_not_known_stops_its_aggregate_alone(stage: Stage) -> None:
+    await history_of_old_events(stage, Paid(1), Noise(), Paid(2))
+    app = stage.app()
+    pays = today(stage, app)
+    async with app:
+        for _ in range(2):
+            with pytest.raises(Undecodable) as caught:
+                await pays.load("a")
+            assert (caught.value.id, caught.value.version) == ("a", 2)
+        with pytest.raises(Undecodable):
+            await pays.append("a", Paid(1), expected="any")
+        assert (await pays.load("a", at=1)).state.cents == 1
+        assert (await pays.append("b", Paid(1), expected="new")).version == 1
+        assert pays.stats().undecodable == 1
+    app = stage.app()
+    newer = today(stage, app, Paid | Noise)
+    async with app:
+        assert (await newer.load("a")).version == 3
+
+
+async def test_bytes_that_cannot_be_decoded_are_cured_by_an_upcast_of_bytes(stage: Stage) -> None:
+    await history_of_old_events(stage, Paid(1), Noise(), Split((1,)), Paid(2))
+    app = stage.app()
+    pays = today(stage, app)
+
+    @pays.upcast(bytes)
+    def cure(data: bytes) -> Paid | None:
+        found = msgspec.json.decode(data)
+        if found["type"] == "noise":
+            return None
+        return NotImplemented  # type: ignore[no-any-return]
+
+    @pays.upcast(bytes)
+    def cure_more(data: bytes) -> Paid:
+        return Paid(msgspec.json.decode(data)["parts"][0])
+
+    async with app:
+        assert await pays.load("a") == Loaded(Total(4, 3), 4)
+
+
+async def test_an_upcast_that_fails_stops_its_aggregate(stage: Stage) -> None:
+    await history_of_old_events(stage, PaidEuros(1), Split((1,)))
+    app = stage.app()
+    pays = today(stage, app)
+
+    @pays.upcast(PaidEuros)
+    def euros(old: PaidEuros) -> Paid:
+        raise KeyError("rate")
+
+    @pays.upcast(Split)
+    def split(old: Split) -> Any:
+        return 5
+
+    async with app:
+        with pytest.raises(Undecodable, match="KeyError"):
+            await pays.load("a")
+
+
+# -- snapshots
+
+
+async def grown(stage: Stage, events: int = 25, **options: Any) -> None:
+    app = stage.app()
+    pays = today(stage, app, snapshot=Snapshot(every=10), cache=Cache(), **options)
+    async with app:
+        for _ in range(events):
+            await pays.append("a", Paid(1), expected="any")
+
+
+class Counting:
+    """A fold that counts how many events it is given."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, total: Total, event: Any) -> Total:
+        self.calls += 1
+        return fold(total, event)
+
+
+def counted(stage: Stage, app: Any, state: Any = Total, **options: Any) -> tuple[Any, Counting]:
+    count = Counting()
+    options = {"snapshot": Snapshot(every=10), "cache": Cache(count=0), **options}
+    return (
+        Aggregate(app, stage.topic_name, Paid, state, count, partitions=2, **options),
+        count,
+    )
+
+
+async def test_loading_begins_at_a_snapshot(stage: Stage) -> None:
+    await grown(stage)
+    app = stage.app()
+    pays, count = counted(stage, app)
+    async with app:
+        assert await pays.load("a") == Loaded(Total(25, 25), 25)
+        assert count.calls == 5
+        assert (await pays.append("a", Paid(1), expected=25)).version == 26
+
+
+async def test_a_snapshot_of_other_code_is_not_used(stage: Stage) -> None:
+    await grown(stage)
+
+    class Total2(Struct, frozen=True):
+        cents: int = 0
+        events: int = 0
+        more: str = ""
+
+    for options in (
+        {"snapshot": Snapshot(every=10, version=2)},
+        {"snapshot": None},
+        {"state": Total2},
+    ):
+        app = stage.app()
+        pays, count = counted(stage, app, **options)
+        async with app:
+            assert (await pays.load("a")).version == 25
+            assert count.calls == 25
+
+
+async def test_a_text_about_the_state_does_not_change_its_snapshots(stage: Stage) -> None:
+    await grown(stage)
+
+    class Total(Struct, frozen=True):
+        """Another text, and another place."""
+
+        cents: int = 0
+        events: int = 0
+
+    app = stage.app()
+    pays, count = counted(stage, app, state=Total)
+    async with app:
+        assert (await pays.load("a")).version == 25
+        assert count.calls == 5
+
+
+async def test_a_snapshot_that_cannot_be_read_is_not_used(stage: Stage) -> None:
+    await grown(stage)
+    app = stage.app()
+    pays, count = counted(stage, app)
+    async with app:
+        from streams.log.events import EventLog, HistoryRequest
+
+        log = app.log
+        assert isinstance(log, EventLog)
+        fingerprint = next(iter(log.event_totals(pays.events.name).snapshots))
+        (found,) = log.read_histories(
+            pays.events.name, [HistoryRequest(b"a", fingerprint=fingerprint)]
+        )
+        assert found.snapshot is not None
+        log.write_snapshots(pays.events.name, [found.snapshot._replace(data=b"\xff{")])
+        assert await pays.load("a") == Loaded(Total(25, 25), 25)
+        assert count.calls == 25
+
+
+async def test_deleting_all_snapshots_changes_nothing(stage: Stage) -> None:
+    await grown(stage)
+    app = stage.app()
+    pays, count = counted(stage, app)
+    async with app:
+        from streams.log.events import EventLog
+
+        log = app.log
+        assert isinstance(log, EventLog)
+        assert log.delete_snapshots(pays.events.name) == 1
+        assert await pays.load("a") == Loaded(Total(25, 25), 25)
+        assert count.calls == 25
