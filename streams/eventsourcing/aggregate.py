@@ -77,20 +77,19 @@ class Aggregate(Generic[E, S]):
         if self._events.name in app.topics:
             raise ConfigError(f"{where}: the app has a topic {self._events.name!r} already")
         self._options = Options()
-        self._runtime = AggregateRuntime(
-            Definition(
-                app,
-                name,
-                self._events,
-                self._codec,
-                state_type,
-                evolve,
-                final,
-                snapshot,
-                "" if snapshot is None else state_type.fingerprint(snapshot.version),
-                cache if cache is not None else Cache(),
-            )
+        self.definition: Definition[E, S] = Definition(
+            app,
+            name,
+            self._events,
+            self._codec,
+            state_type,
+            evolve,
+            final,
+            snapshot,
+            "" if snapshot is None else state_type.fingerprint(snapshot.version),
+            cache if cache is not None else Cache(),
         )
+        self._runtime = AggregateRuntime(self.definition)
         app.add_topic(self._events)
         app.add_resource(self._runtime)
 

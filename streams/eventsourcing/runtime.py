@@ -18,7 +18,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Generic, Literal, NamedTuple, Self
 
 from typing_extensions import TypeVar
@@ -59,6 +59,7 @@ from streams.log.events import (
 from streams.message import Position, Record
 from streams.text import get_logger
 from streams.topic import encode_key
+from streams.wire import utc_from_seconds
 
 E = TypeVar("E")
 S = TypeVar("S")
@@ -224,7 +225,7 @@ class AggregateRuntime:
                 events: Sequence[Any] = ()
                 try:
                     self._check_expected(id, options.expected, known)
-                    events = _events_of(decision(known.state))
+                    events = events_of(decision(known.state))
                 except Exception as error:
                     failed = error
                 if (failed is not None or not events) and not is_fresh:
@@ -451,8 +452,10 @@ class AggregateRuntime:
         if isinstance(at, datetime):
             if at.tzinfo is None:
                 raise InvalidValue(f"at={at!r} has no time zone: say datetime.now(timezone.utc)")
-            moment = at.astimezone(timezone.utc).timestamp()
-            known = await self._fold_while(histories, id, key, lambda each: each.time <= moment)
+            moment = at
+            known = await self._fold_while(
+                histories, id, key, lambda each: utc_from_seconds(each.time) <= moment
+            )
         else:
             known = await self._fold_until(histories, id, key, at)
         return Loaded(known.state, known.head.base.version, known.head.is_final)
@@ -529,7 +532,7 @@ def _has_more(found: History) -> bool:
     return bool(found.events) and found.events[-1].version < found.head.base.version
 
 
-def _events_of(result: Any) -> Sequence[Any]:
+def events_of(result: Any) -> Sequence[Any]:
     """What a decision returned, as a sequence."""
     if result is None:
         return ()
