@@ -24,6 +24,7 @@ from streams.log.protocol import (
     Commit,
     RebalanceListener,
     Submitted,
+    Subscription,
     TopicPartition,
     Transaction,
 )
@@ -53,8 +54,8 @@ ASSIGN_BATCH = 32
 leases are renewed in between."""
 
 
-class RedisSubscription:
-    """See :class:`streams.log.protocol.Subscription`."""
+class RedisSubscription(Subscription):
+    """A member of a group. Used by one thread at a time, but for :meth:`wakeup`."""
 
     def __init__(
         self,
@@ -84,7 +85,6 @@ class RedisSubscription:
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[RedisBatch]:
-        """See :meth:`streams.log.protocol.Subscription.poll`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         until = time.monotonic() + timeout
@@ -136,14 +136,12 @@ class RedisSubscription:
     # -- pausing
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.pause`."""
         for assignment in assignments:
             owned = self._owned.get(id(assignment))
             if owned is not None:
                 owned.paused = True
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.resume`."""
         for assignment in assignments:
             owned = self._owned.get(id(assignment))
             if owned is not None and owned.paused:
@@ -151,17 +149,14 @@ class RedisSubscription:
                 self._fetchers.is_outdated = True
 
     def wakeup(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.wakeup`."""
         self._fetchers.waiter.wake()
 
     def begin_transaction(self) -> Transaction:
-        """See :meth:`streams.log.protocol.Subscription.begin_transaction`."""
         raise ConfigError("a redis:// log has no transactions for a handler's own SQL")
 
     # -- committing
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.commit`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         owned = [
@@ -173,14 +168,12 @@ class RedisSubscription:
         self._commits.commit(owned)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """See :meth:`streams.log.protocol.Subscription.commit_async`: one call of a script."""
         self.commit(commits)
         on_submitted(True)
 
     # -- membership
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.reassign`."""
         to_give_up = [
             owned for each in assignments if (owned := self._owned.get(id(each))) is not None
         ]
@@ -192,7 +185,6 @@ class RedisSubscription:
         self._next_heartbeat = 0.0
 
     def keep_alive(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.keep_alive`."""
         if self._closed:
             return
         self._renewed_at = time.monotonic()
@@ -330,7 +322,6 @@ class RedisSubscription:
         self._fetchers.remove(removed)
 
     def close(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.close`."""
         if self._closed:
             return
         try:

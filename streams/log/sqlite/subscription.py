@@ -25,6 +25,7 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
+    Subscription,
     TopicPartition,
 )
 from streams.log.sqlite import blocks
@@ -61,10 +62,9 @@ class _OwnedPartition(PartitionCursor):
         self.is_queued = False
 
 
-class SqliteSubscription:
+class SqliteSubscription(Subscription):
     """A member of a group. Used by one thread at a time, except :meth:`wakeup`,
-    :meth:`begin_transaction`,
-    :meth:`commit` and what they return."""
+    :meth:`begin_transaction`, :meth:`commit` and what they return."""
 
     def __init__(
         self,
@@ -111,7 +111,6 @@ class SqliteSubscription:
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[SqliteBatch]:
-        """The next messages, at most ``limit``; waits up to ``timeout`` real seconds for some."""
         deadline = time.monotonic() + timeout
         self._database.require_open()
         if self._closed:
@@ -298,7 +297,6 @@ class SqliteSubscription:
     # -- the rest
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
             self._membership.commits.commit(commits)
 
@@ -312,7 +310,6 @@ class SqliteSubscription:
             on_submitted(True)
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Give these up, and have the partitions assigned anew."""
         to_give_up = [each for each in assignments if each in self._owned]
         if not to_give_up:
             return
@@ -338,11 +335,9 @@ class SqliteSubscription:
             self._heartbeat_due = now + terms.heartbeat_interval
 
     def begin_transaction(self) -> SqliteTransaction:
-        """A transaction for a handler (any thread)."""
         return SqliteTransaction(self._database, self._membership.commits, self._pool)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed."""
         for assignment in assignments:
             owned = self._owned.get(assignment)
             if owned is not None:
@@ -350,7 +345,6 @@ class SqliteSubscription:
                 self._unqueue(owned)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         for assignment in assignments:
             owned = self._owned.get(assignment)
             if owned is not None:
@@ -358,12 +352,10 @@ class SqliteSubscription:
                 self._queue(owned)
 
     def wakeup(self) -> None:
-        """Make a blocked poll return soon (any thread)."""
         self._woken = True
         self._changes.event.set()
 
     def close(self) -> None:
-        """Leave the group; what is still owned is revoked first."""
         if self._closed or self._database.is_forked:
             return
         self._closed = True
