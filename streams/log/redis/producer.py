@@ -66,21 +66,6 @@ class Chunk:
         """It was sent, and got no answer."""
         self.error: LogError | None = None
 
-    def has_room(self, arg_count: int, size: int) -> bool:
-        """Whether one more record fits in."""
-        return (
-            self.arg_count + arg_count <= MAX_ARGUMENTS
-            and self.size + size <= CHUNK_BYTES
-            and len(self.indexes) < CHUNK_RECORDS
-        )
-
-    def add(self, index: int, id: str, arg_count: int, size: int) -> None:
-        """Add a record."""
-        self.ids[id] = len(self.indexes)
-        self.indexes.append(index)
-        self.arg_count += arg_count
-        self.size += size
-
     def all_indexes(self) -> list[int]:
         """Its records, the duplicates among them."""
         return [*self.indexes, *(duplicate for duplicate, _ in self.duplicates)]
@@ -99,6 +84,7 @@ class PendingAppend:
 
     def split(self, partitions: int) -> None:
         """Share the records out into chunks."""
+        last_chunks: dict[int, Chunk] = {}
         routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
         for index, (record, partition) in enumerate(routed):
             value, key, headers = record.value, record.key, record.headers
@@ -118,16 +104,24 @@ class PendingAppend:
             if not 0 <= partition < partitions:
                 self.results[index] = LogError(f"{self.topic} has no partition {partition}")
                 continue
-            chunks = self.chunks.setdefault(partition, [])
+            chunk = last_chunks.get(partition)
             id = identity_of_record(record) if headers else record.id
-            if self.deduplicates and chunks and id in chunks[-1].ids:
-                chunks[-1].duplicates.append((index, chunks[-1].ids[id]))
+            if self.deduplicates and chunk is not None and id in chunk.ids:
+                chunk.duplicates.append((index, chunk.ids[id]))
                 continue
             # A record may begin a run of its own: its names, and three numbers more.
             arg_count = 2 * field_count + 3
-            if not chunks or not chunks[-1].has_room(arg_count, size):
-                chunks.append(Chunk())
-            chunks[-1].add(index, id, arg_count, size)
+            if chunk is None or (
+                chunk.arg_count + arg_count > MAX_ARGUMENTS
+                or chunk.size + size > CHUNK_BYTES
+                or len(chunk.indexes) >= CHUNK_RECORDS
+            ):
+                chunk = last_chunks[partition] = Chunk()
+                self.chunks.setdefault(partition, []).append(chunk)
+            chunk.ids[id] = len(chunk.indexes)
+            chunk.indexes.append(index)
+            chunk.arg_count += arg_count
+            chunk.size += size
         for chunks in self.chunks.values():
             chunks.reverse()
 
