@@ -1,11 +1,11 @@
 """Claims in a SQLite file, a log's or one of their own; shared by the processes of one machine.
 
-All requests of a call that write share one transaction; what can be answered from what is already
-there (an outcome, a claim that runs) takes none. A lease is counted on the machine's monotonic
-clock, which nobody sets; where that is another one's (the machine was restarted meanwhile, or the
+All requests of a call that write share one transaction; what can be answered by reading (there is
+an outcome, or a claim is held) takes none. A lease is counted on the machine's monotonic clock,
+which nobody sets; where the row names another one (the machine was restarted meanwhile, or the
 claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
 
-What is over is deleted beside what is written, some rows a transaction, more than it adds.
+Each transaction also deletes some expired rows, more than it adds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Instant(NamedTuple):
 
 
 class _ClaimRow(NamedTuple):
-    """What stands under a key."""
+    """What is kept under a key."""
 
     token: str
     fingerprint: str
@@ -80,13 +80,13 @@ class _ClaimRow(NamedTuple):
     until: float
 
     def remaining(self, now: _Instant) -> float:
-        """Seconds until it is over; negative when it is."""
+        """Seconds until it ends; negative afterwards."""
         if self.lease is not None and self.timeline == now.timeline:
             return self.lease - now.monotonic
         return self.until - now.time
 
     def state(self, now: _Instant) -> ClaimState | None:
-        """As decisions depend on it; None if it is as if it had been deleted already."""
+        """What a decision depends on; None if the row counts as deleted."""
         expires_in = self.remaining(now)
         if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
             return None
@@ -100,20 +100,12 @@ class SqliteClaimStore:
 
     def __init__(self, request: OpenRequest) -> None:
         self._settings = settings.read_settings(request)
-        self._clock = request.clock or SYSTEM
+        self.clock: Clock = request.clock or SYSTEM
         self._database: Database | None = None
         self._closed = False
 
-    @property
-    def clock(self) -> Clock:
-        """The opener's."""
-        return self._clock
-
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order.
-
-        :raises LogError: the file cannot be used now; nothing was written.
-        """
+        """See :meth:`streams.log.claims.ClaimStore.execute`."""
         database = self._open_database()
         answers: list[Answer | LogError] = [None] * len(requests)
         writes = self._answer_without_writing(database, requests, answers)
@@ -123,7 +115,9 @@ class SqliteClaimStore:
                     now = self._now()
                     for index in writes:
                         answers[index] = _execute_one(connection, requests[index], now)
-                    _delete_expired(connection, now, 2 * len(writes) + 8)
+                    limit = 2 * len(writes) + 8
+                    bindings = (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit)
+                    connection.execute(_DELETE_EXPIRED, bindings)
             except LogError as error:
                 for index in writes:
                     answers[index] = error
@@ -139,7 +133,7 @@ class SqliteClaimStore:
         if self._closed:
             raise Unavailable(f"{self._settings.path}: closed")
         if self._database is None:
-            database = Database(self._settings, self._clock, "file of claims")
+            database = Database(self._settings, self.clock, "file of claims")
             try:
                 with database.read() as connection:
                     has_table = connection.table_exists("main", "streams_claims")
@@ -153,13 +147,13 @@ class SqliteClaimStore:
         return self._database
 
     def _now(self) -> _Instant:
-        return _Instant(self._clock.monotonic(), self._clock.time(), timeline_of(self._clock))
+        return _Instant(self.clock.monotonic(), self.clock.time(), timeline_of(self.clock))
 
     def _answer_without_writing(
         self, database: Database, requests: Sequence[Request], answers: list[Answer | LogError]
     ) -> list[int]:
-        """Answer what needs no writing; the others. What follows a writing of the same key must
-        see it, so it goes along."""
+        """Answer the requests that write nothing; the indexes of the others. A request that follows
+        a write of the same key must see it, so it is one of those."""
         to_write: list[int] = []
         written_keys: set[bytes] = set()
         with database.read() as connection:
@@ -185,45 +179,21 @@ def _execute_one(connection: SqliteConnection, request: Request, now: _Instant) 
     """Do one request within a transaction."""
     key = request.key
     answer, write = decide(request, _find_state(connection, key, now))
+    row: tuple[object, ...]
     match write:
         case WriteClaim(token, fingerprint, lease):
-            _write_claim(connection, key, token, fingerprint, lease, now)
+            until, lease_end = now.time + lease, now.monotonic + lease
+            row = (token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
+            connection.execute(_INSERT_CLAIM, (key, *row))
         case WriteOutcome(token, fingerprint, value, ttl):
-            _write_outcome(connection, key, token, fingerprint, value, now.time + ttl)
+            until = now.time + ttl
+            row = (token, fingerprint, value, None, "", until, until)
+            connection.execute(_INSERT_CLAIM, (key, *row))
         case DeleteRow():
             connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
         case None:
             pass
     return answer
-
-
-def _write_claim(
-    connection: SqliteConnection,
-    key: bytes,
-    token: str,
-    fingerprint: str,
-    lease: float,
-    now: _Instant,
-) -> None:
-    until = now.time + lease
-    lease_end = now.monotonic + lease
-    row = (key, token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
-    connection.execute(_INSERT_CLAIM, row)
-
-
-def _write_outcome(
-    connection: SqliteConnection,
-    key: bytes,
-    token: str,
-    fingerprint: str,
-    value: bytes,
-    expires: float,
-) -> None:
-    connection.execute(_INSERT_CLAIM, (key, token, fingerprint, value, None, "", expires, expires))
-
-
-def _delete_expired(connection: SqliteConnection, now: _Instant, limit: int) -> None:
-    connection.execute(_DELETE_EXPIRED, (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit))
 
 
 def open_claims(request: OpenRequest) -> SqliteClaimStore:
