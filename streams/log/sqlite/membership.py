@@ -3,31 +3,31 @@
 Theory of operation
 -------------------
 :mod:`streams.log.membership` says who should own what; here are its two tables. A member's row
-says until when it counts as running, and its leases last as long as its row: whoever finds a
-member gone deletes the row and frees what it owned in one transaction, so a lease needs no expiry
-of its own. A member is *gone*
+says until when the member counts as running, and its leases last as long as its row: whoever finds
+a member dead deletes the row and frees what it owned in one transaction, so a lease needs no expiry
+of its own. A member is *dead*
 
 * at once, when the lock that its process held has been dropped by the kernel
   (:mod:`streams.log.sqlite.member_locks`), which is how a killed process is noticed;
-* when its row has run out, which is how a stopped one is, and any where locks do not work. As a
-  clock can jump over everybody's expiry at once (a virtual machine that was paused, a test's
-  clock), such a member is under suspicion first, and has a moment to renew its row.
+* when its row has expired, which is how a stopped process is noticed, and any where locks do not
+  work. As a clock can jump over everybody's expiry at once (a virtual machine that was paused, a
+  test's clock), such a member is suspected first, and has a moment to renew its row.
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
 nobody sets. It begins anew at a restart of the machine, so a row names its timeline
-(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another one, and one whose expiry
-makes no sense, is over once it has stood unchanged for a lease's length while this member looked on
+(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another timeline, and one whose
+expiry makes no sense, has expired once this member has seen it unchanged for a lease's length
 (:class:`streams.log.membership.StalenessTracker`).
 
-A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
-and the leases with it, under the next epochs; the one before finds that out at its next step.
+A *static* member's row has its name for an ID. Whoever joins under the name replaces the row and
+takes the leases over, under the next epochs; its predecessor finds that out at its next step.
 
-Every taking raises the epoch of a place, and a commit is refused under an older one
-(:mod:`streams.log.sqlite.offsets`). An owner that was thought gone has believed in its lease only
-until ``valid_until``, counted from before it asked for it.
+Each acquisition raises a partition's epoch, and a commit is refused under an older one
+(:mod:`streams.log.sqlite.offsets`). An owner that was thought dead has believed in its lease only
+until ``valid_until``, counted from before its request.
 
 A *generation* number of the group changes with everything that calls for another plan; members
-look at it whenever the file has changed.
+read it whenever the file has changed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from streams.errors import TopicMismatch
-from streams.log.membership import (
-    INFINITY,
-    UNOWNED,
-    Lease,
-    Member,
-    StalenessTracker,
-    plan,
-)
+from streams.log.membership import INFINITY, Lease, Member, StalenessTracker, plan
 from streams.log.names import member_fenced_error, topic_not_found
 from streams.log.protocol import Assignment, Committed, StaticMember, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
@@ -66,16 +59,15 @@ from streams.log.sqlite.shared_file import group_event
 EXPIRED = float("-inf")
 
 SUSPICION_SECONDS = 1.5
-"""Real seconds between the suspicion that a member's lease is over and acting on it. A member that
-waits for handlers confirms its lease about once a second."""
-
+"""Real seconds between the suspicion that a member's lease has expired and acting on it. A member
+that waits for handlers confirms its lease about once a second."""
 
 _MAX_EPOCH = 1 << 53
-"""No epoch comes near it: what is greater is damage, and counted anew."""
+"""No epoch comes near it: a greater one is damage, and counted anew."""
 
 
 class OwnershipChanges(NamedTuple):
-    """What a member's step came to, in the order in which it is to be told."""
+    """What follows from a member's step, in the order in which the listener is told."""
 
     lost: list[Assignment]
     release: list[Assignment]
@@ -110,7 +102,7 @@ class Membership:
         self.partition_numbers: dict[Assignment, int] = {}
         """What this member owns, with each partition's number."""
         self._releasing: set[Assignment] = set()
-        """Of these, what the listener was told to give up, until the file says so too."""
+        """Of these, what the listener was told to give up, until the file says so, too."""
         self.commits = OffsetCommits(database, group, self.partition_numbers)
         self._other_members: list[MemberRow] = []
         self._suspected_since: dict[int, float] = {}
@@ -176,8 +168,8 @@ class Membership:
         return OwnershipChanges(lost, release, list(acquired))
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """Let others have these. If that fails, it comes with the next step."""
-        self._releasing |= set(assignments)
+        """Let others have these. If that fails, the next step does it."""
+        self._releasing.update(assignments)
         for assignment in assignments:
             assignment.valid_until = EXPIRED
         with self._database.write() as connection:
@@ -186,32 +178,35 @@ class Membership:
         self._notify_group()
 
     def abandon(self) -> None:
-        """Leave it to the others to find this member gone."""
+        """Let the others find this member dead."""
         self._locks.release(self._number)
 
     def leave(self) -> None:
-        """Be no member any more, and own nothing."""
+        """Leave the group, and own nothing."""
         try:
             with self._database.write() as connection:
                 delete_member(connection, self.group, self._number)
         finally:
-            # Even if the file could not be written: the others see that the lock is gone.
+            # Even if the file could not be written: the others see that the lock is free.
             self._locks.release(self._number)
             self._discard_owned(list(self.partition_numbers))
             self._notify_group()
 
     def has_dead_members(self, connection: SqliteConnection) -> bool:
-        """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
+        """Whether a member seems to be dead, so that a step is due. Cheap, and writes nothing."""
         if not all(
             is_running(row, self._clock, self._locks) and has_comparable_expiry(row, self._clock)
             for row in self._other_members
         ):
-            rows = member_rows(connection, self.group)
-            self._other_members = [row for row in rows if row.number != self._number]
+            self._other_members = self._read_other_members(connection)
         self._staleness.observe(time.monotonic())
         return any(self._is_dead(row) for row in self._other_members)
 
     # -- inside a transaction
+
+    def _read_other_members(self, connection: SqliteConnection) -> list[MemberRow]:
+        rows = member_rows(connection, self.group)
+        return [row for row in rows if row.number != self._number]
 
     def _insert_member(self, connection: SqliteConnection) -> None:
         existing = connection.fetch_rows(
@@ -233,36 +228,36 @@ class Membership:
             ' (SELECT 1 FROM streams_members WHERE "group" = ?1) THEN max(window, ?2) ELSE ?2 END',
             (self.group, self._trim_margin),
         )
+        id = self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}"
+        group, topics, *rest = self._row_values(self._clock.monotonic())
         connection.execute(
             "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                self._number,
-                self.group,
-                self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}",
-                json.dumps(self._topics),
-                self._terms.expiry(self._clock.monotonic()),
-                timeline_of(self._clock),
-            ),
+            (self._number, group, id, topics, *rest),
         )
         bump_generation(connection, self.group)
 
+    def _row_values(self, now: float) -> tuple[object, ...]:
+        """Group, topics, expiry and timeline, as they are stored."""
+        expiry = self._terms.expiry(now)
+        return self.group, json.dumps(self._topics), expiry, timeline_of(self._clock)
+
     def _take_over_name(self, connection: SqliteConnection) -> None:
-        """Join in the place of the member that has this one's name."""
+        """Join, and replace the member that has this one's name."""
         rows = member_rows(connection, self.group)
-        predecessors = [row.number for row in rows if row.id == self._static_name]
         self._insert_member(connection)
-        for number in predecessors:
-            connection.execute("DELETE FROM streams_members WHERE no = ?", (number,))
-            connection.execute(
-                "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
-                ' WHERE "group" = ? AND owner = ?',
-                (self._number, self.group, number),
-            )
+        for row in rows:
+            if row.id == self._static_name:
+                connection.execute("DELETE FROM streams_members WHERE no = ?", (row.number,))
+                connection.execute(
+                    "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
+                    ' WHERE "group" = ? AND owner = ?',
+                    (self._number, self.group, row.number),
+                )
 
     def _check_fenced(self, connection: SqliteConnection) -> None:
-        """This member is none any more: because another process has its name?"""
-        rows = member_rows(connection, self.group) if self._static_name else []
-        if any(row.id == self._static_name and row.number != self._number for row in rows):
+        """This member's row is gone: raise, if that is because another process has its name."""
+        rows = self._read_other_members(connection) if self._static_name else []
+        if any(row.id == self._static_name for row in rows):
             raise member_fenced_error(self.group, self._static_name)
 
     def _renew_row(self, connection: SqliteConnection, sent: float) -> bool:
@@ -270,19 +265,13 @@ class Membership:
         connection.execute(
             'UPDATE streams_members SET "group" = ?, topics = ?, expires = ?, timeline = ?'
             " WHERE no = ?",
-            (
-                self.group,
-                json.dumps(self._topics),
-                self._terms.expiry(sent),
-                timeline_of(self._clock),
-                self._number,
-            ),
+            (*self._row_values(sent), self._number),
         )
         return connection.changes() > 0
 
     def _delete_dead_members(self, connection: SqliteConnection) -> bool:
-        """Delete the members that are gone; whether there were any."""
-        rows = [row for row in member_rows(connection, self.group) if row.number != self._number]
+        """Delete the members that are dead; whether there were any."""
+        rows = self._read_other_members(connection)
         dead = [row for row in rows if self._is_dead(row)]
         for row in dead:
             delete_member(connection, self.group, row.number)
@@ -305,10 +294,8 @@ class Membership:
         self, connection: SqliteConnection, assignments: Iterable[Assignment]
     ) -> bool:
         """Let nobody own these; whether there were any."""
-        return self._release_numbers(
-            connection,
-            [self.partition_numbers[a] for a in assignments if a in self.partition_numbers],
-        )
+        owned = self.partition_numbers
+        return self._release_numbers(connection, [owned[a] for a in assignments if a in owned])
 
     def _release_numbers(self, connection: SqliteConnection, numbers: Sequence[int]) -> bool:
         if numbers:
@@ -363,14 +350,13 @@ class Membership:
             ' WHERE "group" = ?',
             (self.group,),
         ):
-            # What the file calls ours but we know nothing of (inherited, or a commit of unknown
-            # outcome) is taken anew; what belongs to nobody's row is free.
+            # What the file calls ours though we do not know it (inherited, or a commit of unknown
+            # outcome) is acquired anew; what belongs to no member's row is free.
             epoch = epoch if 0 < epoch < _MAX_EPOCH else 0
             if number in partitions_by_number:
+                is_owned = owner in topics
                 leases[partitions_by_number[number]] = (
-                    Lease(str(owner), epoch, INFINITY)
-                    if owner in topics
-                    else UNOWNED._replace(epoch=epoch)
+                    Lease(str(owner), epoch, INFINITY) if is_owned else Lease("", epoch, -INFINITY)
                 )
         result = plan(
             str(self._number),
@@ -380,11 +366,9 @@ class Membership:
             leases,
             {partitions_by_number[number] for number in held if number in partitions_by_number},
         )
-        released_numbers = [numbers[topic][partition] for topic, partition in result.release]
-        self._release_numbers(
-            connection, [number for number in released_numbers if number not in held]
-        )
-        release = [held[number] for number in released_numbers if number in held]
+        released = [numbers[topic][partition] for topic, partition in result.release]
+        self._release_numbers(connection, [number for number in released if number not in held])
+        release = [held[number] for number in released if number in held]
         return release, self._acquire(connection, result.acquire, numbers, sent)
 
     def _acquire(
@@ -396,32 +380,22 @@ class Membership:
     ) -> dict[Assignment, int]:
         if not wanted:
             return {}
-        partitions_by_number = {
-            numbers[topic][partition]: (topic, partition) for topic, partition in wanted
-        }
+        partitions_by_number = {numbers[each[0]][each[1]]: each for each in wanted}
+        epochs = [[number, wanted[each]] for number, each in partitions_by_number.items()]
         connection.execute(
             'INSERT INTO streams_places ("group", no, epoch, owner)'
             " SELECT ?, value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true"
             " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
-            (
-                self.group,
-                self._number,
-                json.dumps(
-                    [
-                        [number, wanted[topic_partition]]
-                        for number, topic_partition in partitions_by_number.items()
-                    ]
-                ),
-            ),
+            (self.group, self._number, json.dumps(epochs)),
         )
-        committed = connection.fetch_json(
+        rows = connection.fetch_json(
             "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
             " position), iif(typeof(progress) = 'text', hex(progress), ''))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._number),
         )
-        committed_by_number: dict[int, Committed] = {}
-        for number, position, progress in committed:
+        committed: dict[int, Committed] = {}
+        for number, position, progress in rows:
             if not isinstance(position, int):
                 topic, partition = partitions_by_number.get(number, ("?", 0))
                 raise TopicMismatch(
@@ -429,22 +403,15 @@ class Membership:
                     f"{self.group!r} is at {position!r:.50}, which is no offset: set it by "
                     f"`streams reset {self.group} {topic} --to PLACE`"
                 )
-            committed_by_number[number] = Committed(
-                position, bytes.fromhex(progress).decode("ascii", "replace")
-            )
-        # A place beyond its log's end is told to the member, and taken back here: what is
-        # committed from now on is not to be taken for something older.
+            progress = bytes.fromhex(progress).decode("ascii", "replace")
+            committed[number] = Committed(position, progress)
+        # A position beyond its log's end is told to the member, and reset here: otherwise what is
+        # committed from now on would count as older.
         connection.execute(_RESET_BEYOND_END, (self.group, self._number))
         valid_until = self._terms.valid_until(sent)
         return {
-            Assignment(
-                topic,
-                partition,
-                wanted[topic, partition],
-                committed_by_number.get(number),
-                valid_until,
-            ): number
-            for number, (topic, partition) in partitions_by_number.items()
+            Assignment(*each, wanted[each], committed.get(number), valid_until): number
+            for number, each in partitions_by_number.items()
         }
 
     # -- afterwards
