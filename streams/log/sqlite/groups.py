@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from streams.errors import NotFound
 from streams.log.names import group_not_empty, group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
 from streams.log.sqlite.shared_file import group_event
@@ -22,7 +22,7 @@ class Groups:
         self._database = database
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a group its first positions in a topic, unless it has some."""
+        """See :meth:`streams.log.protocol.Log.initialize_offsets`."""
         with self._database.write() as connection:
             numbers = _partition_numbers(connection, topic, positions)
             has_offsets = connection.fetch_rows(
@@ -32,7 +32,7 @@ class Groups:
             )
             if has_offsets:
                 return False
-            ensure_group(connection, group)
+            _ensure_group(connection, group)
             connection.executemany(
                 'INSERT INTO streams_places ("group", no, position) VALUES (?, ?, ?)'
                 " ON CONFLICT DO UPDATE SET position = excluded.position",
@@ -47,10 +47,7 @@ class Groups:
         return [name for (name,) in rows]
 
     def describe_group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
+        """See :meth:`streams.log.protocol.Log.group`."""
         with self._database.read(snapshot=True) as connection:
             _require_group(connection, group)
             offset_rows = connection.fetch_rows(
@@ -60,64 +57,43 @@ class Groups:
                 (group,),
             )
             running = self._running_members(connection, group)
-        return GroupInfo(
-            group,
-            tuple(
-                MemberInfo(
-                    row.id,
-                    tuple(
-                        (topic, p) for topic, p, _, _, owner in offset_rows if owner == row.number
-                    ),
-                )
-                for row in running
-            ),
-            {
-                (topic, partition): Committed(position, str(progress))
-                for topic, partition, position, progress, _ in offset_rows
-                if position is not None and self._is_valid_offset(group, topic, partition, position)
-            },
-        )
-
-    def _is_valid_offset(self, group: str, topic: str, partition: int, position: object) -> bool:
-        if isinstance(position, int):
-            return True
-        logger.warning(
-            "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is no "
-            "offset: set it by `streams reset %s %s --to PLACE`",
-            self._database.path, topic, partition, group, position, group, topic,
-        )  # fmt: skip
-        return False
+        partitions: dict[int, list[TopicPartition]] = {row.number: [] for row in running}
+        positions: dict[TopicPartition, Committed] = {}
+        for topic, partition, position, progress, owner in offset_rows:
+            if owner in partitions:
+                partitions[owner].append((topic, partition))
+            if isinstance(position, int):
+                positions[topic, partition] = Committed(position, str(progress))
+            elif position is not None:
+                logger.warning(
+                    "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is "
+                    "no offset: set it by `streams reset %s %s --to PLACE`",
+                    self._database.path, topic, partition, group, position, group, topic,
+                )  # fmt: skip
+        members = tuple(MemberInfo(row.id, tuple(partitions[row.number])) for row in running)
+        return GroupInfo(group, members, positions)
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool
     ) -> None:
-        """Set a group's places, and raise their epochs, so that whoever owned them has lost them.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
-        """
+        """See :meth:`streams.log.protocol.Log.reset_offsets`: the epochs are raised, so that the
+        owners lose the partitions."""
         with self._database.write() as connection:
             numbers = _partition_numbers(connection, topic, offsets)
             if not force:
                 self._require_no_members(connection, group)
-            ensure_group(connection, group)
+            _ensure_group(connection, group)
             connection.executemany(
                 'INSERT INTO streams_places ("group", no, position, progress, epoch)'
                 " VALUES (?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET position = excluded.position,"
                 " progress = excluded.progress, epoch = epoch + 1, owner = NULL",
-                [
-                    (group, numbers[p], committed.position, committed.progress)
-                    for p, committed in offsets.items()
-                ],
+                [(group, numbers[p], *committed) for p, committed in offsets.items()],
             )
             bump_generation(connection, group)
         self._database.shared_file.notify([group_event(group)])
 
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        :raises NotFound: there is none of that name.
-        """
+        """See :meth:`streams.log.protocol.Log.delete_group`."""
         with self._database.write() as connection:
             _require_group(connection, group)
             self._require_no_members(connection, group)
@@ -135,8 +111,7 @@ class Groups:
             raise group_not_empty(group, len(running), f" (such as {running[0].id}), or force it")
 
 
-def ensure_group(connection: SqliteConnection, group: str) -> None:
-    """Make the group, if there is none of that name."""
+def _ensure_group(connection: SqliteConnection, group: str) -> None:
     connection.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
 
 

@@ -1,8 +1,8 @@
 """Trimming: dropping what is both older than the topic's retention and settled by every group.
 
-Small steps, so that nobody waits long for the lock: after an append and at a member's heartbeat,
-a bounded number of blocks. What a group's dedup window may have to be rebuilt from (its position
-minus its window) stays, and so does everything a group has not settled.
+After an append and at a member's heartbeat a bounded number of blocks is dropped, so that nobody
+waits long for the lock. What a group has not settled stays, and so does what its dedup window is
+rebuilt from (as many messages below its position).
 
 The pages that become free are used again by the next messages. Where they are many, the file
 gives some back to the file system (``auto_vacuum = INCREMENTAL``, which only a file that this
@@ -23,23 +23,23 @@ _STEP_BLOCKS = 64
 """Blocks of a partition dropped in one transaction, at most."""
 
 _CHECK_INTERVAL = 0.1
-"""Real seconds between two looks at a topic, at least, unless the clock was moved on."""
+"""Real seconds between two checks of a topic, at least, unless the clock was advanced."""
 
 _UNBOUNDED_CHECK_INTERVAL = 1.0
 """The same of a topic that keeps everything."""
 
 _MIN_SURPLUS = 100
-"""Messages that a partition may have too many, at least, before it is worth a transaction."""
+"""Messages above the bound, at least, for which a transaction is worth its cost."""
 
 _LOCK_TIMEOUT = 0.05
-"""Seconds to wait for the lock: there is always a next time."""
+"""Seconds to wait for the lock: the next append or heartbeat tries again."""
 
 _MIN_FREE_PAGES = 1024
 _VACUUM_PAGES = 256
 _AUTO_VACUUM_INCREMENTAL = 2
 
-# Each partition of a topic that has messages: its number, first and next offset, from where its
-# slowest group still needs it (NULL without any group), and the time of its oldest block.
+# Each partition of a topic that has messages: its number, first and next offset, the first offset
+# that its slowest group needs (NULL without any group), and the time of its oldest block.
 _SELECT_PARTITIONS = """
 WITH needed AS (
     SELECT c.no AS no, min(c.position - g.window) AS floor
@@ -54,7 +54,6 @@ FROM streams_partitions AS p LEFT JOIN needed AS n ON n.no = p.no
 WHERE p.topic = ? AND p.first < p.next
 """
 
-
 _SELECT_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
 
 
@@ -63,13 +62,20 @@ class _TrimPoint(NamedTuple):
     first_offset: int
 
 
+class _LastCheck(NamedTuple):
+    """When a topic was checked, on the log's clock, and is to be checked again, in real time."""
+
+    next_due: float = 0.0
+    clock: float = float("-inf")
+
+
 class Trimmer:
     """Trims the topics of one log. Usable from any thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._checked: dict[str, tuple[float, float]] = {}
+        self._checks: dict[str, _LastCheck] = {}
 
     def trim_if_due(self, topic: str) -> None:
         """Trim a little if it is time; appends and heartbeats call it as often as they like."""
@@ -77,24 +83,25 @@ class Trimmer:
             return
         began, clock = time.monotonic(), self._database.clock.monotonic()
         with self._lock:
-            next_, last_checked = self._checked.get(topic, (0.0, float("-inf")))
-            if began < next_ and clock < last_checked + 1.0:
+            last = self._checks.get(topic, _LastCheck())
+            if began < last.next_due and clock < last.clock + 1.0:
                 return
-            self._checked[topic] = (began + _CHECK_INTERVAL, clock)
+            self._checks[topic] = _LastCheck(began + _CHECK_INTERVAL, clock)
         try:
             pause = self.trim(topic)
         except LogError:
-            # Whoever calls has succeeded in what it came for; if the file is broken, the next
-            # append or heartbeat says so.
+            # What the caller did has succeeded; if the file is broken, the next append or heartbeat
+            # fails.
             return
         took = time.monotonic() - began
         with self._lock:
-            self._checked[topic] = (began + (max(pause, 50 * took) if pause else 0.0), clock)
+            next_due = began + (max(pause, 50 * took) if pause else 0.0)
+            self._checks[topic] = _LastCheck(next_due, clock)
 
     def trim(self, topic: str) -> float:
-        """Drop what may go, one step of it, and shorten the file.
+        """Drop some of what may be dropped, and shorten the file.
 
-        :returns: real seconds after which to look again, 0 if there is more to do.
+        :returns: real seconds after which to check again, 0 if there is more to do.
         """
         database = self._database
         with database.read(snapshot=True) as connection:
@@ -104,7 +111,7 @@ class Trimmer:
                 return _UNBOUNDED_CHECK_INTERVAL if keeps_all else _CHECK_INTERVAL
         try:
             with database.write(_LOCK_TIMEOUT) as connection:
-                # Somebody may have moved a group back meanwhile: look again, under the lock.
+                # A group may have been reset meanwhile: read again, under the lock.
                 points, more = self._trim_points(connection, topic)
                 for number, first in points:
                     connection.execute(
@@ -125,8 +132,8 @@ class Trimmer:
     def finish_deletions(self) -> None:
         """Finish the deletion of topics, a bounded number of blocks in each transaction.
 
-        Deleting leaves the partitions without a topic; what is under way when a process dies goes
-        on with the next deletion, or when the log is opened.
+        Deleting leaves the partitions without a topic; if a process dies meanwhile, the next
+        deletion or opening of the log continues.
         """
         database = self._database
         while database.settings.mode != "ro":

@@ -1,11 +1,11 @@
 """A member of a group that polls what it owns.
 
 The thread that polls does everything but commits and handlers' transactions, which may come from
-any: it takes messages, renews the membership, notices what others have changed, and calls the
-listener.
+any thread: it reads messages, renews the membership, notices what others have changed, and calls
+the listener.
 
-What is known of the partitions' ends is kept, and read again only when SQLite says that the file
-has changed, so that a thousand idle partitions cost as much as one.
+The partitions' ends are cached, and read again only when SQLite says that the file has changed, so
+that a thousand idle partitions cost as much as one.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.transaction import HandlerConnection, SqliteTransaction
 
 _LIVENESS_INTERVAL = 0.25
-"""Real seconds between two looks at whether the other members still run."""
+"""Real seconds between two checks whether the other members still run."""
 
 _CHANGE_CHECK_INTERVAL = 0.05
-"""Real seconds between two looks at whether the file has changed, while there is enough to read."""
+"""Real seconds between two checks whether the file has changed, while there is enough to read."""
 
 _SUBMIT_TIMEOUT = 0.02
-"""Seconds that a submit waits while others write: the next one comes soon."""
+"""Seconds that an asynchronous commit waits while others write: the next one comes soon."""
 
 _MAX_BUFFERED = 16
-"""Partitions of which a part of a block is held in memory, at most."""
+"""Partitions of which a part of a block is kept in memory, at most."""
 
 
 class _OwnedPartition(PartitionCursor):
@@ -117,7 +117,7 @@ class SqliteSubscription(Subscription):
             raise Unavailable("the subscription is closed")
         with translate_errors(self._database.path):
             while True:
-                # Read before attending: whoever wakes a poll wants it to have looked since then.
+                # Read first: whoever wakes a poll wants it to look at the state after that.
                 woken, self._woken = self._woken, False
                 self._follow_changes()
                 batches = self._read_ready(limit)
@@ -139,7 +139,7 @@ class SqliteSubscription(Subscription):
                     self._connection, owned.end_offset, limit, byte_limit
                 )
             except (LogError, apsw.Error):
-                if batches:  # they have been taken: the error will be there at the next poll, too
+                if batches:  # they are returned first: the next poll raises, too
                     break
                 raise
             byte_limit -= bytes_read
@@ -155,7 +155,7 @@ class SqliteSubscription(Subscription):
         return batches
 
     def _limit_buffered(self, owned: _OwnedPartition) -> None:
-        """Rests of blocks that were not taken whole are kept in memory, but few of them."""
+        """Keep the rest of a block that was not taken whole in memory, but few of them."""
         self._buffered.discard(owned)
         if owned.has_buffered:
             if len(self._buffered) < _MAX_BUFFERED:
@@ -215,7 +215,7 @@ class SqliteSubscription(Subscription):
                     self._queue(owned)
 
     def _seconds_until_due(self) -> float:
-        """Real seconds until something has to be attended to."""
+        """Real seconds until something is due."""
         due = self._clock.real_timeout(max(0.0, self._plan_due - self._clock.monotonic()))
         return min(_LIVENESS_INTERVAL, max(due, self._plan_not_before - time.monotonic()))
 
@@ -224,7 +224,7 @@ class SqliteSubscription(Subscription):
     def _update_membership(self) -> None:
         settings, now = self._database.settings, self._clock.monotonic()
         terms = settings.terms
-        # As long as what is owned is certain there is better to do than to wait for a writer.
+        # While ownership is certain, reading goes on instead of waiting for a writer.
         is_certain = bool(self._owned) and self._is_ownership_certain(now)
         try:
             changes = self._membership.heartbeat_and_plan(
@@ -232,10 +232,9 @@ class SqliteSubscription(Subscription):
             )
         except MemberFenced:
             lost = list(self._owned)
-            self._remove(lost)
             for assignment in lost:
                 assignment.valid_until = float("-inf")
-            self._listener.lost(lost)
+            self._tell_lost(lost)
             raise
         except Unavailable:
             if not is_certain:
@@ -249,14 +248,15 @@ class SqliteSubscription(Subscription):
 
     def _is_ownership_certain(self, now: float) -> bool:
         """Whether what was confirmed last still holds."""
-        return all(
-            now < assignment.valid_until for assignment in self._membership.partition_numbers
-        )
+        return all(now < each.valid_until for each in self._membership.partition_numbers)
+
+    def _tell_lost(self, lost: Sequence[Assignment]) -> None:
+        self._remove(lost)
+        if lost:
+            self._listener.lost(lost)
 
     def _apply_changes(self, changes: OwnershipChanges) -> None:
-        self._remove(changes.lost)
-        if changes.lost:
-            self._listener.lost(changes.lost)
+        self._tell_lost(changes.lost)
         if changes.release:
             self._remove(changes.release)
             try:
@@ -274,13 +274,14 @@ class SqliteSubscription(Subscription):
                 self._remove(changes.acquired)
                 self._membership.release(changes.acquired)
                 raise
-            # What was trimmed may be there still, within a block.
-            first_offset_rows = self._connection.fetch_json(
-                "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
-                " WHERE topic IN (SELECT value FROM json_each(?))",
-                (json.dumps(self._topics),),
+            # What was trimmed may still be in the file, within a block.
+            first_offsets: dict[int, int] = dict(
+                self._connection.fetch_json(
+                    "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
+                    " WHERE topic IN (SELECT value FROM json_each(?))",
+                    (json.dumps(self._topics),),
+                )
             )
-            first_offsets: dict[int, int] = dict(first_offset_rows)
             for assignment in changes.acquired:
                 owned = self._owned[assignment]
                 owned.position = max(assignment.position, first_offsets.get(owned.number, 0))
@@ -301,7 +302,7 @@ class SqliteSubscription(Subscription):
             self._membership.commits.commit(commits)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these places without waiting for the disk, nor for long while others write."""
+        """Store these positions without waiting for the disk, nor for long while others write."""
         try:
             self._membership.commits.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
         except Unavailable:
@@ -310,12 +311,11 @@ class SqliteSubscription(Subscription):
             on_submitted(True)
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        to_give_up = [each for each in assignments if each in self._owned]
-        if not to_give_up:
-            return
-        self._remove(to_give_up)
-        self._plan_due = float("-inf")
-        self._membership.release(to_give_up)
+        owned = [each for each in assignments if each in self._owned]
+        if owned:
+            self._remove(owned)
+            self._plan_due = float("-inf")
+            self._membership.release(owned)
 
     def keep_alive(self) -> None:
         """Stay a member without polling.
@@ -325,14 +325,13 @@ class SqliteSubscription(Subscription):
         now = self._clock.monotonic()
         if now < self._heartbeat_due:
             return
-        terms = self._database.settings.terms
         try:
             self._membership.heartbeat()
         except Unavailable:
             if not self._is_ownership_certain(now):
                 raise
         else:
-            self._heartbeat_due = now + terms.heartbeat_interval
+            self._heartbeat_due = now + self._database.settings.terms.heartbeat_interval
 
     def begin_transaction(self) -> SqliteTransaction:
         return SqliteTransaction(self._database, self._membership.commits, self._pool)
@@ -368,7 +367,7 @@ class SqliteSubscription(Subscription):
             try:
                 self._membership.leave()
             except Unavailable:
-                pass  # its lock is free, by which the others know
+                pass  # its lock is free, which the others notice
             finally:
                 self._release_resources()
 
@@ -386,5 +385,5 @@ class SqliteSubscription(Subscription):
         try:
             self._connection.close()
         except apsw.Error:
-            pass  # a poll in another thread is reading: it ends with an error, and then this does
+            pass  # another thread is polling: it ends with an error
         self._on_close(self)

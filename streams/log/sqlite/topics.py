@@ -23,11 +23,8 @@ class Topics:
         self._trimmer = trimmer
 
     def create_topic(self, topic: str, partitions: int, retention: Retention) -> TopicInfo:
-        """Create a topic, or find it as it was declared; a retention that is given replaces its
-        own.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        """
+        """See :meth:`streams.log.protocol.Log.create_topic`; a retention that is given replaces
+        that of a topic that exists."""
         check_topic(topic)
         if not 1 <= partitions <= _MAX_PARTITIONS:
             raise ConfigError(
@@ -51,39 +48,26 @@ class Topics:
         return found
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention.
-
-        :raises NotFound: there is none of that name.
-        """
+        """See :meth:`streams.log.protocol.Log.set_retention`."""
         with self._database.write() as connection:
-            found = _find_topic(connection, topic)
-            if found is None:
-                raise topic_not_found(topic)
+            found = _require_topic(connection, topic)
             _set_retention(connection, topic, retention)
         return found._replace(retention=retention)
 
     def describe_topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
+        """See :meth:`streams.log.protocol.Log.topic`."""
         with self._database.read() as connection:
-            found = _find_topic(connection, topic)
-        if found is None:
-            raise topic_not_found(topic)
-        return found
+            return _require_topic(connection, topic)
 
     def list_topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         with self._database.read() as connection:
-            rows = connection.fetch_rows(f"{_SELECT_TOPICS} ORDER BY name")
-        return [_topic_info(*row) for row in rows]
+            return _select_topics(connection, "ORDER BY name")
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
         with self._database.write() as connection:
-            if _find_topic(connection, topic) is None:
-                raise topic_not_found(topic)
+            _require_topic(connection, topic)
             ((first, last),) = connection.fetch_rows(
                 "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
             )
@@ -109,15 +93,20 @@ class Topics:
         self._trimmer.finish_deletions()
 
 
-def _topic_info(
-    name: str, partitions: int, seconds: float | None, messages: int | None
-) -> TopicInfo:
-    return TopicInfo(name, partitions, Retention(seconds, messages))
+def _select_topics(connection: SqliteConnection, clause: str, *bindings: str) -> list[TopicInfo]:
+    rows = connection.fetch_rows(f"{_SELECT_TOPICS} {clause}", bindings)
+    return [TopicInfo(name, partitions, Retention(*bounds)) for name, partitions, *bounds in rows]
 
 
 def _find_topic(connection: SqliteConnection, topic: str) -> TopicInfo | None:
-    rows = connection.fetch_rows(f"{_SELECT_TOPICS} WHERE name = ?", (topic,))
-    return _topic_info(*rows[0]) if rows else None
+    return next(iter(_select_topics(connection, "WHERE name = ?", topic)), None)
+
+
+def _require_topic(connection: SqliteConnection, topic: str) -> TopicInfo:
+    found = _find_topic(connection, topic)
+    if found is None:
+        raise topic_not_found(topic)
+    return found
 
 
 def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
