@@ -36,7 +36,7 @@ from streams.log.redis.keys import expected_type
 from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
-from streams.log.redis.stored_values import printable
+from streams.log.redis.stored_values import parse_info, printable
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -151,9 +151,8 @@ class ConnectionPool:
         if backoff is not None and time.monotonic() < backoff.until:
             raise type(backoff.error)(str(backoff.error)) from backoff.error
         try:
-            connection = RedisConnection(
-                self._settings, address, connected_before=self._server_checked
-            )
+            before = self._server_checked
+            connection = RedisConnection(self._settings, address, connected_before=before)
         except LogError as error:
             least, most = RECONNECT_BACKOFF
             seconds = least if backoff is None else min(most, 2 * backoff.seconds)
@@ -202,11 +201,7 @@ class ConnectionPool:
         """Once: is the server new enough, and does it keep what it is given?"""
         server = f"{address[0]}:{address[1]}"
         try:
-            info = dict(
-                line.split(":", 1)
-                for line in bytes(connection.request("INFO")).decode().splitlines()
-                if ":" in line
-            )
+            info = parse_info(connection.request("INFO"))
         except ResponseError:
             info = {}  # the ACL does not allow it: the first script will show it
         except (RedisError, OSError) as error:
@@ -263,16 +258,14 @@ class Pipeline:
                 connection.send_many([commands[index].args for index in indexes])
             except (RedisError, OSError) as error:
                 client.report_failure(address)
-                self._connection_lost(indexes, error, was_idle)
+                self._fail(indexes, error, was_idle)
             except BaseException:
                 connection.close()
                 raise
             else:
                 self._sent.append(SentBatch(address, connection, was_idle, indexes))
 
-    def _connection_lost(
-        self, indexes: Iterable[int], error: BaseException, was_idle: bool
-    ) -> None:
+    def _fail(self, indexes: Iterable[int], error: BaseException, was_idle: bool) -> None:
         """These were sent, wholly or in part, and will not be answered."""
         may_repeat = was_idle and not isinstance(error, TimeoutError)
         for index in indexes:
@@ -284,9 +277,8 @@ class Pipeline:
                     self._replies[index] = other
                     may_repeat = False
             else:
-                self._replies[index] = translate(
-                    error, command.context, unanswered_write=command.is_append
-                )
+                is_write = command.is_append
+                self._replies[index] = translate(error, command.context, unanswered_write=is_write)
 
     def read_replies(self) -> list[Any]:
         """Every command's answer, in order: what the server said, or a :class:`LogError`."""
@@ -314,7 +306,7 @@ class Pipeline:
                 if is_connection_lost(error):
                     connection.close()
                     self._client.report_failure(sent.address)
-                    self._connection_lost(sent.indexes[number:], error, sent.was_idle)
+                    self._fail(sent.indexes[number:], error, sent.was_idle)
                     return
                 self._replies[index] = error
             except BaseException:
@@ -374,7 +366,7 @@ class Client:
         """
         address = self.servers.address_of(command.key)
         try:
-            return self._request(address, command, command.args)
+            return self._request(address, command.args)
         except (RedisError, OSError) as error:
             return self.resolve_error(command, error)
 
@@ -399,7 +391,7 @@ class Client:
             else:
                 break
             try:
-                return self._request(address, command, args, asking)
+                return self._request(address, args, asking)
             except (RedisError, OSError) as other:
                 error = other
         if is_not_primary(error) and not isinstance(error, LogError):
@@ -413,7 +405,7 @@ class Client:
         for key in command.keys:
             expected = expected_type(key)
             try:
-                found = self._request(self.servers.address_of(key), command, ("TYPE", key))
+                found = self._request(self.servers.address_of(key), ("TYPE", key))
             except (RedisError, OSError, LogError):
                 return None
             if found not in (expected.encode(), b"none"):
@@ -427,10 +419,8 @@ class Client:
         # MOVED names no host where the node does not know its own: it is the one that was asked.
         return (error.host or self.servers.address_of(command.key)[0], error.port)
 
-    def _request(
-        self, address: Address, command: Command, args: Sequence[Any], asking: bool = False
-    ) -> Any:
-        """Send one command over a fresh connection, and read its answer."""
+    def _request(self, address: Address, args: Sequence[Any], asking: bool = False) -> Any:
+        """Send one command over a new connection, and read its answer."""
         connection = self.pool.connect(address)
         try:
             if asking:

@@ -225,9 +225,8 @@ class Fetcher:
             connection.close()
 
     def _connect(self, key: bytes) -> RedisConnection:
-        connection = self._client.pool.connect(
-            self._ask_target or self._client.servers.address_of(key)
-        )
+        address = self._ask_target or self._client.servers.address_of(key)
+        connection = self._client.pool.connect(address)
         self._connection = connection
         try:
             self._client_id = int(connection.request("CLIENT", "ID"))
@@ -268,9 +267,8 @@ class Fetchers:
         self._client = client
         self._group = group
         self._on_failure = on_failure
-        self._fetchers: list[Fetcher] = (
-            [] if client.servers.is_cluster else [Fetcher(client, self.waiter)]
-        )
+        self._is_cluster = client.servers.is_cluster
+        self._fetchers = [] if self._is_cluster else [Fetcher(client, self.waiter)]
         self._entry_size = 1024.0
         """Bytes of an entry, as the last ones were."""
         self._byte_budget = max(1, flow.bytes // 8)
@@ -283,7 +281,7 @@ class Fetchers:
 
     def add(self, owned: OwnedPartition) -> None:
         """Read this partition, too."""
-        if self._client.servers.is_cluster:
+        if self._is_cluster:
             self._fetchers.append(Fetcher(self._client, self.waiter))
         self._fetchers[-1].partitions.append(owned)
         self.is_outdated = True
@@ -293,9 +291,9 @@ class Fetchers:
         leaving = set(removed)
         for fetcher in self._fetchers:
             fetcher.partitions = [each for each in fetcher.partitions if each not in leaving]
-            if self._client.servers.is_cluster and not fetcher.partitions:
+            if self._is_cluster and not fetcher.partitions:
                 fetcher.disconnect()
-        if self._client.servers.is_cluster:
+        if self._is_cluster:
             self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
 
     def interrupt_outdated(self) -> None:
@@ -344,10 +342,8 @@ class Fetchers:
     def _entries_each(self, fetcher: Fetcher, partitions: int, limit: int) -> int:
         """Entries to ask for from each partition. It grows by steps, as nobody knows how large
         the next ones are, and what comes is held in memory whatever it is."""
-        total = min(
-            limit, FETCH_LIMIT, self._max_messages, int(self._byte_budget / self._entry_size)
-        )
-        share = max(1, total // partitions)
+        most = min(limit, FETCH_LIMIT, self._max_messages)
+        share = max(1, min(most, int(self._byte_budget / self._entry_size)) // partitions)
         return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
 
     def read_replies(self, readable: set[int]) -> None:
@@ -382,12 +378,8 @@ class Fetchers:
             logger.info("%s: reading again: %s", self._group, failure)
 
     def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
-        sizes = [
-            sum(map(len, row))
-            for rows in replies
-            for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]
-        ]
-        mean = sum(sizes) / len(sizes) + 64
+        samples = [row for rows in replies for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]]
+        mean = sum(sum(map(len, row)) for row in samples) / len(samples) + 64
         # A growth counts at once, a decline slowly.
         self._entry_size = max(mean, (7 * self._entry_size + mean) / 8)
 

@@ -29,6 +29,11 @@ logger = get_logger("streams")
 _LEASE_FIELDS = ("owner", "position", "progress")
 
 
+def format_initial_offsets(positions: Mapping[int, int]) -> str:
+    """A group's first positions in a topic, by partition, as they are stored."""
+    return " ".join(f"{each}:{entry_id(offset).decode()}" for each, offset in positions.items())
+
+
 class Groups:
     """The groups of a log. Usable from any thread."""
 
@@ -68,12 +73,9 @@ class Groups:
         process end in between, whoever takes a partition reads that hash (:meth:`initial_offsets`).
         """
         check_group(group)
-        all_keys = {
-            self._topics.partition_keys(topic, each): offset for each, offset in positions.items()
-        }
-        text = " ".join(
-            f"{keys.partition}:{entry_id(offset).decode()}" for keys, offset in all_keys.items()
-        )
+        keys_of = self._topics.partition_keys
+        all_keys = {keys_of(topic, each): offset for each, offset in positions.items()}
+        text = format_initial_offsets(positions)
         self.register(group)
         key = topics_key(group)
         command = script_command(group, "initial_offsets", [key], topic, text or " ")
@@ -184,10 +186,8 @@ class Groups:
         if not force:
             self._require_no_members(group, topic)
         self.register(group, [topic])
-        all_keys = {
-            self._topics.partition_keys(topic, each): committed
-            for each, committed in offsets.items()
-        }
+        keys_of = self._topics.partition_keys
+        all_keys = {keys_of(topic, each): committed for each, committed in offsets.items()}
         replies = self._client.execute_or_raise(
             [
                 script_command(

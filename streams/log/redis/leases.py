@@ -49,6 +49,10 @@ class OwnedPartition:
     assignment: Assignment
     keys: PartitionKeys
     lease_key: bytes
+    stored: StoredOffset | None
+    """The group's position when the lease was acquired."""
+    stream: StreamInfo
+    """The stream at that time."""
     last_read_id: bytes = b"0-0"
     """ID of the last entry read."""
     fetched: RawEntries = field(default_factory=list)
@@ -66,18 +70,6 @@ class OwnedPartition:
     def partition(self) -> TopicPartition:
         """Topic and partition."""
         return self.assignment.topic_partition
-
-
-class AcquiredLease(NamedTuple):
-    """A lease that was taken, and what was stored there."""
-
-    keys: PartitionKeys
-    epoch: int
-    stored: StoredOffset | None
-    stream: StreamInfo
-    valid_until: float
-    stored_beyond_end: int | None
-    """The position that was stored, where it lies beyond the stream's end."""
 
 
 class PartitionLeases:
@@ -126,11 +118,11 @@ class PartitionLeases:
             args += (owned.assignment.epoch, owned.last_read_id, count_text(read))
         return script_command(self._group, "renew", keys, *args)
 
-    def acquire(self, partitions: Sequence[TopicPartition]) -> list[AcquiredLease]:
+    def acquire(self, partitions: Sequence[TopicPartition]) -> list[OwnedPartition]:
         """Take these leases; those that could be taken."""
         sent = time.monotonic()
         replies = self._client.execute_all([self._acquire_command(each) for each in partitions])
-        acquired: list[AcquiredLease] = []
+        acquired: list[OwnedPartition] = []
         failure: LogError | None = None
         for partition, reply in zip(partitions, replies, strict=True):
             if isinstance(reply, Unavailable):
@@ -142,7 +134,7 @@ class PartitionLeases:
             elif reply[0]:
                 acquired.append(self._read_acquired(partition, sent, reply))
         if failure is not None:
-            self.release([self.as_owned(each) for each in acquired])
+            self.release(acquired)
             raise failure
         return acquired
 
@@ -161,21 +153,20 @@ class PartitionLeases:
 
     def _read_acquired(
         self, partition: TopicPartition, sent: float, reply: Sequence[Any]
-    ) -> AcquiredLease:
+    ) -> OwnedPartition:
         _, epoch, position, progress, read, *stream, beyond = reply
-        stored: StoredOffset | None = None
+        stored = committed = None
         if position:
-            text = bytes(progress or b"").decode("ascii", "replace")
-            stored = StoredOffset(offset_of(position), text, int(read) if read else None)
+            committed = Committed(offset_of(position), (progress or b"").decode("ascii", "replace"))
+            stored = StoredOffset(*committed, int(read) if read else None)
             self.stored_offsets[partition] = stored
         self.highest_epochs[partition] = epoch
-        return AcquiredLease(
-            self.keys[partition],
-            epoch,
-            stored,
-            parse_stream_info(stream),
-            self._terms.valid_until(sent),
-            offset_of(beyond) if beyond else None,
+        valid_until = self._terms.valid_until(sent)
+        assignment = Assignment(*partition, epoch, committed, valid_until)
+        assignment.stored_beyond_end = offset_of(beyond) if beyond else None
+        keys = self.keys[partition]
+        return OwnedPartition(
+            assignment, keys, keys.group_key(self._group), stored, parse_stream_info(stream)
         )
 
     def _damaged_position(self, keys: PartitionKeys, position: bytes) -> TopicMismatch:
@@ -185,16 +176,6 @@ class PartitionLeases:
         )
         key = keys.group_key(self._group)
         return TopicMismatch(f"{keys}: {damaged_field(key, 'position', position, remedy)}")
-
-    def as_owned(self, acquired: AcquiredLease) -> OwnedPartition:
-        """A taken lease as an assignment."""
-        stored, keys = acquired.stored, acquired.keys
-        committed = Committed(stored.position, stored.progress) if stored else None
-        assignment = Assignment(
-            keys.topic, keys.partition, acquired.epoch, committed, acquired.valid_until
-        )
-        assignment.stored_beyond_end = acquired.stored_beyond_end
-        return OwnedPartition(assignment, keys, keys.group_key(self._group))
 
     def create_native_groups(self, owned: Sequence[OwnedPartition]) -> None:
         """Create native groups where this one has no position yet, so that until its first commit

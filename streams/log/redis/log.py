@@ -172,11 +172,12 @@ class RedisLog(Log):
         for name in names:
             self._topics.lookup(name, fresh=True)
         self._groups.register(group, names)
+        client = self._client
         membership = Membership(
-            self._client, self._topics, self._groups, group, names, trim_margin, member
+            client, self._topics, self._groups, group, names, trim_margin, member
         )
         membership.join()
-        return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
+        return RedisSubscription(client, self._trimmer, membership, group, listener, flow)
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         self._groups.remove_member(group, str(member))

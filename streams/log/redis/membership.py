@@ -38,8 +38,8 @@ from streams.log.membership import (
 from streams.log.names import member_fenced_error
 from streams.log.protocol import StaticMember, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.groups import Groups
-from streams.log.redis.keys import PartitionKeys, entry_id, members_key, topics_key
+from streams.log.redis.groups import Groups, format_initial_offsets
+from streams.log.redis.keys import PartitionKeys, members_key, topics_key
 from streams.log.redis.leases import LeaseSnapshot, OwnedPartition, PartitionLeases
 from streams.log.redis.reader import StreamInfo, parse_stream_info
 from streams.log.redis.stored_values import MAX_DIGITS, parse_member_row, printable
@@ -81,9 +81,8 @@ class Membership:
         trim_margin: int,
         static: StaticMember | None = None,
     ) -> None:
-        self.member_id = str(
-            static or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-        )
+        process = f"{socket.gethostname()}-{os.getpid()}"
+        self.member_id = str(static or f"{process}-{secrets.token_hex(8)}")
         self._static_name = static.name if static else ""
         self._client = client
         self._topics = topics
@@ -302,9 +301,8 @@ class Membership:
         if sent < self._recovering_until:
             stored, acquire = self.leases.stored_offsets, result.plan.acquire
             owned_before = {each: epoch for each, epoch in acquire.items() if each in stored}
-            result.plan = replace(
-                result.plan, acquire=owned_before, replan_at=self._recovering_until
-            )
+            until = self._recovering_until
+            result.plan = replace(result.plan, acquire=owned_before, replan_at=until)
 
     def _live_members(self, sent: float, rows: dict[bytes, bytes]) -> list[Member]:
         """This member and the others that are alive."""
@@ -334,17 +332,13 @@ class Membership:
             for name in self._subscribed:
                 self._topics.restore(name)
             self._groups.register(self._group, self._subscribed)
-            key = topics_key(self._group)
+            key, initial_offsets = topics_key(self._group), self.leases.initial_offsets.items()
             for name in self._subscribed:
-                positions = " ".join(
-                    f"{partition}:{entry_id(start).decode()}"
-                    for (topic, partition), start in self.leases.initial_offsets.items()
-                    if topic == name
-                )
-                if positions:
-                    self._client.execute(
-                        script_command(self._group, "initial_offsets", [key], name, positions)
-                    )
+                positions = {p: at for (topic, p), at in initial_offsets if topic == name}
+                text = format_initial_offsets(positions)
+                if text:
+                    command = script_command(self._group, "initial_offsets", [key], name, text)
+                    self._client.execute(command)
         except LogError as error:
             logger.warning("%s: not all could be written again: %s", self._group, error)
 

@@ -228,7 +228,7 @@ class Writer:
             chunk = append.chunks[partition][-1]
             size += len(chunk.indexes)
             start = len(commands)
-            commands += self._append_commands(append, partition, chunk)
+            commands += self._commands(append, partition, chunk)
             reply_ranges.append((partition, start, len(commands)))
         return _SentChunks(self._client.send_all(commands), reply_ranges)
 
@@ -272,9 +272,8 @@ class Writer:
             if isinstance(reply, LogError):
                 raise reply
         if isinstance(replicas, LogError):
-            raise OutcomeUnknown(
-                f"{append.topic}: written, but replicas did not answer: {replicas}"
-            )
+            why = f"replicas did not answer: {replicas}"
+            raise OutcomeUnknown(f"{append.topic}: written, but {why}")
         if replicas < settings.wait_replicas:
             raise OutcomeUnknown(
                 f"{append.topic}: written, but {replicas} replicas have it after "
@@ -283,9 +282,7 @@ class Writer:
         entry_ids: Sequence[bytes] = replies[0] if append.deduplicates else replies
         return entry_ids
 
-    def _append_commands(
-        self, append: PendingAppend, partition: int, chunk: Chunk
-    ) -> list[Command]:
+    def _commands(self, append: PendingAppend, partition: int, chunk: Chunk) -> list[Command]:
         keys, records = self._topics.partition_keys(append.topic, partition), append.records
         context = str(keys)
         commands: list[Command] = []

@@ -75,10 +75,7 @@ class OffsetLookup:
         """A partition's stream and its native groups."""
         context, key = str(keys), keys.stream
         info, groups = self._client.execute_all(
-            [
-                Command(context, key, "XINFO", "STREAM", key),
-                Command(context, key, "XINFO", "GROUPS", key),
-            ]
+            [Command(context, key, "XINFO", what, key) for what in ("STREAM", "GROUPS")]
         )
         for reply in (info, groups):
             if isinstance(reply, LogError):
@@ -206,9 +203,8 @@ class OffsetLookup:
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
         """See :meth:`streams.log.protocol.Log.reader`."""
-        return RedisReader(
-            self._client, self, self._topics.partition_keys(topic, partition), start, end
-        )
+        keys = self._topics.partition_keys(topic, partition)
+        return RedisReader(self._client, self, keys, start, end)
 
 
 class RedisReader:

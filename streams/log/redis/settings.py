@@ -34,6 +34,8 @@ Address = tuple[str, int]
 
 Topology = Literal["single", "sentinel", "cluster"]
 
+_TOPOLOGIES: Mapping[str, Topology] = {"sentinel": "sentinel", "cluster": "cluster"}
+
 DEFAULT_PORTS: Mapping[Topology, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
 READ_SIZE = 128 * 1024
@@ -82,9 +84,7 @@ def read_settings(request: OpenRequest) -> Settings:
     """
     url = parse(request.url)
     base, _, variant = url.scheme.partition("+")
-    topology: Topology = "single"
-    if variant in ("sentinel", "cluster"):
-        topology = "sentinel" if variant == "sentinel" else "cluster"
+    topology = _TOPOLOGIES.get(variant, "single")
     name = url.location
     service, db = _path(url, topology)
     tls = base == "rediss"
@@ -104,9 +104,8 @@ def read_settings(request: OpenRequest) -> Settings:
             shown = url.display_name(key) if in_url else repr(key)
             converter = _converter_of(name, key, tls, shown)
             if in_url and key in _OBJECT_OPTIONS:
-                raise ConfigError(
-                    f"{name}: {key} is no text: give it in config={{{key!r}: …}} instead"
-                )
+                instead = f"give it in config={{{key!r}: …}} instead"
+                raise ConfigError(f"{name}: {key} is no text: {instead}")
             connection[key] = _convert(secrets, converter, name, key, value)
     if sentinel and topology != "sentinel":
         raise ConfigError(f"{name}: only redis+sentinel:// has settings for Sentinels")
@@ -121,9 +120,8 @@ def read_settings(request: OpenRequest) -> Settings:
     connection.setdefault("socket_timeout", max(0.5, min(5.0, terms.lease / 3)))
     connection.setdefault("socket_connect_timeout", connection["socket_timeout"])
     # A cluster has a connection for each partition, and each has a buffer of that size.
-    connection.setdefault(
-        "socket_read_size", READ_SIZE // 4 if topology == "cluster" else READ_SIZE
-    )
+    read_size = READ_SIZE // 4 if topology == "cluster" else READ_SIZE
+    connection.setdefault("socket_read_size", read_size)
     # Bytes come as they stand, whatever the driver's defaults become; RESP2 has no push messages
     # that could come between a request and its answer.
     connection |= {"protocol": 2, "decode_responses": False}
@@ -165,11 +163,10 @@ def _check_settings(settings: Settings) -> None:
             f"{name}: once={settings.dedup_seconds:g}: an append is tried again for timeout="
             f"{settings.append_timeout:g} s, and its ID must be remembered three times as long"
         )
-    if settings.connection.get("ssl_validate_ocsp") and settings.connection.get(
-        "ssl_validate_ocsp_stapled"
-    ):
+    connection = settings.connection
+    if connection.get("ssl_validate_ocsp") and connection.get("ssl_validate_ocsp_stapled"):
         raise ConfigError(f"{name}: ssl_validate_ocsp and ssl_validate_ocsp_stapled: give one")
-    timeout = settings.connection["socket_timeout"]
+    timeout = connection["socket_timeout"]
     if not 0 < timeout <= settings.terms.lease / 2:
         raise ConfigError(
             f"{name}: socket_timeout={timeout:g}: a member that waits longer than half its lease "
@@ -202,9 +199,8 @@ def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
 
 
 def _addresses(url: Url, topology: Topology) -> tuple[Address, ...]:
-    return tuple(
-        (host.strip("[]").lower(), port or DEFAULT_PORTS[topology]) for host, port in url.hosts
-    )
+    default = DEFAULT_PORTS[topology]
+    return tuple((host.strip("[]").lower(), port or default) for host, port in url.hosts)
 
 
 # -- options and the driver's settings -------------------------------------------------------------

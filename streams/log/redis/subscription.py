@@ -31,7 +31,7 @@ from streams.log.redis.batch import RedisBatch
 from streams.log.redis.client import Client
 from streams.log.redis.fetcher import Fetchers
 from streams.log.redis.keys import entry_id, entry_id_before
-from streams.log.redis.leases import AcquiredLease, OwnedPartition
+from streams.log.redis.leases import OwnedPartition
 from streams.log.redis.membership import Membership
 from streams.log.redis.offsets import OffsetCommits
 from streams.log.redis.reader import StreamInfo
@@ -72,8 +72,7 @@ class RedisSubscription(Subscription):
         self._leases = membership.leases
         self._group = group
         self._listener = listener
-        self._owned: dict[int, OwnedPartition] = {}
-        """By the identity of the assignment."""
+        self._owned: dict[Assignment, OwnedPartition] = {}
         self._fetchers = Fetchers(client, group, flow, membership.inspect_streams_next)
         self._commits = OffsetCommits(client, membership, group, self._mark_lost)
         self._lost_untold: list[OwnedPartition] = []
@@ -108,9 +107,8 @@ class RedisSubscription(Subscription):
                     raise
             if batches or finished:
                 return batches
-            readable, finished = self._fetchers.waiter.wait(
-                min(until, self._next_heartbeat) - time.monotonic()
-            )
+            seconds = min(until, self._next_heartbeat) - time.monotonic()
+            readable, finished = self._fetchers.waiter.wait(seconds)
             self._fetchers.read_replies(readable)
             finished = finished or time.monotonic() >= until
 
@@ -139,13 +137,13 @@ class RedisSubscription(Subscription):
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
-            owned = self._owned.get(id(assignment))
+            owned = self._owned.get(assignment)
             if owned is not None:
                 owned.paused = True
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
-            owned = self._owned.get(id(assignment))
+            owned = self._owned.get(assignment)
             if owned is not None and owned.paused:
                 owned.paused = False
                 self._fetchers.is_outdated = True
@@ -161,7 +159,7 @@ class RedisSubscription(Subscription):
     def commit(self, commits: Sequence[Commit]) -> None:
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
-        owned = [(self._owned.get(id(commit.assignment)), commit) for commit in commits]
+        owned = [(self._owned.get(commit.assignment), commit) for commit in commits]
         self._commits.commit(
             [(o, commit) for o, commit in owned if o is not None and o not in self._lost_untold]
         )
@@ -173,7 +171,7 @@ class RedisSubscription(Subscription):
     # -- membership
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        to_give_up = [o for each in assignments if (o := self._owned.get(id(each))) is not None]
+        to_give_up = [o for each in assignments if (o := self._owned.get(each)) is not None]
         if not to_give_up:
             return
         self._lost_untold = [each for each in self._lost_untold if each not in to_give_up]
@@ -253,7 +251,7 @@ class RedisSubscription(Subscription):
 
     def _mark_lost(self, lost: Iterable[OwnedPartition]) -> None:
         for owned in lost:
-            if id(owned.assignment) in self._owned and owned not in self._lost_untold:
+            if owned.assignment in self._owned and owned not in self._lost_untold:
                 owned.assignment.valid_until = float("-inf")
                 self._lost_untold.append(owned)
 
@@ -278,22 +276,21 @@ class RedisSubscription(Subscription):
         acquired = self._leases.acquire(partitions)
         if not acquired:
             return
-        new = [self._leases.as_owned(each) for each in acquired]
-        self._owned.update((id(owned.assignment), owned) for owned in new)
+        self._owned.update((owned.assignment, owned) for owned in acquired)
         try:
-            self._listener.assigned([owned.assignment for owned in new])
+            self._listener.assigned([owned.assignment for owned in acquired])
         except BaseException:
-            self._remove(new)
-            self._leases.release(new)
+            self._remove(acquired)
+            self._leases.release(acquired)
             raise
-        for owned, lease in zip(new, acquired, strict=True):
-            self._start_reading(owned, lease)
-        self._leases.create_native_groups([o for o in new if o.assignment.committed is None])
+        for owned in acquired:
+            self._start_reading(owned)
+        self._leases.create_native_groups([owned for owned in acquired if owned.stored is None])
 
-    def _start_reading(self, owned: OwnedPartition, lease: AcquiredLease) -> None:
-        position, stored = owned.assignment.position, lease.stored
+    def _start_reading(self, owned: OwnedPartition) -> None:
+        position, stored = owned.assignment.position, owned.stored
         owned.last_read_id = entry_id_before(position)
-        entries_read = lease.stream.entries_below(position)
+        entries_read = owned.stream.entries_below(position)
         if entries_read is None and stored is not None and position == stored.position:
             entries_read = stored.entries_read
         owned.lag_counter.entries_read = entries_read
@@ -303,7 +300,7 @@ class RedisSubscription(Subscription):
         for owned in removed:
             owned.assignment.valid_until = float("-inf")
             owned.fetched = []
-            self._owned.pop(id(owned.assignment), None)
+            self._owned.pop(owned.assignment, None)
         self._fetchers.remove(removed)
 
     def close(self) -> None:

@@ -11,12 +11,7 @@ from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
-from streams.log.redis.stored_values import (
-    count_text,
-    damaged_field,
-    valid_names,
-    valid_topics,
-)
+from streams.log.redis.stored_values import count_text, damaged_field, valid_names, valid_topics
 from streams.text import get_logger
 from streams.wire import parse_float, parse_int
 
@@ -63,11 +58,7 @@ class Topics:
         self._keys: dict[TopicPartition, PartitionKeys] = {}
 
     def create_topic(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        config: Mapping[str, str] | None,
+        self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.create_topic`."""
         check_topic(topic)
@@ -185,9 +176,8 @@ class Topics:
         cursor = b""
         try:
             while cursor != b"0":
-                cursor, names = connection.request(
-                    "SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream"
-                )
+                scan = ("SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream")
+                cursor, names = connection.request(*scan)
                 yield from names
         except BaseException:
             connection.close()

@@ -111,13 +111,13 @@ class SqliteClaimStore:
         writes = self._answer_without_writing(database, requests, answers)
         if writes:
             try:
-                with database.write() as connection:
+                with database.write() as db:
                     now = self._now()
                     for index in writes:
-                        answers[index] = _execute_one(connection, requests[index], now)
+                        answers[index] = _execute_one(db, requests[index], now)
                     limit = 2 * len(writes) + 8
                     bindings = (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit)
-                    connection.execute(_DELETE_EXPIRED, bindings)
+                    db.execute(_DELETE_EXPIRED, bindings)
             except LogError as error:
                 for index in writes:
                     answers[index] = error
@@ -135,11 +135,11 @@ class SqliteClaimStore:
         if self._database is None:
             database = Database(self._settings, self.clock, "file of claims")
             try:
-                with database.read() as connection:
-                    has_table = connection.table_exists("main", "streams_claims")
+                with database.read() as db:
+                    has_table = db.table_exists("main", "streams_claims")
                 if not has_table:
-                    with database.write() as connection:
-                        connection.execute(_CREATE_TABLES)
+                    with database.write() as db:
+                        db.execute(_CREATE_TABLES)
             except BaseException:
                 database.close()
                 raise
@@ -156,11 +156,11 @@ class SqliteClaimStore:
         a write of the same key must see it, so it is one of those."""
         to_write: list[int] = []
         written_keys: set[bytes] = set()
-        with database.read() as connection:
+        with database.read() as db:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
-                    answer, write = decide(request, _find_state(connection, request.key, now))
+                    answer, write = decide(request, _find_state(db, request.key, now))
                     if write is None:
                         answers[index] = answer
                         continue
@@ -169,28 +169,28 @@ class SqliteClaimStore:
         return to_write
 
 
-def _find_state(connection: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
-    for found in connection.fetch_rows(_SELECT_CLAIM, (key,)):
+def _find_state(db: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
+    for found in db.fetch_rows(_SELECT_CLAIM, (key,)):
         return _ClaimRow(*found).state(now)
     return None
 
 
-def _execute_one(connection: SqliteConnection, request: Request, now: _Instant) -> Answer:
+def _execute_one(db: SqliteConnection, request: Request, now: _Instant) -> Answer:
     """Do one request within a transaction."""
     key = request.key
-    answer, write = decide(request, _find_state(connection, key, now))
+    answer, write = decide(request, _find_state(db, key, now))
     row: tuple[object, ...]
     match write:
         case WriteClaim(token, fingerprint, lease):
             until, lease_end = now.time + lease, now.monotonic + lease
             row = (token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
-            connection.execute(_INSERT_CLAIM, (key, *row))
+            db.execute(_INSERT_CLAIM, (key, *row))
         case WriteOutcome(token, fingerprint, value, ttl):
             until = now.time + ttl
             row = (token, fingerprint, value, None, "", until, until)
-            connection.execute(_INSERT_CLAIM, (key, *row))
+            db.execute(_INSERT_CLAIM, (key, *row))
         case DeleteRow():
-            connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
+            db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
         case None:
             pass
     return answer

@@ -23,17 +23,17 @@ class Groups:
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See :meth:`streams.log.protocol.Log.initialize_offsets`."""
-        with self._database.write() as connection:
-            numbers = _partition_numbers(connection, topic, positions)
-            has_offsets = connection.fetch_rows(
+        with self._database.write() as db:
+            numbers = _partition_numbers(db, topic, positions)
+            has_offsets = db.fetch_rows(
                 'SELECT 1 FROM streams_places WHERE "group" = ? AND position IS NOT NULL'
                 " AND no IN (SELECT no FROM streams_partitions WHERE topic = ?) LIMIT 1",
                 (group, topic),
             )
             if has_offsets:
                 return False
-            _ensure_group(connection, group)
-            connection.executemany(
+            _ensure_group(db, group)
+            db.executemany(
                 'INSERT INTO streams_places ("group", no, position) VALUES (?, ?, ?)'
                 " ON CONFLICT DO UPDATE SET position = excluded.position",
                 [(group, numbers[p], position) for p, position in positions.items()],
@@ -42,21 +42,21 @@ class Groups:
 
     def list_groups(self) -> list[str]:
         """All groups, sorted."""
-        with self._database.read() as connection:
-            rows = connection.fetch_rows("SELECT name FROM streams_groups ORDER BY name")
+        with self._database.read() as db:
+            rows = db.fetch_rows("SELECT name FROM streams_groups ORDER BY name")
         return [name for (name,) in rows]
 
     def describe_group(self, group: str) -> GroupInfo:
         """See :meth:`streams.log.protocol.Log.group`."""
-        with self._database.read(snapshot=True) as connection:
-            _require_group(connection, group)
-            offset_rows = connection.fetch_rows(
+        with self._database.read(snapshot=True) as db:
+            _require_group(db, group)
+            offset_rows = db.fetch_rows(
                 "SELECT p.topic, p.partition, c.position, c.progress, c.owner"
                 " FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no"
                 ' WHERE c."group" = ? ORDER BY p.topic, p.partition',
                 (group,),
             )
-            running = self._running_members(connection, group)
+            running = self._running_members(db, group)
         partitions: dict[int, list[TopicPartition]] = {row.number: [] for row in running}
         positions: dict[TopicPartition, Committed] = {}
         for topic, partition, position, progress, owner in offset_rows:
@@ -78,55 +78,53 @@ class Groups:
     ) -> None:
         """See :meth:`streams.log.protocol.Log.reset_offsets`: the epochs are raised, so that the
         owners lose the partitions."""
-        with self._database.write() as connection:
-            numbers = _partition_numbers(connection, topic, offsets)
+        with self._database.write() as db:
+            numbers = _partition_numbers(db, topic, offsets)
             if not force:
-                self._require_no_members(connection, group)
-            _ensure_group(connection, group)
-            connection.executemany(
+                self._require_no_members(db, group)
+            _ensure_group(db, group)
+            db.executemany(
                 'INSERT INTO streams_places ("group", no, position, progress, epoch)'
                 " VALUES (?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET position = excluded.position,"
                 " progress = excluded.progress, epoch = epoch + 1, owner = NULL",
                 [(group, numbers[p], *committed) for p, committed in offsets.items()],
             )
-            bump_generation(connection, group)
+            bump_generation(db, group)
         self._database.shared_file.notify([group_event(group)])
 
     def delete_group(self, group: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_group`."""
-        with self._database.write() as connection:
-            _require_group(connection, group)
-            self._require_no_members(connection, group)
-            connection.execute('DELETE FROM streams_places WHERE "group" = ?', (group,))
-            connection.execute('DELETE FROM streams_members WHERE "group" = ?', (group,))
-            connection.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
+        with self._database.write() as db:
+            _require_group(db, group)
+            self._require_no_members(db, group)
+            db.execute('DELETE FROM streams_places WHERE "group" = ?', (group,))
+            db.execute('DELETE FROM streams_members WHERE "group" = ?', (group,))
+            db.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
 
-    def _running_members(self, connection: SqliteConnection, group: str) -> list[MemberRow]:
+    def _running_members(self, db: SqliteConnection, group: str) -> list[MemberRow]:
         clock, alive = self._database.clock, self._database.shared_file.member_locks
-        return [row for row in member_rows(connection, group) if is_running(row, clock, alive)]
+        return [row for row in member_rows(db, group) if is_running(row, clock, alive)]
 
-    def _require_no_members(self, connection: SqliteConnection, group: str) -> None:
-        running = self._running_members(connection, group)
+    def _require_no_members(self, db: SqliteConnection, group: str) -> None:
+        running = self._running_members(db, group)
         if running:
             raise group_not_empty(group, len(running), f" (such as {running[0].id}), or force it")
 
 
-def _ensure_group(connection: SqliteConnection, group: str) -> None:
-    connection.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
+def _ensure_group(db: SqliteConnection, group: str) -> None:
+    db.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
 
 
-def _require_group(connection: SqliteConnection, group: str) -> None:
-    if not connection.fetch_rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
+def _require_group(db: SqliteConnection, group: str) -> None:
+    if not db.fetch_rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
         raise group_not_found(group)
 
 
 def _partition_numbers(
-    connection: SqliteConnection, topic: str, wanted: Mapping[int, object]
+    db: SqliteConnection, topic: str, wanted: Mapping[int, object]
 ) -> dict[int, int]:
     """The numbers of a topic's partitions, all those wanted among them."""
-    rows = connection.fetch_rows(
-        "SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,)
-    )
+    rows = db.fetch_rows("SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,))
     numbers = dict(rows)
     for partition in wanted:
         if partition not in numbers:

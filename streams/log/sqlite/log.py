@@ -119,13 +119,13 @@ class SqliteLog(DenseOffsets, Log):
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         self._trimmer.trim_if_due(topic)  # what is too old is not there any more
-        with self._database.read() as connection:
-            found = reader.partition_row(connection, topic, partition)
+        with self._database.read() as db:
+            found = reader.partition_row(db, topic, partition)
         return found.first_offset, found.end_offset
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        with self._database.read(snapshot=True) as connection:
-            return reader.offset_for_time(connection, topic, partition, time)
+        with self._database.read(snapshot=True) as db:
+            return reader.offset_for_time(db, topic, partition, time)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
         return SqliteReader(self._database, topic, partition, start, end)

@@ -24,10 +24,10 @@ class MemberRow(NamedTuple):
     timeline: str
 
 
-def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
+def member_rows(db: SqliteConnection, group: str) -> list[MemberRow]:
     """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
     # As bytes: the driver refuses text that is not UTF-8.
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
         ' FROM streams_members WHERE "group" = ? ORDER BY no',
         (group,),
@@ -66,18 +66,16 @@ def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
     return row.expires > clock.monotonic()
 
 
-def bump_generation(connection: SqliteConnection, group: str) -> None:
+def bump_generation(db: SqliteConnection, group: str) -> None:
     """Make a group's members plan again."""
-    connection.execute(
-        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
-    )
+    db.execute("UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,))
 
 
-def delete_member(connection: SqliteConnection, group: str, member_number: int) -> None:
+def delete_member(db: SqliteConnection, group: str, member_number: int) -> None:
     """Delete a member's row, and free what it owned."""
-    connection.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
-    connection.execute(
+    db.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
+    db.execute(
         'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
         (group, member_number),
     )
-    bump_generation(connection, group)
+    bump_generation(db, group)

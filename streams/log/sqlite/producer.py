@@ -72,8 +72,8 @@ class Writer:
         raise NotFound(f"topic {topic!r} is being deleted")
 
     def _load_partition_numbers(self, topic: str) -> list[int]:
-        with self._database.read() as connection:
-            rows = connection.fetch_rows(
+        with self._database.read() as db:
+            rows = db.fetch_rows(
                 "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
             )
         if not rows:
@@ -133,10 +133,10 @@ class Writer:
         rows: list[tuple[int, int, int, bytes]] = []
         updates: list[tuple[int, int, int, int]] = []
         to_merge: list[tuple[int, int]] = []
-        with self._database.write() as connection:
+        with self._database.write() as db:
             state = {
                 number: (next_, time, small_blocks)
-                for number, next_, time, small_blocks in connection.fetch_json(
+                for number, next_, time, small_blocks in db.fetch_json(
                     "SELECT json_group_array(json_array(no, next, time, loose))"
                     " FROM streams_partitions"
                     " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
@@ -158,10 +158,10 @@ class Writer:
                     to_merge.append((number, small_blocks))
                     small_blocks = 0
                 updates.append((offset, time, small_blocks, number))
-            _insert_blocks(connection, rows)
-            connection.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
+            _insert_blocks(db, rows)
+            db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
             for number, small_blocks in to_merge:
-                _merge_small_blocks(connection, number, small_blocks)
+                _merge_small_blocks(db, number, small_blocks)
         self._database.shared_file.notify([topic_event(topic)])
         return first_offsets
 
@@ -193,21 +193,19 @@ class Writer:
         self._database.shared_file.write_lock.release()
 
 
-def _insert_blocks(
-    connection: SqliteConnection, rows: Sequence[tuple[int, int, int, bytes]]
-) -> None:
+def _insert_blocks(db: SqliteConnection, rows: Sequence[tuple[int, int, int, bytes]]) -> None:
     for start in range(0, len(rows), _INSERT_ROWS):
         chunk = rows[start : start + _INSERT_ROWS]
         extra_rows = ", (?, ?, ?, ?)" * (len(chunk) - 1)
-        connection.execute(_INSERT_BLOCK + extra_rows, tuple(chain.from_iterable(chunk)))
+        db.execute(_INSERT_BLOCK + extra_rows, tuple(chain.from_iterable(chunk)))
 
 
-def _merge_small_blocks(connection: SqliteConnection, partition_number: int, count: int) -> None:
+def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int) -> None:
     """Make one block of the last ``count`` of a partition, all small.
 
     Otherwise a publisher of single messages would leave a reader one block for each.
     """
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT place, count, time, data FROM streams_blocks"
         " WHERE place BETWEEN ? AND ? ORDER BY place DESC LIMIT ?",
         (block_key(partition_number, 0), block_key(partition_number + 1, 0) - 1, count),
@@ -215,6 +213,6 @@ def _merge_small_blocks(connection: SqliteConnection, partition_number: int, cou
     rows.reverse()
     data = blocks.merge_blocks([row[1:] for row in rows])
     first, last = rows[0][0], rows[-1][0]
-    connection.execute("DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?", (first, last))
+    db.execute("DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?", (first, last))
     row = (first, sum(row[1] for row in rows), rows[-1][2], data)
-    connection.execute(_INSERT_BLOCK, row)
+    db.execute(_INSERT_BLOCK, row)

@@ -69,7 +69,7 @@ class PartitionCursor:
         self._buffered = None
 
     def read(
-        self, connection: SqliteConnection, end: int, limit: int, byte_limit: int
+        self, db: SqliteConnection, end: int, limit: int, byte_limit: int
     ) -> tuple[list[BlockSlice], int]:
         """The next messages below ``end``, at most ``limit``, and how many bytes were read.
 
@@ -81,18 +81,13 @@ class PartitionCursor:
             return slices, 0
         before = self.position, self._buffered
         try:
-            return slices, self._read_blocks(slices, connection, end, limit, byte_limit)
+            return slices, self._read_blocks(slices, db, end, limit, byte_limit)
         except BaseException:
             self.position, self._buffered = before
             raise
 
     def _read_blocks(
-        self,
-        slices: list[BlockSlice],
-        connection: SqliteConnection,
-        end: int,
-        limit: int,
-        byte_limit: int,
+        self, slices: list[BlockSlice], db: SqliteConnection, end: int, limit: int, byte_limit: int
     ) -> int:
         buffered, self._buffered = self._buffered, None
         if buffered is not None:
@@ -102,7 +97,7 @@ class PartitionCursor:
                 return 0
         blocks_wanted = -(-limit // self._messages_per_block)
         max_blocks = min(_MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, blocks_wanted) or 1
-        found, data = self._fetch_blocks(connection, end, max_blocks)
+        found, data = self._fetch_blocks(db, end, max_blocks)
         packed: bytes | memoryview
         start = bytes_read = 0
         for row in found:
@@ -112,7 +107,7 @@ class PartitionCursor:
             elif slices:
                 break
             else:
-                packed = _block_data(connection, row.key)
+                packed = _block_data(db, row.key)
             block = blocks.decode_block(packed)
             limit -= self._add_slice(slices, row.key & OFFSET_MASK, row.time, block, end, limit)
             bytes_read += row.length
@@ -125,7 +120,7 @@ class PartitionCursor:
         return bytes_read
 
     def _fetch_blocks(
-        self, connection: SqliteConnection, end: int, max_blocks: int
+        self, db: SqliteConnection, end: int, max_blocks: int
     ) -> tuple[list[_BlockRow], memoryview]:
         bindings = {
             "usual": _LARGE_BLOCK,
@@ -134,7 +129,7 @@ class PartitionCursor:
             "end": block_key(self.number, end),
             "most": max_blocks,
         }
-        cursor = connection.execute(_SELECT_BLOCKS, bindings)
+        cursor = db.execute(_SELECT_BLOCKS, bindings)
         listed, data = next(cursor)
         cursor.close(True)  # not asking for a second row, of which there is none, saves a step
         found = [_BlockRow(*row) for row in json.loads(listed)]
@@ -179,21 +174,21 @@ class ChangeWaiter:
         self._pause = self._MIN_PAUSE
         shared.watch(keys, self.event)
 
-    def has_changed(self, connection: SqliteConnection) -> bool:
+    def has_changed(self, db: SqliteConnection) -> bool:
         """Whether anybody else wrote since the last call."""
-        version = connection.fetch_rows("PRAGMA data_version")[0][0]
+        version = db.fetch_rows("PRAGMA data_version")[0][0]
         changed: bool = version != self._version
         self._version = version
         return changed
 
-    def wait(self, connection: SqliteConnection, seconds: float) -> bool:
+    def wait(self, db: SqliteConnection, seconds: float) -> bool:
         """Block until something has changed or real ``seconds`` are over; whether it has.
 
         Call it only after reading the state that may change.
         """
         deadline = time.monotonic() + seconds
         while True:
-            if self.has_changed(connection) or self.event.is_set():
+            if self.has_changed(db) or self.event.is_set():
                 self.event.clear()
                 self._pause = self._MIN_PAUSE
                 return True
@@ -216,12 +211,12 @@ class PartitionRow(NamedTuple):
     end_offset: int
 
 
-def partition_row(connection: SqliteConnection, topic: str, partition: int) -> PartitionRow:
+def partition_row(db: SqliteConnection, topic: str, partition: int) -> PartitionRow:
     """The partition's facts.
 
     :raises NotFound: there is no such topic, or it has fewer partitions.
     """
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?",
         (topic, partition),
     )
@@ -230,17 +225,17 @@ def partition_row(connection: SqliteConnection, topic: str, partition: int) -> P
     return PartitionRow(*rows[0])
 
 
-def offset_for_time(connection: SqliteConnection, topic: str, partition: int, moment: float) -> int:
+def offset_for_time(db: SqliteConnection, topic: str, partition: int, moment: float) -> int:
     """Offset of the first message taken at or after ``moment``, the end if there is none.
 
     Times never go back within a partition, so this is a binary search over its blocks.
     """
-    partition_number, first, end = partition_row(connection, topic, partition)
+    partition_number, first, end = partition_row(db, topic, partition)
     low, high = first, end
     found: int | None = None  # the start of the earliest block known to end late enough
     while low < high:
         middle = (low + high) // 2
-        rows = connection.fetch_rows(
+        rows = db.fetch_rows(
             "SELECT place, count, time FROM streams_blocks"
             " WHERE place <= ? AND place >= ? ORDER BY place DESC LIMIT 1",
             (block_key(partition_number, middle), block_key(partition_number, 0)),
@@ -257,15 +252,15 @@ def offset_for_time(connection: SqliteConnection, topic: str, partition: int, mo
     if found is None:
         return end
     start = found
-    block = blocks.decode_block(_block_data(connection, block_key(partition_number, start)))
+    block = blocks.decode_block(_block_data(db, block_key(partition_number, start)))
     if not block.times:
         return max(start, first)
     offset = next(i for i, time_us in enumerate(block.times) if time_us / 1e6 >= moment)
     return max(start + offset, first)
 
 
-def _block_data(connection: SqliteConnection, key: int) -> bytes:
-    rows = connection.fetch_rows("SELECT data FROM streams_blocks WHERE place = ?", (key,))
+def _block_data(db: SqliteConnection, key: int) -> bytes:
+    rows = db.fetch_rows("SELECT data FROM streams_blocks WHERE place = ?", (key,))
     data: bytes = rows[0][0]
     return data
 
@@ -284,8 +279,8 @@ class SqliteReader:
         self._partition = partition
         self._end = end
         self._connection: SqliteConnection | None = None
-        with database.read() as connection:
-            number, first, self._end_offset = partition_row(connection, topic, partition)
+        with database.read() as db:
+            number, first, self._end_offset = partition_row(db, topic, partition)
         self._cursor = PartitionCursor(number, max(start, first))
 
     def read(self, limit: int, timeout: float = 5.0) -> SqliteBatch | None:
@@ -295,34 +290,30 @@ class SqliteReader:
         """
         if self._cursor.position >= self._end:
             return None
-        with self._database.read() as connection:
-            slices = self._read_available(connection, limit)
+        with self._database.read() as db:
+            slices = self._read_available(db, limit)
             if slices is None and self._cursor.position < self._end:
-                slices = self._wait_for_messages(connection, limit, timeout)
+                slices = self._wait_for_messages(db, limit, timeout)
         return SqliteBatch(self._topic, self._partition, slices) if slices else None
 
-    def _read_available(self, connection: SqliteConnection, limit: int) -> list[BlockSlice] | None:
+    def _read_available(self, db: SqliteConnection, limit: int) -> list[BlockSlice] | None:
         cursor = self._cursor
         if cursor.position >= self._end_offset:
-            partition_number, _, self._end_offset = partition_row(
-                connection, self._topic, self._partition
-            )
+            partition_number, _, self._end_offset = partition_row(db, self._topic, self._partition)
             if partition_number != cursor.number:
                 raise NotFound(f"topic {self._topic!r} was deleted while it was read")
-        slices, _ = cursor.read(
-            connection, min(self._end, self._end_offset), limit, self._READ_BYTES
-        )
+        slices, _ = cursor.read(db, min(self._end, self._end_offset), limit, self._READ_BYTES)
         return slices or None
 
     def _wait_for_messages(
-        self, connection: SqliteConnection, limit: int, timeout: float
+        self, db: SqliteConnection, limit: int, timeout: float
     ) -> list[BlockSlice] | None:
         changes = ChangeWaiter(self._database.shared_file, [topic_event(self._topic)])
         deadline = time.monotonic() + timeout
         try:
             while True:
-                changes.has_changed(connection)
-                slices = self._read_available(connection, limit)
+                changes.has_changed(db)
+                slices = self._read_available(db, limit)
                 if slices or self._cursor.position >= self._end:
                     return slices
                 remaining = deadline - time.monotonic()
@@ -331,7 +322,7 @@ class SqliteReader:
                         f"{self._topic}/{self._partition}: nothing behind "
                         f"{self._cursor.position} within {timeout:g} s"
                     )
-                changes.wait(connection, remaining)
+                changes.wait(db, remaining)
         finally:
             changes.close()
 

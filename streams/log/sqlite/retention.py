@@ -104,27 +104,27 @@ class Trimmer:
         :returns: real seconds after which to check again, 0 if there is more to do.
         """
         database = self._database
-        with database.read(snapshot=True) as connection:
-            keeps_all = self._retention(connection, topic) == (None, None)
-            points, more = self._trim_points(connection, topic)
-            if not points and not _should_vacuum(connection):
+        with database.read(snapshot=True) as db:
+            keeps_all = self._retention(db, topic) == (None, None)
+            points, more = self._trim_points(db, topic)
+            if not points and not _should_vacuum(db):
                 return _UNBOUNDED_CHECK_INTERVAL if keeps_all else _CHECK_INTERVAL
         try:
-            with database.write(_LOCK_TIMEOUT) as connection:
+            with database.write(_LOCK_TIMEOUT) as db:
                 # A group may have been reset meanwhile: read again, under the lock.
-                points, more = self._trim_points(connection, topic)
+                points, more = self._trim_points(db, topic)
                 for number, first in points:
-                    connection.execute(
+                    db.execute(
                         "DELETE FROM streams_blocks"
                         " WHERE place BETWEEN ?1 AND ?2 AND place + count <= ?2",
                         (block_key(number, 0), block_key(number, first)),
                     )
-                    connection.execute(
+                    db.execute(
                         "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, number)
                     )
-                if _should_vacuum(connection):
+                if _should_vacuum(db):
                     more = True
-                    connection.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+                    db.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         except Unavailable:
             return _CHECK_INTERVAL
         return 0.0 if more else _CHECK_INTERVAL
@@ -137,47 +137,43 @@ class Trimmer:
         """
         database = self._database
         while database.settings.mode != "ro":
-            with database.read() as connection:
-                found = connection.fetch_rows(f"{_SELECT_DELETED} LIMIT 1")
+            with database.read() as db:
+                found = db.fetch_rows(f"{_SELECT_DELETED} LIMIT 1")
             if not found:
                 return
             (number,) = found[0]
-            with database.write() as connection:
-                connection.execute(
+            with database.write() as db:
+                db.execute(
                     "DELETE FROM streams_blocks WHERE place IN"
                     " (SELECT place FROM streams_blocks WHERE place BETWEEN ? AND ? LIMIT ?)",
                     (block_key(number, 0), block_key(number, OFFSET_MASK), _STEP_BLOCKS),
                 )
-                if connection.changes() < _STEP_BLOCKS:
-                    connection.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
+                if db.changes() < _STEP_BLOCKS:
+                    db.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
 
     @staticmethod
-    def _retention(connection: SqliteConnection, topic: str) -> tuple[float | None, int | None]:
-        rows = connection.fetch_rows(
+    def _retention(db: SqliteConnection, topic: str) -> tuple[float | None, int | None]:
+        rows = db.fetch_rows(
             "SELECT seconds, messages FROM streams_topics WHERE name = ?", (topic,)
         )
         return rows[0] if rows else (None, None)
 
-    def _trim_points(
-        self, connection: SqliteConnection, topic: str
-    ) -> tuple[list[_TrimPoint], bool]:
+    def _trim_points(self, db: SqliteConnection, topic: str) -> tuple[list[_TrimPoint], bool]:
         """The new first offset of each partition that can be trimmed; whether that is not all."""
-        seconds, messages = self._retention(connection, topic)
+        seconds, messages = self._retention(db, topic)
         if (seconds, messages) == (None, None):
             return [], False
         oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
         points: list[_TrimPoint] = []
         more = False
-        for number, first, end, needed, time_us in connection.fetch_json(
-            _SELECT_PARTITIONS, (topic,)
-        ):
+        for number, first, end, needed, time_us in db.fetch_json(_SELECT_PARTITIONS, (topic,)):
             floor = end if needed is None else min(end, needed)
             count_bound = 0 if messages is None else end - messages
             if count_bound - first < max(_MIN_SURPLUS, (messages or 0) // 10):
                 count_bound = 0
             if first >= floor or (not count_bound and time_us / 1e6 >= oldest):
                 continue
-            found = connection.fetch_rows(
+            found = db.fetch_rows(
                 "SELECT place, count, time FROM streams_blocks"
                 " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
                 (block_key(number, 0), block_key(number, floor), _STEP_BLOCKS),
@@ -196,11 +192,11 @@ class Trimmer:
         return points, more
 
 
-def _should_vacuum(connection: SqliteConnection) -> bool:
+def _should_vacuum(db: SqliteConnection) -> bool:
     """Whether much of the file is free, and can be given back."""
-    free = connection.fetch_rows("PRAGMA freelist_count")[0][0]
+    free = db.fetch_rows("PRAGMA freelist_count")[0][0]
     return bool(
         free > _MIN_FREE_PAGES
-        and free > connection.fetch_rows("PRAGMA page_count")[0][0] // 4
-        and connection.fetch_rows("PRAGMA auto_vacuum")[0][0] == _AUTO_VACUUM_INCREMENTAL
+        and free > db.fetch_rows("PRAGMA page_count")[0][0] // 4
+        and db.fetch_rows("PRAGMA auto_vacuum")[0][0] == _AUTO_VACUUM_INCREMENTAL
     )

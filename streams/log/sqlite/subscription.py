@@ -26,7 +26,6 @@ from streams.log.protocol import (
     StaticMember,
     Submitted,
     Subscription,
-    TopicPartition,
 )
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
@@ -98,7 +97,6 @@ class SqliteSubscription(Subscription):
         self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
         self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
         self._owned: dict[Assignment, _OwnedPartition] = {}
-        self._by_partition: dict[TopicPartition, _OwnedPartition] = {}
         self._ready: deque[_OwnedPartition] = deque()
         self._buffered: set[_OwnedPartition] = set()
         self._end_offsets: dict[str, str] = {}
@@ -197,6 +195,7 @@ class SqliteSubscription(Subscription):
 
     def _refresh_ends(self) -> None:
         """Read the group's generation and the partitions' ends: one row a topic."""
+        changed: dict[str, dict[int, int]] = {}
         for topic, generation, ends in self._connection.fetch_rows(
             "SELECT t.value, (SELECT generation FROM streams_groups WHERE name = ?),"
             " (SELECT json_group_array(next ORDER BY partition)"
@@ -205,14 +204,14 @@ class SqliteSubscription(Subscription):
         ):
             if generation != self._membership.generation:
                 self._plan_due = float("-inf")
-            if self._end_offsets.get(topic) == ends:
-                continue
-            self._end_offsets[topic] = ends
-            for partition, end in enumerate(json.loads(ends)):
-                owned = self._by_partition.get((topic, partition))
-                if owned is not None:
-                    owned.end_offset = end
-                    self._queue(owned)
+            if self._end_offsets.get(topic) != ends:
+                self._end_offsets[topic] = ends
+                changed[topic] = dict(enumerate(json.loads(ends)))
+        for assignment, owned in self._owned.items() if changed else ():
+            end = changed.get(assignment.topic, {}).get(assignment.partition)
+            if end is not None:
+                owned.end_offset = end
+                self._queue(owned)
 
     def _seconds_until_due(self) -> float:
         """Real seconds until something is due."""
@@ -267,7 +266,6 @@ class SqliteSubscription(Subscription):
             for assignment in changes.acquired:
                 owned = _OwnedPartition(assignment, self._membership.partition_numbers[assignment])
                 self._owned[assignment] = owned
-                self._by_partition[assignment.topic_partition] = owned
             try:
                 self._listener.assigned(changes.acquired)
             except BaseException:
@@ -293,7 +291,6 @@ class SqliteSubscription(Subscription):
             owned = self._owned.pop(assignment, None)
             if owned is not None:
                 self._unqueue(owned)
-                self._by_partition.pop(assignment.topic_partition, None)
 
     # -- the rest
 

@@ -1,8 +1,8 @@
 """A handler's own SQL, committed together with the position of what it handled.
 
 Either both are in the file or neither is, so an effect that is rows of this file happens exactly
-once. SQLite has one writer at a time: from its first statement to its end a transaction keeps
-everybody else from writing to the file, publishers and other handlers included. Keep it short.
+once. SQLite has one writer at a time: from its first statement to its end a transaction blocks all
+other writers of the file, publishers and other handlers included. Keep it short.
 
 The log's own tables (``streams_…``) may be read but not written, and nothing may end the
 transaction but :meth:`SqliteTransaction.commit` and :meth:`SqliteTransaction.rollback`.
@@ -25,8 +25,8 @@ from streams.log.sqlite.user_sql import READ_PRAGMAS, GuardedConnection
 
 _RESERVED_PREFIX = "streams_"
 
-# The actions of SQLite's authorizer that change something, and which of the two names that it
-# gives are reserved: a table's (or its own) comes first or second, depending on the action.
+# The actions of SQLite's authorizer that change something. The name of a table comes first or
+# second, depending on the action.
 _WRITE_ACTIONS = frozenset(
     (
         *(apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_ALTER_TABLE),
@@ -132,7 +132,7 @@ class SqliteTransaction:
         self._ended = True
 
     def __del__(self) -> None:
-        # A transaction that nobody ended would keep everybody from writing for ever.
+        # A transaction that is never ended would block all writers for ever.
         self.rollback()
 
     def _begin(self) -> HandlerConnection:
