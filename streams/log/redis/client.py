@@ -32,7 +32,7 @@ from redis.exceptions import (
 from streams.errors import Fatal, LogError, TopicMismatch, Unavailable
 from streams.log.redis.connection import RedisConnection
 from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
-from streams.log.redis.keys import expected_type
+from streams.log.redis.keys import PartitionKeys, expected_type
 from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
@@ -94,6 +94,11 @@ def script_command(
     script = load_script(name)
     call = ("EVALSHA", script.sha, len(keys), *keys, *args)
     return Command(context, keys[0], *call, script=script, is_append=is_append)
+
+
+def group_command(keys: PartitionKeys, group: str, name: str, *args: Any) -> Command:
+    """A call of a script on a group's hash in a partition, and on the partition's stream."""
+    return script_command(str(keys), name, (keys.group_key(group), keys.stream), *args)
 
 
 RECONNECT_BACKOFF = 0.1, 1.0
@@ -174,7 +179,7 @@ class ConnectionPool:
         connection.close()
 
     def close_idle(self, address: Address) -> None:
-        """Close what is idle to a server that failed or changed its part."""
+        """Close what is idle to a server that failed or is no primary any more."""
         with self._lock:
             idle = self._idle.pop(address, [])
         for connection in idle:

@@ -199,12 +199,16 @@ class Fetcher:
             pass
         self.disconnect()
 
-    def is_misrouted(self) -> bool:
-        """Whether the partitions are to be read from another server by now."""
-        connection = self._connection
-        if connection is None or not self.partitions:
-            return False
-        return self._client.servers.address_of(self.partitions[0].keys.stream) != connection.address
+    def disconnect_misrouted(self) -> None:
+        """Close the connection, if the partitions are on another server by now."""
+        if self._connection is None or not self.partitions:
+            return
+        try:
+            address = self._client.servers.address_of(self.partitions[0].keys.stream)
+        except LogError:
+            return  # it cannot be known now
+        if address != self._connection.address:
+            self.disconnect()
 
     def misses_partition(self) -> bool:
         """Whether the read under way leaves out a partition that is wanted."""
@@ -308,11 +312,7 @@ class Fetchers:
     def disconnect_misrouted(self) -> None:
         """Close the connections whose partitions are on another server by now."""
         for fetcher in self._fetchers:
-            try:
-                if fetcher.is_misrouted():
-                    fetcher.disconnect()
-            except LogError:
-                pass  # where the partition is cannot be known now
+            fetcher.disconnect_misrouted()
 
     def send_reads(self, limit: int) -> None:
         """Have a read under way on every connection that has nothing waiting to be delivered.

@@ -8,7 +8,7 @@ from streams.errors import NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
 from streams.log.names import check_group, group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
 from streams.log.redis.reader import OffsetLookup
 from streams.log.redis.stored_values import (
@@ -83,8 +83,8 @@ class Groups:
             return False
         self._client.execute_or_raise(
             [
-                script_command(
-                    str(keys), "initialize_offsets", (keys.group_key(group), keys.stream),
+                group_command(
+                    keys, group, "initialize_offsets",
                     group, entry_id(offset), count_text(self._offsets.entries_below(keys, offset)),
                 )
                 for keys, offset in all_keys.items()
@@ -168,15 +168,8 @@ class Groups:
         except NotFound:
             return
         key = members_key(group)
-        self._client.execute_or_raise(
-            [
-                *(
-                    script_command(str(keys), "release", [keys.group_key(group)], member, "")
-                    for keys in all_keys
-                ),
-                Command(group, key, "HDEL", key, member),
-            ]
-        )
+        releases = [group_command(keys, group, "release", member, "") for keys in all_keys]
+        self._client.execute_or_raise([*releases, Command(group, key, "HDEL", key, member)])
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
@@ -190,8 +183,8 @@ class Groups:
         all_keys = {keys_of(topic, each): committed for each, committed in offsets.items()}
         replies = self._client.execute_or_raise(
             [
-                script_command(
-                    str(keys), "reset_offsets", (keys.group_key(group), keys.stream),
+                group_command(
+                    keys, group, "reset_offsets",
                     group, int(force), entry_id(committed.position), committed.progress,
                     count_text(self._offsets.entries_below(keys, committed.position)),
                 )
@@ -205,15 +198,8 @@ class Groups:
         """See :meth:`streams.log.protocol.Log.delete_group`."""
         all_keys = self._partitions_of(group)
         self._require_no_members(group)
-        replies = self._client.execute_or_raise(
-            [
-                script_command(
-                    str(keys), "delete_group", (keys.group_key(group), keys.stream), group
-                )
-                for keys in all_keys
-            ]
-        )
-        if not all(replies):
+        commands = [group_command(keys, group, "delete_group", group) for keys in all_keys]
+        if not all(self._client.execute_or_raise(commands)):
             raise group_not_empty(group, None)
         self._client.execute_or_raise(
             [
@@ -224,11 +210,8 @@ class Groups:
         )
 
     def _require_no_members(self, group: str, topic: str | None = None) -> None:
-        running = [
-            member
-            for member, topics in self.live_members(group).items()
-            if topic is None or topic in topics
-        ]
+        members = self.live_members(group).items()
+        running = [member for member, topics in members if topic is None or topic in topics]
         if running:
             raise group_not_empty(group, len(running), f" (such as {running[0]})")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from streams.errors import LogError, TopicMismatch, Unavailable
 from streams.log.protocol import Assignment, Committed, TopicPartition
 from streams.log.redis.batch import RawEntries
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command, script_command
 from streams.log.redis.keys import PartitionKeys, entry_id, entry_id_before, offset_of
 from streams.log.redis.lag_counter import LagCounter
 from streams.log.redis.reader import StreamInfo, parse_stream_info
@@ -48,7 +48,6 @@ class OwnedPartition:
 
     assignment: Assignment
     keys: PartitionKeys
-    lease_key: bytes
     stored: StoredOffset | None
     """The group's position when the lease was acquired."""
     stream: StreamInfo
@@ -142,8 +141,8 @@ class PartitionLeases:
         keys, stored = self.keys[partition], self.stored_offsets.get(partition)
         if stored is None and partition in self.initial_offsets:
             stored = StoredOffset(self.initial_offsets[partition])
-        return script_command(
-            str(keys), "acquire", (keys.group_key(self._group), keys.stream),
+        return group_command(
+            keys, self._group, "acquire",
             self._member_id, self._lease_ms, self._group, self._trim_margin,
             entry_id(stored.position) if stored else b"", stored.progress if stored else "",
             count_text(stored.entries_read if stored else None),
@@ -164,10 +163,8 @@ class PartitionLeases:
         valid_until = self._terms.valid_until(sent)
         assignment = Assignment(*partition, epoch, committed, valid_until)
         assignment.stored_beyond_end = offset_of(beyond) if beyond else None
-        keys = self.keys[partition]
-        return OwnedPartition(
-            assignment, keys, keys.group_key(self._group), stored, parse_stream_info(stream)
-        )
+        stream_info = parse_stream_info(stream)
+        return OwnedPartition(assignment, self.keys[partition], stored, stream_info)
 
     def _damaged_position(self, keys: PartitionKeys, position: bytes) -> TopicMismatch:
         remedy = (
@@ -194,22 +191,20 @@ class PartitionLeases:
     def release(self, owned: Iterable[OwnedPartition]) -> None:
         """Release leases; one whose server cannot be reached now expires by itself."""
         self._send_releases(
-            script_command(
-                str(each.keys), "release", [each.lease_key], self._member_id, each.assignment.epoch
-            )
+            self._release_command(each.keys, self._member_id, each.assignment.epoch)
             for each in owned
         )
 
     def release_inherited(self, partitions: Iterable[TopicPartition]) -> None:
         """Release leases that a predecessor of this member's name has left."""
         self._send_releases(
-            script_command(
-                str(self.keys[partition]), "release", [self.keys[partition].group_key(self._group)],
-                owner, "",
-            )
+            self._release_command(self.keys[partition], owner, "")
             for partition in partitions
             if (owner := self.inherited.get(partition))
-        )  # fmt: skip
+        )
+
+    def _release_command(self, keys: PartitionKeys, *args: Any) -> Command:
+        return group_command(keys, self._group, "release", *args)
 
     def _send_releases(self, commands: Iterable[Command]) -> None:
         for reply in self._client.execute_all(list(commands)):

@@ -96,10 +96,8 @@ class Membership:
         self._set_topics(self._subscribed)
         self.leases.initial_offsets = groups.initial_offsets(group, subscribed)
         self._staleness = StalenessTracker(self.terms.heartbeat_interval)
-        self._static_holders: dict[str, str] = (
-            {self._static_name: self.member_id} if self._static_name else {}
-        )
-        """Who has a static name now."""
+        self._static_holders = {self._static_name: self.member_id} if static else {}
+        """The member that has a static name now."""
         self._heartbeats = 0
         self._dead_members: dict[bytes, bytes] = {}
         """Members whose rows have expired by this member's clock, to be removed."""
@@ -112,17 +110,12 @@ class Membership:
         """After the server lost everything, members must find each other again: until then this
         member takes only what it owned before."""
         self._next_inspection = 0.0
-        """When the streams are looked at again."""
+        """When the streams are inspected again."""
 
     # -- heartbeats
 
-    @property
-    def partition_count(self) -> int:
-        """How many partitions its topics have."""
-        return len(self.leases.keys)
-
     def inspect_streams_next(self) -> None:
-        """Look at the streams at the next heartbeat: something may have happened to them."""
+        """Inspect the streams at the next heartbeat: something may have happened to them."""
         self._next_inspection = 0.0
 
     def join(self) -> None:
@@ -163,16 +156,11 @@ class Membership:
         partitions = list(self.leases.keys)
         size = 1 if self._client.servers.is_cluster else RENEW_BATCH
         chunks = [partitions[start : start + size] for start in range(0, len(partitions), size)]
-        replies = self._client.execute_all(
-            [
-                self._heartbeat_command(),
-                *(
-                    self.leases.renew_command(chunk, owned_by_partition, inspect_streams)
-                    for chunk in chunks
-                ),
-            ]
+        renew = self.leases.renew_command
+        renewals = [renew(chunk, owned_by_partition, inspect_streams) for chunk in chunks]
+        members, *lease_replies = replies = self._client.execute_all(
+            [self._heartbeat_command(), *renewals]
         )
-        members, *lease_replies = replies
         if not all(isinstance(reply, LogError) for reply in replies):
             self._staleness.observe(time.monotonic())
         self._epochs_missing = False
@@ -195,9 +183,8 @@ class Membership:
                 continue
             answered.update(chunk)
             for partition, row in zip(chunk, rows, strict=True):
-                leases[partition] = self._read_lease(
-                    result, sent, owned_by_partition.get(partition), partition, row
-                )
+                mine = owned_by_partition.get(partition)
+                leases[partition] = self._read_lease(result, sent, mine, partition, row)
         if isinstance(members, LogError):
             if failure is not None:
                 raise members
@@ -213,14 +200,6 @@ class Membership:
             held = owned_by_partition.keys() - {each.partition for each in result.lost}
             self._update_plan(result, sent, members, leases, held)
         return result
-
-    def renew_leases(self, owned: Sequence[OwnedPartition]) -> list[OwnedPartition]:
-        """Extend the leases, and nothing else; those that are lost.
-
-        :raises LogError: it could not be done for any.
-        """
-        result = self.heartbeat(owned)
-        return [*result.lost, *result.truncated]
 
     def _heartbeat_command(self, *, join: bool = False) -> Command:
         self._heartbeats += 1

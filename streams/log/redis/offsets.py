@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streams.errors import LogError
 from streams.log.protocol import Commit
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command
 from streams.log.redis.keys import entry_id
 from streams.log.redis.leases import OwnedPartition, StoredOffset
 from streams.log.redis.membership import Membership
@@ -50,8 +50,8 @@ class OffsetCommits:
             owned.sent_version = max(owned.sent_version, commit.version)
             to_store.append((owned, commit, stored))
             commands.append(
-                script_command(
-                    str(owned.keys), "commit", (owned.lease_key, owned.keys.stream),
+                group_command(
+                    owned.keys, self._group, "commit",
                     self._membership.member_id, commit.assignment.epoch, lease_ms, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
                     count_text(entries_read), owned.sent_version,

@@ -58,10 +58,8 @@ class StreamInfo(NamedTuple):
 
 def parse_stream_info(reply: Sequence[Any]) -> StreamInfo:
     """From what our scripts return of a stream."""
-    added, length, first, last, deleted = reply
-    return StreamInfo(
-        int(added), int(length), offset_of(first), offset_of(last), offset_of(deleted)
-    )
+    added, length, *ids = reply
+    return StreamInfo(int(added), int(length), *map(offset_of, ids))
 
 
 class OffsetLookup:
@@ -83,13 +81,9 @@ class OffsetLookup:
                     return StreamInfo(0, 0, 0, 0, 0), []
                 raise reply
         facts = _pairs(info)
-        found = StreamInfo(
-            facts[b"entries-added"],
-            facts[b"length"],
-            offset_of(facts[b"recorded-first-entry-id"]),
-            offset_of(facts[b"last-generated-id"]),
-            offset_of(facts[b"max-deleted-entry-id"]),
-        )
+        names = ("recorded-first-entry-id", "last-generated-id", "max-deleted-entry-id")
+        ids = [facts[name.encode()] for name in names]
+        found = parse_stream_info([facts[b"entries-added"], facts[b"length"], *ids])
         return found, [_pairs(group) for group in groups]
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
@@ -117,10 +111,6 @@ class OffsetLookup:
         """See :meth:`streams.log.protocol.Log.offset_for_time`."""
         keys = self._topics.partition_keys(topic, partition)
         start = max(0, math.ceil(round(time * 1000, 3))) << 64
-        return self._first_from(keys, start)
-
-    def _first_from(self, keys: PartitionKeys, start: int) -> int:
-        """Offset of the first entry at or behind a position, the end if there is none."""
         if start <= MAX_OFFSET:
             count, last_id = self._scan(keys, "XRANGE", entry_id(start), b"+", 1)
             if count:

@@ -128,10 +128,11 @@ def read_settings(request: OpenRequest) -> Settings:
     for key in connection:
         if key.startswith(("ssl_", "socket_")) and topology == "sentinel":
             sentinel.setdefault(key, connection[key])
+    default = DEFAULT_PORTS[topology]
     settings = Settings(
         name=name,
         topology=topology,
-        addresses=_addresses(url, topology),
+        addresses=tuple((host.strip("[]").lower(), port or default) for host, port in url.hosts),
         service=service,
         tls=tls,
         terms=terms,
@@ -196,11 +197,6 @@ def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
     if len(segments) > 1 or not segments[0].isdecimal():
         raise ConfigError(f"{context}: the database is a number, as in redis://host:6379/0")
     return service, int(segments[0])
-
-
-def _addresses(url: Url, topology: Topology) -> tuple[Address, ...]:
-    default = DEFAULT_PORTS[topology]
-    return tuple((host.strip("[]").lower(), port or default) for host, port in url.hosts)
 
 
 # -- options and the driver's settings -------------------------------------------------------------

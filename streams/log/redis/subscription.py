@@ -184,15 +184,15 @@ class RedisSubscription(Subscription):
             return
         self._renewed_at = time.monotonic()
         owned = [o for o in self._owned.values() if o not in self._lost_untold]
-        self._mark_lost(self._membership.renew_leases(owned))
+        result = self._membership.heartbeat(owned)
+        self._mark_lost([*result.lost, *result.truncated])
 
     def _heartbeat(self) -> None:
         """Send a heartbeat, and apply the plan that follows from it."""
         now = self._renewed_at = time.monotonic()
         membership = self._membership
         stable_interval = min(
-            max(STABLE_HEARTBEAT, membership.partition_count / 500),
-            membership.terms.heartbeat_interval,
+            max(STABLE_HEARTBEAT, len(self._leases.keys) / 500), membership.terms.heartbeat_interval
         )
         # Even if this one fails, the next does not follow at once.
         self._next_heartbeat = now + min(stable_interval, 2 * REBALANCE_HEARTBEAT)

@@ -158,7 +158,10 @@ class Writer:
                     to_merge.append((number, small_blocks))
                     small_blocks = 0
                 updates.append((offset, time, small_blocks, number))
-            _insert_blocks(db, rows)
+            for start in range(0, len(rows), _INSERT_ROWS):
+                chunk = rows[start : start + _INSERT_ROWS]
+                sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
+                db.execute(sql, tuple(chain.from_iterable(chunk)))
             db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
             for number, small_blocks in to_merge:
                 _merge_small_blocks(db, number, small_blocks)
@@ -191,13 +194,6 @@ class Writer:
         """Wait for the appends of other threads: each of them holds the lock."""
         self._database.shared_file.write_lock.acquire(timeout)
         self._database.shared_file.write_lock.release()
-
-
-def _insert_blocks(db: SqliteConnection, rows: Sequence[tuple[int, int, int, bytes]]) -> None:
-    for start in range(0, len(rows), _INSERT_ROWS):
-        chunk = rows[start : start + _INSERT_ROWS]
-        extra_rows = ", (?, ?, ?, ?)" * (len(chunk) - 1)
-        db.execute(_INSERT_BLOCK + extra_rows, tuple(chain.from_iterable(chunk)))
 
 
 def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int) -> None:

@@ -76,25 +76,26 @@ class PartitionCursor:
         :param end: an offset up to which the partition is, or once was, filled.
         :param byte_limit: stop when this many bytes are reached.
         """
-        slices: list[BlockSlice] = []
         if self.position >= end:
-            return slices, 0
+            return [], 0
         before = self.position, self._buffered
         try:
-            return slices, self._read_blocks(slices, db, end, limit, byte_limit)
+            return self._read_blocks(db, end, limit, byte_limit)
         except BaseException:
             self.position, self._buffered = before
             raise
 
     def _read_blocks(
-        self, slices: list[BlockSlice], db: SqliteConnection, end: int, limit: int, byte_limit: int
-    ) -> int:
+        self, db: SqliteConnection, end: int, limit: int, byte_limit: int
+    ) -> tuple[list[BlockSlice], int]:
+        slices: list[BlockSlice] = []
         buffered, self._buffered = self._buffered, None
         if buffered is not None:
-            first, time, block, _, _ = buffered
-            limit -= self._add_slice(slices, first, time, block, end, limit)
+            part = self._cut(buffered, end, limit)
+            slices.append(part)
+            limit -= part.high - part.low
             if limit < 1 or self.position >= end:
-                return 0
+                return slices, 0
         blocks_wanted = -(-limit // self._messages_per_block)
         max_blocks = min(_MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, blocks_wanted) or 1
         found, data = self._fetch_blocks(db, end, max_blocks)
@@ -109,7 +110,9 @@ class PartitionCursor:
             else:
                 packed = _block_data(db, row.key)
             block = blocks.decode_block(packed)
-            limit -= self._add_slice(slices, row.key & OFFSET_MASK, row.time, block, end, limit)
+            part = self._cut(BlockSlice(row.key & OFFSET_MASK, row.time, block, 0, 0), end, limit)
+            slices.append(part)
+            limit -= part.high - part.low
             bytes_read += row.length
             if limit < 1 or bytes_read >= byte_limit or self.position >= end:
                 break
@@ -117,7 +120,7 @@ class PartitionCursor:
             if len(found) < max_blocks:
                 # There is nothing more below `end`: the rest has been trimmed.
                 self.position = end
-        return bytes_read
+        return slices, bytes_read
 
     def _fetch_blocks(
         self, db: SqliteConnection, end: int, max_blocks: int
@@ -137,22 +140,15 @@ class PartitionCursor:
             self._messages_per_block = max(1, sum(row.messages for row in found) // len(found))
         return found, memoryview(data or b"")
 
-    def _add_slice(
-        self,
-        slices: list[BlockSlice],
-        first: int,
-        time: int,
-        block: blocks.Block,
-        end: int,
-        limit: int,
-    ) -> int:
+    def _cut(self, block_slice: BlockSlice, end: int, limit: int) -> BlockSlice:
+        """The messages of a block from the position on, which moves behind them."""
+        first, count = block_slice.first_offset, len(block_slice.block.ids)
         low = max(0, self.position - first)
-        high = min(len(block.ids), end - first, low + limit)
-        slices.append(BlockSlice(first, time, block, low, high))
+        high = min(count, end - first, low + limit)
         self.position = first + high
-        if high < len(block.ids):
-            self._buffered = slices[-1]
-        return high - low
+        found = block_slice._replace(low=low, high=high)
+        self._buffered = found if high < count else None
+        return found
 
 
 class ChangeWaiter:
