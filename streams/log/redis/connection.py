@@ -7,7 +7,7 @@ is still to come, so the connection is closed, whatever the exception was.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis import connection as driver
@@ -15,14 +15,6 @@ from redis.exceptions import RedisError, ResponseError
 
 from streams.log.redis.errors import unreachable_error
 from streams.log.redis.settings import Address, Settings
-
-
-def command_packer(settings: Settings) -> Callable[..., list[bytes]]:
-    """Makes of a command's arguments what is sent of them, without a connection."""
-    connection_class: Any = driver.Connection
-    plain = {key: settings.connection[key] for key in ("protocol", "decode_responses")}
-    pack: Callable[..., list[bytes]] = connection_class(**plain).pack_command
-    return pack
 
 
 class RedisConnection:
@@ -61,10 +53,6 @@ class RedisConnection:
     def send_many(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send several commands in as few packets as they fit in."""
         self._driver.send_packed_command(self._driver.pack_commands(commands))
-
-    def send_packed(self, data: list[bytes]) -> None:
-        """Send what :func:`command_packer` made."""
-        self._driver.send_packed_command(data)
 
     def receive(self) -> Any:
         """The next answer.

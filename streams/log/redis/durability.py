@@ -14,6 +14,8 @@ from streams.errors import LogError
 from streams.log.protocol import DurabilityFact
 from streams.log.redis.client import Client, Command
 from streams.log.redis.settings import Settings
+from streams.log.redis.stored_values import parse_info
+from streams.wire import parse_int
 
 _CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
 
@@ -23,13 +25,10 @@ def durability_facts(client: Client, context: str, key: bytes) -> tuple[Durabili
 
     :raises LogError: it does not answer.
     """
-    config, replication = client.execute_all(
-        [
-            Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES),
-            Command(context, key, "INFO", "replication"),
-        ]
-    )
-    replicas = _connected_replicas(replication)
+    ask_config = Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES)
+    ask_replication = Command(context, key, "INFO", "replication")
+    config, replication = client.execute_all([ask_config, ask_replication])
+    replicas = parse_int(parse_info(replication).get("connected_slaves"))
     if isinstance(config, LogError):
         client.execute(Command(context, key, "PING"))  # it answers, and only does not tell
         return (
@@ -65,10 +64,8 @@ def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> l
     policy = config.get("maxmemory-policy", "?")
     never_evicts = not policy.startswith("allkeys") or config.get("maxmemory", "0") == "0"
     advice = "a full server throws streams away: set it to noeviction"
-    found.append(
-        DurabilityFact("maxmemory-policy", policy, never_evicts, "" if never_evicts else advice)
-    )
-    return found
+    advice = "" if never_evicts else advice
+    return [*found, DurabilityFact("maxmemory-policy", policy, never_evicts, advice)]
 
 
 def _replica_fact(settings: Settings, replicas: int | None) -> DurabilityFact:
@@ -76,23 +73,12 @@ def _replica_fact(settings: Settings, replicas: int | None) -> DurabilityFact:
     value = f"{connected}, {settings.wait_replicas} waited for"
     if settings.wait_replicas:
         is_safe = None if replicas is None else replicas >= settings.wait_replicas
-        return DurabilityFact(
-            "replicas", value, is_safe, "" if is_safe else "start as many as are waited for"
-        )
+        advice = "" if is_safe else "start as many as are waited for"
+        return DurabilityFact("replicas", value, is_safe, advice)
     return DurabilityFact(
         "replicas", value, True if replicas == 0 else None,
         "" if replicas == 0 else "a failover may lose what no replica has yet: say ?wait=1",
     )  # fmt: skip
-
-
-def _connected_replicas(reply: Any) -> int | None:
-    if not isinstance(reply, bytes):
-        return None
-    for line in reply.decode("utf-8", "replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == "connected_slaves" and value.isdecimal():
-            return int(value)
-    return None
 
 
 def _decode_pairs(reply: Any) -> dict[str, str]:

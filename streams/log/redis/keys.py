@@ -23,6 +23,9 @@ these can be mistaken for another.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+import msgspec
 
 from streams import wire
 from streams.errors import ConfigError
@@ -102,6 +105,15 @@ def offset_of(id: bytes) -> int:
     """An entry ID as an offset."""
     high, _, low = id.partition(b"-")
     return int(high) << 64 | int(low or 0)
+
+
+def offsets_of(ids: Sequence[bytes]) -> list[int]:
+    """Many entry IDs as offsets: read as one JSON list, which is several times as fast."""
+    numbers = _int_list.decode(b"[%s]" % b",".join(ids).replace(b"-", b","))
+    return [high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)]
+
+
+_int_list = msgspec.json.Decoder(list[int])
 
 
 def parse_offset(text: str) -> int:

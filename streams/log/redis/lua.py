@@ -16,19 +16,13 @@ from importlib.resources import files
 MAX_ARGUMENTS = 7_900
 """Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
 
-
-ALLOWED_WHEN_FULL: Set[str] = {
-    "beat",
-    "claim_done",
-    "claim_release",
-    "claim_renew",
-    "commit",
-    "release",
-    "renew",
-    "take",
-    "trim",
-}
-"""What must go on when ``maxmemory`` is reached: they write next to nothing, and without them
+ALLOWED_WHEN_FULL: Set[str] = frozenset(
+    (
+        *("acquire", "commit", "heartbeat", "release", "renew", "trim"),
+        *("claim_complete", "claim_release", "claim_renew"),
+    )
+)
+"""What must go on when ``maxmemory`` is reached: these write next to nothing, and without them
 nobody could take anything out. (Redis 7.0, "Eval flags".) So does the outcome of a claim: what was
 done once must be known as done, and no new claims are let in meanwhile."""
 

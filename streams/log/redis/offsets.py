@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streams.errors import LogError
 from streams.log.protocol import Commit
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command
 from streams.log.redis.keys import entry_id
 from streams.log.redis.leases import OwnedPartition, StoredOffset
 from streams.log.redis.membership import Membership
+from streams.log.redis.stored_values import count_text
 
 
 class OffsetCommits:
@@ -44,23 +45,21 @@ class OffsetCommits:
         for owned, commit in commits:
             if commit.version <= owned.committed_version:
                 continue
-            stored = StoredOffset(
-                commit.position, commit.progress, owned.lag_counter.entries_below(commit.position)
-            )
+            entries_read = owned.lag_counter.entries_below(commit.position)
+            stored = StoredOffset(commit.position, commit.progress, entries_read)
             owned.sent_version = max(owned.sent_version, commit.version)
             to_store.append((owned, commit, stored))
             commands.append(
-                script_command(
-                    str(owned.keys), "commit", (owned.lease_key, owned.keys.stream),
+                group_command(
+                    owned.keys, self._group, "commit",
                     self._membership.member_id, commit.assignment.epoch, lease_ms, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
-                    "" if stored.entries_read is None else stored.entries_read, owned.sent_version,
+                    count_text(entries_read), owned.sent_version,
                 )
             )  # fmt: skip
         failure: LogError | None = None
-        for (owned, commit, stored), reply in zip(
-            to_store, self._client.execute_all(commands), strict=True
-        ):
+        replies = self._client.execute_all(commands)
+        for (owned, commit, stored), reply in zip(to_store, replies, strict=True):
             if isinstance(reply, LogError):
                 failure = reply
             elif reply == 0:

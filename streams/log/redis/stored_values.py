@@ -57,6 +57,17 @@ def valid_names(words: Iterable[bytes]) -> list[str]:
     return [name for word in words if is_valid_name(name := bytes(word).decode("ascii", "replace"))]
 
 
+def parse_info(reply: object) -> dict[str, str]:
+    """The fields of a reply to INFO; none where there is no such reply."""
+    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def count_text(count: int | None) -> str:
+    """A number of entries as the scripts take it; empty where it is not known."""
+    return "" if count is None else str(count)
+
+
 def printable(text: bytes) -> str:
     """A key, a member's name or a value for people, shortened."""
     return bytes(text[:300]).decode("utf-8", "backslashreplace")

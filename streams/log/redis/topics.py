@@ -11,21 +11,21 @@ from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
 from streams.log.redis.client import Client, Command, script_command
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
-from streams.log.redis.stored_values import damaged_field, valid_names, valid_topics
+from streams.log.redis.stored_values import count_text, damaged_field, valid_names, valid_topics
 from streams.text import get_logger
 from streams.wire import parse_float, parse_int
 
 logger = get_logger("streams")
 
 MAX_ENTRIES = "most"
-"""The one setting of ``create(config=…)``: entries a partition keeps at most, settled or not."""
+"""The one setting of ``create_topic(config=…)``: entries that a partition keeps at most, settled or
+not."""
 
 _MAX_PARTITIONS = 100_000
 """A larger number was never written by this log."""
-_SCAN_COUNT = 1_000
 
 CACHE_SECONDS = 30.0
-"""Seconds for which a topic's retention is believed."""
+"""Seconds after which a topic's retention is read again."""
 
 
 class StoredTopic(NamedTuple):
@@ -34,23 +34,19 @@ class StoredTopic(NamedTuple):
     info: TopicInfo
     max_entries: int | None = None
     created_here: bool = True
-    """It was created here; else it is a stream of others."""
+    """False: it is a stream of others."""
 
     @property
     def has_bound(self) -> bool:
-        """There is something to be trimmed by."""
+        """Whether it is trimmed."""
         retention = self.info.retention
-        return (
-            retention.seconds is not None
-            or retention.messages is not None
-            or self.max_entries is not None
-        )
+        return (retention.seconds, retention.messages, self.max_entries) != (None, None, None)
 
 
 class Topics:
     """The topics of a log. Usable from any thread.
 
-    Facts are remembered: a topic's number of partitions never changes. Its retention may, so for
+    Facts are cached: a topic's number of partitions never changes. Its retention may, so for
     trimming they are read again now and then.
     """
 
@@ -62,11 +58,7 @@ class Topics:
         self._keys: dict[TopicPartition, PartitionKeys] = {}
 
     def create_topic(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        config: Mapping[str, str] | None,
+        self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.create_topic`."""
         check_topic(topic)
@@ -96,18 +88,11 @@ class Topics:
         """
         reply = self._client.execute(
             script_command(
-                topic,
-                "create",
-                (topic_key(topic), topic.encode()),
-                partitions,
-                *(
-                    "" if bound is None else repr(bound)
-                    for bound in (retention.seconds, retention.messages)
-                ),
-                "" if max_entries is None else max_entries,
-                "1" if replace else "0",
+                topic, "create_topic", (topic_key(topic), topic.encode()), partitions,
+                "" if retention.seconds is None else repr(retention.seconds),
+                count_text(retention.messages), count_text(max_entries), int(replace),
             )
-        )
+        )  # fmt: skip
         if not reply[0]:
             raise topic_mismatch(topic, _parse_partitions(topic, reply[1]), partitions)
         self._client.execute(Command(topic, TOPICS_KEY, "SADD", TOPICS_KEY, topic))
@@ -156,8 +141,8 @@ class Topics:
         cached = self.lookup(topic)
         if self._is_stale(topic):
             found = self._load(topic)
-            # Where the server has lost the facts, what is known here is what :meth:`restore` will
-            # write; a topic that was deleted and made anew with other partitions is another one.
+            # If the server has lost the facts, :meth:`restore` writes those that are cached; a
+            # topic that was deleted and created with other partitions is another one.
             if found.created_here and found.info.partitions == cached.info.partitions:
                 cached = found
             self._remember(topic, cached)
@@ -167,8 +152,7 @@ class Topics:
         return time.monotonic() >= self._loaded_at.get(topic, float("-inf")) + CACHE_SECONDS
 
     def may_need_trimming(self, topic: str) -> bool:
-        """Whether it may have something to be trimmed by: it is known to, or it was not asked for
-        some time."""
+        """Whether it is known to have a bound, or its facts have not been read for some time."""
         cached = self._cached.get(topic)
         return cached is not None and (cached.has_bound or self._is_stale(topic))
 
@@ -189,15 +173,12 @@ class Topics:
 
     def _scan_streams(self, address: tuple[str, int]) -> Iterable[bytes]:
         connection, _ = self._client.pool.acquire(address)
-        cursor = b"0"
+        cursor = b""
         try:
-            while True:
-                cursor, names = connection.request(
-                    "SCAN", cursor, "COUNT", _SCAN_COUNT, "TYPE", "stream"
-                )
+            while cursor != b"0":
+                scan = ("SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream")
+                cursor, names = connection.request(*scan)
                 yield from names
-                if cursor == b"0":
-                    break
         except BaseException:
             connection.close()
             raise
@@ -209,13 +190,9 @@ class Topics:
         groups = valid_names(self._client.execute(_set_members(GROUPS_KEY)))
         commands: list[Command] = []
         for partition in range(info.partitions):
-            partition_keys = PartitionKeys(topic, partition, info.partitions)
-            keys = (
-                partition_keys.stream,
-                *partition_keys.id_hashes,
-                *map(partition_keys.group_key, groups),
-            )
-            commands.append(Command(topic, partition_keys.stream, "UNLINK", *keys))
+            keys = PartitionKeys(topic, partition, info.partitions)
+            deleted = (keys.stream, *keys.id_hashes, *map(keys.group_key, groups))
+            commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
         for group in groups:
             key = topics_key(group)
             commands.append(Command(topic, key, "HDEL", key, topic))
@@ -253,9 +230,8 @@ class Topics:
 
     def all_partition_keys(self, topic: str) -> list[PartitionKeys]:
         """The keys of all its partitions."""
-        return [
-            self.partition_keys(topic, each) for each in range(self.lookup(topic).info.partitions)
-        ]
+        partitions = self.lookup(topic).info.partitions
+        return [self.partition_keys(topic, each) for each in range(partitions)]
 
 
 def _set_members(key: bytes) -> Command:
@@ -270,14 +246,12 @@ def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
     partitions, seconds, messages, max_entries = stored
     keep_seconds = parse_float(seconds) if seconds else None
     if seconds and (keep_seconds is None or keep_seconds <= 0):
-        raise _damaged_topic(
-            topic, "seconds", seconds, "set it to the seconds that messages are kept"
-        )
+        remedy = "set it to the seconds that messages are kept"
+        raise _damaged_topic(topic, "seconds", seconds, remedy)
     retention = Retention(keep_seconds, _parse_count(topic, "messages", messages))
     number = _parse_partitions(topic, partitions) if partitions else 1
-    return StoredTopic(
-        TopicInfo(topic, number, retention), _parse_count(topic, "most", max_entries)
-    )
+    info = TopicInfo(topic, number, retention)
+    return StoredTopic(info, _parse_count(topic, "most", max_entries))
 
 
 def _parse_partitions(topic: str, stored: bytes) -> int:
@@ -297,9 +271,8 @@ def _parse_count(topic: str, field: str, stored: bytes | None) -> int | None:
 
 
 def _damaged_topic(topic: str, field: str, stored: bytes, remedy: str) -> TopicMismatch:
-    return TopicMismatch(
-        f"topic {topic!r}: {damaged_field(topic_key(topic), field, stored, remedy)}"
-    )
+    damage = damaged_field(topic_key(topic), field, stored, remedy)
+    return TopicMismatch(f"topic {topic!r}: {damage}")
 
 
 def _parse_max_entries(topic: str, config: Mapping[str, str]) -> int | None:
@@ -307,8 +280,7 @@ def _parse_max_entries(topic: str, config: Mapping[str, str]) -> int | None:
         if name != MAX_ENTRIES:
             raise ConfigError(
                 f"{topic}: config={{{name!r}: …}}: on Redis there is only {MAX_ENTRIES!r}, the "
-                "entries a "
-                "partition keeps at most, whatever groups have settled"
+                "entries a partition keeps at most, whatever groups have settled"
             )
     text = config.get(MAX_ENTRIES)
     if text is None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import apsw
+from typing_extensions import override
 
-from streams.errors import ConfigError
-from streams.log.sqlite.database import ConnectionPool, Database, SqliteConnection
+from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate
-from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.user_sql import READ_PRAGMAS, single_statement
+from streams.log.sqlite.user_sql import READ_PRAGMAS, GuardedConnection
 
 _READ_ACTIONS = frozenset(
     (apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE)
@@ -24,22 +23,16 @@ _READ_ACTIONS = frozenset(
 """The actions of SQLite's authorizer that change nothing."""
 
 
-class ReadConnection(SqliteConnection):
+class ReadConnection(GuardedConnection):
     """A connection that refuses everything but reading."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.was_refused = False
-        """The last statement was refused."""
-        self.authorizer = self._authorize
+    caller = "app.query"
 
-    def _authorize(
-        self, action: int, first: str | None, two: str | None, base: str | None, inner: str | None
-    ) -> int:
+    @override
+    def refuse(self, action: int, first: str | None, second: str | None) -> str:
         if action in _READ_ACTIONS or (action == apsw.SQLITE_PRAGMA and first in READ_PRAGMAS):
-            return apsw.SQLITE_OK
-        self.was_refused = True
-        return apsw.SQLITE_DENY
+            return ""
+        return "the statement does not only read; a handler writes through message.transaction"
 
 
 class QueryRunner:
@@ -50,30 +43,15 @@ class QueryRunner:
         self._pool = ConnectionPool(lambda: ReadConnection(database.settings))
 
     def run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """The rows of one statement.
-
-        :raises ConfigError: it is more than one statement, or does not only read.
-        :raises LogError: SQLite refuses it, and its own exception is the cause.
-        """
+        """See :meth:`streams.log.protocol.Queryable.query`."""
         self._database.require_open()
         try:
             connection = self._pool.acquire()
         except apsw.Error as error:
             raise translate(error, self._database.path) from error
-        connection.was_refused = False
-        cursor = connection.cursor()
-        cursor.exec_trace = single_statement(sql, "app.query")
         try:
-            return cursor.execute(sql, parameters).fetchall()
-        except apsw.Error as error:
-            if connection.was_refused:
-                raise ConfigError(
-                    "app.query: the statement does not only read; a handler writes through "
-                    "message.transaction"
-                ) from error
-            raise translate(error, self._database.path) from error
+            return connection.run(sql, parameters)
         finally:
-            cursor.close(True)
             self._pool.release(connection)
 
     def close(self) -> None:

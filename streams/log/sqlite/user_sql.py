@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import apsw
 
 from streams.errors import ConfigError
+from streams.log.sqlite.database import SqliteConnection
+from streams.log.sqlite.errors import translate
+from streams.log.sqlite.settings import Settings
 
 _BLANK_SQL = re.compile(r"(\s|;|--[^\n]*|/\*.*?(\*/|\Z))*", re.DOTALL)
 
@@ -19,6 +22,49 @@ READ_PRAGMAS = frozenset(
     )
 )
 """Pragmas that only read the schema."""
+
+
+class GuardedConnection(SqliteConnection):
+    """A connection for users' statements, some of which it refuses."""
+
+    caller: ClassVar[str]
+    """How users call what runs their statements."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._path = settings.path
+        self._refusal = ""
+        """Why the last statement was refused."""
+        self.authorizer = self._authorize
+
+    def refuse(self, action: int, first: str | None, second: str | None) -> str:
+        """Why an action of SQLite's authorizer, on what it names, is refused; empty: it is not."""
+        raise NotImplementedError
+
+    def _authorize(
+        self, action: int, first: str | None, two: str | None, base: str | None, inner: str | None
+    ) -> int:
+        reason = self.refuse(action, first, two)
+        self._refusal = reason or self._refusal
+        return apsw.SQLITE_DENY if reason else apsw.SQLITE_OK
+
+    def run(self, sql: str, parameters: Any) -> list[tuple[Any, ...]]:
+        """The rows of one statement.
+
+        :raises ConfigError: it is more than one, or it is refused.
+        :raises LogError: SQLite reports an error, which is the cause.
+        """
+        self._refusal = ""
+        cursor = self.cursor()
+        cursor.exec_trace = single_statement(sql, self.caller)
+        try:
+            return cursor.execute(sql, parameters).fetchall()
+        except apsw.Error as error:
+            if self._refusal:
+                raise ConfigError(f"{self.caller}: {self._refusal}") from error
+            raise translate(error, self._path) from error
+        finally:
+            cursor.close(True)
 
 
 def single_statement(sql: str, caller: str) -> Callable[[apsw.Cursor, str, Any], bool]:
