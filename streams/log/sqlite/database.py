@@ -99,6 +99,10 @@ class SqliteConnection(apsw.Connection):
                 return  # nothing can be done about it here, and the next BEGIN fails
 
 
+def _has_event_tables(connection: SqliteConnection) -> bool:
+    return connection.table_exists("main", schema.EVENT_TABLE_NAMES[-1])
+
+
 ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
 
 
@@ -149,6 +153,8 @@ class Database:
             settings.path, may_create=settings.mode == "rwc", purpose=purpose
         )
         self._pid = os.getpid()
+        self.has_event_tables = False
+        """False: of a file that was made before there were histories, and cannot be extended."""
         self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False
         try:
@@ -185,6 +191,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.execute(schema.TABLES)
+                connection.execute(schema.EVENT_TABLES)
                 connection.execute(
                     "INSERT OR IGNORE INTO streams_meta VALUES"
                     " ('version', ?), ('partitions', 0), ('members', 0)",
@@ -202,15 +209,23 @@ class Database:
                 f"{self.path}: written by another version of this package (schema {version}, "
                 f"this one reads {schema.VERSION}); install the version that wrote it"
             )
-        if connection.fetch_rows(_FIND_VIEWS):
-            return
-        try:  # the file may have been made before there were views
+        for is_there, statements in (
+            (_has_event_tables(connection), schema.EVENT_TABLES),
+            (connection.fetch_rows(_FIND_VIEWS), schema.VIEWS),
+        ):
+            if not is_there:
+                self._add_to_file(connection, statements)
+        self.has_event_tables = _has_event_tables(connection)
+
+    def _add_to_file(self, connection: SqliteConnection, statements: str) -> None:
+        """Add what there was not yet when the file was made."""
+        try:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(schema.VIEWS)
+            connection.execute(statements)
             connection.execute("COMMIT")
         except apsw.Error as error:
-            # The log itself needs no view, and the next process that opens the file tries again.
-            logger.info("the views of the log's file were not made: %s", error)
+            # The log can do without, and the next process that opens the file tries again.
+            logger.info("the log's file was not extended: %s", error)
         finally:
             connection.roll_back()
 

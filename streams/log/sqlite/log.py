@@ -10,6 +10,16 @@ from streams.clock import SYSTEM
 from streams.config import Flow
 from streams.errors import NotFound
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.events import (
+    EventAppend,
+    EventLog,
+    EventTotals,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    StoredSnapshot,
+)
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -28,6 +38,7 @@ from streams.log.protocol import (
 )
 from streams.log.sqlite import durability, reader, settings
 from streams.log.sqlite.database import Database
+from streams.log.sqlite.events import Events
 from streams.log.sqlite.groups import Groups
 from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.query import QueryRunner
@@ -37,7 +48,7 @@ from streams.log.sqlite.subscription import SqliteSubscription
 from streams.log.sqlite.topics import Topics
 from streams.message import Record
 
-CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True)
+CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True, events=True)
 
 
 def open(request: OpenRequest) -> Log:
@@ -51,7 +62,7 @@ def open(request: OpenRequest) -> Log:
     return SqliteLog(request)
 
 
-class SqliteLog(DenseOffsets, Log):
+class SqliteLog(DenseOffsets, Log, EventLog):
     """A log in one file. Usable from any thread of the process that opened it."""
 
     def __init__(self, request: OpenRequest) -> None:
@@ -64,6 +75,7 @@ class SqliteLog(DenseOffsets, Log):
             raise
         self._topics = Topics(self._database, self._trimmer)
         self._writer = Writer(self._database, self._trimmer)
+        self._events = Events(self._database)
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
         self._lock = threading.Lock()
@@ -114,6 +126,37 @@ class SqliteLog(DenseOffsets, Log):
 
     def flush(self, timeout: float) -> None:
         self._writer.flush(timeout)
+
+    # -- histories
+
+    @property
+    def never_blocks(self) -> bool:
+        return False
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        return self._topics.create_event_topic(topic, partitions)
+
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        self._events.append(topic, appends, on_appended)
+
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        return self._events.read(topic, requests)
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        self._events.write_snapshots(topic, snapshots)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        return self._events.delete_snapshots(topic, fingerprint)
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        return self._events.list_keys(topic, partition, after, limit)
+
+    def event_totals(self, topic: str) -> EventTotals:
+        return self._events.totals(topic)
 
     # -- reading
 

@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, NotFound, TooLarge
+from streams.log.events import events_only
 from streams.log.names import partitions_for, topic_not_found
 from streams.log.protocol import OnAppended
 from streams.log.sqlite import blocks
@@ -40,6 +41,13 @@ class _PartitionAppend(NamedTuple):
     partition: int
     indexes: Sequence[int]
     blocks: list[EncodedBlock]
+
+
+class WrittenRun(NamedTuple):
+    """Where a run of blocks was written, and the time that its messages have."""
+
+    first_offset: int
+    time: int
 
 
 class Writer:
@@ -76,6 +84,10 @@ class Writer:
             rows = db.fetch_rows(
                 "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
             )
+            if self._database.has_event_tables and db.fetch_rows(
+                "SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,)
+            ):
+                raise events_only(topic, "published to")
         if not rows:
             raise topic_not_found(topic)
         numbers = self._partition_numbers[topic] = [number for (number,) in rows]
@@ -127,46 +139,14 @@ class Writer:
         """The first offset of each run; None if the topic's partitions are others by now."""
         if not appends:
             return []
+        runs = [(numbers[run.partition], run.blocks) for run in appends]
         now = int(self._database.clock.time() * 1e6)
-        wanted = [numbers[run.partition] for run in appends]
-        first_offsets: list[int] = []
-        rows: list[tuple[int, int, int, bytes]] = []
-        updates: list[tuple[int, int, int, int]] = []
-        to_merge: list[tuple[int, int]] = []
         with self._database.write() as db:
-            state = {
-                number: (next_, time, small_blocks)
-                for number, next_, time, small_blocks in db.fetch_json(
-                    "SELECT json_group_array(json_array(no, next, time, loose))"
-                    " FROM streams_partitions"
-                    " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
-                    (json.dumps(wanted), topic),
-                )
-            }
-            if len(state) != len(wanted):
-                return None
-            for number, run in zip(wanted, appends, strict=True):
-                offset, time, small_blocks = state[number]
-                time = max(time, now)
-                first_offsets.append(offset)
-                for count, data in run.blocks:
-                    rows.append((block_key(number, offset), count, time, data))
-                    offset += count
-                    is_small = count < blocks.SMALL_MESSAGES and len(data) <= blocks.SMALL_BYTES
-                    small_blocks = small_blocks + 1 if is_small else 0
-                if small_blocks >= blocks.SMALL_MESSAGES:
-                    to_merge.append((number, small_blocks))
-                    small_blocks = 0
-                updates.append((offset, time, small_blocks, number))
-            for start in range(0, len(rows), _INSERT_ROWS):
-                chunk = rows[start : start + _INSERT_ROWS]
-                sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
-                db.execute(sql, tuple(chain.from_iterable(chunk)))
-            db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
-            for number, small_blocks in to_merge:
-                _merge_small_blocks(db, number, small_blocks)
+            written = write_blocks(db, topic, runs, now)
+        if written is None:
+            return None
         self._database.shared_file.notify([topic_event(topic)])
-        return first_offsets
+        return [run.first_offset for run in written]
 
     @staticmethod
     def _outcomes(
@@ -194,6 +174,56 @@ class Writer:
         """Wait for the appends of other threads: each of them holds the lock."""
         self._database.shared_file.write_lock.acquire(timeout)
         self._database.shared_file.write_lock.release()
+
+
+def write_blocks(
+    db: SqliteConnection,
+    topic: str,
+    runs: Sequence[tuple[int, Sequence[EncodedBlock]]],
+    now: int,
+) -> list[WrittenRun] | None:
+    """Write blocks at the ends of partitions, within a transaction.
+
+    :param runs: partition numbers, each once, and what goes there.
+    :param now: microseconds since the epoch; times of a partition never go back.
+    :returns: None if the topic has other partitions than these by now.
+    """
+    written: list[WrittenRun] = []
+    rows: list[tuple[int, int, int, bytes]] = []
+    updates: list[tuple[int, int, int, int]] = []
+    to_merge: list[tuple[int, int]] = []
+    state = {
+        number: (next_, time, small_blocks)
+        for number, next_, time, small_blocks in db.fetch_json(
+            "SELECT json_group_array(json_array(no, next, time, loose))"
+            " FROM streams_partitions"
+            " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
+            (json.dumps([number for number, _ in runs]), topic),
+        )
+    }
+    if len(state) != len(runs):
+        return None
+    for number, encoded in runs:
+        offset, time, small_blocks = state[number]
+        time = max(time, now)
+        written.append(WrittenRun(offset, time))
+        for count, data in encoded:
+            rows.append((block_key(number, offset), count, time, data))
+            offset += count
+            is_small = count < blocks.SMALL_MESSAGES and len(data) <= blocks.SMALL_BYTES
+            small_blocks = small_blocks + 1 if is_small else 0
+        if small_blocks >= blocks.SMALL_MESSAGES:
+            to_merge.append((number, small_blocks))
+            small_blocks = 0
+        updates.append((offset, time, small_blocks, number))
+    for start in range(0, len(rows), _INSERT_ROWS):
+        chunk = rows[start : start + _INSERT_ROWS]
+        sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
+        db.execute(sql, tuple(chain.from_iterable(chunk)))
+    db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
+    for number, small_blocks in to_merge:
+        _merge_small_blocks(db, number, small_blocks)
+    return written
 
 
 def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from streams.errors import LogError, Unavailable
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.schema import OFFSET_MASK, block_key
+from streams.log.sqlite.schema import EVENT_TABLE_NAMES, OFFSET_MASK, block_key
 
 _STEP_BLOCKS = 64
 """Blocks of a partition dropped in one transaction, at most."""
@@ -148,8 +148,22 @@ class Trimmer:
                     " (SELECT place FROM streams_blocks WHERE place BETWEEN ? AND ? LIMIT ?)",
                     (block_key(number, 0), block_key(number, OFFSET_MASK), _STEP_BLOCKS),
                 )
-                if db.changes() < _STEP_BLOCKS:
+                if db.changes() < _STEP_BLOCKS and not self._delete_histories(db, number):
                     db.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
+
+    def _delete_histories(self, db: SqliteConnection, number: int) -> bool:
+        """Delete some of a deleted partition's histories; whether there may be more."""
+        if not self._database.has_event_tables:
+            return False
+        for table in EVENT_TABLE_NAMES:
+            db.execute(
+                f"DELETE FROM {table} WHERE no = ? AND key IN"  # noqa: S608 - our own names
+                f" (SELECT key FROM {table} WHERE no = ? LIMIT ?)",
+                (number, number, _STEP_BLOCKS),
+            )
+            if db.changes():
+                return True
+        return False
 
     @staticmethod
     def _retention(db: SqliteConnection, topic: str) -> tuple[float | None, int | None]:

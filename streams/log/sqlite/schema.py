@@ -79,6 +79,73 @@ CREATE TABLE IF NOT EXISTS streams_members (
 );
 """
 
+EVENT_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS streams_event_topics (
+    topic TEXT PRIMARY KEY
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_histories (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    last_id TEXT NOT NULL,      -- of the last record, which may be a refusal
+    final INTEGER NOT NULL,     -- 1: nothing may follow
+    PRIMARY KEY (no, key)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_events (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    "offset" INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    value BLOB,
+    headers BLOB NOT NULL,      -- MessagePack: pairs of name and value, without the ID
+    PRIMARY KEY (no, key, version)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_refusals (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    id TEXT NOT NULL,
+    version INTEGER NOT NULL,   -- of the event before it
+    "offset" INTEGER NOT NULL,
+    PRIMARY KEY (no, key, id)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_causes (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    cause BLOB NOT NULL,
+    version INTEGER NOT NULL,   -- of the first event that was appended for it
+    count INTEGER NOT NULL,
+    PRIMARY KEY (no, key, cause)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS streams_snapshots (
+    no INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    fingerprint TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    last_id TEXT NOT NULL,
+    "offset" INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (no, key, fingerprint)
+) WITHOUT ROWID;
+"""
+"""Histories (:mod:`streams.log.events`). The messages of an event topic stand in its blocks as those
+of any topic; ``streams_events`` has them again by key, so that a history is one range of a table."""
+
+EVENT_TABLE_NAMES: Final = (
+    "streams_events",
+    "streams_causes",
+    "streams_refusals",
+    "streams_snapshots",
+    "streams_histories",
+)
+"""Those that have rows of a partition."""
+
 VIEWS: Final = """
 CREATE VIEW IF NOT EXISTS streams_view_topics AS
 SELECT name AS topic, partitions, seconds AS keep_seconds, messages AS keep_messages

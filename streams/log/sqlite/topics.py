@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streams.errors import ConfigError, NotFound
+from streams.errors import ConfigError, NotFound, Unavailable
+from streams.log.events import events_only, not_an_event_topic, partition_count_mismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.sqlite.database import Database, SqliteConnection
@@ -12,7 +13,12 @@ from streams.log.sqlite.shared_file import group_event, topic_event
 
 _MAX_PARTITIONS = 100_000
 
-_SELECT_TOPICS = "SELECT name, partitions, seconds, messages FROM streams_topics"
+_SELECT_TOPICS = (
+    "SELECT name, partitions,"
+    " EXISTS (SELECT 1 FROM streams_event_topics AS e WHERE e.topic = name), seconds, messages"
+    " FROM streams_topics"
+)
+_SELECT_PLAIN_TOPICS = "SELECT name, partitions, 0, seconds, messages FROM streams_topics"
 
 
 class Topics:
@@ -41,17 +47,40 @@ class Topics:
                     _insert_topic(db, topic, partitions, retention)
                     found = TopicInfo(topic, partitions, retention)
                 elif _changes_retention(found, retention):
-                    _set_retention(db, topic, retention)
+                    _set_retention(db, found, retention)
                     found = found._replace(retention=retention)
         if found.partitions != partitions:
             raise topic_mismatch(topic, found.partitions, partitions)
+        return found
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        """See :meth:`streams.log.events.EventLog.create_event_topic`."""
+        check_topic(topic)
+        if not 1 <= partitions <= _MAX_PARTITIONS:
+            raise ConfigError(
+                f"topic {topic!r}: {partitions} partitions; 1 to {_MAX_PARTITIONS} are possible"
+            )
+        if not self._database.has_event_tables:
+            raise Unavailable(
+                f"{self._database.path}: its file could not be extended; open it again"
+            )
+        with self._database.write() as db:
+            found = _find_topic(db, topic)
+            if found is None:
+                _insert_topic(db, topic, partitions, Retention())
+                db.execute("INSERT INTO streams_event_topics VALUES (?)", (topic,))
+                return TopicInfo(topic, partitions, is_event_topic=True)
+        if not found.is_event_topic:
+            raise not_an_event_topic(topic)
+        if found.partitions != partitions:
+            raise partition_count_mismatch(topic, found.partitions, partitions)
         return found
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
         with self._database.write() as db:
             found = _require_topic(db, topic)
-            _set_retention(db, topic, retention)
+            _set_retention(db, found, retention)
         return found._replace(retention=retention)
 
     def describe_topic(self, topic: str) -> TopicInfo:
@@ -85,6 +114,8 @@ class Topics:
                 numbers,
             )
             db.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
+            if self._database.has_event_tables:
+                db.execute("DELETE FROM streams_event_topics WHERE topic = ?", (topic,))
         self._database.shared_file.notify(
             [topic_event(topic), *(group_event(name) for (name,) in groups)]
         )
@@ -92,8 +123,14 @@ class Topics:
 
 
 def _select_topics(db: SqliteConnection, clause: str, *bindings: str) -> list[TopicInfo]:
-    rows = db.fetch_rows(f"{_SELECT_TOPICS} {clause}", bindings)
-    return [TopicInfo(name, partitions, Retention(*bounds)) for name, partitions, *bounds in rows]
+    has_event_topics = db.table_exists("main", "streams_event_topics")
+    select = _SELECT_TOPICS if has_event_topics else _SELECT_PLAIN_TOPICS
+    return [
+        TopicInfo(name, partitions, Retention(*bounds), is_event_topic=bool(is_event_topic))
+        for name, partitions, is_event_topic, *bounds in db.fetch_rows(
+            f"{select} {clause}", bindings
+        )
+    ]
 
 
 def _find_topic(db: SqliteConnection, topic: str) -> TopicInfo | None:
@@ -111,10 +148,12 @@ def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
     return retention not in (Retention(), found.retention)
 
 
-def _set_retention(db: SqliteConnection, topic: str, retention: Retention) -> None:
+def _set_retention(db: SqliteConnection, topic: TopicInfo, retention: Retention) -> None:
+    if topic.is_event_topic:
+        raise events_only(topic.name, "trimmed")
     db.execute(
         "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
-        (retention.seconds, retention.messages, topic),
+        (retention.seconds, retention.messages, topic.name),
     )
 
 

@@ -1,0 +1,554 @@
+"""Histories in the file: appends under a condition, and one key's events.
+
+An append is checked and written in one transaction, and a file has one writer at a time, so the
+check and the write are one step, and the order of transactions is the order of offsets.
+
+As everywhere in this package a call takes few steps of statements, whatever it has to do (see
+:mod:`streams.log.sqlite.blocks`): what is asked goes in as one JSON array, keys in hexadecimal, and
+what is found comes out as one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import msgspec
+
+from streams.errors import InvalidValue, LogError, NotFound, TooLarge
+from streams.log.events import (
+    EMPTY,
+    Appended,
+    AppendOutcome,
+    Base,
+    Caused,
+    EventAppend,
+    EventTotals,
+    Head,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    Refused,
+    StoredEvent,
+    StoredSnapshot,
+    has_base,
+    judge,
+    not_an_event_topic,
+)
+from streams.log.names import partition_for, topic_not_found
+from streams.log.sqlite import blocks
+from streams.log.sqlite.database import Database, SqliteConnection
+from streams.log.sqlite.producer import WrittenRun, write_blocks
+from streams.log.sqlite.shared_file import topic_event
+from streams.message import Record
+
+_SELECT_HEADS = """
+SELECT json_group_array(json_array(r.value ->> 0, r.value ->> 1, h.version, h.last_id, h.final))
+FROM json_each(?) AS r CROSS JOIN streams_histories AS h
+ON h.no = r.value ->> 0 AND h.key = unhex(r.value ->> 1)
+"""
+
+# Of each request: where its history ends, the ID at the version that is known, what was appended
+# for the cause, and the snapshot if it is ahead of what is known.
+_SELECT_REQUESTS = """
+SELECT json_group_array(json_array(
+    r.key, h.version, h.last_id, h.final, e.id, c.version, c.count,
+    s.version, s.last_id, s."offset", hex(s.data)
+))
+FROM json_each(?) AS r CROSS JOIN streams_histories AS h
+ON h.no = r.value ->> 0 AND h.key = unhex(r.value ->> 1)
+LEFT JOIN streams_events AS e
+ON e.no = h.no AND e.key = h.key AND e.version = r.value ->> 2 AND h.version > e.version
+LEFT JOIN streams_causes AS c
+ON c.no = h.no AND c.key = h.key AND c.cause = unhex(r.value ->> 3)
+LEFT JOIN streams_snapshots AS s
+ON s.no = h.no AND s.key = h.key AND s.fingerprint = r.value ->> 4 AND s.version > r.value ->> 2
+"""
+
+_SELECT_EVENTS = """
+SELECT json_group_array(json_array(
+    r.value ->> 0, e.version, e."offset", e.time, e.id, hex(e.value), e.value IS NULL,
+    hex(e.headers)
+))
+FROM json_each(?) AS r CROSS JOIN streams_events AS e
+ON e.no = r.value ->> 1 AND e.key = unhex(r.value ->> 2)
+AND e.version > r.value ->> 3 AND e.version <= r.value ->> 4
+"""
+
+_INSERT_EVENT = "INSERT INTO streams_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ROWS = 64
+
+_UPSERT_HEADS = """
+INSERT INTO streams_histories
+SELECT value ->> 0, unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4
+FROM json_each(?) WHERE true
+ON CONFLICT DO UPDATE SET version = excluded.version, last_id = excluded.last_id,
+final = excluded.final
+"""
+
+_INSERT_CAUSES = """
+INSERT OR IGNORE INTO streams_causes
+SELECT value ->> 0, unhex(value ->> 1), unhex(value ->> 2), value ->> 3, value ->> 4
+FROM json_each(?)
+"""
+
+_INSERT_REFUSALS = """
+INSERT INTO streams_refusals
+SELECT value ->> 0, unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4 FROM json_each(?)
+"""
+
+_UPSERT_SNAPSHOT = """
+INSERT INTO streams_snapshots VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET version = excluded.version, last_id = excluded.last_id,
+"offset" = excluded."offset", data = excluded.data WHERE excluded.version >= version
+"""
+
+_pack_headers = msgspec.msgpack.Encoder().encode
+_unpack_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
+
+
+class _RequestRow(NamedTuple):
+    """What :data:`_SELECT_REQUESTS` finds of one request."""
+
+    index: int
+    version: int
+    last_id: str
+    final: int
+    known_id: str | None
+    caused_version: int | None
+    caused_count: int | None
+    snapshot_version: int | None
+    snapshot_id: str | None
+    snapshot_offset: int | None
+    snapshot_data: str
+
+
+_EventRow = tuple[int, int, int, int, str, str, int, str]
+
+_decode_requests = msgspec.json.Decoder(list[_RequestRow]).decode
+_decode_events = msgspec.json.Decoder(list[_EventRow]).decode
+
+
+class _PendingHistory:
+    """One key's history in the transaction that appends to it."""
+
+    def __init__(self, db: SqliteConnection, number: int, key: bytes, head: Head) -> None:
+        self._db = db
+        self._number = number
+        self._key = key
+        self._stored_version = head.base.version
+        self.head = head
+        self.new_ids: list[str] = []
+        """Of the events that this transaction appends."""
+        self.new_refusals: dict[str, int] = {}
+
+    def id_at(self, version: int) -> str | None:
+        """The ID of the event of a version."""
+        if version > self._stored_version:
+            index = version - self._stored_version - 1
+            return self.new_ids[index] if index < len(self.new_ids) else None
+        return _id_at(self._db, self._number, self._key, version)
+
+    def refusal_version(self, record_id: str) -> int | None:
+        """The version at which a refusal stands."""
+        found = self.new_refusals.get(record_id)
+        return (
+            found if found is not None else _refusal(self._db, self._number, self._key, record_id)
+        )
+
+    def add(self, append: EventAppend) -> None:
+        """Take note of an append that is going to be written."""
+        if append.is_refusal:
+            self.new_refusals[append.records[0].id] = append.base.version
+        else:
+            self.new_ids += [record.id for record in append.records]
+        self.head = append.head
+
+
+class _Run:
+    """What a transaction appends to one partition, in order."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.indexes: list[tuple[int, int]] = []
+        """Of each append, and where its records begin."""
+
+
+class Events:
+    """The event topics of one log. Usable from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._numbers: dict[str, list[int]] = {}
+        """Each event topic's partition numbers, used until a transaction finds them gone."""
+
+    def _partition_numbers(self, topic: str) -> list[int]:
+        found = self._numbers.get(topic)
+        if found is not None:
+            return found
+        with self._database.read() as db:
+            rows = db.fetch_rows(
+                "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
+            )
+            if not rows:
+                raise topic_not_found(topic)
+            if not self._database.has_event_tables or not db.fetch_rows(
+                "SELECT 1 FROM streams_event_topics WHERE topic = ?", (topic,)
+            ):
+                raise not_an_event_topic(topic)
+        numbers = self._numbers[topic] = [number for (number,) in rows]
+        return numbers
+
+    # -- appending
+
+    def append(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """See :meth:`streams.log.events.EventLog.append_events`."""
+        outcomes: Sequence[AppendOutcome]
+        try:
+            outcomes = self._append(topic, appends)
+        except LogError as error:
+            outcomes = [error] * len(appends)
+        on_appended(outcomes)
+
+    def _append(self, topic: str, appends: Sequence[EventAppend]) -> Sequence[AppendOutcome]:
+        for _ in range(2):
+            outcomes = self._write(topic, self._partition_numbers(topic), appends)
+            if outcomes is not None:
+                self._database.shared_file.notify([topic_event(topic)])
+                return outcomes
+            self._numbers.pop(topic, None)  # it was deleted, and perhaps created anew
+        raise NotFound(f"topic {topic!r} is being deleted")
+
+    def _write(
+        self, topic: str, numbers: list[int], appends: Sequence[EventAppend]
+    ) -> list[AppendOutcome] | None:
+        """What became of each append; None if the topic's partitions are others by now."""
+        outcomes: list[Any] = [self._size_error(topic, append) for append in appends]
+        partitions = [partition_for(append.key, "", len(numbers)) for append in appends]
+        now = int(self._database.clock.time() * 1e6)
+        wanted = {
+            (numbers[partition], append.key)
+            for partition, append in zip(partitions, appends, strict=True)
+        }
+        packed_headers = [
+            [_pack_headers(record.headers) for record in append.records] for append in appends
+        ]
+        with self._database.write() as db:
+            histories = self._load_heads(db, wanted)
+            runs: dict[int, _Run] = {}
+            again: list[int] = []
+            for index, append in enumerate(appends):
+                if outcomes[index] is not None:
+                    continue
+                number = numbers[partitions[index]]
+                history = histories[number, append.key]
+                verdict = judge(append, history)
+                if isinstance(verdict, Refused):
+                    outcomes[index] = verdict
+                elif verdict == "appended":
+                    again.append(index)
+                else:
+                    history.add(append)
+                    run = runs.setdefault(number, _Run())
+                    run.indexes.append((index, len(run.records)))
+                    run.records += append.records
+            if runs:
+                written = write_blocks(
+                    db,
+                    topic,
+                    [(number, blocks.encode_blocks(run.records)) for number, run in runs.items()],
+                    now,
+                )
+                if written is None:
+                    return None
+                for (number, run), where in zip(runs.items(), written, strict=True):
+                    self._write_run(db, number, run, where, appends, packed_headers)
+                    for index, start in run.indexes:
+                        first = where.first_offset + start
+                        offsets = tuple(range(first, first + len(appends[index].records)))
+                        outcomes[index] = Appended(partitions[index], offsets)
+                self._write_heads(db, histories)
+            for index in again:
+                append, partition = appends[index], partitions[index]
+                offsets = self._offsets_of(db, numbers[partition], append)
+                outcomes[index] = Appended(partition, offsets)
+        return outcomes
+
+    def _size_error(self, topic: str, append: EventAppend) -> TooLarge | None:
+        largest = max(blocks.record_size(record) for record in append.records)
+        limit = self._database.settings.max_record
+        if largest <= limit:
+            return None
+        return TooLarge(
+            f"{topic}: an event has {largest} bytes, {limit} are allowed (?max_record= of the URL)"
+        )
+
+    @staticmethod
+    def _load_heads(
+        db: SqliteConnection, wanted: set[tuple[int, bytes]]
+    ) -> dict[tuple[int, bytes], _PendingHistory]:
+        found = {
+            (number, bytes.fromhex(key)): Head(Base(version, last_id), bool(final))
+            for number, key, version, last_id, final in db.fetch_json(
+                _SELECT_HEADS, (json.dumps([(number, key.hex()) for number, key in wanted]),)
+            )
+        }
+        return {name: _PendingHistory(db, *name, found.get(name, EMPTY)) for name in wanted}
+
+    @staticmethod
+    def _write_run(
+        db: SqliteConnection,
+        number: int,
+        run: _Run,
+        where: WrittenRun,
+        appends: Sequence[EventAppend],
+        packed_headers: Sequence[Sequence[bytes]],
+    ) -> None:
+        """Write what the tables by key have of one partition's appends."""
+        rows: list[tuple[Any, ...]] = []
+        causes: list[tuple[Any, ...]] = []
+        refusals: list[tuple[Any, ...]] = []
+        for index, start in run.indexes:
+            append = appends[index]
+            offset, version = where.first_offset + start, append.base.version
+            if append.is_refusal:
+                refusals.append((number, append.key.hex(), append.records[0].id, version, offset))
+            else:
+                for place, (record, headers) in enumerate(
+                    zip(append.records, packed_headers[index], strict=True)
+                ):
+                    rows.append(
+                        (
+                            number,
+                            append.key,
+                            version + place + 1,
+                            offset + place,
+                            where.time,
+                            record.id,
+                            record.value,
+                            headers,
+                        )
+                    )
+            if append.cause:
+                cause = append.cause.encode("utf-8", "surrogateescape").hex()
+                count = 0 if append.is_refusal else len(append.records)
+                causes.append((number, append.key.hex(), cause, version + 1, count))
+        for first in range(0, len(rows), _INSERT_ROWS):
+            chunk = rows[first : first + _INSERT_ROWS]
+            sql = _INSERT_EVENT + ", (?, ?, ?, ?, ?, ?, ?, ?)" * (len(chunk) - 1)
+            db.execute(sql, tuple(chain.from_iterable(chunk)))
+        if causes:
+            db.execute(_INSERT_CAUSES, (json.dumps(causes),))
+        if refusals:
+            db.execute(_INSERT_REFUSALS, (json.dumps(refusals),))
+
+    @staticmethod
+    def _write_heads(
+        db: SqliteConnection, histories: dict[tuple[int, bytes], _PendingHistory]
+    ) -> None:
+        rows = [
+            (number, key.hex(), *history.head.base, int(history.head.is_final))
+            for (number, key), history in histories.items()
+            if history.new_ids or history.new_refusals
+        ]
+        db.execute(_UPSERT_HEADS, (json.dumps(rows),))
+
+    @staticmethod
+    def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple[int, ...]:
+        """Where the records of an append stand that was written before."""
+        if append.is_refusal:
+            rows = db.fetch_rows(
+                'SELECT "offset" FROM streams_refusals WHERE no = ? AND key = ? AND id = ?',
+                (number, append.key, append.records[0].id),
+            )
+        else:
+            version = append.base.version
+            rows = db.fetch_rows(
+                'SELECT "offset" FROM streams_events WHERE no = ? AND key = ?'
+                " AND version > ? AND version <= ? ORDER BY version",
+                (number, append.key, version, version + len(append.records)),
+            )
+        return tuple(offset for (offset,) in rows)
+
+    # -- reading
+
+    def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        """See :meth:`streams.log.events.EventLog.read_histories`."""
+        numbers = self._partition_numbers(topic)
+        partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
+        if any(request.limit < 1 for request in requests):
+            raise InvalidValue("limit=: at least 1")
+        asked = json.dumps(
+            [
+                (
+                    numbers[partition],
+                    request.key.hex(),
+                    request.after.version,
+                    request.cause.encode("utf-8", "surrogateescape").hex() or None,
+                    request.fingerprint or None,
+                )
+                for partition, request in zip(partitions, requests, strict=True)
+            ]
+        )
+        with self._database.read(snapshot=True) as db:
+            rows = {
+                row.index: row
+                for row in _decode_requests(db.fetch_rows(_SELECT_REQUESTS, (asked,))[0][0])
+            }
+            found = [
+                self._begin(db, numbers[partition], partition, request, rows.get(index))
+                for index, (partition, request) in enumerate(zip(partitions, requests, strict=True))
+            ]
+            events = self._read_events(db, numbers, requests, found)
+        return [
+            history._replace(events=events.get(index, ())) for index, history in enumerate(found)
+        ]
+
+    @staticmethod
+    def _begin(
+        db: SqliteConnection,
+        number: int,
+        partition: int,
+        request: HistoryRequest,
+        row: _RequestRow | None,
+    ) -> History:
+        """An answer without its events."""
+        if row is None:
+            return History(partition, (), EMPTY, is_truncated=request.after != EMPTY.base)
+        head = Head(Base(row.version, row.last_id), bool(row.final))
+        caused = None
+        if row.caused_version is not None and row.caused_count is not None:
+            caused = Caused(row.caused_version, row.caused_count)
+        after = request.after
+        is_known = after in (head.base, EMPTY.base) or row.known_id == after.last_id
+        if not is_known and not has_base(_PendingHistory(db, number, request.key, head), after):
+            return History(partition, (), head, caused, is_truncated=True)
+        snapshot = None
+        if row.snapshot_version is not None:
+            snapshot = StoredSnapshot(
+                request.key,
+                request.fingerprint,
+                Base(row.snapshot_version, row.snapshot_id or ""),
+                row.snapshot_offset or 0,
+                bytes.fromhex(row.snapshot_data),
+            )
+        return History(partition, (), head, caused, snapshot=snapshot)
+
+    @staticmethod
+    def _read_events(
+        db: SqliteConnection,
+        numbers: list[int],
+        requests: Sequence[HistoryRequest],
+        found: Sequence[History],
+    ) -> dict[int, list[StoredEvent]]:
+        """The events of each answer that has any, by its index."""
+        asked = []
+        for index, (request, history) in enumerate(zip(requests, found, strict=True)):
+            start = (history.snapshot.base if history.snapshot else request.after).version
+            if not history.is_truncated and history.head.base.version > start:
+                number = numbers[history.partition]
+                asked.append((index, number, request.key.hex(), start, start + request.limit))
+        events: dict[int, list[StoredEvent]] = {}
+        if not asked:
+            return events
+        rows = db.fetch_rows(_SELECT_EVENTS, (json.dumps(asked),))
+        for index, version, offset, time, id, value, is_null, headers in _decode_events(rows[0][0]):
+            record = Record(
+                None if is_null else bytes.fromhex(value),
+                requests[index].key,
+                id,
+                _unpack_headers(bytes.fromhex(headers)),
+            )
+            events.setdefault(index, []).append(StoredEvent(version, offset, time / 1e6, record))
+        return events
+
+    # -- snapshots and lists
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        """See :meth:`streams.log.events.EventLog.write_snapshots`."""
+        numbers = self._partition_numbers(topic)
+        placed = [
+            (numbers[partition_for(snapshot.key, "", len(numbers))], snapshot)
+            for snapshot in snapshots
+        ]
+        with self._database.write(sync=False) as db:
+            histories = self._load_heads(db, {(number, each.key) for number, each in placed})
+            for number, snapshot in placed:
+                if has_base(histories[number, snapshot.key], snapshot.base):
+                    _, fingerprint, base, offset, data = snapshot
+                    db.execute(
+                        _UPSERT_SNAPSHOT,
+                        (number, snapshot.key, fingerprint, *base, offset, data),
+                    )
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
+        """See :meth:`streams.log.events.EventLog.delete_snapshots`."""
+        numbers = json.dumps(self._partition_numbers(topic))
+        with self._database.write() as db:
+            db.execute(
+                "DELETE FROM streams_snapshots WHERE no IN (SELECT value FROM json_each(?))"
+                " AND (?2 IS NULL OR fingerprint = ?2)",
+                (numbers, fingerprint),
+            )
+            return db.changes()
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        """See :meth:`streams.log.events.EventLog.list_keys`."""
+        numbers = self._partition_numbers(topic)
+        if not 0 <= partition < len(numbers):
+            raise NotFound(f"topic {topic!r} has {len(numbers)} partitions, none is {partition}")
+        with self._database.read() as db:
+            rows = db.fetch_rows(
+                "SELECT key, version, last_id, final FROM streams_histories"
+                " WHERE no = ?1 AND (?2 IS NULL OR key > ?2) ORDER BY key LIMIT ?3",
+                (numbers[partition], after, limit),
+            )
+        return [
+            HistoryKey(key, Head(Base(version, last_id), bool(final)))
+            for key, version, last_id, final in rows
+        ]
+
+    def totals(self, topic: str) -> EventTotals:
+        """See :meth:`streams.log.events.EventLog.event_totals`."""
+        numbers = json.dumps(self._partition_numbers(topic))
+        within = "WHERE no IN (SELECT value FROM json_each(?))"
+        with self._database.read(snapshot=True) as db:
+            ((keys, events),) = db.fetch_rows(
+                f"SELECT count(*), total(version) FROM streams_histories {within}",  # noqa: S608
+                (numbers,),
+            )
+            ((causes, cause_bytes),) = db.fetch_rows(
+                "SELECT count(*), total(length(key) + length(cause) + 10)"  # noqa: S608
+                f" FROM streams_causes {within}",
+                (numbers,),
+            )
+            snapshots = db.fetch_rows(
+                "SELECT fingerprint, count(*) FROM streams_snapshots"  # noqa: S608
+                f" {within} GROUP BY fingerprint",
+                (numbers,),
+            )
+        return EventTotals(keys, int(events), causes, int(cause_bytes), Counter(dict(snapshots)))
+
+
+def _id_at(db: SqliteConnection, number: int, key: bytes, version: int) -> str | None:
+    rows = db.fetch_rows(
+        "SELECT id FROM streams_events WHERE no = ? AND key = ? AND version = ?",
+        (number, key, version),
+    )
+    return rows[0][0] if rows else None
+
+
+def _refusal(db: SqliteConnection, number: int, key: bytes, record_id: str) -> int | None:
+    rows = db.fetch_rows(
+        "SELECT version FROM streams_refusals WHERE no = ? AND key = ? AND id = ?",
+        (number, key, record_id),
+    )
+    return rows[0][0] if rows else None
