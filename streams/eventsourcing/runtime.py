@@ -353,7 +353,7 @@ class AggregateRuntime:
     ) -> Decided[Any, Any]:
         """What a cause came to before."""
         self._counters.caused += 1
-        last = caused.first_version + caused.count - 1
+        last = caused.first_version + caused.event_count - 1
         if last != known.head.base.version:
             known = await self._fold_until(histories, id, key, last)
         events: list[Any] = []

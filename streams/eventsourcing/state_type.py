@@ -102,7 +102,7 @@ def _check_frozen(name: str, state: Any) -> None:
     if isinstance(state, type) and issubclass(state, msgspec.Struct):
         is_frozen = bool(state.__struct_config__.frozen)
     elif dataclasses.is_dataclass(state):
-        is_frozen = bool(state.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+        is_frozen = bool(getattr(state, "__dataclass_params__").frozen)  # noqa: B009
     elif isinstance(state, type) and issubclass(state, (list, dict, set, bytearray)):
         is_frozen = False
     elif isinstance(config := getattr(state, "model_config", None), Mapping):

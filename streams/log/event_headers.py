@@ -41,20 +41,20 @@ _MAX_HEADER = 400
 class EventHeader(NamedTuple):
     """What :data:`EVENT` says of one record."""
 
-    index: int
-    count: int
+    record_index: int
+    record_count: int
     base: Base
     append_id: str
 
     @property
     def is_refusal(self) -> bool:
         """It is no event, and has no version."""
-        return self.count == 0
+        return self.record_count == 0
 
     @property
     def is_last(self) -> bool:
         """The append ends with this record."""
-        return self.index + 1 >= self.count
+        return self.record_index + 1 >= self.record_count
 
 
 def make_append(

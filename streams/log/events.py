@@ -168,11 +168,11 @@ class Caused(NamedTuple):
     """What was appended for a cause.
 
     :param first_version: of its events.
-    :param count: how many events; 0: the cause was refused.
+    :param event_count: how many; 0: the cause was refused.
     """
 
     first_version: int
-    count: int
+    event_count: int
 
 
 class History(NamedTuple):

@@ -144,10 +144,10 @@ def test_appends_of_one_call_count_in_order(world: World) -> None:
         appends += [one, rival, behind]
     outcomes = append_all(log, topic, appends)
     for number in range(50):
-        one, rival, behind = outcomes[number * 3 : number * 3 + 3]
-        assert isinstance(one, Appended)
-        assert isinstance(behind, Appended)
-        assert rival == Refused("conflict", appends[number * 3].head)
+        first, refused, last = outcomes[number * 3 : number * 3 + 3]
+        assert isinstance(first, Appended)
+        assert isinstance(last, Appended)
+        assert refused == Refused("conflict", appends[number * 3].head)
         found = history(log, topic, b"key %d" % number)
         assert values(found) == [b"1", b"2", b"3"]
         assert found.head == appends[number * 3 + 2].head
@@ -297,7 +297,9 @@ def test_what_an_append_writes_is_read_by_groups_and_readers_as_messages(world: 
     headers = [
         parse_event(event_header(batch.headers(index)), batch.id(index)) for index in range(3)
     ]
-    assert [(each.index, each.count, each.base.version) for each in headers if each] == [
+    assert [
+        (each.record_index, each.record_count, each.base.version) for each in headers if each
+    ] == [
         (0, 2, 0),
         (1, 2, 0),
         (0, 1, 0),

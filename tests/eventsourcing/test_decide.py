@@ -292,6 +292,10 @@ async def test_the_cache_is_bounded_and_counts(stage: Stage) -> None:
         assert stats.decisions == stats.appends == stats.events == 12
 
 
+def returning(result: Any) -> Any:
+    return lambda state: result
+
+
 async def test_what_is_no_event_is_never_appended(stage: Stage) -> None:
     app = stage.app()
     bank = accounts(app, stage.topic_name)
@@ -299,7 +303,7 @@ async def test_what_is_no_event_is_never_appended(stage: Stage) -> None:
     async with app:
         for each in wrong:
             with pytest.raises(TypeError, match="a decision returns"):
-                await bank.decide("a", lambda state, each=each: each)
+                await bank.decide("a", returning(each))
         assert (await bank.load("a")).version == 0
 
 

@@ -147,14 +147,14 @@ class Model:
             header = parse_event(event_header(record.headers), record.id)
             if header is None or header.base != base or final:
                 continue
-            if header.index == 0:
+            if header.record_index == 0:
                 started[header.append_id] = []
-            if started.get(header.append_id) != list(range(header.index)):
+            if started.get(header.append_id) != list(range(header.record_index)):
                 continue
-            started[header.append_id].append(header.index)
+            started[header.append_id].append(header.record_index)
             if header.is_last:
                 self.history += [header.append_id]
-                base = Base(header.base.version + header.count, record.id)
+                base = Base(header.base.version + header.record_count, record.id)
                 final = is_final(record.headers)
                 started = {}
         self.base = base
@@ -184,8 +184,7 @@ def test_any_order_of_honest_and_dishonest_appends_has_one_history(data: st.Data
             queues.append(records)
         queue = data.draw(st.sampled_from(queues))
         if queue:
-            for counted in partition.write(queue.pop(0)):
-                bases.append(counted.head.base)
+            bases += [counted.head.base for counted in partition.write(queue.pop(0))]
     model = Model(partition.records)
     assert partition.arbiter.head(b"k").base == model.base
     again = Arbiter()

@@ -90,7 +90,7 @@ class Arbiter:
         head = self.heads.get(key, EMPTY)
         if head.base != header.base or head.is_final:
             return None
-        index, count = header.index, header.count
+        index, count = header.record_index, header.record_count
         if index == 0:
             if header.append_id != record_id:
                 return None
@@ -116,7 +116,7 @@ class Arbiter:
         cause: str,
         is_final: bool,
     ) -> Counted:
-        head = Head(Base(header.base.version + header.count, last_id), is_final)
+        head = Head(Base(header.base.version + header.record_count, last_id), is_final)
         self.heads[key] = head
         self._pending.pop(key, None)  # they were decided upon what has passed now
         return Counted(key, header.append_id, header.base, offsets, head, cause, header.is_refusal)

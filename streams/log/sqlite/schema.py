@@ -134,8 +134,8 @@ CREATE TABLE IF NOT EXISTS streams_snapshots (
     PRIMARY KEY (no, key, fingerprint)
 ) WITHOUT ROWID;
 """
-"""Histories (:mod:`streams.log.events`). The messages of an event topic stand in its blocks as those
-of any topic; ``streams_events`` has them again by key, so that a history is one range of a table."""
+"""Histories (:mod:`streams.log.events`). The messages of an event topic stand in blocks as those of
+any topic; ``streams_events`` has them again by key, so that a history is one range of a table."""
 
 EVENT_TABLE_NAMES: Final = (
     "streams_events",
