@@ -21,10 +21,7 @@ _CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
 
 
 def durability_facts(client: Client, context: str, key: bytes) -> tuple[DurabilityFact, ...]:
-    """How the server that has this key keeps what it is given.
-
-    :raises LogError: it does not answer.
-    """
+    """How the server that has this key keeps what it is given."""
     ask_config = Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES)
     ask_replication = Command(context, key, "INFO", "replication")
     config, replication = client.execute_all([ask_config, ask_replication])

@@ -114,10 +114,7 @@ class Fetcher:
         """Where the next request goes, as an ASK said."""
 
     def send_read(self, partitions: Sequence[OwnedPartition], count: int, block: float) -> None:
-        """Ask for the next entries of these partitions.
-
-        :raises LogError: there is no connection to be had.
-        """
+        """Ask for the next entries of these partitions."""
         keys = partitions[0].keys
         connection = self._connection
         try:
@@ -187,13 +184,8 @@ class Fetcher:
             if self._connection.has_input():
                 return
             if self._client_id is not None:
-                control, _ = self._client.pool.acquire(self._connection.address)
-                try:
-                    control.request("CLIENT", "UNBLOCK", self._client_id)
-                except BaseException:
-                    control.close()
-                    raise
-                self._client.pool.release(control.address, control)
+                unblock = ("CLIENT", "UNBLOCK", self._client_id)
+                self._client.request(self._connection.address, unblock, idle=True)
                 return
         except (RedisError, OSError, LogError):
             pass

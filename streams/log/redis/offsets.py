@@ -34,10 +34,7 @@ class OffsetCommits:
         self._on_lost = on_lost
 
     def commit(self, commits: Iterable[tuple[OwnedPartition, Commit]]) -> None:
-        """Store what is newer than what was stored; a commit of a lease that is lost is dropped.
-
-        :raises LogError: some of it is not known to be stored.
-        """
+        """Store what is newer than what was stored; a commit of a lease that is lost is dropped."""
         sent = time.monotonic()
         lease_ms = int(self._membership.terms.lease * 1000)
         to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []

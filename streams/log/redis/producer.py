@@ -183,10 +183,7 @@ class Writer:
                 self._idle.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has ended.
-
-        :raises Unavailable: some have not.
-        """
+        """Wait until every append so far has ended."""
         with self._idle:
             if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
                 raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")

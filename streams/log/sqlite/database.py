@@ -145,9 +145,8 @@ class Database:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared_file = SharedFile.acquire(
-            settings.path, may_create=settings.mode == "rwc", purpose=purpose
-        )
+        may_create = settings.mode == "rwc"
+        self.shared_file = SharedFile.acquire(self.path, may_create=may_create, purpose=purpose)
         self._pid = os.getpid()
         self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False

@@ -85,9 +85,8 @@ class Topics:
                 numbers,
             )
             db.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
-        self._database.shared_file.notify(
-            [topic_event(topic), *(group_event(name) for (name,) in groups)]
-        )
+        events = [group_event(group) for (group,) in groups]
+        self._database.shared_file.notify([topic_event(topic), *events])
         self._trimmer.finish_deletions()
 
 
