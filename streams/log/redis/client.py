@@ -46,7 +46,7 @@ MAX_REDIRECTS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""
 
 MIN_VERSION = (7, 0)
-"""Redis 7.0 counts the entries ever added to a stream, which lag and loss are told from."""
+"""Redis 7.0 counts the entries ever added to a stream, by which lag and loss are known."""
 
 
 class Command:
@@ -341,6 +341,12 @@ class Client:
         """A server does not answer or has changed its part."""
         self.pool.close_idle(address)
         self.servers.report_failure(address)
+
+    def wait_command(self, context: str, key: bytes) -> Command:
+        """WAIT until the replicas that the settings ask for have what its connection wrote before,
+        so it is not repeated over another one."""
+        count, seconds = self.settings.wait_replicas, self.settings.wait_timeout
+        return Command(context, key, "WAIT", count, int(seconds * 1000), is_repeatable=False)
 
     def send_all(self, commands: Sequence[Command]) -> Pipeline:
         """Send commands, all of a server's in one piece; the servers work at the same time."""

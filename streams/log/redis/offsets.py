@@ -18,7 +18,7 @@ from streams.log.redis.stored_values import count_text
 class OffsetCommits:
     """The commits of one member. Used by one thread at a time.
 
-    :param on_lost: told of partitions that are another member's by now.
+    :param on_lost: called with partitions that are another member's by now.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Random reads: where a partition begins and ends, and one range of it after the other."""
+"""Looking up offsets in a partition, and reading ranges of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCAN_STEP = 1_000
 """Entries that a script counts at once: about a millisecond of the server's time."""
 
 MAX_COUNTED = 100_000
-"""Entries counted one by one for a lag that nothing else tells."""
+"""Entries that are counted for a lag that is not known otherwise."""
 
 
 class StreamInfo(NamedTuple):
@@ -269,12 +269,9 @@ class RedisReader(Reader):
         return found
 
     def _range_command(self, limit: int) -> Command:
-        start, stop, stream = (
-            entry_id(self._position),
-            entry_id_before(self._end),
-            self._keys.stream,
-        )
-        return key_command(str(self._keys), "XRANGE", stream, start, stop, "COUNT", limit)
+        start, stop = entry_id(self._position), entry_id_before(self._end)
+        stream, context = self._keys.stream, str(self._keys)
+        return key_command(context, "XRANGE", stream, start, stop, "COUNT", limit)
 
 
 def _pairs(reply: Sequence[Any]) -> dict[bytes, Any]:

@@ -162,9 +162,8 @@ class Topics:
 
     def list_topics(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
-        names = set(
-            valid_topics(self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY)))
-        )
+        created = self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY))
+        names = set(valid_topics(created))
         for address in self._client.servers.all_addresses():
             names.update(valid_topics(self._scan_streams(address)))
         found: list[TopicInfo] = []

@@ -398,8 +398,8 @@ class Membership:
                 )
             progress = bytes.fromhex(progress).decode("ascii", "replace")
             committed[number] = Committed(position, progress)
-        # A position beyond its log's end is told to the member, and reset here: otherwise what is
-        # committed from now on would count as older.
+        # The member gets a position beyond its log's end as it is, and it is reset here: otherwise
+        # what is committed from now on would count as older.
         db.execute(_RESET_BEYOND_END, (self.group, self._number))
         valid_until = self._terms.valid_until(sent)
         return {

@@ -114,7 +114,7 @@ class SqliteSubscription(Subscription):
             raise Unavailable("the subscription is closed")
         with translate_errors(self._database.path):
             while True:
-                # Read first: whoever wakes a poll wants it to look at the state after that.
+                # Read first: a wakeup after this must not be missed.
                 woken, self._woken = self._woken, False
                 self._follow_changes()
                 batches = self._read_ready(limit)
