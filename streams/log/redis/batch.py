@@ -5,7 +5,7 @@ Our own entries have the fields ``value``, ``key`` and one for each header, the 
 ``value``, a keyless message no ``key``. A header without a value is the field ``null:name``, empty;
 one whose name would be mistaken for any of these is written as ``header:name``.
 
-An entry of somebody else's is read as it stands: with a ``value`` field, as one of ours; without
+An entry that somebody else wrote is read, with a ``value`` field, as one of ours; without
 (and without a ``ce_id``), its value is the JSON object of all its fields as text, so that
 ``XADD orders * amount 5 currency EUR`` is ``{"amount":"5","currency":"EUR"}``; its ``key`` field,
 if it has one, is its key too.
@@ -38,10 +38,10 @@ from streams.message import (
 )
 
 EntryFields = list[bytes]
-"""Names and values of one entry's fields, in turn."""
+"""The fields of one entry: name, value, name, value, …"""
 
 RawEntries = list[tuple[bytes, EntryFields]]
-"""Entries as they came."""
+"""Entries as Redis sends them."""
 
 _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()

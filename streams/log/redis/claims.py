@@ -86,9 +86,8 @@ class RedisClaimStore:
         return answers
 
     def _wait_commands(self, requests: Sequence[Request]) -> list[tuple[Command, list[int]]]:
-        """For each server that is written to: its WAIT, and which requests that is for."""
+        """The WAIT of each server that is written to, and which requests it is for."""
         found: dict[Any, tuple[Command, list[int]]] = {}
-        milliseconds = int(self._settings.wait_timeout * 1000)
         for index, request in enumerate(requests):
             if isinstance(request, GetClaim):
                 continue
@@ -98,8 +97,7 @@ class RedisClaimStore:
             except LogError:
                 continue  # the request itself fails, too
             if server not in found:
-                wait = Command("WAIT", key, "WAIT", self._settings.wait_replicas, milliseconds)
-                found[server] = (wait, [])
+                found[server] = (self._client.wait_command("WAIT", key), [])
             found[server][1].append(index)
         return list(found.values())
 

@@ -9,6 +9,7 @@ Rules
   idle in the pool and turns out to be dead, for commands that may be done twice.
 * What was sent and not answered is *unknown* for a command that writes messages, and unavailable
   for every other (their scripts may all be repeated).
+* What fails raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MAX_REDIRECTS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""
 
 MIN_VERSION = (7, 0)
-"""Redis 7.0 counts the entries ever added to a stream, which lag and loss are told from."""
+"""Redis 7.0 counts the entries ever added to a stream, by which lag and loss are known."""
 
 
 class Command:
@@ -85,6 +86,11 @@ class Command:
         if self.script is None:
             return self.args
         return ("EVAL", self.script.text, *self.args[2:])
+
+
+def key_command(context: str, name: str, key: bytes, *args: Any) -> Command:
+    """A command whose first argument is its key."""
+    return Command(context, key, name, key, *args)
 
 
 def script_command(
@@ -127,10 +133,7 @@ class ConnectionPool:
         self._pid = os.getpid()
 
     def acquire(self, address: Address) -> tuple[RedisConnection, bool]:
-        """A connection for one exchange, and whether it was idle before (and may be dead).
-
-        :raises LogError: none could be made.
-        """
+        """A connection for one exchange, and whether it was idle before (and may be dead)."""
         while True:
             with self._lock:
                 self._require_open()
@@ -146,10 +149,7 @@ class ConnectionPool:
             connection.close()  # the server closed it, or sent what nobody asked for
 
     def connect(self, address: Address) -> RedisConnection:
-        """A connection of its own.
-
-        :raises LogError: it could not be made.
-        """
+        """A connection of its own."""
         with self._lock:
             self._require_open()
             backoff = self._backoffs.get(address)
@@ -292,8 +292,7 @@ class Pipeline:
             while self._sent:
                 self._read_server(self._sent.pop())
         finally:
-            for sent in self._sent:
-                sent.connection.close()
+            self.discard()
         for index, reply in enumerate(replies):
             if isinstance(reply, Exception) and not isinstance(reply, LogError):
                 try:
@@ -301,6 +300,11 @@ class Pipeline:
                 except LogError as error:
                     replies[index] = error
         return replies
+
+    def discard(self) -> None:
+        """Read no answers."""
+        for sent in self._sent:
+            sent.connection.close()
 
     def _read_server(self, sent: SentBatch) -> None:
         connection = sent.connection
@@ -338,6 +342,12 @@ class Client:
         self.pool.close_idle(address)
         self.servers.report_failure(address)
 
+    def wait_command(self, context: str, key: bytes) -> Command:
+        """WAIT until the replicas that the settings ask for have what its connection wrote before,
+        so it is not repeated over another one."""
+        count, seconds = self.settings.wait_replicas, self.settings.wait_timeout
+        return Command(context, key, "WAIT", count, int(seconds * 1000), is_repeatable=False)
+
     def send_all(self, commands: Sequence[Command]) -> Pipeline:
         """Send commands, all of a server's in one piece; the servers work at the same time."""
         return Pipeline(self, commands)
@@ -347,10 +357,7 @@ class Client:
         return self.send_all(commands).read_replies()
 
     def execute(self, command: Command) -> Any:
-        """One command's answer.
-
-        :raises LogError: there is none, or it is an error.
-        """
+        """One command's answer."""
         return self.execute_or_raise([command])[0]
 
     def execute_or_raise(self, commands: Sequence[Command]) -> list[Any]:
@@ -365,13 +372,10 @@ class Client:
         return replies
 
     def repeat(self, command: Command) -> Any:
-        """Do a command over a new connection, wherever its key is now.
-
-        :raises LogError: it failed again.
-        """
+        """Do a command over a new connection, wherever its key is now."""
         address = self.servers.address_of(command.key)
         try:
-            return self._request(address, command.args)
+            return self.request(address, command.args)
         except (RedisError, OSError) as error:
             return self.resolve_error(command, error)
 
@@ -396,7 +400,7 @@ class Client:
             else:
                 break
             try:
-                return self._request(address, args, asking)
+                return self.request(address, args, asking=asking)
             except (RedisError, OSError) as other:
                 error = other
         if is_not_primary(error) and not isinstance(error, LogError):
@@ -410,7 +414,7 @@ class Client:
         for key in command.keys:
             expected = expected_type(key)
             try:
-                found = self._request(self.servers.address_of(key), ("TYPE", key))
+                found = self.request(self.servers.address_of(key), ("TYPE", key))
             except (RedisError, OSError, LogError):
                 return None
             if found not in (expected.encode(), b"none"):
@@ -424,9 +428,16 @@ class Client:
         # MOVED names no host where the node does not know its own: it is the one that was asked.
         return (error.host or self.servers.address_of(command.key)[0], error.port)
 
-    def _request(self, address: Address, args: Sequence[Any], asking: bool = False) -> Any:
-        """Send one command over a new connection, and read its answer."""
-        connection = self.pool.connect(address)
+    def request(
+        self, address: Address, args: Sequence[Any], *, asking: bool = False, idle: bool = False
+    ) -> Any:
+        """Send one command to a server, and read its answer.
+
+        :param asking: an ASK has sent it there.
+        :param idle: over a connection of the pool, if there is one; else over a new one.
+        :raises RedisError: the server's answer is an error, or there is none.
+        """
+        connection = self.pool.acquire(address)[0] if idle else self.pool.connect(address)
         try:
             if asking:
                 connection.request("ASKING")

@@ -1,7 +1,7 @@
-"""One connection to one server: redis-py's, with types, and without anything done twice.
+"""One connection to one server: redis-py's, with types, and without its retries.
 
-An exception while sending or receiving leaves open what the server has read and what of its answer
-is still to come, so the connection is closed, whatever the exception was.
+After an exception while sending or receiving it is not known what the server has read and what of
+its answer is still to come, so the connection is closed, whatever the exception was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RedisConnection:
             self._driver = connection_class(host=address[0], port=address[1], **settings.connection)
             self._driver.connect()
         except (RedisError, OSError) as error:
-            # A server that knows no AUTH, or was told another name for it, repeats the password.
+            # A server that does not know AUTH, or has renamed it, repeats the password.
             self._secrets.hide_in_error(error)
             raise unreachable_error(
                 error, *address, tls=settings.tls, connected_before=connected_before
@@ -73,7 +73,7 @@ class RedisConnection:
         return self.receive()
 
     def has_input(self) -> bool:
-        """Whether something has come, or begun to come.
+        """Whether something has been received, at least in part.
 
         :raises RedisError: the server closed the connection.
         """
@@ -86,7 +86,7 @@ class RedisConnection:
 
     @property
     def socket(self) -> socket.socket:
-        """To wait on.
+        """The socket, to wait for.
 
         :raises OSError: it is closed.
         """

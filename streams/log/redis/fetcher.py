@@ -114,10 +114,7 @@ class Fetcher:
         """Where the next request goes, as an ASK said."""
 
     def send_read(self, partitions: Sequence[OwnedPartition], count: int, block: float) -> None:
-        """Ask for the next entries of these partitions.
-
-        :raises LogError: there is no connection to be had.
-        """
+        """Ask for the next entries of these partitions."""
         keys = partitions[0].keys
         connection = self._connection
         try:
@@ -139,28 +136,20 @@ class Fetcher:
         self.entries_requested = count
         self._reply_deadline = time.monotonic() + block + _REPLY_GRACE
 
-    def has_reply(self, readable: set[int]) -> bool:
-        """Whether an answer has begun to come. Only one is ever under way, so nothing of it can
-        be in the buffers of the driver or of TLS while the socket itself has nothing.
-
-        :raises LogError: the connection is dead.
-        """
-        if not self.requested:
-            return False
-        if self._fileno in readable:
-            return True
-        if time.monotonic() > self._reply_deadline:
-            raise self._connection_failed(OSError("no answer, long after it was due"))
-        return False
-
-    def read_reply(self) -> list[tuple[OwnedPartition, RawEntries]]:
-        """What was asked for: entries by partition.
+    def read_reply(self, readable: set[int]) -> list[tuple[OwnedPartition, RawEntries]] | None:
+        """What was asked for, entries by partition; None while no answer has begun to come. Only
+        one is ever under way, so nothing of it can be in the buffers of the driver or of TLS while
+        the socket itself has nothing.
 
         :raises LogError: the server refused, or the connection is dead; it may be asked again.
         """
         connection, requested = self._connection, self.requested
-        if connection is None:
-            return []
+        if not requested or connection is None:
+            return None
+        if self._fileno not in readable:
+            if time.monotonic() > self._reply_deadline:
+                raise self._connection_failed(OSError("no answer, long after it was due"))
+            return None
         try:
             reply = connection.receive()
         except (RedisError, OSError) as error:
@@ -187,13 +176,8 @@ class Fetcher:
             if self._connection.has_input():
                 return
             if self._client_id is not None:
-                control, _ = self._client.pool.acquire(self._connection.address)
-                try:
-                    control.request("CLIENT", "UNBLOCK", self._client_id)
-                except BaseException:
-                    control.close()
-                    raise
-                self._client.pool.release(control.address, control)
+                unblock = ("CLIENT", "UNBLOCK", self._client_id)
+                self._client.request(self._connection.address, unblock, idle=True)
                 return
         except (RedisError, OSError, LogError):
             pass
@@ -340,8 +324,8 @@ class Fetchers:
             raise failure
 
     def _entries_each(self, fetcher: Fetcher, partitions: int, limit: int) -> int:
-        """Entries to ask for from each partition. It grows by steps, as nobody knows how large
-        the next ones are, and what comes is held in memory whatever it is."""
+        """Entries to ask for from each partition. It grows by steps, as it is not known how large
+        the next ones are, and all that comes is kept in memory."""
         most = min(limit, FETCH_LIMIT, self._max_messages)
         share = max(1, min(most, int(self._byte_budget / self._entry_size)) // partitions)
         return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
@@ -354,11 +338,11 @@ class Fetchers:
         failure: LogError | None = None
         for fetcher in self._fetchers:
             try:
-                if not fetcher.has_reply(readable):
-                    continue
-                replies = fetcher.read_reply()
+                replies = fetcher.read_reply(readable)
             except Unavailable as error:
                 failure = error
+                continue
+            if replies is None:
                 continue
             self._failed_reads = 0
             partitions = set(fetcher.partitions)

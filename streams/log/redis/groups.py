@@ -8,7 +8,7 @@ from streams.errors import NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
 from streams.log.names import check_group, group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
-from streams.log.redis.client import Client, Command, group_command, script_command
+from streams.log.redis.client import Client, Command, group_command, key_command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
 from streams.log.redis.reader import OffsetLookup
 from streams.log.redis.stored_values import (
@@ -47,9 +47,9 @@ class Groups:
         member can come back while the server takes no writes that need memory."""
         key = topics_key(group)
         is_registered, fields = self._registration(group)
-        commands = [] if is_registered else [Command(group, GROUPS_KEY, "SADD", GROUPS_KEY, group)]
+        commands = [] if is_registered else [key_command(group, "SADD", GROUPS_KEY, group)]
         commands += [
-            Command(group, key, "HSETNX", key, topic, "")
+            key_command(group, "HSETNX", key, topic, "")
             for topic in topics
             if topic.encode() not in fields
         ]
@@ -59,10 +59,7 @@ class Groups:
         """Whether a group is known, and its topics."""
         key = topics_key(group)
         is_registered, topics = self._client.execute_or_raise(
-            [
-                Command(group, GROUPS_KEY, "SISMEMBER", GROUPS_KEY, group),
-                Command(group, key, "HKEYS", key),
-            ]
+            [key_command(group, "SISMEMBER", GROUPS_KEY, group), key_command(group, "HKEYS", key)]
         )
         return bool(is_registered), topics
 
@@ -95,7 +92,7 @@ class Groups:
     def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the group began, by topic and partition."""
         key = topics_key(group)
-        replies = self._client.execute(Command(group, key, "HMGET", key, *topics))
+        replies = self._client.execute(key_command(group, "HMGET", key, *topics))
         found: dict[TopicPartition, int] = {}
         for topic, reply in zip(topics, replies, strict=True):
             for word in bytes(reply or b"").split():
@@ -112,7 +109,7 @@ class Groups:
 
     def list_groups(self) -> list[str]:
         """See :meth:`streams.log.protocol.Log.groups`."""
-        found = self._client.execute(Command("groups", GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+        found = self._client.execute(key_command("groups", "SMEMBERS", GROUPS_KEY))
         return sorted(valid_names(found))
 
     def describe_group(self, group: str) -> GroupInfo:
@@ -169,7 +166,7 @@ class Groups:
             return
         key = members_key(group)
         releases = [group_command(keys, group, "release", member, "") for keys in all_keys]
-        self._client.execute_or_raise([*releases, Command(group, key, "HDEL", key, member)])
+        self._client.execute_or_raise([*releases, key_command(group, "HDEL", key, member)])
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
@@ -203,9 +200,9 @@ class Groups:
             raise group_not_empty(group, None)
         self._client.execute_or_raise(
             [
-                Command(group, topics_key(group), "DEL", topics_key(group)),
-                Command(group, members_key(group), "DEL", members_key(group)),
-                Command(group, GROUPS_KEY, "SREM", GROUPS_KEY, group),
+                key_command(group, "DEL", topics_key(group)),
+                key_command(group, "DEL", members_key(group)),
+                key_command(group, "SREM", GROUPS_KEY, group),
             ]
         )
 

@@ -25,7 +25,7 @@ logger = get_logger("streams")
 
 
 class LeaseSnapshot(NamedTuple):
-    """A lease as it stands in Redis."""
+    """A lease as it is in Redis."""
 
     owner: bytes = b""
     epoch: bytes = b""
@@ -85,12 +85,12 @@ class PartitionLeases:
         self.keys: dict[TopicPartition, PartitionKeys] = {}
         """Of all topics that any member reads: who takes what depends on all of them."""
         self.initial_offsets: dict[TopicPartition, int] = {}
-        """Where the group begins, as its topics say."""
+        """The group's first positions."""
         self.stored_offsets: dict[TopicPartition, StoredOffset] = {}
-        """Where the group stood last, in all partitions this member ever owned."""
+        """The group's last position in each partition that this member ever owned."""
         self.highest_epochs: dict[TopicPartition, int] = {}
         self.expired: dict[TopicPartition, LeaseSnapshot] = {}
-        """Leases of others that have expired by this member's clock, as they stood all the time."""
+        """Leases of others that have expired by this member's clock, as they were all the time."""
         self.inherited: dict[TopicPartition, bytes] = {}
         """Leases of a predecessor of the same name, by its ID."""
         self._outage_logged = False

@@ -1,8 +1,8 @@
 """The Lua scripts, as files beside this module.
 
-What they share stands before each of them (``common.lua``). They are called by their SHA-1 and
-sent whole only where the server does not know them (yet, or any more: SCRIPT FLUSH, a restart, a
-failover). Data reaches them through KEYS and ARGV alone.
+Each begins with ``common.lua``. They are called by their SHA-1, and sent whole only if the server
+does not know them (SCRIPT FLUSH, a restart, a failover). Data reaches them through KEYS and ARGV
+alone.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from streams.log.membership import (
 )
 from streams.log.names import member_fenced_error
 from streams.log.protocol import StaticMember, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.groups import Groups, format_initial_offsets
 from streams.log.redis.keys import PartitionKeys, members_key, topics_key
 from streams.log.redis.leases import LeaseSnapshot, OwnedPartition, PartitionLeases
@@ -119,10 +119,7 @@ class Membership:
         self._next_inspection = 0.0
 
     def join(self) -> None:
-        """Become a member, so that the others count this one. A static one takes its name over.
-
-        :raises LogError: that could not be done.
-        """
+        """Become a member, so that the others count this one. A static one takes its name over."""
         self._client.execute(self._heartbeat_command(join=True))
         self._joined = True
 
@@ -147,7 +144,6 @@ class Membership:
         """Confirm this member and its leases, and read who has the others.
 
         :raises MemberFenced: another process has this static member's name.
-        :raises LogError: nothing of that could be done.
         """
         result = HeartbeatResult()
         sent = time.monotonic()
@@ -325,6 +321,6 @@ class Membership:
         """Leave the group; if the server cannot be reached now, the row expires by itself."""
         key = members_key(self._group)
         try:
-            self._client.execute(Command(self._group, key, "HDEL", key, self.member_id))
+            self._client.execute(key_command(self._group, "HDEL", key, self.member_id))
         except LogError as error:
             logger.info("%s: could not take leave: %s", self._group, error)

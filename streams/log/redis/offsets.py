@@ -18,7 +18,7 @@ from streams.log.redis.stored_values import count_text
 class OffsetCommits:
     """The commits of one member. Used by one thread at a time.
 
-    :param on_lost: told of partitions that are another member's by now.
+    :param on_lost: called with partitions that are another member's by now.
     """
 
     def __init__(
@@ -34,10 +34,7 @@ class OffsetCommits:
         self._on_lost = on_lost
 
     def commit(self, commits: Iterable[tuple[OwnedPartition, Commit]]) -> None:
-        """Store what is newer than what was stored; a commit of a lease that is lost is dropped.
-
-        :raises LogError: some of it is not known to be stored.
-        """
+        """Store what is newer than what was stored; a commit of a lease that is lost is dropped."""
         sent = time.monotonic()
         lease_ms = int(self._membership.terms.lease * 1000)
         to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []

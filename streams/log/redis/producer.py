@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
@@ -49,22 +50,21 @@ RETRY_BACKOFF = 0.05, 1.0
 """Seconds before a chunk is sent again: at first, and at most."""
 
 
+@dataclass(slots=True)
 class Chunk:
     """Records of one partition that are written together."""
 
-    __slots__ = ("arg_count", "duplicates", "error", "ids", "indexes", "outcome_unknown", "size")
-
-    def __init__(self) -> None:
-        self.indexes: list[int] = []
-        """Which of the append's records."""
-        self.ids: dict[str, int] = {}
-        """Their identities, and where in ``indexes`` each one is."""
-        self.duplicates: list[tuple[int, int]] = []
-        """Records whose identity the chunk has already: which, and where in ``indexes`` it is."""
-        self.arg_count, self.size = 1, 0
-        self.outcome_unknown = False
-        """It was sent, and got no answer."""
-        self.error: LogError | None = None
+    indexes: list[int] = field(default_factory=list)
+    """Which of the append's records."""
+    ids: dict[str, int] = field(default_factory=dict)
+    """Their identities, and where in ``indexes`` each one is."""
+    duplicates: list[tuple[int, int]] = field(default_factory=list)
+    """Records whose identity the chunk has already: which, and where in ``indexes`` it is."""
+    arg_count: int = 1
+    size: int = 0
+    outcome_unknown: bool = False
+    """It was sent, and got no answer."""
+    error: LogError | None = None
 
     def all_indexes(self) -> list[int]:
         """Its records, the duplicates among them."""
@@ -183,10 +183,7 @@ class Writer:
                 self._idle.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has ended.
-
-        :raises Unavailable: some have not.
-        """
+        """Wait until every append so far has ended."""
         with self._idle:
             if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
                 raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
@@ -312,6 +309,5 @@ class Writer:
                     Command(context, keys.stream, *call, is_append=True, is_repeatable=False)
                 )
         if self._settings.wait_replicas:
-            call = ("WAIT", self._settings.wait_replicas, int(self._settings.wait_timeout * 1000))
-            commands.append(Command(context, keys.stream, *call, is_repeatable=False))
+            commands.append(self._client.wait_command(context, keys.stream))
         return commands

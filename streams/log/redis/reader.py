@@ -1,4 +1,4 @@
-"""Random reads: where a partition begins and ends, and one range of it after the other."""
+"""Looking up offsets in a partition, and reading ranges of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from streams.errors import LogError, Unavailable
-from streams.log.redis.batch import EntryFields, RedisBatch
-from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.connection import RedisConnection
-from streams.log.redis.errors import translate
+from streams.log.protocol import Reader
+from streams.log.redis.batch import RawEntries, RedisBatch
+from streams.log.redis.client import Client, Command, Pipeline, key_command, script_command
 from streams.log.redis.keys import MAX_OFFSET, PartitionKeys, entry_id, entry_id_before, offset_of
 from streams.log.redis.topics import Topics
 
@@ -21,7 +18,7 @@ SCAN_STEP = 1_000
 """Entries that a script counts at once: about a millisecond of the server's time."""
 
 MAX_COUNTED = 100_000
-"""Entries counted one by one for a lag that nothing else tells."""
+"""Entries that are counted for a lag that is not known otherwise."""
 
 
 class StreamInfo(NamedTuple):
@@ -197,7 +194,7 @@ class OffsetLookup:
         return RedisReader(self._client, self, keys, start, end)
 
 
-class RedisReader:
+class RedisReader(Reader):
     """Reads one range of a partition; asks for the next batch before the last one is handled."""
 
     def __init__(
@@ -208,11 +205,10 @@ class RedisReader:
         self._keys = keys
         self._position = start
         self._end = min(end, MAX_OFFSET)
-        self._fetched: list[tuple[bytes, EntryFields]] = []
+        self._fetched: RawEntries = []
         """Read, and not returned yet."""
-        self._connection: RedisConnection | None = None
-        self._requested = 0
-        """How many entries the connection was asked for and has not answered yet."""
+        self._read_ahead: Pipeline | None = None
+        """The next range, which was asked for already."""
 
     def read(self, limit: int, timeout: float = 5.0) -> RedisBatch | None:
         """See :meth:`streams.log.protocol.Reader.read`."""
@@ -227,28 +223,25 @@ class RedisReader:
         return RedisBatch(self._keys.topic, self._keys.partition, rows)
 
     def close(self) -> None:
-        """Release the connection."""
-        connection, self._connection = self._connection, None
+        """See :meth:`streams.log.protocol.Reader.close`."""
         self._end = self._position = 0
         self._fetched = []
-        if connection is not None:
-            if self._requested:
-                connection.close()
-            else:
-                self._client.pool.release(connection.address, connection)
+        if self._read_ahead is not None:
+            self._read_ahead.discard()
+            self._read_ahead = None
 
     def _fetch(self, limit: int, until: float) -> None:
         rows = self._next_entries(limit)
         if rows:
             self._fetched = rows
             self._position = offset_of(rows[-1][0]) + 1
-            if len(rows) == limit and self._position < self._end and self._connection is not None:
-                self._request(self._connection, limit)
+            if len(rows) == limit and self._position < self._end:
+                self._read_ahead = self._client.send_all([self._range_command(limit)])
             return
         if self._end <= self._offsets.stream_info(self._keys)[0].end:
             self._position = self._end
             return
-        # The end is still to come: wait for the next entry.
+        # The end is beyond the stream's: wait for the next entry.
         remaining = until - time.monotonic()
         if remaining <= 0:
             raise Unavailable(f"{self._keys}: nothing came in time")
@@ -263,38 +256,22 @@ class RedisReader:
             )
         )  # fmt: skip
 
-    def _next_entries(self, limit: int) -> list[tuple[bytes, EntryFields]]:
-        """The next entries of the range there are now."""
-        keys, client = self._keys, self._client
-        if self._connection is not None:
-            try:
-                if not self._requested:
-                    self._request(self._connection, limit)
-                self._requested = 0
-                rows: list[tuple[bytes, EntryFields]] = self._connection.receive()
-                return rows
-            except (RedisError, OSError):
-                # It may have been idle for long, or the slot has moved: ask again, routed anew.
-                self._connection.close()
-                self._connection = None
-        command = Command(str(keys), keys.stream, *self._range_command(limit))
-        rows = client.execute(command)
-        if rows and self._connection is None:
-            self._connection, _ = client.pool.acquire(client.servers.address_of(keys.stream))
-        return rows
+    def _next_entries(self, limit: int) -> RawEntries:
+        """The next entries of the range that exist now."""
+        pipeline, self._read_ahead = self._read_ahead, None
+        entries: RawEntries | LogError
+        if pipeline is not None:
+            (entries,) = pipeline.read_replies()
+            if not isinstance(entries, LogError):
+                return entries
+            # The connection may have been idle for long since then: ask again.
+        found: RawEntries = self._client.execute(self._range_command(limit))
+        return found
 
-    def _request(self, connection: RedisConnection, limit: int) -> None:
-        try:
-            connection.send(*self._range_command(limit))
-        except (RedisError, OSError) as error:
-            connection.close()
-            self._connection = None
-            raise translate(error, str(self._keys)) from error
-        self._requested = limit
-
-    def _range_command(self, limit: int) -> tuple[Any, ...]:
+    def _range_command(self, limit: int) -> Command:
         start, stop = entry_id(self._position), entry_id_before(self._end)
-        return ("XRANGE", self._keys.stream, start, stop, "COUNT", limit)
+        stream, context = self._keys.stream, str(self._keys)
+        return key_command(context, "XRANGE", stream, start, stop, "COUNT", limit)
 
 
 def _pairs(reply: Sequence[Any]) -> dict[bytes, Any]:

@@ -11,7 +11,7 @@ import time
 
 from streams.errors import LogError, TopicMismatch
 from streams.log.protocol import TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys
 from streams.log.redis.stored_values import count_text, valid_names
 from streams.log.redis.topics import Topics
@@ -56,10 +56,7 @@ class Trimmer:
             logger.info("%s: not trimmed: %s", keys, error)
 
     def trim(self, keys: PartitionKeys) -> int:
-        """Trim a partition now: how many entries went.
-
-        :raises LogError: it could not be done.
-        """
+        """Trim a partition now: how many entries went."""
         topic, context = self._topics.lookup(keys.topic), str(keys)
         retention = topic.info.retention
         oldest = b""
@@ -67,7 +64,7 @@ class Trimmer:
             seconds, micros = self._client.execute(Command(context, keys.stream, "TIME"))
             oldest_time = int(seconds) + int(micros) / 1e6 - retention.seconds
             oldest = b"%d-0" % int(max(0.0, oldest_time) * 1000)
-        groups = self._client.execute(Command(context, GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+        groups = self._client.execute(key_command(context, "SMEMBERS", GROUPS_KEY))
         names = sorted(valid_names(groups))
         command = script_command(
             context, "trim", [keys.stream, *map(keys.group_key, names)],

@@ -7,7 +7,7 @@
 ``rediss://``, ``rediss+sentinel://``, ``rediss+cluster://``     the same over TLS
 ======================================================  ==========================================
 
-Options stand in the query, redis-py's connection settings too where they are plain text or numbers
+Options are in the query, and so are redis-py's connection settings that are plain text or numbers
 (``?lease=5&ssl_ca_certs=ca.pem``); the mapping ``config`` takes those that are objects or secret.
 What would break a promise of this toolkit or load code is refused, with the reason.
 """
@@ -122,7 +122,7 @@ def read_settings(request: OpenRequest) -> Settings:
     # A cluster has a connection for each partition, and each has a buffer of that size.
     read_size = READ_SIZE // 4 if topology == "cluster" else READ_SIZE
     connection.setdefault("socket_read_size", read_size)
-    # Bytes come as they stand, whatever the driver's defaults become; RESP2 has no push messages
+    # Bytes are not decoded, whatever the driver's defaults become; RESP2 has no push messages
     # that could come between a request and its answer.
     connection |= {"protocol": 2, "decode_responses": False}
     for key in connection:
@@ -180,7 +180,7 @@ def _check_settings(settings: Settings) -> None:
 
 
 def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
-    # The path is not quoted: it may be meant for another place.
+    # The path is not quoted: it may be meant for another part of the URL.
     context = f"{url.scheme}:// URL"
     segments = [unquote(step) for step in url.path.split("/") if step]
     service = ""
@@ -257,19 +257,15 @@ def _text_or_path(value: Any) -> Any:
     return value if isinstance(value, os.PathLike) else _text(value)
 
 
-_VERIFY_MODES = {
-    "none": ssl.CERT_NONE,
-    "optional": ssl.CERT_OPTIONAL,
-    "required": ssl.CERT_REQUIRED,
-}
+_CERT_MODES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 def _verify_mode(value: Any) -> ssl.VerifyMode:
     if isinstance(value, ssl.VerifyMode):
         return value
-    found = _VERIFY_MODES.get(value) if isinstance(value, str) else None
+    found = _CERT_MODES.get(value) if isinstance(value, str) else None
     if found is None:
-        raise ConfigError(f"={value!r}: write {', '.join(_VERIFY_MODES)}")
+        raise ConfigError(f"={value!r}: write {', '.join(_CERT_MODES)}")
     return found
 
 

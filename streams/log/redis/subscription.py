@@ -159,10 +159,8 @@ class RedisSubscription(Subscription):
     def commit(self, commits: Sequence[Commit]) -> None:
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
-        owned = [(self._owned.get(commit.assignment), commit) for commit in commits]
-        self._commits.commit(
-            [(o, commit) for o, commit in owned if o is not None and o not in self._lost_untold]
-        )
+        owned = [(o, each) for each in commits if (o := self._owned.get(each.assignment))]
+        self._commits.commit([item for item in owned if item[0] not in self._lost_untold])
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self.commit(commits)

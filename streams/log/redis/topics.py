@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from redis.exceptions import RedisError
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, key_command, script_command
+from streams.log.redis.errors import translate
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
+from streams.log.redis.settings import Address
 from streams.log.redis.stored_values import count_text, damaged_field, valid_names, valid_topics
 from streams.text import get_logger
 from streams.wire import parse_float, parse_int
@@ -95,7 +99,7 @@ class Topics:
         )  # fmt: skip
         if not reply[0]:
             raise topic_mismatch(topic, _parse_partitions(topic, reply[1]), partitions)
-        self._client.execute(Command(topic, TOPICS_KEY, "SADD", TOPICS_KEY, topic))
+        self._client.execute(key_command(topic, "SADD", TOPICS_KEY, topic))
         facts = _parse_topic(topic, reply[1:])
         self._remember(topic, facts)
         return facts.info
@@ -117,7 +121,7 @@ class Topics:
         key = topic_key(topic)
         stored, kind = self._client.execute_or_raise(
             [
-                Command(topic, key, "HMGET", key, "partitions", "seconds", "messages", "most"),
+                key_command(topic, "HMGET", key, "partitions", "seconds", "messages", "most"),
                 Command(topic, key, "TYPE", topic),
             ]
         )
@@ -158,7 +162,8 @@ class Topics:
 
     def list_topics(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
-        names = set(valid_topics(self._client.execute(_set_members(TOPICS_KEY))))
+        created = self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY))
+        names = set(valid_topics(created))
         for address in self._client.servers.all_addresses():
             names.update(valid_topics(self._scan_streams(address)))
         found: list[TopicInfo] = []
@@ -171,23 +176,20 @@ class Topics:
                 logger.warning("left out: %s", error)
         return found
 
-    def _scan_streams(self, address: tuple[str, int]) -> Iterable[bytes]:
-        connection, _ = self._client.pool.acquire(address)
+    def _scan_streams(self, address: Address) -> Iterator[bytes]:
         cursor = b""
-        try:
-            while cursor != b"0":
-                scan = ("SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream")
-                cursor, names = connection.request(*scan)
-                yield from names
-        except BaseException:
-            connection.close()
-            raise
-        self._client.pool.release(address, connection)
+        while cursor != b"0":
+            scan = ("SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream")
+            try:
+                cursor, names = self._client.request(address, scan, idle=True)
+            except (RedisError, OSError) as error:
+                raise translate(error, self._client.settings.name) from error
+            yield from names
 
     def delete_topic(self, topic: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_topic`."""
         info = self.lookup(topic, fresh=True).info
-        groups = valid_names(self._client.execute(_set_members(GROUPS_KEY)))
+        groups = valid_names(self._client.execute(key_command(topic, "SMEMBERS", GROUPS_KEY)))
         commands: list[Command] = []
         for partition in range(info.partitions):
             keys = PartitionKeys(topic, partition, info.partitions)
@@ -195,9 +197,9 @@ class Topics:
             commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
         for group in groups:
             key = topics_key(group)
-            commands.append(Command(topic, key, "HDEL", key, topic))
-        commands.append(Command(topic, topic_key(topic), "UNLINK", topic_key(topic)))
-        commands.append(Command(topic, TOPICS_KEY, "SREM", TOPICS_KEY, topic))
+            commands.append(key_command(topic, "HDEL", key, topic))
+        commands.append(key_command(topic, "UNLINK", topic_key(topic)))
+        commands.append(key_command(topic, "SREM", TOPICS_KEY, topic))
         self._client.execute_or_raise(commands)
         self._cached.pop(topic, None)
         for partition in range(info.partitions):
@@ -232,10 +234,6 @@ class Topics:
         """The keys of all its partitions."""
         partitions = self.lookup(topic).info.partitions
         return [self.partition_keys(topic, each) for each in range(partitions)]
-
-
-def _set_members(key: bytes) -> Command:
-    return Command(key.decode(), key, "SMEMBERS", key)
 
 
 def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:

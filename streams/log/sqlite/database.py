@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -149,25 +149,19 @@ class Database:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared_file = SharedFile.acquire(
-            settings.path, may_create=settings.mode == "rwc", purpose=purpose
-        )
+        may_create = settings.mode == "rwc"
+        self.shared_file = SharedFile.acquire(self.path, may_create=may_create, purpose=purpose)
         self._pid = os.getpid()
         self.has_event_tables = False
         """False: of a file that was made before there were histories, and cannot be extended."""
         self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False
-        try:
-            with translate_errors(self.path):
-                self._write_connection = SqliteConnection(settings)
-                try:
-                    self._prepare_file(self._write_connection)
-                except BaseException:
-                    self._write_connection.close()
-                    raise
-        except BaseException:
-            self.shared_file.release()
-            raise
+        with ExitStack() as undo, translate_errors(self.path):
+            undo.callback(self.shared_file.release)
+            self._write_connection = SqliteConnection(settings)
+            undo.callback(self._write_connection.close)
+            self._prepare_file(self._write_connection)
+            undo.pop_all()
 
     def _prepare_file(self, connection: SqliteConnection) -> None:
         """Create what is missing of the log, whatever other processes do at the same time.
@@ -277,7 +271,7 @@ class Database:
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Generator[SqliteConnection]:
-        """A connection for a few statements that read, or for a short look at one snapshot."""
+        """A connection for a few statements that read, on one snapshot if that is asked for."""
         connection = self.acquire()
         try:
             with translate_errors(self.path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,11 +40,11 @@ from streams.log.sqlite.database import Database
 from streams.log.sqlite.events import Events
 from streams.log.sqlite.groups import Groups
 from streams.log.sqlite.producer import Writer
-from streams.log.sqlite.query import QueryRunner
 from streams.log.sqlite.reader import SqliteReader
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.subscription import SqliteSubscription
 from streams.log.sqlite.topics import Topics
+from streams.log.sqlite.user_sql import QueryRunner
 from streams.message import Record
 
 CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True, events=True)
@@ -78,7 +77,6 @@ class SqliteLog(DenseOffsets, Log, EventLog):
         self._events = Events(self._database)
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
-        self._lock = threading.Lock()
         self._subscriptions: set[SqliteSubscription] = set()
 
     @property
@@ -216,19 +214,14 @@ class SqliteLog(DenseOffsets, Log, EventLog):
             listener,
             flow,
             trim_margin,
-            self._discard_subscription,
+            self._subscriptions.discard,
             member,
         )
-        with self._lock:
-            self._subscriptions.add(subscription)
+        self._subscriptions.add(subscription)
         return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: the others see that the process's lock is gone."""
-
-    def _discard_subscription(self, subscription: SqliteSubscription) -> None:
-        with self._lock:
-            self._subscriptions.discard(subscription)
 
     # -- the rest
 
@@ -239,9 +232,7 @@ class SqliteLog(DenseOffsets, Log, EventLog):
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
         if not self._database.is_forked:
-            with self._lock:
-                left = list(self._subscriptions)
-            for subscription in left:
+            for subscription in list(self._subscriptions):
                 subscription.abandon()
             self._queries.close()
             self._database.close()

@@ -18,9 +18,9 @@ class MemberRow(NamedTuple):
     number: int
     id: str
     topics: tuple[str, ...]
-    """Empty where what stands there makes no sense."""
+    """Empty if what is stored makes no sense."""
     expires: float
-    """Minus infinity where what stands there makes no sense."""
+    """Minus infinity if what is stored makes no sense."""
     timeline: str
 
 

@@ -156,9 +156,8 @@ class Membership:
         self.generation = generation
         self.commits.was_refused = False
         self._discard_owned(self._releasing)
-        lost = [
-            a for a, number in self.partition_numbers.items() if owned_epochs.get(number) != a.epoch
-        ]
+        held = self._held(owned_epochs)
+        lost = [a for a, number in self.partition_numbers.items() if number not in held]
         self._discard_owned(lost)
         self._extend_validity(owned_epochs, sent)
         self.partition_numbers.update(acquired)
@@ -314,6 +313,11 @@ class Membership:
             )
         )
 
+    def _held(self, owned_epochs: Mapping[int, int]) -> dict[int, Assignment]:
+        """What this member knows to be its own, and the file says so, too."""
+        owned = list(self.partition_numbers.items())  # any thread may call it
+        return {number: a for a, number in owned if owned_epochs.get(number) == a.epoch}
+
     def _stored_generation(self, db: SqliteConnection) -> int:
         rows = db.fetch_rows("SELECT generation FROM streams_groups WHERE name = ?", (self.group,))
         return int(rows[0][0]) if rows else -1
@@ -330,11 +334,7 @@ class Membership:
             for topic, topic_numbers in numbers.items()
             for partition, number in enumerate(topic_numbers)
         }
-        held = {
-            number: a
-            for a, number in self.partition_numbers.items()
-            if owned_epochs.get(number) == a.epoch
-        }
+        held = self._held(owned_epochs)
         leases: dict[TopicPartition, Lease] = {}
         for number, epoch, owner in db.fetch_json(
             # (A JSON array takes no blob, which anybody may have written there.)
@@ -398,8 +398,8 @@ class Membership:
                 )
             progress = bytes.fromhex(progress).decode("ascii", "replace")
             committed[number] = Committed(position, progress)
-        # A position beyond its log's end is told to the member, and reset here: otherwise what is
-        # committed from now on would count as older.
+        # The member gets a position beyond its log's end as it is, and it is reset here: otherwise
+        # what is committed from now on would count as older.
         db.execute(_RESET_BEYOND_END, (self.group, self._number))
         valid_until = self._terms.valid_until(sent)
         return {
@@ -411,8 +411,8 @@ class Membership:
 
     def _extend_validity(self, owned_epochs: Mapping[int, int], sent: float) -> None:
         valid_until = self._terms.valid_until(sent)
-        for assignment, number in list(self.partition_numbers.items()):
-            if owned_epochs.get(number) == assignment.epoch and assignment not in self._releasing:
+        for assignment in self._held(owned_epochs).values():
+            if assignment not in self._releasing:
                 assignment.valid_until = valid_until
 
     def _discard_owned(self, assignments: Iterable[Assignment]) -> None:

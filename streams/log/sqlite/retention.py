@@ -54,6 +54,8 @@ FROM streams_partitions AS p LEFT JOIN needed AS n ON n.no = p.no
 WHERE p.topic = ? AND p.first < p.next
 """
 
+_SET_FIRST_OFFSET = "UPDATE streams_partitions SET first = ? WHERE no = ?"
+
 _SELECT_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
 
 
@@ -119,9 +121,7 @@ class Trimmer:
                         " WHERE place BETWEEN ?1 AND ?2 AND place + count <= ?2",
                         (block_key(number, 0), block_key(number, first)),
                     )
-                    db.execute(
-                        "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, number)
-                    )
+                    db.execute(_SET_FIRST_OFFSET, (first, number))
                 if _should_vacuum(db):
                     more = True
                     db.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")

@@ -1,7 +1,7 @@
 """The tables. All names begin with ``streams_``; the rest of the file is the user's.
 
 A handler's own tables may live in the same file, so ``user_version`` and ``application_id`` are
-left to the user, and the schema's version stands in a table of ours.
+left to the user, and the schema's version is in a table of ours.
 
 * A block's key (``place``) is a partition's number and an offset in one integer,
   ``no << 40 | offset``, so that a partition is one range of the table. A partition number is never
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS streams_partitions (
     first INTEGER NOT NULL DEFAULT 0,   -- the first offset that can be read
     next INTEGER NOT NULL DEFAULT 0,    -- the offset of the next message
     time INTEGER NOT NULL DEFAULT 0,    -- of the last message
-    loose INTEGER NOT NULL DEFAULT 0,   -- how many small blocks stand at the end
+    loose INTEGER NOT NULL DEFAULT 0,   -- how many small blocks are at the end
     UNIQUE (topic, partition)
 );
 

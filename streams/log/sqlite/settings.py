@@ -99,7 +99,7 @@ def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> Ope
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:
-            return min(mode, requested, key=_MODES.index)
+            return mode if _MODES.index(mode) < _MODES.index(requested) else requested
     raise ConfigError(
         f"{url.location}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
         "'rw' (use the one that is there) or 'ro' (only look)"

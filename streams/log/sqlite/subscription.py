@@ -91,9 +91,8 @@ class SqliteSubscription(Subscription):
         except BaseException:
             database.release(self._connection)
             raise
-        self._changes = ChangeWaiter(
-            database.shared_file, [group_event(group), *map(topic_event, self._topics)]
-        )
+        events = [group_event(group), *map(topic_event, self._topics)]
+        self._changes = ChangeWaiter(database.shared_file, events)
         self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
         self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
         self._owned: dict[Assignment, _OwnedPartition] = {}
@@ -115,7 +114,7 @@ class SqliteSubscription(Subscription):
             raise Unavailable("the subscription is closed")
         with translate_errors(self._database.path):
             while True:
-                # Read first: whoever wakes a poll wants it to look at the state after that.
+                # Read first: a wakeup after this must not be missed.
                 woken, self._woken = self._woken, False
                 self._follow_changes()
                 batches = self._read_ready(limit)
@@ -132,10 +131,9 @@ class SqliteSubscription(Subscription):
             if limit < 1 or byte_limit <= 0:
                 break
             owned = self._ready[0]
+            db, end = self._connection, owned.end_offset
             try:
-                slices, bytes_read = owned.read(
-                    self._connection, owned.end_offset, limit, byte_limit
-                )
+                slices, bytes_read = owned.read(db, end, limit, byte_limit)
             except (LogError, apsw.Error):
                 if batches:  # they are returned first: the next poll raises, too
                     break

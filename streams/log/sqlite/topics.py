@@ -116,9 +116,8 @@ class Topics:
             db.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
             if self._database.has_event_tables:
                 db.execute("DELETE FROM streams_event_topics WHERE topic = ?", (topic,))
-        self._database.shared_file.notify(
-            [topic_event(topic), *(group_event(name) for (name,) in groups)]
-        )
+        events = [group_event(group) for (group,) in groups]
+        self._database.shared_file.notify([topic_event(topic), *events])
         self._trimmer.finish_deletions()
 
 

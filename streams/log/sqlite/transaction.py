@@ -17,7 +17,7 @@ import apsw
 from typing_extensions import override
 
 from streams.errors import LogError
-from streams.log.protocol import Commit
+from streams.log.protocol import Commit, Transaction
 from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate, translate_commit
 from streams.log.sqlite.offsets import OffsetCommits
@@ -70,7 +70,7 @@ class HandlerConnection(GuardedConnection):
         return _REFUSED_ACTIONS.get(action, "")
 
 
-class SqliteTransaction:
+class SqliteTransaction(Transaction):
     """One handler's transaction. It begins with the first statement; one thread at a time."""
 
     def __init__(
@@ -103,18 +103,15 @@ class SqliteTransaction:
         return rows
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Commit the handler's rows and these places together.
+        """See :meth:`streams.log.protocol.Transaction.commit`.
 
-        :raises Fenced: a partition is no longer owned; everything was rolled back.
-        :raises Unavailable: nothing was written, try again.
         :raises OutcomeUnknown: the disk failed in the middle of it.
         """
         connection = self._begin()
         connection.is_trusted = True
         try:
-            stored = [
-                commit for commit in commits if self._offsets.store_offset(connection, commit)
-            ]
+            store = self._offsets.store_offset
+            stored = [commit for commit in commits if store(connection, commit)]
             try:
                 connection.execute("COMMIT", can_cache=False)
             except apsw.Error as error:
@@ -126,7 +123,7 @@ class SqliteTransaction:
             self._end()
 
     def rollback(self) -> None:
-        """Undo everything; harmless when there is nothing to undo."""
+        """See :meth:`streams.log.protocol.Transaction.rollback`."""
         if self._connection is not None:
             self._end()
         self._ended = True

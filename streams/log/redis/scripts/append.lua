@@ -3,7 +3,7 @@
 -- KEYS  stream, and three hashes of identity to entry ID, used in rotation: the current one, the
 --       one before, and the one to be deleted.
 -- ARGV  rotation (ms), then runs of records with the same fields: number of records, of fields, which
---       value is the identity (from 0; it may stand behind the fields'), the fields' names, the
+--       value is the identity (from 0; it may follow the fields'), the fields' names, the
 --       values record by record.
 -- Returns the entry IDs in order; where the ID was known, the one it got then.
 --

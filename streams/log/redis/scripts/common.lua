@@ -47,7 +47,7 @@ local function order(a, b)
   return a < b and -1 or 1
 end
 
--- -1, 0 or 1: how one entry ID stands to another.
+-- -1, 0 or 1: whether one entry ID is less than, equal to or greater than another.
 local function compare(a, b)
   local high, low = split(a)
   local other_high, other_low = split(b)
@@ -81,7 +81,7 @@ local function before(id)
   return id
 end
 
--- A reply of names and values in turn, as a table.
+-- A reply of alternating names and values, as a table.
 local function to_table(reply)
   local found = {}
   for i = 1, #reply, 2 do found[reply[i]] = reply[i + 1] end
