@@ -9,7 +9,14 @@ import pytest
 
 from streams.config import Retention
 from streams.errors import ConfigError, EventTopicError, NotFound, PartitionCountMismatch
-from streams.log.event_headers import cause_of, event_header, is_final, make_append, parse_event
+from streams.log.event_headers import (
+    MAX_COUNT,
+    cause_of,
+    event_header,
+    is_final,
+    make_append,
+    parse_event,
+)
 from streams.log.events import (
     EMPTY,
     NO_HISTORY,
@@ -283,6 +290,15 @@ def test_a_long_history_is_read_in_parts(world: World) -> None:
         seen += versions(found)
         after = Base(found.events[-1].version, found.events[-1].record.id)
     assert seen == list(range(1, 4_001))
+
+
+def test_an_append_of_as_many_events_as_there_may_be(world: World) -> None:
+    log, topic = events_of(world), event_topic(world, 1)
+    made = make_append(b"k", NO_HISTORY, [event() for _ in range(MAX_COUNT)])
+    (outcome,) = append_all(log, topic, [made])
+    assert isinstance(outcome, Appended)
+    assert append_all(log, topic, [made]) == [outcome]
+    assert history(log, topic, b"k", limit=1).head == made.head
 
 
 def test_what_an_append_writes_is_read_by_groups_and_readers_as_messages(world: World) -> None:

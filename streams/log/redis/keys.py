@@ -8,6 +8,13 @@ Cluster specification, "Hash tags"):
 ==============================  ===================================================================
 ``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and position of a group
 ``{orders:3}:ids:0`` … ``:2``   hashes: message ID to entry ID, of the last minutes
+``{orders:3}:history:KEY``      list: the entry IDs of a key's events (of an event topic)
+``{orders:3}:keys``             sorted set: the keys that have a history
+``{orders:3}:causes``           hash: key and cause to first version and number of events
+``{orders:3}:refusals``         hash: key and record ID to version and entry ID
+``{orders:3}:refused``          hash: key to the refusal that its history ends with
+``{orders:3}:snapshots``        set: the kinds of snapshots that there are
+``{orders:3}:snapshots:KIND``   hash: key to version, record ID, entry ID and state
 ``{orders}:topic``              hash: partitions and retention
 ``{group:billing}:members``     hash: member to "times written, lease, until, topics"
 ``{group:billing}:topics``      hash: topic to the positions the group began at
@@ -54,6 +61,18 @@ class PartitionKeys:
             self.stream = self._hash_tag = b"{%s:%d}" % (topic.encode(), partition)
         self.id_hashes = tuple(b"%s:ids:%d" % (self._hash_tag, number) for number in range(3))
 
+    def history_key(self, key: bytes) -> bytes:
+        """The list with the entry IDs of a key's events."""
+        return b"%s:history:%s" % (self._hash_tag, key)
+
+    def event_key(self, name: str) -> bytes:
+        """One of the keys that an event topic's partition has beside the histories."""
+        return b"%s:%s" % (self._hash_tag, name.encode())
+
+    def snapshots_key(self, fingerprint: str) -> bytes:
+        """The hash with snapshots of one kind."""
+        return b"%s:snapshots:%s" % (self._hash_tag, fingerprint.encode())
+
     def group_key(self, group: str) -> bytes:
         """The hash with a group's lease and position in this partition."""
         return b"%s:group:%s" % (self._hash_tag, group.encode())
@@ -64,12 +83,18 @@ class PartitionKeys:
 
 def expected_type(key: bytes) -> str:
     """The Redis type of one of the keys above."""
-    if key in (TOPICS_KEY, GROUPS_KEY):
+    if key in (TOPICS_KEY, GROUPS_KEY) or key.endswith(b"}:snapshots"):
         return "set"
+    if b"}:history:" in key:
+        return "list"
+    if key.endswith(b"}:keys"):
+        return "sorted set"
     return "hash" if _HASH_KEY.search(key) or key.startswith(b"streams:claims:") else "stream"
 
 
-_HASH_KEY = re.compile(rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*)\Z")
+_HASH_KEY = re.compile(
+    rb"\}:(?:topic|members|topics|ids:\d|group:[^:]*|causes|refusals|refused|snapshots:.*)\Z"
+)
 
 
 def topic_key(topic: str) -> bytes:

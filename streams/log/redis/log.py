@@ -7,6 +7,16 @@ from dataclasses import replace
 
 from streams.config import Flow
 from streams.errors import NotFound
+from streams.log.events import (
+    EventAppend,
+    EventLog,
+    EventTotals,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    StoredSnapshot,
+)
 from streams.log.names import check_group
 from streams.log.protocol import (
     TRIM_MARGIN,
@@ -25,6 +35,7 @@ from streams.log.protocol import (
 )
 from streams.log.redis import durability
 from streams.log.redis.client import Client
+from streams.log.redis.events import Events
 from streams.log.redis.groups import Groups
 from streams.log.redis.keys import RedisEntryId, parse_offset, topic_key
 from streams.log.redis.membership import Membership
@@ -36,7 +47,7 @@ from streams.log.redis.subscription import RedisSubscription
 from streams.log.redis.topics import Topics
 from streams.message import Record
 
-CAPABILITIES = Capabilities("redis", append_once=True)
+CAPABILITIES = Capabilities("redis", append_once=True, events=True)
 
 
 def open(request: OpenRequest) -> RedisLog:
@@ -47,7 +58,7 @@ def open(request: OpenRequest) -> RedisLog:
     return RedisLog(read_settings(request))
 
 
-class RedisLog(Log):
+class RedisLog(Log, EventLog):
     """Topics, appends, reads and groups on Redis Streams. Usable from any thread."""
 
     def __init__(self, settings: Settings) -> None:
@@ -57,6 +68,7 @@ class RedisLog(Log):
         self._groups = Groups(self._client, self._topics, self._offsets)
         self._trimmer = Trimmer(self._client, self._topics)
         self._writer = Writer(self._client, self._topics)
+        self._events = Events(self._client, self._topics)
         self._capabilities = replace(CAPABILITIES, append_once=settings.dedup_seconds > 0)
 
     def __repr__(self) -> str:
@@ -111,6 +123,37 @@ class RedisLog(Log):
         if records and self._topics.may_need_trimming(topic):
             for keys in self._topics.all_partition_keys(topic):
                 self._trimmer.trim_if_due(keys)
+
+    # -- histories
+
+    @property
+    def never_blocks(self) -> bool:
+        return False
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        return self._topics.create_event_topic(topic, partitions)
+
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        self._events.append(topic, appends, on_appended)
+
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        return self._events.read(topic, requests)
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        self._events.write_snapshots(topic, snapshots)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        return self._events.delete_snapshots(topic, fingerprint)
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        return self._events.list_keys(topic, partition, after, limit)
+
+    def event_totals(self, topic: str) -> EventTotals:
+        return self._events.totals(topic)
 
     # -- reading
 

@@ -27,6 +27,10 @@ nobody could take anything out. (Redis 7.0, "Eval flags".) So does the outcome o
 done once must be known as done, and no new claims are let in meanwhile."""
 
 
+_ON_HISTORIES = frozenset(("append_events", "read_histories", "write_snapshots"))
+"""These begin with ``histories.lua``, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """One script."""
@@ -41,5 +45,6 @@ def load_script(name: str) -> Script:
     """The script in ``scripts/<name>.lua``."""
     folder = files("streams.log.redis") / "scripts"
     shebang = b"#!lua flags=allow-oom\n" if name in ALLOWED_WHEN_FULL else b""
-    text = shebang + (folder / "common.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    parts = ["common", *(["histories"] if name in _ON_HISTORIES else []), name]
+    text = shebang + b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())

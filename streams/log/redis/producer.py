@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.events import events_only
 from streams.log.names import partitions_for
 from streams.log.protocol import OnAppended
 from streams.log.redis.batch import encode_fields, identity_of_record
@@ -171,7 +172,10 @@ class Writer:
         try:
             append = PendingAppend(topic, records, deduplicates=self._settings.dedup_seconds > 0)
             try:
-                append.split(self._topics.lookup(topic).info.partitions)
+                info = self._topics.lookup(topic).info
+                if info.is_event_topic:
+                    raise events_only(topic, "published to")
+                append.split(info.partitions)
             except LogError as error:
                 append.results = [error] * len(records)
             else:

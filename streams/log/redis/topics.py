@@ -9,6 +9,7 @@ from typing import NamedTuple
 from redis.exceptions import RedisError
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
+from streams.log.events import events_only, not_an_event_topic, partition_count_mismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
 from streams.log.redis.client import Client, Command, key_command, script_command
@@ -72,9 +73,18 @@ class Topics:
         has_settings = retention != Retention() or max_entries is not None
         return self._store(topic, partitions, retention, max_entries, replace=has_settings)
 
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        """See :meth:`streams.log.events.EventLog.create_event_topic`."""
+        check_topic(topic)
+        if partitions < 1:
+            raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
+        return self._store(topic, partitions, Retention(), None, replace=False, events=True)
+
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
         facts = self.lookup(topic, fresh=True)
+        if facts.info.is_event_topic:
+            raise events_only(topic, "trimmed")
         return self._store(topic, facts.info.partitions, retention, facts.max_entries, replace=True)
 
     def _store(
@@ -85,20 +95,27 @@ class Topics:
         max_entries: int | None,
         *,
         replace: bool,
+        events: bool = False,
     ) -> TopicInfo:
         """Write a topic's facts, or find them.
 
         :param replace: where it exists, it gets this retention.
+        :param events: it is an event topic.
         """
         reply = self._client.execute(
             script_command(
                 topic, "create_topic", (topic_key(topic), topic.encode()), partitions,
                 "" if retention.seconds is None else repr(retention.seconds),
                 count_text(retention.messages), count_text(max_entries), int(replace),
+                "1" if events else "",
             )
         )  # fmt: skip
+        if reply[0] == 2:
+            raise not_an_event_topic(topic) if events else events_only(topic, "trimmed")
         if not reply[0]:
-            raise topic_mismatch(topic, _parse_partitions(topic, reply[1]), partitions)
+            found = _parse_partitions(topic, reply[1])
+            mismatch = partition_count_mismatch if events else topic_mismatch
+            raise mismatch(topic, found, partitions)
         self._client.execute(key_command(topic, "SADD", TOPICS_KEY, topic))
         facts = _parse_topic(topic, reply[1:])
         self._remember(topic, facts)
@@ -121,7 +138,9 @@ class Topics:
         key = topic_key(topic)
         stored, kind = self._client.execute_or_raise(
             [
-                key_command(topic, "HMGET", key, "partitions", "seconds", "messages", "most"),
+                key_command(
+                    topic, "HMGET", key, "partitions", "seconds", "messages", "most", "events"
+                ),
                 Command(topic, key, "TYPE", topic),
             ]
         )
@@ -194,6 +213,9 @@ class Topics:
         for partition in range(info.partitions):
             keys = PartitionKeys(topic, partition, info.partitions)
             deleted = (keys.stream, *keys.id_hashes, *map(keys.group_key, groups))
+            if info.is_event_topic:
+                self._delete_histories(topic, keys)
+                deleted += tuple(map(keys.event_key, ("causes", "refusals", "refused")))
             commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
         for group in groups:
             key = topics_key(group)
@@ -205,6 +227,15 @@ class Topics:
         for partition in range(info.partitions):
             self._keys.pop((topic, partition), None)
 
+    def _delete_histories(self, topic: str, keys: PartitionKeys) -> None:
+        index, kinds = keys.event_key("keys"), keys.event_key("snapshots")
+        names = self._client.execute(key_command(topic, "SMEMBERS", kinds))
+        snapshots = [keys.snapshots_key(name.decode("utf-8", "replace")) for name in names]
+        self._client.execute(key_command(topic, "UNLINK", kinds, *snapshots))
+        while found := self._client.execute(key_command(topic, "ZPOPMIN", index, 1_000)):
+            histories = [keys.history_key(key) for key in found[::2]]
+            self._client.execute(key_command(topic, "UNLINK", *histories))
+
     def restore(self, topic: str) -> None:
         """Write a topic's facts again after the server has lost everything."""
         facts = self._cached.get(topic)
@@ -213,7 +244,10 @@ class Topics:
         info = facts.info
         config = None if facts.max_entries is None else {MAX_ENTRIES: str(facts.max_entries)}
         try:
-            self.create_topic(topic, info.partitions, info.retention, config)
+            if info.is_event_topic:
+                self.create_event_topic(topic, info.partitions)
+            else:
+                self.create_topic(topic, info.partitions, info.retention, config)
         except TopicMismatch as error:
             raise LogError(f"{topic} was created anew, otherwise than it was: {error}") from error
 
@@ -241,14 +275,14 @@ def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
 
     :raises TopicMismatch: one of its fields makes no sense.
     """
-    partitions, seconds, messages, max_entries = stored
+    partitions, seconds, messages, max_entries, events = stored
     keep_seconds = parse_float(seconds) if seconds else None
     if seconds and (keep_seconds is None or keep_seconds <= 0):
         remedy = "set it to the seconds that messages are kept"
         raise _damaged_topic(topic, "seconds", seconds, remedy)
     retention = Retention(keep_seconds, _parse_count(topic, "messages", messages))
     number = _parse_partitions(topic, partitions) if partitions else 1
-    info = TopicInfo(topic, number, retention)
+    info = TopicInfo(topic, number, retention, is_event_topic=events == b"1")
     return StoredTopic(info, _parse_count(topic, "most", max_entries))
 
 

@@ -1,0 +1,447 @@
+"""Histories on Redis: appends under a condition, and one key's events.
+
+A script checks an append and writes it, so both are one step, for replicas and the append-only file
+too. The events stand in the partition's stream like any messages; beside it each key has a list
+with the entry IDs of its events, in the same hash slot, whose length is the version.
+
+The same append may be sent again without harm, so one that got no answer is, until it gets one or
+``timeout`` seconds are over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from streams.errors import InvalidValue, LogError, OutcomeUnknown, TooLarge, Unavailable
+from streams.log.events import (
+    EMPTY,
+    Appended,
+    Base,
+    Caused,
+    EventAppend,
+    EventTotals,
+    Head,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    Refused,
+    StoredEvent,
+    StoredSnapshot,
+    not_an_event_topic,
+)
+from streams.log.names import partition_for
+from streams.log.redis.batch import RedisBatch, encode_fields
+from streams.log.redis.client import Client, Command, key_command, script_command
+from streams.log.redis.errors import WritesRefused
+from streams.log.redis.keys import PartitionKeys, entry_id, offset_of, offsets_of
+from streams.log.redis.producer import MAX_BYTES, MAX_FIELDS, RETRY_BACKOFF
+from streams.log.redis.topics import Topics
+from streams.message import ID, Record
+from streams.wire import parse_int, text
+
+CALL_APPENDS = 500
+"""Appends of one script call, at most."""
+
+CALL_BYTES = 4 << 20
+"""Their bytes; a single larger one goes alone."""
+
+CALL_REQUESTS = 100
+"""Histories that one script call reads from, at most."""
+
+CALL_ARGUMENTS = 50_000
+"""Names, values and numbers that one script call is given, about; a single append goes alone."""
+
+
+class _Call:
+    """Appends to one partition that one script call takes."""
+
+    def __init__(self) -> None:
+        self.indexes: list[int] = []
+        self.histories: list[bytes] = []
+        self.args: list[Any] = []
+        self.size = 0
+        self.was_sent = False
+        """It was sent before, and got no answer."""
+
+
+class Events:
+    """The event topics of one log. Usable from any thread."""
+
+    def __init__(self, client: Client, topics: Topics) -> None:
+        self._client = client
+        self._topics = topics
+
+    def _partitions(self, topic: str) -> int:
+        info = self._topics.lookup(topic).info
+        if not info.is_event_topic:
+            raise not_an_event_topic(topic)
+        return info.partitions
+
+    # -- appending
+
+    def append(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        """See :meth:`streams.log.events.EventLog.append_events`."""
+        outcomes: list[Any] = [None] * len(appends)
+        try:
+            calls = self._split(topic, appends, outcomes)
+            self._write(topic, calls, outcomes)
+        except LogError as error:
+            outcomes = [error if each is None else each for each in outcomes]
+        on_appended(outcomes)
+
+    def _split(
+        self, topic: str, appends: Sequence[EventAppend], outcomes: list[Any]
+    ) -> dict[int, list[_Call]]:
+        """The calls for each partition, the next one last."""
+        partitions = self._partitions(topic)
+        calls: dict[int, list[_Call]] = {}
+        for index, append in enumerate(appends):
+            args, size = _arguments(append)
+            if size > MAX_BYTES:
+                outcomes[index] = TooLarge(
+                    f"{topic}: an append of {size} bytes; at most {MAX_BYTES} are possible, and "
+                    f"{MAX_FIELDS // 2} headers of an event"
+                )
+                continue
+            partition = partition_for(append.key, "", partitions)
+            found = calls.setdefault(partition, [])
+            call = found[-1] if found else None
+            if call is None or (
+                len(call.args) + len(args) > CALL_ARGUMENTS
+                or call.size + size > CALL_BYTES
+                or len(call.indexes) >= CALL_APPENDS
+            ):
+                call = _Call()
+                found.append(call)
+            keys = self._topics.partition_keys(topic, partition)
+            call.indexes.append(index)
+            call.histories.append(keys.history_key(append.key))
+            call.args += args
+            call.size += size
+        for each in calls.values():
+            each.reverse()
+        return calls
+
+    def _write(self, topic: str, calls: dict[int, list[_Call]], outcomes: list[Any]) -> None:
+        """Make the calls, those of several partitions at a time, one after the other in each."""
+        pause, until = RETRY_BACKOFF[0], 0.0
+        while calls:
+            partitions = list(calls)
+            error = self._write_next(topic, partitions, calls, outcomes)
+            if error is None:
+                continue
+            now = time.monotonic()
+            until = until or now + self._client.settings.append_timeout
+            if now + pause >= until:
+                self._fail(calls, outcomes, error)
+                return
+            time.sleep(pause)
+            pause = min(RETRY_BACKOFF[1], 2 * pause)
+
+    def _write_next(
+        self,
+        topic: str,
+        partitions: Sequence[int],
+        calls: dict[int, list[_Call]],
+        outcomes: list[Any],
+    ) -> LogError | None:
+        """Make the next call of each partition; why one is to be made again, if one is."""
+        commands: list[Command] = []
+        width = 1
+        wait = self._client.settings.wait_replicas
+        for partition in partitions:
+            call = calls[partition][-1]
+            keys = self._topics.partition_keys(topic, partition)
+            commands.append(
+                script_command(
+                    str(keys),
+                    "append_events",
+                    (*_shared_keys(keys), keys.event_key("keys"), *call.histories),
+                    *call.args,
+                    is_append=True,
+                )
+            )
+            if wait:
+                width = 2
+                timeout = int(self._client.settings.wait_timeout * 1000)
+                args = ("WAIT", wait, timeout)
+                commands.append(Command(str(keys), keys.stream, *args, is_repeatable=False))
+        replies = self._client.execute_all(commands)
+        retry: LogError | None = None
+        for number, partition in enumerate(partitions):
+            found = calls[partition]
+            call = found[-1]
+            error = self._failure(replies[number * width : (number + 1) * width], topic)
+            if error is None:
+                self._take_outcomes(partition, call, replies[number * width], outcomes)
+                found.pop()
+            elif self._may_retry(error):
+                call.was_sent = call.was_sent or isinstance(error, OutcomeUnknown)
+                retry = error
+            else:
+                for each in found:
+                    self._fail_call(each, outcomes, error)
+                found.clear()
+            if not found:
+                del calls[partition]
+        return retry
+
+    def _failure(self, replies: Sequence[Any], topic: str) -> LogError | None:
+        for reply in replies:
+            if isinstance(reply, LogError):
+                return reply
+        settings = self._client.settings
+        if settings.wait_replicas and replies[1] < settings.wait_replicas:
+            return OutcomeUnknown(
+                f"{topic}: written, but {replies[1]} replicas have it after "
+                f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
+            )
+        return None
+
+    @staticmethod
+    def _may_retry(error: LogError) -> bool:
+        """Whether the same call may be made again: it is harmless, so wherever it may help."""
+        return isinstance(error, (OutcomeUnknown, Unavailable)) and not isinstance(
+            error, WritesRefused
+        )
+
+    def _fail(self, calls: dict[int, list[_Call]], outcomes: list[Any], error: LogError) -> None:
+        for found in calls.values():
+            for call in found:
+                self._fail_call(call, outcomes, error)
+
+    @staticmethod
+    def _fail_call(call: _Call, outcomes: list[Any], error: LogError) -> None:
+        if call.was_sent and not isinstance(error, OutcomeUnknown):
+            error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
+        if not call.was_sent and isinstance(error, OutcomeUnknown):
+            error = Unavailable(f"not sent: {error}")
+        for index in call.indexes:
+            outcomes[index] = error
+
+    @staticmethod
+    def _take_outcomes(
+        partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
+    ) -> None:
+        for index, answer in zip(call.indexes, reply, strict=True):
+            if answer[0] == 1:
+                outcomes[index] = Appended(partition, tuple(offsets_of(answer[1:])))
+            else:
+                _, reason, version, last_id, is_final = answer
+                head = Head(Base(version, text(last_id)), bool(is_final))
+                outcomes[index] = Refused(reason.decode(), head)
+
+    # -- reading
+
+    def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        """See :meth:`streams.log.events.EventLog.read_histories`."""
+        if any(request.limit < 1 for request in requests):
+            raise InvalidValue("limit=: at least 1")
+        partitions = self._partitions(topic)
+        by_partition: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            partition = partition_for(request.key, "", partitions)
+            by_partition.setdefault(partition, []).append(index)
+        asked = [
+            (partition, indexes[start : start + CALL_REQUESTS])
+            for partition, indexes in by_partition.items()
+            for start in range(0, len(indexes), CALL_REQUESTS)
+        ]
+        replies = self._client.execute_or_raise(
+            [self._read_command(topic, *each, requests) for each in asked]
+        )
+        found: list[Any] = [None] * len(requests)
+        for (partition, indexes), answers in zip(asked, replies, strict=True):
+            for index, answer in zip(indexes, answers, strict=True):
+                found[index] = _history(topic, partition, requests[index], answer)
+        return found
+
+    def _read_command(
+        self, topic: str, partition: int, indexes: Sequence[int], requests: Sequence[HistoryRequest]
+    ) -> Command:
+        keys = self._topics.partition_keys(topic, partition)
+        names = list(_shared_keys(keys))
+        args: list[Any] = []
+        for index in indexes:
+            request = requests[index]
+            names += (keys.history_key(request.key), keys.snapshots_key(request.fingerprint))
+            args += (
+                request.key,
+                request.after.version,
+                request.after.last_id.encode("utf-8", "surrogateescape"),
+                request.limit,
+                request.cause.encode("utf-8", "surrogateescape"),
+            )
+        return script_command(str(keys), "read_histories", names, *args)
+
+    # -- snapshots and lists
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        """See :meth:`streams.log.events.EventLog.write_snapshots`."""
+        partitions = self._partitions(topic)
+        by_hash: dict[tuple[int, str], list[StoredSnapshot]] = {}
+        for snapshot in snapshots:
+            partition = partition_for(snapshot.key, "", partitions)
+            by_hash.setdefault((partition, snapshot.fingerprint), []).append(snapshot)
+        commands: list[Command] = []
+        for (partition, fingerprint), chosen in by_hash.items():
+            keys = self._topics.partition_keys(topic, partition)
+            commands.append(
+                key_command(str(keys), "SADD", keys.event_key("snapshots"), fingerprint)
+            )
+            commands += [
+                self._snapshot_command(keys, fingerprint, chosen[start : start + CALL_REQUESTS])
+                for start in range(0, len(chosen), CALL_REQUESTS)
+            ]
+        self._client.execute_or_raise(commands)
+
+    @staticmethod
+    def _snapshot_command(
+        keys: PartitionKeys, fingerprint: str, snapshots: Sequence[StoredSnapshot]
+    ) -> Command:
+        shared = (keys.stream, keys.event_key("refusals"), keys.snapshots_key(fingerprint))
+        args: list[Any] = []
+        for snapshot in snapshots:
+            rest = entry_id(snapshot.offset) + b" " + snapshot.data
+            args += (snapshot.key, *snapshot.base, rest)
+        histories = [keys.history_key(snapshot.key) for snapshot in snapshots]
+        return script_command(str(keys), "write_snapshots", (*shared, *histories), *args)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
+        """See :meth:`streams.log.events.EventLog.delete_snapshots`."""
+        deleted = 0
+        for keys in self._all_keys(topic):
+            for kind, count in self._snapshot_kinds(keys):
+                if fingerprint in (None, kind):
+                    kinds = keys.event_key("snapshots")
+                    self._client.execute_or_raise(
+                        [
+                            key_command(str(keys), "UNLINK", keys.snapshots_key(kind)),
+                            key_command(str(keys), "SREM", kinds, kind),
+                        ]
+                    )
+                    deleted += count
+        return deleted
+
+    def _snapshot_kinds(self, keys: PartitionKeys) -> Iterator[tuple[str, int]]:
+        """The kinds of snapshots that a partition has, and how many of each."""
+        kinds = keys.event_key("snapshots")
+        for name in self._client.execute(key_command(str(keys), "SMEMBERS", kinds)):
+            kind = text(name)
+            snapshots = keys.snapshots_key(kind)
+            yield kind, self._client.execute(key_command(str(keys), "HLEN", snapshots))
+
+    def _all_keys(self, topic: str) -> list[PartitionKeys]:
+        self._partitions(topic)
+        return self._topics.all_partition_keys(topic)
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        """See :meth:`streams.log.events.EventLog.list_keys`."""
+        self._partitions(topic)
+        keys = self._topics.partition_keys(topic, partition)
+        lowest = b"-" if after is None else b"(" + after
+        found: list[bytes] = self._client.execute(
+            key_command(
+                str(keys), "ZRANGE", keys.event_key("keys"), lowest, "+", "BYLEX", "LIMIT", 0, limit
+            )
+        )
+        heads = self.read(topic, [HistoryRequest(key, limit=1) for key in found])
+        return [HistoryKey(key, each.head) for key, each in zip(found, heads, strict=True)]
+
+    def totals(self, topic: str) -> EventTotals:
+        """See :meth:`streams.log.events.EventLog.event_totals`."""
+        keys_total = events = causes = cause_bytes = 0
+        snapshots: dict[str, int] = {}
+        for keys in self._all_keys(topic):
+            hashes = keys.event_key("causes")
+            count, length, refusals, caused, memory = self._client.execute_or_raise(
+                [
+                    key_command(str(keys), "ZCARD", keys.event_key("keys")),
+                    key_command(str(keys), "XLEN", keys.stream),
+                    key_command(str(keys), "HLEN", keys.event_key("refusals")),
+                    key_command(str(keys), "HLEN", hashes),
+                    Command(str(keys), hashes, "MEMORY", "USAGE", hashes),
+                ]
+            )
+            keys_total += count
+            events += length - refusals
+            causes += caused
+            cause_bytes += memory or 0
+            for kind, number in self._snapshot_kinds(keys):
+                snapshots[kind] = snapshots.get(kind, 0) + number
+        return EventTotals(keys_total, events, causes, cause_bytes, snapshots)
+
+
+def _shared_keys(keys: PartitionKeys) -> tuple[bytes, ...]:
+    """What the scripts need beside the histories."""
+    return keys.stream, *map(keys.event_key, ("refusals", "refused", "causes"))
+
+
+def _arguments(append: EventAppend) -> tuple[list[Any], int]:
+    """What the script is given of an append, and how many bytes that is."""
+    args: list[Any] = [
+        append.key,
+        append.base.version,
+        append.base.last_id.encode("utf-8", "surrogateescape"),
+        int(append.is_refusal),
+        append.cause.encode("utf-8", "surrogateescape"),
+        len(append.records),
+    ]
+    size = 0
+    for record in append.records:
+        names, values, _ = encode_fields(record)
+        pairs = [item for pair in zip(names, values, strict=False) for item in pair]
+        identity = pairs.index(ID.encode() if ID.encode() in pairs[::2] else ID, 0)
+        ordered = pairs[identity : identity + 2] + pairs[:identity] + pairs[identity + 2 :]
+        if len(ordered) > MAX_FIELDS:
+            size = MAX_BYTES + 1
+        args += (len(ordered), *ordered)
+        size += sum(map(len, ordered))
+    return args, size
+
+
+def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequence[Any]) -> History:
+    """What the script found."""
+    version, last_id, is_final, is_truncated, caused, snapshot, entries = answer
+    head = Head(Base(version, text(last_id)), bool(is_final)) if version or last_id else EMPTY
+    kept = _snapshot(request, snapshot) if snapshot else None
+    start = (kept.base if kept else request.after).version
+    events: list[StoredEvent] = []
+    if entries:
+        rows = [(row[0], row[1]) for row in entries if isinstance(row, list)]
+        if len(rows) != len(entries):
+            raise LogError(
+                f"{topic}/{partition}: entries of {text(request.key)!r} are missing from its "
+                "stream: somebody has deleted or trimmed them; restore a backup"
+            )
+        batch = RedisBatch(topic, partition, rows)
+        offsets = list(batch.offsets)
+        for index, offset in enumerate(offsets):
+            headers = [pair for pair in batch.headers(index) if pair[0] != ID]
+            record = Record(batch.values[index], batch.keys[index], batch.id(index), headers)
+            events.append(StoredEvent(start + index + 1, offset, batch.time(index), record))
+    return History(partition, events, head, _caused(caused), bool(is_truncated), kept)
+
+
+def _caused(stored: bytes) -> Caused | None:
+    first, _, count = stored.partition(b" ")
+    version, event_count = parse_int(first), parse_int(count)
+    if version is None or event_count is None:
+        return None
+    return Caused(version, event_count)
+
+
+def _snapshot(request: HistoryRequest, stored: bytes) -> StoredSnapshot | None:
+    parts = stored.split(b" ", 3)
+    version = parse_int(parts[0])
+    if len(parts) < 4 or version is None:
+        return None
+    base = Base(version, text(parts[1]))
+    return StoredSnapshot(request.key, request.fingerprint, base, offset_of(parts[2]), parts[3])
