@@ -105,7 +105,7 @@ class Events:
             if size > MAX_BYTES:
                 outcomes[index] = TooLarge(
                     f"{topic}: an append of {size} bytes; at most {MAX_BYTES} are possible, and "
-                    f"{MAX_FIELDS // 2} headers of an event"
+                    f"{MAX_FIELDS - 4} headers of an event"
                 )
                 continue
             partition = partition_for(append.key, "", partitions)
@@ -393,17 +393,14 @@ def _arguments(append: EventAppend) -> tuple[list[Any], int]:
         int(append.is_refusal),
         append.cause.encode("utf-8", "surrogateescape"),
         len(append.records),
+        append.records[0].id.encode("utf-8", "surrogateescape"),
     ]
     size = 0
     for record in append.records:
         names, values, _ = encode_fields(record)
-        pairs = [item for pair in zip(names, values, strict=False) for item in pair]
-        identity = pairs.index(ID.encode() if ID.encode() in pairs[::2] else ID, 0)
-        ordered = pairs[identity : identity + 2] + pairs[:identity] + pairs[identity + 2 :]
-        if len(ordered) > MAX_FIELDS:
-            size = MAX_BYTES + 1
-        args += (len(ordered), *ordered)
-        size += sum(map(len, ordered))
+        size += MAX_BYTES * (len(names) > MAX_FIELDS) + sum(map(len, values))
+        args.append(2 * len(names))
+        args += [item for pair in zip(names, values, strict=False) for item in pair]
     return args, size
 
 

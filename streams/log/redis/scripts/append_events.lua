@@ -3,7 +3,7 @@
 -- KEYS  stream, the refusals, the keys whose history ends with one, the causes, the index of keys;
 --       then the history of each append: a list of entry IDs, one for each event.
 -- ARGV  for each append: key, base version, base ID, 1 if it is a refusal, cause or empty, number of
---       records; for each record: number of values, and names and values in turn, its ID first.
+--       records, the first one's ID; for each record: number of names and values, and these in turn.
 -- Returns for each append {1, entry ID, ...}, or {0, reason, version, last ID, 1 if final}.
 
 local stream, refusals, refused, causes, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -11,8 +11,8 @@ local stream, refusals, refused, causes, index = KEYS[1], KEYS[2], KEYS[3], KEYS
 local function append(history, at)
   local key, base_version, base_id = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
   local is_refusal, cause, count = ARGV[at + 3] == '1', ARGV[at + 4], tonumber(ARGV[at + 5])
-  at = at + 6
-  local first_id = ARGV[at + 2]
+  local first_id = ARGV[at + 6]
+  at = at + 7
   local records = {}
   for record = 1, count do
     local width = tonumber(ARGV[at])
