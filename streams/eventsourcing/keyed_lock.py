@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class KeyedLock:
@@ -14,30 +12,26 @@ class KeyedLock:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    @asynccontextmanager
-    async def hold(self, key: str) -> AsyncIterator[None]:
-        """Hold a key's lock; whoever came first has it first."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            self._waiting[key] = deque()
-        else:
-            await self._wait(key, waiting)
-        try:
-            yield
-        finally:
-            self._release(key)
+    def try_acquire(self, key: str) -> bool:
+        """Take a key's lock if nobody has it."""
+        if key in self._waiting:
+            return False
+        self._waiting[key] = deque()
+        return True
 
-    async def _wait(self, key: str, waiting: deque[asyncio.Future[None]]) -> None:
+    async def wait(self, key: str) -> None:
+        """Take a key's lock, which somebody has, when all who came before have given it back."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
+        self._waiting[key].append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._release(key)  # the lock was handed over just before
+                self.release(key)  # the lock was handed over just before
             raise
 
-    def _release(self, key: str) -> None:
+    def release(self, key: str) -> None:
+        """Give a key's lock back."""
         waiting = self._waiting[key]
         while waiting:
             turn = waiting.popleft()

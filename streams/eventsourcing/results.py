@@ -26,16 +26,17 @@ class Decided(Generic[S, E]):
     :param version: of the last event; 0 where there is none.
     :param events: that were appended; none where the decision returned nothing.
     :param positions: of the events.
+    :param last: the position of the last record that the state was folded from; None: of none.
     """
 
     state: S
     version: int
     events: Sequence[E]
     positions: Sequence[Position]
-    token: str = ""
+    last: Position | None = None
 
     def __str__(self) -> str:
-        return self.token
+        return "" if self.last is None else str(self.last)
 
 
 @dataclass(frozen=True, slots=True)

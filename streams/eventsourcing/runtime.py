@@ -207,57 +207,81 @@ class AggregateRuntime:
         self, id: str, decision: Callable[[Any], Any], options: Options
     ) -> Decided[Any, Any]:
         """See :meth:`Aggregate.decide`."""
-        histories, key = self._open, self._key(id)
-        cause = options.cause if isinstance(options.cause, str) else ""
+        histories, lock = self._open, self._lock
+        key = self._key(id)
         self._counters.decisions += 1
-        attempt = 0
-        async with self._lock.hold(id):
-            known = self._cache.get(id)
-            is_fresh = False
-            while True:
-                attempt += 1
-                if known is None or cause or attempt > 1:
-                    known, caused = await self._catch_up(histories, id, key, known, cause)
-                    is_fresh = True
-                    if caused is not None:
-                        return await self._found(histories, id, key, known, caused)
-                failed: BaseException | None = None
-                events: Sequence[Any] = ()
-                try:
-                    self._check_expected(id, options.expected, known)
-                    events = events_of(decision(known.state))
-                except Exception as error:
-                    failed = error
-                if (failed is not None or not events) and not is_fresh:
-                    # Nothing will validate the cached state, so it has to be a fresh one.
-                    known, _ = await self._catch_up(histories, id, key, known, "")
-                    is_fresh = True
-                    attempt -= 1
-                    continue
-                if failed is not None:
-                    raise failed
-                if not events:
-                    return self._decided(known, (), ())
-                append, next_state = self._prepare(id, key, known, events, cause, options)
-                outcome = await self._append(histories, append)
-                if isinstance(outcome, Appended):
-                    return self._appended(id, append, outcome, next_state, events)
-                if outcome.reason == "truncated":
-                    self._cache.drop(id)
-                    raise self._truncated(id, known)
-                if outcome.reason == "final":
-                    self._cache.drop(id)
-                    raise AggregateClosed(f"{self._name} {id!r} has had its final event")
-                self._counters.conflicts += 1
-                conflict = WrongExpectedVersion(
-                    self._name, id, known.head.base.version, outcome.head.base.version
-                )
-                delay = retry_delay(options.retry, attempt, conflict, random.random())
-                if delay is None:
-                    raise conflict
-                self._counters.retries += 1
-                if attempt > 1:  # the first time whoever was faster is done already
-                    await asyncio.sleep(delay)
+        if not lock.try_acquire(id):
+            await lock.wait(id)
+        try:
+            return await self._decide(histories, id, key, decision, options)
+        finally:
+            lock.release(id)
+
+    async def _decide(
+        self,
+        histories: Histories,
+        id: str,
+        key: bytes,
+        decision: Callable[[Any], Any],
+        options: Options,
+    ) -> Decided[Any, Any]:
+        cause = options.cause if isinstance(options.cause, str) else ""
+        known = self._cache.get(id)
+        is_fresh = False
+        attempt = 1
+        while True:
+            if known is None or cause or attempt > 1:
+                known, caused = await self._catch_up(histories, id, key, known, cause)
+                is_fresh = True
+                if caused is not None:
+                    return await self._found(histories, id, key, known, caused)
+            failure: Exception | None = None
+            events: Sequence[Any] = ()
+            try:
+                self._check_expected(id, options.expected, known)
+                events = events_of(decision(known.state))
+            except Exception as error:
+                failure = error
+            if not events and not is_fresh:
+                # Nothing will validate the state from the cache, so it has to be a fresh one.
+                known, _ = await self._catch_up(histories, id, key, known, "")
+                is_fresh = True
+                continue
+            if failure is not None:
+                raise failure
+            if not events:
+                return self._decided(known, (), ())
+            append, next_state = self._prepare(id, key, known, events, cause, options)
+            outcome = await self._append(histories, append)
+            if isinstance(outcome, Appended):
+                return self._appended(id, append, outcome, next_state, events)
+            delay = self._refused(id, known, outcome, options.retry, attempt)
+            if attempt > 1:  # the first time whoever was faster is done already
+                await asyncio.sleep(delay)
+            attempt += 1
+
+    def _refused(
+        self, id: str, known: KnownState, outcome: Refused, retry: Retry, attempt: int
+    ) -> float:
+        """Seconds until a decision is taken again whose append was refused.
+
+        :raises StreamsError: it is not taken again.
+        """
+        if outcome.reason == "truncated":
+            self._cache.drop(id)
+            raise self._truncated(id, known)
+        if outcome.reason == "final":
+            self._cache.drop(id)
+            raise AggregateClosed(f"{self._name} {id!r} has had its final event")
+        self._counters.conflicts += 1
+        conflict = WrongExpectedVersion(
+            self._name, id, known.head.base.version, outcome.head.base.version
+        )
+        delay = retry_delay(retry, attempt, conflict, random.random())
+        if delay is None:
+            raise conflict
+        self._counters.retries += 1
+        return delay
 
     def _key(self, id: str) -> bytes:
         if not isinstance(id, str) or not id:
@@ -343,10 +367,10 @@ class AggregateRuntime:
     def _decided(
         self, known: KnownState, events: Sequence[Any], positions: Sequence[Position]
     ) -> Decided[Any, Any]:
-        token = ""
+        last = None
         if known.offset >= 0:
-            token = str(Position(self._topic.name, known.partition, known.offset))
-        return Decided(known.state, known.head.base.version, events, positions, token)
+            last = Position(self._topic.name, known.partition, known.offset)
+        return Decided(known.state, known.head.base.version, events, positions, last)
 
     async def _found(
         self, histories: Histories, id: str, key: bytes, known: KnownState, caused: Caused

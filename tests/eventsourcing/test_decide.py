@@ -79,7 +79,7 @@ async def test_a_decision_that_returns_nothing_appends_nothing(stage: Stage) -> 
     bank = accounts(app, stage.topic_name)
     async with app:
         never = await bank.decide("a", nothing)
-        assert never == Decided(Account(), 0, (), (), "")
+        assert never == Decided(Account(), 0, (), ())
         done = await bank.decide("a", deposit, 5)
         same = await bank.decide("a", nothing)
         assert (same.state, same.version, same.events, str(same)) == (
