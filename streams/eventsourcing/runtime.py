@@ -54,6 +54,7 @@ from streams.log.events import (
     EventLog,
     History,
     HistoryRequest,
+    Refused,
     StoredEvent,
 )
 from streams.message import Position, Record
@@ -334,7 +335,7 @@ class AggregateRuntime:
             )
         return make_append(key, known.head.base, records, cause=cause, is_final=is_final), state
 
-    async def _append(self, histories: Histories, append: EventAppend) -> Any:
+    async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same again while nobody knows what became of it."""
         for pause in RESEND_PAUSES:
             if pause:
