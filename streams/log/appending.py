@@ -11,10 +11,7 @@ from streams.message import Position, Record
 
 
 def append_and_wait(
-    log: Log,
-    topic: str,
-    records: Sequence[Record],
-    meanwhile: Callable[[], None] = lambda: None,
+    log: Log, topic: str, records: Sequence[Record], meanwhile: Callable[[], None] = lambda: None
 ) -> list[Position | LogError]:
     """Write records and wait for what becomes of them.
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import (
-    ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
-)
+from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
@@ -34,10 +31,7 @@ class Groups:
     """The groups of one cluster (any thread)."""
 
     def __init__(
-        self,
-        settings: Settings,
-        committed_offsets: CommittedOffsets,
-        requests: RequestRetry,
+        self, settings: Settings, committed_offsets: CommittedOffsets, requests: RequestRetry
     ) -> None:
         self._settings = settings
         self._committed_offsets = committed_offsets

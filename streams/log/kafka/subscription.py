@@ -33,26 +33,14 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import ConfigError, Fatal, LogError, Unavailable
-from streams.log.kafka.assignment import (
-    topic_partitions_of,
-)
+from streams.log.kafka.assignment import topic_partitions_of
 from streams.log.kafka.assignment_starter import AssignmentStarter
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.consumer import (
-    GroupConsumer,
-    KafkaClients,
-    MemberOptions,
-)
+from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOptions
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.forced_resets import ResetRequests
 from streams.log.kafka.offsets import MembershipLost
-from streams.log.protocol import (
-    Assignment,
-    Commit,
-    RebalanceListener,
-    Submitted,
-    Transaction,
-)
+from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")

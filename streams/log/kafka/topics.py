@@ -62,11 +62,7 @@ class Topics:
         """Partitions of a topic, and when that was asked."""
 
     def create_topic(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        config: Mapping[str, str] | None,
+        self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """Create a topic, or find it as it was declared."""
         check_topic(topic)

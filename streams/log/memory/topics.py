@@ -17,9 +17,7 @@ from typing import Any
 
 from streams.errors import LogError, NotFound
 from streams.log.memory.batch import MemoryBatch, headers_with_id
-from streams.log.names import (
-    partitions_for,
-)
+from streams.log.names import partitions_for
 from streams.log.protocol import Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Position, Record, identity_of
 
