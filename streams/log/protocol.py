@@ -192,46 +192,31 @@ class GroupInfo(NamedTuple):
         }
 
 
+@dataclass(eq=False, slots=True)
 class Assignment:
     """One partition, owned by one subscription under one epoch, until revoked or lost.
 
     Compared by identity: the same partition coming back is another assignment.
     """
 
-    __slots__ = (
-        "committed",
-        "epoch",
-        "listener_state",
-        "partition",
-        "position",
-        "stored_beyond_end",
-        "topic",
-        "valid_until",
-    )
+    topic: str
+    partition: int
+    epoch: int
+    committed: Committed | None
+    """What the group had stored when this assignment began."""
+    valid_until: float = float("inf")
+    """Monotonic time until which ownership is certain; the subscription moves it on each
+    confirmation, and to minus infinity when the partition is revoked or lost."""
+    stored_beyond_end: int | None = field(default=None, init=False)
+    """What was stored until then, where that lies beyond the log's end and the log itself put
+    ``committed`` in its place."""
+    position: int = field(init=False)
+    """Where reading starts; the listener sets it before ``assigned`` returns."""
+    listener_state: Any = field(default=None, init=False)
+    """The listener's own."""
 
-    def __init__(
-        self,
-        topic: str,
-        partition: int,
-        epoch: int,
-        committed: Committed | None,
-        valid_until: float = float("inf"),
-    ) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.epoch = epoch
-        self.committed = committed
-        """What the group had stored when this assignment began."""
-        self.stored_beyond_end: int | None = None
-        """What was stored until then, where that lies beyond the log's end and the log itself put
-        ``committed`` in its place."""
-        self.position: int = committed.position if committed else 0
-        """Where reading starts; the listener sets it before ``assigned`` returns."""
-        self.valid_until = valid_until
-        """Monotonic time until which ownership is certain; the subscription moves it on each
-        confirmation, and to minus infinity when the partition is revoked or lost."""
-        self.listener_state: Any = None
-        """The listener's own."""
+    def __post_init__(self) -> None:
+        self.position = self.committed.position if self.committed else 0
 
     @property
     def topic_partition(self) -> TopicPartition:

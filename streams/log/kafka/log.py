@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+from typing_extensions import override
 
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
@@ -146,12 +147,13 @@ class KafkaLog(DenseOffsets):
             raise ConfigError(f"Kafka, settings: {error}") from None
 
     @property
+    @override
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
         return CAPABILITIES
 
     # -- topics
 
+    @override
     def create_topic(
         self,
         topic: str,
@@ -159,88 +161,70 @@ class KafkaLog(DenseOffsets):
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic, kept for ever unless ``retention`` says otherwise.
+        """Create a topic; one that exists is left as it is.
 
-        ``config`` is Kafka's own topic settings, and ``replication.factor``. Where the topic
-        exists it is left as it is.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        :raises ConfigError: there is no such retention here.
+        :param config: Kafka's own topic settings, and ``replication.factor``.
         :raises Fatal: this user may not create it.
         """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.create_topic(topic, partitions, retention, config)
 
+    @override
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention; its other settings stay.
-
-        :raises NotFound: there is none of that name.
-        :raises ConfigError: there is no such retention here.
-        :raises Fatal: this user may not.
-        """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
+    @override
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
         return self._topics.describe_topic(topic)
 
+    @override
     def topics(self) -> list[TopicInfo]:
-        """All topics, by name; Kafka's internal ones are left out."""
         return self._topics.list_topics()
 
+    @override
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """How many brokers have a topic, and how many must.
-
-        :raises NotFound: there is none of that name.
-        """
         return durability.durability_facts(self._requests, topic)
 
+    @override
     def delete_topic(self, topic: str) -> None:
-        """Delete a topic with its messages and every group's position in it."""
         self._topics.delete_topic(topic)
 
     # -- writing
 
+    @override
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order. Returns once they are queued; ``on_appended`` is called when all
-        of them are confirmed or failed."""
+        """Return once the records are queued; call ``on_appended`` when all have ended."""
         self._writer.append(topic, records, on_appended)
 
     # -- reading
 
+    @override
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the end of what can be read now."""
         return self._readers.watermarks(topic, partition)
 
+    @override
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, open transactions included: the position of a member that read them, too, may
-        lie behind what can be read now."""
+        """The end, open transactions included: a member that read uncommitted messages may stand
+        beyond what can be read now."""
         return self._readers.end(topic, partition)
 
+    @override
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Position of the first message the log took at or after ``time``; the end if none.
-
-        Kafka's time of a message is when it was published, by the producer's clock (on a topic
-        with ``message.timestamp.type=LogAppendTime``, by the broker's).
-        """
+        """By the time of publishing on the producer's clock, or the broker's on a topic with
+        ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
+    @override
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
-        """Read from position ``start`` up to, not including, position ``end``.
-
-        :raises NotFound: there is no such topic or partition.
-        """
         self._topics.check_partitions(topic, [partition])
         return self._readers.open_reader(topic, partition, start, end)
 
     # -- groups
 
+    @override
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a *new* group its positions, all at once: True where it had none in this topic.
+        """See the protocol.
 
         :raises GroupNotEmpty: the group runs on other topics, so Kafka lets nobody set a position
             for it; its members find their new partitions without one.
@@ -249,34 +233,27 @@ class KafkaLog(DenseOffsets):
         self._topics.check_partitions(topic, positions)
         return self._groups.initialize_offsets(group, topic, positions)
 
+    @override
     def group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
         check_group(group)
         return self._groups.describe_group(group)
 
+    @override
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
         check_group(group)
         partitions = [(topic, number) for number in range(self._topics.partition_count(topic))]
         offsets = self._groups.committed(group, partitions)
         return {partition: committed for (_, partition), committed in offsets.items()}
 
+    @override
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
         return self._groups.list_groups()
 
+    @override
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic; the group is made if there is none.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
-            members lose the partitions and start over from the new places; members that are not
-            this toolkit's refuse.
-        """
+        """See the protocol. Only members that run this toolkit obey a forced reset."""
         check_group(group)
         self._topics.check_partitions(topic, offsets)
         try:
@@ -286,15 +263,12 @@ class KafkaLog(DenseOffsets):
                 raise
             forced_resets.force_reset(self._groups, group, topic, offsets)
 
+    @override
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        :raises NotFound: there is none of that name.
-        """
         check_group(group)
         self._groups.delete_group(group)
 
+    @override
     def subscribe(
         self,
         group: str,
@@ -306,10 +280,10 @@ class KafkaLog(DenseOffsets):
         member: StaticMember | None = None,
     ) -> KafkaSubscription:
         """Join a group. Up to half of ``flow.bytes`` is the driver's own queue; Kafka trims by
-        the topic's settings, so ``trim_margin`` has no say.
+        the topic's settings, whatever ``trim_margin`` says.
 
         :raises NotFound: there is no such topic.
-        :raises ConfigError: a static member, with KIP-848.
+        :raises ConfigError: a static member cannot use KIP-848.
         """
         check_group(group)
         member_name = member.name if member is not None else ""
@@ -341,21 +315,19 @@ class KafkaLog(DenseOffsets):
         with self._lock:
             self._subscriptions.discard(subscription)
 
+    @override
     def remove_member(self, group: str, member: StaticMember) -> None:
-        """Nothing can be done: the driver has no request for it. A static member's name brings
-        its partitions back as soon as it is started again; others wait for the session's end."""
+        """Do nothing: the driver has no such request. A static member gets its partitions back as
+        soon as it restarts; the others wait until its session ends."""
 
     # -- the rest
 
+    @override
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
-
-        :raises Unavailable: some have not, after ``timeout`` seconds.
-        """
         self._writer.flush(timeout)
 
+    @override
     def close(self) -> None:
-        """Let go of everything; what was not acknowledged is told so."""
         with self._lock:
             if self._closed:
                 return

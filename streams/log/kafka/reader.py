@@ -20,6 +20,7 @@ from confluent_kafka import TopicPartition as KTopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
 )
+from typing_extensions import override
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
@@ -31,7 +32,7 @@ from streams.log.kafka.client import (
 )
 from streams.log.kafka.errors import OUT_OF_RANGE, translate
 from streams.log.kafka.settings import MEGABYTE, Settings
-from streams.log.protocol import TopicPartition
+from streams.log.protocol import Reader, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -234,8 +235,8 @@ class ReaderPool:
         return translate(error, operation, self._settings.scrub)
 
 
-class KafkaReader:
-    """See :class:`streams.log.protocol.Reader`."""
+class KafkaReader(Reader):
+    """Reads one partition with a consumer of the pool."""
 
     def __init__(
         self,
@@ -257,11 +258,8 @@ class KafkaReader:
         self._progress_at = time.monotonic()
         """When something came, or it was known that there is nothing."""
 
+    @override
     def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
         consumer = self._consumer
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
@@ -383,8 +381,8 @@ class KafkaReader:
                 [KTopicPartition(self._topic, self._partition, self._next_offset)]
             )
 
+    @override
     def close(self) -> None:
-        """Give the consumer back."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             self._readers.release(consumer, healthy=self._healthy)

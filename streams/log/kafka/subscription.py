@@ -31,6 +31,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
+from typing_extensions import override
 
 from streams.errors import ConfigError, Fatal, LogError, Unavailable
 from streams.log.kafka.assignment import topic_partitions_of
@@ -40,7 +41,14 @@ from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOption
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.forced_resets import ResetRequests
 from streams.log.kafka.offsets import MembershipLost
-from streams.log.protocol import Assignment, Commit, RebalanceListener, Submitted, Transaction
+from streams.log.protocol import (
+    Assignment,
+    Commit,
+    RebalanceListener,
+    Submitted,
+    Subscription,
+    Transaction,
+)
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -49,8 +57,8 @@ POLL_SLICE = 0.05
 """Seconds the driver is asked to block at once: how late ``wakeup`` is noticed at worst."""
 
 
-class KafkaSubscription:
-    """See :class:`streams.log.protocol.Subscription`.
+class KafkaSubscription(Subscription):
+    """A member of a group.
 
     :param reset_requests: where forced moves of the group are left.
     :param on_closed: called once this is closed.
@@ -95,12 +103,8 @@ class KafkaSubscription:
 
     # -- polling
 
+    @override
     def poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
-        """The next messages, at most ``limit``; blocks only while there are none.
-
-        :raises Unavailable: Kafka cannot be reached now; poll again after a pause.
-        :raises LogError: anything worse. What the listener raised comes out as it is.
-        """
         self._raise_fatal()
         self._apply_resets()
         self._starter.start_pending()
@@ -268,6 +272,7 @@ class KafkaSubscription:
 
     # -- commits
 
+    @override
     def commit(self, commits: Sequence[Commit]) -> None:
         """Store these places durably; stale ones and those of partitions that left are dropped.
 
@@ -295,8 +300,8 @@ class KafkaSubscription:
             self._consumer.ownership.confirm(now)
             self._consumer.extend_ownership()
 
+    @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these places; a later poll or commit tells whether they are."""
         now = time.monotonic()
 
         def finish(stored: bool) -> None:
@@ -315,6 +320,7 @@ class KafkaSubscription:
         if not sent:
             on_submitted(False)
 
+    @override
     def reassign(self, assignments: Iterable[Assignment]) -> None:
         """Give these up, and begin with the partitions anew: they stay this member's in the group,
         which says at the next poll where it stands there."""
@@ -326,6 +332,7 @@ class KafkaSubscription:
             self._consumer.stop_fetching(keys)
             self._consumer.partitions.add_pending(keys)
 
+    @override
     def keep_alive(self) -> None:
         """Nothing is needed: the driver heartbeats by itself.
 
@@ -335,22 +342,24 @@ class KafkaSubscription:
 
     # -- the rest
 
+    @override
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these until resumed; what was prefetched is thrown away."""
         self._consumer.partitions.pause(assignments)
 
+    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         self._consumer.partitions.resume(assignments)
 
+    @override
     def wakeup(self) -> None:
-        """Make a blocked ``poll`` return soon (any thread)."""
         self._wakeup.set()
 
+    @override
     def begin_transaction(self) -> Transaction:
-        """Kafka has no transaction for a handler's SQL."""
         raise ConfigError("kafka:// has no transaction for a handler's SQL: use sqlite://")
 
+    @override
     def close(self) -> None:
         """Leave the group. ``listener.revoked`` is called for what is still owned.
 

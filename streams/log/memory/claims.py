@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from streams.clock import Clock
@@ -27,19 +28,20 @@ from streams.log.memory.registry import NamedRegistry
 from streams.log.protocol import OpenRequest
 
 
+@dataclass(slots=True)
 class _ClaimRow:
     """What stands under a key. ``value`` is None for a claim, whose lease ends at ``until``."""
 
-    __slots__ = ("expires", "fingerprint", "ticket", "token", "until", "value")
+    token: str
+    fingerprint: str
+    value: bytes | None
+    until: float
+    ticket: int = 0
+    """The heap's item that is this row's."""
 
-    def __init__(self, token: str, fingerprint: str, value: bytes | None, until: float) -> None:
-        self.token = token
-        self.fingerprint = fingerprint
-        self.value = value
-        self.until = until
-        self.expires = until if value is not None else until + CLAIM_GRACE
-        self.ticket = 0
-        """The heap's item that is this row's."""
+    @property
+    def expires(self) -> float:
+        return self.until if self.value is not None else self.until + CLAIM_GRACE
 
 
 class ClaimTable:
@@ -94,10 +96,7 @@ class ClaimTable:
             row = rows.get(key)
             if row is None or row.ticket != ticket:
                 continue
-            if row.expires > now:  # it was renewed
-                heappush(ends, (row.expires, ticket, key))
-            else:
-                del rows[key]
+            del rows[key]
         if len(ends) > 2 * len(rows) + 64:
             self._expiry_heap = [(row.expires, row.ticket, key) for key, row in rows.items()]
             heapify(self._expiry_heap)

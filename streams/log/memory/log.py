@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
+from typing_extensions import override
+
 from streams.config import Flow
 from streams.errors import Fatal, LogError, NotFound, Unavailable
 from streams.log.dense_offsets import DenseOffsets
@@ -72,8 +74,8 @@ class MemoryLog(DenseOffsets):
         self._append_ended = threading.Condition(store.lock)
 
     @property
+    @override
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
         return CAPABILITIES
 
     # -- for tests
@@ -94,6 +96,7 @@ class MemoryLog(DenseOffsets):
 
     # -- topics
 
+    @override
     def create_topic(
         self,
         topic: str,
@@ -101,53 +104,42 @@ class MemoryLog(DenseOffsets):
         retention: Retention = KEEP_FOREVER,
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic; where it exists, a retention that is given replaces its own.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        :raises ConfigError: there is no such retention here.
-        """
+        """Create a topic; where it exists, a retention that is given replaces its own."""
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.create_topic(topic, partitions, retention)
 
+    @override
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention.
-
-        :raises NotFound: there is none of that name.
-        :raises ConfigError: there is no such retention here.
-        """
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.set_retention(topic, retention)
 
+    @override
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             return self.store.topic(topic).info
 
+    @override
     def topics(self) -> list[TopicInfo]:
-        """All topics, by name."""
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
+    @override
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """Nothing is kept."""
         advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
         return (DurabilityFact("storage", "this process's memory", False, advice),)
 
+    @override
     def delete_topic(self, topic: str) -> None:
-        """Delete a topic with its messages and every group's position in it."""
         with self._locked():
             self.store.delete_topic(topic)
 
     # -- writing
 
+    @override
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, all in one step; ``on_appended`` is called before this
-        returns."""
+        """Append in one step; ``on_appended`` is called before this returns."""
         with self._lock:
             self._appending += 1
         try:
@@ -170,19 +162,19 @@ class MemoryLog(DenseOffsets):
 
     # -- reading
 
+    @override
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the one the next message will get."""
         with self._locked():
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
+    @override
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Position of the first message the log took at or after ``time``; the end if none."""
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
+    @override
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
-        """Read from position ``start`` up to, not including, position ``end``."""
         with self._locked():
             self.store.partition(topic, partition)
         return MemoryReader(
@@ -191,8 +183,8 @@ class MemoryLog(DenseOffsets):
 
     # -- groups
 
+    @override
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a *new* group its positions, all at once: True where it had none in this topic."""
         with self._locked():
             self._check_partitions(topic, positions)
             found = self.store.ensure_group(group)
@@ -202,11 +194,8 @@ class MemoryLog(DenseOffsets):
                 found.positions[topic, partition] = Committed(position)
             return True
 
+    @override
     def group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             found = self.store.group(group)
             members = tuple(
@@ -215,26 +204,22 @@ class MemoryLog(DenseOffsets):
             )
             return GroupInfo(group, members, dict(found.positions))
 
+    @override
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
             return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
+    @override
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
         with self._locked():
             return self.store.groups()
 
+    @override
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic; the group is made if there is none.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
-            members lose the partitions and start over from the new places.
-        """
         with self._locked():
             self._check_partitions(topic, offsets)
             found = self.store.ensure_group(group)
@@ -245,16 +230,13 @@ class MemoryLog(DenseOffsets):
             found.release_leases((topic, partition) for partition in offsets)
             self.store.trim_topic(self.store.topic(topic))
 
+    @override
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             self._require_no_members(self.store.group(group))
             self.store.delete_group(group)
 
+    @override
     def subscribe(
         self,
         group: str,
@@ -265,8 +247,6 @@ class MemoryLog(DenseOffsets):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> MemorySubscription:
-        """Join a group. ``window`` is how many messages below the group's position must not be
-        trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
         with self._locked():
             found = self.store.ensure_group(group)
             for topic in topics:
@@ -284,24 +264,22 @@ class MemoryLog(DenseOffsets):
             self._subscriptions.add(subscription)
             return subscription
 
+    @override
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
 
+    @override
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
-
-        :raises Unavailable: some have not, after ``timeout`` seconds.
-        """
         with self._lock:
             if not self._append_ended.wait_for(
                 lambda: not self._appending, bounded_timeout(timeout)
             ):
                 raise Unavailable(f"{self._appending} appends are unfinished after {timeout:g} s")
 
+    @override
     def close(self) -> None:
-        """Let go of everything; the last one who closes a shared log drops it."""
         self._shut_down("closed", MemorySubscription.leave_group)
 
     # -- inside

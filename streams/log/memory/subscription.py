@@ -19,7 +19,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Condition
+
+from typing_extensions import override
 
 from streams.errors import ConfigError, Fatal, TooLarge
 from streams.log.membership import DEFAULT_TERMS, INFINITY
@@ -36,31 +39,31 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
+    Subscription,
     TopicPartition,
     Transaction,
 )
 from streams.message import Batch
 
 
+@dataclass(eq=False, slots=True)
 class _OwnedPartition:
     """One partition this member owns."""
 
-    __slots__ = ("assignment", "committed_version", "is_paused", "partition", "position")
-
-    def __init__(self, assignment: Assignment, partition: Partition) -> None:
-        self.assignment = assignment
-        self.partition = partition
-        self.position = 0
-        self.is_paused = False
-        self.committed_version = -INFINITY  # of the last commit
+    assignment: Assignment
+    partition: Partition
+    position: int = 0
+    is_paused: bool = False
+    committed_version: float = -INFINITY
+    """Of the last commit."""
 
     @property
     def topic_partition(self) -> TopicPartition:
         return self.assignment.topic_partition
 
 
-class MemorySubscription:
-    """See :class:`~streams.log.protocol.Subscription`.
+class MemorySubscription(Subscription):
+    """A member of a group.
 
     :param on_end: called once this has ended, while the store's lock is held.
     """
@@ -99,8 +102,8 @@ class MemorySubscription:
 
     # -- polling
 
+    @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """The next messages; see the protocol."""
         until: float | None = None
         while True:
             self._faults.strike("poll", self._group.name)
@@ -293,8 +296,8 @@ class MemorySubscription:
 
     # -- progress
 
+    @override
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places; see the protocol."""
         for commit in commits:
             if len(commit.progress) > PROGRESS_LIMIT or not commit.progress.isascii():
                 raise TooLarge(
@@ -311,8 +314,8 @@ class MemorySubscription:
                 self._store.trim_topic(topic)
         self._faults.strike("commit.after", self._group.name)
 
+    @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """The same: it costs little."""
         self.commit(commits)
         on_submitted(True)
 
@@ -330,12 +333,12 @@ class MemorySubscription:
 
     # -- the rest
 
+    @override
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed; they stay owned."""
         self._set_paused(assignments, True)
 
+    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         self._set_paused(assignments, False)
 
     def _set_paused(self, assignments: Iterable[Assignment], paused: bool) -> None:
@@ -343,32 +346,31 @@ class MemorySubscription:
             if owned := self._find_owned(assignment):
                 owned.is_paused = paused
 
+    @override
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Free the leases of these, so that the next plan finds them without an owner."""
         found = [owned for each in assignments if (owned := self._find_owned(each)) is not None]
         self._release(found)
 
+    @override
     def keep_alive(self) -> None:
         """Stay a member while handlers are waited for outside of poll."""
         with self._store.lock:
             if not self._end_reason and not self.is_polling:
                 self._renew(self._store.clock.monotonic())
 
+    @override
     def wakeup(self) -> None:
         """Make a blocked ``poll``, or the next one, return at once (any thread)."""
         with self._store.lock:
             self._woken = True
             self.group_changed.notify_all()
 
+    @override
     def begin_transaction(self) -> Transaction:
-        """There are no transactions in memory.
-
-        :raises ConfigError: always.
-        """
         raise ConfigError("memory:// has no transactions: message.transaction needs sqlite://")
 
+    @override
     def close(self) -> None:
-        """Drain what is owned, release it, leave the group."""
         with self._store.lock:
             if self._end_reason:
                 return

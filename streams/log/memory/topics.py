@@ -25,18 +25,6 @@ from streams.message import ID, REDRIVE, SOURCE, Batch, Position, Record, identi
 class Partition:
     """One partition's messages."""
 
-    __slots__ = (
-        "_times",
-        "base",
-        "columns",
-        "end",
-        "first",
-        "header_sources",
-        "ids",
-        "keys",
-        "values",
-    )
-
     def __init__(self) -> None:
         self.first = self.base = self.end = 0
         self.keys: list[bytes | None] = []
