@@ -20,10 +20,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+
+# Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ResourceType,
+)
 
 from streams.errors import LogError, StreamsError, Unavailable
 from streams.log.kafka.errors import (
@@ -32,7 +40,6 @@ from streams.log.kafka.errors import (
     error_class_of,
     kafka_error_of,
     parse_connection_failure,
-    translate,
     unreachable_error,
 )
 from streams.log.kafka.settings import Settings
@@ -89,15 +96,13 @@ FIRST_CONNECT_GRACE = 1.5
 stand for several addresses, which are tried in turn."""
 
 
+@dataclass(eq=False)
 class _CountedClient(Generic[C]):
-    """One client, how many are using it, and whether it is to go."""
+    """A client, how many are using it, and whether the last of them is to close it."""
 
-    __slots__ = ("client", "retired", "users")
-
-    def __init__(self, client: C) -> None:
-        self.client = client
-        self.users = 0
-        self.retired = False
+    client: C
+    users: int = 0
+    retired: bool = False
 
 
 class SharedClient(Generic[C]):
@@ -192,12 +197,12 @@ class RequestRetry:
     outage is waited for, as it passes.
 
     :param settings: for the brokers' names, and what no error may show.
-    :param admin: whom the first question is asked through.
+    :param admin: also used for the very first request.
     """
 
     def __init__(self, settings: Settings, admin: SharedClient[AdminClient]) -> None:
-        self._settings = settings
-        self._admin = admin
+        self.settings = settings
+        self.admin = admin
         self._login_refusal: tuple[KafkaError, float] | None = None
         """A login or a certificate that is refused, and when."""
         self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
@@ -210,7 +215,7 @@ class RequestRetry:
         """Note what a client's ``error_cb`` was told."""
         now = time.monotonic()
         code = error.code()
-        failure = parse_connection_failure(self._settings.scrub(str(error.str())))
+        failure = parse_connection_failure(self.settings.scrub(str(error.str())))
         if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._login_refusal = (error, now)
         elif code == KafkaError._ALL_BROKERS_DOWN:
@@ -224,9 +229,9 @@ class RequestRetry:
         :param since: what was noted from this moment on says why.
         """
         refusal = self._login_refused_since(since)
+        settings = self.settings
         if refusal is not None:
-            return self._translate(refusal, operation)
-        settings = self._settings
+            return settings.translate(refusal, operation)
         failures = [
             failures for failures, at in list(self._connection_failures.values()) if at > since
         ]
@@ -240,18 +245,11 @@ class RequestRetry:
         refusal = self._login_refusal
         return KafkaException(refusal[0]) if refusal is not None and refusal[1] > moment else None
 
-    def _translate(self, error: KafkaException, operation: str) -> StreamsError:
-        return translate(error, operation, self._settings.scrub)
-
-    def _check_reachable(self, operation: str) -> None:
+    def _check_reachable(self, admin: AdminClient, operation: str) -> None:
         """See that there is a broker at all, once.
 
         :raises LogError: none answers, or it lets nobody in.
         """
-        with self._admin.use() as admin:
-            self._wait_reachable(admin, operation)
-
-    def _wait_reachable(self, admin: AdminClient, operation: str) -> None:
         start = time.monotonic()
         noted_since = start - REQUEST_TIMEOUT
         future = admin.describe_cluster(request_timeout=REQUEST_TIMEOUT)
@@ -281,7 +279,8 @@ class RequestRetry:
         :raises LogError: translated from what the driver raised.
         """
         if not self._ever_reached:
-            self._check_reachable(operation)
+            with self.admin.use() as admin:
+                self._check_reachable(admin, operation)
         start = time.monotonic()
         while True:
             with client.use() as used_client:
@@ -296,7 +295,7 @@ class RequestRetry:
                         raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
                     retriable = code in _RETRIABLE or code in _CLIENT_BROKEN
                     if not retriable or time.monotonic() > start + REQUEST_TIMEOUT:
-                        raise self._translate(error, operation) from error
+                        raise self.settings.translate(error, operation) from error
                 except TimeoutError as error:
                     client.retire(used_client)
                     raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
@@ -304,12 +303,27 @@ class RequestRetry:
                     raise LogError(f"Kafka, {operation}: {error}") from error
             time.sleep(_RETRY_PAUSE)
 
-    def run_admin(self, operation: str, request: Callable[[AdminClient], Any]) -> Any:
-        """What the future brings that ``request`` makes with the admin client.
+    def run_admin(self, operation: str, method: Callable[..., Any], *args: Any) -> Any:
+        """What the one future brings that a method of the AdminClient returns.
 
         :raises LogError: translated from what the driver raised.
         """
-        return self.run(operation, self._admin, lambda admin: self.result_of(request(admin)))
+
+        def request(admin: AdminClient) -> Any:
+            answer = method(admin, *args, request_timeout=REQUEST_TIMEOUT)
+            (future,) = answer.values() if isinstance(answer, dict) else (answer,)
+            return self.result_of(future)
+
+        return self.run(operation, self.admin, request)
+
+    def read_config(self, operation: str, kind: ResourceType, name: str) -> dict[str, str | None]:
+        """The settings of a topic or a group.
+
+        :raises LogError: translated from what the driver raised.
+        """
+        resources = [ConfigResource(kind, name)]
+        entries = self.run_admin(operation, AdminClient.describe_configs, resources)
+        return {name: entry.value for name, entry in entries.items()}
 
     def results_of(self, futures: Mapping[K, Any]) -> dict[K, Any]:
         """What several futures bring; a KafkaException where one of them failed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -20,7 +20,7 @@ from streams.config import Flow
 from streams.errors import Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import AssignedPartitions
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
-from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
+from streams.log.kafka.errors import error_class_of, kafka_error_of
 from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.reader import ReaderPool
@@ -51,19 +51,21 @@ _MEMBERSHIP_LOST = frozenset(
 class KafkaClients(NamedTuple):
     """What the members of a log's groups share."""
 
-    settings: Settings
     connect: Callable[[dict[str, Any]], Consumer]
     """Makes a consumer."""
     requests: RequestRetry
     """Knows why no broker can be reached."""
     readers: ReaderPool
-    """Ask after partitions, as somebody who is no member."""
-    partitions_with_leader: Callable[[str], Collection[int]]
-    """Which partitions of a topic have a leader."""
+    """Looks partitions up without being a member."""
+
+    @property
+    def settings(self) -> Settings:
+        """The log's settings."""
+        return self.requests.settings
 
 
 class MemberOptions(NamedTuple):
-    """As what a member joins which group."""
+    """What a member joins, and how."""
 
     group: str
     topics: Sequence[str]
@@ -90,6 +92,7 @@ class GroupConsumer:
     ) -> None:
         settings = clients.settings
         self._settings = settings
+        self.translate = settings.translate
         self._connect = clients.connect
         self._requests = clients.requests
         self._group = options.group
@@ -266,10 +269,6 @@ class GroupConsumer:
         """This breaks the member for good, unless something else did before."""
         self.fatal_error = self.fatal_error or error
 
-    def translate(self, error: KafkaException | KafkaError, operation: str) -> StreamsError:
-        """The driver's error as one of ours, without what must not be printed."""
-        return translate(error, operation, self._settings.scrub)
-
     def _on_client_error(self, error: KafkaError) -> None:
         """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
         try:
@@ -318,6 +317,13 @@ class GroupConsumer:
             self._valid_until = valid_until
             for assignment in self.partitions.owned.values():
                 assignment.valid_until = valid_until
+
+    def confirm_ownership(self, moment: float) -> None:
+        """A commit that was sent at ``moment`` was accepted."""
+        if not self._settings.kip848:
+            # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
+            self.ownership.confirm(moment)
+            self.extend_ownership()
 
     def start_ownership(self) -> float:
         """Until when ownership of what is about to be owned is certain."""

@@ -7,19 +7,15 @@ Brokers acknowledge from memory, so what keeps a message is that several have it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from confluent_kafka import TopicCollection
 
 # Documented there, though the package's __all__ does not list all of them.
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
-    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
-)
+# pyright: reportPrivateImportUsage=false
+from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import RequestRetry
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
 
@@ -83,13 +79,11 @@ def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
 
 def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
     """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
-
-    def request(admin: AdminClient) -> Any:
-        topics = TopicCollection([topic])
-        return admin.describe_topics(topics, request_timeout=REQUEST_TIMEOUT)[topic]
-
+    wanted = TopicCollection([topic])
     try:
-        description = requests.run_admin(f"asking for topic {topic}", request)
+        description = requests.run_admin(
+            f"asking for topic {topic}", AdminClient.describe_topics, wanted
+        )
     except NotFound as error:
         raise topic_not_found(topic) from error
     return (
@@ -100,13 +94,9 @@ def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
 
 def _topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
     """The topic's settings as they apply; none where this login may not ask."""
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-
-    def request(admin: AdminClient) -> Any:
-        return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
-
+    operation = f"asking for the settings of {topic}"
     try:
-        entries = requests.run_admin(f"asking for the settings of {topic}", request)
+        config = requests.read_config(operation, ResourceType.TOPIC, topic)
     except LogError:
         return {}
-    return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+    return {name: value for name, value in config.items() if value is not None}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
-    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
-)
+
+# Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
+from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr-defined]
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, error_names
-from streams.log.kafka.errors import translate
+from streams.log.kafka.client import RequestRetry, error_names
 from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
-from streams.log.kafka.settings import Settings
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
@@ -30,11 +26,9 @@ KIP848_SESSION_TIMEOUT = 45.0
 class Groups:
     """The groups of one cluster (any thread)."""
 
-    def __init__(
-        self, settings: Settings, committed_offsets: CommittedOffsets, requests: RequestRetry
-    ) -> None:
-        self._settings = settings
+    def __init__(self, committed_offsets: CommittedOffsets, requests: RequestRetry) -> None:
         self._committed_offsets = committed_offsets
+        self._requests = requests
         self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
@@ -42,27 +36,21 @@ class Groups:
 
         Kafka's default where this user may not ask.
         """
-        resource = ConfigResource(ResourceType.GROUP, group)
-
-        def request(admin: AdminClient) -> Any:
-            return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
-
+        operation = f"asking for the session of group {group}"
         try:
-            config = self._run_admin(f"asking for the session of group {group}", request)
-            return int(config["consumer.session.timeout.ms"].value) / 1000
+            config = self._requests.read_config(operation, ResourceType.GROUP, group)
+            return int(config["consumer.session.timeout.ms"] or "") / 1000
         except Unavailable:
             raise
-        except (LogError, KeyError, ValueError, TypeError):
+        except (LogError, KeyError, ValueError):
             return KIP848_SESSION_TIMEOUT
 
     def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         operation = "listing groups"
-        listing = self._run_admin(
-            operation, lambda admin: admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT)
-        )
+        listing = self._run_admin(operation, AdminClient.list_consumer_groups)
         if listing.errors and not listing.valid:
-            raise translate(listing.errors[0], operation, self._settings.scrub)
+            raise self._requests.settings.translate(listing.errors[0], operation)
         names = {each.group_id for each in listing.valid}
         return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
@@ -79,12 +67,9 @@ class Groups:
 
     def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
         """Who is in the group, and whether it exists at all."""
-
-        def request(admin: AdminClient) -> Any:
-            return admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
-
+        operation = f"asking for group {group}"
         try:
-            description = self._run_admin(f"asking for group {group}", request)
+            description = self._run_admin(operation, AdminClient.describe_consumer_groups, [group])
         except NotFound:
             return (), False
         members = []
@@ -114,14 +99,10 @@ class Groups:
         if not offsets:
             return
         partitions = to_driver({(topic, number): offsets[number] for number in sorted(offsets)})
-
-        def request(admin: AdminClient) -> Any:
-            return admin.alter_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=REQUEST_TIMEOUT
-            )[group]
-
+        wanted = [ConsumerGroupTopicPartitions(group, partitions)]
+        operation = f"moving group {group} in {topic}"
         try:
-            self._run_admin(f"moving group {group} in {topic}", request)
+            self._run_admin(operation, AdminClient.alter_consumer_group_offsets, wanted)
         except LogError as error:
             raise self._not_empty_error(group, error) from error
 
@@ -162,12 +143,8 @@ class Groups:
         :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
-
-        def request(admin: AdminClient) -> Any:
-            return admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
-
         try:
-            self._run_admin(f"deleting group {group}", request)
+            self._run_admin(f"deleting group {group}", AdminClient.delete_consumer_groups, [group])
         except NotFound as error:
             raise group_not_found(group) from error
         except LogError as error:

@@ -18,7 +18,7 @@ from streams.log.dense_offsets import DenseOffsets
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
-from streams.log.kafka.errors import DriverLogger, translate
+from streams.log.kafka.errors import DriverLogger
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.offsets import CommittedOffsets
 from streams.log.kafka.producer import Writer
@@ -87,9 +87,6 @@ class KafkaLog(DenseOffsets):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._driver_logger = settings.user_config.get("logger") or DriverLogger(
-            logger, scrub=settings.scrub
-        )
         self._subscriptions: set[KafkaSubscription] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -101,29 +98,19 @@ class KafkaLog(DenseOffsets):
             pass
         self._requests = requests = RequestRetry(settings, admin)
         connect_consumer = partial(self._connect, Consumer)
-        self._readers = ReaderPool(
-            settings, connect_consumer, requests, lambda *part: self._topics.check_partitions(*part)
-        )
-        self._topics = Topics(settings, admin, self._readers.metadata, requests)
-        self._groups = Groups(
-            settings, CommittedOffsets(settings, connect_consumer, requests), requests
-        )
+        self._readers = readers = ReaderPool(connect_consumer, requests)
+        self._metadata = readers.metadata
+        self._topics = Topics(readers.metadata, requests)
+        self._groups = Groups(CommittedOffsets(connect_consumer, requests), requests)
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
-        self._clients = KafkaClients(
-            settings,
-            lambda conf: self._connect(Consumer, conf, logger=self._driver_logger),
-            requests,
-            self._readers,
-            self._topics.partitions_with_leader,
+        driver_logger = settings.user_config.get("logger") or DriverLogger(
+            logger, scrub=settings.scrub
         )
-        self._writer = Writer(
-            settings,
-            lambda conf: self._connect(Producer, conf, logger=self._driver_logger),
-            self._topics.partition_count,
-            requests.record_client_error,
-            self._readers.probe_broker,
-        )
+        connect_member = partial(self._connect, Consumer, logger=driver_logger)
+        self._clients = KafkaClients(connect_member, requests, readers)
+        connect_producer = partial(self._connect, Producer, logger=driver_logger)
+        self._writer = Writer(connect_producer, requests, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -138,7 +125,7 @@ class KafkaLog(DenseOffsets):
         try:
             return client_class(config, **more)
         except KafkaException as error:
-            config_error = translate(error, "settings", self._settings.scrub)
+            config_error = self._settings.translate(error, "settings")
             if (hint := suggest_setting(str(config_error))) is not None:
                 config_error = ConfigError(f"{config_error}; {hint}")
             raise config_error from None
@@ -217,7 +204,7 @@ class KafkaLog(DenseOffsets):
 
     @override
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
-        self._topics.check_partitions(topic, [partition])
+        self._metadata.check_partitions(topic, [partition])
         return self._readers.open_reader(topic, partition, start, end)
 
     # -- groups
@@ -230,7 +217,7 @@ class KafkaLog(DenseOffsets):
             for it; its members find their new partitions without one.
         """
         check_group(group)
-        self._topics.check_partitions(topic, positions)
+        self._metadata.check_partitions(topic, positions)
         return self._groups.initialize_offsets(group, topic, positions)
 
     @override
@@ -241,7 +228,7 @@ class KafkaLog(DenseOffsets):
     @override
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         check_group(group)
-        partitions = [(topic, number) for number in range(self._topics.partition_count(topic))]
+        partitions = [(topic, number) for number in range(self._metadata.partition_count(topic))]
         offsets = self._groups.committed(group, partitions)
         return {partition: committed for (_, partition), committed in offsets.items()}
 
@@ -255,7 +242,7 @@ class KafkaLog(DenseOffsets):
     ) -> None:
         """See the protocol. Only members that run this toolkit obey a forced reset."""
         check_group(group)
-        self._topics.check_partitions(topic, offsets)
+        self._metadata.check_partitions(topic, offsets)
         try:
             self._groups.alter_offsets(group, topic, offsets)
         except GroupNotEmpty:
@@ -289,7 +276,7 @@ class KafkaLog(DenseOffsets):
         member_name = member.name if member is not None else ""
         check_settings(replace(self._settings, member_name=member_name))
         for topic in topics:
-            self._topics.partition_count(topic)
+            self._metadata.partition_count(topic)
         kip848 = self._settings.kip848
         session_timeout = (
             self._groups.session_timeout(group) if kip848 else self._settings.session_timeout

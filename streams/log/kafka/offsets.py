@@ -28,6 +28,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -35,7 +36,6 @@ from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
-from streams.log.kafka.settings import Settings
 from streams.log.kafka.topics import INTERNAL_TOPICS
 from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
@@ -60,19 +60,17 @@ class MembershipLost(Exception):
     """This member is none any more: what it commits counts for nothing."""
 
 
+@dataclass(eq=False, slots=True)
 class _CommitState:
-    """What is known of one assignment's place."""
+    """What is known of the commits under one assignment."""
 
-    __slots__ = ("assignment", "sent_offset", "sent_version", "stored_version")
-
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment = assignment
-        self.stored_version = -1
-        """The newest version that is stored for certain."""
-        self.sent_version = -1
-        """The newest version that was handed to the driver."""
-        self.sent_offset: Committed | None = None
-        """The place of that version."""
+    assignment: Assignment
+    stored_version: int = -1
+    """The newest version that is stored for certain."""
+    sent_version: int = -1
+    """The newest version that was handed to the driver."""
+    sent_offset: Committed | None = None
+    """The offset of that version."""
 
 
 class OffsetCommits:
@@ -271,12 +269,8 @@ class CommittedOffsets:
     """The places of any group (any thread)."""
 
     def __init__(
-        self,
-        settings: Settings,
-        connect: Callable[[dict[str, Any]], Consumer],
-        requests: RequestRetry,
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
     ) -> None:
-        self._settings = settings
         self._connect = connect
         self._requests = requests
 
@@ -292,11 +286,8 @@ class CommittedOffsets:
 
     def offset_reader(self, group: str) -> OffsetReader:
         """Somebody who asks about one group again and again."""
-        return OffsetReader(
-            SharedClient(lambda: self._connect(self._settings.offset_reader_config(group))),
-            group,
-            self._requests,
-        )
+        config = self._requests.settings.offset_reader_config(group)
+        return OffsetReader(SharedClient(lambda: self._connect(config)), group, self._requests)
 
 
 class OffsetReader:
@@ -319,12 +310,10 @@ class OffsetReader:
         def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
             requested = partitions if partitions is not None else _all_partitions(consumer)
             wanted = [KTopicPartition(*partition) for partition in requested]
+            if not wanted:
+                return {}
             try:
-                return (
-                    committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
-                    if wanted
-                    else {}
-                )
+                return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
             except KafkaException as error:
                 raise _authorization_error(consumer) or error from None
 

@@ -30,7 +30,9 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
-from streams.log.kafka.errors import kafka_error_of, translate
+from streams.log.kafka.client import RequestRetry
+from streams.log.kafka.errors import kafka_error_of
+from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode_snapshot
@@ -53,7 +55,7 @@ _position: Callable[[type[Position], tuple[str, int, int]], Position] = tuple.__
 class PendingAppend:
     """One call's records, until all of them are settled."""
 
-    __slots__ = ("_done", "_on_finished", "count", "count_settled", "results", "scrub", "topic")
+    __slots__ = ("_done", "_on_finished", "count", "count_settled", "results", "settings", "topic")
 
     def __init__(
         self,
@@ -61,16 +63,16 @@ class PendingAppend:
         count: int,
         done: OnAppended,
         on_finished: Callable[[PendingAppend], None],
-        scrub: Callable[[str], str],
+        settings: Settings,
     ) -> None:
         self.topic = topic
         self.results: list[Any] = [None] * count
-        self.scrub = scrub
+        self.settings = settings
         self._done = done
         self._on_finished = on_finished
         self.count = count
-        # Reports come from two threads at once while one of them flushes; next() of this iterator
-        # is one step, where `self.left -= 1` would be several.
+        # Reports come from two threads at once while one of them flushes, and unlike `+= 1`, next()
+        # of this iterator is one step.
         self.count_settled = itertools.count(1).__next__
         """How many are settled, with this one."""
 
@@ -110,7 +112,7 @@ class DeliveryReport(msgspec.Struct, gc=False):
                 append.finish()
         else:
             operation = f"appending to {append.topic}"
-            append.settle(self.index, translate(error, operation, append.scrub, write=True))
+            append.settle(self.index, append.settings.translate(error, operation, write=True))
 
 
 class _ProducerHandle:
@@ -134,24 +136,18 @@ class Writer:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.
-    :param partition_count: how many partitions a topic has.
-    :param record_client_error: told of connections, logins and certificates that fail.
-    :param probe_broker: see :class:`~streams.log.kafka.reconnect.IsolationCheck`.
     """
 
     def __init__(
         self,
-        settings: Settings,
         connect: Callable[[dict[str, Any]], Producer],
-        partition_count: Callable[[str], int],
-        record_client_error: Callable[[KafkaError], None],
-        probe_broker: Callable[[TopicPartition | None], bool],
+        requests: RequestRetry,
+        readers: ReaderPool,
     ) -> None:
-        self._settings = settings
+        self._settings = settings = requests.settings
         self._connect = connect
-        self._partition_count = partition_count
-        self._record_client_error = record_client_error
-        self._probe_broker = probe_broker
+        self._requests = requests
+        self._readers = readers
         self._order_lock = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._condition = threading.Condition()
@@ -171,17 +167,14 @@ class Writer:
         if not records:
             done([])
             return
-        append = PendingAppend(
-            topic, len(records), done, self._append_finished, self._settings.scrub
-        )
+        append = PendingAppend(topic, len(records), done, self._append_finished, self._settings)
         with self._condition:
             self._pending.add(append)
         try:
-            partition_count = self._partition_count(topic)
+            partition_count = self._readers.metadata.partition_count(topic)
             with self._order_lock:
                 self._produce(append, records, partition_count)
         except StreamsError as error:
-            # Nothing was handed over.
             append.results = [error] * len(records)
             append.finish()
 
@@ -231,7 +224,7 @@ class Writer:
         if not isinstance(error, KafkaException):
             return LogError(f"Kafka, {operation}: {type(error).__name__}: {error}")
         kafka_error = kafka_error_of(error)
-        translated = translate(error, operation, self._settings.scrub)
+        translated = self._settings.translate(error, operation)
         if kafka_error is not None and kafka_error.fatal():
             self._retire(handle)
             return Unavailable(str(translated))
@@ -257,15 +250,14 @@ class Writer:
             if handle is not None:
                 handle.busy = True
                 return handle
-        handle = _ProducerHandle(self._probe_broker)
+        handle = _ProducerHandle(self._readers.probe_broker)
         config = self._settings.producer_config()
         config["error_cb"] = self._on_client_error
         config["stats_cb"] = handle.observe_statistics
         handle.producer = self._connect(config)
         handle.busy = True
         thread = threading.Thread(
-            target=self._poll_until_retired,
-            args=(handle,),
+            target=lambda: self._poll_until_retired(handle),
             name="streams-kafka-producer",
             daemon=True,
         )
@@ -281,14 +273,14 @@ class Writer:
             try:
                 producer.poll(POLL_TIMEOUT)
             except KafkaException as error:
-                translated = translate(error, "producer", self._settings.scrub)
+                translated = self._settings.translate(error, "producer")
                 logger.warning("%s; the next append makes a new producer", translated)
                 self._retire(handle)
             except Exception:
                 logger.exception("serving the producer")
             if self._current is not handle:
                 # Whoever was handing over to it may have added to it after it was purged.
-                idle = not handle.busy
+                idle = not handle.busy  # read before the length
                 if idle and not len(producer):
                     return
                 self._purge(producer)
@@ -319,7 +311,7 @@ class Writer:
                 self._user_error_callback(error)
         except Exception:
             logger.exception("error_cb raised")
-        self._record_client_error(error)
+        self._requests.record_client_error(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:
@@ -360,14 +352,7 @@ class Writer:
             thread.join(1.0)
         with self._condition:
             unconfirmed = list(self._pending)
-        for append in unconfirmed:
-            self._fail_unconfirmed(append)
-
-    def _fail_unconfirmed(self, append: PendingAppend) -> None:
-        """The driver owes reports that will not come: never the case unless it is broken."""
-        for index, result in enumerate(append.results):
-            if result is None:
-                append.results[index] = OutcomeUnknown(
-                    f"Kafka, appending to {append.topic}: the log was closed"
-                )
-        append.finish()
+        for append in unconfirmed:  # there are none, unless the driver is broken
+            error = OutcomeUnknown(f"Kafka, appending to {append.topic}: the log was closed")
+            append.results = [error if each is None else each for each in append.results]
+            append.finish()

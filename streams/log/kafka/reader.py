@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
-)
 from typing_extensions import override
 
 from streams.errors import LogError, NotFound, Unavailable
@@ -30,8 +27,9 @@ from streams.log.kafka.client import (
     SharedClient,
     close_in_background,
 )
-from streams.log.kafka.errors import OUT_OF_RANGE, translate
-from streams.log.kafka.settings import MEGABYTE, Settings
+from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.metadata import Metadata
+from streams.log.kafka.settings import MEGABYTE
 from streams.log.protocol import Reader, TopicPartition
 from streams.text import get_logger
 
@@ -56,32 +54,24 @@ MAX_TIMESTAMP = (1 << 63) - 1
 
 
 class ReaderPool:
-    """The consumers of one log that belong to no group (any thread).
-
-    :param check_partitions: raises NotFound where a topic lacks a partition, as its controller
-        knows it.
-    """
+    """The consumers of one log that belong to no group (any thread)."""
 
     def __init__(
-        self,
-        settings: Settings,
-        connect: Callable[[dict[str, Any]], Consumer],
-        requests: RequestRetry,
-        check_partitions: Callable[[str, Sequence[int]], None],
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
     ) -> None:
-        self._settings = settings
+        self._settings = settings = requests.settings
         self._requests = requests
-        self._check_partitions = check_partitions
+        self.translate = settings.translate
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
         self._closed = False
-        self._query_consumer = SharedClient(lambda: connect(settings.reader_config(MEGABYTE)))
+        config = settings.reader_config(MEGABYTE)
+        self._query_consumer = SharedClient(lambda: connect(config))
         """The one consumer that only asks questions."""
-        uncommitted = {"isolation.level": "read_uncommitted"}
-        self._uncommitted_consumer = SharedClient(
-            lambda: connect({**settings.reader_config(MEGABYTE), **uncommitted})
-        )
+        self.metadata = Metadata(self._query_consumer, requests)
+        uncommitted = {**config, "isolation.level": "read_uncommitted"}
+        self._uncommitted_consumer = SharedClient(lambda: connect(uncommitted))
         """One that asks where a log ends, whatever transactions are open."""
 
     def acquire(self) -> Consumer:
@@ -122,30 +112,12 @@ class ReaderPool:
         self._query_consumer.close()
         self._uncommitted_consumer.close()
 
-    def metadata(self, topic: str) -> TopicMetadata:
-        """A topic's partitions and their leaders, as a broker tells them.
-
-        :raises NotFound: there is no such topic.
-        """
-
-        def request(consumer: Consumer) -> TopicMetadata:
-            description: TopicMetadata = consumer.list_topics(
-                topic, timeout=REQUEST_TIMEOUT
-            ).topics[topic]
-            if description.error is not None:
-                raise KafkaException(description.error)
-            return description
-
-        return self._requests.run(f"asking for topic {topic}", self._query_consumer, request)
-
     def probe_broker(self, partition: TopicPartition | None) -> bool:
         """Whether a client that is new reaches this partition's leader, or any broker."""
         consumer = self._connect(self._settings.reader_config(MEGABYTE))
         try:
-            if partition is None:
-                consumer.list_topics(
-                    "__streams", timeout=PROBE_TIMEOUT
-                )  # a name with little to tell
+            if partition is None:  # a topic's name about which there is little to tell
+                consumer.list_topics("__streams", timeout=PROBE_TIMEOUT)
             else:
                 consumer.get_watermark_offsets(KTopicPartition(*partition), timeout=PROBE_TIMEOUT)
             return True
@@ -162,22 +134,18 @@ class ReaderPool:
             f"bounds of {topic}/{partition}",
             topic,
             partition,
-            lambda asker: asker.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
         )
 
     def end(self, topic: str, partition: int) -> int:
         """Where the log ends, be its end readable or not."""
         wanted = KTopicPartition(topic, partition)
-
-        def request(consumer: Consumer) -> int:
-            low_high: tuple[int, int] = consumer.get_watermark_offsets(
-                wanted, timeout=REQUEST_TIMEOUT
-            )
-            return low_high[1]
-
-        return self._requests.run(
-            f"end of {topic}/{partition}", self._uncommitted_consumer, request
+        _, end = self._requests.run(
+            f"end of {topic}/{partition}",
+            self._uncommitted_consumer,
+            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
         )
+        return end
 
     def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
         """Position of the first message at or after ``moment``; the end if there is none."""
@@ -209,7 +177,7 @@ class ReaderPool:
             return run(operation, query_consumer, request)
         except NotFound as error:
             # ...or to a broker that has not.
-            self._check_partitions(topic, [partition])
+            self.metadata.check_partitions(topic, [partition])
             raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
@@ -229,10 +197,6 @@ class ReaderPool:
             consumer.close()
             raise self.translate(error, f"reading {topic}/{partition}") from error
         return consumer
-
-    def translate(self, error: KafkaException | KafkaError, operation: str) -> Exception:
-        """The driver's error as one of ours, without what must not be printed."""
-        return translate(error, operation, self._settings.scrub)
 
 
 class KafkaReader(Reader):

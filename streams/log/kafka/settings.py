@@ -21,8 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from confluent_kafka import KafkaError, KafkaException
+
 from streams.config import Flow
-from streams.errors import ConfigError
+from streams.errors import ConfigError, StreamsError
+from streams.log.kafka.errors import translate
 from streams.log.protocol import OpenRequest
 from streams.log.secrets import Secrets
 from streams.log.url import Url, parse
@@ -219,6 +222,12 @@ class Settings:
         for name in self.possible_secret_names:
             text = text.replace(f'"{name}"', '"***" (write & in a value as %26)')
         return self.secrets.hide(text)
+
+    def translate(
+        self, error: KafkaException | KafkaError, operation: str, *, write: bool = False
+    ) -> StreamsError:
+        """The driver's error as one of ours, without any secret (see ``errors.py``)."""
+        return translate(error, operation, self.scrub, write=write)
 
     # -- one configuration a kind of client
 

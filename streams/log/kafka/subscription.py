@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -47,6 +48,7 @@ from streams.log.protocol import (
     RebalanceListener,
     Submitted,
     Subscription,
+    TopicPartition,
     Transaction,
 )
 from streams.text import get_logger
@@ -95,10 +97,8 @@ class KafkaSubscription(Subscription):
         fresh = self._consumer.join_anew()
         if fresh is None:
             return
-        lost = list(self._consumer.partitions.owned.values())
         self._consumer.commits.membership_lost()
-        self._consumer.remove_owned(lost)
-        self._notify_listener(self._listener.lost, lost)
+        self._lose(list(self._consumer.partitions.owned.values()))
         self._consumer.switch_to(fresh)
 
     # -- polling
@@ -163,9 +163,7 @@ class KafkaSubscription(Subscription):
         if self._consumer.fatal_error is None:
             return
         if isinstance(self._consumer.fatal_error, Fatal):
-            lost = list(self._consumer.partitions.owned.values())
-            self._consumer.remove_owned(lost)
-            self._notify_listener(self._listener.lost, lost)
+            self._lose(list(self._consumer.partitions.owned.values()))
         raise self._consumer.fatal_error
 
     def _raise_deferred(self) -> None:
@@ -204,10 +202,8 @@ class KafkaSubscription(Subscription):
             "group %s: %s/%d has no offset %d any more, its position is resolved anew",
             self.group, topic, partition, offset,
         )  # fmt: skip
-        self._consumer.remove_owned([assignment])
-        self._notify_listener(self._listener.lost, [assignment])
-        self._consumer.stop_fetching([key])
-        self._consumer.partitions.add_pending([key])
+        self._lose([assignment])
+        self._restart([key])
 
     def _notify_listener(
         self, notify: Callable[[Sequence[Assignment]], None], assignments: list[Assignment]
@@ -219,7 +215,14 @@ class KafkaSubscription(Subscription):
         except BaseException as error:
             self._consumer.fail(error)
 
-    # -- statistics and ownership
+    def _lose(self, assignments: list[Assignment]) -> None:
+        self._consumer.remove_owned(assignments)
+        self._notify_listener(self._listener.lost, assignments)
+
+    def _restart(self, keys: Collection[TopicPartition]) -> None:
+        """Fetch these no more, until the listener has been told of them anew."""
+        self._consumer.stop_fetching(keys)
+        self._consumer.partitions.add_pending(keys)
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
 
@@ -254,10 +257,8 @@ class KafkaSubscription(Subscription):
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
         logger.warning("group %s: moved by force: %s", self.group, assignments)
-        self._consumer.remove_owned(assignments)
-        self._notify_listener(self._listener.lost, assignments)
-        self._consumer.stop_fetching(resets)
-        self._consumer.partitions.add_pending(resets)
+        self._lose(assignments)
+        self._restart(resets)
         try:
             self._consumer.commits.store_unassigned(resets)
             self._reset_requests.mark_applied(resets)
@@ -280,45 +281,43 @@ class KafkaSubscription(Subscription):
         :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
         """
         now = time.monotonic()
-        operation = f"committing positions of group {self.group!r}"
         try:
-            stored = self._consumer.commits.commit(commits)
-        except RuntimeError as error:
-            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
+            with self._commit_errors():
+                stored = self._consumer.commits.commit(commits)
         except MembershipLost:
             # Nothing is ours any more; the driver will tell so, too.
             logger.warning("group %s: a commit came too late, this member was given up", self.group)
             self._consumer.ownership.confirmed_at = float("-inf")
             self._consumer.extend_ownership()
             return
-        except Unavailable as error:
-            raise Unavailable(f"Kafka, {operation}: {error}") from error
-        except KafkaException as error:
-            raise self._consumer.translate(error, operation) from error
-        if stored and not self._settings.kip848:
-            # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
-            self._consumer.ownership.confirm(now)
-            self._consumer.extend_ownership()
+        if stored:
+            self._consumer.confirm_ownership(now)
 
     @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         now = time.monotonic()
 
         def finish(stored: bool) -> None:
-            if stored and not self._settings.kip848:
-                self._consumer.ownership.confirm(now)
-                self._consumer.extend_ownership()
+            if stored:
+                self._consumer.confirm_ownership(now)
             on_submitted(stored)
 
-        operation = f"committing positions of group {self.group!r}"
-        try:
+        with self._commit_errors():
             sent = self._consumer.commits.commit_async(commits, finish)
-        except RuntimeError as error:
-            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
-        except KafkaException as error:
-            raise self._consumer.translate(error, operation) from error
         if not sent:
             on_submitted(False)
+
+    @contextmanager
+    def _commit_errors(self) -> Iterator[None]:
+        operation = f"committing positions of group {self.group!r}"
+        try:
+            yield
+        except RuntimeError as error:
+            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
+        except Unavailable as error:
+            raise Unavailable(f"Kafka, {operation}: {error}") from error
+        except KafkaException as error:
+            raise self._consumer.translate(error, operation) from error
 
     @override
     def reassign(self, assignments: Iterable[Assignment]) -> None:
@@ -327,10 +326,8 @@ class KafkaSubscription(Subscription):
         owned = self._consumer.partitions.owned
         restarted = [each for each in assignments if owned.get(each.topic_partition) is each]
         if restarted:
-            keys = [each.topic_partition for each in restarted]
             self._consumer.remove_owned(restarted)
-            self._consumer.stop_fetching(keys)
-            self._consumer.partitions.add_pending(keys)
+            self._restart([each.topic_partition for each in restarted])
 
     @override
     def keep_alive(self) -> None:
