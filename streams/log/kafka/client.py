@@ -1,17 +1,16 @@
-"""The driver's clients that several threads share, and how a broker is asked something.
+"""The driver's clients that several threads share, and requests to the brokers.
 
 **A client** is replaced when it is broken. librdkafka can come out of an outage with a client that
 never answers again: when every connection was lost, or a broker was missing from the metadata for a
-moment, it does away with the handle of that broker and goes on using it (seen with 2.16 where
-connections were cut or a broker stood still: each question ends with ``_DESTROY_BROKER``, or finds
-no broker). Another client of the same process reaches the broker at once. So a client that did not
-answer is not asked again.
+moment, it removes the handle of that broker and goes on using it (seen with 2.16 where connections
+were cut or a broker was frozen: each request ends with ``_DESTROY_BROKER``, or finds no broker).
+Another client of the same process reaches the broker at once. So a client that did not answer is
+not used again.
 
-**A request** waits for the answer, is repeated if what failed passes, and ends with an error of
-ours otherwise. A broker that has just become the leader of a partition or the coordinator of a
-group says so for a moment; a client with old metadata asks the wrong one. Both pass in
-milliseconds, so a question is asked again before its asker hears of it. Requests change nothing, or
-the same thing twice.
+**A request** waits for the answer, is retried after an error that passes, and otherwise ends with
+an error of ours. A broker that has just become the leader of a partition or the coordinator of a
+group refuses for a moment, and a client with old metadata asks the wrong broker; both pass in
+milliseconds. Requests are idempotent.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ REQUEST_TIMEOUT = 10.0
 """Seconds to wait for an answer."""
 
 _RETRY_PAUSE = 0.05
-"""Seconds until a question is asked again."""
+"""Seconds until a request is retried."""
 
 _CHECK_INTERVAL = 0.2
-"""Seconds after which it is looked whether waiting still makes sense."""
+"""Seconds between two checks whether waiting still makes sense."""
 
 _RETRIABLE = frozenset(
     {
@@ -78,7 +77,7 @@ _RETRIABLE = frozenset(
 )
 
 _CLIENT_BROKEN = frozenset({KafkaError._DESTROY, KafkaError._DESTROY_BROKER})
-"""What a client says that has lost itself: another one is asked."""
+"""Errors of a client that never recovers: another one is used."""
 
 _NO_BROKER = frozenset(
     {
@@ -89,7 +88,7 @@ _NO_BROKER = frozenset(
         KafkaError._TRANSPORT,
     }
 )
-"""What the driver says where no broker answers."""
+"""Errors where no broker answers."""
 
 FIRST_CONNECT_GRACE = 1.5
 """Seconds that brokers get to be reached for the first time, once a try failed: a host's name may
@@ -108,8 +107,8 @@ class _CountedClient(Generic[C]):
 class SharedClient(Generic[C]):
     """Makes its client when it is first needed (any thread).
 
-    A client that is retired is let go of when the last one that uses it is done, in a thread of
-    its own: a broken one may take its time.
+    A retired client is closed when its last user is done, in a thread of its own: closing a broken
+    one may take long.
 
     :param make: makes a client; raises ConfigError.
     """
@@ -122,7 +121,7 @@ class SharedClient(Generic[C]):
 
     @contextmanager
     def use(self) -> Iterator[C]:
-        """The client, for as long as it takes.
+        """Use the client.
 
         :raises LogError: closed.
         """
@@ -143,7 +142,7 @@ class SharedClient(Generic[C]):
                 close_in_background(counted.client)
 
     def retire(self, client: C) -> None:
-        """Whoever comes next gets a new one."""
+        """Give the next user a new one."""
         with self._lock:
             if self._current is None or self._current.client is not client:
                 return
@@ -152,7 +151,7 @@ class SharedClient(Generic[C]):
             close_in_background(idle)
 
     def close(self) -> None:
-        """Let go of the client; those who use it finish."""
+        """Close the client, once its users have finished."""
         with self._lock:
             self._closed = True
             idle = self._detach()
@@ -160,8 +159,8 @@ class SharedClient(Generic[C]):
             close_client(idle)
 
     def _detach(self) -> C | None:
-        """Nobody else gets this client (the lock is held). It is given out to be let go of, unless
-        it is in use: then its last user does that."""
+        """Give this client to nobody else (the lock is held). Return it to be closed, unless it is
+        in use: then its last user closes it."""
         counted, self._current = self._current, None
         if counted is None:
             return None
@@ -170,7 +169,7 @@ class SharedClient(Generic[C]):
 
 
 def close_client(client: Consumer | AdminClient) -> None:
-    """Close what has to be closed; whatever the driver says about it only goes to the log."""
+    """Close a client; the driver's errors only go to the log."""
     if isinstance(client, Consumer):
         try:
             client.close()
@@ -179,7 +178,7 @@ def close_client(client: Consumer | AdminClient) -> None:
 
 
 def close_in_background(client: Consumer | AdminClient) -> None:
-    """Let go of a client that may be broken, without waiting for it."""
+    """Close a client that may be broken, without waiting for it."""
     threading.Thread(
         target=close_client, args=(client,), name="streams-kafka-close", daemon=True
     ).start()
@@ -189,12 +188,12 @@ def close_in_background(client: Consumer | AdminClient) -> None:
 
 
 class RequestRetry:
-    """How one log asks its brokers (any thread).
+    """Requests of one log to its brokers (any thread).
 
-    Why no connection can be made, only the clients that are served hear, so it is noted here
-    (:meth:`record_client_error`): whoever waits for an answer need not wait until the driver gives
-    up, and is told the reason. That holds until a broker answered for the first time; later an
-    outage is waited for, as it passes.
+    Only clients that are polled learn why no connection can be made, so that is noted here
+    (:meth:`record_client_error`): then a request need not wait until the driver gives up, and its
+    error says the reason. This holds until a broker has answered for the first time; later, a
+    request waits for the end of an outage.
 
     :param settings: for the brokers' names, and what no error may show.
     :param admin: also used for the very first request.
@@ -204,15 +203,15 @@ class RequestRetry:
         self.settings = settings
         self.admin = admin
         self._login_refusal: tuple[KafkaError, float] | None = None
-        """A login or a certificate that is refused, and when."""
+        """A refused login or certificate, and when that was."""
         self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
-        """What was said last of each broker's connection."""
+        """The last failure of each broker's connection, and when that was."""
         self._all_down_at = float("-inf")
         """When no broker could be reached."""
         self._ever_reached = False
 
     def record_client_error(self, error: KafkaError) -> None:
-        """Note what a client's ``error_cb`` was told."""
+        """Note an error that a client's ``error_cb`` was called with."""
         now = time.monotonic()
         code = error.code()
         failure = parse_connection_failure(self.settings.scrub(str(error.str())))
@@ -224,9 +223,9 @@ class RequestRetry:
             self._connection_failures[failure.address] = (failure, now)
 
     def no_answer_error(self, operation: str, since: float) -> StreamsError:
-        """The error for what no broker answered.
+        """The error for a request that no broker answered.
 
-        :param since: what was noted from this moment on says why.
+        :param since: what was noted from this moment on is the reason.
         """
         refusal = self._login_refused_since(since)
         settings = self.settings
@@ -273,8 +272,7 @@ class RequestRetry:
                 self._ever_reached = True  # it answered
 
     def run(self, operation: str, client: SharedClient[C], request: Callable[[C], T]) -> T:
-        """What ``request`` returns, given a client. One that does not answer is not asked again:
-        whoever asks next asks another.
+        """What ``request`` returns, given a client. One that does not answer is replaced.
 
         :raises LogError: translated from what the driver raised.
         """
@@ -304,7 +302,7 @@ class RequestRetry:
             time.sleep(_RETRY_PAUSE)
 
     def run_admin(self, operation: str, method: Callable[..., Any], *args: Any) -> Any:
-        """What the one future brings that a method of the AdminClient returns.
+        """The result of the one future that a method of the AdminClient returns.
 
         :raises LogError: translated from what the driver raised.
         """
@@ -326,7 +324,7 @@ class RequestRetry:
         return {name: entry.value for name, entry in entries.items()}
 
     def results_of(self, futures: Mapping[K, Any]) -> dict[K, Any]:
-        """What several futures bring; a KafkaException where one of them failed."""
+        """The results of several futures; a KafkaException where one of them failed."""
         results = {}
         for key, future in futures.items():
             try:
@@ -336,7 +334,7 @@ class RequestRetry:
         return results
 
     def result_of(self, future: Any) -> Any:
-        """What a future of the AdminClient brings; errors of parts of it are raised, too."""
+        """The result of a future of the AdminClient; errors of parts of it are raised, too."""
         start = time.monotonic()
         while not future.done():
             try:

@@ -126,7 +126,7 @@ class KafkaLog(DenseOffsets):
             return client_class(config, **more)
         except KafkaException as error:
             config_error = self._settings.translate(error, "settings")
-            if (hint := suggest_setting(str(config_error))) is not None:
+            if hint := suggest_setting(str(config_error)):
                 config_error = ConfigError(f"{config_error}; {hint}")
             raise config_error from None
         except (TypeError, ValueError) as error:

@@ -1,21 +1,19 @@
 """Appending: one idempotent producer a log, every write confirmed, nothing lost to a full queue.
 
 ``append`` hands records to the driver and returns; a thread of the log serves delivery reports,
-and the last report of an append calls its ``done``. Writes of one partition stay in the order of
+and the last report of an append calls its ``done``. Writes to one partition stay in the order of
 the calls: the driver's own retries keep it (``enable.idempotence``), and calls are let in one at
-a time.
+a time. A record can end in these ways:
 
-What became of a record:
-
-* a full queue makes ``append`` wait for room (backpressure), never drop;
-* a record the broker or the driver finds too large fails alone (:class:`TooLarge`);
-* a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
-* a fatal state of the driver ends this producer: what it held is told so, the next append makes
-  a new one. So does a producer that is cut off while another client reaches the brokers (see
-  ``reconnect.py``); in an outage it waits, as long as the driver does.
+* a full queue makes ``append`` wait (backpressure), and never drops a record;
+* a record that the broker or the driver finds too large fails alone (:class:`TooLarge`);
+* a record that timed out may have been written (:class:`OutcomeUnknown`), and is not retried;
+* a fatal state of the driver ends this producer and fails what it held; the next append makes a
+  new one. The same happens to a producer that is cut off while another client reaches the brokers
+  (see ``reconnect.py``); in an outage it waits as long as the driver does.
 
 A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
-a key's partition is the driver's business (``partitioner``).
+a key's partition is chosen by the driver (``partitioner``).
 """
 
 from __future__ import annotations
@@ -74,16 +72,15 @@ class PendingAppend:
         # Reports come from two threads at once while one of them flushes, and unlike `+= 1`, next()
         # of this iterator is one step.
         self.count_settled = itertools.count(1).__next__
-        """How many are settled, with this one."""
 
     def settle(self, index: int, result: Position | StreamsError) -> None:
-        """How one record ended."""
+        """Note how one record ended."""
         self.results[index] = result
         if self.count_settled() == self.count:
             self.finish()
 
     def finish(self) -> None:
-        """All are settled: say so."""
+        """Report that all are settled."""
         try:
             self._done(self.results)
         except Exception:
@@ -95,8 +92,8 @@ class PendingAppend:
 class DeliveryReport(msgspec.Struct, gc=False):
     """What the driver calls when it knows how a record ended.
 
-    There is one for each record under way, so it must weigh nothing: to the garbage collector it
-    does not exist (a functools.partial costs six times as much with 100,000 of them alive).
+    There is one for each record in flight, so the garbage collector must not look at it (a
+    functools.partial costs six times as much with 100,000 of them alive).
     """
 
     append: PendingAppend
@@ -144,7 +141,7 @@ class Writer:
         requests: RequestRetry,
         readers: ReaderPool,
     ) -> None:
-        self._settings = settings = requests.settings
+        self._settings = requests.settings
         self._connect = connect
         self._requests = requests
         self._readers = readers
@@ -155,9 +152,6 @@ class Writer:
         self._current: _ProducerHandle | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
-            "error_cb"
-        )
         # An idempotent producer needs half a second until it may send: not at the first publish.
         with self._order_lock:
             self._acquire_producer().busy = False
@@ -306,11 +300,7 @@ class Writer:
             logger.warning("purging the producer: %s", self._settings.scrub(str(error)))
 
     def _on_client_error(self, error: KafkaError) -> None:
-        try:
-            if self._user_error_callback is not None:
-                self._user_error_callback(error)
-        except Exception:
-            logger.exception("error_cb raised")
+        self._settings.call_user("error_cb", error)
         self._requests.record_client_error(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
