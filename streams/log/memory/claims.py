@@ -1,8 +1,7 @@
 """Claims in this process's memory: ``memory://name`` is shared, ``memory://`` is private.
 
-All time is the opener's monotonic clock. What is over is removed by whatever is asked next: a heap
-has one item for each entry, in the order in which they end, and is made anew when most of its
-items are of entries that are gone.
+All time is the opener's monotonic clock. The next call removes what has expired: a heap has an item
+for each entry, in order of expiry, and is rebuilt when most of its items are of removed entries.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from streams.log.protocol import OpenRequest
 
 @dataclass(slots=True)
 class _ClaimRow:
-    """What stands under a key. ``value`` is None for a claim, whose lease ends at ``until``."""
+    """What a key has. ``value`` is None for a claim, whose lease ends at ``until``."""
 
     token: str
     fingerprint: str
@@ -129,7 +128,7 @@ class MemoryClaimStore:
         return self.table.execute(requests)
 
     def close(self) -> None:
-        """Let go; the last of a name takes all of it along."""
+        """Close; with the last handle of a name, its claims are gone."""
         with self._close_lock:
             if self._closed:
                 return
@@ -140,6 +139,6 @@ class MemoryClaimStore:
 def open_claims(request: OpenRequest) -> MemoryClaimStore:
     """Claims in memory.
 
-    :raises ConfigError: the name cannot be one, or the shared claims run on another clock.
+    :raises ConfigError: the URL has settings, or the shared claims use another clock.
     """
     return MemoryClaimStore(_registry.acquire(request))

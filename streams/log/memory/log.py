@@ -42,8 +42,7 @@ CAPABILITIES = Capabilities(
     durable=False,
     processes=False,
     uses_app_clock=True,
-    # A service for any log is tested on this one. It applies seconds and messages, and keeps what
-    # the others would let go.
+    # A service for any log is tested on this one. Of these it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
 
@@ -53,10 +52,10 @@ _registry = NamedRegistry(
 
 
 def open(request: OpenRequest) -> MemoryLog:
-    """Open ``memory://`` or ``memory://name``. There is no driver, so driver settings, meant for
-    the log that an app runs on elsewhere, are passed over.
+    """Open ``memory://`` or ``memory://name``. Driver settings are ignored: they are for the log
+    that the app uses elsewhere.
 
-    :raises ConfigError: the name cannot be one, or the shared log runs on another clock.
+    :raises ConfigError: the URL has settings, or the shared log uses another clock.
     """
     return MemoryLog(_registry.acquire(request))
 
@@ -90,8 +89,8 @@ class MemoryLog(DenseOffsets):
         self._faults.hook = hook
 
     def crash(self) -> None:
-        """As if the process that opened this log were killed: nothing it does counts any more,
-        its leases run out by the clock. Other openers of the same name go on."""
+        """As if the process that opened this log were killed: every call raises, and its leases
+        expire by the clock. Other openers of the same name are not affected."""
         self._shut_down("crashed by a test", MemorySubscription.end_killed)
 
     # -- topics
@@ -304,7 +303,7 @@ class MemoryLog(DenseOffsets):
             self._close_reason = reason
             for subscription in list(self._subscriptions):
                 end_subscription(subscription, reason)
-            for topic in self.store.topics.values():  # readers and polls find out
+            for topic in self.store.topics.values():  # readers and polls notice
                 topic.wake()
         if _registry.release(self.store):
             self.store.close()
