@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
-from confluent_kafka import ConsumerGroupState, ConsumerGroupTopicPartitions
+from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
@@ -12,12 +14,12 @@ from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
 from streams.log.kafka.client import RequestRetry, error_names
-from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
+from streams.log.kafka.offsets import OffsetReader, to_driver
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
 INTERNAL_PREFIX = "__streams."
-"""What the names of groups begin with that are none, but notes of this toolkit."""
+"""The prefix of groups that have no members and hold notes of this toolkit."""
 
 KIP848_SESSION_TIMEOUT = 45.0
 """Kafka's default of group.consumer.session.timeout.ms, in seconds."""
@@ -26,16 +28,16 @@ KIP848_SESSION_TIMEOUT = 45.0
 class Groups:
     """The groups of one cluster (any thread)."""
 
-    def __init__(self, committed_offsets: CommittedOffsets, requests: RequestRetry) -> None:
-        self._committed_offsets = committed_offsets
+    def __init__(
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
+    ) -> None:
+        self._connect = connect
         self._requests = requests
         self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
-        """Seconds after which a broker gives up a silent member of a KIP-848 group.
-
-        Kafka's default where this user may not ask.
-        """
+        """Seconds after which a broker expels a silent member of a KIP-848 group: Kafka's default
+        where this user may not ask."""
         operation = f"asking for the session of group {group}"
         try:
             config = self._requests.read_config(operation, ResourceType.GROUP, group)
@@ -84,15 +86,16 @@ class Groups:
     def committed(
         self, group: str, partitions: Sequence[TopicPartition] | None = None
     ) -> dict[TopicPartition, Committed]:
-        """A group's places, in these partitions or in all; none if there is no such group."""
-        return self._committed_offsets.read(group, partitions)
+        """A group's offsets, in these partitions or in all; none if there is no such group."""
+        with closing(self.offset_reader(group)) as reader:
+            return reader.committed(partitions)
 
     def offset_reader(self, group: str) -> OffsetReader:
-        """Somebody who asks for one group's places again and again."""
-        return self._committed_offsets.offset_reader(group)
+        """A reader of one group's offsets, for repeated use."""
+        return OffsetReader(self._connect, group, self._requests)
 
     def alter_offsets(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
-        """Set a group's places in a topic.
+        """Set a group's offsets in a topic.
 
         :raises GroupNotEmpty: it has running members.
         """
@@ -124,7 +127,8 @@ class Groups:
         return True
 
     def _not_empty_error(self, group: str, error: LogError) -> LogError:
-        """Kafka refuses to change a group with members under several names."""
+        """The error for a change that Kafka refused, which for a group with members it does with
+        several codes."""
         if not {"UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP", "STALE_MEMBER_EPOCH"} & error_names(error):
             return error
         members, _ = self._members(group)

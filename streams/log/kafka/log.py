@@ -20,7 +20,6 @@ from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger
 from streams.log.kafka.groups import Groups
-from streams.log.kafka.offsets import CommittedOffsets
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
 from streams.log.kafka.settings import (
@@ -101,7 +100,7 @@ class KafkaLog(DenseOffsets):
         self._readers = readers = ReaderPool(connect_consumer, requests)
         self._metadata = readers.metadata
         self._topics = Topics(readers.metadata, requests)
-        self._groups = Groups(CommittedOffsets(connect_consumer, requests), requests)
+        self._groups = Groups(connect_consumer, requests)
         trial_config = {**settings.member_config("streams", Flow(), lambda _: None), "log_level": 0}
         self._connect(Consumer, trial_config).close()
         driver_logger = settings.user_config.get("logger") or DriverLogger(

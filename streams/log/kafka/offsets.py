@@ -265,38 +265,17 @@ def to_driver(offsets: Mapping[TopicPartition, Committed]) -> list[KTopicPartiti
     ]
 
 
-class CommittedOffsets:
-    """The offsets of any group (any thread)."""
-
-    def __init__(
-        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
-    ) -> None:
-        self._connect = connect
-        self._requests = requests
-
-    def read(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
-    ) -> dict[TopicPartition, Committed]:
-        """A group's offsets, in these partitions or in all; none if there is no such group."""
-        reader = self.offset_reader(group)
-        try:
-            return reader.committed(partitions)
-        finally:
-            reader.close()
-
-    def offset_reader(self, group: str) -> OffsetReader:
-        """A reader for one group, for repeated use."""
-        config = self._requests.settings.offset_reader_config(group)
-        return OffsetReader(SharedClient(lambda: self._connect(config)), group, self._requests)
-
-
 class OffsetReader:
-    """Asks about a group through a consumer that never joins it (one thread)."""
+    """Reads a group's offsets through a consumer that never joins it (one thread).
+
+    :param connect: makes a consumer.
+    """
 
     def __init__(
-        self, consumer: SharedClient[Consumer], group: str, requests: RequestRetry
+        self, connect: Callable[[dict[str, Any]], Consumer], group: str, requests: RequestRetry
     ) -> None:
-        self._consumer = consumer
+        config = requests.settings.offset_reader_config(group)
+        self._consumer = SharedClient(lambda: connect(config))
         self._group = group
         self._requests = requests
 
@@ -322,7 +301,7 @@ class OffsetReader:
         return {key: committed for key, committed in offsets.items() if committed is not None}
 
     def close(self) -> None:
-        """Let go of the consumer."""
+        """Close the consumer."""
         self._consumer.close()
 
 
