@@ -135,6 +135,6 @@ class AssignmentStarter:
             if isinstance(error, Fatal) or not isinstance(error, LogError):
                 consumer.fail(error)
             raise
-        consumer.ever_assigned = True
+        consumer.ever_assigned = consumer.group_changed = True
         for key in keys:
             partitions.pending.pop(key, None)

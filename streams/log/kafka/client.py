@@ -177,11 +177,13 @@ def close_client(client: Consumer | AdminClient) -> None:
             logger.debug("closing a client: %s", error)
 
 
-def close_in_background(client: Consumer | AdminClient) -> None:
+def close_in_background(client: Consumer | AdminClient) -> threading.Thread:
     """Close a client that may be broken, without waiting for it."""
-    threading.Thread(
+    closing = threading.Thread(
         target=close_client, args=(client,), name="streams-kafka-close", daemon=True
-    ).start()
+    )
+    closing.start()
+    return closing
 
 
 # -- requests ------------------------------------------------------------------------------

@@ -105,6 +105,9 @@ class GroupConsumer:
         self._valid_until = float("-inf")
         """The ``valid_until`` of all that is owned."""
         self.ever_assigned = False
+        self.group_changed = False
+        """Partitions arrived, or the group's generation (KIP-848: our epoch) is another one."""
+        self._generation: object = None
         self.is_closing = False
         """New partitions are not taken any more."""
         self._connectivity = ConnectivityMonitor(options.session_timeout)
@@ -287,6 +290,10 @@ class GroupConsumer:
         try:
             snapshot, now = decode_snapshot(text), time.monotonic()
             self.ownership.observe(snapshot, now)
+            generation = self._consumer.consumer_group_metadata()  # opaque, but it can be compared
+            if generation != self._generation:
+                self._generation = generation
+                self.group_changed = True
             self._connectivity.observe_member(
                 snapshot, self.partitions.fetched - self.partitions.paused, now
             )

@@ -16,11 +16,9 @@ from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr
 
 from streams.errors import LogError, NotFound
 from streams.log.kafka.client import RequestRetry
+from streams.log.kafka.topics import OFFSETS_TOPIC
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
-
-OFFSETS_TOPIC = "__consumer_offsets"
-"""Where Kafka keeps the groups' positions."""
 
 
 def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact, ...]:

@@ -10,7 +10,11 @@ from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPart
 
 # Documented there, though the package's __all__ does not list all of them.
 # pyright: reportPrivateImportUsage=false
-from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConsumerGroupDescription,
+    ResourceType,
+)
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
 from streams.log.kafka.client import RequestRetry, error_names
@@ -61,25 +65,32 @@ class Groups:
 
         :raises NotFound: there is none of that name.
         """
-        members, exists = self._members(group)
+        description = self.describe(group)
         offsets = self.committed(group)
-        if not exists and not offsets:
+        if description is None and not offsets:
             raise group_not_found(group)
-        return GroupInfo(group, members, offsets)
+        return GroupInfo(group, self._members(description), offsets)
 
-    def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
-        """Who is in the group, and whether it exists at all."""
+    def describe(self, group: str) -> ConsumerGroupDescription | None:
+        """What Kafka knows of a group; None if it does not exist."""
         operation = f"asking for group {group}"
         try:
-            description = self._run_admin(operation, AdminClient.describe_consumer_groups, [group])
+            found: ConsumerGroupDescription = self._run_admin(
+                operation, AdminClient.describe_consumer_groups, [group]
+            )
         except NotFound:
-            return (), False
+            return None
+        return None if found.state is ConsumerGroupState.DEAD else found
+
+    def _members(self, description: ConsumerGroupDescription | None) -> tuple[MemberInfo, ...]:
+        if description is None:
+            return ()
         members = []
         for member in description.members:
             assigned = member.assignment.topic_partitions if member.assignment is not None else ()
             owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
             members.append(MemberInfo(member.member_id, owned))
-        return tuple(members), description.state is not ConsumerGroupState.DEAD
+        return tuple(members)
 
     # -- positions
 
@@ -93,6 +104,13 @@ class Groups:
     def offset_reader(self, group: str) -> OffsetReader:
         """A reader of one group's offsets, for repeated use."""
         return OffsetReader(self._connect, group, self._requests)
+
+    def connect_outsider(self, group: str, config: Mapping[str, str]) -> Consumer:
+        """A consumer with none of the user's settings of members, and these.
+
+        :raises ConfigError: the driver does not take them.
+        """
+        return self._connect({**self._requests.settings.offset_reader_config(group), **config})
 
     def alter_offsets(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         """Set a group's offsets in a topic.
@@ -131,12 +149,12 @@ class Groups:
         several codes."""
         if not {"UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP", "STALE_MEMBER_EPOCH"} & error_names(error):
             return error
-        members, _ = self._members(group)
-        if not members:
+        description = self.describe(group)
+        if description is None or not description.members:
             return error
         return group_not_empty(
             group,
-            len(members),
+            len(description.members),
             " (a static member, as those of run --workers are, counts until its session has ended, "
             "10 s unless set otherwise, after it was stopped: then try again)",
         )

@@ -247,7 +247,7 @@ class KafkaLog(DenseOffsets):
         except GroupNotEmpty:
             if not force:
                 raise
-            forced_resets.force_reset(self._groups, group, topic, offsets)
+            forced_resets.force_reset(self._groups, self._metadata, group, topic, offsets)
 
     @override
     def delete_group(self, group: str) -> None:
@@ -280,7 +280,9 @@ class KafkaLog(DenseOffsets):
         session_timeout = (
             self._groups.session_timeout(group) if kip848 else self._settings.session_timeout
         )
-        reset_requests = forced_resets.ResetRequests(self._groups, group)
+        reset_requests = forced_resets.ResetRequests(
+            self._groups, group, always=self._settings.eager
+        )
         try:
             subscription = KafkaSubscription(
                 self._clients,

@@ -251,6 +251,9 @@ class KafkaSubscription(Subscription):
 
     def _apply_resets(self) -> None:
         """Start over from the offsets of a forced reset."""
+        if self._consumer.group_changed:
+            self._consumer.group_changed = False
+            self._reset_requests.look_soon()
         resets = self._reset_requests.take_pending(self._consumer.partitions.fetched)
         if not resets:
             return

@@ -27,8 +27,11 @@ from streams.log.kafka.metadata import Metadata
 from streams.log.names import check_topic, topic_mismatch
 from streams.log.protocol import Retention, TopicInfo
 
+OFFSETS_TOPIC = "__consumer_offsets"
+"""Where Kafka keeps the groups' positions."""
+
 INTERNAL_TOPICS = frozenset(
-    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
+    {OFFSETS_TOPIC, "__transaction_state", "__share_group_state", "__cluster_metadata"}
 )
 """Kafka's own topics."""
 
