@@ -14,6 +14,7 @@ from streams.errors import ConfigError, Fatal, GroupNotEmpty
 from streams.log.kafka import forced_resets
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
+from streams.log.protocol import TopicPartition as Partition
 from streams.log.url import open_log
 from tests.conformance.logs import Case
 from tests.conformance.member import PATIENCE, Member
@@ -209,9 +210,9 @@ def test_members_look_for_a_forced_reset_only_when_the_group_changes(
     looks: list[str] = []
     read = forced_resets.ResetRequests._look
 
-    def look(requests: forced_resets.ResetRequests) -> None:
+    def look(requests: forced_resets.ResetRequests, keys: Sequence[Partition]) -> None:
         looks.append("begins")
-        read(requests)
+        read(requests, keys)
         looks.append("ends")
 
     monkeypatch.setattr(forced_resets.ResetRequests, "_look", look)

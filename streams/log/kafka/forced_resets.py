@@ -28,9 +28,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from typing import NamedTuple
 
 from confluent_kafka import Consumer, ConsumerGroupType, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
@@ -39,6 +38,7 @@ from streams.errors import GroupNotEmpty, LogError, StreamsError, Unavailable
 from streams.log.kafka.client import close_in_background
 from streams.log.kafka.groups import INTERNAL_PREFIX, Groups
 from streams.log.kafka.metadata import Metadata
+from streams.log.kafka.offsets import OffsetReader
 from streams.log.kafka.topics import OFFSETS_TOPIC
 from streams.log.protocol import Committed, TopicPartition
 from streams.text import get_logger
@@ -156,13 +156,6 @@ class _Visit:
         close_in_background(consumer).join(LEAVE_TIMEOUT)
 
 
-class FoundRequests(NamedTuple):
-    """What a look has found."""
-
-    round: int
-    offsets: Mapping[TopicPartition, Committed]
-
-
 class ResetRequests:
     """A member's view of its group's reset group. Looking never blocks the member.
 
@@ -173,77 +166,72 @@ class ResetRequests:
         self._groups = groups
         self._reset_group = reset_group_name(group)
         self._always = always
-        self._round = 0
-        """Goes up when the member takes offsets, and when it has applied them: what was read in an
-        earlier round may be out of date."""
-        self._is_applying = False
-        self._found = FoundRequests(0, {})
-        self._is_due = False
-        self._partitions: tuple[TopicPartition, ...] = ()
-        """What the member owned when it was last asked."""
-        self._closed = threading.Event()
+        self._look_at = float("inf")
+        """Monotonic time of the next look."""
         self._thread: threading.Thread | None = None
+        """The look in progress, or the last one, whose result is to be taken."""
+        self._found: Mapping[TopicPartition, Committed] = {}
+        self._reader: OffsetReader | None = None
 
     def look_soon(self) -> None:
         """The group has changed."""
-        self._is_due = True
+        self._look_at = float("-inf")
 
     def take_pending(
         self, partitions: Collection[TopicPartition]
     ) -> Mapping[TopicPartition, Committed]:
-        """The offsets requested for ``partitions``, as far as they are known."""
-        if (self._is_due or self._thread is not None) and partitions:
-            self._partitions = tuple(partitions)
-            if self._thread is not None and not self._thread.is_alive():
-                self._thread = None
-            if self._thread is None and self._is_due:
-                self._is_due = False
-                self._thread = threading.Thread(
-                    target=self._look, name="streams-kafka-resets", daemon=True
-                )
-                self._thread.start()
-        if self._is_applying:
-            self._is_applying = False
-            self._round += 1
-        found = self._found
-        if not found.offsets or found.round != self._round:
-            return {}
-        self._is_applying = True
-        self._round += 1
-        return {key: committed for key, committed in found.offsets.items() if key in partitions}
+        """The offsets requested for ``partitions``, as far as they are known. They are to be
+        applied before this is called again."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return {}
+            self._thread = None
+            return {key: each for key, each in self._found.items() if key in partitions}
+        if partitions and self._look_at <= time.monotonic():
+            self._look_at = float("inf")
+            self._thread = threading.Thread(
+                target=self._look,
+                args=(tuple(partitions),),
+                name="streams-kafka-resets",
+                daemon=True,
+            )
+            self._thread.start()
+        return {}
 
     def mark_applied(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Mark offsets as applied.
 
         :raises Unavailable: they are not; they will be found again.
         """
-        topics: dict[str, dict[int, Committed]] = {}
-        for (topic, partition), committed in offsets.items():
-            topics.setdefault(topic, {})[partition] = Committed(committed.position, APPLIED)
-        for topic, applied in topics.items():
+        for topic in sorted({topic for topic, _ in offsets}):
+            applied = {
+                partition: Committed(committed.position, APPLIED)
+                for (name, partition), committed in offsets.items()
+                if name == topic
+            }
             self._groups.alter_offsets(self._reset_group, topic, applied)
 
     def close(self) -> None:
         """Stop looking."""
-        self._closed.set()
+        if self._reader is not None:
+            self._reader.close()
 
-    def _look(self) -> None:
-        with closing(self._groups.offset_reader(self._reset_group)) as reader:
-            while not self._closed.is_set():
-                partitions, round_, again = self._partitions, self._round, self._always
-                topics = sorted({topic for topic, _ in partitions})
-                try:
-                    if reader.committed([(topic, 0) for topic in topics]):
-                        again = True
-                        found = reader.committed(partitions)
-                        self._found = FoundRequests(
-                            round_,
-                            {key: each for key, each in found.items() if each.progress != APPLIED},
-                        )
-                except StreamsError as error:
-                    # Who may not ask is not reset, and who cannot just now asks again.
-                    again = again or isinstance(error, Unavailable)
-                    logger.debug("group %s: its desk: %s", self._reset_group, error)
-                if not again:
-                    return
-                self._closed.wait(POLL_INTERVAL)
+    def _look(self, partitions: Sequence[TopicPartition]) -> None:
+        self._found, again = {}, self._always
+        reader = self._reader = self._reader or self._groups.offset_reader(self._reset_group)
+        try:
+            if reader.committed(
+                [(topic, 0) for topic in sorted({topic for topic, _ in partitions})]
+            ):
+                again = True
+                found = reader.committed(partitions)
+                self._found = {key: each for key, each in found.items() if each.progress != APPLIED}
+        except StreamsError as error:
+            # A member that may not read this is not reset; one that cannot now tries again.
+            again = again or isinstance(error, Unavailable)
+            logger.debug("group %s: its desk: %s", self._reset_group, error)
+        if again:
+            self._look_at = min(self._look_at, time.monotonic() + POLL_INTERVAL)
+        else:
+            self._reader = None
+            reader.close()

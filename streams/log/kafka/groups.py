@@ -87,7 +87,8 @@ class Groups:
             return ()
         members = []
         for member in description.members:
-            assigned = member.assignment.topic_partitions if member.assignment is not None else ()
+            assignment: Any = member.assignment  # the driver may have none
+            assigned = assignment.topic_partitions if assignment is not None else ()
             owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
             members.append(MemberInfo(member.member_id, owned))
         return tuple(members)
