@@ -1,7 +1,7 @@
 """What decides whether a message that Kafka acknowledged can be lost.
 
-Brokers acknowledge from memory, so what keeps a message is that several have it: with ``acks=all``
-(which the toolkit's producer always asks for) at least ``min.insync.replicas`` of them.
+Brokers acknowledge from memory, so a message is safe because several have it: with ``acks=all``
+(which our producer always uses) at least ``min.insync.replicas`` of them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact
 def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
     try:
         replicas, _ = _replica_counts(requests, OFFSETS_TOPIC)
-    except LogError:  # it comes with the first group; or this login may not ask
+    except LogError:  # there has been no group yet; or this login may not ask
         return ()
     advice = "with its broker all groups lose their places: give it 3 replicas"
     enough = replicas >= 2
@@ -76,7 +76,7 @@ def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
 
 
 def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
-    """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
+    """The fewest replicas, and the fewest in-sync replicas, of any partition."""
     wanted = TopicCollection([topic])
     try:
         description = requests.run_admin(
@@ -91,7 +91,7 @@ def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
 
 
 def _topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
-    """The topic's settings as they apply; none where this login may not ask."""
+    """The topic's effective settings; none where this login may not ask."""
     operation = f"asking for the settings of {topic}"
     try:
         config = requests.read_config(operation, ResourceType.TOPIC, topic)

@@ -57,12 +57,12 @@ CAPABILITIES = Capabilities(
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
-    # The driver's message objects are looked through by Python's cyclic garbage collector again
-    # and again while they live: with 1,000, a message cost 10 % more CPU.
+    # While the driver's message objects live, Python's cyclic garbage collector traverses them
+    # again and again: with 1,000, a message cost 10 % more CPU.
     poll_limit=256,
-    # Whatever the producer may write at all fits a dead letter topic.
+    # A dead letter topic takes all that the producer may write.
     dead_letter_config={"max.message.bytes": str(MAX_MESSAGE_BYTES)},
-    # Nothing younger than an hour is compacted: what is said of a key is heard before it goes.
+    # Readers see each record of a key for an hour before it may be compacted.
     compacted_config={"cleanup.policy": "compact", "min.compaction.lag.ms": "3600000"},
 )
 
@@ -78,10 +78,10 @@ def open(request: OpenRequest) -> KafkaLog:
 
 
 class KafkaLog(DenseOffsets):
-    """See :class:`streams.log.protocol.Log`.
+    """Topics, appends, reads and groups on Kafka.
 
-    ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, transaction markers and
-    compacted messages included: how many messages a range holds cannot be told without reading it.
+    ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, with transaction markers
+    and compacted messages: only reading tells how many messages a range has.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,12 +90,10 @@ class KafkaLog(DenseOffsets):
         self._lock = threading.Lock()
         self._closed = False
         # The driver checks names and values when a client is made, so one of each is made now.
-        self._admin = admin = SharedClient(
-            lambda: self._connect(AdminClient, settings.admin_config())
-        )
-        with admin.use():
+        self._admin = SharedClient(lambda: self._connect(AdminClient, settings.admin_config()))
+        with self._admin.use():
             pass
-        self._requests = requests = RequestRetry(settings, admin)
+        self._requests = requests = RequestRetry(settings, self._admin)
         connect_consumer = partial(self._connect, Consumer)
         self._readers = readers = ReaderPool(connect_consumer, requests)
         self._metadata = readers.metadata
@@ -280,28 +278,15 @@ class KafkaLog(DenseOffsets):
         session_timeout = (
             self._groups.session_timeout(group) if kip848 else self._settings.session_timeout
         )
-        reset_requests = forced_resets.ResetRequests(
-            self._groups, group, always=self._settings.eager
+        subscription = KafkaSubscription(
+            self._clients,
+            MemberOptions(group, topics, flow, session_timeout, member_name),
+            listener,
+            forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
+            self._subscriptions.discard,
         )
-        try:
-            subscription = KafkaSubscription(
-                self._clients,
-                MemberOptions(group, topics, flow, session_timeout, member_name),
-                listener,
-                reset_requests,
-                self._discard_subscription,
-            )
-        except BaseException:
-            reset_requests.close()
-            raise
-        with self._lock:
-            self._subscriptions.add(subscription)
+        self._subscriptions.add(subscription)
         return subscription
-
-    def _discard_subscription(self, subscription: KafkaSubscription) -> None:
-        """A subscription was closed: nothing of it is kept."""
-        with self._lock:
-            self._subscriptions.discard(subscription)
 
     @override
     def remove_member(self, group: str, member: StaticMember) -> None:
@@ -320,9 +305,8 @@ class KafkaLog(DenseOffsets):
             if self._closed:
                 return
             self._closed = True
-            subscriptions, self._subscriptions = list(self._subscriptions), set()
         self._writer.close()
-        for subscription in subscriptions:
+        for subscription in list(self._subscriptions):
             try:
                 subscription.close()
             except Exception:
