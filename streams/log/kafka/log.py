@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
-from typing_extensions import override
 
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
@@ -131,13 +130,11 @@ class KafkaLog(DenseOffsets):
             raise ConfigError(f"Kafka, settings: {error}") from None
 
     @property
-    @override
     def capabilities(self) -> Capabilities:
         return CAPABILITIES
 
     # -- topics
 
-    @override
     def create_topic(
         self,
         topic: str,
@@ -153,60 +150,49 @@ class KafkaLog(DenseOffsets):
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.create_topic(topic, partitions, retention, config)
 
-    @override
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
-    @override
     def topic(self, topic: str) -> TopicInfo:
         return self._topics.describe_topic(topic)
 
-    @override
     def topics(self) -> list[TopicInfo]:
         return self._topics.list_topics()
 
-    @override
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         return durability.durability_facts(self._requests, topic)
 
-    @override
     def delete_topic(self, topic: str) -> None:
         self._topics.delete_topic(topic)
 
     # -- writing
 
-    @override
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
         self._writer.append(topic, records, on_appended)
 
     # -- reading
 
-    @override
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         return self._readers.watermarks(topic, partition)
 
-    @override
     def log_end_offset(self, topic: str, partition: int) -> int:
         """The end, open transactions included: a member that read uncommitted messages may stand
         beyond what can be read now."""
         return self._readers.end(topic, partition)
 
-    @override
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         """By the time of publishing on the producer's clock, or the broker's on a topic with
         ``message.timestamp.type=LogAppendTime``."""
         return self._readers.offset_for_time(topic, partition, time)
 
-    @override
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         self._metadata.check_partitions(topic, [partition])
         return self._readers.open_reader(topic, partition, start, end)
 
     # -- groups
 
-    @override
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See the protocol.
 
@@ -217,23 +203,19 @@ class KafkaLog(DenseOffsets):
         self._metadata.check_partitions(topic, positions)
         return self._groups.initialize_offsets(group, topic, positions)
 
-    @override
     def group(self, group: str) -> GroupInfo:
         check_group(group)
         return self._groups.describe_group(group)
 
-    @override
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         check_group(group)
         partitions = [(topic, number) for number in range(self._metadata.partition_count(topic))]
         offsets = self._groups.committed(group, partitions)
         return {partition: committed for (_, partition), committed in offsets.items()}
 
-    @override
     def groups(self) -> list[str]:
         return self._groups.list_groups()
 
-    @override
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
@@ -247,12 +229,10 @@ class KafkaLog(DenseOffsets):
                 raise
             forced_resets.force_reset(self._groups, self._metadata, group, topic, offsets)
 
-    @override
     def delete_group(self, group: str) -> None:
         check_group(group)
         self._groups.delete_group(group)
 
-    @override
     def subscribe(
         self,
         group: str,
@@ -288,18 +268,15 @@ class KafkaLog(DenseOffsets):
         self._subscriptions.add(subscription)
         return subscription
 
-    @override
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Do nothing: the driver has no such request. A static member gets its partitions back as
         soon as it restarts; the others wait until its session ends."""
 
     # -- the rest
 
-    @override
     def flush(self, timeout: float) -> None:
         self._writer.flush(timeout)
 
-    @override
     def close(self) -> None:
         with self._lock:
             if self._closed:

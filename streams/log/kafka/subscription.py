@@ -31,7 +31,6 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
-from typing_extensions import override
 
 from streams.errors import ConfigError, Fatal, LogError, Unavailable
 from streams.log.kafka.assignment import topic_partitions_of
@@ -102,7 +101,6 @@ class KafkaSubscription(Subscription):
 
     # -- polling
 
-    @override
     def poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
         self._raise_fatal()
         self._apply_resets()
@@ -275,7 +273,6 @@ class KafkaSubscription(Subscription):
 
     # -- commits
 
-    @override
     def commit(self, commits: Sequence[Commit]) -> None:
         """See the protocol.
 
@@ -294,7 +291,6 @@ class KafkaSubscription(Subscription):
         if stored:
             self._consumer.confirm_ownership(now)
 
-    @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         now = time.monotonic()
 
@@ -320,7 +316,6 @@ class KafkaSubscription(Subscription):
         except KafkaException as error:
             raise self._consumer.translate(error, operation) from error
 
-    @override
     def reassign(self, assignments: Iterable[Assignment]) -> None:
         """See the protocol. This member keeps the partitions, and starts them anew from the
         group's offsets at the next poll."""
@@ -330,7 +325,6 @@ class KafkaSubscription(Subscription):
             self._consumer.remove_owned(restarted)
             self._restart([each.topic_partition for each in restarted])
 
-    @override
     def keep_alive(self) -> None:
         """Do nothing: the driver heartbeats by itself.
 
@@ -340,24 +334,19 @@ class KafkaSubscription(Subscription):
 
     # -- the rest
 
-    @override
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """See the protocol. What was prefetched is thrown away."""
         self._consumer.partitions.pause(assignments)
 
-    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
         self._consumer.partitions.resume(assignments)
 
-    @override
     def wakeup(self) -> None:
         self._wakeup.set()
 
-    @override
     def begin_transaction(self) -> Transaction:
         raise ConfigError("kafka:// has no transaction for a handler's SQL: use sqlite://")
 
-    @override
     def close(self) -> None:
         """Leave the group; a static member stays until its session ends, so that a restart finds
         its partitions again. So does a member whose coordinator does not answer within seconds."""

@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 
-from typing_extensions import override
-
 from streams.config import Flow
 from streams.errors import Fatal, LogError, NotFound, Unavailable
 from streams.log.dense_offsets import DenseOffsets
@@ -73,7 +71,6 @@ class MemoryLog(DenseOffsets):
         self._append_ended = threading.Condition(store.lock)
 
     @property
-    @override
     def capabilities(self) -> Capabilities:
         return CAPABILITIES
 
@@ -95,7 +92,6 @@ class MemoryLog(DenseOffsets):
 
     # -- topics
 
-    @override
     def create_topic(
         self,
         topic: str,
@@ -108,35 +104,29 @@ class MemoryLog(DenseOffsets):
         with self._locked():
             return self.store.create_topic(topic, partitions, retention)
 
-    @override
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.set_retention(topic, retention)
 
-    @override
     def topic(self, topic: str) -> TopicInfo:
         with self._locked():
             return self.store.topic(topic).info
 
-    @override
     def topics(self) -> list[TopicInfo]:
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
-    @override
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
         advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
         return (DurabilityFact("storage", "this process's memory", False, advice),)
 
-    @override
     def delete_topic(self, topic: str) -> None:
         with self._locked():
             self.store.delete_topic(topic)
 
     # -- writing
 
-    @override
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Append in one step; ``on_appended`` is called before this returns."""
         with self._lock:
@@ -161,18 +151,15 @@ class MemoryLog(DenseOffsets):
 
     # -- reading
 
-    @override
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         with self._locked():
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
-    @override
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
-    @override
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         with self._locked():
             self.store.partition(topic, partition)
@@ -182,7 +169,6 @@ class MemoryLog(DenseOffsets):
 
     # -- groups
 
-    @override
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         with self._locked():
             self._check_partitions(topic, positions)
@@ -193,7 +179,6 @@ class MemoryLog(DenseOffsets):
                 found.positions[topic, partition] = Committed(position)
             return True
 
-    @override
     def group(self, group: str) -> GroupInfo:
         with self._locked():
             found = self.store.group(group)
@@ -203,19 +188,16 @@ class MemoryLog(DenseOffsets):
             )
             return GroupInfo(group, members, dict(found.positions))
 
-    @override
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         try:
             return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
-    @override
     def groups(self) -> list[str]:
         with self._locked():
             return self.store.groups()
 
-    @override
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
@@ -229,13 +211,11 @@ class MemoryLog(DenseOffsets):
             found.release_leases((topic, partition) for partition in offsets)
             self.store.trim_topic(self.store.topic(topic))
 
-    @override
     def delete_group(self, group: str) -> None:
         with self._locked():
             self._require_no_members(self.store.group(group))
             self.store.delete_group(group)
 
-    @override
     def subscribe(
         self,
         group: str,
@@ -263,13 +243,11 @@ class MemoryLog(DenseOffsets):
             self._subscriptions.add(subscription)
             return subscription
 
-    @override
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: whoever is in the group is in this process."""
 
     # -- the rest
 
-    @override
     def flush(self, timeout: float) -> None:
         with self._lock:
             if not self._append_ended.wait_for(
@@ -277,7 +255,6 @@ class MemoryLog(DenseOffsets):
             ):
                 raise Unavailable(f"{self._appending} appends are unfinished after {timeout:g} s")
 
-    @override
     def close(self) -> None:
         self._shut_down("closed", MemorySubscription.leave_group)
 

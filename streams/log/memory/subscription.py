@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import NamedTuple
 
-from typing_extensions import override
-
 from streams.errors import ConfigError, Fatal, TooLarge
 from streams.log.membership import DEFAULT_TERMS, INFINITY
 from streams.log.memory.faults import FaultPoints
@@ -112,7 +110,6 @@ class MemorySubscription(Subscription):
 
     # -- polling
 
-    @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         until: float | None = None
         while True:
@@ -294,7 +291,6 @@ class MemorySubscription(Subscription):
 
     # -- progress
 
-    @override
     def commit(self, commits: Sequence[Commit]) -> None:
         for commit in commits:
             if len(commit.progress) > PROGRESS_LIMIT or not commit.progress.isascii():
@@ -312,7 +308,6 @@ class MemorySubscription(Subscription):
                 self._store.trim_topic(topic)
         self._faults.strike("commit.after", self._group.name)
 
-    @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self.commit(commits)
         on_submitted(True)
@@ -331,11 +326,9 @@ class MemorySubscription(Subscription):
 
     # -- the rest
 
-    @override
     def pause(self, assignments: Iterable[Assignment]) -> None:
         self._set_paused(assignments, True)
 
-    @override
     def resume(self, assignments: Iterable[Assignment]) -> None:
         self._set_paused(assignments, False)
 
@@ -344,30 +337,25 @@ class MemorySubscription(Subscription):
             if owned := self._find_owned(assignment):
                 owned.is_paused = paused
 
-    @override
     def reassign(self, assignments: Iterable[Assignment]) -> None:
         found = [owned for each in assignments if (owned := self._find_owned(each)) is not None]
         self._release(found)
 
-    @override
     def keep_alive(self) -> None:
         """Stay a member while handlers are waited for outside of poll."""
         with self._store.lock:
             if not self._end_reason and not self.is_polling:
                 self._renew(self._store.clock.monotonic())
 
-    @override
     def wakeup(self) -> None:
         """Make a blocked ``poll``, or the next one, return at once (any thread)."""
         with self._store.lock:
             self._woken = True
             self.group_changed.notify_all()
 
-    @override
     def begin_transaction(self) -> Transaction:
         raise ConfigError("memory:// has no transactions: message.transaction needs sqlite://")
 
-    @override
     def close(self) -> None:
         with self._store.lock:
             if self._end_reason:
