@@ -70,7 +70,7 @@ def open(request: OpenRequest) -> MemoryLog:
     return MemoryLog(_registry.acquire(request))
 
 
-class MemoryLog(DenseOffsets):
+class MemoryLog(DenseOffsets, EventLog):
     """One opener's handle on a memory log."""
 
     def __init__(self, store: Store) -> None:
