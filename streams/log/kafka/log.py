@@ -14,10 +14,21 @@ from confluent_kafka.admin import AdminClient
 from streams.config import Flow
 from streams.errors import ConfigError, GroupNotEmpty
 from streams.log.dense_offsets import DenseOffsets
+from streams.log.events import (
+    EventAppend,
+    EventLog,
+    EventTotals,
+    History,
+    HistoryKey,
+    HistoryRequest,
+    OnEventsAppended,
+    StoredSnapshot,
+)
 from streams.log.kafka import durability, forced_resets
 from streams.log.kafka.client import RequestRetry, SharedClient
 from streams.log.kafka.consumer import KafkaClients, MemberOptions
 from streams.log.kafka.errors import DriverLogger
+from streams.log.kafka.events import Events
 from streams.log.kafka.groups import Groups
 from streams.log.kafka.producer import Writer
 from streams.log.kafka.reader import KafkaReader, ReaderPool
@@ -53,6 +64,7 @@ logger = get_logger("streams.kafka")
 CAPABILITIES = Capabilities(
     "kafka",
     creates_topics=False,
+    events=True,
     retention=frozenset({"seconds", "bytes", "compacted"}),
     # Each is a record that all replicas of the coordinator's partition write.
     commit_interval=0.1,
@@ -76,7 +88,7 @@ def open(request: OpenRequest) -> KafkaLog:
     return KafkaLog(read_settings(request))
 
 
-class KafkaLog(DenseOffsets):
+class KafkaLog(DenseOffsets, EventLog):
     """Topics, appends, reads and groups on Kafka.
 
     ``offset_before`` and ``lag`` count offsets, as Kafka's own tools do, with transaction markers
@@ -107,6 +119,7 @@ class KafkaLog(DenseOffsets):
         self._clients = KafkaClients(connect_member, requests, readers)
         connect_producer = partial(self._connect, Producer, logger=driver_logger)
         self._writer = Writer(connect_producer, requests, readers)
+        self._events = Events(self._topics, self._writer, readers)
 
     def __repr__(self) -> str:
         return f"<Kafka log at {self._settings.hosts}>"
@@ -164,6 +177,7 @@ class KafkaLog(DenseOffsets):
         return durability.durability_facts(self._requests, topic)
 
     def delete_topic(self, topic: str) -> None:
+        self._events.forget(topic)
         self._topics.delete_topic(topic)
 
     # -- writing
@@ -171,6 +185,37 @@ class KafkaLog(DenseOffsets):
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Return once the records are queued; call ``on_appended`` when all have ended."""
         self._writer.append(topic, records, on_appended)
+
+    # -- histories
+
+    @property
+    def never_blocks(self) -> bool:
+        return False
+
+    def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
+        return self._events.create_topic(topic, partitions)
+
+    def append_events(
+        self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
+    ) -> None:
+        self._events.append(topic, appends, on_appended)
+
+    def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
+        return self._events.read(topic, requests)
+
+    def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
+        self._events.write_snapshots(topic, snapshots)
+
+    def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
+        raise NotImplementedError
+
+    def list_keys(
+        self, topic: str, partition: int, after: bytes | None, limit: int
+    ) -> list[HistoryKey]:
+        return self._events.list_keys(topic, partition, after, limit)
+
+    def event_totals(self, topic: str) -> EventTotals:
+        return self._events.totals(topic)
 
     # -- reading
 
@@ -282,6 +327,7 @@ class KafkaLog(DenseOffsets):
             if self._closed:
                 return
             self._closed = True
+        self._events.close()
         self._writer.close()
         for subscription in list(self._subscriptions):
             try:
