@@ -93,7 +93,7 @@ def make_class_archive() -> None:
         draft = archive.with_suffix(".draft")
         options = (*SMALL_JAVA, f"-XX:ArchiveClassesAtExit={draft}")
         with Lifetime() as lifetime, Kafka(lifetime, java_options=options) as broker:
-            client = {"bootstrap.servers": broker.bootstrap, "log_level": 0}
+            client: dict[str, Any] = {"bootstrap.servers": broker.bootstrap, "log_level": 0}
             admin = AdminClient(client)
             admin.create_topics([NewTopic("topic", 1, 1)])["topic"].result(60)
             producer = Producer({**client, "transactional.id": "id"})
