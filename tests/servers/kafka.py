@@ -313,6 +313,11 @@ class Kafka:
             "share.coordinator.state.topic.min.isr": safe,
             "share.coordinator.state.topic.num.partitions": "4",
             "log.cleaner.dedupe.buffer.size": str(4 << 20),
+            # Whatever wakes up all the time costs as much, in ten minutes, as a start.
+            "metadata.max.idle.interval.ms": "0",
+            "num.network.threads": "2",
+            "num.io.threads": "4",
+            "background.threads": "2",
             # A broker that was killed may come back only once its old session is over.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
