@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 from tests.servers import containers, find
-from tests.servers.java import KAFKA_VERSION, Missing, have_jars, jars, java
+from tests.servers.java import KAFKA_VERSION, Missing, class_archive, have_jars, jars, java
+from tests.servers.kafka import make_class_archive
 from tests.servers.redis import redis_program, valkey_program
 
 
@@ -18,7 +19,11 @@ def _kafka() -> str:
     if not have_jars():
         print(f"Fetching Kafka {KAFKA_VERSION} with Maven, once", flush=True)
     program = java()
-    return f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+    found = f"Kafka {KAFKA_VERSION}, jars in {jars()}, Java {program}"
+    if not class_archive().exists():
+        print("Running Kafka once, so that it starts faster from now on", flush=True)
+        make_class_archive()
+    return found
 
 
 def _version(program: str) -> str:

@@ -98,6 +98,15 @@ def _store() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streams-toolkit"
 
 
+def class_archive() -> Path:
+    """Where the parsed classes of Kafka lie for this Java, if somebody made them
+    (:func:`tests.servers.kafka.make_class_archive`): a JVM starts in half the time with them.
+    """
+    program = Path(java()).resolve()
+    made = hashlib.sha256(f"{program} {program.stat().st_mtime_ns}".encode()).hexdigest()[:8]
+    return _store() / f"{_NAME}-{made}.jsa"
+
+
 def have_jars() -> bool:
     """Whether Kafka's jars are here already."""
     return (_store() / _NAME).is_dir()
