@@ -178,8 +178,8 @@ class KafkaLog(DenseOffsets):
         return self._readers.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, open transactions included: a member that read uncommitted messages may stand
-        beyond what can be read now."""
+        """The end, open transactions included: a member that read uncommitted messages may have a
+        position beyond what can be read now."""
         return self._readers.end(topic, partition)
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
@@ -196,8 +196,8 @@ class KafkaLog(DenseOffsets):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See the protocol.
 
-        :raises GroupNotEmpty: the group runs on other topics, so Kafka lets nobody set a position
-            for it; its members find their new partitions without one.
+        :raises GroupNotEmpty: the group runs on other topics, so Kafka refuses to set its
+            positions; its members start their new partitions without one.
         """
         check_group(group)
         self._metadata.check_partitions(topic, positions)

@@ -36,7 +36,7 @@ INTERNAL_TOPICS = frozenset(
 """Kafka's own topics."""
 
 _FORBIDDEN_NAMES = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
-"""What the driver says where this user may not create a topic."""
+"""Errors where this user may not create a topic."""
 
 COUNT_TTL = 60.0
 """Seconds for which a topic's number of partitions is believed."""
@@ -68,7 +68,7 @@ class Metadata:
         :param remember: the number of partitions.
         :raises NotFound: there is no such topic.
         """
-        # Of several brokers, one may not yet know a topic of which another has told us.
+        # Of several brokers, one may not yet know a topic that another knows.
         known = self._counts.get(topic)
         deadline = time.monotonic() + REQUEST_TIMEOUT
         while True:
