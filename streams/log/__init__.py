@@ -1,2 +1,1 @@
-"""Logs: what messages stand in. Only here is a driver imported, one a log;
-see :mod:`streams.log.protocol`."""
+"""Logs, which hold the messages (:mod:`streams.log.protocol`). Only they import drivers."""

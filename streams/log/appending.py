@@ -1,4 +1,4 @@
-"""Appending for those who can wait: records are written, and what became of them is returned."""
+"""Appending and waiting for the result."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from streams.message import Position, Record
 
 
 def append_and_wait(
-    log: Log,
-    topic: str,
-    records: Sequence[Record],
-    meanwhile: Callable[[], None] = lambda: None,
+    log: Log, topic: str, records: Sequence[Record], meanwhile: Callable[[], None] = lambda: None
 ) -> list[Position | LogError]:
-    """Write records and wait for what becomes of them.
+    """Append records and wait for the result.
 
-    :param meanwhile: called about once a second until that is known.
+    :param meanwhile: called about once a second until then.
     """
     ended = threading.Event()
-    answers: list[Position | LogError] = []
+    results: list[Position | LogError] = []
 
-    def on_written(found: Sequence[Position | LogError]) -> None:
-        answers.extend(found)
+    def on_appended(outcomes: Sequence[Position | LogError]) -> None:
+        results.extend(outcomes)
         ended.set()
 
-    log.append(topic, records, on_written)
+    log.append(topic, records, on_appended)
     while not ended.wait(1.0):
         meanwhile()
-    return answers
+    return results

@@ -1,22 +1,22 @@
-"""Claims: who may do a thing that is to be done once, and what came of it.
+"""Claims: who may do a thing that is to be done once, and what its outcome was.
 
-A log's servers can also keep *claims*. Under a key stands nothing, a claim (somebody works on it,
-until its lease ends), or an outcome (bytes, until their time is over). :class:`ClaimStore` is what
-a log's package implements, in its module ``claims``; Kafka has no such thing.
+A log's servers can also keep *claims*. A key has nothing, a claim (somebody works on it, until the
+lease ends), or an outcome (bytes, until they expire). A log's package implements
+:class:`ClaimStore` in its module ``claims``; Kafka has no such thing.
 
 Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
 
-* **One request is atomic**, whoever else asks at the same time, in whatever process. Requests of
-  one call are done in order as far as they concern the same key.
+* **A request is atomic** across threads and processes. Requests of one call that concern the same
+  key are done in order.
 * **A claim is known by its token**, which its owner makes up. Renewing, completing and releasing
-  name the token and are refused once another one has the key. Asking the same thing again under
-  the same token is harmless, so a request whose answer was lost may be repeated.
-* **A lease is over when its time has passed**: then whoever asks next gets the claim. Until
-  somebody does, the former owner may still renew it or complete it: nobody else has begun, and an
-  outcome that is known is better than work done twice. After :data:`CLAIM_GRACE` it is forgotten.
-* **What is over is removed** by the implementation itself.
+  name the token and are refused once another one has the key. Repeating a request under the same
+  token is harmless, so one whose answer was lost may be repeated.
+* **A lease ends when its time has passed**: then the next to claim the key gets it. Until then the
+  former owner may still renew or complete it: nobody else has begun, and a known outcome is better
+  than work done twice. After :data:`CLAIM_GRACE` it is forgotten.
+* **Expired entries are removed** by the implementation itself.
 
-Requests are handed over many at a time, so that they share a transaction or a round trip.
+Requests come many at a time, so that they share a transaction or a round trip.
 """
 
 from __future__ import annotations
@@ -27,26 +27,12 @@ from typing import NamedTuple, Protocol
 from streams.clock import Clock
 from streams.errors import LogError
 
-__all__ = [
-    "CLAIM_GRACE",
-    "Claim",
-    "ClaimStore",
-    "Complete",
-    "DeleteClaim",
-    "GetClaim",
-    "PutOutcome",
-    "Release",
-    "Renew",
-    "Request",
-    "StoredClaim",
-]
-
 CLAIM_GRACE = 600.0
-"""Seconds for which a claim whose lease is over is still known to its owner, if nobody takes it."""
+"""Seconds for which a claim whose lease has ended is still its owner's, if nobody takes it."""
 
 
 class Claim(NamedTuple):
-    """Take the key for ``lease`` seconds. Answer: None, it is yours; else what stands there."""
+    """Take the key for ``lease`` seconds. Answer: None if it is yours, else what it has."""
 
     key: bytes
     token: str
@@ -55,8 +41,8 @@ class Claim(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """From now on for ``lease`` seconds more. Answer: whether it was still yours; what you have
-    completed is, and stays as it is (a completion's answer may have been lost)."""
+    """Extend the lease to ``lease`` seconds from now. Answer: whether it was still yours. What you
+    have completed is, and stays as it is (a completion's answer may have been lost)."""
 
     key: bytes
     token: str
@@ -64,7 +50,7 @@ class Renew(NamedTuple):
 
 
 class Complete(NamedTuple):
-    """Put the outcome in the claim's place for ``ttl`` seconds. Answer: whether it was yours."""
+    """Replace the claim by its outcome for ``ttl`` seconds. Answer: whether it was yours."""
 
     key: bytes
     token: str
@@ -80,13 +66,13 @@ class Release(NamedTuple):
 
 
 class GetClaim(NamedTuple):
-    """What stands there. Answer: an :class:`StoredClaim`, or None."""
+    """Look the key up. Answer: a :class:`StoredClaim`, or None."""
 
     key: bytes
 
 
 class PutOutcome(NamedTuple):
-    """Put an outcome there for ``ttl`` seconds, whatever it replaces. Answer: True."""
+    """Store an outcome for ``ttl`` seconds, whatever it replaces. Answer: True."""
 
     key: bytes
     value: bytes
@@ -94,7 +80,7 @@ class PutOutcome(NamedTuple):
 
 
 class DeleteClaim(NamedTuple):
-    """Remove what stands there. Answer: whether anything did."""
+    """Delete the key. Answer: whether it had anything."""
 
     key: bytes
 
@@ -103,11 +89,11 @@ Request = Claim | Renew | Complete | Release | GetClaim | PutOutcome | DeleteCla
 
 
 class StoredClaim(NamedTuple):
-    """What stands under a key.
+    """What a key has.
 
     :param fingerprint: of the request, as its claim named it; empty if it named none.
     :param value: the outcome, None while somebody works on it.
-    :param expires_in: seconds until the lease is over, or the outcome is forgotten.
+    :param expires_in: seconds until the lease ends, or the outcome is forgotten.
     """
 
     fingerprint: str
@@ -119,42 +105,42 @@ Answer = StoredClaim | bool | None
 
 
 class ClaimStore(Protocol):
-    """Where claims are kept. Used by one thread at a time; nothing is opened before it is used."""
+    """Where claims are kept (one thread at a time). Nothing is opened before the first use."""
 
     @property
     def clock(self) -> Clock:
-        """What leases are counted on, or runs like it (a server's clock is the machine's)."""
+        """The clock of leases, or one that runs like it (a server's runs like the machine's)."""
         ...
 
     @property
     def never_blocks(self) -> bool:
-        """Whether :meth:`execute` never waits for anything, so that an event loop may call it."""
+        """Whether an event loop may call :meth:`execute`, as it never waits for anything."""
         ...
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order, or why there is none.
+        """Every request's answer in order, or the error instead of one.
 
         :raises LogError: nothing of it was done.
         """
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close everything."""
         ...
 
 
-# -- the decision, for the logs that do not leave it to a server -----------------------------------
+# -- the decision, for logs whose server does not make it ----------------------------------------
 
 
 class ClaimState(NamedTuple):
-    """What is kept under a key, as far as a decision depends on it."""
+    """What a key has, as far as a decision depends on it."""
 
     token: str
     fingerprint: str
     value: bytes | None
     """The outcome, None while somebody works on it."""
     expires_in: float
-    """Seconds until the lease is over, or the outcome is forgotten; below 0 where it is."""
+    """Seconds until the lease ends, or the outcome is forgotten; below 0 if it has."""
 
     def as_stored_claim(self) -> StoredClaim | None:
         """As others see it."""
@@ -164,7 +150,7 @@ class ClaimState(NamedTuple):
 
 
 class WriteClaim(NamedTuple):
-    """Keep a claim for ``lease`` seconds, whatever it replaces."""
+    """Store a claim for ``lease`` seconds, whatever it replaces."""
 
     token: str
     fingerprint: str
@@ -172,7 +158,7 @@ class WriteClaim(NamedTuple):
 
 
 class WriteOutcome(NamedTuple):
-    """Keep an outcome for ``ttl`` seconds, whatever it replaces."""
+    """Store an outcome for ``ttl`` seconds, whatever it replaces."""
 
     token: str
     fingerprint: str
@@ -181,16 +167,16 @@ class WriteOutcome(NamedTuple):
 
 
 class DeleteRow(NamedTuple):
-    """Keep nothing under the key."""
+    """Delete the key."""
 
 
 Write = WriteClaim | WriteOutcome | DeleteRow
 
 
 def decide(request: Request, state: ClaimState | None) -> tuple[Answer, Write | None]:
-    """A request's answer, and what is to be written because of it.
+    """A request's answer, and what to write because of it.
 
-    :param state: what is kept under the key; None if there is nothing, or it is forgotten.
+    :param state: what the key has; None if there is nothing, or it is forgotten.
     """
     is_owner = state is not None and state.token == getattr(request, "token", None)
     match request:

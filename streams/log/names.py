@@ -1,4 +1,4 @@
-"""What may be called what, and where a key goes: the same on every log.
+"""Valid names, errors about topics and groups, and the partition of a key: the same on every log.
 
 Topic names are Kafka's (``org.apache.kafka.common.internals.Topic``), so that a service can move
 from the embedded log to Kafka without renaming anything.
@@ -15,6 +15,7 @@ from streams.errors import ConfigError, GroupNotEmpty, MemberFenced, NotFound, T
 from streams.message import Record
 
 _VALID_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
+_VALID_MEMBER_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
 
 def check_topic(name: str) -> str:
@@ -39,9 +40,6 @@ def check_group(name: str) -> str:
     return name
 
 
-_VALID_MEMBER_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
-
-
 def check_member(name: str) -> str:
     """The name, if a static member may have it (Kafka's rule for ``group.instance.id``, and short
     enough that a processor's or a worker's number fits behind it).
@@ -64,7 +62,7 @@ def is_valid_name(name: str) -> bool:
 
 
 def topic_not_found(topic: str, suffix: str = "") -> NotFound:
-    """The error for a topic that is not there, which says how to create it.
+    """The error for a missing topic, which says how to create it.
 
     :param suffix: what only this log can say of it.
     """
@@ -78,10 +76,7 @@ def topic_not_found(topic: str, suffix: str = "") -> NotFound:
 
 
 def group_not_found(group: str, suffix: str = "") -> NotFound:
-    """The error for a group that is not there.
-
-    :param suffix: what only this log can say of it.
-    """
+    """The error for a missing group."""
     return not_found("group", group, f"there is no group {group!r}{suffix}")
 
 
@@ -94,7 +89,7 @@ def topic_mismatch(topic: str, partitions: int, declared: int) -> TopicMismatch:
 
 
 def group_not_empty(group: str, members: int | None, suffix: str = "") -> GroupNotEmpty:
-    """The error for a group that cannot be changed because members of it run.
+    """The error for a group that cannot be changed because it has running members.
 
     :param members: how many, if that is known.
     :param suffix: what only this log can say of it.
@@ -107,14 +102,14 @@ def group_not_empty(group: str, members: int | None, suffix: str = "") -> GroupN
 
 
 def not_found(kind: Literal["topic", "group"], name: str, text: str) -> NotFound:
-    """The error for a topic or a group that is not there, with a text of its own."""
+    """The error for a missing topic or group, with a text of its own."""
     error = NotFound(text)
     error.missing = (kind, name)
     return error
 
 
 def partition_for(key: bytes | None, id: str, partitions: int) -> int:
-    """The partition of a key on the logs that are ours (Kafka has murmur2).
+    """The partition of a key on our own logs (Kafka has murmur2).
 
     A keyless message goes by its ID, so that publishing it again lands beside its twin.
     """

@@ -1,14 +1,14 @@
-"""What a log is: two small protocols, :class:`Log` and :class:`Subscription`, and their vocabulary.
+"""What a log is: two small protocols, :class:`Log` and :class:`Subscription`, and their terms.
 
 Rules every log keeps (``tests/conformance/`` proves them, one suite over all logs):
 
 * **Offsets are ints with a total order.** Kafka's and SQLite's own numbers; on Redis the entry ID
   ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared, never counted.
-* **A position is where reading goes on**: every message of the partition with a smaller offset is
-  settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is the next possible
-  entry ID, so the rule holds there too). Kafka's committed offset means the same.
+* **A position is where reading continues**: every message of the partition with a smaller offset
+  is settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is the next
+  possible entry ID). Kafka's committed offset means the same.
 * **Progress** is a position and an opaque ASCII string of at most :data:`PROGRESS_LIMIT`
-  characters; a log stores and returns it, and knows nothing of what it says.
+  characters; a log stores and returns it without knowing what it means.
 * **Every call is synchronous and raises only** :class:`~streams.errors.LogError` and below; a
   driver's exceptions are translated here. A :class:`Log` may be used from any thread; a
   :class:`Subscription` belongs to the one thread that polls it, except where a method says so.
@@ -41,7 +41,7 @@ TopicPartition = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a log can do, as data. What it cannot is not tested on it, and the app refuses it."""
+    """What a log can do. The app refuses the rest, and tests of it are not run on this log."""
 
     name: str
     durable: bool = True
@@ -53,21 +53,21 @@ class Capabilities:
     append_once: bool = False
     """Writing one message ID twice leaves one entry in the log."""
     creates_topics: bool = True
-    """A missing topic of the user's is created (with one partition unless said otherwise) when
-    declared. The toolkit's own are created on every log."""
+    """A missing topic of the user's is created when declared, with one partition unless it says
+    otherwise. The toolkit's own topics are created on every log."""
     retention: frozenset[str] = frozenset({"seconds", "messages"})
     """The bounds of :class:`~streams.config.Retention` that it can apply."""
     uses_app_clock: bool = False
     """All its time is the app's clock, so that a test can advance it."""
     commit_interval: float = 0.025
-    """Seconds between two submits of a member's positions that the log bears, at least."""
+    """Seconds between two asynchronous commits of a member, at least."""
     poll_limit: int = 1_000
-    """Messages to be polled at once, at most, by the thread that handles them, where Python's
-    cyclic garbage collector is called as often as it is by default."""
+    """Messages that the thread which handles them should poll at once, at most, with the default
+    threshold of Python's cyclic garbage collector."""
     dead_letter_config: Mapping[str, str] = field(default_factory=dict)
     """Settings of a dead letter topic, which must take more than its source's largest record."""
     compacted_config: Mapping[str, str] = field(default_factory=dict)
-    """Settings of a topic of which only the last record of each key is kept, on logs that can."""
+    """Settings of a topic that keeps only the last record of each key, on logs that can."""
 
 
 def check_retention(topic: str, retention: Retention, capabilities: Capabilities) -> None:
@@ -92,10 +92,10 @@ def ensure_topic(
     retention: Retention = Retention(),
     config: Mapping[str, str] | None = None,
 ) -> TopicInfo:
-    """A topic as it is there, or as it is created now; blocks.
+    """A topic that exists, or is created now; blocks.
 
-    Of several processes that find it missing at once, one creates it, and the others use that
-    one's topic, however many partitions it has.
+    If several processes find it missing at once, one creates it, and the others use that topic,
+    however many partitions it has.
     """
     try:
         return log.topic(topic)
@@ -118,13 +118,12 @@ class TopicInfo(NamedTuple):
 
 
 class DurabilityFact(NamedTuple):
-    """A setting, of the log or of its servers, that decides whether an acknowledged message can be
-    lost.
+    """A setting of the log or its servers that decides whether acknowledged messages can be lost.
 
-    :param name: as the server calls it.
-    :param value: as it is now.
-    :param is_safe: False: messages can be lost by it. None: it cannot be known from here.
-    :param advice: what to do or to think of; may be said of what is enough, too.
+    :param name: the server's name for it.
+    :param value: its value now.
+    :param is_safe: False: messages can be lost. None: this cannot be known from here.
+    :param advice: what to do or to consider; even a safe setting may have some.
     """
 
     name: str
@@ -134,16 +133,16 @@ class DurabilityFact(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """A group's place in one partition: the position, and the engine's opaque progress."""
+    """What a group has committed in one partition: the position, and the engine's progress."""
 
     position: int
     progress: str = ""
 
 
 class Commit(NamedTuple):
-    """A place to be stored. ``version`` ascends within an assignment: an older one is stale and
-    is dropped (the same again is accepted), so that two threads that commit cannot move a group
-    backwards."""
+    """What to store of one partition. ``version`` ascends within an assignment: an older one is
+    stale and is dropped (the same again is accepted), so that two threads that commit cannot move
+    a group backwards."""
 
     assignment: Assignment
     position: int
@@ -152,16 +151,16 @@ class Commit(NamedTuple):
 
 
 class StaticMember(NamedTuple):
-    """A member with a name of its own, by which its group knows it again after a restart.
+    """A member with a name by which its group recognizes it after a restart.
 
-    Whoever joins under the name takes over what the member before had, at once, and that one is
+    A member that joins under the name takes over at once what the previous one had, which is
     fenced: its commits are refused, and its next poll raises
     :class:`~streams.errors.MemberFenced`.
     """
 
     name: str
     incarnation: str
-    """Which process has the name, as a word that no other process has."""
+    """A word that is unique to the process which uses the name."""
 
     def __str__(self) -> str:
         return f"{self.name}:{self.incarnation}"
@@ -181,7 +180,7 @@ class GroupInfo(NamedTuple):
     name: str
     members: tuple[MemberInfo, ...]
     positions: Mapping[TopicPartition, Committed]
-    """By topic and partition; a partition without a position is absent."""
+    """A partition without a position is absent."""
 
     def committed_in(self, topic: str) -> dict[int, Committed]:
         """Those of one topic, by partition."""
@@ -192,46 +191,31 @@ class GroupInfo(NamedTuple):
         }
 
 
+@dataclass(eq=False, slots=True)
 class Assignment:
     """One partition, owned by one subscription under one epoch, until revoked or lost.
 
     Compared by identity: the same partition coming back is another assignment.
     """
 
-    __slots__ = (
-        "committed",
-        "epoch",
-        "listener_state",
-        "partition",
-        "position",
-        "stored_beyond_end",
-        "topic",
-        "valid_until",
-    )
+    topic: str
+    partition: int
+    epoch: int
+    committed: Committed | None
+    """What the group had stored when this assignment began."""
+    valid_until: float = float("inf")
+    """Monotonic time until which ownership is certain; the subscription moves it on each
+    confirmation, and to minus infinity when the partition is revoked or lost."""
+    stored_beyond_end: int | None = field(default=None, init=False)
+    """What was stored until then, where that lies beyond the log's end and the log itself put
+    ``committed`` in its place."""
+    position: int = field(init=False)
+    """Where reading starts; the listener sets it before ``assigned`` returns."""
+    listener_state: Any = field(default=None, init=False)
+    """The listener's own."""
 
-    def __init__(
-        self,
-        topic: str,
-        partition: int,
-        epoch: int,
-        committed: Committed | None,
-        valid_until: float = float("inf"),
-    ) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.epoch = epoch
-        self.committed = committed
-        """What the group had stored when this assignment began."""
-        self.stored_beyond_end: int | None = None
-        """What was stored until then, where that lies beyond the log's end and the log itself put
-        ``committed`` in its place."""
-        self.position: int = committed.position if committed else 0
-        """Where reading starts; the listener sets it before ``assigned`` returns."""
-        self.valid_until = valid_until
-        """Monotonic time until which ownership is certain; the subscription moves it on each
-        confirmation, and to minus infinity when the partition is revoked or lost."""
-        self.listener_state: Any = None
-        """The listener's own."""
+    def __post_init__(self) -> None:
+        self.position = self.committed.position if self.committed else 0
 
     @property
     def topic_partition(self) -> TopicPartition:
@@ -248,21 +232,21 @@ class RebalanceListener(Protocol):
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """These partitions are ours: set each one's ``position`` before returning.
 
-        :raises Unavailable: none of them can be begun now; they are told again.
+        :raises Unavailable: none of them can be started now; this is called again for them.
         """
         ...
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """These go elsewhere once this returns: drain and commit now (commits still count)."""
+        """These go elsewhere once this returns: drain and commit now, which is still accepted."""
         ...
 
     def lost(self, assignments: Sequence[Assignment]) -> None:
-        """These are somebody else's already: discard, commit nothing."""
+        """These are somebody else's already: discard them, and commit nothing."""
         ...
 
 
 Submitted = Callable[[bool], None]
-"""Told once whether the places that were submitted are stored."""
+"""Called once with whether an asynchronous commit was stored."""
 
 
 class Subscription(Protocol):
@@ -271,9 +255,8 @@ class Subscription(Protocol):
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         """The next messages, at most ``limit``, without those of paused assignments.
 
-        Takes what is there and blocks only while there is nothing, up to ``timeout`` real
-        seconds. Keeps the membership alive, so call it more often than the session or lease
-        lasts. Each batch names its assignment.
+        Blocks only while there are none, for up to ``timeout`` real seconds. Keeps the membership
+        alive, so call it more often than the session or lease lasts.
 
         :raises Unavailable: the log cannot be reached now; poll again after a pause.
         :raises LogError: anything worse.
@@ -281,20 +264,19 @@ class Subscription(Protocol):
         ...
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places durably. Those of assignments no longer owned, or stale, are dropped
-        without an error (their loss is told to the listener).
+        """Store these durably. Stale ones, and those of assignments that are no longer owned, are
+        dropped without an error (the listener is told of the loss).
 
         :raises Unavailable: nothing is known to be stored; commit again later.
         """
         ...
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these places as :meth:`commit` does, but let it cost little: so that they survive
-        the end of this process, not of the machine, and without waiting where the log can say
-        later what became of it.
+        """Store these as :meth:`commit` does, but cheaply: they survive the end of this process,
+        not of the machine, and nothing is waited for where the log can report the result later.
 
-        ``on_submitted`` is called once, inside of this call or of a later one of ``poll`` or
-        ``commit``; nothing else is submitted before. False: they were not accepted.
+        ``on_submitted`` is called once, inside this call or a later one of ``poll`` or ``commit``,
+        and this is not called again before. False: they were not accepted.
 
         :raises Unavailable: nothing is known to be stored; ``on_submitted`` was not called.
         """
@@ -305,13 +287,13 @@ class Subscription(Protocol):
         ...
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
+        """Deliver these again, after the last message delivered."""
         ...
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Give these up, committed or not, and have the partitions assigned anew by a later poll,
-        to this member or another, at the group's stored places. The listener has let go of them
-        by itself and is not told so; those that are not owned any more are passed over.
+        """Give these up, committed or not, and have a later poll assign the partitions anew, to
+        this member or another, at the group's committed offsets. The listener is not told, as it
+        has given them up itself; those that are no longer owned are passed over.
 
         :raises Unavailable: the log cannot be reached; those that were not given up stay owned.
         """
@@ -320,8 +302,8 @@ class Subscription(Protocol):
     def keep_alive(self) -> None:
         """Stay a member without polling: renew what expires, deliver and rebalance nothing.
 
-        Called (by the thread whose turn it is, also from inside the listener) about once a
-        second while handlers are being waited for.
+        The polling thread calls it about once a second while it waits for handlers, also from
+        inside the listener.
         """
         ...
 
@@ -349,7 +331,7 @@ class Transaction(Protocol):
         ...
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Commit the handler's rows and these places together.
+        """Commit the handler's rows and these positions together.
 
         :raises Fenced: a partition is no longer owned; everything was rolled back.
         """
@@ -371,12 +353,12 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the reader holds."""
+        """Release what the reader holds."""
         ...
 
 
 OnAppended = Callable[[Sequence["Position | LogError"]], None]
-"""Told once how an append ended: per record its position, or why it is not (known to be) there."""
+"""Called once with the result of an append: for each record its position, or why it has none."""
 
 
 class Log(Protocol):
@@ -412,7 +394,7 @@ class Log(Protocol):
         ...
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
+        """A topic as it is now.
 
         :raises NotFound: there is none of that name.
         """
@@ -423,7 +405,7 @@ class Log(Protocol):
         ...
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """What decides whether an acknowledged message of this topic can be lost, as it is now.
+        """What decides now whether an acknowledged message of this topic can be lost.
 
         :raises NotFound: there is none of that name, and its settings are its own.
         :raises Unavailable: the servers do not answer.
@@ -437,24 +419,22 @@ class Log(Protocol):
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order. May block; calls ``on_appended`` exactly once, from any thread.
+        """Write records in order. May block; calls ``on_appended`` exactly once, from any thread,
+        when they are durable. Errors of records, and :class:`NotFound` for a missing topic, go
+        there and are never raised.
 
-        A missing topic is told as :class:`NotFound` through ``on_appended``.
-
-        A key always goes to one partition; a keyless record goes by its ID. Durable when
-        ``on_appended`` says so. Never raises for what concerns single records.
+        A key always goes to one partition; a keyless record goes by its ID.
         """
         ...
 
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the one the next message will get or exceed."""
+        """The first position that can be read, and the one the next message will get or exceed."""
         ...
 
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """Where the log ends, be it readable now or not: a position beyond it is none of this
-        log."""
+        """Where the log ends, readable now or not: no position of this log is beyond it."""
         ...
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
@@ -466,7 +446,7 @@ class Log(Protocol):
         ...
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """How many messages stand at or behind ``position``; None where it cannot be known."""
+        """How many messages there are from ``position`` on; None where it cannot be known."""
         ...
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
@@ -487,7 +467,7 @@ class Log(Protocol):
         ...
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
+        """What a group has committed in one topic, by partition; empty if nothing."""
         ...
 
     def groups(self) -> list[str]:
@@ -497,10 +477,10 @@ class Log(Protocol):
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic.
+        """Set a group's offsets in a topic; the group is created if there is none.
 
         :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
-            members lose the partitions and start over from the new places.
+            members lose the partitions and start over from the new offsets.
         """
         ...
 
@@ -531,10 +511,10 @@ class Log(Protocol):
         ...
 
     def remove_member(self, group: str, member: StaticMember) -> None:
-        """Give up the membership of a process that has certainly ended, so that the others have
-        its partitions at once. Does nothing where it is no member any more, where another process
-        has its name by now, and where the log lets nobody do it (Kafka: there the member's name is
-        what brings its partitions back, at its restart).
+        """Remove the member of a process that has certainly ended, so that the others get its
+        partitions at once. Does nothing if it is no longer a member or another process has its
+        name by now, and where the log does not allow it (Kafka: there a static member gets its
+        partitions back when it restarts).
         """
         ...
 
@@ -552,14 +532,14 @@ class Log(Protocol):
         ...
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
+        """Wait until the result of every append so far has been reported.
 
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
         ...
 
     def close(self) -> None:
-        """Let go of everything; what was not acknowledged is told so."""
+        """Close everything; appends that were not acknowledged end with an error."""
         ...
 
 
@@ -568,17 +548,17 @@ class Queryable(Protocol):
     """A log whose file can be read with SQL."""
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """The rows of one SQL statement that reads; blocks, from any thread.
+        """The rows of one SQL statement that only reads; blocks, from any thread.
 
-        :raises ConfigError: it does not only read, or is more than one statement.
+        :raises ConfigError: it also writes, or is more than one statement.
         :raises LogError: it is refused.
         """
         ...
 
 
 OpenMode = Literal["ro", "rw", "rwc"]
-"""What may become of a log's file by opening it, in SQLite's words: ``ro`` only looks and changes
-nothing, ``rw`` uses a file that is there, ``rwc`` makes it if there is none."""
+"""How to open a log's file, in SQLite's words: ``ro`` only reads, ``rw`` uses a file that exists,
+``rwc`` creates it if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Records of one partition by their positions; blocks, and belongs into a thread.
+"""Looks up records of one partition by their positions; blocks, so it belongs in a thread.
 
-Due order is not the order of the log, so payloads are looked up one here, one there. Opening a
-reader costs something (much on Kafka, little on the embedded logs), reading on costs something for
-each message; :class:`RecordFetcher` measures both and reads on as long as that is cheaper.
+Records fall due in another order than that of the log, so lookups are scattered. Opening a reader
+has a cost (high on Kafka, low on the embedded logs), and so has reading on, for each message;
+:class:`RecordFetcher` measures both and reads on as long as that is cheaper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ READ_LIMIT = 1_000
 """Messages read at once, at most."""
 
 FIRST_READ = 16
-"""Messages read at once after one that was wanted; twice as many as long as that helps."""
+"""Messages read at once after one that was wanted; doubled as long as that helps."""
 
 
 class FetchedRow(NamedTuple):
@@ -45,10 +45,10 @@ class RecordFetcher:
     def fetch(
         self, positions: Sequence[int], max_bytes: int
     ) -> tuple[dict[int, FetchedRow | None], bool]:
-        """Those at ``positions`` (ascending), None where nothing stands any more.
+        """The records at ``positions`` (ascending), None for those that no longer exist.
 
         :param max_bytes: stop when this many bytes are reached.
-        :returns: what was found, and whether that is all.
+        :returns: the records, and whether these are all.
         :raises LogError: the log refuses, or cannot be reached.
         """
         found: dict[int, FetchedRow | None] = {}

@@ -2,16 +2,16 @@
 
 The scheme names the log, whose module, and with it its driver, is imported only then.
 
-A URL may hold a password, so it is read and shown in one place, here. :func:`parse` reads it by a
-strict grammar, in which a login can end in one place only:
+A URL may hold a password, so only this module reads and shows it. :func:`parse` reads it by a
+strict grammar, in which a login can end at one character only:
 
     scheme://[login@]host[:port][,host[:port]…][/path][?name=value[&name=value…]]
 
-The login ends at the last ``@``, and behind it, in the path and the settings, there is none; ``#``
-stands nowhere. A password that was not percent-encoded as it should have been either reads as it
-was meant, or the URL is refused, and the error quotes nothing of it but the scheme. What is shown
-of a URL that could be read (:meth:`Url.__str__`, :func:`redact`) is put together from its parts:
-scheme, user, hosts, path and the settings that are known to be harmless.
+The login ends at the last ``@``; the path and the settings contain none, and no part contains
+``#``. A password that should have been percent-encoded and was not is either read as it was meant,
+or the URL is refused, and the error quotes nothing of it but the scheme. What is shown of a valid
+URL (:meth:`Url.__str__`, :func:`redact`) is composed of its parts: scheme, user, hosts, path and
+the settings that are known to be harmless.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -31,18 +31,6 @@ from streams.errors import ConfigError
 from streams.log.claims import ClaimStore
 from streams.log.protocol import Log, OpenMode, OpenRequest
 from streams.log.secrets import HIDDEN, Secrets, is_secret_name
-
-__all__ = [
-    "URL_FORMS",
-    "URL_VARIABLE",
-    "ChosenUrl",
-    "Url",
-    "choose_url",
-    "open_claims",
-    "open_log",
-    "parse",
-    "redact",
-]
 
 URL_VARIABLE = "STREAMS_URL"
 """The variable of the environment that gives the log's URL where nothing else does."""
@@ -77,10 +65,10 @@ _SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
 _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]"}
 
 LocationKind = Literal["file", "hosts", "name"]
-"""What stands between the scheme and the settings."""
+"""What a URL has between the scheme and the settings."""
 
 _LOCATION_KINDS: Mapping[str, LocationKind] = {"memory": "name", "sqlite": "file"}
-"""What is not here has hosts."""
+"""The other schemes have hosts."""
 
 _EXAMPLES: Mapping[str, str] = {
     "redis": "redis://localhost:6379/0",
@@ -93,6 +81,7 @@ _EXAMPLES: Mapping[str, str] = {
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<rest>.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MEMORY_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
 _USER = re.compile(r"[A-Za-z0-9._~%+-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~%+/-]*\Z")
@@ -113,14 +102,14 @@ _HARMLESS_SETTINGS = frozenset(
         "wait_timeout",
     }
 )
-"""Settings that are shown, where they have the values that they can have: the toolkit's own."""
+"""The toolkit's own settings, which are shown if their values are valid."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Url:
     """A URL in its parts, decoded. As text it shows no secret.
 
-    :param hosts: with the port where one is given; an IPv6 address stands in brackets.
+    :param hosts: with the port where one is given; an IPv6 address is in brackets.
     :param path: what follows the hosts, as it is written; a file's name or a memory log's, decoded.
     :param settings: names and values in the order of the query.
     :param login: how the login is shown, empty if there is none.
@@ -171,7 +160,7 @@ class Url:
     def display_name(self, name: str) -> str:
         """A setting's name for an error.
 
-        Behind a secret it may be a part of that secret, in which a ``&`` was not encoded.
+        After a secret it may be part of that secret, in which a ``&`` was not encoded.
         """
         secret_before = self._secret_before(name)
         if secret_before is None:
@@ -181,17 +170,13 @@ class Url:
         )
 
     def possible_secret_names(self) -> Iterator[str]:
-        """The names that stand behind a secret."""
+        """The names that follow a secret."""
         return (name for name, _ in self.settings if self._secret_before(name) is not None)
 
     def _secret_before(self, name: str) -> str | None:
-        secret: str | None = None
-        for each, _ in self.settings:
-            if each == name:
-                return secret
-            if secret is None and is_secret_name(each):
-                secret = each
-        return None
+        names = [each for each, _ in self.settings]
+        before = names[: names.index(name)] if name in names else []
+        return next(filter(is_secret_name, before), None)
 
     def secrets(self, config: Mapping[str, Any] | None = None) -> Secrets:
         """What a driver's text must not show of this URL and of the settings given in code."""
@@ -281,7 +266,7 @@ def read_url(
     parsed = parse(url)
     driver_config = dict(config or {})
     for name, value in driver_config.items():
-        if isinstance(value, str) and not _is_encodable(value):
+        if isinstance(value, str) and _SURROGATE.search(value):
             raise ConfigError(
                 f"config={{{name!r}: ...}}: its text holds a lone surrogate, which no driver takes"
             )
@@ -295,10 +280,6 @@ def read_url(
         mode=mode,
     )
     return parsed.scheme, request
-
-
-def _is_encodable(text: str) -> bool:
-    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 # -- reading a URL ---------------------------------------------------------------------------------
@@ -340,7 +321,7 @@ def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) ->
     label = f"{scheme}:// URL"
     if _CONTROL.search(rest):
         raise ConfigError(f"{label}: it holds a line break or another control character")
-    location, question_mark, query = rest.partition("?")
+    location, _, query = rest.partition("?")
     if location_kind == "hosts":
         # Nothing behind the login may look like its end, or a password could be read as hosts,
         # path or settings, and be shown.
@@ -350,9 +331,18 @@ def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) ->
             scheme,
             hosts=tuple(_parse_hosts(label, hosts, example)),
             path=slash + path,
-            settings=tuple(_parse_settings(label, query)) if question_mark else (),
+            settings=tuple(_parse_settings(label, query)),
         )
-        return _add_login(label, parsed, login) if at_sign else parsed
+        if not at_sign:
+            return parsed
+        name, _, secret = login.partition(":")
+        return replace(
+            parsed,
+            user=_percent_decode(label, name),
+            password=_percent_decode(label, secret),
+            # A user without a password may be a token.
+            login=f"{name}:{HIDDEN}" if secret and _USER.match(name) else HIDDEN,
+        )
     if location_kind == "file":
         if not location.startswith("/"):
             raise ConfigError(
@@ -366,9 +356,7 @@ def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) ->
             raise ConfigError(
                 f"{label}: write memory:// or memory://name (letters, digits, '.', '_', '-')"
             )
-    return Url(
-        scheme, path=path, settings=tuple(_parse_settings(label, query)) if question_mark else ()
-    )
+    return Url(scheme, path=path, settings=tuple(_parse_settings(label, query)))
 
 
 def _split_login(label: str, location: str, query: str, example: str) -> tuple[str, str, str]:
@@ -383,27 +371,13 @@ def _split_login(label: str, location: str, query: str, example: str) -> tuple[s
     return login, at_sign, hosts + slash + path
 
 
-def _add_login(label: str, parsed: Url, login: str) -> Url:
-    name, _, secret = login.partition(":")
-    return Url(
-        parsed.scheme,
-        hosts=parsed.hosts,
-        path=parsed.path,
-        user=_percent_decode(label, name),
-        password=_percent_decode(label, secret),
-        settings=parsed.settings,
-        # A user without a password may be a token.
-        login=f"{name}:{HIDDEN}" if secret and _USER.match(name) else HIDDEN,
-    )
-
-
 def _parse_hosts(label: str, text: str, example: str) -> Iterator[tuple[str, int | None]]:
     hosts = text.split(",")
     for number, host in enumerate(hosts, 1):
         match = _HOST.fullmatch(host)
         port = None if match is None or match["port"] is None else int(match["port"])
         if match is None or (port is not None and not 0 < port < 65_536):
-            # It is not quoted: where the @ of a login is missing, this is the login.
+            # It is not quoted: if the @ of a login is missing, this is the login.
             which = "its host" if len(hosts) == 1 else f"host {number} of {len(hosts)}"
             raise ConfigError(
                 f"{label}: {which} is no host:port ({ENCODING_HINT}); write {example}"
@@ -470,18 +444,15 @@ class ChosenUrl(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        environment_url = os.environ.get(URL_VARIABLE, "")
-        ignored = (
-            bool(environment_url) and self.source != URL_VARIABLE and environment_url != self.url
-        )
-        unused = f"; {URL_VARIABLE} names another log and is not used" if ignored else ""
+        unused = ""
+        if self.source != URL_VARIABLE and os.environ.get(URL_VARIABLE, "") not in ("", self.url):
+            unused = f"; {URL_VARIABLE} names another log and is not used"
         return f"{redact(self.url)} (from {self.source}{unused})"
 
 
 def choose_url(option: str | None, code: str | None = None) -> ChosenUrl | None:
-    """The URL to use: that of ``--url``, else the code's, else the environment's; None: there is
-    none. The order is the same wherever a log is opened.
-    """
+    """The URL to use: that of ``--url``, else the code's, else the environment's, if any. The
+    order is the same wherever a log is opened."""
     if option:
         return ChosenUrl(option, "--url")
     if code is not None:
@@ -494,7 +465,7 @@ def choose_url(option: str | None, code: str | None = None) -> ChosenUrl | None:
 
 
 def redact(url: str) -> str:
-    """The URL without its secrets, for people to read; of one that cannot be read, the scheme."""
+    """The URL without its secrets, for people to read; only the scheme of an invalid one."""
     try:
         return str(parse(url))
     except ConfigError:
@@ -503,10 +474,7 @@ def redact(url: str) -> str:
 
 
 def secrets_in(texts: Iterable[str]) -> Secrets:
-    """What must not be shown of texts that a user gave, some of which are URLs.
-
-    :param texts: words of a command line, values from the environment.
-    """
+    """The secrets in texts that a user gave, such as arguments and variables; some are URLs."""
     return Secrets(secret for text in texts for secret in _secrets_in_text(text))
 
 

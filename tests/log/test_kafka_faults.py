@@ -24,6 +24,7 @@ import pytest
 from streams.errors import Fatal, LogError, OutcomeUnknown, Unavailable
 from streams.log.kafka import consumer as consumer_module
 from streams.log.kafka.log import CAPABILITIES, KafkaLog
+from streams.log.kafka.topics import PartitionCount
 from streams.log.protocol import Commit
 from streams.log.url import open_log
 from streams.message import Position
@@ -345,7 +346,7 @@ def test_a_member_that_may_not_log_in_ends(broker: Kafka, world: World) -> None:
     log = open_log(secure_url(broker, "wrong"))
     assert isinstance(log, KafkaLog)
     topic = world.topic()
-    log._topics._partition_counts[topic] = (1, float("inf"))  # as if it had been seen before
+    log._metadata._counts[topic] = PartitionCount(1, float("inf"))  # as if it had been seen before
     member = world.member(world.group(), topic, log=log)
     world.history.until(lambda: member.error is not None, "it is told")
     with pytest.raises(Fatal, match="check user, password"):

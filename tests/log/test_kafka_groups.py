@@ -14,6 +14,7 @@ from streams.errors import ConfigError, Fatal, GroupNotEmpty
 from streams.log.kafka import forced_resets
 from streams.log.kafka.log import CAPABILITIES
 from streams.log.protocol import Assignment, Committed
+from streams.log.protocol import TopicPartition as Partition
 from streams.log.url import open_log
 from tests.conformance.logs import Case
 from tests.conformance.member import PATIENCE, Member
@@ -199,6 +200,63 @@ def test_members_that_do_not_look_cannot_be_forced(
     assert world.log.groups().count(forced_resets.reset_group_name(group)) == 0
     world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     assert world.position(group, topic) == 5
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_members_look_for_a_forced_reset_only_when_the_group_changes(
+    kafka: KafkaAddress, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(forced_resets, "POLL_INTERVAL", 0.1)
+    looks: list[str] = []
+    read = forced_resets.ResetRequests._look
+
+    def look(requests: forced_resets.ResetRequests, keys: Sequence[Partition]) -> None:
+        looks.append("begins")
+        read(requests, keys)
+        looks.append("ends")
+
+    monkeypatch.setattr(forced_resets.ResetRequests, "_look", look)
+    world = World(CASE, f"{kafka.url}?group.protocol={protocol}")
+    topic, group = world.topic(4), world.group()
+    members = [world.member(group, topic) for _ in range(2)]
+    shared(world, members, [2, 2])
+    time.sleep(3)  # until the last change was seen: no sign of that comes from outside
+    until(
+        lambda: looks.count("begins") == looks.count("ends"), PATIENCE, "the first looks have ended"
+    )
+    before, told = len(looks), len(world.history.events)
+    time.sleep(3)
+    assert len(looks) == before
+    partition = min(members[0].owned)[1]
+    world.log.reset_offsets(group, topic, {partition: Committed(0)}, force=True)
+    until(lambda: len(members[0].owned) == 2, PATIENCE, "it started over")
+    changes = {"assigned", "revoked", "lost"}
+    events = [each for each in world.history.events[told:] if each.what in changes]
+    assert [(each.what, each.part) for each in events] == [
+        ("lost", (topic, partition)),
+        ("assigned", (topic, partition)),
+    ]
+    until(
+        lambda: looks.count("begins") == looks.count("ends"), PATIENCE, "the last looks have ended"
+    )
+    world.close()
+
+
+def test_members_with_an_eager_assignor_obey_a_forced_reset_without_a_rebalance(
+    world: World,
+) -> None:
+    topic, group = world.topic(2), world.group()
+    log = named(world, partition_assignment_strategy="range")
+    members = [world.member(group, topic, log=log) for _ in range(2)]
+    shared(world, members, [1, 1])
+    told = len(world.history.events)
+    key = next(iter(members[0].owned))
+    world.log.reset_offsets(group, topic, {key[1]: Committed(0)}, force=True)
+    until(lambda: len(members[0].owned) == 1, PATIENCE, "it started over")
+    assert [(each.what, each.part) for each in world.history.events[told:]] == [
+        ("lost", key),
+        ("assigned", key),
+    ]
 
 
 def test_a_move_keeps_progress_of_full_length(world: World) -> None:

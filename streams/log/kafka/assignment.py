@@ -1,19 +1,20 @@
-"""What one member of a group has, from the driver's side: owned, arriving, fetched, paused.
+"""What one member of a group has, from the driver's side: owned, pending, fetched, paused.
 
-The cooperative protocols (classic with cooperative-sticky, and KIP-848) take and give single
-partitions; the eager ones know only one call, which names everything that is fetched. Here is
-where they differ, and nowhere else.
+The cooperative protocols (classic with cooperative-sticky, and KIP-848) assign and revoke single
+partitions; the eager ones have only one call, which names everything that is fetched. They differ
+in this module only.
 
-A partition that cannot be started yet is probed in a thread of its own: a question about a
-partition whose broker is down takes ten seconds to fail, which in the polling thread would hold up
+A partition that cannot be started yet is probed in a thread of its own: a request about a
+partition whose broker is down takes ten seconds to fail. In the polling thread that would hold up
 every other partition of the member, its heartbeats' reports, and its stop.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
 
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KTopicPartition
@@ -22,6 +23,8 @@ from streams.errors import LogError
 from streams.log.protocol import Assignment, TopicPartition
 from streams.text import get_logger
 
+logger = get_logger("streams.kafka")
+
 
 def topic_partitions_of(partitions: Iterable[KTopicPartition]) -> list[TopicPartition]:
     """Topic and partition of each."""
@@ -29,25 +32,23 @@ def topic_partitions_of(partitions: Iterable[KTopicPartition]) -> list[TopicPart
 
 
 RETRY_PAUSE = 0.1
-"""Seconds until a partition that could not be begun is tried again; twice as many each time."""
+"""Seconds until a partition that could not be started is tried again; doubled each time."""
 
 MAX_RETRY_PAUSE = 5.0
 """Seconds until then, at most."""
 
 
+@dataclass(slots=True)
 class PendingAssignment:
     """A partition that the group gave us, and when the listener is to be told."""
 
-    __slots__ = ("retry_at", "retry_pause")
-
-    def __init__(self) -> None:
-        self.retry_at = float("-inf")
-        """Monotonic time."""
-        self.retry_pause = 0.0
-        """Seconds between the last try and the next; 0 before the first."""
+    retry_at: float = float("-inf")
+    """Monotonic time."""
+    retry_pause: float = 0.0
+    """Seconds between the last try and the next; 0 before the first."""
 
     def schedule_retry(self, now: float) -> None:
-        """It could not be begun."""
+        """It could not be started."""
         self.retry_pause = min(MAX_RETRY_PAUSE, self.retry_pause * 2 or RETRY_PAUSE)
         self.retry_at = now + self.retry_pause
 
@@ -62,7 +63,7 @@ class AssignedPartitions:
         self.pending: dict[TopicPartition, PendingAssignment] = {}
         """Assigned by the group, not yet told to the listener, in order."""
         self.fetched: set[TopicPartition] = set()
-        """What the driver was told to fetch."""
+        """What the driver fetches."""
         self.paused: set[TopicPartition] = set()
 
     @property
@@ -79,21 +80,21 @@ class AssignedPartitions:
             self._consumer.incremental_assign([])
 
     def add_pending(self, keys: Iterable[TopicPartition]) -> None:
-        """The listener is to be told of these."""
+        """Have the listener told of these."""
         self.pending.update((key, PendingAssignment()) for key in keys)
 
     def never_tried(self) -> list[TopicPartition]:
-        """What the listener was never told of."""
+        """The pending ones that were not tried yet."""
         return [key for key, each in self.pending.items() if not each.retry_pause]
 
     def due_for_retry(self, now: float) -> list[TopicPartition]:
-        """What could not be begun, and may be by now."""
+        """Those that could not be started, and are due to be tried again."""
         return [
             key for key, each in self.pending.items() if each.retry_pause and each.retry_at <= now
         ]
 
     def remove_owned(self, assignments: Iterable[Assignment]) -> None:
-        """These are ours no more."""
+        """These are no longer ours."""
         for assignment in assignments:
             key = assignment.topic_partition
             assignment.valid_until = float("-inf")
@@ -110,12 +111,12 @@ class AssignedPartitions:
         self.fetched.update(each.topic_partition for each in assignments)
 
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
-        """Fetch these no more, and acknowledge if it is in a rebalance."""
+        """Stop fetching these, and acknowledge if it is in a rebalance."""
         stopped = [key for key in keys if key in self.fetched]
         self.fetched.difference_update(stopped)
         paused = self.paused.intersection(stopped)
         if paused:
-            # The driver would remember it, and deliver nothing should the partition come back.
+            # The driver would remember it, and deliver nothing if the partition came back.
             self._consumer.resume([KTopicPartition(*key) for key in paused])
             self.paused -= paused
         if not self._eager:
@@ -126,7 +127,7 @@ class AssignedPartitions:
             self._assign_all([])
 
     def _assign_all(self, added: list[KTopicPartition]) -> None:
-        """What is fetched already, from where it stands, and ``added``."""
+        """Assign what is fetched already, from its position, and ``added``."""
         partitions = [KTopicPartition(*key) for key in sorted(self.fetched)]
         if partitions:
             partitions = self._consumer.position(partitions)
@@ -161,64 +162,45 @@ class AssignedPartitions:
         }
 
 
-logger = get_logger("streams.kafka")
-
-
 class PartitionProbe:
-    """Finds out which partitions answer, one after the other, in a thread that ends when nothing
-    is left to ask.
+    """Finds out which partitions answer, one after the other, in a thread of its own.
 
     :param probe: asks something that only a partition's leader knows; raises LogError.
     """
 
     def __init__(self, probe: Callable[[str, int], object]) -> None:
         self._probe = probe
-        self._lock = threading.Lock()
-        self._queue: deque[TopicPartition] = deque()
-        self._in_progress: set[TopicPartition] = set()
-        self._outcomes: dict[TopicPartition, bool] = {}
+        self._outcomes: SimpleQueue[tuple[TopicPartition, bool]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def start(self, key: TopicPartition) -> None:
-        """Ask after a partition, unless that is done just now."""
-        with self._lock:
-            if key in self._in_progress:
-                return
-            self._in_progress.add(key)
-            self._queue.append(key)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="streams-kafka-scout", daemon=True
-                )
-                self._thread.start()
+    def start(self, keys: Sequence[TopicPartition]) -> None:
+        """Probe these, unless others are being probed just now."""
+        if keys and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(
+                target=self._run, args=(keys,), name="streams-kafka-probe", daemon=True
+            )
+            self._thread.start()
 
     def take_outcomes(self) -> dict[TopicPartition, bool]:
-        """Whether each answered that was asked since the last call."""
-        if not self._outcomes:
-            return {}
-        with self._lock:
-            outcomes, self._outcomes = self._outcomes, {}
+        """Whether each answered that was probed since the last call."""
+        outcomes = {}
+        while not self._outcomes.empty():
+            key, reached = self._outcomes.get()
+            outcomes[key] = reached
         return outcomes
 
     def close(self) -> None:
-        """Ask no more."""
-        with self._lock:
-            self._queue.clear()
+        """Probe no more."""
+        self._closed = True
 
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._thread = None
-                    self._in_progress.clear()
-                    return
-                key = self._queue.popleft()
+    def _run(self, keys: Sequence[TopicPartition]) -> None:
+        for key in keys:
+            if self._closed:
+                return
             try:
                 self._probe(*key)
-                reached = True
+                self._outcomes.put((key, True))
             except LogError as error:
                 logger.debug("%s/%d: %s", *key, error)
-                reached = False
-            with self._lock:
-                self._in_progress.discard(key)
-                self._outcomes[key] = reached
+                self._outcomes.put((key, False))

@@ -38,7 +38,7 @@ class AssignmentStarter:
         self._consumer = consumer
         self._listener = listener
         self._group = group
-        self._partitions_with_leader = clients.partitions_with_leader
+        self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
         self._probe = PartitionProbe(self._probe_partition)
 
@@ -47,8 +47,8 @@ class AssignmentStarter:
         self._probe.close()
 
     def start_pending(self) -> None:
-        """Tell the listener what arrived, and fetch from where it says. What cannot be begun yet
-        is asked after in another thread, until it answers, and holds up nothing else."""
+        """Tell the listener what arrived, and fetch from where it says. What cannot be started yet
+        is probed in another thread until it answers, and holds up nothing else."""
         partitions = self._consumer.partitions
         if not partitions.pending:
             return
@@ -56,17 +56,14 @@ class AssignmentStarter:
         if never_tried:
             self._try_start(never_tried)
         now = time.monotonic()
-        for key in partitions.due_for_retry(now):
-            self._probe.start(key)
-        outcomes = self._probe.take_outcomes()
-        waiting = [
-            key
-            for key in outcomes
-            if key in partitions.pending and partitions.pending[key].retry_pause
-        ]
-        for key in waiting:
-            partitions.pending[key].schedule_retry(now)
-        reachable = [key for key in waiting if outcomes[key]]
+        reachable = []
+        for key, reached in self._probe.take_outcomes().items():
+            pending = partitions.pending.get(key)
+            if pending is not None and pending.retry_pause:
+                pending.schedule_retry(now)
+                if reached:
+                    reachable.append(key)
+        self._probe.start(partitions.due_for_retry(now))
         if reachable:
             self._try_start(reachable)
 
@@ -94,18 +91,18 @@ class AssignmentStarter:
             self._postpone(without_leader, Unavailable(reason))
 
     def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:
-        now = time.monotonic()
+        now, partitions = time.monotonic(), self._consumer.partitions
         for key in keys:
-            pending = self._consumer.partitions.pending.get(key)
+            pending = partitions.pending.get(key)
             if pending is not None:
-                if not pending.retry_pause and self._consumer.partitions.owned:
+                if not pending.retry_pause and partitions.owned:
                     logger.warning("group %s: %s/%d waits: %s", self._group, *key, error)
                 pending.schedule_retry(now)
-        if not self._consumer.partitions.owned:
+        if not partitions.owned:
             self._consumer.deferred_error = error
 
     def _with_leader(self, keys: Sequence[TopicPartition]) -> set[TopicPartition]:
-        """Those of them that a broker leads: of others the bounds are asked for in vain."""
+        """Those of them that have a leader: the others' offsets could not be looked up."""
         topics = dict.fromkeys(topic for topic, _ in keys)
         return {
             (topic, number) for topic in topics for number in self._partitions_with_leader(topic)
@@ -119,26 +116,25 @@ class AssignmentStarter:
         """
         if not keys:
             return
-        committed = self._consumer.read_committed(keys)
-        valid_until = self._consumer.start_ownership()
+        consumer, partitions = self._consumer, self._consumer.partitions
+        committed = consumer.read_committed(keys)
+        valid_until = consumer.start_ownership()
         assignments = [
             Assignment(*key, next(_next_epoch), committed[key], valid_until) for key in keys
         ]
-        self._consumer.partitions.owned.update((each.topic_partition, each) for each in assignments)
-        self._consumer.commits.add_assignments(assignments)
+        partitions.owned.update((each.topic_partition, each) for each in assignments)
+        consumer.commits.add_assignments(assignments)
         try:
             self._listener.assigned(assignments)
-            self._consumer.partitions.start_fetching(assignments)
+            partitions.start_fetching(assignments)
         except KafkaException as error:
-            self._consumer.fatal_error = self._consumer.translate(
-                error, f"fetching as group {self._group!r}"
-            )
-            raise self._consumer.fatal_error from error
+            consumer.fatal_error = consumer.translate(error, f"fetching as group {self._group!r}")
+            raise consumer.fatal_error from error
         except BaseException as error:
-            self._consumer.remove_owned(assignments)
+            consumer.remove_owned(assignments)
             if isinstance(error, Fatal) or not isinstance(error, LogError):
-                self._consumer.fail(error)
+                consumer.fail(error)
             raise
-        self._consumer.ever_assigned = True
+        consumer.ever_assigned = consumer.group_changed = True
         for key in keys:
-            self._consumer.partitions.pending.pop(key, None)
+            partitions.pending.pop(key, None)

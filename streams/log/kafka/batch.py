@@ -4,17 +4,17 @@
 20 ns a message. What is rarely read stays where it is: a :class:`KafkaBatch` keeps the driver's
 message objects and asks them for headers and time when somebody looks.
 
-The IDs are the dear part, because the driver builds a list of tuples for the headers (about
-230 ns a message in all, more than all other columns together), so they are made when ``ids`` is
-first read: a subscriber that takes the ID from the payload never pays for them.
+The IDs are the expensive part, because the driver builds a list of tuples for the headers (about
+230 ns a message in all, more than all other columns together). They are made when ``ids`` is first
+read: a subscriber that takes the ID from the payload never pays for them.
 
 ``Message.headers()`` of a message with a header name that is not UTF-8 raises SystemError, and
-leaves a list in the driver's object whose use ends the process (confluent-kafka 2.16: the tuple
-holds a null pointer). So it is never asked a second time: the batch notes why, and answers with
-the header ``streams_unreadable_headers`` from then on. And it is asked through ``map`` or
-``operator.call`` alone: Python checks what a C function returned there, and not where the
-interpreter has specialized a call (``headers(message)``, after a few times), which then goes on
-with the broken list.
+leaves a list in the driver's object whose use crashes the process (confluent-kafka 2.16: the tuple
+holds a null pointer). So it is never called a second time: the batch notes why, and answers with
+the header ``streams_unreadable_headers`` from then on. And it is called through ``map`` or
+``operator.call`` only: there Python checks what a C function returned, and where the interpreter
+has specialized a call (``headers(message)``, after a few times) it does not, and would go on with
+the broken list.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from operator import call, length_hint
 from typing import Any
 
 from confluent_kafka import Message as KMessage
+from typing_extensions import override
 
 from streams.message import ID, UNREADABLE, Batch, Headers, identity_of, identity_suffix
 
@@ -72,7 +73,7 @@ class KafkaBatch(Batch):
     def _read_ids(self) -> list[str | None]:
         messages = self._messages
         # Our publisher writes one header unless asked for more, so that is tried for the whole
-        # batch; anything else in it stumbles on the pattern, or comes out shorter.
+        # batch; anything else does not match the pattern, or makes the list shorter.
         if not self._unreadable:
             source = iter(messages)
             try:
@@ -95,8 +96,8 @@ class KafkaBatch(Batch):
         else:
             self._unreadable[index] = f"the Kafka driver failed: {error}"
 
+    @override
     def identity_suffixes(self) -> list[str] | None:
-        """What the identities have beside their IDs; the IDs themselves are not made for it."""
         messages = self._messages
         if not self._unreadable:
             source = iter(messages)
@@ -118,16 +119,16 @@ class KafkaBatch(Batch):
         ]
         return suffixes if any(suffixes) else None
 
+    @override
     def id(self, index: int) -> str:
-        """The message ID; a message without one is named by its place."""
         ids = self._ids
         identity = identity_of(self.headers(index)) if ids is None else ids[index]
         if identity is None:
             return f"{self.topic}/{self.partition}/{self.offsets[index]}"
         return identity.partition("\0")[0]
 
+    @override
     def headers(self, index: int) -> Headers:
-        """The headers of one message, the ID included where there is one."""
         if index in self._unreadable:
             return ((UNREADABLE, self._unreadable[index].encode()),)
         message = self._messages[index]
@@ -139,13 +140,14 @@ class KafkaBatch(Batch):
             self._mark_unreadable(index, error)
         return self.headers(index)
 
+    @override
     def time(self, index: int) -> float:
         """The broker's or the producer's time of one message, in seconds since the epoch."""
         message = self._messages[index]
         return 0.0 if message is None else message.timestamp()[1] / 1000
 
+    @override
     def release(self, index: int) -> None:
-        """Let go of one settled message."""
         self.keys[index] = self.values[index] = self._messages[index] = None
 
 
@@ -180,23 +182,15 @@ def split_by_partition(
     """
     if not messages:
         return
+    one_topic, count = only_topic is not None, len(messages)
     partitions = list(map(_partition, messages))
-    first = partitions[0]
-    if only_topic is not None:
-        # A fetch answers with a partition at a time, so most batches are of one.
-        if partitions.count(first) == len(partitions):
-            yield only_topic, first, messages  # type: ignore[misc]
-            return
-        sources: Any = partitions
-    else:
-        topics = list(map(_topic, messages))
-        if partitions.count(first) == len(partitions) and topics.count(topics[0]) == len(topics):
-            yield topics[0], first, messages  # type: ignore[misc]
-            return
-        sources = list(zip(topics, partitions, strict=True))
+    topics: list[Any] = [only_topic] * count if one_topic else list(map(_topic, messages))
+    # A fetch answers with a partition at a time, so most batches are of one.
+    if partitions.count(partitions[0]) == count and (one_topic or topics.count(topics[0]) == count):
+        yield topics[0], partitions[0], messages  # type: ignore[misc]
+        return
     start = 0
-    for source, group in groupby(sources):
+    for (topic, partition), group in groupby(zip(topics, partitions, strict=True)):
         end = start + sum(1 for _ in group)
-        topic, partition = (only_topic, source) if only_topic is not None else source
-        yield topic, partition, messages[start:end]
+        yield topic, partition, messages[start:end]  # type: ignore[misc]
         start = end

@@ -1,17 +1,16 @@
-"""The driver's clients that several threads share, and how a broker is asked something.
+"""The driver's clients that several threads share, and requests to the brokers.
 
 **A client** is replaced when it is broken. librdkafka can come out of an outage with a client that
 never answers again: when every connection was lost, or a broker was missing from the metadata for a
-moment, it does away with the handle of that broker and goes on using it (seen with 2.16 where
-connections were cut or a broker stood still: each question ends with ``_DESTROY_BROKER``, or finds
-no broker). Another client of the same process reaches the broker at once. So a client that did not
-answer is not asked again.
+moment, it removes the handle of that broker and goes on using it (seen with 2.16 where connections
+were cut or a broker was frozen: each request ends with ``_DESTROY_BROKER``, or finds no broker).
+Another client of the same process reaches the broker at once. So a client that did not answer is
+not used again.
 
-**A request** waits for the answer, is repeated if what failed passes, and ends with an error of
-ours otherwise. A broker that has just become the leader of a partition or the coordinator of a
-group says so for a moment; a client with old metadata asks the wrong one. Both pass in
-milliseconds, so a question is asked again before its asker hears of it. Requests change nothing, or
-the same thing twice.
+**A request** waits for the answer, is retried after an error that passes, and otherwise ends with
+an error of ours. A broker that has just become the leader of a partition or the coordinator of a
+group refuses for a moment, and a client with old metadata asks the wrong broker; both pass in
+milliseconds. Requests are idempotent.
 """
 
 from __future__ import annotations
@@ -20,10 +19,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+
+# Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ResourceType,
+)
 
 from streams.errors import LogError, StreamsError, Unavailable
 from streams.log.kafka.errors import (
@@ -32,7 +39,6 @@ from streams.log.kafka.errors import (
     error_class_of,
     kafka_error_of,
     parse_connection_failure,
-    translate,
     unreachable_error,
 )
 from streams.log.kafka.settings import Settings
@@ -48,10 +54,10 @@ REQUEST_TIMEOUT = 10.0
 """Seconds to wait for an answer."""
 
 _RETRY_PAUSE = 0.05
-"""Seconds until a question is asked again."""
+"""Seconds until a request is retried."""
 
 _CHECK_INTERVAL = 0.2
-"""Seconds after which it is looked whether waiting still makes sense."""
+"""Seconds between two checks whether waiting still makes sense."""
 
 _RETRIABLE = frozenset(
     {
@@ -71,7 +77,7 @@ _RETRIABLE = frozenset(
 )
 
 _CLIENT_BROKEN = frozenset({KafkaError._DESTROY, KafkaError._DESTROY_BROKER})
-"""What a client says that has lost itself: another one is asked."""
+"""Errors of a client that never recovers: another one is used."""
 
 _NO_BROKER = frozenset(
     {
@@ -82,29 +88,27 @@ _NO_BROKER = frozenset(
         KafkaError._TRANSPORT,
     }
 )
-"""What the driver says where no broker answers."""
+"""Errors where no broker answers."""
 
 FIRST_CONNECT_GRACE = 1.5
 """Seconds that brokers get to be reached for the first time, once a try failed: a host's name may
 stand for several addresses, which are tried in turn."""
 
 
+@dataclass(eq=False)
 class _CountedClient(Generic[C]):
-    """One client, how many are using it, and whether it is to go."""
+    """A client, how many are using it, and whether the last of them is to close it."""
 
-    __slots__ = ("client", "retired", "users")
-
-    def __init__(self, client: C) -> None:
-        self.client = client
-        self.users = 0
-        self.retired = False
+    client: C
+    users: int = 0
+    retired: bool = False
 
 
 class SharedClient(Generic[C]):
     """Makes its client when it is first needed (any thread).
 
-    A client that is retired is let go of when the last one that uses it is done, in a thread of
-    its own: a broken one may take its time.
+    A retired client is closed when its last user is done, in a thread of its own: closing a broken
+    one may take long.
 
     :param make: makes a client; raises ConfigError.
     """
@@ -117,7 +121,7 @@ class SharedClient(Generic[C]):
 
     @contextmanager
     def use(self) -> Iterator[C]:
-        """The client, for as long as it takes.
+        """Use the client.
 
         :raises LogError: closed.
         """
@@ -138,7 +142,7 @@ class SharedClient(Generic[C]):
                 close_in_background(counted.client)
 
     def retire(self, client: C) -> None:
-        """Whoever comes next gets a new one."""
+        """Give the next user a new one."""
         with self._lock:
             if self._current is None or self._current.client is not client:
                 return
@@ -147,7 +151,7 @@ class SharedClient(Generic[C]):
             close_in_background(idle)
 
     def close(self) -> None:
-        """Let go of the client; those who use it finish."""
+        """Close the client, once its users have finished."""
         with self._lock:
             self._closed = True
             idle = self._detach()
@@ -155,8 +159,8 @@ class SharedClient(Generic[C]):
             close_client(idle)
 
     def _detach(self) -> C | None:
-        """Nobody else gets this client (the lock is held). It is given out to be let go of, unless
-        it is in use: then its last user does that."""
+        """Give this client to nobody else (the lock is held). Return it to be closed, unless it is
+        in use: then its last user closes it."""
         counted, self._current = self._current, None
         if counted is None:
             return None
@@ -165,7 +169,7 @@ class SharedClient(Generic[C]):
 
 
 def close_client(client: Consumer | AdminClient) -> None:
-    """Close what has to be closed; whatever the driver says about it only goes to the log."""
+    """Close a client; the driver's errors only go to the log."""
     if isinstance(client, Consumer):
         try:
             client.close()
@@ -173,44 +177,46 @@ def close_client(client: Consumer | AdminClient) -> None:
             logger.debug("closing a client: %s", error)
 
 
-def close_in_background(client: Consumer | AdminClient) -> None:
-    """Let go of a client that may be broken, without waiting for it."""
-    threading.Thread(
+def close_in_background(client: Consumer | AdminClient) -> threading.Thread:
+    """Close a client that may be broken, without waiting for it."""
+    closing = threading.Thread(
         target=close_client, args=(client,), name="streams-kafka-close", daemon=True
-    ).start()
+    )
+    closing.start()
+    return closing
 
 
 # -- requests ------------------------------------------------------------------------------
 
 
 class RequestRetry:
-    """How one log asks its brokers (any thread).
+    """Requests of one log to its brokers (any thread).
 
-    Why no connection can be made, only the clients that are served hear, so it is noted here
-    (:meth:`record_client_error`): whoever waits for an answer need not wait until the driver gives
-    up, and is told the reason. That holds until a broker answered for the first time; later an
-    outage is waited for, as it passes.
+    Only clients that are polled learn why no connection can be made, so that is noted here
+    (:meth:`record_client_error`): then a request need not wait until the driver gives up, and its
+    error says the reason. This holds until a broker has answered for the first time; later, a
+    request waits for the end of an outage.
 
     :param settings: for the brokers' names, and what no error may show.
-    :param admin: whom the first question is asked through.
+    :param admin: also used for the very first request.
     """
 
     def __init__(self, settings: Settings, admin: SharedClient[AdminClient]) -> None:
-        self._settings = settings
-        self._admin = admin
+        self.settings = settings
+        self.admin = admin
         self._login_refusal: tuple[KafkaError, float] | None = None
-        """A login or a certificate that is refused, and when."""
+        """A refused login or certificate, and when that was."""
         self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
-        """What was said last of each broker's connection."""
+        """The last failure of each broker's connection, and when that was."""
         self._all_down_at = float("-inf")
         """When no broker could be reached."""
         self._ever_reached = False
 
     def record_client_error(self, error: KafkaError) -> None:
-        """Note what a client's ``error_cb`` was told."""
+        """Note an error that a client's ``error_cb`` was called with."""
         now = time.monotonic()
         code = error.code()
-        failure = parse_connection_failure(self._settings.scrub(str(error.str())))
+        failure = parse_connection_failure(self.settings.scrub(str(error.str())))
         if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._login_refusal = (error, now)
         elif code == KafkaError._ALL_BROKERS_DOWN:
@@ -219,14 +225,14 @@ class RequestRetry:
             self._connection_failures[failure.address] = (failure, now)
 
     def no_answer_error(self, operation: str, since: float) -> StreamsError:
-        """The error for what no broker answered.
+        """The error for a request that no broker answered.
 
-        :param since: what was noted from this moment on says why.
+        :param since: what was noted from this moment on is the reason.
         """
         refusal = self._login_refused_since(since)
+        settings = self.settings
         if refusal is not None:
-            return self._translate(refusal, operation)
-        settings = self._settings
+            return settings.translate(refusal, operation)
         failures = [
             failures for failures, at in list(self._connection_failures.values()) if at > since
         ]
@@ -240,18 +246,11 @@ class RequestRetry:
         refusal = self._login_refusal
         return KafkaException(refusal[0]) if refusal is not None and refusal[1] > moment else None
 
-    def _translate(self, error: KafkaException, operation: str) -> StreamsError:
-        return translate(error, operation, self._settings.scrub)
-
-    def _check_reachable(self, operation: str) -> None:
+    def _check_reachable(self, admin: AdminClient, operation: str) -> None:
         """See that there is a broker at all, once.
 
         :raises LogError: none answers, or it lets nobody in.
         """
-        with self._admin.use() as admin:
-            self._wait_reachable(admin, operation)
-
-    def _wait_reachable(self, admin: AdminClient, operation: str) -> None:
         start = time.monotonic()
         noted_since = start - REQUEST_TIMEOUT
         future = admin.describe_cluster(request_timeout=REQUEST_TIMEOUT)
@@ -275,13 +274,13 @@ class RequestRetry:
                 self._ever_reached = True  # it answered
 
     def run(self, operation: str, client: SharedClient[C], request: Callable[[C], T]) -> T:
-        """What ``request`` returns, given a client. One that does not answer is not asked again:
-        whoever asks next asks another.
+        """What ``request`` returns, given a client. One that does not answer is replaced.
 
         :raises LogError: translated from what the driver raised.
         """
         if not self._ever_reached:
-            self._check_reachable(operation)
+            with self.admin.use() as admin:
+                self._check_reachable(admin, operation)
         start = time.monotonic()
         while True:
             with client.use() as used_client:
@@ -296,7 +295,7 @@ class RequestRetry:
                         raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
                     retriable = code in _RETRIABLE or code in _CLIENT_BROKEN
                     if not retriable or time.monotonic() > start + REQUEST_TIMEOUT:
-                        raise self._translate(error, operation) from error
+                        raise self.settings.translate(error, operation) from error
                 except TimeoutError as error:
                     client.retire(used_client)
                     raise self.no_answer_error(operation, start - REQUEST_TIMEOUT) from error
@@ -304,15 +303,30 @@ class RequestRetry:
                     raise LogError(f"Kafka, {operation}: {error}") from error
             time.sleep(_RETRY_PAUSE)
 
-    def run_admin(self, operation: str, request: Callable[[AdminClient], Any]) -> Any:
-        """What the future brings that ``request`` makes with the admin client.
+    def run_admin(self, operation: str, method: Callable[..., Any], *args: Any) -> Any:
+        """The result of the one future that a method of the AdminClient returns.
 
         :raises LogError: translated from what the driver raised.
         """
-        return self.run(operation, self._admin, lambda admin: self.result_of(request(admin)))
+
+        def request(admin: AdminClient) -> Any:
+            answer = method(admin, *args, request_timeout=REQUEST_TIMEOUT)
+            (future,) = answer.values() if isinstance(answer, dict) else (answer,)
+            return self.result_of(future)
+
+        return self.run(operation, self.admin, request)
+
+    def read_config(self, operation: str, kind: ResourceType, name: str) -> dict[str, str | None]:
+        """The settings of a topic or a group.
+
+        :raises LogError: translated from what the driver raised.
+        """
+        resources = [ConfigResource(kind, name)]
+        entries = self.run_admin(operation, AdminClient.describe_configs, resources)
+        return {name: entry.value for name, entry in entries.items()}
 
     def results_of(self, futures: Mapping[K, Any]) -> dict[K, Any]:
-        """What several futures bring; a KafkaException where one of them failed."""
+        """The results of several futures; a KafkaException where one of them failed."""
         results = {}
         for key, future in futures.items():
             try:
@@ -322,7 +336,7 @@ class RequestRetry:
         return results
 
     def result_of(self, future: Any) -> Any:
-        """What a future of the AdminClient brings; errors of parts of it are raised, too."""
+        """The result of a future of the AdminClient; errors of parts of it are raised, too."""
         start = time.monotonic()
         while not future.done():
             try:

@@ -1,7 +1,7 @@
 """The driver's side of a group's member: its consumer, and what the driver calls back.
 
-A consumer that is cut off is replaced by another one, which joins the group anew; to the one before
-nobody listens any more. The driver's callbacks run inside ``consume`` and ``close``, and none of
+A consumer that is cut off is replaced by another one, which joins the group anew; callbacks of the
+previous one are ignored. The driver's callbacks run inside ``consume`` and ``close``, and none of
 them raises (see :mod:`streams.log.kafka.subscription`): what goes wrong in one is kept in
 :attr:`GroupConsumer.fatal_error` or :attr:`GroupConsumer.deferred_error`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -20,7 +20,7 @@ from streams.config import Flow
 from streams.errors import Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import AssignedPartitions
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
-from streams.log.kafka.errors import error_class_of, kafka_error_of, translate
+from streams.log.kafka.errors import error_class_of, kafka_error_of
 from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.reader import ReaderPool
@@ -45,25 +45,27 @@ _MEMBERSHIP_LOST = frozenset(
         KafkaError._ASSIGNMENT_LOST,
     }
 )
-"""A commit's answer that means: this member is none any more, its partitions are lost."""
+"""Answers to a commit that mean: the member was expelled, and its partitions are lost."""
 
 
 class KafkaClients(NamedTuple):
     """What the members of a log's groups share."""
 
-    settings: Settings
     connect: Callable[[dict[str, Any]], Consumer]
     """Makes a consumer."""
     requests: RequestRetry
     """Knows why no broker can be reached."""
     readers: ReaderPool
-    """Ask after partitions, as somebody who is no member."""
-    partitions_with_leader: Callable[[str], Collection[int]]
-    """Which partitions of a topic have a leader."""
+    """Looks partitions up without being a member."""
+
+    @property
+    def settings(self) -> Settings:
+        """The log's settings."""
+        return self.requests.settings
 
 
 class MemberOptions(NamedTuple):
-    """As what a member joins which group."""
+    """What a member joins, and how."""
 
     group: str
     topics: Sequence[str]
@@ -77,8 +79,8 @@ class MemberOptions(NamedTuple):
 class GroupConsumer:
     """One member's consumer. Used by one thread at a time.
 
-    :param on_revoke: told in a rebalance which partitions go elsewhere.
-    :param on_lost: told which partitions are somebody else's already.
+    :param on_revoke: called in a rebalance with the partitions that go elsewhere.
+    :param on_lost: called with partitions that are somebody else's already.
     """
 
     def __init__(
@@ -88,36 +90,30 @@ class GroupConsumer:
         on_revoke: Callable[[list[KTopicPartition]], None],
         on_lost: Callable[[list[KTopicPartition]], None],
     ) -> None:
-        settings = clients.settings
-        self._settings = settings
+        self._settings = settings = clients.settings
+        self.translate = settings.translate
         self._connect = clients.connect
         self._requests = clients.requests
+        self._options = options
         self._group = options.group
-        self._topics = list(options.topics)
-        self._flow = options.flow
-        self._session_timeout = options.session_timeout
-        self._member_name = options.member_name
         self._on_revoke = on_revoke
         self._on_lost = on_lost
         self.fatal_error: BaseException | None = None
         """What broke this member for good."""
         self.deferred_error: StreamsError | None = None
-        """An error that came along with messages, or through a callback: told by a poll."""
+        """An error that came with messages or through a callback: raised by the next poll."""
         self._valid_until = float("-inf")
         """The ``valid_until`` of all that is owned."""
         self.ever_assigned = False
+        self.group_changed = False
+        """Partitions arrived, or the group's generation (KIP-848: our epoch) is another one."""
+        self._generation: object = None
         self.is_closing = False
         """New partitions are not taken any more."""
         self._connectivity = ConnectivityMonitor(options.session_timeout)
         self._isolation = IsolationCheck(self._connectivity, clients.readers.probe_broker)
-        self._user_stats_callback: Callable[[str], None] | None = settings.user_config.get(
-            "stats_cb"
-        )
-        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
-            "error_cb"
-        )
         self._consumer_number = 0
-        """How many there were; only to the last one is listened."""
+        """How many there were; only the last one's callbacks are heard."""
         self._consumer: Consumer
         self._use(self._join())
 
@@ -125,7 +121,7 @@ class GroupConsumer:
 
     def _join(self) -> Consumer:
         """Make a consumer, and have it join the group."""
-        settings, number = self._settings, self._consumer_number + 1
+        options, number = self._options, self._consumer_number + 1
 
         def if_current(callback: Callable[..., None]) -> Callable[..., None]:
             def call(*args: Any) -> None:
@@ -134,29 +130,29 @@ class GroupConsumer:
 
             return call
 
-        config = settings.member_config(
-            self._group, self._flow, if_current(self._on_statistics), self._member_name
+        config = self._settings.member_config(
+            options.group, options.flow, if_current(self._on_statistics), options.member_name
         )
         config["error_cb"] = if_current(self._on_client_error)
         config["on_commit"] = if_current(self._on_commit)
         consumer = self._connect(config)
         try:
             consumer.subscribe(
-                self._topics,
+                list(options.topics),
                 on_assign=if_current(self._on_assign),
                 on_revoke=if_current(lambda _, partitions: self._on_revoke(partitions)),
                 on_lost=if_current(lambda _, partitions: self._on_lost(partitions)),
             )
         except KafkaException as error:
             close_in_background(consumer)
-            raise self.translate(error, f"subscribing to {', '.join(self._topics)}") from error
+            raise self.translate(error, f"subscribing to {', '.join(options.topics)}") from error
         return consumer
 
     def _use(self, consumer: Consumer) -> None:
-        """This is the consumer from now on; the one before is not listened to any more."""
-        settings = self._settings
+        """This is the consumer from now on; the previous one is ignored."""
+        settings, session_timeout = self._settings, self._options.session_timeout
         self.ownership = Ownership(
-            self._session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
+            session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
         )
         self.partitions = AssignedPartitions(consumer, settings.eager)
         self.commits = OffsetCommits(
@@ -203,9 +199,8 @@ class GroupConsumer:
         consumer = self._consumer
         try:
             # librdkafka's close sends no LeaveGroup for a member without partitions: its successors
-            # would wait for it until its session ends. A member that unsubscribes does send one; a
-            # static member must not.
-            if not self._member_name and not consumer.assignment():
+            # would wait until its session ends. unsubscribe sends one; a static member must not.
+            if not self._options.member_name and not consumer.assignment():
                 consumer.unsubscribe()
             consumer.close()
         except (KafkaException, RuntimeError) as error:
@@ -214,7 +209,7 @@ class GroupConsumer:
     # -- polling
 
     def consume(self, limit: int, timeout: float) -> list[Any]:
-        """What the driver has; its callbacks run in here. What is fatal is kept."""
+        """What the driver has; its callbacks run in here. A fatal error is kept."""
         now = time.monotonic()
         messages: list[Any] = []
         try:
@@ -231,7 +226,7 @@ class GroupConsumer:
     def read_committed(
         self, keys: Sequence[TopicPartition]
     ) -> dict[TopicPartition, Committed | None]:
-        """Where the group is in these.
+        """The group's offsets in these.
 
         :raises MembershipLost: this member was given up.
         """
@@ -248,12 +243,12 @@ class GroupConsumer:
     # -- partitions that leave
 
     def remove_owned(self, assignments: list[Assignment]) -> None:
-        """These are ours no more."""
+        """These are no longer ours."""
         self.commits.remove_assignments(assignments)
         self.partitions.remove_owned(assignments)
 
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
-        """Fetch these no more, and acknowledge if it is in a rebalance."""
+        """Stop fetching these, and acknowledge if it is in a rebalance."""
         try:
             self.partitions.stop_fetching(keys, rebalance=rebalance)
         except KafkaException as error:
@@ -266,17 +261,9 @@ class GroupConsumer:
         """This breaks the member for good, unless something else did before."""
         self.fatal_error = self.fatal_error or error
 
-    def translate(self, error: KafkaException | KafkaError, operation: str) -> StreamsError:
-        """The driver's error as one of ours, without what must not be printed."""
-        return translate(error, operation, self._settings.scrub)
-
     def _on_client_error(self, error: KafkaError) -> None:
         """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
-        try:
-            if self._user_error_callback is not None:
-                self._user_error_callback(error)
-        except Exception:
-            logger.exception("group %s: error_cb raised", self._group)
+        self._settings.call_user("error_cb", error, f"group {self._group}: ")
         self._requests.record_client_error(error)
         if error.code() not in _REPORTED_ERRORS and not error.fatal():
             # One connection of several, often one that was idle: the driver makes another.
@@ -292,10 +279,10 @@ class GroupConsumer:
                 operation, time.monotonic() - REQUEST_TIMEOUT
             )
         if isinstance(translated, Fatal) and self.ever_assigned:
-            # It worked before: a broker that starts up may not know its users yet.
+            # It worked before: a broker that is starting may not know its users yet.
             translated = Unavailable(str(translated))
         if not isinstance(self.deferred_error, Fatal):
-            self.deferred_error = translated  # what else is said of it: that all brokers are down
+            self.deferred_error = translated  # a Fatal one says more than that no broker answers
 
     # -- ownership
 
@@ -303,24 +290,34 @@ class GroupConsumer:
         try:
             snapshot, now = decode_snapshot(text), time.monotonic()
             self.ownership.observe(snapshot, now)
+            generation = self._consumer.consumer_group_metadata()  # opaque, but it can be compared
+            if generation != self._generation:
+                self._generation = generation
+                self.group_changed = True
             self._connectivity.observe_member(
                 snapshot, self.partitions.fetched - self.partitions.paused, now
             )
-            if self._user_stats_callback is not None:
-                self._user_stats_callback(text)
+            if (user_callback := self._settings.user_config.get("stats_cb")) is not None:
+                user_callback(text)
         except Exception:
             logger.exception("group %s: the driver's statistics were not understood", self._group)
 
     def extend_ownership(self) -> None:
-        """Carry what is confirmed over to what is owned."""
+        """Set ``valid_until`` of all that is owned to what has been confirmed."""
         valid_until = self.ownership.valid_until
         if valid_until != self._valid_until:
             self._valid_until = valid_until
             for assignment in self.partitions.owned.values():
                 assignment.valid_until = valid_until
 
+    def confirm_ownership(self, moment: float) -> None:
+        """A commit that was sent at ``moment`` was accepted."""
+        if not self._settings.kip848:  # only a classic coordinator takes a commit for a heartbeat
+            self.ownership.confirm(moment)
+            self.extend_ownership()
+
     def start_ownership(self) -> float:
-        """Until when ownership of what is about to be owned is certain."""
+        """Until when ownership is certain for partitions that are about to be owned."""
         self._valid_until = self.ownership.valid_until
         return self._valid_until
 
@@ -336,20 +333,20 @@ class GroupConsumer:
             self.fatal_error = self.translate(error, f"joining group {self._group!r}")
 
     def _member_id(self) -> str | None:
-        """Who we are in the group; None where the driver has left it, unpolled for too long."""
+        """Our ID in the group; None where the driver has left it, as nobody polled for too long."""
         ownership = self.ownership
         if time.monotonic() > ownership.polled_at + ownership.max_poll_interval:
             return None
         return self._consumer.memberid()
 
     def _on_commit(self, error: KafkaError | None, partitions: list[KTopicPartition]) -> None:
-        """The driver's on_commit: how a commit ended, told inside a poll."""
+        """The driver's on_commit, called inside a poll: how a commit ended."""
         self.commits.on_commit(error, partitions)
         failed = error or next(
             (partition.error for partition in partitions if partition.error is not None), None
         )
         if failed is None or failed.code() == KafkaError._FATAL:
-            return  # what was fatal, such as that the member is fenced, the driver tells by itself
+            return  # the driver reports what is fatal by itself, such as that the member is fenced
         if failed.code() in _MEMBERSHIP_LOST:
             self.ownership.confirmed_at = float("-inf")
         elif error_class_of(failed) is not Unavailable:

@@ -1,30 +1,24 @@
 """What decides whether a message that Kafka acknowledged can be lost.
 
-Brokers acknowledge from memory, so what keeps a message is that several have it: with ``acks=all``
-(which the toolkit's producer always asks for) at least ``min.insync.replicas`` of them.
+Brokers acknowledge from memory, so a message is safe because several have it: with ``acks=all``
+(which our producer always uses) at least ``min.insync.replicas`` of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from confluent_kafka import TopicCollection
 
 # Documented there, though the package's __all__ does not list all of them.
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
-    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
-)
+# pyright: reportPrivateImportUsage=false
+from confluent_kafka.admin import AdminClient, ResourceType  # type: ignore[attr-defined]
 
 from streams.errors import LogError, NotFound
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry
+from streams.log.kafka.client import RequestRetry
+from streams.log.kafka.topics import OFFSETS_TOPIC
 from streams.log.names import topic_not_found
 from streams.log.protocol import DurabilityFact
-
-OFFSETS_TOPIC = "__consumer_offsets"
-"""Where Kafka keeps the groups' positions."""
 
 
 def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact, ...]:
@@ -72,7 +66,7 @@ def durability_facts(requests: RequestRetry, topic: str) -> tuple[DurabilityFact
 def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
     try:
         replicas, _ = _replica_counts(requests, OFFSETS_TOPIC)
-    except LogError:  # it comes with the first group; or this login may not ask
+    except LogError:  # there has been no group yet; or this login may not ask
         return ()
     advice = "with its broker all groups lose their places: give it 3 replicas"
     enough = replicas >= 2
@@ -82,14 +76,12 @@ def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
 
 
 def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
-    """Of the partition that has the fewest: how many replicas, and how many of them in sync."""
-
-    def request(admin: AdminClient) -> Any:
-        topics = TopicCollection([topic])
-        return admin.describe_topics(topics, request_timeout=REQUEST_TIMEOUT)[topic]
-
+    """The fewest replicas, and the fewest in-sync replicas, of any partition."""
+    wanted = TopicCollection([topic])
     try:
-        description = requests.run_admin(f"asking for topic {topic}", request)
+        description = requests.run_admin(
+            f"asking for topic {topic}", AdminClient.describe_topics, wanted
+        )
     except NotFound as error:
         raise topic_not_found(topic) from error
     return (
@@ -99,14 +91,10 @@ def _replica_counts(requests: RequestRetry, topic: str) -> tuple[int, int]:
 
 
 def _topic_config(requests: RequestRetry, topic: str) -> Mapping[str, str]:
-    """The topic's settings as they apply; none where this login may not ask."""
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-
-    def request(admin: AdminClient) -> Any:
-        return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
-
+    """The topic's effective settings; none where this login may not ask."""
+    operation = f"asking for the settings of {topic}"
     try:
-        entries = requests.run_admin(f"asking for the settings of {topic}", request)
+        config = requests.read_config(operation, ResourceType.TOPIC, topic)
     except LogError:
         return {}
-    return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+    return {name: value for name, value in config.items() if value is not None}

@@ -1,19 +1,17 @@
 """The driver's errors and log lines in our words.
 
-**Errors** go through one table, looked at once, at the log's boundary. What an error *means*
-depends on whether a write may already be in the log, so writes have a short table of their own that
-is asked first. A code in no table goes by what the driver itself says about it (fatal, worth trying
-again).
+**Errors** are translated by one table, at the log's boundary. What an error *means* depends on
+whether a write may already be in the log, so writes have a short table of their own that comes
+first. For a code in no table the driver's own flags decide (fatal, retriable).
 
-What the driver says of a connection is cut down to the broker's address and the reason
-(:func:`parse_connection_failure`); the names of its threads, states and durations help nobody else.
+A message about a connection is cut down to the broker's address and the reason
+(:func:`parse_connection_failure`); the driver's threads, states and durations help nobody.
 
-**Log lines** go into Python's logging, each as often as it helps. librdkafka tells of every attempt
-to connect, for every client and several times a second while a broker is away. Such lines are cut
-down to the broker and the reason and come at level INFO: whoever needs the broker gets an error or
-a warning of ours. The same line, whichever client it is of, is let through again after
-:data:`FIRST_QUIET` seconds, then after twice that and so on up to :data:`LAST_QUIET`, with the
-number of those that were not.
+**Log lines** go into Python's logging, without repetitions. librdkafka logs every attempt to
+connect, for every client and several times a second while a broker is away. Such lines are cut down
+to the broker and the reason and get level INFO: a caller that needs the broker gets an error or a
+warning of ours. The same line, from any client, is logged again after :data:`FIRST_QUIET` seconds,
+then after twice that and so on up to :data:`LAST_QUIET`, with the number of suppressed ones.
 """
 
 from __future__ import annotations
@@ -79,13 +77,13 @@ _ERROR_NAMES: Mapping[ErrorClass, str] = {
 }
 
 _WRITE_ERROR_NAMES: Mapping[ErrorClass, str] = {
-    # The record was sent, or may have been, and nobody said what became of it. One that is purged
-    # from the queue may have been sent before and wait there to be sent again.
+    # The record was sent, or may have been, and the result is unknown. One that is purged from the
+    # queue may have been sent before and wait there for a retry.
     OutcomeUnknown: """
         _MSG_TIMED_OUT _PURGE_INFLIGHT _PURGE_QUEUE _TIMED_OUT _TRANSPORT DUPLICATE_SEQUENCE_NUMBER
         INVALID_PRODUCER_EPOCH NETWORK_EXCEPTION NOT_ENOUGH_REPLICAS_AFTER_APPEND
         OUT_OF_ORDER_SEQUENCE_NUMBER REQUEST_TIMED_OUT UNKNOWN_PRODUCER_ID
-        _FATAL _GAPLESS_GUARANTEE""",
+        _FATAL _GAPLESS_GUARANTEE"""
 }
 
 
@@ -104,7 +102,7 @@ ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_ERROR_NAMES)
 """What a code means where nothing was written."""
 
 OUT_OF_RANGE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
-"""What the driver says where the log has no such offset any more."""
+"""Errors where the log no longer has an offset."""
 
 WRITE_ERROR_CLASSES: Mapping[int, ErrorClass] = _classes_by_code(_WRITE_ERROR_NAMES)
 """What a code means for a record that was handed to the producer; asked before
@@ -159,7 +157,7 @@ def error_class_of(error: KafkaError, *, write: bool = False) -> ErrorClass:
     if error.fatal() or code == KafkaError._FATAL:
         if write:
             return OutcomeUnknown
-        # A fatal state is told with the code that caused it, or with that one's text alone.
+        # A fatal state is reported with the code that caused it, or with that one's text alone.
         return MemberFenced if code == _FENCED_CODE or _FENCED_TEXT in error.str() else Fatal
     error_class = ERROR_CLASSES.get(code)
     if error_class is None:
@@ -203,11 +201,11 @@ def _one_line(text: str) -> str:
 
 
 CONNECTION_CLOSED = "it closes the connection"
-"""What the driver tells only as the number of brokers that are down."""
+"""The reason where the driver reports only the number of brokers that are down."""
 
 
 class ConnectionFailure(NamedTuple):
-    """What the driver says of one broker's connection."""
+    """Why a connection to a broker failed."""
 
     address: str
     """``host:port``."""
@@ -231,7 +229,7 @@ _CONNECTION_NOISE = re.compile(
 
 
 def parse_connection_failure(text: str) -> ConnectionFailure | None:
-    """The broker's address and the reason, from a line of the driver's; None if it is no such."""
+    """The broker's address and the reason, from a text of the driver's; None if it is another."""
     match = _CONNECTION_LINE.fullmatch(_one_line(text))
     if match is None:
         return None
@@ -248,10 +246,10 @@ def parse_connection_failure(text: str) -> ConnectionFailure | None:
 def unreachable_error(
     operation: str, hosts: str, failures: Iterable[ConnectionFailure], *, tls: bool
 ) -> Unavailable:
-    """The error for a question that no broker answered.
+    """The error for a request that no broker answered.
 
     :param hosts: the brokers, as the URL names them.
-    :param failures: what the driver said of its connections meanwhile.
+    :param failures: failures of connections meanwhile.
     :param tls: connections are encrypted.
     """
     text = "; ".join(dict.fromkeys(map(str, failures))) or f"no answer from {hosts}"
@@ -276,22 +274,22 @@ _MAX_REMEMBERED = 500
 """Different lines that are remembered."""
 
 _TRANSIENT_FACILITIES = frozenset({"ERROR", "FAIL", "GETPID", "REQTMOUT"})
-"""What the driver tells of connections, and of what it tries again by itself."""
+"""Lines about connections, and about what the driver retries by itself."""
 
-# What differs between two tellings of one thing: the client's and thread's names, and durations.
+# What differs between two lines about the same thing: names of threads, and durations.
 _THREAD_PREFIX = re.compile(r"^\[thrd:[^]]*\]: ")
 _VARYING_DETAIL = re.compile(r"\(after \d+ms[^)]*\)|\d+ ?ms|\b\d+(\.\d+)?s\b")
 
 
 class _LoggedLine(NamedTuple):
-    """A line that the driver has told before."""
+    """A line that was logged before."""
 
     since: float
-    """When it was let through."""
+    """When it was logged."""
     quiet: float
-    """Seconds for which it is kept back since."""
+    """Seconds from then on for which it is suppressed."""
     suppressed: int
-    """How often it was kept back."""
+    """How often it was suppressed."""
 
 
 class DriverLogger:
@@ -310,10 +308,10 @@ class DriverLogger:
         self._last_logged: dict[str, _LoggedLine] = {}
 
     def log(self, level: int, text: str, facility: str, client: str, line: str) -> None:
-        """One line of the driver: ``text`` is a format of the three that follow it."""
+        """Log a line of the driver; ``text`` is a format for the three arguments after it."""
         line = self._scrub(_THREAD_PREFIX.sub("", line))
         if facility in _TRANSIENT_FACILITIES and level >= logging.INFO:
-            # What is info to the driver is a connection that was idle for long.
+            # At level INFO the driver reports a connection that was closed while idle.
             level = logging.INFO if level > logging.INFO else logging.DEBUG
             failure = parse_connection_failure(line)
             if failure is not None:
@@ -331,14 +329,14 @@ class DriverLogger:
         self._logger.log(level, text + "%s", facility, client, line, suffix)
 
     def _take_suppressed(self, key: str) -> int | None:
-        """How often this line was kept back; None if it is kept back now."""
+        """How often this line was suppressed; None if it is suppressed now."""
         now = self._clock()
         with self._lock:
             last = self._last_logged.get(key, _LoggedLine(float("-inf"), 0.0, 0))
             if now - last.since < last.quiet:
                 self._last_logged[key] = last._replace(suppressed=last.suppressed + 1)
                 return None
-            # What was not told for long is news again.
+            # A line that did not come for long is new again.
             recurring = now - last.since < 3 * last.quiet
             quiet = min(LAST_QUIET, 2 * last.quiet) if recurring else FIRST_QUIET
             if len(self._last_logged) >= _MAX_REMEMBERED:

@@ -1,31 +1,44 @@
-"""Moving a group that runs: where the order is left, and how its members find it.
+"""Setting the offsets of a group that runs: where the request is left, and how members find it.
 
-Kafka lets nobody set the positions of a group that has members, and no client can send members
-away. So the new places are written as the positions of a second group, the *reset group*
-(``__streams.move.{group}``). Each running member asks every :data:`POLL_INTERVAL` seconds whether
-anything lies there for its topics: a move of a topic always has an entry for partition 0, so that
-is one small question however many partitions there are. The owner of a partition found there gives
-the partition up as lost, commits the new place itself, marks it as taken, and starts over. Whoever
-ordered the move waits until all its places are marked, and clears the reset group.
+Kafka does not let anybody set the offsets of a group that has members, and no client can expel
+members. So the new offsets are committed to a second group, the *reset group*
+(``__streams.move.{group}``). A running member that looks there finds them, gives the partition up
+as lost, commits the new offset itself, marks it as applied, and starts over. The requester waits
+until all are marked, and deletes the reset group. Members that do not run this toolkit never look,
+and then the request is withdrawn.
 
-A place that is marked has a progress that no log accepts (it is not ASCII), so the two cannot be
-mistaken. Members that are not ours never look, and the order is withdrawn.
+**When a member looks.** Whenever the group has changed: it got partitions, or the generation (of a
+classic group) or its epoch (with KIP-848) is another one. So the requester, once it has left the
+request, joins the group for a moment, which changes that for every member. It subscribes to
+:data:`~streams.log.kafka.topics.OFFSETS_TOPIC`, so that members keep all their partitions; where
+this user may not, to the topic itself, and then a partition may go to and fro. A request for a
+topic always has an entry for partition 0, so a look is one small request however many partitions
+there are. Where it finds one, the member looks every :data:`POLL_INTERVAL` seconds until the
+request is gone. An eager assignor revokes everything when a member joins; so nobody joins such a
+group, and its members look every :data:`POLL_INTERVAL` seconds all the time.
 
-Asked is through a consumer that never joins, in a thread of its own: polling must not wait for the
-answer, and the AdminClient, which would not wait either, aborts the whole process when the
-coordinator dies while it is asked (librdkafka's issue 4605).
+A marked offset has a progress that no log accepts (it is not ASCII), so the two cannot be mistaken.
+
+Members look in a thread of its own, through a consumer that never joins: polling must not wait for
+the answer, and the AdminClient, which would not wait either, aborts the whole process when the
+coordinator dies during a request (librdkafka's issue 4605).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
-from queue import SimpleQueue
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 
-from streams.errors import GroupNotEmpty, StreamsError
+from confluent_kafka import Consumer, ConsumerGroupType, KafkaException
+from confluent_kafka import TopicPartition as KTopicPartition
+
+from streams.errors import GroupNotEmpty, LogError, StreamsError, Unavailable
+from streams.log.kafka.client import close_in_background
 from streams.log.kafka.groups import INTERNAL_PREFIX, Groups
 from streams.log.kafka.offsets import OffsetReader
+from streams.log.kafka.topics import OFFSETS_TOPIC, Metadata
 from streams.log.protocol import Committed, TopicPartition
 from streams.text import get_logger
 
@@ -35,7 +48,10 @@ POLL_INTERVAL = 2.0
 """Seconds between two looks at the reset group."""
 
 RESET_TIMEOUT = 20.0
-"""Seconds until an order that nobody takes is withdrawn."""
+"""Seconds until a request that is not applied is withdrawn."""
+
+LEAVE_TIMEOUT = 5.0
+"""Seconds that joining and leaving the group may delay the end of a request."""
 
 RESET_PREFIX = INTERNAL_PREFIX + "move."
 
@@ -47,33 +63,33 @@ def reset_group_name(group: str) -> str:
     return RESET_PREFIX + group
 
 
-def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
-    """Have the running members of a group start over from these places; returns once they do.
+def force_reset(
+    groups: Groups, metadata: Metadata, group: str, topic: str, offsets: Mapping[int, Committed]
+) -> None:
+    """Have the running members of a group start over from these offsets; returns once they do.
 
-    :raises GroupNotEmpty: they do not look for it; nothing was moved that is not marked.
+    :raises GroupNotEmpty: they do not; nothing was reset but what is marked.
     """
     reset_group = reset_group_name(group)
     groups.alter_offsets(reset_group, topic, {0: Committed(0, APPLIED), **offsets})
     deadline = time.monotonic() + RESET_TIMEOUT
     try:
-        while True:
-            requested = groups.committed(reset_group, [(topic, partition) for partition in offsets])
-            not_applied = [
-                key for key, committed in requested.items() if committed.progress != APPLIED
-            ]
-            if not not_applied:
-                return
-            if time.monotonic() > deadline:
-                raise GroupNotEmpty(
-                    f"group {group!r}: its members did not give up "
-                    f"{', '.join(f'{topic}/{partition}' for topic, partition in not_applied)} "
-                    "within "
-                    f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
-                    "never "
-                    "give theirs up; static members that were stopped count until their sessions "
-                    "have ended: then try again)"
-                )
-            time.sleep(0.25)
+        with closing(_Visit(groups, metadata, group, topic)) as visit:
+            while True:
+                wanted = [(topic, partition) for partition in offsets]
+                requested = groups.committed(reset_group, wanted)
+                waiting = [key for key, each in requested.items() if each.progress != APPLIED]
+                if not waiting:
+                    return
+                if time.monotonic() > deadline:
+                    names = ", ".join(f"{topic}/{partition}" for topic, partition in waiting)
+                    raise GroupNotEmpty(
+                        f"group {group!r}: its members did not give up {names} within "
+                        f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
+                        "never give theirs up; static members that were stopped count until their "
+                        "sessions have ended: then try again)"
+                    )
+                visit.wait(0.25)
     finally:
         try:
             groups.delete_group(reset_group)
@@ -81,76 +97,140 @@ def force_reset(groups: Groups, group: str, topic: str, offsets: Mapping[int, Co
             logger.warning("group %s: its desk was not cleared: %s", group, error)
 
 
-class ResetRequests:
-    """A member's view of its group's reset group. Looking never waits."""
+class _Visit:
+    """Joins a group for a moment, and fetches nothing."""
 
-    def __init__(self, groups: Groups, group: str) -> None:
+    def __init__(self, groups: Groups, metadata: Metadata, group: str, topic: str) -> None:
+        self._consumer: Consumer | None = None
+        self._joined = False
+        description = groups.describe(group)
+        if description is None:
+            return
+        config = {"group.protocol": "consumer"}
+        if description.type is not ConsumerGroupType.CONSUMER:
+            if "cooperative" not in description.partition_assignor:
+                return
+            assignor = description.partition_assignor
+            config = {"partition.assignment.strategy": assignor, "session.timeout.ms": "10000"}
+        try:
+            metadata.read(OFFSETS_TOPIC)
+            topic = OFFSETS_TOPIC
+        except LogError as error:
+            logger.debug("group %s: joining it for %s: %s", group, topic, error)
+        try:
+            self._consumer = groups.connect_outsider(group, config)
+            self._consumer.subscribe([topic], on_assign=self._on_assign)
+        except (KafkaException, StreamsError) as error:
+            logger.warning("group %s: cannot be joined: %s", group, error)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
+        self._joined = True
+        consumer.incremental_assign([])
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and leave the group as soon as it was joined."""
+        if self._consumer is None:
+            time.sleep(seconds)
+            return
+        try:
+            self._consumer.consume(1, seconds)  # what comes is no message, but an error
+        except KafkaException as error:
+            logger.debug("joining for a moment: %s", error)
+            self._joined = True
+        if self._joined:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the group. A consumer that is closed while it joins remains a member until its
+        session ends, so this waits for the join, but not long."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        deadline = time.monotonic() + LEAVE_TIMEOUT
+        try:
+            while not self._joined and time.monotonic() < deadline:
+                consumer.consume(1, 0.1)
+        except KafkaException as error:
+            logger.debug("joining for a moment: %s", error)
+        close_in_background(consumer).join(LEAVE_TIMEOUT)
+
+
+class ResetRequests:
+    """A member's view of its group's reset group. Looking never blocks the member.
+
+    :param always: look all the time, not only when the group has changed.
+    """
+
+    def __init__(self, groups: Groups, group: str, *, always: bool) -> None:
         self._groups = groups
         self._reset_group = reset_group_name(group)
-        self._pending: Mapping[TopicPartition, Committed] = {}
-        self._needs_partitions = False
-        """The thread wants to know which partitions to ask for."""
-        self._partitions: SimpleQueue[tuple[TopicPartition, ...] | None] = SimpleQueue()
-        """What it is told; None: the member leaves."""
-        self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._poll_requests, name=f"streams-kafka-desk-{group}", daemon=True
-        )
-        self._thread.start()
+        self._always = always
+        self._look_at = float("inf")
+        """Monotonic time of the next look."""
+        self._thread: threading.Thread | None = None
+        """The look in progress, or the last one, whose result is to be taken."""
+        self._found: Mapping[TopicPartition, Committed] = {}
+        self._reader: OffsetReader | None = None
+
+    def look_soon(self) -> None:
+        """The group has changed."""
+        self._look_at = float("-inf")
 
     def take_pending(
         self, partitions: Collection[TopicPartition]
     ) -> Mapping[TopicPartition, Committed]:
-        """The places that wait for the owner of ``partitions``, as far as is known."""
-        if self._needs_partitions:
-            self._needs_partitions = False
-            self._partitions.put(tuple(partitions))
-        pending = self._pending
-        if not pending:
-            return pending
-        self._pending = {}
-        return {key: committed for key, committed in pending.items() if key in partitions}
+        """The offsets requested for ``partitions``, as far as they are known. They are to be
+        applied before this is called again."""
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return {}
+            self._thread = None
+            return {key: each for key, each in self._found.items() if key in partitions}
+        if partitions and self._look_at <= time.monotonic():
+            self._look_at = float("inf")
+            self._thread = threading.Thread(
+                target=self._look,
+                args=(tuple(partitions),),
+                name="streams-kafka-resets",
+                daemon=True,
+            )
+            self._thread.start()
+        return {}
 
     def mark_applied(self, offsets: Mapping[TopicPartition, Committed]) -> None:
-        """Mark places as taken.
+        """Mark offsets as applied.
 
         :raises Unavailable: they are not; they will be found again.
         """
-        topics: dict[str, dict[int, Committed]] = {}
-        for (topic, partition), committed in offsets.items():
-            topics.setdefault(topic, {})[partition] = Committed(committed.position, APPLIED)
-        for topic, applied in topics.items():
+        for topic in sorted({topic for topic, _ in offsets}):
+            applied = {
+                partition: Committed(committed.position, APPLIED)
+                for (name, partition), committed in offsets.items()
+                if name == topic
+            }
             self._groups.alter_offsets(self._reset_group, topic, applied)
 
     def close(self) -> None:
-        """Stop asking."""
-        self._closed.set()
-        self._partitions.put(None)
+        """Stop looking."""
+        if self._reader is not None:
+            self._reader.close()
 
-    def _poll_requests(self) -> None:
-        offset_reader: OffsetReader | None = None
-        while not self._closed.wait(POLL_INTERVAL):
-            self._needs_partitions = True
-            partitions = self._partitions.get()
-            if not partitions:
-                continue
-            try:
-                if offset_reader is None:
-                    offset_reader = self._groups.offset_reader(self._reset_group)
-                self._pending = _read_pending(offset_reader, partitions)
-            except StreamsError as error:
-                # Whoever may not ask, or cannot just now, is not moved.
-                logger.debug("group %s: its desk: %s", self._reset_group, error)
-        if offset_reader is not None:
-            offset_reader.close()
-
-
-def _read_pending(
-    offset_reader: OffsetReader, partitions: Collection[TopicPartition]
-) -> Mapping[TopicPartition, Committed]:
-    if not offset_reader.committed(
-        [(topic, 0) for topic in sorted({topic for topic, _ in partitions})]
-    ):
-        return {}
-    requested = offset_reader.committed(list(partitions))
-    return {key: committed for key, committed in requested.items() if committed.progress != APPLIED}
+    def _look(self, partitions: Sequence[TopicPartition]) -> None:
+        self._found, again = {}, self._always
+        reader = self._reader = self._reader or self._groups.offset_reader(self._reset_group)
+        try:
+            if reader.committed(
+                [(topic, 0) for topic in sorted({topic for topic, _ in partitions})]
+            ):
+                again = True
+                found = reader.committed(partitions)
+                self._found = {key: each for key, each in found.items() if each.progress != APPLIED}
+        except StreamsError as error:
+            # A member that may not read this is not reset; one that cannot now tries again.
+            again = again or isinstance(error, Unavailable)
+            logger.debug("group %s: its desk: %s", self._reset_group, error)
+        if again:
+            self._look_at = min(self._look_at, time.monotonic() + POLL_INTERVAL)
+        else:
+            self._reader = None
+            reader.close()

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
-from confluent_kafka import (
-    ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
-)
+from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions
+
+# Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
-    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
-    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
+    ConsumerGroupDescription,
+    ResourceType,
 )
 
 from streams.errors import GroupNotEmpty, LogError, NotFound, Unavailable
-from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, error_names
-from streams.log.kafka.errors import translate
-from streams.log.kafka.offsets import CommittedOffsets, OffsetReader, to_driver
-from streams.log.kafka.settings import Settings
+from streams.log.kafka.client import RequestRetry, error_names
+from streams.log.kafka.offsets import OffsetReader, to_driver
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 
 INTERNAL_PREFIX = "__streams."
-"""What the names of groups begin with that are none, but notes of this toolkit."""
+"""The prefix of groups that have no members and hold notes of this toolkit."""
 
 KIP848_SESSION_TIMEOUT = 45.0
 """Kafka's default of group.consumer.session.timeout.ms, in seconds."""
@@ -34,41 +33,30 @@ class Groups:
     """The groups of one cluster (any thread)."""
 
     def __init__(
-        self,
-        settings: Settings,
-        committed_offsets: CommittedOffsets,
-        requests: RequestRetry,
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
     ) -> None:
-        self._settings = settings
-        self._committed_offsets = committed_offsets
+        self._connect = connect
+        self._requests = requests
         self._run_admin = requests.run_admin
 
     def session_timeout(self, group: str) -> float:
-        """Seconds after which a broker gives up a silent member of a KIP-848 group.
-
-        Kafka's default where this user may not ask.
-        """
-        resource = ConfigResource(ResourceType.GROUP, group)
-
-        def request(admin: AdminClient) -> Any:
-            return admin.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource]
-
+        """Seconds after which a broker expels a silent member of a KIP-848 group: Kafka's default
+        where this user may not ask."""
+        operation = f"asking for the session of group {group}"
         try:
-            config = self._run_admin(f"asking for the session of group {group}", request)
-            return int(config["consumer.session.timeout.ms"].value) / 1000
+            config = self._requests.read_config(operation, ResourceType.GROUP, group)
+            return int(config["consumer.session.timeout.ms"] or "") / 1000
         except Unavailable:
             raise
-        except (LogError, KeyError, ValueError, TypeError):
+        except (LogError, KeyError, ValueError):
             return KIP848_SESSION_TIMEOUT
 
     def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         operation = "listing groups"
-        listing = self._run_admin(
-            operation, lambda admin: admin.list_consumer_groups(request_timeout=REQUEST_TIMEOUT)
-        )
+        listing = self._run_admin(operation, AdminClient.list_consumer_groups)
         if listing.errors and not listing.valid:
-            raise translate(listing.errors[0], operation, self._settings.scrub)
+            raise self._requests.settings.translate(listing.errors[0], operation)
         names = {each.group_id for each in listing.valid}
         return sorted(name for name in names if not name.startswith(INTERNAL_PREFIX))
 
@@ -77,57 +65,66 @@ class Groups:
 
         :raises NotFound: there is none of that name.
         """
-        members, exists = self._members(group)
+        description = self.describe(group)
         offsets = self.committed(group)
-        if not exists and not offsets:
+        if description is None and not offsets:
             raise group_not_found(group)
-        return GroupInfo(group, members, offsets)
+        return GroupInfo(group, self._members(description), offsets)
 
-    def _members(self, group: str) -> tuple[tuple[MemberInfo, ...], bool]:
-        """Who is in the group, and whether it exists at all."""
-
-        def request(admin: AdminClient) -> Any:
-            return admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
-
+    def describe(self, group: str) -> ConsumerGroupDescription | None:
+        """What Kafka knows of a group; None if it does not exist."""
+        operation = f"asking for group {group}"
         try:
-            description = self._run_admin(f"asking for group {group}", request)
+            found: ConsumerGroupDescription = self._run_admin(
+                operation, AdminClient.describe_consumer_groups, [group]
+            )
         except NotFound:
-            return (), False
+            return None
+        return None if found.state is ConsumerGroupState.DEAD else found
+
+    def _members(self, description: ConsumerGroupDescription | None) -> tuple[MemberInfo, ...]:
+        if description is None:
+            return ()
         members = []
         for member in description.members:
-            assigned = member.assignment.topic_partitions if member.assignment is not None else ()
+            assignment: Any = member.assignment  # the driver may have none
+            assigned = assignment.topic_partitions if assignment is not None else ()
             owned = tuple(sorted((partition.topic, partition.partition) for partition in assigned))
             members.append(MemberInfo(member.member_id, owned))
-        return tuple(members), description.state is not ConsumerGroupState.DEAD
+        return tuple(members)
 
     # -- positions
 
     def committed(
         self, group: str, partitions: Sequence[TopicPartition] | None = None
     ) -> dict[TopicPartition, Committed]:
-        """A group's places, in these partitions or in all; none if there is no such group."""
-        return self._committed_offsets.read(group, partitions)
+        """A group's offsets, in these partitions or in all; none if there is no such group."""
+        with closing(self.offset_reader(group)) as reader:
+            return reader.committed(partitions)
 
     def offset_reader(self, group: str) -> OffsetReader:
-        """Somebody who asks for one group's places again and again."""
-        return self._committed_offsets.offset_reader(group)
+        """A reader of one group's offsets, for repeated use."""
+        return OffsetReader(self._connect, group, self._requests)
+
+    def connect_outsider(self, group: str, config: Mapping[str, str]) -> Consumer:
+        """A consumer with none of the user's settings of members, and these.
+
+        :raises ConfigError: the driver does not take them.
+        """
+        return self._connect({**self._requests.settings.offset_reader_config(group), **config})
 
     def alter_offsets(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
-        """Set a group's places in a topic.
+        """Set a group's offsets in a topic.
 
         :raises GroupNotEmpty: it has running members.
         """
         if not offsets:
             return
         partitions = to_driver({(topic, number): offsets[number] for number in sorted(offsets)})
-
-        def request(admin: AdminClient) -> Any:
-            return admin.alter_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=REQUEST_TIMEOUT
-            )[group]
-
+        wanted = [ConsumerGroupTopicPartitions(group, partitions)]
+        operation = f"moving group {group} in {topic}"
         try:
-            self._run_admin(f"moving group {group} in {topic}", request)
+            self._run_admin(operation, AdminClient.alter_consumer_group_offsets, wanted)
         except LogError as error:
             raise self._not_empty_error(group, error) from error
 
@@ -149,15 +146,16 @@ class Groups:
         return True
 
     def _not_empty_error(self, group: str, error: LogError) -> LogError:
-        """Kafka refuses to change a group with members under several names."""
+        """The error for a change that Kafka refused, which for a group with members it does with
+        several codes."""
         if not {"UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP", "STALE_MEMBER_EPOCH"} & error_names(error):
             return error
-        members, _ = self._members(group)
-        if not members:
+        description = self.describe(group)
+        if description is None or not description.members:
             return error
         return group_not_empty(
             group,
-            len(members),
+            len(description.members),
             " (a static member, as those of run --workers are, counts until its session has ended, "
             "10 s unless set otherwise, after it was stopped: then try again)",
         )
@@ -168,12 +166,8 @@ class Groups:
         :raises GroupNotEmpty: it has running members.
         :raises NotFound: there is none of that name.
         """
-
-        def request(admin: AdminClient) -> Any:
-            return admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)[group]
-
         try:
-            self._run_admin(f"deleting group {group}", request)
+            self._run_admin(f"deleting group {group}", AdminClient.delete_consumer_groups, [group])
         except NotFound as error:
             raise group_not_found(group) from error
         except LogError as error:

@@ -1,26 +1,26 @@
 """A group's offsets: committing them as a member, and reading them as anybody.
 
-**Committing** is never backwards, never two at a time, never waiting without end. Of the driver's
-commits, the synchronous one has no deadline (while a broker is frozen it does not return), and the
-asynchronous one tells its end only inside ``poll``, which nobody can call where a revocation waits
-for its last commit. So a commit is sent asynchronously, and then the places are read back, which
-has a deadline: both go to the coordinator over one connection, which answers in order, so what is
+**Committing** never goes backwards, never overlaps, and never waits without a deadline. The
+driver's synchronous commit has no deadline (while a broker is frozen it does not return), and the
+asynchronous one reports its result only inside ``poll``, which nobody can call while a revocation
+waits for its last commit. So a commit is sent asynchronously, and then the offsets are read back,
+with a deadline: both go to the coordinator over one connection, which answers in order, so what is
 read is what the commit did.
 
-A *submit* is sent the same way, and nobody waits: the driver tells its end in a later poll. Where
-one is followed by a commit that is waited for, it is read back first; if it is not there, it was
-refused, and should it land late all the same, the newest is sent once more.
+An asynchronous commit (``commit_async``) is sent the same way, and the driver reports its result in
+a later poll. A synchronous one that follows reads it back first; if it is not there, it was
+refused.
 
-A commit that could not be read back is *perhaps* stored, now or when the driver tries again, and
-the next one must not overtake it: until its end is known, the next says
+A commit that could not be read back *may* be stored, now or when the driver retries, and the next
+one must not overtake it: until its result is known, the next raises
 :class:`~streams.errors.Unavailable`. What was sent once is never followed by something older; and
-should the driver tell that an old one landed late, the newest is sent once more.
+where the driver reports that an old one landed late, the newest is sent once more.
 
 **Reading** does not use the AdminClient's ListConsumerGroupOffsets: while a coordinator moves or
 starts up, its answer makes librdkafka 2.16 read the group state that only a consumer has, and the
-process dies (seen: SIGSEGV in rd_kafka_handle_OffsetFetch). A consumer that never joins its group
-asks the same safely. It must be told the partitions, so all those of existing topics are asked for;
-Kafka answers with those that have a position.
+process crashes (seen: SIGSEGV in rd_kafka_handle_OffsetFetch). A consumer that never joins the
+group asks the same safely. It must name the partitions, so it names all of existing topics; Kafka
+answers with those that have an offset.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -35,7 +36,6 @@ from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient
-from streams.log.kafka.settings import Settings
 from streams.log.kafka.topics import INTERNAL_TOPICS
 from streams.log.protocol import Assignment, Commit, Committed, Submitted, TopicPartition
 from streams.text import get_logger
@@ -46,41 +46,39 @@ SendCommit = Callable[[list[KTopicPartition]], None]
 ReadCommitted = Callable[[Sequence[TopicPartition]], Mapping[TopicPartition, "Committed | None"]]
 
 RETRY_TIMEOUT = 3.0
-"""Seconds for which a commit that is refused is tried again: the driver ends a rebalance by itself
-meanwhile, and learns the generation under which it is taken."""
+"""Seconds for which a refused commit is retried: meanwhile the driver ends a rebalance by itself,
+and learns the generation under which the commit is accepted."""
 
 RETRY_PAUSE = 0.1
 """Seconds between two tries."""
 
 UNANSWERED_TIMEOUT = 120.0
-"""Seconds after which the driver has surely given up a commit, if it never tells."""
+"""Seconds after which the driver has surely given up a commit whose result it never reports."""
 
 
 class MembershipLost(Exception):
-    """This member is none any more: what it commits counts for nothing."""
+    """This member was expelled from the group, so nothing that it commits is stored."""
 
 
+@dataclass(eq=False, slots=True)
 class _CommitState:
-    """What is known of one assignment's place."""
+    """What is known of the commits under one assignment."""
 
-    __slots__ = ("assignment", "sent_offset", "sent_version", "stored_version")
-
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment = assignment
-        self.stored_version = -1
-        """The newest version that is stored for certain."""
-        self.sent_version = -1
-        """The newest version that was handed to the driver."""
-        self.sent_offset: Committed | None = None
-        """The place of that version."""
+    assignment: Assignment
+    stored_version: int = -1
+    """The newest version that is stored for certain."""
+    sent_version: int = -1
+    """The newest version that was handed to the driver."""
+    sent_offset: Committed | None = None
+    """The offset of that version."""
 
 
 class OffsetCommits:
     """The commits of one subscription.
 
     :param send: the driver's asynchronous commit.
-    :param read: the group's places; raises LogError, or :class:`MembershipLost`.
-    :param member_id: the member's ID, which changes when the coordinator gave it up.
+    :param read: the group's offsets; raises LogError, or :class:`MembershipLost`.
+    :param member_id: the member's ID, which changes when the coordinator has expelled it.
     """
 
     def __init__(
@@ -92,11 +90,11 @@ class OffsetCommits:
         self._lock = threading.Lock()
         self._states: dict[TopicPartition, _CommitState] = {}
         self._in_flight: dict[TopicPartition, Committed] = {}
-        """The places of the commit whose end is not known."""
+        """The offsets of the commit whose result is not known."""
         self._in_flight_versions: dict[TopicPartition, tuple[_CommitState, int]] = {}
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
-        """Whom to tell of that commit, if it is a submit."""
+        """To be called with that result, if the commit is asynchronous."""
 
     def add_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may be committed from now on."""
@@ -105,7 +103,7 @@ class OffsetCommits:
                 self._states[assignment.topic_partition] = _CommitState(assignment)
 
     def remove_assignments(self, assignments: Iterable[Assignment]) -> None:
-        """These may not be any more; waits for a commit that is being made."""
+        """These may no longer be committed; waits for a commit that is being made."""
         with self._lock:
             for assignment in assignments:
                 key = assignment.topic_partition
@@ -130,7 +128,7 @@ class OffsetCommits:
 
     def commit_async(self, commits: Iterable[Commit], submitted: Submitted) -> bool:
         """Send the same, and tell ``submitted`` in a later poll or commit whether it is stored.
-        False: nothing was sent, as nothing is newer or the one before has not ended.
+        False: nothing was sent, as nothing is newer or the previous one has not ended.
 
         :raises KafkaException: the driver did not take it.
         """
@@ -174,7 +172,7 @@ class OffsetCommits:
         return offsets
 
     def store_unassigned(self, offsets: Mapping[TopicPartition, Committed]) -> None:
-        """Store places of partitions that are just between two assignments.
+        """Store offsets of a forced reset, whose partitions are between two assignments.
 
         :raises Unavailable: nothing is known to be stored.
         """
@@ -184,7 +182,7 @@ class OffsetCommits:
             self._commit_and_verify(offsets)
 
     def _commit_and_verify(self, offsets: Mapping[TopicPartition, Committed]) -> None:
-        """Commit; a coordinator in a rebalance refuses, so it is asked again for a while."""
+        """Commit; a coordinator refuses during a rebalance, so this is retried for a while."""
         member_id, start = self._member_id(), time.monotonic()
         self._in_flight, self._sent_at = dict(offsets), start
         while True:
@@ -200,7 +198,7 @@ class OffsetCommits:
             time.sleep(RETRY_PAUSE)
 
     def _check_previous(self) -> None:
-        """See that the commit before has ended."""
+        """See that the previous commit has ended."""
         if not self._in_flight or self._verify_stored():
             return
         if self._submitted is not None:
@@ -228,7 +226,7 @@ class OffsetCommits:
             submitted(stored)
 
     def on_commit(self, error: KafkaError | None, partitions: Sequence[KTopicPartition]) -> None:
-        """The driver tells, in a poll, how a commit ended."""
+        """The driver's report, inside a poll, of how a commit ended."""
         ended = {(part.topic, part.partition): part for part in partitions}
         if self._in_flight and all(
             key in ended and _committed_of(ended[key]) == committed
@@ -239,7 +237,7 @@ class OffsetCommits:
             self._resend_overtaken(ended)
 
     def _resend_overtaken(self, ended: Mapping[TopicPartition, KTopicPartition]) -> None:
-        """Where a commit that nobody waited for landed behind a newer one, repeat the newer."""
+        """Where a commit that nobody waited for landed after a newer one, repeat the newer."""
         overtaken = {
             key: state.sent_offset
             for key, state in self._states.items()
@@ -255,7 +253,7 @@ class OffsetCommits:
                 logger.warning("positions were not committed again: %s", error)
 
     def membership_lost(self) -> None:
-        """This member's generation is over: whatever it sent, nothing more will come of it."""
+        """This member's generation is over: nothing more comes of what it sent."""
         self._finish(stored=False)
 
 
@@ -267,64 +265,34 @@ def to_driver(offsets: Mapping[TopicPartition, Committed]) -> list[KTopicPartiti
     ]
 
 
-class CommittedOffsets:
-    """The places of any group (any thread)."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        connect: Callable[[dict[str, Any]], Consumer],
-        requests: RequestRetry,
-    ) -> None:
-        self._settings = settings
-        self._connect = connect
-        self._requests = requests
-
-    def read(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
-    ) -> dict[TopicPartition, Committed]:
-        """A group's places, in these partitions or in all; none if there is no such group."""
-        reader = self.offset_reader(group)
-        try:
-            return reader.committed(partitions)
-        finally:
-            reader.close()
-
-    def offset_reader(self, group: str) -> OffsetReader:
-        """Somebody who asks about one group again and again."""
-        return OffsetReader(
-            SharedClient(lambda: self._connect(self._settings.offset_reader_config(group))),
-            group,
-            self._requests,
-        )
-
-
 class OffsetReader:
-    """Asks about a group through a consumer that never joins it (one thread)."""
+    """Reads a group's offsets through a consumer that never joins it (one thread).
+
+    :param connect: makes a consumer.
+    """
 
     def __init__(
-        self, consumer: SharedClient[Consumer], group: str, requests: RequestRetry
+        self, connect: Callable[[dict[str, Any]], Consumer], group: str, requests: RequestRetry
     ) -> None:
-        self._consumer = consumer
+        config = requests.settings.offset_reader_config(group)
+        self._consumer = SharedClient(lambda: connect(config))
         self._group = group
         self._requests = requests
 
     def committed(
         self, partitions: Sequence[TopicPartition] | None = None
     ) -> dict[TopicPartition, Committed]:
-        """The group's places, in these partitions or in all."""
+        """The group's offsets, in these partitions or in all."""
         if partitions is not None and not partitions:
             return {}
 
         def request(consumer: Consumer) -> Mapping[TopicPartition, Committed | None]:
             requested = partitions if partitions is not None else _all_partitions(consumer)
             wanted = [KTopicPartition(*partition) for partition in requested]
+            if not wanted:
+                return {}
             try:
-                return (
-                    committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
-                    if wanted
-                    else {}
-                )
+                return committed_by_partition(consumer.committed(wanted, REQUEST_TIMEOUT))
             except KafkaException as error:
                 raise _authorization_error(consumer) or error from None
 
@@ -333,13 +301,13 @@ class OffsetReader:
         return {key: committed for key, committed in offsets.items() if committed is not None}
 
     def close(self) -> None:
-        """Let go of the consumer."""
+        """Close the consumer."""
         self._consumer.close()
 
 
 def _authorization_error(consumer: Consumer) -> KafkaException | None:
-    """That this user may not ask about the group comes only as an event; the question itself
-    just finds no coordinator in time."""
+    """The driver reports only as an event that this user may not read the group's offsets; the
+    request itself just finds no coordinator in time."""
     for event in consumer.consume(100, 0):
         error = event.error()
         if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
@@ -360,7 +328,7 @@ def _all_partitions(consumer: Consumer) -> list[TopicPartition]:
 def committed_by_partition(
     partitions: Sequence[KTopicPartition],
 ) -> dict[TopicPartition, Committed | None]:
-    """Committed places, as the driver tells them; None where there is none.
+    """Committed offsets from the driver's answer; None where there is none.
 
     :raises KafkaException: one of them could not be read.
     """
@@ -378,6 +346,6 @@ def _committed_of(partition: KTopicPartition) -> Committed | None:
     try:
         progress = partition.metadata or ""
     except UnicodeDecodeError:
-        # Not ours: we write ASCII. The position counts all the same.
+        # Not ours: we write ASCII. The position is valid all the same.
         progress = "?"
     return Committed(partition.offset, progress)

@@ -1,28 +1,28 @@
 """Until when a member certainly owns its partitions, read from the driver's statistics.
 
 The promise is that no handler starts once the time since ownership was last confirmed exceeds the
-session. Kafka's coordinator gives a member up when it has not heard from it for the session's
-length, so what is needed is *a moment before the last heartbeat that the coordinator took was
-sent*. The driver sends heartbeats from a thread of its own and tells nobody when; it does count
-what it sends and receives, and shows the counts in its statistics, with a monotonic time stamp.
+session. Kafka's coordinator expels a member from which it has heard nothing for the session's
+length, so we need *a moment before the last accepted heartbeat was sent*. The driver sends
+heartbeats from a thread of its own and does not report when; but its statistics count what it sends
+and receives, with a monotonic time stamp.
 
 Theory of operation. Let a *snapshot* be one statistics report. If between two snapshots the count
 of heartbeats to the coordinator grew, one was sent after the first snapshot was taken. If a later
 snapshot shows nothing outstanding there, nothing timed out, retried or disconnected since, no
 search for another coordinator, no rebalance, and a member in its steady state, that heartbeat was
-answered, and answered well. So ownership was certain *at the first snapshot's time*, and it is
-certain for one session from there. That is later known, and a little earlier dated, than the
-truth; it errs only to the safe side. In detail:
+answered without an error. So ownership was certain *at the first snapshot's time*, and is for one
+session from there. This is known later, and dated a little earlier, than the truth: it errs only on
+the safe side. In detail:
 
-* An answer is read by one thread of the driver and judged by another. An answer of the last
-  :data:`RESPONSE_GRACE` seconds may not have been judged yet, so it waits for the next snapshot.
+* One thread of the driver reads an answer and another processes it. An answer of the last
+  :data:`RESPONSE_GRACE` seconds may not have been processed, so it waits for the next snapshot.
 * ``ConsumerGroupHeartbeat`` (KIP-848) is not in the driver's table of counted requests. It is
   the only one that a member sends to its coordinator and the table lacks (KIP-714's telemetry is
   switched off), so it is the difference between what was sent and what the table holds. The two
   are not read at one instant, so only growth over the highest value so far counts.
 * A classic member cannot heartbeat while it joins; the SyncGroup that ends a join proves as much.
   It was sent after the last snapshot that had not counted it yet.
-* A process that was stopped (SIGSTOP, a paused VM whose clock goes on) wakes with its last
+* A process that was stopped (SIGSTOP, a paused VM whose clock runs on) wakes with its last
   confirmation a session ago, and its next heartbeat's answer says whether it is still a member:
   nothing starts in between.
 
@@ -37,7 +37,7 @@ import sys
 from streams.log.kafka.statistics import COORDINATOR, Broker, Snapshot
 
 RESPONSE_GRACE = 0.02
-"""Seconds that an answer gets to be judged by the driver's main thread."""
+"""Seconds for the driver's main thread to process an answer."""
 
 _SEPARATE_CLOCK = sys.platform != "linux"
 
@@ -45,9 +45,9 @@ TroubleCounters = tuple[int, ...]
 
 
 class Ownership:
-    """Fed with the driver's reports and a few moments; answers until when ownership is certain.
+    """Says by the driver's statistics and a few moments until when ownership is certain.
 
-    :param session_timeout: seconds after which the coordinator gives a silent member up.
+    :param session_timeout: seconds after which the coordinator expels a silent member.
     :param max_poll_interval: seconds after which the driver itself leaves the group unless polled.
     :param kip848: the group protocol of KIP-848.
     :param now: monotonic time of the joining.
@@ -69,7 +69,7 @@ class Ownership:
         """A moment before the newest unconfirmed heartbeat was sent."""
         self._sync_groups_sent = 0
         self._before_sync_group: float | None = None
-        """A moment before a SyncGroup was sent whose assignment has not come yet."""
+        """A moment before a SyncGroup was sent whose assignment has not arrived yet."""
         self._trouble_counters: TroubleCounters | None = None
         self._clock_difference = float("inf")
 
@@ -93,7 +93,7 @@ class Ownership:
         self._before_sync_group = None
 
     def observe(self, snapshot: Snapshot, now: float) -> None:
-        """Take in one snapshot, received at ``now``."""
+        """Process a snapshot that was received at ``now``."""
         snapshot_at = snapshot.ts / 1e6
         if _SEPARATE_CLOCK:
             self._clock_difference = min(self._clock_difference, now - snapshot_at)
@@ -116,7 +116,7 @@ class Ownership:
         )
         steady = snapshot.cgrp.state == "up" and snapshot.cgrp.join_state == "steady"
         if counters != self._trouble_counters or not steady:
-            # Whatever was under way may have failed: only what is sent from now on counts.
+            # What was in flight may have failed: only what is sent from now on counts.
             self._trouble_counters = counters
             self._before_heartbeat = None
             return

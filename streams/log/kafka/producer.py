@@ -1,21 +1,19 @@
 """Appending: one idempotent producer a log, every write confirmed, nothing lost to a full queue.
 
 ``append`` hands records to the driver and returns; a thread of the log serves delivery reports,
-and the last report of an append calls its ``done``. Writes of one partition stay in the order of
+and the last report of an append calls its ``done``. Writes to one partition stay in the order of
 the calls: the driver's own retries keep it (``enable.idempotence``), and calls are let in one at
-a time.
+a time. A record can end in these ways:
 
-What became of a record:
-
-* a full queue makes ``append`` wait for room (backpressure), never drop;
-* a record the broker or the driver finds too large fails alone (:class:`TooLarge`);
-* a record that timed out was perhaps written (:class:`OutcomeUnknown`), and is not tried again;
-* a fatal state of the driver ends this producer: what it held is told so, the next append makes
-  a new one. So does a producer that is cut off while another client reaches the brokers (see
-  ``reconnect.py``); in an outage it waits, as long as the driver does.
+* a full queue makes ``append`` wait (backpressure), and never drops a record;
+* a record that the broker or the driver finds too large fails alone (:class:`TooLarge`);
+* a record that timed out may have been written (:class:`OutcomeUnknown`), and is not retried;
+* a fatal state of the driver ends this producer and fails what it held; the next append makes a
+  new one. The same happens to a producer that is cut off while another client reaches the brokers
+  (see ``reconnect.py``); in an outage it waits as long as the driver does.
 
 A keyless record's partition comes from its ID, so that publishing it again lands beside its twin;
-a key's partition is the driver's business (``partitioner``).
+a key's partition is chosen by the driver (``partitioner``).
 """
 
 from __future__ import annotations
@@ -30,7 +28,9 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import LogError, OutcomeUnknown, StreamsError, Unavailable
-from streams.log.kafka.errors import kafka_error_of, translate
+from streams.log.kafka.client import RequestRetry
+from streams.log.kafka.errors import kafka_error_of
+from streams.log.kafka.reader import ReaderPool
 from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode_snapshot
@@ -53,7 +53,7 @@ _position: Callable[[type[Position], tuple[str, int, int]], Position] = tuple.__
 class PendingAppend:
     """One call's records, until all of them are settled."""
 
-    __slots__ = ("_done", "_on_finished", "count", "count_settled", "results", "scrub", "topic")
+    __slots__ = ("_done", "_on_finished", "count", "count_settled", "results", "settings", "topic")
 
     def __init__(
         self,
@@ -61,27 +61,26 @@ class PendingAppend:
         count: int,
         done: OnAppended,
         on_finished: Callable[[PendingAppend], None],
-        scrub: Callable[[str], str],
+        settings: Settings,
     ) -> None:
         self.topic = topic
         self.results: list[Any] = [None] * count
-        self.scrub = scrub
+        self.settings = settings
         self._done = done
         self._on_finished = on_finished
         self.count = count
-        # Reports come from two threads at once while one of them flushes; next() of this iterator
-        # is one step, where `self.left -= 1` would be several.
+        # Reports come from two threads at once while one of them flushes, and unlike `+= 1`, next()
+        # of this iterator is one step.
         self.count_settled = itertools.count(1).__next__
-        """How many are settled, with this one."""
 
     def settle(self, index: int, result: Position | StreamsError) -> None:
-        """How one record ended."""
+        """Note how one record ended."""
         self.results[index] = result
         if self.count_settled() == self.count:
             self.finish()
 
     def finish(self) -> None:
-        """All are settled: say so."""
+        """Report that all are settled."""
         try:
             self._done(self.results)
         except Exception:
@@ -93,8 +92,8 @@ class PendingAppend:
 class DeliveryReport(msgspec.Struct, gc=False):
     """What the driver calls when it knows how a record ended.
 
-    There is one for each record under way, so it must weigh nothing: to the garbage collector it
-    does not exist (a functools.partial costs six times as much with 100,000 of them alive).
+    There is one for each record in flight, so the garbage collector must not look at it (a
+    functools.partial costs six times as much with 100,000 of them alive).
     """
 
     append: PendingAppend
@@ -110,7 +109,7 @@ class DeliveryReport(msgspec.Struct, gc=False):
                 append.finish()
         else:
             operation = f"appending to {append.topic}"
-            append.settle(self.index, translate(error, operation, append.scrub, write=True))
+            append.settle(self.index, append.settings.translate(error, operation, write=True))
 
 
 class _ProducerHandle:
@@ -134,24 +133,18 @@ class Writer:
     """The producing side of one log (any thread).
 
     :param connect: makes the driver's producer.
-    :param partition_count: how many partitions a topic has.
-    :param record_client_error: told of connections, logins and certificates that fail.
-    :param probe_broker: see :class:`~streams.log.kafka.reconnect.IsolationCheck`.
     """
 
     def __init__(
         self,
-        settings: Settings,
         connect: Callable[[dict[str, Any]], Producer],
-        partition_count: Callable[[str], int],
-        record_client_error: Callable[[KafkaError], None],
-        probe_broker: Callable[[TopicPartition | None], bool],
+        requests: RequestRetry,
+        readers: ReaderPool,
     ) -> None:
-        self._settings = settings
+        self._settings = requests.settings
         self._connect = connect
-        self._partition_count = partition_count
-        self._record_client_error = record_client_error
-        self._probe_broker = probe_broker
+        self._requests = requests
+        self._readers = readers
         self._order_lock = threading.Lock()
         """Held while records are handed over: calls keep their order."""
         self._condition = threading.Condition()
@@ -159,9 +152,6 @@ class Writer:
         self._current: _ProducerHandle | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._user_error_callback: Callable[[KafkaError], None] | None = settings.user_config.get(
-            "error_cb"
-        )
         # An idempotent producer needs half a second until it may send: not at the first publish.
         with self._order_lock:
             self._acquire_producer().busy = False
@@ -171,17 +161,14 @@ class Writer:
         if not records:
             done([])
             return
-        append = PendingAppend(
-            topic, len(records), done, self._append_finished, self._settings.scrub
-        )
+        append = PendingAppend(topic, len(records), done, self._append_finished, self._settings)
         with self._condition:
             self._pending.add(append)
         try:
-            partition_count = self._partition_count(topic)
+            partition_count = self._readers.metadata.partition_count(topic)
             with self._order_lock:
                 self._produce(append, records, partition_count)
         except StreamsError as error:
-            # Nothing was handed over.
             append.results = [error] * len(records)
             append.finish()
 
@@ -231,7 +218,7 @@ class Writer:
         if not isinstance(error, KafkaException):
             return LogError(f"Kafka, {operation}: {type(error).__name__}: {error}")
         kafka_error = kafka_error_of(error)
-        translated = translate(error, operation, self._settings.scrub)
+        translated = self._settings.translate(error, operation)
         if kafka_error is not None and kafka_error.fatal():
             self._retire(handle)
             return Unavailable(str(translated))
@@ -257,15 +244,14 @@ class Writer:
             if handle is not None:
                 handle.busy = True
                 return handle
-        handle = _ProducerHandle(self._probe_broker)
+        handle = _ProducerHandle(self._readers.probe_broker)
         config = self._settings.producer_config()
         config["error_cb"] = self._on_client_error
         config["stats_cb"] = handle.observe_statistics
         handle.producer = self._connect(config)
         handle.busy = True
         thread = threading.Thread(
-            target=self._poll_until_retired,
-            args=(handle,),
+            target=lambda: self._poll_until_retired(handle),
             name="streams-kafka-producer",
             daemon=True,
         )
@@ -281,14 +267,14 @@ class Writer:
             try:
                 producer.poll(POLL_TIMEOUT)
             except KafkaException as error:
-                translated = translate(error, "producer", self._settings.scrub)
+                translated = self._settings.translate(error, "producer")
                 logger.warning("%s; the next append makes a new producer", translated)
                 self._retire(handle)
             except Exception:
                 logger.exception("serving the producer")
             if self._current is not handle:
-                # Whoever was handing over to it may have added to it after it was purged.
-                idle = not handle.busy
+                # An append may have added records after the purge.
+                idle = not handle.busy  # read before the length
                 if idle and not len(producer):
                     return
                 self._purge(producer)
@@ -300,7 +286,7 @@ class Writer:
                 self._retire(handle)
 
     def _retire(self, handle: _ProducerHandle) -> None:
-        """Take no more records into this producer; what it holds is told to have failed."""
+        """Hand no more records to this producer, and fail what it holds."""
         with self._condition:
             if self._current is not handle:
                 return
@@ -314,16 +300,12 @@ class Writer:
             logger.warning("purging the producer: %s", self._settings.scrub(str(error)))
 
     def _on_client_error(self, error: KafkaError) -> None:
-        try:
-            if self._user_error_callback is not None:
-                self._user_error_callback(error)
-        except Exception:
-            logger.exception("error_cb raised")
-        self._record_client_error(error)
+        self._settings.call_user("error_cb", error)
+        self._requests.record_client_error(error)
         logger.debug("producer: %s", self._settings.scrub(str(error.str())))
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
+        """Wait until the result of every append so far has been reported.
 
         :raises Unavailable: some have not, after ``timeout`` seconds.
         """
@@ -345,10 +327,10 @@ class Writer:
                 self._condition.wait(remaining)
 
     def close(self) -> None:
-        """Tell every append that is not confirmed how it stands, and end.
+        """End every append that is not confirmed with an error, and close.
 
-        What was not sent was not written (:class:`Unavailable`), of what was sent nobody knows
-        (:class:`OutcomeUnknown`).
+        What was not sent was not written (:class:`Unavailable`); of what was sent, the result is
+        unknown (:class:`OutcomeUnknown`).
         """
         with self._condition:
             self._closed = True
@@ -360,14 +342,7 @@ class Writer:
             thread.join(1.0)
         with self._condition:
             unconfirmed = list(self._pending)
-        for append in unconfirmed:
-            self._fail_unconfirmed(append)
-
-    def _fail_unconfirmed(self, append: PendingAppend) -> None:
-        """The driver owes reports that will not come: never the case unless it is broken."""
-        for index, result in enumerate(append.results):
-            if result is None:
-                append.results[index] = OutcomeUnknown(
-                    f"Kafka, appending to {append.topic}: the log was closed"
-                )
-        append.finish()
+        for append in unconfirmed:  # there are none, unless the driver is broken
+            error = OutcomeUnknown(f"Kafka, appending to {append.topic}: the log was closed")
+            append.results = [error if each is None else each for each in append.results]
+            append.finish()

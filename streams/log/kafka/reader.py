@@ -1,25 +1,22 @@
-"""Reading outside any group: bounds, times, and one partition from a position to another.
+"""Reading outside any group: watermarks, offsets for times, and ranges of one partition.
 
-A reading ends by position and never by a count: transaction markers, aborted messages and
-compacted ones leave gaps. What lies below the end and is no message shows in two ways, and both
-are watched: the driver's own position moves past it, and at the end of the partition it tells
-where that is.
+A read ends by position and never by a count: transaction markers, aborted messages and compacted
+ones leave gaps. What lies below the end and is no message shows in two ways: the driver's own
+position moves past it, and at the end of the partition the driver reports that position.
 
-Consumers are dear (threads, connections), so a few that are idle are kept for the next reading.
+Consumers are expensive (threads, connections), so a few idle ones are kept.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
-)
+from typing_extensions import override
 
 from streams.errors import LogError, NotFound, Unavailable
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
@@ -29,9 +26,10 @@ from streams.log.kafka.client import (
     SharedClient,
     close_in_background,
 )
-from streams.log.kafka.errors import OUT_OF_RANGE, translate
-from streams.log.kafka.settings import MEGABYTE, Settings
-from streams.log.protocol import TopicPartition
+from streams.log.kafka.errors import OUT_OF_RANGE
+from streams.log.kafka.settings import MEGABYTE
+from streams.log.kafka.topics import Metadata
+from streams.log.protocol import Reader, TopicPartition
 from streams.text import get_logger
 
 logger = get_logger("streams.kafka")
@@ -39,48 +37,40 @@ logger = get_logger("streams.kafka")
 T = TypeVar("T")
 
 READER_PREFETCH = 16 * MEGABYTE
-"""Bytes that a reading's own queue may hold."""
+"""Bytes that a reader's queue may hold."""
 
 MAX_IDLE = 2
 """Idle consumers that are kept."""
 
 PROBE_TIMEOUT = 3.0
-"""Seconds for an answer to a client that is new, from a broker that is there."""
+"""Seconds that a broker gets to answer a new client."""
 
 STALL_TIMEOUT = 10.0
-"""Seconds without a message after which a reading is compared with what stands in the log."""
+"""Seconds without a message after which a reader is compared with the log's end."""
 
 MAX_TIMESTAMP = (1 << 63) - 1
 """The latest time that a record of Kafka can have, in milliseconds since the epoch."""
 
 
 class ReaderPool:
-    """The consumers of one log that belong to no group (any thread).
-
-    :param check_partitions: raises NotFound where a topic lacks a partition, as its controller
-        knows it.
-    """
+    """The consumers of one log that belong to no group (any thread)."""
 
     def __init__(
-        self,
-        settings: Settings,
-        connect: Callable[[dict[str, Any]], Consumer],
-        requests: RequestRetry,
-        check_partitions: Callable[[str, Sequence[int]], None],
+        self, connect: Callable[[dict[str, Any]], Consumer], requests: RequestRetry
     ) -> None:
-        self._settings = settings
+        self._settings = settings = requests.settings
         self._requests = requests
-        self._check_partitions = check_partitions
+        self.translate = settings.translate
         self._connect = connect
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
         self._closed = False
-        self._query_consumer = SharedClient(lambda: connect(settings.reader_config(MEGABYTE)))
+        config = settings.reader_config(MEGABYTE)
+        self._query_consumer = SharedClient(lambda: connect(config))
         """The one consumer that only asks questions."""
-        uncommitted = {"isolation.level": "read_uncommitted"}
-        self._uncommitted_consumer = SharedClient(
-            lambda: connect({**settings.reader_config(MEGABYTE), **uncommitted})
-        )
+        self.metadata = Metadata(self._query_consumer, requests)
+        uncommitted = {**config, "isolation.level": "read_uncommitted"}
+        self._uncommitted_consumer = SharedClient(lambda: connect(uncommitted))
         """One that asks where a log ends, whatever transactions are open."""
 
     def acquire(self) -> Consumer:
@@ -93,11 +83,11 @@ class ReaderPool:
         return self.new_consumer()
 
     def new_consumer(self) -> Consumer:
-        """A new one."""
+        """A new consumer."""
         return self._connect(self._settings.reader_config(READER_PREFETCH))
 
     def release(self, consumer: Consumer, *, healthy: bool) -> None:
-        """Give one back; one that did not do its work is not used again."""
+        """Return one; an unhealthy one is not used again."""
         try:
             consumer.unassign()
         except KafkaException:
@@ -112,7 +102,7 @@ class ReaderPool:
         consumer.close()
 
     def close(self) -> None:
-        """Close those that are idle; the others follow when they are given back."""
+        """Close the idle ones; the others follow when they are released."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -121,30 +111,12 @@ class ReaderPool:
         self._query_consumer.close()
         self._uncommitted_consumer.close()
 
-    def metadata(self, topic: str) -> TopicMetadata:
-        """A topic's partitions and their leaders, as a broker tells them.
-
-        :raises NotFound: there is no such topic.
-        """
-
-        def request(consumer: Consumer) -> TopicMetadata:
-            description: TopicMetadata = consumer.list_topics(
-                topic, timeout=REQUEST_TIMEOUT
-            ).topics[topic]
-            if description.error is not None:
-                raise KafkaException(description.error)
-            return description
-
-        return self._requests.run(f"asking for topic {topic}", self._query_consumer, request)
-
     def probe_broker(self, partition: TopicPartition | None) -> bool:
-        """Whether a client that is new reaches this partition's leader, or any broker."""
+        """Whether a new client reaches this partition's leader, or any broker."""
         consumer = self._connect(self._settings.reader_config(MEGABYTE))
         try:
-            if partition is None:
-                consumer.list_topics(
-                    "__streams", timeout=PROBE_TIMEOUT
-                )  # a name with little to tell
+            if partition is None:  # a topic's name about which there is little to tell
+                consumer.list_topics("__streams", timeout=PROBE_TIMEOUT)
             else:
                 consumer.get_watermark_offsets(KTopicPartition(*partition), timeout=PROBE_TIMEOUT)
             return True
@@ -154,32 +126,28 @@ class ReaderPool:
             close_in_background(consumer)
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the end of what is readable: an open transaction
-        ends it, what stands behind its first message is not there yet."""
+        """The first position that can be read, and the end of what can be read, which is before
+        the first message of an open transaction."""
         wanted = KTopicPartition(topic, partition)
         return self._run(
             f"bounds of {topic}/{partition}",
             topic,
             partition,
-            lambda asker: asker.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
+            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
         )
 
     def end(self, topic: str, partition: int) -> int:
-        """Where the log ends, be its end readable or not."""
+        """Where the log ends, readable or not."""
         wanted = KTopicPartition(topic, partition)
-
-        def request(consumer: Consumer) -> int:
-            low_high: tuple[int, int] = consumer.get_watermark_offsets(
-                wanted, timeout=REQUEST_TIMEOUT
-            )
-            return low_high[1]
-
-        return self._requests.run(
-            f"end of {topic}/{partition}", self._uncommitted_consumer, request
+        _, end = self._requests.run(
+            f"end of {topic}/{partition}",
+            self._uncommitted_consumer,
+            lambda consumer: consumer.get_watermark_offsets(wanted, timeout=REQUEST_TIMEOUT),
         )
+        return end
 
     def offset_for_time(self, topic: str, partition: int, moment: float) -> int:
-        """Position of the first message at or after ``moment``; the end if there is none."""
+        """The position of the first message at or after ``moment``; the end if there is none."""
         wanted = KTopicPartition(topic, partition, min(max(0, round(moment * 1000)), MAX_TIMESTAMP))
 
         def request(consumer: Consumer) -> int:
@@ -198,7 +166,7 @@ class ReaderPool:
         try:
             return run(operation, query_consumer, request)
         except NotFound:
-            # A partition that is new, to a client that has not heard of it yet...
+            # The partition is new, and this client does not know it yet...
             run(
                 operation,
                 query_consumer,
@@ -207,35 +175,30 @@ class ReaderPool:
         try:
             return run(operation, query_consumer, request)
         except NotFound as error:
-            # ...or to a broker that has not.
-            self._check_partitions(topic, [partition])
+            # ...or the broker does not.
+            self.metadata.check_partitions(topic, [partition])
             raise Unavailable(f"{error}; it exists, but not every broker knows it yet") from error
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """Read one partition from ``start`` up to, not including, ``end``."""
-        return KafkaReader(
-            self, self.assign(self.acquire(), topic, partition, start), topic, partition, start, end
-        )
+        consumer = self.acquire()
+        self.assign(consumer, topic, partition, start)
+        return KafkaReader(self, consumer, topic, partition, start, end)
 
-    def assign(self, consumer: Consumer, topic: str, partition: int, start: int) -> Consumer:
-        """The consumer, about to read one partition from ``start`` on.
+    def assign(self, consumer: Consumer, topic: str, partition: int, start: int) -> None:
+        """Have a consumer read one partition from ``start`` on.
 
-        :raises LogError: it cannot; it is closed.
+        :raises LogError: it cannot, and has been closed.
         """
         try:
             consumer.assign([KTopicPartition(topic, partition, start)])
         except KafkaException as error:
             consumer.close()
             raise self.translate(error, f"reading {topic}/{partition}") from error
-        return consumer
-
-    def translate(self, error: KafkaException | KafkaError, operation: str) -> Exception:
-        """The driver's error as one of ours, without what must not be printed."""
-        return translate(error, operation, self._settings.scrub)
 
 
-class KafkaReader:
-    """See :class:`streams.log.protocol.Reader`."""
+class KafkaReader(Reader):
+    """Reads one partition with a consumer of the pool."""
 
     def __init__(
         self,
@@ -253,15 +216,12 @@ class KafkaReader:
         self._next_offset = start
         self._end = end
         self._healthy = True
-        """Nothing went wrong so far."""
+        """Nothing has failed so far."""
         self._progress_at = time.monotonic()
-        """When something came, or it was known that there is nothing."""
+        """When something came, or it was certain that there is nothing."""
 
+    @override
     def read(self, limit: int, timeout: float = 5.0) -> KafkaBatch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
         consumer = self._consumer
         if consumer is None:
             raise LogError(f"Kafka, {self._topic}/{self._partition}: this reader is closed")
@@ -279,14 +239,15 @@ class KafkaReader:
         return batch
 
     def _replace_consumer(self, consumer: Consumer) -> None:
-        """Go on with another consumer if this one does not see what is there (``client.py``)."""
+        """Use another consumer if this one misses messages that are there (``client.py``)."""
         self._progress_at = time.monotonic()
+        topic, partition, start = self._topic, self._partition, self._next_offset
         try:
-            _, end = self._readers.watermarks(self._topic, self._partition)
-            if min(end, self._end) <= self._next_offset:
+            _, end = self._readers.watermarks(topic, partition)
+            if min(end, self._end) <= start:
                 return
             fresh = self._readers.new_consumer()
-            fresh = self._readers.assign(fresh, self._topic, self._partition, self._next_offset)
+            self._readers.assign(fresh, topic, partition, start)
         except LogError as error:
             logger.debug("%s: %s", self._operation, error)
             return
@@ -317,7 +278,7 @@ class KafkaReader:
         return None
 
     def _consume(self, consumer: Consumer, limit: int, timeout: float) -> list[Any]:
-        """What is there; blocks for the first message only."""
+        """What is available; blocks for the first message only."""
         try:
             if not timeout:
                 return consumer.consume(limit, 0.0)
@@ -333,7 +294,7 @@ class KafkaReader:
         return f"reading {self._topic}/{self._partition}"
 
     def _clip_to_end(self, run: list[Any]) -> KafkaBatch | None:
-        """The run as far as it lies below the end; None if none of it does."""
+        """The part of the run below the end; None if there is none."""
         if run[-1].offset() >= self._end:
             run = [message for message in run if message.offset() < self._end]
             self._next_offset = self._end
@@ -346,7 +307,7 @@ class KafkaReader:
         return answer.offset
 
     def _handle_error(self, failed: Any) -> None:
-        """An error that came in a message's place."""
+        """Handle an error that came instead of a message."""
         error: KafkaError = failed.error()
         if (failed.topic(), failed.partition()) not in (
             (self._topic, self._partition),
@@ -362,12 +323,12 @@ class KafkaReader:
             return
         translated = self._readers.translate(error, self._operation)
         if isinstance(translated, Unavailable):
-            logger.warning("%s", translated)  # the driver goes on by itself
+            logger.warning("%s", translated)  # the driver retries
             return
         raise translated
 
     def _skip_deleted(self, offset: int) -> None:
-        """The start was deleted: what is left of the range is read."""
+        """The start was deleted: read the rest of the range."""
         first, end = self._readers.watermarks(self._topic, self._partition)
         if not first > offset:
             raise NotFound(
@@ -383,8 +344,8 @@ class KafkaReader:
                 [KTopicPartition(self._topic, self._partition, self._next_offset)]
             )
 
+    @override
     def close(self) -> None:
-        """Give the consumer back."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             self._readers.release(consumer, healthy=self._healthy)

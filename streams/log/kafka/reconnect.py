@@ -1,15 +1,15 @@
 """Whether a client that is cut off for long should be replaced.
 
-The driver reconnects by itself, as a rule. But librdkafka can come out of an outage with a client
-that never will (see ``client.py``), and hardly anything in its answers tells that from an outage
-that goes on. So where a client had no connection to a broker it needs for a while, another one is
-made and asked: if that one is answered, and the first still has no connection some seconds later,
-it gives way to a new one, which begins with the addresses of the URL. In an outage nothing is
-replaced, as nobody is answered; there it is asked again after twice as long.
+The driver usually reconnects by itself. But librdkafka can come out of an outage with a client that
+never will (see ``client.py``), and hardly anything distinguishes that from an outage that
+continues. So when a client has been without a connection to a broker that it needs for a while,
+another client is made as a probe: if that one gets an answer, and the first still has no connection
+some seconds later, a new client replaces it, starting with the addresses of the URL. In an outage
+nothing is replaced, as the probe gets no answer; the next probe comes after twice as long.
 
-One thing tells sooner: a client that needs brokers and does not even try to connect to one has
-given up (all its handles are as if nobody needed them). That happens where the metadata named no
-broker for a moment, as that of a single broker does that was frozen.
+One sign shows it sooner: a client that needs brokers and does not even try to connect has given up
+(all its handles are in the state of brokers that are not needed). That happens where the metadata
+named no broker for a moment, as with a single broker that was frozen.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 DISCONNECTED_LIMIT = 10.0
-"""Seconds without a connection until another client is asked; a member waits for its session's
-end, if that is longer."""
+"""Seconds without a connection until the probe; a member waits for its session's end, if that is
+longer."""
 
 NOT_CONNECTING_LIMIT = 3.0
 """Seconds until then, where the driver does not try to connect."""
 
 RECONNECT_GRACE = 2.5
-"""Seconds that a client gets to connect, once another one was answered: the outage may have ended
+"""Seconds that a client gets to connect after the probe was answered: the outage may have ended
 just then, and the driver waits up to a second between two tries."""
 
 MAX_LIMIT = 320.0
-"""Seconds until it is asked again, at most."""
+"""Seconds until the next probe, at most."""
 
 
 class ConnectivityMonitor:
-    """Fed with the driver's reports; tells when the client has been cut off for too long."""
+    """Says by the driver's statistics whether a client has been cut off for too long."""
 
     def __init__(self, session_timeout: float = 0.0) -> None:
         self._first_limit = max(DISCONNECTED_LIMIT, session_timeout)
         self._backoff_factor = 1
-        """How many times as long as the first time."""
+        """By which the limits are multiplied."""
         self.unreached: TopicPartition | None = None
         """A partition whose leader is not reached; None if no broker is."""
         self.last_report_at = float("-inf")
-        """When the last report was taken in."""
+        """Monotonic time of the last report."""
         self._response_counts: dict[str, int] = {}
         """How often each broker had answered by the last report."""
         self._disconnected_since: float | None = None
@@ -59,8 +59,8 @@ class ConnectivityMonitor:
     def observe_member(
         self, snapshot: Snapshot, partitions: Collection[TopicPartition], now: float
     ) -> None:
-        """Take in a group member's report: it needs its coordinator, and the leaders of
-        ``partitions``, which it is to read."""
+        """Process a group member's report: it needs its coordinator, and the leaders of the
+        ``partitions`` that it reads."""
         reached = self._reached_brokers(snapshot)
         fetch_brokers = {
             partition: broker
@@ -68,12 +68,12 @@ class ConnectivityMonitor:
             if partition in partitions
         }
         unreached = self._record_unreached(fetch_brokers, snapshot.broker_ids(reached))
-        # With nothing to read, no broker is tried in the best of times.
+        # With nothing to read, the driver connects to no broker anyway.
         not_connecting = bool(partitions) and snapshot.is_not_connecting()
         self._update(COORDINATOR in reached and not unreached, not_connecting, now)
 
     def observe_producer(self, snapshot: Snapshot, now: float) -> None:
-        """Take in a producer's report: while records wait it needs a broker, and their leaders."""
+        """Process a producer's report: while records wait, it needs a broker and their leaders."""
         records_wait = bool(snapshot.msg_cnt)
         connected = snapshot.broker_ids(self._reached_brokers(snapshot))
         unreached = self._record_unreached(snapshot.produce_leaders(), connected)
@@ -111,11 +111,11 @@ class ConnectivityMonitor:
 
     @property
     def disconnected_limit(self) -> float:
-        """Seconds without a connection until it is too long."""
+        """Seconds without a connection that are too long."""
         return min(MAX_LIMIT, self._first_limit * self._backoff_factor)
 
     def is_cut_off(self, now: float) -> bool:
-        """Cut off for too long."""
+        """Whether the client has been cut off for too long."""
         if self._disconnected_since is None:
             return False
         if self._not_connecting_since is not None and now >= self._not_connecting_since + min(
@@ -125,7 +125,7 @@ class ConnectivityMonitor:
         return now >= self._disconnected_since + self.disconnected_limit
 
     def back_off(self) -> None:
-        """Another client was asked; until the next time it takes longer."""
+        """Wait longer until the next probe."""
         self._disconnected_since = self._not_connecting_since = None
         self._backoff_factor *= 2
 
@@ -133,8 +133,8 @@ class ConnectivityMonitor:
 class IsolationCheck:
     """Whether a client is the only one that is cut off.
 
-    :param probe_broker: whether a client that is new reaches a partition's leader, or any broker if
-        none is given; may take some seconds.
+    :param probe_broker: whether a new client reaches a partition's leader, or any broker if none is
+        given; may take some seconds.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class IsolationCheck:
         self._probe_broker = probe_broker
         self._probe_thread: threading.Thread | None = None
         self._other_reached_at: float | None = None
-        """When another client was answered."""
+        """When the probe was answered."""
 
     def should_replace(self, now: float) -> bool:
         """True once this client should be replaced. Never waits; called again and again."""

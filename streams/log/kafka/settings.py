@@ -19,14 +19,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException
 
 from streams.config import Flow
-from streams.errors import ConfigError
+from streams.errors import ConfigError, StreamsError
+from streams.log.kafka.errors import translate
 from streams.log.protocol import OpenRequest
 from streams.log.secrets import Secrets
-from streams.log.url import Url, parse
-from streams.text import close_match
+from streams.log.url import parse
+from streams.text import did_you_mean, get_logger
+
+logger = get_logger("streams.kafka")
 
 Config = dict[str, Any]
 
@@ -58,27 +63,31 @@ RUNS_CODE: Mapping[str, str] = {
 
 _COMMITTED_WHEN_SETTLED = "a position is committed when its message is settled, never by the driver"
 
-FIXED: Mapping[str, tuple[frozenset[str], str]] = {
-    "auto.offset.reset": (
-        frozenset({"error"}),
-        "a position that is gone is reported as loss, never skipped",
+
+class _Fixed(NamedTuple):
+    """What a setting must stay, and why."""
+
+    allowed: str
+    """Values, with spaces between them."""
+    why: str
+
+
+FIXED: Mapping[str, _Fixed] = {
+    "auto.offset.reset": _Fixed(
+        "error", "a position that is gone is reported as loss, never skipped"
     ),
-    "delivery.report.only.error": (frozenset({"false"}), "each write is confirmed"),
-    "enable.auto.commit": (frozenset({"false"}), _COMMITTED_WHEN_SETTLED),
-    "enable.auto.offset.store": (frozenset({"false"}), _COMMITTED_WHEN_SETTLED),
-    "enable.idempotence": (
-        frozenset({"true"}),
-        "without it the client's own retries write twice and out of order",
+    "delivery.report.only.error": _Fixed("false", "each write is confirmed"),
+    "enable.auto.commit": _Fixed("false", _COMMITTED_WHEN_SETTLED),
+    "enable.auto.offset.store": _Fixed("false", _COMMITTED_WHEN_SETTLED),
+    "enable.idempotence": _Fixed(
+        "true", "without it the client's own retries write twice and out of order"
     ),
-    "enable.partition.eof": (frozenset({"false"}), "the toolkit sets it where it needs it"),
-    "produce.offset.report": (frozenset({"true"}), "publish returns the position"),
-    "queuing.strategy": (frozenset({"fifo"}), "the messages of a key stay in order"),
-    "request.required.acks": (
-        frozenset({"all", "-1"}),
-        "a confirmed message would be lost with one broker",
-    ),
+    "enable.partition.eof": _Fixed("false", "the toolkit sets it where it needs it"),
+    "produce.offset.report": _Fixed("true", "publish returns the position"),
+    "queuing.strategy": _Fixed("fifo", "the messages of a key stay in order"),
+    "request.required.acks": _Fixed("-1 all", "a confirmed message would be lost with one broker"),
 }
-"""Settings that a promise stands on: the values it can live with, and why."""
+"""Settings that a promise depends on."""
 
 MANAGED: Mapping[str, str] = {
     "default.topic.config": "give its settings one by one",
@@ -141,21 +150,17 @@ COMMON = _name_set(
 _UNKNOWN_SETTING = re.compile(r'No such configuration property: "([^"]*)"')
 
 
-def suggest_setting(message: str) -> str | None:
-    """Which setting was probably meant, where the driver says that it has none of a name; None:
-    it says something else, or nothing is like it."""
+def suggest_setting(message: str) -> str:
+    """Which setting was probably meant, where the driver's message says that it does not know one;
+    empty if it says something else, or nothing is similar."""
     match = _UNKNOWN_SETTING.search(message)
-    if match is None:
-        return None
-    name = close_match(
-        match[1], sorted({"replication.factor", *COMMON, *PRODUCER_ONLY, *CONSUMER_ONLY})
-    )
-    return None if name is None else f"did you mean {name!r}?"
+    known = {"replication.factor", *COMMON, *PRODUCER_ONLY, *CONSUMER_ONLY}
+    return did_you_mean(match[1], sorted(known)) if match else ""
 
 
 NEEDS_POLLING = frozenset({"debug", "error_cb", "stats_cb", "throttle_cb", "logger"})
-"""What makes the driver queue events for whoever polls the client: nobody does regularly where
-only questions are asked, so they would pile up. The producer and the members tell enough."""
+"""Settings that make the driver queue events for polling: they would pile up in clients that only
+make requests, as nobody polls those regularly. The producer and the members report enough."""
 
 MEMBER_ONLY = _name_set(
     """group.instance.id group.protocol group.protocol.type group.remote.assignor
@@ -173,8 +178,7 @@ class Settings:
     :param user_config: the user's settings under their one name, values as librdkafka takes them.
     :param replication: replicas of a topic that is created; -1 leaves it to the broker.
     :param secrets: what no text may show.
-    :param possible_secret_names: names of the URL's that may be a part of a secret: they stand
-        behind one.
+    :param possible_secret_names: names in the URL that may be part of a secret before them.
     :param member_name: the name that the app's members will have, if they will be static.
     """
 
@@ -220,23 +224,40 @@ class Settings:
             text = text.replace(f'"{name}"', '"***" (write & in a value as %26)')
         return self.secrets.hide(text)
 
+    def translate(
+        self, error: KafkaException | KafkaError, operation: str, *, write: bool = False
+    ) -> StreamsError:
+        """The driver's error as one of ours, without any secret (see ``errors.py``)."""
+        return translate(error, operation, self.scrub, write=write)
+
     # -- one configuration a kind of client
+
+    def call_user(self, callback: str, value: Any, prefix: str = "") -> None:
+        """Call a callback of the user's, if there is one; what it raises is logged.
+
+        :param prefix: what the log line begins with.
+        """
+        try:
+            if (function := self.user_config.get(callback)) is not None:
+                function(value)
+        except Exception:
+            logger.exception("%s%s raised", prefix, callback)
 
     def _common_config(self, excluded: frozenset[str]) -> Config:
         config: Config = {
             "bootstrap.servers": self.hosts,
             "client.id": "streams",
-            # Nothing but the requests of its group may go to a member's coordinator unseen:
-            # see ownership.py. It is also nobody's business what a service consumes.
+            # A member may send its coordinator no other uncounted requests than its heartbeats (see
+            # ownership.py). And what a service consumes is its own business.
             "enable.metrics.push": False,
             # A new partition is noticed within a minute instead of five.
             "topic.metadata.refresh.interval.ms": 60_000,
             # A restarted broker is found again within a second, a frozen one given up after 15.
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 15_000,
-            # When it has lost every connection, the driver (2.16) would do away with its brokers
-            # and begin anew, and now and then goes on using one that is gone: it never reads
-            # again. So it keeps them; whoever is cut off for long gets a new client instead.
+            # When it has lost every connection, the driver (2.16) would remove its brokers and
+            # begin anew, and sometimes goes on using one that is gone and never reads again. So it
+            # keeps them; a client that is cut off for long is replaced instead.
             "metadata.recovery.strategy": "none",
         }
         config.update((k, v) for k, v in self.user_config.items() if k not in excluded)
@@ -257,7 +278,7 @@ class Settings:
             # As Java clients place keys, so that all of them agree.
             "partitioner": "murmur2_random",
             "queue.buffering.max.ms": LINGER_MS,
-            # Java's: long enough for a broker's restart, and then the caller is told.
+            # Java's: long enough for a broker's restart; then the caller gets an error.
             "message.timeout.ms": 120_000,
             # The topic's own max.message.bytes decides, not the driver: a dead letter is larger
             # than its source. A batch of several messages stays under the broker's usual 1 MiB
@@ -370,8 +391,10 @@ def read_settings(request: OpenRequest) -> Settings:
     :raises ConfigError: for a URL, a name or a value that cannot work.
     """
     url = parse(request.url)
-    scheme, user, password = url.scheme, url.user, url.password
-    hosts = _bootstrap_servers(url)
+    if url.path.strip("/"):
+        raise ConfigError(f"{url.scheme}:// URL: nothing may follow the brokers but ?name=value")
+    if not all(host.isascii() for host, _ in url.hosts):
+        raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
     user_config: Config = {}
     replication = -1
     for source, pairs in (("URL", request.options), ("config", request.config)):
@@ -379,37 +402,30 @@ def read_settings(request: OpenRequest) -> Settings:
             if name == "replication.factor":
                 replication = _replication_factor(value)
                 continue
-            said = repr(name) if source == "config" else url.display_name(name)
-            user_config[ALIASES.get(name, name)] = _checked_value(name, value, source, said)
-    tls = scheme == "kafka+ssl"
-    sasl = user is not None or "sasl.username" in user_config or "sasl.mechanism" in user_config
-    if user is not None:
-        user_config["sasl.username"] = user
-        user_config["sasl.password"] = password or ""
+            shown = repr(name) if source == "config" else url.display_name(name)
+            user_config[ALIASES.get(name, name)] = _checked_value(name, value, source, shown)
+    tls = url.scheme == "kafka+ssl"
+    if url.user is not None:
+        user_config |= {"sasl.username": url.user, "sasl.password": url.password or ""}
+    sasl = "sasl.username" in user_config or "sasl.mechanism" in user_config
     if sasl:
         user_config.setdefault("sasl.mechanism", "SCRAM-SHA-512")
-    protocols = {(0, 0): "plaintext", (0, 1): "sasl_plaintext", (1, 0): "ssl", (1, 1): "sasl_ssl"}
-    protocol = protocols[int(tls), int(sasl)]
-    said = str(user_config.setdefault("security.protocol", protocol)).lower()
-    if said != protocol and scheme == "kafka+ssl":
+    protocol = ("sasl_" if sasl else "") + ("ssl" if tls else "plaintext")
+    chosen = str(user_config.setdefault("security.protocol", protocol)).lower()
+    if tls and chosen != protocol:
         raise ConfigError(
             f"kafka+ssl:// means security.protocol={protocol}: leave that setting out"
         )
     settings = Settings(
-        hosts, user_config, replication, url.secrets(request.config),
+        url.addresses(9092),
+        user_config,
+        replication,
+        url.secrets(request.config),
         frozenset(url.possible_secret_names()),
         request.member,
-    )  # fmt: skip
+    )
     check_settings(settings)
     return settings
-
-
-def _bootstrap_servers(url: Url) -> str:
-    if url.path.strip("/"):
-        raise ConfigError(f"{url.scheme}:// URL: nothing may follow the brokers but ?name=value")
-    if not all(host.isascii() for host, _ in url.hosts):
-        raise ConfigError(f"{url.scheme}:// URL: a broker's name is written in ASCII (IDNA)")
-    return url.addresses(9092)
 
 
 def _replication_factor(value: Any) -> int:
@@ -441,9 +457,9 @@ def _checked_value(name: str, value: Any, source: str, display_name: str) -> Any
     if not isinstance(value, (str, int, float)):
         raise ConfigError(f"{label}: text, a number or a bool, got {type(value).__name__}")
     if name in FIXED:
-        allowed, why = FIXED[name]
+        allowed = FIXED[name].allowed.split()
         if str(value).lower() not in allowed:
-            raise ConfigError(f"{label}: must stay {' or '.join(sorted(allowed))}, {why}")
+            raise ConfigError(f"{label}: must stay {' or '.join(allowed)}, {FIXED[name].why}")
     return value
 
 
@@ -497,12 +513,9 @@ def check_settings(settings: Settings) -> None:
             f"member={settings.member_name!r} is group.instance.id on Kafka, which is set to "
             f"{user_config['group.instance.id']!r} as well: leave one of them out"
         )
-    heartbeat_interval = float(user_config.get("heartbeat.interval.ms", 3_000)) / 1000
-    if (
-        not settings.kip848
-        and "heartbeat.interval.ms" in user_config
-        and heartbeat_interval * 3 > settings.session_timeout
-    ):
+    # KIP-848 has no heartbeat.interval.ms of the client's.
+    heartbeat_interval = float(user_config.get("heartbeat.interval.ms", 0)) / 1000
+    if heartbeat_interval * 3 > settings.session_timeout:
         raise ConfigError(
             "Kafka setting heartbeat.interval.ms: at most a third of session.timeout.ms "
             f"({settings.session_timeout:g} s)"

@@ -1,4 +1,4 @@
-"""The driver's statistics, as far as something is read from them (STATISTICS.md of librdkafka)."""
+"""The part of the driver's statistics that we use (STATISTICS.md of librdkafka)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Broker(msgspec.Struct):
 
 
 class GroupState(msgspec.Struct):
-    """What it says of the membership."""
+    """The state of the membership."""
 
     state: str = ""
     join_state: str = ""
@@ -47,7 +47,7 @@ class GroupState(msgspec.Struct):
 
 
 class Partition(msgspec.Struct, gc=False):
-    """One partition of a topic; the driver also lists one of number -1, which is none."""
+    """One partition of a topic; the driver also lists a partition -1, which does not exist."""
 
     broker: int = -1
     """The one it is read from just now."""
@@ -63,7 +63,7 @@ class Topic(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """One report, as far as it is needed; the rest is passed over without being built."""
+    """One report; what is not needed is skipped without being decoded."""
 
     ts: int
     brokers: dict[str, Broker] = {}
@@ -73,8 +73,8 @@ class Snapshot(msgspec.Struct):
 
     def reached_brokers(self, previous_counts: Mapping[str, int]) -> set[str]:
         """The names of the brokers to which there is a connection, or which have answered since
-        ``previous_counts``: connections may come and go between two reports. (A count that fell is
-        a new client's, or that of a broker the driver had done away with.)
+        ``previous_counts``: connections may come and go between two reports. (A lower count is a
+        new client's, or that of a broker which the driver had removed.)
 
         :param previous_counts: answers received, by the broker's name (:meth:`response_counts`).
         """
@@ -93,7 +93,7 @@ class Snapshot(msgspec.Struct):
         return {self.brokers[name].nodeid for name in names if name != COORDINATOR}
 
     def is_not_connecting(self) -> bool:
-        """No broker is connected to, or tried, but perhaps through a coordinator's own handle."""
+        """No broker is connected or tried, except perhaps by a coordinator's own handle."""
         return all(
             each.state == STATE_INIT for name, each in self.brokers.items() if name != COORDINATOR
         )

@@ -1,48 +1,42 @@
 """A member of a Kafka group: one consumer, used by one thread at a time.
 
 Theory of operation. The driver fetches and heartbeats in threads of its own; its callbacks run
-inside ``consume`` and ``close``. Three things are arranged so that nothing is skipped:
+inside ``consume`` and ``close``. Three rules ensure that nothing is skipped:
 
 * A callback never raises: the driver would throw away the messages it was about to return, with
   its position already behind them. What goes wrong in one is kept and raised by ``poll``.
 * When partitions arrive, the callback only notes them and acknowledges the rebalance. ``poll``
-  then asks for their committed places, tells the listener, and starts to fetch exactly where the
+  then reads their committed offsets, tells the listener, and starts to fetch exactly where the
   listener said, which the driver accepts at any time. So the listener may block, commit, read the
-  log and fail in there, a failure that passes is tried again by the next poll, and no message of
-  an assignment can be older than the assignment: what a partition had in the driver's hands when
-  it went and came back finds no owner and is dropped.
-* ``auto.offset.reset=error``: a position that retention overtook comes as an error. The
+  log and fail, and the next poll retries what may pass. And no message of an assignment can be
+  older than the assignment: what the driver still held of a partition that left and came back has
+  no owner and is dropped.
+* ``auto.offset.reset=error``: a position that retention has overtaken comes as an error. The
   assignment ends as lost and another begins, whose listener sees the gap between the committed
-  place and the log's start.
+  offset and the log's start.
 
 Partitions leave inside the callback, because they are gone once it returns: the listener drains
-and commits there. A commit carries the group's generation, so one of a former member is refused
-by the broker; but a live member could still commit a partition that it no longer owns, so commits
-are filtered by ownership and version in ``offsets.py``. How long ownership is certain is in
-``ownership.py``.
+and commits there. The broker refuses a commit of a former member by its generation; but a live
+member could still commit a partition that it no longer owns, so ``offsets.py`` filters commits by
+ownership and version. ``ownership.py`` says how long ownership is certain.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import ConfigError, Fatal, LogError, Unavailable
-from streams.log.kafka.assignment import (
-    topic_partitions_of,
-)
+from streams.log.kafka.assignment import topic_partitions_of
 from streams.log.kafka.assignment_starter import AssignmentStarter
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.consumer import (
-    GroupConsumer,
-    KafkaClients,
-    MemberOptions,
-)
+from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOptions
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.forced_resets import ResetRequests
 from streams.log.kafka.offsets import MembershipLost
@@ -51,6 +45,8 @@ from streams.log.protocol import (
     Commit,
     RebalanceListener,
     Submitted,
+    Subscription,
+    TopicPartition,
     Transaction,
 )
 from streams.text import get_logger
@@ -58,13 +54,13 @@ from streams.text import get_logger
 logger = get_logger("streams.kafka")
 
 POLL_SLICE = 0.05
-"""Seconds the driver is asked to block at once: how late ``wakeup`` is noticed at worst."""
+"""Seconds for which the driver may block at once: the delay of ``wakeup`` at worst."""
 
 
-class KafkaSubscription:
-    """See :class:`streams.log.protocol.Subscription`.
+class KafkaSubscription(Subscription):
+    """A member of a group.
 
-    :param reset_requests: where forced moves of the group are left.
+    :param reset_requests: where forced resets of the group are requested.
     :param on_closed: called once this is closed.
     """
 
@@ -95,24 +91,17 @@ class KafkaSubscription:
         self._starter = AssignmentStarter(clients, self._consumer, listener, self.group)
 
     def _replace_consumer(self) -> None:
-        """The consumer is cut off and another is not: join with a new one (``reconnect.py``)."""
+        """This consumer alone is cut off: join with a new one (``reconnect.py``)."""
         fresh = self._consumer.join_anew()
         if fresh is None:
             return
-        lost = list(self._consumer.partitions.owned.values())
         self._consumer.commits.membership_lost()
-        self._consumer.remove_owned(lost)
-        self._notify_listener(self._listener.lost, lost)
+        self._lose(list(self._consumer.partitions.owned.values()))
         self._consumer.switch_to(fresh)
 
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
-        """The next messages, at most ``limit``; blocks only while there are none.
-
-        :raises Unavailable: Kafka cannot be reached now; poll again after a pause.
-        :raises LogError: anything worse. What the listener raised comes out as it is.
-        """
         self._raise_fatal()
         self._apply_resets()
         self._starter.start_pending()
@@ -136,7 +125,7 @@ class KafkaSubscription:
         if not batches:
             self._raise_deferred()
         elif isinstance(self._consumer.deferred_error, Unavailable):
-            self._consumer.deferred_error = None  # it is over
+            self._consumer.deferred_error = None  # messages came, so it has passed
         return batches
 
     def _consume(self, limit: int, timeout: float) -> list[Any]:
@@ -150,9 +139,9 @@ class KafkaSubscription:
         while self._consumer.deferred_error is None:
             remaining = deadline - time.monotonic()
             if remaining < 0.001 or self._wakeup.is_set():
-                break  # to the driver, less than a millisecond is none: it would be a busy loop
+                break  # the driver rounds less than a millisecond to none: it would be a busy loop
             if self._consumer.partitions.all_paused:
-                # Nothing can come but a rebalance, and an event wakes at once.
+                # Only a rebalance can come, and an event wakes at once.
                 self._wakeup.wait(min(remaining, POLL_SLICE))
                 messages = self._consume(limit, 0.0)
             else:
@@ -171,13 +160,11 @@ class KafkaSubscription:
         if self._consumer.fatal_error is None:
             return
         if isinstance(self._consumer.fatal_error, Fatal):
-            lost = list(self._consumer.partitions.owned.values())
-            self._consumer.remove_owned(lost)
-            self._notify_listener(self._listener.lost, lost)
+            self._lose(list(self._consumer.partitions.owned.values()))
         raise self._consumer.fatal_error
 
     def _raise_deferred(self) -> None:
-        """Raise what went wrong on the way, once."""
+        """Raise once what went wrong in a callback or beside messages."""
         deferred, self._consumer.deferred_error = self._consumer.deferred_error, None
         if deferred is not None:
             raise deferred
@@ -185,14 +172,14 @@ class KafkaSubscription:
     # -- errors
 
     def _handle_error(self, failed: Any) -> None:
-        """An error that came in a message's place."""
+        """Handle an error that came instead of a message."""
         error: KafkaError = failed.error()
         topic, partition = failed.topic(), failed.partition()
         if error.code() in OUT_OF_RANGE:
             self._restart_out_of_range(topic, partition, failed.offset())
             return
         if error.code() == KafkaError._MAX_POLL_EXCEEDED:
-            return  # logged by the driver; the loss is told on its own
+            return  # logged by the driver, which reports the loss separately
         source = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
         translated = self._consumer.translate(error, f"consuming {source}")
         if error.fatal() or error.code() == KafkaError._FATAL:
@@ -203,7 +190,7 @@ class KafkaSubscription:
             self._consumer.deferred_error = translated
 
     def _restart_out_of_range(self, topic: str, partition: int, offset: int) -> None:
-        """The log no longer has the position we were at: the listener resolves it anew."""
+        """The log no longer has our position: the listener resolves it anew."""
         key = (topic, partition)
         assignment = self._consumer.partitions.owned.get(key)
         if assignment is None or key not in self._consumer.partitions.fetched:
@@ -212,10 +199,8 @@ class KafkaSubscription:
             "group %s: %s/%d has no offset %d any more, its position is resolved anew",
             self.group, topic, partition, offset,
         )  # fmt: skip
-        self._consumer.remove_owned([assignment])
-        self._notify_listener(self._listener.lost, [assignment])
-        self._consumer.stop_fetching([key])
-        self._consumer.partitions.add_pending([key])
+        self._lose([assignment])
+        self._restart([key])
 
     def _notify_listener(
         self, notify: Callable[[Sequence[Assignment]], None], assignments: list[Assignment]
@@ -227,7 +212,14 @@ class KafkaSubscription:
         except BaseException as error:
             self._consumer.fail(error)
 
-    # -- statistics and ownership
+    def _lose(self, assignments: list[Assignment]) -> None:
+        self._consumer.remove_owned(assignments)
+        self._notify_listener(self._listener.lost, assignments)
+
+    def _restart(self, keys: Collection[TopicPartition]) -> None:
+        """Stop fetching these until the listener has been told of them anew."""
+        self._consumer.stop_fetching(keys)
+        self._consumer.partitions.add_pending(keys)
 
     # -- what the group decides; called inside consume and close, so nothing may be raised
 
@@ -256,21 +248,22 @@ class KafkaSubscription:
         self._consumer.stop_fetching(keys, rebalance=True)
 
     def _apply_resets(self) -> None:
-        """Start over where somebody forced the group to."""
+        """Start over from the offsets of a forced reset."""
+        if self._consumer.group_changed:
+            self._consumer.group_changed = False
+            self._reset_requests.look_soon()
         resets = self._reset_requests.take_pending(self._consumer.partitions.fetched)
         if not resets:
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
         logger.warning("group %s: moved by force: %s", self.group, assignments)
-        self._consumer.remove_owned(assignments)
-        self._notify_listener(self._listener.lost, assignments)
-        self._consumer.stop_fetching(resets)
-        self._consumer.partitions.add_pending(resets)
+        self._lose(assignments)
+        self._restart(resets)
         try:
             self._consumer.commits.store_unassigned(resets)
             self._reset_requests.mark_applied(resets)
         except MembershipLost:
-            pass  # the driver will tell so; whoever owns them next finds the move
+            pass  # the driver will report it; whoever owns them next finds the reset
         except KafkaException as error:
             self._consumer.deferred_error = self._consumer.translate(
                 error, f"moving group {self.group!r}"
@@ -281,95 +274,82 @@ class KafkaSubscription:
     # -- commits
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places durably; stale ones and those of partitions that left are dropped.
+        """See the protocol.
 
-        :raises Unavailable: nothing is known to be stored; commit again later.
         :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
         """
         now = time.monotonic()
-        operation = f"committing positions of group {self.group!r}"
         try:
-            stored = self._consumer.commits.commit(commits)
-        except RuntimeError as error:
-            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
+            with self._commit_errors():
+                stored = self._consumer.commits.commit(commits)
         except MembershipLost:
-            # Nothing is ours any more; the driver will tell so, too.
+            # We own nothing any more; the driver will report it, too.
             logger.warning("group %s: a commit came too late, this member was given up", self.group)
             self._consumer.ownership.confirmed_at = float("-inf")
             self._consumer.extend_ownership()
             return
+        if stored:
+            self._consumer.confirm_ownership(now)
+
+    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
+        now = time.monotonic()
+
+        def finish(stored: bool) -> None:
+            if stored:
+                self._consumer.confirm_ownership(now)
+            on_submitted(stored)
+
+        with self._commit_errors():
+            sent = self._consumer.commits.commit_async(commits, finish)
+        if not sent:
+            on_submitted(False)
+
+    @contextmanager
+    def _commit_errors(self) -> Iterator[None]:
+        operation = f"committing positions of group {self.group!r}"
+        try:
+            yield
+        except RuntimeError as error:
+            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
         except Unavailable as error:
             raise Unavailable(f"Kafka, {operation}: {error}") from error
         except KafkaException as error:
             raise self._consumer.translate(error, operation) from error
-        if stored and not self._settings.kip848:
-            # A classic coordinator takes a commit for a heartbeat; KIP-848's does not.
-            self._consumer.ownership.confirm(now)
-            self._consumer.extend_ownership()
-
-    def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these places; a later poll or commit tells whether they are."""
-        now = time.monotonic()
-
-        def finish(stored: bool) -> None:
-            if stored and not self._settings.kip848:
-                self._consumer.ownership.confirm(now)
-                self._consumer.extend_ownership()
-            on_submitted(stored)
-
-        operation = f"committing positions of group {self.group!r}"
-        try:
-            sent = self._consumer.commits.commit_async(commits, finish)
-        except RuntimeError as error:
-            raise Unavailable(f"Kafka, {operation}: this subscription is closed") from error
-        except KafkaException as error:
-            raise self._consumer.translate(error, operation) from error
-        if not sent:
-            on_submitted(False)
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Give these up, and begin with the partitions anew: they stay this member's in the group,
-        which says at the next poll where it stands there."""
+        """See the protocol. This member keeps the partitions, and starts them anew from the
+        group's offsets at the next poll."""
         owned = self._consumer.partitions.owned
         restarted = [each for each in assignments if owned.get(each.topic_partition) is each]
         if restarted:
-            keys = [each.topic_partition for each in restarted]
             self._consumer.remove_owned(restarted)
-            self._consumer.stop_fetching(keys)
-            self._consumer.partitions.add_pending(keys)
+            self._restart([each.topic_partition for each in restarted])
 
     def keep_alive(self) -> None:
-        """Nothing is needed: the driver heartbeats by itself.
+        """Do nothing: the driver heartbeats by itself.
 
-        Its reports are heard in ``poll`` only, so a drain longer than the session (of the classic
-        protocol: KIP-848's is 45 s) leaves the partitions that stay uncertain until it is over.
+        Its reports are read in ``poll`` only, so during a drain longer than the session (10 s by
+        default, with KIP-848 45 s) ownership of the other partitions becomes uncertain.
         """
 
     # -- the rest
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed; what was prefetched is thrown away."""
+        """See the protocol. What was prefetched is thrown away."""
         self._consumer.partitions.pause(assignments)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         self._consumer.partitions.resume(assignments)
 
     def wakeup(self) -> None:
-        """Make a blocked ``poll`` return soon (any thread)."""
         self._wakeup.set()
 
     def begin_transaction(self) -> Transaction:
-        """Kafka has no transaction for a handler's SQL."""
         raise ConfigError("kafka:// has no transaction for a handler's SQL: use sqlite://")
 
     def close(self) -> None:
-        """Leave the group. ``listener.revoked`` is called for what is still owned.
-
-        A static member (group.instance.id) stays in the group for its session, so that a restart
-        finds its partitions again. Does not wait longer than some seconds for a coordinator that
-        does not answer: the session ends the membership then.
-        """
+        """Leave the group; a static member stays until its session ends, so that a restart finds
+        its partitions again. So does a member whose coordinator does not answer within seconds."""
         if self._closed:
             return
         self._closed = self._consumer.is_closing = True
@@ -380,8 +360,7 @@ class KafkaSubscription:
         self._notify_listener(self._listener.revoked, revoked)
         self._consumer.remove_owned(revoked)
         self._consumer.partitions.pending.clear()
-        # What the driver still calls back has nothing to do any more.
-        self._consumer.close()
+        self._consumer.close()  # whose callbacks find nothing left to do
         self._on_closed(self)
         error, self._consumer.fatal_error = (
             self._consumer.fatal_error,

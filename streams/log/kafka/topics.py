@@ -1,72 +1,151 @@
-"""Topics: making, changing and listing them through the driver's AdminClient, and asking for one
-through a consumer, whose metadata requests (unlike a producer's) create nothing.
-"""
+"""Topics: their partitions and leaders, and creating, changing, listing and deleting them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException
 
 # Documented there, though the package's __all__ does not list all of them.
+# pyright: reportPrivateImportUsage=false
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
-    AlterConfigOpType,  # pyright: ignore[reportPrivateImportUsage]
-    ConfigEntry,  # pyright: ignore[reportPrivateImportUsage]
-    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
-    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
-    ResourceType,  # pyright: ignore[reportPrivateImportUsage]
-    TopicMetadata,  # pyright: ignore[reportPrivateImportUsage]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+    TopicMetadata,
 )
 
 from streams import wire
 from streams.errors import ConfigError, Fatal, LogError, NotFound, Unavailable
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, SharedClient, error_names
-from streams.log.kafka.settings import Settings
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 
+OFFSETS_TOPIC = "__consumer_offsets"
+"""Where Kafka keeps the groups' positions."""
+
 INTERNAL_TOPICS = frozenset(
-    {"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"}
+    {OFFSETS_TOPIC, "__transaction_state", "__share_group_state", "__cluster_metadata"}
 )
 """Kafka's own topics."""
 
 _FORBIDDEN_NAMES = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
-"""What the driver says where this user may not create a topic."""
+"""Errors where this user may not create a topic."""
 
 COUNT_TTL = 60.0
 """Seconds for which a topic's number of partitions is believed."""
 
 
-class Topics:
-    """The topics of one cluster (any thread).
+class PartitionCount(NamedTuple):
+    """How many partitions a topic has."""
 
-    :param metadata: a topic's partitions, as a broker tells them. That is asked again and again
-        while a service runs, so not through the AdminClient (see ``forced_resets.py``).
+    partitions: int
+    read_at: float
+    """Monotonic time."""
+
+
+class Metadata:
+    """Topics' partitions and their leaders, as the brokers report them (any thread).
+
+    They are read again and again while a service runs, so not through the AdminClient (see
+    ``forced_resets.py``), but through a consumer, whose metadata requests create no topics.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        client: SharedClient[AdminClient],
-        metadata: Callable[[str], TopicMetadata],
-        requests: RequestRetry,
-    ) -> None:
-        self._settings = settings
-        self._client = client
+    def __init__(self, consumer: SharedClient[Consumer], requests: RequestRetry) -> None:
+        self._consumer = consumer
+        self._requests = requests
+        self._counts: dict[str, PartitionCount] = {}
+
+    def read(self, topic: str, *, remember: bool = False) -> TopicMetadata:
+        """A topic's partitions and their leaders now.
+
+        :param remember: the number of partitions.
+        :raises NotFound: there is no such topic.
+        """
+        # Of several brokers, one may not yet know a topic that another knows.
+        known = self._counts.get(topic)
+        deadline = time.monotonic() + REQUEST_TIMEOUT
+        while True:
+            try:
+                found = self._requests.run(
+                    f"asking for topic {topic}", self._consumer, lambda c: self._ask(c, topic)
+                )
+            except NotFound as error:
+                now = time.monotonic()
+                if known is not None and now < min(deadline, known.read_at + COUNT_TTL):
+                    time.sleep(0.05)
+                    continue
+                servers = self._requests.settings.hosts
+                raise topic_not_found(
+                    topic,
+                    f", or `kafka-topics.sh --bootstrap-server {servers} --create "
+                    f"--topic {topic} --partitions 8`",
+                ) from error
+            if remember:
+                self._counts[topic] = PartitionCount(len(found.partitions), time.monotonic())
+            return found
+
+    @staticmethod
+    def _ask(consumer: Consumer, topic: str) -> TopicMetadata:
+        found: TopicMetadata = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return found
+
+    def forget(self, topic: str) -> None:
+        """Believe nothing that was read of this topic."""
+        self._counts.pop(topic, None)
+
+    def partition_count(self, topic: str) -> int:
+        """How many partitions a topic has; asked again after a minute.
+
+        :raises NotFound: there is no such topic.
+        """
+        known = self._counts.get(topic)
+        if known is not None and time.monotonic() < known.read_at + COUNT_TTL:
+            return known.partitions
+        try:
+            return len(self.read(topic, remember=True).partitions)
+        except Unavailable:
+            if known is None:
+                raise
+            return known.partitions
+
+    def partitions_with_leader(self, topic: str) -> list[int]:
+        """The partitions of a topic that have a leader now."""
+        partitions = self.read(topic).partitions
+        return [number for number, partition in partitions.items() if partition.leader >= 0]
+
+    def check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
+        """See that a topic has these partitions.
+
+        :raises NotFound: it lacks one, or there is no such topic.
+        """
+        for partition in partitions:
+            count = self.partition_count(topic)
+            if partition >= count:
+                self.forget(topic)  # it may have grown
+                count = self.partition_count(topic)
+            if not 0 <= partition < count:
+                raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
+
+
+class Topics:
+    """The topics of one cluster (any thread)."""
+
+    def __init__(self, metadata: Metadata, requests: RequestRetry) -> None:
+        self._settings = requests.settings
         self._metadata = metadata
         self._requests = requests
-        self._partition_counts: dict[str, tuple[int, float]] = {}
-        """Partitions of a topic, and when that was asked."""
 
     def create_topic(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        config: Mapping[str, str] | None,
+        self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """Create a topic, or find it as it was declared."""
         check_topic(topic)
@@ -76,14 +155,9 @@ class Topics:
         replicas = int(settings.pop("replication.factor", self._settings.replication))
         settings = {"retention.ms": "-1", **settings, **_config_of(retention)}
         new = NewTopic(topic, partitions, replicas, config=settings)
-
-        def request(admin: AdminClient) -> Any:
-            return admin.create_topics(
-                [new], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
-            )[topic]
-
+        create = partial(AdminClient.create_topics, operation_timeout=REQUEST_TIMEOUT)
         try:
-            self._requests.run_admin(f"creating topic {topic}", request)
+            self._requests.run_admin(f"creating topic {topic}", create, [new])
         except LogError as error:
             names = error_names(error)
             if names & _FORBIDDEN_NAMES:
@@ -124,12 +198,8 @@ class Topics:
             for name, value in (unlimited | _config_of(retention)).items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-
-        def request(admin: AdminClient) -> Any:
-            futures = admin.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
-            return futures[resource]
-
-        self._requests.run_admin(f"changing the retention of topic {topic}", request)
+        operation = f"changing the retention of topic {topic}"
+        self._requests.run_admin(operation, AdminClient.incremental_alter_configs, [resource])
         return info._replace(retention=retention)
 
     def _wait_created(self, topic: str) -> TopicInfo:
@@ -137,9 +207,8 @@ class Topics:
         deadline = time.monotonic() + REQUEST_TIMEOUT
         while True:
             try:
-                description = self._read_metadata(topic)
-                if all(each.leader >= 0 for each in description.partitions.values()):
-                    self._partition_counts[topic] = (len(description.partitions), time.monotonic())
+                partitions = self._metadata.read(topic, remember=True).partitions
+                if all(each.leader >= 0 for each in partitions.values()):
                     return self.describe_topic(topic)
             except (NotFound, Unavailable):
                 pass
@@ -152,85 +221,25 @@ class Topics:
 
         :raises NotFound: there is none of that name.
         """
-        count = len(self._read_metadata(topic).partitions)
-        self._partition_counts[topic] = (count, time.monotonic())
-        return self._info(topic, count, self._read_retentions([topic]))
+        count = len(self._metadata.read(topic, remember=True).partitions)
+        return _info(topic, count, self._read_retentions([topic]))
 
     def list_topics(self) -> list[TopicInfo]:
         """All topics but Kafka's own, by name."""
-        cluster = self._requests.run(
-            "listing topics", self._client, lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT)
+        requests = self._requests
+        cluster = requests.run(
+            "listing topics",
+            requests.admin,
+            lambda admin: admin.list_topics(timeout=REQUEST_TIMEOUT),
         )
         names = sorted(set(cluster.topics) - INTERNAL_TOPICS)
         retentions = self._read_retentions(names)
-        return [
-            self._info(name, len(cluster.topics[name].partitions), retentions) for name in names
-        ]
-
-    @staticmethod
-    def _info(topic: str, partitions: int, retentions: Mapping[str, Retention]) -> TopicInfo:
-        known = topic in retentions
-        return TopicInfo(topic, partitions, retentions[topic] if known else Retention(), known)
-
-    def partition_count(self, topic: str) -> int:
-        """How many partitions a topic has; asked again after a minute.
-
-        :raises NotFound: there is none of that name.
-        """
-        known = self._partition_counts.get(topic)
-        now = time.monotonic()
-        if known is not None and now < known[1] + COUNT_TTL:
-            return known[0]
-        try:
-            count = len(self._read_metadata(topic).partitions)
-        except Unavailable:
-            if known is None:
-                raise
-            return known[0]
-        self._partition_counts[topic] = (count, now)
-        return count
-
-    def partitions_with_leader(self, topic: str) -> list[int]:
-        """The partitions of a topic that have a leader now."""
-        partitions = self._read_metadata(topic).partitions
-        return [number for number, partition in partitions.items() if partition.leader >= 0]
-
-    def check_partitions(self, topic: str, partitions: Iterable[int]) -> None:
-        """See that a topic has these partitions.
-
-        :raises NotFound: it lacks one, or there is no such topic.
-        """
-        for partition in partitions:
-            count = self.partition_count(topic)
-            if partition >= count:
-                self._partition_counts.pop(topic, None)  # it may have grown
-                count = self.partition_count(topic)
-            if not 0 <= partition < count:
-                raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
-
-    def _read_metadata(self, topic: str) -> TopicMetadata:
-        # Of several brokers, one may not have heard yet of a topic that another has told us of.
-        known = self._partition_counts.get(topic)
-        deadline = time.monotonic() + REQUEST_TIMEOUT
-        while True:
-            try:
-                return self._metadata(topic)
-            except NotFound as error:
-                now = time.monotonic()
-                if known is not None and now < min(deadline, known[1] + COUNT_TTL):
-                    time.sleep(0.05)
-                    continue
-                raise topic_not_found(
-                    topic,
-                    f", or `kafka-topics.sh --bootstrap-server {self._settings.hosts} --create "
-                    f"--topic {topic} --partitions 8`",
-                ) from error
+        return [_info(name, len(cluster.topics[name].partitions), retentions) for name in names]
 
     def _read_retentions(self, topics: Sequence[str]) -> dict[str, Retention]:
         """What the settings of topics say; a topic that this user may not ask for is left out."""
-        retentions: dict[str, Retention] = {}
         if not topics:
-            return retentions
+            return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
 
         def request(admin: AdminClient) -> dict[Any, Any]:
@@ -238,35 +247,34 @@ class Topics:
                 admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT)
             )
 
-        results = self._requests.run("asking for topics' settings", self._client, request)
-        for resource, result in results.items():
-            if isinstance(result, KafkaException):
-                continue
-            values = {name: entry.value for name, entry in result.items()}
-            retentions[resource.name] = _retention_of(values)
-        return retentions
+        results = self._requests.run("asking for topics' settings", self._requests.admin, request)
+        return {
+            resource.name: _retention_of({name: entry.value for name, entry in result.items()})
+            for resource, result in results.items()
+            if not isinstance(result, KafkaException)
+        }
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic; returns once the brokers no longer know it.
 
         :raises NotFound: there is none of that name.
         """
-
-        def request(admin: AdminClient) -> Any:
-            return admin.delete_topics(
-                [topic], operation_timeout=REQUEST_TIMEOUT, request_timeout=REQUEST_TIMEOUT
-            )[topic]
-
-        self._read_metadata(topic)
-        self._partition_counts.pop(topic, None)
-        self._requests.run_admin(f"deleting topic {topic}", request)
+        self._metadata.read(topic)
+        self._metadata.forget(topic)
+        delete = partial(AdminClient.delete_topics, operation_timeout=REQUEST_TIMEOUT)
+        self._requests.run_admin(f"deleting topic {topic}", delete, [topic])
         deadline = time.monotonic() + REQUEST_TIMEOUT
         while time.monotonic() < deadline:
             try:
-                self._read_metadata(topic)
+                self._metadata.read(topic)
             except NotFound:
                 return
             time.sleep(0.02)
+
+
+def _info(topic: str, partitions: int, retentions: Mapping[str, Retention]) -> TopicInfo:
+    known = topic in retentions
+    return TopicInfo(topic, partitions, retentions[topic] if known else Retention(), known)
 
 
 def _config_of(retention: Retention) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """Claims in this process's memory: ``memory://name`` is shared, ``memory://`` is private.
 
-All time is the opener's monotonic clock. What is over is removed by whatever is asked next: a heap
-has one item for each entry, in the order in which they end, and is made anew when most of its
-items are of entries that are gone.
+All time is the opener's monotonic clock. The next call removes what has expired: a heap has an item
+for each entry, in order of expiry, and is rebuilt when most of its items are of removed entries.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from streams.clock import Clock
@@ -27,19 +27,20 @@ from streams.log.memory.registry import NamedRegistry
 from streams.log.protocol import OpenRequest
 
 
+@dataclass(slots=True)
 class _ClaimRow:
-    """What stands under a key. ``value`` is None for a claim, whose lease ends at ``until``."""
+    """What a key has. ``value`` is None for a claim, whose lease ends at ``until``."""
 
-    __slots__ = ("expires", "fingerprint", "ticket", "token", "until", "value")
+    token: str
+    fingerprint: str
+    value: bytes | None
+    until: float
+    ticket: int = 0
+    """The heap's item that is this row's."""
 
-    def __init__(self, token: str, fingerprint: str, value: bytes | None, until: float) -> None:
-        self.token = token
-        self.fingerprint = fingerprint
-        self.value = value
-        self.until = until
-        self.expires = until if value is not None else until + CLAIM_GRACE
-        self.ticket = 0
-        """The heap's item that is this row's."""
+    @property
+    def expires(self) -> float:
+        return self.until if self.value is not None else self.until + CLAIM_GRACE
 
 
 class ClaimTable:
@@ -94,10 +95,7 @@ class ClaimTable:
             row = rows.get(key)
             if row is None or row.ticket != ticket:
                 continue
-            if row.expires > now:  # it was renewed
-                heappush(ends, (row.expires, ticket, key))
-            else:
-                del rows[key]
+            del rows[key]
         if len(ends) > 2 * len(rows) + 64:
             self._expiry_heap = [(row.expires, row.ticket, key) for key, row in rows.items()]
             heapify(self._expiry_heap)
@@ -130,7 +128,7 @@ class MemoryClaimStore:
         return self.table.execute(requests)
 
     def close(self) -> None:
-        """Let go; the last of a name takes all of it along."""
+        """Close; with the last handle of a name, its claims are gone."""
         with self._close_lock:
             if self._closed:
                 return
@@ -141,6 +139,6 @@ class MemoryClaimStore:
 def open_claims(request: OpenRequest) -> MemoryClaimStore:
     """Claims in memory.
 
-    :raises ConfigError: the name cannot be one, or the shared claims run on another clock.
+    :raises ConfigError: the URL has settings, or the shared claims use another clock.
     """
     return MemoryClaimStore(_registry.acquire(request))

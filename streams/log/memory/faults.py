@@ -13,7 +13,7 @@ a poll or a read. ``name`` is the topic's, for commits and polls the group's."""
 
 
 class FaultPoints:
-    """Where a fault may strike in one opener's handle."""
+    """The fault hook of one opener's handle."""
 
     def __init__(self) -> None:
         self.hook: Fault | None = None

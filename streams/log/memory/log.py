@@ -40,8 +40,7 @@ CAPABILITIES = Capabilities(
     durable=False,
     processes=False,
     uses_app_clock=True,
-    # A service for any log is tested on this one. It applies seconds and messages, and keeps what
-    # the others would let go.
+    # A service for any log is tested on this one. Of these it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
 
@@ -51,10 +50,10 @@ _registry = NamedRegistry(
 
 
 def open(request: OpenRequest) -> MemoryLog:
-    """Open ``memory://`` or ``memory://name``. There is no driver, so driver settings, meant for
-    the log that an app runs on elsewhere, are passed over.
+    """Open ``memory://`` or ``memory://name``. Driver settings are ignored: they are for the log
+    that the app uses elsewhere.
 
-    :raises ConfigError: the name cannot be one, or the shared log runs on another clock.
+    :raises ConfigError: the URL has settings, or the shared log uses another clock.
     """
     return MemoryLog(_registry.acquire(request))
 
@@ -73,7 +72,6 @@ class MemoryLog(DenseOffsets):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
         return CAPABILITIES
 
     # -- for tests
@@ -88,8 +86,8 @@ class MemoryLog(DenseOffsets):
         self._faults.hook = hook
 
     def crash(self) -> None:
-        """As if the process that opened this log were killed: nothing it does counts any more,
-        its leases run out by the clock. Other openers of the same name go on."""
+        """As if the process that opened this log were killed: every call raises, and its leases
+        expire by the clock. Other openers of the same name are not affected."""
         self._shut_down("crashed by a test", MemorySubscription.end_killed)
 
     # -- topics
@@ -101,53 +99,36 @@ class MemoryLog(DenseOffsets):
         retention: Retention = KEEP_FOREVER,
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic; where it exists, a retention that is given replaces its own.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        :raises ConfigError: there is no such retention here.
-        """
+        """Create a topic; where it exists, a retention that is given replaces its own."""
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.create_topic(topic, partitions, retention)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention.
-
-        :raises NotFound: there is none of that name.
-        :raises ConfigError: there is no such retention here.
-        """
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             return self.store.topic(topic).info
 
     def topics(self) -> list[TopicInfo]:
-        """All topics, by name."""
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """Nothing is kept."""
         advice = "it ends with the process: use sqlite:///FILE, redis://HOST or kafka://HOST"
         return (DurabilityFact("storage", "this process's memory", False, advice),)
 
     def delete_topic(self, topic: str) -> None:
-        """Delete a topic with its messages and every group's position in it."""
         with self._locked():
             self.store.delete_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, all in one step; ``on_appended`` is called before this
-        returns."""
+        """Append in one step; ``on_appended`` is called before this returns."""
         with self._lock:
             self._appending += 1
         try:
@@ -171,18 +152,15 @@ class MemoryLog(DenseOffsets):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the one the next message will get."""
         with self._locked():
             found = self.store.partition(topic, partition)
             return found.first, found.end
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Position of the first message the log took at or after ``time``; the end if none."""
         with self._locked():
             return self.store.partition(topic, partition).offset_for_time(time)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
-        """Read from position ``start`` up to, not including, position ``end``."""
         with self._locked():
             self.store.partition(topic, partition)
         return MemoryReader(
@@ -192,7 +170,6 @@ class MemoryLog(DenseOffsets):
     # -- groups
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a *new* group its positions, all at once: True where it had none in this topic."""
         with self._locked():
             self._check_partitions(topic, positions)
             found = self.store.ensure_group(group)
@@ -203,10 +180,6 @@ class MemoryLog(DenseOffsets):
             return True
 
     def group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             found = self.store.group(group)
             members = tuple(
@@ -216,25 +189,18 @@ class MemoryLog(DenseOffsets):
             return GroupInfo(group, members, dict(found.positions))
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
             return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
         with self._locked():
             return self.store.groups()
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic; the group is made if there is none.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
-            members lose the partitions and start over from the new places.
-        """
         with self._locked():
             self._check_partitions(topic, offsets)
             found = self.store.ensure_group(group)
@@ -246,11 +212,6 @@ class MemoryLog(DenseOffsets):
             self.store.trim_topic(self.store.topic(topic))
 
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        :raises NotFound: there is none of that name.
-        """
         with self._locked():
             self._require_no_members(self.store.group(group))
             self.store.delete_group(group)
@@ -265,8 +226,6 @@ class MemoryLog(DenseOffsets):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> MemorySubscription:
-        """Join a group. ``window`` is how many messages below the group's position must not be
-        trimmed; there is no driver, so nothing is fetched ahead and ``flow`` has no say."""
         with self._locked():
             found = self.store.ensure_group(group)
             for topic in topics:
@@ -285,15 +244,11 @@ class MemoryLog(DenseOffsets):
             return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
-        """Nothing to do: whoever is in the group is in this process."""
+        """Do nothing: all members are in this process."""
 
     # -- the rest
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
-
-        :raises Unavailable: some have not, after ``timeout`` seconds.
-        """
         with self._lock:
             if not self._append_ended.wait_for(
                 lambda: not self._appending, bounded_timeout(timeout)
@@ -301,7 +256,6 @@ class MemoryLog(DenseOffsets):
                 raise Unavailable(f"{self._appending} appends are unfinished after {timeout:g} s")
 
     def close(self) -> None:
-        """Let go of everything; the last one who closes a shared log drops it."""
         self._shut_down("closed", MemorySubscription.leave_group)
 
     # -- inside
@@ -326,7 +280,7 @@ class MemoryLog(DenseOffsets):
             self._close_reason = reason
             for subscription in list(self._subscriptions):
                 end_subscription(subscription, reason)
-            for topic in self.store.topics.values():  # readers and polls find out
+            for topic in self.store.topics.values():  # readers and polls notice
                 topic.wake()
         if _registry.release(self.store):
             self.store.close()

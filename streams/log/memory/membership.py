@@ -1,4 +1,4 @@
-"""A group: its positions, its members, and who holds which lease."""
+"""A group on the memory log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streams.log.protocol import TRIM_MARGIN, Committed, TopicPartition
 
 
 class HeldLease(NamedTuple):
-    """Who holds the lease of a partition."""
+    """The holder of a partition's lease, or the last one."""
 
     owner: str
     """Empty when it was released."""
@@ -33,16 +33,16 @@ class GroupMember(Protocol):
         ...
 
     def fence(self) -> None:
-        """Another member has joined under its name (lock held)."""
+        """Note that another member has joined under its name (lock held)."""
         ...
 
 
 class Group:
     """A group: its positions, its members, and who holds which lease.
 
-    A member renews all its leases together, so the expiry stands with the member. A member that
-    is *inside* a wait or a callback of its own poll is alive by definition, its lease does not run
-    out; so nobody needs a thread that does nothing but heartbeats.
+    A member renews all its leases together, so the expiry is the member's. A member that is
+    *inside* a wait or a callback of its own poll is alive by definition, and its lease does not
+    expire; so no thread is needed for heartbeats.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,13 +54,13 @@ class Group:
         self.generation = 0
 
     def bump_generation(self) -> None:
-        """Members or leases changed otherwise than by time: everyone makes a new plan."""
+        """Make every member plan anew, as members or leases have changed (other than by time)."""
         self.generation += 1
         for member in self.members.values():
             member.group_changed.notify_all()
 
     def renew_polling(self, now: float) -> None:
-        """Extend the rows of who is inside poll; forget the dead whose leases are over."""
+        """Renew the members that are inside poll; forget the killed whose leases have expired."""
         for member in list(self.members.values()):
             if member.is_polling:
                 member.expires = DEFAULT_TERMS.expiry(now)
@@ -68,7 +68,7 @@ class Group:
                 del self.members[member.id]
 
     def join(self, member: GroupMember) -> None:
-        """A member comes; the one before of its name loses what it had, to this one alone."""
+        """Add a member; it takes over what the previous one of its name had."""
         predecessor = self.members.pop(member.id, None)
         self.members[member.id] = member
         if predecessor is not None:
@@ -89,7 +89,7 @@ class Group:
         partitions: Mapping[str, int],
         held: Collection[TopicPartition],
     ) -> Plan:
-        """What member ``member_id`` should do, which holds these leases itself."""
+        """What the member should do; it has taken the leases ``held`` itself."""
         self.renew_polling(now)
         rows = [Member(m.id, m.topics, m.expires) for m in self.members.values()]
         leases = {
@@ -101,11 +101,11 @@ class Group:
         return plan(member_id, now, rows, partitions, leases, held)
 
     def held_by(self, member: str) -> list[TopicPartition]:
-        """What a member holds the lease of."""
+        """The partitions whose lease a member holds."""
         return [partition for partition, (owner, _) in self.leases.items() if owner == member]
 
     def release_leases(self, partitions: Iterable[TopicPartition]) -> None:
-        """Set leases free, whoever holds them; their epochs stay."""
+        """Release leases, whoever holds them; their epochs stay."""
         for partition in partitions:
             if partition in self.leases:
                 self.leases[partition] = HeldLease("", self.leases[partition].epoch)
@@ -114,7 +114,7 @@ class Group:
         self.bump_generation()
 
     def needed_from(self, topic: str, partition: int) -> int:
-        """Position from which on this group still needs messages, its dedup window included."""
+        """The first position that this group still needs, its dedup window included."""
         committed = self.positions.get((topic, partition))
         return committed.position - self.trim_margins.get(topic, TRIM_MARGIN) if committed else 0
 

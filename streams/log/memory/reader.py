@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from streams.errors import Unavailable
 from streams.log.memory.faults import FaultPoints
 from streams.log.memory.store import Store
 from streams.log.memory.topics import wait_for_messages
+from streams.log.protocol import Reader
 from streams.message import Batch
 
 
-class MemoryReader:
+class MemoryReader(Reader):
     """A sequential reading of one partition."""
 
     def __init__(
@@ -35,11 +38,8 @@ class MemoryReader:
         self._end = end
         self._has_messages = threading.Condition(store.lock)
 
+    @override
     def read(self, limit: int, timeout: float = 5.0) -> Batch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
         store = self._store
         self._faults.strike("read", self._topic)
         until = time.monotonic() + timeout
@@ -62,6 +62,7 @@ class MemoryReader:
                 wait_for_messages([store.topic(self._topic)], self._has_messages, remaining)
         return None
 
+    @override
     def close(self) -> None:
         """Nothing is held; a reader that is closed has reached its end."""
         self._end = self._position

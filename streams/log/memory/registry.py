@@ -1,10 +1,9 @@
-"""What is shared by name in this process: under ``memory://name`` everybody gets the same, under
-``memory://`` each opener something of its own. It lives as long as somebody has it open.
+"""What is shared by name in this process: all openers of ``memory://name`` get the same, each
+opener of ``memory://`` gets its own. It lives as long as somebody has it open.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -13,8 +12,6 @@ from streams.clock import SYSTEM, Clock, SystemClock
 from streams.errors import ConfigError
 from streams.log.protocol import OpenRequest
 from streams.log.url import parse
-
-_NAME = re.compile(r"[A-Za-z0-9._-]*\Z")
 
 
 class NamedResource(Protocol):
@@ -34,8 +31,8 @@ class NamedRegistry(Generic[T]):
     """Things of one kind by name (any thread).
 
     :param make: makes one of a name.
-    :param private_description: what a private one is, as an error says it; ``other``: what a shared
-        one is.
+    :param private_description: what an error calls a private one.
+    :param shared_description: what an error calls a shared one.
     """
 
     def __init__(
@@ -50,10 +47,10 @@ class NamedRegistry(Generic[T]):
     def acquire(self, request: OpenRequest) -> T:
         """The one of the URL's name, made if there is none.
 
-        :raises ConfigError: the name cannot be one, or it is open on another clock.
+        :raises ConfigError: the URL has settings, or it is open on another clock.
         """
         name = request.path
-        if request.options or not _NAME.match(name):
+        if request.options:
             raise ConfigError(
                 f"{parse(request.url).location}: write memory:// for {self._private_description}, "
                 "or memory://name"
@@ -76,7 +73,7 @@ class NamedRegistry(Generic[T]):
             return found
 
     def release(self, resource: T) -> bool:
-        """Somebody has closed it; whether that was the last."""
+        """Note that one opener has closed it; whether that was the last."""
         with self._lock:
             resource.users -= 1
             if resource.users:

@@ -1,8 +1,8 @@
 """What one memory log holds: its topics and its groups.
 
-Plain data under one lock, :attr:`Store.lock`; whoever calls here, or in :mod:`topics
-<streams.log.memory.topics>` and :mod:`membership <streams.log.memory.membership>`, holds it.
-Nothing here blocks.
+Plain data under one lock, :attr:`Store.lock`. Callers of this module, :mod:`topics
+<streams.log.memory.topics>` and :mod:`membership <streams.log.memory.membership>` hold it. Nothing
+here blocks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 class Store:
-    """Everything of one memory log. It lives as long as somebody has it open."""
+    """Everything of one memory log, for as long as somebody has it open."""
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
@@ -46,20 +46,20 @@ class Store:
         self._unwatch: Callable[[], None] = clock.on_jump(self._clock_advanced)
 
     def _clock_advanced(self) -> None:
-        """A test advanced its clock: whoever waits looks at it again."""
+        """A test has advanced its clock: members that wait look at it again."""
         with self.lock:
             for group in self._groups.values():
                 for member in group.members.values():
                     member.group_changed.notify_all()
 
     def close(self) -> None:
-        """The last one closed it."""
+        """The last opener has closed it."""
         self._unwatch()
 
     # -- topics
 
     def create_topic(self, name: str, partitions: int, retention: Retention) -> TopicInfo:
-        """Create a topic, or find it as it should be; a retention that is given replaces."""
+        """Create a topic; where it exists, a retention that is given replaces its own."""
         check_topic(name)
         if partitions < 1:
             raise ConfigError(f"topic {name!r}: partitions={partitions!r}, at least 1")
@@ -97,7 +97,7 @@ class Store:
         return {name: len(topic.partitions) for name, topic in self.topics.items()}
 
     def partition(self, name: str, partition: int) -> Partition:
-        """One partition, with what is too old already gone."""
+        """One partition, after trimming."""
         topic = self.topic(name)
         if not 0 <= partition < len(topic.partitions):
             raise no_partition(name, partition, len(topic.partitions))
@@ -114,7 +114,7 @@ class Store:
         topic.wake()
 
     def trim_topic(self, topic: Topic) -> None:
-        """Trim by retention, but nothing that a group may still need."""
+        """Trim by retention, except what a group may still need."""
         retention = topic.retention
         if retention == KEEP_FOREVER:
             return
@@ -130,7 +130,7 @@ class Store:
             partition.trim(first)
 
     def append(self, name: str, records: Sequence[Record]) -> list[Position | LogError]:
-        """Write records in order and wake who waits for them."""
+        """Write records in order and wake those that wait for them."""
         topic = self.topic(name)
         outcomes = topic.append(records, self.clock.time())
         self.trim_topic(topic)
@@ -155,8 +155,8 @@ class Store:
         return self._groups.setdefault(check_group(name), Group(name))
 
     def delete_group(self, name: str) -> None:
-        """Delete a group and its positions. Its epochs stay, so that a member which was frozen
-        until now cannot commit under one that was used before."""
+        """Delete a group and its positions. Its epochs stay, so that a member that was frozen
+        cannot commit under one that is used again."""
         group = self.group(name)
         group.positions.clear()
         group.trim_margins.clear()

@@ -2,16 +2,16 @@
 
 Theory of operation
 -------------------
-``poll`` goes round three steps until it has something to return: *heartbeat* (renew, find out
-what was lost, make a plan and act on it) when the group has changed or the time for it has come;
-*take* what there is; else *wait*. Everything that touches shared data holds the store's lock, but
-the listener is always called without it, so a drain may take as long as it likes while the others
-go on, and may commit.
+``poll`` repeats three steps until it has something to return: *heartbeat* (renew, find out what
+was lost, make a plan and follow it) when the group has changed or a heartbeat is due; *read* what
+is available; else *wait*. Everything that touches shared data holds the store's lock, but the
+listener is always called without it, so a drain may commit, and may take any time while the other
+members continue.
 
-A partition that has to go is released only after ``listener.revoked`` has returned; until then its
-lease is held, so commits count and nobody else gets it. While a member waits or is inside its
-listener it counts as alive and its assignments are valid without end: it needs no heartbeats, and
-an advanced clock does not rob it. Its lease runs by the clock only while it is away from poll.
+A partition that has to leave is released only after ``listener.revoked`` has returned; until then
+its lease is held, so commits are accepted and nobody else gets it. While a member waits or is
+inside its listener it counts as alive and its assignments do not expire: it needs no heartbeats,
+even if a test advances the clock. Its lease runs by the clock only outside of poll.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Condition
+from typing import NamedTuple
 
 from streams.errors import ConfigError, Fatal, TooLarge
 from streams.log.membership import DEFAULT_TERMS, INFINITY
@@ -36,31 +38,40 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
+    Subscription,
     TopicPartition,
     Transaction,
 )
 from streams.message import Batch
 
 
+@dataclass(eq=False, slots=True)
 class _OwnedPartition:
     """One partition this member owns."""
 
-    __slots__ = ("assignment", "committed_version", "is_paused", "partition", "position")
-
-    def __init__(self, assignment: Assignment, partition: Partition) -> None:
-        self.assignment = assignment
-        self.partition = partition
-        self.position = 0
-        self.is_paused = False
-        self.committed_version = -INFINITY  # of the last commit
+    assignment: Assignment
+    partition: Partition
+    position: int = 0
+    is_paused: bool = False
+    committed_version: float = -INFINITY
+    """Of the last commit."""
 
     @property
     def topic_partition(self) -> TopicPartition:
         return self.assignment.topic_partition
 
 
-class MemorySubscription:
-    """See :class:`~streams.log.protocol.Subscription`.
+class OwnershipChanges(NamedTuple):
+    """What a heartbeat has found out."""
+
+    lost: list[_OwnedPartition]
+    revoked: list[_OwnedPartition]
+    """To be drained and released."""
+    assigned: list[_OwnedPartition]
+
+
+class MemorySubscription(Subscription):
+    """A member of a group.
 
     :param on_end: called once this has ended, while the store's lock is held.
     """
@@ -100,7 +111,6 @@ class MemorySubscription:
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """The next messages; see the protocol."""
         until: float | None = None
         while True:
             self._faults.strike("poll", self._group.name)
@@ -134,7 +144,7 @@ class MemorySubscription:
                 self._assign(assigned)
 
     def _read_available(self, limit: int) -> list[Batch]:
-        """What is there, from one partition after the other; who was last begins next time."""
+        """What is available, one partition after the other; the last one comes first next time."""
         batches: list[Batch] = []
         owned_partitions = list(self._owned.values())
         rotation = self._rotation % len(owned_partitions) if owned_partitions else 0
@@ -163,8 +173,8 @@ class MemorySubscription:
 
     @contextmanager
     def _kept_alive(self) -> Generator[None, None, None]:
-        """Inside a wait or a callback: alive by definition, so all that is owned is valid without
-        end. (The lock is held on the way in and out.)"""
+        """Inside a wait or a callback: alive by definition, so what is owned does not expire. (The
+        lock is held on entry and exit.)"""
         self.is_polling = True
         for owned in self._still_held():
             owned.assignment.valid_until = INFINITY
@@ -179,10 +189,8 @@ class MemorySubscription:
 
     # -- ownership
 
-    def _heartbeat(
-        self, now: float
-    ) -> tuple[list[_OwnedPartition], list[_OwnedPartition], list[_OwnedPartition]]:
-        """Renew and plan: what was lost, what must be given up, what is newly owned."""
+    def _heartbeat(self, now: float) -> OwnershipChanges:
+        """Renew and plan."""
         group = self._group
         self.invalidate_lost()
         lost = [
@@ -199,16 +207,10 @@ class MemorySubscription:
             inherited = [partition for partition in plan.release if partition not in self._owned]
             if inherited:
                 group.release_leases(inherited)
-            return (
-                lost,
-                [self._owned[partition] for partition in plan.release if partition in self._owned],
-                [],
-            )
-        return (
-            lost,
-            [],
-            [self._acquire(partition, epoch, now) for partition, epoch in plan.acquire.items()],
-        )
+            revoked = [self._owned[each] for each in plan.release if each in self._owned]
+            return OwnershipChanges(lost, revoked, [])
+        assigned = [self._acquire(each, epoch, now) for each, epoch in plan.acquire.items()]
+        return OwnershipChanges(lost, [], assigned)
 
     def _acquire(self, partition: TopicPartition, epoch: int, now: float) -> _OwnedPartition:
         topic, number = partition
@@ -231,20 +233,16 @@ class MemorySubscription:
 
     def _still_held(self) -> Iterator[_OwnedPartition]:
         """What is owned and was not taken away."""
-        holders = self._group.leases
-        for partition, owned in self._owned.items():
-            if holders.get(partition) == (self.id, owned.assignment.epoch):
-                yield owned
+        return filter(self._holds_lease, self._owned.values())
 
     def invalidate_lost(self) -> None:
         """Stop trusting assignments that were taken away (the lock is held)."""
-        held = set(map(id, self._still_held()))
         for owned in self._owned.values():
-            if id(owned) not in held:
+            if not self._holds_lease(owned):
                 owned.assignment.valid_until = -INFINITY
 
     def _assign(self, assigned: Sequence[_OwnedPartition]) -> None:
-        """Tell the listener what is new; what it cannot take is released again."""
+        """Tell the listener what is new; if it raises, release it again."""
         try:
             with self._without_lock():
                 self._listener.assigned([owned.assignment for owned in assigned])
@@ -255,7 +253,7 @@ class MemorySubscription:
             owned.position = owned.assignment.position
 
     def _revoke(self, revoked: Sequence[_OwnedPartition]) -> None:
-        """Let the listener drain, however it ends, then release."""
+        """Let the listener drain, then release, even if it raises."""
         try:
             with self._without_lock():
                 self._listener.revoked([owned.assignment for owned in revoked])
@@ -279,7 +277,7 @@ class MemorySubscription:
                 self._disown(owned_partitions)
 
     def _disown(self, owned_partitions: Iterable[_OwnedPartition]) -> None:
-        """Own these no longer, and free the leases that are still held (the lock is held)."""
+        """Stop owning these, and release the leases that are still ours (the lock is held)."""
         leaving = list(owned_partitions)
         held = [owned.topic_partition for owned in leaving if self._holds_lease(owned)]
         for owned in leaving:
@@ -294,7 +292,6 @@ class MemorySubscription:
     # -- progress
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places; see the protocol."""
         for commit in commits:
             if len(commit.progress) > PROGRESS_LIMIT or not commit.progress.isascii():
                 raise TooLarge(
@@ -312,7 +309,6 @@ class MemorySubscription:
         self._faults.strike("commit.after", self._group.name)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """The same: it costs little."""
         self.commit(commits)
         on_submitted(True)
 
@@ -331,11 +327,9 @@ class MemorySubscription:
     # -- the rest
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed; they stay owned."""
         self._set_paused(assignments, True)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         self._set_paused(assignments, False)
 
     def _set_paused(self, assignments: Iterable[Assignment], paused: bool) -> None:
@@ -344,7 +338,6 @@ class MemorySubscription:
                 owned.is_paused = paused
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Free the leases of these, so that the next plan finds them without an owner."""
         found = [owned for each in assignments if (owned := self._find_owned(each)) is not None]
         self._release(found)
 
@@ -361,14 +354,9 @@ class MemorySubscription:
             self.group_changed.notify_all()
 
     def begin_transaction(self) -> Transaction:
-        """There are no transactions in memory.
-
-        :raises ConfigError: always.
-        """
         raise ConfigError("memory:// has no transactions: message.transaction needs sqlite://")
 
     def close(self) -> None:
-        """Drain what is owned, release it, leave the group."""
         with self._store.lock:
             if self._end_reason:
                 return
@@ -381,7 +369,7 @@ class MemorySubscription:
                 self.leave_group("this subscription is closed")
 
     def leave_group(self, reason: str) -> None:
-        """Leave without a word to the listener (the lock is held)."""
+        """Leave without telling the listener (the lock is held)."""
         if self._end_reason:
             return
         self._end_reason = reason
@@ -392,15 +380,14 @@ class MemorySubscription:
         self._on_end(self)
 
     def crash(self) -> None:
-        """As if this member were killed with ``kill -9``: it drains nothing, commits nothing, and
-        releases nothing; the others wait for its lease to run out. Its poll raises Fatal."""
+        """As if this member were killed with ``kill -9``: it drains, commits and releases nothing;
+        the others wait until its lease expires. Its poll raises Fatal."""
         with self._store.lock:
             self.end_killed("this member was crashed by a test")
 
     def freeze(self) -> None:
-        """As if this member's process were stopped (SIGSTOP), wherever it is: its lease runs out
-        by the clock, until it polls again or comes out of its listener. Whoever calls this keeps
-        it from doing so."""
+        """As if this member's process were stopped (SIGSTOP), even in a wait: its lease runs by the
+        clock until it polls again or its listener returns. The caller keeps it from doing so."""
         with self._store.lock:
             if not self._end_reason:
                 self._renew(self._store.clock.monotonic())

@@ -2,8 +2,8 @@
 
 A partition keeps its messages as *columns*, one list of keys, one of values and so on, so that a
 batch is a few list slices whatever its length, and an append a few list extensions. ``first`` is
-the first position that can be read; the columns start at ``base``, which lags behind, because
-deleting at the front of a list moves all the rest: it is done when half of it is dead.
+the first position that can be read; the columns start at ``base``, which lags behind: as deleting
+at the front of a list moves all the rest, it is done when half of it is dead.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import Any
 
 from streams.errors import LogError, NotFound
 from streams.log.memory.batch import MemoryBatch, headers_with_id
-from streams.log.names import (
-    partitions_for,
-)
+from streams.log.names import partitions_for
 from streams.log.protocol import Retention, TopicInfo
 from streams.message import ID, REDRIVE, SOURCE, Batch, Position, Record, identity_of
 
@@ -27,34 +25,15 @@ from streams.message import ID, REDRIVE, SOURCE, Batch, Position, Record, identi
 class Partition:
     """One partition's messages."""
 
-    __slots__ = (
-        "_times",
-        "base",
-        "columns",
-        "end",
-        "first",
-        "header_sources",
-        "ids",
-        "keys",
-        "values",
-    )
-
     def __init__(self) -> None:
         self.first = self.base = self.end = 0
         self.keys: list[bytes | None] = []
         self.values: list[bytes | None] = []
         self.ids: list[str | None] = []  # identities
-        # What headers are made from when they are read: the record, or the ID if there is no
-        # other. (A tuple a message would be work for the garbage collector; a record is none.)
+        # What headers are made from when they are read: the record, or the ID if there are no
+        # others. (A tuple for each message would be work for the garbage collector.)
         self.header_sources: list[Record | str] = []
         self._times = array("d")
-        self.columns: tuple[list[Any] | array[float], ...] = (
-            self.keys,
-            self.values,
-            self.ids,
-            self.header_sources,
-            self._times,
-        )
 
     def append(self, records: Sequence[Record], now: float) -> range:
         """Write records; the offsets they got. Log times never go back within a partition."""
@@ -73,20 +52,18 @@ class Partition:
 
     def batch(self, topic: str, partition: int, start: int, count: int, assignment: Any) -> Batch:
         """``count`` messages from ``start`` on, which must be there."""
-        index = start - self.base
-        to = index + count
+        part = slice(start - self.base, start - self.base + count)
         batch = MemoryBatch(
             topic,
             partition,
             range(start, start + count),
-            self.keys[index:to],
-            self.values[index:to],
-            self.ids[index:to],
-            None,
-            self._times[index:to],
-            assignment,
+            self.keys[part],
+            self.values[part],
+            self.ids[part],
+            times=self._times[part],
+            assignment=assignment,
         )
-        batch.header_sources = self.header_sources[index:to]
+        batch.header_sources = self.header_sources[part]
         return batch
 
     def offset_for_time(self, time: float) -> int:
@@ -100,8 +77,8 @@ class Partition:
         self.first = first
         dead = first - self.base
         if dead * 2 >= self.end - self.base:
-            for column in self.columns:
-                del column[:dead]
+            del self.keys[:dead], self.values[:dead], self.ids[:dead]
+            del self.header_sources[:dead], self._times[:dead]
             self.base = first
 
 
@@ -130,7 +107,7 @@ class Topic:
         return TopicInfo(self.name, len(self.partitions), self.retention)
 
     def append(self, records: Sequence[Record], now: float) -> list[Position | LogError]:
-        """Write records in order; where each one stands, or why it does not."""
+        """Write records in order; the position of each, or why it has none."""
         if len(self.partitions) == 1 and not any(record.partition for record in records):
             offsets = self.partitions[0].append(records, now)
             return list(map(Position, repeat(self.name), repeat(0), offsets))
@@ -157,7 +134,7 @@ class Topic:
 
 
 def wait_for_messages(topics: Sequence[Topic], condition: Condition, timeout: float) -> None:
-    """Wait for a message in one of these topics, or for whatever else notifies the condition."""
+    """Wait for a message in one of these topics, or for any other notification."""
     for topic in topics:
         topic.waiters.add(condition)
     try:
@@ -176,5 +153,5 @@ _NO_OUTCOME = LogError("the append has no outcome")
 
 
 def no_partition(topic: str, partition: int, count: int) -> NotFound:
-    """What to raise for a partition that is not there."""
+    """The error for a missing partition."""
     return NotFound(f"topic {topic!r} has no partition {partition}: it has 0 to {count - 1}")
