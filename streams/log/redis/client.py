@@ -189,10 +189,8 @@ class ConnectionPool:
         """Close what is idle; no connection can be acquired any more."""
         with self._lock:
             self._closed = True
-            idle = [each for connections in self._idle.values() for each in connections]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        for address in list(self._idle):
+            self.close_idle(address)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
@@ -263,9 +263,6 @@ class Fetchers:
         self._max_messages = max(1, flow.messages)
         self._failed_reads = 0
         """Reads that failed since one did not."""
-
-    def __iter__(self) -> Iterator[Fetcher]:
-        return iter(self._fetchers)
 
     def add(self, owned: OwnedPartition) -> None:
         """Read this partition, too."""

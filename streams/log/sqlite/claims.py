@@ -79,15 +79,11 @@ class _ClaimRow(NamedTuple):
     timeline: str
     until: float
 
-    def remaining(self, now: _Instant) -> float:
-        """Seconds until it ends; negative afterwards."""
-        if self.lease is not None and self.timeline == now.timeline:
-            return self.lease - now.monotonic
-        return self.until - now.time
-
     def state(self, now: _Instant) -> ClaimState | None:
         """What a decision depends on; None if the row counts as deleted."""
-        expires_in = self.remaining(now)
+        expires_in = self.until - now.time
+        if self.lease is not None and self.timeline == now.timeline:
+            expires_in = self.lease - now.monotonic
         if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
             return None
         return ClaimState(self.token, self.fingerprint, self.value, expires_in)

@@ -163,16 +163,10 @@ class SqliteLog(DenseOffsets, Log):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> SqliteSubscription:
+        check_group(group)
+        db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard
         subscription = SqliteSubscription(
-            self._database,
-            self._trimmer,
-            check_group(group),
-            topics,
-            listener,
-            flow,
-            trim_margin,
-            self._subscriptions.discard,
-            member,
+            db, trimmer, group, topics, listener, flow, trim_margin, on_close, member
         )
         self._subscriptions.add(subscription)
         return subscription

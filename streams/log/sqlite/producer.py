@@ -20,6 +20,7 @@ from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.schema import block_key
 from streams.log.sqlite.shared_file import topic_event
+from streams.log.sqlite.topics import partition_numbers
 from streams.message import Position, Record
 
 AppendOutcomes = Sequence["Position | LogError"]
@@ -73,12 +74,10 @@ class Writer:
 
     def _load_partition_numbers(self, topic: str) -> list[int]:
         with self._database.read() as db:
-            rows = db.fetch_rows(
-                "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
-            )
-        if not rows:
+            numbers = partition_numbers(db, [topic]).get(topic)
+        if numbers is None:
             raise topic_not_found(topic)
-        numbers = self._partition_numbers[topic] = [number for (number,) in rows]
+        self._partition_numbers[topic] = numbers
         return numbers
 
     # -- before the lock
