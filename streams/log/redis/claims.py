@@ -54,10 +54,7 @@ class RedisClaimStore:
         self._closed = False
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order, or why there is none.
-
-        :raises Unavailable: it is closed.
-        """
+        """See :meth:`streams.log.claims.ClaimStore.execute`."""
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
         answers: list[Answer | LogError] = []

@@ -154,9 +154,8 @@ class Membership:
         chunks = [partitions[start : start + size] for start in range(0, len(partitions), size)]
         renew = self.leases.renew_command
         renewals = [renew(chunk, owned_by_partition, inspect_streams) for chunk in chunks]
-        members, *lease_replies = replies = self._client.execute_all(
-            [self._heartbeat_command(), *renewals]
-        )
+        replies = self._client.execute_all([self._heartbeat_command(), *renewals])
+        members, *lease_replies = replies
         if not all(isinstance(reply, LogError) for reply in replies):
             self._staleness.observe(time.monotonic())
         self._epochs_missing = False
