@@ -1,7 +1,7 @@
 """Claims in Redis: a hash a key, ``streams:claims:<name>:<key>``, which the server lets expire.
 
 =============== ===========================================================================
-``token``       the owner's, or of whoever completed it
+``token``       the owner's, or that of the owner which completed it
 ``fingerprint`` of the request
 ``until``       when the lease ends (ms by the server's clock); absent once completed
 ``value``       the outcome; absent until then

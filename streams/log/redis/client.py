@@ -146,7 +146,7 @@ class ConnectionPool:
                     return connection, True
             except (RedisError, OSError):
                 pass
-            connection.close()  # the server closed it, or sent what nobody asked for
+            connection.close()  # the server closed it, or sent something unasked
 
     def connect(self, address: Address) -> RedisConnection:
         """A connection of its own."""
@@ -331,7 +331,7 @@ class Client:
         self.pool = ConnectionPool(settings)
 
     def close(self) -> None:
-        """Close the idle connections; whoever uses one still finishes."""
+        """Close the idle connections; those in use are closed when they are released."""
         self.pool.close()
         self.servers.close()
 

@@ -67,7 +67,7 @@ class Groups:
         """See :meth:`streams.log.protocol.Log.initialize_offsets`.
 
         One hash decides, for all partitions at once; then each partition's is written. Should this
-        process end in between, whoever takes a partition reads that hash (:meth:`initial_offsets`).
+        process end in between, the owner of a partition reads that hash (:meth:`initial_offsets`).
         """
         check_group(group)
         keys_of = self._topics.partition_keys

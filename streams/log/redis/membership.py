@@ -11,7 +11,7 @@ the member. An owner counts its own time from before its request. The time that 
 (``until``) is for people, and for refusing to reset a group that seems to run.
 
 Anybody can write into these keys. What makes no sense there is passed over and written anew, except
-a position: without it nobody knows where to continue, so that is an error that says what to do.
+a position: without one it is unknown where to continue, so that is an error that says what to do.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Membership:
                 failure = rows
                 for partition in chunk:
                     mine = owned_by_partition.get(partition)
-                    # An unknown lease may be taken by nobody, and stays mine until it is known.
+                    # An unknown lease is not taken, and one of mine stays mine.
                     leases[partition] = (
                         Lease(self.member_id, mine.assignment.epoch, INFINITY)
                         if mine is not None

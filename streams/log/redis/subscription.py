@@ -2,8 +2,8 @@
 
 One thread polls. A poll sends the heartbeat when it is due and applies the plan, returns what was
 read, asks for the next batch (after a small one, the next poll does), and waits only while there is
-nothing. It uses two kinds of connections: the fetchers', each with a read under way, and the log's
-pool for everything that must not wait behind such a read.
+nothing. It uses two kinds of connections: the fetchers', each with a read in progress, and those of
+the log's pool for everything that must not wait behind such a read.
 
 The group's position never depends on what the server counts as delivered: each owner reads with
 plain XREAD, from its own position. A member that was frozen and wakes up reads, at worst, what

@@ -2,7 +2,7 @@
 
 All requests of a call that write share one transaction; what can be answered by reading (there is
 an outcome, or a claim is held) takes none. A lease is counted on the machine's monotonic clock,
-which nobody sets; where the row names another one (the machine was restarted meanwhile, or the
+which cannot be set; where the row names another one (the machine was restarted meanwhile, or the
 claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
 
 Each transaction also deletes some expired rows, more than it adds.

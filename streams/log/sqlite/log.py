@@ -116,7 +116,7 @@ class SqliteLog(DenseOffsets, Log):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        self._trimmer.trim_if_due(topic)  # what is too old is not there any more
+        self._trimmer.trim_if_due(topic)  # what is too old is not to be seen
         with self._database.read() as db:
             found = reader.partition_row(db, topic, partition)
         return found.first_offset, found.end_offset

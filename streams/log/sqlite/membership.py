@@ -290,7 +290,7 @@ class Membership:
         return time.monotonic() - suspected >= SUSPICION_SECONDS
 
     def _release_owned(self, db: SqliteConnection, assignments: Iterable[Assignment]) -> bool:
-        """Let nobody own these; whether there were any."""
+        """Release these; whether there were any."""
         owned = self.partition_numbers
         return self._release_numbers(db, [owned[a] for a in assignments if a in owned])
 

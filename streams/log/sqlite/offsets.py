@@ -40,7 +40,7 @@ class OffsetCommits:
         """A commit was refused, so a partition was lost since the last heartbeat."""
 
     def forget(self, assignment: Assignment) -> None:
-        """The member does not own this any more."""
+        """Forget an assignment that the member no longer owns."""
         self._versions.pop(assignment, None)
 
     def commit(
