@@ -4,42 +4,34 @@ Promises
 --------
 * **One owner.** A partition is a stream that one member at a time reads. Consumer groups of Redis
   share entries out and so lose the order of a key; here a lease with an epoch, checked by the
-  server in the same step as every commit, says who may go on.
+  server in the same step as every commit, decides who is the owner.
 * **One entry per message ID**, within the last ``once`` seconds at least: an append whose answer
   was lost is sent again until its outcome is known.
-* **What Redis's own tools show is true**: each group also is a native one that stands where ours
-  does, with its lag.
-* **Nothing is skipped in silence**: entries that others trimmed before a group read them are
-  reported, and a server that has lost streams or groups finds them again where their owner knows
-  them to be.
+* **What Redis's own tools show is true**: each group also is a native one with the same position,
+  and with its lag.
+* **Nothing is skipped silently**: entries that others trimmed before a group read them are
+  reported, and a group that the server has lost is stored again at the positions that its owners
+  know.
 
 Theory of operation
 -------------------
-===============  ==================================================================================
-settings         the URL, its options, the driver's settings
-errors           the driver's errors as ours
-keys             the layout in Redis; entry IDs as offsets
-stored_values    reading what anybody may have written there
-connection       one connection
-servers          which server a key is on: single, Sentinel, cluster
-client, lua      pooled, pipelined requests; the scripts (``scripts/*.lua``)
-topics, groups   what is stored of them
-batch            entries as batches
-producer         appends
-reader           plain reads, watermarks, and the offset for a time
-membership       a member's heartbeat and plan
-leases           its leases
-offsets          its commits
-fetcher          reading ahead
-lag_counter      counting what was read
-subscription     the member as a whole
-retention        trimming
-durability       how safe an acknowledged message is
-claims           claims of idempotency
-log              all of it behind the protocol
-===============  ==================================================================================
+======================  ===========================================================================
+settings, errors        the URL, its options, the driver's settings; the driver's errors as ours
+keys, stored_values     the keys in Redis, entry IDs as offsets; what anybody may have written there
+connection, servers     one connection; which server a key is on: single, Sentinel, cluster
+client, lua             pooled, pipelined requests; the scripts (``scripts/*.lua``)
+topics, groups          what is stored of them
+producer, batch         appends; entries as batches
+reader                  plain reads, watermarks, and the offset for a time
+membership, leases      a member's heartbeat and plan; its leases
+offsets, lag_counter    a member's commits; counting what was read
+fetcher, subscription   reading ahead; the member as a whole
+retention, durability   trimming; how safe an acknowledged message is
+claims                  claims of idempotency
+log                     all of it behind the protocol
+======================  ===========================================================================
 
-``docs/redis.md`` says what people need who look at it with ``redis-cli``.
+``docs/redis.md`` is for people who use ``redis-cli``.
 """
 
 from streams.log.redis.log import RedisLog, open

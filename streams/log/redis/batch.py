@@ -5,7 +5,7 @@ Our own entries have the fields ``value``, ``key`` and one for each header, the 
 ``value``, a keyless message no ``key``. A header without a value is the field ``null:name``, empty;
 one whose name would be mistaken for any of these is written as ``header:name``.
 
-An entry of somebody else's is read as it stands: with a ``value`` field, as one of ours; without
+An entry that somebody else wrote is read, with a ``value`` field, as one of ours; without
 (and without a ``ce_id``), its value is the JSON object of all its fields as text, so that
 ``XADD orders * amount 5 currency EUR`` is ``{"amount":"5","currency":"EUR"}``; its ``key`` field,
 if it has one, is its key too.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, overload
 
 import msgspec
 
-from streams.log.redis.keys import RedisEntryId, offset_of
+from streams.log.redis.keys import RedisEntryId, offset_of, offsets_of
 from streams.message import (
     ALL_READABLE,
     ID,
@@ -38,10 +38,10 @@ from streams.message import (
 )
 
 EntryFields = list[bytes]
-"""Names and values of one entry's fields, in turn."""
+"""The fields of one entry: name, value, name, value, …"""
 
 RawEntries = list[tuple[bytes, EntryFields]]
-"""Entries as they came."""
+"""Entries as Redis sends them."""
 
 _VALUE, _KEY = b"value", b"key"
 _ID, _SOURCE, _REDRIVE = ID.encode(), SOURCE.encode(), REDRIVE.encode()
@@ -54,7 +54,7 @@ _ID_FIELD_ONLY = (_ID,)
 
 
 class FieldLayout(NamedTuple):
-    """Where the fields of one sequence of names stand in a row: the index of the value, or -1."""
+    """Where the fields are in the row of an entry: the index of each one's value, or -1."""
 
     value: int
     key: int
@@ -62,11 +62,11 @@ class FieldLayout(NamedTuple):
     source: int
     redrive: int
     headers: tuple[tuple[str, int], ...]
-    """Their names, and where their values are; -1: they have none."""
+    """Their names, and the indexes of their values; -1: they have none."""
 
     @property
     def is_foreign(self) -> bool:
-        """Not written by us, nor by somebody who knows of us."""
+        """Whether it was written neither by this toolkit nor in its format."""
         return self.value < 0 and self.id < 0
 
     @property
@@ -77,11 +77,11 @@ class FieldLayout(NamedTuple):
 
 _layouts: dict[tuple[bytes, ...], FieldLayout] = {}
 _MAX_LAYOUTS = 1_000
-"""Names of fields come from outside, so what is remembered of them is bounded."""
+"""Names of fields come from outside, so this cache is bounded."""
 
 
 def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
-    """Where what stands, for entries whose fields have these names."""
+    """The layout of entries whose fields have these names."""
     found = _layouts.get(names)
     if found is None:
         value_index: dict[bytes, int] = {}
@@ -97,14 +97,10 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
                 headers.append((header[len(_NULL_PREFIX) :], -1))
             else:
                 headers.append((header.removeprefix(_ESCAPE_PREFIX), index))
-        found = FieldLayout(
-            value_index.get(_VALUE, -1),
-            value_index.get(_KEY, -1),
-            value_index.get(_ID, -1),
-            value_index.get(_SOURCE, -1),
-            value_index.get(_REDRIVE, -1),
-            tuple(headers),
+        value, key, id, source, redrive = (
+            value_index.get(name, -1) for name in (_VALUE, _KEY, _ID, _SOURCE, _REDRIVE)
         )
+        found = FieldLayout(value, key, id, source, redrive, tuple(headers))
         if found.is_foreign:
             found = found._replace(headers=())
         if len(_layouts) >= _MAX_LAYOUTS:
@@ -178,15 +174,10 @@ class EntryIdOffsets(Sequence[int]):
         return offset_of(self.entry_ids[index])
 
     def __iter__(self) -> Iterator[int]:
-        # All of them: read as one JSON list, which is several times as fast.
-        numbers = _int_list.decode(b"[%s]" % b",".join(self.entry_ids).replace(b"-", b","))
-        return iter([high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)])
+        return iter(offsets_of(self.entry_ids))
 
     def __repr__(self) -> str:
         return f"<{len(self.entry_ids)} offsets>"
-
-
-_int_list = msgspec.json.Decoder(list[int])
 
 
 class RedisBatch(Batch):
@@ -234,16 +225,16 @@ class RedisBatch(Batch):
         for name, column in zip(names, columns[::2], strict=True):
             if column.count(name) != count:
                 return False
-        absent: list[Any] = [None]
-        self.values = list(columns[found.value]) if found.value > 0 else absent * count
-        self.keys = list(columns[found.key]) if found.key > 0 else absent * count
+        absent: list[Any] = [None] * count
+        self.values = list(columns[found.value]) if found.value > 0 else absent.copy()
+        self.keys = list(columns[found.key]) if found.key > 0 else absent.copy()
         self._header_columns = [
             (name, list(columns[start]) if start > 0 else None)
             for name, start in found.headers
             if start != found.id
         ]
         if found.id < 0:
-            self.ids = absent * count
+            self.ids = absent
             return True
         try:
             self.ids = list(map(bytes.decode, columns[found.id]))
@@ -254,7 +245,7 @@ class RedisBatch(Batch):
         return True
 
     def _fill_one_by_one(self, data: list[EntryFields]) -> None:
-        """Entry by entry."""
+        """Make the columns entry by entry."""
         self._fields = [*data]
         self.keys, self.values, self.ids = [], [], []
         for row in data:
@@ -272,7 +263,7 @@ class RedisBatch(Batch):
                 self.ids.append(None)
 
     def headers(self, index: int) -> Headers:
-        """The headers of one message; none but the ID once it was released."""
+        """The headers of one message; only the ID once it was released."""
         if self._fields is None:
             id = self.ids[index]
             first = [] if id is None else [(ID, id.encode("utf-8", "surrogateescape"))]

@@ -1,14 +1,14 @@
 """Claims in Redis: a hash a key, ``streams:claims:<name>:<key>``, which the server lets expire.
 
 =============== ===========================================================================
-``token``       the owner's, or of whoever completed it
+``token``       the owner's, or that of the owner which completed it
 ``fingerprint`` of the request
-``until``       when the lease is over (ms by the server's clock); absent once completed
+``until``       when the lease ends (ms by the server's clock); absent once completed
 ``value``       the outcome; absent until then
 =============== ===========================================================================
 
 Each request is one script, and a call is one pipeline. All time is the server's. With ``?wait=``
-what was written counts once so many replicas have it.
+a write counts once so many replicas have it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RedisClaimStore:
     """Claims on one server, behind Sentinels, or in a cluster."""
 
     clock: Clock = SYSTEM
-    """Runs like the server's, which alone decides."""
+    """Runs at the rate of the server's, which alone decides."""
     never_blocks = False
 
     def __init__(self, settings: Settings) -> None:
@@ -54,10 +54,7 @@ class RedisClaimStore:
         self._closed = False
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order, or why there is none.
-
-        :raises Unavailable: it is closed.
-        """
+        """See :meth:`streams.log.claims.ClaimStore.execute`."""
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
         answers: list[Answer | LogError] = []
@@ -72,27 +69,22 @@ class RedisClaimStore:
 
     def _execute_chunk(self, requests: Sequence[Request]) -> list[Answer | LogError]:
         commands = [_command(request) for request in requests]
-        wait_commands = self._wait_commands(requests) if self._settings.wait_replicas else {}
-        replies = self._client.execute_all(
-            [*commands, *(wait for wait, _ in wait_commands.values())]
-        )
+        waits = self._wait_commands(requests) if self._settings.wait_replicas else []
+        replies = self._client.execute_all([*commands, *(wait for wait, _ in waits)])
         answers = [
             reply if isinstance(reply, LogError) else _answer(request, reply)
             for request, reply in zip(requests, replies, strict=False)
         ]
-        for (_, concerned), reply in zip(
-            wait_commands.values(), replies[len(requests) :], strict=True
-        ):
+        for (_, concerned), reply in zip(waits, replies[len(requests) :], strict=True):
             if isinstance(reply, LogError) or int(reply) < self._settings.wait_replicas:
                 for index in concerned:
                     if not isinstance(answers[index], LogError):
                         answers[index] = self._too_few_replicas(reply)
         return answers
 
-    def _wait_commands(self, requests: Sequence[Request]) -> dict[Any, tuple[Command, list[int]]]:
-        """For each server that is written to: its WAIT, and which requests that is for."""
+    def _wait_commands(self, requests: Sequence[Request]) -> list[tuple[Command, list[int]]]:
+        """The WAIT of each server that is written to, and which requests it is for."""
         found: dict[Any, tuple[Command, list[int]]] = {}
-        milliseconds = int(self._settings.wait_timeout * 1000)
         for index, request in enumerate(requests):
             if isinstance(request, GetClaim):
                 continue
@@ -100,20 +92,18 @@ class RedisClaimStore:
             try:
                 server = self._client.servers.address_of(key)
             except LogError:
-                continue  # the request itself is told so
+                continue  # the request itself fails, too
             if server not in found:
-                wait = Command("WAIT", key, "WAIT", self._settings.wait_replicas, milliseconds)
-                found[server] = (wait, [])
+                found[server] = (self._client.wait_command("WAIT", key), [])
             found[server][1].append(index)
-        return found
+        return list(found.values())
 
     def _too_few_replicas(self, reply: Any) -> LogError:
         if isinstance(reply, LogError):
             return reply
         return OutcomeUnknown(
             f"{self._settings.name}: {int(reply)} of {self._settings.wait_replicas} replicas have "
-            "it after "
-            f"{self._settings.wait_timeout:g} s"
+            f"it after {self._settings.wait_timeout:g} s"
         )
 
 
@@ -122,24 +112,24 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _command(request: Request) -> Command:
-    key = KEY_PREFIX + request.key
+    key, grace = KEY_PREFIX + request.key, _milliseconds(CLAIM_GRACE)
+    args: tuple[Any, ...] = ()
     match request:
         case Claim(_, token, lease, fingerprint):
-            times = _milliseconds(lease), _milliseconds(CLAIM_GRACE)
-            return script_command("claim", "claim_take", [key], token, *times, fingerprint)
+            name, args = "claim_take", (token, _milliseconds(lease), grace, fingerprint)
         case Renew(_, token, lease):
-            times = _milliseconds(lease), _milliseconds(CLAIM_GRACE)
-            return script_command("claim", "claim_renew", [key], token, *times)
+            name, args = "claim_renew", (token, _milliseconds(lease), grace)
         case Complete(_, token, value, ttl):
-            return script_command("claim", "claim_done", [key], token, _milliseconds(ttl), value)
+            name, args = "claim_complete", (token, _milliseconds(ttl), value)
         case Release(_, token):
-            return script_command("claim", "claim_release", [key], token)
+            name, args = "claim_release", (token,)
         case GetClaim():
-            return script_command("claim", "claim_look", [key])
+            name = "claim_get"
         case PutOutcome(_, value, ttl):
-            return script_command("claim", "claim_put", [key], _milliseconds(ttl), value)
+            name, args = "claim_put", (_milliseconds(ttl), value)
         case DeleteClaim():
             return Command("claim", key, "DEL", key)
+    return script_command("claim", name, [key], *args)
 
 
 def _answer(request: Request, reply: Any) -> Answer:

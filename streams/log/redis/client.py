@@ -9,6 +9,7 @@ Rules
   idle in the pool and turns out to be dead, for commands that may be done twice.
 * What was sent and not answered is *unknown* for a command that writes messages, and unavailable
   for every other (their scripts may all be repeated).
+* What fails raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import (
     AskError,
@@ -30,13 +31,13 @@ from redis.exceptions import (
 )
 
 from streams.errors import Fatal, LogError, TopicMismatch, Unavailable
-from streams.log.redis.connection import RedisConnection, command_packer
+from streams.log.redis.connection import RedisConnection
 from streams.log.redis.errors import is_connection_lost, is_not_primary, translate
-from streams.log.redis.keys import expected_type
+from streams.log.redis.keys import PartitionKeys, expected_type
 from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
-from streams.log.redis.stored_values import printable
+from streams.log.redis.stored_values import parse_info, printable
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -45,17 +46,19 @@ MAX_REDIRECTS = 5
 """How often one command follows MOVED and ASK before the cluster counts as unavailable."""
 
 MIN_VERSION = (7, 0)
-"""Redis 7.0 counts the entries ever added to a stream, which lag and loss are told from."""
+"""Redis 7.0 counts the entries ever added to a stream, by which lag and loss are known."""
 
 
 class Command:
-    """One command, and the key that says where it goes.
+    """One command.
 
-    ``is_append``: it writes messages, so an answer that never comes leaves it unknown.
-    ``is_repeatable``: it may be done twice.
+    :param context: what an error names: a topic, a partition, a group.
+    :param key: says which server it goes to.
+    :param is_append: it writes messages, so an answer that never comes leaves them unknown.
+    :param is_repeatable: it may be done twice.
     """
 
-    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "packed", "script")
+    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "script")
 
     def __init__(
         self,
@@ -72,8 +75,6 @@ class Command:
         self.script = script
         self.is_append = is_append
         self.is_repeatable = is_repeatable
-        self.packed: list[bytes] | None = None
-        """As it is sent, where that was worked out ahead."""
 
     @property
     def keys(self) -> Sequence[bytes]:
@@ -87,25 +88,36 @@ class Command:
         return ("EVAL", self.script.text, *self.args[2:])
 
 
+def key_command(context: str, name: str, key: bytes, *args: Any) -> Command:
+    """A command whose first argument is its key."""
+    return Command(context, key, name, key, *args)
+
+
 def script_command(
-    context: str,
-    name: str,
-    keys: Sequence[bytes],
-    *args: Any,
-    is_append: bool = False,
-    is_repeatable: bool = True,
+    context: str, name: str, keys: Sequence[bytes], *args: Any, is_append: bool = False
 ) -> Command:
     """A call of one of our scripts."""
-    found = load_script(name)
-    call = ("EVALSHA", found.sha, len(keys), *keys, *args)
-    return Command(
-        context, keys[0], *call, script=found, is_append=is_append, is_repeatable=is_repeatable
-    )
+    script = load_script(name)
+    call = ("EVALSHA", script.sha, len(keys), *keys, *args)
+    return Command(context, keys[0], *call, script=script, is_append=is_append)
+
+
+def group_command(keys: PartitionKeys, group: str, name: str, *args: Any) -> Command:
+    """A call of a script on a group's hash in a partition, and on the partition's stream."""
+    return script_command(str(keys), name, (keys.group_key(group), keys.stream), *args)
 
 
 RECONNECT_BACKOFF = 0.1, 1.0
 """Seconds for which a server that could not be connected to is not tried again, at first and at
 most: many partitions on it must not each wait for the same timeout."""
+
+
+class Backoff(NamedTuple):
+    """A server that could not be connected to, and is left alone for a while."""
+
+    until: float
+    seconds: float
+    error: LogError
 
 
 class ConnectionPool:
@@ -117,15 +129,11 @@ class ConnectionPool:
         self._idle: dict[Address, list[RedisConnection]] = {}
         self._closed = False
         self._server_checked = False
-        self._backoffs: dict[Address, tuple[float, float, LogError]] = {}
-        """Servers that are left alone: until when, for how long, and why."""
+        self._backoffs: dict[Address, Backoff] = {}
         self._pid = os.getpid()
 
     def acquire(self, address: Address) -> tuple[RedisConnection, bool]:
-        """A connection for one exchange, and whether it was idle before (and may be dead).
-
-        :raises LogError: none could be made.
-        """
+        """A connection for one exchange, and whether it was idle before (and may be dead)."""
         while True:
             with self._lock:
                 self._require_open()
@@ -138,25 +146,22 @@ class ConnectionPool:
                     return connection, True
             except (RedisError, OSError):
                 pass
-            connection.close()  # closed by the server, or it says what nobody asked
+            connection.close()  # the server closed it, or sent something unasked
 
     def connect(self, address: Address) -> RedisConnection:
-        """A connection of its own.
-
-        :raises LogError: it could not be made.
-        """
+        """A connection of its own."""
         with self._lock:
             self._require_open()
-            until, backoff, last_error = self._backoffs.get(address, (0.0, 0.0, None))
-        if last_error is not None and time.monotonic() < until:
-            raise type(last_error)(str(last_error)) from last_error
+            backoff = self._backoffs.get(address)
+        if backoff is not None and time.monotonic() < backoff.until:
+            raise type(backoff.error)(str(backoff.error)) from backoff.error
         try:
-            connection = RedisConnection(
-                self._settings, address, connected_before=self._server_checked
-            )
+            before = self._server_checked
+            connection = RedisConnection(self._settings, address, connected_before=before)
         except LogError as error:
-            backoff = min(RECONNECT_BACKOFF[1], max(RECONNECT_BACKOFF[0], 2 * backoff))
-            self._backoffs[address] = (time.monotonic() + backoff, backoff, error)
+            least, most = RECONNECT_BACKOFF
+            seconds = least if backoff is None else min(most, 2 * backoff.seconds)
+            self._backoffs[address] = Backoff(time.monotonic() + seconds, seconds, error)
             raise
         self._backoffs.pop(address, None)
         if not self._server_checked:
@@ -174,26 +179,24 @@ class ConnectionPool:
         connection.close()
 
     def close_idle(self, address: Address) -> None:
-        """Close what is idle to a server that failed or changed its part."""
+        """Close what is idle to a server that failed or is no primary any more."""
         with self._lock:
             idle = self._idle.pop(address, [])
         for connection in idle:
             connection.close()
 
     def close(self) -> None:
-        """Close what is idle; nothing can be taken any more."""
+        """Close what is idle; no connection can be acquired any more."""
         with self._lock:
             self._closed = True
-            idle = [each for connections in self._idle.values() for each in connections]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        for address in list(self._idle):
+            self.close_idle(address)
 
     def _require_open(self) -> None:
         if self._closed:
             raise Unavailable(f"{self._settings.name}: closed")
         if self._pid != os.getpid():
-            # A forked child: these sockets are its parent's.
+            # In a forked child these sockets are the parent's.
             self._pid = os.getpid()
             self._idle = {}
 
@@ -201,13 +204,9 @@ class ConnectionPool:
         """Once: is the server new enough, and does it keep what it is given?"""
         server = f"{address[0]}:{address[1]}"
         try:
-            info = dict(
-                line.split(":", 1)
-                for line in bytes(connection.request("INFO")).decode().splitlines()
-                if ":" in line
-            )
+            info = parse_info(connection.request("INFO"))
         except ResponseError:
-            info = {}  # the ACL does not allow it: the first script will tell
+            info = {}  # the ACL does not allow it: the first script will show it
         except (RedisError, OSError) as error:
             connection.close()
             raise translate(error, server) from error
@@ -225,6 +224,16 @@ class ConnectionPool:
             )  # fmt: skip
 
 
+class SentBatch(NamedTuple):
+    """Commands that were sent to one server."""
+
+    address: Address
+    connection: RedisConnection
+    was_idle: bool
+    """The connection came from the pool, and may have been dead."""
+    indexes: list[int]
+
+
 class Pipeline:
     """Commands that were sent and whose answers are still to be read, once, by
     :meth:`read_replies`."""
@@ -233,7 +242,7 @@ class Pipeline:
         self._client = client
         self._commands = commands
         self._replies: list[Any] = [None] * len(commands)
-        self._sent: list[tuple[Address, RedisConnection, bool, list[int]]] = []
+        self._sent: list[SentBatch] = []
         by_server: dict[Address, list[int]] = {}
         for index, command in enumerate(commands):
             try:
@@ -242,39 +251,26 @@ class Pipeline:
                 self._replies[index] = error
         for address, indexes in by_server.items():
             try:
-                connection, idle = client.pool.acquire(address)
+                connection, was_idle = client.pool.acquire(address)
             except LogError as error:
                 client.report_failure(address)
                 for index in indexes:
                     self._replies[index] = error
                 continue
             try:
-                self._send(connection, [commands[index] for index in indexes])
+                connection.send_many([commands[index].args for index in indexes])
             except (RedisError, OSError) as error:
                 client.report_failure(address)
-                self._connection_lost(indexes, error, idle)
+                self._fail(indexes, error, was_idle)
             except BaseException:
                 connection.close()
                 raise
             else:
-                self._sent.append((address, connection, idle, indexes))
+                self._sent.append(SentBatch(address, connection, was_idle, indexes))
 
-    def _send(self, connection: RedisConnection, commands: Sequence[Command]) -> None:
-        unpacked: list[tuple[Any, ...]] = []
-        for command in commands:
-            if command.packed is None:
-                unpacked.append(command.args)
-                continue
-            if unpacked:
-                connection.send_many(unpacked)
-                unpacked = []
-            connection.send_packed(command.packed)
-        if unpacked:
-            connection.send_many(unpacked)
-
-    def _connection_lost(self, indexes: Iterable[int], error: BaseException, idle: bool) -> None:
+    def _fail(self, indexes: Iterable[int], error: BaseException, was_idle: bool) -> None:
         """These were sent, wholly or in part, and will not be answered."""
-        may_repeat = idle and not isinstance(error, TimeoutError)
+        may_repeat = was_idle and not isinstance(error, TimeoutError)
         for index in indexes:
             command = self._commands[index]
             if may_repeat and command.is_repeatable:
@@ -284,46 +280,46 @@ class Pipeline:
                     self._replies[index] = other
                     may_repeat = False
             else:
-                self._replies[index] = translate(
-                    error, command.context, unanswered_write=command.is_append
-                )
+                is_write = command.is_append
+                self._replies[index] = translate(error, command.context, unanswered_write=is_write)
 
     def read_replies(self) -> list[Any]:
         """Every command's answer, in order: what the server said, or a :class:`LogError`."""
-        client, commands, replies = self._client, self._commands, self._replies
+        replies = self._replies
         try:
             while self._sent:
-                address, connection, idle, indexes = self._sent.pop()
-                failure: BaseException | None = None
-                read = 0
-                for index in indexes:
-                    try:
-                        replies[index] = connection.receive()
-                    except (RedisError, OSError) as error:
-                        if is_connection_lost(error):
-                            failure = error
-                            break
-                        replies[index] = error
-                    except BaseException:
-                        connection.close()
-                        raise
-                    read += 1
-                if failure is None:
-                    client.pool.release(address, connection)
-                else:
-                    connection.close()
-                    client.report_failure(address)
-                    self._connection_lost(indexes[read:], failure, idle)
+                self._read_server(self._sent.pop())
         finally:
-            for _, connection, _, _ in self._sent:
-                connection.close()
+            self.discard()
         for index, reply in enumerate(replies):
             if isinstance(reply, Exception) and not isinstance(reply, LogError):
                 try:
-                    replies[index] = client.resolve_error(commands[index], reply)
+                    replies[index] = self._client.resolve_error(self._commands[index], reply)
                 except LogError as error:
                     replies[index] = error
         return replies
+
+    def discard(self) -> None:
+        """Read no answers."""
+        for sent in self._sent:
+            sent.connection.close()
+
+    def _read_server(self, sent: SentBatch) -> None:
+        connection = sent.connection
+        for number, index in enumerate(sent.indexes):
+            try:
+                self._replies[index] = connection.receive()
+            except (RedisError, OSError) as error:
+                if is_connection_lost(error):
+                    connection.close()
+                    self._client.report_failure(sent.address)
+                    self._fail(sent.indexes[number:], error, sent.was_idle)
+                    return
+                self._replies[index] = error
+            except BaseException:
+                connection.close()
+                raise
+        self._client.pool.release(sent.address, connection)
 
 
 class Client:
@@ -333,10 +329,9 @@ class Client:
         self.settings = settings
         self.servers = servers_for(settings)
         self.pool = ConnectionPool(settings)
-        self._pack = command_packer(settings)
 
     def close(self) -> None:
-        """Close the idle connections; whoever uses one still finishes."""
+        """Close the idle connections; those in use are closed when they are released."""
         self.pool.close()
         self.servers.close()
 
@@ -345,9 +340,11 @@ class Client:
         self.pool.close_idle(address)
         self.servers.report_failure(address)
 
-    def pack(self, command: Command) -> None:
-        """Work out ahead what is to be sent."""
-        command.packed = self._pack(*command.args)
+    def wait_command(self, context: str, key: bytes) -> Command:
+        """WAIT until the replicas that the settings ask for have what its connection wrote before,
+        so it is not repeated over another one."""
+        count, seconds = self.settings.wait_replicas, self.settings.wait_timeout
+        return Command(context, key, "WAIT", count, int(seconds * 1000), is_repeatable=False)
 
     def send_all(self, commands: Sequence[Command]) -> Pipeline:
         """Send commands, all of a server's in one piece; the servers work at the same time."""
@@ -358,14 +355,8 @@ class Client:
         return self.send_all(commands).read_replies()
 
     def execute(self, command: Command) -> Any:
-        """One command's answer.
-
-        :raises LogError: there is none, or it is an error.
-        """
-        (reply,) = self.execute_all([command])
-        if isinstance(reply, LogError):
-            raise reply
-        return reply
+        """One command's answer."""
+        return self.execute_or_raise([command])[0]
 
     def execute_or_raise(self, commands: Sequence[Command]) -> list[Any]:
         """Every command's answer, in order.
@@ -379,20 +370,17 @@ class Client:
         return replies
 
     def repeat(self, command: Command) -> Any:
-        """Do a command over a new connection, wherever its key is now.
-
-        :raises LogError: it failed again.
-        """
+        """Do a command over a new connection, wherever its key is now."""
         address = self.servers.address_of(command.key)
         try:
-            return self._request(address, command, command.args)
+            return self.request(address, command.args)
         except (RedisError, OSError) as error:
             return self.resolve_error(command, error)
 
     def resolve_error(self, command: Command, error: BaseException) -> Any:
-        """What comes of a command that was answered by an error: perhaps an answer elsewhere.
+        """The answer that a command gets elsewhere, where its error says so.
 
-        :raises LogError: nothing else does.
+        :raises LogError: there is none.
         """
         args = command.args
         for redirect in range(MAX_REDIRECTS):
@@ -410,7 +398,7 @@ class Client:
             else:
                 break
             try:
-                return self._request(address, command, args, asking)
+                return self.request(address, args, asking=asking)
             except (RedisError, OSError) as other:
                 error = other
         if is_not_primary(error) and not isinstance(error, LogError):
@@ -424,14 +412,13 @@ class Client:
         for key in command.keys:
             expected = expected_type(key)
             try:
-                found = self._request(self.servers.address_of(key), command, ("TYPE", key))
+                found = self.request(self.servers.address_of(key), ("TYPE", key))
             except (RedisError, OSError, LogError):
                 return None
             if found not in (expected.encode(), b"none"):
                 return TopicMismatch(
                     f"{command.context}: the key {printable(key)} in Redis holds a "
-                    f"{printable(found)} "
-                    f"instead of a {expected}: delete or rename it"
+                    f"{printable(found)} instead of a {expected}: delete or rename it"
                 )
         return None
 
@@ -439,11 +426,16 @@ class Client:
         # MOVED names no host where the node does not know its own: it is the one that was asked.
         return (error.host or self.servers.address_of(command.key)[0], error.port)
 
-    def _request(
-        self, address: Address, command: Command, args: Sequence[Any], asking: bool = False
+    def request(
+        self, address: Address, args: Sequence[Any], *, asking: bool = False, idle: bool = False
     ) -> Any:
-        """Send one command over a fresh connection, and read its answer."""
-        connection = self.pool.connect(address)
+        """Send one command to a server, and read its answer.
+
+        :param asking: an ASK has sent it there.
+        :param idle: over a connection of the pool, if there is one; else over a new one.
+        :raises RedisError: the server's answer is an error, or there is none.
+        """
+        connection = self.pool.acquire(address)[0] if idle else self.pool.connect(address)
         try:
             if asking:
                 connection.request("ASKING")

@@ -1,13 +1,13 @@
-"""One connection to one server: redis-py's, with types, and without anything done twice.
+"""One connection to one server: redis-py's, with types, and without its retries.
 
-An exception while sending or receiving leaves open what the server has read and what of its answer
-is still to come, so the connection is closed, whatever the exception was.
+After an exception while sending or receiving it is not known what the server has read and what of
+its answer is still to come, so the connection is closed, whatever the exception was.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis import connection as driver
@@ -15,14 +15,6 @@ from redis.exceptions import RedisError, ResponseError
 
 from streams.log.redis.errors import unreachable_error
 from streams.log.redis.settings import Address, Settings
-
-
-def command_packer(settings: Settings) -> Callable[..., list[bytes]]:
-    """Makes of a command's arguments what is sent of them, without a connection."""
-    connection_class: Any = driver.Connection
-    plain = {key: settings.connection[key] for key in ("protocol", "decode_responses")}
-    pack: Callable[..., list[bytes]] = connection_class(**plain).pack_command
-    return pack
 
 
 class RedisConnection:
@@ -45,14 +37,11 @@ class RedisConnection:
             self._driver = connection_class(host=address[0], port=address[1], **settings.connection)
             self._driver.connect()
         except (RedisError, OSError) as error:
-            # A server that knows no AUTH, or was told another name for it, repeats the password.
+            # A server that does not know AUTH, or has renamed it, repeats the password.
             self._secrets.hide_in_error(error)
             raise unreachable_error(
                 error, *address, tls=settings.tls, connected_before=connected_before
             ) from error
-
-    def __str__(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
 
     def send(self, *args: Any) -> None:
         """Send one command."""
@@ -61,10 +50,6 @@ class RedisConnection:
     def send_many(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send several commands in as few packets as they fit in."""
         self._driver.send_packed_command(self._driver.pack_commands(commands))
-
-    def send_packed(self, data: list[bytes]) -> None:
-        """Send what :func:`command_packer` made."""
-        self._driver.send_packed_command(data)
 
     def receive(self) -> Any:
         """The next answer.
@@ -85,7 +70,7 @@ class RedisConnection:
         return self.receive()
 
     def has_input(self) -> bool:
-        """Whether something has come, or begun to come.
+        """Whether something has been received, at least in part.
 
         :raises RedisError: the server closed the connection.
         """
@@ -98,7 +83,7 @@ class RedisConnection:
 
     @property
     def socket(self) -> socket.socket:
-        """To wait on.
+        """The socket, to wait for.
 
         :raises OSError: it is closed.
         """

@@ -13,86 +13,60 @@ from typing import Any
 from streams.errors import LogError
 from streams.log.protocol import DurabilityFact
 from streams.log.redis.client import Client, Command
-from streams.log.redis.settings import Settings
+from streams.log.redis.stored_values import parse_info
+from streams.wire import parse_int
 
 _CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
 
 
 def durability_facts(client: Client, context: str, key: bytes) -> tuple[DurabilityFact, ...]:
-    """How the server that has this key keeps what it is given.
-
-    :raises LogError: it does not answer.
-    """
-    config, replication = client.execute_all(
-        [
-            Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES),
-            Command(context, key, "INFO", "replication"),
-        ]
-    )
-    replicas = _connected_replicas(replication)
+    """How the server that has this key keeps what it is given."""
+    ask_config = Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES)
+    ask_replication = Command(context, key, "INFO", "replication")
+    config, replication = client.execute_all([ask_config, ask_replication])
+    replicas = parse_int(parse_info(replication).get("connected_slaves"))
+    replica_fact = _replica_fact(client.settings.wait_replicas, replicas)
     if isinstance(config, LogError):
-        client.execute(Command(context, key, "PING"))  # it answers, and only does not tell
-        return (
-            DurabilityFact(
-                "appendonly", "?", None,
-                "this login may not ask (CONFIG GET): see that appendonly is yes and appendfsync "
-                "always, or that replicas are waited for",
-            ),
-            _replica_fact(client.settings, replicas),
-        )  # fmt: skip
-    return (
-        *_persistence_facts(_decode_pairs(config), client.settings.wait_replicas > 0),
-        _replica_fact(client.settings, replicas),
-    )
+        client.execute(Command(context, key, "PING"))  # it answers, but refuses CONFIG GET
+        advice = (
+            "this login may not ask (CONFIG GET): see that appendonly is yes and appendfsync "
+            "always, or that replicas are waited for"
+        )
+        return DurabilityFact("appendonly", "?", None, advice), replica_fact
+    waits = client.settings.wait_replicas > 0
+    return (*_persistence_facts(_decode_pairs(config), waits), replica_fact)
+
+
+def _fact(name: str, value: str, is_safe: bool, advice: str) -> DurabilityFact:
+    return DurabilityFact(name, value, is_safe, "" if is_safe else advice)
 
 
 def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> list[DurabilityFact]:
     append_only = config.get("appendonly") == "yes"
-    sync = config.get("appendfsync", "?")
-    found = [
-        DurabilityFact(
-            "appendonly", config.get("appendonly", "?"), append_only,
-            "" if append_only
-            else "what came since the last snapshot goes with the process: set it to yes",
-        )
-    ]  # fmt: skip
+    advice = "what came since the last snapshot goes with the process: set it to yes"
+    found = [_fact("appendonly", config.get("appendonly", "?"), append_only, advice)]
     if append_only:
-        is_synced = sync == "always" or waits_for_replicas
+        sync = config.get("appendfsync", "?")
         advice = "a power cut may take the last second: set it to always, or wait for a replica"
         if sync == "no":
             advice = "the system writes when it likes: set it to always, or wait for a replica"
-        found.append(DurabilityFact("appendfsync", sync, is_synced, "" if is_synced else advice))
+        found.append(_fact("appendfsync", sync, sync == "always" or waits_for_replicas, advice))
     policy = config.get("maxmemory-policy", "?")
     never_evicts = not policy.startswith("allkeys") or config.get("maxmemory", "0") == "0"
     advice = "a full server throws streams away: set it to noeviction"
-    found.append(
-        DurabilityFact("maxmemory-policy", policy, never_evicts, "" if never_evicts else advice)
-    )
-    return found
+    return [*found, _fact("maxmemory-policy", policy, never_evicts, advice)]
 
 
-def _replica_fact(settings: Settings, replicas: int | None) -> DurabilityFact:
-    connected = "?" if replicas is None else str(replicas)
-    value = f"{connected}, {settings.wait_replicas} waited for"
-    if settings.wait_replicas:
-        is_safe = None if replicas is None else replicas >= settings.wait_replicas
-        return DurabilityFact(
-            "replicas", value, is_safe, "" if is_safe else "start as many as are waited for"
-        )
-    return DurabilityFact(
-        "replicas", value, True if replicas == 0 else None,
-        "" if replicas == 0 else "a failover may lose what no replica has yet: say ?wait=1",
-    )  # fmt: skip
-
-
-def _connected_replicas(reply: Any) -> int | None:
-    if not isinstance(reply, bytes):
-        return None
-    for line in reply.decode("utf-8", "replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == "connected_slaves" and value.isdecimal():
-            return int(value)
-    return None
+def _replica_fact(wanted: int, connected: int | None) -> DurabilityFact:
+    value = f"{'?' if connected is None else connected}, {wanted} waited for"
+    is_safe: bool | None
+    if wanted:
+        is_safe = None if connected is None else connected >= wanted
+        advice = "start as many as are waited for"
+    else:
+        is_safe = True if connected == 0 else None
+        advice = "a failover may lose what no replica has yet: say ?wait=1"
+    return DurabilityFact("replicas", value, is_safe, "" if is_safe else advice)
 
 
 def _decode_pairs(reply: Any) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """redis-py's and the server's errors, translated once into ours.
 
-A table: the first row whose exception class and reply's first word fit decides. Texts are the
-server's own, cut to one line: they name commands, users and keys, never values or passwords. Of a
-connection that cannot be made, the address, the reason and what to look at are left.
+A table: the first row decides whose exception class and first words of the reply match. Texts are
+the server's own, cut to one line: they name commands, users and keys, never values or passwords. Of
+a connection that cannot be made, the address, the reason and a hint are left.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ from typing import NamedTuple
 
 from redis import exceptions as redis
 
-from streams.errors import (
-    Fatal,
-    LogError,
-    OutcomeUnknown,
-    TooLarge,
-    TopicMismatch,
-    Unavailable,
-)
+from streams.errors import Fatal, LogError, OutcomeUnknown, TooLarge, TopicMismatch, Unavailable
 from streams.log.advice import unreachable_advice
 
 
 class WritesRefused(Unavailable):
     """The server answers, and takes no writes now (memory, disk, replicas): nothing was written.
 
-    Trying again at once would only add to what it suffers from.
+    Trying again at once would only add to its load.
     """
 
 
@@ -91,7 +84,7 @@ ERROR_RULES = (
 )  # fmt: skip
 
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError)
-"""The connection failed, rather than the server refused (unless the class is also in ANSWERED)."""
+"""The connection failed, unless the class is also one of :data:`SERVER_REPLIES`."""
 
 SERVER_REPLIES = (redis.AuthenticationError, redis.BusyLoadingError, redis.MaxConnectionsError)
 """redis-py makes these connection errors though the server itself gave this answer."""
@@ -107,7 +100,7 @@ def is_not_primary(error: BaseException) -> bool:
     return isinstance(error, redis.ReadOnlyError | redis.MasterDownError | redis.ClusterDownError)
 
 
-# What the driver puts around the reason: error numbers, and the address, which is told anyway.
+# What the driver puts around the reason: error numbers, and the address, which is named anyway.
 _DRIVER_PREFIX = re.compile(
     r"^Error -?\d+ (?:while )?connecting to \S+ |^Error while reading from \S+ : (?:\(\d+, ')?"
     r"|'\)$|\[SSL: \w+\] |\s*\(_ssl\.c:\d+\)"
@@ -139,10 +132,8 @@ def translate(error: BaseException, context: str, *, unanswered_write: bool = Fa
     return LogError(f"{context}: {type(error).__name__}: {text}")
 
 
-# What another protocol's port does. (Where TLS is spoken to a Redis without, it waits for more.)
-_WRONG_PROTOCOL = re.compile(
-    "closed by server|reset by peer|EOF occurred|wrong version number", re.I
-)
+# What a port of another protocol does. (With TLS, a Redis without it waits for more.)
+_WRONG_PROTOCOL = re.compile("(?i)closed by server|reset by peer|EOF occurred|wrong version number")
 
 
 def unreachable_error(
@@ -157,10 +148,8 @@ def unreachable_error(
     found = translate(error, context)
     if connected_before or type(found) is not Unavailable or isinstance(error, SERVER_REPLIES):
         return found
-    wrong_protocol = _WRONG_PROTOCOL.search(str(found)) or (
-        tls and isinstance(error, redis.TimeoutError)
-    )
-    if not wrong_protocol:
+    timed_out = isinstance(error, redis.TimeoutError)
+    if not _WRONG_PROTOCOL.search(str(found)) and not (tls and timed_out):
         hint = unreachable_advice("Redis", [host])
     elif tls:
         hint = "is that Redis's port, and one for TLS? Without TLS it is redis://"

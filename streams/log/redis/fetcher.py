@@ -1,14 +1,14 @@
 """Reading ahead: the next batch is asked for before this one, unless it is small, is handed out.
 
-One ``XREAD … BLOCK`` is under way on a connection nearly all the time, over all partitions that
+One ``XREAD … BLOCK`` is in progress on a connection nearly all the time, over all partitions that
 are wanted, from this member's own positions. It costs the server nothing while it waits, and
 while there is a backlog the server works on the next batch as the handlers work on this one.
-Nobody ever blocks *in* the driver: the thread waits for the socket to become readable, together
+No thread ever blocks *in* the driver: it waits for the socket to become readable, together
 with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So
 the length of the server's BLOCK has nothing to do with the socket's timeout.
 
-On a cluster one command cannot span slots, so there is one feed, and one connection, for each
-partition; elsewhere one for all.
+On a cluster one command cannot span slots, so there is one connection for each partition;
+elsewhere one for all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
@@ -36,7 +36,6 @@ BLOCK_SECONDS = 5.0
 
 _REPLY_GRACE = 5.0
 """Seconds an answer may be late before the connection counts as dead."""
-
 
 FETCH_LIMIT = 2_000
 """Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
@@ -64,18 +63,18 @@ class SocketWaiter:
         self._poll.register(fileno, select.POLLIN)
 
     def unregister(self, fileno: int) -> None:
-        """Not any more."""
+        """Wait for this one no longer."""
         try:
             self._poll.unregister(fileno)
         except KeyError:
             pass
 
     def wake(self) -> None:
-        """Have :meth:`wait` return soon (any thread)."""
+        """Make :meth:`wait` return soon (any thread)."""
         try:
             self._wake_sender.send(b"\0")
         except OSError:
-            pass  # full of wakes already, or closed
+            pass  # the buffer is full, or it is closed
 
     def wait(self, seconds: float) -> tuple[set[int], bool]:
         """Wait: which sockets are readable, and whether it was woken."""
@@ -90,7 +89,7 @@ class SocketWaiter:
         return readable, woken
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Close the sockets."""
         self._wake_receiver.close()
         self._wake_sender.close()
 
@@ -101,24 +100,21 @@ class Fetcher:
     def __init__(self, client: Client, waiter: SocketWaiter) -> None:
         self.partitions: list[OwnedPartition] = []
         self.requested: list[OwnedPartition] = []
-        """Whom the answer under way is for; empty while none is."""
+        """What the read in progress is for; empty while there is none."""
         self.entries_requested = 0
-        """Entries a partition that were asked for."""
+        """Entries that were asked for, for each partition."""
         self._client = client
         self._waiter = waiter
         self._connection: RedisConnection | None = None
         self._fileno = -1
         self._client_id: int | None = None
-        """The connection's number at the server, to be unblocked by."""
+        """The connection's ID at the server, for CLIENT UNBLOCK."""
         self._reply_deadline = 0.0
         self._ask_target: tuple[str, int] | None = None
-        """Where ASK sent the next request."""
+        """Where the next request goes, as an ASK said."""
 
     def send_read(self, partitions: Sequence[OwnedPartition], count: int, block: float) -> None:
-        """Ask for the next entries of these partitions.
-
-        :raises LogError: there is no connection to be had.
-        """
+        """Ask for the next entries of these partitions."""
         keys = partitions[0].keys
         connection = self._connection
         try:
@@ -140,35 +136,27 @@ class Fetcher:
         self.entries_requested = count
         self._reply_deadline = time.monotonic() + block + _REPLY_GRACE
 
-    def has_reply(self, readable: set[int]) -> bool:
-        """Whether an answer has begun to come. Only one is ever under way, so nothing of it can
-        be in the driver's buffers, or TLS's, while the socket itself has nothing.
-
-        :raises LogError: the connection is dead.
-        """
-        if not self.requested:
-            return False
-        if self._fileno in readable:
-            return True
-        if time.monotonic() > self._reply_deadline:
-            raise self._connection_failed(OSError("no answer, long after it was due"))
-        return False
-
-    def read_reply(self) -> list[tuple[OwnedPartition, RawEntries]]:
-        """What was asked for: entries by partition.
+    def read_reply(self, readable: set[int]) -> list[tuple[OwnedPartition, RawEntries]] | None:
+        """What was asked for, entries by partition; None while no answer has begun to come. Only
+        one is ever in progress, so the buffers of the driver and of TLS hold nothing of it while
+        the socket itself has nothing.
 
         :raises LogError: the server refused, or the connection is dead; it may be asked again.
         """
         connection, requested = self._connection, self.requested
-        if connection is None:
-            return []
+        if not requested or connection is None:
+            return None
+        if self._fileno not in readable:
+            if time.monotonic() > self._reply_deadline:
+                raise self._connection_failed(OSError("no answer, long after it was due"))
+            return None
         try:
             reply = connection.receive()
         except (RedisError, OSError) as error:
             raise self._connection_failed(error) from error
         self.requested = []
         if self._ask_target is not None:
-            # One request was to be made there; the next one goes home again.
+            # ASK is for one request; the next one goes to the slot's own node again.
             self.disconnect()
         if not reply:
             return []
@@ -178,9 +166,9 @@ class Fetcher:
         return [(found[name], rows) for name, rows in reply]
 
     def interrupt(self) -> None:
-        """Have the server answer what is under way at once, so that something else can be asked.
+        """Have the server answer the read in progress at once, so that another one can be sent.
 
-        Where it will not (its ACL, or it is gone), the connection is closed instead.
+        Where it does not (its ACL, or it is gone), the connection is closed instead.
         """
         if not self.requested or self._connection is None:
             return
@@ -188,31 +176,30 @@ class Fetcher:
             if self._connection.has_input():
                 return
             if self._client_id is not None:
-                control, _ = self._client.pool.acquire(self._connection.address)
-                try:
-                    control.request("CLIENT", "UNBLOCK", self._client_id)
-                except BaseException:
-                    control.close()
-                    raise
-                self._client.pool.release(control.address, control)
+                unblock = ("CLIENT", "UNBLOCK", self._client_id)
+                self._client.request(self._connection.address, unblock, idle=True)
                 return
         except (RedisError, OSError, LogError):
             pass
         self.disconnect()
 
-    def is_misrouted(self) -> bool:
-        """Whether the partitions are to be read from another server by now."""
-        connection = self._connection
-        if connection is None or not self.partitions:
-            return False
-        return self._client.servers.address_of(self.partitions[0].keys.stream) != connection.address
+    def disconnect_misrouted(self) -> None:
+        """Close the connection, if the partitions are on another server by now."""
+        if self._connection is None or not self.partitions:
+            return
+        try:
+            address = self._client.servers.address_of(self.partitions[0].keys.stream)
+        except LogError:
+            return  # it cannot be known now
+        if address != self._connection.address:
+            self.disconnect()
 
     def misses_partition(self) -> bool:
-        """Whether the read under way leaves out a partition that is wanted."""
+        """Whether the read in progress leaves out a partition that is wanted."""
         if not self.requested:
             return False
-        requested_ids = set(map(id, self.requested))
-        return any(not each.paused and id(each) not in requested_ids for each in self.partitions)
+        requested = set(self.requested)
+        return any(not each.paused and each not in requested for each in self.partitions)
 
     def disconnect(self) -> None:
         """Close the connection; what was asked for on it is asked for again."""
@@ -226,14 +213,13 @@ class Fetcher:
             connection.close()
 
     def _connect(self, key: bytes) -> RedisConnection:
-        connection = self._client.pool.connect(
-            self._ask_target or self._client.servers.address_of(key)
-        )
+        address = self._ask_target or self._client.servers.address_of(key)
+        connection = self._client.pool.connect(address)
         self._connection = connection
         try:
             self._client_id = int(connection.request("CLIENT", "ID"))
         except ResponseError:
-            self._client_id = None  # not allowed to
+            self._client_id = None  # the ACL does not allow it
         self._fileno = connection.socket.fileno()
         self._waiter.register(self._fileno)
         return connection
@@ -265,15 +251,12 @@ class Fetchers:
     ) -> None:
         self.waiter = SocketWaiter()
         self.is_outdated = False
-        """A read under way may leave out a partition that is wanted."""
+        """A read in progress may leave out a partition that is wanted."""
         self._client = client
         self._group = group
         self._on_failure = on_failure
-        self._fetchers: list[Fetcher] = (
-            [] if client.servers.is_cluster else [Fetcher(client, self.waiter)]
-        )
-        self._partition_ids: set[int] = set()
-        """The identities of what is read."""
+        self._is_cluster = client.servers.is_cluster
+        self._fetchers = [] if self._is_cluster else [Fetcher(client, self.waiter)]
         self._entry_size = 1024.0
         """Bytes of an entry, as the last ones were."""
         self._byte_budget = max(1, flow.bytes // 8)
@@ -281,29 +264,21 @@ class Fetchers:
         self._failed_reads = 0
         """Reads that failed since one did not."""
 
-    def __iter__(self) -> Iterator[Fetcher]:
-        return iter(self._fetchers)
-
     def add(self, owned: OwnedPartition) -> None:
         """Read this partition, too."""
-        if self._client.servers.is_cluster:
+        if self._is_cluster:
             self._fetchers.append(Fetcher(self._client, self.waiter))
         self._fetchers[-1].partitions.append(owned)
-        self._partition_ids.add(id(owned))
         self.is_outdated = True
 
     def remove(self, removed: Iterable[OwnedPartition]) -> None:
         """Read these no more."""
-        leaving_ids = {id(each) for each in removed}
-        self._partition_ids -= leaving_ids
+        leaving = set(removed)
         for fetcher in self._fetchers:
-            fetcher.partitions = [
-                each for each in fetcher.partitions if id(each) not in leaving_ids
-            ]
-        if self._client.servers.is_cluster:
-            for fetcher in self._fetchers:
-                if not fetcher.partitions:
-                    fetcher.disconnect()
+            fetcher.partitions = [each for each in fetcher.partitions if each not in leaving]
+            if self._is_cluster and not fetcher.partitions:
+                fetcher.disconnect()
+        if self._is_cluster:
             self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
 
     def interrupt_outdated(self) -> None:
@@ -318,14 +293,10 @@ class Fetchers:
     def disconnect_misrouted(self) -> None:
         """Close the connections whose partitions are on another server by now."""
         for fetcher in self._fetchers:
-            try:
-                if fetcher.is_misrouted():
-                    fetcher.disconnect()
-            except LogError:
-                pass  # not known now
+            fetcher.disconnect_misrouted()
 
     def send_reads(self, limit: int) -> None:
-        """Have a read under way on every connection that has nothing waiting to be delivered.
+        """Have a read in progress on every connection that has nothing waiting to be delivered.
 
         :param limit: messages that a poll returns at most.
         :raises Unavailable: none could be sent.
@@ -339,10 +310,10 @@ class Fetchers:
             wanted = [each for each in fetcher.partitions if not each.paused]
             if not wanted or any(each.fetched for each in wanted):
                 continue
+            # Many connections that wait in vain should not add up to work.
+            block = max(BLOCK_SECONDS, len(self._fetchers) / 20)
             try:
-                fetcher.send_read(
-                    wanted, self._entries_each(fetcher, len(wanted), limit), self._block_seconds()
-                )
+                fetcher.send_read(wanted, self._entries_each(fetcher, len(wanted), limit), block)
                 reads_sent += 1
             except Unavailable as error:
                 failure = error
@@ -350,17 +321,11 @@ class Fetchers:
             raise failure
 
     def _entries_each(self, fetcher: Fetcher, partitions: int, limit: int) -> int:
-        """Entries to ask for from each partition. It grows by steps, as nobody knows how large
-        the next ones are, and what comes is held in memory whatever it is."""
-        total = min(
-            limit, FETCH_LIMIT, self._max_messages, int(self._byte_budget / self._entry_size)
-        )
-        share = max(1, total // partitions)
+        """Entries to ask for from each partition. It grows by steps, as it is not known how large
+        the next ones are, and all that comes is kept in memory."""
+        most = min(limit, FETCH_LIMIT, self._max_messages)
+        share = max(1, min(most, int(self._byte_budget / self._entry_size)) // partitions)
         return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
-
-    def _block_seconds(self) -> float:
-        # Many connections that wait in vain should not add up to work.
-        return max(BLOCK_SECONDS, len(self._fetchers) / 20)
 
     def read_replies(self, readable: set[int]) -> None:
         """Take in what has come.
@@ -370,15 +335,16 @@ class Fetchers:
         failure: LogError | None = None
         for fetcher in self._fetchers:
             try:
-                if not fetcher.has_reply(readable):
-                    continue
-                replies = fetcher.read_reply()
+                replies = fetcher.read_reply(readable)
             except Unavailable as error:
                 failure = error
                 continue
+            if replies is None:
+                continue
             self._failed_reads = 0
+            partitions = set(fetcher.partitions)
             for owned, rows in replies:
-                if id(owned) not in self._partition_ids:
+                if owned not in partitions:
                     continue  # given up meanwhile
                 owned.last_read_id = rows[-1][0]
                 owned.fetched = rows if not owned.fetched else owned.fetched + rows
@@ -386,21 +352,17 @@ class Fetchers:
                 self._measure_entries([rows for _, rows in replies])
         if failure is not None:
             self._on_failure()
-            # Connecting anew mostly helps; where it does not, somebody has to wait a while.
+            # Mostly a new connection helps; where it does not, the caller waits for a while.
             self._failed_reads += 1
             if self._failed_reads > 1:
                 raise failure
             logger.info("%s: reading again: %s", self._group, failure)
 
     def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
-        count = size = 0
-        for rows in replies:
-            for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]:
-                size += sum(map(len, row))
-                count += 1
-        mean = size / count + 64
+        samples = [row for rows in replies for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]]
+        mean = sum(sum(map(len, row)) for row in samples) / len(samples) + 64
         # A growth counts at once, a decline slowly.
-        self._entry_size = mean if mean > self._entry_size else (7 * self._entry_size + mean) / 8
+        self._entry_size = max(mean, (7 * self._entry_size + mean) / 8)
 
     def close(self) -> None:
         """Close all connections."""

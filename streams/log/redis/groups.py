@@ -1,18 +1,18 @@
-"""Groups as the log holds them: where they begin, where they stand, who is in them."""
+"""Groups as the log holds them: their first and their committed offsets, their members."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from streams.errors import NotFound, TopicMismatch
 from streams.log.membership import MAX_LEASE, lease_length
 from streams.log.names import check_group, group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command, key_command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys, entry_id, members_key, topics_key
 from streams.log.redis.reader import OffsetLookup
 from streams.log.redis.stored_values import (
+    count_text,
     damaged_field,
     parse_entry_id,
     parse_member_row,
@@ -29,6 +29,11 @@ logger = get_logger("streams")
 _LEASE_FIELDS = ("owner", "position", "progress")
 
 
+def format_initial_offsets(positions: Mapping[int, int]) -> str:
+    """A group's first positions in a topic, by partition, as they are stored."""
+    return " ".join(f"{each}:{entry_id(offset).decode()}" for each, offset in positions.items())
+
+
 class Groups:
     """The groups of a log. Usable from any thread."""
 
@@ -38,45 +43,46 @@ class Groups:
         self._offsets = lookup
 
     def register(self, group: str, topics: Sequence[str] = ()) -> None:
-        """Have a group known, and its topics. Writes only what is missing, so that a member can
-        come back while the server takes no writes that need memory."""
+        """Store the names of a group and of its topics. Writes only what is missing, so that a
+        member can come back while the server takes no writes that need memory."""
         key = topics_key(group)
-        is_registered, fields = self._client.execute_or_raise(
-            [
-                Command(group, GROUPS_KEY, "SISMEMBER", GROUPS_KEY, group),
-                Command(group, key, "HKEYS", key),
-            ]
-        )
-        commands = [] if is_registered else [Command(group, GROUPS_KEY, "SADD", GROUPS_KEY, group)]
+        is_registered, fields = self._registration(group)
+        commands = [] if is_registered else [key_command(group, "SADD", GROUPS_KEY, group)]
         commands += [
-            Command(group, key, "HSETNX", key, topic, "")
+            key_command(group, "HSETNX", key, topic, "")
             for topic in topics
             if topic.encode() not in fields
         ]
         self._client.execute_or_raise(commands)
 
+    def _registration(self, group: str) -> tuple[bool, list[bytes]]:
+        """Whether a group is known, and its topics."""
+        key = topics_key(group)
+        is_registered, topics = self._client.execute_or_raise(
+            [key_command(group, "SISMEMBER", GROUPS_KEY, group), key_command(group, "HKEYS", key)]
+        )
+        return bool(is_registered), topics
+
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See :meth:`streams.log.protocol.Log.initialize_offsets`.
 
-        One hash decides, for all partitions at once; then the partitions are told. Should this
-        process end in between, whoever takes a partition looks there (:meth:`initial_offsets`).
+        One hash decides, for all partitions at once; then each partition's is written. Should this
+        process end in between, the owner of a partition reads that hash (:meth:`initial_offsets`).
         """
         check_group(group)
-        all_keys = {
-            self._topics.partition_keys(topic, each): offset for each, offset in positions.items()
-        }
-        text = " ".join(
-            f"{keys.partition}:{entry_id(offset).decode()}" for keys, offset in all_keys.items()
-        )
+        keys_of = self._topics.partition_keys
+        all_keys = {keys_of(topic, each): offset for each, offset in positions.items()}
+        text = format_initial_offsets(positions)
         self.register(group)
         key = topics_key(group)
-        if not self._client.execute(script_command(group, "begin", [key], topic, text or " ")):
+        command = script_command(group, "initial_offsets", [key], topic, text or " ")
+        if not self._client.execute(command):
             return False
         self._client.execute_or_raise(
             [
-                script_command(
-                    str(keys), "seed", (keys.group_key(group), keys.stream),
-                    group, entry_id(offset), _count_text(self._offsets.entries_below(keys, offset)),
+                group_command(
+                    keys, group, "initialize_offsets",
+                    group, entry_id(offset), count_text(self._offsets.entries_below(keys, offset)),
                 )
                 for keys, offset in all_keys.items()
             ]
@@ -86,36 +92,36 @@ class Groups:
     def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the group began, by topic and partition."""
         key = topics_key(group)
-        replies = self._client.execute(Command(group, key, "HMGET", key, *topics))
+        replies = self._client.execute(key_command(group, "HMGET", key, *topics))
         found: dict[TopicPartition, int] = {}
         for topic, reply in zip(topics, replies, strict=True):
             for word in bytes(reply or b"").split():
                 partition, _, id_text = word.partition(b":")
                 number, offset = parse_int(partition), parse_entry_id(id_text)
                 if number is None or offset is None:
-                    remedy = (
-                        "passed over, a partition without a position begins at its first message"
-                    )
-                    logger.warning("%s: %s", group, damaged_field(key, topic, word, remedy))
+                    hint = "passed over, a partition without a position begins at its first message"
+                    logger.warning("%s: %s", group, damaged_field(key, topic, word, hint))
                     continue
                 found[topic, number] = offset
         return found
 
     def list_groups(self) -> list[str]:
         """See :meth:`streams.log.protocol.Log.groups`."""
-        found = self._client.execute(Command("groups", GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
+        found = self._client.execute(key_command("groups", "SMEMBERS", GROUPS_KEY))
         return sorted(valid_names(found))
 
     def describe_group(self, group: str) -> GroupInfo:
-        """See :meth:`streams.log.protocol.Log.group_key`."""
+        """See :meth:`streams.log.protocol.Log.group`."""
         all_keys = self._partitions_of(group)
-        rows, initial_offsets = (
-            self._lease_rows(group, all_keys),
-            self._initial_offsets_of(group, all_keys),
+        rows = self._client.execute_or_raise(
+            [
+                Command(str(keys), (key := keys.group_key(group)), "HMGET", key, *_LEASE_FIELDS)
+                for keys in all_keys
+            ]
         )
-        members: dict[str, list[TopicPartition]] = {
-            owner_id: [] for owner_id in self.live_members(group)
-        }
+        topics = sorted({keys.topic for keys in all_keys})
+        initial_offsets = self.initial_offsets(group, topics) if topics else {}
+        members: dict[str, list[TopicPartition]] = {id: [] for id in self.live_members(group)}
         positions: dict[TopicPartition, Committed] = {}
         for keys, (owner, position, progress) in zip(all_keys, rows, strict=True):
             partition = (keys.topic, keys.partition)
@@ -133,15 +139,12 @@ class Groups:
             owner_id = printable(owner or b"")
             if owner_id in members:
                 members[owner_id].append(partition)
-        infos = tuple(
-            MemberInfo(owner_id, tuple(partitions))
-            for owner_id, partitions in sorted(members.items())
-        )
-        return GroupInfo(group, infos, positions)
+        infos = [MemberInfo(id, tuple(partitions)) for id, partitions in sorted(members.items())]
+        return GroupInfo(group, tuple(infos), positions)
 
     def live_members(self, group: str) -> dict[str, list[str]]:
-        """The members that seem to live, and their topics. Whoever asks has not watched them, so
-        the server's clock has to do: where it was stepped, this is right again with their next
+        """The members that seem to be alive, and their topics. Nobody here has watched their rows,
+        so the server's clock decides: if it was stepped, this is right again with their next
         heartbeat."""
         now, *words = self._client.execute(script_command(group, "members", [members_key(group)]))
         found: dict[str, list[str]] = {}
@@ -160,15 +163,8 @@ class Groups:
         except NotFound:
             return
         key = members_key(group)
-        self._client.execute_or_raise(
-            [
-                *(
-                    script_command(str(keys), "expel", [keys.group_key(group)], member)
-                    for keys in all_keys
-                ),
-                Command(group, key, "HDEL", key, member),
-            ]
-        )
+        releases = [group_command(keys, group, "release", member, "") for keys in all_keys]
+        self._client.execute_or_raise([*releases, key_command(group, "HDEL", key, member)])
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
@@ -178,16 +174,14 @@ class Groups:
         if not force:
             self._require_no_members(group, topic)
         self.register(group, [topic])
-        all_keys = {
-            self._topics.partition_keys(topic, each): committed
-            for each, committed in offsets.items()
-        }
+        keys_of = self._topics.partition_keys
+        all_keys = {keys_of(topic, each): committed for each, committed in offsets.items()}
         replies = self._client.execute_or_raise(
             [
-                script_command(
-                    str(keys), "move", (keys.group_key(group), keys.stream),
+                group_command(
+                    keys, group, "reset_offsets",
                     group, int(force), entry_id(committed.position), committed.progress,
-                    _count_text(self._offsets.entries_below(keys, committed.position)),
+                    count_text(self._offsets.entries_below(keys, committed.position)),
                 )
                 for keys, committed in all_keys.items()
             ]
@@ -199,44 +193,30 @@ class Groups:
         """See :meth:`streams.log.protocol.Log.delete_group`."""
         all_keys = self._partitions_of(group)
         self._require_no_members(group)
-        replies = self._client.execute_or_raise(
-            [
-                script_command(str(keys), "forget", (keys.group_key(group), keys.stream), group)
-                for keys in all_keys
-            ]
-        )
-        if not all(replies):
+        commands = [group_command(keys, group, "delete_group", group) for keys in all_keys]
+        if not all(self._client.execute_or_raise(commands)):
             raise group_not_empty(group, None)
         self._client.execute_or_raise(
             [
-                Command(group, topics_key(group), "DEL", topics_key(group)),
-                Command(group, members_key(group), "DEL", members_key(group)),
-                Command(group, GROUPS_KEY, "SREM", GROUPS_KEY, group),
+                key_command(group, "DEL", topics_key(group)),
+                key_command(group, "DEL", members_key(group)),
+                key_command(group, "SREM", GROUPS_KEY, group),
             ]
         )
 
     def _require_no_members(self, group: str, topic: str | None = None) -> None:
-        running = [
-            member
-            for member, topics in self.live_members(group).items()
-            if topic is None or topic in topics
-        ]
+        members = self.live_members(group).items()
+        running = [member for member, topics in members if topic is None or topic in topics]
         if running:
             raise group_not_empty(group, len(running), f" (such as {running[0]})")
 
     def _partitions_of(self, group: str) -> list[PartitionKeys]:
-        """Every partition the group has to do with.
+        """Every partition of the group's topics.
 
         :raises NotFound: there is no such group.
         """
         check_group(group)
-        key = topics_key(group)
-        is_registered, topics = self._client.execute_or_raise(
-            [
-                Command(group, GROUPS_KEY, "SISMEMBER", GROUPS_KEY, group),
-                Command(group, key, "HKEYS", key),
-            ]
-        )
+        is_registered, topics = self._registration(group)
         if not is_registered:
             raise group_not_found(group)
         all_keys: list[PartitionKeys] = []
@@ -248,23 +228,3 @@ class Groups:
             except TopicMismatch as error:
                 logger.warning("%s: left out: %s", group, error)
         return all_keys
-
-    def _lease_rows(self, group: str, all_keys: Sequence[PartitionKeys]) -> list[list[Any]]:
-        return self._client.execute_or_raise(
-            [
-                Command(
-                    str(keys), keys.group_key(group), "HMGET", keys.group_key(group), *_LEASE_FIELDS
-                )
-                for keys in all_keys
-            ]
-        )
-
-    def _initial_offsets_of(
-        self, group: str, all_keys: Sequence[PartitionKeys]
-    ) -> dict[TopicPartition, int]:
-        topics = sorted({keys.topic for keys in all_keys})
-        return self.initial_offsets(group, topics) if topics else {}
-
-
-def _count_text(read: int | None) -> str:
-    return "" if read is None else str(read)

@@ -1,12 +1,12 @@
-"""What is called what in Redis, and how an entry ID is an offset.
+"""The names of keys in Redis, and entry IDs as offsets.
 
 A topic ``orders`` with one partition is the stream ``orders``; with more, partition 3 is the
-stream ``{orders:3}``. What else belongs to the partition shares its hash tag, and so stands on the
-same node of a cluster (the tag of a key is what is between the first braces, else all of it: Redis
+stream ``{orders:3}``. What else belongs to the partition shares its hash tag, and so is on the same
+node of a cluster (the tag of a key is what is between the first braces, else all of it: Redis
 Cluster specification, "Hash tags"):
 
 ==============================  ===================================================================
-``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and place of a group
+``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and position of a group
 ``{orders:3}:ids:0`` … ``:2``   hashes: message ID to entry ID, of the last minutes
 ``{orders}:topic``              hash: partitions and retention
 ``{group:billing}:members``     hash: member to "times written, lease, until, topics"
@@ -23,6 +23,9 @@ these can be mistaken for another.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+import msgspec
 
 from streams import wire
 from streams.errors import ConfigError
@@ -52,7 +55,7 @@ class PartitionKeys:
         self.id_hashes = tuple(b"%s:ids:%d" % (self._hash_tag, number) for number in range(3))
 
     def group_key(self, group: str) -> bytes:
-        """The hash with a group's lease and place in this partition."""
+        """The hash with a group's lease and position in this partition."""
         return b"%s:group:%s" % (self._hash_tag, group.encode())
 
     def __str__(self) -> str:
@@ -60,7 +63,7 @@ class PartitionKeys:
 
 
 def expected_type(key: bytes) -> str:
-    """What stands under one of the keys above, as Redis calls it."""
+    """The Redis type of one of the keys above."""
     if key in (TOPICS_KEY, GROUPS_KEY):
         return "set"
     return "hash" if _HASH_KEY.search(key) or key.startswith(b"streams:claims:") else "stream"
@@ -102,6 +105,15 @@ def offset_of(id: bytes) -> int:
     """An entry ID as an offset."""
     high, _, low = id.partition(b"-")
     return int(high) << 64 | int(low or 0)
+
+
+def offsets_of(ids: Sequence[bytes]) -> list[int]:
+    """Many entry IDs as offsets: read as one JSON list, which is several times as fast."""
+    numbers = _int_list.decode(b"[%s]" % b",".join(ids).replace(b"-", b","))
+    return [high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)]
+
+
+_int_list = msgspec.json.Decoder(list[int])
 
 
 def parse_offset(text: str) -> int:

@@ -1,6 +1,6 @@
-"""How many entries lie below a position: counted along the way, so that nobody has to look.
+"""How many entries lie below a position: counted while they are read.
 
-Redis tells a group's lag, and we tell what was lost and what may be trimmed, from the number of
+Redis knows a group's lag, and we know what was lost and what may be trimmed, from the number of
 entries ever added below the group's position (``ENTRIESREAD`` of XGROUP SETID). Redis cannot find
 that number for a position in the middle of a stream, but it is known at both ends, and it grows by
 one with every entry read.
@@ -32,15 +32,15 @@ class LagCounter:
 
     __slots__ = ("_batches", "_uncommitted", "entries_read")
 
-    def __init__(self, entries_read: int | None) -> None:
+    def __init__(self, entries_read: int | None = None) -> None:
         self.entries_read = entries_read
-        """Entries ever added up to the last one read; None as long as nothing has told."""
+        """Entries ever added up to the last one read; None while that is not known."""
         self._batches: deque[ReadBatch] = deque()
         self._uncommitted = 0
         """Entries in them."""
 
     def add_batch(self, offsets: EntryIdOffsets) -> None:
-        """These were read next."""
+        """Count what was read next."""
         count = len(offsets)
         self._batches.append(ReadBatch(offsets.entry_ids[-1], count, ref(offsets)))
         self._uncommitted += count

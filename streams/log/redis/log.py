@@ -1,4 +1,4 @@
-"""The log itself: what its parts can do, under one name."""
+"""The log itself: what its parts can do, behind :class:`streams.log.protocol.Log`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from streams.log.protocol import (
     Committed,
     DurabilityFact,
     GroupInfo,
+    Log,
     OnAppended,
     OpenRequest,
     RebalanceListener,
@@ -46,8 +47,8 @@ def open(request: OpenRequest) -> RedisLog:
     return RedisLog(read_settings(request))
 
 
-class RedisLog:
-    """Topics, appends, reads and groups on Redis Streams: :class:`streams.log.protocol.Log`."""
+class RedisLog(Log):
+    """Topics, appends, reads and groups on Redis Streams. Usable from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = Client(settings)
@@ -63,7 +64,6 @@ class RedisLog:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
         return self._capabilities
 
     # -- topics
@@ -75,8 +75,8 @@ class RedisLog:
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic. The one setting in ``config`` is ``max_entries``: entries a partition
-        keeps at most, whatever groups have settled.
+        """Create a topic. The one setting in ``config`` is
+        :data:`~streams.log.redis.topics.MAX_ENTRIES`.
 
         :raises TopicMismatch: it exists with another number of partitions, or is no stream.
         :raises ConfigError: there is no such retention here.
@@ -86,31 +86,21 @@ class RedisLog:
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """Give a topic that exists another retention; other processes see it within
-        :data:`~streams.log.redis.topics.CACHE_SECONDS` seconds. ``max_entries`` stays as it is.
-
-        :raises NotFound: there is none of that name.
-        :raises ConfigError: there is no such retention here.
-        """
+        :data:`~streams.log.redis.topics.CACHE_SECONDS` seconds."""
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts; a stream that was made by others is a topic with one partition.
-
-        :raises NotFound: there is none of that name.
-        """
+        """A topic's facts; a stream that was made by others is a topic with one partition."""
         return self._topics.lookup(topic, fresh=True).info
 
     def topics(self) -> list[TopicInfo]:
-        """All topics, by name."""
         return self._topics.list_topics()
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """How the server that has the topic's facts keeps what it is given."""
         return durability.durability_facts(self._client, topic, topic_key(topic))
 
     def delete_topic(self, topic: str) -> None:
-        """Delete a topic with its messages and every group's position in it."""
         self._topics.delete_topic(topic)
 
     # -- writing
@@ -125,67 +115,46 @@ class RedisLog:
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First position that can be read, and the one the next message will get or exceed."""
         return self._offsets.watermarks(topic, partition)
 
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """The end, all of which can be read."""
         return self.watermarks(topic, partition)[1]
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Position of the first message the log took at or after ``time``; the end if none."""
         return self._offsets.offset_for_time(topic, partition, time)
 
     def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Position of the message ``count`` before ``position``, or the first there is."""
         return self._offsets.offset_before(topic, partition, position, count)
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """How many messages stand at or behind ``position``; None where it cannot be known."""
         return self._offsets.lag(topic, partition, position)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
-        """Read from position ``start`` up to, not including, position ``end``."""
         return self._offsets.reader(topic, partition, start, end)
 
     # -- groups
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a *new* group its positions, all at once: True where it had none in this topic."""
         return self._groups.initialize_offsets(group, topic, positions)
 
     def group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
         return self._groups.describe_group(group)
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
             return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
         return self._groups.list_groups()
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
-        """
         self._groups.reset_offsets(group, topic, offsets, force=force)
 
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        """
         self._groups.delete_group(group)
 
     def subscribe(
@@ -198,20 +167,19 @@ class RedisLog:
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> RedisSubscription:
-        """Join a group; partitions are taken by polling."""
         check_group(group)
         names = list(dict.fromkeys(topics))
         for name in names:
             self._topics.lookup(name, fresh=True)
         self._groups.register(group, names)
+        client = self._client
         membership = Membership(
-            self._client, self._topics, self._groups, group, names, trim_margin, member
+            client, self._topics, self._groups, group, names, trim_margin, member
         )
         membership.join()
-        return RedisSubscription(self._client, self._trimmer, membership, group, listener, flow)
+        return RedisSubscription(client, self._trimmer, membership, group, listener, flow)
 
     def remove_member(self, group: str, member: StaticMember) -> None:
-        """Remove a member whose process has certainly ended; its partitions are free at once."""
         self._groups.remove_member(group, str(member))
 
     # -- the rest
@@ -221,20 +189,11 @@ class RedisLog:
         return str(RedisEntryId(offset))
 
     def parse_offset(self, text: str) -> int:
-        """An offset as :meth:`format_offset` writes it.
-
-        :raises ConfigError: it is none.
-        """
         return parse_offset(text)
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has been told its outcome.
-
-        :raises Unavailable: some have not, after ``timeout`` seconds.
-        """
         self._writer.flush(timeout)
 
     def close(self) -> None:
-        """Let go of everything; appends that wait for the server end now."""
         self._writer.close()
         self._client.close()

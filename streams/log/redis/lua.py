@@ -1,8 +1,8 @@
 """The Lua scripts, as files beside this module.
 
-What they share stands before each of them (``common.lua``). They are called by their SHA-1 and
-sent whole only where the server does not know them (yet, or any more: SCRIPT FLUSH, a restart, a
-failover). Data reaches them through KEYS and ARGV alone.
+Each begins with ``common.lua``. They are called by their SHA-1, and sent whole only if the server
+does not know them (SCRIPT FLUSH, a restart, a failover). Data reaches them through KEYS and ARGV
+alone.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ from importlib.resources import files
 MAX_ARGUMENTS = 7_900
 """Most arguments of one call: Lua's stack takes 8,000 values at once (LUAI_MAXCSTACK)."""
 
-
-ALLOWED_WHEN_FULL: Set[str] = {
-    "beat",
-    "claim_done",
-    "claim_release",
-    "claim_renew",
-    "commit",
-    "release",
-    "renew",
-    "take",
-    "trim",
-}
-"""What must go on when ``maxmemory`` is reached: they write next to nothing, and without them
-nobody could take anything out. (Redis 7.0, "Eval flags".) So does the outcome of a claim: what was
-done once must be known as done, and no new claims are let in meanwhile."""
+ALLOWED_WHEN_FULL: Set[str] = frozenset(
+    (
+        *("acquire", "commit", "heartbeat", "release", "renew", "trim"),
+        *("claim_complete", "claim_release", "claim_renew"),
+    )
+)
+"""What must go on when ``maxmemory`` is reached: these write next to nothing, and without them
+no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So must the outcome of
+a claim: what was done once must be known as done, and no new claims are accepted meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

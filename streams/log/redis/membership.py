@@ -1,19 +1,17 @@
 """A member of a group: its heartbeat, and the plan that follows from it.
 
-Every partition's lease is beside the partition, in the hash that also holds the group's place
-there, so that one script can check the one before it stores the other, on any node of a cluster.
-Safety rests on that hash alone. Who the members are stands in one hash of the group; it only says
-how the partitions should be shared out (:mod:`streams.log.membership`), so it may be late, or lost,
-and nothing worse happens than a rebalance.
+Safety rests on the leases alone (:mod:`streams.log.redis.leases`). The hash of the group's members
+only says how the partitions should be shared out (:mod:`streams.log.membership`), so it may be
+late, or lost, and nothing worse happens than a rebalance.
 
-No clock of a server decides anything, as it may be stepped. Each confirmation counts a number in
-the row up; whoever has seen a row stand unchanged for its whole length, on its own monotonic
-clock (:class:`streams.log.membership.StalenessTracker`), takes the lease by compare-and-set, or
-removes the member. An owner counts its own time from before it asked. The time that is stored
-beside (``until``) is for people, and for refusing to move a group that seems to run.
+No clock of a server decides anything, as it may be stepped. Each confirmation increments a number
+in the row; whoever has seen a row unchanged for its lease's length, on its own monotonic clock
+(:class:`streams.log.membership.StalenessTracker`), takes the lease by compare-and-set, or removes
+the member. An owner counts its own time from before its request. The time that is stored beside
+(``until``) is for people, and for refusing to reset a group that seems to run.
 
-Anybody can write into these keys. What makes no sense there is passed over and written anew, save
-a position: without it nobody knows where to go on, so that is an error that says what to do.
+Anybody can write into these keys. What makes no sense there is passed over and written anew, except
+a position: without one it is unknown where to continue, so that is an error that says what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import secrets
 import socket
 import time
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streams.errors import LogError, NotFound, TopicMismatch
@@ -39,14 +37,9 @@ from streams.log.membership import (
 )
 from streams.log.names import member_fenced_error
 from streams.log.protocol import StaticMember, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.groups import Groups
-from streams.log.redis.keys import (
-    PartitionKeys,
-    entry_id,
-    members_key,
-    topics_key,
-)
+from streams.log.redis.client import Client, Command, key_command, script_command
+from streams.log.redis.groups import Groups, format_initial_offsets
+from streams.log.redis.keys import PartitionKeys, members_key, topics_key
 from streams.log.redis.leases import LeaseSnapshot, OwnedPartition, PartitionLeases
 from streams.log.redis.reader import StreamInfo, parse_stream_info
 from streams.log.redis.stored_values import MAX_DIGITS, parse_member_row, printable
@@ -68,7 +61,7 @@ class HeartbeatResult:
     members_changed: bool = False
     """The members are not those of the last time."""
     lost: list[OwnedPartition] = field(default_factory=list)
-    """Somebody else's by now, or gone with all that the server had."""
+    """Somebody else's by now, or gone with all the server's data."""
     truncated: list[OwnedPartition] = field(default_factory=list)
     """Still one's own, but their stream ends below what was read of it."""
     streams: dict[TopicPartition, StreamInfo] = field(default_factory=dict)
@@ -88,9 +81,8 @@ class Membership:
         trim_margin: int,
         static: StaticMember | None = None,
     ) -> None:
-        self.member_id = str(
-            static or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-        )
+        process = f"{socket.gethostname()}-{os.getpid()}"
+        self.member_id = str(static or f"{process}-{secrets.token_hex(8)}")
         self._static_name = static.name if static else ""
         self._client = client
         self._topics = topics
@@ -104,45 +96,35 @@ class Membership:
         self._set_topics(self._subscribed)
         self.leases.initial_offsets = groups.initial_offsets(group, subscribed)
         self._staleness = StalenessTracker(self.terms.heartbeat_interval)
-        self._static_holders: dict[str, str] = (
-            {self._static_name: self.member_id} if self._static_name else {}
-        )
-        """Who has a static name now."""
+        self._static_holders = {self._static_name: self.member_id} if static else {}
+        """The member that has a static name now."""
         self._heartbeats = 0
         self._dead_members: dict[bytes, bytes] = {}
-        """Members whose rows stood unchanged for their whole length, to be removed."""
+        """Members whose rows have expired by this member's clock, to be removed."""
         self._epochs_missing = False
-        """The last heartbeat found partitions without their epochs, which had some before."""
+        """The last heartbeat found partitions without an epoch that had one before."""
         self._live_ids: frozenset[str] = frozenset()
         self._joined = False
-        """The server has been told of this member."""
+        """The server has had this member's row."""
         self._recovering_until = 0.0
-        """After the server lost everything, members must find each other again: until then only
-        what this member owned before is taken."""
+        """After the server lost everything, members must find each other again: until then this
+        member takes only what it owned before."""
         self._next_inspection = 0.0
-        """When the streams are looked at again."""
+        """When the streams are inspected again."""
 
     # -- heartbeats
 
-    @property
-    def partition_count(self) -> int:
-        """How many partitions its topics have."""
-        return len(self.leases.keys)
-
     def inspect_streams_next(self) -> None:
-        """Look at the streams at the next heartbeat: something may have happened to them."""
+        """Inspect the streams at the next heartbeat: something may have happened to them."""
         self._next_inspection = 0.0
 
     def join(self) -> None:
-        """Become a member, so that the others count this one. A static one takes its name over.
-
-        :raises LogError: that could not be done.
-        """
+        """Become a member, so that the others count this one. A static one takes its name over."""
         self._client.execute(self._heartbeat_command(join=True))
         self._joined = True
 
     def _set_topics(self, names: Iterable[str]) -> bool:
-        """Look after these topics, whoever reads them; whether they are others than before."""
+        """Take these as the topics that the group reads; whether they have changed."""
         counts: dict[str, int] = {}
         all_keys: dict[TopicPartition, PartitionKeys] = {}
         for name in sorted({*names, *self._subscribed}):
@@ -151,7 +133,7 @@ class Membership:
             except LogError as error:
                 if name in self._subscribed or not isinstance(error, NotFound | TopicMismatch):
                     raise
-                continue  # deleted, and its readers do not know yet
+                continue  # deleted, and the members that read it do not know yet
             counts[name] = len(partitions)
             all_keys.update(((name, keys.partition), keys) for keys in partitions)
         changed = counts != self._partition_counts
@@ -159,10 +141,9 @@ class Membership:
         return changed
 
     def heartbeat(self, owned: Sequence[OwnedPartition]) -> HeartbeatResult:
-        """Say that this member lives, extend its leases, and see who has the others.
+        """Confirm this member and its leases, and read who has the others.
 
         :raises MemberFenced: another process has this static member's name.
-        :raises LogError: nothing of that could be done.
         """
         result = HeartbeatResult()
         sent = time.monotonic()
@@ -171,77 +152,55 @@ class Membership:
         partitions = list(self.leases.keys)
         size = 1 if self._client.servers.is_cluster else RENEW_BATCH
         chunks = [partitions[start : start + size] for start in range(0, len(partitions), size)]
-        replies = self._client.execute_all(
-            [
-                self._heartbeat_command(),
-                *(
-                    self.leases.renew_command(chunk, owned_by_partition, inspect_streams)
-                    for chunk in chunks
-                ),
-            ]
-        )
+        renew = self.leases.renew_command
+        renewals = [renew(chunk, owned_by_partition, inspect_streams) for chunk in chunks]
+        replies = self._client.execute_all([self._heartbeat_command(), *renewals])
+        members, *lease_replies = replies
         if not all(isinstance(reply, LogError) for reply in replies):
             self._staleness.observe(time.monotonic())
         self._epochs_missing = False
         self.leases.expired.clear()
         self.leases.inherited.clear()
         leases: dict[TopicPartition, Lease] = {}
+        answered: set[Hashable] = set()
         failure: LogError | None = None
-        for chunk, rows in zip(chunks, replies[1:], strict=True):
+        for chunk, rows in zip(chunks, lease_replies, strict=True):
             if isinstance(rows, LogError):
                 failure = rows
-                # What is not known is nobody's to take, and mine until it is known not to be.
                 for partition in chunk:
+                    mine = owned_by_partition.get(partition)
+                    # An unknown lease is not taken, and one of mine stays mine.
                     leases[partition] = (
-                        Lease(
-                            self.member_id, owned_by_partition[partition].assignment.epoch, INFINITY
-                        )
-                        if partition in owned_by_partition
+                        Lease(self.member_id, mine.assignment.epoch, INFINITY)
+                        if mine is not None
                         else Lease("?", 0, INFINITY)
                     )
                 continue
+            answered.update(chunk)
             for partition, row in zip(chunk, rows, strict=True):
-                leases[partition] = self._read_lease(
-                    result, sent, owned_by_partition.get(partition), partition, row
-                )
-        members = replies[0]
+                mine = owned_by_partition.get(partition)
+                leases[partition] = self._read_lease(result, sent, mine, partition, row)
         if isinstance(members, LogError):
-            if isinstance(failure, LogError):
+            if failure is not None:
                 raise members
             failure = members
         self.leases.log_outage_once(failure)
         if inspect_streams and failure is None:
             self._next_inspection = sent + self.terms.lease
         # What has not answered is watched anew: its owners could not reach it either.
-        answered: set[Hashable] = {
-            partition
-            for chunk, rows in zip(chunks, replies[1:], strict=True)
-            if not isinstance(rows, LogError)
-            for partition in chunk
-        }
         if isinstance(members, LogError):
             self._staleness.keep_only(answered)
         else:
             self._staleness.keep_only(answered.union(members[1::2]))
-            held = {
-                each.partition for each in owned_by_partition.values() if each not in result.lost
-            }
+            held = owned_by_partition.keys() - {each.partition for each in result.lost}
             self._update_plan(result, sent, members, leases, held)
         return result
-
-    def renew_leases(self, owned: Sequence[OwnedPartition]) -> list[OwnedPartition]:
-        """Extend the leases, and nothing else: those that are not one's own any more.
-
-        :raises LogError: it could not be done for any.
-        """
-        result = self.heartbeat(owned)
-        return [*result.lost, *result.truncated]
 
     def _heartbeat_command(self, *, join: bool = False) -> Command:
         self._heartbeats += 1
         dead_members, self._dead_members = self._dead_members, {}
         return script_command(
-            self._group, "beat", [members_key(self._group)],
+            self._group, "heartbeat", [members_key(self._group)],
             self.member_id, self._static_name, int(join), self._heartbeats, self._lease_ms,
             ",".join(self._subscribed),
             *(word for row in dead_members.items() for word in row),
@@ -255,50 +214,37 @@ class Membership:
         partition: TopicPartition,
         row: Sequence[Any],
     ) -> Lease:
-        state, owner, stored_epoch, confirmations, until, lease_ms, *stream = row
-        snapshot: LeaseSnapshot = (
-            bytes(owner),
-            bytes(stored_epoch),
-            bytes(confirmations),
-            bytes(until),
-        )
-        epoch = parse_int(snapshot[1], MAX_DIGITS) or 0
-        self._epochs_missing |= (
-            not any(snapshot) and self.leases.highest_epochs.get(partition, 0) > 0
-        )
-        self.leases.highest_epochs[partition] = max(
-            epoch, self.leases.highest_epochs.get(partition, 0)
-        )
+        state, *fields, lease_ms = row[:6]
+        snapshot = LeaseSnapshot(*map(bytes, fields))
+        epoch = parse_int(snapshot.epoch, MAX_DIGITS) or 0
+        highest_epoch = self.leases.highest_epochs.get(partition, 0)
+        self._epochs_missing |= not any(snapshot) and highest_epoch > 0
+        self.leases.highest_epochs[partition] = max(epoch, highest_epoch)
         if owned is not None:
             if state == 0:
                 result.lost.append(owned)
             else:
                 owned.assignment.valid_until = self.terms.valid_until(sent)
                 owned.count_corrected = False
-                if stream:
-                    result.streams[partition] = parse_stream_info(stream)
+                if len(row) > 6:
+                    result.streams[partition] = parse_stream_info(row[6:])
                 if state == 2:
                     result.truncated.append(owned)
                 elif state == 3:
                     self._next_inspection = 0.0
                     owned.lag_counter.entries_read = None
                 return Lease(self.member_id, epoch, INFINITY)
-        if not owner:
+        if not snapshot.owner:
             return Lease("", epoch, sent) if epoch else UNOWNED
-        name = printable(snapshot[0])
+        name = printable(snapshot.owner)
         current = self._static_holders.get(name.partition(":")[0]) if ":" in name else None
         if self.member_id in (name, current):
             # A predecessor's of the same name, or taken by a request whose answer never came.
-            self.leases.inherited[partition] = snapshot[0]
+            self.leases.inherited[partition] = snapshot.owner
             return Lease(self.member_id, epoch, INFINITY)
-        stored_lease_ms = parse_int(bytes(lease_ms), MAX_DIGITS)
-        remaining = self._staleness.remaining(
-            partition,
-            snapshot,
-            lease_length(
-                None if stored_lease_ms is None else stored_lease_ms / 1000, self.terms.lease
-            ),
-        )
+        stored_ms = parse_int(bytes(lease_ms), MAX_DIGITS)
+        length = lease_length(None if stored_ms is None else stored_ms / 1000, self.terms.lease)
+        remaining = self._staleness.remaining(partition, snapshot, length)
         if not remaining:
             self.leases.expired[partition] = snapshot
         return Lease(current or name, epoch, sent + remaining)
@@ -327,14 +273,10 @@ class Membership:
             return
         result.plan = plan(self.member_id, sent, rows, self._partition_counts, leases, held)
         if sent < self._recovering_until:
-            owned_before = {
-                partition: epoch
-                for partition, epoch in result.plan.acquire.items()
-                if partition in self.leases.stored_offsets
-            }
-            result.plan = Plan(
-                result.plan.release, owned_before, result.plan.renew, self._recovering_until
-            )
+            stored, acquire = self.leases.stored_offsets, result.plan.acquire
+            owned_before = {each: epoch for each, epoch in acquire.items() if each in stored}
+            until = self._recovering_until
+            result.plan = replace(result.plan, acquire=owned_before, replan_at=until)
 
     def _live_members(self, sent: float, rows: dict[bytes, bytes]) -> list[Member]:
         """This member and the others that are alive."""
@@ -350,9 +292,9 @@ class Membership:
         return alive
 
     def _recover_from_loss(self, now: float) -> None:
-        """The server does not know this member: others took it for dead, or all is lost there.
-        Write again what is known here; what others have written meanwhile stays. After a loss all
-        members find themselves in the same state, so none takes what another one may own."""
+        """The server does not know this member: others took it for dead, or the server lost its
+        data. Write again what is known here; what others have written meanwhile stays. After a loss
+        all members are in the same state, so none takes what another one may own."""
         logger.warning(
             "%s: not a member any more, as this process stood still or the server has lost its "
             "data; joining again",
@@ -364,24 +306,20 @@ class Membership:
             for name in self._subscribed:
                 self._topics.restore(name)
             self._groups.register(self._group, self._subscribed)
-            key = topics_key(self._group)
+            key, initial_offsets = topics_key(self._group), self.leases.initial_offsets.items()
             for name in self._subscribed:
-                positions = " ".join(
-                    f"{partition}:{entry_id(start).decode()}"
-                    for (topic, partition), start in self.leases.initial_offsets.items()
-                    if topic == name
-                )
-                if positions:
-                    self._client.execute(
-                        script_command(self._group, "begin", [key], name, positions)
-                    )
+                positions = {p: at for (topic, p), at in initial_offsets if topic == name}
+                text = format_initial_offsets(positions)
+                if text:
+                    command = script_command(self._group, "initial_offsets", [key], name, text)
+                    self._client.execute(command)
         except LogError as error:
             logger.warning("%s: not all could be written again: %s", self._group, error)
 
     def leave(self) -> None:
-        """Not a member any more; what cannot be told now runs out by itself."""
+        """Leave the group; if the server cannot be reached now, the row expires by itself."""
         key = members_key(self._group)
         try:
-            self._client.execute(Command(self._group, key, "HDEL", key, self.member_id))
+            self._client.execute(key_command(self._group, "HDEL", key, self.member_id))
         except LogError as error:
             logger.info("%s: could not take leave: %s", self._group, error)

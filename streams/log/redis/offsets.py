@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streams.errors import LogError
 from streams.log.protocol import Commit
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, group_command
 from streams.log.redis.keys import entry_id
 from streams.log.redis.leases import OwnedPartition, StoredOffset
 from streams.log.redis.membership import Membership
+from streams.log.redis.stored_values import count_text
 
 
 class OffsetCommits:
     """The commits of one member. Used by one thread at a time.
 
-    :param on_lost: told of partitions that are another member's by now.
+    :param on_lost: called with partitions that are another member's by now.
     """
 
     def __init__(
@@ -33,10 +34,7 @@ class OffsetCommits:
         self._on_lost = on_lost
 
     def commit(self, commits: Iterable[tuple[OwnedPartition, Commit]]) -> None:
-        """Store what is newer than what was stored; a commit of a lease that is lost is dropped.
-
-        :raises LogError: some of it is not known to be stored.
-        """
+        """Store what is newer than what was stored; a commit of a lease that is lost is dropped."""
         sent = time.monotonic()
         lease_ms = int(self._membership.terms.lease * 1000)
         to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []
@@ -44,23 +42,21 @@ class OffsetCommits:
         for owned, commit in commits:
             if commit.version <= owned.committed_version:
                 continue
-            stored = StoredOffset(
-                commit.position, commit.progress, owned.lag_counter.entries_below(commit.position)
-            )
+            entries_read = owned.lag_counter.entries_below(commit.position)
+            stored = StoredOffset(commit.position, commit.progress, entries_read)
             owned.sent_version = max(owned.sent_version, commit.version)
             to_store.append((owned, commit, stored))
             commands.append(
-                script_command(
-                    str(owned.keys), "commit", (owned.lease_key, owned.keys.stream),
+                group_command(
+                    owned.keys, self._group, "commit",
                     self._membership.member_id, commit.assignment.epoch, lease_ms, self._group,
                     commit.version, entry_id(commit.position), commit.progress,
-                    "" if stored.entries_read is None else stored.entries_read, owned.sent_version,
+                    count_text(entries_read), owned.sent_version,
                 )
             )  # fmt: skip
         failure: LogError | None = None
-        for (owned, commit, stored), reply in zip(
-            to_store, self._client.execute_all(commands), strict=True
-        ):
+        replies = self._client.execute_all(commands)
+        for (owned, commit, stored), reply in zip(to_store, replies, strict=True):
             if isinstance(reply, LogError):
                 failure = reply
             elif reply == 0:

@@ -1,7 +1,7 @@
 """Appending, each message ID once.
 
 Records go to their partitions, and each partition's in chunks that one script takes whole, so a
-chunk is in the log altogether or not at all. A partition has one chunk under way at a time: a
+chunk is in the log altogether or not at all. A partition has one chunk in flight at a time: a
 later one can never overtake an earlier one that has to be sent again. Partitions go side by side.
 
 A chunk that got no answer is sent again, with the same message IDs, until it gets one or
@@ -17,9 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import msgspec
 
 from streams.errors import LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.names import partitions_for
@@ -27,6 +26,7 @@ from streams.log.protocol import OnAppended
 from streams.log.redis.batch import encode_fields, identity_of_record
 from streams.log.redis.client import Client, Command, Pipeline, script_command
 from streams.log.redis.errors import WritesRefused
+from streams.log.redis.keys import offsets_of
 from streams.log.redis.lua import MAX_ARGUMENTS
 from streams.log.redis.topics import Topics
 from streams.message import Position, Record
@@ -38,7 +38,7 @@ CHUNK_BYTES = 4 << 20
 """Their bytes; a single larger record goes alone."""
 
 MAX_IN_FLIGHT = 4
-"""Chunks under way at once, of different partitions."""
+"""Chunks in flight at once, of different partitions."""
 
 MAX_BYTES = 512_000_000
 """Bytes of one key, value or header (``proto-max-bulk-len`` is 512 MB unless set otherwise)."""
@@ -49,26 +49,30 @@ MAX_FIELDS = 3_900
 RETRY_BACKOFF = 0.05, 1.0
 """Seconds before a chunk is sent again: at first, and at most."""
 
-_int_list = msgspec.json.Decoder(list[int])
 
-
+@dataclass(slots=True)
 class Chunk:
     """Records of one partition that are written together."""
 
-    __slots__ = ("duplicates", "error", "indexes", "outcome_unknown")
+    indexes: list[int] = field(default_factory=list)
+    """Which of the append's records."""
+    ids: dict[str, int] = field(default_factory=dict)
+    """Their identities, and where in ``indexes`` each one is."""
+    duplicates: list[tuple[int, int]] = field(default_factory=list)
+    """Records whose identity the chunk has already: which, and where in ``indexes`` it is."""
+    arg_count: int = 1
+    size: int = 0
+    outcome_unknown: bool = False
+    """It was sent, and got no answer."""
+    error: LogError | None = None
 
-    def __init__(self) -> None:
-        self.indexes: list[int] = []
-        """Which of the append's records."""
-        self.duplicates: list[tuple[int, int]] = []
-        """Records whose ID the chunk has already: which, and where in ``indexes`` it is."""
-        self.outcome_unknown = False
-        """It was sent, and got no answer."""
-        self.error: LogError | None = None
+    def all_indexes(self) -> list[int]:
+        """Its records, the duplicates among them."""
+        return [*self.indexes, *(duplicate for duplicate, _ in self.duplicates)]
 
 
 class PendingAppend:
-    """One append under way."""
+    """One append in progress."""
 
     def __init__(self, topic: str, records: Sequence[Record], deduplicates: bool) -> None:
         self.topic = topic
@@ -80,75 +84,68 @@ class PendingAppend:
 
     def split(self, partitions: int) -> None:
         """Share the records out into chunks."""
-        open_chunks: dict[int, tuple[Chunk, dict[str, int], int, int]] = {}
+        last_chunks: dict[int, Chunk] = {}
         routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
         for index, (record, partition) in enumerate(routed):
-            value, key, id = record.value, record.key, record.id
-            headers = record.headers
+            value, key, headers = record.value, record.key, record.headers
             field_count = 4 + len(headers)
-            size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0)
+            size = len(value or b"") + len(key or b"")
             for _, data in headers:
-                size += len(data) if data is not None else 0
+                size += len(data or b"")
             if size > MAX_BYTES or field_count > MAX_FIELDS:
-                described = f"{size} bytes and {len(headers)} headers"
                 self.results[index] = TooLarge(
-                    f"{self.topic}: a record of {described}; at most {MAX_BYTES} and "
-                    f"{MAX_FIELDS - 4}"
+                    f"{self.topic}: a record of {size} bytes and {len(headers)} headers; at most "
+                    f"{MAX_BYTES} and {MAX_FIELDS - 4}"
                 )
                 continue
-            if not id:
+            if not record.id:
                 self.results[index] = LogError(f"{self.topic}: a record without an ID")
                 continue
             if not 0 <= partition < partitions:
                 self.results[index] = LogError(f"{self.topic} has no partition {partition}")
                 continue
-            chunk, ids, args, bytes_ = open_chunks.get(partition) or self._new_chunk(partition)
-            if headers:
-                id = identity_of_record(record)
-            if self.deduplicates and id in ids:
-                chunk.duplicates.append((index, ids[id]))
+            chunk = last_chunks.get(partition)
+            id = identity_of_record(record) if headers else record.id
+            if self.deduplicates and chunk is not None and id in chunk.ids:
+                chunk.duplicates.append((index, chunk.ids[id]))
                 continue
             # A record may begin a run of its own: its names, and three numbers more.
-            args, bytes_ = args + 2 * field_count + 3, bytes_ + size
-            if chunk.indexes and (
-                args > MAX_ARGUMENTS or bytes_ > CHUNK_BYTES or len(chunk.indexes) >= CHUNK_RECORDS
+            arg_count = 2 * field_count + 3
+            if chunk is None or (
+                chunk.arg_count + arg_count > MAX_ARGUMENTS
+                or chunk.size + size > CHUNK_BYTES
+                or len(chunk.indexes) >= CHUNK_RECORDS
             ):
-                chunk, ids, _, _ = self._new_chunk(partition)
-                args, bytes_ = 2 * field_count + 3, size
-            ids[id] = len(chunk.indexes)
+                chunk = last_chunks[partition] = Chunk()
+                self.chunks.setdefault(partition, []).append(chunk)
+            chunk.ids[id] = len(chunk.indexes)
             chunk.indexes.append(index)
-            open_chunks[partition] = (chunk, ids, args, bytes_)
+            chunk.arg_count += arg_count
+            chunk.size += size
         for chunks in self.chunks.values():
             chunks.reverse()
 
-    def _new_chunk(self, partition: int) -> tuple[Chunk, dict[str, int], int, int]:
-        chunk = Chunk()
-        self.chunks.setdefault(partition, []).append(chunk)
-        return chunk, {}, 1, 0
-
-    def chunk_written(self, partition: int, chunk: Chunk, entries: Sequence[bytes]) -> None:
+    def chunk_written(self, partition: int, chunk: Chunk, entry_ids: Sequence[bytes]) -> None:
         """A chunk was written: these are its entries."""
-        topic, results = self.topic, self.results
-        numbers = _int_list.decode(b"[%s]" % b",".join(entries).replace(b"-", b","))
-        pairs = zip(*[iter(numbers)] * 2, strict=True)
-        for index, (high, low) in zip(chunk.indexes, pairs, strict=True):
-            results[index] = Position(topic, partition, high << 64 | low)
+        for index, offset in zip(chunk.indexes, offsets_of(entry_ids), strict=True):
+            self.results[index] = Position(self.topic, partition, offset)
         for index, original in chunk.duplicates:
-            results[index] = results[chunk.indexes[original]]
+            self.results[index] = self.results[chunk.indexes[original]]
 
-    def chunk_failed(self, partition: int, chunk: Chunk, error: LogError) -> None:
-        """A chunk was not (certainly) written; what stands behind it must not overtake it."""
-        results = self.results
-        for index in (*chunk.indexes, *(duplicate for duplicate, _ in chunk.duplicates)):
-            results[index] = error
+    def chunk_failed(self, partition: int, error: LogError) -> None:
+        """A partition's next chunk was not (certainly) written; those behind it are not sent, as
+        they must not overtake it."""
+        first, *behind = reversed(self.chunks.pop(partition))
+        for index in first.all_indexes():
+            self.results[index] = error
         not_sent = Unavailable(f"{self.topic}/{partition}: not sent, as a record before it failed")
-        for other in self.chunks.pop(partition, ()):
-            for index in (*other.indexes, *(duplicate for duplicate, _ in other.duplicates)):
-                results[index] = not_sent
+        for chunk in behind:
+            for index in chunk.all_indexes():
+                self.results[index] = not_sent
 
 
 class _SentChunks(NamedTuple):
-    """Chunks under way together."""
+    """Chunks that were sent together."""
 
     pipeline: Pipeline
     reply_ranges: list[tuple[int, int, int]]
@@ -186,55 +183,39 @@ class Writer:
                 self._idle.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has ended.
-
-        :raises Unavailable: some have not.
-        """
+        """Wait until every append so far has ended."""
         with self._idle:
             if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
                 raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
 
     def close(self) -> None:
-        """Send nothing again any more."""
+        """Stop retrying."""
         self._closing.set()
 
     def _write(self, append: PendingAppend) -> None:
-        """Send chunks until none is left, several at a time, and whichever failed again.
-
-        While the server writes one chunk, the next is made ready here, and the one before told.
-        """
+        """Send chunks until none is left, several at a time, and again those that failed."""
         ready, in_flight = deque(append.chunks), deque[_SentChunks]()
-        prepared: dict[int, list[Command]] = {}
-        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
         pause, until = RETRY_BACKOFF[0], 0.0
         while True:
             while ready and len(in_flight) < MAX_IN_FLIGHT:
-                in_flight.append(self._send_chunks(append, ready, prepared))
-            for partition, chunk, entries in written:
-                append.chunk_written(partition, chunk, entries)
-            written = []
+                in_flight.append(self._send_chunks(append, ready))
             if in_flight:
-                sent = in_flight.popleft()
-                for partition, _, _ in sent.reply_ranges:
-                    self._prepare_next(append, partition, prepared)
-                written = self._read_replies(append, sent, ready, prepared)
+                self._read_replies(append, in_flight.popleft(), ready)
                 continue
-            failed = [partition for partition in append.chunks if partition not in ready]
-            if not failed:
+            if not append.chunks:
                 return
             now = time.monotonic()
             if not until:
-                pause, until = RETRY_BACKOFF[0], now + self._settings.append_timeout
+                until = now + self._settings.append_timeout
             if now + pause >= until or self._closing.wait(pause):
-                for partition in failed:
-                    self._fail_chunk(append, partition)
+                for partition, chunks in list(append.chunks.items()):
+                    error = chunks[-1].error or LogError(f"{append.topic}: not written")
+                    append.chunk_failed(partition, error)
             else:
                 pause = min(RETRY_BACKOFF[1], 2 * pause)
-                ready.extend(failed)
+                ready.extend(append.chunks)
 
-    def _send_chunks(
-        self, append: PendingAppend, ready: deque[int], prepared: dict[int, list[Command]]
-    ) -> _SentChunks:
+    def _send_chunks(self, append: PendingAppend, ready: deque[int]) -> _SentChunks:
         """Send the first chunks of some partitions: one large one, or many small ones."""
         commands: list[Command] = []
         reply_ranges: list[tuple[int, int, int]] = []
@@ -244,58 +225,33 @@ class Writer:
             chunk = append.chunks[partition][-1]
             size += len(chunk.indexes)
             start = len(commands)
-            commands += prepared.pop(partition, []) or self._append_commands(
-                append, partition, chunk
-            )
+            commands += self._commands(append, partition, chunk)
             reply_ranges.append((partition, start, len(commands)))
         return _SentChunks(self._client.send_all(commands), reply_ranges)
 
-    def _prepare_next(
-        self, append: PendingAppend, partition: int, prepared: dict[int, list[Command]]
-    ) -> None:
-        """Make the chunk behind the first one ready to be sent."""
-        chunks = append.chunks[partition]
-        if len(chunks) > 1:
-            prepared[partition] = self._append_commands(append, partition, chunks[-2])
-
-    def _read_replies(
-        self,
-        append: PendingAppend,
-        sent: _SentChunks,
-        ready: deque[int],
-        prepared: dict[int, list[Command]],
-    ) -> list[tuple[int, Chunk, Sequence[bytes]]]:
-        """Read the answers of one wave: what was written. A partition with more to write is ready
-        again; one whose chunk is to be sent once more is in neither."""
+    def _read_replies(self, append: PendingAppend, sent: _SentChunks, ready: deque[int]) -> None:
+        """Read the answers to some chunks. A partition with more to write is ready again; one
+        whose chunk is to be sent again is not, until nothing is in flight."""
         replies = sent.pipeline.read_replies()
-        written: list[tuple[int, Chunk, Sequence[bytes]]] = []
         for partition, start, stop in sent.reply_ranges:
             chunks = append.chunks[partition]
             chunk = chunks[-1]
             try:
-                entries = self._entry_ids(append, replies[start:stop])
+                entry_ids = self._entry_ids(append, replies[start:stop])
             except LogError as error:
                 chunk.outcome_unknown = chunk.outcome_unknown or isinstance(error, OutcomeUnknown)
                 if chunk.outcome_unknown and not isinstance(error, OutcomeUnknown):
                     error = OutcomeUnknown(f"sent before, and never answered; then: {error}")
                 chunk.error = error
-                prepared.pop(partition, None)  # that is for the one behind
                 if not self._may_retry(append, error):
-                    self._fail_chunk(append, partition)
+                    append.chunk_failed(partition, error)
                 continue
-            written.append((partition, chunk, entries))
+            append.chunk_written(partition, chunk, entry_ids)
             chunks.pop()
             if chunks:
                 ready.append(partition)
             else:
                 del append.chunks[partition]
-        return written
-
-    def _fail_chunk(self, append: PendingAppend, partition: int) -> None:
-        chunk = append.chunks[partition].pop()
-        append.chunk_failed(
-            partition, chunk, chunk.error or LogError(f"{append.topic}: not written")
-        )
 
     def _may_retry(self, append: PendingAppend, error: LogError) -> bool:
         if isinstance(error, OutcomeUnknown):
@@ -313,20 +269,17 @@ class Writer:
             if isinstance(reply, LogError):
                 raise reply
         if isinstance(replicas, LogError):
-            raise OutcomeUnknown(
-                f"{append.topic}: written, but replicas did not answer: {replicas}"
-            )
+            why = f"replicas did not answer: {replicas}"
+            raise OutcomeUnknown(f"{append.topic}: written, but {why}")
         if replicas < settings.wait_replicas:
             raise OutcomeUnknown(
                 f"{append.topic}: written, but {replicas} replicas have it after "
                 f"{settings.wait_timeout:g} s, not {settings.wait_replicas}"
             )
-        entries: Sequence[bytes] = replies[0] if append.deduplicates else replies
-        return entries
+        entry_ids: Sequence[bytes] = replies[0] if append.deduplicates else replies
+        return entry_ids
 
-    def _append_commands(
-        self, append: PendingAppend, partition: int, chunk: Chunk
-    ) -> list[Command]:
+    def _commands(self, append: PendingAppend, partition: int, chunk: Chunk) -> list[Command]:
         keys, records = self._topics.partition_keys(append.topic, partition), append.records
         context = str(keys)
         commands: list[Command] = []
@@ -356,9 +309,5 @@ class Writer:
                     Command(context, keys.stream, *call, is_append=True, is_repeatable=False)
                 )
         if self._settings.wait_replicas:
-            milliseconds = int(self._settings.wait_timeout * 1000)
-            call = ("WAIT", self._settings.wait_replicas, milliseconds)
-            commands.append(Command(context, keys.stream, *call, is_repeatable=False))
-        for command in commands:
-            self._client.pack(command)
+            commands.append(self._client.wait_command(context, keys.stream))
         return commands

@@ -1,4 +1,4 @@
-"""Random reads: where a partition begins and ends, and one range of it after the other."""
+"""Looking up offsets in a partition, and reading ranges of it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
 from streams.errors import LogError, Unavailable
-from streams.log.redis.batch import EntryFields, RedisBatch
-from streams.log.redis.client import Client, Command, script_command
-from streams.log.redis.connection import RedisConnection
-from streams.log.redis.errors import translate
+from streams.log.protocol import Reader
+from streams.log.redis.batch import RawEntries, RedisBatch
+from streams.log.redis.client import Client, Command, Pipeline, key_command, script_command
 from streams.log.redis.keys import MAX_OFFSET, PartitionKeys, entry_id, entry_id_before, offset_of
 from streams.log.redis.topics import Topics
 
-WALK_STEP = 1_000
-"""Entries a script steps over at once: about a millisecond of the server's time."""
+SCAN_STEP = 1_000
+"""Entries that a script counts at once: about a millisecond of the server's time."""
 
 MAX_COUNTED = 100_000
-"""Entries counted one by one for a lag that nothing else tells."""
+"""Entries that are counted for a lag that is not known otherwise."""
 
 
 class StreamInfo(NamedTuple):
@@ -58,10 +55,8 @@ class StreamInfo(NamedTuple):
 
 def parse_stream_info(reply: Sequence[Any]) -> StreamInfo:
     """From what our scripts return of a stream."""
-    added, length, first, last, deleted = reply
-    return StreamInfo(
-        int(added), int(length), offset_of(first), offset_of(last), offset_of(deleted)
-    )
+    added, length, *ids = reply
+    return StreamInfo(int(added), int(length), *map(offset_of, ids))
 
 
 class OffsetLookup:
@@ -75,10 +70,7 @@ class OffsetLookup:
         """A partition's stream and its native groups."""
         context, key = str(keys), keys.stream
         info, groups = self._client.execute_all(
-            [
-                Command(context, key, "XINFO", "STREAM", key),
-                Command(context, key, "XINFO", "GROUPS", key),
-            ]
+            [Command(context, key, "XINFO", what, key) for what in ("STREAM", "GROUPS")]
         )
         for reply in (info, groups):
             if isinstance(reply, LogError):
@@ -86,24 +78,19 @@ class OffsetLookup:
                     return StreamInfo(0, 0, 0, 0, 0), []
                 raise reply
         facts = _pairs(info)
-        found = StreamInfo(
-            facts[b"entries-added"],
-            facts[b"length"],
-            offset_of(facts[b"recorded-first-entry-id"]),
-            offset_of(facts[b"last-generated-id"]),
-            offset_of(facts[b"max-deleted-entry-id"]),
-        )
+        names = ("recorded-first-entry-id", "last-generated-id", "max-deleted-entry-id")
+        ids = [facts[name.encode()] for name in names]
+        found = parse_stream_info([facts[b"entries-added"], facts[b"length"], *ids])
         return found, [_pairs(group) for group in groups]
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """See :meth:`streams.log.protocol.Log.watermarks`.
 
-        Any position between the last entry that is gone and the first that is there may be called
-        the first one: reading from it misses nothing. As long as nothing is gone, that is 0-0.
-        Redis does not keep the ID of the last one that XTRIM took; but a group that has read as
-        many entries as are gone has read just those, so its position is proved to be such a one,
-        and is told: otherwise whoever compares a group's place with the beginning would see a loss
-        in every gap.
+        Any position between the last entry that is gone and the first that exists may be called the
+        first one: reading from it misses nothing. While nothing is gone, that is 0-0. Redis does
+        not keep the ID of the last entry that XTRIM removed; but a group that has read as many
+        entries as are gone has read just those, so its position is returned: otherwise whoever
+        compares a group's position with the first one would see a loss in every gap.
         """
         found, groups = self.stream_info(self._topics.partition_keys(topic, partition))
         if not found.removed:
@@ -118,53 +105,41 @@ class OffsetLookup:
         return first, found.end
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """See :meth:`streams.log.protocol.Log.at`."""
+        """See :meth:`streams.log.protocol.Log.offset_for_time`."""
         keys = self._topics.partition_keys(topic, partition)
         start = max(0, math.ceil(round(time * 1000, 3))) << 64
-        return self._first_from(keys, start)
-
-    def _first_from(self, keys: PartitionKeys, start: int) -> int:
-        """Offset of the first entry at or behind a position, the end if there is none."""
         if start <= MAX_OFFSET:
-            found = self._client.execute(
-                script_command(str(keys), "walk", [keys.stream], "XRANGE", entry_id(start), "+", 1)
-            )
-            if found[0]:
-                return offset_of(found[1])
+            count, last_id = self._scan(keys, "XRANGE", entry_id(start), b"+", 1)
+            if count:
+                return offset_of(last_id)
         return self.stream_info(keys)[0].end
+
+    def _scan(
+        self, keys: PartitionKeys, command: str, start: bytes, end: bytes, limit: int
+    ) -> tuple[int, bytes]:
+        """How many entries XRANGE or XREVRANGE finds, and the ID of the last one."""
+        count, last_id = self._client.execute(
+            script_command(str(keys), "scan", [keys.stream], command, start, end, limit)
+        )
+        return count, last_id
 
     def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
         """See :meth:`streams.log.protocol.Log.offset_before`."""
         keys = self._topics.partition_keys(topic, partition)
         while count > 0 and position > 0:
-            step = min(count, WALK_STEP)
-            found = self._client.execute(
-                script_command(
-                    str(keys),
-                    "walk",
-                    [keys.stream],
-                    "XREVRANGE",
-                    entry_id_before(position),
-                    "-",
-                    step,
-                )
-            )
-            if found[0]:
-                position = offset_of(found[1])
-                count -= found[0]
-            if found[0] < step:
-                return (
-                    max(position, self.watermarks(topic, partition)[0])
-                    if not found[0]
-                    else position
-                )
+            step = min(count, SCAN_STEP)
+            found, last_id = self._scan(keys, "XREVRANGE", entry_id_before(position), b"-", step)
+            if not found:
+                return max(position, self.watermarks(topic, partition)[0])
+            position = offset_of(last_id)
+            if found < step:
+                break
+            count -= found
         return position
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """See :meth:`streams.log.protocol.Log.lag`: what the server knows of the group that stands
-        nearest, and what lies between that one and the position; at most :data:`MAX_COUNTED` are
-        counted.
-        """
+        """See :meth:`streams.log.protocol.Log.lag`: the lag of the native group whose position is
+        nearest, and what lies between the two, of which at most :data:`MAX_COUNTED` are counted."""
         keys = self._topics.partition_keys(topic, partition)
         found, groups = self.stream_info(keys)
         if position > found.last or not found.length:
@@ -190,27 +165,22 @@ class OffsetLookup:
     def count_entries(
         self, keys: PartitionKeys, position: int, limit: int, last: int = MAX_OFFSET
     ) -> int | None:
-        """How many entries stand at or behind a position, up to and with the offset ``last``; None
+        """How many entries there are from a position on, up to and with the offset ``last``; None
         if more than ``limit``."""
         total = 0
         end = entry_id(last)
         while total < limit:
             if position > last:
                 return total
-            entries: int
-            entries, last_id = self._client.execute(
-                script_command(
-                    str(keys), "walk", [keys.stream], "XRANGE", entry_id(position), end, WALK_STEP
-                )
-            )
-            total += entries
-            if entries < WALK_STEP:
+            count, last_id = self._scan(keys, "XRANGE", entry_id(position), end, SCAN_STEP)
+            total += count
+            if count < SCAN_STEP:
                 return total
             position = offset_of(last_id) + 1
         return None
 
     def entries_below(self, keys: PartitionKeys, position: int) -> int | None:
-        """How many of the entries ever added stand below a position, as far as it can be known."""
+        """How many of the entries ever added are below a position, as far as it can be known."""
         found, _ = self.stream_info(keys)
         known = found.entries_below(position)
         if known is None and found.deleted < found.first:
@@ -220,12 +190,11 @@ class OffsetLookup:
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> RedisReader:
         """See :meth:`streams.log.protocol.Log.reader`."""
-        return RedisReader(
-            self._client, self, self._topics.partition_keys(topic, partition), start, end
-        )
+        keys = self._topics.partition_keys(topic, partition)
+        return RedisReader(self._client, self, keys, start, end)
 
 
-class RedisReader:
+class RedisReader(Reader):
     """Reads one range of a partition; asks for the next batch before the last one is handled."""
 
     def __init__(
@@ -236,17 +205,13 @@ class RedisReader:
         self._keys = keys
         self._position = start
         self._end = min(end, MAX_OFFSET)
-        self._fetched: list[tuple[bytes, EntryFields]] = []
-        """Came, and not given out yet."""
-        self._connection: RedisConnection | None = None
-        self._requested = 0
-        """How many entries the connection was asked for and has not answered yet."""
+        self._fetched: RawEntries = []
+        """Read, and not returned yet."""
+        self._read_ahead: Pipeline | None = None
+        """The next range, which was asked for already."""
 
     def read(self, limit: int, timeout: float = 5.0) -> RedisBatch | None:
-        """The next messages, at least one and at most ``limit``; None at the reader's end.
-
-        :raises Unavailable: nothing came within ``timeout`` seconds.
-        """
+        """See :meth:`streams.log.protocol.Reader.read`."""
         limit = max(1, limit)
         until = time.monotonic() + timeout
         while not self._fetched:
@@ -258,28 +223,25 @@ class RedisReader:
         return RedisBatch(self._keys.topic, self._keys.partition, rows)
 
     def close(self) -> None:
-        """Give back what the reader holds."""
-        connection, self._connection = self._connection, None
+        """See :meth:`streams.log.protocol.Reader.close`."""
         self._end = self._position = 0
         self._fetched = []
-        if connection is not None:
-            if self._requested:
-                connection.close()
-            else:
-                self._client.pool.release(connection.address, connection)
+        if self._read_ahead is not None:
+            self._read_ahead.discard()
+            self._read_ahead = None
 
     def _fetch(self, limit: int, until: float) -> None:
         rows = self._next_entries(limit)
         if rows:
             self._fetched = rows
             self._position = offset_of(rows[-1][0]) + 1
-            if len(rows) == limit and self._position < self._end and self._connection is not None:
-                self._request(self._connection, limit)
+            if len(rows) == limit and self._position < self._end:
+                self._read_ahead = self._client.send_all([self._range_command(limit)])
             return
         if self._end <= self._offsets.stream_info(self._keys)[0].end:
             self._position = self._end
             return
-        # The end is still to come: wait for the next entry.
+        # The end is beyond the stream's: wait for the next entry.
         remaining = until - time.monotonic()
         if remaining <= 0:
             raise Unavailable(f"{self._keys}: nothing came in time")
@@ -294,38 +256,22 @@ class RedisReader:
             )
         )  # fmt: skip
 
-    def _next_entries(self, limit: int) -> list[tuple[bytes, EntryFields]]:
-        """The next entries of the range there are now."""
-        keys, client = self._keys, self._client
-        if self._connection is not None:
-            try:
-                if not self._requested:
-                    self._request(self._connection, limit)
-                self._requested = 0
-                rows: list[tuple[bytes, EntryFields]] = self._connection.receive()
-                return rows
-            except (RedisError, OSError):
-                # It may have been idle for long, or the slot has moved: once more, with care.
-                self._connection.close()
-                self._connection = None
-        command = Command(str(keys), keys.stream, *self._range_command(limit))
-        rows = client.execute(command)
-        if rows and self._connection is None:
-            self._connection, _ = client.pool.acquire(client.servers.address_of(keys.stream))
-        return rows
+    def _next_entries(self, limit: int) -> RawEntries:
+        """The next entries of the range that exist now."""
+        pipeline, self._read_ahead = self._read_ahead, None
+        entries: RawEntries | LogError
+        if pipeline is not None:
+            (entries,) = pipeline.read_replies()
+            if not isinstance(entries, LogError):
+                return entries
+            # The connection may have been idle for long since then: ask again.
+        found: RawEntries = self._client.execute(self._range_command(limit))
+        return found
 
-    def _request(self, connection: RedisConnection, limit: int) -> None:
-        try:
-            connection.send(*self._range_command(limit))
-        except (RedisError, OSError) as error:
-            connection.close()
-            self._connection = None
-            raise translate(error, str(self._keys)) from error
-        self._requested = limit
-
-    def _range_command(self, limit: int) -> tuple[Any, ...]:
+    def _range_command(self, limit: int) -> Command:
         start, stop = entry_id(self._position), entry_id_before(self._end)
-        return ("XRANGE", self._keys.stream, start, stop, "COUNT", limit)
+        stream, context = self._keys.stream, str(self._keys)
+        return key_command(context, "XRANGE", stream, start, stop, "COUNT", limit)
 
 
 def _pairs(reply: Sequence[Any]) -> dict[bytes, Any]:

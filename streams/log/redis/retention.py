@@ -1,7 +1,7 @@
 """Retention: old entries go once every group has settled them, a bounded number at a time.
 
-Whoever owns a partition and whoever appends to it takes a turn now and then; the script
-(``trim.lua``) decides on the spot, so it does not matter how many try.
+The owner of a partition and those that append to it try now and then; the script (``trim.lua``)
+decides in one step, so it does not matter how many try.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import time
 
 from streams.errors import LogError, TopicMismatch
 from streams.log.protocol import TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.keys import GROUPS_KEY, PartitionKeys
-from streams.log.redis.stored_values import valid_names
+from streams.log.redis.stored_values import count_text, valid_names
 from streams.log.redis.topics import Topics
 from streams.text import get_logger
 
 logger = get_logger("streams")
 
 TRIM_INTERVAL = 5.0
-"""Seconds between two turns at one partition."""
+"""Seconds between two attempts at one partition."""
 
 TRIM_STEP = 10_000
 """Entries dropped at once at most: about a millisecond of the server's time."""
@@ -39,7 +39,7 @@ class Trimmer:
         self._next_trim: dict[TopicPartition, float] = {}
 
     def trim_if_due(self, keys: PartitionKeys) -> None:
-        """Trim a partition if it is time to; never fails, as there will be another turn."""
+        """Trim a partition if it is time to; never fails, as there will be another attempt."""
         try:
             if not self._topics.lookup_recent(keys.topic).has_bound:
                 return
@@ -56,36 +56,24 @@ class Trimmer:
             logger.info("%s: not trimmed: %s", keys, error)
 
     def trim(self, keys: PartitionKeys) -> int:
-        """Trim a partition now: how many entries went.
-
-        :raises LogError: it could not be done.
-        """
-        topic = self._topics.lookup(keys.topic)
+        """Trim a partition now: how many entries went."""
+        topic, context = self._topics.lookup(keys.topic), str(keys)
         retention = topic.info.retention
         oldest = b""
         if retention.seconds is not None:
-            (seconds, micros) = self._client.execute(Command(str(keys), keys.stream, "TIME"))
-            oldest = b"%d-0" % int(
-                max(0.0, int(seconds) + int(micros) / 1e6 - retention.seconds) * 1000
-            )
-        names = sorted(
-            valid_names(
-                self._client.execute(Command(str(keys), GROUPS_KEY, "SMEMBERS", GROUPS_KEY))
-            )
-        )
-        hashes = [keys.group_key(name) for name in names]
-        bounds = (
-            oldest,
-            "" if retention.messages is None else retention.messages,
-            "" if topic.max_entries is None else topic.max_entries,
-        )
+            seconds, micros = self._client.execute(Command(context, keys.stream, "TIME"))
+            oldest_time = int(seconds) + int(micros) / 1e6 - retention.seconds
+            oldest = b"%d-0" % int(max(0.0, oldest_time) * 1000)
+        groups = self._client.execute(key_command(context, "SMEMBERS", GROUPS_KEY))
+        names = sorted(valid_names(groups))
+        command = script_command(
+            context, "trim", [keys.stream, *map(keys.group_key, names)],
+            oldest, count_text(retention.messages), count_text(topic.max_entries), TRIM_STEP,
+            *names,
+        )  # fmt: skip
         total = 0
         for _ in range(MAX_STEPS):
-            settled, forced = self._client.execute(
-                script_command(
-                    str(keys), "trim", [keys.stream, *hashes], *bounds, TRIM_STEP, *names
-                )
-            )
+            settled, forced = self._client.execute(command)
             total += settled + forced
             if forced:
                 logger.warning(

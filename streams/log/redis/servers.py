@@ -1,20 +1,20 @@
 """Which server a key lives on: one server, the primary that Sentinels name, or a cluster's node.
 
-What was learned is kept until a server says otherwise (MOVED) or fails; then it is asked for
-again. ASK is not remembered, as it concerns one request (Redis Cluster specification,
-"Redirection and resharding").
+What was learned is kept until a server says otherwise (MOVED) or fails. ASK is not remembered, as
+it concerns one request (Redis Cluster specification, "Redirection and resharding").
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
+from typing_extensions import override
 
 from streams.errors import Fatal, LogError, Unavailable
 from streams.log.redis.connection import RedisConnection
@@ -22,71 +22,42 @@ from streams.log.redis.errors import translate
 from streams.log.redis.settings import Address, Settings
 
 
-class Servers(Protocol):
-    """Where keys live. Usable from any thread."""
+class Servers:
+    """Where keys live: on the one server of the URL. Usable from any thread."""
 
-    is_cluster: bool
+    is_cluster = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def address_of(self, key: bytes) -> Address:
         """The server to ask for a key.
 
         :raises Unavailable: none is known now.
         """
-        ...
+        return self._settings.addresses[0]
 
     def all_addresses(self) -> list[Address]:
         """Every server that has keys of its own."""
-        ...
+        return [self.address_of(b"")]
 
     def slot_moved(self, key: bytes, address: Address) -> None:
-        """A server said that a key lives there now."""
-        ...
+        """A server said, as only a cluster's node does, that a key lives there now."""
+        host, port = self._settings.addresses[0]
+        raise Fatal(f"{host}:{port} is a node of a cluster: write redis+cluster://")
 
     def report_failure(self, address: Address) -> None:
-        """A server does not answer, or is not the one to ask any more: ask again who is."""
-        ...
+        """A server does not answer, or is no primary any more: find out again where keys live."""
 
     def close(self) -> None:
-        """Nobody will ask any more."""
-        ...
+        """Close what was opened to find the servers."""
 
 
-class SingleServer:
-    """One server."""
-
-    is_cluster = False
-
-    def __init__(self, settings: Settings) -> None:
-        self._address = settings.addresses[0]
-
-    def address_of(self, key: bytes) -> Address:
-        """The one."""
-        return self._address
-
-    def all_addresses(self) -> list[Address]:
-        """The one."""
-        return [self._address]
-
-    def slot_moved(self, key: bytes, address: Address) -> None:
-        """It answered as a cluster's node."""
-        raise Fatal(
-            f"{self._address[0]}:{self._address[1]} is a node of a cluster: write redis+cluster://"
-        )
-
-    def report_failure(self, address: Address) -> None:
-        """There is no other."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class SentinelServers:
+class SentinelServers(Servers):
     """The primary of a service, as its Sentinels say."""
 
-    is_cluster = False
-
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._lock = threading.Lock()
         self._primary: Address | None = None
         make: Any = Sentinel
@@ -100,63 +71,57 @@ class SentinelServers:
             },
         )
 
+    @override
     def address_of(self, key: bytes) -> Address:
-        """The primary."""
-        primary = self._primary
-        if primary is not None:
-            return primary
-        settings = self._settings
         with self._lock:
             if self._primary is None:
-                try:
-                    host, port = self._sentinel.discover_master(settings.service)
-                except MasterNotFoundError as error:
-                    settings.secrets.hide_in_error(error)
-                    raise Unavailable(
-                        f"{settings.name}: no Sentinel answers that names a primary for "
-                        f"{settings.service!r}; are they running, and is the name right?"
-                    ) from error
-                except (RedisError, OSError) as error:
-                    settings.secrets.hide_in_error(error)
-                    raise translate(error, settings.name) from error
-                self._primary = (str(host), int(port))
+                self._primary = self._discover_primary()
             return self._primary
 
-    def all_addresses(self) -> list[Address]:
-        """The primary."""
-        return [self.address_of(b"")]
+    def _discover_primary(self) -> Address:
+        settings = self._settings
+        try:
+            host, port = self._sentinel.discover_master(settings.service)
+        except (RedisError, OSError) as error:
+            settings.secrets.hide_in_error(error)
+            if isinstance(error, MasterNotFoundError):
+                raise Unavailable(
+                    f"{settings.name}: no Sentinel answers that names a primary for "
+                    f"{settings.service!r}; are they running, and is the name right?"
+                ) from error
+            raise translate(error, settings.name) from error
+        return str(host), int(port)
 
+    @override
     def slot_moved(self, key: bytes, address: Address) -> None:
-        """It answered as a cluster's node."""
         raise Fatal(f"{self._settings.name}: Sentinels do not watch clusters; use redis+cluster://")
 
+    @override
     def report_failure(self, address: Address) -> None:
-        """Ask the Sentinels again."""
         with self._lock:
             if self._primary == address:
                 self._primary = None
 
+    @override
     def close(self) -> None:
-        """Let go of the Sentinels."""
         self._sentinel.close()
 
 
-class ClusterServers:
+class ClusterServers(Servers):
     """The nodes of a cluster, by slot."""
 
     is_cluster = True
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._lock = threading.Lock()
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._nodes: set[Address] = set(settings.addresses)
         self._slots_current = False
         self._last_answered: Address | None = None
-        """Who answered last."""
 
+    @override
     def address_of(self, key: bytes) -> Address:
-        """The node that has a key's slot."""
         slot = key_slot(key)
         found = self._slots[slot] if self._slots_current else None
         if found is None:
@@ -165,38 +130,33 @@ class ClusterServers:
                     self._load_slots()
                 found = self._slots[slot]
                 if found is None:
-                    self._slots_current = False  # perhaps a moment ago only
+                    self._slots_current = False  # perhaps only for a moment
                     raise Unavailable(f"{self._settings.name}: no node has slot {slot} now")
         return found
 
+    @override
     def all_addresses(self) -> list[Address]:
-        """Every primary."""
         self.address_of(b"")
         return sorted({address for address in self._slots if address is not None})
 
+    @override
     def slot_moved(self, key: bytes, address: Address) -> None:
-        """That slot now, and the rest at the next request: slots seldom move alone."""
         with self._lock:
             self._nodes.add(address)
+            # Slots seldom move alone, so all of them are asked for again.
             self._slots_current = False
             self._load_slots(first=address)
             self._slots[key_slot(key)] = address
 
+    @override
     def report_failure(self, address: Address) -> None:
-        """Ask the others."""
         self._slots_current = False
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _load_slots(self, first: Address | None = None) -> None:
-        """Ask the nodes one after the other for the slots. Called with the lock held."""
+        """Ask one node after the other for the slots. Called with the lock held."""
         last_error: LogError | None = None
-        last_answered = self._last_answered
-        candidates = sorted(
-            self._nodes, key=lambda node: (node != first, node != last_answered, node)
-        )
-        for node in candidates:
+        last = self._last_answered
+        for node in sorted(self._nodes, key=lambda node: (node != first, node != last, node)):
             try:
                 connection = RedisConnection(self._settings, node)
             except LogError as error:
@@ -211,15 +171,11 @@ class ClusterServers:
                 connection.close()
             slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
             for low, high, primary, *_ in rows:
-                # A node that does not know its own name leaves it empty: it is the one asked.
+                # A node that does not know its own name leaves it empty.
                 host = bytes(primary[0] or b"").decode() or node[0]
-                address = (host, int(primary[1]))
-                slots[low : high + 1] = [address] * (high + 1 - low)
+                slots[low : high + 1] = [(host, int(primary[1]))] * (high + 1 - low)
             self._slots, self._last_answered = slots, node
-            self._nodes = {
-                *self._settings.addresses,
-                *(address for address in slots if address is not None),
-            }
+            self._nodes = {*self._settings.addresses, *filter(None, slots)}
             self._slots_current = True
             return
         if isinstance(last_error, Fatal):
@@ -228,9 +184,7 @@ class ClusterServers:
 
 
 def servers_for(settings: Settings) -> Servers:
-    """The servers a URL names."""
+    """The servers that a URL names."""
     if settings.topology == "single":
-        return SingleServer(settings)
-    return (
-        SentinelServers(settings) if settings.topology == "sentinel" else ClusterServers(settings)
-    )
+        return Servers(settings)
+    return (SentinelServers if settings.topology == "sentinel" else ClusterServers)(settings)

@@ -7,7 +7,7 @@
 ``rediss://``, ``rediss+sentinel://``, ``rediss+cluster://``     the same over TLS
 ======================================================  ==========================================
 
-Options stand in the query, redis-py's connection settings too where they are plain text or numbers
+Options are in the query, and so are redis-py's connection settings that are plain text or numbers
 (``?lease=5&ssl_ca_certs=ca.pem``); the mapping ``config`` takes those that are objects or secret.
 What would break a promise of this toolkit or load code is refused, with the reason.
 """
@@ -33,6 +33,8 @@ Address = tuple[str, int]
 """Host and port."""
 
 Topology = Literal["single", "sentinel", "cluster"]
+
+_TOPOLOGIES: Mapping[str, Topology] = {"sentinel": "sentinel", "cluster": "cluster"}
 
 DEFAULT_PORTS: Mapping[Topology, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
@@ -82,9 +84,7 @@ def read_settings(request: OpenRequest) -> Settings:
     """
     url = parse(request.url)
     base, _, variant = url.scheme.partition("+")
-    topology: Topology = "single"
-    if variant in ("sentinel", "cluster"):
-        topology = "sentinel" if variant == "sentinel" else "cluster"
+    topology = _TOPOLOGIES.get(variant, "single")
     name = url.location
     service, db = _path(url, topology)
     tls = base == "rediss"
@@ -93,26 +93,20 @@ def read_settings(request: OpenRequest) -> Settings:
     options: dict[str, float] = {}
     connection: dict[str, Any] = {}
     sentinel: dict[str, Any] = {}
-    for key, text in request.options.items():
+    given: list[tuple[str, Any, bool]] = [(*item, True) for item in request.options.items()]
+    given += [(*item, False) for item in request.config.items()]
+    for key, value, in_url in given:
         if key in _OPTIONS:
-            options[key] = _convert_hiding_secrets(secrets, _OPTIONS[key], name, key, text)
+            options[key] = _convert(secrets, _OPTIONS[key], name, key, str(value))
         elif key in _SENTINEL_OPTIONS:
-            sentinel[_SENTINEL_OPTIONS[key]] = text
+            sentinel[_SENTINEL_OPTIONS[key]] = _convert(secrets, _text, name, key, value)
         else:
-            convert = _converter_of(name, key, tls, url.display_name(key))
-            if convert is None:
-                raise ConfigError(
-                    f"{name}: {key} is no text: give it in config={{{key!r}: …}} instead"
-                )
-            connection[key] = _convert_hiding_secrets(secrets, convert, name, key, text)
-    for key, value in request.config.items():
-        if key in _OPTIONS:
-            options[key] = _OPTIONS[key](name, key, str(value))
-        elif key in _SENTINEL_OPTIONS:
-            sentinel[_SENTINEL_OPTIONS[key]] = _text(name, key, value)
-        else:
-            convert = _converter_of(name, key, tls, repr(key)) or _OBJECT_OPTIONS[key]
-            connection[key] = convert(name, key, value)
+            shown = url.display_name(key) if in_url else repr(key)
+            converter = _converter_of(name, key, tls, shown)
+            if in_url and key in _OBJECT_OPTIONS:
+                instead = f"give it in config={{{key!r}: …}} instead"
+                raise ConfigError(f"{name}: {key} is no text: {instead}")
+            connection[key] = _convert(secrets, converter, name, key, value)
     if sentinel and topology != "sentinel":
         raise ConfigError(f"{name}: only redis+sentinel:// has settings for Sentinels")
 
@@ -126,19 +120,19 @@ def read_settings(request: OpenRequest) -> Settings:
     connection.setdefault("socket_timeout", max(0.5, min(5.0, terms.lease / 3)))
     connection.setdefault("socket_connect_timeout", connection["socket_timeout"])
     # A cluster has a connection for each partition, and each has a buffer of that size.
-    connection.setdefault(
-        "socket_read_size", READ_SIZE // 4 if topology == "cluster" else READ_SIZE
-    )
-    # Bytes come as they stand, whatever the driver's defaults become; RESP2 has no push messages
+    read_size = READ_SIZE // 4 if topology == "cluster" else READ_SIZE
+    connection.setdefault("socket_read_size", read_size)
+    # Bytes are not decoded, whatever the driver's defaults become; RESP2 has no push messages
     # that could come between a request and its answer.
     connection |= {"protocol": 2, "decode_responses": False}
     for key in connection:
         if key.startswith(("ssl_", "socket_")) and topology == "sentinel":
             sentinel.setdefault(key, connection[key])
+    default = DEFAULT_PORTS[topology]
     settings = Settings(
         name=name,
         topology=topology,
-        addresses=_addresses(url, topology),
+        addresses=tuple((host.strip("[]").lower(), port or default) for host, port in url.hosts),
         service=service,
         tls=tls,
         terms=terms,
@@ -170,11 +164,10 @@ def _check_settings(settings: Settings) -> None:
             f"{name}: once={settings.dedup_seconds:g}: an append is tried again for timeout="
             f"{settings.append_timeout:g} s, and its ID must be remembered three times as long"
         )
-    if settings.connection.get("ssl_validate_ocsp") and settings.connection.get(
-        "ssl_validate_ocsp_stapled"
-    ):
+    connection = settings.connection
+    if connection.get("ssl_validate_ocsp") and connection.get("ssl_validate_ocsp_stapled"):
         raise ConfigError(f"{name}: ssl_validate_ocsp and ssl_validate_ocsp_stapled: give one")
-    timeout = settings.connection["socket_timeout"]
+    timeout = connection["socket_timeout"]
     if not 0 < timeout <= settings.terms.lease / 2:
         raise ConfigError(
             f"{name}: socket_timeout={timeout:g}: a member that waits longer than half its lease "
@@ -183,11 +176,8 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
-# -- the URL ---------------------------------------------------------------------------------------
-
-
 def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
-    # The path is not quoted: it may be meant for another place.
+    # The path is not quoted: it may be meant for another part of the URL.
     context = f"{url.scheme}:// URL"
     segments = [unquote(step) for step in url.path.split("/") if step]
     service = ""
@@ -206,80 +196,75 @@ def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
     return service, int(segments[0])
 
 
-def _addresses(url: Url, topology: Topology) -> tuple[Address, ...]:
-    return tuple(
-        (host.strip("[]").lower(), port or DEFAULT_PORTS[topology]) for host, port in url.hosts
-    )
+_Converter = Callable[[Any], Any]
+"""Takes a text of the URL, or what code gave, and refuses what the driver would only find out about
+when it connects. The text of its error goes behind the setting's name."""
 
 
-# -- options and the driver's settings -------------------------------------------------------------
+def _convert(secrets: Secrets, converter: _Converter, name: str, key: str, value: Any) -> Any:
+    """Convert. A value behind a password may be a part of it, so the error does not quote that."""
+    try:
+        return converter(value)
+    except ConfigError as error:
+        message = secrets.hide(f"{name}: {key}{error}")
+    raise ConfigError(message)
 
 
-# Each takes a text of the URL, or what code gave, and refuses what the driver would only find out
-# about when it connects.
-
-
-def _seconds(least: float) -> Callable[[str, str, Any], float]:
-    def convert(name: str, key: str, value: Any) -> float:
-        number: float | None = None
-        if isinstance(value, str):
-            number = wire.parse_seconds(value)
-        elif isinstance(value, (int, float)):
-            number = float(value)
-        if number is None or not least <= number < float("inf"):
+def _seconds(least: float) -> _Converter:
+    def convert(value: Any) -> float:
+        number = wire.parse_seconds(value) if isinstance(value, str) else value
+        if not isinstance(number, (int, float)) or not least <= number < float("inf"):
             raise ConfigError(
-                f"{name}: {key}={value!r}: a number of seconds from {least:g} on is needed, or a "
-                "duration such as 90s or 2h30m"
+                f"={value!r}: a number of seconds from {least:g} on is needed, or a duration such "
+                "as 90s or 2h30m"
             )
-        return number
+        return float(number)
 
     return convert
 
 
-def _whole_number(name: str, key: str, value: Any) -> int:
+def _whole_number(value: Any) -> int:
     text = str(value)
     if not (text.isascii() and text.isdecimal()) or len(text) > 18:
-        raise ConfigError(f"{name}: {key}={value!r}: a whole number is needed")
+        raise ConfigError(f"={value!r}: a whole number is needed")
     return int(text)
 
 
-def _boolean(name: str, key: str, value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     found = values.get(str(value).lower())
     if found is None:
-        raise ConfigError(f"{name}: {key}={value!r}: write true or false")
+        raise ConfigError(f"={value!r}: write true or false")
     return found
 
 
-def _text(name: str, key: str, value: Any) -> str | bytes:
+def _text(value: Any) -> str | bytes:
     if not isinstance(value, (str, bytes)):
-        raise ConfigError(f"{name}: {key}: text is needed, not of type {type(value).__name__}")
+        raise ConfigError(f": text is needed, not of type {type(value).__name__}")
     return value
 
 
-def _text_or_callable(name: str, key: str, value: Any) -> Any:
-    return value if callable(value) else _text(name, key, value)
+def _text_or_callable(value: Any) -> Any:
+    return value if callable(value) else _text(value)
 
 
-def _text_or_path(name: str, key: str, value: Any) -> Any:
-    return value if isinstance(value, os.PathLike) else _text(name, key, value)
+def _text_or_path(value: Any) -> Any:
+    return value if isinstance(value, os.PathLike) else _text(value)
 
 
-def _verify_mode(name: str, key: str, value: Any) -> ssl.VerifyMode:
+_CERT_MODES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+def _verify_mode(value: Any) -> ssl.VerifyMode:
     if isinstance(value, ssl.VerifyMode):
         return value
-    values = {
-        "none": ssl.CERT_NONE,
-        "optional": ssl.CERT_OPTIONAL,
-        "required": ssl.CERT_REQUIRED,
-    }
-    found = values.get(value) if isinstance(value, str) else None
+    found = _CERT_MODES.get(value) if isinstance(value, str) else None
     if found is None:
-        raise ConfigError(f"{name}: {key}={value!r}: write {', '.join(values)}")
+        raise ConfigError(f"={value!r}: write {', '.join(_CERT_MODES)}")
     return found
 
 
-def _ciphers(name: str, key: str, value: Any) -> str:
+def _ciphers(value: Any) -> str:
     if isinstance(value, str):
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(value)
@@ -287,25 +272,14 @@ def _ciphers(name: str, key: str, value: Any) -> str:
             pass
         else:
             return value
-    raise ConfigError(f"{name}: {key}={value!r}: OpenSSL knows no such ciphers")
-
-
-def _convert_hiding_secrets(
-    secrets: Secrets, convert: _Converter, name: str, key: str, text: str
-) -> Any:
-    """Convert. A value behind a password may be a part of it, so the error does not quote that."""
-    try:
-        return convert(name, key, text)
-    except ConfigError as error:
-        message = secrets.hide(str(error))
-    raise ConfigError(message)
+    raise ConfigError(f"={value!r}: OpenSSL knows no such ciphers")
 
 
 def _instance_of(kind: type[Any]) -> _Converter:
-    def convert(name: str, key: str, value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if not isinstance(value, kind):
             raise ConfigError(
-                f"{name}: {key}: a {kind.__name__} of the module ssl is needed, not of type "
+                f": a {kind.__name__} of the module ssl is needed, not of type "
                 f"{type(value).__name__}"
             )
         return value
@@ -313,18 +287,15 @@ def _instance_of(kind: type[Any]) -> _Converter:
     return convert
 
 
-def _verify_flags(name: str, key: str, value: Any) -> list[ssl.VerifyFlags]:
-    one = _instance_of(ssl.VerifyFlags)
+def _verify_flags(value: Any) -> list[ssl.VerifyFlags]:
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
-        raise ConfigError(f"{name}: {key}: a list of ssl.VerifyFlags is needed")
-    return [one(name, key, each) for each in value]
+        raise ConfigError(": a list of ssl.VerifyFlags is needed")
+    return list(map(_instance_of(ssl.VerifyFlags), value))
 
 
-def _as_given(name: str, key: str, value: Any) -> Any:
+def _as_given(value: Any) -> Any:
     return value
 
-
-_Converter = Callable[[str, str, Any], Any]
 
 _OPTIONS: Mapping[str, _Converter] = {
     "lease": _seconds(0),
@@ -336,7 +307,7 @@ _OPTIONS: Mapping[str, _Converter] = {
 
 _SENTINEL_OPTIONS = {"sentinel_username": "username", "sentinel_password": "password"}
 
-_DRIVER_OPTIONS: Mapping[str, _Converter | None] = {
+_TEXT_OPTIONS: Mapping[str, _Converter] = {
     "username": _text,
     "password": _text,
     "client_name": _text,
@@ -344,14 +315,6 @@ _DRIVER_OPTIONS: Mapping[str, _Converter | None] = {
     "socket_connect_timeout": _seconds(0),
     "socket_read_size": _whole_number,
     "socket_keepalive": _boolean,
-    "socket_keepalive_options": None,
-    "socket_type": None,
-    "driver_info": None,
-    "credential_provider": None,
-}
-"""redis-py's settings for every connection, and how each is read from text; None: not at all."""
-
-_TLS_OPTIONS: Mapping[str, _Converter | None] = {
     "ssl_keyfile": _text_or_path,
     "ssl_certfile": _text_or_path,
     "ssl_password": _text_or_callable,
@@ -361,14 +324,10 @@ _TLS_OPTIONS: Mapping[str, _Converter | None] = {
     "ssl_ca_data": _text,
     "ssl_ciphers": _ciphers,
     "ssl_check_hostname": _boolean,
-    "ssl_min_version": None,
-    "ssl_include_verify_flags": None,
-    "ssl_exclude_verify_flags": None,
     "ssl_validate_ocsp": _boolean,
     "ssl_validate_ocsp_stapled": _boolean,
-    "ssl_ocsp_context": None,
-    "ssl_ocsp_expected_cert": None,
 }
+"""redis-py's settings for every connection that can be text, and how each is read."""
 
 _OBJECT_OPTIONS: Mapping[str, _Converter] = {
     "socket_keepalive_options": _as_given,
@@ -381,52 +340,39 @@ _OBJECT_OPTIONS: Mapping[str, _Converter] = {
     "ssl_ocsp_context": _as_given,
     "ssl_ocsp_expected_cert": _as_given,
 }
-"""What is no text: only code can give it."""
+"""Those that are no text: only code can give them."""
 
-_WRITES_TWICE = (
-    "an append sent again by the driver would be written twice; the log retries by message ID"
-)
-_CODEC_BYTES = "values and headers are bytes of the codec's own"
-_IN_URL = "it belongs into the URL"
-_RUNS_CODE = "it would run code of its own on the connection"
-_REPLY_ORDER = "answers are read in the order they were asked for, and nothing may come between"
-
-_REFUSED: Mapping[str, str] = {
-    "retry": _WRITES_TWICE,
-    "retry_on_timeout": _WRITES_TWICE,
-    "retry_on_error": _WRITES_TWICE,
-    "decode_responses": _CODEC_BYTES,
-    "encoding": _CODEC_BYTES,
-    "encoding_errors": _CODEC_BYTES,
-    "host": _IN_URL,
-    "port": _IN_URL,
-    "db": _IN_URL,
-    "redis_connect_func": _RUNS_CODE,
-    "parser_class": _RUNS_CODE,
-    "command_packer": _RUNS_CODE,
-    "connection_class": _RUNS_CODE,
-    "connection_pool": _RUNS_CODE,
-    "event_dispatcher": _RUNS_CODE,
-    "protocol": _REPLY_ORDER,
-    "legacy_responses": _REPLY_ORDER,
-    "health_check_interval": _REPLY_ORDER,
-    "maint_notifications_config": _REPLY_ORDER,
-    "maint_notifications_pool_handler": _REPLY_ORDER,
-    "single_connection_client": "the log opens the connections it needs",
-    "max_connections": "the log opens the connections it needs",
+_REFUSED: Mapping[str, tuple[str, ...]] = {
+    "an append sent again by the driver would be written twice; the log retries by message ID": (
+        *("retry", "retry_on_timeout", "retry_on_error"),
+    ),
+    "values and headers are bytes of the codec's own": (
+        *("decode_responses", "encoding", "encoding_errors"),
+    ),
+    "it belongs into the URL": ("host", "port", "db"),
+    "it would run code of its own on the connection": (
+        *("redis_connect_func", "parser_class", "command_packer"),
+        *("connection_class", "connection_pool", "event_dispatcher"),
+    ),
+    "answers are read in the order they were asked for, and nothing may come between": (
+        *("protocol", "legacy_responses", "health_check_interval"),
+        *("maint_notifications_config", "maint_notifications_pool_handler"),
+    ),
+    "the log opens the connections it needs": ("single_connection_client", "max_connections"),
 }
+"""Why some cannot be set."""
 
 
-def _converter_of(name: str, key: str, tls: bool, shown: str) -> _Converter | None:
-    if key in _REFUSED:
-        raise ConfigError(f"{name}: {key} cannot be set: {_REFUSED[key]}")
-    if key in _DRIVER_OPTIONS:
-        return _DRIVER_OPTIONS[key]
-    if key in _TLS_OPTIONS:
-        if not tls:
+def _converter_of(name: str, key: str, tls: bool, shown: str) -> _Converter:
+    for reason, refused in _REFUSED.items():
+        if key in refused:
+            raise ConfigError(f"{name}: {key} cannot be set: {reason}")
+    converter = _TEXT_OPTIONS.get(key) or _OBJECT_OPTIONS.get(key)
+    if converter is not None:
+        if key.startswith("ssl_") and not tls:
             raise ConfigError(f"{name}: {key} is for TLS: write rediss:// instead of redis://")
-        return _TLS_OPTIONS[key]
-    known = sorted({*_OPTIONS, *_DRIVER_OPTIONS, *_TLS_OPTIONS, *_SENTINEL_OPTIONS})
+        return converter
+    known = sorted({*_OPTIONS, *_TEXT_OPTIONS, *_OBJECT_OPTIONS, *_SENTINEL_OPTIONS})
     # Of a name that may be a part of a secret nothing is said.
     meant = close_match(key, known) if shown == repr(key) else None
     hint = "there are" if meant is None else f"did you mean {meant!r}? There are"

@@ -1,7 +1,7 @@
 """What this log keeps in Redis, read as what anybody may have written.
 
-A number, an entry ID, a name or a member's row that makes no sense is None here; whoever reads it
-says what that means.
+A number, an entry ID, a name or a member's row that makes no sense is None here; the caller
+decides what that means.
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ def valid_topics(words: Iterable[bytes]) -> list[str]:
 def valid_names(words: Iterable[bytes]) -> list[str]:
     """Those of these that can be names of groups."""
     return [name for word in words if is_valid_name(name := bytes(word).decode("ascii", "replace"))]
+
+
+def parse_info(reply: object) -> dict[str, str]:
+    """The fields of a reply to INFO; none where there is no such reply."""
+    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def count_text(count: int | None) -> str:
+    """A number of entries as the scripts take it; empty where it is not known."""
+    return "" if count is None else str(count)
 
 
 def printable(text: bytes) -> str:

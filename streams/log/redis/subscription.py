@@ -1,14 +1,13 @@
 """A member of a group that reads the partitions it owns.
 
-One thread polls. A poll sends the heartbeat when it is due and does what the members agreed on,
-hands out what was read, asks for the next batch (of a few, the next poll asks), and waits for news
-only where there is nothing.
-Two kinds of connections serve it: the feeds, each with a read under way, and the log's pool for
-everything that must not stand in line behind one.
+One thread polls. A poll sends the heartbeat when it is due and applies the plan, returns what was
+read, asks for the next batch (after a small one, the next poll does), and waits only while there is
+nothing. It uses two kinds of connections: the fetchers', each with a read in progress, and those of
+the log's pool for everything that must not wait behind such a read.
 
-The group's position never depends on what the server counts as delivered: each owner reads from
-where it stands with plain XREAD. A member that was frozen and wakes up reads, at worst, what
-somebody else handles by now; it can take no entry from anybody, its commits are refused by their
+The group's position never depends on what the server counts as delivered: each owner reads with
+plain XREAD, from its own position. A member that was frozen and wakes up reads, at worst, what
+somebody else handles by now; it takes no entry from anybody, its commits are refused by their
 epoch, and no handler starts after ``valid_until``.
 """
 
@@ -24,6 +23,7 @@ from streams.log.protocol import (
     Commit,
     RebalanceListener,
     Submitted,
+    Subscription,
     TopicPartition,
     Transaction,
 )
@@ -31,7 +31,7 @@ from streams.log.redis.batch import RedisBatch
 from streams.log.redis.client import Client
 from streams.log.redis.fetcher import Fetchers
 from streams.log.redis.keys import entry_id, entry_id_before
-from streams.log.redis.leases import AcquiredLease, OwnedPartition
+from streams.log.redis.leases import OwnedPartition
 from streams.log.redis.membership import Membership
 from streams.log.redis.offsets import OffsetCommits
 from streams.log.redis.reader import StreamInfo
@@ -41,20 +41,22 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 SMALL_BATCH = 16
-"""Entries that are handed out before more is asked for: who reads so few at a time has caught up,
-and asking would only hold them up. With more, the server works while these are handled."""
+"""A batch of so few entries is returned before more is asked for: the group has caught up, and
+asking would only delay it. With a larger one, the server reads ahead while it is handled."""
 
 STABLE_HEARTBEAT = 1.0
-"""Seconds between heartbeats, if it is not thousands of partitions; while members come and go:"""
+"""Seconds between heartbeats, with fewer than thousands of partitions."""
+
 REBALANCE_HEARTBEAT = 0.1
+"""The same while members come and go."""
 
 ASSIGN_BATCH = 32
 """Partitions that are handed to the listener at once: it may have to read for each of them, and
 leases are renewed in between."""
 
 
-class RedisSubscription:
-    """See :class:`streams.log.protocol.Subscription`."""
+class RedisSubscription(Subscription):
+    """A member of a group. Used by one thread at a time, but for :meth:`wakeup`."""
 
     def __init__(
         self,
@@ -67,14 +69,14 @@ class RedisSubscription:
     ) -> None:
         self._trimmer = trimmer
         self._membership = membership
+        self._leases = membership.leases
         self._group = group
         self._listener = listener
-        self._owned: dict[int, OwnedPartition] = {}
-        """By the identity of the assignment."""
+        self._owned: dict[Assignment, OwnedPartition] = {}
         self._fetchers = Fetchers(client, group, flow, membership.inspect_streams_next)
         self._commits = OffsetCommits(client, membership, group, self._mark_lost)
         self._lost_untold: list[OwnedPartition] = []
-        """Lost, and the listener does not know yet."""
+        """Lost, and the listener has not been told yet."""
         self._next_heartbeat = 0.0
         self._rebalancing_until = 0.0
         self._renewed_at = 0.0
@@ -84,7 +86,6 @@ class RedisSubscription:
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[RedisBatch]:
-        """See :meth:`streams.log.protocol.Subscription.poll`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         until = time.monotonic() + timeout
@@ -101,19 +102,18 @@ class RedisSubscription:
             try:
                 self._fetchers.send_reads(limit)
             except LogError:
-                # What is handed out is handed out; if it is not over, the next poll will say so.
+                # What was read is returned first; the next poll raises, if that still fails.
                 if not batches:
                     raise
             if batches or finished:
                 return batches
-            readable, finished = self._fetchers.waiter.wait(
-                min(until, self._next_heartbeat) - time.monotonic()
-            )
+            seconds = min(until, self._next_heartbeat) - time.monotonic()
+            readable, finished = self._fetchers.waiter.wait(seconds)
             self._fetchers.read_replies(readable)
             finished = finished or time.monotonic() >= until
 
     def _take_fetched(self, limit: int) -> list[RedisBatch]:
-        """What was read before, at most ``limit``; partitions take turns at being first."""
+        """What was read before, at most ``limit``, beginning with another partition each time."""
         batches: list[RedisBatch] = []
         with_entries = [each for each in self._owned.values() if each.fetched and not each.paused]
         if not with_entries:
@@ -136,85 +136,67 @@ class RedisSubscription:
     # -- pausing
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.pause`."""
         for assignment in assignments:
-            owned = self._owned.get(id(assignment))
+            owned = self._owned.get(assignment)
             if owned is not None:
                 owned.paused = True
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.resume`."""
         for assignment in assignments:
-            owned = self._owned.get(id(assignment))
+            owned = self._owned.get(assignment)
             if owned is not None and owned.paused:
                 owned.paused = False
                 self._fetchers.is_outdated = True
 
     def wakeup(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.wakeup`."""
         self._fetchers.waiter.wake()
 
     def begin_transaction(self) -> Transaction:
-        """See :meth:`streams.log.protocol.Subscription.begin_transaction`."""
         raise ConfigError("a redis:// log has no transactions for a handler's own SQL")
 
     # -- committing
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.commit`."""
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
-        owned = [
-            (each, commit)
-            for commit in commits
-            if (each := self._owned.get(id(commit.assignment))) is not None
-            and each not in self._lost_untold
-        ]
-        self._commits.commit(owned)
+        owned = [(o, each) for each in commits if (o := self._owned.get(each.assignment))]
+        self._commits.commit([item for item in owned if item[0] not in self._lost_untold])
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """See :meth:`streams.log.protocol.Subscription.commit_async`: one call of a script."""
         self.commit(commits)
         on_submitted(True)
 
     # -- membership
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """See :meth:`streams.log.protocol.Subscription.reassign`."""
-        to_give_up = [
-            owned for each in assignments if (owned := self._owned.get(id(each))) is not None
-        ]
+        to_give_up = [o for each in assignments if (o := self._owned.get(each)) is not None]
         if not to_give_up:
             return
         self._lost_untold = [each for each in self._lost_untold if each not in to_give_up]
         self._remove(to_give_up)
-        self._membership.leases.release(to_give_up)
+        self._leases.release(to_give_up)
         self._next_heartbeat = 0.0
 
     def keep_alive(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.keep_alive`."""
         if self._closed:
             return
         self._renewed_at = time.monotonic()
-        self._mark_lost(
-            self._membership.renew_leases(
-                [o for o in self._owned.values() if o not in self._lost_untold]
-            )
-        )
+        owned = [o for o in self._owned.values() if o not in self._lost_untold]
+        result = self._membership.heartbeat(owned)
+        self._mark_lost([*result.lost, *result.truncated])
 
     def _heartbeat(self) -> None:
-        """A heartbeat, and what follows from it."""
+        """Send a heartbeat, and apply the plan that follows from it."""
         now = self._renewed_at = time.monotonic()
         membership = self._membership
         stable_interval = min(
-            max(STABLE_HEARTBEAT, membership.partition_count / 500),
-            membership.terms.heartbeat_interval,
+            max(STABLE_HEARTBEAT, len(self._leases.keys) / 500), membership.terms.heartbeat_interval
         )
-        # Also where this one fails, the next is not to come at once.
+        # Even if this one fails, the next does not follow at once.
         self._next_heartbeat = now + min(stable_interval, 2 * REBALANCE_HEARTBEAT)
         self._notify_lost()
         try:
-            result = self._membership.heartbeat(list(self._owned.values()))
+            result = membership.heartbeat(list(self._owned.values()))
         except MemberFenced:
             self._mark_lost(list(self._owned.values()))
             self._notify_lost()
@@ -228,14 +210,12 @@ class RedisSubscription:
         self._report_gaps(result.streams)
         self._mark_lost([*result.lost, *result.truncated])
         self._notify_lost()
-        # What has drifted away from its stream is taken again, from a place that the stream has.
-        self._membership.leases.release(result.truncated)
+        # A lease whose stream ends below what was read is taken anew, at a position of the stream.
+        self._leases.release(result.truncated)
         revoked = set(result.plan.release)
         to_revoke = [each for each in self._owned.values() if each.partition in revoked]
         self._revoke(to_revoke)
-        self._membership.leases.release_inherited(
-            revoked.difference(each.partition for each in to_revoke)
-        )
+        self._leases.release_inherited(revoked.difference(o.partition for o in to_revoke))
         acquire = sorted(result.plan.acquire)
         failure: Unavailable | None = None
         for start in range(0, len(acquire), ASSIGN_BATCH):
@@ -244,7 +224,7 @@ class RedisSubscription:
             try:
                 self._acquire(acquire[start : start + ASSIGN_BATCH])
             except Unavailable as error:
-                failure = error  # the others are not to wait for these
+                failure = error  # the other partitions do not wait for these
         self._fetchers.disconnect_misrouted()
         for owned in list(self._owned.values()):
             self._trimmer.trim_if_due(owned.keys)
@@ -269,7 +249,7 @@ class RedisSubscription:
 
     def _mark_lost(self, lost: Iterable[OwnedPartition]) -> None:
         for owned in lost:
-            if id(owned.assignment) in self._owned and owned not in self._lost_untold:
+            if owned.assignment in self._owned and owned not in self._lost_untold:
                 owned.assignment.valid_until = float("-inf")
                 self._lost_untold.append(owned)
 
@@ -283,54 +263,42 @@ class RedisSubscription:
         if not revoked:
             return
         try:
-            # Commits still count in there.
+            # The listener may still commit.
             self._listener.revoked([each.assignment for each in revoked])
         finally:
             self._remove(revoked)
-            self._membership.leases.release(revoked)
+            self._leases.release(revoked)
             self._lost_untold = [each for each in self._lost_untold if each not in revoked]
 
     def _acquire(self, partitions: Sequence[TopicPartition]) -> None:
-        acquired = self._membership.leases.acquire(partitions)
-        new = [(self._membership.leases.as_owned(each), each) for each in acquired]
-        if not new:
+        acquired = self._leases.acquire(partitions)
+        if not acquired:
             return
-        for owned, _ in new:
-            self._owned[id(owned.assignment)] = owned
+        self._owned.update((owned.assignment, owned) for owned in acquired)
         try:
-            self._listener.assigned([owned.assignment for owned, _ in new])
+            self._listener.assigned([owned.assignment for owned in acquired])
         except BaseException:
-            self._remove([owned for owned, _ in new])
-            self._membership.leases.release([owned for owned, _ in new])
+            self._remove(acquired)
+            self._leases.release(acquired)
             raise
-        for owned, each in new:
-            self._start_reading(owned, each)
-        self._membership.leases.create_native_groups(
-            [owned for owned, each in new if each.stored is None]
-        )
-
-    def _start_reading(self, owned: OwnedPartition, acquired: AcquiredLease) -> None:
-        position = owned.assignment.position
-        owned.last_read_id = entry_id_before(position)
-        entries_read = acquired.stream.entries_below(position)
-        if (
-            entries_read is None
-            and acquired.stored is not None
-            and position == acquired.stored.position
-        ):
-            entries_read = acquired.stored.entries_read
-        owned.lag_counter.entries_read = entries_read
-        self._fetchers.add(owned)
+        for owned in acquired:
+            position, stored = owned.assignment.position, owned.stored
+            owned.last_read_id = entry_id_before(position)
+            entries_read = owned.stream.entries_below(position)
+            if entries_read is None and stored is not None and position == stored.position:
+                entries_read = stored.entries_read
+            owned.lag_counter.entries_read = entries_read
+            self._fetchers.add(owned)
+        self._leases.create_native_groups([owned for owned in acquired if owned.stored is None])
 
     def _remove(self, removed: Sequence[OwnedPartition]) -> None:
         for owned in removed:
             owned.assignment.valid_until = float("-inf")
             owned.fetched = []
-            self._owned.pop(id(owned.assignment), None)
+            self._owned.pop(owned.assignment, None)
         self._fetchers.remove(removed)
 
     def close(self) -> None:
-        """See :meth:`streams.log.protocol.Subscription.close`."""
         if self._closed:
             return
         try:

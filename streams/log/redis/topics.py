@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from redis.exceptions import RedisError
 
 from streams.errors import ConfigError, LogError, NotFound, TopicMismatch
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo, TopicPartition
-from streams.log.redis.client import Client, Command, script_command
+from streams.log.redis.client import Client, Command, key_command, script_command
+from streams.log.redis.errors import translate
 from streams.log.redis.keys import GROUPS_KEY, TOPICS_KEY, PartitionKeys, topic_key, topics_key
-from streams.log.redis.stored_values import damaged_field, valid_names, valid_topics
+from streams.log.redis.settings import Address
+from streams.log.redis.stored_values import count_text, damaged_field, valid_names, valid_topics
 from streams.text import get_logger
 from streams.wire import parse_float, parse_int
 
 logger = get_logger("streams")
 
 MAX_ENTRIES = "most"
-"""The one setting of ``create(config=…)``: entries a partition keeps at most, settled or not."""
+"""The one setting of ``create_topic(config=…)``: entries that a partition keeps at most, settled or
+not."""
 
 _MAX_PARTITIONS = 100_000
 """A larger number was never written by this log."""
-_SCAN_COUNT = 1_000
 
 CACHE_SECONDS = 30.0
-"""Seconds for which a topic's retention is believed."""
+"""Seconds after which a topic's retention is read again."""
 
 
 class StoredTopic(NamedTuple):
@@ -34,23 +38,19 @@ class StoredTopic(NamedTuple):
     info: TopicInfo
     max_entries: int | None = None
     created_here: bool = True
-    """It was created here; else it is a stream of others."""
+    """False: it is a stream of others."""
 
     @property
     def has_bound(self) -> bool:
-        """There is something to be trimmed by."""
+        """Whether it is trimmed."""
         retention = self.info.retention
-        return (
-            retention.seconds is not None
-            or retention.messages is not None
-            or self.max_entries is not None
-        )
+        return (retention.seconds, retention.messages, self.max_entries) != (None, None, None)
 
 
 class Topics:
     """The topics of a log. Usable from any thread.
 
-    Facts are remembered: a topic's number of partitions never changes. Its retention may, so for
+    Facts are cached: a topic's number of partitions never changes. Its retention may, so for
     trimming they are read again now and then.
     """
 
@@ -62,58 +62,41 @@ class Topics:
         self._keys: dict[TopicPartition, PartitionKeys] = {}
 
     def create_topic(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        config: Mapping[str, str] | None,
+        self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
     ) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.create_topic`."""
         check_topic(topic)
         if partitions < 1:
             raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
-        max_entries = _parse_max_entries(topic, config or {})
-        has_settings = retention != Retention() or max_entries is not None
-        return self._store(topic, partitions, retention, max_entries, replace=has_settings)
+        info = TopicInfo(topic, partitions, retention)
+        facts = StoredTopic(info, _parse_max_entries(topic, config or {}))
+        return self._store(facts, replace=facts.has_bound)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
         """See :meth:`streams.log.protocol.Log.set_retention`."""
         facts = self.lookup(topic, fresh=True)
-        return self._store(topic, facts.info.partitions, retention, facts.max_entries, replace=True)
+        info = facts.info._replace(retention=retention)
+        return self._store(facts._replace(info=info), replace=True)
 
-    def _store(
-        self,
-        topic: str,
-        partitions: int,
-        retention: Retention,
-        max_entries: int | None,
-        *,
-        replace: bool,
-    ) -> TopicInfo:
-        """Write a topic's facts, or find them.
+    def _store(self, facts: StoredTopic, *, replace: bool) -> TopicInfo:
+        """Write a topic's facts, unless it exists.
 
-        :param replace: where it exists, it gets this retention.
+        :param replace: if it exists, it gets these bounds.
         """
+        (topic, partitions, retention, _), max_entries, _ = facts
         reply = self._client.execute(
             script_command(
-                topic,
-                "create",
-                (topic_key(topic), topic.encode()),
-                partitions,
-                *(
-                    "" if bound is None else repr(bound)
-                    for bound in (retention.seconds, retention.messages)
-                ),
-                "" if max_entries is None else max_entries,
-                "1" if replace else "0",
+                topic, "create_topic", (topic_key(topic), topic.encode()), partitions,
+                "" if retention.seconds is None else repr(retention.seconds),
+                count_text(retention.messages), count_text(max_entries), int(replace),
             )
-        )
+        )  # fmt: skip
         if not reply[0]:
             raise topic_mismatch(topic, _parse_partitions(topic, reply[1]), partitions)
-        self._client.execute(Command(topic, TOPICS_KEY, "SADD", TOPICS_KEY, topic))
-        facts = _parse_topic(topic, reply[1:])
-        self._remember(topic, facts)
-        return facts.info
+        self._client.execute(key_command(topic, "SADD", TOPICS_KEY, topic))
+        stored = _parse_topic(topic, reply[1:])
+        self._remember(topic, stored)
+        return stored.info
 
     def lookup(self, topic: str, *, fresh: bool = False) -> StoredTopic:
         """A topic's facts, from memory unless ``fresh``.
@@ -132,7 +115,7 @@ class Topics:
         key = topic_key(topic)
         stored, kind = self._client.execute_or_raise(
             [
-                Command(topic, key, "HMGET", key, "partitions", "seconds", "messages", "most"),
+                key_command(topic, "HMGET", key, "partitions", "seconds", "messages", "most"),
                 Command(topic, key, "TYPE", topic),
             ]
         )
@@ -156,8 +139,8 @@ class Topics:
         cached = self.lookup(topic)
         if self._is_stale(topic):
             found = self._load(topic)
-            # Where the server has lost the facts, what is known here is what :meth:`restore` will
-            # write; a topic that was deleted and made anew with other partitions is another one.
+            # If the server has lost the facts, :meth:`restore` writes those that are cached; a
+            # topic that was deleted and created with other partitions is another one.
             if found.created_here and found.info.partitions == cached.info.partitions:
                 cached = found
             self._remember(topic, cached)
@@ -167,14 +150,14 @@ class Topics:
         return time.monotonic() >= self._loaded_at.get(topic, float("-inf")) + CACHE_SECONDS
 
     def may_need_trimming(self, topic: str) -> bool:
-        """Whether it may have something to be trimmed by: it is known to, or it was not asked for
-        some time."""
+        """Whether it is known to have a bound, or its facts have not been read for some time."""
         cached = self._cached.get(topic)
         return cached is not None and (cached.has_bound or self._is_stale(topic))
 
     def list_topics(self) -> list[TopicInfo]:
         """Every topic: those created here, and every plain stream whose name a topic may have."""
-        names = set(valid_topics(self._client.execute(_set_members(TOPICS_KEY))))
+        created = self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY))
+        names = set(valid_topics(created))
         for address in self._client.servers.all_addresses():
             names.update(valid_topics(self._scan_streams(address)))
         found: list[TopicInfo] = []
@@ -187,40 +170,30 @@ class Topics:
                 logger.warning("left out: %s", error)
         return found
 
-    def _scan_streams(self, address: tuple[str, int]) -> Iterable[bytes]:
-        connection, _ = self._client.pool.acquire(address)
-        cursor = b"0"
-        try:
-            while True:
-                cursor, names = connection.request(
-                    "SCAN", cursor, "COUNT", _SCAN_COUNT, "TYPE", "stream"
-                )
-                yield from names
-                if cursor == b"0":
-                    break
-        except BaseException:
-            connection.close()
-            raise
-        self._client.pool.release(address, connection)
+    def _scan_streams(self, address: Address) -> Iterator[bytes]:
+        cursor = b""
+        while cursor != b"0":
+            scan = ("SCAN", cursor or b"0", "COUNT", 1_000, "TYPE", "stream")
+            try:
+                cursor, names = self._client.request(address, scan, idle=True)
+            except (RedisError, OSError) as error:
+                raise translate(error, self._client.settings.name) from error
+            yield from names
 
     def delete_topic(self, topic: str) -> None:
         """See :meth:`streams.log.protocol.Log.delete_topic`."""
         info = self.lookup(topic, fresh=True).info
-        groups = valid_names(self._client.execute(_set_members(GROUPS_KEY)))
+        groups = valid_names(self._client.execute(key_command(topic, "SMEMBERS", GROUPS_KEY)))
         commands: list[Command] = []
         for partition in range(info.partitions):
-            partition_keys = PartitionKeys(topic, partition, info.partitions)
-            keys = (
-                partition_keys.stream,
-                *partition_keys.id_hashes,
-                *map(partition_keys.group_key, groups),
-            )
-            commands.append(Command(topic, partition_keys.stream, "UNLINK", *keys))
+            keys = PartitionKeys(topic, partition, info.partitions)
+            deleted = (keys.stream, *keys.id_hashes, *map(keys.group_key, groups))
+            commands.append(Command(topic, keys.stream, "UNLINK", *deleted))
         for group in groups:
             key = topics_key(group)
-            commands.append(Command(topic, key, "HDEL", key, topic))
-        commands.append(Command(topic, topic_key(topic), "UNLINK", topic_key(topic)))
-        commands.append(Command(topic, TOPICS_KEY, "SREM", TOPICS_KEY, topic))
+            commands.append(key_command(topic, "HDEL", key, topic))
+        commands.append(key_command(topic, "UNLINK", topic_key(topic)))
+        commands.append(key_command(topic, "SREM", TOPICS_KEY, topic))
         self._client.execute_or_raise(commands)
         self._cached.pop(topic, None)
         for partition in range(info.partitions):
@@ -231,10 +204,8 @@ class Topics:
         facts = self._cached.get(topic)
         if facts is None or not facts.created_here:
             return
-        info = facts.info
-        config = None if facts.max_entries is None else {MAX_ENTRIES: str(facts.max_entries)}
         try:
-            self.create_topic(topic, info.partitions, info.retention, config)
+            self._store(facts, replace=facts.has_bound)
         except TopicMismatch as error:
             raise LogError(f"{topic} was created anew, otherwise than it was: {error}") from error
 
@@ -253,13 +224,8 @@ class Topics:
 
     def all_partition_keys(self, topic: str) -> list[PartitionKeys]:
         """The keys of all its partitions."""
-        return [
-            self.partition_keys(topic, each) for each in range(self.lookup(topic).info.partitions)
-        ]
-
-
-def _set_members(key: bytes) -> Command:
-    return Command(key.decode(), key, "SMEMBERS", key)
+        partitions = self.lookup(topic).info.partitions
+        return [self.partition_keys(topic, each) for each in range(partitions)]
 
 
 def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
@@ -270,14 +236,12 @@ def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
     partitions, seconds, messages, max_entries = stored
     keep_seconds = parse_float(seconds) if seconds else None
     if seconds and (keep_seconds is None or keep_seconds <= 0):
-        raise _damaged_topic(
-            topic, "seconds", seconds, "set it to the seconds that messages are kept"
-        )
+        remedy = "set it to the seconds that messages are kept"
+        raise _damaged_topic(topic, "seconds", seconds, remedy)
     retention = Retention(keep_seconds, _parse_count(topic, "messages", messages))
     number = _parse_partitions(topic, partitions) if partitions else 1
-    return StoredTopic(
-        TopicInfo(topic, number, retention), _parse_count(topic, "most", max_entries)
-    )
+    info = TopicInfo(topic, number, retention)
+    return StoredTopic(info, _parse_count(topic, "most", max_entries))
 
 
 def _parse_partitions(topic: str, stored: bytes) -> int:
@@ -297,9 +261,8 @@ def _parse_count(topic: str, field: str, stored: bytes | None) -> int | None:
 
 
 def _damaged_topic(topic: str, field: str, stored: bytes, remedy: str) -> TopicMismatch:
-    return TopicMismatch(
-        f"topic {topic!r}: {damaged_field(topic_key(topic), field, stored, remedy)}"
-    )
+    damage = damaged_field(topic_key(topic), field, stored, remedy)
+    return TopicMismatch(f"topic {topic!r}: {damage}")
 
 
 def _parse_max_entries(topic: str, config: Mapping[str, str]) -> int | None:
@@ -307,8 +270,7 @@ def _parse_max_entries(topic: str, config: Mapping[str, str]) -> int | None:
         if name != MAX_ENTRIES:
             raise ConfigError(
                 f"{topic}: config={{{name!r}: …}}: on Redis there is only {MAX_ENTRIES!r}, the "
-                "entries a "
-                "partition keeps at most, whatever groups have settled"
+                "entries a partition keeps at most, whatever groups have settled"
             )
     text = config.get(MAX_ENTRIES)
     if text is None:

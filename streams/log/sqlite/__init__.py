@@ -12,31 +12,26 @@ What it promises beyond :mod:`streams.log.protocol`:
 
 The files, from the ground up:
 
-===================  ===========================================================================
-``settings``         the URL, its options and what can be wrong with them
-``errors``           the driver's exceptions in our words
-``schema``           the tables
-``files``            their modes and whose they are
-``member_locks``     operating system locks that say which members still run
-``shared_file``      what the logs of one process on one file share: write lock, wakers
-``database``         connections, write transactions
-``blocks``           messages as they are stored: many to a row, as columns; ``SqliteBatch``
-``reader``           reading along a partition, looking things up in it
-``retention``        trimming
-``producer``         appends
-``topics``           topics
-``groups``           groups and their positions
-``member_rows``      members as the file has them
-``membership``       a member's heartbeat, plan and leases
-``offsets``          commits
-``subscription``     a member that polls
-``user_sql``         what is common to all SQL of users
-``transaction``      a handler's own SQL
-``query``            SQL that only reads
-``durability``       how safe an acknowledged message is
-``claims``           claims of idempotency
-``log``              all of it behind the protocol
-===================  ===========================================================================
+=========================  ========================================================================
+``settings``, ``errors``   the URL and its options; the driver's exceptions as ours
+``schema``, ``files``      the tables; the file's mode and owner
+``member_locks``           operating system locks that say which members still run
+``shared_file``            what the logs of one process on one file share: write lock, events
+``database``               connections, write transactions
+``blocks``                 messages as they are stored: many to a row, as columns; ``SqliteBatch``
+``reader``, ``producer``   reading a partition, looking things up in it; appends
+``topics``, ``groups``     topics; groups and their positions
+``member_rows``            members as the file has them
+``membership``             a member's heartbeat, plan and leases
+``offsets``                a member's commits
+``subscription``           a member that polls
+``user_sql``               SQL of users, and what only reads (``app.query``)
+``transaction``            a handler's own SQL
+``retention``              trimming
+``durability``             how safe an acknowledged message is
+``claims``                 claims of idempotency
+``log``                    all of it behind the protocol
+=========================  ========================================================================
 
 Local file systems only: SQLite's write-ahead log is shared memory between processes.
 """

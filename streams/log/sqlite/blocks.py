@@ -2,23 +2,23 @@
 
 Theory of operation
 -------------------
-The driver gives up Python's global lock around every step of a statement, and whoever needs the
-processor meanwhile keeps it for up to the interpreter's switch interval. With a row for each
-message, a batch of a thousand is a thousand steps: beside *one* busy thread (an event loop, a
-handler) reading fell from 1,500,000 to 5,000 messages a second and writing to 800. So messages are
-stored in blocks, a poll fetches several blocks in one step, and an append writes them in one
-(reading 600,000, writing 40,000 in batches of 1,000 and ten times that in batches of 10,000).
-msgspec makes the columns that a :class:`~streams.message.Batch` consists of in one call, so that
-this is also faster than rows when nothing else runs. Kafka's record batches are the same idea.
+The driver releases Python's global lock around every step of a statement, and another thread that
+takes it keeps it for up to the interpreter's switch interval. With a row for each message, a batch
+of a thousand is a thousand steps: beside *one* busy thread (an event loop, a handler) reading fell
+from 1,500,000 to 5,000 messages a second and writing to 800. So messages are stored in blocks, a
+poll fetches several blocks in one step, and an append writes them in one (reading 600,000, writing
+40,000 in batches of 1,000 and ten times that in batches of 10,000). msgspec makes the columns that
+a :class:`~streams.message.Batch` consists of in one call, so that this is also faster than rows
+when nothing else runs. Kafka's record batches are the same idea.
 
 A block is a MessagePack array (:class:`Block`). Within a partition blocks are in order and do
-not overlap; a message's offset is the block's plus its index. Where a block begins is nobody's
-business: small ones at a partition's end are merged as they add up (:func:`merge_blocks`), and a
-reader that stands in the middle of one is not disturbed.
+not overlap; a message's offset is the block's plus its index. Nothing depends on where a block
+begins: small ones at a partition's end are merged (:func:`merge_blocks`), even if a reader's
+position is in the middle of one.
 
-The ``ids`` are identities, as deduplication wants them. The headers are kept apart, undecoded
-until somebody asks. Text that is no valid Unicode (an ID or header name from a foreign log, kept
-by surrogates) cannot stand in a MessagePack string and goes to ``invalid_text``, as bytes.
+The ``ids`` are identities, as deduplication compares them. The headers are decoded when they are
+first asked for. Text that is no valid Unicode (an ID or header name from a foreign log, kept by
+surrogates) cannot be a MessagePack string and goes to ``invalid_text``, as bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BLOCK_BYTES = 512 << 10
 
 SMALL_MESSAGES = 64
 SMALL_BYTES = 8 << 10
-"""A block below both is small, and merged when :data:`SMALL_MESSAGES` of them stand in a row."""
+"""A block below both is small; :data:`SMALL_MESSAGES` of them in a row are merged."""
 
 _NIL = msgspec.Raw(b"\xc0")
 
@@ -103,21 +103,16 @@ def encode_blocks(records: Sequence[Record]) -> list[EncodedBlock]:
         if len(data) <= BLOCK_BYTES or len(chunk) == 1:
             blocks.append(EncodedBlock(len(chunk), data))
         else:
-            blocks += [
-                EncodedBlock(len(smaller), encode_block(smaller))
-                for smaller in _split_by_size(chunk)
-            ]
+            parts = _split_by_size(chunk)
+            blocks += [EncodedBlock(len(part), encode_block(part)) for part in parts]
     return blocks
 
 
 def _split_by_size(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
     start = size = 0
     for index, record in enumerate(records):
-        length = (
-            record_size(record)
-            + len(record.id)
-            + sum(len(n) + len(v or b"") for n, v in record.headers)
-        )
+        length = record_size(record) + len(record.id)
+        length += sum(len(name) + len(value or b"") for name, value in record.headers)
         if index > start and size + length > BLOCK_BYTES:
             yield records[start:index]
             start, size = index, 0
@@ -139,7 +134,7 @@ def _identity(record: Record) -> str | None:
 
 
 def _block_with_invalid_text(records: Sequence[Record]) -> Block:
-    """A block in which what is not valid text stands apart."""
+    """A block in which invalid text is kept apart."""
     ids: list[str | None] = []
     headers: list[Headers | None] = []
     invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
@@ -179,7 +174,7 @@ def decode_block(data: bytes | memoryview) -> Block:
             block.ids[index] = id.decode("utf-8", "surrogatepass") or None
     except _DECODE_ERRORS as error:
         raise _damaged_block(error) from error
-    # A Raw keeps all of the data it was cut from, the values included.
+    # A Raw keeps all of the data that it is a part of alive, the values included.
     block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NIL
     return block
 
@@ -195,9 +190,7 @@ def _decoded_headers(block: Block) -> Sequence[Headers | None] | None:
         if decoded is None or not block.invalid_text:
             return decoded
         for index, (_, pairs) in block.invalid_text.items():
-            decoded[index] = [
-                (name.decode("utf-8", "surrogatepass"), value) for name, value in pairs
-            ]
+            decoded[index] = [(name.decode("utf-8", "surrogatepass"), v) for name, v in pairs]
     except _DECODE_ERRORS as error:
         raise _damaged_block(error) from error
     return decoded
@@ -209,10 +202,9 @@ def merge_blocks(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
     headers: list[Headers | None] = []
     invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
     for count, time, data in rows:
-        block = _decode(data)
-        invalid_text.update(
-            {len(merged.ids) + index: found for index, found in (block.invalid_text or {}).items()}
-        )
+        block, start = _decode(data), len(merged.ids)
+        for index, found in (block.invalid_text or {}).items():
+            invalid_text[start + index] = found
         merged.ids += block.ids
         merged.keys += block.keys
         merged.values += block.values
@@ -236,8 +228,8 @@ class BlockSlice(NamedTuple):
 
 
 class _SliceInfo(NamedTuple):
-    """What a batch keeps of a slice to look things up in: all but keys and values, which a
-    batch must be able to let go of."""
+    """What a batch keeps of a slice for its headers and times: a block without keys and values,
+    which a batch must be able to release."""
 
     low: int
     high: int
@@ -262,9 +254,8 @@ class SqliteBatch(Batch):
         self._times_us: list[int] = []
         for first, time, block, low, high in slices:
             offsets = _append_offsets(offsets, range(first + low, first + high))
-            self._slices.append(
-                _SliceInfo(low, high, time, Block([], [], [], *_info_columns(block)))
-            )
+            info = Block([], [], [], block.headers, block.times, block.invalid_text)
+            self._slices.append(_SliceInfo(low, high, time, info))
             if not ids and high - low == len(block.ids):
                 ids, keys, values = block.ids, block.keys, block.values
             else:
@@ -294,12 +285,8 @@ class SqliteBatch(Batch):
         return self._times_us[index] / 1e6
 
 
-def _info_columns(block: Block) -> tuple[Any, Any, Any]:
-    return block.headers, block.times, block.invalid_text
-
-
 def _append_offsets(offsets: Sequence[int], more: range) -> Sequence[int]:
-    """Ranges stay ranges where there is no gap."""
+    """Ranges without a gap between them make one range."""
     if not offsets:
         return more
     if isinstance(offsets, range) and offsets.stop == more.start:

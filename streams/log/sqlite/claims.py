@@ -1,11 +1,11 @@
 """Claims in a SQLite file, a log's or one of their own; shared by the processes of one machine.
 
-All requests of a call that write share one transaction; what can be answered from what is already
-there (an outcome, a claim that runs) takes none. A lease is counted on the machine's monotonic
-clock, which nobody sets; where that is another one's (the machine was restarted meanwhile, or the
+All requests of a call that write share one transaction; what can be answered by reading (there is
+an outcome, or a claim is held) takes none. A lease is counted on the machine's monotonic clock,
+which cannot be set; where the row names another one (the machine was restarted meanwhile, or the
 claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
 
-What is over is deleted beside what is written, some rows a transaction, more than it adds.
+Each transaction also deletes some expired rows, more than it adds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Instant(NamedTuple):
 
 
 class _ClaimRow(NamedTuple):
-    """What stands under a key."""
+    """What is kept under a key."""
 
     token: str
     fingerprint: str
@@ -79,15 +79,11 @@ class _ClaimRow(NamedTuple):
     timeline: str
     until: float
 
-    def remaining(self, now: _Instant) -> float:
-        """Seconds until it is over; negative when it is."""
-        if self.lease is not None and self.timeline == now.timeline:
-            return self.lease - now.monotonic
-        return self.until - now.time
-
     def state(self, now: _Instant) -> ClaimState | None:
-        """As decisions depend on it; None if it is as if it had been deleted already."""
-        expires_in = self.remaining(now)
+        """What a decision depends on; None if the row counts as deleted."""
+        expires_in = self.until - now.time
+        if self.lease is not None and self.timeline == now.timeline:
+            expires_in = self.lease - now.monotonic
         if expires_in <= (0 if self.value is not None else -CLAIM_GRACE):
             return None
         return ClaimState(self.token, self.fingerprint, self.value, expires_in)
@@ -100,30 +96,24 @@ class SqliteClaimStore:
 
     def __init__(self, request: OpenRequest) -> None:
         self._settings = settings.read_settings(request)
-        self._clock = request.clock or SYSTEM
+        self.clock: Clock = request.clock or SYSTEM
         self._database: Database | None = None
         self._closed = False
 
-    @property
-    def clock(self) -> Clock:
-        """The opener's."""
-        return self._clock
-
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order.
-
-        :raises LogError: the file cannot be used now; nothing was written.
-        """
+        """See :meth:`streams.log.claims.ClaimStore.execute`."""
         database = self._open_database()
         answers: list[Answer | LogError] = [None] * len(requests)
         writes = self._answer_without_writing(database, requests, answers)
         if writes:
             try:
-                with database.write() as connection:
+                with database.write() as db:
                     now = self._now()
                     for index in writes:
-                        answers[index] = _execute_one(connection, requests[index], now)
-                    _delete_expired(connection, now, 2 * len(writes) + 8)
+                        answers[index] = _execute_one(db, requests[index], now)
+                    limit = 2 * len(writes) + 8
+                    bindings = (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit)
+                    db.execute(_DELETE_EXPIRED, bindings)
             except LogError as error:
                 for index in writes:
                     answers[index] = error
@@ -139,13 +129,13 @@ class SqliteClaimStore:
         if self._closed:
             raise Unavailable(f"{self._settings.path}: closed")
         if self._database is None:
-            database = Database(self._settings, self._clock, "file of claims")
+            database = Database(self._settings, self.clock, "file of claims")
             try:
-                with database.read() as connection:
-                    has_table = connection.table_exists("main", "streams_claims")
+                with database.read() as db:
+                    has_table = db.table_exists("main", "streams_claims")
                 if not has_table:
-                    with database.write() as connection:
-                        connection.execute(_CREATE_TABLES)
+                    with database.write() as db:
+                        db.execute(_CREATE_TABLES)
             except BaseException:
                 database.close()
                 raise
@@ -153,20 +143,20 @@ class SqliteClaimStore:
         return self._database
 
     def _now(self) -> _Instant:
-        return _Instant(self._clock.monotonic(), self._clock.time(), timeline_of(self._clock))
+        return _Instant(self.clock.monotonic(), self.clock.time(), timeline_of(self.clock))
 
     def _answer_without_writing(
         self, database: Database, requests: Sequence[Request], answers: list[Answer | LogError]
     ) -> list[int]:
-        """Answer what needs no writing; the others. What follows a writing of the same key must
-        see it, so it goes along."""
+        """Answer the requests that write nothing; the indexes of the others. A request that follows
+        a write of the same key must see it, so it is one of those."""
         to_write: list[int] = []
         written_keys: set[bytes] = set()
-        with database.read() as connection:
+        with database.read() as db:
             now = self._now()
             for index, request in enumerate(requests):
                 if isinstance(request, Claim | GetClaim) and request.key not in written_keys:
-                    answer, write = decide(request, _find_state(connection, request.key, now))
+                    answer, write = decide(request, _find_state(db, request.key, now))
                     if write is None:
                         answers[index] = answer
                         continue
@@ -175,55 +165,31 @@ class SqliteClaimStore:
         return to_write
 
 
-def _find_state(connection: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
-    for found in connection.fetch_rows(_SELECT_CLAIM, (key,)):
+def _find_state(db: SqliteConnection, key: bytes, now: _Instant) -> ClaimState | None:
+    for found in db.fetch_rows(_SELECT_CLAIM, (key,)):
         return _ClaimRow(*found).state(now)
     return None
 
 
-def _execute_one(connection: SqliteConnection, request: Request, now: _Instant) -> Answer:
+def _execute_one(db: SqliteConnection, request: Request, now: _Instant) -> Answer:
     """Do one request within a transaction."""
     key = request.key
-    answer, write = decide(request, _find_state(connection, key, now))
+    answer, write = decide(request, _find_state(db, key, now))
+    row: tuple[object, ...]
     match write:
         case WriteClaim(token, fingerprint, lease):
-            _write_claim(connection, key, token, fingerprint, lease, now)
+            until, lease_end = now.time + lease, now.monotonic + lease
+            row = (token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
+            db.execute(_INSERT_CLAIM, (key, *row))
         case WriteOutcome(token, fingerprint, value, ttl):
-            _write_outcome(connection, key, token, fingerprint, value, now.time + ttl)
+            until = now.time + ttl
+            row = (token, fingerprint, value, None, "", until, until)
+            db.execute(_INSERT_CLAIM, (key, *row))
         case DeleteRow():
-            connection.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
+            db.execute("DELETE FROM streams_claims WHERE key = ?", (key,))
         case None:
             pass
     return answer
-
-
-def _write_claim(
-    connection: SqliteConnection,
-    key: bytes,
-    token: str,
-    fingerprint: str,
-    lease: float,
-    now: _Instant,
-) -> None:
-    until = now.time + lease
-    lease_end = now.monotonic + lease
-    row = (key, token, fingerprint, None, lease_end, now.timeline, until, until + CLAIM_GRACE)
-    connection.execute(_INSERT_CLAIM, row)
-
-
-def _write_outcome(
-    connection: SqliteConnection,
-    key: bytes,
-    token: str,
-    fingerprint: str,
-    value: bytes,
-    expires: float,
-) -> None:
-    connection.execute(_INSERT_CLAIM, (key, token, fingerprint, value, None, "", expires, expires))
-
-
-def _delete_expired(connection: SqliteConnection, now: _Instant, limit: int) -> None:
-    connection.execute(_DELETE_EXPIRED, (now.time, now.timeline, CLAIM_GRACE, now.monotonic, limit))
 
 
 def open_claims(request: OpenRequest) -> SqliteClaimStore:

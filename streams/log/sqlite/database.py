@@ -1,8 +1,8 @@
 """Connections to the file, and transactions that write.
 
-One connection a log writes, under the process's write lock; reads take connections from a small
-pool. Every read is a statement of its own that is run to its end or closed, so no reader holds
-back a checkpoint and the write-ahead log stays small.
+Each log has one connection that writes, under the process's write lock; reads take connections from
+a small pool. Every read is a statement of its own that is run to its end or closed, so no reader
+holds back a checkpoint and the write-ahead log stays small.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import apsw
@@ -29,7 +29,7 @@ logger = get_logger("streams")
 _FIND_VIEWS = "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name = 'streams_view_groups'"
 
 _PAGE_SIZE = 8192
-"""Of a new file. Blocks of messages like large pages, commits of positions small ones."""
+"""Of a new file: large pages suit blocks of messages, small ones commits of positions."""
 
 _MAX_IDLE = 4
 
@@ -37,10 +37,10 @@ _PRAGMAS = {"journal_size_limit": 64 << 20, "cache_size": -8192}
 
 
 class BusyHandler:
-    """A busy handler: how long a connection waits while another process has the lock.
+    """Waits while another process has the lock.
 
-    SQLite's own sleeps up to 100 ms between two tries; writers here hold the lock for a
-    millisecond or so.
+    SQLite's own busy handler sleeps up to 100 ms between two tries; writers here hold the lock for
+    about a millisecond.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -48,7 +48,7 @@ class BusyHandler:
         self._waiting_since = 0.0
 
     def __call__(self, tries: int) -> bool:
-        """Wait a little, and say whether to try again."""
+        """Wait a little; whether to try again."""
         now = time.monotonic()
         if tries == 0:
             self._waiting_since = now
@@ -58,14 +58,6 @@ class BusyHandler:
         return True
 
 
-def _has_content(path: str) -> bool:
-    """There is a file, and something in it."""
-    try:
-        return os.path.getsize(path) > 0
-    except OSError:
-        return False
-
-
 class SqliteConnection(apsw.Connection):
     """A connection to the log's file."""
 
@@ -73,8 +65,8 @@ class SqliteConnection(apsw.Connection):
         flags = apsw.SQLITE_OPEN_READWRITE
         if settings.mode == "rwc":
             flags |= apsw.SQLITE_OPEN_CREATE
-        # Not SQLITE_OPEN_READONLY for one that only looks: such a connection would leave its -wal
-        # and -shm files behind.
+        # Not SQLITE_OPEN_READONLY for mode=ro: such a connection would leave its -wal and -shm
+        # files behind.
         super().__init__(settings.path, flags=flags)
         self.busy_handler = BusyHandler(settings.write_timeout)
         self.set_busy_handler(self.busy_handler)
@@ -83,34 +75,32 @@ class SqliteConnection(apsw.Connection):
             self.execute(f"PRAGMA {name} = {value:d}").fetchall()
         if settings.mode == "ro":
             self.execute("PRAGMA query_only = ON")
-            if _has_content(f"{settings.path}-wal"):
-                # The last connection to close would move what a killed process left there.
-                self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            with suppress(OSError):
+                if os.path.getsize(f"{settings.path}-wal"):
+                    # The last connection to close would move what a killed process left there.
+                    self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def fetch_rows(self, sql: str, bindings: Any = ()) -> list[Any]:
         """Run a statement to its end; its rows."""
         return self.execute(sql, bindings).fetchall()
 
     def fetch_json(self, sql: str, bindings: Any = ()) -> list[Any]:
-        """What a statement gives as one JSON array: one step, however long it is (see blocks)."""
+        """The rows that a statement returns as one JSON array, and so in one step (see blocks)."""
         found: list[Any] = json.loads(self.fetch_rows(sql, bindings)[0][0])
         return found
 
     def roll_back(self) -> None:
         """Roll back whatever is open."""
         if self.in_transaction:
-            try:
+            with suppress(apsw.Error):  # nothing can be done about it here; the next BEGIN fails
                 self.execute("ROLLBACK", can_cache=False)
-            except apsw.Error:
-                # Nothing can be done about it here, and the next BEGIN will say so.
-                return
 
 
 ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
 
 
 class ConnectionPool(Generic[ConnectionT]):
-    """Connections of one kind, to be used again. Any thread.
+    """Connections of one kind, to be used again (any thread).
 
     :param connect: makes another one.
     :param max_idle: how many that are not in use are kept.
@@ -152,26 +142,20 @@ class Database:
         self.settings = settings
         self.path = settings.path
         self.clock = clock
-        self.shared_file = SharedFile.acquire(
-            settings.path, may_create=settings.mode == "rwc", purpose=purpose
-        )
+        may_create = settings.mode == "rwc"
+        self.shared_file = SharedFile.acquire(self.path, may_create=may_create, purpose=purpose)
         self._pid = os.getpid()
         self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False
-        try:
-            with translate_errors(self.path):
-                self._write_connection = SqliteConnection(settings)
-                try:
-                    self._prepare_file(self._write_connection)
-                except BaseException:
-                    self._write_connection.close()
-                    raise
-        except BaseException:
-            self.shared_file.release()
-            raise
+        with ExitStack() as undo, translate_errors(self.path):
+            undo.callback(self.shared_file.release)
+            self._write_connection = SqliteConnection(settings)
+            undo.callback(self._write_connection.close)
+            self._prepare_file(self._write_connection)
+            undo.pop_all()
 
     def _prepare_file(self, connection: SqliteConnection) -> None:
-        """Make the file ours, whatever other processes do to it at the same time.
+        """Create what is missing of the log, whatever other processes do at the same time.
 
         :raises NotFound: it is another program's, or empty, and must not be made a log.
         """
@@ -180,7 +164,7 @@ class Database:
         if self.settings.mode == "ro":
             self._check_version(connection)
             return
-        connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # these two say something to a
+        connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # these two have an effect on a
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # new file only
         encoding = connection.pragma("encoding")
         if encoding != "UTF-8":
@@ -209,24 +193,20 @@ class Database:
                 f"{self.path}: written by another version of this package (schema {version}, "
                 f"this one reads {schema.VERSION}); install the version that wrote it"
             )
-        if not connection.fetch_rows(_FIND_VIEWS):
-            self._make_views(connection)
-
-    @staticmethod
-    def _make_views(connection: SqliteConnection) -> None:
-        """Add the views to a file, which may have been made before there were any."""
-        try:
+        if connection.fetch_rows(_FIND_VIEWS):
+            return
+        try:  # the file may have been made before there were views
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(schema.VIEWS)
             connection.execute("COMMIT")
         except apsw.Error as error:
-            # The log itself needs no view: whoever opens the file next tries again.
+            # The log itself needs no view, and the next process that opens the file tries again.
             logger.info("the views of the log's file were not made: %s", error)
         finally:
             connection.roll_back()
 
     def _enable_wal(self, connection: SqliteConnection) -> str:
-        # Switching needs the file for itself and does not wait: SQLite fears a deadlock.
+        # Switching needs exclusive access and does not wait: SQLite avoids a deadlock.
         deadline = time.monotonic() + self.settings.write_timeout
         while True:
             try:
@@ -273,7 +253,7 @@ class Database:
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Generator[SqliteConnection]:
-        """A connection for a few statements that read, or for a short look at one snapshot."""
+        """A connection for a few statements that read, on one snapshot if that is asked for."""
         connection = self.acquire()
         try:
             with translate_errors(self.path):
@@ -294,7 +274,7 @@ class Database:
     ) -> Generator[SqliteConnection]:
         """A transaction; all of it is in the file when the block ends, nothing if it raises.
 
-        :param timeout: seconds to wait for the turn, instead of the URL's.
+        :param timeout: seconds to wait for the lock, instead of the URL's.
         :param on_committed: called when it is in the file, before anybody else may write.
         :param sync: False: do not wait until it is on the disk. It survives the end of this
             process; a power cut may take it, unless something that was flushed came after it.

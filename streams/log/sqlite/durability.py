@@ -22,9 +22,9 @@ _REMOTE = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "ncpfs", "nfs", "nfs4", "s
 
 def durability_facts(database: Database) -> tuple[DurabilityFact, ...]:
     """How the file is written, and what it lies on."""
-    with database.read() as connection:
-        ((mode,),) = connection.fetch_rows("PRAGMA synchronous")
-        ((journal,),) = connection.fetch_rows("PRAGMA journal_mode")
+    with database.read() as db:
+        ((mode,),) = db.fetch_rows("PRAGMA synchronous")
+        ((journal,),) = db.fetch_rows("PRAGMA journal_mode")
     is_synced = mode >= 2
     return (
         DurabilityFact(
@@ -51,22 +51,17 @@ def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
     if kind in _VOLATILE:
         yield DurabilityFact("file system", kind, False, "it is memory: put the file on a disk")
     elif kind in _REMOTE:
-        yield DurabilityFact(
-            "file system",
-            kind,
-            False,
-            "SQLite's locks do not hold over a network: use a local disk",
-        )
+        advice = "SQLite's locks do not hold over a network: use a local disk"
+        yield DurabilityFact("file system", kind, False, advice)
     elif kind in _LAYERED:
-        yield DurabilityFact(
-            "file system", kind, None, "in a container it goes with it: put it on a volume"
-        )
+        advice = "in a container it goes with it: put it on a volume"
+        yield DurabilityFact("file system", kind, None, advice)
     else:
         yield DurabilityFact("file system", kind, True)
 
 
 def file_system_of(path: str, mounts: Path = MOUNTS) -> str | None:
-    """The kind of file system that a file lies on; None where nobody says."""
+    """The kind of file system that a file lies on; None if it is unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -79,8 +74,7 @@ def file_system_of(path: str, mounts: Path = MOUNTS) -> str | None:
             continue
         mount_point = words[1].replace("\\040", " ")
         is_inside = mount_point == "/" or real == mount_point or real.startswith(mount_point + "/")
-        if is_inside and len(mount_point) >= len(
-            longest
-        ):  # of two mounts at one place the later one counts
+        # Of two mounts at one point the later one counts.
+        if is_inside and len(mount_point) >= len(longest):
             longest, kind = mount_point, words[2]
     return kind

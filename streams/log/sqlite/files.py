@@ -1,7 +1,7 @@
-"""The files of a log as the operating system sees them: who may read them, and whose they are.
+"""The files of a log: creating them, their modes and their owners.
 
-A new log's file can be read and written by its owner alone (0600, less what the umask takes away),
-for it holds payloads. SQLite gives ``-wal`` and ``-shm`` the mode of the database, and so does the
+A new log's file can be read and written by its owner alone (0600, less the umask), for it holds
+payloads. SQLite gives ``-wal`` and ``-shm`` the mode of the database, and so does the
 companion file of the members' locks. A file that is there keeps its mode.
 """
 
@@ -15,7 +15,7 @@ from streams.text import close_match
 
 _OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW_FLAGS = _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Follow no symbolic link, and do not wait for whoever has the other end of a pipe."""
+"""Follow no symbolic link, and do not wait for the other end of a pipe."""
 
 
 class CompanionRefused(OSError):
@@ -34,17 +34,17 @@ def similar_file(path: str) -> str | None:
 
 
 def missing_file(path: str) -> NotFound:
-    """What to say where a log's file is not there and must not be made."""
+    """The error for a log's file that does not exist and must not be created."""
     other = similar_file(path)
     hint = "the folder has no *.db file" if other is None else f"beside it there is {other}"
     return NotFound(f"there is no file {path}; {hint}")
 
 
 def create_file(path: str) -> bool:
-    """Make a log's file, empty, unless there is one; whether it was made. What stands in the way
-    SQLite says better.
+    """Create a log's file, empty, unless there is one; whether it was created. If that fails, the
+    error that SQLite raises afterwards says why.
 
-    Nobody in this process may have it open: closing any descriptor of a file drops the locks that
+    Nothing in this process may have it open: closing any descriptor of a file drops the locks that
     the process holds on it.
     """
     try:
@@ -57,12 +57,12 @@ def create_file(path: str) -> bool:
 def open_companion(path: str, database_path: str, *, may_create: bool = True) -> int:
     """A descriptor of the log's companion file.
 
-    Where the log's folder is writable by others (``/tmp``), somebody else could put something there
-    first: a symbolic link is not followed, and another user's file is not used, unless others may
-    write to the log itself.
+    Where the log's folder is writable by others (``/tmp``), another user could have created the
+    file first: a symbolic link is not followed, and another user's file is not used, unless others
+    may write to the log itself.
 
-    :param may_create: make it, if there is none.
-    :raises Refused: what is there was not made for this log.
+    :param may_create: create it, if there is none.
+    :raises CompanionRefused: it was not made for this log.
     :raises OSError: it cannot be opened.
     """
     descriptor = None
@@ -89,7 +89,7 @@ def open_companion(path: str, database_path: str, *, may_create: bool = True) ->
 
 
 def _copy_permissions(descriptor: int, database: os.stat_result) -> None:
-    """Whoever may use the log may use its companion, as SQLite does it for its own files."""
+    """Give the companion the log's mode and owner, as SQLite does with its own files."""
     os.fchmod(descriptor, stat.S_IMODE(database.st_mode) & 0o666)
     if os.geteuid() == 0:
         os.fchown(descriptor, database.st_uid, database.st_gid)

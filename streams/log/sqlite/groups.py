@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from streams.errors import NotFound
 from streams.log.names import group_not_empty, group_not_found
-from streams.log.protocol import Committed, GroupInfo, MemberInfo
+from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
 from streams.log.sqlite.shared_file import group_event
+from streams.log.sqlite.topics import partition_numbers
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -22,18 +23,18 @@ class Groups:
         self._database = database
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a group its first positions in a topic, unless it has some."""
-        with self._database.write() as connection:
-            numbers = _partition_numbers(connection, topic, positions)
-            has_offsets = connection.fetch_rows(
+        """See :meth:`streams.log.protocol.Log.initialize_offsets`."""
+        with self._database.write() as db:
+            numbers = _partition_numbers(db, topic, positions)
+            has_offsets = db.fetch_rows(
                 'SELECT 1 FROM streams_places WHERE "group" = ? AND position IS NOT NULL'
                 " AND no IN (SELECT no FROM streams_partitions WHERE topic = ?) LIMIT 1",
                 (group, topic),
             )
             if has_offsets:
                 return False
-            ensure_group(connection, group)
-            connection.executemany(
+            _ensure_group(db, group)
+            db.executemany(
                 'INSERT INTO streams_places ("group", no, position) VALUES (?, ?, ?)'
                 " ON CONFLICT DO UPDATE SET position = excluded.position",
                 [(group, numbers[p], position) for p, position in positions.items()],
@@ -42,118 +43,88 @@ class Groups:
 
     def list_groups(self) -> list[str]:
         """All groups, sorted."""
-        with self._database.read() as connection:
-            rows = connection.fetch_rows("SELECT name FROM streams_groups ORDER BY name")
+        with self._database.read() as db:
+            rows = db.fetch_rows("SELECT name FROM streams_groups ORDER BY name")
         return [name for (name,) in rows]
 
     def describe_group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
-        with self._database.read(snapshot=True) as connection:
-            _require_group(connection, group)
-            offset_rows = connection.fetch_rows(
+        """See :meth:`streams.log.protocol.Log.group`."""
+        with self._database.read(snapshot=True) as db:
+            _require_group(db, group)
+            offset_rows = db.fetch_rows(
                 "SELECT p.topic, p.partition, c.position, c.progress, c.owner"
                 " FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no"
                 ' WHERE c."group" = ? ORDER BY p.topic, p.partition',
                 (group,),
             )
-            running = self._running_members(connection, group)
-        return GroupInfo(
-            group,
-            tuple(
-                MemberInfo(
-                    row.id,
-                    tuple(
-                        (topic, p) for topic, p, _, _, owner in offset_rows if owner == row.number
-                    ),
-                )
-                for row in running
-            ),
-            {
-                (topic, partition): Committed(position, str(progress))
-                for topic, partition, position, progress, _ in offset_rows
-                if position is not None and self._is_valid_offset(group, topic, partition, position)
-            },
-        )
-
-    def _is_valid_offset(self, group: str, topic: str, partition: int, position: object) -> bool:
-        if isinstance(position, int):
-            return True
-        logger.warning(
-            "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is no "
-            "offset: set it by `streams reset %s %s --to PLACE`",
-            self._database.path, topic, partition, group, position, group, topic,
-        )  # fmt: skip
-        return False
+            running = self._running_members(db, group)
+        partitions: dict[int, list[TopicPartition]] = {row.number: [] for row in running}
+        positions: dict[TopicPartition, Committed] = {}
+        for topic, partition, position, progress, owner in offset_rows:
+            if owner in partitions:
+                partitions[owner].append((topic, partition))
+            if isinstance(position, int):
+                positions[topic, partition] = Committed(position, str(progress))
+            elif position is not None:
+                logger.warning(
+                    "%s: %s/%d is left out: in streams_places the group %r is at %.50r, which is "
+                    "no offset: set it by `streams reset %s %s --to PLACE`",
+                    self._database.path, topic, partition, group, position, group, topic,
+                )  # fmt: skip
+        members = tuple(MemberInfo(row.id, tuple(partitions[row.number])) for row in running)
+        return GroupInfo(group, members, positions)
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool
     ) -> None:
-        """Set a group's places, and raise their epochs, so that whoever owned them has lost them.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
-        """
-        with self._database.write() as connection:
-            numbers = _partition_numbers(connection, topic, offsets)
+        """See :meth:`streams.log.protocol.Log.reset_offsets`: the epochs are raised, so that the
+        owners lose the partitions."""
+        with self._database.write() as db:
+            numbers = _partition_numbers(db, topic, offsets)
             if not force:
-                self._require_no_members(connection, group)
-            ensure_group(connection, group)
-            connection.executemany(
+                self._require_no_members(db, group)
+            _ensure_group(db, group)
+            db.executemany(
                 'INSERT INTO streams_places ("group", no, position, progress, epoch)'
                 " VALUES (?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET position = excluded.position,"
                 " progress = excluded.progress, epoch = epoch + 1, owner = NULL",
-                [
-                    (group, numbers[p], committed.position, committed.progress)
-                    for p, committed in offsets.items()
-                ],
+                [(group, numbers[p], *committed) for p, committed in offsets.items()],
             )
-            bump_generation(connection, group)
+            bump_generation(db, group)
         self._database.shared_file.notify([group_event(group)])
 
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
+        """See :meth:`streams.log.protocol.Log.delete_group`."""
+        with self._database.write() as db:
+            _require_group(db, group)
+            self._require_no_members(db, group)
+            db.execute('DELETE FROM streams_places WHERE "group" = ?', (group,))
+            db.execute('DELETE FROM streams_members WHERE "group" = ?', (group,))
+            db.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
 
-        :raises GroupNotEmpty: it has running members.
-        :raises NotFound: there is none of that name.
-        """
-        with self._database.write() as connection:
-            _require_group(connection, group)
-            self._require_no_members(connection, group)
-            connection.execute('DELETE FROM streams_places WHERE "group" = ?', (group,))
-            connection.execute('DELETE FROM streams_members WHERE "group" = ?', (group,))
-            connection.execute("DELETE FROM streams_groups WHERE name = ?", (group,))
-
-    def _running_members(self, connection: SqliteConnection, group: str) -> list[MemberRow]:
+    def _running_members(self, db: SqliteConnection, group: str) -> list[MemberRow]:
         clock, alive = self._database.clock, self._database.shared_file.member_locks
-        return [row for row in member_rows(connection, group) if is_running(row, clock, alive)]
+        return [row for row in member_rows(db, group) if is_running(row, clock, alive)]
 
-    def _require_no_members(self, connection: SqliteConnection, group: str) -> None:
-        running = self._running_members(connection, group)
+    def _require_no_members(self, db: SqliteConnection, group: str) -> None:
+        running = self._running_members(db, group)
         if running:
             raise group_not_empty(group, len(running), f" (such as {running[0].id}), or force it")
 
 
-def ensure_group(connection: SqliteConnection, group: str) -> None:
-    """Make the group, if there is none of that name."""
-    connection.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
+def _ensure_group(db: SqliteConnection, group: str) -> None:
+    db.execute("INSERT OR IGNORE INTO streams_groups (name) VALUES (?)", (group,))
 
 
-def _require_group(connection: SqliteConnection, group: str) -> None:
-    if not connection.fetch_rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
+def _require_group(db: SqliteConnection, group: str) -> None:
+    if not db.fetch_rows("SELECT 1 FROM streams_groups WHERE name = ?", (group,)):
         raise group_not_found(group)
 
 
-def _partition_numbers(
-    connection: SqliteConnection, topic: str, wanted: Mapping[int, object]
-) -> dict[int, int]:
+def _partition_numbers(db: SqliteConnection, topic: str, wanted: Iterable[int]) -> list[int]:
     """The numbers of a topic's partitions, all those wanted among them."""
-    rows = connection.fetch_rows(
-        "SELECT partition, no FROM streams_partitions WHERE topic = ?", (topic,)
-    )
-    numbers = dict(rows)
+    numbers = partition_numbers(db, [topic]).get(topic, [])
     for partition in wanted:
-        if partition not in numbers:
+        if not 0 <= partition < len(numbers):
             raise NotFound(f"there is no partition {partition} of a topic {topic!r}")
     return numbers

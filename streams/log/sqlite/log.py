@@ -1,8 +1,7 @@
-"""The log itself: what :mod:`streams.log.protocol` asks for, on one SQLite file."""
+"""The log itself: what its parts can do, behind :class:`streams.log.protocol.Log`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,11 +29,11 @@ from streams.log.sqlite import durability, reader, settings
 from streams.log.sqlite.database import Database
 from streams.log.sqlite.groups import Groups
 from streams.log.sqlite.producer import Writer
-from streams.log.sqlite.query import QueryRunner
 from streams.log.sqlite.reader import SqliteReader
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.subscription import SqliteSubscription
 from streams.log.sqlite.topics import Topics
+from streams.log.sqlite.user_sql import QueryRunner
 from streams.message import Record
 
 CAPABILITIES = Capabilities(name="sqlite", transactions=True, uses_app_clock=True)
@@ -51,7 +50,7 @@ def open(request: OpenRequest) -> Log:
     return SqliteLog(request)
 
 
-class SqliteLog(DenseOffsets):
+class SqliteLog(DenseOffsets, Log):
     """A log in one file. Usable from any thread of the process that opened it."""
 
     def __init__(self, request: OpenRequest) -> None:
@@ -66,12 +65,10 @@ class SqliteLog(DenseOffsets):
         self._writer = Writer(self._database, self._trimmer)
         self._groups = Groups(self._database)
         self._queries = QueryRunner(self._database)
-        self._lock = threading.Lock()
         self._subscriptions: set[SqliteSubscription] = set()
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
         return CAPABILITIES
 
     # -- topics
@@ -87,111 +84,73 @@ class SqliteLog(DenseOffsets):
 
         Declared again with a retention, the topic takes it over; declared without one, it keeps
         what it has.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        :raises ConfigError: there is no such retention here.
         """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.create_topic(topic, partitions, retention)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention.
-
-        :raises NotFound: there is none of that name.
-        :raises ConfigError: there is no such retention here.
-        """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
         return self._topics.describe_topic(topic)
 
     def topics(self) -> list[TopicInfo]:
-        """All topics, by name."""
         return self._topics.list_topics()
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """How the file is written, and what it lies on; the same for every topic."""
         return durability.durability_facts(self._database)
 
     def delete_topic(self, topic: str) -> None:
-        """Delete a topic with its messages and every group's position in it."""
         self._topics.delete_topic(topic)
 
     # -- writing
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, in one transaction; ``on_appended`` is told before this
-        returns."""
+        """Write records in one transaction; ``on_appended`` is called before this returns."""
         self._writer.append(topic, records, on_appended)
 
     def flush(self, timeout: float) -> None:
-        """Wait for the appends of other threads.
-
-        :raises Unavailable: some have not ended after ``timeout`` seconds.
-        """
         self._writer.flush(timeout)
 
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """First offset that can be read, and the one the next message will get."""
-        self._trimmer.trim_if_due(topic)  # what is too old is not there any more
-        with self._database.read() as connection:
-            found = reader.partition_row(connection, topic, partition)
+        self._trimmer.trim_if_due(topic)  # what is too old is not to be seen
+        with self._database.read() as db:
+            found = reader.partition_row(db, topic, partition)
         return found.first_offset, found.end_offset
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Offset of the first message the log took at or after ``time``; the end if none."""
-        with self._database.read(snapshot=True) as connection:
-            return reader.offset_for_time(connection, topic, partition, time)
+        with self._database.read(snapshot=True) as db:
+            return reader.offset_for_time(db, topic, partition, time)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> SqliteReader:
-        """Read from offset ``start`` up to, not including, offset ``end``."""
         return SqliteReader(self._database, topic, partition, start, end)
 
     # -- groups
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a new group its positions: True where it had none in this topic."""
         return self._groups.initialize_offsets(check_group(group), topic, positions)
 
     def group(self, group: str) -> GroupInfo:
-        """A group's members and positions.
-
-        :raises NotFound: there is none of that name.
-        """
         return self._groups.describe_group(group)
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """Where a group is in one topic, by partition; nothing if it never was there."""
         try:
             return self.group(group).committed_in(topic)
         except NotFound:
             return {}
 
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
         return self._groups.list_groups()
 
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's places in a topic.
-
-        :raises GroupNotEmpty: it has running members, and ``force`` is not set.
-        """
         self._groups.reset_offsets(check_group(group), topic, offsets, force=force)
 
     def delete_group(self, group: str) -> None:
-        """Delete a group and its positions.
-
-        :raises GroupNotEmpty: it has running members.
-        """
         self._groups.delete_group(group)
 
     def subscribe(
@@ -204,31 +163,16 @@ class SqliteLog(DenseOffsets):
         trim_margin: int = TRIM_MARGIN,
         member: StaticMember | None = None,
     ) -> SqliteSubscription:
-        """Join a group; partitions come with the first polls.
-
-        :raises NotFound: one of the topics does not exist.
-        """
+        check_group(group)
+        db, trimmer, on_close = self._database, self._trimmer, self._subscriptions.discard
         subscription = SqliteSubscription(
-            self._database,
-            self._trimmer,
-            check_group(group),
-            topics,
-            listener,
-            flow,
-            trim_margin,
-            self._discard_subscription,
-            member,
+            db, trimmer, group, topics, listener, flow, trim_margin, on_close, member
         )
-        with self._lock:
-            self._subscriptions.add(subscription)
+        self._subscriptions.add(subscription)
         return subscription
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Nothing to do: the others see that the process's lock is gone."""
-
-    def _discard_subscription(self, subscription: SqliteSubscription) -> None:
-        with self._lock:
-            self._subscriptions.discard(subscription)
 
     # -- the rest
 
@@ -239,9 +183,7 @@ class SqliteLog(DenseOffsets):
     def close(self) -> None:
         """Let go of everything. Subscriptions still open leave their groups undrained."""
         if not self._database.is_forked:
-            with self._lock:
-                left = list(self._subscriptions)
-            for subscription in left:
+            for subscription in list(self._subscriptions):
                 subscription.abandon()
             self._queries.close()
             self._database.close()

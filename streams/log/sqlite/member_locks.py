@@ -5,10 +5,10 @@ always empty). The kernel drops the lock when the process ends, however it ends,
 killed member owned is free at once and nobody waits for its lease. A *stopped* process keeps its
 locks: there the lease decides, as it does where the file cannot be used (see ``files``).
 
-POSIX record locks belong to the process: a forked child does not inherit them (``flock`` would
-live on in it). In return, a process sees none of its own, and closing *any* descriptor of the file
-drops all of them; so a process keeps one descriptor and remembers its own members. The file is
-never deleted: somebody may be about to lock it.
+POSIX record locks belong to the process: a forked child does not inherit them (as it would with
+``flock``). But a process does not see its own, and closing *any* descriptor of the file drops all
+of them; so a process keeps one descriptor and remembers its own members. The file is never deleted:
+another process may be about to lock it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = get_logger("streams")
 
 
 def timeline_of(clock: Clock) -> str:
-    """What ``clock.monotonic()`` is counted on: only on one and the same can two compare it.
+    """What ``clock.monotonic()`` counts from: two processes can compare only times of one timeline.
 
     The machine's own begins anew at a restart, and differs between time namespaces.
     """
@@ -43,7 +43,7 @@ def _machine_timeline() -> str:
             boot = file.read().strip()
         return f"{boot} {os.readlink('/proc/self/ns/time')}"
     except OSError:
-        return ""  # another system: what a restart leaves behind, nobody holds the lock of
+        return ""  # not Linux; after a restart, nobody holds the locks of the rows that are left
 
 
 class MemberLocks:
@@ -58,8 +58,7 @@ class MemberLocks:
         self._warned = False
 
     def acquire(self, number: int) -> None:
-        """Say that member ``number`` runs in this process, until :meth:`release` or the process's
-        end."""
+        """Hold the lock of member ``number`` until :meth:`release` or the end of this process."""
         with self._lock:
             self._held.add(number)
             self._try_lock(number)
@@ -92,7 +91,7 @@ class MemberLocks:
     def _try_lock(self, number: int, *, may_create: bool = True) -> bool | None:
         """Lock the byte: True if it is ours now, False if another process has it.
 
-        :param may_create: make the file, if there is none. Otherwise nobody can have locked it.
+        :param may_create: create the file, if there is none. Otherwise nobody can have locked it.
         """
         if sys.platform == "win32":
             return None
@@ -100,7 +99,7 @@ class MemberLocks:
             if self._fd is None:
                 self._fd = open_companion(self._path, self._database_path, may_create=may_create)
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, depending on the system
             return False if self._fd is not None else None
         except CompanionRefused as error:
             if not self._warned:

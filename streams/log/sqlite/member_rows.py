@@ -1,4 +1,4 @@
-"""The rows of a group's members: reading them, and telling the group that something changed."""
+"""The rows of a group's members: reading and deleting them, and making the group plan again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class MemberRow(NamedTuple):
     number: int
     id: str
     topics: tuple[str, ...]
-    """Empty where what stands there makes no sense."""
+    """Empty if what is stored makes no sense."""
     expires: float
-    """Minus infinity where what stands there makes no sense."""
+    """Minus infinity if what is stored makes no sense."""
     timeline: str
 
 
-def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
+def member_rows(db: SqliteConnection, group: str) -> list[MemberRow]:
     """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
     # As bytes: the driver refuses text that is not UTF-8.
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB), expires, CAST(timeline AS BLOB)"
         ' FROM streams_members WHERE "group" = ? ORDER BY no',
         (group,),
@@ -35,17 +35,13 @@ def member_rows(connection: SqliteConnection, group: str) -> list[MemberRow]:
     return [
         MemberRow(
             number,
-            _decode_text(id),
+            id.decode("utf-8", "backslashreplace"),
             _decode_topics(topics),
-            _decode_expiry(expires),
-            _decode_text(timeline),
+            expires if isinstance(expires, float) and isfinite(expires) else -INFINITY,
+            timeline.decode("utf-8", "backslashreplace"),
         )
         for number, id, topics, expires, timeline in rows
     ]
-
-
-def _decode_text(stored: bytes) -> str:
-    return stored.decode("utf-8", "backslashreplace")
 
 
 def _decode_topics(stored: bytes) -> tuple[str, ...]:
@@ -53,13 +49,8 @@ def _decode_topics(stored: bytes) -> tuple[str, ...]:
         found = json.loads(stored)
     except (ValueError, RecursionError):
         return ()
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        return ()
-    return tuple(found)
-
-
-def _decode_expiry(stored: object) -> float:
-    return stored if isinstance(stored, float) and isfinite(stored) else -INFINITY
+    is_valid = isinstance(found, list) and all(isinstance(name, str) for name in found)
+    return tuple(found) if is_valid else ()
 
 
 def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
@@ -68,27 +59,23 @@ def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
 
 
 def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
-    """Whether a member seems to run, as far as one look can tell."""
+    """Whether a member seems to run, as far as one reading of its row can tell."""
     process_runs = locks.is_running(row.number)
-    if process_runs is False:
-        return False
-    if not has_comparable_expiry(row, clock):
+    if process_runs is False or not has_comparable_expiry(row, clock):
         return process_runs is True
     return row.expires > clock.monotonic()
 
 
-def bump_generation(connection: SqliteConnection, group: str) -> None:
-    """Have a group's members plan again."""
-    connection.execute(
-        "UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,)
-    )
+def bump_generation(db: SqliteConnection, group: str) -> None:
+    """Make a group's members plan again."""
+    db.execute("UPDATE streams_groups SET generation = generation + 1 WHERE name = ?", (group,))
 
 
-def delete_member(connection: SqliteConnection, group: str, member_number: int) -> None:
+def delete_member(db: SqliteConnection, group: str, member_number: int) -> None:
     """Delete a member's row, and free what it owned."""
-    connection.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
-    connection.execute(
+    db.execute("DELETE FROM streams_members WHERE no = ?", (member_number,))
+    db.execute(
         'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
         (group, member_number),
     )
-    bump_generation(connection, group)
+    bump_generation(db, group)

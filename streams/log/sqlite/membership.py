@@ -3,31 +3,31 @@
 Theory of operation
 -------------------
 :mod:`streams.log.membership` says who should own what; here are its two tables. A member's row
-says until when it counts as running, and its leases last as long as its row: whoever finds a
-member gone deletes the row and frees what it owned in one transaction, so a lease needs no expiry
-of its own. A member is *gone*
+says until when the member counts as running, and its leases last as long as its row: whoever finds
+a member dead deletes the row and frees what it owned in one transaction, so a lease needs no expiry
+of its own. A member is *dead*
 
 * at once, when the lock that its process held has been dropped by the kernel
   (:mod:`streams.log.sqlite.member_locks`), which is how a killed process is noticed;
-* when its row has run out, which is how a stopped one is, and any where locks do not work. As a
-  clock can jump over everybody's expiry at once (a virtual machine that was paused, a test's
-  clock), such a member is under suspicion first, and has a moment to renew its row.
+* when its row has expired, which is how a stopped process is noticed, and any where locks do not
+  work. As a clock can jump over everybody's expiry at once (a virtual machine that was paused, a
+  test's clock), such a member is suspected first, and has a moment to renew its row.
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
 nobody sets. It begins anew at a restart of the machine, so a row names its timeline
-(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another one, and one whose expiry
-makes no sense, is over once it has stood unchanged for a lease's length while this member looked on
+(:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another timeline, and one whose
+expiry makes no sense, has expired once this member has seen it unchanged for a lease's length
 (:class:`streams.log.membership.StalenessTracker`).
 
-A *static* member's row has its name for an ID. Whoever joins under the name takes the row's place
-and the leases with it, under the next epochs; the one before finds that out at its next step.
+A *static* member's row has its name for an ID. Whoever joins under the name replaces the row and
+takes the leases over, under the next epochs; its predecessor finds that out at its next step.
 
-Every taking raises the epoch of a place, and a commit is refused under an older one
-(:mod:`streams.log.sqlite.offsets`). An owner that was thought gone has believed in its lease only
-until ``valid_until``, counted from before it asked for it.
+Each acquisition raises a partition's epoch, and a commit is refused under an older one
+(:mod:`streams.log.sqlite.offsets`). An owner that was thought dead has believed in its lease only
+until ``valid_until``, counted from before its request.
 
 A *generation* number of the group changes with everything that calls for another plan; members
-look at it whenever the file has changed.
+read it whenever the file has changed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from streams.errors import TopicMismatch
-from streams.log.membership import (
-    INFINITY,
-    UNOWNED,
-    Lease,
-    Member,
-    StalenessTracker,
-    plan,
-)
+from streams.log.membership import INFINITY, Lease, Member, StalenessTracker, plan
 from streams.log.names import member_fenced_error, topic_not_found
 from streams.log.protocol import Assignment, Committed, StaticMember, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
@@ -62,20 +55,20 @@ from streams.log.sqlite.member_rows import (
 )
 from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.shared_file import group_event
+from streams.log.sqlite.topics import partition_numbers
 
 EXPIRED = float("-inf")
 
 SUSPICION_SECONDS = 1.5
-"""Real seconds between the suspicion that a member's lease is over and acting on it. A member that
-waits for handlers confirms its lease about once a second."""
-
+"""Real seconds between the suspicion that a member's lease has expired and acting on it. A member
+that waits for handlers confirms its lease about once a second."""
 
 _MAX_EPOCH = 1 << 53
-"""No epoch comes near it: what is greater is damage, and counted anew."""
+"""No epoch comes near it: a greater one is damage, and counted anew."""
 
 
 class OwnershipChanges(NamedTuple):
-    """What a member's step came to, in the order in which it is to be told."""
+    """What follows from a member's step, in the order in which the listener is told."""
 
     lost: list[Assignment]
     release: list[Assignment]
@@ -110,7 +103,7 @@ class Membership:
         self.partition_numbers: dict[Assignment, int] = {}
         """What this member owns, with each partition's number."""
         self._releasing: set[Assignment] = set()
-        """Of these, what the listener was told to give up, until the file says so too."""
+        """Of these, what the listener was told to give up, until the file says so, too."""
         self.commits = OffsetCommits(database, group, self.partition_numbers)
         self._other_members: list[MemberRow] = []
         self._suspected_since: dict[int, float] = {}
@@ -124,19 +117,19 @@ class Membership:
 
         :raises NotFound: one of the topics does not exist.
         """
-        with self._database.write() as connection:
+        with self._database.write() as db:
             if self._static_name:
-                self._take_over_name(connection)
+                self._take_over_name(db)
             else:
-                self._insert_member(connection)
+                self._insert_member(db)
         self._notify_group()
 
     def heartbeat(self) -> None:
         """Confirm the membership and what is still owned, without planning."""
         sent = self._clock.monotonic()
-        with self._database.write(self._terms.safety_margin) as connection:
-            self._renew_row(connection, sent)
-            owned_epochs = self._owned_epochs(connection)
+        with self._database.write(self._terms.safety_margin) as db:
+            self._renew_row(db, sent)
+            owned_epochs = self._owned_epochs(db)
         self._extend_validity(owned_epochs, sent)
 
     def heartbeat_and_plan(self, timeout: float) -> OwnershipChanges:
@@ -150,71 +143,72 @@ class Membership:
         sent = self._clock.monotonic()
         release: list[Assignment] = []
         acquired: dict[Assignment, int] = {}
-        with self._database.write(timeout) as connection:
-            changed = not self._renew_row(connection, sent)
+        with self._database.write(timeout) as db:
+            changed = not self._renew_row(db, sent)
             if changed:
-                self._check_fenced(connection)
-                self._insert_member(connection)
-            changed |= self._delete_dead_members(connection)
-            changed |= self._release_owned(connection, self._releasing)
-            owned_epochs = self._owned_epochs(connection)
-            if changed or self._stored_generation(connection) != self.generation:
-                release, acquired = self._plan(connection, owned_epochs, sent)
-            generation = self._stored_generation(connection)
+                self._check_fenced(db)
+                self._insert_member(db)
+            changed |= self._delete_dead_members(db)
+            changed |= self._release_owned(db, self._releasing)
+            owned_epochs = self._owned_epochs(db)
+            if changed or self._stored_generation(db) != self.generation:
+                release, acquired = self._plan(db, owned_epochs, sent)
+            generation = self._stored_generation(db)
         self.generation = generation
         self.commits.was_refused = False
         self._discard_owned(self._releasing)
-        lost = [
-            a for a, number in self.partition_numbers.items() if owned_epochs.get(number) != a.epoch
-        ]
+        held = self._held(owned_epochs)
+        lost = [a for a, number in self.partition_numbers.items() if number not in held]
         self._discard_owned(lost)
         self._extend_validity(owned_epochs, sent)
-        self.commits.add_assignments(acquired)
         self.partition_numbers.update(acquired)
         if changed or acquired:
             self._notify_group()
         return OwnershipChanges(lost, release, list(acquired))
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """Let others have these. If that fails, it comes with the next step."""
-        self._releasing |= set(assignments)
+        """Let others have these. If that fails, the next step does it."""
+        self._releasing.update(assignments)
         for assignment in assignments:
             assignment.valid_until = EXPIRED
-        with self._database.write() as connection:
-            self._release_owned(connection, assignments)
+        with self._database.write() as db:
+            self._release_owned(db, assignments)
         self._discard_owned(assignments)
         self._notify_group()
 
     def abandon(self) -> None:
-        """Leave it to the others to find this member gone."""
+        """Let the others find this member dead."""
         self._locks.release(self._number)
 
     def leave(self) -> None:
-        """Be no member any more, and own nothing."""
+        """Leave the group, and own nothing."""
         try:
-            with self._database.write() as connection:
-                delete_member(connection, self.group, self._number)
+            with self._database.write() as db:
+                delete_member(db, self.group, self._number)
         finally:
-            # Even if the file could not be written: the others see that the lock is gone.
+            # Even if the file could not be written: the others see that the lock is free.
             self._locks.release(self._number)
             self._discard_owned(list(self.partition_numbers))
             self._notify_group()
 
-    def has_dead_members(self, connection: SqliteConnection) -> bool:
-        """Whether a member seems to be gone, so that a step is due. Cheap, and writes nothing."""
+    def has_dead_members(self, db: SqliteConnection) -> bool:
+        """Whether a member seems to be dead, so that a step is due. Cheap, and writes nothing."""
         if not all(
             is_running(row, self._clock, self._locks) and has_comparable_expiry(row, self._clock)
             for row in self._other_members
         ):
-            rows = member_rows(connection, self.group)
-            self._other_members = [row for row in rows if row.number != self._number]
+            self._other_members = self._read_other_members(db)
         self._staleness.observe(time.monotonic())
         return any(self._is_dead(row) for row in self._other_members)
 
     # -- inside a transaction
 
-    def _insert_member(self, connection: SqliteConnection) -> None:
-        existing = connection.fetch_rows(
+    def _read_other_members(self, db: SqliteConnection) -> list[MemberRow]:
+        rows = member_rows(db, self.group)
+        return [row for row in rows if row.number != self._number]
+
+    def _insert_member(self, db: SqliteConnection) -> None:
+        existing = db.fetch_rows(
             "SELECT name FROM streams_topics WHERE name IN (SELECT value FROM json_each(?))",
             (json.dumps(self._topics),),
         )
@@ -222,70 +216,64 @@ class Membership:
         if missing:
             raise topic_not_found(min(missing))
         self._locks.release(self._number)
-        ((self._number,),) = connection.fetch_rows(
+        ((self._number,),) = db.fetch_rows(
             "UPDATE streams_meta SET value = value + 1 WHERE name = 'members' RETURNING value"
         )
         self.commits.member_number = self._number
         self._locks.acquire(self._number)  # before anybody can see the row
-        connection.execute(
+        db.execute(
             "INSERT INTO streams_groups (name, window) VALUES (?1, ?2)"
             " ON CONFLICT DO UPDATE SET window = CASE WHEN EXISTS"
             ' (SELECT 1 FROM streams_members WHERE "group" = ?1) THEN max(window, ?2) ELSE ?2 END',
             (self.group, self._trim_margin),
         )
-        connection.execute(
+        id = self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}"
+        group, topics, *rest = self._row_values(self._clock.monotonic())
+        db.execute(
             "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                self._number,
-                self.group,
-                self._static_name or f"{socket.gethostname()}-{os.getpid()}-{self._number}",
-                json.dumps(self._topics),
-                self._terms.expiry(self._clock.monotonic()),
-                timeline_of(self._clock),
-            ),
+            (self._number, group, id, topics, *rest),
         )
-        bump_generation(connection, self.group)
+        bump_generation(db, self.group)
 
-    def _take_over_name(self, connection: SqliteConnection) -> None:
-        """Join in the place of the member that has this one's name."""
-        rows = member_rows(connection, self.group)
-        predecessors = [row.number for row in rows if row.id == self._static_name]
-        self._insert_member(connection)
-        for number in predecessors:
-            connection.execute("DELETE FROM streams_members WHERE no = ?", (number,))
-            connection.execute(
-                "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
-                ' WHERE "group" = ? AND owner = ?',
-                (self._number, self.group, number),
-            )
+    def _row_values(self, now: float) -> tuple[object, ...]:
+        """Group, topics, expiry and timeline, as they are stored."""
+        expiry = self._terms.expiry(now)
+        return self.group, json.dumps(self._topics), expiry, timeline_of(self._clock)
 
-    def _check_fenced(self, connection: SqliteConnection) -> None:
-        """This member is none any more: because another process has its name?"""
-        rows = member_rows(connection, self.group) if self._static_name else []
-        if any(row.id == self._static_name and row.number != self._number for row in rows):
+    def _take_over_name(self, db: SqliteConnection) -> None:
+        """Join, and replace the member that has this one's name."""
+        rows = member_rows(db, self.group)
+        self._insert_member(db)
+        for row in rows:
+            if row.id == self._static_name:
+                db.execute("DELETE FROM streams_members WHERE no = ?", (row.number,))
+                db.execute(
+                    "UPDATE streams_places SET owner = ?, epoch = epoch + 1"
+                    ' WHERE "group" = ? AND owner = ?',
+                    (self._number, self.group, row.number),
+                )
+
+    def _check_fenced(self, db: SqliteConnection) -> None:
+        """This member's row is gone: raise, if that is because another process has its name."""
+        rows = self._read_other_members(db) if self._static_name else []
+        if any(row.id == self._static_name for row in rows):
             raise member_fenced_error(self.group, self._static_name)
 
-    def _renew_row(self, connection: SqliteConnection, sent: float) -> bool:
+    def _renew_row(self, db: SqliteConnection, sent: float) -> bool:
         # All of it, so that a damaged row is mended.
-        connection.execute(
+        db.execute(
             'UPDATE streams_members SET "group" = ?, topics = ?, expires = ?, timeline = ?'
             " WHERE no = ?",
-            (
-                self.group,
-                json.dumps(self._topics),
-                self._terms.expiry(sent),
-                timeline_of(self._clock),
-                self._number,
-            ),
+            (*self._row_values(sent), self._number),
         )
-        return connection.changes() > 0
+        return db.changes() > 0
 
-    def _delete_dead_members(self, connection: SqliteConnection) -> bool:
-        """Delete the members that are gone; whether there were any."""
-        rows = [row for row in member_rows(connection, self.group) if row.number != self._number]
+    def _delete_dead_members(self, db: SqliteConnection) -> bool:
+        """Delete the members that are dead; whether there were any."""
+        rows = self._read_other_members(db)
         dead = [row for row in rows if self._is_dead(row)]
         for row in dead:
-            delete_member(connection, self.group, row.number)
+            delete_member(db, self.group, row.number)
             self._suspected_since.pop(row.number, None)
         self._other_members = [row for row in rows if row not in dead]
         return bool(dead)
@@ -301,76 +289,68 @@ class Membership:
         suspected = self._suspected_since.setdefault(row.number, time.monotonic())
         return time.monotonic() - suspected >= SUSPICION_SECONDS
 
-    def _release_owned(
-        self, connection: SqliteConnection, assignments: Iterable[Assignment]
-    ) -> bool:
-        """Let nobody own these; whether there were any."""
-        return self._release_numbers(
-            connection,
-            [self.partition_numbers[a] for a in assignments if a in self.partition_numbers],
-        )
+    def _release_owned(self, db: SqliteConnection, assignments: Iterable[Assignment]) -> bool:
+        """Release these; whether there were any."""
+        owned = self.partition_numbers
+        return self._release_numbers(db, [owned[a] for a in assignments if a in owned])
 
-    def _release_numbers(self, connection: SqliteConnection, numbers: Sequence[int]) -> bool:
+    def _release_numbers(self, db: SqliteConnection, numbers: Sequence[int]) -> bool:
         if numbers:
-            connection.execute(
+            db.execute(
                 'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?'
                 " AND no IN (SELECT value FROM json_each(?))",
                 (self.group, self._number, json.dumps(numbers)),
             )
-            bump_generation(connection, self.group)
+            bump_generation(db, self.group)
         return bool(numbers)
 
-    def _owned_epochs(self, connection: SqliteConnection) -> dict[int, int]:
+    def _owned_epochs(self, db: SqliteConnection) -> dict[int, int]:
         """The epochs of what the file says is ours, by partition number."""
         return dict(
-            connection.fetch_json(
+            db.fetch_json(
                 "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
                 ' FROM streams_places WHERE "group" = ? AND owner = ?',
                 (self.group, self._number),
             )
         )
 
-    def _stored_generation(self, connection: SqliteConnection) -> int:
-        rows = connection.fetch_rows(
-            "SELECT generation FROM streams_groups WHERE name = ?", (self.group,)
-        )
+    def _held(self, owned_epochs: Mapping[int, int]) -> dict[int, Assignment]:
+        """What this member knows to be its own, and the file says so, too."""
+        owned = list(self.partition_numbers.items())  # any thread may call it
+        return {number: a for a, number in owned if owned_epochs.get(number) == a.epoch}
+
+    def _stored_generation(self, db: SqliteConnection) -> int:
+        rows = db.fetch_rows("SELECT generation FROM streams_groups WHERE name = ?", (self.group,))
         return int(rows[0][0]) if rows else -1
 
     def _plan(
-        self, connection: SqliteConnection, owned_epochs: dict[int, int], sent: float
+        self, db: SqliteConnection, owned_epochs: dict[int, int], sent: float
     ) -> tuple[list[Assignment], dict[Assignment, int]]:
         """What to release, and what was just acquired, with its partitions' numbers."""
-        rows = member_rows(connection, self.group)
+        rows = member_rows(db, self.group)
         topics = {row.number: row.topics for row in rows}
-        numbers = _partition_numbers(
-            connection, {topic for names in topics.values() for topic in names}
-        )
+        numbers = partition_numbers(db, {topic for names in topics.values() for topic in names})
         partitions_by_number = {
             number: (topic, partition)
             for topic, topic_numbers in numbers.items()
             for partition, number in enumerate(topic_numbers)
         }
-        held = {
-            number: a
-            for a, number in self.partition_numbers.items()
-            if owned_epochs.get(number) == a.epoch
-        }
+        held = self._held(owned_epochs)
         leases: dict[TopicPartition, Lease] = {}
-        for number, epoch, owner in connection.fetch_json(
+        for number, epoch, owner in db.fetch_json(
             # (A JSON array takes no blob, which anybody may have written there.)
             "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0),"
             " iif(typeof(owner) = 'integer', owner, 0))) FROM streams_places"
             ' WHERE "group" = ?',
             (self.group,),
         ):
-            # What the file calls ours but we know nothing of (inherited, or a commit of unknown
-            # outcome) is taken anew; what belongs to nobody's row is free.
+            # What the file calls ours though we do not know it (inherited, or a commit of unknown
+            # outcome) is acquired anew; what belongs to no member's row is free.
             epoch = epoch if 0 < epoch < _MAX_EPOCH else 0
             if number in partitions_by_number:
+                is_owned = owner in topics
                 leases[partitions_by_number[number]] = (
-                    Lease(str(owner), epoch, INFINITY)
-                    if owner in topics
-                    else UNOWNED._replace(epoch=epoch)
+                    Lease(str(owner), epoch, INFINITY) if is_owned else Lease("", epoch, -INFINITY)
                 )
         result = plan(
             str(self._number),
@@ -380,48 +360,36 @@ class Membership:
             leases,
             {partitions_by_number[number] for number in held if number in partitions_by_number},
         )
-        released_numbers = [numbers[topic][partition] for topic, partition in result.release]
-        self._release_numbers(
-            connection, [number for number in released_numbers if number not in held]
-        )
-        release = [held[number] for number in released_numbers if number in held]
-        return release, self._acquire(connection, result.acquire, numbers, sent)
+        released = [numbers[topic][partition] for topic, partition in result.release]
+        self._release_numbers(db, [number for number in released if number not in held])
+        release = [held[number] for number in released if number in held]
+        return release, self._acquire(db, result.acquire, numbers, sent)
 
     def _acquire(
         self,
-        connection: SqliteConnection,
+        db: SqliteConnection,
         wanted: Mapping[TopicPartition, int],
         numbers: Mapping[str, list[int]],
         sent: float,
     ) -> dict[Assignment, int]:
         if not wanted:
             return {}
-        partitions_by_number = {
-            numbers[topic][partition]: (topic, partition) for topic, partition in wanted
-        }
-        connection.execute(
+        partitions_by_number = {numbers[each[0]][each[1]]: each for each in wanted}
+        epochs = [[number, wanted[each]] for number, each in partitions_by_number.items()]
+        db.execute(
             'INSERT INTO streams_places ("group", no, epoch, owner)'
             " SELECT ?, value ->> 0, value ->> 1, ? FROM json_each(?) WHERE true"
             " ON CONFLICT DO UPDATE SET epoch = excluded.epoch, owner = excluded.owner",
-            (
-                self.group,
-                self._number,
-                json.dumps(
-                    [
-                        [number, wanted[topic_partition]]
-                        for number, topic_partition in partitions_by_number.items()
-                    ]
-                ),
-            ),
+            (self.group, self._number, json.dumps(epochs)),
         )
-        committed = connection.fetch_json(
+        rows = db.fetch_json(
             "SELECT json_group_array(json_array(no, iif(typeof(position) = 'blob', hex(position),"
             " position), iif(typeof(progress) = 'text', hex(progress), ''))) FROM streams_places"
             ' WHERE "group" = ? AND owner = ? AND position IS NOT NULL',
             (self.group, self._number),
         )
-        committed_by_number: dict[int, Committed] = {}
-        for number, position, progress in committed:
+        committed: dict[int, Committed] = {}
+        for number, position, progress in rows:
             if not isinstance(position, int):
                 topic, partition = partitions_by_number.get(number, ("?", 0))
                 raise TopicMismatch(
@@ -429,37 +397,30 @@ class Membership:
                     f"{self.group!r} is at {position!r:.50}, which is no offset: set it by "
                     f"`streams reset {self.group} {topic} --to PLACE`"
                 )
-            committed_by_number[number] = Committed(
-                position, bytes.fromhex(progress).decode("ascii", "replace")
-            )
-        # A place beyond its log's end is told to the member, and taken back here: what is
-        # committed from now on is not to be taken for something older.
-        connection.execute(_RESET_BEYOND_END, (self.group, self._number))
+            progress = bytes.fromhex(progress).decode("ascii", "replace")
+            committed[number] = Committed(position, progress)
+        # The member gets a position beyond its log's end as it is, and it is reset here: otherwise
+        # what is committed from now on would count as older.
+        db.execute(_RESET_BEYOND_END, (self.group, self._number))
         valid_until = self._terms.valid_until(sent)
         return {
-            Assignment(
-                topic,
-                partition,
-                wanted[topic, partition],
-                committed_by_number.get(number),
-                valid_until,
-            ): number
-            for number, (topic, partition) in partitions_by_number.items()
+            Assignment(*each, wanted[each], committed.get(number), valid_until): number
+            for number, each in partitions_by_number.items()
         }
 
     # -- afterwards
 
     def _extend_validity(self, owned_epochs: Mapping[int, int], sent: float) -> None:
         valid_until = self._terms.valid_until(sent)
-        for assignment, number in list(self.partition_numbers.items()):
-            if owned_epochs.get(number) == assignment.epoch and assignment not in self._releasing:
+        for assignment in self._held(owned_epochs).values():
+            if assignment not in self._releasing:
                 assignment.valid_until = valid_until
 
     def _discard_owned(self, assignments: Iterable[Assignment]) -> None:
         for assignment in list(assignments):
             assignment.valid_until = EXPIRED
             self.partition_numbers.pop(assignment, None)
-            self.commits.remove_assignment(assignment)
+            self.commits.forget(assignment)
             self._releasing.discard(assignment)
 
     def _notify_group(self) -> None:
@@ -470,13 +431,3 @@ _RESET_BEYOND_END = """
 UPDATE streams_places SET position = 0, progress = '' WHERE "group" = ?1 AND owner = ?2
     AND position > (SELECT next FROM streams_partitions AS p WHERE p.no = streams_places.no)
 """
-
-
-def _partition_numbers(connection: SqliteConnection, topics: set[str]) -> dict[str, list[int]]:
-    """The partition numbers of each topic."""
-    rows = connection.fetch_rows(
-        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
-        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
-        (json.dumps(sorted(topics)),),
-    )
-    return {topic: json.loads(numbers) for topic, numbers in rows}

@@ -1,7 +1,7 @@
 """Committing a member's offsets: only what it owns, under its epoch, and never backwards.
 
-A commit names the owner and its epoch in the very statement that writes, so an owner that was
-thought gone can commit nothing when it comes back.
+The statement that writes names the owner and its epoch, so an owner that was thought dead can
+commit nothing when it comes back.
 """
 
 from __future__ import annotations
@@ -24,36 +24,29 @@ WHERE "group" = ?3 AND no = ?4 AND owner = ?5 AND epoch = ?6
 class OffsetCommits:
     """The commits of one member (any thread).
 
-    :param partition_numbers: what the member owns, with each partition's number; kept by
+    :param numbers: what the member owns, with each partition's number; kept by
         :class:`~streams.log.sqlite.membership.Membership`.
     """
 
-    def __init__(
-        self, database: Database, group: str, partition_numbers: Mapping[Assignment, int]
-    ) -> None:
+    def __init__(self, database: Database, group: str, numbers: Mapping[Assignment, int]) -> None:
         self._database = database
         self._group = group
-        self._partition_numbers = partition_numbers
+        self._partition_numbers = numbers
         self.member_number = 0
         """The number of the member's row."""
         self._versions: dict[Assignment, int] = {}
         """Of the last commit of each."""
         self.was_refused = False
-        """A commit was refused, so something has been lost that the last heartbeat did not know
-        of."""
+        """A commit was refused, so a partition was lost since the last heartbeat."""
 
-    def add_assignments(self, assignments: Iterable[Assignment]) -> None:
-        """These may be committed from now on."""
-        self._versions.update(dict.fromkeys(assignments, -1))
-
-    def remove_assignment(self, assignment: Assignment) -> None:
-        """This one may not be any more."""
+    def forget(self, assignment: Assignment) -> None:
+        """Forget an assignment that the member no longer owns."""
         self._versions.pop(assignment, None)
 
     def commit(
         self, commits: Iterable[Commit], *, sync: bool = True, timeout: float | None = None
     ) -> None:
-        """Store the places of what is owned; what is not is left out.
+        """Store the positions of what is owned; what is not is left out.
 
         :param sync: as :meth:`Database.write` says.
         :param timeout: seconds to wait while others write, instead of the URL's.
@@ -61,16 +54,16 @@ class OffsetCommits:
         written: list[Commit] = []
         with self._database.write(
             timeout, on_committed=lambda: self.mark_committed(written), sync=sync
-        ) as connection:
+        ) as db:
             for commit in commits:
                 try:
-                    if self.store_offset(connection, commit):
+                    if self.store_offset(db, commit):
                         written.append(commit)
                 except Fenced:
                     continue
 
-    def store_offset(self, connection: SqliteConnection, commit: Commit) -> bool:
-        """Write one place within a transaction; False if a newer one is there already.
+    def store_offset(self, db: SqliteConnection, commit: Commit) -> bool:
+        """Write one position within a transaction; False if a newer one is stored already.
 
         :raises Fenced: this member does not own the partition any more.
         """
@@ -79,14 +72,14 @@ class OffsetCommits:
         if partition_number is not None:
             if commit.version < self._versions.get(assignment, -1):
                 return False
-            connection.execute(
+            db.execute(
                 _STORE_OFFSET,
                 (
                     *(commit.position, commit.progress),
                     *(self._group, partition_number, self.member_number, assignment.epoch),
                 ),
             )
-            if connection.changes():
+            if db.changes():
                 return True
         self.was_refused = True
         assignment.valid_until = float("-inf")
@@ -96,7 +89,7 @@ class OffsetCommits:
         )
 
     def mark_committed(self, commits: Iterable[Commit]) -> None:
-        """These are in the file now. To be called before anybody else may write."""
+        """Remember that these are in the file. To be called before anybody else may write."""
         for commit in commits:
-            if commit.assignment in self._versions:
+            if commit.assignment in self._partition_numbers:
                 self._versions[commit.assignment] = commit.version

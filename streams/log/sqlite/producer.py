@@ -1,7 +1,7 @@
 """Writing messages: one transaction a call, however many records it has.
 
-Everything that can be done before the lock is taken is (placing, encoding), so that writers of
-several processes hold each other up as little as possible.
+Records are sorted by partition and encoded before the lock is taken, so that the writers of several
+processes delay each other as little as possible.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.schema import block_key
 from streams.log.sqlite.shared_file import topic_event
+from streams.log.sqlite.topics import partition_numbers
 from streams.message import Position, Record
 
-AppendOutcomes = Sequence["Position | LogError"]
-
-
-# A statement for many rows, as each step of a statement may cost a turn (see blocks.py). SQLite
-# copies the rows of such a one once more, so that for few it does not pay.
-_FEW_ROWS, _INSERT_ROWS = 4, 16
+# One statement for many rows, as each step of a statement may cost a thread switch (see blocks.py).
+_INSERT_ROWS = 16
 _INSERT_BLOCK = "INSERT INTO streams_blocks VALUES (?, ?, ?, ?)"
 _UPDATE_PARTITIONS = """
 UPDATE streams_partitions SET next = u.value ->> 0, time = u.value ->> 1, loose = u.value ->> 2
@@ -35,7 +32,7 @@ FROM json_each(?) AS u WHERE no = u.value ->> 3
 """
 
 
-class _PartitionAppend(NamedTuple):
+class _Append(NamedTuple):
     """What goes to one partition: which records, as which blocks."""
 
     partition: int
@@ -51,10 +48,10 @@ class Writer:
         self._trimmer = trimmer
         self._max_record = database.settings.max_record
         self._partition_numbers: dict[str, list[int]] = {}
-        """Each topic's partition numbers, believed until a transaction finds them gone."""
+        """Each topic's partition numbers, used until a transaction finds them gone."""
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
-        """Write records in order, and say how it ended (never raises for the records' sake)."""
+        """See :meth:`streams.log.protocol.Log.append`."""
         try:
             outcomes = self._append(topic, records)
         except LogError as error:
@@ -62,76 +59,66 @@ class Writer:
         on_appended(outcomes)
         self._trimmer.trim_if_due(topic)
 
-    def _append(self, topic: str, records: Sequence[Record]) -> AppendOutcomes:
+    def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Position | LogError]:
         for _ in range(2):
             numbers = self._partition_numbers.get(topic) or self._load_partition_numbers(topic)
             appends, refused = self._split_by_partition(topic, records, len(numbers))
             first_offsets = self._write(topic, numbers, appends)
             if first_offsets is not None:
                 return self._outcomes(topic, records, appends, first_offsets, refused)
-            self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps made anew
+            self._partition_numbers.pop(topic, None)  # it was deleted, and perhaps created anew
         raise NotFound(f"topic {topic!r} is being deleted")
 
     def _load_partition_numbers(self, topic: str) -> list[int]:
-        with self._database.read() as connection:
-            rows = connection.fetch_rows(
-                "SELECT no FROM streams_partitions WHERE topic = ? ORDER BY partition", (topic,)
-            )
-        if not rows:
+        with self._database.read() as db:
+            numbers = partition_numbers(db, [topic]).get(topic)
+        if numbers is None:
             raise topic_not_found(topic)
-        numbers = self._partition_numbers[topic] = [number for (number,) in rows]
+        self._partition_numbers[topic] = numbers
         return numbers
 
     # -- before the lock
 
     def _split_by_partition(
         self, topic: str, records: Sequence[Record], count: int
-    ) -> tuple[list[_PartitionAppend], dict[int, LogError]]:
+    ) -> tuple[list[_Append], dict[int, LogError]]:
         """The records by partition, as blocks, and those that cannot be written."""
         refused: dict[int, LogError] = {}
         indexes: Mapping[int, Sequence[int]]
         if count == 1 and not any(record.partition for record in records):
             indexes = {0: range(len(records))}
         else:
-            partitions = partitions_for(records, count)
-            indexes_by_partition: dict[int, list[int]] = {
-                partition: [] for partition in set(partitions)
-            }
-            for index, partition in enumerate(partitions):
-                indexes_by_partition[partition].append(index)
-            for partition in [p for p in indexes_by_partition if not 0 <= p < count]:
+            by_partition: dict[int, list[int]] = {}
+            for index, partition in enumerate(partitions_for(records, count)):
+                by_partition.setdefault(partition, []).append(index)
+            for partition in [p for p in by_partition if not 0 <= p < count]:
                 error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
-                refused.update(dict.fromkeys(indexes_by_partition.pop(partition), error))
-            indexes = indexes_by_partition
-        appends: list[_PartitionAppend] = []
+                refused.update(dict.fromkeys(by_partition.pop(partition), error))
+            indexes = by_partition
+        appends: list[_Append] = []
         for partition, wanted in indexes.items():
-            chosen = [records[index] for index in wanted]
-            encoded = blocks.encode_blocks(chosen)
-            if any(
-                len(block.data) > min(self._max_record, blocks.BLOCK_BYTES) for block in encoded
-            ):
+            encoded = blocks.encode_blocks([records[index] for index in wanted])
+            large = min(self._max_record, blocks.BLOCK_BYTES)
+            if any(len(block.data) > large for block in encoded):
                 too_large = {i for i in wanted if blocks.record_size(records[i]) > self._max_record}
                 if too_large:
                     refused.update({i: self._too_large_error(topic, records[i]) for i in too_large})
                     wanted = [index for index in wanted if index not in too_large]
                     encoded = blocks.encode_blocks([records[index] for index in wanted])
             if wanted:
-                appends.append(_PartitionAppend(partition, wanted, encoded))
+                appends.append(_Append(partition, wanted, encoded))
         return appends, refused
 
     def _too_large_error(self, topic: str, record: Record) -> TooLarge:
         return TooLarge(
             f"{topic}: message {record.id!r} has {blocks.record_size(record)} bytes, "
-            f"{self._max_record} are "
-            "allowed (?max_record= of the URL)"
+            f"{self._max_record} are allowed (?max_record= of the URL)"
         )
 
     # -- under the lock
 
-    def _write(
-        self, topic: str, numbers: list[int], appends: list[_PartitionAppend]
-    ) -> list[int] | None:
-        """The first offset of each run; None where the topic is not what was believed."""
+    def _write(self, topic: str, numbers: list[int], appends: list[_Append]) -> list[int] | None:
+        """The first offset of each run; None if the topic's partitions are others by now."""
         if not appends:
             return []
         now = int(self._database.clock.time() * 1e6)
@@ -140,10 +127,10 @@ class Writer:
         rows: list[tuple[int, int, int, bytes]] = []
         updates: list[tuple[int, int, int, int]] = []
         to_merge: list[tuple[int, int]] = []
-        with self._database.write() as connection:
+        with self._database.write() as db:
             state = {
                 number: (next_, time, small_blocks)
-                for number, next_, time, small_blocks in connection.fetch_json(
+                for number, next_, time, small_blocks in db.fetch_json(
                     "SELECT json_group_array(json_array(no, next, time, loose))"
                     " FROM streams_partitions"
                     " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
@@ -165,10 +152,13 @@ class Writer:
                     to_merge.append((number, small_blocks))
                     small_blocks = 0
                 updates.append((offset, time, small_blocks, number))
-            _insert_blocks(connection, rows)
-            connection.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
+            for start in range(0, len(rows), _INSERT_ROWS):
+                chunk = rows[start : start + _INSERT_ROWS]
+                sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
+                db.execute(sql, tuple(chain.from_iterable(chunk)))
+            db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
             for number, small_blocks in to_merge:
-                _merge_small_blocks(connection, number, small_blocks)
+                _merge_small_blocks(db, number, small_blocks)
         self._database.shared_file.notify([topic_event(topic)])
         return first_offsets
 
@@ -176,10 +166,10 @@ class Writer:
     def _outcomes(
         topic: str,
         records: Sequence[Record],
-        appends: list[_PartitionAppend],
+        appends: list[_Append],
         first_offsets: list[int],
         refused: dict[int, LogError],
-    ) -> AppendOutcomes:
+    ) -> Sequence[Position | LogError]:
         outcomes: list[Any] = [None] * len(records)
         for run, first in zip(appends, first_offsets, strict=True):
             offsets = range(first, first + len(run.indexes))
@@ -195,30 +185,17 @@ class Writer:
         return outcomes
 
     def flush(self, timeout: float) -> None:
-        """An append returns when its outcome is told, so there is nothing to wait for but those
-        under way in other threads: the turn to write comes after them."""
+        """Wait for the appends of other threads: each of them holds the lock."""
         self._database.shared_file.write_lock.acquire(timeout)
         self._database.shared_file.write_lock.release()
 
 
-def _insert_blocks(
-    connection: SqliteConnection, rows: Sequence[tuple[int, int, int, bytes]]
-) -> None:
-    if len(rows) <= _FEW_ROWS:
-        connection.executemany(_INSERT_BLOCK, rows)
-        return
-    for start in range(0, len(rows), _INSERT_ROWS):
-        chunk = rows[start : start + _INSERT_ROWS]
-        extra_rows = ", (?, ?, ?, ?)" * (len(chunk) - 1)
-        connection.execute(_INSERT_BLOCK + extra_rows, tuple(chain.from_iterable(chunk)))
-
-
-def _merge_small_blocks(connection: SqliteConnection, partition_number: int, count: int) -> None:
+def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int) -> None:
     """Make one block of the last ``count`` of a partition, all small.
 
-    Who publishes one message at a time would else leave a reader one block a message.
+    Otherwise a publisher of single messages would leave a reader one block for each.
     """
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT place, count, time, data FROM streams_blocks"
         " WHERE place BETWEEN ? AND ? ORDER BY place DESC LIMIT ?",
         (block_key(partition_number, 0), block_key(partition_number + 1, 0) - 1, count),
@@ -226,8 +203,6 @@ def _merge_small_blocks(connection: SqliteConnection, partition_number: int, cou
     rows.reverse()
     data = blocks.merge_blocks([row[1:] for row in rows])
     first, last = rows[0][0], rows[-1][0]
-    connection.execute("DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?", (first, last))
-    connection.execute(
-        "INSERT INTO streams_blocks VALUES (?, ?, ?, ?)",
-        (first, sum(row[1] for row in rows), rows[-1][2], data),
-    )
+    db.execute("DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?", (first, last))
+    row = (first, sum(row[1] for row in rows), rows[-1][2], data)
+    db.execute(_INSERT_BLOCK, row)

@@ -1,4 +1,4 @@
-"""Reading along one partition, and looking up places in it."""
+"""Reading one partition, and looking up offsets in it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from streams.log.sqlite.schema import OFFSET_MASK, block_key
 from streams.log.sqlite.shared_file import SharedFile, topic_event
 
 _LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
-"""A block larger than this is fetched alone, once it is known that there is room for it."""
+"""A block larger than this is read by itself, if it is the first that is to be returned."""
 
 _MAX_BLOCKS = 64
 """Blocks fetched at once, at most."""
 
 # The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
-# what each is, and the data of all, one after the other. A large one is left out, but listed.
+# a list of them, and the data of all, one after the other. A large one is listed without its data.
 # In a UTF-8 database (no other is opened) group_concat takes the bytes of a BLOB as they are.
 _SELECT_BLOCKS = """
 SELECT json_group_array(json_array(b.place, b.count, b.time, length(b.data))),
@@ -40,90 +40,91 @@ FROM (
 """
 
 
+class _BlockRow(NamedTuple):
+    """A block as it is listed."""
+
+    key: int
+    messages: int
+    time: int
+    length: int
+
+
 class PartitionCursor:
-    """Where somebody reads in partition number ``no``. Used by one thread at a time."""
+    """Reads one partition from a position on. Used by one thread at a time."""
 
     def __init__(self, number: int, position: int) -> None:
         self.number = number
         self.position = position
         self._buffered: BlockSlice | None = None
         self._messages_per_block = 1
-        """Messages in a block, about, as far as has been seen."""
+        """The mean of the blocks that were read last."""
 
     @property
     def has_buffered(self) -> bool:
-        """Whether more is in memory than was taken."""
+        """Whether a part of a block is kept in memory."""
         return self._buffered is not None
 
     def drop_buffered(self) -> None:
-        """Let go of what is in memory."""
+        """Drop the part of a block that is kept in memory."""
         self._buffered = None
 
     def read(
-        self, connection: SqliteConnection, end: int, limit: int, byte_limit: int
+        self, db: SqliteConnection, end: int, limit: int, byte_limit: int
     ) -> tuple[list[BlockSlice], int]:
         """The next messages below ``end``, at most ``limit``, and how many bytes were read.
 
         :param end: an offset up to which the partition is, or once was, filled.
         :param byte_limit: stop when this many bytes are reached.
         """
-        slices: list[BlockSlice] = []
         if self.position >= end:
-            return slices, 0
+            return [], 0
         before = self.position, self._buffered
         try:
-            return slices, self._read_blocks(slices, connection, end, limit, byte_limit)
+            return self._read_blocks(db, end, limit, byte_limit)
         except BaseException:
             self.position, self._buffered = before
             raise
 
     def _read_blocks(
-        self,
-        slices: list[BlockSlice],
-        connection: SqliteConnection,
-        end: int,
-        limit: int,
-        byte_limit: int,
-    ) -> int:
+        self, db: SqliteConnection, end: int, limit: int, byte_limit: int
+    ) -> tuple[list[BlockSlice], int]:
+        slices: list[BlockSlice] = []
         buffered, self._buffered = self._buffered, None
         if buffered is not None:
-            limit -= self._add_slice(
-                slices, buffered.first_offset, buffered.time, buffered.block, end, limit
-            )
+            part = self._cut(buffered, end, limit)
+            slices.append(part)
+            limit -= part.high - part.low
             if limit < 1 or self.position >= end:
-                return 0
-        max_blocks = max(
-            1,
-            min(
-                _MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, -(-limit // self._messages_per_block)
-            ),
-        )
-        found, data = self._fetch_blocks(connection, end, max_blocks)
+                return slices, 0
+        blocks_wanted = -(-limit // self._messages_per_block)
+        max_blocks = min(_MAX_BLOCKS, byte_limit // blocks.BLOCK_BYTES, blocks_wanted) or 1
+        found, data = self._fetch_blocks(db, end, max_blocks)
+        packed: bytes | memoryview
         start = bytes_read = 0
-        for place_, _, time_, length in found:
-            if length <= _LARGE_BLOCK:
-                packed = data[start : start + length]
-                start += length
+        for row in found:
+            if row.length <= _LARGE_BLOCK:
+                packed = data[start : start + row.length]
+                start += row.length
             elif slices:
                 break
             else:
-                packed = connection.fetch_rows(
-                    "SELECT data FROM streams_blocks WHERE place = ?", (place_,)
-                )[0][0]
+                packed = _block_data(db, row.key)
             block = blocks.decode_block(packed)
-            limit -= self._add_slice(slices, place_ & OFFSET_MASK, time_, block, end, limit)
-            bytes_read += length
+            part = self._cut(BlockSlice(row.key & OFFSET_MASK, row.time, block, 0, 0), end, limit)
+            slices.append(part)
+            limit -= part.high - part.low
+            bytes_read += row.length
             if limit < 1 or bytes_read >= byte_limit or self.position >= end:
                 break
         else:
             if len(found) < max_blocks:
-                # Nothing more stands below `end`: whatever else was there has been trimmed.
+                # There is nothing more below `end`: the rest has been trimmed.
                 self.position = end
-        return bytes_read
+        return slices, bytes_read
 
     def _fetch_blocks(
-        self, connection: SqliteConnection, end: int, max_blocks: int
-    ) -> tuple[list[tuple[int, int, int, int]], memoryview]:
+        self, db: SqliteConnection, end: int, max_blocks: int
+    ) -> tuple[list[_BlockRow], memoryview]:
         bindings = {
             "usual": _LARGE_BLOCK,
             "partition": block_key(self.number, 0),
@@ -131,38 +132,31 @@ class PartitionCursor:
             "end": block_key(self.number, end),
             "most": max_blocks,
         }
-        cursor = connection.execute(_SELECT_BLOCKS, bindings)
+        cursor = db.execute(_SELECT_BLOCKS, bindings)
         listed, data = next(cursor)
         cursor.close(True)  # not asking for a second row, of which there is none, saves a step
-        found = json.loads(listed)
+        found = [_BlockRow(*row) for row in json.loads(listed)]
         if found:
-            self._messages_per_block = max(1, sum(count for _, count, _, _ in found) // len(found))
+            self._messages_per_block = max(1, sum(row.messages for row in found) // len(found))
         return found, memoryview(data or b"")
 
-    def _add_slice(
-        self,
-        slices: list[BlockSlice],
-        first: int,
-        time: int,
-        block: blocks.Block,
-        end: int,
-        limit: int,
-    ) -> int:
+    def _cut(self, block_slice: BlockSlice, end: int, limit: int) -> BlockSlice:
+        """The messages of a block from the position on, which moves behind them."""
+        first, count = block_slice.first_offset, len(block_slice.block.ids)
         low = max(0, self.position - first)
-        high = min(len(block.ids), end - first, low + limit)
-        slices.append(BlockSlice(first, time, block, low, high))
+        high = min(count, end - first, low + limit)
         self.position = first + high
-        if high < len(block.ids):
-            self._buffered = slices[-1]
-        return high - low
+        found = block_slice._replace(low=low, high=high)
+        self._buffered = found if high < count else None
+        return found
 
 
 class ChangeWaiter:
     """Waiting for what others write, in this process or another one. Used by one thread at a time.
 
     Within the process the writer sets our event. Other processes' commits show in SQLite's
-    ``data_version``, which costs a few microseconds to ask for; the longer nothing happens, the
-    less often it is asked: 20 times a second at last, after a quarter of one.
+    ``data_version``, which costs a few microseconds to read; the longer nothing happens, the less
+    often it is read: after a quarter of a second, 20 times a second.
     """
 
     _MIN_PAUSE = 0.001
@@ -176,21 +170,21 @@ class ChangeWaiter:
         self._pause = self._MIN_PAUSE
         shared.watch(keys, self.event)
 
-    def has_changed(self, connection: SqliteConnection) -> bool:
+    def has_changed(self, db: SqliteConnection) -> bool:
         """Whether anybody else wrote since the last call."""
-        version = connection.fetch_rows("PRAGMA data_version")[0][0]
+        version = db.fetch_rows("PRAGMA data_version")[0][0]
         changed: bool = version != self._version
         self._version = version
         return changed
 
-    def wait(self, connection: SqliteConnection, seconds: float) -> bool:
-        """Block until there is news or real ``seconds`` are over; whether there is.
+    def wait(self, db: SqliteConnection, seconds: float) -> bool:
+        """Block until something has changed or real ``seconds`` are over; whether it has.
 
-        Call it only after looking at the state that the news would be about.
+        Call it only after reading the state that may change.
         """
         deadline = time.monotonic() + seconds
         while True:
-            if self.has_changed(connection) or self.event.is_set():
+            if self.has_changed(db) or self.event.is_set():
                 self.event.clear()
                 self._pause = self._MIN_PAUSE
                 return True
@@ -206,19 +200,19 @@ class ChangeWaiter:
 
 
 class PartitionRow(NamedTuple):
-    """A partition as it stands."""
+    """A partition as the file has it."""
 
     number: int
     first_offset: int
     end_offset: int
 
 
-def partition_row(connection: SqliteConnection, topic: str, partition: int) -> PartitionRow:
+def partition_row(db: SqliteConnection, topic: str, partition: int) -> PartitionRow:
     """The partition's facts.
 
     :raises NotFound: there is no such topic, or it has fewer partitions.
     """
-    rows = connection.fetch_rows(
+    rows = db.fetch_rows(
         "SELECT no, first, next FROM streams_partitions WHERE topic = ? AND partition = ?",
         (topic, partition),
     )
@@ -227,17 +221,17 @@ def partition_row(connection: SqliteConnection, topic: str, partition: int) -> P
     return PartitionRow(*rows[0])
 
 
-def offset_for_time(connection: SqliteConnection, topic: str, partition: int, moment: float) -> int:
+def offset_for_time(db: SqliteConnection, topic: str, partition: int, moment: float) -> int:
     """Offset of the first message taken at or after ``moment``, the end if there is none.
 
     Times never go back within a partition, so this is a binary search over its blocks.
     """
-    partition_number, first, end = partition_row(connection, topic, partition)
+    partition_number, first, end = partition_row(db, topic, partition)
     low, high = first, end
-    found: tuple[int, int, int] | None = None  # the earliest block known to end late enough
+    found: int | None = None  # the start of the earliest block known to end late enough
     while low < high:
         middle = (low + high) // 2
-        rows = connection.fetch_rows(
+        rows = db.fetch_rows(
             "SELECT place, count, time FROM streams_blocks"
             " WHERE place <= ? AND place >= ? ORDER BY place DESC LIMIT 1",
             (block_key(partition_number, middle), block_key(partition_number, 0)),
@@ -248,28 +242,30 @@ def offset_for_time(connection: SqliteConnection, topic: str, partition: int, mo
         (start, count, time_) = rows[0]
         start &= OFFSET_MASK
         if time_ / 1e6 >= moment:
-            found = (start, count, time_)
-            high = min(middle, start)
+            found, high = start, min(middle, start)
         else:
             low = max(middle + 1, start + count)
     if found is None:
         return end
-    start, count, time_ = found
-    rows = connection.fetch_rows(
-        "SELECT data FROM streams_blocks WHERE place = ?", (block_key(partition_number, start),)
-    )
-    block = blocks.decode_block(rows[0][0]) if rows else None
-    if block is None or not block.times:
+    start = found
+    block = blocks.decode_block(_block_data(db, block_key(partition_number, start)))
+    if not block.times:
         return max(start, first)
     offset = next(i for i, time_us in enumerate(block.times) if time_us / 1e6 >= moment)
     return max(start + offset, first)
 
 
+def _block_data(db: SqliteConnection, key: int) -> bytes:
+    rows = db.fetch_rows("SELECT data FROM streams_blocks WHERE place = ?", (key,))
+    data: bytes = rows[0][0]
+    return data
+
+
 class SqliteReader:
-    """A plain reading of one partition, outside any group."""
+    """Reads one partition, outside any group."""
 
     _READ_BYTES = 4 << 20
-    """Bytes taken at once, about."""
+    """Bytes read at once, about."""
 
     def __init__(
         self, database: Database, topic: str, partition: int, start: int, end: int
@@ -279,46 +275,41 @@ class SqliteReader:
         self._partition = partition
         self._end = end
         self._connection: SqliteConnection | None = None
-        with database.read() as connection:
-            number, first, self._end_offset = partition_row(connection, topic, partition)
+        with database.read() as db:
+            number, first, self._end_offset = partition_row(db, topic, partition)
         self._cursor = PartitionCursor(number, max(start, first))
 
     def read(self, limit: int, timeout: float = 5.0) -> SqliteBatch | None:
-        """The next messages, at most ``limit``; None at the end.
+        """See :meth:`streams.log.protocol.Reader.read`.
 
-        :raises Unavailable: none came within ``timeout`` seconds.
         :raises NotFound: the topic was deleted.
         """
         if self._cursor.position >= self._end:
             return None
-        with self._database.read() as connection:
-            slices = self._read_available(connection, limit)
+        with self._database.read() as db:
+            slices = self._read_available(db, limit)
             if slices is None and self._cursor.position < self._end:
-                slices = self._wait_for_messages(connection, limit, timeout)
+                slices = self._wait_for_messages(db, limit, timeout)
         return SqliteBatch(self._topic, self._partition, slices) if slices else None
 
-    def _read_available(self, connection: SqliteConnection, limit: int) -> list[BlockSlice] | None:
+    def _read_available(self, db: SqliteConnection, limit: int) -> list[BlockSlice] | None:
         cursor = self._cursor
         if cursor.position >= self._end_offset:
-            partition_number, _, self._end_offset = partition_row(
-                connection, self._topic, self._partition
-            )
+            partition_number, _, self._end_offset = partition_row(db, self._topic, self._partition)
             if partition_number != cursor.number:
                 raise NotFound(f"topic {self._topic!r} was deleted while it was read")
-        slices, _ = cursor.read(
-            connection, min(self._end, self._end_offset), limit, self._READ_BYTES
-        )
+        slices, _ = cursor.read(db, min(self._end, self._end_offset), limit, self._READ_BYTES)
         return slices or None
 
     def _wait_for_messages(
-        self, connection: SqliteConnection, limit: int, timeout: float
+        self, db: SqliteConnection, limit: int, timeout: float
     ) -> list[BlockSlice] | None:
         changes = ChangeWaiter(self._database.shared_file, [topic_event(self._topic)])
         deadline = time.monotonic() + timeout
         try:
             while True:
-                changes.has_changed(connection)
-                slices = self._read_available(connection, limit)
+                changes.has_changed(db)
+                slices = self._read_available(db, limit)
                 if slices or self._cursor.position >= self._end:
                     return slices
                 remaining = deadline - time.monotonic()
@@ -327,10 +318,10 @@ class SqliteReader:
                         f"{self._topic}/{self._partition}: nothing behind "
                         f"{self._cursor.position} within {timeout:g} s"
                     )
-                changes.wait(connection, remaining)
+                changes.wait(db, remaining)
         finally:
             changes.close()
 
     def close(self) -> None:
-        """Give back what the reader holds."""
+        """Drop what the reader keeps in memory."""
         self._cursor.drop_buffered()

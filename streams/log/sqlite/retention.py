@@ -1,8 +1,8 @@
 """Trimming: dropping what is both older than the topic's retention and settled by every group.
 
-Small steps, so that nobody waits long for the lock: after an append and at a member's heartbeat,
-a bounded number of blocks. What a group's dedup window may have to be rebuilt from (its position
-minus its window) stays, and so does everything a group has not settled.
+After an append and at a member's heartbeat a bounded number of blocks is dropped, so that nobody
+waits long for the lock. What a group has not settled stays, and so does what its dedup window is
+rebuilt from (as many messages below its position).
 
 The pages that become free are used again by the next messages. Where they are many, the file
 gives some back to the file system (``auto_vacuum = INCREMENTAL``, which only a file that this
@@ -23,23 +23,23 @@ _STEP_BLOCKS = 64
 """Blocks of a partition dropped in one transaction, at most."""
 
 _CHECK_INTERVAL = 0.1
-"""Real seconds between two looks at a topic, at least, unless the clock was moved on."""
+"""Real seconds between two checks of a topic, at least, unless the clock was advanced."""
 
 _UNBOUNDED_CHECK_INTERVAL = 1.0
 """The same of a topic that keeps everything."""
 
 _MIN_SURPLUS = 100
-"""Messages that a partition may have too many, at least, before it is worth a transaction."""
+"""Messages above the bound, at least, for which a transaction is worth its cost."""
 
 _LOCK_TIMEOUT = 0.05
-"""Seconds to wait for the lock: there is always a next time."""
+"""Seconds to wait for the lock: the next append or heartbeat tries again."""
 
 _MIN_FREE_PAGES = 1024
 _VACUUM_PAGES = 256
 _AUTO_VACUUM_INCREMENTAL = 2
 
-# Each partition of a topic that has messages: its number, first and next offset, from where its
-# slowest group still needs it (NULL without any group), and the time of its oldest block.
+# Each partition of a topic that has messages: its number, first and next offset, the first offset
+# that its slowest group needs (NULL without any group), and the time of its oldest block.
 _SELECT_PARTITIONS = """
 WITH needed AS (
     SELECT c.no AS no, min(c.position - g.window) AS floor
@@ -54,6 +54,7 @@ FROM streams_partitions AS p LEFT JOIN needed AS n ON n.no = p.no
 WHERE p.topic = ? AND p.first < p.next
 """
 
+_SET_FIRST_OFFSET = "UPDATE streams_partitions SET first = ? WHERE no = ?"
 
 _SELECT_DELETED = "SELECT no FROM streams_partitions WHERE topic = ''"
 
@@ -63,13 +64,20 @@ class _TrimPoint(NamedTuple):
     first_offset: int
 
 
+class _LastCheck(NamedTuple):
+    """When a topic was checked, on the log's clock, and is to be checked again, in real time."""
+
+    next_due: float = 0.0
+    clock: float = float("-inf")
+
+
 class Trimmer:
     """Trims the topics of one log. Usable from any thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._checked: dict[str, tuple[float, float]] = {}
+        self._checks: dict[str, _LastCheck] = {}
 
     def trim_if_due(self, topic: str) -> None:
         """Trim a little if it is time; appends and heartbeats call it as often as they like."""
@@ -77,47 +85,46 @@ class Trimmer:
             return
         began, clock = time.monotonic(), self._database.clock.monotonic()
         with self._lock:
-            next_, last_checked = self._checked.get(topic, (0.0, float("-inf")))
-            if began < next_ and clock < last_checked + 1.0:
+            last = self._checks.get(topic, _LastCheck())
+            if began < last.next_due and clock < last.clock + 1.0:
                 return
-            self._checked[topic] = (began + _CHECK_INTERVAL, clock)
+            self._checks[topic] = _LastCheck(began + _CHECK_INTERVAL, clock)
         try:
             pause = self.trim(topic)
         except LogError:
-            # Whoever calls has succeeded in what it came for; if the file is broken, the next
-            # append or heartbeat says so.
+            # What the caller did has succeeded; if the file is broken, the next append or heartbeat
+            # fails.
             return
         took = time.monotonic() - began
         with self._lock:
-            self._checked[topic] = (began + (max(pause, 50 * took) if pause else 0.0), clock)
+            next_due = began + (max(pause, 50 * took) if pause else 0.0)
+            self._checks[topic] = _LastCheck(next_due, clock)
 
     def trim(self, topic: str) -> float:
-        """Drop what may go, one step of it, and shorten the file.
+        """Drop some of what may be dropped, and shorten the file.
 
-        :returns: real seconds after which to look again, 0 if there is more to do.
+        :returns: real seconds after which to check again, 0 if there is more to do.
         """
         database = self._database
-        with database.read(snapshot=True) as connection:
-            keeps_all = self._retention(connection, topic) == (None, None)
-            points, more = self._trim_points(connection, topic)
-            if not points and not _should_vacuum(connection):
+        with database.read(snapshot=True) as db:
+            keeps_all = self._retention(db, topic) == (None, None)
+            points, more = self._trim_points(db, topic)
+            if not points and not _should_vacuum(db):
                 return _UNBOUNDED_CHECK_INTERVAL if keeps_all else _CHECK_INTERVAL
         try:
-            with database.write(_LOCK_TIMEOUT) as connection:
-                # Somebody may have moved a group back meanwhile: look again, under the lock.
-                points, more = self._trim_points(connection, topic)
+            with database.write(_LOCK_TIMEOUT) as db:
+                # A group may have been reset meanwhile: read again, under the lock.
+                points, more = self._trim_points(db, topic)
                 for number, first in points:
-                    connection.execute(
+                    db.execute(
                         "DELETE FROM streams_blocks"
                         " WHERE place BETWEEN ?1 AND ?2 AND place + count <= ?2",
                         (block_key(number, 0), block_key(number, first)),
                     )
-                    connection.execute(
-                        "UPDATE streams_partitions SET first = ? WHERE no = ?", (first, number)
-                    )
-                if _should_vacuum(connection):
+                    db.execute(_SET_FIRST_OFFSET, (first, number))
+                if _should_vacuum(db):
                     more = True
-                    connection.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+                    db.fetch_rows(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         except Unavailable:
             return _CHECK_INTERVAL
         return 0.0 if more else _CHECK_INTERVAL
@@ -125,52 +132,48 @@ class Trimmer:
     def finish_deletions(self) -> None:
         """Finish the deletion of topics, a bounded number of blocks in each transaction.
 
-        Deleting leaves the partitions without a topic; what is under way when a process dies goes
-        on with the next deletion, or when the log is opened.
+        Deleting leaves the partitions without a topic; if a process dies meanwhile, the next
+        deletion or opening of the log continues.
         """
         database = self._database
         while database.settings.mode != "ro":
-            with database.read() as connection:
-                found = connection.fetch_rows(f"{_SELECT_DELETED} LIMIT 1")
+            with database.read() as db:
+                found = db.fetch_rows(f"{_SELECT_DELETED} LIMIT 1")
             if not found:
                 return
             (number,) = found[0]
-            with database.write() as connection:
-                connection.execute(
+            with database.write() as db:
+                db.execute(
                     "DELETE FROM streams_blocks WHERE place IN"
                     " (SELECT place FROM streams_blocks WHERE place BETWEEN ? AND ? LIMIT ?)",
                     (block_key(number, 0), block_key(number, OFFSET_MASK), _STEP_BLOCKS),
                 )
-                if connection.changes() < _STEP_BLOCKS:
-                    connection.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
+                if db.changes() < _STEP_BLOCKS:
+                    db.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
 
     @staticmethod
-    def _retention(connection: SqliteConnection, topic: str) -> tuple[float | None, int | None]:
-        rows = connection.fetch_rows(
+    def _retention(db: SqliteConnection, topic: str) -> tuple[float | None, int | None]:
+        rows = db.fetch_rows(
             "SELECT seconds, messages FROM streams_topics WHERE name = ?", (topic,)
         )
         return rows[0] if rows else (None, None)
 
-    def _trim_points(
-        self, connection: SqliteConnection, topic: str
-    ) -> tuple[list[_TrimPoint], bool]:
+    def _trim_points(self, db: SqliteConnection, topic: str) -> tuple[list[_TrimPoint], bool]:
         """The new first offset of each partition that can be trimmed; whether that is not all."""
-        seconds, messages = self._retention(connection, topic)
+        seconds, messages = self._retention(db, topic)
         if (seconds, messages) == (None, None):
             return [], False
         oldest = float("-inf") if seconds is None else self._database.clock.time() - seconds
         points: list[_TrimPoint] = []
         more = False
-        for number, first, end, needed, time_us in connection.fetch_json(
-            _SELECT_PARTITIONS, (topic,)
-        ):
+        for number, first, end, needed, time_us in db.fetch_json(_SELECT_PARTITIONS, (topic,)):
             floor = end if needed is None else min(end, needed)
             count_bound = 0 if messages is None else end - messages
             if count_bound - first < max(_MIN_SURPLUS, (messages or 0) // 10):
                 count_bound = 0
             if first >= floor or (not count_bound and time_us / 1e6 >= oldest):
                 continue
-            found = connection.fetch_rows(
+            found = db.fetch_rows(
                 "SELECT place, count, time FROM streams_blocks"
                 " WHERE place >= ? AND place < ? ORDER BY place LIMIT ?",
                 (block_key(number, 0), block_key(number, floor), _STEP_BLOCKS),
@@ -189,11 +192,11 @@ class Trimmer:
         return points, more
 
 
-def _should_vacuum(connection: SqliteConnection) -> bool:
+def _should_vacuum(db: SqliteConnection) -> bool:
     """Whether much of the file is free, and can be given back."""
-    free = connection.fetch_rows("PRAGMA freelist_count")[0][0]
+    free = db.fetch_rows("PRAGMA freelist_count")[0][0]
     return bool(
         free > _MIN_FREE_PAGES
-        and free > connection.fetch_rows("PRAGMA page_count")[0][0] // 4
-        and connection.fetch_rows("PRAGMA auto_vacuum")[0][0] == _AUTO_VACUUM_INCREMENTAL
+        and free > db.fetch_rows("PRAGMA page_count")[0][0] // 4
+        and db.fetch_rows("PRAGMA auto_vacuum")[0][0] == _AUTO_VACUUM_INCREMENTAL
     )

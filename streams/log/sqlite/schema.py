@@ -1,17 +1,17 @@
 """The tables. All names begin with ``streams_``; the rest of the file is the user's.
 
 A handler's own tables may live in the same file, so ``user_version`` and ``application_id`` are
-left to the user, and the schema's version stands in a table of ours.
+left to the user, and the schema's version is in a table of ours.
 
-* A *place* is a partition's number and an offset in one integer, ``no << 40 | offset``: the
-  primary key of the blocks, so that a partition is one range of the table. Partition numbers are
-  never used again, not even after a topic was deleted, so an old one cannot be taken for new.
+* A block's key (``place``) is a partition's number and an offset in one integer,
+  ``no << 40 | offset``, so that a partition is one range of the table. A partition number is never
+  used again, not even after a topic was deleted.
 * Times are integers of microseconds since the epoch and never go back within a partition.
 * ``streams_places`` holds a group's position in a partition and who owns it there. The epoch
-  outlives every owner; there is no expiry beside it, a lease lasts as long as its owner's row in
+  outlives every owner; it has no expiry, as a lease lasts as long as its owner's row in
   ``streams_members``.
-* ``generation`` changes whenever members should plan again: one came or went, a partition was
-  released, a group was moved.
+* ``generation`` changes whenever members should plan again: one joined or left, a partition was
+  released, a group was reset.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS streams_partitions (
     first INTEGER NOT NULL DEFAULT 0,   -- the first offset that can be read
     next INTEGER NOT NULL DEFAULT 0,    -- the offset of the next message
     time INTEGER NOT NULL DEFAULT 0,    -- of the last message
-    loose INTEGER NOT NULL DEFAULT 0,   -- how many small blocks stand at the end
+    loose INTEGER NOT NULL DEFAULT 0,   -- how many small blocks are at the end
     UNIQUE (topic, partition)
 );
 
@@ -104,4 +104,4 @@ def block_key(partition_number: int, offset: int) -> int:
 
 
 OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
-"""``place & OFFSETS`` is the offset."""
+"""``block_key & OFFSET_MASK`` is the offset."""

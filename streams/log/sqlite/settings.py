@@ -56,7 +56,7 @@ def read_settings(request: OpenRequest) -> Settings:
     :raises ConfigError: it cannot be used, and what to write instead.
     """
     url = parse(request.url)
-    options = dict(request.options)
+    options = request.options
     for name in options:
         if name not in _OPTIONS:
             shown = url.display_name(name)
@@ -95,7 +95,7 @@ def read_settings(request: OpenRequest) -> Settings:
 
 
 def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> OpenMode:
-    """What both the URL and whoever opens it allow."""
+    """What both the URL and the opener allow."""
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:
@@ -119,43 +119,37 @@ def _number(
     number = convert(text)
     if number is None or not number > 0:
         hint = ", or a duration such as 90s or 2h30m," if convert is wire.parse_seconds else ""
-        raise ConfigError(
-            f"{url.location}: {name}={text!r}: a number greater than 0{hint} is needed"
-        )
+        needed = f"a number greater than 0{hint} is needed"
+        raise ConfigError(f"{url.location}: {name}={text!r}: {needed}")
     return number
 
 
 def _pragmas(url: Url, config: Mapping[str, object]) -> dict[str, int]:
     pragmas: dict[str, int] = {}
     for name, value in config.items():
+        context = f"{url.location}: config={{{name!r}: ...}}"
         if name not in _PRAGMAS:
             meant = close_match(name, _PRAGMAS)
             hint = "" if meant is None else f"did you mean {meant!r}? "
-            raise ConfigError(
-                f"{url.location}: config={{{name!r}: ...}}: {hint}the pragmas that can be set are "
-                f"{', '.join(_PRAGMAS)}"
-            )
+            possible = f"the pragmas that can be set are {', '.join(_PRAGMAS)}"
+            raise ConfigError(f"{context}: {hint}{possible}")
         if not isinstance(value, int):
-            raise ConfigError(
-                f"{url.location}: config={{{name!r}: ...}}: an integer is needed, not of type "
-                f"{type(value).__name__}"
-            )
+            given = type(value).__name__
+            raise ConfigError(f"{context}: an integer is needed, not of type {given}")
         pragmas[name] = value
     return pragmas
 
 
 def _path(url: Url) -> str:
-    name = url.path
+    name, where = url.path, url.location
     if name == ":memory:":
-        raise ConfigError(
-            f"{url.location}: several connections cannot share it; use memory:// instead"
-        )
+        raise ConfigError(f"{where}: several connections cannot share it; use memory:// instead")
     if not name or "\0" in name:
-        raise ConfigError(f"{url.location}: the file's name is missing, as in sqlite:///streams.db")
+        raise ConfigError(f"{where}: the file's name is missing, as in sqlite:///streams.db")
     path = os.path.abspath(name)
     if os.path.isdir(path):
-        raise ConfigError(f"{url.location}: {path} is a directory; name a file in it")
+        raise ConfigError(f"{where}: {path} is a directory; name a file in it")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
-        raise ConfigError(f"{url.location}: there is no directory {folder}; create it first")
+        raise ConfigError(f"{where}: there is no directory {folder}; create it first")
     return path

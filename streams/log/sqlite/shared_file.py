@@ -1,8 +1,8 @@
-"""What the logs of one process on one file share: who writes, who waits for news, who is alive.
+"""What the logs of one process on one file share: the write lock, events, the members' locks.
 
-SQLite lets one connection write at a time and has the others sleep and try again. Inside a
-process a lock in front of it hands the turn over at once. And an append wakes the pollers of its
-own process directly; those of other processes look at ``PRAGMA data_version``.
+SQLite lets one connection write at a time; the others sleep and try again. Inside a process a lock
+in front of it lets the next one write at once. And an append wakes the pollers of its own process
+directly; those of other processes read ``PRAGMA data_version``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = get_logger("streams")
 
 
 class WriteLock:
-    """The turn to write, within this process. May be released by another thread."""
+    """Lets one thread of this process write. May be released by another thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -30,11 +30,11 @@ class WriteLock:
         """The thread that opened the handler's transaction which holds the lock, if one does."""
 
     def acquire(self, timeout: float, *, for_handler: bool = False) -> None:
-        """Wait for the turn.
+        """Wait for the lock.
 
         :param for_handler: it is for a handler's transaction, which may last.
-        :raises Unavailable: it did not come in ``timeout`` seconds, or could not, because the
-            very thread that asks holds a handler's transaction open.
+        :raises Unavailable: ``timeout`` seconds have passed, or the very thread that asks has a
+            handler's transaction open.
         """
         if not self._lock.acquire(blocking=False):
             if self._handler_thread == threading.get_ident():
@@ -54,15 +54,8 @@ class WriteLock:
         self._lock.release()
 
 
-def _log_new_file(path: str, purpose: str) -> None:
-    """Log that a file was made, and what for: its name may be a slip."""
-    other = similar_file(path)
-    also = "" if other is None else f"; beside it there was {other} already"
-    logger.info("%s is a new %s%s", path, purpose, also)
-
-
 class SharedFile:
-    """One file as one process shares it. Get one with :meth:`acquire`, give it back when done."""
+    """One file as one process shares it, from :meth:`acquire` to :meth:`release`."""
 
     _instances: ClassVar[dict[str, SharedFile]] = {}
     _instances_lock: ClassVar[threading.Lock] = threading.Lock()
@@ -76,10 +69,10 @@ class SharedFile:
 
     @classmethod
     def acquire(cls, path: str, *, may_create: bool = True, purpose: str = "log") -> SharedFile:
-        """The one of this file in this process.
+        """This process's instance for a file.
 
         :param may_create: make the file, if there is none.
-        :param purpose: what a file that is made is said to be.
+        :param purpose: what a new file is called in the log.
         :raises NotFound: there is none, and it is not to be made.
         """
         path = os.path.realpath(path)
@@ -89,13 +82,15 @@ class SharedFile:
                 if not may_create and not os.path.exists(path):
                     raise missing_file(path)
                 if may_create and create_file(path):
-                    _log_new_file(path, purpose)
+                    other = similar_file(path)  # the name may be mistyped
+                    also = "" if other is None else f"; beside it there was {other} already"
+                    logger.info("%s is a new %s%s", path, purpose, also)
                 shared = cls._instances[path] = cls(path)
             shared._users += 1
             return shared
 
     def release(self) -> None:
-        """The last user lets go of the locks."""
+        """Use it no longer; its last user closes the members' locks."""
         with SharedFile._instances_lock:
             self._users -= 1
             if self._users == 0:
@@ -105,14 +100,14 @@ class SharedFile:
 
     @classmethod
     def reset_after_fork(cls) -> None:
-        """In a forked child: what the parent shares is the parent's."""
+        """Forget the parent's instances, in a forked child."""
         cls._instances = {}
         cls._instances_lock = threading.Lock()
 
     # -- waking
 
     def watch(self, keys: Iterable[str], event: threading.Event) -> None:
-        """Set ``event`` whenever one of ``keys`` (names of topics and groups) has news."""
+        """Set ``event`` whenever one of ``keys`` (of topics and groups) is notified."""
         with SharedFile._instances_lock:
             for key in keys:
                 self._watchers[key] = self._watchers.get(key, set()) | {event}
@@ -124,8 +119,8 @@ class SharedFile:
             self._watchers = {key: events for key, events in left.items() if events}
 
     def notify(self, keys: Iterable[str]) -> None:
-        """There is news of ``keys``. The sets are replaced, never changed, so no lock is needed."""
-        watchers = self._watchers
+        """Set the events that watch ``keys``."""
+        watchers = self._watchers  # the sets are replaced, never changed: no lock is needed
         for key in keys:
             for event in watchers.get(key, ()):
                 event.set()
@@ -136,10 +131,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def topic_event(topic: str) -> str:
-    """What those watch who wait for a topic's messages."""
+    """The key for a topic's messages."""
     return f"topic {topic}"
 
 
 def group_event(group: str) -> str:
-    """What those watch who are members of a group."""
+    """The key for changes of a group's members."""
     return f"group {group}"

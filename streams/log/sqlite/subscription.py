@@ -1,11 +1,11 @@
 """A member of a group that polls what it owns.
 
 The thread that polls does everything but commits and handlers' transactions, which may come from
-any: it takes messages, renews the membership, notices what others have changed, and calls the
-listener.
+any thread: it reads messages, renews the membership, notices what others have changed, and calls
+the listener.
 
-What is known of the partitions' ends is kept, and read again only when SQLite says that the file
-has changed, so that a thousand idle partitions cost as much as one.
+The partitions' ends are cached, and read again only when SQLite says that the file has changed, so
+that a thousand idle partitions cost as much as one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streams.log.protocol import (
     RebalanceListener,
     StaticMember,
     Submitted,
-    TopicPartition,
+    Subscription,
 )
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
@@ -38,16 +38,16 @@ from streams.log.sqlite.shared_file import group_event, topic_event
 from streams.log.sqlite.transaction import HandlerConnection, SqliteTransaction
 
 _LIVENESS_INTERVAL = 0.25
-"""Real seconds between two looks at whether the other members still run."""
+"""Real seconds between two checks whether the other members still run."""
 
 _CHANGE_CHECK_INTERVAL = 0.05
-"""Real seconds between two looks at whether the file has changed, while there is enough to read."""
+"""Real seconds between two checks whether the file has changed, while there is enough to read."""
 
 _SUBMIT_TIMEOUT = 0.02
-"""Seconds that a submit waits while others write: the next one comes soon."""
+"""Seconds that an asynchronous commit waits while others write: the next one comes soon."""
 
 _MAX_BUFFERED = 16
-"""Partitions of which a part of a block is held in memory, at most."""
+"""Partitions of which a part of a block is kept in memory, at most."""
 
 
 class _OwnedPartition(PartitionCursor):
@@ -61,10 +61,9 @@ class _OwnedPartition(PartitionCursor):
         self.is_queued = False
 
 
-class SqliteSubscription:
+class SqliteSubscription(Subscription):
     """A member of a group. Used by one thread at a time, except :meth:`wakeup`,
-    :meth:`begin_transaction`,
-    :meth:`commit` and what they return."""
+    :meth:`begin_transaction`, :meth:`commit` and what they return."""
 
     def __init__(
         self,
@@ -92,13 +91,11 @@ class SqliteSubscription:
         except BaseException:
             database.release(self._connection)
             raise
-        self._changes = ChangeWaiter(
-            database.shared_file, [group_event(group), *map(topic_event, self._topics)]
-        )
+        events = [group_event(group), *map(topic_event, self._topics)]
+        self._changes = ChangeWaiter(database.shared_file, events)
         self._stop_clock_watch = self._clock.on_jump(self._changes.event.set)
         self._pool = ConnectionPool(lambda: HandlerConnection(database.settings))
         self._owned: dict[Assignment, _OwnedPartition] = {}
-        self._by_partition: dict[TopicPartition, _OwnedPartition] = {}
         self._ready: deque[_OwnedPartition] = deque()
         self._buffered: set[_OwnedPartition] = set()
         self._end_offsets: dict[str, str] = {}
@@ -111,14 +108,13 @@ class SqliteSubscription:
     # -- polling
 
     def poll(self, limit: int, timeout: float) -> Sequence[SqliteBatch]:
-        """The next messages, at most ``limit``; waits up to ``timeout`` real seconds for some."""
         deadline = time.monotonic() + timeout
         self._database.require_open()
         if self._closed:
             raise Unavailable("the subscription is closed")
         with translate_errors(self._database.path):
             while True:
-                # Read before attending: whoever wakes a poll wants it to have looked since then.
+                # Read first: a wakeup after this must not be missed.
                 woken, self._woken = self._woken, False
                 self._follow_changes()
                 batches = self._read_ready(limit)
@@ -135,12 +131,11 @@ class SqliteSubscription:
             if limit < 1 or byte_limit <= 0:
                 break
             owned = self._ready[0]
+            db, end = self._connection, owned.end_offset
             try:
-                slices, bytes_read = owned.read(
-                    self._connection, owned.end_offset, limit, byte_limit
-                )
+                slices, bytes_read = owned.read(db, end, limit, byte_limit)
             except (LogError, apsw.Error):
-                if batches:  # they have been taken: the error will be there at the next poll, too
+                if batches:  # they are returned first: the next poll raises, too
                     break
                 raise
             byte_limit -= bytes_read
@@ -156,7 +151,7 @@ class SqliteSubscription:
         return batches
 
     def _limit_buffered(self, owned: _OwnedPartition) -> None:
-        """Rests of blocks that were not taken whole are kept in memory, but few of them."""
+        """Keep the rest of a block that was not taken whole in memory, but few of them."""
         self._buffered.discard(owned)
         if owned.has_buffered:
             if len(self._buffered) < _MAX_BUFFERED:
@@ -198,6 +193,7 @@ class SqliteSubscription:
 
     def _refresh_ends(self) -> None:
         """Read the group's generation and the partitions' ends: one row a topic."""
+        changed: dict[str, dict[int, int]] = {}
         for topic, generation, ends in self._connection.fetch_rows(
             "SELECT t.value, (SELECT generation FROM streams_groups WHERE name = ?),"
             " (SELECT json_group_array(next ORDER BY partition)"
@@ -206,17 +202,17 @@ class SqliteSubscription:
         ):
             if generation != self._membership.generation:
                 self._plan_due = float("-inf")
-            if self._end_offsets.get(topic) == ends:
-                continue
-            self._end_offsets[topic] = ends
-            for partition, end in enumerate(json.loads(ends)):
-                owned = self._by_partition.get((topic, partition))
-                if owned is not None:
-                    owned.end_offset = end
-                    self._queue(owned)
+            if self._end_offsets.get(topic) != ends:
+                self._end_offsets[topic] = ends
+                changed[topic] = dict(enumerate(json.loads(ends)))
+        for assignment, owned in self._owned.items() if changed else ():
+            end = changed.get(assignment.topic, {}).get(assignment.partition)
+            if end is not None:
+                owned.end_offset = end
+                self._queue(owned)
 
     def _seconds_until_due(self) -> float:
-        """Real seconds until something has to be attended to."""
+        """Real seconds until something is due."""
         due = self._clock.real_timeout(max(0.0, self._plan_due - self._clock.monotonic()))
         return min(_LIVENESS_INTERVAL, max(due, self._plan_not_before - time.monotonic()))
 
@@ -225,7 +221,7 @@ class SqliteSubscription:
     def _update_membership(self) -> None:
         settings, now = self._database.settings, self._clock.monotonic()
         terms = settings.terms
-        # As long as what is owned is certain there is better to do than to wait for a writer.
+        # While ownership is certain, reading goes on instead of waiting for a writer.
         is_certain = bool(self._owned) and self._is_ownership_certain(now)
         try:
             changes = self._membership.heartbeat_and_plan(
@@ -233,10 +229,9 @@ class SqliteSubscription:
             )
         except MemberFenced:
             lost = list(self._owned)
-            self._remove(lost)
             for assignment in lost:
                 assignment.valid_until = float("-inf")
-            self._listener.lost(lost)
+            self._tell_lost(lost)
             raise
         except Unavailable:
             if not is_certain:
@@ -250,14 +245,15 @@ class SqliteSubscription:
 
     def _is_ownership_certain(self, now: float) -> bool:
         """Whether what was confirmed last still holds."""
-        return all(
-            now < assignment.valid_until for assignment in self._membership.partition_numbers
-        )
+        return all(now < each.valid_until for each in self._membership.partition_numbers)
+
+    def _tell_lost(self, lost: Sequence[Assignment]) -> None:
+        self._remove(lost)
+        if lost:
+            self._listener.lost(lost)
 
     def _apply_changes(self, changes: OwnershipChanges) -> None:
-        self._remove(changes.lost)
-        if changes.lost:
-            self._listener.lost(changes.lost)
+        self._tell_lost(changes.lost)
         if changes.release:
             self._remove(changes.release)
             try:
@@ -268,20 +264,20 @@ class SqliteSubscription:
             for assignment in changes.acquired:
                 owned = _OwnedPartition(assignment, self._membership.partition_numbers[assignment])
                 self._owned[assignment] = owned
-                self._by_partition[assignment.topic_partition] = owned
             try:
                 self._listener.assigned(changes.acquired)
             except BaseException:
                 self._remove(changes.acquired)
                 self._membership.release(changes.acquired)
                 raise
-            # What was trimmed may be there still, within a block.
-            first_offset_rows = self._connection.fetch_json(
-                "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
-                " WHERE topic IN (SELECT value FROM json_each(?))",
-                (json.dumps(self._topics),),
+            # What was trimmed may still be in the file, within a block.
+            first_offsets: dict[int, int] = dict(
+                self._connection.fetch_json(
+                    "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
+                    " WHERE topic IN (SELECT value FROM json_each(?))",
+                    (json.dumps(self._topics),),
+                )
             )
-            first_offsets: dict[int, int] = dict(first_offset_rows)
             for assignment in changes.acquired:
                 owned = self._owned[assignment]
                 owned.position = max(assignment.position, first_offsets.get(owned.number, 0))
@@ -293,17 +289,15 @@ class SqliteSubscription:
             owned = self._owned.pop(assignment, None)
             if owned is not None:
                 self._unqueue(owned)
-                self._by_partition.pop(assignment.topic_partition, None)
 
     # -- the rest
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these places durably; what is stale or no longer owned is left out."""
         if commits:
             self._membership.commits.commit(commits)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these places without waiting for the disk, nor for long while others write."""
+        """Store these positions without waiting for the disk, nor for long while others write."""
         try:
             self._membership.commits.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
         except Unavailable:
@@ -312,13 +306,11 @@ class SqliteSubscription:
             on_submitted(True)
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Give these up, and have the partitions assigned anew."""
-        to_give_up = [each for each in assignments if each in self._owned]
-        if not to_give_up:
-            return
-        self._remove(to_give_up)
-        self._plan_due = float("-inf")
-        self._membership.release(to_give_up)
+        owned = [each for each in assignments if each in self._owned]
+        if owned:
+            self._remove(owned)
+            self._plan_due = float("-inf")
+            self._membership.release(owned)
 
     def keep_alive(self) -> None:
         """Stay a member without polling.
@@ -328,21 +320,18 @@ class SqliteSubscription:
         now = self._clock.monotonic()
         if now < self._heartbeat_due:
             return
-        terms = self._database.settings.terms
         try:
             self._membership.heartbeat()
         except Unavailable:
             if not self._is_ownership_certain(now):
                 raise
         else:
-            self._heartbeat_due = now + terms.heartbeat_interval
+            self._heartbeat_due = now + self._database.settings.terms.heartbeat_interval
 
     def begin_transaction(self) -> SqliteTransaction:
-        """A transaction for a handler (any thread)."""
         return SqliteTransaction(self._database, self._membership.commits, self._pool)
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed."""
         for assignment in assignments:
             owned = self._owned.get(assignment)
             if owned is not None:
@@ -350,7 +339,6 @@ class SqliteSubscription:
                 self._unqueue(owned)
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, from behind the last message delivered."""
         for assignment in assignments:
             owned = self._owned.get(assignment)
             if owned is not None:
@@ -358,12 +346,10 @@ class SqliteSubscription:
                 self._queue(owned)
 
     def wakeup(self) -> None:
-        """Make a blocked poll return soon (any thread)."""
         self._woken = True
         self._changes.event.set()
 
     def close(self) -> None:
-        """Leave the group; what is still owned is revoked first."""
         if self._closed or self._database.is_forked:
             return
         self._closed = True
@@ -376,7 +362,7 @@ class SqliteSubscription:
             try:
                 self._membership.leave()
             except Unavailable:
-                pass  # its lock is free, by which the others know
+                pass  # its lock is free, which the others notice
             finally:
                 self._release_resources()
 
@@ -394,5 +380,5 @@ class SqliteSubscription:
         try:
             self._connection.close()
         except apsw.Error:
-            pass  # a poll in another thread is reading: it ends with an error, and then this does
+            pass  # another thread is polling: it ends with an error
         self._on_close(self)

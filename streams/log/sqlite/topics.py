@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from streams.errors import ConfigError, NotFound
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
@@ -23,11 +26,8 @@ class Topics:
         self._trimmer = trimmer
 
     def create_topic(self, topic: str, partitions: int, retention: Retention) -> TopicInfo:
-        """Create a topic, or find it as it was declared; a retention that is given replaces its
-        own.
-
-        :raises TopicMismatch: it exists with another number of partitions.
-        """
+        """See :meth:`streams.log.protocol.Log.create_topic`; a retention that is given replaces
+        that of a topic that exists."""
         check_topic(topic)
         if not 1 <= partitions <= _MAX_PARTITIONS:
             raise ConfigError(
@@ -38,112 +38,109 @@ class Topics:
         except NotFound:
             found = None
         if found is None or _changes_retention(found, retention):
-            with self._database.write() as connection:
-                found = _find_topic(connection, topic)
+            with self._database.write() as db:
+                found = _find_topic(db, topic)
                 if found is None:
-                    _insert_topic(connection, topic, partitions, retention)
+                    _insert_topic(db, topic, partitions, retention)
                     found = TopicInfo(topic, partitions, retention)
                 elif _changes_retention(found, retention):
-                    _set_retention(connection, topic, retention)
+                    _set_retention(db, topic, retention)
                     found = found._replace(retention=retention)
         if found.partitions != partitions:
             raise topic_mismatch(topic, found.partitions, partitions)
         return found
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention.
-
-        :raises NotFound: there is none of that name.
-        """
-        with self._database.write() as connection:
-            found = _find_topic(connection, topic)
-            if found is None:
-                raise topic_not_found(topic)
-            _set_retention(connection, topic, retention)
+        """See :meth:`streams.log.protocol.Log.set_retention`."""
+        with self._database.write() as db:
+            found = _require_topic(db, topic)
+            _set_retention(db, topic, retention)
         return found._replace(retention=retention)
 
     def describe_topic(self, topic: str) -> TopicInfo:
-        """A topic's facts.
-
-        :raises NotFound: there is none of that name.
-        """
-        with self._database.read() as connection:
-            found = _find_topic(connection, topic)
-        if found is None:
-            raise topic_not_found(topic)
-        return found
+        """See :meth:`streams.log.protocol.Log.topic`."""
+        with self._database.read() as db:
+            return _require_topic(db, topic)
 
     def list_topics(self) -> list[TopicInfo]:
         """All topics, by name."""
-        with self._database.read() as connection:
-            rows = connection.fetch_rows(f"{_SELECT_TOPICS} ORDER BY name")
-        return [_topic_info(*row) for row in rows]
+        with self._database.read() as db:
+            return _select_topics(db, "ORDER BY name")
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic with its messages and every group's position in it."""
-        with self._database.write() as connection:
-            if _find_topic(connection, topic) is None:
-                raise topic_not_found(topic)
-            ((first, last),) = connection.fetch_rows(
+        with self._database.write() as db:
+            _require_topic(db, topic)
+            ((first, last),) = db.fetch_rows(
                 "SELECT min(no), max(no) FROM streams_partitions WHERE topic = ?", (topic,)
             )
             numbers = {"first": first, "last": last}
-            groups = connection.fetch_rows(
+            groups = db.fetch_rows(
                 'SELECT DISTINCT "group" FROM streams_places WHERE no BETWEEN :first AND :last',
                 numbers,
             )
             for (group,) in groups:
-                bump_generation(connection, group)
-            connection.execute(
-                "DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers
-            )
-            connection.execute(
+                bump_generation(db, group)
+            db.execute("DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers)
+            db.execute(
                 "UPDATE streams_partitions SET topic = '', partition = no"
                 " WHERE no BETWEEN :first AND :last",
                 numbers,
             )
-            connection.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
-        self._database.shared_file.notify(
-            [topic_event(topic), *(group_event(name) for (name,) in groups)]
-        )
+            db.execute("DELETE FROM streams_topics WHERE name = ?", (topic,))
+        events = [group_event(group) for (group,) in groups]
+        self._database.shared_file.notify([topic_event(topic), *events])
         self._trimmer.finish_deletions()
 
 
-def _topic_info(
-    name: str, partitions: int, seconds: float | None, messages: int | None
-) -> TopicInfo:
-    return TopicInfo(name, partitions, Retention(seconds, messages))
+def _select_topics(db: SqliteConnection, clause: str, *bindings: str) -> list[TopicInfo]:
+    rows = db.fetch_rows(f"{_SELECT_TOPICS} {clause}", bindings)
+    return [TopicInfo(name, partitions, Retention(*bounds)) for name, partitions, *bounds in rows]
 
 
-def _find_topic(connection: SqliteConnection, topic: str) -> TopicInfo | None:
-    rows = connection.fetch_rows(f"{_SELECT_TOPICS} WHERE name = ?", (topic,))
-    return _topic_info(*rows[0]) if rows else None
+def _find_topic(db: SqliteConnection, topic: str) -> TopicInfo | None:
+    return next(iter(_select_topics(db, "WHERE name = ?", topic)), None)
+
+
+def _require_topic(db: SqliteConnection, topic: str) -> TopicInfo:
+    found = _find_topic(db, topic)
+    if found is None:
+        raise topic_not_found(topic)
+    return found
 
 
 def _changes_retention(found: TopicInfo, retention: Retention) -> bool:
     return retention not in (Retention(), found.retention)
 
 
-def _set_retention(connection: SqliteConnection, topic: str, retention: Retention) -> None:
-    connection.execute(
+def _set_retention(db: SqliteConnection, topic: str, retention: Retention) -> None:
+    db.execute(
         "UPDATE streams_topics SET seconds = ?, messages = ? WHERE name = ?",
         (retention.seconds, retention.messages, topic),
     )
 
 
-def _insert_topic(
-    connection: SqliteConnection, topic: str, partitions: int, retention: Retention
-) -> None:
-    connection.execute(
+def _insert_topic(db: SqliteConnection, topic: str, partitions: int, retention: Retention) -> None:
+    db.execute(
         "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
         (topic, partitions, retention.seconds, retention.messages),
     )
     # A topic's numbers follow each other.
-    ((last,),) = connection.fetch_rows(
+    ((last,),) = db.fetch_rows(
         "UPDATE streams_meta SET value = value + ? WHERE name = 'partitions' RETURNING value",
         (partitions,),
     )
-    connection.executemany(
+    db.executemany(
         "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
         [(last - partitions + p, topic, p) for p in range(partitions)],
     )
+
+
+def partition_numbers(db: SqliteConnection, topics: Iterable[str]) -> dict[str, list[int]]:
+    """The partition numbers of each topic."""
+    rows = db.fetch_rows(
+        "SELECT topic, json_group_array(no ORDER BY partition) FROM streams_partitions"
+        " WHERE topic IN (SELECT value FROM json_each(?)) GROUP BY topic",
+        (json.dumps(sorted(set(topics))),),
+    )
+    return {topic: json.loads(numbers) for topic, numbers in rows}

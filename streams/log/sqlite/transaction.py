@@ -1,8 +1,8 @@
 """A handler's own SQL, committed together with the position of what it handled.
 
 Either both are in the file or neither is, so an effect that is rows of this file happens exactly
-once. SQLite has one writer at a time: from its first statement to its end a transaction keeps
-everybody else from writing to the file, publishers and other handlers included. Keep it short.
+once. SQLite has one writer at a time: from its first statement to its end a transaction blocks all
+other writers of the file, publishers and other handlers included. Keep it short.
 
 The log's own tables (``streams_…``) may be read but not written, and nothing may end the
 transaction but :meth:`SqliteTransaction.commit` and :meth:`SqliteTransaction.rollback`.
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import apsw
+from typing_extensions import override
 
-from streams.errors import ConfigError, LogError
-from streams.log.protocol import Commit
-from streams.log.sqlite.database import ConnectionPool, Database, SqliteConnection
+from streams.errors import LogError
+from streams.log.protocol import Commit, Transaction
+from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate, translate_commit
 from streams.log.sqlite.offsets import OffsetCommits
-from streams.log.sqlite.settings import Settings
-from streams.log.sqlite.user_sql import READ_PRAGMAS, single_statement
+from streams.log.sqlite.user_sql import READ_PRAGMAS, GuardedConnection
 
 _RESERVED_PREFIX = "streams_"
 
-# The actions of SQLite's authorizer that change something, and which of the two names that it
-# gives are reserved: a table's (or its own) comes first or second, depending on the action.
+# The actions of SQLite's authorizer that change something. The name of a table comes first or
+# second, depending on the action.
 _WRITE_ACTIONS = frozenset(
     (
         *(apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_ALTER_TABLE),
@@ -46,44 +46,31 @@ _REFUSED_ACTIONS = {
 }
 
 
-class HandlerConnection(SqliteConnection):
+class HandlerConnection(GuardedConnection):
     """A connection that refuses what a handler must not do.
 
     SQLite asks when it prepares a statement, not when it runs one that was prepared before. So our
     own BEGIN, COMMIT and ROLLBACK are kept out of the connection's cache.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.is_trusted = False
-        """Our own statements pass."""
-        self.refusal = ""
-        """Why the last statement was refused."""
-        self.authorizer = self._authorize
+    caller = "message.transaction"
+    is_trusted = False
+    """Our own statements are not refused."""
 
-    def _authorize(
-        self, action: int, first: str | None, two: str | None, base: str | None, inner: str | None
-    ) -> int:
-        if not self.is_trusted:
-            reason = _REFUSED_ACTIONS.get(action, "")
-            if action == apsw.SQLITE_PRAGMA and first not in READ_PRAGMAS:
-                reason = f"PRAGMA {first} is not available in a handler's transaction"
-            elif action in _WRITE_ACTIONS:
-                reserved_name = next(
-                    (n for n in (first, two) if n and n.lower().startswith(_RESERVED_PREFIX)), None
-                )
-                if reserved_name:
-                    reason = (
-                        f"{reserved_name} belongs to the log ({_RESERVED_PREFIX}…) "
-                        "and may only be read"
-                    )
-            if reason:
-                self.refusal = reason
-                return apsw.SQLITE_DENY
-        return apsw.SQLITE_OK
+    @override
+    def refuse(self, action: int, first: str | None, second: str | None) -> str:
+        if self.is_trusted:
+            return ""
+        if action == apsw.SQLITE_PRAGMA and first not in READ_PRAGMAS:
+            return f"PRAGMA {first} is not available in a handler's transaction"
+        if action in _WRITE_ACTIONS:
+            for name in (first, second):
+                if name and name.lower().startswith(_RESERVED_PREFIX):
+                    return f"{name} belongs to the log ({_RESERVED_PREFIX}…) and may only be read"
+        return _REFUSED_ACTIONS.get(action, "")
 
 
-class SqliteTransaction:
+class SqliteTransaction(Transaction):
     """One handler's transaction. It begins with the first statement; one thread at a time."""
 
     def __init__(
@@ -106,18 +93,9 @@ class SqliteTransaction:
             goes on, unless the message says that nothing is left of it.
         """
         connection = self._begin()
-        connection.refusal = ""
-
-        cursor = connection.cursor()
-        cursor.exec_trace = single_statement(sql, "message.transaction")
         try:
-            rows = cursor.execute(sql, parameters).fetchall()
-        except apsw.Error as error:
-            if connection.refusal:
-                raise ConfigError(f"message.transaction: {connection.refusal}") from error
-            raise translate(error, self._database.path) from error
+            rows = connection.run(sql, parameters)
         finally:
-            cursor.close(True)
             if not connection.in_transaction:
                 self._end()
         if self._ended:
@@ -125,18 +103,15 @@ class SqliteTransaction:
         return rows
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Commit the handler's rows and these places together.
+        """See :meth:`streams.log.protocol.Transaction.commit`.
 
-        :raises Fenced: a partition is no longer owned; everything was rolled back.
-        :raises Unavailable: nothing was written, try again.
         :raises OutcomeUnknown: the disk failed in the middle of it.
         """
         connection = self._begin()
         connection.is_trusted = True
         try:
-            stored = [
-                commit for commit in commits if self._offsets.store_offset(connection, commit)
-            ]
+            store = self._offsets.store_offset
+            stored = [commit for commit in commits if store(connection, commit)]
             try:
                 connection.execute("COMMIT", can_cache=False)
             except apsw.Error as error:
@@ -148,13 +123,13 @@ class SqliteTransaction:
             self._end()
 
     def rollback(self) -> None:
-        """Undo everything; harmless when there is nothing to undo."""
+        """See :meth:`streams.log.protocol.Transaction.rollback`."""
         if self._connection is not None:
             self._end()
         self._ended = True
 
     def __del__(self) -> None:
-        # A transaction that nobody ended would keep everybody from writing for ever.
+        # A transaction that is never ended would block all writers for ever.
         self.rollback()
 
     def _begin(self) -> HandlerConnection:

@@ -1,17 +1,17 @@
 -- Append records, each identity (message ID, with source and redrive count if any) once.
 --
--- KEYS  stream, and three hashes of identity to entry ID that take turns: the current one, the
---       one before, and the one that is thrown away.
--- ARGV  turn (ms), then runs of records with the same fields: number of records, of fields, which
---       value is the identity (from 0; it may stand behind the fields'), the fields' names, the
+-- KEYS  stream, and three hashes of identity to entry ID, used in rotation: the current one, the
+--       one before, and the one to be deleted.
+-- ARGV  rotation (ms), then runs of records with the same fields: number of records, of fields, which
+--       value is the identity (from 0; it may follow the fields'), the fields' names, the
 --       values record by record.
 -- Returns the entry IDs in order; where the ID was known, the one it got then.
 --
 -- Nothing is written before the first record is certain to be accepted: a server that refuses
 -- writes (OOM, MISCONF, READONLY) refuses the first of a script, and no later one.
 
-local stream, turn = KEYS[1], tonumber(ARGV[1])
-local round = math.floor(clock() / turn)
+local stream, rotation = KEYS[1], tonumber(ARGV[1])
+local round = math.floor(clock() / rotation)
 local current, previous = KEYS[2 + round % 3], KEYS[2 + (round - 1) % 3]
 local mark = string.format('%.0f', round)
 
@@ -19,13 +19,13 @@ local total = #ARGV
 local ids, runs = {}, {}
 local at = 2
 while at <= total do
-  local count, width, place = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local count, width, identity = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local names = at + 2
-  local stride = math.max(width, place + 1)
+  local stride = math.max(width, identity + 1)
   at = names + width + 1
   runs[#runs + 1] = { count, width, names, at, stride }
   for _ = 1, count do
-    ids[#ids + 1] = ARGV[at + place]
+    ids[#ids + 1] = ARGV[at + identity]
     at = at + stride
   end
 end
@@ -39,8 +39,8 @@ end
 
 local last
 -- A remembered entry beyond the stream's end was in another stream of this name, deleted since.
-local function stands(entry)
-  last = last or facts(stream).last
+local function exists(entry)
+  last = last or stream_info(stream).last
   return compare(entry, last) <= 0
 end
 
@@ -53,7 +53,7 @@ for _, run in ipairs(runs) do
   for _ = 1, count do
     n = n + 1
     local entry = (known and known[n]) or (older and older[n])
-    if not entry or not is_id(entry) or not stands(entry) then
+    if not entry or not is_id(entry) or not exists(entry) then
       for f = 0, width - 1 do fields[2 * f + 2] = ARGV[from + f] end
       entry = call('XADD', stream, '*', unpack(fields))
       new[m + 1], new[m + 2] = ids[n], entry
@@ -64,10 +64,10 @@ for _, run in ipairs(runs) do
   end
 end
 
--- A hash stays one round longer than it is asked for: as long as there are writers, they throw it
--- away, without a pause; the server's own expiry may block for a hash of a million IDs.
+-- A hash stays one round longer than it is used: as long as there are writers, they delete it
+-- without blocking; the server's own expiry may block for a hash of a million IDs.
 local function keep(hash, of)
-  call('PEXPIREAT', hash, string.format('%.0f', (of + 3) * turn))
+  call('PEXPIREAT', hash, string.format('%.0f', (of + 3) * rotation))
 end
 
 if m > 0 then
@@ -78,8 +78,7 @@ if m > 0 then
   end
   call('HSET', current, unpack(new))
 elseif known then
-  -- Whoever waits for replicas after this waits for the last write of its own connection, so there
-  -- must be one, though all was there already.
+  -- WAIT waits for the last write of its own connection, so there must be one, though nothing is new.
   keep(current, round)
 else
   keep(previous, round - 1)

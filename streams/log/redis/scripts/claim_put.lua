@@ -1,4 +1,4 @@
--- Put an outcome under a key, whatever stands there.
+-- Put an outcome under a key, whatever it replaces.
 --
 -- KEYS  the entry.
 -- ARGV  for how long it is kept (ms), the outcome.

@@ -1,4 +1,4 @@
--- Give one's own claim back.
+-- Release one's own claim.
 --
 -- KEYS  the entry.
 -- ARGV  token.

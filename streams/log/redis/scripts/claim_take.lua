@@ -1,4 +1,4 @@
--- Take a key, unless somebody works on it or it has an outcome.
+-- Claim a key, unless it is claimed or has an outcome.
 --
 -- KEYS  the entry.
 -- ARGV  token, lease (ms), for how long a claim that is over is kept (ms), fingerprint.

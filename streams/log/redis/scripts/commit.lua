@@ -1,4 +1,4 @@
--- Store a place, if the partition is still one's own; that also confirms the lease.
+-- Store a position, if the partition is still one's own; that also confirms the lease.
 --
 -- KEYS  the group's hash in the partition, stream.
 -- ARGV  owner, epoch, lease (ms), group, version, position, progress, entries read, the greatest
@@ -16,4 +16,4 @@ call('HSET', lease, 'version', ARGV[5], 'position', ARGV[6], 'progress', ARGV[7]
   'beat', number(have[5], 0) + 1, 'until', string.format('%.0f', clock() + ARGV[3]))
 -- At the first commit of all there is no native group yet.
 local first = not have[4]
-return show(stream, ARGV[4], ARGV[6], ARGV[8], first) and not first and 3 or 1
+return show_native_group(stream, ARGV[4], ARGV[6], ARGV[8], first) and not first and 3 or 1

@@ -2,14 +2,14 @@
 
 local call = redis.call
 
--- The server's clock, in milliseconds. It can be set, so nobody takes a lease by it.
+-- The server's clock, in milliseconds. It can be set, so it decides about no lease.
 local function clock()
   local now = call('TIME')
   return now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
--- A stored number, as far as a Lua number holds it exactly. Anybody can write into these keys:
--- what makes no sense counts as `otherwise`.
+-- A stored number that a Lua number holds exactly; `otherwise` for anything else, as anybody can
+-- write into these keys.
 local function number(text, otherwise)
   if type(text) == 'string' and #text <= 15 and string.match(text, '^%d+$') then
     return tonumber(text)
@@ -17,8 +17,8 @@ local function number(text, otherwise)
   return otherwise
 end
 
--- Whether somebody seems to have a lease: for refusals, and for what people look at.
-local function running(owner, until_, term)
+-- Whether a lease seems to be held: for refusing a change, and for people.
+local function is_running(owner, until_, term)
   local left = number(until_, 0) - clock()
   return owner and owner ~= '' and left > 0 and left <= number(term, 3600000)
 end
@@ -31,7 +31,7 @@ local function split(id)
   return string.match(id, '^(%d+)%-(%d+)$')
 end
 
--- Whether it is an entry ID at all.
+-- Whether a text is an entry ID.
 local function is_id(text)
   local high, low = split(text or '')
   local function fits(digits)
@@ -47,7 +47,7 @@ local function order(a, b)
   return a < b and -1 or 1
 end
 
--- -1, 0 or 1: how one entry ID stands to another.
+-- -1, 0 or 1: whether one entry ID is less than, equal to or greater than another.
 local function compare(a, b)
   local high, low = split(a)
   local other_high, other_low = split(b)
@@ -81,55 +81,56 @@ local function before(id)
   return id
 end
 
--- A reply of names and values in turn, as a table.
-local function pairs_of(reply)
+-- A reply of alternating names and values, as a table.
+local function to_table(reply)
   local found = {}
   for i = 1, #reply, 2 do found[reply[i]] = reply[i + 1] end
   return found
 end
 
--- What is known of a stream; one that is not there yet is an empty one.
-local function facts(stream)
+-- What the server knows of a stream; one that does not exist yet is an empty one.
+local function stream_info(stream)
   if call('EXISTS', stream) == 0 then
-    return { added = 0, length = 0, first = '0-0', last = '0-0', deleted = '0-0', there = false }
+    return { added = 0, length = 0, first = '0-0', last = '0-0', deleted = '0-0', exists = false }
   end
-  local info = pairs_of(call('XINFO', 'STREAM', stream))
+  local info = to_table(call('XINFO', 'STREAM', stream))
   return {
     added = info['entries-added'],
     length = info['length'],
     first = info['recorded-first-entry-id'],
     last = info['last-generated-id'],
     deleted = info['max-deleted-entry-id'],
-    there = true,
+    exists = true,
   }
 end
 
 -- The native groups of a stream, by name.
-local function groups_of(stream)
+local function native_groups(stream)
   local found = {}
   if call('EXISTS', stream) == 1 then
     for _, reply in ipairs(call('XINFO', 'GROUPS', stream)) do
-      local group = pairs_of(reply)
+      local group = to_table(reply)
       found[group['name']] = group
     end
   end
   return found
 end
 
--- Make a native group stand where ours does, so that Redis's own tools tell the truth. `read` is
--- the number of entries ever added below the position, empty where that is not known. True where
--- there was no such group: then the stream may be another one than was counted, so `read` counts
--- only if it is `certain`. A stream that is not there is not made: somebody may have deleted it.
-local function show(stream, group, position, read, certain)
+-- Set the native group to our group's position, so that Redis's own tools show the truth. `read` is
+-- the number of entries ever added below the position, empty where that is not known. Returns true
+-- where there was no native group: then the stream may be another one than was counted, so `read`
+-- counts only if it is `certain`. A stream that does not exist is not created: somebody may have
+-- deleted it.
+local function show_native_group(stream, group, position, read, certain)
   local args = { 'SETID', stream, group, before(position) }
   if read ~= '' then
     args[5], args[6] = 'ENTRIESREAD', read
   end
-  local there = redis.pcall('XGROUP', unpack(args))
-  if type(there) ~= 'table' or not there['err'] then return false end
-  -- Nor is a group made above the end of a stream: that is another stream, to be read anew.
-  local now_there = facts(stream)
-  if not now_there.there or compare(position, after(now_there.last)) > 0 then return true end
+  local reply = redis.pcall('XGROUP', unpack(args))
+  if type(reply) ~= 'table' or not reply['err'] then return false end
+  -- Nor is a group created above the end of a stream: that is another stream, to be read anew.
+  local info = stream_info(stream)
+  if not info.exists or compare(position, after(info.last)) > 0 then return true end
   args = { 'CREATE', stream, group, before(position) }
   if certain and read ~= '' then
     args[5], args[6] = 'ENTRIESREAD', read

@@ -6,25 +6,25 @@
 --       hash its group's name.
 -- Returns {dropped, dropped though a group had not settled them}.
 --
--- How many may go is counted, not looked up, so that no payload is touched: a group has `read`
--- entries below its position, of which `added - length` are gone already, and its dedup window
--- stays. Groups of other clients keep everything from their oldest pending entry on.
+-- How many may be dropped is counted, so that no payload is read: a group has `read` entries below
+-- its position, of which `added - length` are gone already, and its dedup window stays. Groups of
+-- other clients keep everything from their oldest pending entry on.
 
 local stream = KEYS[1]
-local there = facts(stream)
-if there.length == 0 then return { 0, 0 } end
-local removed = there.added - there.length
+local info = stream_info(stream)
+if info.length == 0 then return { 0, 0 } end
+local removed = info.added - info.length
 local limit = tonumber(ARGV[4])
-local most, below = there.length, after(there.last)
+local most, below = info.length, after(info.last)
 
-local native = groups_of(stream)
+local native = native_groups(stream)
 local windows = {}
 for i = 2, #KEYS do
   local name = ARGV[3 + i]
   local have = call('HMGET', KEYS[i], 'window', 'position')
   windows[name] = number(have[1], have[2] and 0)
   if have[1] and not number(have[1]) then windows[name] = 10000 end  -- damaged: the usual one
-  -- It has not been shown yet: how much it has read is not known.
+  -- It has no native group yet: how much it has read is not known.
   if have[2] and not native[name] then most = 0 end
 end
 for name, group in pairs(native) do
@@ -52,8 +52,8 @@ end
 
 local settled, forced = 0, 0
 if ARGV[1] ~= '' then settled = drop(ARGV[1], most) end
-if ARGV[2] ~= '' then settled = settled + drop(below, there.length - settled - ARGV[2]) end
-if ARGV[3] ~= '' and there.length - settled > tonumber(ARGV[3]) and limit > 0 then
+if ARGV[2] ~= '' then settled = settled + drop(below, info.length - settled - ARGV[2]) end
+if ARGV[3] ~= '' and info.length - settled > tonumber(ARGV[3]) and limit > 0 then
   forced = call('XTRIM', stream, 'MAXLEN', '~', ARGV[3], 'LIMIT', limit)
 end
 return { settled, forced }

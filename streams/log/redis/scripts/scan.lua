@@ -1,4 +1,4 @@
--- Step over entries without sending them.
+-- Count entries without sending them.
 --
 -- KEYS  stream.
 -- ARGV  XRANGE or XREVRANGE, from, to, how many at most.

@@ -1,4 +1,4 @@
--- Put the outcome in the place of one's own claim.
+-- Replace one's own claim by its outcome.
 --
 -- KEYS  the entry.
 -- ARGV  token, for how long the outcome is kept (ms), the outcome.

@@ -1,4 +1,4 @@
--- What stands under a key.
+-- What is kept under a key.
 --
 -- KEYS  the entry.
 -- Returns nil, or {1 for an outcome, fingerprint, outcome, ms left}.

@@ -2,13 +2,13 @@
 --
 -- KEYS  the group's members.
 -- ARGV  member, its static name (empty: it has none), 1 to join under that name whoever has it now,
---       how often its row was written, lease (ms), topics; then in turns members and their rows:
---       those that have stood unchanged for their whole length, to be removed if they still do.
+--       how often its row was written, lease (ms), topics; then members whose rows have expired by
+--       this member's clock, each with its row: to be removed if they are unchanged.
 -- Returns {1 where the member was known, member, row, …} of all others; or {-1, member} where that
 -- one has its name, and nothing was written.
 --
--- A row is "times written, lease (ms), until, topics". Nobody is judged by `until`, which is on the
--- server's clock and for people.
+-- A row is "times written, lease (ms), until, topics". `until` is on the server's clock, for people
+-- alone.
 
 local members, me, name = KEYS[1], ARGV[1], ARGV[2]
 local known = call('HEXISTS', members, me)
