@@ -23,16 +23,7 @@ import msgspec
 from stream_codecs import DecodeError, EncodeError, Json
 from streams import wire
 from streams.config import CloudEvents
-from streams.message import (
-    ID,
-    SOURCE,
-    SPECVERSION,
-    TIME,
-    TYPE,
-    Batch,
-    Headers,
-    identity_of,
-)
+from streams.message import ID, SOURCE, SPECVERSION, TIME, TYPE, Batch, Headers, identity_of
 
 CONTENT_TYPE = "content-type"
 STRUCTURED_MEDIA_TYPE = "application/cloudevents"

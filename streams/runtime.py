@@ -27,11 +27,7 @@ from streams.processing.handler_transaction import HandlerTransaction, Transacti
 from streams.processing.poller import Poller
 from streams.processing.timing import Timing
 from streams.processor import Processor
-from streams.provisioning import (
-    StartPositions,
-    ensure_declared_topics,
-    ensure_processor_topics,
-)
+from streams.provisioning import StartPositions, ensure_declared_topics, ensure_processor_topics
 from streams.publisher import Publisher
 from streams.text import describe_error, get_logger
 from streams.wiring import make_executor, make_job, static_member

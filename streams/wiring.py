@@ -72,9 +72,7 @@ def make_job(
             clock=connection.clock,
             encode_results=_result_encoder(processor),
             dead_letter=derived_records.dead_letter_maker(
-                group,
-                lambda topic: dead_letters.name(sources[topic].name, group),
-                connection.clock,
+                group, lambda topic: dead_letters.name(sources[topic].name, group), connection.clock
             ),
             write_derived=connection.publisher.publish_durably,
             attempt_log=processor.attempt_log,
@@ -113,9 +111,7 @@ def _result_encoder(
 
 
 def make_executor(
-    job: Job,
-    loop: asyncio.AbstractEventLoop,
-    new_transaction: Callable[[], HandlerTransaction],
+    job: Job, loop: asyncio.AbstractEventLoop, new_transaction: Callable[[], HandlerTransaction]
 ) -> Executor:
     """What runs the handlers: tasks of the loop for an async one, threads for a plain one."""
     if job.asynchronous:

@@ -151,9 +151,7 @@ class _CheckCompiler:
         return f"({' or '.join(tests)})"
 
     def fields_expression(
-        self,
-        shape: inspect.StructType | inspect.DataclassType | inspect.NamedTupleType,
-        value: str,
+        self, shape: inspect.StructType | inspect.DataclassType | inspect.NamedTupleType, value: str
     ) -> str:
         if value != "v":
             return f"{self.define_function(shape)}({value})"

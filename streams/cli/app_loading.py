@@ -9,12 +9,7 @@ import traceback
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from streams.cli.command_errors import (
-    CommandFailed,
-    UsageError,
-    is_debugging,
-    print_traceback,
-)
+from streams.cli.command_errors import CommandFailed, UsageError, is_debugging, print_traceback
 
 if TYPE_CHECKING:
     from streams.app import Streams

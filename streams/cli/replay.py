@@ -103,8 +103,7 @@ def replay(
     partition: Partition = None,
     key: Key = None,
     rate: Annotated[
-        float | None,
-        typer.Option("--rate", metavar="N", help="Messages a second, at most."),
+        float | None, typer.Option("--rate", metavar="N", help="Messages a second, at most.")
     ] = None,
     window: Annotated[
         int | None,

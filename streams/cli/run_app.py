@@ -95,8 +95,7 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-w", min=1, metavar="N", help="Run in N processes."),
+        int | None, typer.Option("--workers", "-w", min=1, metavar="N", help="Run in N processes.")
     ] = None,
     member: Annotated[
         str | None,

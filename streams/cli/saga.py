@@ -282,11 +282,7 @@ def _saga_summary(name: str, entry: JournalEntry) -> dict[str, Any]:
 
 def _saga_details(name: str, entry: JournalEntry) -> dict[str, Any]:
     def failure_json(found: Failure) -> dict[str, Any]:
-        return {
-            "step": found.step,
-            "error": str(found.error),
-            "attempts": found.attempts,
-        }
+        return {"step": found.step, "error": str(found.error), "attempts": found.attempts}
 
     return {
         **_saga_summary(name, entry),

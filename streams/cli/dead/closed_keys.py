@@ -60,11 +60,7 @@ def list_closed_keys(
 
 
 def drop_closed_key(
-    group: Group,
-    topic: Topic,
-    key: ClosedKeyName,
-    url: Url = None,
-    json: AsJson = False,
+    group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: AsJson = False
 ) -> None:
     """Let go of the message that closes a key.
 

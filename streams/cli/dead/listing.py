@@ -39,8 +39,7 @@ def list_dead_letters(
         bool, typer.Option("--all", help="Also those that were retried or purged.")
     ] = False,
     limit: Annotated[
-        int,
-        typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only."),
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
     ] = 1_000,
     error: ErrorText = None,
     key: Keys = None,
