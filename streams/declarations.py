@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Literal, Never, ParamSpec, Unpack, cast, overload
 
-from typing_extensions import TypeForm
+from typing_extensions import TypeForm, TypeVar
 
 from stream_codecs import Codec
 from streams.annotation_checks import unpublished_result
@@ -44,9 +44,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
+B = TypeVar("B", default=Never)
+C = TypeVar("C", default=Never)
 O = TypeVar("O")  # noqa: E741 - what a topic given as to= takes
+
+NO_TOPIC: Source[Never] = cast(Any, None)
+"""Where ``processor`` is given no second or third topic; only type checkers look at it."""
 
 logger = get_logger("streams")
 
@@ -249,82 +252,35 @@ class Declarations(ABC):
         """
         self.resources.append(resource)
 
-    # One for each number of topics, up to three, with and without batch= and to=.
+    # With and without batch= and to=, for up to three topics and for more. One that is not given
+    # adds nothing to the union: ``A | Never`` is A.
     # fmt: off
     @overload
     def processor(
-        self, a: Source[A], /, *, group: str, batch: None = None,
-        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[A, Message[A, Transaction]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: None = None,
-        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[A, Message[A, Transaction], HandlerResult[O]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: int,
-        filter: Filter[A] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[list[A], list[Message[A, Transaction]]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], /, *, group: str, batch: int,
-        filter: Filter[A] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[
-        list[A], list[Message[A, Transaction]], Sequence[HandlerResult[O]] | None
-    ]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
-        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[A | B, Message[A | B, Transaction]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: None = None,
-        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[A | B, Message[A | B, Transaction], HandlerResult[O]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
-        filter: Filter[A | B] = None, to: None = None, **options: Unpack[HandlerOptions],
-    ) -> ProcessorDecorator[list[A | B], list[Message[A | B, Transaction]]]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], /, *, group: str, batch: int,
-        filter: Filter[A | B] = None, to: Topic[O], **options: Unpack[HandlerOptions],
-    ) -> PublishingDecorator[
-        list[A | B], list[Message[A | B, Transaction]], Sequence[HandlerResult[O]] | None
-    ]: ...
-
-    @overload
-    def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
-        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: None = None,
+        **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[A | B | C, Message[A | B | C, Transaction]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: None = None,
-        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: None = None, filter: Filter[A | B | C] = None, to: Topic[O],
+        **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[A | B | C, Message[A | B | C, Transaction], HandlerResult[O]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
-        filter: Filter[A | B | C] = None, to: None = None, **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: None = None,
+        **options: Unpack[HandlerOptions],
     ) -> ProcessorDecorator[list[A | B | C], list[Message[A | B | C, Transaction]]]: ...
 
     @overload
     def processor(
-        self, a: Source[A], b: Source[B], c: Source[C], /, *, group: str, batch: int,
-        filter: Filter[A | B | C] = None, to: Topic[O], **options: Unpack[HandlerOptions],
+        self, a: Source[A], b: Source[B] = NO_TOPIC, c: Source[C] = NO_TOPIC, /, *, group: str,
+        batch: int, filter: Filter[A | B | C] = None, to: Topic[O],
+        **options: Unpack[HandlerOptions],
     ) -> PublishingDecorator[
         list[A | B | C], list[Message[A | B | C, Transaction]], Sequence[HandlerResult[O]] | None
     ]: ...
